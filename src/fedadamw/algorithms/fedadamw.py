@@ -1,0 +1,129 @@
+"""FedAdamW (arXiv 2510.27486): AdamW on clients, with shared block means of v and global alignment.
+
+    server keeps x, Delta_G = 0, v_bar = 0 (B numbers), t = 0
+    client:  y = x;  m = 0;  v = expand(v_bar)                                     1
+             for k = 1..K, with g the gradient at y:
+                 m = beta1 m + (1 - beta1) g                                       2
+                 v = beta2 v + (1 - beta2) g*g                                     3
+                 u = m/(1 - beta1^k) / (sqrt(v/(1 - beta2^(t+k))) + eps)           4
+                 y = y - lr (u + alpha Delta_G + lambda y)                         5
+             send delta = y - x, block means of v, K                               6
+    server:  x = x + mean delta;  Delta_G = - mean delta / (mean K lr)             7
+             v_bar = mean of the block means;  t = t + mean K                      8
+
+`share` says which moments survive a round and as what: `none`, `m`, `v`, `vm` (whole vectors), `mean-v` (the
+paper's). A moment that restarts is debiased by k, one that is carried by t + k. Sharing m while v restarts (`m`)
+is ill-conditioned: v is then made of one gradient, and steps are m/|g| where g is near 0.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedadamw.algorithm import Algorithm
+from fedadamw.blocks import Blocks
+from fedadamw.directions.adamw import Moments, adamw
+from fedadamw.directions.align import aligned_step
+from fedadamw.validation import check, one_of
+from fedadamw.vector import Vector
+
+Packing = str  # how a moment travels: "restart" (not at all), "whole" (d numbers), "mean" (one a block)
+SHARES: dict[str, tuple[Packing, Packing]] = {  # share -> (m, v)
+    "none": ("restart", "restart"),
+    "m": ("whole", "restart"),
+    "v": ("restart", "whole"),
+    "vm": ("whole", "whole"),
+    "mean-v": ("restart", "mean"),
+}
+
+
+class Server(NamedTuple):
+    """What the server keeps, and all of it is broadcast."""
+
+    x: Vector  # (d,) the global model
+    delta: Vector  # (d,) Delta_G, the last global direction
+    m: Tensor  # (0,) or (d,)
+    v: Tensor  # (0,), (B,) or (d,)
+    t: Tensor  # (1,) steps so far
+
+
+class Local(NamedTuple):
+    """One client within a round."""
+
+    y: Vector  # (..., d)
+    moments: Moments  # (..., d) each
+    k: Tensor  # (..., 1) steps this round
+
+
+class Up(NamedTuple):
+    """What a client sends."""
+
+    delta: Vector  # (..., d)
+    m: Tensor  # (..., 0) or (..., d)
+    v: Tensor  # (..., 0), (..., B) or (..., d)
+    k: Tensor  # (..., 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
+    """FedAdamW and its ablations, one a value of `share`."""
+
+    blocks: Blocks  # the cut that v is averaged over
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01  # decoupled, a step, times lr
+    alpha: float = 0.5  # weight of Delta_G in every local step
+    share: str = "mean-v"  # none, m, v, vm, mean-v
+
+    def __post_init__(self) -> None:
+        one_of("share", self.share, SHARES)
+        check(all(0 <= beta < 1 for beta in self.betas), f"betas={self.betas} must lie in [0, 1)")
+        check(self.eps >= 0, f"eps={self.eps} must not be negative")
+        check(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
+        check(self.alpha >= 0, f"alpha={self.alpha} must not be negative")
+
+    def server_init(self, x: Vector) -> Server:
+        zero = torch.zeros_like(x)
+        m, v = (pack(zero, how, self.blocks) for how in SHARES[self.share])
+        return Server(x, zero, m, v, x.new_zeros(1))
+
+    def broadcast(self, server: Server) -> Server:
+        return server
+
+    def client_start(self, down: Server, memory: tuple[()]) -> Local:  # line 1
+        how_m, how_v = SHARES[self.share]
+        moments = Moments(
+            unpack(down.m, how_m, self.blocks, like=down.x), unpack(down.v, how_v, self.blocks, like=down.x)
+        )
+        return Local(down.x, moments, torch.zeros_like(down.t))
+
+    def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
+        k = local.k + 1
+        m_steps, v_steps = (k if how == "restart" else k + down.t for how in SHARES[self.share])
+        u, moments = adamw(g, local.moments, m_steps, v_steps, betas=self.betas, eps=self.eps)  # lines 2-4
+        y = aligned_step(local.y, u, down.delta, lr, alpha=self.alpha, weight_decay=self.weight_decay)  # line 5
+        return Local(y, moments, k)
+
+    def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 6
+        how_m, how_v = SHARES[self.share]
+        m, v = pack(local.moments.m, how_m, self.blocks), pack(local.moments.v, how_v, self.blocks)
+        return Up(local.y - down.x, m, v, local.k), ()
+
+    def server_update(self, server: Server, up: Up, lr: Tensor) -> Server:  # lines 7, 8
+        return Server(server.x + up.delta, -up.delta / (up.k * lr), up.m, up.v, server.t + up.k)
+
+
+def pack(moment: Vector, how: Packing, blocks: Blocks) -> Tensor:
+    """What travels of a moment (..., d): nothing (..., 0), its block means (..., B), or all of it."""
+    if how == "restart":
+        return moment[..., :0]
+    return blocks.mean(moment) if how == "mean" else moment
+
+
+def unpack(packed: Tensor, how: Packing, blocks: Blocks, *, like: Vector) -> Vector:
+    """A moment (..., d) from what has travelled of it; zero where nothing has."""
+    if how == "restart":
+        return torch.zeros_like(like)
+    return blocks.expand(packed) if how == "mean" else packed

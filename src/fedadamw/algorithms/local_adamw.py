@@ -1,0 +1,77 @@
+"""Local AdamW: torch.optim.AdamW on each client with fresh moments each round, and averaged models.
+
+    client:  y = x;  m = v = 0
+             for k = 1..K, with g the gradient at y:
+                 m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g*g        1
+                 y = y - lr (m_hat / (sqrt(v_hat) + eps) + lambda y)                2
+             send delta = y - x                                                     3
+    server:  x = x + mean delta                                                     4
+
+The baseline of FedAdamW (arXiv 2510.27486): d numbers down, d numbers up.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedadamw.algorithm import Algorithm
+from fedadamw.directions.adamw import Moments, adamw
+from fedadamw.validation import check
+from fedadamw.vector import Vector
+
+
+class Server(NamedTuple):
+    """What the server keeps and broadcasts."""
+
+    x: Vector  # (d,)
+
+
+class Local(NamedTuple):
+    """One client within a round."""
+
+    y: Vector  # (..., d)
+    moments: Moments  # (..., d) each
+    k: Tensor  # (..., 1) steps this round
+
+
+class Up(NamedTuple):
+    """What a client sends."""
+
+    delta: Vector  # (..., d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
+    """AdamW on clients, averaged models, nothing else shared."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01  # decoupled, a step, times lr
+
+    def __post_init__(self) -> None:
+        check(all(0 <= beta < 1 for beta in self.betas), f"betas={self.betas} must lie in [0, 1)")
+        check(self.eps >= 0, f"eps={self.eps} must not be negative")
+        check(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
+
+    def server_init(self, x: Vector) -> Server:
+        return Server(x)
+
+    def broadcast(self, server: Server) -> Server:
+        return server
+
+    def client_start(self, down: Server, memory: tuple[()]) -> Local:
+        zero = torch.zeros_like(down.x)
+        return Local(down.x, Moments(zero, zero), down.x.new_zeros(1))
+
+    def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
+        k = local.k + 1
+        u, moments = adamw(g, local.moments, k, k, betas=self.betas, eps=self.eps)  # line 1
+        return Local(local.y - lr * (u + self.weight_decay * local.y), moments, k)  # line 2
+
+    def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 3
+        return Up(local.y - down.x), ()
+
+    def server_update(self, server: Server, up: Up, lr: Tensor) -> Server:  # line 4
+        return Server(server.x + up.delta)

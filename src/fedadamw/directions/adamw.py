@@ -1,0 +1,39 @@
+"""AdamW's direction (arXiv 1711.05101) without its decay: the moments' ratio, elementwise."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedadamw.vector import Vector
+
+
+class Moments(NamedTuple):
+    """Adam's running means, (..., d) each."""
+
+    m: Vector
+    v: Vector
+
+
+def adamw(
+    g: Vector, moments: Moments, m_steps: Tensor, v_steps: Tensor, *, betas: tuple[float, float], eps: float
+) -> tuple[Vector, Moments]:
+    """The direction u (..., d) for the gradient `g`, and the moments after it.
+
+    m_steps, v_steps: how many gradients, this one included, each moment has seen since it was zero (..., 1).
+    """
+    beta1, beta2 = betas
+    m = torch.lerp(g, moments.m, beta1)
+    v = torch.lerp(g * g, moments.v, beta2)
+    u = m / debias(beta1, m_steps) / ((v / debias(beta2, v_steps)).sqrt() + eps)
+    return u, Moments(m, v)
+
+
+def debias(beta: float, steps: Tensor) -> Tensor:
+    """1 - beta^steps: the weight that `steps` gradients have in a running mean that began at zero.
+
+    Through expm1, since 1 - 0.999^k keeps only four digits in float32 for small k.
+    """
+    if beta == 0.0:
+        return torch.ones_like(steps)
+    return -torch.expm1(steps * torch.log(steps.new_tensor(beta)))

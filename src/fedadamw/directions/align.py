@@ -1,0 +1,13 @@
+"""What FedAdamW wraps around any direction rule: global alignment and decoupled weight decay."""
+
+from torch import Tensor
+
+from fedadamw.vector import Vector
+
+
+def aligned_step(y: Vector, u: Vector, delta: Vector, lr: Tensor, *, alpha: float, weight_decay: float) -> Vector:
+    """y - lr (u + alpha Delta_G + lambda y): one local step along the direction `u` (..., d).
+
+    The paper prints - lambda y inside the bracket, which would grow the weights; decay is meant.
+    """
+    return y - lr * (u + alpha * delta + weight_decay * y)

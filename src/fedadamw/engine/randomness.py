@@ -1,0 +1,63 @@
+"""Everything random, derived from (seed, purpose, round, client): no generator's state is ever saved.
+
+So a client draws the same batches in every engine, and a resumed run draws what it would have drawn.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Purpose(IntEnum):
+    """What a generator is for; two purposes never share a stream."""
+
+    SAMPLE_CLIENTS = 1
+    BATCHES = 2
+    AUGMENT = 3
+    MODULE = 4  # dropout, stochastic depth: whatever draws from torch's global generator
+    PARTITION = 5
+    INITIAL_MODEL = 6
+    SPLIT = 7
+
+
+def numpy_generator(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:
+    """A numpy generator for one purpose."""
+    return np.random.default_rng(np.random.SeedSequence((seed, purpose, round_, client)))
+
+
+def torch_seed(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> int:
+    """A seed for torch for one purpose."""
+    words = np.random.SeedSequence((seed, purpose, round_, client)).generate_state(2, np.uint32)
+    return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def torch_generator(
+    seed: int, purpose: Purpose, round_: int = 0, client: int = 0, *, device: torch.device
+) -> torch.Generator:
+    """A torch generator on `device` for one purpose."""
+    return torch.Generator(device).manual_seed(torch_seed(seed, purpose, round_, client))
+
+
+def sample_clients(seed: int, round_: int, clients: int, count: int) -> np.ndarray:
+    """`count` of `clients` client numbers, uniformly without replacement, in rising order."""
+    drawn = numpy_generator(seed, Purpose.SAMPLE_CLIENTS, round_).choice(clients, count, replace=False)
+    return np.sort(drawn)
+
+
+def batches(
+    samples: np.ndarray, generator: np.random.Generator, *, batch_size: int, steps: int | None, epochs: int | None
+) -> list[np.ndarray]:
+    """The index arrays of one client's local steps in one round.
+
+    With `steps`, that many full batches from one shuffled pass after another; a client with fewer samples than a
+    batch uses all of them each step. With `epochs`, that many passes, the last batch of each as small as it comes.
+    """
+    n = len(samples)
+    size = min(batch_size, n)
+    if steps is None:
+        passes = [samples[generator.permutation(n)] for _ in range(epochs or 1)]
+        return [order[i : i + size] for order in passes for i in range(0, n, size)]
+    rounds = -(-steps * size // n)
+    stream = np.concatenate([samples[generator.permutation(n)] for _ in range(rounds)])
+    return list(stream[: steps * size].reshape(steps, size))

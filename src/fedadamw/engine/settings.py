@@ -1,0 +1,45 @@
+"""How the rounds of a run are trained: the settings that every engine obeys."""
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Training(BaseModel):
+    """Rounds, local work and learning rate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rounds: int = Field(default=100, ge=1, description="rounds, R")
+    clients_per_round: int = Field(default=10, ge=1, description="clients sampled a round, S")
+    steps: int | None = Field(default=None, ge=1, description="local steps a round, K; or give epochs")
+    epochs: int | None = Field(default=None, ge=1, description="local passes a round, in place of steps")
+    batch_size: int = Field(default=50, ge=1, description="samples a local step")
+    lr: float = Field(default=3e-4, gt=0, description="peak learning rate of the clients")
+    schedule: Literal["cosine", "constant"] = Field(default="cosine", description="over rounds, cosine to 0")
+    warmup_rounds: int = Field(default=0, ge=0, description="rounds of linear warm-up before the schedule")
+    clip: float | None = Field(default=10.0, gt=0, description="global norm that gradients are clipped to")
+    weighting: Literal["uniform", "samples"] = Field(default="uniform", description="weights of the clients' mean")
+    evaluate_every: int = Field(default=1, ge=1, description="rounds between evaluations; the last is evaluated")
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> "Training":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give one of steps and epochs")
+        if self.warmup_rounds >= self.rounds:
+            raise ValueError(f"warmup_rounds={self.warmup_rounds} must be less than rounds={self.rounds}")
+        return self
+
+    def lr_at(self, round_: int) -> float:
+        """The learning rate of round `round_` (from 0); never 0."""
+        if round_ < self.warmup_rounds:
+            return self.lr * (round_ + 1) / self.warmup_rounds
+        if self.schedule == "constant":
+            return self.lr
+        progress = (round_ - self.warmup_rounds) / (self.rounds - self.warmup_rounds)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def evaluates(self, round_: int) -> bool:
+        """Whether round `round_` (from 0) ends with an evaluation."""
+        return (round_ + 1) % self.evaluate_every == 0 or round_ + 1 == self.rounds

@@ -1,0 +1,160 @@
+"""A whole federated run in one process: sample, train, average, update, evaluate, record."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.engine.client import Client, Workspace
+from fedadamw.engine.loop import RoundResult, Shard, evaluate, run_round
+from fedadamw.engine.randomness import sample_clients
+from fedadamw.engine.settings import Training
+from fedadamw.engine.task import Task
+from fedadamw.vector import Vector, nbytes
+
+
+class DivergedError(RuntimeError):
+    """Every client of a round sent numbers that are not finite."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One round, as it is logged; bytes are of all clients of the round, counted from the tensors."""
+
+    round: int  # from 1
+    lr: float
+    train_loss: float
+    test_loss: float | None  # None in rounds without an evaluation
+    test_accuracy: float | None
+    clients: int  # that answered
+    rejected: int  # whose numbers were not finite
+    up_bytes: int
+    down_bytes: int
+    wall_s: float
+
+
+class State(NamedTuple):
+    """All that a run is between two rounds."""
+
+    round: int  # rounds done
+    server: Any  # the algorithm's Server
+    statistics: Vector  # (s,) BatchNorm's running statistics, averaged over clients
+    memories: Mapping[int, Any]  # client -> the algorithm's Memory
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state, by name."""
+        named = {f"server.{name}": t for name, t in self.server._asdict().items()}
+        named["statistics"] = self.statistics
+        for client, memory in self.memories.items():
+            named |= {f"memory.{client}.{name}": t for name, t in memory._asdict().items()}
+        return named
+
+
+class Simulation:
+    """A federated run of `model` over `clients`, each an array of sample numbers of `task`.
+
+    The model is trained in place; `algorithm` and `training` say how. Iterate `rounds()`, or call `step()`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        algorithm: AnyAlgorithm,
+        task: Task,
+        clients: Sequence[np.ndarray],
+        training: Training,
+        *,
+        seed: int = 0,
+    ) -> None:
+        if training.clients_per_round > len(clients):
+            raise ValueError(
+                f"clients_per_round={training.clients_per_round} is more than the {len(clients)} clients there are"
+            )
+        self.algorithm, self.task, self.clients = algorithm, task, clients
+        self.training, self.seed = training, seed
+        self.workspace = Workspace(model)
+        self.worker = Client(self.workspace, algorithm, task, training, seed)
+        server = algorithm.server_init(self.workspace.y.clone())
+        self.state = State(0, server, self.workspace.statistics.clone(), {})
+
+    def rounds(self) -> Iterator[Record]:
+        """The rounds from here to the last, one record each."""
+        while self.state.round < self.training.rounds:
+            yield self.step()
+
+    def step(self) -> Record:
+        """One round. The state changes only at its end, in one assignment."""
+        start = time.perf_counter()
+        state, training = self.state, self.training
+        lr = training.lr_at(state.round)
+        down = self.algorithm.broadcast(state.server)
+        sampled = sample_clients(self.seed, state.round, len(self.clients), training.clients_per_round)
+        shards = (Shard(int(i), self.clients[int(i)], state.memories.get(int(i))) for i in sampled)
+        with torch.random.fork_rng(_cuda_devices(self.workspace.y.device)):
+            result = run_round(self.worker, state.round, down, state.statistics, shards)
+        if result.answered == 0:
+            raise DivergedError(_diverged(state.round + 1, len(sampled), lr, training))
+        after = self._after(state, result, lr)
+        loss, accuracy = None, None
+        if training.evaluates(state.round):
+            loss, accuracy = evaluate(self.worker, self.task, after.server.x, after.statistics)
+        self.state = after
+        return Record(
+            round=after.round,
+            lr=lr,
+            train_loss=result.train_loss,
+            test_loss=loss,
+            test_accuracy=accuracy,
+            clients=result.answered,
+            rejected=result.rejected,
+            up_bytes=result.up_bytes,
+            down_bytes=nbytes((*down, state.statistics)) * len(sampled),
+            wall_s=round(time.perf_counter() - start, 4),
+        )
+
+    def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from the state whose `tensors()` these are; a missing name or another shape raises ValueError."""
+        named = self.state.tensors()
+        for name, t in named.items():
+            if name not in tensors or tensors[name].shape != t.shape or tensors[name].dtype != t.dtype:
+                raise ValueError(f"the state has no {name} of shape {tuple(t.shape)} and type {t.dtype}")
+        device = self.workspace.y.device
+        server = self.state.server
+        loaded = type(server)(*(tensors[f"server.{f}"].to(device) for f in server._fields))
+        self.state = State(round_, loaded, tensors["statistics"].to(device), self._memories(tensors, loaded))
+
+    def load_model(self) -> nn.Module:
+        """The module, with the global model of the last round in it."""
+        self.workspace.load(self.state.server.x, self.state.statistics)
+        return self.workspace.module
+
+    def _after(self, state: State, result: RoundResult, lr: float) -> State:
+        server = self.algorithm.server_update(state.server, result.up, self.workspace.y.new_tensor(lr))
+        assert result.statistics is not None
+        return State(state.round + 1, server, result.statistics, {**state.memories, **result.memories})
+
+    def _memories(self, tensors: Mapping[str, Tensor], server: Any) -> dict[int, Any]:
+        template = self.algorithm.client_init(self.algorithm.broadcast(server))
+        clients = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("memory.")})
+        device = self.workspace.y.device
+        return {
+            i: type(template)(*(tensors[f"memory.{i}.{f}"].to(device) for f in template._fields))
+            for i in clients
+        }
+
+
+def _cuda_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+def _diverged(round_: int, clients: int, lr: float, training: Training) -> str:
+    clip = f"clip={training.clip:g}" if training.clip else "no clipping"
+    return (
+        f"round {round_}: all {clients} clients sent numbers that are not finite; "
+        f"try a smaller training.lr (now {lr:.3g}), a smaller training.clip (now {clip}), or warmup_rounds"
+    )

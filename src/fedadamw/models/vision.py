@@ -1,0 +1,191 @@
+"""Image classifiers from transformers' classes: sizes that the papers use, and any hub id or local folder."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from fedadamw.validation import check
+
+
+class ImageShape(NamedTuple):
+    """What the data gives a classifier."""
+
+    size: int
+    channels: int
+    classes: int
+
+
+class Vision(NamedTuple):
+    """A classifier and what its pixels must look like; None: the data's own."""
+
+    model: nn.Module
+    image_size: int | None = None
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def build(name: str, shape: ImageShape, *, depth: int | None = None, norm: str = "group") -> Vision:
+    """The classifier `name`: one of NAMES with fresh weights, or a hub id or folder with its own.
+
+    depth: layers of a ViT, in place of its own number. norm: `group` or `batch`, for resnet18.
+    """
+    _quiet()
+    if name in VITS:
+        return Vision(_vit(shape, VITS[name], depth))
+    if depth is not None:
+        raise ValueError(f"model.depth is a setting of {', '.join(VITS)}, not of {name!r}")
+    if name == "swin-tiny":
+        return Vision(_swin(shape))
+    if name == "resnet18":
+        return Vision(_resnet18(shape, norm))
+    return _pretrained(name, shape)
+
+
+class Size(NamedTuple):
+    """A ViT's size."""
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    init: float  # standard deviation of fresh weights
+
+
+VITS = {
+    "vit-micro": Size(patch=2, width=64, depth=2, heads=4, init=0.1),
+    "vit-mini": Size(patch=4, width=96, depth=4, heads=3, init=0.1),
+    "vit-tiny": Size(patch=4, width=192, depth=12, heads=3, init=0.02),
+}
+NAMES = (*VITS, "swin-tiny", "resnet18")
+
+
+def _vit(shape: ImageShape, size: Size, depth: int | None) -> nn.Module:
+    """A ViT (arXiv 2010.11929) with 4 x width in its MLPs."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    _divides("patch", size.patch, shape.size)
+    return ViTForImageClassification(
+        ViTConfig(
+            image_size=shape.size,
+            num_channels=shape.channels,
+            num_labels=shape.classes,
+            patch_size=size.patch,
+            hidden_size=size.width,
+            intermediate_size=4 * size.width,
+            num_hidden_layers=depth or size.depth,
+            num_attention_heads=size.heads,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=size.init,
+        )
+    )
+
+
+def _swin(shape: ImageShape) -> nn.Module:
+    """Swin-Tiny (arXiv 2103.14030) with its own geometry: 8, 4, 2 and 1 windows a side in its four stages.
+
+    At 224 px that is a patch of 4 and a window of 7; here a patch of 1/32 of the image and a window of 4.
+    """
+    from transformers import SwinConfig, SwinForImageClassification
+
+    _divides("smallest patch grid", 32, shape.size)
+    return SwinForImageClassification(
+        SwinConfig(
+            image_size=shape.size,
+            num_channels=shape.channels,
+            num_labels=shape.classes,
+            patch_size=shape.size // 32,
+            window_size=4,
+            embed_dim=96,
+            depths=[2, 2, 6, 2],
+            num_heads=[3, 6, 12, 24],
+        )
+    )
+
+
+def _resnet18(shape: ImageShape, norm: str) -> nn.Module:
+    """ResNet-18 (arXiv 1512.03385) for small images: a 3x3 stem without pooling; GroupNorm of 32 groups or BatchNorm.
+
+    GroupNorm by default: BatchNorm's statistics differ between clients (arXiv 1910.00189).
+    """
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    check(norm in ("group", "batch"), f"model.norm={norm!r} is unknown; use one of group, batch")
+    model: Any = ResNetForImageClassification(
+        ResNetConfig(
+            num_channels=shape.channels,
+            num_labels=shape.classes,
+            embedding_size=64,
+            hidden_sizes=[64, 128, 256, 512],
+            depths=[2, 2, 2, 2],
+            layer_type="basic",
+        )
+    )
+    stem = model.resnet.embedder
+    stem.embedder.convolution = nn.Conv2d(shape.channels, 64, kernel_size=3, padding=1, bias=False)
+    stem.pooler = nn.Identity()
+    if norm == "group":
+        _replace(model, nn.BatchNorm2d, lambda old: nn.GroupNorm(min(32, old.num_features), old.num_features))
+    return model  # type: ignore[no-any-return]
+
+
+def _replace(model: nn.Module, kind: type[nn.Module], new: Callable[[Any], nn.Module]) -> None:
+    """Put `new(old)` in the place of every module of class `kind`."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, kind):
+                setattr(module, name, new(child))
+
+
+def _pretrained(name: str, shape: ImageShape) -> Vision:
+    """A hub id or local folder, with a fresh head where the number of classes differs."""
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    local = name.startswith((".", "/", "~"))
+    path = str(Path(name).expanduser())
+    if not local and "/" not in name:
+        from fedadamw.validation import one_of
+
+        one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
+    check(not local or Path(path).is_dir(), f"model.name={name!r}: no such folder")
+    try:
+        config = AutoConfig.from_pretrained(path, num_labels=shape.classes)
+        model = AutoModelForImageClassification.from_pretrained(path, config=config, ignore_mismatched_sizes=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.name={name!r} could not be loaded: {str(error).strip().splitlines()[0]}") from error
+    size = getattr(config, "image_size", None)
+    mean, std = _pixel_moments(path)
+    return Vision(model, size if isinstance(size, int) else None, getattr(config, "num_channels", 3), mean, std)
+
+
+def _pixel_moments(path: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and standard deviation the model was trained with, where its folder says so."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(path)
+    except OSError:
+        return None, None
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    return (tuple(mean) if mean else None), (tuple(std) if std else None)
+
+
+def _divides(what: str, divisor: int, size: int) -> None:
+    check(size % divisor == 0, f"images of {size} px do not divide by the model's {what} of {divisor}")
+
+
+def _quiet() -> None:
+    """transformers announces a fresh head and every image processor that would like torchvision."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def initial(build_model: Callable[[], Vision], seed: int) -> Vision:
+    """`build_model()` with torch's global generator at `seed`, which is put back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_model()

@@ -1,0 +1,72 @@
+"""Name -> algorithm: the only dispatch by string."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+
+from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.algorithms.fedadamw import FedAdamW
+from fedadamw.algorithms.fedavg import FedAvg
+from fedadamw.algorithms.local_adamw import LocalAdamW
+from fedadamw.blocks import Blocks
+from fedadamw.validation import nearest, one_of
+
+ALGORITHMS: dict[str, type[AnyAlgorithm]] = {
+    "fedadamw": FedAdamW,
+    "local-adamw": LocalAdamW,
+    "fedavg": FedAvg,
+}
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings of algorithm `name` and their defaults; blocks are not a setting but come from the model."""
+    one_of("algorithm.name", name, ALGORITHMS)
+    fields: Any = dataclasses.fields(ALGORITHMS[name])  # type: ignore[arg-type]  # every algorithm is a dataclass
+    return {f.name: f.default for f in fields if f.name != "blocks"}
+
+
+def validated(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of algorithm `name`: those given, checked, and the defaults of the others."""
+    defaults = settings_of(name)
+    for key in given:
+        if key not in defaults:
+            raise ValueError(
+                f"algorithm.{key} is unknown{nearest(key, defaults)}; {name} has {', '.join(defaults)}"
+            )
+    hints: Any = {f.name: f.type for f in dataclasses.fields(ALGORITHMS[name])}  # type: ignore[arg-type]
+    model = create_model(
+        name,
+        __config__=ConfigDict(extra="forbid"),
+        **{key: (hints[key], default) for key, default in defaults.items()},
+    )
+    try:
+        settings = TypeAdapter(model).validate_python(dict(given)).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"algorithm.{where}={first['input']!r}: {first['msg']}") from None
+    make(name, settings, _NO_BLOCKS)
+    return settings
+
+
+def make(name: str, settings: Mapping[str, Any], blocks: Blocks) -> AnyAlgorithm:
+    """The algorithm `name` for a model cut into `blocks`; a setting out of range raises ValueError."""
+    algorithm = ALGORITHMS[name]
+    takes_blocks = any(f.name == "blocks" for f in dataclasses.fields(algorithm))  # type: ignore[arg-type]
+    return algorithm(**settings, **({"blocks": blocks} if takes_blocks else {}))
+
+
+def needs_blocks(name: str) -> bool:
+    """Whether algorithm `name` cuts the model into blocks."""
+    return any(f.name == "blocks" for f in dataclasses.fields(ALGORITHMS[name]))  # type: ignore[arg-type]
+
+
+def _no_blocks() -> Blocks:
+    from fedadamw.vector import Layout
+
+    return Blocks(Layout((), ()), (), ())
+
+
+_NO_BLOCKS = _no_blocks()

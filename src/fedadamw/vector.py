@@ -1,0 +1,118 @@
+"""A module's trainable parameters as one flat vector, and back: the only place that knows offsets."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+Vector = Tensor  # (..., d): d trainable numbers of a model; a leading axis, where there is one, is clients
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the tensors that one flat vector holds, in order.
+
+    Frozen weights are not in it, so they never travel. Tied weights are in it once.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+
+    @staticmethod
+    def of(module: nn.Module) -> "Layout":
+        """The layout of the parameters of `module` that require gradients."""
+        return Layout.named(trainable(module))
+
+    @staticmethod
+    def named(tensors: Mapping[str, Tensor]) -> "Layout":
+        """The layout of any named tensors, in the order of the mapping."""
+        return Layout(tuple(tensors), tuple(t.shape for t in tensors.values()))
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """How many numbers each tensor has."""
+        return tuple(shape.numel() for shape in self.shapes)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each tensor starts, and, last, the length d of the vector."""
+        return tuple(accumulate(self.sizes, initial=0))
+
+    @property
+    def d(self) -> int:
+        """The length of the vector."""
+        return self.offsets[-1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of names and shapes: two models with the same one can exchange vectors."""
+        text = "\n".join(f"{n} {tuple(s)}" for n, s in zip(self.names, self.shapes, strict=True))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def views(self, vector: Vector) -> dict[str, Tensor]:
+        """Named views of `vector` (..., d), each (..., *shape); writing to one writes to the vector."""
+        lead = vector.shape[:-1]
+        parts = vector.split(self.sizes, dim=-1)
+        return {
+            name: part.view(*lead, *shape)
+            for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
+        }
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Vector:
+        """A new vector (d,) with a copy of the named tensors."""
+        if not self.names:
+            return torch.zeros(0)
+        return torch.cat([tensors[name].detach().reshape(-1) for name in self.names])
+
+    def name_at(self, position: int) -> str:
+        """The name of the tensor that holds coordinate `position` of the vector."""
+        return next(n for n, end in zip(self.names, self.offsets[1:], strict=True) if position < end)
+
+    def difference(self, other: "Layout") -> str | None:
+        """The first tensor in which `other` differs from this layout, in words; None where they agree."""
+        mine = dict(zip(self.names, self.shapes, strict=True))
+        theirs = dict(zip(other.names, other.shapes, strict=True))
+        for name, shape in mine.items():
+            if name not in theirs:
+                return f"{name!r} is missing"
+            if theirs[name] != shape:
+                return f"{name!r} has shape {tuple(theirs[name])} instead of {tuple(shape)}"
+        extra = next((name for name in theirs if name not in mine), None)
+        if extra is not None:
+            return f"{extra!r} is not in this model"
+        return None if self.names == other.names else "the parameters come in another order"
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of `module` that require gradients, by name; a tied one once."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def statistics(module: nn.Module) -> dict[str, Tensor]:
+    """The floating-point buffers that `module` saves (BatchNorm's running statistics), by name."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    state = module.state_dict(keep_vars=True)
+    return {n: t for n, t in state.items() if n not in parameters and t.is_floating_point()}
+
+
+def bind(tensors: Mapping[str, Tensor], vector: Vector) -> None:
+    """Make each named tensor a view into `vector` (d,): writing the vector writes them all, nothing is copied."""
+    views = Layout.named(tensors).views(vector)
+    for name, tensor in tensors.items():
+        tensor.data = views[name]
+
+
+def bind_gradients(parameters: Mapping[str, nn.Parameter], gradient: Vector) -> None:
+    """Make each parameter's `.grad` a view into `gradient` (d,), where backward then accumulates."""
+    views = Layout.named(parameters).views(gradient)
+    for name, parameter in parameters.items():
+        parameter.grad = views[name]
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the numbers in `tensors`: what they cost on a wire without headers."""
+    return sum(t.numel() * t.element_size() for t in tensors)
