@@ -46,8 +46,8 @@ def write(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[s
     write_atomically(path, save({name: t.clone() for name, t in own.items()}, metadata=header))
 
 
-def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and facts of a file that `write` wrote with the same `kind`; CheckpointError otherwise."""
+def read(path: Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of a file that `write` wrote with one of these `kinds`; CheckpointError otherwise."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
@@ -56,8 +56,8 @@ def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged, or no safetensors file ({error})") from None
-    if header.get("format") != FORMAT or header.get("kind") != kind:
-        raise CheckpointError(f"{path}: a safetensors file, but no {kind} of fedadamw (format {FORMAT})")
+    if header.get("format") != FORMAT or header.get("kind") not in kinds:
+        raise CheckpointError(f"{path}: a safetensors file, but no {' or '.join(kinds)} of fedadamw (format {FORMAT})")
     if header.get("digest") != _digest(tensors, header):
         raise CheckpointError(f"{path}: damaged, its content does not match its digest")
     return tensors, json.loads(header["facts"])

@@ -58,7 +58,7 @@ class Size(NamedTuple):
 
 VITS = {
     "vit-micro": Size(patch=2, width=64, depth=2, heads=4, init=0.1),
-    "vit-mini": Size(patch=4, width=96, depth=4, heads=3, init=0.1),
+    "vit-mini": Size(patch=4, width=64, depth=3, heads=4, init=0.1),
     "vit-tiny": Size(patch=4, width=192, depth=12, heads=3, init=0.02),
 }
 NAMES = (*VITS, "swin-tiny", "resnet18")

@@ -1,0 +1,96 @@
+"""FedAdamW, Local AdamW and FedAvg on `cifar10-small`, each at its own best learning rate.
+
+The learning rate is chosen on a tenth of the training set that is held out for it, from a grid that grows until its
+best is not at its edge; the curves are then run on the test set, over several seeds. Finished runs are kept in the
+results file and not run again.
+
+    python benchmarks/cifar10_small.py --workers 2 --seeds 3
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from fedadamw.checkpoint import write_atomically
+from fedadamw.experiment import load, prepare
+
+RESULTS = Path(__file__).parent / "results" / "cifar10-small_cpu_202611.json"
+GRIDS = {"fedadamw": [3e-4, 1e-3, 3e-3], "local-adamw": [3e-4, 1e-3, 3e-3], "fedavg": [0.03, 0.1, 0.3]}
+
+
+def run(algorithm: str, lr: float, seed: int, validation: float) -> dict:
+    """One run with one thread; the records of its rounds with an evaluation."""
+    settings = [f"algorithm.name={algorithm}", f"training.lr={lr}", f"seed={seed}", f"data.validation={validation}"]
+    experiment = load("cifar10-small", [*settings, "threads=1", "device=cpu"])
+    records = [asdict(record) for record in prepare(experiment).simulation.rounds()]
+    evaluated = [r for r in records if r["test_accuracy"] is not None]
+    about = {"algorithm": algorithm, "lr": lr, "seed": seed, "validation": validation}
+    return {**about, "wall_s": round(sum(r["wall_s"] for r in records), 1), "records": evaluated}
+
+
+class Runs:
+    """The finished runs, kept on disk."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.done = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+
+    def find(self, *wanted: tuple[str, float, int, float]) -> list[dict]:
+        """The given runs; those that are missing are run now."""
+        keys = ("algorithm", "lr", "seed", "validation")
+        missing = [w for w in wanted if not any(tuple(r[k] for k in keys) == w for r in self.done)]
+        with ProcessPoolExecutor(self.workers) as pool:
+            for future in as_completed([pool.submit(run, *w) for w in missing]):
+                self.done.append(future.result())
+                self._save()
+                last = self.done[-1]
+                accuracy = last["records"][-1]["test_accuracy"]
+                print(*(f"{k}={last[k]}" for k in keys), f"accuracy={accuracy:.4f} wall_s={last['wall_s']}", flush=True)
+        return [next(r for r in self.done if tuple(r[k] for k in keys) == w) for w in wanted]
+
+    def _save(self) -> None:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        machine = {"device": f"cpu, {platform.machine()}, 1 thread a run", "torch": torch.__version__}
+        order = sorted(self.done, key=lambda r: (-r["validation"], r["algorithm"], r["lr"], r["seed"]))
+        content = {"commit": commit.stdout.strip(), **machine, "recipe": "cifar10-small", "runs": order}
+        write_atomically(RESULTS, json.dumps(content, indent=1).encode())
+
+
+def best_lr(runs: Runs, algorithm: str, grid: list[float]) -> float:
+    """The learning rate with the best held-out accuracy; the grid grows while the best is at its edge."""
+    tried = {lr: accuracy(r) for lr, r in zip(grid, runs.find(*((algorithm, lr, 0, 0.1) for lr in grid)), strict=True)}
+    best = max(tried, key=tried.__getitem__)
+    if best == grid[0]:
+        return best_lr(runs, algorithm, [float(f"{best / 3:.1g}"), *grid])
+    if best == grid[-1]:
+        return best_lr(runs, algorithm, [*grid, float(f"{best * 3:.1g}")])
+    return best
+
+
+def accuracy(result: dict) -> float:
+    return result["records"][-1]["test_accuracy"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    runs = Runs(args.workers)
+    runs.find(*((name, lr, 0, 0.1) for name, grid in GRIDS.items() for lr in grid))
+    best = {name: best_lr(runs, name, grid) for name, grid in GRIDS.items()}
+    runs.find(*((name, lr, seed, 0.0) for seed in range(args.seeds) for name, lr in best.items()))
+    print("| algorithm | lr | test accuracy, one a seed |\n| --- | --- | --- |")
+    for name, lr in best.items():
+        finals = [accuracy(r) for r in runs.find(*((name, lr, seed, 0.0) for seed in range(args.seeds)))]
+        print(f"| {name} | {lr:g} | {', '.join(f'{a:.4f}' for a in finals)} |")
+
+
+if __name__ == "__main__":
+    main()

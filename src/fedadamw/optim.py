@@ -1,0 +1,308 @@
+"""FedAdamW for your own federated loop: a torch.optim.Optimizer for the client and its server half.
+
+The step is the algorithm's own (directions/), so a loop of yours and the simulator give the same numbers.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from fedadamw import checkpoint
+from fedadamw.algorithms import fedadamw as algorithm
+from fedadamw.blocks import Blocks
+from fedadamw.directions.adamw import Moments, adamw
+from fedadamw.directions.align import aligned_step
+from fedadamw.validation import check, one_of
+from fedadamw.vector import Layout, trainable
+
+
+@dataclass(frozen=True, eq=False)
+class Message:
+    """What both directions say of the model they belong to, so that a foreign one is refused."""
+
+    layout: Layout
+    cut: str  # Blocks.fingerprint
+    share: str  # none, m, v, vm, mean-v
+
+
+@dataclass(frozen=True, eq=False)
+class Broadcast(Message):
+    """What the server sends: x, Delta_G (d,), the shared moments and t."""
+
+    state: algorithm.Server
+
+
+@dataclass(frozen=True, eq=False)
+class Upload(Message):
+    """What a client sends: delta (d,), the shared moments, and its number of steps k."""
+
+    state: algorithm.Up
+    lr: Tensor  # (parameters,) mean learning rate over the round's steps
+
+
+class FedAdamW(torch.optim.Optimizer):
+    """AdamW on a client of FedAdamW (arXiv 2510.27486); before the first `start_round` it is plain AdamW.
+
+    params: `model.named_parameters()`, or groups of them; names tie parameters to blocks.
+    blocks: `Blocks.of(model)`; without it the optimizer is AdamW and nothing else.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        alpha: float = 0.5,
+        blocks: Blocks | None = None,
+    ) -> None:
+        check(float(lr) >= 0, f"lr={lr} must not be negative")
+        check(all(0 <= beta < 1 for beta in betas), f"betas={betas} must lie in [0, 1)")
+        check(eps >= 0, f"eps={eps} must not be negative")
+        check(weight_decay >= 0, f"weight_decay={weight_decay} must not be negative")
+        check(alpha >= 0, f"alpha={alpha} must not be negative")
+        round_ = {"share": "vm", "t": 0.0, "lr_sum": 0.0}  # before a round nothing restarts
+        settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "alpha": alpha}
+        super().__init__(params, settings | round_)
+        self.blocks = blocks
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One local step; parameters without a gradient stay as they are, as with torch's optimizers."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._step_one(p, group)
+            group["lr_sum"] += float(group["lr"])
+        return loss
+
+    def _step_one(self, p: Tensor, group: dict[str, Any]) -> None:
+        assert p.grad is not None
+        if p.grad.is_sparse:
+            raise ValueError("FedAdamW takes dense gradients; use nn.Embedding(sparse=False)")
+        state = self.state[p]
+        if not state:
+            state.update(step=torch.zeros((), dtype=torch.float64), m=torch.zeros_like(p), v=torch.zeros_like(p))
+        state["step"] += 1
+        how_m, how_v = algorithm.SHARES[group["share"]]
+        m_steps, v_steps = (
+            state["step"] + (0.0 if how == "restart" else group["t"]) for how in (how_m, how_v)
+        )
+        moments = Moments(state["m"], state["v"])
+        u, moments = adamw(p.grad, moments, m_steps, v_steps, betas=group["betas"], eps=group["eps"])
+        delta = state.get("delta", p.new_zeros(()))
+        decay, alpha = group["weight_decay"], group["alpha"]
+        p.copy_(aligned_step(p, u, delta, group["lr"], alpha=alpha, weight_decay=decay))
+        state["m"], state["v"] = moments
+
+    @torch.no_grad()
+    def start_round(self, down: Broadcast) -> None:
+        """Load x, Delta_G and t, expand v_bar, reset m; ValueError where `down` is for another model."""
+        blocks = self._blocks()
+        _check_message(down, blocks.layout, blocks.fingerprint, None, "the broadcast")
+        parameters = self._parameters()
+        server = down.state
+        how_m, how_v = algorithm.SHARES[down.share]
+        m = algorithm.unpack(server.m, how_m, blocks, like=server.x)
+        v = algorithm.unpack(server.v, how_v, blocks, like=server.x)
+        fields = {"x": server.x, "delta": server.delta, "m": m, "v": v}
+        views = {field: blocks.layout.views(vector) for field, vector in fields.items()}
+        for name, p in parameters.items():
+            p.copy_(views["x"][name])
+            own = {field: view[name].to(p, copy=True) for field, view in views.items()}
+            self.state[p] = {"step": torch.zeros((), dtype=torch.float64), **own}
+        for group in self.param_groups:
+            group.update(share=down.share, t=float(server.t), lr_sum=0.0)
+
+    @torch.no_grad()
+    def finish_round(self) -> Upload:
+        """What goes to the server; the model stays where training left it."""
+        blocks = self._blocks()
+        parameters = self._parameters()
+        states = {name: self.state[p] for name, p in parameters.items()}
+        if not all("x" in state for state in states.values()):
+            raise RuntimeError("finish_round before start_round: nothing was received that could be answered")
+        steps = max(float(state["step"]) for state in states.values())
+        if steps == 0:
+            raise RuntimeError("finish_round without a step since start_round")
+        share = self.param_groups[0]["share"]
+        how_m, how_v = algorithm.SHARES[share]
+        delta = blocks.layout.flatten({name: p - states[name]["x"] for name, p in parameters.items()})
+        m = blocks.layout.flatten({name: state["m"] for name, state in states.items()})
+        v = blocks.layout.flatten({name: state["v"] for name, state in states.items()})
+        up = algorithm.Up(
+            delta,
+            algorithm.pack(m, how_m, blocks).clone(),
+            algorithm.pack(v, how_v, blocks),
+            delta.new_full((1,), steps),
+        )
+        rates = {n: g["lr_sum"] / steps for g in self.param_groups for n in g["param_names"]}
+        lr = torch.tensor([rates[name] for name in blocks.layout.names], dtype=delta.dtype)
+        return Upload(blocks.layout, blocks.fingerprint, share, up, lr)
+
+    def _blocks(self) -> Blocks:
+        if self.blocks is None:
+            raise RuntimeError("rounds need blocks: FedAdamW(..., blocks=fedadamw.Blocks.of(model))")
+        return self.blocks
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """The parameters of the blocks' layout, by name and in its order."""
+        layout = self._blocks().layout
+        named = dict(self._named_parameters())
+        trained = [n for n in named if n in layout.names or named[n].requires_grad]
+        in_order = sorted(trained, key=lambda n: layout.names.index(n) if n in layout.names else len(named))
+        problem = layout.difference(Layout.named({n: named[n] for n in in_order}))
+        if problem:
+            raise ValueError(f"the optimizer's parameters are not those of its blocks: {problem}")
+        return {name: named[name] for name in layout.names}
+
+    def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for group in self.param_groups:
+            if "param_names" not in group:
+                raise ValueError("pass model.named_parameters(), not model.parameters(): blocks go by names")
+            yield from zip(group["param_names"], group["params"], strict=True)
+
+
+class Server:
+    """The server's half: x, Delta_G, v_bar and t, moved by the clients' uploads.
+
+    share: `mean-v` (the paper's), or one of the ablations `none`, `m`, `v`, `vm`.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Blocks | None = None, share: str = "mean-v") -> None:
+        one_of("share", share, algorithm.SHARES)
+        self.blocks = Blocks.of(model) if blocks is None else blocks
+        problem = self.blocks.layout.difference(Layout.of(model))
+        if problem:
+            raise ValueError(f"the blocks are not this model's: {problem}")
+        self.share = share
+        self._algorithm = algorithm.FedAdamW(blocks=self.blocks, share=share)
+        self._state = self._algorithm.server_init(self.blocks.layout.flatten(trainable(model)))
+
+    def broadcast(self) -> Broadcast:
+        """What every client of the next round starts from; `save` it, and `restore` brings the server back."""
+        return Broadcast(self.blocks.layout, self.blocks.fingerprint, self.share, self._state)
+
+    def restore(self, down: Broadcast) -> None:
+        """Go on from a saved broadcast; ValueError where it is for another model."""
+        _check_message(down, self.blocks.layout, self.blocks.fingerprint, self.share, "the broadcast")
+        self._state = algorithm.Server(*(t.to(self._state.x) for t in down.state))
+
+    @torch.no_grad()
+    def load_into(self, model: nn.Module) -> None:
+        """Copy the global model into `model`, to evaluate or save it."""
+        views = self.blocks.layout.views(self._state.x)
+        for name, p in trainable(model).items():
+            p.copy_(views[name])
+
+    @torch.no_grad()
+    def update(
+        self, uploads: Iterable[Upload], weights: Sequence[float] | None = None, lr: float | None = None
+    ) -> None:
+        """Move to the weighted mean of `uploads`; a bad upload raises ValueError and changes nothing.
+
+        weights: one an upload, uniform by default. lr: the round's; by default the mean the optimizers used.
+        """
+        ups = list(uploads)
+        shares = _normalised(weights, len(ups))
+        for number, up in enumerate(ups):
+            self._check_upload(up, f"upload {number}")
+        x = self._state.x
+        fields = zip(*(up.state for up in ups), strict=True)
+        mean = algorithm.Up(*(_mean([t.to(x) for t in field], shares) for field in fields))
+        rate = x.new_tensor(lr) if lr is not None else self._spread(_mean([up.lr.to(x) for up in ups], shares))
+        check(bool((rate > 0).all()), f"lr={lr} must be above 0 to divide by")
+        self._state = self._algorithm.server_update(self._state, mean, rate)
+
+    def _spread(self, rates: Tensor) -> Tensor:
+        """A learning rate a parameter (parameters,) as one a coordinate (d,), or () where all are the same."""
+        if bool((rates == rates[0]).all()):
+            return rates[0]
+        sizes = torch.tensor(self.blocks.layout.sizes, device=rates.device)
+        return rates.repeat_interleave(sizes)
+
+    def _check_upload(self, up: Upload, which: str) -> None:
+        check(isinstance(up, Upload), f"{which} is a {type(up).__name__}, not what finish_round returns")
+        _check_message(up, self.blocks.layout, self.blocks.fingerprint, self.share, which)
+        own = self._state
+        for field, like in (("delta", own.delta), ("m", own.m), ("v", own.v), ("k", own.t)):
+            t = getattr(up.state, field)
+            check(
+                t.shape == like.shape,
+                f"{which}: {field} has {t.numel():,} numbers instead of {like.numel():,}",
+            )
+            bad = (~torch.isfinite(t)).nonzero()
+            if len(bad):
+                raise ValueError(f"{which}: {field} is not finite at {self._where(field, int(bad[0]))}")
+        check(float(up.state.k) >= 1, f"{which}: {float(up.state.k):g} steps; at least 1 is needed")
+        negative = (up.state.v < 0).nonzero()
+        if len(negative):
+            raise ValueError(f"{which}: v is negative at {self._where('v', int(negative[0]))}")
+        sane = up.lr.shape == (len(self.blocks.layout.names),) and bool(torch.isfinite(up.lr).all())
+        check(sane, f"{which}: its learning rates are not one finite number a parameter")
+
+    def _where(self, field: str, position: int) -> str:
+        """The name of the parameter that number `position` of a field belongs to."""
+        if field == "k":
+            return "its number of steps"
+        if field == "v" and self.share == "mean-v":
+            return next(repr(n) for n, span in self.blocks.spans().items() if position < span.stop)
+        return repr(self.blocks.layout.name_at(position))
+
+
+def save(message: Broadcast | Upload, path: str | Path) -> None:
+    """Write what travels to a safetensors file, atomically."""
+    tensors = message.state._asdict()
+    if isinstance(message, Upload):
+        tensors["lr"] = message.lr
+    shapes = [list(shape) for shape in message.layout.shapes]
+    facts = {"names": message.layout.names, "shapes": shapes, "cut": message.cut, "share": message.share}
+    checkpoint.write(Path(path), type(message).__name__.lower(), tensors, facts)
+
+
+def load(path: str | Path) -> Broadcast | Upload:
+    """Read what `save` wrote; CheckpointError where the file is damaged or something else."""
+    tensors, facts = checkpoint.read(Path(path), "upload", "broadcast")
+    layout = Layout(tuple(facts["names"]), tuple(torch.Size(shape) for shape in facts["shapes"]))
+    about = (layout, facts["cut"], facts["share"])
+    if "lr" in tensors:
+        lr = tensors.pop("lr")
+        return Upload(*about, algorithm.Up(**tensors), lr)
+    return Broadcast(*about, algorithm.Server(**tensors))
+
+
+def _check_message(message: Message, layout: Layout, cut: str, share: str | None, which: str) -> None:
+    problem = layout.difference(message.layout)
+    if problem:
+        raise ValueError(f"{which} is for another model: {problem}")
+    check(message.cut == cut, f"{which} was cut into other blocks: use the same granularity on both sides")
+    if share is not None:
+        check(message.share == share, f"{which} shares {message.share!r}, the server {share!r}")
+
+
+def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:
+    check(count > 0, "no uploads: at least one is needed")
+    given = [1.0] * count if weights is None else [float(w) for w in weights]
+    check(len(given) == count, f"{len(given)} weights for {count} uploads")
+    check(all(0 <= w < float("inf") for w in given) and sum(given) > 0, f"weights={given}: not negative, not all 0")
+    return [w / sum(given) for w in given]
+
+
+def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    total = torch.zeros_like(tensors[0])
+    for t, share in zip(tensors, shares, strict=True):
+        total.add_(t, alpha=share)
+    return total
