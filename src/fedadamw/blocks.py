@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedadamw.block_rules import GRANULARITIES, Cut, Parameter, cut, parameters_of, row
 from fedadamw.vector import Layout, Vector
+from fedadamw.validation import InputError
 
 BlockRule = Callable[[str, Tensor], int]  # (name, parameter) -> equal consecutive blocks it is cut into
 
@@ -55,7 +56,7 @@ class Blocks:
             cuts = tuple((_own_cut(granularity, p),) for p in parameters)
             return Blocks(layout, ("own",) * len(cuts), cuts)
         if granularity not in GRANULARITIES:
-            raise ValueError(
+            raise InputError(
                 f"granularity={granularity!r} is unknown; use one of {', '.join(GRANULARITIES)}, "
                 "or a function (name, parameter) -> number of blocks"
             )
@@ -126,5 +127,5 @@ def _own_cut(rule: BlockRule, parameter: Parameter) -> Cut:
     blocks = rule(parameter.name, parameter.tensor)
     n = parameter.tensor.numel()
     if not isinstance(blocks, int) or blocks < 1 or n % blocks:
-        raise ValueError(f"{blocks!r} blocks for {parameter.name!r}: give a divisor of its {n:,} numbers")
+        raise InputError(f"{blocks!r} blocks for {parameter.name!r}: give a divisor of its {n:,} numbers")
     return row(blocks, n // blocks)

@@ -16,10 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fedadamw.validation import InputError
+
 FORMAT = "fedadamw-1"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A file that is missing, damaged, or not what it should be."""
 
 

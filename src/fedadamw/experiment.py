@@ -20,7 +20,7 @@ from fedadamw.engine.randomness import Purpose, numpy_generator, torch_seed
 from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
-from fedadamw.validation import nearest, one_of
+from fedadamw.validation import InputError, nearest, one_of
 
 RECIPES = resources.files("fedadamw") / "recipes"
 
@@ -123,19 +123,19 @@ def parse(settings: Mapping[str, Any]) -> Experiment:
     try:
         return Experiment.model_validate(dict(settings))
     except ValidationError as error:
-        raise ValueError(_one_line(error)) from None
+        raise InputError(_one_line(error)) from None
 
 
 def _read(recipe: str) -> dict[str, Any]:
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
-            raise ValueError(f"{recipe}: no such file")
+            raise InputError(f"{recipe}: no such file")
         text = path.read_text()
     else:
         known = recipes()
         if recipe not in known:
-            raise ValueError(
+            raise InputError(
                 f"recipe {recipe!r} is unknown{nearest(recipe, known)}; "
                 f"use one of {', '.join(known)}, or a YAML file"
             )
@@ -143,9 +143,9 @@ def _read(recipe: str) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{recipe}: not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{recipe}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
-        raise ValueError(f"{recipe}: holds no settings (key: value lines)")
+        raise InputError(f"{recipe}: holds no settings (key: value lines)")
     return settings
 
 
@@ -153,13 +153,13 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     """Put `key.path=value` into nested settings; the value is read as YAML."""
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise ValueError(f"-s {override!r}: give key.path=value, for example training.lr=0.001")
+        raise InputError(f"-s {override!r}: give key.path=value, for example training.lr=0.001")
     *sections, key = path.split(".")
     inner = settings
     for section in sections:
         inner = inner.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise ValueError(f"-s {override!r}: {section} is a setting, not a section")
+            raise InputError(f"-s {override!r}: {section} is a setting, not a section")
     if path == "algorithm.name" and inner.get("name") != text:
         inner.clear()  # another algorithm has other settings
     if path == "training.epochs":
@@ -239,7 +239,7 @@ def partition_of(experiment: Experiment, train: Images) -> Partition:
     s, labels = experiment.partition, train.labels
     generator = numpy_generator(experiment.seed, Purpose.PARTITION)
     if s.kind != "column" and s.clients > len(labels):
-        raise ValueError(f"partition.clients={s.clients:,} is more than the {len(labels):,} training samples")
+        raise InputError(f"partition.clients={s.clients:,} is more than the {len(labels):,} training samples")
     if s.kind == "mix":
         return split.mix(labels, s.clients, s.concentration, generator)
     if s.kind == "dirichlet":
@@ -249,7 +249,7 @@ def partition_of(experiment: Experiment, train: Images) -> Partition:
     if s.kind == "classes":
         return split.by_classes(labels, s.clients, s.classes_per_client, generator)
     if train.groups is None:
-        raise ValueError("partition.kind='column' needs partition.column, a column of the data")
+        raise InputError("partition.kind='column' needs partition.column, a column of the data")
     return split.by_column(train.groups)
 
 
@@ -261,7 +261,7 @@ def device_of(experiment: Experiment) -> torch.device:
         device = torch.device(experiment.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={experiment.device!r}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"device={experiment.device!r}: {str(error).splitlines()[0]}") from None
     return device
 
 
@@ -274,10 +274,10 @@ def prepare(experiment: Experiment) -> Prepared:
     clients = partition_of(experiment, train)
     if int(clients.sizes.min()) == 0:
         empty = int((clients.sizes == 0).sum())
-        raise ValueError(f"{empty} of {len(clients)} clients have no samples; use fewer clients")
+        raise InputError(f"{empty} of {len(clients)} clients have no samples; use fewer clients")
     shape = vision.ImageShape(train.pixels.shape[-1], train.pixels.shape[1], len(train.classes))
     if train.pixels.shape[-1] != train.pixels.shape[-2] and experiment.model.name in vision.NAMES:
-        raise ValueError(f"model.name={experiment.model.name!r} takes square images; these are {train.pixels.shape[-2:]}")
+        raise InputError(f"model.name={experiment.model.name!r} takes square images; these are {train.pixels.shape[-2:]}")
     m = experiment.model
     built = vision.initial(
         lambda: vision.build(m.name, shape, depth=m.depth, norm=m.norm),

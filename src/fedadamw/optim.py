@@ -16,7 +16,7 @@ from fedadamw.algorithms import fedadamw as algorithm
 from fedadamw.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw
 from fedadamw.directions.align import aligned_step
-from fedadamw.validation import check, one_of
+from fedadamw.validation import InputError, check, one_of
 from fedadamw.vector import Layout, trainable
 
 
@@ -92,7 +92,7 @@ class FedAdamW(torch.optim.Optimizer):
     def _step_one(self, p: Tensor, group: dict[str, Any]) -> None:
         assert p.grad is not None
         if p.grad.is_sparse:
-            raise ValueError("FedAdamW takes dense gradients; use nn.Embedding(sparse=False)")
+            raise InputError("FedAdamW takes dense gradients; use nn.Embedding(sparse=False)")
         state = self.state[p]
         if not state:
             state.update(step=torch.zeros((), dtype=torch.float64), m=torch.zeros_like(p), v=torch.zeros_like(p))
@@ -166,13 +166,13 @@ class FedAdamW(torch.optim.Optimizer):
         in_order = sorted(trained, key=lambda n: layout.names.index(n) if n in layout.names else len(named))
         problem = layout.difference(Layout.named({n: named[n] for n in in_order}))
         if problem:
-            raise ValueError(f"the optimizer's parameters are not those of its blocks: {problem}")
+            raise InputError(f"the optimizer's parameters are not those of its blocks: {problem}")
         return {name: named[name] for name in layout.names}
 
     def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         for group in self.param_groups:
             if "param_names" not in group:
-                raise ValueError("pass model.named_parameters(), not model.parameters(): blocks go by names")
+                raise InputError("pass model.named_parameters(), not model.parameters(): blocks go by names")
             yield from zip(group["param_names"], group["params"], strict=True)
 
 
@@ -187,7 +187,7 @@ class Server:
         self.blocks = Blocks.of(model) if blocks is None else blocks
         problem = self.blocks.layout.difference(Layout.of(model))
         if problem:
-            raise ValueError(f"the blocks are not this model's: {problem}")
+            raise InputError(f"the blocks are not this model's: {problem}")
         self.share = share
         self._algorithm = algorithm.FedAdamW(blocks=self.blocks, share=share)
         self._state = self._algorithm.server_init(self.blocks.layout.flatten(trainable(model)))
@@ -246,11 +246,11 @@ class Server:
             )
             bad = (~torch.isfinite(t)).nonzero()
             if len(bad):
-                raise ValueError(f"{which}: {field} is not finite at {self._where(field, int(bad[0]))}")
+                raise InputError(f"{which}: {field} is not finite at {self._where(field, int(bad[0]))}")
         check(float(up.state.k) >= 1, f"{which}: {float(up.state.k):g} steps; at least 1 is needed")
         negative = (up.state.v < 0).nonzero()
         if len(negative):
-            raise ValueError(f"{which}: v is negative at {self._where('v', int(negative[0]))}")
+            raise InputError(f"{which}: v is negative at {self._where('v', int(negative[0]))}")
         sane = up.lr.shape == (len(self.blocks.layout.names),) and bool(torch.isfinite(up.lr).all())
         check(sane, f"{which}: its learning rates are not one finite number a parameter")
 
@@ -287,7 +287,7 @@ def load(path: str | Path) -> Broadcast | Upload:
 def _check_message(message: Message, layout: Layout, cut: str, share: str | None, which: str) -> None:
     problem = layout.difference(message.layout)
     if problem:
-        raise ValueError(f"{which} is for another model: {problem}")
+        raise InputError(f"{which} is for another model: {problem}")
     check(message.cut == cut, f"{which} was cut into other blocks: use the same granularity on both sides")
     if share is not None:
         check(message.share == share, f"{which} shares {message.share!r}, the server {share!r}")

@@ -11,7 +11,7 @@ from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.algorithms.local_adamw import LocalAdamW
 from fedadamw.blocks import Blocks
-from fedadamw.validation import nearest, one_of
+from fedadamw.validation import InputError, nearest, one_of
 
 ALGORITHMS: dict[str, type[AnyAlgorithm]] = {
     "fedadamw": FedAdamW,
@@ -32,7 +32,7 @@ def validated(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     defaults = settings_of(name)
     for key in given:
         if key not in defaults:
-            raise ValueError(
+            raise InputError(
                 f"algorithm.{key} is unknown{nearest(key, defaults)}; {name} has {', '.join(defaults)}"
             )
     hints: Any = {f.name: f.type for f in dataclasses.fields(ALGORITHMS[name])}  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ def validated(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"algorithm.{where}={first['input']!r}: {first['msg']}") from None
+        raise InputError(f"algorithm.{where}={first['input']!r}: {first['msg']}") from None
     make(name, settings, _NO_BLOCKS)
     return settings
 

@@ -4,14 +4,18 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+class InputError(ValueError):
+    """What was given is not what is allowed; the message is one line that says both."""
+
+
 def check(fine: bool, complaint: str) -> None:  # noqa: FBT001  (the condition is the argument)
-    """Raise ValueError with `complaint` unless `fine`."""
+    """Raise InputError with `complaint` unless `fine`."""
     if not fine:
-        raise ValueError(complaint)
+        raise InputError(complaint)
 
 
 def one_of(name: str, given: str, allowed: Iterable[str]) -> None:
-    """Raise ValueError unless `given` is one of `allowed`."""
+    """Raise InputError unless `given` is one of `allowed`."""
     names = list(allowed)
     check(given in names, f"{name}={given!r} is unknown{nearest(given, names)}; use one of {', '.join(names)}")
 

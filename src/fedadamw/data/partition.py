@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedadamw.validation import InputError
+
 Array = np.ndarray
 
 
@@ -100,7 +102,7 @@ def dirichlet(
     holds however small the concentration is.
     """
     if clients * minimum > len(labels):
-        raise ValueError(
+        raise InputError(
             f"{clients} clients with at least {minimum} samples each need {clients * minimum:,}; "
             f"there are {len(labels):,}"
         )
@@ -135,9 +137,9 @@ def by_classes(labels: Array, clients: int, per_client: int, generator: np.rando
     """Each client holds `per_client` classes; each class is split evenly among the clients that hold it."""
     classes = int(labels.max()) + 1
     if per_client > classes:
-        raise ValueError(f"{per_client} classes a client, but the data has {classes}")
+        raise InputError(f"{per_client} classes a client, but the data has {classes}")
     if clients * per_client < classes:
-        raise ValueError(f"{clients} clients with {per_client} classes each cannot hold all {classes} classes")
+        raise InputError(f"{clients} clients with {per_client} classes each cannot hold all {classes} classes")
     held = np.zeros(classes)
     holders: list[list[int]] = [[] for _ in range(classes)]
     for i in range(clients):  # the least held classes, ties at random: all are held equally often

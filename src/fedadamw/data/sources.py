@@ -11,6 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+from fedadamw.validation import InputError
+
 Array = np.ndarray
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
@@ -79,14 +81,14 @@ def _read(source: str) -> "DatasetDict":
     local = source.startswith((".", "/", "~"))
     path = str(Path(source).expanduser())
     if local and not Path(path).is_dir():
-        raise FileNotFoundError(f"data.source={source!r}: no such folder")
+        raise InputError(f"data.source={source!r}: no such folder")
     datasets.disable_progress_bars()
     try:
         found = datasets.load_dataset(path)
     except Exception as error:  # hub, parser and network errors have no common class
-        raise ValueError(f"data.source={source!r} could not be read: {_first_line(error)}") from error
+        raise InputError(f"data.source={source!r} could not be read: {_first_line(error)}") from error
     if "train" not in found:
-        raise ValueError(f"data.source={source!r} has no split named 'train'; it has {', '.join(found)}")
+        raise InputError(f"data.source={source!r} has no split named 'train'; it has {', '.join(found)}")
     return found
 
 
@@ -99,7 +101,7 @@ def _test_split(source: str, splits: "DatasetDict", wanted: str | None) -> str:
     for name in names:
         if name in splits:
             return name
-    raise ValueError(
+    raise InputError(
         f"data.source={source!r} has no split named {' or '.join(names)}; it has {', '.join(splits)}: "
         "name one with data.test_split"
     )
@@ -114,13 +116,13 @@ def _columns(
     features = split.features
     for given in (image, label, group):
         if given and given not in features:
-            raise ValueError(f"data.source={source!r} has no column {given!r}; it has {', '.join(features)}")
+            raise InputError(f"data.source={source!r} has no column {given!r}; it has {', '.join(features)}")
     image = image or next((n for n, f in features.items() if isinstance(f, datasets.Image)), None)
     label = label or next((n for n, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
     label = label or ("label" if "label" in features else None)
     for role, name in (("image", image), ("label", label)):
         if name is None:
-            raise ValueError(
+            raise InputError(
                 f"data.source={source!r}: no {role} column found among {', '.join(features)}; "
                 f"name it with data.{role}_column"
             )
@@ -164,7 +166,7 @@ def _labels(split: "Dataset", column: str, classes: tuple[str, ...]) -> Array:
     labels = values.astype(np.int64) if numbers else _positions(values.astype(str), classes)
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(wrong):
-        raise ValueError(
+        raise InputError(
             f"column {column!r} holds {values[wrong[0]]!r}, which is not one of the {len(classes)} training classes"
         )
     return labels

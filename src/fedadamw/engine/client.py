@@ -12,6 +12,7 @@ from fedadamw.engine.randomness import Purpose, batches, numpy_generator, torch_
 from fedadamw.engine.settings import Training
 from fedadamw.engine.task import Batch, Task
 from fedadamw.vector import Layout, Vector, bind, bind_gradients, statistics, trainable
+from fedadamw.validation import InputError
 
 
 class Workspace:
@@ -26,7 +27,7 @@ class Workspace:
         dtypes = sorted({str(p.dtype) for p in parameters.values()})
         if len(dtypes) != 1:
             given = ", ".join(dtypes) or "none"
-            raise ValueError(f"trainable parameters must exist and have one dtype; their dtypes: {given}")
+            raise InputError(f"trainable parameters must exist and have one dtype; their dtypes: {given}")
         self.layout = Layout.of(module)
         self.y: Vector = self.layout.flatten(parameters)
         self.gradient: Vector = torch.zeros_like(self.y)

@@ -16,6 +16,7 @@ from fedadamw.engine.randomness import sample_clients
 from fedadamw.engine.settings import Training
 from fedadamw.engine.task import Task
 from fedadamw.vector import Vector, nbytes
+from fedadamw.validation import InputError
 
 
 class DivergedError(RuntimeError):
@@ -72,7 +73,7 @@ class Simulation:
         seed: int = 0,
     ) -> None:
         if training.clients_per_round > len(clients):
-            raise ValueError(
+            raise InputError(
                 f"clients_per_round={training.clients_per_round} is more than the {len(clients)} clients there are"
             )
         self.algorithm, self.task, self.clients = algorithm, task, clients
@@ -122,7 +123,7 @@ class Simulation:
         named = self.state.tensors()
         for name, t in named.items():
             if name not in tensors or tensors[name].shape != t.shape or tensors[name].dtype != t.dtype:
-                raise ValueError(f"the state has no {name} of shape {tuple(t.shape)} and type {t.dtype}")
+                raise InputError(f"the state has no {name} of shape {tuple(t.shape)} and type {t.dtype}")
         device = self.workspace.y.device
         server = self.state.server
         loaded = type(server)(*(tensors[f"server.{f}"].to(device) for f in server._fields))

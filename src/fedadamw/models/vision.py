@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fedadamw.validation import check
+from fedadamw.validation import InputError, check
 
 
 class ImageShape(NamedTuple):
@@ -38,7 +38,7 @@ def build(name: str, shape: ImageShape, *, depth: int | None = None, norm: str =
     if name in VITS:
         return Vision(_vit(shape, VITS[name], depth))
     if depth is not None:
-        raise ValueError(f"model.depth is a setting of {', '.join(VITS)}, not of {name!r}")
+        raise InputError(f"model.depth is a setting of {', '.join(VITS)}, not of {name!r}")
     if name == "swin-tiny":
         return Vision(_swin(shape))
     if name == "resnet18":
@@ -149,15 +149,13 @@ def _pretrained(name: str, shape: ImageShape) -> Vision:
     local = name.startswith((".", "/", "~"))
     path = str(Path(name).expanduser())
     if not local and "/" not in name:
-        from fedadamw.validation import one_of
-
         one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
     check(not local or Path(path).is_dir(), f"model.name={name!r}: no such folder")
     try:
         config = AutoConfig.from_pretrained(path, num_labels=shape.classes)
         model = AutoModelForImageClassification.from_pretrained(path, config=config, ignore_mismatched_sizes=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.name={name!r} could not be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"model.name={name!r} could not be loaded: {str(error).strip().splitlines()[0]}") from error
     size = getattr(config, "image_size", None)
     mean, std = _pixel_moments(path)
     return Vision(model, size if isinstance(size, int) else None, getattr(config, "num_channels", 3), mean, std)

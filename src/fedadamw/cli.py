@@ -1,0 +1,179 @@
+"""The command line: run, list, blocks, partition."""
+
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fedadamw.experiment import Experiment
+    from fedadamw.run_folder import RunFolder
+
+app = typer.Typer(
+    help="Federated learning of large models with adaptive optimizers.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+DEFAULT = "digits"
+Settings = Annotated[
+    list[str] | None, typer.Option("-s", "--set", metavar="KEY.PATH=VALUE", help="Change one setting; repeatable.")
+]
+Recipe = Annotated[
+    str | None, typer.Argument(help="A recipe's name (see `list`) or a YAML file.", show_default="digits")
+]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled as Ctrl-C is."""
+
+
+def main() -> None:
+    """The command `fedadamw`: wrong input is one line and exit code 2, a run that failed 1, an interrupted one 130."""
+    from fedadamw.engine.simulate import DivergedError
+    from fedadamw.validation import InputError
+
+    signal.signal(signal.SIGTERM, _terminate)
+    warnings.showwarning = lambda message, *_args, **_kwargs: _say(f"warning: {message}")
+    try:
+        app()
+    except InputError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+    except (DivergedError, OSError) as error:
+        _say(f"error: {error}")
+        sys.exit(1)
+
+
+@app.command("run")
+def run_command(
+    recipe: Recipe = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<recipe>-<time> by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,  # noqa: FBT002
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,  # noqa: FBT002
+) -> None:
+    """Train a federated model and leave its curves, page, metrics and checkpoint in a folder.
+
+    \b
+    fedadamw run
+    fedadamw run digits -s algorithm.alpha=0 -s training.lr=1e-3
+    fedadamw run cifar10-small -s data.source=../data/cifar10 --out runs/cifar
+    fedadamw run --resume --out runs/cifar
+    """  # noqa: D301  (\b keeps lines apart)
+    from fedadamw.progress import Progress
+    from fedadamw.run import Interrupted, execute
+
+    try:
+        folder, experiment = _place(recipe, settings or [], out, resume=resume)
+        with Progress(experiment.training, quiet=quiet) as progress:
+            execute(experiment, folder, resume=resume, on_start=progress.start, on_round=progress.round)
+    except Interrupted as stopped:
+        _say(f"stopped; go on with: fedadamw run --resume --out {folder.path}")
+        raise typer.Exit(143 if isinstance(stopped.__cause__, Terminated) else 130) from None
+    except KeyboardInterrupt:  # before the first round: nothing to save
+        raise typer.Exit(130) from None
+    if not quiet:
+        typer.echo(f"{folder.path}: report.html, curves.png, metrics.jsonl, config.yaml, checkpoint/")
+
+
+@app.command("list")
+def list_command() -> None:
+    """Show the recipes, algorithms and models that come with the package."""
+    from fedadamw.experiment import recipes
+    from fedadamw.models.vision import NAMES
+    from fedadamw.registry import ALGORITHMS, settings_of
+
+    typer.echo("recipes")
+    for name, about in recipes().items():
+        typer.echo(f"  {name:<16} {about}")
+    typer.echo("algorithms")
+    for name in ALGORITHMS:
+        given = ", ".join(f"{key}={value}" for key, value in settings_of(name).items())
+        typer.echo(f"  {name:<16} {given}")
+    typer.echo(f"models\n  {', '.join(NAMES)}, any image classifier of the hub (owner/name) or a folder")
+
+
+@app.command("blocks")
+def blocks_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="vit-tiny, bert, a folder, a hub id, ...")],
+    granularity: Annotated[str, typer.Option(help="paper, coarse, tensor or coordinate.")] = "paper",
+    lora: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Put LoRA on these modules.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA adapters.")] = 16,
+) -> None:
+    """Show how a model is cut into blocks and what an upload costs; no weights are loaded.
+
+    \b
+    fedadamw blocks vit-tiny
+    fedadamw blocks roberta --lora query,key,value,dense --rank 16
+    fedadamw blocks ./my-model --granularity coarse
+    """  # noqa: D301
+    from fedadamw.blocks import Blocks
+    from fedadamw.models.hub import skeleton, with_lora
+    from fedadamw.tables import print_blocks
+
+    found = skeleton(model)
+    if lora is not None:
+        found = with_lora(found, rank, lora.split(","))
+    print_blocks(model, Blocks.of(found, granularity))
+
+
+@app.command("partition")
+def partition_command(
+    recipe: Recipe = None,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("partition.png"),
+) -> None:
+    """Draw which client holds how many samples of which class.
+
+    \b
+    fedadamw partition digits
+    fedadamw partition digits -s partition.concentration=0.1 --out dir01.png
+    """  # noqa: D301
+    from fedadamw.experiment import images_of, load, partition_of
+    from fedadamw.report.figures import partition, save_png
+    from fedadamw.tables import print_partition
+
+    experiment = load(recipe or DEFAULT, settings or ())
+    train, _ = images_of(experiment)
+    clients = partition_of(experiment, train)
+    counts = clients.counts(train.labels, len(train.classes))
+    save_png(partition(counts, train.classes), out)
+    print_partition(counts, clients.fingerprint)
+    typer.echo(f"picture: {out}")
+
+
+def _place(
+    recipe: str | None, settings: list[str], out: Path | None, *, resume: bool
+) -> "tuple[RunFolder, Experiment]":
+    """The folder and the experiment to run in it, new or begun; InputError where they do not go together."""
+    from fedadamw.experiment import load
+    from fedadamw.run_folder import RunFolder
+    from fedadamw.validation import check
+
+    name = recipe or DEFAULT
+    folder = RunFolder(out or Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    if not resume:
+        check(not folder.used, f"{folder.path} holds a run already; go on with --resume, or choose another --out")
+        return folder, load(name, settings)
+    check(out is not None, "--resume needs --out, the folder of the run")
+    if folder.started:
+        experiment = load(recipe or str(folder.config), settings)
+        folder.check_settings(experiment)
+        return folder, experiment
+    check(recipe is not None and not folder.used, f"{folder.path} holds no run to go on with (no config.yaml)")
+    return folder, load(name, settings)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)

@@ -1,0 +1,84 @@
+"""Any transformers model as a skeleton without weights: enough to see its blocks, whatever its size."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedadamw.models import vision
+from fedadamw.validation import InputError
+
+SHAPE = vision.ImageShape(size=32, channels=3, classes=10)
+MICRO = vision.ImageShape(size=8, channels=1, classes=10)
+
+
+def skeleton(name: str) -> nn.Module:
+    """The model `name` on the meta device: one of this package's, a transformers type (bert), a folder or a hub id."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with torch.device("meta"):
+        if name in vision.NAMES:
+            return vision.build(name, MICRO if name == "vit-micro" else SHAPE).model
+        return _from_config(_config(name))
+
+
+def with_lora(model: nn.Module, rank: int, targets: list[str]) -> nn.Module:
+    """`model` with LoRA adapters of `rank` on the modules that `targets` name; all else but the head is frozen."""
+    try:
+        from peft import LoraConfig, TaskType, get_peft_model
+    except ImportError:
+        raise InputError("--lora needs peft: pip install 'fedadamw[lora]'") from None
+    head = "classifier" if hasattr(model, "classifier") else None
+    config = LoraConfig(
+        r=rank,
+        target_modules=targets,
+        task_type=TaskType.SEQ_CLS if "SequenceClassification" in type(model).__name__ else None,
+        modules_to_save=[head] if head else None,
+    )
+    with torch.device("meta"):
+        return get_peft_model(model, config)  # type: ignore[no-any-return]
+
+
+def _config(name: str) -> Any:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if name in CONFIG_MAPPING:
+        return AutoConfig.for_model(name)
+    local = name.startswith((".", "/", "~"))
+    path = Path(name).expanduser()
+    if local and not path.exists():
+        raise InputError(f"model {name!r}: no such folder")
+    try:
+        return AutoConfig.from_pretrained(str(path) if local else name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model {name!r} is none of {', '.join(vision.NAMES)}, no type of transformers (bert, llama, ...), "
+            f"and could not be loaded as a folder or hub id: {str(error).strip().splitlines()[0]}"
+        ) from None
+
+
+def _from_config(config: Any) -> nn.Module:
+    """The class the configuration names; else an image or text classifier, else a language model."""
+    import transformers
+    from transformers import AutoModel
+    from transformers.models.auto import modeling_auto as auto
+
+    for architecture in config.architectures or ():
+        if hasattr(transformers, architecture):
+            return getattr(transformers, architecture)(config)  # type: ignore[no-any-return]
+    config.architectures = []  # AutoModel iterates over it
+    kind = config.model_type
+    classifier = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES  # an encoder: to be classified with
+    for names, cls, wanted in (
+        (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, transformers.AutoModelForImageClassification, True),
+        (
+            auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+            transformers.AutoModelForSequenceClassification,
+            classifier,
+        ),
+        (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForCausalLM, True),
+    ):
+        if wanted and kind in names:
+            return cls.from_config(config)  # type: ignore[no-any-return]
+    return AutoModel.from_config(config)  # type: ignore[no-any-return]

@@ -1,0 +1,74 @@
+"""How a run shows itself while it goes: a live bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from fedadamw.engine.settings import Training
+from fedadamw.engine.simulate import Record
+
+LINES = 20  # about so many of them a run, where there is no terminal
+
+
+class Progress:
+    """Shows each round of a run on standard output; nothing when quiet."""
+
+    def __init__(self, training: Training, *, quiet: bool) -> None:
+        self.rounds = training.rounds
+        self.quiet = quiet
+        self._bar = self._live_bar() if not quiet and sys.stdout.isatty() else None
+        self._every = -(-self.rounds // LINES)
+        self._accuracy = ""
+        self._begin, self._clients = time.perf_counter(), 0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self, done: int) -> None:
+        """The data and the model are there, and `done` rounds behind us."""
+        self._begin = time.perf_counter()
+        if self._bar is not None:
+            self._bar.start()
+            self._bar.add_task("", total=self.rounds, completed=done, status="")
+        elif done and not self.quiet:
+            print(f"going on after round {done} of {self.rounds}", flush=True)
+
+    def round(self, record: Record) -> None:
+        """One more round is done."""
+        if self.quiet:
+            return
+        self._clients += record.clients + record.rejected
+        if record.test_accuracy is not None:
+            self._accuracy = f"accuracy {record.test_accuracy:.2%}  "
+        speed = self._clients / max(time.perf_counter() - self._begin, 1e-9)
+        rejected = f"  rejected {record.rejected}" if record.rejected else ""
+        status = f"loss {record.train_loss:.4f}  {self._accuracy}{speed:.1f} clients/s{rejected}"
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=record.round, status=status)
+        elif record.round % self._every == 0 or record.round in (1, self.rounds) or record.rejected:
+            print(f"round {record.round}/{self.rounds}  {status}", flush=True)
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    @staticmethod
+    def _live_bar() -> Bar:
+        columns = (
+            TextColumn("round {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[status]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+        )
+        return Bar(*columns, console=Console(highlight=False), refresh_per_second=4)

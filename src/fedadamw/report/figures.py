@@ -1,0 +1,104 @@
+"""Charts: one altair definition each, for the interactive page and for PNG alike."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+Records = Sequence[Mapping[str, Any]]
+Chart = alt.TopLevelMixin
+
+BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#64748b"
+MOST_CLIENTS = 200  # columns that are still wide enough to see
+
+
+def curves(records: Records, *, width: int = 420, height: int = 240) -> Any:
+    """Test accuracy and losses by round."""
+    return (_accuracy(records, width, height) | _losses(records, width, height)).resolve_scale(color="independent")
+
+
+def _accuracy(records: Records, width: int, height: int) -> Any:
+    rows = [
+        {"round": r["round"], "accuracy": r["test_accuracy"], "sent": _megabytes(records, i)}
+        for i, r in enumerate(records)
+        if r["test_accuracy"] is not None
+    ]
+    hover = [
+        alt.Tooltip("round:Q"),
+        alt.Tooltip("accuracy:Q", format=".2%", title="test accuracy"),
+        alt.Tooltip("sent:Q", format=",.1f", title="MB sent up so far"),
+    ]
+    base = alt.Chart(alt.Data(values=rows), title="Test accuracy").encode(
+        x=alt.X("round:Q", title="round"),
+        y=alt.Y("accuracy:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(zero=False)),
+    )
+    line = base.mark_line(color=BLUE, strokeWidth=2.5)
+    return (line + base.mark_circle(color=BLUE, size=28).encode(tooltip=hover)).properties(width=width, height=height)
+
+
+def _losses(records: Records, width: int, height: int) -> Any:
+    names = {"train_loss": "clients' training loss", "test_loss": "test loss"}
+    rows = [
+        {"round": r["round"], "loss": r[key], "of": name}
+        for key, name in names.items()
+        for r in records
+        if r[key] is not None
+    ]
+    chart = alt.Chart(alt.Data(values=rows), title="Loss").mark_line(strokeWidth=2)
+    return chart.encode(
+        x=alt.X("round:Q", title="round"),
+        y=alt.Y("loss:Q", title=None),
+        color=alt.Color(
+            "of:N",
+            title=None,
+            scale=alt.Scale(domain=list(names.values()), range=[GREY, ORANGE]),
+            legend=alt.Legend(orient="top-right"),
+        ),
+        tooltip=[alt.Tooltip("round:Q"), alt.Tooltip("of:N", title=" "), alt.Tooltip("loss:Q", format=".4f")],
+    ).properties(width=width, height=height)
+
+
+def _megabytes(records: Records, until: int) -> float:
+    """Megabytes that all clients have sent up to and with record `until`."""
+    return float(sum(r["up_bytes"] for r in records[: until + 1]) / 1e6)
+
+
+def partition(counts: np.ndarray, classes: Sequence[str], *, width: int = 880) -> Any:
+    """Clients x classes: how many samples of each class (clients, classes) each client has."""
+    shown = counts[:MOST_CLIENTS]
+    rows = [
+        {"client": int(i), "class": classes[c], "samples": int(shown[i, c])}
+        for i, c in zip(*np.nonzero(shown), strict=True)
+    ]
+    cut = "" if len(shown) == len(counts) else f" (the first {len(shown)} of {len(counts):,})"
+    title = f"Who holds what: {len(counts):,} clients{cut} x {len(classes)} classes"
+    labels = alt.Axis(labels=len(classes) <= 40, ticks=len(classes) <= 40)
+    step = max(len(shown) // 10, 1)
+    return (
+        alt.Chart(alt.Data(values=rows), title=title)
+        .mark_rect()
+        .encode(
+            x=alt.X("client:O", title="client", axis=alt.Axis(values=list(range(0, len(shown), step)), labelAngle=0)),
+            y=alt.Y("class:N", title=None, sort=list(classes), axis=labels),
+            color=alt.Color("samples:Q", title="samples", scale=alt.Scale(scheme="blues", domainMin=0)),
+            tooltip=["client:O", "class:N", "samples:Q"],
+        )
+        .properties(width=width, height=min(max(14 * len(classes), 140), 480))
+    )
+
+
+def styled(chart: Any) -> Any:
+    """The house style, applied once to a whole chart."""
+    return (
+        chart.configure(font="Inter, Helvetica, Arial, sans-serif", background="white", padding=12)
+        .configure_view(stroke=None)
+        .configure_axis(gridColor="#e5e7eb", domainColor="#9ca3af", tickColor="#9ca3af", labelColor="#374151")
+        .configure_title(anchor="start", fontSize=14, color="#111827")
+    )
+
+
+def save_png(chart: Any, path: Path) -> None:
+    """A chart as PNG at twice its size, for sharp screens."""
+    styled(chart).save(path, format="png", scale_factor=2)

@@ -1,0 +1,99 @@
+"""One HTML page of a run that opens without a network: charts, settings, bytes, partition."""
+
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from string import Template
+from typing import Any
+
+import numpy as np
+import vl_convert
+import yaml
+
+from fedadamw.report import figures
+from fedadamw.run_folder import RunFolder
+
+
+def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None:
+    """curves.png and report.html in the run's folder; counts: samples of each class a client."""
+    records = folder.records()
+    figures.save_png(figures.curves(records), folder.path / "curves.png")
+    charts = {
+        "curves": figures.styled(figures.curves(records)),
+        "partition": figures.styled(figures.partition(counts, classes)),
+    }
+    settings = yaml.safe_load(folder.config.read_text())
+    manifest = json.loads(folder.manifest.read_text())
+    (folder.path / "report.html").write_text(page(folder.path.name, records, settings, manifest, charts))
+
+
+def page(
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    charts: Mapping[str, Any],
+) -> str:
+    """The page as text, with the charts' library inside it."""
+    template = Template((resources.files("fedadamw.report") / "page.html").read_text())
+    specs = {name: chart.to_dict() for name, chart in charts.items()}
+    return template.substitute(
+        title=html.escape(title),
+        cards="".join(_card(*card) for card in _summary(records)),
+        settings=_rows(_flat(settings)),
+        manifest=_rows(_flat(manifest)),
+        library=vl_convert.javascript_bundle(),
+        specs=json.dumps(specs).replace("</", "<\\/"),
+    )
+
+
+def _summary(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The headline numbers, as (label, value)."""
+    evaluated = [r for r in records if r["test_accuracy"] is not None]
+    best = max(evaluated, key=lambda r: r["test_accuracy"])
+    last = records[-1]
+    return [
+        ("test accuracy", f"{evaluated[-1]['test_accuracy']:.2%}"),
+        ("best, in round", f"{best['test_accuracy']:.2%}, {best['round']}"),
+        ("rounds", f"{last['round']:,}"),
+        ("sent up by a client and round", size(last["up_bytes"] / last["clients"])),
+        ("sent down to a client and round", size(last["down_bytes"] / (last["clients"] + last["rejected"]))),
+        ("sent up in all", size(sum(r["up_bytes"] for r in records))),
+        ("updates rejected", f"{sum(r['rejected'] for r in records):,}"),
+        ("time", duration(sum(r["wall_s"] for r in records))),
+    ]
+
+
+def size(number: float) -> str:
+    """Bytes in words: 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 1 min 05 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _card(label: str, value: str) -> str:
+    return f"<div class=card><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>\n"
+
+
+def _rows(items: Iterable[tuple[str, Any]]) -> str:
+    return "".join(f"<tr><th>{html.escape(k)}<td>{html.escape(str(v))}\n" for k, v in items)
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, "" if value is None else value

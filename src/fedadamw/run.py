@@ -1,0 +1,121 @@
+"""A run from settings to results: prepare or resume, train, record, checkpoint, report."""
+
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedadamw.engine.simulate import Record
+from fedadamw.experiment import Experiment, Prepared, prepare
+from fedadamw.registry import needs_blocks
+from fedadamw.run_folder import RunFolder
+from fedadamw.tracking import Trackers, check_trackers
+
+PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetensors")
+
+OnRound = Callable[[Record], None]
+
+
+class Interrupted(Exception):  # noqa: N818  (not an error)
+    """The run was asked to stop, and its last whole round is in the checkpoint."""
+
+
+def execute(
+    experiment: Experiment, folder: RunFolder, *, resume: bool, on_start: Callable[[int], None], on_round: OnRound
+) -> None:
+    """Run `experiment` in `folder` to its last round; on Ctrl-C save and raise Interrupted.
+
+    on_start gets the rounds already done, on_round each new record.
+    """
+    check_trackers(experiment.trackers)
+    prepared = prepare(experiment)
+    simulation = prepared.simulation
+    manifest = manifest_of(experiment, prepared)
+    if resume and folder.started:
+        folder.check_same(manifest)
+        saved = folder.load(experiment)
+        if saved is not None:
+            simulation.restore(*saved)
+    else:
+        folder.start(experiment, manifest)
+    on_start(simulation.state.round)
+    settled = simulation.state
+    trackers = Trackers(experiment, folder.path)
+    try:
+        for record in simulation.rounds():
+            folder.append(record)
+            settled = simulation.state  # from here on a checkpoint of it has its record beside it
+            on_round(record)
+            trackers.log(record)
+            if settled.round % experiment.checkpoint_every == 0 or settled.round == experiment.training.rounds:
+                folder.save(settled, experiment)
+    except KeyboardInterrupt as request:
+        folder.save(settled, experiment)
+        raise Interrupted from request
+    finally:
+        trackers.finish()
+    write_report(folder, prepared)
+
+
+def write_report(folder: RunFolder, prepared: Prepared) -> None:
+    """curves.png and report.html of a run that is done."""
+    from fedadamw.report.page import write
+
+    counts = prepared.partition.counts(prepared.train.labels, len(prepared.train.classes))
+    write(folder, counts, prepared.train.classes)
+
+
+def manifest_of(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
+    """What a reader needs to repeat the run, besides its settings."""
+    simulation = prepared.simulation
+    layout = simulation.workspace.layout
+    model: dict[str, Any] = {"layout": layout.fingerprint, "d": layout.d}
+    if needs_blocks(experiment.algorithm["name"]):
+        model["B"] = simulation.algorithm.blocks.B  # type: ignore[attr-defined]  # it has them, as just asked
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "commit": commit(),
+        "seed": experiment.seed,
+        "device": device_name(prepared.device),
+        "data": {
+            "train": {"samples": len(prepared.train), "fingerprint": prepared.train.fingerprint},
+            "test": {"samples": len(prepared.test), "fingerprint": prepared.test.fingerprint},
+        },
+        "partition": {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint},
+        "model": model,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return f"{device}: {torch.cuda.get_device_name(device)}"
+    return f"{device}: {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str | None:
+    """The commit of this package's own checkout, `+changes` where it was edited; None where it is installed."""
+    here = Path(__file__).parent
+    if not _git(here, "ls-files", "--error-unmatch", Path(__file__).name):
+        return None
+    revision = _git(here, "rev-parse", "HEAD")
+    return revision + "+changes" if _git(here, "status", "--porcelain", ".") else revision
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

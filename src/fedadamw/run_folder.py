@@ -1,0 +1,123 @@
+"""What a run leaves on disk, and how a run goes on from it.
+
+    config.yaml      every setting; feeds `fedadamw run` again
+    manifest.json    versions, commit, seed, fingerprints of data, partition and model, device
+    metrics.jsonl    one record a round
+    checkpoint/      state.safetensors, replaced atomically
+    curves.png, report.html
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedadamw import checkpoint
+from fedadamw.checkpoint import CheckpointError, write_atomically
+from fedadamw.engine.simulate import Record, State
+from fedadamw.experiment import Experiment, load
+from fedadamw.validation import InputError
+
+
+class RunFolder:
+    """One run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.manifest = path / "manifest.json"
+        self.metrics = path / "metrics.jsonl"
+        self.state = path / "checkpoint" / "state.safetensors"
+
+    @property
+    def started(self) -> bool:
+        """Whether a run has begun here."""
+        return self.config.is_file()
+
+    @property
+    def used(self) -> bool:
+        """Whether any file of a run is here, so that a new run would overwrite it."""
+        return any(file.exists() for file in (self.config, self.metrics, self.state))
+
+    def start(self, experiment: Experiment, manifest: Mapping[str, Any]) -> None:
+        """Write what is known before the first round; the settings last, since they say that a run began."""
+        self.state.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.manifest, _json(manifest))
+        write_atomically(self.metrics, b"")
+        write_atomically(self.config, experiment.to_yaml().encode())
+
+    def check_settings(self, experiment: Experiment) -> None:
+        """Raise InputError where `experiment` would not continue the run that began here."""
+        if settings_digest(load(str(self.config))) != settings_digest(experiment):
+            raise InputError(f"{self.path}: was run with other settings; --resume takes them from {self.config}")
+
+    def check_same(self, manifest: Mapping[str, Any]) -> None:
+        """Raise CheckpointError where data, partition or model are not those that the run began with."""
+        try:
+            before = json.loads(self.manifest.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.manifest}: cannot be read ({error})") from None
+        for key in ("data", "partition", "model"):
+            if before.get(key) != manifest[key]:
+                raise CheckpointError(
+                    f"{self.path}: the {key} changed since the run began "
+                    f"(was {before.get(key)}, is {manifest[key]}); resume with the same, or start in another folder"
+                )
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records so far; a line cut short by a crash is left out."""
+        return [json.loads(line) for line in self._whole_lines()]
+
+    def append(self, record: Record) -> None:
+        """Add one record, on disk when this returns."""
+        line = json.dumps({k: _number(v) for k, v in asdict(record).items()}, allow_nan=False) + "\n"
+        with open(self.metrics, "ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def save(self, state: State, experiment: Experiment) -> None:
+        """Replace the checkpoint."""
+        facts = {"round": state.round, "settings": settings_digest(experiment)}
+        checkpoint.write(self.state, "checkpoint", state.tensors(), facts)
+
+    def load(self, experiment: Experiment) -> tuple[int, dict[str, Tensor]] | None:
+        """Round and tensors of the checkpoint, None before the first; records past it are dropped."""
+        if not self.state.exists():
+            self._keep(0)
+            return None
+        tensors, facts = checkpoint.read(self.state, "checkpoint")
+        if facts.get("settings") != settings_digest(experiment):
+            raise CheckpointError(f"{self.state}: belongs to a run with other settings than {self.config}")
+        lines = len(self._whole_lines())
+        if lines < facts["round"]:
+            raise CheckpointError(f"{self.metrics}: has {lines} records, the checkpoint is of round {facts['round']}")
+        self._keep(facts["round"])
+        return facts["round"], tensors
+
+    def _whole_lines(self) -> list[bytes]:
+        content = self.metrics.read_bytes() if self.metrics.exists() else b""
+        return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+
+    def _keep(self, records: int) -> None:
+        write_atomically(self.metrics, b"".join(self._whole_lines()[:records]))
+
+
+def settings_digest(experiment: Experiment) -> str:
+    """A digest of the settings that decide a run's numbers."""
+    deciding = experiment.model_dump(mode="json", exclude={"device", "threads", "trackers", "checkpoint_every"})
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no nan and no infinity: such a loss is null."""
+    return value if value is not None and abs(value) < float("inf") else None

@@ -1,0 +1,55 @@
+"""Tables for the terminal."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fedadamw.blocks import Blocks
+
+SHADES = " ░▒▓█"
+BYTES = 4  # a float32
+
+
+def _console(table: Table) -> Console:
+    """The terminal; where there is none, a page as wide as the table."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, width=max(Console(width=400).measure(table).maximum, 80))
+
+
+def print_blocks(name: str, blocks: Blocks) -> None:
+    """Every parameter with its class, shape and blocks; then B, d, B/d and what an upload costs."""
+    table = Table("parameter", "class", "shape", box=None, header_style="bold", pad_edge=False)
+    table.add_column("blocks", justify="right")
+    for row in blocks.table():
+        table.add_row(row.parameter, row.kind, " x ".join(map(str, row.shape)), f"{row.blocks:,}")
+    _console(table).print(table)
+    b, d = blocks.B, blocks.d
+    print(f"\n{name}: B = {b:,} blocks of d = {d:,} trainable numbers, B/d = {b / max(d, 1):.3%}")
+    uploads = (("FedAdamW (delta, block means of v)", d + b + 1), ("Local AdamW (delta)", d), ("whole v too", 2 * d + 1))
+    for what, numbers in uploads:
+        print(f"upload a client and round, float32: {numbers * BYTES / 1e6:12,.2f} MB  {what}")
+
+
+def print_partition(counts: np.ndarray, fingerprint: str, *, most: int = 20) -> None:
+    """Samples a client and class (clients, classes) as shades, the first clients only, and the sizes in short."""
+    table = Table("client", "samples", box=None, header_style="bold", pad_edge=False)
+    table.add_column("classes 0 .. " + str(counts.shape[1] - 1), no_wrap=True)
+    for i, row in enumerate(counts[:most]):
+        table.add_row(str(i), f"{row.sum():,}", _shades(row))
+    _console(table).print(table)
+    if len(counts) > most:
+        print(f"... and {len(counts) - most:,} more")
+    sizes = counts.sum(1)
+    print(
+        f"{len(counts):,} clients, {sizes.sum():,} samples: {sizes.min():,} to {sizes.max():,} a client, "
+        f"{(counts > 0).sum(1).mean():.1f} classes on average; fingerprint {fingerprint}"
+    )
+
+
+def _shades(row: Sequence[int] | np.ndarray) -> str:
+    top = max(max(row), 1)
+    return "".join(SHADES[-(-int(n) * (len(SHADES) - 1) // int(top))] for n in row)

@@ -1,0 +1,72 @@
+"""Records to experiment trackers (TensorBoard, W&B, MLflow, ...), by name, through accelerate."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedadamw.engine.simulate import Record
+from fedadamw.experiment import Experiment
+from fedadamw.validation import InputError, nearest
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ValueError where a tracker is unknown or its library is not installed."""
+    if not names:
+        return
+    try:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+        from accelerate.utils import LoggerType
+    except ImportError:
+        raise InputError("trackers need accelerate: pip install 'fedadamw[track]'") from None
+    from accelerate.tracking import get_available_trackers
+
+    known = [str(kind) for kind in LOGGER_TYPE_TO_CLASS]
+    ready = [str(kind) for kind in get_available_trackers() if kind != LoggerType.ALL]
+    for name in names:
+        if name not in known:
+            raise InputError(f"trackers: {name!r} is unknown{nearest(name, known)}; use {', '.join(known)}")
+        if name not in ready:
+            raise InputError(f"trackers: {name!r} needs its library: pip install {name}")
+
+
+class Trackers:
+    """The trackers of one run; none costs nothing."""
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        self._trackers: list[Any] = []
+        if not experiment.trackers:
+            return
+        from accelerate import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        PartialState()
+        for name in experiment.trackers:
+            kind: Any = LOGGER_TYPE_TO_CLASS[name]
+            place = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
+            tracker = kind(folder.name, **place)
+            tracker.start()
+            tracker.store_init_configuration(_flat(experiment.model_dump(mode="json")))
+            self._trackers.append(tracker)
+
+    def log(self, record: Record) -> None:
+        """One round, at its own number."""
+        numbers = {k: v for k, v in asdict(record).items() if k != "round" and v is not None}
+        for tracker in self._trackers:
+            tracker.log(numbers, step=record.round)
+
+    def finish(self) -> None:
+        """Close every tracker."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str | int | float]:
+    """Nested settings as `section.key`, of the types that every tracker takes."""
+    flat: dict[str, str | int | float] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, int | float | str) else str(value)
+    return flat
