@@ -8,18 +8,22 @@ import altair as alt
 import numpy as np
 
 Records = Sequence[Mapping[str, Any]]
-Chart = alt.TopLevelMixin
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#64748b"
 MOST_CLIENTS = 200  # columns that are still wide enough to see
 
 
-def curves(records: Records, *, width: int = 420, height: int = 240) -> Any:
-    """Test accuracy and losses by round."""
-    return (_accuracy(records, width, height) | _losses(records, width, height)).resolve_scale(color="independent")
+Width = int | str  # pixels, or "container": as wide as the page gives
 
 
-def _accuracy(records: Records, width: int, height: int) -> Any:
+def curves(records: Records) -> Any:
+    """Test accuracy and losses by round, side by side."""
+    pair = alt.hconcat(accuracy(records, width=420), losses(records, width=420), bounds="flush", spacing=64)
+    return pair.resolve_scale(color="independent")
+
+
+def accuracy(records: Records, *, width: Width = "container", height: int = 240) -> Any:
+    """Test accuracy by round; hovering shows the bytes sent so far."""
     rows = [
         {"round": r["round"], "accuracy": r["test_accuracy"], "sent": _megabytes(records, i)}
         for i, r in enumerate(records)
@@ -38,7 +42,8 @@ def _accuracy(records: Records, width: int, height: int) -> Any:
     return (line + base.mark_circle(color=BLUE, size=28).encode(tooltip=hover)).properties(width=width, height=height)
 
 
-def _losses(records: Records, width: int, height: int) -> Any:
+def losses(records: Records, *, width: Width = "container", height: int = 240) -> Any:
+    """The clients' training loss and the test loss by round."""
     names = {"train_loss": "clients' training loss", "test_loss": "test loss"}
     rows = [
         {"round": r["round"], "loss": r[key], "of": name}
@@ -65,7 +70,7 @@ def _megabytes(records: Records, until: int) -> float:
     return float(sum(r["up_bytes"] for r in records[: until + 1]) / 1e6)
 
 
-def partition(counts: np.ndarray, classes: Sequence[str], *, width: int = 880) -> Any:
+def partition(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880) -> Any:
     """Clients x classes: how many samples of each class (clients, classes) each client has."""
     shown = counts[:MOST_CLIENTS]
     rows = [

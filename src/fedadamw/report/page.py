@@ -20,8 +20,9 @@ def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None
     records = folder.records()
     figures.save_png(figures.curves(records), folder.path / "curves.png")
     charts = {
-        "curves": figures.styled(figures.curves(records)),
-        "partition": figures.styled(figures.partition(counts, classes)),
+        "accuracy": figures.styled(figures.accuracy(records)),
+        "losses": figures.styled(figures.losses(records)),
+        "partition": figures.styled(figures.partition(counts, classes, width="container")),
     }
     settings = yaml.safe_load(folder.config.read_text())
     manifest = json.loads(folder.manifest.read_text())
@@ -96,4 +97,4 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, A
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, "" if value is None else value
+            yield prefix + key, "not set" if value in (None, []) else value

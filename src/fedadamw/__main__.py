@@ -1,0 +1,5 @@
+"""`python -m fedadamw` is the command `fedadamw`."""
+
+from fedadamw.cli import main
+
+main()

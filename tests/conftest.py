@@ -1,0 +1,93 @@
+"""What the tests share: small real problems, the data beside the checkout, the command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedadamw.engine.task import Evaluation
+
+sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+class Attention(nn.Module):
+    """One attention block with heads, an MLP and a head: every class of the block table, in 300 numbers."""
+
+    def __init__(self, width: int = 4, heads: int = 2, inputs: int = 3, classes: int = 3) -> None:
+        super().__init__()
+        self.embed = nn.Linear(inputs, width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.Linear(width, 2 * width)
+        self.norm = nn.LayerNorm(2 * width)
+        self.classifier = nn.Linear(2 * width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.embed(x)
+        y = y + self.attention(y, y, y, need_weights=False)[0]
+        return self.classifier(self.norm(torch.tanh(self.mlp(y))).mean(1))
+
+
+class SequenceTask:
+    """Classification of short random sequences, in float64; classes differ between clients."""
+
+    def __init__(self, samples: int = 200, classes: int = 3, seed: int = 0) -> None:
+        g = torch.Generator().manual_seed(seed)
+        self.labels = torch.arange(samples) % classes
+        centers = torch.randn(classes, 1, 3, generator=g, dtype=torch.float64)
+        self.inputs = centers[self.labels] + torch.randn(samples, 5, 3, generator=g, dtype=torch.float64)
+
+    def batch(self, samples, generator):
+        index = torch.from_numpy(samples)
+        return self.inputs[index], self.labels[index]
+
+    def loss(self, model, batch):
+        inputs, labels = batch
+        return F.cross_entropy(model(inputs), labels)
+
+    @torch.no_grad()
+    def evaluate(self, model):
+        logits = model(self.inputs)
+        right = (logits.argmax(-1) == self.labels).double().mean()
+        return Evaluation(float(F.cross_entropy(logits, self.labels)), float(right))
+
+
+def attention_model(seed: int = 0) -> Attention:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Attention().double()
+
+
+def unequal_clients(task: SequenceTask, sizes=(5, 40, 13, 60, 22)) -> list[np.ndarray]:
+    """Clients of unequal size, sorted by class so that they differ."""
+    order = np.argsort(task.labels.numpy(), kind="stable")
+    ends = np.cumsum(sizes)
+    return [order[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def need(path: Path) -> Path:
+    """`path` of the data beside the checkout, or a skip that says so."""
+    if not path.exists():
+        pytest.skip(f"{path.relative_to(ROOT.parent)} is not beside this checkout")
+    return path
+
+
+def command(*arguments: str, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess:
+    """`fedadamw` with these arguments, as a user would type it."""
+    return subprocess.run(
+        [sys.executable, "-m", "fedadamw", *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout
+    )
+
+
+@pytest.fixture
+def task() -> SequenceTask:
+    return SequenceTask()

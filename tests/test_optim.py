@@ -1,0 +1,276 @@
+"""FedAdamW as a torch optimizer and its server half."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES
+from conftest import Attention, attention_model, unequal_clients
+from test_algorithms import ROUNDS, gradients_of_round, literal_blocks, training_of
+
+import fedadamw
+from fedadamw.engine.randomness import Purpose, batches, numpy_generator, sample_clients
+from fedadamw.vector import Layout, trainable
+
+SHARES = [name for name in CASES if name.startswith("fedadamw")]
+
+
+def flat(model):
+    return Layout.of(model).flatten(trainable(model))
+
+
+def optimizer(model, **settings):
+    blocks = fedadamw.Blocks.of(model)
+    return fedadamw.FedAdamW(model.named_parameters(), blocks=blocks, **{"lr": 0.01, **settings})
+
+
+def one_round(model=None, steps=2, **settings):
+    """A server and one upload to it."""
+    model = attention_model() if model is None else model
+    server = fedadamw.Server(model)
+    opt = optimizer(model, **settings)
+    opt.start_round(server.broadcast())
+    inputs = torch.randn(6, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for _ in range(steps):
+        model(inputs).square().mean().backward()
+        opt.step()
+        opt.zero_grad()
+    return server, opt.finish_round()
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_rounds_equal_the_literal_twin(name, task):
+    case = CASES[name]
+    clients, training = unequal_clients(task), training_of(case)
+    rounds = [(training.lr_at(r), gradients_of_round(task, clients, r, training)) for r in range(ROUNDS)]
+    x0 = flat(attention_model()).tolist()
+    expected = case.twin(x0, rounds, literal_blocks(attention_model()), **case.settings)
+
+    model = attention_model()
+    blocks = fedadamw.Blocks.of(model)
+    server = fedadamw.Server(model, blocks=blocks, share=case.settings["share"])
+    for round_ in range(ROUNDS):
+        uploads = []
+        for i in sample_clients(0, round_, len(clients), training.clients_per_round):
+            opt = fedadamw.FedAdamW(model.named_parameters(), lr=training.lr_at(round_), blocks=blocks)
+            opt.start_round(server.broadcast())
+            generator = numpy_generator(0, Purpose.BATCHES, round_, i)
+            for indices in batches(clients[i], generator, batch_size=training.batch_size, steps=None, epochs=2):
+                task.loss(model, task.batch(indices, None)).backward()
+                opt.step()
+                opt.zero_grad()
+            uploads.append(opt.finish_round())
+        server.update(uploads)
+        np.testing.assert_allclose(server.broadcast().state.x.numpy(), expected[round_], rtol=0, atol=1e-10)
+
+
+def test_before_a_round_it_is_torch_adamw():
+    ours, theirs = attention_model(), attention_model()
+    a = fedadamw.FedAdamW(ours.parameters(), lr=0.01, weight_decay=0.1)
+    b = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1)
+    inputs = torch.randn(6, 5, 3, dtype=torch.float64)
+    for _ in range(20):
+        for model, opt in ((ours, a), (theirs, b)):
+            opt.zero_grad()
+            model(inputs).square().mean().backward()
+            opt.step()
+    torch.testing.assert_close(flat(ours), flat(theirs), rtol=0, atol=1e-12)
+
+
+def test_groups_schedulers_and_closures():
+    model = attention_model()
+    decayed = [(n, p) for n, p in model.named_parameters() if p.dim() > 1]
+    rest = [(n, p) for n, p in model.named_parameters() if p.dim() == 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0, "lr": 0.02}]
+    blocks = fedadamw.Blocks.of(model)
+    opt = fedadamw.FedAdamW(groups, lr=0.01, blocks=blocks)
+    scheduler = torch.optim.lr_scheduler.LinearLR(opt, start_factor=0.5, total_iters=4)
+    server = fedadamw.Server(model, blocks=blocks)
+    opt.start_round(server.broadcast())
+    inputs = torch.randn(6, 5, 3, dtype=torch.float64)
+
+    def closure():
+        opt.zero_grad()
+        loss = model(inputs).square().mean()
+        loss.backward()
+        return loss
+
+    rates = []
+    for _ in range(4):
+        rates.append([group["lr"] for group in opt.param_groups])
+        assert opt.step(closure) > 0
+        scheduler.step()
+    up = opt.finish_round()
+    by_name = dict(zip(up.layout.names, up.lr.tolist(), strict=True))
+    means = np.mean(rates, axis=0)
+    assert by_name["mlp.weight"] == pytest.approx(means[0])
+    assert by_name["mlp.bias"] == pytest.approx(means[1])
+    server.update([up])
+    views = up.layout.views(server.broadcast().state.delta)
+    deltas = up.layout.views(up.state.delta)
+    torch.testing.assert_close(views["mlp.bias"], -deltas["mlp.bias"] / (4 * means[1]))
+    torch.testing.assert_close(views["mlp.weight"], -deltas["mlp.weight"] / (4 * means[0]))
+
+
+def test_the_given_lr_of_the_round_counts():
+    server, up = one_round(lr=0.01)
+    server.update([up], lr=0.5)
+    torch.testing.assert_close(server.broadcast().state.delta, -up.state.delta / (2 * 0.5))
+
+
+def test_weights_are_normalised():
+    server, up = one_round()
+    other = one_round(steps=3)[1]
+    server.update([up, other], weights=[3, 1])
+    expected = flat(attention_model()) + 0.75 * up.state.delta + 0.25 * other.state.delta
+    torch.testing.assert_close(server.broadcast().state.x, expected)
+    assert float(server.broadcast().state.t) == 2.25
+
+
+def test_state_dict_round_trip_in_the_middle_of_a_round():
+    def steps(model, opt, count):
+        inputs = torch.randn(6, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        for _ in range(count):
+            opt.zero_grad()
+            model(inputs).square().mean().backward()
+            opt.step()
+
+    server, up = one_round()
+    server.update([up])
+    whole, first = attention_model(), attention_model()
+    finals = []
+    for model, cut in ((whole, None), (first, 2)):
+        opt = optimizer(model)
+        opt.start_round(server.broadcast())
+        steps(model, opt, cut or 5)
+        if cut:
+            saved = copy.deepcopy((model.state_dict(), opt.state_dict()))
+            model = attention_model()
+            opt = optimizer(model)
+            model.load_state_dict(saved[0])
+            opt.load_state_dict(saved[1])
+            steps(model, opt, 5 - cut)
+        finals.append(opt.finish_round())
+    for a, b in zip(finals[0].state, finals[1].state, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(finals[0].lr, finals[1].lr)
+
+
+def test_frozen_parameters_stay_and_do_not_travel():
+    model = attention_model()
+    model.embed.requires_grad_(False)
+    before = model.embed.weight.clone()
+    server, up = one_round(model)
+    assert torch.equal(model.embed.weight, before)
+    assert "embed.weight" not in up.layout.names
+    server.update([up])
+    assert len(server.broadcast().state.x) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_a_parameter_without_gradient_is_left_alone():
+    model = attention_model()
+    opt = optimizer(model)
+    opt.start_round(fedadamw.Server(model).broadcast())
+    before = model.classifier.bias.clone()
+    model.mlp.weight.sum().backward()
+    opt.step()
+    assert torch.equal(model.classifier.bias, before)
+    assert float(opt.finish_round().state.k) == 1
+
+
+def test_grad_scaler_skips_a_step_that_overflowed():
+    model = Attention()
+    opt = optimizer(model)
+    opt.start_round(fedadamw.Server(model).broadcast())
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for factor in (1.0, float("inf"), 1.0):
+        opt.zero_grad()
+        scaler.scale(model(torch.randn(2, 5, 3)).square().mean() * factor).backward()
+        scaler.step(opt)
+        scaler.update()
+    assert float(opt.finish_round().state.k) == 2
+
+
+def test_saved_and_loaded_uploads_and_broadcasts_are_the_same(tmp_path):
+    server, up = one_round()
+    fedadamw.save(up, tmp_path / "up.safetensors")
+    fedadamw.save(server.broadcast(), tmp_path / "down.safetensors")
+    again, down = fedadamw.load(tmp_path / "up.safetensors"), fedadamw.load(tmp_path / "down.safetensors")
+    assert again.layout == up.layout
+    other = fedadamw.Server(attention_model(seed=5))
+    other.restore(down)
+    server.update([up])
+    other.update([again])
+    for a, b in zip(server.broadcast().state, other.broadcast().state, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_global_model_can_be_put_back_into_a_module():
+    server, up = one_round()
+    server.update([up])
+    model = attention_model(seed=9)
+    server.load_into(model)
+    assert torch.equal(flat(model), server.broadcast().state.x)
+
+
+def replaced(up, **fields):
+    from dataclasses import replace
+
+    return replace(up, state=up.state._replace(**fields))
+
+
+def test_bad_uploads_are_refused_by_name_and_change_nothing():
+    server, up = one_round()
+    before = server.broadcast().state
+    layout = up.layout
+    delta = up.state.delta.clone()
+    delta[layout.offsets[layout.names.index("mlp.bias")]] = float("nan")
+    v = up.state.v.clone()
+    v[0] = -1.0
+    wider = one_round(Attention(width=8).double())[1]
+    bad = [
+        (replaced(up, delta=delta), "upload 1: delta is not finite at 'mlp.bias'"),
+        (replaced(up, v=v), "v is negative at 'embed.weight'"),
+        (replaced(up, delta=up.state.delta[:-1]), "delta has 178 numbers instead of 179"),
+        (replaced(up, k=torch.zeros(1)), "0 steps"),
+        (wider, "another model: 'embed.weight' has shape"),
+        ("up", "is a str"),
+    ]
+    for upload, message in bad:
+        with pytest.raises(ValueError, match=message):
+            server.update([up, upload])
+    assert all(torch.equal(a, b) for a, b in zip(before, server.broadcast().state, strict=True))
+    with pytest.raises(ValueError, match="no uploads"):
+        server.update([])
+    with pytest.raises(ValueError, match="1 weights for 2 uploads"):
+        server.update([up, up], weights=[1.0])
+
+
+def test_another_granularity_or_share_is_refused():
+    model = attention_model()
+    server, _ = one_round()
+    blocks = fedadamw.Blocks.of(model, granularity="tensor")
+    opt = fedadamw.FedAdamW(model.named_parameters(), blocks=blocks)
+    with pytest.raises(ValueError, match="other blocks"):
+        opt.start_round(server.broadcast())
+    other = fedadamw.Server(model, share="v")
+    with pytest.raises(ValueError, match="shares 'mean-v'"):
+        other.restore(server.broadcast())
+
+
+def test_misuse_says_what_to_do():
+    model = attention_model()
+    with pytest.raises(RuntimeError, match="need blocks"):
+        fedadamw.FedAdamW(model.named_parameters()).finish_round()
+    opt = optimizer(model)
+    with pytest.raises(RuntimeError, match="before start_round"):
+        opt.finish_round()
+    opt.start_round(fedadamw.Server(model).broadcast())
+    with pytest.raises(RuntimeError, match="without a step"):
+        opt.finish_round()
+    unnamed = fedadamw.FedAdamW(model.parameters(), blocks=fedadamw.Blocks.of(model))
+    with pytest.raises(ValueError, match="named_parameters"):
+        unnamed.start_round(fedadamw.Server(model).broadcast())
+    with pytest.raises(ValueError, match="lr=-1"):
+        fedadamw.FedAdamW(model.named_parameters(), lr=-1)
