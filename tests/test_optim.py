@@ -140,7 +140,8 @@ def test_state_dict_round_trip_in_the_middle_of_a_round():
     server.update([up])
     whole, first = attention_model(), attention_model()
     finals = []
-    for model, cut in ((whole, None), (first, 2)):
+    for start, cut in ((whole, None), (first, 2)):
+        model = start
         opt = optimizer(model)
         opt.start_round(server.broadcast())
         steps(model, opt, cut or 5)

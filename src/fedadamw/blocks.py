@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw.block_rules import GRANULARITIES, Cut, Parameter, cut, parameters_of, row
-from fedadamw.vector import Layout, Vector
 from fedadamw.validation import InputError
+from fedadamw.vector import Layout, Vector
 
 BlockRule = Callable[[str, Tensor], int]  # (name, parameter) -> equal consecutive blocks it is cut into
 
@@ -53,8 +53,8 @@ class Blocks:
         layout = Layout.of(model)
         parameters = parameters_of(model)
         if callable(granularity):
-            cuts = tuple((_own_cut(granularity, p),) for p in parameters)
-            return Blocks(layout, ("own",) * len(cuts), cuts)
+            own = tuple((_own_cut(granularity, p),) for p in parameters)
+            return Blocks(layout, ("own",) * len(own), own)
         if granularity not in GRANULARITIES:
             raise InputError(
                 f"granularity={granularity!r} is unknown; use one of {', '.join(GRANULARITIES)}, "
@@ -119,7 +119,8 @@ def _columns(part: Vector, piece: Cut) -> Tensor:
     """The coordinates of `piece` in one parameter's numbers (..., n), as a view (..., outer, blocks, inner)."""
     rows = part.unflatten(-1, (piece.outer, part.shape[-1] // piece.outer))
     width = piece.blocks * piece.inner
-    return rows.narrow(-1, piece.start, width).unflatten(-1, (piece.blocks, piece.inner))
+    columns: Tensor = rows.narrow(-1, piece.start, width).unflatten(-1, (piece.blocks, piece.inner))
+    return columns
 
 
 def _own_cut(rule: BlockRule, parameter: Parameter) -> Cut:

@@ -40,6 +40,7 @@ def main() -> None:
     from fedadamw.validation import InputError
 
     signal.signal(signal.SIGTERM, _terminate)
+    warnings.simplefilter("ignore", FutureWarning)  # between libraries, nothing a user can act on
     warnings.showwarning = lambda message, *_args, **_kwargs: _say(f"warning: {message}")
     try:
         app()
@@ -66,7 +67,7 @@ def run_command(
     fedadamw run digits -s algorithm.alpha=0 -s training.lr=1e-3
     fedadamw run cifar10-small -s data.source=../data/cifar10 --out runs/cifar
     fedadamw run --resume --out runs/cifar
-    """  # noqa: D301  (\b keeps lines apart)
+    """
     from fedadamw.progress import Progress
     from fedadamw.run import Interrupted, execute
 
@@ -113,7 +114,7 @@ def blocks_command(
     fedadamw blocks vit-tiny
     fedadamw blocks roberta --lora query,key,value,dense --rank 16
     fedadamw blocks ./my-model --granularity coarse
-    """  # noqa: D301
+    """
     from fedadamw.blocks import Blocks
     from fedadamw.models.hub import skeleton, with_lora
     from fedadamw.tables import print_blocks
@@ -135,7 +136,7 @@ def partition_command(
     \b
     fedadamw partition digits
     fedadamw partition digits -s partition.concentration=0.1 --out dir01.png
-    """  # noqa: D301
+    """
     from fedadamw.experiment import images_of, load, partition_of
     from fedadamw.report.figures import partition, save_png
     from fedadamw.tables import print_partition

@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fedadamw import registry
-from fedadamw.blocks import Blocks
 from fedadamw.block_rules import GRANULARITIES
+from fedadamw.blocks import Blocks
 from fedadamw.data import partition as split
 from fedadamw.data.batches import ImageTask
 from fedadamw.data.partition import Partition
@@ -111,7 +111,7 @@ def recipes() -> dict[str, str]:
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> Experiment:
-    """The experiment of a recipe's name or a YAML file, with `key.path=value` overrides; ValueError says what is wrong."""
+    """The experiment of a recipe's name or a YAML file, with `key.path=value` overrides; InputError says what."""
     settings = _read(recipe)
     for override in overrides:
         _apply(settings, override)
@@ -136,8 +136,7 @@ def _read(recipe: str) -> dict[str, Any]:
         known = recipes()
         if recipe not in known:
             raise InputError(
-                f"recipe {recipe!r} is unknown{nearest(recipe, known)}; "
-                f"use one of {', '.join(known)}, or a YAML file"
+                f"recipe {recipe!r} is unknown{nearest(recipe, known)}; use one of {', '.join(known)}, or a YAML file"
             )
         text = (RECIPES / f"{recipe}.yaml").read_text()
     try:
@@ -277,7 +276,9 @@ def prepare(experiment: Experiment) -> Prepared:
         raise InputError(f"{empty} of {len(clients)} clients have no samples; use fewer clients")
     shape = vision.ImageShape(train.pixels.shape[-1], train.pixels.shape[1], len(train.classes))
     if train.pixels.shape[-1] != train.pixels.shape[-2] and experiment.model.name in vision.NAMES:
-        raise InputError(f"model.name={experiment.model.name!r} takes square images; these are {train.pixels.shape[-2:]}")
+        raise InputError(
+            f"model.name={experiment.model.name!r} takes square images; these are {train.pixels.shape[-2:]}"
+        )
     m = experiment.model
     built = vision.initial(
         lambda: vision.build(m.name, shape, depth=m.depth, norm=m.norm),

@@ -98,9 +98,7 @@ class FedAdamW(torch.optim.Optimizer):
             state.update(step=torch.zeros((), dtype=torch.float64), m=torch.zeros_like(p), v=torch.zeros_like(p))
         state["step"] += 1
         how_m, how_v = algorithm.SHARES[group["share"]]
-        m_steps, v_steps = (
-            state["step"] + (0.0 if how == "restart" else group["t"]) for how in (how_m, how_v)
-        )
+        m_steps, v_steps = (state["step"] + (0.0 if how == "restart" else group["t"]) for how in (how_m, how_v))
         moments = Moments(state["m"], state["v"])
         u, moments = adamw(p.grad, moments, m_steps, v_steps, betas=group["betas"], eps=group["eps"])
         delta = state.get("delta", p.new_zeros(()))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import ValidationError, create_model
 
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.algorithms.fedadamw import FedAdamW
@@ -32,17 +32,11 @@ def validated(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     defaults = settings_of(name)
     for key in given:
         if key not in defaults:
-            raise InputError(
-                f"algorithm.{key} is unknown{nearest(key, defaults)}; {name} has {', '.join(defaults)}"
-            )
-    hints: Any = {f.name: f.type for f in dataclasses.fields(ALGORITHMS[name])}  # type: ignore[arg-type]
-    model = create_model(
-        name,
-        __config__=ConfigDict(extra="forbid"),
-        **{key: (hints[key], default) for key, default in defaults.items()},
-    )
+            raise InputError(f"algorithm.{key} is unknown{nearest(key, defaults)}; {name} has {', '.join(defaults)}")
+    hints = {f.name: f.type for f in dataclasses.fields(ALGORITHMS[name])}  # type: ignore[arg-type]
+    fields: dict[str, Any] = {key: (hints[key], default) for key, default in defaults.items()}
     try:
-        settings = TypeAdapter(model).validate_python(dict(given)).model_dump()
+        settings: dict[str, Any] = create_model(name, **fields).model_validate(dict(given)).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

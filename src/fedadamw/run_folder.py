@@ -1,10 +1,10 @@
 """What a run leaves on disk, and how a run goes on from it.
 
-    config.yaml      every setting; feeds `fedadamw run` again
-    manifest.json    versions, commit, seed, fingerprints of data, partition and model, device
-    metrics.jsonl    one record a round
-    checkpoint/      state.safetensors, replaced atomically
-    curves.png, report.html
+config.yaml      every setting; feeds `fedadamw run` again
+manifest.json    versions, commit, seed, fingerprints of data, partition and model, device
+metrics.jsonl    one record a round
+checkpoint/      state.safetensors, replaced atomically
+curves.png, report.html
 """
 
 import hashlib

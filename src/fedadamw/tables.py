@@ -29,7 +29,11 @@ def print_blocks(name: str, blocks: Blocks) -> None:
     _console(table).print(table)
     b, d = blocks.B, blocks.d
     print(f"\n{name}: B = {b:,} blocks of d = {d:,} trainable numbers, B/d = {b / max(d, 1):.3%}")
-    uploads = (("FedAdamW (delta, block means of v)", d + b + 1), ("Local AdamW (delta)", d), ("whole v too", 2 * d + 1))
+    uploads = (
+        ("FedAdamW (delta, block means of v)", d + b + 1),
+        ("Local AdamW (delta)", d),
+        ("whole v too", 2 * d + 1),
+    )
     for what, numbers in uploads:
         print(f"upload a client and round, float32: {numbers * BYTES / 1e6:12,.2f} MB  {what}")
 
@@ -51,5 +55,5 @@ def print_partition(counts: np.ndarray, fingerprint: str, *, most: int = 20) -> 
 
 
 def _shades(row: Sequence[int] | np.ndarray) -> str:
-    top = max(max(row), 1)
+    top = max(*row, 1)
     return "".join(SHADES[-(-int(n) * (len(SHADES) - 1) // int(top))] for n in row)

@@ -58,8 +58,7 @@ class Layout:
         lead = vector.shape[:-1]
         parts = vector.split(self.sizes, dim=-1)
         return {
-            name: part.view(*lead, *shape)
-            for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
+            name: part.view(*lead, *shape) for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
         }
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Vector:

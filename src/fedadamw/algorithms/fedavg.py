@@ -1,10 +1,10 @@
 """FedAvg (arXiv 1602.05629): SGD on clients, averaged models.
 
-    client:  y = x
-             for k = 1..K, with g the gradient at y:
-                 y = y - lr (g + lambda y)                                          1
-             send delta = y - x                                                     2
-    server:  x = x + mean delta                                                     3
+client:  y = x
+         for k = 1..K, with g the gradient at y:
+             y = y - lr (g + lambda y)                                          1
+         send delta = y - x                                                     2
+server:  x = x + mean delta                                                     3
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,1 @@
+"""Where samples come from, who holds them, and how they become batches."""

@@ -15,7 +15,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
-class Partition(Sequence[Array]):  # type: ignore[misc]
+class Partition(Sequence[Array]):
     """Sample numbers of each client: `partition[i]` is the index array of client i."""
 
     samples: Array  # (used,) sample numbers, client after client
@@ -82,12 +82,13 @@ def _restricted(mixes: Array, left: Array) -> Array:
     open_ = mixes * (left > 0)
     total = open_.sum(1, keepdims=True)
     fallback = np.broadcast_to(left / left.sum(), mixes.shape)
-    return np.where(total > 1e-12, open_ / np.maximum(total, 1e-12), fallback)
+    restricted: Array = np.where(total > 1e-12, open_ / np.maximum(total, 1e-12), fallback)
+    return restricted
 
 
 def _granted(wanted: Array, left: Array, generator: np.random.Generator) -> Array:
     """`wanted` (clients, classes) cut down at random to `left` (classes,) where a class is asked for too much."""
-    granted = wanted.copy()
+    granted: Array = wanted.copy()
     for c in np.flatnonzero(wanted.sum(0) > left):
         granted[:, c] = generator.multivariate_hypergeometric(wanted[:, c], left[c], method="marginals")
     return granted
@@ -122,7 +123,7 @@ def _topped_up(owner: Array, clients: int, minimum: int, generator: np.random.Ge
     order = order[np.argsort(owner[order], kind="stable")]  # each client's samples together, in random order
     rank = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     spare = order[rank >= minimum]
-    moved = owner.copy()
+    moved: Array = owner.copy()
     moved[generator.permutation(spare)[: len(receivers)]] = receivers
     return moved
 

@@ -1,6 +1,7 @@
 """Image data as tensors: the embedded digits, or any hub id or local folder that `datasets` can read."""
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,6 +84,7 @@ def _read(source: str) -> "DatasetDict":
     if local and not Path(path).is_dir():
         raise InputError(f"data.source={source!r}: no such folder")
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces each retry
     try:
         found = datasets.load_dataset(path)
     except Exception as error:  # hub, parser and network errors have no common class
@@ -126,7 +128,8 @@ def _columns(
                 f"data.source={source!r}: no {role} column found among {', '.join(features)}; "
                 f"name it with data.{role}_column"
             )
-    assert image is not None and label is not None
+    assert image is not None
+    assert label is not None
     return image, label, group
 
 

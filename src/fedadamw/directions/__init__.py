@@ -1,0 +1,1 @@
+"""Direction rules: pure functions from a gradient and a state to a direction."""

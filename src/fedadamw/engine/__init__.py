@@ -1,0 +1,1 @@
+"""Engines: they run any algorithm over clients, batches and rounds."""

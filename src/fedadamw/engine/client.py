@@ -11,8 +11,8 @@ from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.engine.randomness import Purpose, batches, numpy_generator, torch_generator, torch_seed
 from fedadamw.engine.settings import Training
 from fedadamw.engine.task import Batch, Task
-from fedadamw.vector import Layout, Vector, bind, bind_gradients, statistics, trainable
 from fedadamw.validation import InputError
+from fedadamw.vector import Layout, Vector, bind, bind_gradients, statistics, trainable
 
 
 class Workspace:
@@ -58,7 +58,7 @@ class GradientOracle:
         work.y.copy_(y)
         work.gradient.zero_()
         loss = self.task.loss(work.module, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return clipped(work.gradient, self.clip), loss.detach()
 
 
@@ -66,7 +66,8 @@ def clipped(g: Vector, norm: float | None) -> Vector:
     """A copy of `g` (d,), scaled down to the global norm `norm` where it is longer, as torch's clip_grad_norm_."""
     if norm is None:
         return g.clone()
-    return g * (norm / (torch.linalg.vector_norm(g) + 1e-6)).clamp(max=1.0)
+    scale: Tensor = (norm / (torch.linalg.vector_norm(g) + 1e-6)).clamp(max=1.0)
+    return g * scale
 
 
 class Answer(NamedTuple):
@@ -120,6 +121,4 @@ class Client:
     def _batches(self, client: int, samples: np.ndarray, round_: int) -> list[np.ndarray]:
         training = self.training
         generator = numpy_generator(self.seed, Purpose.BATCHES, round_, client)
-        return batches(
-            samples, generator, batch_size=training.batch_size, steps=training.steps, epochs=training.epochs
-        )
+        return batches(samples, generator, batch_size=training.batch_size, steps=training.steps, epochs=training.epochs)

@@ -54,9 +54,7 @@ class _Mean:
         return [total / self.weight for total in self.total]
 
 
-def run_round(
-    worker: Client, round_: int, down: Any, statistics: Vector, shards: Iterable[Shard]
-) -> RoundResult:
+def run_round(worker: Client, round_: int, down: Any, statistics: Vector, shards: Iterable[Shard]) -> RoundResult:
     """Train every client of `shards` from `down`; the mean of what the finite ones send."""
     mean, memories = _Mean(), dict[int, Any]()
     answered = rejected = up_bytes = 0

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedadamw.validation import InputError
+
 
 class Training(BaseModel):
     """Rounds, local work and learning rate."""

@@ -15,8 +15,8 @@ from fedadamw.engine.loop import RoundResult, Shard, evaluate, run_round
 from fedadamw.engine.randomness import sample_clients
 from fedadamw.engine.settings import Training
 from fedadamw.engine.task import Task
-from fedadamw.vector import Vector, nbytes
 from fedadamw.validation import InputError
+from fedadamw.vector import Vector, nbytes
 
 
 class DivergedError(RuntimeError):
@@ -143,10 +143,7 @@ class Simulation:
         template = self.algorithm.client_init(self.algorithm.broadcast(server))
         clients = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("memory.")})
         device = self.workspace.y.device
-        return {
-            i: type(template)(*(tensors[f"memory.{i}.{f}"].to(device) for f in template._fields))
-            for i in clients
-        }
+        return {i: type(template)(*(tensors[f"memory.{i}.{f}"].to(device) for f in template._fields)) for i in clients}
 
 
 def _cuda_devices(device: torch.device) -> list[torch.device]:

@@ -1,6 +1,6 @@
 """Any transformers model as a skeleton without weights: enough to see its blocks, whatever its size."""
 
-import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ MICRO = vision.ImageShape(size=8, channels=1, classes=10)
 
 def skeleton(name: str) -> nn.Module:
     """The model `name` on the meta device: one of this package's, a transformers type (bert), a folder or a hub id."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    vision.quiet_libraries()
     with torch.device("meta"):
         if name in vision.NAMES:
             return vision.build(name, MICRO if name == "vit-micro" else SHAPE).model
@@ -36,7 +36,8 @@ def with_lora(model: nn.Module, rank: int, targets: list[str]) -> nn.Module:
         task_type=TaskType.SEQ_CLS if "SequenceClassification" in type(model).__name__ else None,
         modules_to_save=[head] if head else None,
     )
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft says that it handles a transposed Conv1D
         return get_peft_model(model, config)  # type: ignore[no-any-return]
 
 

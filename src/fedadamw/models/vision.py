@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fedadamw.validation import InputError, check
+from fedadamw.validation import InputError, check, one_of
 
 
 class ImageShape(NamedTuple):
@@ -34,7 +34,7 @@ def build(name: str, shape: ImageShape, *, depth: int | None = None, norm: str =
 
     depth: layers of a ViT, in place of its own number. norm: `group` or `batch`, for resnet18.
     """
-    _quiet()
+    quiet_libraries()
     if name in VITS:
         return Vision(_vit(shape, VITS[name], depth))
     if depth is not None:
@@ -69,7 +69,7 @@ def _vit(shape: ImageShape, size: Size, depth: int | None) -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
     _divides("patch", size.patch, shape.size)
-    return ViTForImageClassification(
+    model: nn.Module = ViTForImageClassification(
         ViTConfig(
             image_size=shape.size,
             num_channels=shape.channels,
@@ -84,6 +84,7 @@ def _vit(shape: ImageShape, size: Size, depth: int | None) -> nn.Module:
             initializer_range=size.init,
         )
     )
+    return model
 
 
 def _swin(shape: ImageShape) -> nn.Module:
@@ -94,7 +95,7 @@ def _swin(shape: ImageShape) -> nn.Module:
     from transformers import SwinConfig, SwinForImageClassification
 
     _divides("smallest patch grid", 32, shape.size)
-    return SwinForImageClassification(
+    model: nn.Module = SwinForImageClassification(
         SwinConfig(
             image_size=shape.size,
             num_channels=shape.channels,
@@ -106,6 +107,7 @@ def _swin(shape: ImageShape) -> nn.Module:
             num_heads=[3, 6, 12, 24],
         )
     )
+    return model
 
 
 def _resnet18(shape: ImageShape, norm: str) -> nn.Module:
@@ -177,9 +179,10 @@ def _divides(what: str, divisor: int, size: int) -> None:
     check(size % divisor == 0, f"images of {size} px do not divide by the model's {what} of {divisor}")
 
 
-def _quiet() -> None:
-    """transformers announces a fresh head and every image processor that would like torchvision."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+def quiet_libraries() -> None:
+    """transformers announces a fresh head and every image processor that would like torchvision; the hub, retries."""
+    for library in ("transformers", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def initial(build_model: Callable[[], Vision], seed: int) -> Vision:

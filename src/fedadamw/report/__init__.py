@@ -1,0 +1,1 @@
+"""Reports: they read a run's records, nothing else."""

@@ -14,6 +14,8 @@ import yaml
 from fedadamw.report import figures
 from fedadamw.run_folder import RunFolder
 
+LIBRARY = 'import vegaEmbed from "vega-embed"; window.vegaEmbed = vegaEmbed;'
+
 
 def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None:
     """curves.png and report.html in the run's folder; counts: samples of each class a client."""
@@ -44,7 +46,7 @@ def page(
         cards="".join(_card(*card) for card in _summary(records)),
         settings=_rows(_flat(settings)),
         manifest=_rows(_flat(manifest)),
-        library=vl_convert.javascript_bundle(),
+        library=vl_convert.javascript_bundle(LIBRARY),
         specs=json.dumps(specs).replace("</", "<\\/"),
     )
 

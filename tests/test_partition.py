@@ -1,0 +1,131 @@
+"""Partitions: every sample at most once, sizes as promised, however hard the split."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedadamw.data import partition as split
+
+
+def labels_of(samples, classes, seed=0):
+    return np.random.default_rng(seed).integers(0, classes, samples)
+
+
+def assert_used_once(partition):
+    assert len(np.unique(partition.samples)) == len(partition.samples)
+    assert partition.sizes.sum() == len(partition.samples)
+
+
+CONCENTRATIONS = st.sampled_from([1e-6, 1e-3, 0.01, 0.1, 0.6, 10.0, 1e4])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), CONCENTRATIONS, st.integers(2, 12), st.integers(40, 400), st.integers(0, 10))
+def test_mix_has_equal_sizes_and_uses_no_sample_twice(clients, concentration, classes, samples, seed):
+    labels = labels_of(samples, classes, seed)
+    labels[-1] = classes - 1
+    partition = split.mix(labels, clients, concentration, np.random.default_rng(seed))
+    assert_used_once(partition)
+    assert set(partition.sizes) == {samples // clients}
+    assert (partition.counts(labels, classes).sum(1) == partition.sizes).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), CONCENTRATIONS, st.integers(0, 5), st.integers(200, 400), st.integers(0, 10))
+def test_dirichlet_uses_every_sample_and_meets_the_minimum(clients, concentration, minimum, samples, seed):
+    labels = labels_of(samples, 7, seed)
+    partition = split.dirichlet(labels, clients, concentration, minimum, np.random.default_rng(seed))
+    assert_used_once(partition)
+    assert len(partition.samples) == samples
+    assert partition.sizes.min() >= minimum
+
+
+def test_the_standard_case_that_other_splitters_give_up_on():
+    labels = labels_of(5000, 10)
+    partition = split.dirichlet(labels, 100, 0.1, 5, np.random.default_rng(0))
+    assert partition.sizes.min() >= 5
+    assert partition.sizes.max() > 5 * partition.sizes.mean(), "and it is still unequal"
+
+
+def test_too_many_clients_for_the_minimum():
+    with pytest.raises(ValueError, match="100 clients with at least 5 samples each need 500; there are 400"):
+        split.dirichlet(labels_of(400, 3), 100, 0.1, 5, np.random.default_rng(0))
+
+
+def test_a_smaller_concentration_is_harder():
+    labels = labels_of(20_000, 10)
+
+    def classes_seen(concentration):
+        partition = split.mix(labels, 100, concentration, np.random.default_rng(0))
+        share = partition.counts(labels, 10) / partition.sizes[:, None]
+        return (1 / (share**2).sum(1)).mean()  # the effective number of classes a client
+
+    seen = [classes_seen(c) for c in (0.05, 0.3, 1.0, 100.0)]
+    assert seen == sorted(seen)
+    assert seen[0] < 2.5
+    assert seen[-1] > 9
+
+
+def test_class_mixes_follow_the_dirichlet_distribution():
+    """Mean and variance of a Dirichlet(0.6) over 10 classes: 1/10, and 0.09 / 7."""
+    labels = np.repeat(np.arange(10), 10_000)
+    partition = split.mix(labels, 200, 0.6, np.random.default_rng(1))
+    shares = partition.counts(labels, 10) / partition.sizes[:, None]
+    assert shares.mean() == pytest.approx(0.1)
+    assert shares.var() == pytest.approx(0.09 / 7, rel=0.15)
+
+
+def test_iid_and_classes_and_columns():
+    labels = labels_of(1003, 10)
+    generator = np.random.default_rng(0)
+    iid = split.iid(labels, 10, generator)
+    assert_used_once(iid)
+    assert set(iid.sizes) == {100, 101}
+    classes = split.by_classes(labels, 20, 2, generator)
+    assert_used_once(classes)
+    assert len(classes.samples) == 1003
+    assert ((classes.counts(labels, 10) > 0).sum(1) == 2).all()
+    natural = split.by_column(np.array(["b", "a", "b", "c"]))
+    assert [list(natural[i]) for i in range(3)] == [[1], [0, 2], [3]]
+    with pytest.raises(ValueError, match="11 classes a client"):
+        split.by_classes(labels, 20, 11, generator)
+    with pytest.raises(ValueError, match="cannot hold all 10"):
+        split.by_classes(labels, 2, 2, generator)
+
+
+def test_a_hundred_thousand_samples_are_drawn_in_well_under_a_second():
+    labels = labels_of(100_000, 100)
+    generator = np.random.default_rng(0)
+    draws = [
+        lambda: split.mix(labels, 100, 0.1, generator),
+        lambda: split.dirichlet(labels, 100, 0.1, 10, generator),
+        lambda: split.by_classes(labels, 100, 2, generator),
+    ]
+    for draw in draws:
+        best = min(_seconds(draw) for _ in range(3))
+        assert best < 1.0  # they take 0.02 s: this guards the order of growth, not the speed
+
+
+def _seconds(draw):
+    start = time.perf_counter()
+    draw()
+    return time.perf_counter() - start
+
+
+def test_a_fingerprint_tells_partitions_apart():
+    labels = labels_of(500, 5)
+
+    def draw(seed):
+        return split.mix(labels, 10, 0.5, np.random.default_rng(seed)).fingerprint
+
+    assert draw(0) == draw(0) != draw(1)
+
+
+def test_a_client_that_does_not_exist():
+    partition = split.iid(labels_of(10, 2), 2, np.random.default_rng(0))
+    assert len(list(partition)) == 2
+    with pytest.raises(IndexError, match="client 2 of 2"):
+        partition[2]
