@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fedadamw.validation import InputError
 
-FORMAT = "fedadamw-1"
+FORMAT = 1  # of the facts and the names of the tensors
+HEADER = "fedadamw"  # the one entry of the metadata
 
 
 class CheckpointError(InputError):
@@ -42,10 +43,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Tensors and JSON facts to `path`. The same content gives the same bytes."""
-    own = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    header = {"format": FORMAT, "kind": kind, "facts": json.dumps(dict(facts), sort_keys=True)}
-    header["digest"] = _digest(own, header)
-    write_atomically(path, save({name: t.clone() for name, t in own.items()}, metadata=header))
+    own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    about = {"format": FORMAT, "kind": kind, "facts": dict(facts)}
+    about["digest"] = _digest(own, about)
+    # one entry only: safetensors writes several in an order that differs from process to process
+    write_atomically(path, save(own, metadata={HEADER: json.dumps(about, sort_keys=True)}))
 
 
 def read(path: Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -56,19 +58,20 @@ def read(path: Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        about = json.loads(header.get(HEADER, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged, or no safetensors file ({error})") from None
-    if header.get("format") != FORMAT or header.get("kind") not in kinds:
+    if about.get("format") != FORMAT or about.get("kind") not in kinds:
         raise CheckpointError(f"{path}: a safetensors file, but no {' or '.join(kinds)} of fedadamw (format {FORMAT})")
-    if header.get("digest") != _digest(tensors, header):
+    digest = about.pop("digest", None)
+    if digest != _digest(tensors, about):
         raise CheckpointError(f"{path}: damaged, its content does not match its digest")
-    return tensors, json.loads(header["facts"])
+    facts: dict[str, Any] = about["facts"]
+    return tensors, facts
 
 
-def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    digest = hashlib.sha256()
-    for part in (header["format"], header["kind"], header["facts"]):
-        digest.update(part.encode() + b"\0")
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         t = tensors[name]
         digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())

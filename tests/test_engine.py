@@ -1,0 +1,255 @@
+"""The loop engine and the simulation: unequal clients, statistics, rejected updates, memory, schedules."""
+
+import json
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import SequenceTask, attention_model, unequal_clients
+from torch import Tensor, nn
+
+from fedadamw import registry
+from fedadamw.algorithm import Algorithm
+from fedadamw.algorithms.fedavg import FedAvg
+from fedadamw.blocks import Blocks
+from fedadamw.engine.client import Workspace, clipped
+from fedadamw.engine.randomness import batches, sample_clients, torch_seed
+from fedadamw.engine.settings import Training
+from fedadamw.engine.simulate import DivergedError, Simulation
+from fedadamw.engine.task import Evaluation
+from fedadamw.vector import Vector
+
+
+class NormModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4, momentum=None)  # a cumulative mean: it depends on the batch counter
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.classifier(torch.relu(self.norm(self.first(x[:, 0]))))
+
+
+def make(model, task, clients, *, algorithm=None, **training):
+    settings = {"rounds": 3, "clients_per_round": 3, "steps": 4, "batch_size": 8, "lr": 0.05, **training}
+    return Simulation(model, algorithm or FedAvg(), task, clients, Training(**settings))
+
+
+def test_batch_norm_statistics_are_averaged_over_clients(task):
+    torch.manual_seed(0)
+    model = NormModel().double()
+    clients = unequal_clients(task)
+    sim = make(model, task, clients)
+    start = sim.state.statistics.clone()
+    assert len(start) == 8
+    own = [sim.worker.train(i, clients[i], 0, sim.state.server, None, start).statistics for i in (0, 1, 2, 3, 4)]
+    sampled = sample_clients(0, 0, 5, 3)
+    record = sim.step()
+    expected = torch.stack([own[i] for i in sampled]).mean(0)
+    torch.testing.assert_close(sim.state.statistics, expected)
+    assert not torch.allclose(sim.state.statistics, start)
+    d = sim.workspace.layout.d
+    assert record.up_bytes == 3 * 8 * (d + 8), "statistics travel, and are counted"
+
+
+def test_a_client_does_not_feel_who_trained_before_it(task):
+    clients = unequal_clients(task)
+    sim = make(NormModel().double(), task, clients)
+    first = sim.worker.train(1, clients[1], 0, sim.state.server, None, sim.state.statistics)
+    sim.worker.train(2, clients[2], 0, sim.state.server, None, sim.state.statistics)
+    again = sim.worker.train(1, clients[1], 0, sim.state.server, None, sim.state.statistics)
+    assert torch.equal(first.up.delta, again.up.delta)
+    assert torch.equal(first.statistics, again.statistics)
+
+
+def test_weights_by_sample_count(task):
+    clients = unequal_clients(task)
+    sim = make(attention_model(), task, clients, weighting="samples", clients_per_round=5)
+    ups = [sim.worker.train(i, c, 0, sim.state.server, None, sim.state.statistics).up for i, c in enumerate(clients)]
+    sizes = torch.tensor([len(c) for c in clients], dtype=torch.float64)
+    expected = sim.state.server.x + (torch.stack([up.delta for up in ups]) * sizes[:, None]).sum(0) / sizes.sum()
+    sim.step()
+    torch.testing.assert_close(sim.state.server.x, expected, rtol=0, atol=1e-12)
+
+
+class PoisonedTask(SequenceTask):
+    """Clients that hold one of `poison` get a loss that is not a number."""
+
+    poison = frozenset[int]()
+
+    def batch(self, samples, generator):
+        inputs, labels = super().batch(samples, generator)
+        if self.poison & set(samples.tolist()):
+            inputs = inputs * float("nan")
+        return inputs, labels
+
+
+def test_a_client_that_is_not_finite_is_left_out_and_counted():
+    task = PoisonedTask()
+    clients = unequal_clients(task)
+    task.poison = frozenset(clients[0].tolist())
+    sim = make(attention_model(), task, clients, clients_per_round=5)
+    healthy = [sim.worker.train(i, clients[i], 0, sim.state.server, None, sim.state.statistics).up for i in range(1, 5)]
+    expected = sim.state.server.x + torch.stack([up.delta for up in healthy]).mean(0)
+    record = sim.step()
+    assert (record.clients, record.rejected) == (4, 1)
+    assert np.isfinite(record.train_loss)
+    assert record.up_bytes == 4 * 8 * sim.workspace.layout.d
+    torch.testing.assert_close(sim.state.server.x, expected, rtol=0, atol=1e-12)
+
+
+def test_when_every_client_fails_the_run_stops_and_keeps_its_state():
+    task = PoisonedTask()
+    sim = make(attention_model(), task, unequal_clients(task))
+    sim.step()
+    before = sim.state
+    task.poison = frozenset(range(200))
+    with pytest.raises(DivergedError, match=r"round 2: all 3 clients .* smaller training\.lr \(now 0\.0375\)"):
+        sim.step()
+    assert sim.state is before
+
+
+class Seen(NamedTuple):
+    rounds: Tensor
+
+
+class CountingLocal(NamedTuple):
+    y: Tensor
+    rounds: Tensor
+
+
+class Counting(Algorithm):
+    """FedAvg whose clients count their rounds: the smallest algorithm with a memory."""
+
+    def server_init(self, x):
+        return FedAvg().server_init(x)
+
+    def broadcast(self, server):
+        return server
+
+    def client_init(self, down):
+        return Seen(down.x.new_zeros(1))
+
+    def client_start(self, down, memory):
+        return CountingLocal(down.x, memory.rounds)
+
+    def client_step(self, local, down, g, lr):
+        return local._replace(y=local.y - lr * g)
+
+    def client_finish(self, local, down, lr):
+        return FedAvg().client_finish(local, down, lr)[0], Seen(local.rounds + 1)
+
+    def server_update(self, server, up, lr):
+        return FedAvg().server_update(server, up, lr)
+
+
+def test_memories_of_clients_are_kept_and_restored(task):
+    clients = unequal_clients(task)
+    sim = make(attention_model(), task, clients, algorithm=Counting(), clients_per_round=2)
+    sim.step()
+    assert sorted(sim.state.memories) == sample_clients(0, 0, 5, 2).tolist()
+    other = make(attention_model(), task, clients, algorithm=Counting(), clients_per_round=2)
+    other.restore(1, sim.state.tensors())
+    list(other.rounds())
+    drawn = np.concatenate([sample_clients(0, r, 5, 2) for r in range(3)])
+    expected = {int(i): int((drawn == i).sum()) for i in set(drawn)}
+    assert {i: int(memory.rounds) for i, memory in other.state.memories.items()} == expected
+
+
+def test_batches_cover_every_sample_and_are_never_short():
+    samples = np.arange(100, 123)
+    generator = np.random.default_rng(0)
+    steps = batches(samples, generator, batch_size=10, steps=7, epochs=None)
+    assert [len(b) for b in steps] == [10] * 7
+    counts = np.bincount(np.concatenate(steps) - 100, minlength=23)
+    assert set(counts) <= {3, 4}
+    passes = batches(samples, generator, batch_size=10, steps=None, epochs=2)
+    assert [len(b) for b in passes] == [10, 10, 3] * 2
+    assert sorted(np.concatenate(passes[:3])) == list(samples)
+    small = batches(samples[:4], generator, batch_size=10, steps=3, epochs=None)
+    assert [sorted(b) for b in small] == [[100, 101, 102, 103]] * 3
+
+
+def test_generators_differ_by_every_coordinate():
+    seeds = {torch_seed(s, p, r, c) for s in range(3) for p in (1, 2) for r in range(5) for c in range(5)}
+    assert len(seeds) == 3 * 2 * 5 * 5
+
+
+def test_learning_rates_over_rounds():
+    cosine = Training(rounds=10, steps=1, lr=1.0, warmup_rounds=2)
+    rates = [cosine.lr_at(r) for r in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.5)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert min(rates) > 0
+    assert {Training(rounds=5, steps=1, lr=0.1, schedule="constant").lr_at(r) for r in range(5)} == {0.1}
+
+
+def test_clipping_is_torchs():
+    g = torch.randn(50, dtype=torch.float64) * 10
+    p = nn.Parameter(torch.zeros(50, dtype=torch.float64))
+    p.grad = g.clone()
+    nn.utils.clip_grad_norm_([p], 3.0)
+    torch.testing.assert_close(clipped(g, 3.0), p.grad, rtol=0, atol=1e-12)
+    torch.testing.assert_close(clipped(g, 1e6), g, rtol=0, atol=1e-12)
+
+
+def test_a_model_without_anything_to_train_is_refused():
+    with pytest.raises(ValueError, match="their dtypes: none"):
+        Workspace(nn.Identity())
+    mixed = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
+    with pytest.raises(ValueError, match=r"torch\.float32, torch\.float64"):
+        Workspace(mixed)
+
+
+def test_more_clients_a_round_than_there_are(task):
+    with pytest.raises(ValueError, match="clients_per_round=6 is more than the 5 clients there are"):
+        make(attention_model(), task, unequal_clients(task), clients_per_round=6)
+
+
+class WideTask:
+    """One sample is one number; the model is one wide vector: memory is the model's, not the data's."""
+
+    def batch(self, samples, generator):
+        return (torch.from_numpy(samples).float(),)
+
+    def loss(self, model: nn.Module, batch) -> Tensor:
+        weight: Vector = model.weight
+        return weight.square().mean() * batch[0].mean()
+
+    def evaluate(self, model):
+        return Evaluation(0.0, 0.0)
+
+
+def peak_memory(clients_per_round: int) -> None:
+    """Prints the peak resident memory of one round; run in a process of its own."""
+    import resource
+
+    torch.set_num_threads(1)
+    model = nn.Linear(2_000_000, 1, bias=False)  # 8 MB a vector
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(4, 401, 1000)
+    ends = np.cumsum(sizes)
+    clients = [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    algorithm = registry.make("fedadamw", registry.settings_of("fedadamw"), Blocks.of(model))
+    training = Training(rounds=1, clients_per_round=clients_per_round, steps=1, batch_size=16)
+    record = Simulation(model, algorithm, WideTask(), clients, training).step()
+    assert record.clients == clients_per_round
+    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+
+
+def test_a_thousand_unequal_clients_and_memory_that_does_not_grow_with_s():
+    def megabytes(clients_per_round):
+        code = f"import test_engine; test_engine.peak_memory({clients_per_round})"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="tests", timeout=200
+        )
+        return json.loads(done.stdout)
+
+    few, many = megabytes(5), megabytes(200)
+    kept = 195 * 8  # MB, if one vector stayed for each further client
+    assert many < few + kept / 10, f"{few} MB with 5 clients a round, {many} MB with 200"

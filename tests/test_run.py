@@ -1,0 +1,273 @@
+"""A run as a user has it: what it leaves, killed and resumed, damaged files, wrong input."""
+
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import command
+
+import fedadamw
+from fedadamw.checkpoint import CheckpointError, read, write
+from fedadamw.experiment import Experiment, load, parse, recipes
+
+# the steps are small, so that there is something to kill in every phase of a round
+SHORT = ("-s", "training.rounds=12", "-s", "training.steps=2", "-s", "threads=1", "-s", "checkpoint_every=3")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A whole run, never interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = command("run", "digits", *SHORT, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def records(out: Path) -> list[dict]:
+    """The metrics without the one number that no two runs share."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "wall_s"} for record in lines]
+
+
+def assert_same_files(a: Path, b: Path) -> None:
+    assert records(a) == records(b)
+    for name in ("config.yaml", "manifest.json", "checkpoint/state.safetensors"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    assert sorted(p.name for p in a.iterdir()) == sorted(p.name for p in b.iterdir())
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert names == {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoint", "curves.png", "report.html"}
+    rows = records(finished)
+    assert [row["round"] for row in rows] == list(range(1, 13))
+    wanted = {"round", "lr", "train_loss", "test_loss", "test_accuracy", "clients", "rejected", "up_bytes", "down_bytes"}
+    assert set(rows[0]) == wanted
+    manifest = json.loads((finished / "manifest.json").read_text())
+    d, B = manifest["model"]["d"], manifest["model"]["B"]  # noqa: N806
+    assert rows[0]["up_bytes"] == 10 * 4 * (d + B + 1)
+    assert manifest["seed"] == 0
+    assert manifest["data"]["train"]["samples"] == 1437
+    assert manifest["versions"]["fedadamw"] == fedadamw.__version__
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = (finished / "report.html").read_text()
+    assert "https://" not in page.split("<script", 1)[0], "opens offline"
+
+
+def test_the_config_runs_the_same_again(finished, tmp_path):
+    done = command("run", str(finished / "config.yaml"), "--out", str(tmp_path / "again"), "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert_same_files(finished, tmp_path / "again")
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fedadamw", "run", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_rounds(out: Path, rounds: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        path = out / "metrics.jsonl"
+        if path.exists() and path.read_bytes().count(b"\n") >= rounds:
+            return
+        time.sleep(0.002)
+
+
+def test_killed_at_ten_random_moments_and_resumed_gives_identical_files(finished, tmp_path):
+    out = tmp_path / "run"
+    rng = random.Random(11)
+    kills = 0
+    for rounds in sorted(rng.choices(range(12), k=10)):
+        process = start("digits", *SHORT, "--out", str(out), "--resume")
+        wait_for_rounds(out, rounds, process)
+        time.sleep(rng.random() * 0.1)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        process.communicate()
+    assert kills >= 8, "most of them died by the signal, not by having finished"
+    done = command("run", "digits", *SHORT, "--out", str(out), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_files(finished, out)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on(finished, tmp_path, sent, code):
+    out = tmp_path / "run"
+    process = start("digits", *SHORT, "--out", str(out))
+    wait_for_rounds(out, 4, process)
+    process.send_signal(sent)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert f"go on with: fedadamw run --resume --out {out}" in stderr
+    assert "Traceback" not in stderr
+    _, facts = read(out / "checkpoint" / "state.safetensors", "checkpoint")
+    assert facts["round"] >= 3  # the round whose record was just written may still count as under way
+    done = command("run", "--resume", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert f"going on after round {facts['round']} of 12" in done.stdout
+    assert_same_files(finished, out)
+
+
+def damaged_copy(finished: Path, tmp_path: Path, damage) -> tuple[Path, bytes]:
+    """A copy of the run cut back to before its end, with a checkpoint that `damage` changed."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "checkpoint").mkdir()
+    for name in ("config.yaml", "manifest.json", "metrics.jsonl"):
+        (out / name).write_bytes((finished / name).read_bytes())
+    content = damage((finished / "checkpoint" / "state.safetensors").read_bytes())
+    (out / "checkpoint" / "state.safetensors").write_bytes(content)
+    return out, content
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch hostile-was-here",)
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: c[: len(c) // 2], "damaged"),
+        (flipped, "does not match its digest"),
+        (lambda c: b"", "damaged"),
+        (lambda c: pickle.dumps(Hostile()), "damaged, or no safetensors file"),
+    ],
+)
+def test_a_damaged_or_hostile_checkpoint_is_refused_and_kept(finished, tmp_path, damage, message):
+    out, content = damaged_copy(finished, tmp_path, damage)
+    before = (out / "metrics.jsonl").read_bytes()
+    done = command("run", "--resume", "--out", str(out), cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (out / "checkpoint" / "state.safetensors").read_bytes() == content
+    assert (out / "metrics.jsonl").read_bytes() == before
+    assert not (tmp_path / "hostile-was-here").exists()
+
+
+def test_a_foreign_checkpoint_is_refused_and_kept(finished, tmp_path):
+    out = tmp_path / "run"
+    done = command("run", "digits", *SHORT, "-s", "algorithm.alpha=0.25", "--out", str(out), "--quiet")
+    assert done.returncode == 0, done.stderr
+    foreign = (finished / "checkpoint" / "state.safetensors").read_bytes()
+    (out / "checkpoint" / "state.safetensors").write_bytes(foreign)
+    done = command("run", "--resume", "--out", str(out))
+    assert done.returncode == 2
+    assert "belongs to a run with other settings" in done.stderr
+    assert (out / "checkpoint" / "state.safetensors").read_bytes() == foreign
+
+
+def test_an_upload_is_not_a_checkpoint(tmp_path):
+    write(tmp_path / "a", "upload", {}, {})
+    with pytest.raises(CheckpointError, match="no checkpoint of fedadamw"):
+        read(tmp_path / "a", "checkpoint")
+    with pytest.raises(CheckpointError, match="no such file"):
+        read(tmp_path / "b", "checkpoint")
+
+
+def test_a_run_is_never_overwritten(finished):
+    before = (finished / "metrics.jsonl").read_bytes()
+    done = command("run", "digits", *SHORT, "--out", str(finished))
+    assert done.returncode == 2
+    assert "holds a run already; go on with --resume" in done.stderr
+    done = command("run", "digits", *SHORT, "-s", "seed=1", "--out", str(finished), "--resume")
+    assert done.returncode == 2
+    assert "was run with other settings" in done.stderr
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-s", "training.lrr=1"], "training.lrr is unknown (did you mean 'lr'?); use one of rounds, "),
+        (["-s", "trainin.lr=1"], "trainin is unknown (did you mean 'training'?)"),
+        (["-s", "training.lr=-1"], "training.lr=-1: input should be greater than 0"),
+        (["-s", "training.lr=fast"], "training.lr='fast': input should be a valid number"),
+        (["-s", "training.lr"], "give key.path=value"),
+        (["-s", "seed.x=1"], "seed is a setting, not a section"),
+        (["-s", "algorithm.share=vv"], "share='vv' is unknown"),
+        (["-s", "algorithm.name=fedavgg"], "(did you mean 'fedavg'?)"),
+        (["-s", "model.name=vit-macro"], "(did you mean 'vit-micro'?)"),
+        (["-s", "model.name=./nowhere"], "model.name='./nowhere': no such folder"),
+        (["-s", "model.blocks=row"], "use one of paper, coarse, tensor, coordinate"),
+        (["-s", "data.source=./nowhere"], "data.source='./nowhere': no such folder"),
+        (["-s", "partition.kind=odd"], "partition.kind='odd'"),
+        (["-s", "partition.clients=5000"], "partition.clients=5,000 is more than the 1,437 training samples"),
+        (["-s", "partition.kind=column"], "needs partition.column"),
+        (["-s", "training.clients_per_round=101"], "clients_per_round=101 is more than the 100 clients"),
+        (["-s", "trackers=[tensorbored]"], "did you mean 'tensorboard'"),
+        (["-s", "device=cuda:99"], "device='cuda:99'"),
+        (["--resume"], "--resume needs --out"),
+        (["--resume", "--out", "nowhere"], "nowhere holds no run to go on with"),
+        (["digitz"], "recipe 'digitz' is unknown (did you mean 'digits'?)"),
+        (["nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["--resum"], "No such option"),
+    ],
+)
+def test_wrong_input_is_one_line_and_nothing_is_left(arguments, message, tmp_path):
+    done = command("run", *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    if "No such option" not in message:
+        assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_not_settings(tmp_path):
+    for content, message in (("a: [", "not YAML"), ("just words", "holds no settings"), ("lr: 1", "lr is unknown")):
+        (tmp_path / "own.yaml").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load(str(tmp_path / "own.yaml"))
+
+
+def test_a_diverging_run_says_what_to_try(tmp_path):
+    settings = ("-s", "algorithm.name=fedavg", "-s", "training.lr=1e30", "-s", "training.clip=null")
+    done = command("run", "digits", *SHORT, *settings, "--out", str(tmp_path / "run"))
+    assert done.returncode == 1
+    assert "clients sent numbers that are not finite; try a smaller training.lr" in done.stderr
+
+
+def test_every_recipe_is_valid_and_survives_its_own_yaml():
+    for name in recipes():
+        experiment = load(name)
+        assert parse(yaml.safe_load(experiment.to_yaml())) == experiment
+    assert parse({}) == Experiment()
+
+
+def test_overrides_are_yaml_and_another_algorithm_starts_from_its_own_defaults():
+    experiment = load("digits", ["algorithm.name=fedavg", "training.epochs=2", "training.lr=1e-3"])
+    assert experiment.algorithm == {"name": "fedavg", "weight_decay": 1e-3}
+    assert (experiment.training.steps, experiment.training.epochs) == (None, 2)
+    assert experiment.training.lr == 1e-3
+
+
+def test_tensorboard_gets_the_rounds(tmp_path):
+    pytest.importorskip("tensorboard")
+    out = tmp_path / "run"
+    done = command("run", "digits", *SHORT, "-s", "trackers=[tensorboard]", "--out", str(out), "--quiet")
+    assert done.returncode == 0, done.stderr
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = next(out.rglob("events.out.tfevents*")).parent
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    written = [event.value for event in events.Scalars("test_accuracy")]
+    assert written == pytest.approx([row["test_accuracy"] for row in records(out)])
