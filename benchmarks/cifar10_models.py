@@ -1,0 +1,52 @@
+"""A few rounds of FedAdamW with vit-tiny, swin-tiny and resnet18 on CIFAR-10, Dirichlet 0.1: does the loss fall?
+
+    python benchmarks/cifar10_models.py --data ../shared/data/cifar10
+"""
+
+import argparse
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from fedadamw.checkpoint import write_atomically
+from fedadamw.engine.loop import evaluate
+from fedadamw.experiment import load, prepare
+from fedadamw.run import commit
+
+RESULTS = Path(__file__).parent / "results" / "cifar10-models_cpu_202611.json"
+SETTINGS = (
+    "training.rounds=6 training.schedule=constant training.clients_per_round=4 training.steps=5 training.batch_size=16"
+    " training.lr=3e-4 training.evaluate_every=1 data.max_test=500 partition.concentration=0.1"
+)
+
+
+def run(model: str, data: str, threads: int) -> dict:
+    """The held-out loss before the first round and after each."""
+    own = [f"model.name={model}", f"data.source={data}", f"threads={threads}", "device=cpu"]
+    simulation = prepare(load("cifar10-small", [*SETTINGS.split(), *own])).simulation
+    state = simulation.state
+    loss, accuracy = evaluate(simulation.worker, simulation.task, state.server.x, state.statistics)
+    print(f"{model:<12} d={simulation.workspace.layout.d:,}  start: test loss {loss:.4f}", flush=True)
+    records = []
+    for record in simulation.rounds():
+        print(f"{model:<12} round {record.round}: test loss {record.test_loss:.4f}  {record.wall_s:.0f} s", flush=True)
+        records.append(asdict(record))
+    return {"model": model, "start": {"test_loss": loss, "test_accuracy": accuracy}, "records": records}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="uoft-cs/cifar10")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    runs = [run(model, args.data, args.threads) for model in ("vit-tiny", "resnet18", "swin-tiny")]
+    device = f"cpu, {platform.machine()}, {args.threads} threads"
+    content = {"commit": commit(), "device": device, "torch": torch.__version__, "settings": SETTINGS, "runs": runs}
+    write_atomically(RESULTS, json.dumps(content, indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()
