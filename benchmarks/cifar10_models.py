@@ -18,8 +18,8 @@ from fedadamw.run import commit
 
 RESULTS = Path(__file__).parent / "results" / "cifar10-models_cpu_202611.json"
 SETTINGS = (
-    "training.rounds=6 training.schedule=constant training.clients_per_round=4 training.steps=5 training.batch_size=16"
-    " training.lr=3e-4 training.evaluate_every=1 data.max_test=500 partition.concentration=0.1"
+    "training.rounds=6 training.schedule=constant training.clients_per_round=10 training.steps=2 training.batch_size=16"
+    " training.lr=1e-4 training.evaluate_every=1 data.max_test=500 partition.concentration=0.1"
 )
 
 
