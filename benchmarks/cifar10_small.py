@@ -4,30 +4,34 @@ The learning rate is chosen on a tenth of the training set that is held out for 
 best is not at its edge; the curves are then run on the test set, over several seeds. Finished runs are kept in the
 results file and not run again.
 
-    python benchmarks/cifar10_small.py --workers 2 --seeds 3
+    python benchmarks/cifar10_small.py --data ../shared/data/cifar10 --workers 2 --seeds 3
 """
 
 import argparse
 import json
 import platform
-import subprocess
+import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
+import altair as alt
 import torch
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.experiment import load, prepare
+from fedadamw.report.figures import save_png
+from fedadamw.run import commit
 
 RESULTS = Path(__file__).parent / "results" / "cifar10-small_cpu_202611.json"
+PICTURE = Path(__file__).parent.parent / "docs" / "cifar10-small.png"
 GRIDS = {"fedadamw": [3e-4, 1e-3, 3e-3], "local-adamw": [3e-4, 1e-3, 3e-3], "fedavg": [0.03, 0.1, 0.3]}
 
 
-def run(algorithm: str, lr: float, seed: int, validation: float) -> dict:
+def run(data: str, algorithm: str, lr: float, seed: int, validation: float) -> dict:
     """One run with one thread; the records of its rounds with an evaluation."""
     settings = [f"algorithm.name={algorithm}", f"training.lr={lr}", f"seed={seed}", f"data.validation={validation}"]
-    experiment = load("cifar10-small", [*settings, "threads=1", "device=cpu"])
+    experiment = load("cifar10-small", [*settings, f"data.source={data}", "threads=1", "device=cpu"])
     records = [asdict(record) for record in prepare(experiment).simulation.rounds()]
     evaluated = [r for r in records if r["test_accuracy"] is not None]
     about = {"algorithm": algorithm, "lr": lr, "seed": seed, "validation": validation}
@@ -37,8 +41,8 @@ def run(algorithm: str, lr: float, seed: int, validation: float) -> dict:
 class Runs:
     """The finished runs, kept on disk."""
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, data: str, workers: int) -> None:
+        self.data, self.workers = data, workers
         self.done = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
 
     def find(self, *wanted: tuple[str, float, int, float]) -> list[dict]:
@@ -46,7 +50,7 @@ class Runs:
         keys = ("algorithm", "lr", "seed", "validation")
         missing = [w for w in wanted if not any(tuple(r[k] for k in keys) == w for r in self.done)]
         with ProcessPoolExecutor(self.workers) as pool:
-            for future in as_completed([pool.submit(run, *w) for w in missing]):
+            for future in as_completed([pool.submit(run, self.data, *w) for w in missing]):
                 self.done.append(future.result())
                 self._save()
                 last = self.done[-1]
@@ -55,10 +59,9 @@ class Runs:
         return [next(r for r in self.done if tuple(r[k] for k in keys) == w) for w in wanted]
 
     def _save(self) -> None:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
         machine = {"device": f"cpu, {platform.machine()}, 1 thread a run", "torch": torch.__version__}
         order = sorted(self.done, key=lambda r: (-r["validation"], r["algorithm"], r["lr"], r["seed"]))
-        content = {"commit": commit.stdout.strip(), **machine, "recipe": "cifar10-small", "runs": order}
+        content = {"commit": commit(), **machine, "recipe": "cifar10-small", "runs": order}
         write_atomically(RESULTS, json.dumps(content, indent=1).encode())
 
 
@@ -77,19 +80,48 @@ def accuracy(result: dict) -> float:
     return result["records"][-1]["test_accuracy"]
 
 
+def table(runs: Runs, best: dict[str, float], seeds: int) -> str:
+    """Final test accuracy of each algorithm at its best learning rate, as Markdown."""
+    lines = ["| algorithm | learning rate | grid | test accuracy | one a seed |", "| --- | --- | --- | --- | --- |"]
+    for name, lr in best.items():
+        finals = [accuracy(r) for r in runs.find(*((name, lr, seed, 0.0) for seed in range(seeds)))]
+        tried = sorted({r["lr"] for r in runs.done if r["algorithm"] == name and r["validation"]})
+        spread = statistics.stdev(finals) if len(finals) > 1 else 0.0
+        grid, each = ", ".join(f"{t:g}" for t in tried), ", ".join(f"{a:.1%}" for a in finals)
+        lines.append(f"| {name} | {lr:g} | {grid} | {statistics.mean(finals):.1%} ± {spread:.1%} | {each} |")
+    return "\n".join(lines)
+
+
+def draw(runs: Runs, best: dict[str, float], seeds: int) -> None:
+    """Test accuracy by round, the mean over seeds with a band from the lowest to the highest."""
+    rows = [
+        {"round": r["round"], "accuracy": r["test_accuracy"], "algorithm": f"{name}, lr {lr:g}"}
+        for name, lr in best.items()
+        for done in runs.find(*((name, lr, seed, 0.0) for seed in range(seeds)))
+        for r in done["records"]
+    ]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("round:Q", title="round"),
+        color=alt.Color("algorithm:N", title=None, scale=alt.Scale(range=["#2563eb", "#64748b", "#ea580c"])),
+    )
+    y = alt.Y("mean(accuracy):Q", title="test accuracy", axis=alt.Axis(format="%"))
+    low = alt.Y("min(accuracy):Q", title="test accuracy")
+    band = base.mark_area(opacity=0.15).encode(y=low, y2="max(accuracy):Q")
+    save_png((band + base.mark_line(strokeWidth=2.5).encode(y=y)).properties(width=560, height=280), PICTURE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="uoft-cs/cifar10")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    runs = Runs(args.workers)
+    runs = Runs(args.data, args.workers)
     runs.find(*((name, lr, 0, 0.1) for name, grid in GRIDS.items() for lr in grid))
     best = {name: best_lr(runs, name, grid) for name, grid in GRIDS.items()}
     runs.find(*((name, lr, seed, 0.0) for seed in range(args.seeds) for name, lr in best.items()))
-    print("| algorithm | lr | test accuracy, one a seed |\n| --- | --- | --- |")
-    for name, lr in best.items():
-        finals = [accuracy(r) for r in runs.find(*((name, lr, seed, 0.0) for seed in range(args.seeds)))]
-        print(f"| {name} | {lr:g} | {', '.join(f'{a:.4f}' for a in finals)} |")
+    print(table(runs, best, args.seeds))
+    draw(runs, best, args.seeds)
 
 
 if __name__ == "__main__":

@@ -243,6 +243,7 @@ def test_a_diverging_run_says_what_to_try(tmp_path):
     done = command("run", "digits", *SHORT, *settings, "--out", str(tmp_path / "run"))
     assert done.returncode == 1
     assert "clients sent numbers that are not finite; try a smaller training.lr" in done.stderr
+    assert (tmp_path / "run" / "checkpoint" / "state.safetensors").exists(), "the last whole round is kept"
 
 
 def test_every_recipe_is_valid_and_survives_its_own_yaml():

@@ -52,6 +52,21 @@ def main() -> None:
         sys.exit(1)
 
 
+def _version(wanted: bool) -> None:  # noqa: FBT001  (typer calls it with the flag)
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"fedadamw {version('fedadamw')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,  # noqa: FBT002
+) -> None:
+    """Federated learning of large models with adaptive optimizers."""
+
+
 @app.command("run")
 def run_command(
     recipe: Recipe = None,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fedadamw.engine.simulate import Record
+from fedadamw.engine.simulate import DivergedError, Record
 from fedadamw.experiment import Experiment, Prepared, prepare
 from fedadamw.registry import needs_blocks
 from fedadamw.run_folder import RunFolder
@@ -56,6 +56,9 @@ def execute(
     except KeyboardInterrupt as request:
         folder.save(settled, experiment)
         raise Interrupted from request
+    except DivergedError:
+        folder.save(settled, experiment)
+        raise
     finally:
         trackers.finish()
     write_report(folder, prepared)

@@ -1,5 +1,6 @@
 """AdamW's direction (arXiv 1711.05101) without its decay: the moments' ratio, elementwise."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -32,8 +33,9 @@ def adamw(
 def debias(beta: float, steps: Tensor) -> Tensor:
     """1 - beta^steps: the weight that `steps` gradients have in a running mean that began at zero.
 
-    Through expm1, since 1 - 0.999^k keeps only four digits in float32 for small k.
+    Through expm1 of a logarithm taken in double precision: in float32 1 - 0.999^k keeps five digits for small k, and
+    so would expm1 of a beta that was rounded first.
     """
     if beta == 0.0:
         return torch.ones_like(steps)
-    return -torch.expm1(steps * torch.log(steps.new_tensor(beta)))
+    return -torch.expm1(steps * math.log(beta))

@@ -25,9 +25,9 @@ class Workspace:
         self.module = module
         parameters = trainable(module)
         dtypes = sorted({str(p.dtype) for p in parameters.values()})
-        if len(dtypes) != 1:
+        if dtypes not in (["torch.float32"], ["torch.float64"]):
             given = ", ".join(dtypes) or "none"
-            raise InputError(f"trainable parameters must exist and have one dtype; their dtypes: {given}")
+            raise InputError(f"trainable parameters must all be float32, or all float64; their dtypes: {given}")
         self.layout = Layout.of(module)
         self.y: Vector = self.layout.flatten(parameters)
         self.gradient: Vector = torch.zeros_like(self.y)
