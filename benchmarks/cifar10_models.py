@@ -1,6 +1,6 @@
 """A few rounds of FedAdamW with vit-tiny, swin-tiny and resnet18 on CIFAR-10, Dirichlet 0.1: does the loss fall?
 
-    python benchmarks/cifar10_models.py --data ../shared/data/cifar10
+python benchmarks/cifar10_models.py --data ../shared/data/cifar10
 """
 
 import argparse

@@ -165,7 +165,9 @@ def test_natural_clients_from_a_column(tmp_path):
         )
         datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / f"{split}-00000.parquet"))
     settings = [f"data.source={tmp_path}", "partition.kind=column", "partition.column=writer"]
-    experiment = load("digits", [*settings, "training.clients_per_round=2", "training.rounds=1", "model.name=vit-micro"])
+    experiment = load(
+        "digits", [*settings, "training.clients_per_round=2", "training.rounds=1", "model.name=vit-micro"]
+    )
     prepared = prepare(experiment)
     assert prepared.train.classes == ("no", "yes")
     assert prepared.partition.sizes.tolist() == [4, 4, 4]

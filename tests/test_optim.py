@@ -7,9 +7,11 @@ import pytest
 import torch
 from cases import CASES
 from conftest import Attention, attention_model, unequal_clients
+from safetensors.torch import save_file
 from test_algorithms import ROUNDS, gradients_of_round, literal_blocks, training_of
 
 import fedadamw
+from fedadamw.checkpoint import CheckpointError, write
 from fedadamw.engine.randomness import Purpose, batches, numpy_generator, sample_clients
 from fedadamw.vector import Layout, trainable
 
@@ -65,17 +67,86 @@ def test_rounds_equal_the_literal_twin(name, task):
         np.testing.assert_allclose(server.broadcast().state.x.numpy(), expected[round_], rtol=0, atol=1e-10)
 
 
+def perceptron():
+    """No parameter here has a gradient of zero but for rounding, which Adam would blow up to a step."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
+
+
+def train(model, opt, steps):
+    inputs = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for _ in range(steps):
+        opt.zero_grad()
+        model(inputs).square().mean().backward()
+        opt.step()
+
+
 def test_before_a_round_it_is_torch_adamw():
-    ours, theirs = attention_model(), attention_model()
-    a = fedadamw.FedAdamW(ours.parameters(), lr=0.01, weight_decay=0.1)
-    b = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1)
-    inputs = torch.randn(6, 5, 3, dtype=torch.float64)
-    for _ in range(20):
-        for model, opt in ((ours, a), (theirs, b)):
-            opt.zero_grad()
-            model(inputs).square().mean().backward()
-            opt.step()
+    ours, theirs = perceptron(), perceptron()
+    train(ours, fedadamw.FedAdamW(ours.parameters(), lr=0.01, weight_decay=0.1), 20)
+    train(theirs, torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1), 20)
     torch.testing.assert_close(flat(ours), flat(theirs), rtol=0, atol=1e-12)
+
+
+def test_it_goes_on_from_the_state_of_torch_adamw():
+    ours, theirs = perceptron(), perceptron()
+    before = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1)
+    train(theirs, before, 5)
+    ours.load_state_dict(theirs.state_dict())
+    opt = fedadamw.FedAdamW(ours.parameters(), lr=0.5)
+    opt.load_state_dict(copy.deepcopy(before.state_dict()))
+    train(ours, opt, 5)
+    train(theirs, before, 5)
+    torch.testing.assert_close(flat(ours), flat(theirs), rtol=0, atol=1e-12)
+
+
+def test_a_deep_copy_keeps_its_blocks():
+    server, up = one_round()
+    opt = copy.deepcopy(optimizer(attention_model()))
+    opt.start_round(server.broadcast())
+    assert len(up.state.v) == opt.blocks.B
+
+
+def test_a_group_that_does_not_learn_has_no_direction():
+    model = attention_model()
+    frozen = [(n, p) for n, p in model.named_parameters() if n.startswith("embed")]
+    rest = [(n, p) for n, p in model.named_parameters() if not n.startswith("embed")]
+    blocks = fedadamw.Blocks.of(model)
+    opt = fedadamw.FedAdamW([{"params": frozen, "lr": 0.0}, {"params": rest}], lr=0.01, blocks=blocks)
+    server = fedadamw.Server(model, blocks=blocks)
+    opt.start_round(server.broadcast())
+    model(torch.randn(6, 5, 3, dtype=torch.float64)).square().mean().backward()
+    opt.step()
+    server.update([opt.finish_round()])
+    directions = blocks.layout.views(server.broadcast().state.delta)
+    assert not directions["embed.weight"].any()
+    assert directions["mlp.weight"].any()
+
+
+def test_a_bad_broadcast_is_refused_by_name():
+    model = attention_model()
+    server, _ = one_round()
+    down = server.broadcast()
+    x = down.state.x.clone()
+    x[-1] = float("inf")
+    opt = optimizer(model)
+    before = flat(model)
+    for bad, message in ((replaced(down, x=x), "'classifier.bias'"), (replaced(down, v=down.state.v[:-1]), "v has")):
+        with pytest.raises(ValueError, match=message):
+            opt.start_round(bad)
+    assert torch.equal(flat(model), before)
+    with pytest.raises(ValueError, match="the model is another one: 'embed.weight'"):
+        server.load_into(Attention(width=8))
+
+
+@pytest.mark.parametrize("facts", [{}, {"names": 3, "shapes": 4, "cut": 1, "share": 2}, {"names": []}])
+def test_a_foreign_file_is_refused(tmp_path, facts):
+    write(tmp_path / "up", "upload", {"lr": torch.ones(1), "strange": torch.ones(1)}, facts)
+    with pytest.raises(CheckpointError, match="neither an upload nor a broadcast"):
+        fedadamw.load(tmp_path / "up")
+    save_file({"x": torch.ones(1)}, tmp_path / "other", metadata={"fedadamw": "[]"})
+    with pytest.raises(CheckpointError):
+        fedadamw.load(tmp_path / "other")
 
 
 def test_groups_schedulers_and_closures():
@@ -256,7 +327,7 @@ def test_another_granularity_or_share_is_refused():
     with pytest.raises(ValueError, match="other blocks"):
         opt.start_round(server.broadcast())
     other = fedadamw.Server(model, share="v")
-    with pytest.raises(ValueError, match="shares 'mean-v'"):
+    with pytest.raises(ValueError, match="shares 'mean-v' instead of 'v'"):
         other.restore(server.broadcast())
 
 

@@ -49,7 +49,17 @@ def test_a_run_leaves_what_it_promises(finished):
     assert names == {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoint", "curves.png", "report.html"}
     rows = records(finished)
     assert [row["round"] for row in rows] == list(range(1, 13))
-    wanted = {"round", "lr", "train_loss", "test_loss", "test_accuracy", "clients", "rejected", "up_bytes", "down_bytes"}
+    wanted = {
+        "round",
+        "lr",
+        "train_loss",
+        "test_loss",
+        "test_accuracy",
+        "clients",
+        "rejected",
+        "up_bytes",
+        "down_bytes",
+    }
     assert set(rows[0]) == wanted
     manifest = json.loads((finished / "manifest.json").read_text())
     d, B = manifest["model"]["d"], manifest["model"]["B"]  # noqa: N806

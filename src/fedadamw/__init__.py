@@ -6,7 +6,8 @@ For your own loop: `Blocks`, `Server`, `FedAdamW`, `save`, `load`. For simulatio
 from importlib.metadata import version
 
 from fedadamw.blocks import Blocks
-from fedadamw.optim import Broadcast, FedAdamW, Server, Upload, load, save
+from fedadamw.messages import Broadcast, Upload, load, save
+from fedadamw.optim import FedAdamW, Server
 
 __version__ = version("fedadamw")
 __all__ = ["Blocks", "Broadcast", "FedAdamW", "Server", "Upload", "load", "save"]

@@ -58,15 +58,17 @@ def read(path: Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        about = json.loads(header.get(HEADER, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+        about = dict(json.loads(header.get(HEADER, "{}")))
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged, or no safetensors file ({error})") from None
     if about.get("format") != FORMAT or about.get("kind") not in kinds:
         raise CheckpointError(f"{path}: a safetensors file, but no {' or '.join(kinds)} of fedadamw (format {FORMAT})")
     digest = about.pop("digest", None)
     if digest != _digest(tensors, about):
         raise CheckpointError(f"{path}: damaged, its content does not match its digest")
-    facts: dict[str, Any] = about["facts"]
+    facts = about.get("facts")
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"{path}: says nothing of its tensors")
     return tensors, facts
 
 

@@ -85,6 +85,7 @@ def run_command(
     """
     from fedadamw.progress import Progress
     from fedadamw.run import Interrupted, execute
+    from fedadamw.tables import print_run
 
     try:
         folder, experiment = _place(recipe, settings or [], out, resume=resume)
@@ -93,9 +94,11 @@ def run_command(
     except Interrupted as stopped:
         _say(f"stopped; go on with: fedadamw run --resume --out {folder.path}")
         raise typer.Exit(143 if isinstance(stopped.__cause__, Terminated) else 130) from None
-    except KeyboardInterrupt:  # before the first round: nothing to save
+    except KeyboardInterrupt:  # while loading or reporting: all that was done is on disk
+        _say("stopped; the same command with --resume --out goes on, if the run had begun")
         raise typer.Exit(130) from None
     if not quiet:
+        print_run(folder.records())
         typer.echo(f"{folder.path}: report.html, curves.png, metrics.jsonl, config.yaml, checkpoint/")
 
 
@@ -175,6 +178,7 @@ def _place(
 
     name = recipe or DEFAULT
     folder = RunFolder(out or Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    check(not folder.path.exists() or folder.path.is_dir(), f"{folder.path}: is a file, not a folder for a run")
     if not resume:
         check(not folder.used, f"{folder.path} holds a run already; go on with --resume, or choose another --out")
         return folder, load(name, settings)

@@ -4,44 +4,20 @@ The step is the algorithm's own (directions/), so a loop of yours and the simula
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from fedadamw import checkpoint
 from fedadamw.algorithms import fedadamw as algorithm
 from fedadamw.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw
 from fedadamw.directions.align import aligned_step
+from fedadamw.messages import Broadcast, Upload, check_message
 from fedadamw.validation import InputError, check, one_of
 from fedadamw.vector import Layout, trainable
 
-
-@dataclass(frozen=True, eq=False)
-class Message:
-    """What both directions say of the model they belong to, so that a foreign one is refused."""
-
-    layout: Layout
-    cut: str  # Blocks.fingerprint
-    share: str  # none, m, v, vm, mean-v
-
-
-@dataclass(frozen=True, eq=False)
-class Broadcast(Message):
-    """What the server sends: x, Delta_G (d,), the shared moments and t."""
-
-    state: algorithm.Server
-
-
-@dataclass(frozen=True, eq=False)
-class Upload(Message):
-    """What a client sends: delta (d,), the shared moments, and its number of steps k."""
-
-    state: algorithm.Up
-    lr: Tensor  # (parameters,) mean learning rate over the round's steps
+BEFORE_A_ROUND: dict[str, Any] = {"share": "vm", "t": 0.0, "lr_sum": 0.0}  # nothing restarts, as in AdamW
 
 
 class FedAdamW(torch.optim.Optimizer):
@@ -66,10 +42,23 @@ class FedAdamW(torch.optim.Optimizer):
         check(eps >= 0, f"eps={eps} must not be negative")
         check(weight_decay >= 0, f"weight_decay={weight_decay} must not be negative")
         check(alpha >= 0, f"alpha={alpha} must not be negative")
-        round_ = {"share": "vm", "t": 0.0, "lr_sum": 0.0}  # before a round nothing restarts
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "alpha": alpha}
-        super().__init__(params, settings | round_)
+        super().__init__(params, settings | BEFORE_A_ROUND)
         self.blocks = blocks
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"blocks": self.blocks}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also takes the state of torch.optim.AdamW, whose moments have longer names."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in {**self.defaults, **BEFORE_A_ROUND}.items():
+                group.setdefault(key, value)
+        for own in self.state.values():
+            for theirs, ours in (("exp_avg", "m"), ("exp_avg_sq", "v")):
+                if theirs in own:
+                    own[ours] = own.pop(theirs)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -96,7 +85,7 @@ class FedAdamW(torch.optim.Optimizer):
         state = self.state[p]
         if not state:
             state.update(step=torch.zeros((), dtype=torch.float64), m=torch.zeros_like(p), v=torch.zeros_like(p))
-        state["step"] += 1
+        state["step"] = state["step"] + 1  # not in place: a loaded state may be shared
         how_m, how_v = algorithm.SHARES[group["share"]]
         m_steps, v_steps = (state["step"] + (0.0 if how == "restart" else group["t"]) for how in (how_m, how_v))
         moments = Moments(state["m"], state["v"])
@@ -110,7 +99,7 @@ class FedAdamW(torch.optim.Optimizer):
     def start_round(self, down: Broadcast) -> None:
         """Load x, Delta_G and t, expand v_bar, reset m; ValueError where `down` is for another model."""
         blocks = self._blocks()
-        _check_message(down, blocks.layout, blocks.fingerprint, None, "the broadcast")
+        check_message(down, blocks, down.share, "the broadcast")
         parameters = self._parameters()
         server = down.state
         how_m, how_v = algorithm.SHARES[down.share]
@@ -160,12 +149,12 @@ class FedAdamW(torch.optim.Optimizer):
         """The parameters of the blocks' layout, by name and in its order."""
         layout = self._blocks().layout
         named = dict(self._named_parameters())
-        trained = [n for n in named if n in layout.names or named[n].requires_grad]
-        in_order = sorted(trained, key=lambda n: layout.names.index(n) if n in layout.names else len(named))
-        problem = layout.difference(Layout.named({n: named[n] for n in in_order}))
+        own = {name: named[name] for name in layout.names if name in named}
+        extra = {name: p for name, p in named.items() if p.requires_grad and name not in own}
+        problem = layout.difference(Layout.named(own | extra))
         if problem:
             raise InputError(f"the optimizer's parameters are not those of its blocks: {problem}")
-        return {name: named[name] for name in layout.names}
+        return own
 
     def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         for group in self.param_groups:
@@ -196,12 +185,15 @@ class Server:
 
     def restore(self, down: Broadcast) -> None:
         """Go on from a saved broadcast; ValueError where it is for another model."""
-        _check_message(down, self.blocks.layout, self.blocks.fingerprint, self.share, "the broadcast")
+        check_message(down, self.blocks, self.share, "the broadcast")
         self._state = algorithm.Server(*(t.to(self._state.x) for t in down.state))
 
     @torch.no_grad()
     def load_into(self, model: nn.Module) -> None:
         """Copy the global model into `model`, to evaluate or save it."""
+        problem = self.blocks.layout.difference(Layout.of(model))
+        if problem:
+            raise InputError(f"the model is another one: {problem}")
         views = self.blocks.layout.views(self._state.x)
         for name, p in trainable(model).items():
             p.copy_(views[name])
@@ -217,12 +209,13 @@ class Server:
         ups = list(uploads)
         shares = _normalised(weights, len(ups))
         for number, up in enumerate(ups):
-            self._check_upload(up, f"upload {number}")
+            check_message(up, self.blocks, self.share, f"upload {number}")
         x = self._state.x
         fields = zip(*(up.state for up in ups), strict=True)
         mean = algorithm.Up(*(_mean([t.to(x) for t in field], shares) for field in fields))
-        rate = x.new_tensor(lr) if lr is not None else self._spread(_mean([up.lr.to(x) for up in ups], shares))
-        check(bool((rate > 0).all()), f"lr={lr} must be above 0 to divide by")
+        check(lr is None or lr > 0, f"lr={lr} must be above 0 to divide by")
+        rate = self._spread(_mean([up.lr.to(x) for up in ups], shares)) if lr is None else x.new_tensor(lr)
+        rate = rate.masked_fill(rate == 0, float("inf"))  # what did not move has no direction
         self._state = self._algorithm.server_update(self._state, mean, rate)
 
     def _spread(self, rates: Tensor) -> Tensor:
@@ -231,64 +224,6 @@ class Server:
             return rates[0]
         sizes = torch.tensor(self.blocks.layout.sizes, device=rates.device)
         return rates.repeat_interleave(sizes)
-
-    def _check_upload(self, up: Upload, which: str) -> None:
-        check(isinstance(up, Upload), f"{which} is a {type(up).__name__}, not what finish_round returns")
-        _check_message(up, self.blocks.layout, self.blocks.fingerprint, self.share, which)
-        own = self._state
-        for field, like in (("delta", own.delta), ("m", own.m), ("v", own.v), ("k", own.t)):
-            t = getattr(up.state, field)
-            check(
-                t.shape == like.shape,
-                f"{which}: {field} has {t.numel():,} numbers instead of {like.numel():,}",
-            )
-            bad = (~torch.isfinite(t)).nonzero()
-            if len(bad):
-                raise InputError(f"{which}: {field} is not finite at {self._where(field, int(bad[0]))}")
-        check(float(up.state.k) >= 1, f"{which}: {float(up.state.k):g} steps; at least 1 is needed")
-        negative = (up.state.v < 0).nonzero()
-        if len(negative):
-            raise InputError(f"{which}: v is negative at {self._where('v', int(negative[0]))}")
-        sane = up.lr.shape == (len(self.blocks.layout.names),) and bool(torch.isfinite(up.lr).all())
-        check(sane, f"{which}: its learning rates are not one finite number a parameter")
-
-    def _where(self, field: str, position: int) -> str:
-        """The name of the parameter that number `position` of a field belongs to."""
-        if field == "k":
-            return "its number of steps"
-        if field == "v" and self.share == "mean-v":
-            return next(repr(n) for n, span in self.blocks.spans().items() if position < span.stop)
-        return repr(self.blocks.layout.name_at(position))
-
-
-def save(message: Broadcast | Upload, path: str | Path) -> None:
-    """Write what travels to a safetensors file, atomically."""
-    tensors = message.state._asdict()
-    if isinstance(message, Upload):
-        tensors["lr"] = message.lr
-    shapes = [list(shape) for shape in message.layout.shapes]
-    facts = {"names": message.layout.names, "shapes": shapes, "cut": message.cut, "share": message.share}
-    checkpoint.write(Path(path), type(message).__name__.lower(), tensors, facts)
-
-
-def load(path: str | Path) -> Broadcast | Upload:
-    """Read what `save` wrote; CheckpointError where the file is damaged or something else."""
-    tensors, facts = checkpoint.read(Path(path), "upload", "broadcast")
-    layout = Layout(tuple(facts["names"]), tuple(torch.Size(shape) for shape in facts["shapes"]))
-    about = (layout, facts["cut"], facts["share"])
-    if "lr" in tensors:
-        lr = tensors.pop("lr")
-        return Upload(*about, algorithm.Up(**tensors), lr)
-    return Broadcast(*about, algorithm.Server(**tensors))
-
-
-def _check_message(message: Message, layout: Layout, cut: str, share: str | None, which: str) -> None:
-    problem = layout.difference(message.layout)
-    if problem:
-        raise InputError(f"{which} is for another model: {problem}")
-    check(message.cut == cut, f"{which} was cut into other blocks: use the same granularity on both sides")
-    if share is not None:
-        check(message.share == share, f"{which} shares {message.share!r}, the server {share!r}")
 
 
 def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:

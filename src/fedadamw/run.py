@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fedadamw.engine.simulate import DivergedError, Record
+from fedadamw.engine.simulate import DivergedError, Record, Simulation
 from fedadamw.experiment import Experiment, Prepared, prepare
 from fedadamw.registry import needs_blocks
 from fedadamw.run_folder import RunFolder
@@ -33,18 +33,25 @@ def execute(
     """
     check_trackers(experiment.trackers)
     prepared = prepare(experiment)
-    simulation = prepared.simulation
     manifest = manifest_of(experiment, prepared)
-    if resume and folder.started:
-        folder.check_same(manifest)
-        saved = folder.load(experiment)
-        if saved is not None:
-            simulation.restore(*saved)
-    else:
-        folder.start(experiment, manifest)
-    on_start(simulation.state.round)
+    with folder.locked(), Trackers(experiment, folder.path) as trackers:
+        if resume and folder.started:
+            folder.check_same(manifest)
+            saved = folder.load(experiment)
+            if saved is not None:
+                prepared.simulation.restore(*saved)
+        else:
+            folder.start(experiment, manifest)
+        on_start(prepared.simulation.state.round)
+        _train(experiment, folder, prepared.simulation, trackers, on_round)
+        write_report(folder, prepared)
+
+
+def _train(
+    experiment: Experiment, folder: RunFolder, simulation: Simulation, trackers: Trackers, on_round: OnRound
+) -> None:
+    """The rounds that are left; what stops them leaves the last whole one in the checkpoint."""
     settled = simulation.state
-    trackers = Trackers(experiment, folder.path)
     try:
         for record in simulation.rounds():
             folder.append(record)
@@ -59,9 +66,6 @@ def execute(
     except DivergedError:
         folder.save(settled, experiment)
         raise
-    finally:
-        trackers.finish()
-    write_report(folder, prepared)
 
 
 def write_report(folder: RunFolder, prepared: Prepared) -> None:

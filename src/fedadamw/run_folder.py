@@ -7,10 +7,12 @@ checkpoint/      state.safetensors, replaced atomically
 curves.png, report.html
 """
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,15 +43,28 @@ class RunFolder:
 
     @property
     def used(self) -> bool:
-        """Whether any file of a run is here, so that a new run would overwrite it."""
-        return any(file.exists() for file in (self.config, self.metrics, self.state))
+        """Whether a run is here that a new one would overwrite; a start that was killed half-way is none."""
+        return self.config.exists() or self.state.exists() or bool(self._whole_lines())
 
     def start(self, experiment: Experiment, manifest: Mapping[str, Any]) -> None:
         """Write what is known before the first round; the settings last, since they say that a run began."""
         self.state.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.manifest, _json(manifest))
+        write_atomically(self.manifest, (json.dumps(manifest, indent=2) + "\n").encode())
         write_atomically(self.metrics, b"")
         write_atomically(self.config, experiment.to_yaml().encode())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, so that two processes never run in it at once; the lock goes with the process."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise InputError(f"{self.path}: another process is running in this folder") from None
+        finally:
+            os.close(folder)
 
     def check_settings(self, experiment: Experiment) -> None:
         """Raise InputError where `experiment` would not continue the run that began here."""
@@ -59,8 +74,8 @@ class RunFolder:
     def check_same(self, manifest: Mapping[str, Any]) -> None:
         """Raise CheckpointError where data, partition or model are not those that the run began with."""
         try:
-            before = json.loads(self.manifest.read_text())
-        except (OSError, ValueError) as error:
+            before: dict[str, Any] = dict(json.loads(self.manifest.read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.manifest}: cannot be read ({error})") from None
         for key in ("data", "partition", "model"):
             if before.get(key) != manifest[key]:
@@ -70,8 +85,17 @@ class RunFolder:
                 )
 
     def records(self) -> list[dict[str, Any]]:
-        """The records so far; a line cut short by a crash is left out."""
-        return [json.loads(line) for line in self._whole_lines()]
+        """The records so far, checked to be those of rounds 1, 2, ...; a line cut short by a crash is left out."""
+        found = []
+        for number, line in enumerate(self._whole_lines(), start=1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if not isinstance(record, dict) or record.get("round") != number:
+                raise CheckpointError(f"{self.metrics}: line {number} is not the record of round {number}")
+            found.append(record)
+        return found
 
     def append(self, record: Record) -> None:
         """Add one record, on disk when this returns."""
@@ -88,17 +112,20 @@ class RunFolder:
 
     def load(self, experiment: Experiment) -> tuple[int, dict[str, Tensor]] | None:
         """Round and tensors of the checkpoint, None before the first; records past it are dropped."""
+        recorded = len(self.records())
         if not self.state.exists():
+            if recorded > experiment.checkpoint_every:
+                raise CheckpointError(f"{self.state}: is missing, though {self.metrics} has {recorded} records")
             self._keep(0)
             return None
         tensors, facts = checkpoint.read(self.state, "checkpoint")
         if facts.get("settings") != settings_digest(experiment):
             raise CheckpointError(f"{self.state}: belongs to a run with other settings than {self.config}")
-        lines = len(self._whole_lines())
-        if lines < facts["round"]:
-            raise CheckpointError(f"{self.metrics}: has {lines} records, the checkpoint is of round {facts['round']}")
-        self._keep(facts["round"])
-        return facts["round"], tensors
+        round_ = facts.get("round")
+        if not isinstance(round_, int) or not 0 <= round_ <= recorded:
+            raise CheckpointError(f"{self.metrics}: has {recorded} records, the checkpoint is of round {round_}")
+        self._keep(round_)
+        return round_, tensors
 
     def _whole_lines(self) -> list[bytes]:
         content = self.metrics.read_bytes() if self.metrics.exists() else b""
@@ -112,10 +139,6 @@ def settings_digest(experiment: Experiment) -> str:
     """A digest of the settings that decide a run's numbers."""
     deciding = experiment.model_dump(mode="json", exclude={"device", "threads", "trackers", "checkpoint_every"})
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _number(value: float | None) -> float | None:

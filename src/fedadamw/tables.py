@@ -1,6 +1,7 @@
 """Tables for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -18,6 +19,21 @@ def _console(table: Table) -> Console:
     if console.is_terminal:
         return console
     return Console(highlight=False, width=max(Console(width=400).measure(table).maximum, 80))
+
+
+def print_run(records: Sequence[Mapping[str, Any]], *, most: int = 8) -> None:
+    """Some of a run's evaluated rounds, evenly spaced, the last one always."""
+    evaluated = [i for i, r in enumerate(records) if r["test_accuracy"] is not None]
+    shown = sorted({evaluated[round(k)] for k in np.linspace(0, len(evaluated) - 1, min(most, len(evaluated)))})
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("round", "lr", "training loss", "test loss", "test accuracy", "sent up so far"):
+        table.add_column(name, justify="right")
+    for i in shown:
+        r = records[i]
+        sent = sum(earlier["up_bytes"] for earlier in records[: i + 1]) / 1e6
+        losses = ("-" if loss is None else f"{loss:.4f}" for loss in (r["train_loss"], r["test_loss"]))
+        table.add_row(str(r["round"]), f"{r['lr']:.2e}", *losses, f"{r['test_accuracy']:.2%}", f"{sent:,.1f} MB")
+    _console(table).print(table)
 
 
 def print_blocks(name: str, blocks: Blocks) -> None:

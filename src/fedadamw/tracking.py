@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from fedadamw.engine.simulate import Record
@@ -55,8 +56,12 @@ class Trackers:
         for tracker in self._trackers:
             tracker.log(numbers, step=record.round)
 
-    def finish(self) -> None:
-        """Close every tracker."""
+    def __enter__(self) -> "Trackers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for tracker in self._trackers:
             tracker.finish()
 
