@@ -166,6 +166,37 @@ def test_timm_style_fused_projection():
     assert rows["attn.proj.weight"].kind == "projection"
 
 
+class Attention8x2(nn.Module):
+    """Eight query heads and two key heads of 4, and nothing that says how wide a head is."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.num_kv_heads = 8, 2
+        self.q_proj = nn.Linear(32, 32)
+        self.k_proj = nn.Linear(32, 8)
+        self.v_proj = nn.Linear(32, 8)
+        self.qkv = nn.Linear(32, 48)
+
+
+@pytest.mark.parametrize("name", ["attn", "SelfAttention", "sa"])
+def test_heads_are_found_from_their_number_alone(name):
+    rows = rows_of(Blocks.of(nn.ModuleDict({name: Attention8x2()})))
+    assert rows[f"{name}.q_proj.weight"].blocks == 8
+    assert rows[f"{name}.k_proj.weight"].blocks == 2
+    assert rows[f"{name}.v_proj.weight"].blocks == 8
+    assert rows[f"{name}.qkv.weight"].blocks == 8 + 2 + 8
+
+
+def test_queries_without_heads_are_unknown():
+    with pytest.warns(UserWarning, match=r"q_proj\.weight: one block a row"):
+        blocks = Blocks.of(nn.ModuleDict({"q_proj": nn.Linear(4, 6)}))
+    assert rows_of(blocks)["q_proj.weight"].blocks == 6
+
+
+def test_a_matrix_of_one_column_is_cut_by_rows():
+    assert rows_of(Blocks.of(nn.Sequential(nn.Linear(1, 6))))["0.weight"].blocks == 6
+
+
 def test_coarse_is_one_a_head_or_one_a_layer():
     rows = rows_of(Blocks.of(tiny("vit"), "coarse"))
     assert {row.blocks for row in rows.values() if row.kind in ("query", "key", "value")} == {3}

@@ -99,9 +99,7 @@ def _describe(name: str, tensor: Tensor, path: Sequence[str], lineage: Sequence[
     outer, rows, unit = _units(kind, owner, tensor)
     head_dim = value_rows = 0
     if kind in ("query", "key", "value", "qkv"):
-        head_dim = _head_dim(lineage, rows // 3 if kind == "qkv" else rows)
-        if kind == "qkv":
-            value_rows = _key_value_heads(lineage) * head_dim or rows // 3
+        head_dim, value_rows = _heads(lineage, kind, rows)
         if head_dim == 0 or rows % head_dim or value_rows % head_dim:
             kind = "value" if kind == "value" else "unknown"
             head_dim = 1
@@ -120,7 +118,8 @@ def _without_adapters(path: Sequence[str]) -> Iterator[str]:
 
 def _kind(roles: Sequence[str], path: Sequence[str], owner: nn.Module, tensor: Tensor) -> str:
     """What the tensor is, from the names that lead to it and the module that owns it."""
-    if tensor.numel() == max(tensor.shape, default=1) and "lora_A" not in path and "lora_B" not in path:
+    flat = tensor.numel() == max(tensor.shape, default=1)
+    if tensor.dim() < 2 or (flat and not _is_matrix(owner)):  # (1, 1, width) too: a class token
         return "vector"
     if "lora_A" in path or "lora_embedding_A" in path:
         return "lora-a"
@@ -133,9 +132,11 @@ def _kind(roles: Sequence[str], path: Sequence[str], owner: nn.Module, tensor: T
         return "position-bias"
     if leaf.startswith(("pos_embed", "position_embed", "positional_embed")):
         return "embedding"
-    layer, attention = _layer_and_place(roles)
-    if attention:
+    layer, in_attention = _layer_and_place(roles)
+    if in_attention or layer in QUERY | KEY | VALUE | FUSED:
         return _attention_kind(layer)
+    if type(owner).__name__ == "NonDynamicallyQuantizableLinear":  # the output of nn.MultiheadAttention
+        return "projection"
     if not _is_matrix(owner):
         return "unknown"
     return "head" if _is_head(roles[:-1]) else "mlp"
@@ -148,7 +149,7 @@ def _layer_and_place(roles: Sequence[str]) -> tuple[str, bool]:
     if leaf != fused:
         return fused, fused in QUERY | KEY | VALUE | FUSED
     layer = roles[-2] if len(roles) > 1 else ""
-    return layer, any("attn" in r or "attention" in r for r in roles[:-2])
+    return layer, any("attn" in r.lower() or "attention" in r.lower() for r in roles[:-2])
 
 
 def _attention_kind(layer: str) -> str:
@@ -192,25 +193,26 @@ def _units(kind: str, owner: nn.Module, tensor: Tensor) -> tuple[int, int, int]:
     return 1, rows, n // rows
 
 
-def _head_dim(lineage: Sequence[nn.Module], rows: int) -> int:
-    """Rows of one head, from the nearest module or configuration that says it; 0 where none does."""
+def _heads(lineage: Sequence[nn.Module], kind: str, rows: int) -> tuple[int, int]:
+    """Rows a head, and rows of the value part of a fused projection, from what the modules and configurations say.
+
+    (0, 0) where nothing says how many heads there are.
+    """
+    heads = _nearest(lineage, HEADS)
+    key_value_heads = _nearest(lineage, KEY_VALUE_HEADS) or heads
+    parts = {"query": heads, "key": key_value_heads, "value": key_value_heads, "qkv": heads + 2 * key_value_heads}[kind]
+    head_dim = _nearest(lineage, HEAD_DIM) or (rows // parts if parts and rows % parts == 0 else 0)
+    if kind != "qkv":
+        return head_dim, 0
+    return head_dim, key_value_heads * head_dim or rows // 3
+
+
+def _nearest(lineage: Sequence[nn.Module], names: Sequence[str]) -> int:
+    """The first of `names` that the nearest module or configuration has as a positive integer, else 0."""
     for place in _places(lineage):
-        head_dim = _first_int(place, HEAD_DIM)
-        if head_dim:
-            return head_dim
-        heads = _first_int(place, HEADS)
-        if heads:
-            return rows // heads if rows % heads == 0 else 0
-    return 0
-
-
-def _key_value_heads(lineage: Sequence[nn.Module]) -> int:
-    """Heads of keys and values, from the nearest place that says it, else as many as queries have."""
-    for names in (KEY_VALUE_HEADS, HEADS):
-        for place in _places(lineage):
-            heads = _first_int(place, names)
-            if heads:
-                return heads
+        number = _first_int(place, names)
+        if number:
+            return number
     return 0
 
 

@@ -85,7 +85,7 @@ class FedAdamW(torch.optim.Optimizer):
         state = self.state[p]
         if not state:
             state.update(step=torch.zeros((), dtype=torch.float64), m=torch.zeros_like(p), v=torch.zeros_like(p))
-        state["step"] = state["step"] + 1  # not in place: a loaded state may be shared
+        state["step"] = state["step"].double() + 1  # a loaded one may be float32, and shared
         how_m, how_v = algorithm.SHARES[group["share"]]
         m_steps, v_steps = (state["step"] + (0.0 if how == "restart" else group["t"]) for how in (how_m, how_v))
         moments = Moments(state["m"], state["v"])
