@@ -13,7 +13,8 @@ import torch
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.engine.loop import evaluate
-from fedadamw.experiment import load, prepare
+from fedadamw.experiment import load
+from fedadamw.prepare import prepare
 from fedadamw.run import commit
 
 RESULTS = Path(__file__).parent / "results" / "cifar10-models_cpu_202611.json"

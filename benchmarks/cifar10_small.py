@@ -19,7 +19,8 @@ import altair as alt
 import torch
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.experiment import load, prepare
+from fedadamw.experiment import load
+from fedadamw.prepare import prepare
 from fedadamw.report.figures import save_png
 from fedadamw.run import commit
 

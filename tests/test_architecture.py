@@ -22,6 +22,7 @@ LAYERS = (  # a file imports from its own row or from those above it
     ("engine",),
     ("data", "models"),
     ("experiment",),
+    ("prepare",),
     ("run_folder", "tracking", "tables", "progress"),
     ("report",),
     ("run",),

@@ -7,8 +7,9 @@ from conftest import SHARED, need
 
 from fedadamw.data.batches import ImageTask
 from fedadamw.data.sources import Images, load_images
-from fedadamw.experiment import load, prepare
+from fedadamw.experiment import load
 from fedadamw.models import vision
+from fedadamw.prepare import prepare
 
 SMALL = vision.ImageShape(size=32, channels=3, classes=10)
 CPU = torch.device("cpu")
@@ -54,6 +55,21 @@ def test_a_local_folder_with_another_number_of_classes_gets_a_fresh_head(tmp_pat
     task = ImageTask(images(channels=1), images(channels=1), device=CPU, image_size=16, channels=3)
     inputs, _ = task.batch(np.arange(2), torch.Generator())
     assert inputs.shape == (2, 3, 16, 16), "grey 32 px images are fitted to it"
+
+
+def test_pickled_weights_are_refused_and_half_precision_is_loaded_as_float32(tmp_path):
+    model = vision.build("vit-mini", SMALL).model.bfloat16()
+    model.save_pretrained(tmp_path / "half")
+    loaded = vision.build(str(tmp_path / "half"), SMALL).model
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    (tmp_path / "pickled").mkdir()
+    model.config.save_pretrained(tmp_path / "pickled")
+    torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"could not be loaded: .*safetensors"):
+        vision.build(str(tmp_path / "pickled"), SMALL)
+    (tmp_path / "half" / "model.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(ValueError, match="could not be loaded"):
+        vision.build(str(tmp_path / "half"), SMALL)
 
 
 def test_the_folders_own_pixel_moments_are_used(tmp_path):
@@ -145,6 +161,9 @@ def test_wrong_columns_and_splits_are_one_line(tmp_path):
         load_images(folder, image_column="pixels")
     with pytest.raises(ValueError, match="no split named holdout; it has train, test"):
         load_images(folder, test_split="holdout")
+    (tmp_path / "test-00000.parquet").unlink()
+    with pytest.raises(ValueError, match=r"or hold out some training samples with data\.validation"):
+        load_images(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="could not be read"):
         load_images(str(tmp_path / "empty"))
@@ -185,7 +204,7 @@ def test_tiny_imagenet_trains_a_round():
 
 
 def test_held_out_training_samples_take_the_place_of_the_test_set():
-    from fedadamw.experiment import images_of
+    from fedadamw.prepare import images_of
 
     train, test = images_of(load("digits", ["data.validation=0.25"]))
     whole, _ = images_of(load("digits"))

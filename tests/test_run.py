@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -69,7 +70,8 @@ def test_a_run_leaves_what_it_promises(finished):
     assert manifest["versions"]["fedadamw"] == fedadamw.__version__
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
     page = (finished / "report.html").read_text()
-    assert "https://" not in page.split("<script", 1)[0], "opens offline"
+    assert not re.search(r"<(script|img|iframe)[^>]*\ssrc=|<link[^>]*\shref=|@import", page), "opens offline"
+    assert "window.vegaEmbed" in page
 
 
 def test_the_config_runs_the_same_again(finished, tmp_path):
@@ -94,21 +96,85 @@ def wait_for_rounds(out: Path, rounds: int, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
+def wait_for_line(process: subprocess.Popen, start: str) -> None:
+    """Read what the process says until a line begins with `start`, or until it ends."""
+    for line in process.stdout:
+        if line.startswith(start):
+            return
+
+
 def test_killed_at_ten_random_moments_and_resumed_gives_identical_files(finished, tmp_path):
     out = tmp_path / "run"
     rng = random.Random(11)
-    kills = 0
-    for rounds in sorted(rng.choices(range(12), k=10)):
+    done = kills = 0
+    for _ in range(10):
         process = start("digits", *SHORT, "--out", str(out), "--resume")
-        wait_for_rounds(out, rounds, process)
-        time.sleep(rng.random() * 0.1)
+        wait_for_line(process, f"round {min(done + rng.randint(1, 3), 12)}/12")
+        time.sleep(rng.random() * 0.2)
         process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
         process.communicate()
-    assert kills >= 8, "most of them died by the signal, not by having finished"
-    done = command("run", "digits", *SHORT, "--out", str(out), "--resume")
-    assert done.returncode == 0, done.stderr
+        kills += process.returncode == -signal.SIGKILL
+        _, facts = read(out / "checkpoint" / "state.safetensors", "checkpoint") if kills > 2 else (None, {"round": 0})
+        done = facts["round"]
+    assert kills == 10, "each was killed while it trained or reported, not after it had ended"
+    last = command("run", "digits", *SHORT, "--out", str(out), "--resume")
+    assert last.returncode == 0, last.stderr
     assert_same_files(finished, out)
+
+
+DIES_AT_A_RENAME = """
+import os, signal, sys
+out, n, when, *arguments = sys.argv[1:]
+rename, seen = os.replace, 0
+def dying(source, target):
+    global seen
+    ours = str(target).startswith(out)
+    seen += ours
+    if ours and seen == int(n) and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+    if ours and seen == int(n):
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = dying
+sys.argv = ["fedadamw", *arguments]
+from fedadamw.cli import main
+main()
+"""
+
+
+def test_killed_in_the_middle_of_every_kind_of_write(finished, tmp_path):
+    """The renames of a fresh run are of manifest, metrics, settings, checkpoints; of a resumed one, metrics first."""
+    out = str(tmp_path / "run")
+    moments = [(1, "before"), (1, "after"), (2, "after"), (3, "before"), (3, "after"), (2, "before"), (2, "after")]
+    for n, when in moments:
+        arguments = [out, str(n), when, "run", "digits", *SHORT, "--out", out, "--resume", "--quiet"]
+        died = subprocess.run([sys.executable, "-c", DIES_AT_A_RENAME, *arguments], capture_output=True, text=True)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+    last = command("run", "digits", *SHORT, "--out", out, "--resume")
+    assert last.returncode == 0, last.stderr
+    leftover = Path(out) / "checkpoint" / "state.safetensors.new"
+    assert not leftover.exists()
+    assert_same_files(finished, Path(out))
+
+
+def test_a_start_that_was_killed_half_way_can_start_again(tmp_path):
+    out = tmp_path / "run"
+    arguments = [str(out), "3", "before", "run", "digits", *SHORT, "--out", str(out)]
+    died = subprocess.run([sys.executable, "-c", DIES_AT_A_RENAME, *arguments], capture_output=True, text=True)
+    assert died.returncode == -signal.SIGKILL
+    done = command("run", "digits", *SHORT, "-s", "training.rounds=1", "--out", str(out), "--quiet")
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_never_run_in_one_folder(tmp_path):
+    out = tmp_path / "run"
+    first = start("digits", *SHORT, "-s", "training.rounds=500", "--out", str(out))
+    wait_for_line(first, "round 1/")
+    second = command("run", "--resume", "--out", str(out))
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2
+    assert "another process is running in this folder" in second.stderr
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -184,6 +250,23 @@ def test_a_foreign_checkpoint_is_refused_and_kept(finished, tmp_path):
     assert (out / "checkpoint" / "state.safetensors").read_bytes() == foreign
 
 
+def test_damaged_records_are_refused_and_kept(finished, tmp_path):
+    out, _ = damaged_copy(finished, tmp_path, lambda content: content)
+    good = (out / "metrics.jsonl").read_bytes()
+    for content, message in ((good.replace(b'"round": 4', b'"round": 9'), "line 4"), (b"{}\n" + good, "line 1")):
+        (out / "metrics.jsonl").write_bytes(content)
+        done = command("run", "--resume", "--out", str(out))
+        assert done.returncode == 2
+        assert f"{message} is not the record of round" in done.stderr
+        assert (out / "metrics.jsonl").read_bytes() == content
+    (out / "metrics.jsonl").write_bytes(good)
+    (out / "checkpoint" / "state.safetensors").unlink()
+    done = command("run", "--resume", "--out", str(out))
+    assert done.returncode == 2
+    assert "is missing, though" in done.stderr
+    assert (out / "metrics.jsonl").read_bytes() == good
+
+
 def test_an_upload_is_not_a_checkpoint(tmp_path):
     write(tmp_path / "a", "upload", {}, {})
     with pytest.raises(CheckpointError, match="no checkpoint of fedadamw"):
@@ -210,6 +293,14 @@ def test_a_run_is_never_overwritten(finished):
         (["-s", "trainin.lr=1"], "trainin is unknown (did you mean 'training'?)"),
         (["-s", "training.lr=-1"], "training.lr=-1: input should be greater than 0"),
         (["-s", "training.lr=fast"], "training.lr='fast': input should be a valid number"),
+        (["-s", "training.lr=["], "not a YAML value"),
+        (["-s", "training.schedule=cosin"], "training.schedule='cosin' (did you mean 'cosine'?)"),
+        (["-s", "algorithm.name=5"], "algorithm.name=5 must be a word"),
+        (["-s", "data.validation=1e-9"], "holds out 0 of 1,437 samples"),
+        (["-s", "device=meta"], "device='meta'"),
+        (["-s", "model.norm=batch"], "model.norm is a setting of resnet18"),
+        (["-s", "partition.kind=column", "-s", "partition.column=who"], "digits have no columns"),
+        (["--out", __file__], "is a file, not a folder"),
         (["-s", "training.lr"], "give key.path=value"),
         (["-s", "seed.x=1"], "seed is a setting, not a section"),
         (["-s", "algorithm.share=vv"], "share='vv' is unknown"),
@@ -242,6 +333,9 @@ def test_wrong_input_is_one_line_and_nothing_is_left(arguments, message, tmp_pat
 
 
 def test_a_file_that_is_not_settings(tmp_path):
+    (tmp_path / "own.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not a text file"):
+        load(str(tmp_path / "own.yaml"))
     for content, message in (("a: [", "not YAML"), ("just words", "holds no settings"), ("lr: 1", "lr is unknown")):
         (tmp_path / "own.yaml").write_text(content)
         with pytest.raises(ValueError, match=message):

@@ -155,7 +155,8 @@ def partition_command(
     fedadamw partition digits
     fedadamw partition digits -s partition.concentration=0.1 --out dir01.png
     """
-    from fedadamw.experiment import images_of, load, partition_of
+    from fedadamw.experiment import load
+    from fedadamw.prepare import images_of, partition_of
     from fedadamw.report.figures import partition, save_png
     from fedadamw.tables import print_partition
 

@@ -1,26 +1,19 @@
-"""A whole run as one validated object: every setting, where it comes from, and how it becomes a simulation."""
+"""A whole run as one validated object: every setting, and how recipes, files and overrides become one."""
 
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fedadamw import registry
 from fedadamw.block_rules import GRANULARITIES
-from fedadamw.blocks import Blocks
-from fedadamw.data import partition as split
-from fedadamw.data.batches import ImageTask
-from fedadamw.data.partition import Partition
-from fedadamw.data.sources import Images, load_images
-from fedadamw.engine.randomness import Purpose, numpy_generator, torch_seed
 from fedadamw.engine.settings import Training
-from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
-from fedadamw.validation import InputError, nearest, one_of
+from fedadamw.validation import InputError, check, nearest, one_of
 
 RECIPES = resources.files("fedadamw") / "recipes"
 
@@ -33,6 +26,7 @@ class Data(_Section):
     """Which images, and how they are augmented."""
 
     source: str = Field(default="digits", description="digits, a local folder, or a hub id")
+    config: str | None = Field(default=None, description="the hub data set's configuration, where it has several")
     image_column: str | None = Field(default=None, description="found by its type where not named")
     label_column: str | None = Field(default=None, description="found by its type where not named")
     test_split: str | None = Field(default=None, description="test, validation, valid or val where not named")
@@ -52,7 +46,9 @@ class Split(_Section):
         default="mix", description="mix: the paper's, disjoint, equal sizes, class mix ~ Dir(concentration)"
     )
     clients: int = Field(default=100, ge=1, description="clients, N; for column, as many as it has values")
-    concentration: float = Field(default=0.3, gt=0, description="of the Dirichlet distribution; smaller is harder")
+    concentration: float = Field(
+        default=0.3, gt=0, le=1e6, description="of the Dirichlet distribution; smaller is harder"
+    )
     minimum: int = Field(default=1, ge=1, description="least samples a client, for dirichlet")
     classes_per_client: int = Field(default=2, ge=1, description="for classes")
     column: str | None = Field(default=None, description="the data's column that names the client, for column")
@@ -69,7 +65,7 @@ class Model(_Section):
     @field_validator("blocks")
     @classmethod
     def _known_granularity(cls, value: str) -> str:
-        one_of("blocks", value, GRANULARITIES)
+        one_of("model.blocks", value, GRANULARITIES)
         return value
 
 
@@ -93,6 +89,7 @@ class Experiment(_Section):
     @classmethod
     def _known_algorithm(cls, value: dict[str, Any]) -> dict[str, Any]:
         name = value.get("name", "fedadamw")
+        check(isinstance(name, str), f"algorithm.name={name!r} must be a word")
         return {"name": name, **registry.validated(name, {k: v for k, v in value.items() if k != "name"})}
 
     def to_yaml(self) -> str:
@@ -131,7 +128,10 @@ def _read(recipe: str) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise InputError(f"{recipe}: no such file")
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except ValueError:
+            raise InputError(f"{recipe}: not a text file (UTF-8)") from None
     else:
         known = recipes()
         if recipe not in known:
@@ -156,7 +156,8 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     *sections, key = path.split(".")
     inner = settings
     for section in sections:
-        inner = inner.setdefault(section, {})
+        inner[section] = {} if inner.get(section) is None else inner[section]  # an empty section is none
+        inner = inner[section]
         if not isinstance(inner, dict):
             raise InputError(f"-s {override!r}: {section} is a setting, not a section")
     if path == "algorithm.name" and inner.get("name") != text:
@@ -170,7 +171,10 @@ def _apply(settings: dict[str, Any], override: str) -> None:
 
 def _value(text: str) -> Any:
     """A YAML value; `1e-3`, which YAML 1.1 takes for a word, is a number here."""
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"-s ...={text}: not a YAML value") from None
     if isinstance(value, str):
         try:
             return float(value)
@@ -180,17 +184,19 @@ def _value(text: str) -> Any:
 
 
 def _one_line(error: ValidationError) -> str:
-    """pydantic's first complaint as one line, with the nearest name for an unknown key."""
+    """pydantic's first complaint as one line, with the nearest name for an unknown key or word."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    path = [str(part) for part in first["loc"]]
+    where, given = ".".join(path), first["input"]
     if first["type"] == "extra_forbidden":
-        names = _names_at([str(part) for part in first["loc"][:-1]])
-        key = str(first["loc"][-1])
-        return f"{where} is unknown{nearest(key, names)}; use one of {', '.join(names)}"
-    message = first["msg"].removeprefix("Value error, ")
+        names = _names_at(path[:-1])
+        return f"{where} is unknown{nearest(path[-1], names)}; use one of {', '.join(names)}"
     if first["type"] == "value_error":
-        return message if "algorithm" in message else f"{where}: {message}"
-    return f"{where}={first['input']!r}: {message[0].lower()}{message[1:]}"
+        return first["msg"].removeprefix("Value error, ")
+    hint = ""
+    if first["type"] == "literal_error":
+        hint = nearest(str(given), re.findall(r"'(.*?)'", first["ctx"]["expected"]))
+    return f"{where}={given!r}{hint}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def _names_at(path: list[str]) -> list[str]:
@@ -199,104 +205,3 @@ def _names_at(path: list[str]) -> list[str]:
     for part in path:
         section = section.model_fields[part].annotation
     return list(section.model_fields)
-
-
-class Prepared(NamedTuple):
-    """Everything a run needs, built."""
-
-    simulation: Simulation
-    train: Images
-    test: Images
-    partition: Partition
-    device: torch.device
-
-
-def images_of(experiment: Experiment) -> tuple[Images, Images]:
-    """The training and held-out images that the experiment names, cut down as it says."""
-    data = experiment.data
-    train, test = load_images(
-        data.source,
-        image_column=data.image_column,
-        label_column=data.label_column,
-        group_column=experiment.partition.column,
-        test_split=data.test_split,
-    )
-    generator = numpy_generator(experiment.seed, Purpose.SPLIT)
-    if data.validation:
-        order = generator.permutation(len(train))
-        held = round(len(train) * data.validation)
-        train, test = train.take(order[held:]), train.take(order[:held])
-    if data.max_train and data.max_train < len(train):
-        train = train.take(generator.permutation(len(train))[: data.max_train])
-    if data.max_test and data.max_test < len(test):
-        test = test.take(generator.permutation(len(test))[: data.max_test])
-    return train, test
-
-
-def partition_of(experiment: Experiment, train: Images) -> Partition:
-    """Who holds which training samples."""
-    s, labels = experiment.partition, train.labels
-    generator = numpy_generator(experiment.seed, Purpose.PARTITION)
-    if s.kind != "column" and s.clients > len(labels):
-        raise InputError(f"partition.clients={s.clients:,} is more than the {len(labels):,} training samples")
-    if s.kind == "mix":
-        return split.mix(labels, s.clients, s.concentration, generator)
-    if s.kind == "dirichlet":
-        return split.dirichlet(labels, s.clients, s.concentration, s.minimum, generator)
-    if s.kind == "iid":
-        return split.iid(labels, s.clients, generator)
-    if s.kind == "classes":
-        return split.by_classes(labels, s.clients, s.classes_per_client, generator)
-    if train.groups is None:
-        raise InputError("partition.kind='column' needs partition.column, a column of the data")
-    return split.by_column(train.groups)
-
-
-def device_of(experiment: Experiment) -> torch.device:
-    """The device that the experiment names; ValueError where it does not exist."""
-    if experiment.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(experiment.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={experiment.device!r}: {str(error).splitlines()[0]}") from None
-    return device
-
-
-def prepare(experiment: Experiment) -> Prepared:
-    """Load the data, split it, build the model and the algorithm."""
-    if experiment.threads:
-        torch.set_num_threads(experiment.threads)
-    device = device_of(experiment)
-    train, test = images_of(experiment)
-    clients = partition_of(experiment, train)
-    if int(clients.sizes.min()) == 0:
-        empty = int((clients.sizes == 0).sum())
-        raise InputError(f"{empty} of {len(clients)} clients have no samples; use fewer clients")
-    shape = vision.ImageShape(train.pixels.shape[-1], train.pixels.shape[1], len(train.classes))
-    if train.pixels.shape[-1] != train.pixels.shape[-2] and experiment.model.name in vision.NAMES:
-        raise InputError(
-            f"model.name={experiment.model.name!r} takes square images; these are {train.pixels.shape[-2:]}"
-        )
-    m = experiment.model
-    built = vision.initial(
-        lambda: vision.build(m.name, shape, depth=m.depth, norm=m.norm),
-        torch_seed(experiment.seed, Purpose.INITIAL_MODEL),
-    )
-    model = built.model.to(device)
-    task = ImageTask(
-        train,
-        test,
-        device=device,
-        crop_padding=experiment.data.crop_padding,
-        flip=experiment.data.flip,
-        image_size=built.image_size,
-        channels=built.channels,
-        mean=built.mean,
-        std=built.std,
-    )
-    settings = {k: v for k, v in experiment.algorithm.items() if k != "name"}
-    algorithm = registry.make(experiment.algorithm["name"], settings, Blocks.of(model, m.blocks))
-    simulation = Simulation(model, algorithm, task, clients, experiment.training, seed=experiment.seed)
-    return Prepared(simulation, train, test, clients, device)

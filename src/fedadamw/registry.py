@@ -12,6 +12,7 @@ from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.algorithms.local_adamw import LocalAdamW
 from fedadamw.blocks import Blocks
 from fedadamw.validation import InputError, nearest, one_of
+from fedadamw.vector import Layout
 
 ALGORITHMS: dict[str, type[AnyAlgorithm]] = {
     "fedadamw": FedAdamW,
@@ -40,16 +41,17 @@ def validated(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"algorithm.{where}={first['input']!r}: {first['msg']}") from None
-    make(name, settings, _NO_BLOCKS)
+        raise InputError(f"algorithm.{where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+    try:
+        make(name, settings, NO_BLOCKS)
+    except InputError as error:
+        raise InputError(f"algorithm: {error}") from None
     return settings
 
 
 def make(name: str, settings: Mapping[str, Any], blocks: Blocks) -> AnyAlgorithm:
-    """The algorithm `name` for a model cut into `blocks`; a setting out of range raises ValueError."""
-    algorithm = ALGORITHMS[name]
-    takes_blocks = any(f.name == "blocks" for f in dataclasses.fields(algorithm))  # type: ignore[arg-type]
-    return algorithm(**settings, **({"blocks": blocks} if takes_blocks else {}))
+    """The algorithm `name` for a model cut into `blocks`, if it wants them; a setting out of range: InputError."""
+    return ALGORITHMS[name](**settings, **({"blocks": blocks} if needs_blocks(name) else {}))
 
 
 def needs_blocks(name: str) -> bool:
@@ -57,10 +59,4 @@ def needs_blocks(name: str) -> bool:
     return any(f.name == "blocks" for f in dataclasses.fields(ALGORITHMS[name]))  # type: ignore[arg-type]
 
 
-def _no_blocks() -> Blocks:
-    from fedadamw.vector import Layout
-
-    return Blocks(Layout((), ()), (), ())
-
-
-_NO_BLOCKS = _no_blocks()
+NO_BLOCKS = Blocks(Layout((), ()), (), ())

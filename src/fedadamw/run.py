@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from fedadamw.engine.simulate import DivergedError, Record, Simulation
-from fedadamw.experiment import Experiment, Prepared, prepare
+from fedadamw.experiment import Experiment
+from fedadamw.prepare import Prepared, prepare
 from fedadamw.registry import needs_blocks
 from fedadamw.run_folder import RunFolder
 from fedadamw.tracking import Trackers, check_trackers

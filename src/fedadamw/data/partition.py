@@ -1,6 +1,6 @@
 """Who holds which samples: a partition of N samples over clients, as index arrays.
 
-Every sample is used at most once. Nothing here is an object a client, so a million clients cost two arrays.
+Every sample is used at most once. A partition is two arrays, however many clients there are.
 """
 
 import hashlib

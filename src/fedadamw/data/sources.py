@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-from fedadamw.validation import InputError
+from fedadamw.validation import InputError, check
 
 Array = np.ndarray
 TEST_SPLITS = ("test", "validation", "valid", "val")
@@ -47,22 +47,27 @@ class Images:
 def load_images(
     source: str,
     *,
+    config: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     group_column: str | None = None,
     test_split: str | None = None,
+    want_test: bool = True,
 ) -> tuple[Images, Images]:
     """Training and held-out images of `source`: `digits`, a folder (Parquet, image folder) or a hub id.
 
     Columns are found by their types where they are not named: the first image column, the first class label.
+    Without `want_test` the second is empty, and the data needs no test split.
     """
     if source == "digits":
+        check(group_column is None, f"partition.column={group_column!r}: digits have no columns")
         return _digits()
-    splits = _read(source)
-    test_name = _test_split(source, splits, test_split)
+    splits = _read(source, config)
+    test_name = _test_split(source, splits, test_split) if want_test else None
     columns = _columns(source, splits["train"], image_column, label_column, group_column)
     classes = _classes(splits["train"], columns[1])
-    return _decode(splits["train"], *columns, classes), _decode(splits[test_name], *columns, classes)
+    train = _decode(splits["train"], *columns, classes)
+    return train, _decode(splits[test_name], *columns, classes) if test_name else train.take(np.arange(0))
 
 
 def _digits() -> tuple[Images, Images]:
@@ -76,7 +81,7 @@ def _digits() -> tuple[Images, Images]:
     return everything.take(numbers[numbers % 5 != 0]), everything.take(numbers[numbers % 5 == 0])
 
 
-def _read(source: str) -> "DatasetDict":
+def _read(source: str, config: str | None) -> "DatasetDict":
     import datasets
 
     local = source.startswith((".", "/", "~"))
@@ -86,7 +91,7 @@ def _read(source: str) -> "DatasetDict":
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces each retry
     try:
-        found = datasets.load_dataset(path)
+        found = datasets.load_dataset(path, config)
     except Exception as error:  # hub, parser and network errors have no common class
         raise InputError(f"data.source={source!r} could not be read: {_first_line(error)}") from error
     if "train" not in found:
@@ -105,7 +110,7 @@ def _test_split(source: str, splits: "DatasetDict", wanted: str | None) -> str:
             return name
     raise InputError(
         f"data.source={source!r} has no split named {' or '.join(names)}; it has {', '.join(splits)}: "
-        "name one with data.test_split"
+        "name one with data.test_split, or hold out some training samples with data.validation"
     )
 
 

@@ -1,5 +1,6 @@
 """One client, one round: the gradient oracle and the local loop around an algorithm."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ class GradientOracle:
 
     def __init__(self, workspace: Workspace, task: Task, clip: float | None) -> None:
         self.workspace, self.task, self.clip = workspace, task, clip
+        self._checked = False
 
     def __call__(self, y: Vector, batch: Batch) -> tuple[Vector, Tensor]:
         """The gradient (d,) at `y` and the loss (), neither tied to a graph or to the workspace."""
@@ -58,8 +60,22 @@ class GradientOracle:
         work.y.copy_(y)
         work.gradient.zero_()
         loss = self.task.loss(work.module, batch)
+        if not self._checked:
+            self._warn_of_unreached(loss)
         loss.backward()
         return clipped(work.gradient, self.clip), loss.detach()
+
+    def _warn_of_unreached(self, loss: Tensor) -> None:
+        """Say once which parameters the loss does not depend on: torch's optimizers skip them, a flat step does not."""
+        self._checked = True
+        parameters = trainable(self.workspace.module)
+        found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+        unreached = [name for name, g in zip(parameters, found, strict=True) if g is None]
+        if unreached:
+            warnings.warn(
+                f"the loss does not depend on {', '.join(unreached)}: they only decay and follow Delta_G; freeze them",
+                stacklevel=2,
+            )
 
 
 def clipped(g: Vector, norm: float | None) -> Vector:

@@ -28,9 +28,9 @@ class Training(BaseModel):
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> "Training":
         if (self.steps is None) == (self.epochs is None):
-            raise InputError("give one of steps and epochs")
+            raise InputError("training: give one of steps and epochs")
         if self.warmup_rounds >= self.rounds:
-            raise InputError(f"warmup_rounds={self.warmup_rounds} must be less than rounds={self.rounds}")
+            raise InputError(f"training.warmup_rounds={self.warmup_rounds} must be less than rounds={self.rounds}")
         return self
 
     def lr_at(self, round_: int) -> float:

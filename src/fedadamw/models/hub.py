@@ -38,7 +38,10 @@ def with_lora(model: nn.Module, rank: int, targets: list[str]) -> nn.Module:
     )
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft says that it handles a transposed Conv1D
-        return get_peft_model(model, config)  # type: ignore[no-any-return]
+        try:
+            return get_peft_model(model, config)  # type: ignore[no-any-return]
+        except ValueError as error:
+            raise InputError(f"--lora {','.join(targets)}: {str(error).splitlines()[0]}") from None
 
 
 def _config(name: str) -> Any:

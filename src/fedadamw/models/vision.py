@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from fedadamw.validation import InputError, check, one_of
@@ -37,6 +38,7 @@ def build(name: str, shape: ImageShape, *, depth: int | None = None, norm: str =
     quiet_libraries()
     if name in VITS:
         return Vision(_vit(shape, VITS[name], depth))
+    check(norm == "group" or name == "resnet18", f"model.norm is a setting of resnet18, not of {name!r}")
     if depth is not None:
         raise InputError(f"model.depth is a setting of {', '.join(VITS)}, not of {name!r}")
     if name == "swin-tiny":
@@ -155,8 +157,14 @@ def _pretrained(name: str, shape: ImageShape) -> Vision:
     check(not local or Path(path).is_dir(), f"model.name={name!r}: no such folder")
     try:
         config = AutoConfig.from_pretrained(path, num_labels=shape.classes)
-        model = AutoModelForImageClassification.from_pretrained(path, config=config, ignore_mismatched_sizes=True)
-    except (OSError, ValueError) as error:
+        model = AutoModelForImageClassification.from_pretrained(
+            path,
+            config=config,
+            ignore_mismatched_sizes=True,  # a fresh head
+            use_safetensors=True,  # a .bin file can run code when it is loaded
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"model.name={name!r} could not be loaded: {str(error).strip().splitlines()[0]}") from error
     size = getattr(config, "image_size", None)
     mean, std = _pixel_moments(path)
@@ -181,6 +189,9 @@ def _divides(what: str, divisor: int, size: int) -> None:
 
 def quiet_libraries() -> None:
     """transformers announces a fresh head and every image processor that would like torchvision; the hub, retries."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     for library in ("transformers", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
 

@@ -1,1 +1,1 @@
-"""Reports: they read a run's records, nothing else."""
+"""Reports: they read what a run left in its folder, and draw it."""

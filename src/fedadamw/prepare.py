@@ -1,0 +1,134 @@
+"""From settings to a simulation: data, partition, model and algorithm, built and checked before any work starts."""
+
+from typing import NamedTuple
+
+import torch
+
+from fedadamw import registry
+from fedadamw.blocks import Blocks
+from fedadamw.data import partition as split
+from fedadamw.data.batches import ImageTask
+from fedadamw.data.partition import Partition
+from fedadamw.data.sources import Images, load_images
+from fedadamw.engine.randomness import Purpose, numpy_generator, torch_seed
+from fedadamw.engine.simulate import Simulation
+from fedadamw.experiment import Experiment
+from fedadamw.models import vision
+from fedadamw.validation import InputError, check
+
+
+class Prepared(NamedTuple):
+    """Everything a run needs, built."""
+
+    simulation: Simulation
+    train: Images
+    test: Images
+    partition: Partition
+    device: torch.device
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Load the data, split it, build the model and the algorithm."""
+    if experiment.threads:
+        torch.set_num_threads(experiment.threads)
+    device = device_of(experiment)
+    train, test = images_of(experiment)
+    clients = partition_of(experiment, train)
+    built = model_of(experiment, train)
+    model = built.model.to(device)
+    task = ImageTask(
+        train,
+        test,
+        device=device,
+        crop_padding=experiment.data.crop_padding,
+        flip=experiment.data.flip,
+        image_size=built.image_size,
+        channels=built.channels,
+        mean=built.mean,
+        std=built.std,
+    )
+    name = experiment.algorithm["name"]
+    settings = {k: v for k, v in experiment.algorithm.items() if k != "name"}
+    blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else registry.NO_BLOCKS
+    algorithm = registry.make(name, settings, blocks)
+    simulation = Simulation(model, algorithm, task, clients, experiment.training, seed=experiment.seed)
+    return Prepared(simulation, train, test, clients, device)
+
+
+def device_of(experiment: Experiment) -> torch.device:
+    """The device that the experiment names; InputError where there is none."""
+    if experiment.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(experiment.device)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={experiment.device!r}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def images_of(experiment: Experiment) -> tuple[Images, Images]:
+    """The training and held-out images that the experiment names, cut down as it says."""
+    data = experiment.data
+    train, test = load_images(
+        data.source,
+        config=data.config,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        group_column=experiment.partition.column,
+        test_split=data.test_split,
+        want_test=not data.validation,
+    )
+    generator = numpy_generator(experiment.seed, Purpose.SPLIT)
+    if data.validation:
+        order = generator.permutation(len(train))
+        held = round(len(train) * data.validation)
+        check(0 < held < len(train), f"data.validation={data.validation:g} holds out {held} of {len(train):,} samples")
+        train, test = train.take(order[held:]), train.take(order[:held])
+    if data.max_train and data.max_train < len(train):
+        train = train.take(generator.permutation(len(train))[: data.max_train])
+    if data.max_test and data.max_test < len(test):
+        test = test.take(generator.permutation(len(test))[: data.max_test])
+    return train, test
+
+
+def partition_of(experiment: Experiment, train: Images) -> Partition:
+    """Who holds which training samples; each client at least one."""
+    clients = _split(experiment, train)
+    empty = int((clients.sizes == 0).sum())
+    check(empty == 0, f"partition: {empty} of {len(clients)} clients have no samples; use fewer clients")
+    return clients
+
+
+def _split(experiment: Experiment, train: Images) -> Partition:
+    s, labels = experiment.partition, train.labels
+    generator = numpy_generator(experiment.seed, Purpose.PARTITION)
+    if s.kind == "column":
+        check(train.groups is not None, "partition.kind='column' needs partition.column, a column of the data")
+        assert train.groups is not None
+        return split.by_column(train.groups)
+    if s.clients > len(labels):
+        raise InputError(f"partition.clients={s.clients:,} is more than the {len(labels):,} training samples")
+    if s.kind == "mix":
+        return split.mix(labels, s.clients, s.concentration, generator)
+    if s.kind == "dirichlet":
+        return split.dirichlet(labels, s.clients, s.concentration, s.minimum, generator)
+    if s.kind == "iid":
+        return split.iid(labels, s.clients, generator)
+    return split.by_classes(labels, s.clients, s.classes_per_client, generator)
+
+
+def model_of(experiment: Experiment, train: Images) -> vision.Vision:
+    """The model, with fresh weights that depend on the seed alone."""
+    m = experiment.model
+    height, width = train.pixels.shape[-2:]
+    if m.name in vision.NAMES and height != width:
+        raise InputError(f"model.name={m.name!r} takes square images; these are {height} x {width}")
+    shape = vision.ImageShape(width, train.pixels.shape[1], len(train.classes))
+    built = vision.initial(
+        lambda: vision.build(m.name, shape, depth=m.depth, norm=m.norm),
+        torch_seed(experiment.seed, Purpose.INITIAL_MODEL),
+    )
+    if built.channels not in (None, shape.channels) and shape.channels != 1:
+        raise InputError(f"model.name={m.name!r} takes {built.channels} channels; the images have {shape.channels}")
+    return built
