@@ -35,10 +35,10 @@ def build(name: str, shape: ImageShape, *, depth: int | None = None, norm: str =
 
     depth: layers of a ViT, in place of its own number. norm: `group` or `batch`, for resnet18.
     """
+    check(norm == "group" or name == "resnet18", f"model.norm is a setting of resnet18, not of {name!r}")
     quiet_libraries()
     if name in VITS:
         return Vision(_vit(shape, VITS[name], depth))
-    check(norm == "group" or name == "resnet18", f"model.norm is a setting of resnet18, not of {name!r}")
     if depth is not None:
         raise InputError(f"model.depth is a setting of {', '.join(VITS)}, not of {name!r}")
     if name == "swin-tiny":
