@@ -35,7 +35,7 @@ def run(data: str, algorithm: str, lr: float, seed: int, validation: float) -> d
     experiment = load("cifar10-small", [*settings, f"data.source={data}", "threads=1", "device=cpu"])
     records = [asdict(record) for record in prepare(experiment).simulation.rounds()]
     evaluated = [r for r in records if r["test_accuracy"] is not None]
-    about = {"algorithm": algorithm, "lr": lr, "seed": seed, "validation": validation}
+    about = {"algorithm": algorithm, "lr": lr, "seed": seed, "validation": validation, "commit": commit()}
     return {**about, "wall_s": round(sum(r["wall_s"] for r in records), 1), "records": evaluated}
 
 
@@ -62,7 +62,7 @@ class Runs:
     def _save(self) -> None:
         machine = {"device": f"cpu, {platform.machine()}, 1 thread a run", "torch": torch.__version__}
         order = sorted(self.done, key=lambda r: (-r["validation"], r["algorithm"], r["lr"], r["seed"]))
-        content = {"commit": commit(), **machine, "recipe": "cifar10-small", "runs": order}
+        content = {**machine, "recipe": "cifar10-small", "runs": order}
         write_atomically(RESULTS, json.dumps(content, indent=1).encode())
 
 
