@@ -19,8 +19,8 @@ from fedadamw.run import commit
 
 RESULTS = Path(__file__).parent / "results" / "cifar10-models_cpu_202611.json"
 SETTINGS = (
-    "training.rounds=6 training.schedule=constant training.clients_per_round=10 training.steps=2 training.batch_size=16"
-    " training.lr=1e-4 training.evaluate_every=1 data.max_test=500 partition.concentration=0.1"
+    "training.rounds=8 training.schedule=constant training.clients_per_round=20 training.steps=1 training.batch_size=8"
+    " training.lr=3e-4 training.evaluate_every=1 data.max_test=200 partition.concentration=0.1"
 )
 
 
@@ -33,7 +33,8 @@ def run(model: str, data: str, threads: int) -> dict:
     print(f"{model:<12} d={simulation.workspace.layout.d:,}  start: test loss {loss:.4f}", flush=True)
     records = []
     for record in simulation.rounds():
-        print(f"{model:<12} round {record.round}: test loss {record.test_loss:.4f}  {record.wall_s:.0f} s", flush=True)
+        losses = f"training loss {record.train_loss:.4f}  test loss {record.test_loss:.4f}"
+        print(f"{model:<12} round {record.round}: {losses}  {record.wall_s:.0f} s", flush=True)
         records.append(asdict(record))
     return {"model": model, "start": {"test_loss": loss, "test_accuracy": accuracy}, "records": records}
 
