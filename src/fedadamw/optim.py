@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedadamw.algorithms import fedadamw as algorithm
 from fedadamw.blocks import Blocks
-from fedadamw.directions.adamw import Moments, adamw
+from fedadamw.directions.adamw import Moments, adamw, check_adamw
 from fedadamw.directions.align import aligned_step
 from fedadamw.messages import Broadcast, Upload, check_message
 from fedadamw.validation import InputError, check, one_of
@@ -38,9 +38,7 @@ class FedAdamW(torch.optim.Optimizer):
         blocks: Blocks | None = None,
     ) -> None:
         check(float(lr) >= 0, f"lr={lr} must not be negative")
-        check(all(0 <= beta < 1 for beta in betas), f"betas={betas} must lie in [0, 1)")
-        check(eps >= 0, f"eps={eps} must not be negative")
-        check(weight_decay >= 0, f"weight_decay={weight_decay} must not be negative")
+        check_adamw(betas, eps, weight_decay)
         check(alpha >= 0, f"alpha={alpha} must not be negative")
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "alpha": alpha}
         super().__init__(params, settings | BEFORE_A_ROUND)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
 from fedadamw.blocks import Blocks
-from fedadamw.directions.adamw import Moments, adamw
+from fedadamw.directions.adamw import Moments, adamw, check_adamw
 from fedadamw.directions.align import aligned_step
 from fedadamw.validation import check, one_of
 from fedadamw.vector import Vector
@@ -79,9 +79,7 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
 
     def __post_init__(self) -> None:
         one_of("share", self.share, SHARES)
-        check(all(0 <= beta < 1 for beta in self.betas), f"betas={self.betas} must lie in [0, 1)")
-        check(self.eps >= 0, f"eps={self.eps} must not be negative")
-        check(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
+        check_adamw(self.betas, self.eps, self.weight_decay)
         check(self.alpha >= 0, f"alpha={self.alpha} must not be negative")
 
     def server_init(self, x: Vector) -> Server:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
-from fedadamw.directions.adamw import Moments, adamw
-from fedadamw.validation import check
+from fedadamw.directions.adamw import Moments, adamw, check_adamw
 from fedadamw.vector import Vector
 
 
@@ -51,9 +50,7 @@ class LocalAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
     weight_decay: float = 0.01  # decoupled, a step, times lr
 
     def __post_init__(self) -> None:
-        check(all(0 <= beta < 1 for beta in self.betas), f"betas={self.betas} must lie in [0, 1)")
-        check(self.eps >= 0, f"eps={self.eps} must not be negative")
-        check(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
+        check_adamw(self.betas, self.eps, self.weight_decay)
 
     def server_init(self, x: Vector) -> Server:
         return Server(x)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedadamw.validation import check
 from fedadamw.vector import Vector
 
 
@@ -28,6 +29,13 @@ def adamw(
     v = torch.lerp(g * g, moments.v, beta2)
     u = m / debias(beta1, m_steps) / ((v / debias(beta2, v_steps)).sqrt() + eps)
     return u, Moments(m, v)
+
+
+def check_adamw(betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+    """Raise InputError where a setting of AdamW is out of its range."""
+    check(all(0 <= beta < 1 for beta in betas), f"betas={betas} must lie in [0, 1)")
+    check(eps >= 0, f"eps={eps} must not be negative")
+    check(weight_decay >= 0, f"weight_decay={weight_decay} must not be negative")
 
 
 def debias(beta: float, steps: Tensor) -> Tensor:
