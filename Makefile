@@ -10,7 +10,7 @@ demo: .venv/.run
 	$(BIN)/fedadamw run digits
 
 test: .venv/.dev
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -103,7 +103,12 @@ def draw(runs: Runs, best: dict[str, float], seeds: int) -> None:
     ]
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("round:Q", title="round"),
-        color=alt.Color("algorithm:N", title=None, scale=alt.Scale(range=["#2563eb", "#64748b", "#ea580c"])),
+        color=alt.Color(
+            "algorithm:N",
+            title=None,
+            scale=alt.Scale(range=["#2563eb", "#64748b", "#ea580c"]),
+            legend=alt.Legend(orient="bottom-right", symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3),
+        ),
     )
     y = alt.Y("mean(accuracy):Q", title="test accuracy", axis=alt.Axis(format="%"))
     low = alt.Y("min(accuracy):Q", title="test accuracy")

@@ -18,6 +18,7 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: they share two cores
 
 
 class Attention(nn.Module):

@@ -70,6 +70,10 @@ def test_the_python_runs_and_learns():
     assert float(names["loss"].detach()) < 0.3
 
 
+def test_no_placeholder_is_left():
+    assert re.findall(r"\b[A-Z]{3,}_[A-Z]{3,}\b", README) == []
+
+
 def test_pictures_and_links_are_there():
     for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", README):
         assert (ROOT / target).exists(), target
