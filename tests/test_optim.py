@@ -41,7 +41,7 @@ def one_round(model=None, steps=2, **settings):
     return server, opt.finish_round()
 
 
-@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("name", [*SHARES, "local-adamw"])
 def test_rounds_equal_the_literal_twin(name, task):
     case = CASES[name]
     clients, training = unequal_clients(task), training_of(case)
@@ -51,11 +51,12 @@ def test_rounds_equal_the_literal_twin(name, task):
 
     model = attention_model()
     blocks = fedadamw.Blocks.of(model)
-    server = fedadamw.Server(model, blocks=blocks, share=case.settings["share"])
+    server = fedadamw.Server(model, blocks=blocks, share=case.settings.get("share", "none"))
+    alpha = 0.0 if name == "local-adamw" else 0.5  # nothing shared, nothing aligned: Local AdamW
     for round_ in range(ROUNDS):
         uploads = []
         for i in sample_clients(0, round_, len(clients), training.clients_per_round):
-            opt = fedadamw.FedAdamW(model.named_parameters(), lr=training.lr_at(round_), blocks=blocks)
+            opt = fedadamw.FedAdamW(model.named_parameters(), lr=training.lr_at(round_), alpha=alpha, blocks=blocks)
             opt.start_round(server.broadcast())
             generator = numpy_generator(0, Purpose.BATCHES, round_, i)
             for indices in batches(clients[i], generator, batch_size=training.batch_size, steps=None, epochs=2):
