@@ -56,9 +56,10 @@ def main() -> None:
     parser.add_argument("--data", default="uoft-cs/cifar10")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    revision = commit()  # of what runs, not of what the checkout holds when it ends
     runs = [run(model, args.data, args.threads) for model in LEARNING_RATES]
     device = f"cpu, {platform.machine()}, {args.threads} threads"
-    content = {"commit": commit(), "device": device, "torch": torch.__version__, "settings": SETTINGS, "runs": runs}
+    content = {"commit": revision, "device": device, "torch": torch.__version__, "settings": SETTINGS, "runs": runs}
     write_atomically(RESULTS, json.dumps(content, indent=1).encode())
 
 

@@ -32,10 +32,11 @@ GRIDS = {"fedadamw": [3e-4, 1e-3, 3e-3], "local-adamw": [3e-4, 1e-3, 3e-3], "fed
 def run(data: str, algorithm: str, lr: float, seed: int, validation: float) -> dict:
     """One run with one thread; the records of its rounds with an evaluation."""
     settings = [f"algorithm.name={algorithm}", f"training.lr={lr}", f"seed={seed}", f"data.validation={validation}"]
+    revision = commit()  # of what runs, not of what the checkout holds when it ends
     experiment = load("cifar10-small", [*settings, f"data.source={data}", "threads=1", "device=cpu"])
     records = [asdict(record) for record in prepare(experiment).simulation.rounds()]
     evaluated = [r for r in records if r["test_accuracy"] is not None]
-    about = {"algorithm": algorithm, "lr": lr, "seed": seed, "validation": validation, "commit": commit()}
+    about = {"algorithm": algorithm, "lr": lr, "seed": seed, "validation": validation, "commit": revision}
     return {**about, "wall_s": round(sum(r["wall_s"] for r in records), 1), "records": evaluated}
 
 
