@@ -1,14 +1,23 @@
-"""Every algorithm once more, as a naive loop over numbers written from its paper. Imports nothing of the package."""
+"""Every algorithm once more, as a naive loop over numbers written from its paper. Imports nothing of the package.
+
+x: list of d numbers. rounds: list of (lr, clients); clients: number of a client -> its gradient functions, one a local
+step, y -> list of d numbers. problem: what an algorithm may know of the model and the federation. All return the list
+of x after each round.
+"""
 
 import math
+from typing import NamedTuple
 
 
-def fedadamw(x, rounds, blocks, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, alpha=0.5, share="mean-v"):
-    """arXiv 2510.27486, Algorithm 2, with decay in place of the printed growth.
+class Problem(NamedTuple):
+    blocks: list  # lists of coordinates that share one number of v
+    tensors: list  # (coordinates, is it a matrix or flat)
+    hidden: list  # hidden layers' matrices, each a list of rows, a row being a list of coordinates
+    clients: int  # N
 
-    x: list of d numbers. blocks: list of lists of coordinates. rounds: list of (lr, clients), a client being a list
-    of gradient functions, one a local step, y -> list of d numbers. Returns the list of x after each round.
-    """
+
+def fedadamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, alpha=0.5, share="mean-v"):
+    """arXiv 2510.27486, Algorithm 2, with decay in place of the printed growth."""
     d = len(x)
     x = list(x)
     delta_g = [0.0] * d
@@ -18,7 +27,7 @@ def fedadamw(x, rounds, blocks, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_deca
     history = []
     for lr, clients in rounds:
         deltas, ms, vs, steps = [], [], [], []
-        for gradients in clients:
+        for gradients in clients.values():
             y = list(x)
             m = list(shared_m) if share in ("m", "vm") else [0.0] * d
             v = list(shared_v) if share in ("v", "vm", "mean-v") else [0.0] * d
@@ -33,7 +42,7 @@ def fedadamw(x, rounds, blocks, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_deca
                     v_hat = v[j] / (1 - beta2**v_age)
                     y[j] -= lr * (m_hat / (math.sqrt(v_hat) + eps) + alpha * delta_g[j] + weight_decay * y[j])
             if share == "mean-v":
-                for block in blocks:
+                for block in problem.blocks:
                     mean = sum(v[j] for j in block) / len(block)
                     for j in block:
                         v[j] = mean
@@ -50,12 +59,12 @@ def fedadamw(x, rounds, blocks, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_deca
     return history
 
 
-def local_adamw(x, rounds, blocks, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01):
+def local_adamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01):
     """AdamW (arXiv 1711.05101, Algorithm 2) on each client, restarted each round; models averaged."""
     history = []
     for lr, clients in rounds:
         models = []
-        for gradients in clients:
+        for gradients in clients.values():
             y, m, v = list(x), [0.0] * len(x), [0.0] * len(x)
             for k, gradient in enumerate(gradients, start=1):
                 g = gradient(y)
@@ -70,12 +79,12 @@ def local_adamw(x, rounds, blocks, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_d
     return history
 
 
-def fedavg(x, rounds, blocks, *, weight_decay=1e-3):
+def fedavg(x, rounds, problem, *, weight_decay=1e-3):
     """arXiv 1602.05629, Algorithm 1, with weight decay in the client's SGD."""
     history = []
     for lr, clients in rounds:
         models = []
-        for gradients in clients:
+        for gradients in clients.values():
             y = list(x)
             for gradient in gradients:
                 g = gradient(y)
@@ -84,6 +93,311 @@ def fedavg(x, rounds, blocks, *, weight_decay=1e-3):
         x = _mean(models)
         history.append(x)
     return history
+
+
+def fedprox(x, rounds, problem, *, mu=0.01, weight_decay=1e-3):
+    """arXiv 1812.06127: the local loss plus mu/2 |y - x|^2, by SGD."""
+    history = []
+    for lr, clients in rounds:
+        models = []
+        for gradients in clients.values():
+            y = list(x)
+            for gradient in gradients:
+                g = gradient(y)
+                for j in range(len(x)):
+                    y[j] = y[j] - lr * (g[j] + weight_decay * y[j] + mu * (y[j] - x[j]))
+            models.append(y)
+        x = _mean(models)
+        history.append(x)
+    return history
+
+
+def scaffold(x, rounds, problem, *, server_lr=1.0, weight_decay=1e-3):
+    """arXiv 1910.06378, Algorithm 1 with option II. The server's c is recomputed as the mean over all N clients."""
+    d = len(x)
+    controls = [[0.0] * d for _ in range(problem.clients)]
+    history = []
+    for lr, clients in rounds:
+        c = _mean(controls)
+        deltas = []
+        new = {}
+        for i, gradients in clients.items():
+            y = list(x)
+            for gradient in gradients:
+                g = gradient(y)
+                for j in range(d):
+                    y[j] -= lr * (g[j] + weight_decay * y[j] - controls[i][j] + c[j])
+            steps = len(gradients)
+            new[i] = [controls[i][j] - c[j] + (x[j] - y[j]) / (steps * lr) for j in range(d)]
+            deltas.append([y[j] - x[j] for j in range(d)])
+        for i, own in new.items():
+            controls[i] = own
+        mean = _mean(deltas)
+        x = [x[j] + server_lr * mean[j] for j in range(d)]
+        history.append(x)
+    return history
+
+
+def fedcm(x, rounds, problem, *, a=0.1, weight_decay=1e-3):
+    """arXiv 2106.10874."""
+    d = len(x)
+    momentum = [0.0] * d
+    history = []
+    for lr, clients in rounds:
+        models, steps = [], []
+        for gradients in clients.values():
+            y = list(x)
+            for gradient in gradients:
+                g = gradient(y)
+                for j in range(d):
+                    y[j] -= lr * (a * g[j] + (1 - a) * momentum[j] + weight_decay * y[j])
+            models.append(y)
+            steps.append(len(gradients))
+        new = _mean(models)
+        momentum = [(x[j] - new[j]) / (lr * sum(steps) / len(steps)) for j in range(d)]
+        x = new
+        history.append(x)
+    return history
+
+
+def fedadam(x, rounds, problem, *, beta1=0.9, beta2=0.99, tau=1e-3, server_lr=0.01, weight_decay=1e-3):
+    """arXiv 2003.00295, Algorithm 2."""
+    d = len(x)
+    m, v = [0.0] * d, [tau * tau] * d
+    history = []
+    for lr, clients in rounds:
+        deltas = []
+        for gradients in clients.values():
+            y = list(x)
+            for gradient in gradients:
+                g = gradient(y)
+                y = [y[j] - lr * (g[j] + weight_decay * y[j]) for j in range(d)]
+            deltas.append([y[j] - x[j] for j in range(d)])
+        pseudo = _mean(deltas)
+        m = [beta1 * m[j] + (1 - beta1) * pseudo[j] for j in range(d)]
+        v = [beta2 * v[j] + (1 - beta2) * pseudo[j] ** 2 for j in range(d)]
+        x = [x[j] + server_lr * m[j] / (math.sqrt(v[j]) + tau) for j in range(d)]
+        history.append(x)
+    return history
+
+
+def local_adam(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01):
+    """Adam (arXiv 1412.6980, Algorithm 1) on each client, the decay in its gradient; models averaged."""
+    history = []
+    for lr, clients in rounds:
+        models = []
+        for gradients in clients.values():
+            y, m, v = list(x), [0.0] * len(x), [0.0] * len(x)
+            for k, gradient in enumerate(gradients, start=1):
+                g = gradient(y)
+                for j in range(len(x)):
+                    decayed = g[j] + weight_decay * y[j]
+                    m[j] = beta1 * m[j] + (1 - beta1) * decayed
+                    v[j] = beta2 * v[j] + (1 - beta2) * decayed**2
+                    y[j] -= lr * (m[j] / (1 - beta1**k)) / (math.sqrt(v[j] / (1 - beta2**k)) + eps)
+            models.append(y)
+        x = _mean(models)
+        history.append(x)
+    return history
+
+
+def fedlada(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-3, a=0.1):
+    """arXiv 2308.00522."""
+    d = len(x)
+    shared_v, amendment = [0.0] * d, [0.0] * d
+    history = []
+    for lr, clients in rounds:
+        models, vs, steps = [], [], []
+        for gradients in clients.values():
+            y, m, v = list(x), [0.0] * d, list(shared_v)
+            for gradient in gradients:
+                g = gradient(y)
+                for j in range(d):
+                    decayed = g[j] + weight_decay * y[j]
+                    m[j] = beta1 * m[j] + (1 - beta1) * decayed
+                    v[j] = beta2 * v[j] + (1 - beta2) * decayed**2
+                    y[j] -= lr * (a * m[j] / (math.sqrt(v[j]) + eps) + (1 - a) * amendment[j])
+            models.append(y)
+            vs.append(v)
+            steps.append(len(gradients))
+        new = _mean(models)
+        amendment = [(x[j] - new[j]) / (lr * sum(steps) / len(steps)) for j in range(d)]
+        x, shared_v = new, _mean(vs)
+        history.append(x)
+    return history
+
+
+def fedlion(x, rounds, problem, *, beta1=0.9, beta2=0.99, weight_decay=0.03, alpha=0.5):
+    """Lion (arXiv 2302.06675, Algorithm 2) on each client, with FedAdamW's alignment."""
+    d = len(x)
+    delta_g = [0.0] * d
+    history = []
+    for lr, clients in rounds:
+        models, steps = [], []
+        for gradients in clients.values():
+            y, m = list(x), [0.0] * d
+            for gradient in gradients:
+                g = gradient(y)
+                for j in range(d):
+                    c = beta1 * m[j] + (1 - beta1) * g[j]
+                    sign = (c > 0) - (c < 0)
+                    m[j] = beta2 * m[j] + (1 - beta2) * g[j]
+                    y[j] -= lr * (sign + alpha * delta_g[j] + weight_decay * y[j])
+            models.append(y)
+            steps.append(len(gradients))
+        new = _mean(models)
+        delta_g = [(x[j] - new[j]) / (lr * sum(steps) / len(steps)) for j in range(d)]
+        x = new
+        history.append(x)
+    return history
+
+
+def fedlamb(
+    x,
+    rounds,
+    problem,
+    *,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-6,
+    weight_decay=0.01,
+    alpha=0.5,
+    trust=(0.0, 10.0),
+):
+    """LAMB (arXiv 1904.00962, Algorithm 2) on each client, with FedAdamW's block means and alignment."""
+    d = len(x)
+    delta_g, shared_v, t = [0.0] * d, [0.0] * d, 0.0
+    history = []
+    for lr, clients in rounds:
+        models, vs, steps = [], [], []
+        for gradients in clients.values():
+            y, m, v = list(x), [0.0] * d, list(shared_v)
+            for k, gradient in enumerate(gradients, start=1):
+                g = gradient(y)
+                w = [0.0] * d
+                for j in range(d):
+                    m[j] = beta1 * m[j] + (1 - beta1) * g[j]
+                    v[j] = beta2 * v[j] + (1 - beta2) * g[j] ** 2
+                    adam = (m[j] / (1 - beta1**k)) / (math.sqrt(v[j] / (1 - beta2 ** (t + k))) + eps)
+                    w[j] = adam + weight_decay * y[j]
+                for coordinates, is_matrix in problem.tensors:
+                    of_y = math.sqrt(sum(y[j] ** 2 for j in coordinates))
+                    of_w = math.sqrt(sum(w[j] ** 2 for j in coordinates))
+                    ratio = 1.0
+                    if is_matrix and of_y > 0 and of_w > 0:
+                        ratio = min(max(of_y / of_w, trust[0]), trust[1])
+                    for j in coordinates:
+                        y[j] -= lr * (ratio * w[j] + alpha * delta_g[j])
+            for block in problem.blocks:
+                mean = sum(v[j] for j in block) / len(block)
+                for j in block:
+                    v[j] = mean
+            models.append(y)
+            vs.append(v)
+            steps.append(len(gradients))
+        new = _mean(models)
+        delta_g = [(x[j] - new[j]) / (lr * sum(steps) / len(steps)) for j in range(d)]
+        x, shared_v, t = new, _mean(vs), t + sum(steps) / len(steps)
+        history.append(x)
+    return history
+
+
+def fedmuon(
+    x,
+    rounds,
+    problem,
+    *,
+    beta1=0.95,
+    beta2=0.999,
+    eps=1e-8,
+    weight_decay=0.01,
+    alpha=0.5,
+    steps=5,
+    rank=None,
+):
+    """arXiv 2510.27403. Of low ranks only 1 is written here: then a sketch is two vectors and its core a number."""
+    d = len(x)
+    assert rank in (None, 1)
+    delta_g, shared_m = [0.0] * d, [0.0] * d
+    flat = set(range(d)) - {j for rows in problem.hidden for row in rows for j in row}
+    bases = [(_unit(len(rows)), _unit(len(rows[0]))) for rows in problem.hidden]
+    history = []
+    for lr, clients in rounds:
+        models, ms, counts = [], [], []
+        for gradients in clients.values():
+            y, m, v = list(x), list(shared_m), [0.0] * d
+            for k, gradient in enumerate(gradients, start=1):
+                g = gradient(y)
+                u = [0.0] * d
+                for j in range(d):
+                    m[j] = beta1 * m[j] + (1 - beta1) * g[j]
+                    v[j] = beta2 * v[j] + (1 - beta2) * g[j] ** 2
+                for j in flat:
+                    u[j] = (m[j] / (1 - beta1**k)) / (math.sqrt(v[j] / (1 - beta2**k)) + eps)
+                for rows in problem.hidden:
+                    directions = _newton_schulz([[m[j] for j in row] for row in rows], steps)
+                    scale = 0.2 * math.sqrt(max(len(rows), len(rows[0])))
+                    for row, values in zip(rows, directions, strict=True):
+                        for j, value in zip(row, values, strict=True):
+                            u[j] = scale * value
+                for j in range(d):
+                    y[j] -= lr * ((1 - alpha) * u[j] + alpha * delta_g[j] + weight_decay * y[j])
+            models.append(y)
+            ms.append([0.0 if j in flat else m[j] for j in range(d)])
+            counts.append(len(gradients))
+        new = _mean(models)
+        delta_g = [(x[j] - new[j]) / (lr * sum(counts) / len(counts)) for j in range(d)]
+        x, shared_m = new, _mean(ms)
+        if rank == 1:
+            for number, rows in enumerate(problem.hidden):
+                p, q = bases[number]
+                mean = [[shared_m[j] for j in row] for row in rows]
+                right = [sum(a * b for a, b in zip(row, q, strict=True)) for row in mean]  # M q
+                left = [sum(p[i] * mean[i][c] for i in range(len(p))) for c in range(len(q))]  # p^T M
+                core = sum(a * b for a, b in zip(p, right, strict=True))
+                for i, row in enumerate(rows):
+                    for c, j in enumerate(row):
+                        shared_m[j] = right[i] * left[c] / core
+                bases[number] = _normalised(right), _normalised(left)
+        history.append(x)
+    return history
+
+
+def _newton_schulz(matrix, steps):
+    if len(matrix) > len(matrix[0]):
+        return _transposed(_newton_schulz(_transposed(matrix), steps))
+    norm = math.sqrt(sum(value**2 for row in matrix for value in row)) + 1e-7
+    x = [[value / norm for value in row] for row in matrix]
+    for _ in range(steps):
+        once = _product(x, _transposed(x))
+        twice = _product(once, once)
+        both = [
+            [-4.7750 * a + 2.0315 * b for a, b in zip(one, two, strict=True)]
+            for one, two in zip(once, twice, strict=True)
+        ]
+        x = [
+            [3.4445 * a + b for a, b in zip(one, two, strict=True)]
+            for one, two in zip(x, _product(both, x), strict=True)
+        ]
+    return x
+
+
+def _product(a, b):
+    columns = _transposed(b)
+    return [[sum(p * q for p, q in zip(row, column, strict=True)) for column in columns] for row in a]
+
+
+def _transposed(matrix):
+    return [list(column) for column in zip(*matrix, strict=True)]
+
+
+def _unit(n):
+    return [1.0] + [0.0] * (n - 1)
+
+
+def _normalised(vector):
+    norm = math.sqrt(sum(value**2 for value in vector))
+    return [value / norm for value in vector]
 
 
 def _mean(vectors):

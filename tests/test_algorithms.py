@@ -5,6 +5,7 @@ import pytest
 import torch
 from cases import CASES
 from conftest import attention_model, unequal_clients
+from reference import Problem
 
 from fedadamw import registry
 from fedadamw.blocks import Blocks
@@ -31,13 +32,16 @@ def simulation(case, task, *, clients=None, **changes):
     return Simulation(model, algorithm, task, clients, training_of(case, **changes))
 
 
-def literal_blocks(model):
-    """The paper's blocks of conftest.Attention, coordinate by coordinate."""
-    blocks, start = [], 0
+def literal_problem(model, clients):
+    """The paper's blocks of conftest.Attention, its tensors and hidden matrices, coordinate by coordinate."""
+    blocks, tensors, hidden, start = [], [], [], 0
     for name, p in model.named_parameters():
         rows, n = p.shape[0], p.numel()
         unit = n // rows
         coordinates = list(range(start, start + n))
+        tensors.append((coordinates, p.dim() > 1))
+        if p.dim() > 1 and not name.startswith("classifier"):
+            hidden.append([coordinates[r * unit : (r + 1) * unit] for r in range(rows)])
         if p.dim() == 1:
             blocks.append(coordinates)
         elif name == "attention.in_proj_weight":  # width 4, 2 heads: two rows a head in queries and keys
@@ -46,11 +50,11 @@ def literal_blocks(model):
         else:
             blocks += [coordinates[r * unit : (r + 1) * unit] for r in range(rows)]
         start += n
-    return blocks
+    return Problem(blocks, tensors, hidden, clients)
 
 
 def gradients_of_round(task, clients, round_, training, seed=0):
-    """For each sampled client, its gradient functions, one a local step, each y -> list of numbers."""
+    """For each sampled client by number, its gradient functions, one a local step, each y -> list of numbers."""
     model = attention_model()
     layout = Layout.of(model)
 
@@ -64,11 +68,11 @@ def gradients_of_round(task, clients, round_, training, seed=0):
 
         return gradient
 
-    found = []
+    found = {}
     for i in sample_clients(seed, round_, len(clients), training.clients_per_round):
         generator = numpy_generator(seed, Purpose.BATCHES, round_, i)
         steps = batches(clients[i], generator, batch_size=BATCH, steps=None, epochs=EPOCHS)
-        found.append([gradient_at(indices) for indices in steps])
+        found[int(i)] = [gradient_at(indices) for indices in steps]
     return found
 
 
@@ -78,9 +82,9 @@ def test_engine_equals_the_literal_twin(name, task):
     sim = simulation(case, task)
     clients, training = sim.clients, sim.training
     rounds = [(training.lr_at(r), gradients_of_round(task, clients, r, training)) for r in range(ROUNDS)]
-    assert len({len(steps) for _, c in rounds for steps in c}) > 2, "clients take different numbers of steps"
+    assert len({len(steps) for _, c in rounds for steps in c.values()}) > 2, "clients take different numbers of steps"
     x0 = Layout.of(attention_model()).flatten(trainable(attention_model())).tolist()
-    expected = case.twin(x0, rounds, literal_blocks(attention_model()), **case.settings)
+    expected = case.twin(x0, rounds, literal_problem(attention_model(), len(clients)), **case.settings)
     for record, x in zip(sim.rounds(), expected, strict=True):
         assert record.rejected == 0
         np.testing.assert_allclose(sim.state.server.x.numpy(), x, rtol=0, atol=1e-10)
@@ -92,7 +96,8 @@ def test_bytes_are_the_documented_count(name, task):
     sim = simulation(case, task)
     d, B = sim.workspace.layout.d, Blocks.of(sim.workspace.module).B  # noqa: N806
     record = sim.step()
-    counts = {"d": d, "B": B}
+    M, T = 12 + 48 + 16 + 32, (4 + 3) + (12 + 4) + (4 + 4) + (8 + 4)  # noqa: N806  (hidden matrices, rows and columns)
+    counts = {"d": d, "B": B, "M": M, "T": T}
     assert record.up_bytes == 3 * 8 * eval(case.up, counts)
     assert record.down_bytes == 3 * 8 * eval(case.down, counts)
     assert nbytes(sim.algorithm.broadcast(sim.state.server)) == 8 * eval(case.down, counts)
@@ -137,6 +142,10 @@ def test_saved_and_restored_between_rounds_bit_for_bit(name, task):
         assert torch.equal(a, b)
 
 
+NORMALISED = ("local-adamw", "local-adam", "fedadamw-none", "fedlion")  # steps keep their size where gradients vanish
+WITHOUT_DECAY = {"fedadam": {"server_lr": 0.02}}  # the server's own rate, which no schedule lowers
+
+
 class QuadraticTask:
     """Client i wants y = optimum +- offset_i: no client is right alone, their mean is."""
 
@@ -162,17 +171,79 @@ def test_finds_the_optimum_between_clients_that_disagree(name):
     case = CASES[name]
     task = QuadraticTask()
     model = torch.nn.Linear(6, 1, bias=False).double()
-    settings = {**case.settings, "weight_decay": 0.0}
+    settings = {**case.settings, **WITHOUT_DECAY.get(name, {}), "weight_decay": 0.0}
     algorithm = registry.make(case.name, registry.validated(case.name, settings), Blocks.of(model, "coordinate"))
     clients = [np.array([i]) for i in range(8)]
     training = Training(rounds=100, clients_per_round=8, steps=5, lr=0.05, clip=None, evaluate_every=100)
     records = list(Simulation(model, algorithm, task, clients, training).rounds())
     # fresh moments make a step nearly the gradient's sign, so every point with as many clients on either side is at
     # rest: without shared v the method stops short of the optimum
-    if name in ("local-adamw", "fedadamw-none"):
+    if name in NORMALISED:
         assert 0.05 < records[-1].test_loss < 0.5
     else:
         assert records[-1].test_loss < 0.02
+
+
+class CurvedTask:
+    """Clients with their own curvature in every coordinate: the mean of their minima is not the minimum of the mean.
+
+    noise: of the gradients of single samples; it cancels over a client's 32 samples.
+    """
+
+    def __init__(self, noise: float):
+        g = torch.Generator().manual_seed(5)
+        self.centers = torch.randn(8, 6, generator=g, dtype=torch.float64)
+        self.curvatures = 0.1 * 40 ** torch.rand(8, 6, generator=g, dtype=torch.float64)
+        half = noise * torch.randn(8, 16, 6, generator=g, dtype=torch.float64)
+        self.noise = torch.cat([half, -half], 1).reshape(-1, 6)
+        self.optimum = (self.curvatures * self.centers).sum(0) / self.curvatures.sum(0)
+
+    def batch(self, samples, generator):
+        return (torch.from_numpy(samples),)
+
+    def loss(self, model, batch):
+        client, y = batch[0] // 32, model[0].weight.reshape(-1)
+        curve = 0.5 * self.curvatures[client] * (y - self.centers[client]).square()
+        return (curve + self.noise[batch[0]] * y).sum(-1).mean()
+
+    def evaluate(self, model):
+        return Evaluation(float((model[0].weight.detach().reshape(-1) - self.optimum).abs().max()), 0.0)
+
+
+def run_curved(name, task, **training):
+    """The simulation of algorithm `name` over `task` after its last round."""
+    case = CASES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False)).double()
+    settings = {**case.settings, **WITHOUT_DECAY.get(name, {}), "weight_decay": 0.0}
+    algorithm = registry.make(case.name, registry.validated(case.name, settings), Blocks.of(model))
+    clients = [np.arange(32 * i, 32 * i + 32) for i in range(8)]
+    sim = Simulation(model, algorithm, task, clients, Training(clients_per_round=8, clip=None, **training))
+    return sim, list(sim.rounds())[-1].test_loss
+
+
+def test_fedavg_with_many_local_steps_stops_beside_the_optimum_and_scaffold_does_not():
+    task, lr, steps = CurvedTask(noise=0.0), 0.05, 30
+    settings = {"rounds": 300, "steps": steps, "lr": lr, "schedule": "constant", "evaluate_every": 300}
+    pull = 1 - (1 - lr * task.curvatures) ** steps  # of a client's minimum, in one round
+    stop = (pull * task.centers).sum(0) / pull.sum(0)
+    assert float((stop - task.optimum).abs().max()) > 0.2
+    fedavg, _ = run_curved("fedavg", task, **settings)
+    torch.testing.assert_close(fedavg.state.server.x, stop, rtol=0, atol=1e-9)
+    _, distance = run_curved("scaffold", task, **settings)
+    assert distance < 1e-6
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_comes_near_the_optimum_of_clients_with_other_curvatures(name):
+    task = CurvedTask(noise=5.0)
+    lr = 0.01 if name == "fedlion" else 0.02
+    _, distance = run_curved(name, task, rounds=120, steps=20, lr=lr, batch_size=1, evaluate_every=120)
+    assert float(task.optimum.abs().max()) > 0.7, "the way from the start"
+    # methods that normalise each client's step end between the clients' medians and the optimum
+    normalised = (*NORMALISED, "fedadamw-m", "fedlamb", "fedmuon", "fedmuon-rank")
+    assert distance < (0.3 if name in normalised else 0.15)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -193,7 +264,7 @@ def test_nothing_that_came_in_is_changed(name):
         local = algorithm.client_step(local, down, gradient, lr)
         assert torch.equal(gradient, kept)
     up, _ = algorithm.client_finish(local, down, lr)
-    algorithm.server_update(server, up, lr)
+    algorithm.server_update(server, up, lr, x.new_tensor(0.5))
     assert all(torch.equal(a, b) for a, b in zip(down, copies, strict=True))
 
 
@@ -255,6 +326,39 @@ def test_share_none_without_alignment_is_local_adamw(task):
     list(ours.rounds())
     list(local.rounds())
     assert torch.equal(ours.state.server.x, local.state.server.x)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "like"),
+    [
+        ("fedprox", {"mu": 0.0}, "fedavg"),
+        ("fedcm", {"a": 1.0}, "fedavg"),
+        ("fedlamb", {"trust": [1.0, 1.0], "eps": 1e-8}, "fedadamw-mean-v"),
+    ],
+)
+def test_at_its_limit_it_is_another(name, settings, like, task):
+    limit = simulation(CASES[name]._replace(settings=settings, lr=CASES[like].lr), task)
+    other = simulation(CASES[like], task)
+    list(limit.rounds())
+    list(other.rounds())
+    torch.testing.assert_close(limit.state.server.x, other.state.server.x, rtol=0, atol=1e-12)
+
+
+def test_scaffolds_first_round_is_fedavgs_and_its_second_is_not(task):
+    scaffold, fedavg = simulation(CASES["scaffold"], task), simulation(CASES["fedavg"], task)
+    scaffold.step()
+    fedavg.step()
+    torch.testing.assert_close(scaffold.state.server.x, fedavg.state.server.x, rtol=0, atol=1e-12)
+    scaffold.step()
+    fedavg.step()
+    assert float((scaffold.state.server.x - fedavg.state.server.x).abs().max()) > 1e-4
+
+
+def test_scaffolds_control_variate_is_the_mean_over_all_clients(task):
+    sim = simulation(CASES["scaffold"], task)
+    list(sim.rounds())
+    own = torch.stack([memory.c for memory in sim.state.memories.values()])
+    torch.testing.assert_close(sim.state.server.c, own.sum(0) / len(sim.clients), rtol=0, atol=1e-12)
 
 
 def test_one_client_with_every_sample_is_central_training(task):

@@ -145,8 +145,8 @@ class Counting(Algorithm):
     def client_finish(self, local, down, lr):
         return FedAvg().client_finish(local, down, lr)[0], Seen(local.rounds + 1)
 
-    def server_update(self, server, up, lr):
-        return FedAvg().server_update(server, up, lr)
+    def server_update(self, server, up, lr, participation):
+        return FedAvg().server_update(server, up, lr, participation)
 
 
 def test_memories_of_clients_are_kept_and_restored(task):

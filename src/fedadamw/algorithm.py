@@ -9,14 +9,15 @@ One round, as every engine runs it (loop, stacked, ranks, Flower):
         for k = 1..K:
             local = client_step(local, down, gradient(local.y), lr)
         up_i, memory_i = client_finish(local, down, lr)
-    server = server_update(server, weighted mean of the up_i, field by field, lr)
+    server = server_update(server, weighted mean of the up_i, field by field, lr, answers / N)
 
 So what a client sends up must be something that can be averaged; the engine averages it, in whatever way is
 cheapest there. Counters are tensors (..., 1), so that they broadcast against vectors with a leading client axis.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -32,7 +33,10 @@ class ServerState(Protocol):
 
 
 class LocalState(Protocol):
-    """What lives on a client for one round; a NamedTuple of tensors with at least the local model."""
+    """What lives on a client for one round; a NamedTuple of tensors with at least the local model.
+
+    Where it has a field `moments` with a `v` (..., d), the engine's diagnostics can look at it.
+    """
 
     @property
     def y(self) -> Vector:
@@ -48,6 +52,9 @@ Up = TypeVar("Up")
 
 class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
     """A federated algorithm; a frozen dataclass whose fields are its settings, and pure in every method."""
+
+    tuning: ClassVar[Mapping[str, Sequence[float]]]
+    """The grids to start from when it is tuned, in the order of the search; `lr` is training.lr."""
 
     @abstractmethod
     def server_init(self, x: Vector) -> Server:
@@ -74,8 +81,11 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
         """What travels up, and what the client keeps."""
 
     @abstractmethod
-    def server_update(self, server: Server, up: Up, lr: Tensor) -> Server:
-        """The server after a round; `up` is the weighted mean of what the clients sent."""
+    def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:
+        """The server after a round; `up` is the weighted mean of what the clients sent.
+
+        participation: the part () of all clients that answered, S/N.
+        """
 
 
 AnyAlgorithm = Algorithm[Any, Any, Any, Any, Any]  # for engines, which never look inside a state

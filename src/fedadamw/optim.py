@@ -214,14 +214,13 @@ class Server:
         check(lr is None or lr > 0, f"lr={lr} must be above 0 to divide by")
         rate = self._spread(_mean([up.lr.to(x) for up in ups], shares)) if lr is None else x.new_tensor(lr)
         rate = rate.masked_fill(rate == 0, float("inf"))  # what did not move has no direction
-        self._state = self._algorithm.server_update(self._state, mean, rate)
+        self._state = self._algorithm.server_update(self._state, mean, rate, x.new_tensor(1.0))
 
     def _spread(self, rates: Tensor) -> Tensor:
         """A learning rate a parameter (parameters,) as one a coordinate (d,), or () where all are the same."""
         if bool((rates == rates[0]).all()):
             return rates[0]
-        sizes = torch.tensor(self.blocks.layout.sizes, device=rates.device)
-        return rates.repeat_interleave(sizes)
+        return self.blocks.layout.spread(rates)
 
 
 def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:

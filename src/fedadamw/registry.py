@@ -7,9 +7,18 @@ from typing import Any
 from pydantic import ValidationError, create_model
 
 from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.algorithms.fedadam import FedAdam
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.algorithms.fedavg import FedAvg
+from fedadamw.algorithms.fedcm import FedCM
+from fedadamw.algorithms.fedlada import FedLADA
+from fedadamw.algorithms.fedlamb import FedLAMB
+from fedadamw.algorithms.fedlion import FedLion
+from fedadamw.algorithms.fedmuon import FedMuon
+from fedadamw.algorithms.fedprox import FedProx
+from fedadamw.algorithms.local_adam import LocalAdam
 from fedadamw.algorithms.local_adamw import LocalAdamW
+from fedadamw.algorithms.scaffold import Scaffold
 from fedadamw.blocks import Blocks
 from fedadamw.validation import InputError, nearest, one_of
 from fedadamw.vector import Layout
@@ -17,7 +26,16 @@ from fedadamw.vector import Layout
 ALGORITHMS: dict[str, type[AnyAlgorithm]] = {
     "fedadamw": FedAdamW,
     "local-adamw": LocalAdamW,
+    "local-adam": LocalAdam,
     "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "scaffold": Scaffold,
+    "fedcm": FedCM,
+    "fedadam": FedAdam,
+    "fedlada": FedLADA,
+    "fedmuon": FedMuon,
+    "fedlion": FedLion,
+    "fedlamb": FedLAMB,
 }
 
 

@@ -67,6 +67,16 @@ class Layout:
             return torch.zeros(0)
         return torch.cat([tensors[name].detach().reshape(-1) for name in self.names])
 
+    def norms(self, vector: Vector) -> Tensor:
+        """The Euclidean norm of each tensor in `vector` (..., d), as (..., tensors)."""
+        parts = vector.split(self.sizes, dim=-1)
+        return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts], dim=-1)
+
+    def spread(self, numbers: Tensor) -> Vector:
+        """A vector (..., d) in which every coordinate has the number of its tensor in `numbers` (..., tensors)."""
+        sizes = torch.tensor(self.sizes, device=numbers.device)
+        return numbers.repeat_interleave(sizes, dim=-1, output_size=self.d)
+
     def name_at(self, position: int) -> str:
         """The name of the tensor that holds coordinate `position` of the vector."""
         return next(n for n, end in zip(self.names, self.offsets[1:], strict=True) if position < end)

@@ -17,7 +17,7 @@ is ill-conditioned: v is then made of one gradient, and steps are m/|g| where g 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,6 +77,12 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
     alpha: float = 0.5  # weight of Delta_G in every local step
     share: str = "mean-v"  # none, m, v, vm, mean-v
 
+    tuning: ClassVar = {
+        "lr": (3e-4, 1e-3, 3e-3),
+        "weight_decay": (1e-3, 1e-2, 1e-1),
+        "alpha": (0.25, 0.5, 0.75),
+    }
+
     def __post_init__(self) -> None:
         one_of("share", self.share, SHARES)
         check_adamw(self.betas, self.eps, self.weight_decay)
@@ -109,7 +115,7 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
         m, v = pack(local.moments.m, how_m, self.blocks), pack(local.moments.v, how_v, self.blocks)
         return Up(local.y - down.x, m, v, local.k), ()
 
-    def server_update(self, server: Server, up: Up, lr: Tensor) -> Server:  # lines 7, 8
+    def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # lines 7, 8
         return Server(server.x + up.delta, -up.delta / (up.k * lr), up.m, up.v, server.t + up.k)
 
 

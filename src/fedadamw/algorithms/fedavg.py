@@ -8,7 +8,7 @@ server:  x = x + mean delta                                                     
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -41,6 +41,8 @@ class FedAvg(Algorithm[Server, Server, tuple[()], Local, Up]):
 
     weight_decay: float = 1e-3  # a step, times lr
 
+    tuning: ClassVar = {"lr": (0.03, 0.1, 0.3), "weight_decay": (1e-4, 1e-3, 1e-2)}
+
     def __post_init__(self) -> None:
         check(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
 
@@ -59,5 +61,5 @@ class FedAvg(Algorithm[Server, Server, tuple[()], Local, Up]):
     def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 2
         return Up(local.y - down.x), ()
 
-    def server_update(self, server: Server, up: Up, lr: Tensor) -> Server:  # line 3
+    def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # line 3
         return Server(server.x + up.delta)

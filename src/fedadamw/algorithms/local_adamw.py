@@ -11,7 +11,7 @@ The baseline of FedAdamW (arXiv 2510.27486): d numbers down, d numbers up.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,6 +49,8 @@ class LocalAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
     eps: float = 1e-8
     weight_decay: float = 0.01  # decoupled, a step, times lr
 
+    tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-3, 1e-2, 1e-1)}
+
     def __post_init__(self) -> None:
         check_adamw(self.betas, self.eps, self.weight_decay)
 
@@ -70,5 +72,5 @@ class LocalAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
     def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 3
         return Up(local.y - down.x), ()
 
-    def server_update(self, server: Server, up: Up, lr: Tensor) -> Server:  # line 4
+    def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # line 4
         return Server(server.x + up.delta)

@@ -135,7 +135,9 @@ class Simulation:
         return self.workspace.module
 
     def _after(self, state: State, result: RoundResult, lr: float) -> State:
-        server = self.algorithm.server_update(state.server, result.up, self.workspace.y.new_tensor(lr))
+        number = self.workspace.y.new_tensor
+        participation = number(result.answered / len(self.clients))
+        server = self.algorithm.server_update(state.server, result.up, number(lr), participation)
         assert result.statistics is not None
         return State(state.round + 1, server, result.statistics, {**state.memories, **result.memories})
 

@@ -1,0 +1,91 @@
+"""FedLADA (arXiv 2308.00522): local adaptive steps, amended by the global direction; the whole v is averaged.
+
+    server keeps x, Delta_G = 0, v = 0 (d numbers)
+    client:  y = x;  m = 0;  v = the server's v                                     1
+             for k = 1..K, with g the gradient at y:
+                 g = g + lambda y                                                   2
+                 m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g*g        3
+                 y = y - lr (a m / (sqrt(v) + eps) + (1 - a) Delta_G)               4
+             send delta = y - x, v, K                                               5
+    server:  x = x + mean delta;  Delta_G = - mean delta / (mean K lr);  v = mean v 6
+
+No bias corrections: v is carried, and what m lacks in its first steps the amendment gives. The paper's text was not at
+hand: a, the missing corrections, the fresh m and the averaged v are what its abstract and two public implementations
+agree on. One of them also takes the running maximum of v, as AMSGrad; the published comparisons do not, nor do we.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedadamw.algorithm import Algorithm
+from fedadamw.directions.adamw import Moments, check_adamw
+from fedadamw.validation import check
+from fedadamw.vector import Vector
+
+
+class Server(NamedTuple):
+    """What the server keeps and broadcasts."""
+
+    x: Vector  # (d,)
+    delta: Vector  # (d,) Delta_G, the last global direction
+    v: Vector  # (d,)
+
+
+class Local(NamedTuple):
+    """One client within a round."""
+
+    y: Vector  # (..., d)
+    moments: Moments  # (..., d) each
+    k: Tensor  # (..., 1) steps this round
+
+
+class Up(NamedTuple):
+    """What a client sends."""
+
+    delta: Vector  # (..., d)
+    v: Vector  # (..., d)
+    k: Tensor  # (..., 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedLADA(Algorithm[Server, Server, tuple[()], Local, Up]):
+    """Adaptive clients with a carried second moment, amended by the global direction."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-3  # part of the gradient
+    a: float = 0.1  # weight of the client's own direction; the global one has 1 - a
+
+    tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-4, 1e-3, 1e-2), "a": (0.1, 0.3, 0.5)}
+
+    def __post_init__(self) -> None:
+        check_adamw(self.betas, self.eps, self.weight_decay)
+        check(0 < self.a <= 1, f"a={self.a} must lie in (0, 1]")
+
+    def server_init(self, x: Vector) -> Server:
+        zero = torch.zeros_like(x)
+        return Server(x, zero, zero)
+
+    def broadcast(self, server: Server) -> Server:
+        return server
+
+    def client_start(self, down: Server, memory: tuple[()]) -> Local:  # line 1
+        return Local(down.x, Moments(torch.zeros_like(down.x), down.v), down.x.new_zeros(1))
+
+    def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
+        beta1, beta2 = self.betas
+        g = g + self.weight_decay * local.y  # line 2
+        m = torch.lerp(g, local.moments.m, beta1)  # line 3
+        v = torch.lerp(g * g, local.moments.v, beta2)
+        u = m / (v.sqrt() + self.eps)
+        y = local.y - lr * (self.a * u + (1 - self.a) * down.delta)  # line 4
+        return Local(y, Moments(m, v), local.k + 1)
+
+    def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 5
+        return Up(local.y - down.x, local.moments.v, local.k), ()
+
+    def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # line 6
+        return Server(server.x + up.delta, -up.delta / (up.k * lr), up.v)

@@ -1,0 +1,98 @@
+"""FedLAMB: LAMB on clients with shared block means of v and global alignment; FedAdamW's outlook (2510.27486).
+
+    server keeps x, Delta_G = 0, v_bar = 0 (B numbers), t = 0
+    client:  y = x;  m = 0;  v = expand(v_bar)                                      1
+             for k = 1..K, with g the gradient at y:
+                 m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g*g        2
+                 w = m/(1 - beta1^k) / (sqrt(v/(1 - beta2^(t+k))) + eps) + lambda y 3
+                 r = |y| / |w| of each tensor, clamped to `trust`                   4
+                 y = y - lr (r w + alpha Delta_G)                                   5
+             send delta = y - x, block means of v, K                                6
+    server:  x = x + mean delta;  Delta_G = - mean delta / (mean K lr)              7
+             v_bar = mean of the block means;  t = t + mean K                       8
+
+LAMB is arXiv 1904.00962. With r fixed to 1 (`trust: [1, 1]`) it is FedAdamW. Fed-LAMB (Karimi, Li and Li, UAI 2023) is
+another method: layer-wise scaling of AMSGrad's local steps, without alignment.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedadamw.algorithm import Algorithm
+from fedadamw.blocks import Blocks
+from fedadamw.directions.adamw import Moments, adamw, check_adamw
+from fedadamw.directions.align import aligned_step
+from fedadamw.directions.lamb import lamb
+from fedadamw.validation import check
+from fedadamw.vector import Vector
+
+
+class Server(NamedTuple):
+    """What the server keeps, and all of it is broadcast."""
+
+    x: Vector  # (d,) the global model
+    delta: Vector  # (d,) Delta_G, the last global direction
+    v: Tensor  # (B,) block means
+    t: Tensor  # (1,) steps so far
+
+
+class Local(NamedTuple):
+    """One client within a round."""
+
+    y: Vector  # (..., d)
+    moments: Moments  # (..., d) each
+    k: Tensor  # (..., 1) steps this round
+
+
+class Up(NamedTuple):
+    """What a client sends."""
+
+    delta: Vector  # (..., d)
+    v: Tensor  # (..., B)
+    k: Tensor  # (..., 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedLAMB(Algorithm[Server, Server, tuple[()], Local, Up]):
+    """LAMB on clients, with what FedAdamW shares."""
+
+    blocks: Blocks  # the cut that v is averaged over; its layout says which tensors have a ratio
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-6
+    weight_decay: float = 0.01  # inside the ratio, times lr
+    alpha: float = 0.5  # weight of Delta_G in every local step
+    trust: tuple[float, float] = (0.0, 10.0)  # the range of the trust ratio
+
+    tuning: ClassVar = {"lr": (1e-3, 3e-3, 1e-2), "weight_decay": (1e-3, 1e-2, 1e-1), "alpha": (0.25, 0.5, 0.75)}
+
+    def __post_init__(self) -> None:
+        check_adamw(self.betas, self.eps, self.weight_decay)
+        check(self.alpha >= 0, f"alpha={self.alpha} must not be negative")
+        check(0 <= self.trust[0] <= self.trust[1], f"trust={self.trust} must be a range of numbers from 0")
+
+    def server_init(self, x: Vector) -> Server:
+        zero = torch.zeros_like(x)
+        return Server(x, zero, self.blocks.mean(zero), x.new_zeros(1))
+
+    def broadcast(self, server: Server) -> Server:
+        return server
+
+    def client_start(self, down: Server, memory: tuple[()]) -> Local:  # line 1
+        moments = Moments(torch.zeros_like(down.x), self.blocks.expand(down.v))
+        return Local(down.x, moments, torch.zeros_like(down.t))
+
+    def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
+        k = local.k + 1
+        u, moments = adamw(g, local.moments, k, k + down.t, betas=self.betas, eps=self.eps)  # lines 2, 3
+        w = lamb(u, local.y, self.blocks.layout, weight_decay=self.weight_decay, trust=self.trust)  # lines 3, 4
+        y = aligned_step(local.y, w, down.delta, lr, alpha=self.alpha, weight_decay=0.0)  # line 5
+        return Local(y, moments, k)
+
+    def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 6
+        return Up(local.y - down.x, self.blocks.mean(local.moments.v), local.k), ()
+
+    def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # lines 7, 8
+        return Server(server.x + up.delta, -up.delta / (up.k * lr), up.v, server.t + up.k)

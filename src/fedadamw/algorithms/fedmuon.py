@@ -1,0 +1,155 @@
+"""FedMuon (arXiv 2510.27403): clients step along orthogonalised momenta, which the server averages and hands on.
+
+    server keeps x, Delta_G = 0, M = 0 of each matrix
+    client:  y = x;  m = M for matrices, 0 elsewhere;  v = 0                        1
+             for k = 1..K, with g the gradient at y:
+                 m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g*g        2
+                 u = U V^T of each matrix' m = U S V^T, scaled;  AdamW's elsewhere  3
+                 y = y - lr ((1 - alpha) u + alpha Delta_G + lambda y)              4
+             send delta = y - x, m of the matrices, K                               5
+    server:  x = x + mean delta;  Delta_G = - mean delta / (mean K lr);  M = mean m 6
+
+Matrices are the hidden layers' weights, a convolution as its output channels by the rest; embeddings, the head and
+whatever is flat go by AdamW with fresh moments, as Muon's authors advise (the code of FedMuon orthogonalises
+embeddings and head too). The orthogonal direction has AdamW's size, so one lr serves both (directions/muon.py).
+
+rank: send thin sketches of the momenta in place of all their numbers (directions/sketch.py). The paper's code sends a
+truncated singular value decomposition, which the server has to rebuild client by client; ours is averaged as it comes.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedadamw.algorithm import Algorithm
+from fedadamw.blocks import Blocks
+from fedadamw.directions.adamw import Moments, adamw, check_adamw
+from fedadamw.directions.align import aligned_step
+from fedadamw.directions.muon import as_matrix, muon
+from fedadamw.directions.sketch import Factors, rebuilt, sketch
+from fedadamw.validation import check
+from fedadamw.vector import Layout, Vector
+
+HIDDEN = {"query", "key", "value", "qkv", "projection", "mlp", "conv", "lora-a"}  # kinds of blocks
+
+
+class Server(NamedTuple):
+    """What the server keeps, and all of it is broadcast."""
+
+    x: Vector  # (d,) the global model
+    delta: Vector  # (d,) Delta_G, the last global direction
+    m: Tensor  # the matrices' momenta, whole or as factors, one after the other
+
+
+class Local(NamedTuple):
+    """One client within a round."""
+
+    y: Vector  # (..., d)
+    moments: Moments  # (..., d) each
+    k: Tensor  # (..., 1) steps this round
+
+
+class Up(NamedTuple):
+    """What a client sends."""
+
+    delta: Vector  # (..., d)
+    m: Tensor  # the matrices' momenta, whole or as sketches
+    k: Tensor  # (..., 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
+    """Muon on clients with averaged momenta and global alignment."""
+
+    blocks: Blocks  # says which tensors are hidden layers' matrices
+    betas: tuple[float, float] = (0.95, 0.999)  # of the momentum, and of AdamW's v elsewhere
+    eps: float = 1e-8
+    weight_decay: float = 0.01  # decoupled, a step, times lr
+    alpha: float = 0.5  # weight of Delta_G in every local step; the client's own direction has 1 - alpha
+    steps: int = 5  # Newton-Schulz iterations
+    rank: int | None = None  # of the momenta's sketches; None sends them whole
+
+    tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-3, 1e-2, 1e-1), "alpha": (0.25, 0.5, 0.75)}
+
+    def __post_init__(self) -> None:
+        check_adamw(self.betas, self.eps, self.weight_decay)
+        check(0 <= self.alpha < 1, f"alpha={self.alpha} must lie in [0, 1)")
+        check(self.steps >= 1, f"steps={self.steps} must be at least 1")
+        check(self.rank is None or self.rank >= 1, f"rank={self.rank} must be at least 1, or not set")
+
+    @cached_property
+    def matrices(self) -> Layout:
+        """Names and shapes of the tensors that Muon moves."""
+        layout = self.blocks.layout
+        rows = zip(layout.names, layout.shapes, self.blocks.kinds, strict=True)
+        chosen = {name: shape for name, shape, kind in rows if kind in HIDDEN and len(shape) > 1}
+        return Layout(tuple(chosen), tuple(chosen.values()))
+
+    def server_init(self, x: Vector) -> Server:
+        zero = torch.zeros_like(x)
+        return Server(x, zero, x.new_zeros(self._packed))
+
+    def broadcast(self, server: Server) -> Server:
+        return server
+
+    def client_start(self, down: Server, memory: tuple[()]) -> Local:  # line 1
+        zero = torch.zeros_like(down.x)
+        return Local(down.x, Moments(self._momenta(down.m, like=down.x), zero), down.x.new_zeros(1))
+
+    def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
+        k = local.k + 1
+        u, moments = adamw(g, local.moments, k, k, betas=self.betas, eps=self.eps)  # line 2
+        u = muon(u, moments.m, self.blocks.layout, self.matrices.names, steps=self.steps)  # line 3
+        u = (1 - self.alpha) * u
+        y = aligned_step(local.y, u, down.delta, lr, alpha=self.alpha, weight_decay=self.weight_decay)  # line 4
+        return Local(y, moments, k)
+
+    def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 5
+        momenta = self.blocks.layout.views(local.moments.m)
+        own = {name: as_matrix(momenta[name], self.matrices, name) for name in self.matrices.names}
+        if self.rank is not None:
+            known = self._factors(down.m)
+            own = {n: torch.cat(sketch(own[n], known[n]), dim=-2) for n in own}
+        lead = local.y.shape[:-1]
+        parts = [t.reshape(*lead, -1) for t in own.values()]
+        return Up(local.y - down.x, torch.cat([local.y[..., :0], *parts], dim=-1), local.k), ()
+
+    def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # line 6
+        m = up.m
+        if self.rank is not None:
+            sent, known = self._factors(up.m), self._factors(server.m)
+            parts = [torch.cat(rebuilt(sent[n], known[n]), dim=-2).reshape(-1) for n in known]
+            m = torch.cat([up.m[:0], *parts])
+        return Server(server.x + up.delta, -up.delta / (up.k * lr), m)
+
+    @cached_property
+    def _thin(self) -> Layout:
+        """The matrices' factors as they travel: (rows + columns, r) each, r at most the smaller side."""
+        sides = [(shape[0], shape[1:].numel()) for shape in self.matrices.shapes]
+        shapes = tuple(torch.Size((m + n, min(self.rank or m, m, n))) for m, n in sides)
+        return Layout(self.matrices.names, shapes)
+
+    @property
+    def _packed(self) -> int:
+        return self.matrices.d if self.rank is None else self._thin.d
+
+    def _factors(self, packed: Tensor) -> dict[str, Factors]:
+        """The factors in what travels (p,), by name."""
+        thin = self._thin.views(packed).items()
+        rows = [shape[0] for shape in self.matrices.shapes]
+        return {name: Factors(t[:m], t[m:]) for m, (name, t) in zip(rows, thin, strict=True)}
+
+    def _momenta(self, packed: Tensor, *, like: Vector) -> Vector:
+        """A vector (d,) with the matrices' momenta in their places and zero elsewhere."""
+        out = torch.zeros_like(like)
+        places = self.blocks.layout.views(out)
+        if self.rank is None:
+            momenta = self.matrices.views(packed)
+        else:
+            momenta = {name: factors.matrix() for name, factors in self._factors(packed).items()}
+        for name, m in momenta.items():
+            places[name].copy_(m.reshape(places[name].shape))
+        return out
