@@ -26,6 +26,7 @@ LAYERS = (  # a file imports from its own row or from those above it
     ("run_folder", "tracking", "tables", "progress"),
     ("report",),
     ("run",),
+    ("study",),
     ("cli", "__init__"),
     ("__main__",),
 )

@@ -102,6 +102,48 @@ def run_command(
         typer.echo(f"{folder.path}: report.html, curves.png, metrics.jsonl, config.yaml, checkpoint/")
 
 
+@app.command("compare")
+def compare_command(
+    recipe: Recipe = None,
+    algorithms: Annotated[
+        str, typer.Option("-a", "--algorithms", metavar="NAME,NAME", help="Of those that `list` shows.")
+    ] = "fedadamw,local-adamw",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with seeds 0, 1, ...")] = 3,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/compare-<recipe> by default.")] = None,
+    target: Annotated[float | None, typer.Option(help="Accuracy to count rounds and bytes to.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,  # noqa: FBT002
+) -> None:
+    """Run algorithms x seeds x settings side by side, and leave a table, curves and a page in a folder.
+
+    A list of values makes a variant of each. Each algorithm has its own settings where the recipe names them.
+    The same command goes on after a stop: finished runs are not run again.
+
+    \b
+    fedadamw compare digits -a fedadamw,local-adamw,fedavg --seeds 3
+    fedadamw compare digits -a fedadamw -s algorithm.alpha=[0,0.5] -s partition.concentration=[0.1,0.6]
+    """
+    from fedadamw.experiment import parsed
+    from fedadamw.study.compare import compare
+    from fedadamw.study.results import headings, rows
+    from fedadamw.tables import print_grid
+
+    place = out or Path("runs") / f"compare-{_short(recipe or DEFAULT)}"
+    given = [parsed(text) for text in settings or ()]
+    try:
+        results = compare(recipe or DEFAULT, algorithms.split(","), seeds, given, place, target=target, quiet=quiet)
+    except KeyboardInterrupt as stopped:
+        _say("stopped; the same command goes on where it was")
+        raise typer.Exit(143 if isinstance(stopped, Terminated) else 130) from None
+    if not quiet:
+        print_grid(headings(results), rows(results))
+        typer.echo(f"{place}: report.html, curves.png, table.md, results.json, runs/")
+    if results["missing"]:
+        for missing in results["missing"]:
+            _say(f"error: {missing['variant']}, seed {missing['seed']}: {missing['error']}")
+        raise typer.Exit(1)
+
+
 @app.command("list")
 def list_command() -> None:
     """Show the recipes, algorithms and models that come with the package."""
@@ -178,7 +220,7 @@ def _place(
     from fedadamw.validation import check
 
     name = recipe or DEFAULT
-    folder = RunFolder(out or Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    folder = RunFolder(out or Path("runs") / f"{_short(name)}-{time.strftime('%Y%m%d-%H%M%S')}")
     check(not folder.path.exists() or folder.path.is_dir(), f"{folder.path}: is a file, not a folder for a run")
     if not resume:
         check(not folder.used, f"{folder.path} holds a run already; go on with --resume, or choose another --out")
@@ -190,6 +232,12 @@ def _place(
         return folder, experiment
     check(recipe is not None and not folder.used, f"{folder.path} holds no run to go on with (no config.yaml)")
     return folder, load(name, settings)
+
+
+def _short(recipe: str) -> str:
+    """The last part of a recipe's name or file, without its ending."""
+    last = recipe.replace("\\", "/").rsplit("/", 1)[-1]
+    return last.removesuffix(".yaml").removesuffix(".yml")
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

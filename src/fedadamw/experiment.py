@@ -1,8 +1,7 @@
 """A whole run as one validated object: every setting, and how recipes, files and overrides become one."""
 
 import re
-from collections.abc import Iterable, Mapping
-from importlib import resources
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from fedadamw.engine.settings import Training
 from fedadamw.models import vision
 from fedadamw.validation import InputError, check, nearest, one_of
 
-RECIPES = resources.files("fedadamw") / "recipes"
+RECIPES = Path(__file__).parent / "recipes"
 
 
 class _Section(BaseModel):
@@ -59,7 +58,7 @@ class Model(_Section):
 
     name: str = Field(default="vit-micro", description=f"{', '.join(vision.NAMES)}, a hub id or a folder")
     depth: int | None = Field(default=None, ge=1, description="layers, for the ViTs")
-    norm: Literal["group", "batch"] = Field(default="group", description="for resnet18")
+    norm: Literal["group", "batch"] = Field(default="group", description="for the ResNets")
     blocks: str = Field(default="paper", description=f"block granularity: {', '.join(GRANULARITIES)}")
 
     @field_validator("blocks")
@@ -99,20 +98,47 @@ class Experiment(_Section):
 
 def recipes() -> dict[str, str]:
     """Names of the recipes that come with the package, each with the first line of its comment."""
-    found = {}
-    for file in sorted(RECIPES.iterdir(), key=lambda f: f.name):
-        if file.name.endswith(".yaml"):
-            first = file.read_text().splitlines()[0]
-            found[file.name.removesuffix(".yaml")] = first.removeprefix("# ")
-    return found
+    files = sorted(RECIPES.rglob("*.yaml"))
+    return {
+        file.relative_to(RECIPES).with_suffix("").as_posix(): file.read_text().splitlines()[0].removeprefix("# ")
+        for file in files
+    }
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> Experiment:
-    """The experiment of a recipe's name or a YAML file, with `key.path=value` overrides; InputError says what."""
-    settings = _read(recipe)
-    for override in overrides:
-        _apply(settings, override)
+    """The experiment of a recipe's name or a YAML file, with `key.path=value` overrides; InputError says what.
+
+    A recipe's section `algorithms` has settings of its own for some algorithms, `lr` being training.lr: they hold
+    where that algorithm is chosen and nothing overrides them.
+    """
+    return assemble(recipe, [parsed(override) for override in overrides])
+
+
+def assemble(recipe: str, given: Sequence[tuple[str, Any]]) -> Experiment:
+    """As `load`, with overrides that are (path, value) already."""
+    settings = read(recipe)
+    own = settings.pop("algorithms", None) or {}
+    if not isinstance(own, dict):
+        raise InputError(f"{recipe}: algorithms must be a section of one algorithm's settings each")
+    for path, value in given:
+        if path == "algorithm.name":
+            put(settings, path, value)
+    name = (settings.get("algorithm") or {}).get("name", "fedadamw")
+    for key, value in own_settings(recipe, own, name).items():
+        put(settings, "training.lr" if key == "lr" else f"algorithm.{key}", value)
+    for path, value in given:
+        put(settings, path, value)
     return parse(settings)
+
+
+def own_settings(recipe: str, own: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the section `algorithms` of a recipe says of algorithm `name`; every name in it must be one."""
+    for known in own:
+        one_of(f"{recipe}: algorithms", known, registry.ALGORITHMS)
+    found = own.get(name) or {}
+    if not isinstance(found, dict):
+        raise InputError(f"{recipe}: algorithms.{name} must be a section of settings, lr among them")
+    return found
 
 
 def parse(settings: Mapping[str, Any]) -> Experiment:
@@ -123,7 +149,8 @@ def parse(settings: Mapping[str, Any]) -> Experiment:
         raise InputError(_one_line(error)) from None
 
 
-def _read(recipe: str) -> dict[str, Any]:
+def read(recipe: str) -> dict[str, Any]:
+    """The settings as a recipe's name or a YAML file has them; InputError where there is none."""
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
@@ -148,25 +175,30 @@ def _read(recipe: str) -> dict[str, Any]:
     return settings
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
-    """Put `key.path=value` into nested settings; the value is read as YAML."""
+def parsed(override: str) -> tuple[str, Any]:
+    """The path and the value, read as YAML, of `key.path=value`."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise InputError(f"-s {override!r}: give key.path=value, for example training.lr=0.001")
+    return path, _value(text)
+
+
+def put(settings: dict[str, Any], path: str, value: Any) -> None:
+    """Put the setting at `path` into nested settings, and out what it excludes."""
     *sections, key = path.split(".")
     inner = settings
     for section in sections:
         inner[section] = {} if inner.get(section) is None else inner[section]  # an empty section is none
         inner = inner[section]
         if not isinstance(inner, dict):
-            raise InputError(f"-s {override!r}: {section} is a setting, not a section")
-    if path == "algorithm.name" and inner.get("name") != text:
+            raise InputError(f"-s {path}={value}: {section} is a setting, not a section")
+    if path == "algorithm.name" and inner.get("name") != value:
         inner.clear()  # another algorithm has other settings
     if path == "training.epochs":
         inner.pop("steps", None)
     if path == "training.steps":
         inner.pop("epochs", None)
-    inner[key] = _value(text)
+    inner[key] = value
 
 
 def _value(text: str) -> Any:

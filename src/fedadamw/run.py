@@ -26,11 +26,17 @@ class Interrupted(Exception):  # noqa: N818  (not an error)
 
 
 def execute(
-    experiment: Experiment, folder: RunFolder, *, resume: bool, on_start: Callable[[int], None], on_round: OnRound
+    experiment: Experiment,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    report: bool = True,
+    on_start: Callable[[int], None] = lambda _: None,
+    on_round: OnRound = lambda _: None,
 ) -> None:
     """Run `experiment` in `folder` to its last round; on Ctrl-C save and raise Interrupted.
 
-    on_start gets the rounds already done, on_round each new record.
+    on_start gets the rounds already done, on_round each new record; report: draw the run's own page at the end.
     """
     check_trackers(experiment.trackers)
     prepared = prepare(experiment)
@@ -45,7 +51,8 @@ def execute(
             folder.start(experiment, manifest)
         on_start(prepared.simulation.state.round)
         _train(experiment, folder, prepared.simulation, trackers, on_round)
-        write_report(folder, prepared)
+        if report:
+            write_report(folder, prepared)
 
 
 def _train(

@@ -36,6 +36,16 @@ def print_run(records: Sequence[Mapping[str, Any]], *, most: int = 8) -> None:
     _console(table).print(table)
 
 
+def print_grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Cells under their headings, the first column to the left."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for i, name in enumerate(head):
+        table.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    _console(table).print(table)
+
+
 def print_blocks(name: str, blocks: Blocks) -> None:
     """Every parameter with its class, shape and blocks; then B, d, B/d and what an upload costs."""
     table = Table("parameter", "class", "shape", box=None, header_style="bold", pad_edge=False)

@@ -2,12 +2,15 @@
 
 import hashlib
 import logging
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -139,7 +142,32 @@ def _columns(
 
 
 def _decode(split: "Dataset", image: str, label: str, group: str | None, classes: tuple[str, ...]) -> Images:
-    """Every image of a split, decoded to RGB bytes of the first one's size, or to grey where it is grey."""
+    """Every image of a split, decoded once and then kept in the cache of `datasets`."""
+    import datasets
+
+    groups = None if group is None else np.asarray(split[group])
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "fedadamw-pixels" / f"{split._fingerprint}-{image}.safetensors"
+    try:
+        pixels = load_file(cache)["pixels"]
+    except (OSError, SafetensorError, KeyError):
+        pixels = _pixels(split, image)
+        _keep(cache, pixels)
+    return Images(pixels, _labels(split, label, classes), classes, groups)
+
+
+def _keep(cache: Path, pixels: Array) -> None:
+    """Write decoded pixels aside and rename them, since several processes may do it at once; no disk, no cache."""
+    aside = cache.with_name(f"{cache.name}.{os.getpid()}")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"pixels": pixels}, aside)
+        os.replace(aside, cache)
+    except (OSError, SafetensorError):
+        aside.unlink(missing_ok=True)
+
+
+def _pixels(split: "Dataset", image: str) -> Array:
+    """The images as RGB bytes (n, 3, h, w) of the first one's size, or as grey (n, 1, h, w) where it is grey."""
     import datasets
 
     first = split[0][image]
@@ -152,8 +180,7 @@ def _decode(split: "Dataset", image: str, label: str, group: str | None, classes
             picture = picture.resize(first.size)
         array = np.asarray(picture)
         pixels[i] = array[None] if mode == "L" else array.transpose(2, 0, 1)
-    groups = None if group is None else np.asarray(split[group])
-    return Images(pixels, _labels(split, label, classes), classes, groups)
+    return pixels
 
 
 def _classes(train: "Dataset", column: str) -> tuple[str, ...]:

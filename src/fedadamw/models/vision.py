@@ -35,16 +35,18 @@ def build(name: str, shape: ImageShape, *, depth: int | None = None, norm: str =
 
     depth: layers of a ViT, in place of its own number. norm: `group` or `batch`, for resnet18.
     """
-    check(norm == "group" or name == "resnet18", f"model.norm is a setting of resnet18, not of {name!r}")
+    check(norm == "group" or name in RESNETS, f"model.norm is a setting of {', '.join(RESNETS)}, not of {name!r}")
     quiet_libraries()
     if name in VITS:
         return Vision(_vit(shape, VITS[name], depth))
     if depth is not None:
         raise InputError(f"model.depth is a setting of {', '.join(VITS)}, not of {name!r}")
+    if name == "swin-nano":
+        return Vision(_swin(shape, patch=shape.size // 8, width=32, depths=[2, 2], heads=[2, 4]))
     if name == "swin-tiny":
-        return Vision(_swin(shape))
-    if name == "resnet18":
-        return Vision(_resnet18(shape, norm))
+        return Vision(_swin(shape, patch=shape.size // 32, width=96, depths=[2, 2, 6, 2], heads=[3, 6, 12, 24]))
+    if name in RESNETS:
+        return Vision(_resnet(shape, norm, *RESNETS[name]))
     return _pretrained(name, shape)
 
 
@@ -59,11 +61,16 @@ class Size(NamedTuple):
 
 
 VITS = {
+    "vit-nano": Size(patch=8, width=64, depth=3, heads=4, init=0.1),
     "vit-micro": Size(patch=2, width=64, depth=2, heads=4, init=0.1),
     "vit-mini": Size(patch=4, width=64, depth=3, heads=4, init=0.1),
     "vit-tiny": Size(patch=4, width=192, depth=12, heads=3, init=0.02),
 }
-NAMES = (*VITS, "swin-tiny", "resnet18")
+RESNETS = {  # widths of the stages, blocks in each, stride of the stem
+    "resnet-nano": ([16, 32, 64], 1, 2),
+    "resnet18": ([64, 128, 256, 512], 2, 1),
+}
+NAMES = (*VITS, "swin-nano", "swin-tiny", "resnet-nano", "resnet18")
 
 
 def _vit(shape: ImageShape, size: Size, depth: int | None) -> nn.Module:
@@ -89,31 +96,32 @@ def _vit(shape: ImageShape, size: Size, depth: int | None) -> nn.Module:
     return model
 
 
-def _swin(shape: ImageShape) -> nn.Module:
-    """Swin-Tiny (arXiv 2103.14030) with its own geometry: 8, 4, 2 and 1 windows a side in its four stages.
+def _swin(shape: ImageShape, *, patch: int, width: int, depths: list[int], heads: list[int]) -> nn.Module:
+    """Swin (arXiv 2103.14030) with a window of 4 patches.
 
-    At 224 px that is a patch of 4 and a window of 7; here a patch of 1/32 of the image and a window of 4.
+    Swin-Tiny has its own geometry, 8, 4, 2 and 1 windows a side in its four stages: at 224 px that is a patch of 4 and
+    a window of 7; here a patch of 1/32 of the image and a window of 4.
     """
     from transformers import SwinConfig, SwinForImageClassification
 
-    _divides("smallest patch grid", 32, shape.size)
+    _divides("smallest patch grid", 4 * 2 ** (len(depths) - 1), shape.size)
     model: nn.Module = SwinForImageClassification(
         SwinConfig(
             image_size=shape.size,
             num_channels=shape.channels,
             num_labels=shape.classes,
-            patch_size=shape.size // 32,
+            patch_size=patch,
             window_size=4,
-            embed_dim=96,
-            depths=[2, 2, 6, 2],
-            num_heads=[3, 6, 12, 24],
+            embed_dim=width,
+            depths=depths,
+            num_heads=heads,
         )
     )
     return model
 
 
-def _resnet18(shape: ImageShape, norm: str) -> nn.Module:
-    """ResNet-18 (arXiv 1512.03385) for small images: a 3x3 stem without pooling; GroupNorm of 32 groups or BatchNorm.
+def _resnet(shape: ImageShape, norm: str, widths: list[int], blocks: int, stride: int) -> nn.Module:
+    """A ResNet (arXiv 1512.03385) for small images: a 3x3 stem without pooling; GroupNorm of 32 groups or BatchNorm.
 
     GroupNorm by default: BatchNorm's statistics differ between clients (arXiv 1910.00189).
     """
@@ -124,14 +132,14 @@ def _resnet18(shape: ImageShape, norm: str) -> nn.Module:
         ResNetConfig(
             num_channels=shape.channels,
             num_labels=shape.classes,
-            embedding_size=64,
-            hidden_sizes=[64, 128, 256, 512],
-            depths=[2, 2, 2, 2],
+            embedding_size=widths[0],
+            hidden_sizes=widths,
+            depths=[blocks] * len(widths),
             layer_type="basic",
         )
     )
     stem = model.resnet.embedder
-    stem.embedder.convolution = nn.Conv2d(shape.channels, 64, kernel_size=3, padding=1, bias=False)
+    stem.embedder.convolution = nn.Conv2d(shape.channels, widths[0], 3, stride=stride, padding=1, bias=False)
     stem.pooler = nn.Identity()
     if norm == "group":
         _replace(model, nn.BatchNorm2d, lambda old: nn.GroupNorm(min(32, old.num_features), old.num_features))

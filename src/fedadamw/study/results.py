@@ -1,0 +1,191 @@
+"""What the runs of a study came to: one JSON object that tables, charts and pages are made of."""
+
+import json
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from fedadamw.checkpoint import write_atomically
+from fedadamw.report.comparison import percent
+from fedadamw.run import commit
+from fedadamw.study.plan import Run, words
+from fedadamw.study.workers import Ended
+
+Result = Mapping[str, Any]  # one run
+Results = Mapping[str, Any]  # a study
+
+FORMAT = 1
+
+
+def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), target: float | None = None) -> Results:
+    """The records of all runs that are done, why the others are not, and a summary of each variant over its seeds.
+
+    target: the accuracy that `rounds and bytes to` are counted to; by default the median of the variants' final ones.
+    """
+    errors = {end.run.name: end.error for end in ended if end.error}
+    done = [run for run in runs if run.done]
+    found = [result_of(run) for run in done]
+    manifest = json.loads(done[0].folder.manifest.read_text()) if done else {}
+    groups = by_variant(found)
+    if target is None and groups:
+        target = statistics.median(statistics.mean(final(r) for r in group) for group in groups)
+    return {
+        "format": FORMAT,
+        "recipe": recipe,
+        "commit": commit(),
+        "device": manifest.get("device"),
+        "versions": manifest.get("versions"),
+        "target": None if target is None else round(target, 4),
+        "settings": settings_by_path(run.experiment.model_dump(mode="json") for run in runs),
+        "summary": [summary(group, target) for group in groups],
+        "runs": found,
+        "missing": [
+            {"variant": name_of(r.label), "seed": r.experiment.seed, "error": errors.get(r.name, "not run")}
+            for r in runs
+            if not r.done
+        ],
+    }
+
+
+def result_of(run: Run) -> Result:
+    """One run: its label, seed, own settings, and its records as columns."""
+    records = run.folder.records()
+    sent = list(accumulate(record["up_bytes"] for record in records))
+    shown = [i for i, record in enumerate(records) if record["test_accuracy"] is not None]
+    manifest = json.loads(run.folder.manifest.read_text())
+    return {
+        "name": run.name,
+        "variant": name_of(run.label),
+        "label": dict(run.label),
+        "seed": run.experiment.seed,
+        "commit": manifest["commit"],
+        "settings": {
+            "lr": run.experiment.training.lr,
+            **{k: v for k, v in run.experiment.algorithm.items() if k != "name"},
+        },
+        "up_bytes_a_client": records[0]["up_bytes"] // records[0]["clients"],
+        "down_bytes_a_client": records[0]["down_bytes"] // (records[0]["clients"] + records[0]["rejected"]),
+        "rejected": sum(record["rejected"] for record in records),
+        "wall_s": round(sum(record["wall_s"] for record in records), 1),
+        "round": [records[i]["round"] for i in shown],
+        "accuracy": [records[i]["test_accuracy"] for i in shown],
+        "test_loss": [records[i]["test_loss"] for i in shown],
+        "train_loss": [records[i]["train_loss"] for i in shown],
+        "sent_bytes": [sent[i] for i in shown],
+        "diagnostics": [{"round": r["round"], **r["diagnostics"]} for r in records if r.get("diagnostics")],
+    }
+
+
+def by_variant(results: Iterable[Result]) -> list[list[Result]]:
+    """The runs that differ in their seed only, together, in the order in which they come."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result["variant"], []).append(result)
+    return list(groups.values())
+
+
+def final(result: Result) -> float:
+    """Test accuracy after the last round."""
+    return float(result["accuracy"][-1])
+
+
+def summary(group: Sequence[Result], target: float | None) -> dict[str, Any]:
+    """One variant over its seeds."""
+    finals = [final(result) for result in group]
+    first = group[0]
+    mean_curve = [statistics.mean(values) for values in zip(*(r["accuracy"] for r in group), strict=True)]
+    reached = next((i for i, a in enumerate(mean_curve) if target is not None and a >= target), None)
+    return {
+        "variant": first["variant"],
+        "label": first["label"],
+        "settings": first["settings"],
+        "seeds": len(group),
+        "accuracy": statistics.mean(finals),
+        "accuracy_sd": statistics.stdev(finals) if len(finals) > 1 else None,
+        "train_loss": statistics.mean(r["train_loss"][-1] or float("nan") for r in group),
+        "rounds_to_target": None if reached is None else first["round"][reached],
+        "bytes_to_target": None if reached is None else first["sent_bytes"][reached],
+        "up_bytes_a_client": first["up_bytes_a_client"],
+        "wall_s": statistics.mean(r["wall_s"] for r in group),
+    }
+
+
+def settings_by_path(experiments: Iterable[Mapping[str, Any]]) -> dict[str, tuple[bool, Any]]:
+    """Settings by path: (False, the value) where all runs agree, (True, the values) where they differ."""
+    values: dict[str, list[Any]] = {}
+    for experiment in experiments:
+        for path, value in _flat(experiment):
+            known = values.setdefault(path, [])
+            if value not in known:
+                known.append(value)
+    return {path: (len(known) > 1, known if len(known) > 1 else known[0]) for path, known in values.items()}
+
+
+def name_of(label: Mapping[str, str]) -> str:
+    """A variant in words: `fedadamw, alpha 0.5`."""
+    rest = [f"{path.rpartition('.')[2]} {value}" for path, value in label.items() if path != "algorithm"]
+    return ", ".join([label["algorithm"], *rest]) if "algorithm" in label else ", ".join(rest)
+
+
+def write(results: Results, path: Path) -> None:
+    """The results as JSON, atomically; a number that is none is null."""
+    text = json.dumps(_finite(results), indent=1, allow_nan=False)
+    write_atomically(path, (_compact(text) + "\n").encode())
+
+
+def markdown(results: Results) -> str:
+    """The summary as a Markdown table, best first."""
+    head = headings(results)
+    lines = [f"| {' | '.join(head)} |", "| --- | " + " | ".join(["---:"] * (len(head) - 1)) + " |"]
+    lines += [f"| {' | '.join(row)} |" for row in rows(results)]
+    for missing in results["missing"]:
+        lines.append(f"\n{missing['variant']}, seed {missing['seed']}: {missing['error']}")
+    return "\n".join(lines) + "\n"
+
+
+def headings(results: Results) -> list[str]:
+    """The headings of `rows`."""
+    goal = "target" if results["target"] is None else f"{results['target']:.1%}"
+    return ["variant", "lr", "test accuracy", f"rounds to {goal}", f"MB to {goal}", "MB a client and round", "time"]
+
+
+def rows(results: Results) -> list[list[str]]:
+    """The summary as words, best first: the cells of `markdown`."""
+    ranked = sorted(results["summary"], key=lambda s: -s["accuracy"])
+    return [
+        [
+            s["variant"],
+            words(s["settings"]["lr"]),
+            percent(s["accuracy"], s["accuracy_sd"]),
+            "not reached" if s["rounds_to_target"] is None else f"{s['rounds_to_target']:,}",
+            "not reached" if s["bytes_to_target"] is None else f"{s['bytes_to_target'] / 1e6:,.0f}",
+            f"{s['up_bytes_a_client'] / 1e6:.3f}",
+            f"{s['wall_s']:.0f} s",
+        ]
+        for s in ranked
+    ]
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _finite(value: Any) -> Any:
+    """The same, with None for numbers that JSON does not have, and six digits of the others."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if abs(value) < float("inf") else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _compact(text: str) -> str:
+    """Lists of numbers on one line each."""
+    return re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda m: "[" + " ".join(m.group(1).split()) + "]", text)

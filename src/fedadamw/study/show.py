@@ -1,0 +1,96 @@
+"""How a study shows itself while it goes: a bar a running process on a terminal, a line a finished run elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedadamw.study.plan import Run
+from fedadamw.study.results import name_of
+from fedadamw.study.workers import Ended
+
+
+class Show:
+    """Called again and again with the runs under way and those that are over; nothing when quiet."""
+
+    def __init__(self, runs: Sequence[Run], *, quiet: bool) -> None:
+        self.runs, self.quiet = runs, quiet
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._total = sum(run.experiment.training.rounds for run in runs)
+        self._done = sum(run.experiment.training.rounds for run in runs if run.done)
+        self._said = 0
+        self._whole: TaskID | None = None
+        self._next_look = 0.0
+        self._before = sum(run.done for run in runs)
+
+    def __enter__(self) -> "Show":
+        if self.quiet:
+            return self
+        if self._before:
+            print(f"{self._before} of {len(self.runs)} runs are done already", flush=True)
+        if sys.stdout.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[status]}"))
+            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True))
+            self._bars = Progress(*columns, *times, console=Console(highlight=False), refresh_per_second=4)
+            self._bars.start()
+            self._whole = self._bars.add_task("all runs", total=self._total, completed=self._done, status="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, running: Iterable[Run], over: Sequence[Ended]) -> None:
+        if self.quiet:
+            return
+        for end in over[self._said :]:
+            self._say(end, len(over))
+        self._said = len(over)
+        if self._bars is not None and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + 0.5
+            self._look(list(running), over)
+
+    def _say(self, end: Ended, number: int) -> None:
+        run = end.run
+        place = f"{self._before + number}/{len(self.runs)}  {in_words(run)}"
+        if end.error:
+            line = f"{place}: failed: {end.error}"
+        else:
+            records = run.folder.records()
+            wall = sum(record["wall_s"] for record in records)
+            line = f"{place}: accuracy {records[-1]['test_accuracy']:.2%} in {wall:.0f} s"
+        if self._bars is not None:
+            self._bars.print(line)
+        else:
+            print(line, flush=True)
+
+    def _look(self, running: Sequence[Run], over: Sequence[Ended]) -> None:
+        assert self._bars is not None
+        assert self._whole is not None
+        now = {run.name: run for run in running}
+        for name in [name for name in self._tasks if name not in now]:
+            self._bars.remove_task(self._tasks.pop(name))
+        under_way = 0
+        for name, run in now.items():
+            records = run.folder.records()
+            under_way += len(records)
+            if name not in self._tasks:
+                total = run.experiment.training.rounds
+                self._tasks[name] = self._bars.add_task(in_words(run), total=total, status="")
+            seen = [r["test_accuracy"] for r in records if r["test_accuracy"] is not None]
+            status = f"round {len(records)}  " + (f"accuracy {seen[-1]:.2%}" if seen else "")
+            self._bars.update(self._tasks[name], completed=len(records), status=status)
+        done = self._done + sum(end.run.experiment.training.rounds for end in over)
+        status = f"{self._before + len(over)} of {len(self.runs)} runs"
+        self._bars.update(self._whole, completed=done + under_way, status=status)
+
+
+def in_words(run: Run) -> str:
+    """A run's variant and seed."""
+    return f"{name_of(run.label)}, seed {run.experiment.seed}"

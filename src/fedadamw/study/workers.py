@@ -1,0 +1,89 @@
+"""Runs in processes of their own, some at a time: one that fails or is killed takes no other with it."""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import NamedTuple
+
+from fedadamw.study.child import LOG, work
+from fedadamw.study.plan import Run
+
+TICK_S = 0.2
+
+
+class Ended(NamedTuple):
+    """A run whose process is over."""
+
+    run: Run
+    error: str | None  # what went wrong, in one line
+
+
+class Workers:
+    """At most `count` processes, each with a run; leaving the block stops those that are left, resumable."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.running: dict[str, tuple[Run, BaseProcess]] = {}
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([work.__module__])
+
+    @property
+    def free(self) -> bool:
+        """Whether another run can start now."""
+        return len(self.running) < self.count
+
+    def start(self, run: Run) -> None:
+        """Begin a run, or go on with it."""
+        process = self._context.Process(target=work, args=(run.experiment.to_yaml(), str(run.folder.path)))
+        process.start()
+        self.running[run.name] = run, process
+
+    def ended(self) -> list[Ended]:
+        """The runs that are over since the last call."""
+        over = [(run, process) for run, process in self.running.values() if process.exitcode is not None]
+        for run, process in over:
+            del self.running[run.name]
+            process.close()
+        return [Ended(run, None if run.done else _last_words(run)) for run, _ in over]
+
+    def stop(self, run: Run) -> None:
+        """End a run before its last round; its checkpoint stays."""
+        _, process = self.running.pop(run.name)
+        process.terminate()
+        process.join()
+        process.close()
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for _, process in self.running.values():
+            process.terminate()
+        for run, _ in list(self.running.values()):
+            self.stop(run)
+
+
+def run_all(
+    runs: Sequence[Run], workers: Workers, show: Callable[[Iterable[Run], Sequence[Ended]], None]
+) -> list[Ended]:
+    """Every run that is not done yet; `show` gets those running and those over, again and again."""
+    waiting = [run for run in runs if not run.done]
+    over: list[Ended] = []
+    while waiting or workers.running:
+        while waiting and workers.free:
+            workers.start(waiting.pop(0))
+        over += workers.ended()
+        show([run for run, _ in workers.running.values()], over)
+        time.sleep(TICK_S)
+    return over
+
+
+def _last_words(run: Run) -> str:
+    """The last line that a process left in its log."""
+    log = run.folder.path / LOG
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "its process was killed")
