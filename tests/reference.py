@@ -262,7 +262,7 @@ def fedlamb(
     eps=1e-6,
     weight_decay=0.01,
     alpha=0.5,
-    trust=(0.0, 10.0),
+    trust=(0.01, 10.0),
 ):
     """LAMB (arXiv 1904.00962, Algorithm 2) on each client, with FedAdamW's block means and alignment."""
     d = len(x)
@@ -315,7 +315,7 @@ def fedmuon(
     steps=5,
     rank=None,
 ):
-    """arXiv 2510.27403. Of low ranks only 1 is written here: then a sketch is two vectors and its core a number."""
+    """arXiv 2510.27403. Of low ranks only 1 is written here: then a sketch is two vectors."""
     d = len(x)
     assert rank in (None, 1)
     delta_g, shared_m = [0.0] * d, [0.0] * d
@@ -354,10 +354,10 @@ def fedmuon(
                 mean = [[shared_m[j] for j in row] for row in rows]
                 right = [sum(a * b for a, b in zip(row, q, strict=True)) for row in mean]  # M q
                 left = [sum(p[i] * mean[i][c] for i in range(len(p))) for c in range(len(q))]  # p^T M
-                core = sum(a * b for a, b in zip(p, right, strict=True))
+                along = sum(a * b for a, b in zip(p, right, strict=True))
                 for i, row in enumerate(rows):
                     for c, j in enumerate(row):
-                        shared_m[j] = right[i] * left[c] / core
+                        shared_m[j] = p[i] * left[c] + (right[i] - p[i] * along) * q[c]
                 bases[number] = _normalised(right), _normalised(left)
         history.append(x)
     return history

@@ -6,7 +6,7 @@ import torch
 from fedadamw.directions.lamb import lamb
 from fedadamw.directions.lion import lion
 from fedadamw.directions.muon import muon, orthogonal
-from fedadamw.directions.sketch import Factors, rebuilt, sketch
+from fedadamw.directions.sketch import Sketch, received, sent
 from fedadamw.vector import Layout
 
 
@@ -58,22 +58,33 @@ def test_lamb_steps_are_as_long_as_the_weights_of_each_matrix():
     torch.testing.assert_close(short["w"], 2.0 * layout.views(u)["w"])
 
 
-def test_a_sketch_rebuilds_what_has_its_rank_and_its_mean_is_the_sketch_of_the_mean():
-    known = Factors(random(7, 2), random(5, 2, seed=1))
-    first = random(7, 2, seed=2) @ random(2, 5, seed=3)
-    torch.testing.assert_close(rebuilt(sketch(first, known), known).matrix(), first)
-    second = random(7, 5, seed=4)
-    mean = Factors(*((a + b) / 2 for a, b in zip(sketch(first, known), sketch(second, known), strict=True)))
-    for a, b in zip(mean, sketch((first + second) / 2, known), strict=True):
+def unknown(rows, columns, r):
+    """What both sides know before the first message."""
+    return Sketch(*(torch.zeros(n, r, dtype=torch.float64) for n in (rows, columns, rows, columns)))
+
+
+def test_sketches_can_be_averaged_and_never_grow():
+    known = received(*sent(random(7, 5), unknown(7, 5, 2)), unknown(7, 5, 2))
+    first, second = random(7, 5, seed=1), random(7, 5, seed=2)
+    mean = [(a + b) / 2 for a, b in zip(sent(first, known), sent(second, known), strict=True)]
+    for a, b in zip(mean, sent((first + second) / 2, known), strict=True):
         torch.testing.assert_close(a, b)
+    for seed in range(20):
+        matrix = random(7, 5, seed=seed)
+        found = received(*sent(matrix, known), known).matrix()
+        assert float((found - matrix).norm()) <= float(matrix.norm())
 
 
 def test_repeated_sketches_find_the_largest_singular_values():
     u, _, vt = torch.linalg.svd(random(20, 12), full_matrices=False)
     values = torch.tensor([8.0, 4.0, *[0.3] * 10], dtype=torch.float64)
     matrix = u * values @ vt
-    known = Factors(torch.zeros(20, 2, dtype=torch.float64), torch.zeros(12, 2, dtype=torch.float64))
+    known = unknown(20, 12, 2)
     for _ in range(6):
-        known = rebuilt(sketch(matrix, known), known)
+        known = received(*sent(matrix, known), known)
     best = float(values[2:].norm())  # of any matrix of rank 2
     assert float((known.matrix() - matrix).norm()) < 1.05 * best
+    low = u[:, :2] * values[:2] @ vt[:2]
+    for _ in range(6):
+        known = received(*sent(low, known), known)
+    torch.testing.assert_close(known.matrix(), low)

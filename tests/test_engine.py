@@ -153,13 +153,14 @@ def test_memories_of_clients_are_kept_and_restored(task):
     clients = unequal_clients(task)
     sim = make(attention_model(), task, clients, algorithm=Counting(), clients_per_round=2)
     sim.step()
-    assert sorted(sim.state.memories) == sample_clients(0, 0, 5, 2).tolist()
+    kept = [i for i in range(5) if sim.store.get(i, 1) is not None]
+    assert kept == sample_clients(0, 0, 5, 2).tolist()
     other = make(attention_model(), task, clients, algorithm=Counting(), clients_per_round=2)
-    other.restore(1, sim.state.tensors())
+    other.restore(1, sim.tensors())
     list(other.rounds())
     drawn = np.concatenate([sample_clients(0, r, 5, 2) for r in range(3)])
     expected = {int(i): int((drawn == i).sum()) for i in set(drawn)}
-    assert {i: int(memory.rounds) for i, memory in other.state.memories.items()} == expected
+    assert {i: int(other.store.get(i, 3).rounds) for i in expected} == expected
 
 
 def test_batches_cover_every_sample_and_are_never_short():

@@ -82,6 +82,9 @@ class Experiment(_Section):
     )
     training: Training = Training(steps=20)
     checkpoint_every: int = Field(default=10, ge=1, description="rounds between checkpoints")
+    client_memory: Literal["memory", "disk"] = Field(
+        default="memory", description="where clients' states between rounds are: disk for very many clients"
+    )
     trackers: tuple[str, ...] = Field(default=(), description="tensorboard, wandb, mlflow, ...: see accelerate")
 
     @field_validator("algorithm")

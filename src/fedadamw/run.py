@@ -42,6 +42,8 @@ def execute(
     prepared = prepare(experiment)
     manifest = manifest_of(experiment, prepared)
     with folder.locked(), Trackers(experiment, folder.path) as trackers:
+        if experiment.client_memory == "disk":
+            prepared.simulation.keep_on_disk(folder.path / "clients")
         if resume and folder.started:
             folder.check_same(manifest)
             saved = folder.load(experiment)
@@ -67,12 +69,12 @@ def _train(
             on_round(record)
             trackers.log(record)
             if settled.round % experiment.checkpoint_every == 0 or settled.round == experiment.training.rounds:
-                folder.save(settled, experiment)
+                folder.save(settled.round, simulation.tensors(settled), experiment)
     except KeyboardInterrupt as request:
-        folder.save(settled, experiment)
+        folder.save(settled.round, simulation.tensors(settled), experiment)
         raise Interrupted from request
     except DivergedError:
-        folder.save(settled, experiment)
+        folder.save(settled.round, simulation.tensors(settled), experiment)
         raise
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedadamw import checkpoint
 from fedadamw.checkpoint import CheckpointError, write_atomically
-from fedadamw.engine.simulate import Record, State
+from fedadamw.engine.simulate import Record
 from fedadamw.experiment import Experiment, load
 from fedadamw.validation import InputError
 
@@ -99,16 +99,17 @@ class RunFolder:
 
     def append(self, record: Record) -> None:
         """Add one record, on disk when this returns."""
-        line = json.dumps({k: _number(v) for k, v in asdict(record).items()}, allow_nan=False) + "\n"
+        columns = {k: _finite(v) for k, v in asdict(record).items() if k != "diagnostics" or v is not None}
+        line = json.dumps(columns, allow_nan=False) + "\n"
         with open(self.metrics, "ab") as file:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
 
-    def save(self, state: State, experiment: Experiment) -> None:
-        """Replace the checkpoint."""
-        facts = {"round": state.round, "settings": settings_digest(experiment)}
-        checkpoint.write(self.state, "checkpoint", state.tensors(), facts)
+    def save(self, round_: int, tensors: Mapping[str, Tensor], experiment: Experiment) -> None:
+        """Replace the checkpoint by that of round `round_`."""
+        facts = {"round": round_, "settings": settings_digest(experiment)}
+        checkpoint.write(self.state, "checkpoint", tensors, facts)
 
     def load(self, experiment: Experiment) -> tuple[int, dict[str, Tensor]] | None:
         """Round and tensors of the checkpoint, None before the first; records past it are dropped."""
@@ -137,10 +138,14 @@ class RunFolder:
 
 def settings_digest(experiment: Experiment) -> str:
     """A digest of the settings that decide a run's numbers."""
-    deciding = experiment.model_dump(mode="json", exclude={"device", "threads", "trackers", "checkpoint_every"})
+    deciding = experiment.model_dump(
+        mode="json", exclude={"device", "threads", "trackers", "checkpoint_every", "client_memory"}
+    )
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _number(value: float | None) -> float | None:
-    """JSON has no nan and no infinity: such a loss is null."""
-    return value if value is not None and abs(value) < float("inf") else None
+def _finite(value: Any) -> Any:
+    """JSON has no nan and no infinity: such a number is null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value

@@ -52,7 +52,8 @@ class Trackers:
 
     def log(self, record: Record) -> None:
         """One round, at its own number."""
-        numbers = {k: v for k, v in asdict(record).items() if k != "round" and v is not None}
+        columns = _flat({k: v for k, v in asdict(record).items() if k != "round" and v is not None})
+        numbers = {k: v for k, v in columns.items() if not isinstance(v, str)}
         for tracker in self._trackers:
             tracker.log(numbers, step=record.round)
 

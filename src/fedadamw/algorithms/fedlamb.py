@@ -11,7 +11,8 @@
     server:  x = x + mean delta;  Delta_G = - mean delta / (mean K lr)              7
              v_bar = mean of the block means;  t = t + mean K                       8
 
-LAMB is arXiv 1904.00962. With r fixed to 1 (`trust: [1, 1]`) it is FedAdamW. Fed-LAMB (Karimi, Li and Li, UAI 2023) is
+LAMB is arXiv 1904.00962. A matrix that starts at zero (LoRA's B) has hardly a length: the lower end of `trust` lets it
+grow. With r fixed to 1 (`trust: [1, 1]`) it is FedAdamW. Fed-LAMB (Karimi, Li and Li, UAI 2023) is
 another method: layer-wise scaling of AMSGrad's local steps, without alignment.
 """
 
@@ -64,7 +65,7 @@ class FedLAMB(Algorithm[Server, Server, tuple[()], Local, Up]):
     eps: float = 1e-6
     weight_decay: float = 0.01  # inside the ratio, times lr
     alpha: float = 0.5  # weight of Delta_G in every local step
-    trust: tuple[float, float] = (0.0, 10.0)  # the range of the trust ratio
+    trust: tuple[float, float] = (0.01, 10.0)  # the range of the trust ratio
 
     tuning: ClassVar = {"lr": (1e-3, 3e-3, 1e-2), "weight_decay": (1e-3, 1e-2, 1e-1), "alpha": (0.25, 0.5, 0.75)}
 

@@ -29,7 +29,7 @@ from fedadamw.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw, check_adamw
 from fedadamw.directions.align import aligned_step
 from fedadamw.directions.muon import as_matrix, muon
-from fedadamw.directions.sketch import Factors, rebuilt, sketch
+from fedadamw.directions.sketch import Sketch, received, sent
 from fedadamw.validation import check
 from fedadamw.vector import Layout, Vector
 
@@ -41,7 +41,7 @@ class Server(NamedTuple):
 
     x: Vector  # (d,) the global model
     delta: Vector  # (d,) Delta_G, the last global direction
-    m: Tensor  # the matrices' momenta, whole or as factors, one after the other
+    m: Tensor  # the matrices' momenta, whole or as sketches, one after the other
 
 
 class Local(NamedTuple):
@@ -56,7 +56,7 @@ class Up(NamedTuple):
     """What a client sends."""
 
     delta: Vector  # (..., d)
-    m: Tensor  # the matrices' momenta, whole or as sketches
+    m: Tensor  # the matrices' momenta, whole or as L and R of their sketches
     k: Tensor  # (..., 1)
 
 
@@ -79,6 +79,7 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
         check(0 <= self.alpha < 1, f"alpha={self.alpha} must lie in [0, 1)")
         check(self.steps >= 1, f"steps={self.steps} must be at least 1")
         check(self.rank is None or self.rank >= 1, f"rank={self.rank} must be at least 1, or not set")
+        check("own" not in self.blocks.kinds, "fedmuon finds matrices by the named granularities, not by a function")
 
     @cached_property
     def matrices(self) -> Layout:
@@ -89,8 +90,8 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
         return Layout(tuple(chosen), tuple(chosen.values()))
 
     def server_init(self, x: Vector) -> Server:
-        zero = torch.zeros_like(x)
-        return Server(x, zero, x.new_zeros(self._packed))
+        size = self.matrices.d if self.rank is None else 2 * self._thin.d
+        return Server(x, torch.zeros_like(x), x.new_zeros(size))
 
     def broadcast(self, server: Server) -> Server:
         return server
@@ -109,47 +110,47 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
 
     def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 5
         momenta = self.blocks.layout.views(local.moments.m)
-        own = {name: as_matrix(momenta[name], self.matrices, name) for name in self.matrices.names}
+        parts = [as_matrix(momenta[name], self.matrices, name) for name in self.matrices.names]
         if self.rank is not None:
-            known = self._factors(down.m)
-            own = {n: torch.cat(sketch(own[n], known[n]), dim=-2) for n in own}
-        lead = local.y.shape[:-1]
-        parts = [t.reshape(*lead, -1) for t in own.values()]
-        return Up(local.y - down.x, torch.cat([local.y[..., :0], *parts], dim=-1), local.k), ()
+            known = self._sketches(down.m)
+            parts = [torch.cat(sent(m, k), dim=-2) for m, k in zip(parts, known, strict=True)]
+        m = torch.cat([local.y[..., :0], *(part.flatten(-2) for part in parts)], dim=-1)
+        return Up(local.y - down.x, m, local.k), ()
 
     def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # line 6
         m = up.m
         if self.rank is not None:
-            sent, known = self._factors(up.m), self._factors(server.m)
-            parts = [torch.cat(rebuilt(sent[n], known[n]), dim=-2).reshape(-1) for n in known]
-            m = torch.cat([up.m[:0], *parts])
+            came = zip(self._pairs(up.m), self._sketches(server.m), strict=True)
+            after = [received(*pair, known) for pair, known in came]
+            thin = [torch.cat((s.p, s.q)) for s in after], [torch.cat((s.left, s.right)) for s in after]
+            m = torch.cat([up.m[:0], *(part.flatten() for part in (*thin[0], *thin[1]))])
         return Server(server.x + up.delta, -up.delta / (up.k * lr), m)
 
     @cached_property
     def _thin(self) -> Layout:
-        """The matrices' factors as they travel: (rows + columns, r) each, r at most the smaller side."""
+        """L above R of each matrix: (rows + columns, r), r at most the smaller side."""
         sides = [(shape[0], shape[1:].numel()) for shape in self.matrices.shapes]
         shapes = tuple(torch.Size((m + n, min(self.rank or m, m, n))) for m, n in sides)
         return Layout(self.matrices.names, shapes)
 
-    @property
-    def _packed(self) -> int:
-        return self.matrices.d if self.rank is None else self._thin.d
+    def _pairs(self, packed: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The two thin matrices (rows, r), (columns, r) of each matrix, from numbers (thin.d,) that have travelled."""
+        thin, rows = self._thin.views(packed).values(), [shape[0] for shape in self.matrices.shapes]
+        return [(t[:n], t[n:]) for n, t in zip(rows, thin, strict=True)]
 
-    def _factors(self, packed: Tensor) -> dict[str, Factors]:
-        """The factors in what travels (p,), by name."""
-        thin = self._thin.views(packed).items()
-        rows = [shape[0] for shape in self.matrices.shapes]
-        return {name: Factors(t[:m], t[m:]) for m, (name, t) in zip(rows, thin, strict=True)}
+    def _sketches(self, packed: Tensor) -> list[Sketch]:
+        """What both sides know of each matrix: all bases, then all L and R."""
+        bases, ends = packed.chunk(2)
+        return [Sketch(*b, *e) for b, e in zip(self._pairs(bases), self._pairs(ends), strict=True)]
 
     def _momenta(self, packed: Tensor, *, like: Vector) -> Vector:
         """A vector (d,) with the matrices' momenta in their places and zero elsewhere."""
         out = torch.zeros_like(like)
         places = self.blocks.layout.views(out)
         if self.rank is None:
-            momenta = self.matrices.views(packed)
+            momenta = list(self.matrices.views(packed).values())
         else:
-            momenta = {name: factors.matrix() for name, factors in self._factors(packed).items()}
-        for name, m in momenta.items():
+            momenta = [known.matrix() for known in self._sketches(packed)]
+        for name, m in zip(self.matrices.names, momenta, strict=True):
             places[name].copy_(m.reshape(places[name].shape))
         return out

@@ -9,7 +9,7 @@ from fedadamw.vector import Layout, Vector
 def lamb(u: Vector, y: Vector, layout: Layout, *, weight_decay: float, trust: tuple[float, float]) -> Vector:
     """r (u + lambda y), with the trust ratio r = |y| / |u + lambda y| of each tensor clamped to `trust`.
 
-    u: Adam's direction (..., d). y: the weights (..., d). A tensor of one dimension (bias, norm), and one that is
+    u: Adam's direction (..., d). y: the weights (..., d). A flat tensor (bias, norm, class token), and one that is
     zero, keeps r = 1, as do published implementations; the paper clamps |y| instead of r.
     """
     w = u + weight_decay * y
@@ -20,5 +20,5 @@ def trust_ratios(w: Vector, y: Vector, layout: Layout, trust: tuple[float, float
     """|y| / |w| of each tensor of w, y (..., d), clamped to `trust`, as (..., tensors)."""
     of_w, of_y = layout.norms(w), layout.norms(y)
     ratio = (of_y / of_w).clamp(*trust)
-    flat = torch.tensor([len(shape) < 2 for shape in layout.shapes], device=y.device)
+    flat = torch.tensor([shape.numel() == max(shape, default=1) for shape in layout.shapes], device=y.device)
     return torch.where((of_y > 0) & (of_w > 0) & ~flat, ratio, torch.ones_like(ratio))

@@ -1,9 +1,13 @@
-"""A matrix as two thin ones: low-rank messages that can still be averaged, because they are linear in the matrix.
+"""A matrix as thin ones: low-rank messages that can still be averaged, because they are linear in the matrix.
 
-Sender and receiver know the same bases P (rows, r) and Q (columns, r). The sender sends M Q and M^T P; their means over
-senders belong to the mean of the matrices, which the receiver rebuilds as (M Q) (P^T M Q)^+ (P^T M), exactly where its
-rank is at most r (the generalised Nystroem approximation, arXiv 2009.11392). The next bases are those of what was
-rebuilt, so that they follow the matrix from round to round, as in a power iteration (PowerSGD, arXiv 1905.13727).
+Sender and receiver know the same orthonormal bases P (rows, r) and Q (columns, r). The sender sends L = M Q and
+R = M^T P; their means over senders belong to the mean of the matrices, which the receiver rebuilds as
+
+    P R^T + (L - P P^T L) Q^T
+
+What is lost is (I - P P^T) M (I - Q Q^T), never longer than M itself, and nothing where the columns of M lie in P. The
+next bases are those of L and R, so that they follow the matrix from round to round, as in a power iteration (PowerSGD,
+arXiv 1905.13727).
 """
 
 from typing import NamedTuple
@@ -12,29 +16,30 @@ import torch
 from torch import Tensor
 
 
-class Factors(NamedTuple):
-    """A matrix left @ right.mT of rank at most r."""
+class Sketch(NamedTuple):
+    """What both sides know of a matrix."""
 
-    left: Tensor  # (..., rows, r)
-    right: Tensor  # (..., columns, r)
+    p: Tensor  # (..., rows, r) orthonormal, or zero at the start
+    q: Tensor  # (..., columns, r)
+    left: Tensor  # (..., rows, r) M Q
+    right: Tensor  # (..., columns, r) M^T P
 
     def matrix(self) -> Tensor:
-        """The matrix (..., rows, columns)."""
-        return self.left @ self.right.mT
+        """The matrix (..., rows, columns), rebuilt; of rank 2r at most."""
+        rest = self.left - self.p @ (self.p.mT @ self.left)
+        return self.p @ self.right.mT + rest @ self.q.mT
 
     def bases(self) -> tuple[Tensor, Tensor]:
-        """Orthonormal P (..., rows, r) and Q (..., columns, r); those of a zero matrix are unit vectors."""
+        """The next P and Q; of a zero matrix, unit vectors."""
         return torch.linalg.qr(self.left).Q, torch.linalg.qr(self.right).Q
 
 
-def sketch(matrix: Tensor, known: Factors) -> Factors:
-    """What is sent of `matrix` (..., rows, columns): M Q and M^T P with the bases of `known`."""
+def sent(matrix: Tensor, known: Sketch) -> tuple[Tensor, Tensor]:
+    """What is sent of `matrix` (..., rows, columns): L and R in the next bases of `known`."""
     p, q = known.bases()
-    return Factors(matrix @ q, matrix.mT @ p)
+    return matrix @ q, matrix.mT @ p
 
 
-def rebuilt(sent: Factors, known: Factors) -> Factors:
-    """The factors of the matrix whose sketch (or mean of sketches) `sent` is."""
-    p, _ = known.bases()
-    core = p.mT @ sent.left
-    return Factors(sent.left @ torch.linalg.pinv(core), sent.right)
+def received(left: Tensor, right: Tensor, known: Sketch) -> Sketch:
+    """What is known after `left` and `right`, or their means over senders, have come."""
+    return Sketch(*known.bases(), left, right)

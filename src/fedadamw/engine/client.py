@@ -94,6 +94,7 @@ class Answer(NamedTuple):
     statistics: Vector  # (s,)
     loss: Tensor  # () mean over the local steps
     samples: int
+    local: Any  # the algorithm's Local after the last step, for diagnostics
 
     @property
     def finite(self) -> bool:
@@ -132,7 +133,7 @@ class Client:
                 local = algorithm.client_step(local, down, g, lr)
             losses.append(loss)
         up, memory = algorithm.client_finish(local, down, lr)
-        return Answer(up, memory, work.statistics.clone(), torch.stack(losses).mean(), len(samples))
+        return Answer(up, memory, work.statistics.clone(), torch.stack(losses).mean(), len(samples), local)
 
     def _batches(self, client: int, samples: np.ndarray, round_: int) -> list[np.ndarray]:
         training = self.training

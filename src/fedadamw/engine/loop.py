@@ -3,8 +3,8 @@
 Memory does not grow with the number of clients: one workspace, one running sum.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,12 +22,18 @@ class Shard(NamedTuple):
     memory: Any  # what the algorithm left there, or None
 
 
+class Listener(Protocol):
+    """Who wants to know of each client whose answer counts, before the next one trains."""
+
+    def __call__(self, shard: Shard, answer: Answer) -> None:
+        """One client has answered."""
+
+
 class RoundResult(NamedTuple):
     """The weighted mean of a round's answers and what came with it."""
 
     up: Any  # the algorithm's Up, averaged; None where no client answered
     statistics: Vector | None
-    memories: Mapping[int, Any]  # client -> new memory; only of clients whose answer counted
     train_loss: float  # weighted mean of the clients' mean losses
     answered: int
     rejected: int  # clients left out for a number that is not finite
@@ -54,9 +60,16 @@ class _Mean:
         return [total / self.weight for total in self.total]
 
 
-def run_round(worker: Client, round_: int, down: Any, statistics: Vector, shards: Iterable[Shard]) -> RoundResult:
+def run_round(
+    worker: Client,
+    round_: int,
+    down: Any,
+    statistics: Vector,
+    shards: Iterable[Shard],
+    listeners: Sequence[Listener] = (),
+) -> RoundResult:
     """Train every client of `shards` from `down`; the mean of what the finite ones send."""
-    mean, memories = _Mean(), dict[int, Any]()
+    mean = _Mean()
     answered = rejected = up_bytes = 0
     up_type: Any = None
     for shard in shards:
@@ -68,12 +81,12 @@ def run_round(worker: Client, round_: int, down: Any, statistics: Vector, shards
         mean.add((*answer.up, answer.statistics, answer.loss), _weight(worker, answer))
         up_bytes += nbytes((*answer.up, answer.statistics))
         answered += 1
-        if answer.memory != ():
-            memories[shard.client] = answer.memory
+        for listener in listeners:
+            listener(shard, answer)
     if not answered:
-        return RoundResult(None, None, {}, float("nan"), 0, rejected, 0)
+        return RoundResult(None, None, float("nan"), 0, rejected, 0)
     *up, mean_statistics, loss = mean.result()
-    return RoundResult(up_type(*up), mean_statistics, memories, float(loss), answered, rejected, up_bytes)
+    return RoundResult(up_type(*up), mean_statistics, float(loss), answered, rejected, up_bytes)
 
 
 def _weight(worker: Client, answer: Answer) -> float:

@@ -23,6 +23,7 @@ class Training(BaseModel):
     warmup_rounds: int = Field(default=0, ge=0, description="rounds of linear warm-up before the schedule")
     clip: float | None = Field(default=10.0, gt=0, description="global norm that gradients are clipped to")
     weighting: Literal["uniform", "samples"] = Field(default="uniform", description="weights of the clients' mean")
+    diagnostics: bool = Field(default=False, description="record each round's second moments, drift and alignment")
     evaluate_every: int = Field(default=1, ge=1, description="rounds between evaluations; the last is evaluated")
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.engine.client import Client, Workspace
-from fedadamw.engine.loop import RoundResult, Shard, evaluate, run_round
+from fedadamw.engine.client import Answer, Client, Workspace
+from fedadamw.engine.diagnostics import Numbers, Watch
+from fedadamw.engine.loop import Listener, RoundResult, Shard, evaluate, run_round
 from fedadamw.engine.randomness import sample_clients
 from fedadamw.engine.settings import Training
+from fedadamw.engine.store import InMemory, OnDisk, Store
 from fedadamw.engine.task import Task
 from fedadamw.validation import InputError
 from fedadamw.vector import Vector, nbytes
@@ -37,6 +40,7 @@ class Record:
     up_bytes: int
     down_bytes: int
     wall_s: float
+    diagnostics: Numbers | None = None  # where training.diagnostics asks for them
 
 
 class State(NamedTuple):
@@ -45,21 +49,19 @@ class State(NamedTuple):
     round: int  # rounds done
     server: Any  # the algorithm's Server
     statistics: Vector  # (s,) BatchNorm's running statistics, averaged over clients
-    memories: Mapping[int, Any]  # client -> the algorithm's Memory
+    last: Vector  # (d,) the last round's change of x, for diagnostics; (0,) before it, or without them
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state, by name."""
         named = {f"server.{name}": t for name, t in self.server._asdict().items()}
-        named["statistics"] = self.statistics
-        for client, memory in self.memories.items():
-            named |= {f"memory.{client}.{name}": t for name, t in memory._asdict().items()}
-        return named
+        return {**named, "statistics": self.statistics, "last": self.last}
 
 
 class Simulation:
     """A federated run of `model` over `clients`, each an array of sample numbers of `task`.
 
     The model is trained in place; `algorithm` and `training` say how. Iterate `rounds()`, or call `step()`.
+    What clients remember is kept in this process; `keep_on_disk` changes that.
     """
 
     def __init__(
@@ -81,7 +83,13 @@ class Simulation:
         self.workspace = Workspace(model)
         self.worker = Client(self.workspace, algorithm, task, training, seed)
         server = algorithm.server_init(self.workspace.y.clone())
-        self.state = State(0, server, self.workspace.statistics.clone(), {})
+        self.state = State(0, server, self.workspace.statistics.clone(), self.workspace.y[:0].clone())
+        self.store: Store = InMemory(self.memory_template)
+
+    @property
+    def memory_template(self) -> Any:
+        """What a client keeps before its first round; () where the algorithm has no memories."""
+        return self.algorithm.client_init(self.algorithm.broadcast(self.state.server))
 
     def rounds(self) -> Iterator[Record]:
         """The rounds from here to the last, one record each."""
@@ -95,9 +103,11 @@ class Simulation:
         lr = training.lr_at(state.round)
         down = self.algorithm.broadcast(state.server)
         sampled = sample_clients(self.seed, state.round, len(self.clients), training.clients_per_round)
-        shards = (Shard(int(i), self.clients[int(i)], state.memories.get(int(i))) for i in sampled)
+        shards = (Shard(int(i), self.clients[int(i)], self.store.get(int(i), state.round)) for i in sampled)
+        watch = Watch(self.workspace.module, state.last) if training.diagnostics else None
         with torch.random.fork_rng(_cuda_devices(self.workspace.y.device)):
-            result = run_round(self.worker, state.round, down, state.statistics, shards)
+            listeners = [self._keep] if watch is None else [self._keep, watch_of(watch, down)]
+            result = run_round(self.worker, state.round, down, state.statistics, shards, listeners)
         if result.answered == 0:
             raise DivergedError(_diverged(state.round + 1, len(sampled), lr, training))
         after = self._after(state, result, lr)
@@ -116,18 +126,33 @@ class Simulation:
             up_bytes=result.up_bytes,
             down_bytes=nbytes((*down, state.statistics)) * len(sampled),
             wall_s=round(time.perf_counter() - start, 4),
+            diagnostics=None if watch is None else watch.numbers(),
         )
 
+    def keep_on_disk(self, folder: Path) -> None:
+        """Before the first round: let clients keep their memories in files of `folder`, where they have any."""
+        template = self.memory_template
+        if template != ():
+            self.store = OnDisk(folder, len(self.clients), template)
+            self.store.restore(0, {})
+
+    def tensors(self, state: State | None = None) -> dict[str, Tensor]:
+        """All that `restore` needs to go on from `state`: the present one, or the one before the last step."""
+        state = state or self.state
+        return {**state.tensors(), **self.store.tensors(state.round)}
+
     def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from the state whose `tensors()` these are; a missing name or another shape raises ValueError."""
-        named = self.state.tensors()
-        for name, t in named.items():
-            if name not in tensors or tensors[name].shape != t.shape or tensors[name].dtype != t.dtype:
+        """Go on from where `tensors()` gave these; a missing name or another shape raises ValueError."""
+        last = tensors.get("last", self.state.last)
+        found = {**tensors, "last": last}
+        for name, t in self.state._replace(last=last).tensors().items():
+            if name not in found or found[name].shape != t.shape or found[name].dtype != t.dtype:
                 raise InputError(f"the state has no {name} of shape {tuple(t.shape)} and type {t.dtype}")
         device = self.workspace.y.device
         server = self.state.server
         loaded = type(server)(*(tensors[f"server.{f}"].to(device) for f in server._fields))
-        self.state = State(round_, loaded, tensors["statistics"].to(device), self._memories(tensors, loaded))
+        self.state = State(round_, loaded, tensors["statistics"].to(device), last.to(device))
+        self.store.restore(round_, tensors)
 
     def load_model(self) -> nn.Module:
         """The module, with the global model of the last round in it."""
@@ -139,13 +164,22 @@ class Simulation:
         participation = number(result.answered / len(self.clients))
         server = self.algorithm.server_update(state.server, result.up, number(lr), participation)
         assert result.statistics is not None
-        return State(state.round + 1, server, result.statistics, {**state.memories, **result.memories})
+        last = server.x - state.server.x if self.training.diagnostics else state.last
+        return State(state.round + 1, server, result.statistics, last)
 
-    def _memories(self, tensors: Mapping[str, Tensor], server: Any) -> dict[int, Any]:
-        template = self.algorithm.client_init(self.algorithm.broadcast(server))
-        clients = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("memory.")})
-        device = self.workspace.y.device
-        return {i: type(template)(*(tensors[f"memory.{i}.{f}"].to(device) for f in template._fields)) for i in clients}
+    def _keep(self, shard: Shard, answer: Answer) -> None:
+        if answer.memory != ():
+            self.store.put(shard.client, self.state.round + 1, answer.memory)
+
+
+def watch_of(watch: Watch, down: Any) -> Listener:
+    """What shows `watch` each client of a round."""
+
+    def listener(shard: Shard, answer: Answer) -> None:
+        moments = getattr(answer.local, "moments", None)
+        watch.see(answer.local.y - down.x, None if moments is None else moments.v)
+
+    return listener
 
 
 def _cuda_devices(device: torch.device) -> list[torch.device]:

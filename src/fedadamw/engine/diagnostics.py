@@ -1,0 +1,70 @@
+"""What a round tells of its clients' disagreement: second moments, drift, alignment, sizes of updates.
+
+The quantities of FedAdamW's figures (arXiv 2510.27486). Where they are off, nothing of this runs.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fedadamw.blocks import Blocks
+from fedadamw.vector import Vector
+
+Numbers = dict[str, float | dict[str, float] | None]
+
+
+class Watch:
+    """Sees the clients of one round, one after the other, and keeps their updates: (clients, d) numbers.
+
+    model: says of which class (query, MLP, ...) each coordinate is. last: x - x of the round before, (d,), or (0,).
+    """
+
+    def __init__(self, model: nn.Module, last: Vector) -> None:
+        blocks = Blocks.of(model, "tensor")
+        self.layout, self.kinds, self.last = blocks.layout, blocks.kinds, last
+        self._updates: list[Vector] = []
+        self._v_mean: Vector | None = None
+        self._v_squares: Vector | None = None  # sum of squared distances from the mean: Welford's
+
+    def see(self, update: Vector, v: Vector | None) -> None:
+        """One client's y - x (d,), and its second moment (d,) where it has one."""
+        self._updates.append(update)
+        if v is None:
+            return
+        if self._v_mean is None or self._v_squares is None:
+            self._v_mean, self._v_squares = v.clone(), torch.zeros_like(v)
+            return
+        step = v - self._v_mean
+        self._v_mean = self._v_mean + step / len(self._updates)
+        self._v_squares = self._v_squares + step * (v - self._v_mean)
+
+    def numbers(self) -> Numbers:
+        """The round's diagnostics; `..._by_kind` by class of block; None where they are not defined.
+
+        v_variance: over clients (unbiased), mean over coordinates. v_dispersion: its root over the mean of v, which
+        bias corrections leave as it is. drift: mean |y_i - mean y|. cosine: of updates with the last global one.
+        """
+        updates = torch.stack(self._updates)
+        norms = torch.linalg.vector_norm(updates, dim=-1)
+        found: Numbers = {
+            "drift": float(torch.linalg.vector_norm(updates - updates.mean(0), dim=-1).mean()),
+            "cosine": float(torch.nan_to_num(updates @ self.last / norms / self.last.norm()).mean())
+            if len(self.last)
+            else None,
+            "update_norm": float(norms.mean()),
+            "update_norm_by_kind": self._by_kind(updates.square().mean(0), root_of_sum=True),
+        }
+        if self._v_mean is not None and self._v_squares is not None and len(self._updates) > 1:
+            variance = self._v_squares / (len(self._updates) - 1)
+            found["v_variance"] = float(variance.mean())
+            found["v_variance_by_kind"] = self._by_kind(variance, root_of_sum=False)
+            found["v_dispersion"] = float(variance.mean().sqrt() / self._v_mean.mean())
+        return found
+
+    def _by_kind(self, values: Vector, *, root_of_sum: bool) -> dict[str, float]:
+        """Mean of `values` (d,) over the coordinates of each class, or the root of their sum."""
+        sums: dict[str, Tensor] = {}
+        sizes: dict[str, int] = {}
+        for kind, part in zip(self.kinds, values.split(self.layout.sizes), strict=True):
+            sums[kind] = sums.get(kind, part.new_zeros(())) + part.sum()
+            sizes[kind] = sizes.get(kind, 0) + len(part)
+        return {k: float(total.sqrt() if root_of_sum else total / sizes[k]) for k, total in sums.items()}

@@ -1,0 +1,134 @@
+"""What clients keep between their rounds (SCAFFOLD's control variates): in memory, or on disk for many clients.
+
+A round that fails half-way must leave no trace, and a run that is resumed must find what its checkpoint's round left.
+So a memory is written for the round it comes from, and read as of a round: the newest one not after it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedadamw.checkpoint import CheckpointError, write_atomically
+
+Memory = Any  # the algorithm's: a NamedTuple of tensors
+
+
+class Store(Protocol):
+    """Keeps one memory a client."""
+
+    def get(self, client: int, round_: int) -> Memory | None:
+        """What `client` kept, as of the end of round `round_`; None where it kept nothing yet."""
+
+    def put(self, client: int, round_: int, memory: Memory) -> None:
+        """`client` keeps `memory` at the end of round `round_`."""
+
+    def tensors(self, round_: int) -> dict[str, Tensor]:
+        """What a checkpoint of round `round_` must hold of it; from now on no earlier round will be asked for."""
+
+    def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to the end of round `round_`, with what `tensors` gave for it."""
+
+
+class InMemory:
+    """Memories in this process; a checkpoint holds them all."""
+
+    def __init__(self, template: Memory) -> None:
+        self.template = template
+        self._kept: dict[int, list[tuple[int, Memory]]] = {}  # client -> (round, memory), at most the last two
+
+    def get(self, client: int, round_: int) -> Memory | None:
+        found = [memory for of, memory in self._kept.get(client, ()) if of <= round_]
+        return found[-1] if found else None
+
+    def put(self, client: int, round_: int, memory: Memory) -> None:
+        before = [kept for kept in self._kept.get(client, ()) if kept[0] < round_]
+        self._kept[client] = [*before[-1:], (round_, memory)]
+
+    def tensors(self, round_: int) -> dict[str, Tensor]:
+        kept = {client: self.get(client, round_) for client in sorted(self._kept)}
+        return {
+            f"memory.{client}.{field}": t
+            for client, memory in kept.items()
+            if memory is not None
+            for field, t in memory._asdict().items()
+        }
+
+    def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
+        clients = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("memory.")})
+        own, device = type(self.template), next(iter(self.template), torch.empty(0)).device
+        self._kept = {
+            i: [(round_, own(*(tensors[f"memory.{i}.{field}"].to(device) for field in own._fields)))] for i in clients
+        }
+
+
+class OnDisk:
+    """Memories in one sparse file with two slots a client: the one that the last checkpoint needs is never overwritten.
+
+    Space is taken by clients that took part, not by all; this process holds 16 bytes a client.
+    """
+
+    def __init__(self, folder: Path, clients: int, template: Memory) -> None:
+        self.template, self.folder = template, folder
+        width = sum(t.numel() * t.element_size() for t in template)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_shape({"clients": clients, "bytes": width})
+        self._slots = _mapped(folder / "memories.bin", np.uint8, (clients, 2, width))
+        self._rounds = _mapped(folder / "rounds.bin", np.int64, (clients, 2))  # 0: empty
+        self._checkpoint = 0
+
+    def get(self, client: int, round_: int) -> Memory | None:
+        slot = self._newest(client, round_)
+        return None if slot is None else self._unpacked(self._slots[client, slot])
+
+    def put(self, client: int, round_: int, memory: Memory) -> None:
+        kept = self._newest(client, self._checkpoint)
+        slot = 1 - kept if kept is not None else 0
+        self._rounds[client, slot] = 0  # a process that dies here leaves an empty slot, not a torn one
+        parts = [t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for t in memory]
+        self._slots[client, slot] = np.concatenate(parts)
+        self._rounds[client, slot] = round_
+
+    def tensors(self, round_: int) -> dict[str, Tensor]:
+        self._slots.flush()
+        self._rounds.flush()
+        self._checkpoint = round_
+        return {}
+
+    def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
+        self._rounds[self._rounds > round_] = 0
+        self._checkpoint = round_
+
+    def _newest(self, client: int, round_: int) -> int | None:
+        """The slot with the newest memory not after `round_`."""
+        of = np.where(self._rounds[client] <= round_, self._rounds[client], 0)
+        return int(of.argmax()) if of.any() else None
+
+    def _unpacked(self, row: np.ndarray) -> Memory:
+        parts, start = [], 0
+        for t in self.template:
+            end = start + t.numel() * t.element_size()
+            content = torch.from_numpy(row[start:end].copy())
+            parts.append(content.view(t.dtype).view(t.shape).to(t.device))
+            start = end
+        return type(self.template)(*parts)
+
+    def _check_shape(self, shape: Mapping[str, int]) -> None:
+        about = self.folder / "shape.json"
+        if about.exists() and json.loads(about.read_text()) != shape:
+            raise CheckpointError(f"{self.folder}: holds memories of other clients ({about.read_text().strip()})")
+        write_atomically(about, (json.dumps(shape) + "\n").encode())
+
+
+def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """An array in a file, which is made, sparse, where there is none."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    with open(path, "ab") as file:
+        if file.tell() != size:
+            os.truncate(path, size)
+    return np.memmap(path, dtype=dtype, mode="r+", shape=shape) if size else np.zeros(shape, dtype)
