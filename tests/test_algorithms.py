@@ -143,7 +143,7 @@ def test_saved_and_restored_between_rounds_bit_for_bit(name, task):
 
 
 NORMALISED = ("local-adamw", "local-adam", "fedadamw-none", "fedlion")  # steps keep their size where gradients vanish
-WITHOUT_DECAY = {"fedadam": {"server_lr": 0.05, "tau": 0.03}}  # the server's own rate, which no schedule lowers
+WITHOUT_DECAY = {"fedadam": {"server_lr": 0.1, "tau": 0.1}}  # the server's own rate, which no schedule lowers
 
 
 class QuadraticTask:

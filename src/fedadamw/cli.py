@@ -4,6 +4,8 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from fedadamw.experiment import Experiment
     from fedadamw.run_folder import RunFolder
+    from fedadamw.study.results import Results
 
 app = typer.Typer(
     help="Federated learning of large models with adaptive optimizers.",
@@ -111,6 +114,7 @@ def compare_command(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with seeds 0, 1, ...")] = 3,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/compare-<recipe> by default.")] = None,
+    tuned: Annotated[bool, typer.Option("--tune", help="Tune each algorithm first, see `tune`.")] = False,  # noqa: FBT002
     target: Annotated[float | None, typer.Option(help="Accuracy to count rounds and bytes to.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,  # noqa: FBT002
 ) -> None:
@@ -126,22 +130,88 @@ def compare_command(
     from fedadamw.experiment import parsed
     from fedadamw.study.compare import compare
     from fedadamw.study.results import headings, rows
+    from fedadamw.study.tune import tune
     from fedadamw.tables import print_grid
 
     place = out or Path("runs") / f"compare-{_short(recipe or DEFAULT)}"
     given = [parsed(text) for text in settings or ()]
-    try:
+    with _stoppable():
+        if tuned:
+            fixed = [(path, value) for path, value in given if not isinstance(value, list)]
+            recipe = str(tune(recipe or DEFAULT, algorithms.split(","), fixed, place / "tune", quiet=quiet))
         results = compare(recipe or DEFAULT, algorithms.split(","), seeds, given, place, target=target, quiet=quiet)
-    except KeyboardInterrupt as stopped:
-        _say("stopped; the same command goes on where it was")
-        raise typer.Exit(143 if isinstance(stopped, Terminated) else 130) from None
     if not quiet:
         print_grid(headings(results), rows(results))
         typer.echo(f"{place}: report.html, curves.png, table.md, results.json, runs/")
-    if results["missing"]:
-        for missing in results["missing"]:
-            _say(f"error: {missing['variant']}, seed {missing['seed']}: {missing['error']}")
-        raise typer.Exit(1)
+    _fail_if_missing([results])
+
+
+@app.command("tune")
+def tune_command(
+    recipe: Recipe = None,
+    algorithms: Annotated[
+        str, typer.Option("-a", "--algorithms", metavar="NAME,NAME", help="Of those that `list` shows.")
+    ] = "fedadamw",
+    only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Tune these settings only, as lr.")] = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/tune-<recipe> by default.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,  # noqa: FBT002
+) -> None:
+    """Find each algorithm's best settings on held-out training data, and write a recipe with them.
+
+    One setting after the other: learning rate, weight decay, then the algorithm's own. A grid grows while its best is
+    at its edge; hopeless trials are stopped early. The same command goes on after a stop.
+
+    \b
+    fedadamw tune digits -a fedadamw,fedavg --only lr
+    fedadamw run runs/tune-digits/tuned.yaml
+    """
+    from fedadamw.experiment import parsed
+    from fedadamw.study.tune import tune
+
+    place = out or Path("runs") / f"tune-{_short(recipe or DEFAULT)}"
+    given = [parsed(text) for text in settings or ()]
+    with _stoppable():
+        wanted = only.split(",") if only else None
+        found = tune(recipe or DEFAULT, algorithms.split(","), given, place, only=wanted, quiet=quiet)
+    if not quiet:
+        typer.echo((place / "table.md").read_text())
+        typer.echo(f"{found}: run it, or compare with it;  table.md, trials.json, optuna.log, runs/ beside it")
+
+
+@app.command("ablate")
+def ablate_command(
+    recipe: Recipe = None,
+    only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="These studies only, see below.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant, with seeds 0, 1, ...")] = 1,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/ablate-<recipe> by default.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,  # noqa: FBT002
+) -> None:
+    """Take FedAdamW apart: a table and a figure a question.
+
+    parts, sharing, blocks, alpha, weight-decay, local-steps, beta2. The same command goes on after a stop.
+
+    \b
+    fedadamw ablate digits --only sharing,alpha
+    fedadamw ablate digits --seeds 3 --out runs/ablations
+    """
+    from fedadamw.experiment import parsed
+    from fedadamw.study.ablate import STUDIES, ablate
+    from fedadamw.study.results import headings, rows
+    from fedadamw.tables import print_grid
+
+    place = out or Path("runs") / f"ablate-{_short(recipe or DEFAULT)}"
+    given = [parsed(text) for text in settings or ()]
+    with _stoppable():
+        found = ablate(recipe or DEFAULT, seeds, given, place, only=only.split(",") if only else None, quiet=quiet)
+    for name, results in found.items():
+        if not quiet:
+            typer.echo(f"\n{STUDIES[name][0]}")
+            print_grid(headings(results), rows(results))
+    if not quiet:
+        typer.echo(f"{place}: table.md, and a folder a study with report.html, curves.png, table.md, results.json")
+    _fail_if_missing(found.values())
 
 
 @app.command("list")
@@ -232,6 +302,25 @@ def _place(
         return folder, experiment
     check(recipe is not None and not folder.used, f"{folder.path} holds no run to go on with (no config.yaml)")
     return folder, load(name, settings)
+
+
+def _fail_if_missing(studies: "Iterable[Results]") -> None:
+    """Say which runs have no result, and why, and end with exit code 1 where there are any."""
+    missing = [run for results in studies for run in results["missing"]]
+    for run in missing:
+        _say(f"error: {run['variant']}, seed {run['seed']}: {run['error']}")
+    if missing:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """A study that Ctrl-C or SIGTERM ends says that it can go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        _say("stopped; the same command goes on where it was")
+        raise typer.Exit(143 if isinstance(stopped, Terminated) else 130) from None
 
 
 def _short(recipe: str) -> str:

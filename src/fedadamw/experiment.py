@@ -210,6 +210,13 @@ def _value(text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise InputError(f"-s ...={text}: not a YAML value") from None
+    return _numbers(value)
+
+
+def _numbers(value: Any) -> Any:
+    """The same with words that are numbers as numbers."""
+    if isinstance(value, list):
+        return [_numbers(inner) for inner in value]
     if isinstance(value, str):
         try:
             return float(value)

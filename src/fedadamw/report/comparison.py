@@ -32,8 +32,53 @@ def write(results: Results, folder: Path) -> None:
 def picture(results: Results) -> Any:
     """Accuracy by round and by bytes sent, side by side."""
     left = curve(results, "accuracy", by="round", width=420, height=280)
-    right = curve(results, "accuracy", by="sent", width=420, height=280)
-    return alt.hconcat(left, right, spacing=32)
+    setting = the_setting(results)
+    if setting is None:
+        return alt.hconcat(left, curve(results, "accuracy", by="sent", width=420, height=280), spacing=32)
+    return alt.hconcat(left, by_value(results, setting, width=420, height=280), spacing=32)
+
+
+def the_setting(results: Results) -> str | None:
+    """The one numeric setting in which the variants differ, if that is all."""
+    labels = [{k: v for k, v in s["label"].items() if k != "algorithm"} for s in results["summary"]]
+    names = {name for label in labels for name in label}
+    algorithms = {s["label"].get("algorithm") for s in results["summary"]}
+    if len(names) != 1 or len(algorithms) != 1 or len(labels) < 2:
+        return None
+    (name,) = names
+    return name if all(is_number(label.get(name, "")) for label in labels) else None
+
+
+def is_number(text: str) -> bool:
+    """Whether `text` is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def by_value(results: Results, setting: str, *, width: Width = "container", height: int = 280) -> Any:
+    """Final accuracy against the value of `setting`, with a bar of one standard deviation either side."""
+    rows = [
+        {
+            "value": s["label"][setting],
+            "accuracy": s["accuracy"],
+            "low": s["accuracy"] - (s["accuracy_sd"] or 0.0),
+            "high": s["accuracy"] + (s["accuracy_sd"] or 0.0),
+        }
+        for s in results["summary"]
+    ]
+    order = sorted((row["value"] for row in rows), key=float)
+    x = alt.X("value:O", sort=order, title=setting.rpartition(".")[2], axis=alt.Axis(labelAngle=0))
+    form, scale = alt.Axis(format="%"), alt.Scale(zero=False)
+    base = alt.Chart(alt.Data(values=rows)).encode(x=x)
+    hover = ["value:N", alt.Tooltip("accuracy:Q", format=".2%")]
+    line = base.mark_line(color=COLORS[0], point=alt.OverlayMarkDef(size=60)).encode(
+        y=alt.Y("accuracy:Q", title="test accuracy after the last round", axis=form, scale=scale), tooltip=hover
+    )
+    bar = base.mark_rule(color=COLORS[0], strokeWidth=2).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
+    return (bar + line).properties(width=width, height=height)
 
 
 def charts(results: Results) -> dict[str, tuple[str, Any]]:
@@ -44,6 +89,9 @@ def charts(results: Results) -> dict[str, tuple[str, Any]]:
         "train": ("Clients' training loss", curve(results, "train_loss", by="round")),
         "test": ("Test loss", curve(results, "test_loss", by="round")),
     }
+    setting = the_setting(results)
+    if setting is not None:
+        found["value"] = (f"Test accuracy by {setting}", by_value(results, setting))
     for key, heading in DIAGNOSTICS.items():
         rows = diagnostic_rows(results, key)
         if rows:

@@ -1,7 +1,6 @@
 """Which runs a study consists of: algorithms x settings given as lists x seeds."""
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -27,9 +26,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Readable, and with a digest of all settings, so that no two runs share a folder."""
-        words = "-".join(_slug(value) for value in self.label.values())
-        return f"{words}-seed{self.experiment.seed}-{settings_digest(self.experiment)[:8]}"
+        """The same for the same settings, in whatever study: a run that two have in common is run once."""
+        algorithm = self.experiment.algorithm["name"]
+        return f"{algorithm}-seed{self.experiment.seed}-{settings_digest(self.experiment)[:10]}"
 
     @property
     def folder(self) -> RunFolder:
@@ -114,7 +113,3 @@ def _check_known(given: Sequence[tuple[str, Any]], algorithms: Sequence[str]) ->
             known = sorted({key for name in algorithms for key in registry.settings_of(name)})
             key = path.partition(".")[2]
             raise InputError(f"{path} is no setting of {', '.join(algorithms)}{nearest(key, known)}")
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^\w.+]+", "_", text)

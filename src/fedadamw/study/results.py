@@ -126,8 +126,9 @@ def settings_by_path(experiments: Iterable[Mapping[str, Any]]) -> dict[str, tupl
 
 def name_of(label: Mapping[str, str]) -> str:
     """A variant in words: `fedadamw, alpha 0.5`."""
-    rest = [f"{path.rpartition('.')[2]} {value}" for path, value in label.items() if path != "algorithm"]
-    return ", ".join([label["algorithm"], *rest]) if "algorithm" in label else ", ".join(rest)
+    named = ("algorithm", "part")
+    first = [value for path, value in label.items() if path in named]
+    return ", ".join(first + [f"{path.rpartition('.')[2]} {v}" for path, v in label.items() if path not in named])
 
 
 def write(results: Results, path: Path) -> None:

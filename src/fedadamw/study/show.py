@@ -14,13 +14,15 @@ from fedadamw.study.workers import Ended
 
 
 class Show:
-    """Called again and again with the runs under way and those that are over; nothing when quiet."""
+    """Called again and again with the runs under way and those that are over; nothing when quiet.
+
+    runs: all of the study, a list that may grow while it goes.
+    """
 
     def __init__(self, runs: Sequence[Run], *, quiet: bool) -> None:
         self.runs, self.quiet = runs, quiet
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._total = sum(run.experiment.training.rounds for run in runs)
         self._done = sum(run.experiment.training.rounds for run in runs if run.done)
         self._said = 0
         self._whole: TaskID | None = None
@@ -37,7 +39,7 @@ class Show:
             times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True))
             self._bars = Progress(*columns, *times, console=Console(highlight=False), refresh_per_second=4)
             self._bars.start()
-            self._whole = self._bars.add_task("all runs", total=self._total, completed=self._done, status="")
+            self._whole = self._bars.add_task("all runs", total=None, completed=self._done, status="")
         return self
 
     def __exit__(
@@ -60,7 +62,7 @@ class Show:
         run = end.run
         place = f"{self._before + number}/{len(self.runs)}  {in_words(run)}"
         if end.error:
-            line = f"{place}: failed: {end.error}"
+            line = f"{place}: {end.error}"
         else:
             records = run.folder.records()
             wall = sum(record["wall_s"] for record in records)
@@ -88,7 +90,8 @@ class Show:
             self._bars.update(self._tasks[name], completed=len(records), status=status)
         done = self._done + sum(end.run.experiment.training.rounds for end in over)
         status = f"{self._before + len(over)} of {len(self.runs)} runs"
-        self._bars.update(self._whole, completed=done + under_way, status=status)
+        total = sum(run.experiment.training.rounds for run in self.runs)
+        self._bars.update(self._whole, completed=done + under_way, total=total, status=status)
 
 
 def in_words(run: Run) -> str:

@@ -46,7 +46,7 @@ class Workers:
         for run, process in over:
             del self.running[run.name]
             process.close()
-        return [Ended(run, None if run.done else _last_words(run)) for run, _ in over]
+        return [Ended(run, None if run.done else f"failed: {_last_words(run)}") for run, _ in over]
 
     def stop(self, run: Run) -> None:
         """End a run before its last round; its checkpoint stays."""

@@ -1,0 +1,78 @@
+"""`fedadamw ablate`: FedAdamW taken apart, one question a study, each with its table and figure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedadamw.checkpoint import write_atomically
+from fedadamw.run_folder import RunFolder
+from fedadamw.study.compare import RUNS, run_here, save
+from fedadamw.study.plan import Run, plan
+from fedadamw.study.results import Results, collect, markdown
+from fedadamw.validation import check, one_of
+
+Pairs = Sequence[tuple[str, Any]]
+
+ALGORITHM = "fedadamw"
+STUDIES: dict[
+    str, tuple[str, Sequence[Pairs]]
+] = {  # name -> (title, settings; a list of values makes a variant of each)
+    "parts": (
+        "FedAdamW without each of its parts",
+        (
+            (),
+            (("algorithm.share", "none"),),
+            (("algorithm.alpha", 0.0),),
+            (("algorithm.weight_decay", 0.0),),
+            (("algorithm.share", "none"), ("algorithm.alpha", 0.0)),
+        ),
+    ),
+    "sharing": ("Which moments are shared", ((("algorithm.share", ["none", "m", "v", "vm", "mean-v"]),),)),
+    "blocks": ("Over which blocks v is averaged", ((("model.blocks", ["coordinate", "paper", "coarse", "tensor"]),),)),
+    "alpha": ("Weight of the global direction", ((("algorithm.alpha", [0.0, 0.25, 0.5, 0.75, 1.0]),),)),
+    "weight-decay": ("Weight decay", ((("algorithm.weight_decay", [0.0, 1e-3, 1e-2, 1e-1]),),)),
+    "local-steps": ("Local steps K", ((("training.steps", [10, 20, 50, 100]),),)),
+    "beta2": (
+        "Memory of v: beta2",
+        ((("algorithm.betas", [[0.9, 0.9], [0.9, 0.98], [0.9, 0.99], [0.9, 0.999]]),),),
+    ),
+}
+NAMES = {  # of the parts' variants
+    (): "FedAdamW",
+    ("share",): "without shared v",
+    ("alpha",): "without alignment",
+    ("weight_decay",): "without weight decay",
+    ("share", "alpha"): "without shared v and alignment",
+}
+
+
+def ablate(
+    recipe: str, seeds: int, given: Pairs, out: Path, *, only: Sequence[str] | None = None, quiet: bool = False
+) -> dict[str, Results]:
+    """Every study of STUDIES, or those in `only`: a folder each in `out`, and all tables in table.md.
+
+    Runs that studies have in common are run once. The same call goes on after a stop.
+    """
+    for name in only or ():
+        one_of("--only", name, STUDIES)
+    check(not any(isinstance(value, list) for _, value in given), "ablate takes one value a setting, no lists")
+    chosen = {name: STUDIES[name] for name in only or STUDIES}
+    plans = {name: _runs(recipe, name, variants, seeds, given, out / RUNS) for name, (_, variants) in chosen.items()}
+    every = {run.name: run for runs in plans.values() for run in runs}
+    found = {}
+    with RunFolder(out).locked():
+        ended = run_here(list(every.values()), quiet=quiet)
+        for name, runs in plans.items():
+            found[name] = collect(recipe, runs, ended)
+            save(found[name], out / name)
+        tables = [f"## {STUDIES[name][0]}\n\n{markdown(results)}" for name, results in found.items()]
+        write_atomically(out / "table.md", "\n".join(tables).encode())
+    return found
+
+
+def _runs(recipe: str, study: str, variants: Sequence[Pairs], seeds: int, given: Pairs, parent: Path) -> list[Run]:
+    runs = [run for pairs in variants for run in plan(recipe, [ALGORITHM], range(seeds), [*given, *pairs], parent)]
+    if study != "parts":
+        return runs
+    names = [NAMES[tuple(path.removeprefix("algorithm.") for path, _ in pairs)] for pairs in variants]
+    return [Run(run.experiment, {"part": names[i // seeds]}, parent) for i, run in enumerate(runs)]
