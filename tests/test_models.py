@@ -211,3 +211,22 @@ def test_held_out_training_samples_take_the_place_of_the_test_set():
     assert len(train) + len(test) == len(whole)
     rows = {row.tobytes() for row in train.pixels}
     assert not any(row.tobytes() in rows for row in test.pixels)
+
+
+def test_what_fedadamw_sends_of_vit_tiny_against_fedavg():
+    from fedadamw import registry
+    from fedadamw.blocks import Blocks
+    from fedadamw.vector import Layout, nbytes, trainable
+
+    model = vision.build("vit-tiny", vision.ImageShape(32, 3, 10)).model
+    x = Layout.of(model).flatten(trainable(model))
+
+    def sent(name, **settings):
+        algorithm = registry.make(name, registry.validated(name, settings), Blocks.of(model))
+        down = algorithm.broadcast(algorithm.server_init(x))
+        local = algorithm.client_step(algorithm.client_start(down, ()), down, torch.ones_like(x), x.new_tensor(0.1))
+        return nbytes(algorithm.client_finish(local, down, x.new_tensor(0.1))[0])
+
+    fedavg = sent("fedavg")
+    assert sent("fedadamw", share="mean-v") <= 1.005 * fedavg
+    assert sent("fedadamw", share="v") == 2 * fedavg + 4

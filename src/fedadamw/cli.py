@@ -222,8 +222,9 @@ def list_command() -> None:
     from fedadamw.registry import ALGORITHMS, settings_of
 
     typer.echo("recipes")
+    width = max(map(len, recipes()))
     for name, about in recipes().items():
-        typer.echo(f"  {name:<16} {about}")
+        typer.echo(f"  {name:<{width}}  {about}")
     typer.echo("algorithms")
     for name in ALGORITHMS:
         given = ", ".join(f"{key}={value}" for key, value in settings_of(name).items())

@@ -44,13 +44,16 @@ def execute(
     with folder.locked(), Trackers(experiment, folder.path) as trackers:
         if experiment.client_memory == "disk":
             prepared.simulation.keep_on_disk(folder.path / "clients")
+        saved = None
         if resume and folder.started:
             folder.check_same(manifest)
             saved = folder.load(experiment)
-            if saved is not None:
-                prepared.simulation.restore(*saved)
         else:
             folder.start(experiment, manifest)
+        if saved is None:
+            prepared.simulation.store.restore(0, {})  # what an earlier start may have left on disk
+        else:
+            prepared.simulation.restore(*saved)
         on_start(prepared.simulation.state.round)
         _train(experiment, folder, prepared.simulation, trackers, on_round)
         if report:

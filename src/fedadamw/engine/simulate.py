@@ -134,7 +134,6 @@ class Simulation:
         template = self.memory_template
         if template != ():
             self.store = OnDisk(folder, len(self.clients), template)
-            self.store.restore(0, {})
 
     def tensors(self, state: State | None = None) -> dict[str, Tensor]:
         """All that `restore` needs to go on from `state`: the present one, or the one before the last step."""

@@ -206,7 +206,10 @@ def _run(searches: Sequence[Search], *, quiet: bool) -> None:
         while not all(search.done for search in searches):
             for search in searches:
                 for run in search.wanted():
-                    if workers.free:
+                    if run.done:  # its process came to its end, ours did not
+                        search.begin(run)
+                        search.end(run, stopped=False)
+                    elif workers.free:
                         search.begin(run)
                         of[run.name] = search
                         begun.append(run)

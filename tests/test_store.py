@@ -1,0 +1,122 @@
+"""What clients keep between rounds: in memory and on disk alike, through crashes, for very many clients."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from cases import CASES
+from conftest import attention_model, command
+from test_algorithms import simulation
+
+from fedadamw.checkpoint import CheckpointError, read
+from fedadamw.engine.store import InMemory, OnDisk
+
+
+class Kept(NamedTuple):
+    c: torch.Tensor
+    rounds: torch.Tensor
+
+
+def kept(value: float) -> Kept:
+    return Kept(torch.full((3,), value), torch.full((1,), value, dtype=torch.float64))
+
+
+@pytest.fixture(params=["memory", "disk"])
+def store(request, tmp_path):
+    return InMemory(kept(0.0)) if request.param == "memory" else OnDisk(tmp_path / "clients", 10, kept(0.0))
+
+
+def test_a_memory_is_read_as_of_a_round(store):
+    assert store.get(4, 0) is None
+    store.put(4, 1, kept(1.5))
+    assert store.get(4, 0) is None, "round 1 is not over"
+    assert store.get(4, 1).c.tolist() == [1.5] * 3
+    assert store.get(4, 9).rounds.dtype == torch.float64
+    store.put(4, 2, kept(2.5))
+    assert float(store.get(4, 1).rounds) == 1.5
+    assert float(store.get(4, 2).rounds) == 2.5
+    assert store.get(5, 9) is None
+
+
+def test_what_came_after_the_checkpoint_is_gone_after_a_crash(store, tmp_path):
+    store.put(1, 3, kept(3))
+    saved = store.tensors(3)
+    for round_ in (4, 5, 6):
+        store.put(1, round_, kept(round_))
+        store.put(2, round_, kept(round_))
+    again = InMemory(kept(0.0)) if isinstance(store, InMemory) else OnDisk(tmp_path / "clients", 10, kept(0.0))
+    again.restore(3, saved)
+    assert float(again.get(1, 3).rounds) == 3
+    assert again.get(2, 3) is None
+
+
+def test_on_disk_scaffold_is_the_same_bit_for_bit(task, tmp_path):
+    here, there = simulation(CASES["scaffold"], task), simulation(CASES["scaffold"], task)
+    there.keep_on_disk(tmp_path / "clients")
+    for _ in range(3):
+        here.step()
+        there.step()
+    assert torch.equal(here.state.server.x, there.state.server.x)
+    assert any(name.startswith("memory.") for name in here.tensors())
+    assert not any(name.startswith("memory.") for name in there.tensors()), "a checkpoint stays small"
+
+
+def test_an_algorithm_without_memories_leaves_no_file(task, tmp_path):
+    sim = simulation(CASES["fedavg"], task)
+    sim.keep_on_disk(tmp_path / "clients")
+    sim.step()
+    assert not (tmp_path / "clients").exists()
+
+
+def test_memories_of_other_clients_are_refused(tmp_path):
+    OnDisk(tmp_path, 10, kept(0.0))
+    with pytest.raises(CheckpointError, match="holds memories of other clients"):
+        OnDisk(tmp_path, 11, kept(0.0))
+
+
+def test_a_hundred_thousand_clients_take_the_space_of_those_that_took_part(tmp_path):
+    d = sum(p.numel() for p in attention_model().parameters())
+    template = Kept(torch.zeros(1000 * d), torch.zeros(1))
+    store = OnDisk(tmp_path, 100_000, template)
+    for client in range(0, 100_000, 5_000):
+        store.put(client, 1, Kept(torch.full((1000 * d,), float(client)), torch.ones(1)))
+    assert float(store.get(95_000, 1).c[-1]) == 95_000
+    assert store.get(95_001, 1) is None
+    file = (tmp_path / "memories.bin").stat()
+    assert file.st_size > 100e9, "what all clients' memories would take"
+    assert file.st_blocks * 512 < 50e6, "what is taken"
+
+
+def test_an_interrupted_run_with_memories_on_disk_goes_on_bit_for_bit(tmp_path):
+    arguments = ["run", "digits", "-s", "algorithm.name=scaffold", "-s", "training.steps=1", "-s", "threads=1"]
+    arguments += ["-s", "training.evaluate_every=10", "-s", "checkpoint_every=2", "-s", "client_memory=disk"]
+    arguments += ["-s", "training.clients_per_round=40", "-q"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert command(*arguments, "-s", "training.rounds=5", "--out", str(whole)).returncode == 0
+    dies = """
+import os, sys
+from fedadamw.run_folder import RunFolder
+append = RunFolder.append
+def dying(self, record):
+    append(self, record)
+    if record.round == 3:
+        os._exit(9)  # after round 3, whose memories are written, with a checkpoint of round 2
+RunFolder.append = dying
+from fedadamw.cli import main
+main()
+"""
+    import subprocess
+    import sys
+
+    given = [*arguments, "-s", "training.rounds=5", "--out", str(parts)]
+    died = subprocess.run([sys.executable, "-c", dies, *given], capture_output=True, text=True)
+    assert died.returncode == 9, died.stderr
+    done = command("run", "--resume", "--out", str(parts), "-q")
+    assert done.returncode == 0, done.stderr
+    state = "checkpoint/state.safetensors"
+    assert torch.equal(
+        read(whole / state, "checkpoint")[0]["server.x"], read(parts / state, "checkpoint")[0]["server.x"]
+    )
+    assert torch.equal(
+        read(whole / state, "checkpoint")[0]["server.c"], read(parts / state, "checkpoint")[0]["server.c"]
+    )

@@ -1,0 +1,284 @@
+"""Studies as a user has them: compare, tune and ablate, killed, repeated, failing, and given wrong input."""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import command
+
+from fedadamw import cli
+from fedadamw.experiment import load
+from fedadamw.study import results as outcome
+from fedadamw.study.plan import plan
+
+TINY = ("-s", "training.steps=1", "-s", "training.clients_per_round=2", "-s", "checkpoint_every=2")
+
+
+def compare(out: Path, *arguments: str, rounds: int = 3) -> subprocess.CompletedProcess:
+    return command("compare", "digits", *TINY, "-s", f"training.rounds={rounds}", "--out", str(out), *arguments)
+
+
+def read(out: Path) -> dict:
+    return json.loads((out / "results.json").read_text())
+
+
+def without_times(results: dict) -> dict:
+    """The results less what no two studies share."""
+    text = json.dumps(results)
+    kept = json.loads(text)
+    for part in (*kept["runs"], *kept["summary"]):
+        del part["wall_s"]
+    return kept
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A comparison that was never interrupted."""
+    out = tmp_path_factory.mktemp("study") / "whole"
+    done = compare(out, "-a", "fedadamw,fedavg", "--seeds", "2", "-s", "training.diagnostics=true", rounds=6)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_comparison_leaves_what_it_promises(finished):
+    assert {p.name for p in finished.iterdir()} == {"results.json", "table.md", "curves.png", "report.html", "runs"}
+    results = read(finished)
+    assert [(r["variant"], r["seed"]) for r in results["runs"]] == [
+        ("fedadamw", 0),
+        ("fedavg", 0),
+        ("fedadamw", 1),
+        ("fedavg", 1),
+    ]
+    assert results["missing"] == []
+    for summary in results["summary"]:
+        finals = [r["accuracy"][-1] for r in results["runs"] if r["variant"] == summary["variant"]]
+        assert summary["accuracy"] == pytest.approx(statistics.mean(finals), abs=1e-5)
+        assert summary["accuracy_sd"] == pytest.approx(statistics.stdev(finals), abs=1e-5)
+    lrs = {s["variant"]: s["settings"]["lr"] for s in results["summary"]}
+    assert lrs == {"fedadamw": 3e-3, "fedavg": 0.1}, "each has its own from the recipe"
+    assert results["runs"][0]["diagnostics"][1]["cosine"] is not None
+    table = (finished / "table.md").read_text()
+    assert table.count("\n") == 4
+    assert "± " in table
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_finished_runs_are_not_run_again_and_a_study_can_grow(finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("metrics.jsonl")}
+    settings = ("-s", "training.diagnostics=true")
+    done = compare(finished, "-a", "fedadamw,fedavg,fedcm", "--seeds", "2", *settings, rounds=6)
+    assert done.returncode == 0, done.stderr
+    assert "4 of 6 runs are done already" in done.stdout
+    after = {p: p.stat().st_mtime_ns for p in finished.rglob("metrics.jsonl")}
+    assert len(after) == 6
+    assert before.items() <= after.items()
+
+
+def test_killed_with_its_children_it_goes_on_and_comes_to_the_same(finished, tmp_path):
+    arguments = ["compare", "digits", *TINY, "-s", "training.rounds=6", "-a", "fedadamw,fedavg", "--seeds", "2"]
+    arguments += ["-s", "training.diagnostics=true", "--out", str(tmp_path / "killed")]
+    kills = 0
+    for seconds in (0.0, 0.4):
+        process = subprocess.Popen([sys.executable, "-m", "fedadamw", *arguments], stdout=subprocess.DEVNULL)
+        wait_for(lambda: any((tmp_path / "killed").rglob("metrics.jsonl")))
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 2
+    done = command(*arguments, "-q")
+    assert done.returncode == 0, done.stderr
+    expected = without_times(read(finished))
+    found = without_times(read(tmp_path / "killed"))
+    own = [r for r in expected["runs"] if r["variant"] != "fedcm"]
+    assert found["runs"] == own
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_a_run_that_fails_is_reported_and_the_rest_goes_on(tmp_path):
+    recipe = yaml.safe_load(load("digits").to_yaml())
+    recipe["training"] |= {"rounds": 2, "steps": 1, "clients_per_round": 2, "clip": None}
+    recipe["algorithms"] = {"fedavg": {"lr": 1e30}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
+    done = command(
+        "compare",
+        str(tmp_path / "own.yaml"),
+        "-a",
+        "fedavg,local-adamw",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "error: fedavg, seed 0: failed: round" in done.stderr
+    assert "sent numbers that are not finite" in done.stderr
+    results = read(tmp_path / "out")
+    assert [r["variant"] for r in results["runs"]] == ["local-adamw"]
+    assert results["missing"][0]["variant"] == "fedavg"
+    assert "fedavg, seed 0: failed" in (tmp_path / "out" / "table.md").read_text()
+    assert "<b>Missing</b>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_ctrl_c_stops_every_process_and_the_same_command_goes_on(tmp_path):
+    arguments = ["compare", "digits", *TINY, "-s", "training.rounds=400", "-a", "fedadamw,fedavg", "--seeds", "1"]
+    arguments += ["--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedadamw", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(lambda: len([p for p in tmp_path.rglob("metrics.jsonl") if p.stat().st_size]) == 2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all of the group
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == "stopped; the same command goes on where it was\n"
+    for checkpoint in tmp_path.rglob("runs/*"):
+        assert (checkpoint / "checkpoint" / "state.safetensors").exists(), "each saved its last round"
+    wait_for(lambda: not living(process.pid), seconds=10)
+    assert living(process.pid) == []
+
+
+def living(group: int) -> list[str]:
+    """The processes of a group that are not dead, as /proc describes them."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = stat.read_text().rpartition(")")
+        except OSError:  # it went while we looked
+            continue
+        state, _, own_group = rest.split()[:3]
+        if own_group == str(group) and state != "Z":
+            found.append(name)
+    return found
+
+
+def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+    """Exit code and what was said on standard error."""
+    monkeypatch.setattr(sys, "argv", ["fedadamw", *arguments])
+    terminate = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    signal.signal(signal.SIGTERM, terminate)
+    return int(ended.value.code or 0), capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "-a", "fedavgg"], "algorithm='fedavgg' is unknown (did you mean 'fedavg'?)"),
+        (["compare", "-a", "fedavg", "-s", "algorithm.alpha=[0,1]"], "algorithm.alpha is no setting of fedavg"),
+        (["compare", "-s", "seed=[1,2]"], "a comparison takes it from --seeds"),
+        (["compare", "-s", "algorithm.name=fedavg"], "a comparison takes it from -a"),
+        (["compare", "-s", "training.lr=[1,0]"], "training.lr=0: input should be greater than 0"),
+        (["compare", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["tune", "--only", "alhpa"], "--only='alhpa' is unknown (did you mean 'alpha'?)"),
+        (["tune", "-s", "training.lr=[1,2]"], "tune takes one value a setting, no lists"),
+        (["tune", "-s", "data.validation=0.2"], "tune sets the validation and seed"),
+        (["ablate", "--only", "alfa"], "--only='alfa' is unknown (did you mean 'alpha'?)"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, said = in_process(monkeypatch, capsys, *arguments)
+    assert code == 2, said
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_plan_is_algorithms_times_lists_times_seeds(tmp_path):
+    given = [("algorithm.betas", [[0.9, 0.99], [0.9, 0.999]]), ("algorithm.alpha", [0.0, 0.5])]
+    given += [("partition.concentration", 0.1)]
+    runs = plan("digits", ["fedadamw", "fedavg"], range(2), given, tmp_path)
+    assert len(runs) == 2 * (2 * 2 + 1), "fedavg has neither betas nor alpha: one run a seed"
+    assert len({run.name for run in runs}) == len(runs)
+    assert all(run.experiment.partition.concentration == 0.1 for run in runs)
+    labels = [dict(run.label) for run in runs if run.experiment.seed == 0]
+    assert labels[0] == {"algorithm": "fedadamw", "algorithm.betas": "0.9 0.99", "algorithm.alpha": "0"}
+    assert labels[-1] == {"algorithm": "fedavg"}
+    one = plan("digits", ["fedadamw"], [0], [("algorithm.betas", [0.9, 0.99])], tmp_path)
+    assert [run.experiment.algorithm["betas"] for run in one] == [(0.9, 0.99)]
+
+
+def test_rounds_and_bytes_to_a_target_are_those_of_the_mean_curve():
+    def result(accuracy):
+        return {
+            "variant": "a",
+            "label": {"algorithm": "a"},
+            "settings": {"lr": 0.1},
+            "accuracy": accuracy,
+            "round": [2, 4, 6],
+            "sent_bytes": [10, 20, 30],
+            "train_loss": [3.0, 2.0, 1.0],
+            "wall_s": 1.0,
+            "up_bytes_a_client": 5,
+        }
+
+    group = [result([0.1, 0.3, 0.4]), result([0.2, 0.4, 0.6])]
+    found = outcome.summary(group, 0.35)
+    assert (found["rounds_to_target"], found["bytes_to_target"]) == (4, 20)
+    assert outcome.summary(group, 0.9)["rounds_to_target"] is None
+
+
+def test_a_recipes_own_settings_hold_for_their_algorithm_alone(tmp_path):
+    assert load("digits").training.lr == 3e-3
+    assert load("digits", ["algorithm.name=fedavg"]).training.lr == 0.1
+    assert load("digits", ["algorithm.name=fedavg", "training.lr=0.3"]).training.lr == 0.3
+    (tmp_path / "own.yaml").write_text("algorithms: {fedadamw: {alpha: 0.25}, fedavg: {lr: 0.2}}")
+    assert load(str(tmp_path / "own.yaml")).algorithm["alpha"] == 0.25
+    assert load(str(tmp_path / "own.yaml"), ["algorithm.alpha=0.75"]).algorithm["alpha"] == 0.75
+    for text, message in (
+        ("algorithms: 3", "must be a section"),
+        ("algorithms: {fedavgg: {}}", "did you mean 'fedavg'"),
+    ):
+        (tmp_path / "own.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load(str(tmp_path / "own.yaml"))
+
+
+def test_tuning_never_sees_the_test_set_resumes_and_writes_a_recipe(tmp_path):
+    arguments = ["tune", "digits", *TINY, "-s", "training.rounds=3", "-a", "fedadamw,fedavg", "--only", "lr,alpha"]
+    arguments += ["--out", str(tmp_path / "out")]
+    process = subprocess.Popen([sys.executable, "-m", "fedadamw", *arguments], stdout=subprocess.DEVNULL)
+    wait_for(lambda: len(list(tmp_path.rglob("metrics.jsonl"))) >= 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    early = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl") if p.read_bytes().count(b"\n") == 3}
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert all(p.stat().st_mtime_ns == then for p, then in early.items()), "finished trials are not run again"
+    trials = json.loads((tmp_path / "out" / "trials.json").read_text())
+    assert [(t["algorithm"], t["setting"]) for t in trials] == [
+        ("fedadamw", "lr"),
+        ("fedadamw", "alpha"),
+        ("fedavg", "lr"),
+    ]
+    for stage in trials:
+        complete = {t["value"]: t["accuracy"] for t in stage["trials"] if t["state"] == "complete"}
+        assert complete[stage["best"]] == max(complete.values())
+    for manifest in tmp_path.rglob("manifest.json"):
+        data = json.loads(manifest.read_text())["data"]
+        assert (data["train"]["samples"], data["test"]["samples"]) == (1293, 144), "1,437 less a tenth, and that tenth"
+    tuned = load(str(tmp_path / "out" / "tuned.yaml"), ["algorithm.name=fedavg"])
+    assert tuned.training.lr == trials[-1]["best"]
+    assert tuned.data.validation == 0.0
+
+
+def test_ablations_have_a_table_and_a_figure_each(tmp_path):
+    out = tmp_path / "out"
+    done = command("ablate", "digits", *TINY, "-s", "training.rounds=1", "--only", "parts,alpha", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert len(list(out.glob("runs/*"))) == 8, "alpha 0.5 and 0 are in both and run once"
+    assert {p.name for p in (out / "alpha").iterdir()} == {"results.json", "table.md", "curves.png", "report.html"}
+    assert [s["variant"] for s in read(out / "parts")["summary"]][:2] == ["FedAdamW", "without shared v"]
+    assert (out / "table.md").read_text().count("## ") == 2
