@@ -18,7 +18,7 @@ class Kept(NamedTuple):
 
 
 def kept(value: float) -> Kept:
-    return Kept(torch.full((3,), value), torch.full((1,), value, dtype=torch.float64))
+    return Kept(torch.full((3,), float(value)), torch.full((1,), value, dtype=torch.float64))
 
 
 @pytest.fixture(params=["memory", "disk"])

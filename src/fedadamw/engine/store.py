@@ -68,9 +68,8 @@ class InMemory:
 
 
 class OnDisk:
-    """Memories in one sparse file with two slots a client: the one that the last checkpoint needs is never overwritten.
-
-    Space is taken by clients that took part, not by all; this process holds 16 bytes a client.
+    """Memories in one sparse file with three slots a client: what the last checkpoint needs and what the round before
+    left are never overwritten. Space is taken by clients that took part, not by all.
     """
 
     def __init__(self, folder: Path, clients: int, template: Memory) -> None:
@@ -78,8 +77,8 @@ class OnDisk:
         width = sum(t.numel() * t.element_size() for t in template)
         folder.mkdir(parents=True, exist_ok=True)
         self._check_shape({"clients": clients, "bytes": width})
-        self._slots = _mapped(folder / "memories.bin", np.uint8, (clients, 2, width))
-        self._rounds = _mapped(folder / "rounds.bin", np.int64, (clients, 2))  # 0: empty
+        self._slots = _mapped(folder / "memories.bin", np.uint8, (clients, 3, width))
+        self._rounds = _mapped(folder / "rounds.bin", np.int64, (clients, 3))  # 0: empty
         self._checkpoint = 0
 
     def get(self, client: int, round_: int) -> Memory | None:
@@ -87,8 +86,8 @@ class OnDisk:
         return None if slot is None else self._unpacked(self._slots[client, slot])
 
     def put(self, client: int, round_: int, memory: Memory) -> None:
-        kept = self._newest(client, self._checkpoint)
-        slot = 1 - kept if kept is not None else 0
+        kept = {self._newest(client, self._checkpoint), self._newest(client, round_ - 1)}
+        slot = next(i for i in range(3) if i not in kept)
         self._rounds[client, slot] = 0  # a process that dies here leaves an empty slot, not a torn one
         parts = [t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for t in memory]
         self._slots[client, slot] = np.concatenate(parts)
