@@ -194,7 +194,7 @@ def bars(rows: Sequence[Mapping[str, Any]], what: str, names: Sequence[str]) -> 
             ),
             tooltip=["variant:N", "kind:N", alt.Tooltip(f"{what}:Q", format=".3g")],
         )
-        .properties(width="container", height=alt.Step(26))
+        .properties(width="container", height=26 * len({row["kind"] for row in rows}))
     )
 
 

@@ -1,0 +1,183 @@
+"""The page of a study in a real browser: no error on its console, charts drawn, a table that sorts, on phones too."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedadamw.report import comparison
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def result(variant: str, seed: int, offset: float) -> dict:
+    rounds = [5, 10, 15, 20]
+    diagnostics = [
+        {
+            "round": r,
+            "drift": 1.0 / r + offset,
+            "cosine": None if r == 5 else 0.1 * r / 20,
+            "update_norm": 2.0,
+            "update_norm_by_kind": {"query": 1.0, "mlp": 0.5},
+            "v_variance": 1e-6 * (1 + offset),
+            "v_dispersion": 2.0,
+            "v_variance_by_kind": {"query": 1e-6, "mlp": 3e-7},
+        }
+        for r in rounds
+    ]
+    return {
+        "variant": variant,
+        "label": {"algorithm": variant},
+        "seed": seed,
+        "settings": {"lr": 0.001},
+        "round": rounds,
+        "accuracy": [0.1 + 0.02 * i + offset + 0.01 * seed for i in range(4)],
+        "train_loss": [2.0 - 0.1 * i for i in range(4)],
+        "test_loss": [2.1 - 0.1 * i for i in range(4)],
+        "sent_bytes": [10**6 * (i + 1) for i in range(4)],
+        "diagnostics": diagnostics,
+    }
+
+
+def summary(variant: str, accuracy: float, reached: int | None, lr: float) -> dict:
+    return {
+        "variant": variant,
+        "label": {"algorithm": variant},
+        "settings": {"lr": lr},
+        "seeds": 2,
+        "accuracy": accuracy,
+        "accuracy_sd": 0.01,
+        "train_loss": 1.7,
+        "rounds_to_target": reached,
+        "bytes_to_target": None if reached is None else reached * 10**6,
+        "up_bytes_a_client": 10**6,
+        "wall_s": 60.0,
+    }
+
+
+RESULTS = {
+    "recipe": "small/<&>",
+    "device": "cpu",
+    "target": 0.2,
+    "settings": {"training.lr": (True, [0.001, 0.1]), "training.rounds": (False, 20)},
+    "summary": [
+        summary("fedavg", 0.20, 20, 0.1),
+        summary("fedadamw", 0.31, 9, 0.001),
+        summary("local-adamw", 0.25, None, 0.003),
+    ],
+    "runs": [result(v, s, o) for v, o in (("fedavg", 0.0), ("fedadamw", 0.1), ("local-adamw", 0.05)) for s in (0, 1)],
+    "missing": [{"variant": "scaffold", "seed": 1, "error": "failed: <b>it</b>"}],
+}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+def opened(browser, path: Path, width: int):
+    """The page as a browser of this width shows it, without a network, and what its console said."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
+    page = context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_function("document.querySelectorAll('.charts svg.marks').length >= 8", timeout=30_000)
+    return page, said
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    comparison.write(RESULTS, folder)
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_chart_is_drawn_and_nothing_goes_wrong(browser, written, width):
+    page, said = opened(browser, written, width)
+    assert said == []
+    drawn = page.eval_on_selector_all(
+        ".charts svg.marks",
+        "all => all.map(s => [s.clientWidth, s.querySelectorAll('path').length, s.textContent.length])",
+    )
+    assert len(drawn) == len(comparison.charts(RESULTS))
+    assert all(paths > 10 and text > 20 for _, paths, text in drawn), "lines, bands and words"
+    assert all(0.6 * min(width, 560) < wide < width for wide, _, _ in drawn), "as wide as there is room"
+    overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert overflow <= 0, "no sideways scrolling"
+
+
+def column(page, number: int) -> list[str]:
+    return page.eval_on_selector_all(
+        f".results tbody td:nth-child({number})", "cells => cells.map(c => c.textContent.trim())"
+    )
+
+
+def test_the_table_sorts_by_numbers_with_what_was_not_reached_last(browser, written):
+    page, _ = opened(browser, written, 1280)
+    assert column(page, 1) == ["fedadamw", "local-adamw", "fedavg"], "best accuracy first"
+    heads = page.locator(".results th button")
+    heads.nth(4).click()
+    assert column(page, 5) == ["9", "20", "not reached"]
+    heads.nth(4).click()
+    assert column(page, 5) == ["20", "9", "not reached"]
+    heads.nth(1).click()
+    assert column(page, 2) == ["0.001", "0.003", "0.1"]
+    heads.nth(0).click()
+    assert column(page, 1) == ["fedadamw", "fedavg", "local-adamw"]
+
+
+def test_hovering_shows_values_and_a_click_in_the_legend_picks_a_line(browser, written):
+    page, said = opened(browser, written, 1280)
+    points = page.locator("#accuracy svg .mark-symbol.role-mark path")
+    points.nth(points.count() - 1).hover(force=True)
+    page.wait_for_selector("#vg-tooltip-element.visible")
+    text = page.locator("#vg-tooltip-element").inner_text()
+    assert "test accuracy" in text
+    before = page.locator("#accuracy").inner_html()
+    page.locator("#accuracy svg .role-legend-label text").first.click()
+    page.wait_for_timeout(300)
+    assert page.locator("#accuracy").inner_html() != before, "the others fade"
+    assert said == []
+
+
+def test_words_from_outside_are_text(browser, written):
+    page, _ = opened(browser, written, 1280)
+    assert "small/<&>" in page.locator("main > p").inner_text()
+    assert "scaffold, seed 1: failed: <b>it</b>" in page.locator(".warning").inner_text()
+
+
+def test_a_single_run_has_its_page_too(browser, tmp_path):
+    from conftest import command
+
+    arguments = ("-s", "training.rounds=2", "-s", "training.steps=1", "--out", str(tmp_path / "run"), "-q")
+    assert command("run", "digits", *arguments).returncode == 0
+    context = browser.new_context(viewport={"width": 390, "height": 900}, offline=True)
+    page = context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((tmp_path / "run" / "report.html").as_uri())
+    page.wait_for_function("document.querySelectorAll('canvas, svg.marks').length >= 3", timeout=30_000)
+    assert [line for line in said if "favicon" not in line] == []
+
+
+def test_the_one_setting_that_varies_has_a_figure_of_its_own():
+    varied = {
+        **RESULTS,
+        "summary": [
+            dict(s, label={"algorithm": "a", "algorithm.alpha": v})
+            for s, v in zip(RESULTS["summary"], ("0", "0.5", "1"), strict=True)
+        ],
+    }
+    assert comparison.the_setting(varied) == "algorithm.alpha"
+    assert "value" in comparison.charts(varied)
+    assert comparison.the_setting(RESULTS) is None
