@@ -145,6 +145,33 @@ def test_a_folder_of_images_with_grey_and_odd_sizes(tmp_path):
     assert train.pixels.shape[2:] == test.pixels.shape[2:] or train.pixels.shape[1] in (1, 3)
 
 
+def test_images_are_decoded_once_and_a_damaged_cache_is_not_believed(tmp_path, monkeypatch):
+    import datasets
+    from PIL import Image
+
+    from fedadamw.data import sources
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            Image.effect_noise((8, 8), 50).save(folder / "0.png")
+    first, _ = load_images(str(tmp_path / "images"))
+    decoded, pixels = [], sources._pixels
+    monkeypatch.setattr(sources, "_pixels", lambda split, image: decoded.append(image) or pixels(split, image))
+    again, _ = load_images(str(tmp_path / "images"))
+    assert again.fingerprint == first.fingerprint
+    assert decoded == []
+    caches = list((tmp_path / "cache").rglob("*.safetensors"))
+    assert len(caches) == 2
+    for cache in caches:
+        cache.write_bytes(b"torn")
+    again, _ = load_images(str(tmp_path / "images"))
+    assert again.fingerprint == first.fingerprint
+    assert len(decoded) == 2
+
+
 def parquet(tmp_path, **columns):
     import datasets
 
