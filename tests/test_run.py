@@ -301,7 +301,7 @@ def test_a_run_is_never_overwritten(finished):
         (["-s", "algorithm.name=5"], "algorithm.name=5 must be a word"),
         (["-s", "data.validation=1e-9"], "holds out 0 of 1,437 samples"),
         (["-s", "device=meta"], "device='meta'"),
-        (["-s", "model.norm=batch"], "model.norm is a setting of resnet18"),
+        (["-s", "model.norm=batch"], "model.norm is a setting of resnet-nano, resnet18, not of"),
         (["-s", "partition.kind=column", "-s", "partition.column=who"], "digits have no columns"),
         (["--out", __file__], "is a file, not a folder"),
         (["-s", "training.lr"], "give key.path=value"),
