@@ -42,6 +42,7 @@ def work(settings: str, path: str) -> None:
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the checkpoint is being written
     raise KeyboardInterrupt
 
 

@@ -60,6 +60,7 @@ def plan(
                 varying = [(path, v) for (path, v), (_, value) in zip(pairs, own, strict=True) if v is not value]
                 label = {"algorithm": name, **{path: words(v) for path, v in varying}}
                 runs.append(Run(one_thread(experiment), label, parent))
+    _check_distinct(runs)
     return runs
 
 
@@ -102,6 +103,16 @@ def _is_list(algorithm: str, path: str) -> bool:
 def _has(algorithm: str, path: str) -> bool:
     section, _, key = path.partition(".")
     return section != "algorithm" or key in registry.settings_of(algorithm)
+
+
+def _check_distinct(runs: Sequence[Run]) -> None:
+    """Raise InputError where two runs are the same: they would share a folder, or pass for two seeds."""
+    seen: dict[str, Run] = {}
+    for run in runs:
+        same = seen.setdefault(run.name, run)
+        if same is not run:
+            label, other = (" ".join(f"{k}={v}" for k, v in r.label.items()) for r in (run, same))
+            raise InputError(f"two runs are the same: {label} and {other}, seed {run.experiment.seed}")
 
 
 def _check_known(given: Sequence[tuple[str, Any]], algorithms: Sequence[str]) -> None:

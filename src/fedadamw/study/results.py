@@ -105,12 +105,18 @@ def summary(group: Sequence[Result], target: float | None) -> dict[str, Any]:
         "seeds": len(group),
         "accuracy": statistics.mean(finals),
         "accuracy_sd": statistics.stdev(finals) if len(finals) > 1 else None,
-        "train_loss": statistics.mean(r["train_loss"][-1] or float("nan") for r in group),
+        "train_loss": _mean([r["train_loss"][-1] for r in group]),
         "rounds_to_target": None if reached is None else first["round"][reached],
         "bytes_to_target": None if reached is None else first["sent_bytes"][reached],
         "up_bytes_a_client": first["up_bytes_a_client"],
         "wall_s": statistics.mean(r["wall_s"] for r in group),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of those that are numbers."""
+    found = [value for value in values if value is not None]
+    return statistics.mean(found) if found else None
 
 
 def settings_by_path(experiments: Iterable[Mapping[str, Any]]) -> dict[str, tuple[bool, Any]]:

@@ -15,7 +15,7 @@ import yaml
 from fedadamw import registry
 from fedadamw.checkpoint import write_atomically
 from fedadamw.experiment import assemble, put, read
-from fedadamw.run_folder import RunFolder
+from fedadamw.run_folder import RunFolder, settings_digest
 from fedadamw.study.plan import Run, one_thread, words, workers_for
 from fedadamw.study.show import Show
 from fedadamw.study.workers import TICK_S, Ended, Workers
@@ -118,7 +118,7 @@ class Search:
         self._steps = 0
         rounds = self.run_of(self.grid[0]).experiment.training.rounds
         self.study = optuna.create_study(
-            study_name=f"{self.algorithm}/{self.stage}",
+            study_name=f"{self.algorithm}/{self.stage}/{self._digest()}",
             storage=self._storage,
             direction="maximize",
             pruner=optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=rounds // 3),
@@ -126,10 +126,14 @@ class Search:
         )
         self._settle()
 
+    def _digest(self) -> str:
+        """Of all settings but the one that this stage varies: results of others are never taken for its own."""
+        return settings_digest(self.run_of(min(self.grids[self.stage])).experiment)[:10]
+
     def _settle(self) -> None:
         """Grow the grid while its best is at its edge; then keep the best and go to the next stage."""
         while not self.done and not self.wanted() and not self._trials:
-            results = {t.params[self.stage]: t for t in self.study.trials}
+            results = {t.params[self.stage]: t for t in self.study.trials if self.stage in t.params}
             values = {v: results[v].values[0] for v in self.grid if results[v].state.name == "COMPLETE"}
             if not values:
                 raise InputError(f"{self.algorithm}: no trial of {self.stage} in {self.grid} came to its end")
@@ -182,6 +186,7 @@ def tune(
     known = {setting for name in algorithms for setting in registry.ALGORITHMS[name].tuning}
     for setting in only or ():
         one_of("--only", setting, sorted(known))
+    check(len(set(algorithms)) == len(algorithms), f"-a {','.join(algorithms)}: names one algorithm twice")
     check(all(not isinstance(v, list) for _, v in given), "tune takes one value a setting, no lists")
     check(
         not {"data.validation", "seed", "algorithm.name"} & {p for p, _ in given}, "tune sets the validation and seed"
@@ -230,11 +235,15 @@ def _run(searches: Sequence[Search], *, quiet: bool) -> None:
 def _write(recipe: str, given: Iterable[tuple[str, Any]], searches: Sequence[Search], out: Path) -> Path:
     """tuned.yaml, trials.json and table.md."""
     settings = read(recipe)
+    own = settings["algorithms"] = dict(settings.get("algorithms") or {})
     for setting, value in given:
-        put(settings, setting, value)
-    own = settings.setdefault("algorithms", {})
+        if not _is_own(setting):
+            put(settings, setting, value)
     for search in searches:
-        own[search.algorithm] = {**(own.get(search.algorithm) or {}), **search.best}
+        fixed = {setting.rpartition(".")[2]: value for setting, value in given if _is_own(setting)}
+        own[search.algorithm] = {**(own.get(search.algorithm) or {}), **fixed, **search.best}
+    if len(searches) == 1:
+        put(settings, "algorithm.name", searches[0].algorithm)
     history = [stage for search in searches for stage in search.history]
     names = ", ".join(search.algorithm for search in searches)
     head = f"# {recipe} with tuned settings for {names}, chosen on {VALIDATION:.0%} of the training data.\n"
@@ -258,6 +267,11 @@ def _outcome(trial: Mapping[str, Any]) -> str:
     if trial["state"] == "complete":
         return f"{trial['accuracy']:.1%}"
     return "stopped early" if trial["state"] == "pruned" else "failed"
+
+
+def _is_own(path: str) -> bool:
+    """Whether a setting belongs to an algorithm, as its entry under `algorithms` has it."""
+    return path == "training.lr" or path.startswith("algorithm.")
 
 
 def _path(setting: str) -> str:

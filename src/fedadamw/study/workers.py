@@ -11,6 +11,7 @@ from fedadamw.study.child import LOG, work
 from fedadamw.study.plan import Run
 
 TICK_S = 0.2
+SAVE_S = 60.0  # that a stopped run may take for its checkpoint
 
 
 class Ended(NamedTuple):
@@ -62,9 +63,13 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for _, process in self.running.values():
-            process.terminate()
-        for run, _ in list(self.running.values()):
-            self.stop(run)
+            process.terminate()  # once: a second signal would interrupt the checkpoint
+        for _, process in self.running.values():
+            process.join(SAVE_S)
+            process.kill()
+            process.join()
+            process.close()
+        self.running.clear()
 
 
 def run_all(
