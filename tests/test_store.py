@@ -87,6 +87,21 @@ def test_a_hundred_thousand_clients_take_the_space_of_those_that_took_part(tmp_p
     assert file.st_blocks * 512 < 50e6, "what is taken"
 
 
+def test_lost_or_moved_memories_are_refused_not_forgotten(task, tmp_path):
+    there, here = simulation(CASES["scaffold"], task), simulation(CASES["scaffold"], task)
+    there.keep_on_disk(tmp_path / "clients")
+    there.step()
+    here.step()
+    with pytest.raises(CheckpointError, match="resume with client_memory=disk"):
+        simulation(CASES["scaffold"], task).restore(1, there.tensors())
+    other = simulation(CASES["scaffold"], task)
+    other.keep_on_disk(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="resume with client_memory=memory"):
+        other.restore(1, here.tensors())
+    with pytest.raises(CheckpointError, match="has memories of 0 clients, the checkpoint of 3"):
+        other.restore(1, there.tensors())
+
+
 def test_an_interrupted_run_with_memories_on_disk_goes_on_bit_for_bit(tmp_path):
     arguments = ["run", "digits", "-s", "algorithm.name=scaffold", "-s", "training.steps=1", "-s", "threads=1"]
     arguments += ["-s", "training.evaluate_every=10", "-s", "checkpoint_every=2", "-s", "client_memory=disk"]

@@ -1,4 +1,4 @@
-"""The command line: run, list, blocks, partition."""
+"""The command line: run, compare, tune, ablate, list, blocks, partition."""
 
 import signal
 import sys
@@ -115,7 +115,9 @@ def compare_command(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/compare-<recipe> by default.")] = None,
     tuned: Annotated[bool, typer.Option("--tune", help="Tune each algorithm first, see `tune`.")] = False,  # noqa: FBT002
-    target: Annotated[float | None, typer.Option(help="Accuracy to count rounds and bytes to.")] = None,
+    target: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Accuracy to count rounds and bytes to.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,  # noqa: FBT002
 ) -> None:
     """Run algorithms x seeds x settings side by side, and leave a table, curves and a page in a folder.
@@ -138,8 +140,8 @@ def compare_command(
     with _stoppable():
         if tuned:
             fixed = [(path, value) for path, value in given if not isinstance(value, list)]
-            recipe = str(tune(recipe or DEFAULT, algorithms.split(","), fixed, place / "tune", quiet=quiet))
-        results = compare(recipe or DEFAULT, algorithms.split(","), seeds, given, place, target=target, quiet=quiet)
+            recipe = str(tune(recipe or DEFAULT, _names(algorithms), fixed, place / "tune", quiet=quiet))
+        results = compare(recipe or DEFAULT, _names(algorithms), seeds, given, place, target=target, quiet=quiet)
     if not quiet:
         print_grid(headings(results), rows(results))
         typer.echo(f"{place}: report.html, curves.png, table.md, results.json, runs/")
@@ -172,8 +174,8 @@ def tune_command(
     place = out or Path("runs") / f"tune-{_short(recipe or DEFAULT)}"
     given = [parsed(text) for text in settings or ()]
     with _stoppable():
-        wanted = only.split(",") if only else None
-        found = tune(recipe or DEFAULT, algorithms.split(","), given, place, only=wanted, quiet=quiet)
+        wanted = _names(only) if only else None
+        found = tune(recipe or DEFAULT, _names(algorithms), given, place, only=wanted, quiet=quiet)
     if not quiet:
         typer.echo((place / "table.md").read_text())
         typer.echo(f"{found}: run it, or compare with it;  table.md, trials.json, optuna.log, runs/ beside it")
@@ -204,7 +206,7 @@ def ablate_command(
     place = out or Path("runs") / f"ablate-{_short(recipe or DEFAULT)}"
     given = [parsed(text) for text in settings or ()]
     with _stoppable():
-        found = ablate(recipe or DEFAULT, seeds, given, place, only=only.split(",") if only else None, quiet=quiet)
+        found = ablate(recipe or DEFAULT, seeds, given, place, only=_names(only) if only else None, quiet=quiet)
     for name, results in found.items():
         if not quiet:
             typer.echo(f"\n{STUDIES[name][0]}")
@@ -303,6 +305,11 @@ def _place(
         return folder, experiment
     check(recipe is not None and not folder.used, f"{folder.path} holds no run to go on with (no config.yaml)")
     return folder, load(name, settings)
+
+
+def _names(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in text.split(",")]
 
 
 def _fail_if_missing(studies: "Iterable[Results]") -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedadamw.blocks import Blocks
@@ -42,7 +43,7 @@ def print_grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for i, name in enumerate(head):
         table.add_column(name, justify="right" if i else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     _console(table).print(table)
 
 

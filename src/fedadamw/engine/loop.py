@@ -83,6 +83,7 @@ def run_round(
         answered += 1
         for listener in listeners:
             listener(shard, answer)
+        del answer  # the next client trains without this one's vectors
     if not answered:
         return RoundResult(None, None, float("nan"), 0, rejected, 0)
     *up, mean_statistics, loss = mean.result()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
 
+COUNT = "memories_on_disk"  # in a checkpoint: how many clients' memories are in the files beside it
 Memory = Any  # the algorithm's: a NamedTuple of tensors
 
 
@@ -32,7 +33,7 @@ class Store(Protocol):
         """What a checkpoint of round `round_` must hold of it; from now on no earlier round will be asked for."""
 
     def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to the end of round `round_`, with what `tensors` gave for it."""
+        """Go back to the end of round `round_`, with what `tensors` gave for it; CheckpointError where it is lost."""
 
 
 class InMemory:
@@ -61,6 +62,8 @@ class InMemory:
 
     def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
         clients = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("memory.")})
+        if COUNT in tensors:
+            raise CheckpointError("clients' memories were kept on disk: resume with client_memory=disk")
         own, device = type(self.template), next(iter(self.template), torch.empty(0)).device
         self._kept = {
             i: [(round_, own(*(tensors[f"memory.{i}.{field}"].to(device) for field in own._fields)))] for i in clients
@@ -97,11 +100,20 @@ class OnDisk:
         self._slots.flush()
         self._rounds.flush()
         self._checkpoint = round_
-        return {}
+        return {COUNT: torch.tensor(self._clients_at(round_))}
 
     def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
+        if any(name.startswith("memory.") for name in tensors):
+            raise CheckpointError("clients' memories are in the checkpoint: resume with client_memory=memory")
+        expected, found = int(tensors.get(COUNT, torch.tensor(0))), self._clients_at(round_)
+        if expected != found and round_:
+            raise CheckpointError(f"{self.folder}: has memories of {found:,} clients, the checkpoint of {expected:,}")
         self._rounds[self._rounds > round_] = 0
         self._checkpoint = round_
+
+    def _clients_at(self, round_: int) -> int:
+        """How many clients have a memory at the end of round `round_`."""
+        return int(((self._rounds > 0) & (self._rounds <= round_)).any(1).sum())
 
     def _newest(self, client: int, round_: int) -> int | None:
         """The slot with the newest memory not after `round_`."""

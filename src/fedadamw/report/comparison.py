@@ -104,6 +104,7 @@ def charts(results: Results) -> dict[str, tuple[str, Any]]:
 
 
 DIAGNOSTICS = {
+    "v_dispersion": "Spread of v across clients: root of its mean variance over its mean",
     "v_variance": "Variance of v across clients, mean over coordinates",
     "drift": "Client drift: mean distance of the clients' models from their mean",
     "cosine": "Cosine of the clients' updates with the last global direction",
@@ -120,6 +121,7 @@ AXES = {
     "round": "round",
     "sent": "MB sent up by all clients",
     "v_variance": "variance of v",
+    "v_dispersion": "spread of v",
     "drift": "distance",
     "cosine": "cosine",
     "update_norm": "norm",
@@ -163,9 +165,11 @@ def lines(
         alt.Tooltip("variant:N", title=" "),
         alt.Tooltip("round:Q"),
         alt.Tooltip(f"{y}:Q", format=".2%" if y == "accuracy" else ".4g", title=AXES[y]),
-        alt.Tooltip("sd:Q", format=".2%" if y == "accuracy" else ".3g", title="sd over seeds"),
-        alt.Tooltip("sent:Q", format=",.1f", title="MB sent up"),
     ]
+    if any(row["sd"] for row in rows):
+        hover.append(alt.Tooltip("sd:Q", format=".2%" if y == "accuracy" else ".3g", title="sd over seeds"))
+    if all("sent" in row for row in rows):
+        hover.append(alt.Tooltip("sent:Q", format=",.1f", title="MB sent up"))
     values = alt.Y(f"{y}:Q", title=AXES[y], axis=alt.Axis(format=form), scale=scale)
     band = base.mark_area(opacity=0.12).encode(
         y=alt.Y("low:Q", title=AXES[y], axis=alt.Axis(format=form), scale=scale),

@@ -37,7 +37,9 @@ class Show:
         if sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[status]}"))
             times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True))
-            self._bars = Progress(*columns, *times, console=Console(highlight=False), refresh_per_second=4)
+            self._bars = Progress(
+                *columns, *times, console=Console(highlight=False, markup=False), refresh_per_second=4
+            )
             self._bars.start()
             self._whole = self._bars.add_task("all runs", total=None, completed=self._done, status="")
         return self
