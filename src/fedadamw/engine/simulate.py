@@ -142,15 +142,15 @@ class Simulation:
 
     def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
         """Go on from where `tensors()` gave these; a missing name or another shape raises ValueError."""
-        last = tensors.get("last", self.state.last)
-        found = {**tensors, "last": last}
-        for name, t in self.state._replace(last=last).tensors().items():
-            if name not in found or found[name].shape != t.shape or found[name].dtype != t.dtype:
+        begun = self.training.diagnostics and round_ > 0
+        expected = self.state._replace(last=self.workspace.y) if begun else self.state
+        for name, t in expected.tensors().items():
+            if name not in tensors or tensors[name].shape != t.shape or tensors[name].dtype != t.dtype:
                 raise InputError(f"the state has no {name} of shape {tuple(t.shape)} and type {t.dtype}")
         device = self.workspace.y.device
         server = self.state.server
         loaded = type(server)(*(tensors[f"server.{f}"].to(device) for f in server._fields))
-        self.state = State(round_, loaded, tensors["statistics"].to(device), last.to(device))
+        self.state = State(round_, loaded, tensors["statistics"].to(device), tensors["last"].to(device))
         self.store.restore(round_, tensors)
 
     def load_model(self) -> nn.Module:

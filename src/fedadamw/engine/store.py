@@ -71,34 +71,47 @@ class InMemory:
 
 
 class OnDisk:
-    """Memories in one sparse file with three slots a client: what the last checkpoint needs and what the round before
-    left are never overwritten. Space is taken by clients that took part, not by all.
+    """Memories in one file with three slots a client: what the last checkpoint needs and what the round before left are
+    never overwritten. A client gets its slots when it first takes part; an index of all clients says where.
     """
 
     def __init__(self, folder: Path, clients: int, template: Memory) -> None:
         self.template, self.folder = template, folder
-        width = sum(t.numel() * t.element_size() for t in template)
+        width: int = sum(t.numel() * t.element_size() for t in template)
         folder.mkdir(parents=True, exist_ok=True)
         self._check_shape({"clients": clients, "bytes": width})
-        self._slots = _mapped(folder / "memories.bin", np.uint8, (clients, 3, width))
-        self._rounds = _mapped(folder / "rounds.bin", np.int64, (clients, 3))  # 0: empty
+        self._width = width
+        self._file = folder / "memories.bin"
+        self._file.touch()
+        index = _mapped(folder / "index.bin", (clients, 4))
+        self._place, self._rounds = index[:, 0], index[:, 1:]  # place of a client's slots; round of each; 0: none
+        self._places = int(self._place.max())
+        self._flush_index = index.flush
         self._checkpoint = 0
 
     def get(self, client: int, round_: int) -> Memory | None:
         slot = self._newest(client, round_)
-        return None if slot is None else self._unpacked(self._slots[client, slot])
+        if slot is None:
+            return None
+        return self._unpacked(np.fromfile(self._file, np.uint8, self._width, offset=self._start(client, slot)))
 
     def put(self, client: int, round_: int, memory: Memory) -> None:
         kept = {self._newest(client, self._checkpoint), self._newest(client, round_ - 1)}
         slot = next(i for i in range(3) if i not in kept)
         self._rounds[client, slot] = 0  # a process that dies here leaves an empty slot, not a torn one
+        if not self._place[client]:
+            self._places += 1
+            self._place[client] = self._places
         parts = [t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for t in memory]
-        self._slots[client, slot] = np.concatenate(parts)
+        with open(self._file, "r+b") as file:
+            file.seek(self._start(client, slot))
+            np.concatenate(parts).tofile(file)
         self._rounds[client, slot] = round_
 
     def tensors(self, round_: int) -> dict[str, Tensor]:
-        self._slots.flush()
-        self._rounds.flush()
+        with open(self._file, "r+b") as file:
+            os.fsync(file.fileno())
+        self._flush_index()
         self._checkpoint = round_
         return {COUNT: torch.tensor(self._clients_at(round_))}
 
@@ -114,6 +127,10 @@ class OnDisk:
     def _clients_at(self, round_: int) -> int:
         """How many clients have a memory at the end of round `round_`."""
         return int(((self._rounds > 0) & (self._rounds <= round_)).any(1).sum())
+
+    def _start(self, client: int, slot: int) -> int:
+        """Where in the file a slot begins, in bytes."""
+        return ((int(self._place[client]) - 1) * 3 + slot) * self._width
 
     def _newest(self, client: int, round_: int) -> int | None:
         """The slot with the newest memory not after `round_`."""
@@ -136,10 +153,10 @@ class OnDisk:
         write_atomically(about, (json.dumps(shape) + "\n").encode())
 
 
-def _mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:
-    """An array in a file, which is made, sparse, where there is none."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+def _mapped(path: Path, shape: tuple[int, int]) -> Any:
+    """Integers of 8 bytes in a file, which is made, full of zeros, where there is none."""
+    size = shape[0] * shape[1] * 8
     with open(path, "ab") as file:
         if file.tell() != size:
             os.truncate(path, size)
-    return np.memmap(path, dtype=dtype, mode="r+", shape=shape) if size else np.zeros(shape, dtype)
+    return np.memmap(path, dtype=np.int64, mode="r+", shape=shape)
