@@ -21,7 +21,7 @@ import torch
 from fedadamw.checkpoint import write_atomically
 from fedadamw.experiment import load
 from fedadamw.prepare import prepare
-from fedadamw.report.figures import save_png
+from fedadamw.report.figures import save
 from fedadamw.run import commit
 
 RESULTS = Path(__file__).parent / "results" / "cifar10-small_cpu_202611.json"
@@ -114,7 +114,7 @@ def draw(runs: Runs, best: dict[str, float], seeds: int) -> None:
     y = alt.Y("mean(accuracy):Q", title="test accuracy", axis=alt.Axis(format="%"))
     low = alt.Y("min(accuracy):Q", title="test accuracy")
     band = base.mark_area(opacity=0.15).encode(y=low, y2="max(accuracy):Q")
-    save_png((band + base.mark_line(strokeWidth=2.5).encode(y=y)).properties(width=560, height=280), PICTURE)
+    save((band + base.mark_line(strokeWidth=2.5).encode(y=y)).properties(width=560, height=280), PICTURE)
 
 
 def main() -> None:

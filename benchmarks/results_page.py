@@ -9,8 +9,8 @@ left; a file of the same name with the ending .notes.md is put under its table.
 import json
 from pathlib import Path
 
-from fedadamw.report import comparison
-from fedadamw.report.figures import save_png
+from fedadamw.report import charts, comparison
+from fedadamw.report.figures import save
 from fedadamw.study.results import markdown
 
 ROOT = Path(__file__).parent.parent
@@ -37,10 +37,10 @@ def main() -> None:
     for path in sorted([*RESULTS.glob("small-*.json"), *RESULTS.glob("paper-*.json")]):
         results = json.loads(path.read_text())
         name = path.stem.split("_")[0]
-        save_png(comparison.picture(results), PICTURES / f"{name}.png")
+        save(charts.picture(results), PICTURES / f"{name}.svg")
         notes = path.with_suffix(".notes.md")
         parts.append(
-            f"## {name}\n\n{comparison.about(results)}.\n\n![Curves](results/{name}.png)\n\n{markdown(results)}"
+            f"## {name}\n\n{comparison.about(results)}.\n\n![Curves](results/{name}.svg)\n\n{markdown(results)}"
         )
         parts.append(against(results))
         if notes.exists():

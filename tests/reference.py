@@ -8,6 +8,8 @@ of x after each round.
 import math
 from typing import NamedTuple
 
+from literal_algebra import mean_of, newton_schulz, normalised, unit
+
 
 class Problem(NamedTuple):
     blocks: list  # lists of coordinates that share one number of v
@@ -50,10 +52,10 @@ def fedadamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_dec
             ms.append(m)
             vs.append(v)
             steps.append(len(gradients))
-        delta, k_mean = _mean(deltas), sum(steps) / len(steps)
+        delta, k_mean = mean_of(deltas), sum(steps) / len(steps)
         x = [x[j] + delta[j] for j in range(d)]
         delta_g = [-delta[j] / (k_mean * lr) for j in range(d)]
-        shared_m, shared_v = _mean(ms), _mean(vs)
+        shared_m, shared_v = mean_of(ms), mean_of(vs)
         t += k_mean
         history.append(x)
     return history
@@ -74,7 +76,7 @@ def local_adamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_
                     step = (m[j] / (1 - beta1**k)) / (math.sqrt(v[j] / (1 - beta2**k)) + eps)
                     y[j] = y[j] - lr * (step + weight_decay * y[j])
             models.append(y)
-        x = _mean(models)
+        x = mean_of(models)
         history.append(x)
     return history
 
@@ -90,7 +92,7 @@ def fedavg(x, rounds, problem, *, weight_decay=1e-3):
                 g = gradient(y)
                 y = [y[j] - lr * (g[j] + weight_decay * y[j]) for j in range(len(x))]
             models.append(y)
-        x = _mean(models)
+        x = mean_of(models)
         history.append(x)
     return history
 
@@ -107,7 +109,7 @@ def fedprox(x, rounds, problem, *, mu=0.01, weight_decay=1e-3):
                 for j in range(len(x)):
                     y[j] = y[j] - lr * (g[j] + weight_decay * y[j] + mu * (y[j] - x[j]))
             models.append(y)
-        x = _mean(models)
+        x = mean_of(models)
         history.append(x)
     return history
 
@@ -118,7 +120,7 @@ def scaffold(x, rounds, problem, *, server_lr=1.0, weight_decay=1e-3):
     controls = [[0.0] * d for _ in range(problem.clients)]
     history = []
     for lr, clients in rounds:
-        c = _mean(controls)
+        c = mean_of(controls)
         deltas = []
         new = {}
         for i, gradients in clients.items():
@@ -132,7 +134,7 @@ def scaffold(x, rounds, problem, *, server_lr=1.0, weight_decay=1e-3):
             deltas.append([y[j] - x[j] for j in range(d)])
         for i, own in new.items():
             controls[i] = own
-        mean = _mean(deltas)
+        mean = mean_of(deltas)
         x = [x[j] + server_lr * mean[j] for j in range(d)]
         history.append(x)
     return history
@@ -153,7 +155,7 @@ def fedcm(x, rounds, problem, *, a=0.1, weight_decay=1e-3):
                     y[j] -= lr * (a * g[j] + (1 - a) * momentum[j] + weight_decay * y[j])
             models.append(y)
             steps.append(len(gradients))
-        new = _mean(models)
+        new = mean_of(models)
         momentum = [(x[j] - new[j]) / (lr * sum(steps) / len(steps)) for j in range(d)]
         x = new
         history.append(x)
@@ -173,7 +175,7 @@ def fedadam(x, rounds, problem, *, beta1=0.9, beta2=0.99, tau=1e-3, server_lr=0.
                 g = gradient(y)
                 y = [y[j] - lr * (g[j] + weight_decay * y[j]) for j in range(d)]
             deltas.append([y[j] - x[j] for j in range(d)])
-        pseudo = _mean(deltas)
+        pseudo = mean_of(deltas)
         m = [beta1 * m[j] + (1 - beta1) * pseudo[j] for j in range(d)]
         v = [beta2 * v[j] + (1 - beta2) * pseudo[j] ** 2 for j in range(d)]
         x = [x[j] + server_lr * m[j] / (math.sqrt(v[j]) + tau) for j in range(d)]
@@ -196,7 +198,7 @@ def local_adam(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_d
                     v[j] = beta2 * v[j] + (1 - beta2) * decayed**2
                     y[j] -= lr * (m[j] / (1 - beta1**k)) / (math.sqrt(v[j] / (1 - beta2**k)) + eps)
             models.append(y)
-        x = _mean(models)
+        x = mean_of(models)
         history.append(x)
     return history
 
@@ -220,9 +222,9 @@ def fedlada(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_deca
             models.append(y)
             vs.append(v)
             steps.append(len(gradients))
-        new = _mean(models)
+        new = mean_of(models)
         amendment = [(x[j] - new[j]) / (lr * sum(steps) / len(steps)) for j in range(d)]
-        x, shared_v = new, _mean(vs)
+        x, shared_v = new, mean_of(vs)
         history.append(x)
     return history
 
@@ -245,7 +247,7 @@ def fedlion(x, rounds, problem, *, beta1=0.9, beta2=0.99, weight_decay=0.03, alp
                     y[j] -= lr * (sign + alpha * delta_g[j] + weight_decay * y[j])
             models.append(y)
             steps.append(len(gradients))
-        new = _mean(models)
+        new = mean_of(models)
         delta_g = [(x[j] - new[j]) / (lr * sum(steps) / len(steps)) for j in range(d)]
         x = new
         history.append(x)
@@ -295,9 +297,9 @@ def fedlamb(
             models.append(y)
             vs.append(v)
             steps.append(len(gradients))
-        new = _mean(models)
+        new = mean_of(models)
         delta_g = [(x[j] - new[j]) / (lr * sum(steps) / len(steps)) for j in range(d)]
-        x, shared_v, t = new, _mean(vs), t + sum(steps) / len(steps)
+        x, shared_v, t = new, mean_of(vs), t + sum(steps) / len(steps)
         history.append(x)
     return history
 
@@ -320,7 +322,7 @@ def fedmuon(
     assert rank in (None, 1)
     delta_g, shared_m = [0.0] * d, [0.0] * d
     flat = set(range(d)) - {j for rows in problem.hidden for row in rows for j in row}
-    bases = [(_unit(len(rows)), _unit(len(rows[0]))) for rows in problem.hidden]
+    bases = [(unit(len(rows)), unit(len(rows[0]))) for rows in problem.hidden]
     history = []
     for lr, clients in rounds:
         models, ms, counts = [], [], []
@@ -335,7 +337,7 @@ def fedmuon(
                 for j in flat:
                     u[j] = (m[j] / (1 - beta1**k)) / (math.sqrt(v[j] / (1 - beta2**k)) + eps)
                 for rows in problem.hidden:
-                    directions = _newton_schulz([[m[j] for j in row] for row in rows], steps)
+                    directions = newton_schulz([[m[j] for j in row] for row in rows], steps)
                     scale = 0.2 * math.sqrt(max(len(rows), len(rows[0])))
                     for row, values in zip(rows, directions, strict=True):
                         for j, value in zip(row, values, strict=True):
@@ -345,9 +347,9 @@ def fedmuon(
             models.append(y)
             ms.append([0.0 if j in flat else m[j] for j in range(d)])
             counts.append(len(gradients))
-        new = _mean(models)
+        new = mean_of(models)
         delta_g = [(x[j] - new[j]) / (lr * sum(counts) / len(counts)) for j in range(d)]
-        x, shared_m = new, _mean(ms)
+        x, shared_m = new, mean_of(ms)
         if rank == 1:
             for number, rows in enumerate(problem.hidden):
                 p, q = bases[number]
@@ -358,47 +360,6 @@ def fedmuon(
                 for i, row in enumerate(rows):
                     for c, j in enumerate(row):
                         shared_m[j] = p[i] * left[c] + (right[i] - p[i] * along) * q[c]
-                bases[number] = _normalised(right), _normalised(left)
+                bases[number] = normalised(right), normalised(left)
         history.append(x)
     return history
-
-
-def _newton_schulz(matrix, steps):
-    if len(matrix) > len(matrix[0]):
-        return _transposed(_newton_schulz(_transposed(matrix), steps))
-    norm = math.sqrt(sum(value**2 for row in matrix for value in row)) + 1e-7
-    x = [[value / norm for value in row] for row in matrix]
-    for _ in range(steps):
-        once = _product(x, _transposed(x))
-        twice = _product(once, once)
-        both = [
-            [-4.7750 * a + 2.0315 * b for a, b in zip(one, two, strict=True)]
-            for one, two in zip(once, twice, strict=True)
-        ]
-        x = [
-            [3.4445 * a + b for a, b in zip(one, two, strict=True)]
-            for one, two in zip(x, _product(both, x), strict=True)
-        ]
-    return x
-
-
-def _product(a, b):
-    columns = _transposed(b)
-    return [[sum(p * q for p, q in zip(row, column, strict=True)) for column in columns] for row in a]
-
-
-def _transposed(matrix):
-    return [list(column) for column in zip(*matrix, strict=True)]
-
-
-def _unit(n):
-    return [1.0] + [0.0] * (n - 1)
-
-
-def _normalised(vector):
-    norm = math.sqrt(sum(value**2 for value in vector))
-    return [value / norm for value in vector]
-
-
-def _mean(vectors):
-    return [sum(column) / len(vectors) for column in zip(*vectors, strict=True)]

@@ -12,7 +12,6 @@ from fedadamw.blocks import Blocks
 from fedadamw.engine.randomness import Purpose, batches, numpy_generator, sample_clients
 from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
-from fedadamw.engine.task import Evaluation
 from fedadamw.vector import Layout, nbytes, trainable
 
 ROUNDS = 5
@@ -140,111 +139,6 @@ def test_saved_and_restored_between_rounds_bit_for_bit(name, task):
     list(second.rounds())
     for a, b in zip(second.state.server, whole.state.server, strict=True):
         assert torch.equal(a, b)
-
-
-NORMALISED = ("local-adamw", "local-adam", "fedadamw-none", "fedlion")  # steps keep their size where gradients vanish
-WITHOUT_DECAY = {"fedadam": {"server_lr": 0.1, "tau": 0.1}}  # the server's own rate, which no schedule lowers
-
-
-class QuadraticTask:
-    """Client i wants y = optimum +- offset_i: no client is right alone, their mean is."""
-
-    optimum = torch.linspace(-1.0, 1.0, 6, dtype=torch.float64)
-
-    def __init__(self):
-        g = torch.Generator().manual_seed(3)
-        offsets = torch.randn(4, 6, generator=g, dtype=torch.float64)
-        self.centers = torch.cat([self.optimum + offsets, self.optimum - offsets])
-
-    def batch(self, samples, generator):
-        return (self.centers[torch.from_numpy(samples)],)
-
-    def loss(self, model, batch):
-        return 0.5 * (model.weight - batch[0]).square().sum(-1).mean()
-
-    def evaluate(self, model):
-        return Evaluation(float((model.weight.detach() - self.optimum).abs().max()), 0.0)
-
-
-@pytest.mark.parametrize("name", [name for name in CASES if name != "fedadamw-m"])
-def test_finds_the_optimum_between_clients_that_disagree(name):
-    case = CASES[name]
-    task = QuadraticTask()
-    model = torch.nn.Linear(6, 1, bias=False).double()
-    torch.nn.init.zeros_(model.weight)
-    settings = {**case.settings, **WITHOUT_DECAY.get(name, {}), "weight_decay": 0.0}
-    algorithm = registry.make(case.name, registry.validated(case.name, settings), Blocks.of(model, "coordinate"))
-    clients = [np.array([i]) for i in range(8)]
-    training = Training(rounds=100, clients_per_round=8, steps=5, lr=0.05, clip=None, evaluate_every=100)
-    records = list(Simulation(model, algorithm, task, clients, training).rounds())
-    # fresh moments make a step nearly the gradient's sign, so every point with as many clients on either side is at
-    # rest: without shared v the method stops short of the optimum
-    if name in NORMALISED:
-        assert 0.05 < records[-1].test_loss < 0.5
-    else:
-        assert records[-1].test_loss < 0.02
-
-
-class CurvedTask:
-    """Clients with their own curvature in every coordinate: the mean of their minima is not the minimum of the mean.
-
-    noise: of the gradients of single samples; it cancels over a client's 32 samples.
-    """
-
-    def __init__(self, noise: float):
-        g = torch.Generator().manual_seed(5)
-        self.centers = torch.randn(8, 6, generator=g, dtype=torch.float64)
-        self.curvatures = 0.1 * 40 ** torch.rand(8, 6, generator=g, dtype=torch.float64)
-        half = noise * torch.randn(8, 16, 6, generator=g, dtype=torch.float64)
-        self.noise = torch.cat([half, -half], 1).reshape(-1, 6)
-        self.optimum = (self.curvatures * self.centers).sum(0) / self.curvatures.sum(0)
-
-    def batch(self, samples, generator):
-        return (torch.from_numpy(samples),)
-
-    def loss(self, model, batch):
-        client, y = batch[0] // 32, model[0].weight.reshape(-1)
-        curve = 0.5 * self.curvatures[client] * (y - self.centers[client]).square()
-        return (curve + self.noise[batch[0]] * y).sum(-1).mean()
-
-    def evaluate(self, model):
-        return Evaluation(float((model[0].weight.detach().reshape(-1) - self.optimum).abs().max()), 0.0)
-
-
-def run_curved(name, task, **training):
-    """The simulation of algorithm `name` over `task` after its last round."""
-    case = CASES[name]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False)).double()
-    settings = {**case.settings, **WITHOUT_DECAY.get(name, {}), "weight_decay": 0.0}
-    algorithm = registry.make(case.name, registry.validated(case.name, settings), Blocks.of(model))
-    clients = [np.arange(32 * i, 32 * i + 32) for i in range(8)]
-    sim = Simulation(model, algorithm, task, clients, Training(clients_per_round=8, clip=None, **training))
-    return sim, list(sim.rounds())[-1].test_loss
-
-
-def test_fedavg_with_many_local_steps_stops_beside_the_optimum_and_scaffold_does_not():
-    task, lr, steps = CurvedTask(noise=0.0), 0.05, 30
-    settings = {"rounds": 150, "steps": steps, "lr": lr, "schedule": "constant", "evaluate_every": 150}
-    pull = 1 - (1 - lr * task.curvatures) ** steps  # of a client's minimum, in one round
-    stop = (pull * task.centers).sum(0) / pull.sum(0)
-    assert float((stop - task.optimum).abs().max()) > 0.2
-    fedavg, _ = run_curved("fedavg", task, **settings)
-    torch.testing.assert_close(fedavg.state.server.x, stop, rtol=0, atol=1e-9)
-    _, distance = run_curved("scaffold", task, **settings)
-    assert distance < 1e-6
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_comes_near_the_optimum_of_clients_with_other_curvatures(name):
-    task = CurvedTask(noise=5.0)
-    lr = 0.01 if name == "fedlion" else 0.02
-    _, distance = run_curved(name, task, rounds=120, steps=20, lr=lr, batch_size=1, evaluate_every=120)
-    assert float(task.optimum.abs().max()) > 0.7, "the way from the start"
-    # methods that normalise each client's step end between the clients' medians and the optimum
-    normalised = (*NORMALISED, "fedadamw-m", "fedlamb", "fedmuon", "fedmuon-rank")
-    assert distance < (0.3 if name in normalised else 0.15)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedadamw.report import comparison
+from fedadamw.report import charts, comparison
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -108,7 +108,7 @@ def test_every_chart_is_drawn_and_nothing_goes_wrong(browser, written, width):
         ".charts svg.marks",
         "all => all.map(s => [s.clientWidth, s.querySelectorAll('path').length, s.textContent.length])",
     )
-    assert len(drawn) == len(comparison.charts(RESULTS))
+    assert len(drawn) == len(charts.all_of(RESULTS))
     assert all(paths > 10 and text > 20 for _, paths, text in drawn), "lines, bands and words"
     assert all(0.6 * min(width, 560) < wide < width for wide, _, _ in drawn), "as wide as there is room"
     overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
@@ -178,6 +178,6 @@ def test_the_one_setting_that_varies_has_a_figure_of_its_own():
             for s, v in zip(RESULTS["summary"], ("0", "0.5", "1"), strict=True)
         ],
     }
-    assert comparison.the_setting(varied) == "algorithm.alpha"
-    assert "value" in comparison.charts(varied)
-    assert comparison.the_setting(RESULTS) is None
+    assert charts.the_setting(varied) == "algorithm.alpha"
+    assert "value" in charts.all_of(varied)
+    assert charts.the_setting(RESULTS) is None

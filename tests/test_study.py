@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -16,7 +17,7 @@ from conftest import command
 from fedadamw import cli
 from fedadamw.experiment import load
 from fedadamw.study import results as outcome
-from fedadamw.study.plan import plan
+from fedadamw.study.plan import cores, plan
 
 TINY = ("-s", "training.steps=1", "-s", "training.clients_per_round=2", "-s", "checkpoint_every=2")
 
@@ -84,20 +85,28 @@ def test_finished_runs_are_not_run_again_and_a_study_can_grow(finished):
 def test_killed_with_its_children_it_goes_on_and_comes_to_the_same(finished, tmp_path):
     arguments = ["compare", "digits", *TINY, "-s", "training.rounds=6", "-a", "fedadamw,fedavg", "--seeds", "2"]
     arguments += ["-s", "training.diagnostics=true", "--out", str(tmp_path / "killed")]
-    kills = 0
-    for seconds in (0.0, 0.4):
-        process = subprocess.Popen([sys.executable, "-m", "fedadamw", *arguments], stdout=subprocess.DEVNULL)
-        wait_for(lambda: any((tmp_path / "killed").rglob("metrics.jsonl")))
-        time.sleep(seconds)
+    for _ in range(2):
+        before = rounds_in(tmp_path)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fedadamw", *arguments], stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        wait_for(lambda: rounds_in(tmp_path) > before)  # noqa: B023  (called at once)
         process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills == 2
+        assert process.wait() == -signal.SIGKILL
+        wait_for(lambda: not living(process.pid), seconds=10)  # noqa: B023
+        assert living(process.pid) == [], "its children end with it"
+        assert before < rounds_in(tmp_path) < 4 * 6, "in the middle of the work"
     done = command(*arguments, "-q")
     assert done.returncode == 0, done.stderr
     expected = without_times(read(finished))
     found = without_times(read(tmp_path / "killed"))
     own = [r for r in expected["runs"] if r["variant"] != "fedcm"]
     assert found["runs"] == own
+
+
+def rounds_in(folder: Path) -> int:
+    """How many rounds the runs under `folder` have recorded."""
+    return sum(path.read_bytes().count(b"\n") for path in folder.rglob("metrics.jsonl"))
 
 
 def wait_for(condition, seconds: float = 60) -> None:
@@ -130,6 +139,31 @@ def test_a_run_that_fails_is_reported_and_the_rest_goes_on(tmp_path):
     assert results["missing"][0]["variant"] == "fedavg"
     assert "fedavg, seed 0: failed" in (tmp_path / "out" / "table.md").read_text()
     assert "<b>Missing</b>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_damaged_run_is_missing_and_the_rest_is_shown(finished, tmp_path):
+    out = tmp_path / "damaged"
+    shutil.copytree(finished, out)
+    (records,) = out.glob("runs/fedavg-seed0-*/metrics.jsonl")
+    records.write_text("{}\n" + records.read_text())
+    (manifest,) = out.glob("runs/fedavg-seed1-*/manifest.json")
+    manifest.write_text("")
+    done = compare(out, "-a", "fedadamw,fedavg", "--seeds", "2", "-s", "training.diagnostics=true", rounds=6)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"error: fedavg, seed 0: failed: {records}" in done.stderr
+    assert f"error: fedavg, seed 1: {manifest}: cannot be read" in done.stderr
+    assert [(r["variant"], r["seed"]) for r in read(out)["runs"]] == [("fedadamw", 0), ("fedadamw", 1)]
+
+
+def test_where_every_run_fails_no_page_is_promised_and_none_left_over(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("runs"))
+    given = ("-a", "fedavg", "--seeds", "1", "-s", "training.lr=1e30", "-s", "training.clip=null")
+    done = compare(out, *given)
+    assert done.returncode == 1
+    assert "report.html" not in done.stdout
+    assert {p.name for p in out.iterdir()} == {"results.json", "table.md", "runs"}
 
 
 def test_ctrl_c_stops_every_process_and_the_same_command_goes_on(tmp_path):
@@ -178,18 +212,30 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
     [
         (["compare", "-a", "fedavgg"], "algorithm='fedavgg' is unknown (did you mean 'fedavg'?)"),
         (["compare", "-a", "fedavg", "-s", "algorithm.alpha=[0,1]"], "algorithm.alpha is no setting of fedavg"),
-        (["compare", "-s", "seed=[1,2]"], "a comparison takes it from --seeds"),
-        (["compare", "-s", "algorithm.name=fedavg"], "a comparison takes it from -a"),
+        (["compare", "-s", "seed=[1,2]"], "a study takes it from --seeds"),
+        (["compare", "-s", "algorithm.name=fedavg"], "a study takes it from -a"),
         (["compare", "-s", "training.lr=[1,0]"], "training.lr=0: input should be greater than 0"),
         (["compare", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["tune", "--only", "alhpa"], "--only='alhpa' is unknown (did you mean 'alpha'?)"),
         (["tune", "-s", "training.lr=[1,2]"], "tune takes one value a setting, no lists"),
-        (["tune", "-s", "data.validation=0.2"], "tune sets the validation and seed"),
+        (["tune", "-s", "data.validation=0.2"], "tune sets data.validation itself, to 0.1"),
+        (["tune", "-s", "algorithm.name=fedavg"], "a study takes it from -a"),
+        (["tune", "-a", "fedavg,fedavg"], "names one algorithm twice"),
+        (["compare", "-a", "fedavg", "-s", "training.lr=[0.1,0.10]"], "two runs are the same"),
+        (["compare", "-s", "checkpoint_every=[1,2]"], "two runs are the same"),
+        (["compare", "--out", "afile"], "afile: is a file, not a folder"),
+        (["compare", "--out", "arun"], "arun: holds a single run; choose another --out"),
+        (["ablate", "-s", "algorithm.name=fedavg"], "ablate takes fedadamw apart, no other algorithm"),
+        (["ablate", "-s", "training.lr=[1,2]"], "ablate takes one value a setting, no lists (training.lr)"),
+        (["partition", "--out", "p.txt"], "--out p.txt: must end in .png or .svg"),
         (["ablate", "--only", "alfa"], "--only='alfa' is unknown (did you mean 'alpha'?)"),
     ],
 )
 def test_wrong_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").touch()
+    (tmp_path / "arun").mkdir()
+    (tmp_path / "arun" / "config.yaml").touch()
     code, said = in_process(monkeypatch, capsys, *arguments)
     assert code == 2, said
     assert message in said
@@ -208,6 +254,31 @@ def test_a_plan_is_algorithms_times_lists_times_seeds(tmp_path):
     assert labels[-1] == {"algorithm": "fedavg"}
     one = plan("digits", ["fedadamw"], [0], [("algorithm.betas", [0.9, 0.99])], tmp_path)
     assert [run.experiment.algorithm["betas"] for run in one] == [(0.9, 0.99)]
+
+
+def test_variants_that_differ_have_names_that_differ(tmp_path):
+    given = [("training.lr", [1e-3, 1e-3 + 1e-9]), ("data.max_train", [100, 200]), ("data.max_test", 100)]
+    runs = plan("digits", ["fedavg"], [0], given, tmp_path)
+    assert len({outcome.name_of(run.label) for run in runs}) == 4
+    clash = {"algorithm": "a", "partition.kind": "x", "other.kind": "y"}
+    assert outcome.name_of(clash) == "a, partition.kind x, other.kind y"
+
+
+def test_runs_share_the_cores_unless_told_otherwise(tmp_path):
+    (tmp_path / "own.yaml").write_text("seed: 0")
+
+    def threads(*given, jobs=None):
+        (run,) = plan(str(tmp_path / "own.yaml"), ["fedavg"], [0], given, tmp_path, jobs)
+        return run.experiment.threads
+
+    assert threads() == 1
+    assert threads(jobs=1) == cores()
+    assert threads(("threads", 3), jobs=1) == 3
+
+
+def test_settings_of_only_some_runs_are_not_common():
+    found = outcome.settings_by_path([{"a": 1, "b": {"c": 2}}, {"a": 1}])
+    assert found == {"a": (False, 1), "b.c": (True, [2])}
 
 
 def test_rounds_and_bytes_to_a_target_are_those_of_the_mean_curve():
@@ -244,34 +315,6 @@ def test_a_recipes_own_settings_hold_for_their_algorithm_alone(tmp_path):
         (tmp_path / "own.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             load(str(tmp_path / "own.yaml"))
-
-
-def test_tuning_never_sees_the_test_set_resumes_and_writes_a_recipe(tmp_path):
-    arguments = ["tune", "digits", *TINY, "-s", "training.rounds=3", "-a", "fedadamw,fedavg", "--only", "lr,alpha"]
-    arguments += ["--out", str(tmp_path / "out")]
-    process = subprocess.Popen([sys.executable, "-m", "fedadamw", *arguments], stdout=subprocess.DEVNULL)
-    wait_for(lambda: len(list(tmp_path.rglob("metrics.jsonl"))) >= 3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    early = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl") if p.read_bytes().count(b"\n") == 3}
-    done = command(*arguments)
-    assert done.returncode == 0, done.stderr
-    assert all(p.stat().st_mtime_ns == then for p, then in early.items()), "finished trials are not run again"
-    trials = json.loads((tmp_path / "out" / "trials.json").read_text())
-    assert [(t["algorithm"], t["setting"]) for t in trials] == [
-        ("fedadamw", "lr"),
-        ("fedadamw", "alpha"),
-        ("fedavg", "lr"),
-    ]
-    for stage in trials:
-        complete = {t["value"]: t["accuracy"] for t in stage["trials"] if t["state"] == "complete"}
-        assert complete[stage["best"]] == max(complete.values())
-    for manifest in tmp_path.rglob("manifest.json"):
-        data = json.loads(manifest.read_text())["data"]
-        assert (data["train"]["samples"], data["test"]["samples"]) == (1293, 144), "1,437 less a tenth, and that tenth"
-    tuned = load(str(tmp_path / "out" / "tuned.yaml"), ["algorithm.name=fedavg"])
-    assert tuned.training.lr == trials[-1]["best"]
-    assert tuned.data.validation == 0.0
 
 
 def test_ablations_have_a_table_and_a_figure_each(tmp_path):

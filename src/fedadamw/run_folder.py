@@ -56,6 +56,8 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder, so that two processes never run in it at once; the lock goes with the process."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: is a file, not a folder")
         self.path.mkdir(parents=True, exist_ok=True)
         folder = os.open(self.path, os.O_RDONLY)
         try:
@@ -73,16 +75,20 @@ class RunFolder:
 
     def check_same(self, manifest: Mapping[str, Any]) -> None:
         """Raise CheckpointError where data, partition or model are not those that the run began with."""
-        try:
-            before: dict[str, Any] = dict(json.loads(self.manifest.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{self.manifest}: cannot be read ({error})") from None
+        before = self.read_manifest()
         for key in ("data", "partition", "model"):
             if before.get(key) != manifest[key]:
                 raise CheckpointError(
                     f"{self.path}: the {key} changed since the run began "
                     f"(was {before.get(key)}, is {manifest[key]}); resume with the same, or start in another folder"
                 )
+
+    def read_manifest(self) -> dict[str, Any]:
+        """What `start` wrote of the run besides its settings."""
+        try:
+            return dict(json.loads(self.manifest.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.manifest}: cannot be read ({error})") from None
 
     def records(self) -> list[dict[str, Any]]:
         """The records so far, checked to be those of rounds 1, 2, ...; a line cut short by a crash is left out."""

@@ -20,14 +20,20 @@ class Watch:
 
     def __init__(self, model: nn.Module, last: Vector) -> None:
         blocks = Blocks.of(model, "tensor")
-        self.layout, self.kinds, self.last = blocks.layout, blocks.kinds, last
+        self.layout, self.kinds, self.last = blocks.layout, blocks.kinds, last.double()
         self._updates: list[Vector] = []
+        self._norms: list[Tensor] = []
+        self._cosines: list[Tensor] = []
         self._v_mean: Vector | None = None
         self._v_squares: Vector | None = None  # sum of squared distances from the mean: Welford's
 
     def see(self, update: Vector, v: Vector | None) -> None:
         """One client's y - x (d,), and its second moment (d,) where it has one."""
         self._updates.append(update)
+        norm = torch.linalg.vector_norm(update, dtype=torch.float64)
+        self._norms.append(norm)
+        if len(self.last):  # in float64: the order in which a processor adds depends on where a vector lies
+            self._cosines.append(torch.nan_to_num(update.double() @ self.last / norm / self.last.norm()))
         if v is None:
             return
         if self._v_mean is None or self._v_squares is None:
@@ -44,13 +50,10 @@ class Watch:
         bias corrections leave as it is. drift: mean |y_i - mean y|. cosine: of updates with the last global one.
         """
         updates = torch.stack(self._updates)
-        norms = torch.linalg.vector_norm(updates, dim=-1)
         found: Numbers = {
             "drift": float(torch.linalg.vector_norm(updates - updates.mean(0), dim=-1).mean()),
-            "cosine": float(torch.nan_to_num(updates @ self.last / norms / self.last.norm()).mean())
-            if len(self.last)
-            else None,
-            "update_norm": float(norms.mean()),
+            "cosine": float(torch.stack(self._cosines).mean()) if self._cosines else None,
+            "update_norm": float(torch.stack(self._norms).mean()),
             "update_norm_by_kind": self._by_kind(updates.square().mean(0), root_of_sum=True),
         }
         if self._v_mean is not None and self._v_squares is not None and len(self._updates) > 1:

@@ -1,269 +1,32 @@
-"""The page and picture of a study: curves with bands over seeds, a table that sorts, what differs, diagnostics."""
+"""The page of a study: its charts, a table that sorts, the settings in which its runs differ, what is missing."""
 
 import html
 import json
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import altair as alt
 import vl_convert
 
-from fedadamw.report.figures import Width, save_png, styled
+from fedadamw.report import charts
+from fedadamw.report.charts import Results
+from fedadamw.report.figures import save, styled
 
-Result = Mapping[str, Any]
-Results = Mapping[str, Any]
-
-COLORS = (
-    "#2563eb", "#ea580c", "#16a34a", "#9333ea", "#dc2626", "#0891b2",
-    "#ca8a04", "#db2777", "#475569", "#65a30d", "#7c2d12", "#0f766e",
-)  # fmt: skip
+FILES = ("curves.png", "report.html")
 
 
 def write(results: Results, folder: Path) -> None:
     """curves.png and report.html of a study's `results`, in `folder`."""
-    save_png(picture(results), folder / "curves.png")
+    save(charts.picture(results), folder / "curves.png")
     (folder / "report.html").write_text(page(results, folder.name))
-
-
-def picture(results: Results) -> Any:
-    """Accuracy by round and by bytes sent, side by side."""
-    left = curve(results, "accuracy", by="round", width=420, height=280)
-    setting = the_setting(results)
-    if setting is None:
-        return alt.hconcat(left, curve(results, "accuracy", by="sent", width=420, height=280), spacing=32)
-    return alt.hconcat(left, by_value(results, setting, width=420, height=280), spacing=32)
-
-
-def the_setting(results: Results) -> str | None:
-    """The one numeric setting in which the variants differ, if that is all."""
-    labels = [{k: v for k, v in s["label"].items() if k != "algorithm"} for s in results["summary"]]
-    names = {name for label in labels for name in label}
-    algorithms = {s["label"].get("algorithm") for s in results["summary"]}
-    if len(names) != 1 or len(algorithms) != 1 or len(labels) < 2:
-        return None
-    (name,) = names
-    return name if all(is_number(label.get(name, "")) for label in labels) else None
-
-
-def is_number(text: str) -> bool:
-    """Whether `text` is a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def by_value(results: Results, setting: str, *, width: Width = "container", height: int = 280) -> Any:
-    """Final accuracy against the value of `setting`, with a bar of one standard deviation either side."""
-    rows = [
-        {
-            "value": s["label"][setting],
-            "accuracy": s["accuracy"],
-            "low": s["accuracy"] - (s["accuracy_sd"] or 0.0),
-            "high": s["accuracy"] + (s["accuracy_sd"] or 0.0),
-        }
-        for s in results["summary"]
-    ]
-    order = sorted((row["value"] for row in rows), key=float)
-    x = alt.X("value:O", sort=order, title=setting.rpartition(".")[2], axis=alt.Axis(labelAngle=0))
-    form, scale = alt.Axis(format="%"), alt.Scale(zero=False)
-    base = alt.Chart(alt.Data(values=rows)).encode(x=x)
-    hover = ["value:N", alt.Tooltip("accuracy:Q", format=".2%")]
-    line = base.mark_line(color=COLORS[0], point=alt.OverlayMarkDef(size=60)).encode(
-        y=alt.Y("accuracy:Q", title="test accuracy after the last round", axis=form, scale=scale), tooltip=hover
-    )
-    bar = base.mark_rule(color=COLORS[0], strokeWidth=2).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
-    return (bar + line).properties(width=width, height=height)
-
-
-def charts(results: Results) -> dict[str, tuple[str, Any]]:
-    """Every chart that the results have numbers for: element id -> (heading, chart)."""
-    found = {
-        "accuracy": ("Test accuracy by round", curve(results, "accuracy", by="round")),
-        "bytes": ("Test accuracy by bytes sent", curve(results, "accuracy", by="sent")),
-        "train": ("Clients' training loss", curve(results, "train_loss", by="round")),
-        "test": ("Test loss", curve(results, "test_loss", by="round")),
-    }
-    setting = the_setting(results)
-    if setting is not None:
-        found["value"] = (f"Test accuracy by {setting}", by_value(results, setting))
-    for key, heading in DIAGNOSTICS.items():
-        rows = diagnostic_rows(results, key)
-        if rows:
-            found[key] = (heading, lines(rows, "round", key, order(results)))
-    for key, heading in BY_KIND.items():
-        rows = kind_rows(results, key)
-        if rows:
-            found[f"{key}-kinds"] = (heading, bars(rows, key, order(results)))
-    return found
-
-
-DIAGNOSTICS = {
-    "v_dispersion": "Spread of v across clients: root of its mean variance over its mean",
-    "v_variance": "Variance of v across clients, mean over coordinates",
-    "drift": "Client drift: mean distance of the clients' models from their mean",
-    "cosine": "Cosine of the clients' updates with the last global direction",
-    "update_norm": "Norm of the clients' updates",
-}
-BY_KIND = {
-    "v_variance": "Variance of v across clients by class of block, mean over rounds",
-    "update_norm": "Norm of the clients' updates by class of block, mean over rounds",
-}
-AXES = {
-    "accuracy": "test accuracy",
-    "train_loss": "training loss",
-    "test_loss": "test loss",
-    "round": "round",
-    "sent": "MB sent up by all clients",
-    "v_variance": "variance of v",
-    "v_dispersion": "spread of v",
-    "drift": "distance",
-    "cosine": "cosine",
-    "update_norm": "norm",
-}
-LOGARITHMIC = {"v_variance"}
-
-
-def curve(results: Results, what: str, *, by: str, width: Width = "container", height: int = 280) -> Any:
-    """Mean over seeds of `what` by round or by megabytes sent, with a band of one standard deviation either side."""
-    rows = [row for variant, group in variants(results).items() for row in _curve_rows(variant, group, what)]
-    return lines(rows, by, what, order(results), width=width, height=height)
-
-
-def lines(
-    rows: Sequence[Mapping[str, Any]],
-    x: str,
-    y: str,
-    names: Sequence[str],
-    *,
-    width: Width = "container",
-    height: int = 280,
-) -> Any:
-    """One line a variant through `rows` of x, y, and the band's low and high."""
-    form = "%" if y == "accuracy" else "~g"
-    scale = alt.Scale(type="log") if y in LOGARITHMIC else alt.Scale(zero=False)
-    picked = alt.selection_point(name=f"picked_{x}_{y}", fields=["variant"], bind="legend")
-    base = alt.Chart(alt.Data(values=list(rows))).encode(
-        x=alt.X(f"{x}:Q", title=AXES[x], scale=alt.Scale(nice=False)),
-        color=alt.Color(
-            "variant:N",
-            title=None,
-            sort=list(names),
-            scale=alt.Scale(domain=list(names), range=[COLORS[i % len(COLORS)] for i in range(len(names))]),
-            legend=alt.Legend(
-                orient="bottom", columns=3, labelLimit=240, symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3
-            ),
-        ),
-    )
-    shown = alt.condition(picked, alt.value(1.0), alt.value(0.1))
-    hover = [
-        alt.Tooltip("variant:N", title=" "),
-        alt.Tooltip("round:Q"),
-        alt.Tooltip(f"{y}:Q", format=".2%" if y == "accuracy" else ".4g", title=AXES[y]),
-    ]
-    if any(row["sd"] for row in rows):
-        hover.append(alt.Tooltip("sd:Q", format=".2%" if y == "accuracy" else ".3g", title="sd over seeds"))
-    if all("sent" in row for row in rows):
-        hover.append(alt.Tooltip("sent:Q", format=",.1f", title="MB sent up"))
-    values = alt.Y(f"{y}:Q", title=AXES[y], axis=alt.Axis(format=form), scale=scale)
-    band = base.mark_area(opacity=0.12).encode(
-        y=alt.Y("low:Q", title=AXES[y], axis=alt.Axis(format=form), scale=scale),
-        y2="high:Q",
-        opacity=alt.condition(picked, alt.value(0.12), alt.value(0.0)),
-    )
-    line = base.mark_line(strokeWidth=2).encode(y=values, opacity=shown)
-    points = base.mark_circle(size=36).encode(y=values, opacity=shown, tooltip=hover).add_params(picked)
-    return (band + line + points).properties(width=width, height=height)
-
-
-def bars(rows: Sequence[Mapping[str, Any]], what: str, names: Sequence[str]) -> Any:
-    """`what` of each class of block, the variants side by side."""
-    scale = alt.Scale(type="log") if what in LOGARITHMIC else alt.Scale()
-    return (
-        alt.Chart(alt.Data(values=list(rows)))
-        .mark_circle(size=90, opacity=0.9)
-        .encode(
-            x=alt.X(f"{what}:Q", title=AXES[what], scale=scale, axis=alt.Axis(format="~g")),
-            y=alt.Y("kind:N", title=None),
-            color=alt.Color(
-                "variant:N",
-                title=None,
-                scale=alt.Scale(domain=list(names), range=[COLORS[i % len(COLORS)] for i in range(len(names))]),
-                legend=alt.Legend(orient="bottom", columns=3, labelLimit=240),
-            ),
-            tooltip=["variant:N", "kind:N", alt.Tooltip(f"{what}:Q", format=".3g")],
-        )
-        .properties(width="container", height=26 * len({row["kind"] for row in rows}))
-    )
-
-
-def variants(results: Results) -> dict[str, list[Result]]:
-    """The runs of each variant, one a seed."""
-    groups: dict[str, list[Result]] = {}
-    for result in results["runs"]:
-        groups.setdefault(result["variant"], []).append(result)
-    return groups
-
-
-def order(results: Results) -> list[str]:
-    """The variants in the order of the study."""
-    return list(variants(results))
-
-
-def _curve_rows(variant: str, group: Sequence[Result], what: str) -> Iterable[dict[str, Any]]:
-    first = group[0]
-    for i, round_ in enumerate(first["round"]):
-        values = [r[what][i] for r in group if r[what][i] is not None]
-        yield from _row(variant, round_, first["sent_bytes"][i], what, values)
-
-
-def diagnostic_rows(results: Results, key: str) -> list[dict[str, Any]]:
-    """One diagnostic over the rounds; a number a class of block is averaged by its number of coordinates."""
-    return [
-        row
-        for variant, group in variants(results).items()
-        for i in range(min(len(r["diagnostics"]) for r in group))
-        for row in _row(
-            variant,
-            group[0]["diagnostics"][i]["round"],
-            None,
-            key,
-            [r["diagnostics"][i][key] for r in group if r["diagnostics"][i].get(key) is not None],
-        )
-    ]
-
-
-def kind_rows(results: Results, key: str) -> list[dict[str, Any]]:
-    """One diagnostic by class of block, its mean over rounds and seeds."""
-    rows = []
-    for variant, group in variants(results).items():
-        values: dict[str, list[float]] = {}
-        for record in (record for result in group for record in result["diagnostics"]):
-            for kind, value in (record.get(f"{key}_by_kind") or {}).items():
-                values.setdefault(kind, []).append(value)
-        rows += [{"variant": variant, "kind": kind, key: statistics.mean(v)} for kind, v in values.items()]
-    return rows
-
-
-def _row(variant: str, round_: int, sent: int | None, what: str, values: Sequence[float]) -> Iterable[dict[str, Any]]:
-    """A point of a curve with its band, where any seed has a value."""
-    if values:
-        mean = statistics.mean(values)
-        sd = statistics.stdev(values) if len(values) > 1 else 0.0
-        low = max(mean - sd, min(values) / 2) if what in LOGARITHMIC else mean - sd
-        row = {"variant": variant, "round": round_, what: mean, "sd": sd, "low": low, "high": mean + sd}
-        yield row if sent is None else {**row, "sent": sent / 1e6}
 
 
 def page(results: Results, title: str) -> str:
     """The page as text, with the charts' library inside it."""
     template = Template((resources.files("fedadamw.report") / "comparison.html").read_text())
-    drawn = charts(results)
+    drawn = charts.all_of(results)
     specs = {name: styled(chart).to_dict() for name, (_, chart) in drawn.items()}
     return template.substitute(
         title=html.escape(title),

@@ -104,6 +104,8 @@ def styled(chart: Any) -> Any:
     )
 
 
-def save_png(chart: Any, path: Path) -> None:
-    """A chart as PNG at twice its size, for sharp screens."""
-    styled(chart).save(path, format="png", scale_factor=2)
+def save(chart: Any, path: Path) -> None:
+    """A chart as a picture, of the kind that the ending says: .svg, or .png at twice its size for sharp screens."""
+    picture = styled(chart)
+    picture.config.aria = False  # words for screen readers, several times the picture's size
+    picture.save(path, scale_factor=2)

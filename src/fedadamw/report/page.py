@@ -18,7 +18,7 @@ from fedadamw.run_folder import RunFolder
 def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None:
     """curves.png and report.html in the run's folder; counts: samples of each class a client."""
     records = folder.records()
-    figures.save_png(figures.curves(records), folder.path / "curves.png")
+    figures.save(figures.curves(records), folder.path / "curves.png")
     charts = {
         "accuracy": figures.styled(figures.accuracy(records)),
         "losses": figures.styled(figures.losses(records)),

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.run_folder import RunFolder
-from fedadamw.study.compare import RUNS, run_here, save
-from fedadamw.study.plan import Run, plan
+from fedadamw.study.compare import RUNS, held, run_here, save
+from fedadamw.study.plan import Run, check_single, plan
 from fedadamw.study.results import Results, collect, markdown
 from fedadamw.validation import check, one_of
 
@@ -47,7 +46,14 @@ NAMES = {  # of the parts' variants
 
 
 def ablate(
-    recipe: str, seeds: int, given: Pairs, out: Path, *, only: Sequence[str] | None = None, quiet: bool = False
+    recipe: str,
+    seeds: int,
+    given: Pairs,
+    out: Path,
+    *,
+    only: Sequence[str] | None = None,
+    jobs: int | None = None,
+    quiet: bool = False,
 ) -> dict[str, Results]:
     """Every study of STUDIES, or those in `only`: a folder each in `out`, and all tables in table.md.
 
@@ -55,13 +61,16 @@ def ablate(
     """
     for name in only or ():
         one_of("--only", name, STUDIES)
-    check(not any(isinstance(value, list) for _, value in given), "ablate takes one value a setting, no lists")
+    check_single(given, [ALGORITHM], "ablate")
+    check("algorithm.name" not in dict(given), f"ablate takes {ALGORITHM} apart, no other algorithm")
     chosen = {name: STUDIES[name] for name in only or STUDIES}
-    plans = {name: _runs(recipe, name, variants, seeds, given, out / RUNS) for name, (_, variants) in chosen.items()}
+    plans = {
+        name: _runs(recipe, name, variants, seeds, given, out / RUNS, jobs) for name, (_, variants) in chosen.items()
+    }
     every = {run.name: run for runs in plans.values() for run in runs}
     found = {}
-    with RunFolder(out).locked():
-        ended = run_here(list(every.values()), quiet=quiet)
+    with held(out):
+        ended = run_here(list(every.values()), jobs, quiet=quiet)
         for name, runs in plans.items():
             found[name] = collect(recipe, runs, ended)
             save(found[name], out / name)
@@ -70,8 +79,11 @@ def ablate(
     return found
 
 
-def _runs(recipe: str, study: str, variants: Sequence[Pairs], seeds: int, given: Pairs, parent: Path) -> list[Run]:
-    runs = [run for pairs in variants for run in plan(recipe, [ALGORITHM], range(seeds), [*given, *pairs], parent)]
+def _runs(
+    recipe: str, study: str, variants: Sequence[Pairs], seeds: int, given: Pairs, parent: Path, jobs: int | None
+) -> list[Run]:
+    every = [[*given, *pairs] for pairs in variants]
+    runs = [run for pairs in every for run in plan(recipe, [ALGORITHM], range(seeds), pairs, parent, jobs)]
     if study != "parts":
         return runs
     names = [NAMES[tuple(path.removeprefix("algorithm.") for path, _ in pairs)] for pairs in variants]

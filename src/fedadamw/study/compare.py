@@ -1,16 +1,18 @@
 """`fedadamw compare`: algorithms x settings x seeds of one recipe, side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.report import comparison
 from fedadamw.run_folder import RunFolder
-from fedadamw.study.plan import Run, plan, workers_for
+from fedadamw.study.plan import Run, jobs_for, plan
 from fedadamw.study.results import Results, collect, markdown, write
 from fedadamw.study.show import Show
 from fedadamw.study.workers import Ended, Workers, run_all
+from fedadamw.validation import check
 
 RUNS = "runs"
 
@@ -23,23 +25,34 @@ def compare(
     out: Path,
     *,
     target: float | None = None,
+    jobs: int | None = None,
     quiet: bool = False,
 ) -> Results:
     """Run what is not done yet in `out`, then write results.json, table.md, curves.png and report.html there.
 
     given: (path, value) of settings; a list of values makes a variant of each. The same call goes on after a stop.
+    jobs: runs at a time, by default as many as the machine has cores.
     """
-    runs = plan(recipe, algorithms, range(seeds), given, out / RUNS)
-    with RunFolder(out).locked():
-        ended = run_here(runs, quiet=quiet)
+    runs = plan(recipe, algorithms, range(seeds), given, out / RUNS, jobs)
+    with held(out):
+        ended = run_here(runs, jobs, quiet=quiet)
         results = collect(recipe, runs, ended, target)
         save(results, out)
     return results
 
 
-def run_here(runs: Sequence[Run], *, quiet: bool) -> list[Ended]:
-    """Every run that is not done yet, as many at a time as the machine has cores."""
-    with Show(runs, quiet=quiet) as show, Workers(workers_for(runs)) as workers:
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """A study's folder, its own while the block lasts; InputError where something else is there."""
+    folder = RunFolder(out)
+    check(not folder.started, f"{out}: holds a single run; choose another --out")
+    with folder.locked():
+        yield
+
+
+def run_here(runs: Sequence[Run], jobs: int | None, *, quiet: bool) -> list[Ended]:
+    """Every run that is not done yet, `jobs` at a time."""
+    with Show(runs, quiet=quiet) as show, Workers(jobs or jobs_for(runs)) as workers:
         return run_all(runs, workers, show)
 
 
@@ -50,3 +63,6 @@ def save(results: Results, out: Path) -> None:
     write_atomically(out / "table.md", markdown(results).encode())
     if results["runs"]:
         comparison.write(results, out)
+        return
+    for name in comparison.FILES:
+        (out / name).unlink(missing_ok=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fedadamw import registry
+from fedadamw.checkpoint import CheckpointError
 from fedadamw.experiment import Experiment, assemble
 from fedadamw.prepare import device_of
 from fedadamw.run_folder import RunFolder, settings_digest
-from fedadamw.validation import InputError, nearest, one_of
+from fedadamw.validation import InputError, check, nearest, one_of
 
 Pairs = tuple[tuple[str, Any], ...]  # (path, value)
 
@@ -36,52 +37,72 @@ class Run:
         return RunFolder(self.parent / self.name)
 
     @property
+    def records(self) -> list[dict[str, Any]]:
+        """What its rounds have come to; nothing where the folder is damaged, which going on with the run reports."""
+        try:
+            return self.folder.records() if self.folder.started else []
+        except CheckpointError:
+            return []
+
+    @property
     def done(self) -> bool:
         """Whether its last round is recorded."""
-        return self.folder.started and len(self.folder.records()) == self.experiment.training.rounds
+        return len(self.records) == self.experiment.training.rounds
 
 
 def plan(
-    recipe: str, algorithms: Sequence[str], seeds: Sequence[int], given: Sequence[tuple[str, Any]], parent: Path
+    recipe: str,
+    algorithms: Sequence[str],
+    seeds: Sequence[int],
+    given: Sequence[tuple[str, Any]],
+    parent: Path,
+    jobs: int | None = None,
 ) -> list[Run]:
-    """Every run, seed by seed, so that a first picture is there early; InputError where one has wrong settings.
+    """Every run, seed by seed; InputError where one has wrong settings.
 
     given: (path, value); a list of values makes a run of each. A setting of `algorithm` holds for those that have it.
+    jobs: how many will run at a time.
     """
-    for name in algorithms:
-        one_of("algorithm", name, registry.ALGORITHMS)
-    _check_known(given, algorithms)
+    check_given(given, algorithms)
     runs = []
     for seed in seeds:
         for name in algorithms:
-            own = [(path, value) for path, value in given if _has(name, path)]
+            own = those_of(name, given)
             for pairs in product(*(_alternatives(name, path, value) for path, value in own)):
                 experiment = assemble(recipe, [("algorithm.name", name), *pairs, ("seed", seed)])
                 varying = [(path, v) for (path, v), (_, value) in zip(pairs, own, strict=True) if v is not value]
                 label = {"algorithm": name, **{path: words(v) for path, v in varying}}
-                runs.append(Run(one_thread(experiment), label, parent))
+                runs.append(Run(sharing(experiment, jobs), label, parent))
     _check_distinct(runs)
     return runs
 
 
-def one_thread(experiment: Experiment) -> Experiment:
-    """The experiment with one CPU thread, since independent runs share the cores; as it is, on a GPU."""
-    alone = device_of(experiment).type != "cpu"
-    return experiment if alone else experiment.model_copy(update={"threads": 1})
+def sharing(experiment: Experiment, jobs: int | None = None) -> Experiment:
+    """The experiment with its share of the cores, where it names no number of threads; as it is, on a GPU."""
+    if experiment.threads is not None or device_of(experiment).type != "cpu":
+        return experiment
+    return experiment.model_copy(update={"threads": max(cores() // (jobs or cores()), 1)})
 
 
-def workers_for(runs: Iterable[Run]) -> int:
-    """How many runs at a time: one on a GPU, else one a core."""
+def jobs_for(runs: Iterable[Run]) -> int:
+    """How many runs at a time: one on a GPU, else as many as the cores have room for their threads."""
     if any(device_of(run.experiment).type != "cpu" for run in runs):
         return 1
+    return max(cores() // max((run.experiment.threads or 1 for run in runs), default=1), 1)
+
+
+def cores() -> int:
+    """Of this machine, as many as this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def words(value: Any) -> str:
-    """A setting's value, short."""
+    """A setting's value, as short as it can be told from others."""
     if isinstance(value, Mapping | list | tuple):
         return " ".join(words(v) for v in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)
 
 
 def _alternatives(algorithm: str, path: str, value: Any) -> list[tuple[str, Any]]:
@@ -93,6 +114,21 @@ def _alternatives(algorithm: str, path: str, value: Any) -> list[tuple[str, Any]
     return [(path, one) for one in value]
 
 
+def single(given: Sequence[tuple[str, Any]], algorithms: Sequence[str]) -> list[tuple[str, Any]]:
+    """The settings that are given as one value, which may be a list where the setting is one."""
+
+    def alone(path: str, value: Any) -> bool:
+        return all(v is value for name in algorithms for _, v in _alternatives(name, path, value))
+
+    return [(path, value) for path, value in given if alone(path, value)]
+
+
+def check_single(given: Sequence[tuple[str, Any]], algorithms: Sequence[str], study: str) -> None:
+    """Raise InputError where a setting is given as a list of values."""
+    lists = [path for path, _ in given if path not in dict(single(given, algorithms))]
+    check(not lists, f"{study} takes one value a setting, no lists ({', '.join(lists)})")
+
+
 def _is_list(algorithm: str, path: str) -> bool:
     section, _, key = path.partition(".")
     if section == "algorithm":
@@ -100,9 +136,10 @@ def _is_list(algorithm: str, path: str) -> bool:
     return path == "trackers"
 
 
-def _has(algorithm: str, path: str) -> bool:
-    section, _, key = path.partition(".")
-    return section != "algorithm" or key in registry.settings_of(algorithm)
+def those_of(algorithm: str, given: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The settings that `algorithm` has."""
+    known = registry.settings_of(algorithm)
+    return [(path, v) for path, v in given if not path.startswith("algorithm.") or path.partition(".")[2] in known]
 
 
 def _check_distinct(runs: Sequence[Run]) -> None:
@@ -115,12 +152,16 @@ def _check_distinct(runs: Sequence[Run]) -> None:
             raise InputError(f"two runs are the same: {label} and {other}, seed {run.experiment.seed}")
 
 
-def _check_known(given: Sequence[tuple[str, Any]], algorithms: Sequence[str]) -> None:
-    for path, _ in given:
+def check_given(given: Sequence[tuple[str, Any]], algorithms: Sequence[str]) -> None:
+    """Raise InputError where an algorithm is unknown or twice there, or where none of them has a setting."""
+    for name in algorithms:
+        one_of("algorithm", name, registry.ALGORITHMS)
+    check(len(set(algorithms)) == len(algorithms), f"-a {','.join(algorithms)}: names one algorithm twice")
+    for path, value in given:
         if path in ("algorithm.name", "seed"):
             option = "-a" if path == "algorithm.name" else "--seeds"
-            raise InputError(f"-s {path}: a comparison takes it from {option}")
-        if not any(_has(name, path) for name in algorithms):
+            raise InputError(f"-s {path}: a study takes it from {option}")
+        if not any(those_of(name, [(path, value)]) for name in algorithms):
             known = sorted({key for name in algorithms for key in registry.settings_of(name)})
             key = path.partition(".")[2]
             raise InputError(f"{path} is no setting of {', '.join(algorithms)}{nearest(key, known)}")

@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fedadamw.checkpoint import write_atomically
+from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.report.comparison import percent
 from fedadamw.run import commit
 from fedadamw.study.plan import Run, words
@@ -26,9 +26,14 @@ def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), targe
     target: the accuracy that `rounds and bytes to` are counted to; by default the median of the variants' final ones.
     """
     errors = {end.run.name: end.error for end in ended if end.error}
-    done = [run for run in runs if run.done]
-    found = [result_of(run) for run in done]
-    manifest = json.loads(done[0].folder.manifest.read_text()) if done else {}
+    found, manifest = [], {}
+    for run in runs:
+        if run.done:
+            try:
+                manifest = run.folder.read_manifest()
+                found.append(result_of(run, manifest))
+            except CheckpointError as error:
+                errors[run.name] = str(error)
     groups = by_variant(found)
     if target is None and groups:
         target = statistics.median(statistics.mean(final(r) for r in group) for group in groups)
@@ -45,17 +50,16 @@ def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), targe
         "missing": [
             {"variant": name_of(r.label), "seed": r.experiment.seed, "error": errors.get(r.name, "not run")}
             for r in runs
-            if not r.done
+            if r.name not in {result["name"] for result in found}
         ],
     }
 
 
-def result_of(run: Run) -> Result:
+def result_of(run: Run, manifest: Mapping[str, Any]) -> Result:
     """One run: its label, seed, own settings, and its records as columns."""
     records = run.folder.records()
     sent = list(accumulate(record["up_bytes"] for record in records))
     shown = [i for i, record in enumerate(records) if record["test_accuracy"] is not None]
-    manifest = json.loads(run.folder.manifest.read_text())
     return {
         "name": run.name,
         "variant": name_of(run.label),
@@ -120,21 +124,30 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def settings_by_path(experiments: Iterable[Mapping[str, Any]]) -> dict[str, tuple[bool, Any]]:
-    """Settings by path: (False, the value) where all runs agree, (True, the values) where they differ."""
+    """Settings by path: (False, the value) where all runs agree, (True, the values) where they differ, which is also
+    where only some have the setting.
+    """
     values: dict[str, list[Any]] = {}
-    for experiment in experiments:
+    count = 0
+    for count, experiment in enumerate(experiments, start=1):  # noqa: B007  (how many there were)
         for path, value in _flat(experiment):
-            known = values.setdefault(path, [])
-            if value not in known:
-                known.append(value)
-    return {path: (len(known) > 1, known if len(known) > 1 else known[0]) for path, known in values.items()}
+            values.setdefault(path, []).append(value)
+    found: dict[str, tuple[bool, Any]] = {}
+    for path, all_ in values.items():
+        distinct = [value for i, value in enumerate(all_) if value not in all_[:i]]
+        common = len(distinct) == 1 and len(all_) == count
+        found[path] = (not common, distinct[0] if common else distinct)
+    return found
 
 
 def name_of(label: Mapping[str, str]) -> str:
-    """A variant in words: `fedadamw, alpha 0.5`."""
+    """A variant in words: `fedadamw, alpha 0.5`; labels that differ have names that differ."""
     named = ("algorithm", "part")
+    rest = {path: value for path, value in label.items() if path not in named}
+    short = [path.rpartition(".")[2] for path in rest]
+    unique = len(set(short)) == len(short)
     first = [value for path, value in label.items() if path in named]
-    return ", ".join(first + [f"{path.rpartition('.')[2]} {v}" for path, v in label.items() if path not in named])
+    return ", ".join(first + [f"{s if unique else path} {rest[path]}" for s, path in zip(short, rest, strict=True)])
 
 
 def write(results: Results, path: Path) -> None:
@@ -147,7 +160,9 @@ def markdown(results: Results) -> str:
     """The summary as a Markdown table, best first."""
     head = headings(results)
     lines = [f"| {' | '.join(head)} |", "| --- | " + " | ".join(["---:"] * (len(head) - 1)) + " |"]
-    lines += [f"| {' | '.join(row)} |" for row in rows(results)]
+    for row in rows(results):
+        cells = [cell.replace("|", r"\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
     for missing in results["missing"]:
         lines.append(f"\n{missing['variant']}, seed {missing['seed']}: {missing['error']}")
     return "\n".join(lines) + "\n"

@@ -66,7 +66,7 @@ class Show:
         if end.error:
             line = f"{place}: {end.error}"
         else:
-            records = run.folder.records()
+            records = run.records
             wall = sum(record["wall_s"] for record in records)
             line = f"{place}: accuracy {records[-1]['test_accuracy']:.2%} in {wall:.0f} s"
         if self._bars is not None:
@@ -82,7 +82,7 @@ class Show:
             self._bars.remove_task(self._tasks.pop(name))
         under_way = 0
         for name, run in now.items():
-            records = run.folder.records()
+            records = run.records
             under_way += len(records)
             if name not in self._tasks:
                 total = run.experiment.training.rounds

@@ -1,8 +1,9 @@
 """Runs in processes of their own, some at a time: one that fails or is killed takes no other with it."""
 
-import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
+from multiprocessing import forkserver, get_context
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import NamedTuple
@@ -27,8 +28,11 @@ class Workers:
     def __init__(self, count: int) -> None:
         self.count = count
         self.running: dict[str, tuple[Run, BaseProcess]] = {}
-        self._context = multiprocessing.get_context("forkserver")
+        self._context = get_context("forkserver")
         self._context.set_forkserver_preload([work.__module__])
+        earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is ours: the server inherits this
+        forkserver.ensure_running()
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
     @property
     def free(self) -> bool:
@@ -43,11 +47,13 @@ class Workers:
 
     def ended(self) -> list[Ended]:
         """The runs that are over since the last call."""
-        over = [(run, process) for run, process in self.running.values() if process.exitcode is not None]
-        for run, process in over:
-            del self.running[run.name]
-            process.close()
-        return [Ended(run, None if run.done else f"failed: {_last_words(run)}") for run, _ in over]
+        over = []
+        for run, process in list(self.running.values()):
+            if process.exitcode is not None:
+                over.append(Ended(run, None if run.done else f"failed: {_last_words(run, process.exitcode)}"))
+                del self.running[run.name]
+                process.close()
+        return over
 
     def stop(self, run: Run) -> None:
         """End a run before its last round; its checkpoint stays."""
@@ -87,8 +93,10 @@ def run_all(
     return over
 
 
-def _last_words(run: Run) -> str:
-    """The last line that a process left in its log."""
+def _last_words(run: Run, code: int) -> str:
+    """Why a process ended: the signal that killed it, or the last line of its log."""
+    if code < 0:
+        return f"its process was killed ({signal.Signals(-code).name})"
     log = run.folder.path / LOG
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "its process was killed")
+    return next((line.strip() for line in reversed(lines) if line.strip()), f"its process ended with code {code}")

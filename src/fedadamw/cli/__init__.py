@@ -1,0 +1,26 @@
+"""The command line: `run` in run.py, compare, tune and ablate in studies.py, list, blocks and partition in views.py."""
+
+import signal
+import sys
+import warnings
+
+from fedadamw.cli import run, studies, views  # noqa: F401  (they add their commands)
+from fedadamw.cli.app import app, say, terminate
+
+
+def main() -> None:
+    """The command `fedadamw`: wrong input is one line and exit code 2, a run that failed 1, an interrupted one 130."""
+    from fedadamw.engine.simulate import DivergedError
+    from fedadamw.validation import InputError
+
+    signal.signal(signal.SIGTERM, terminate)
+    warnings.simplefilter("ignore", FutureWarning)  # between libraries, nothing a user can act on
+    warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
+    try:
+        app()
+    except InputError as error:
+        say(f"error: {error}")
+        sys.exit(2)
+    except (DivergedError, OSError) as error:
+        say(f"error: {error}")
+        sys.exit(1)

@@ -1,0 +1,62 @@
+"""What every command shares: the application, its common options, and how it speaks."""
+
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Federated learning of large models with adaptive optimizers.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+DEFAULT = "digits"
+Settings = Annotated[
+    list[str] | None, typer.Option("-s", "--set", metavar="KEY.PATH=VALUE", help="Change one setting; repeatable.")
+]
+Recipe = Annotated[
+    str | None, typer.Argument(help="A recipe's name (see `list`) or a YAML file.", show_default="digits")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled as Ctrl-C is."""
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001  (typer calls it with the flag)
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"fedadamw {version('fedadamw')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,  # noqa: FBT002
+) -> None:
+    """Federated learning of large models with adaptive optimizers."""
+
+
+def names_in(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name.strip() for name in text.split(",")]
+
+
+def short(recipe: str) -> str:
+    """The last part of a recipe's name or file, without its ending."""
+    last = recipe.replace("\\", "/").rsplit("/", 1)[-1]
+    return last.removesuffix(".yaml").removesuffix(".yml")
+
+
+def terminate(_signal: int, _frame: FrameType | None) -> None:
+    """What SIGTERM does."""
+    raise Terminated
+
+
+def say(text: str) -> None:
+    """One line on standard error."""
+    typer.echo(text, err=True)

@@ -1,0 +1,71 @@
+"""`fedadamw run`: one run in a folder, new or resumed."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, Terminated, app, say, short
+
+if TYPE_CHECKING:
+    from fedadamw.experiment import Experiment
+    from fedadamw.run_folder import RunFolder
+
+
+@app.command("run", short_help="Train a federated model.")
+def run_command(
+    recipe: Recipe = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<recipe>-<time> by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,  # noqa: FBT002
+    quiet: Quiet = False,  # noqa: FBT002
+) -> None:
+    """Train a federated model and leave its curves, page, metrics and checkpoint in a folder.
+
+    \b
+    fedadamw run
+    fedadamw run digits -s algorithm.alpha=0 -s training.lr=1e-3
+    fedadamw run cifar10-small -s data.source=../data/cifar10 --out runs/cifar
+    fedadamw run --resume --out runs/cifar
+    """
+    from fedadamw.progress import Progress
+    from fedadamw.run import Interrupted, execute
+    from fedadamw.tables import print_run
+
+    try:
+        folder, experiment = _place(recipe, settings or [], out, resume=resume)
+        with Progress(experiment.training, quiet=quiet) as progress:
+            execute(experiment, folder, resume=resume, on_start=progress.start, on_round=progress.round)
+    except Interrupted as stopped:
+        say(f"stopped; go on with: fedadamw run --resume --out {folder.path}")
+        raise typer.Exit(143 if isinstance(stopped.__cause__, Terminated) else 130) from None
+    except KeyboardInterrupt:  # while loading or reporting: all that was done is on disk
+        say("stopped; the same command with --resume --out goes on, if the run had begun")
+        raise typer.Exit(130) from None
+    if not quiet:
+        print_run(folder.records())
+        typer.echo(f"{folder.path}: report.html, curves.png, metrics.jsonl, config.yaml, checkpoint/")
+
+
+def _place(
+    recipe: str | None, settings: list[str], out: Path | None, *, resume: bool
+) -> "tuple[RunFolder, Experiment]":
+    """The folder and the experiment to run in it, new or begun; InputError where they do not go together."""
+    from fedadamw.experiment import load
+    from fedadamw.run_folder import RunFolder
+    from fedadamw.validation import check
+
+    name = recipe or DEFAULT
+    folder = RunFolder(out or Path("runs") / f"{short(name)}-{time.strftime('%Y%m%d-%H%M%S')}")
+    check(not folder.path.exists() or folder.path.is_dir(), f"{folder.path}: is a file, not a folder for a run")
+    if not resume:
+        check(not folder.used, f"{folder.path} holds a run already; go on with --resume, or choose another --out")
+        return folder, load(name, settings)
+    check(out is not None, "--resume needs --out, the folder of the run")
+    if folder.started:
+        experiment = load(recipe or str(folder.config), settings)
+        folder.check_settings(experiment)
+        return folder, experiment
+    check(recipe is not None and not folder.used, f"{folder.path} holds no run to go on with (no config.yaml)")
+    return folder, load(name, settings)

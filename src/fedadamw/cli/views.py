@@ -1,0 +1,78 @@
+"""`fedadamw list`, `blocks` and `partition`: what there is, before anything is trained."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedadamw.cli.app import DEFAULT, Recipe, Settings, app
+
+
+@app.command("list", short_help="Show recipes, algorithms and models.")
+def list_command() -> None:
+    """Show the recipes, algorithms and models that come with the package."""
+    from fedadamw.experiment import recipes
+    from fedadamw.models.vision import NAMES
+    from fedadamw.registry import ALGORITHMS, settings_of
+
+    typer.echo("recipes")
+    width = max(map(len, recipes()))
+    for name, about in recipes().items():
+        typer.echo(f"  {name:<{width}}  {about}")
+    typer.echo("algorithms")
+    for name in ALGORITHMS:
+        given = ", ".join(f"{key}={value}" for key, value in settings_of(name).items())
+        typer.echo(f"  {name:<16} {given}")
+    typer.echo(f"models\n  {', '.join(NAMES)}, any image classifier of the hub (owner/name) or a folder")
+
+
+@app.command("blocks", short_help="Show a model's blocks, and bytes sent.")
+def blocks_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="vit-tiny, bert, a folder, a hub id, ...")],
+    granularity: Annotated[str, typer.Option(help="paper, coarse, tensor or coordinate.")] = "paper",
+    lora: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Put LoRA on these modules.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA adapters.")] = 16,
+) -> None:
+    """Show how a model is cut into blocks and what an upload costs; no weights are loaded.
+
+    \b
+    fedadamw blocks vit-tiny
+    fedadamw blocks roberta --lora query,key,value,dense --rank 16
+    fedadamw blocks ./my-model --granularity coarse
+    """
+    from fedadamw.blocks import Blocks
+    from fedadamw.models.hub import skeleton, with_lora
+    from fedadamw.tables import print_blocks
+
+    found = skeleton(model)
+    if lora is not None:
+        found = with_lora(found, rank, lora.split(","))
+    print_blocks(model, Blocks.of(found, granularity))
+
+
+@app.command("partition", short_help="Draw who holds which samples.")
+def partition_command(
+    recipe: Recipe = None,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option(help="The picture, .png or .svg.")] = Path("partition.png"),
+) -> None:
+    """Draw which client holds how many samples of which class.
+
+    \b
+    fedadamw partition digits
+    fedadamw partition digits -s partition.concentration=0.1 --out dir01.png
+    """
+    from fedadamw.experiment import load
+    from fedadamw.prepare import images_of, partition_of
+    from fedadamw.report.figures import partition, save
+    from fedadamw.tables import print_partition
+    from fedadamw.validation import check
+
+    check(out.suffix in (".png", ".svg"), f"--out {out}: must end in .png or .svg")
+    experiment = load(recipe or DEFAULT, settings or ())
+    train, _ = images_of(experiment)
+    clients = partition_of(experiment, train)
+    counts = clients.counts(train.labels, len(train.classes))
+    save(partition(counts, train.classes), out)
+    print_partition(counts, clients.fingerprint)
+    typer.echo(f"picture: {out}")

@@ -1,0 +1,211 @@
+"""One algorithm's search for its best settings: a stage a setting, each with the best of the earlier ones.
+
+A stage is an Optuna study over a grid, kept in a journal. The grid grows while its best is at an end of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedadamw import registry
+from fedadamw.experiment import assemble
+from fedadamw.run_folder import settings_digest
+from fedadamw.study.plan import Run, sharing, those_of, words
+from fedadamw.validation import InputError
+
+if TYPE_CHECKING:
+    import optuna
+
+VALIDATION = 0.1  # of the training data, held out for the choice
+GROWS = ("lr", "server_lr", "weight_decay")  # grids that may grow beyond their ends
+MOST_GROWN = 3  # values that a grid may grow at either end
+
+
+class Search:
+    """The stages of one algorithm. Ask for the runs that are `wanted`, and `begin` and `end` each.
+
+    given: settings that hold for all trials; those that the algorithm does not have are left out.
+    only: the settings to tune, by default all of the algorithm's `tuning`.
+    """
+
+    def __init__(
+        self,
+        recipe: str,
+        algorithm: str,
+        given: Sequence[tuple[str, Any]],
+        only: Sequence[str] | None,
+        parent: Path,
+        storage: "optuna.storages.BaseStorage",
+        jobs: int | None = None,
+    ) -> None:
+        self.recipe, self.algorithm, self.parent, self.jobs = recipe, algorithm, parent, jobs
+        self.given = those_of(algorithm, given)
+        fixed = {path.removeprefix("algorithm.").removeprefix("training.") for path, _ in self.given}
+        self.grids = {
+            name: sorted(grid)
+            for name, grid in registry.ALGORITHMS[algorithm].tuning.items()
+            if (not only or name in only) and name not in fixed
+        }
+        self.best: dict[str, float] = {}  # setting -> its best value, of the stages that are over
+        self.history: list[dict[str, Any]] = []  # those stages, for trials.json
+        self.error: str | None = None  # why the search cannot go on
+        self._storage = storage
+        self._begin_stage()
+
+    @property
+    def done(self) -> bool:
+        """Whether every stage is over, or none can follow."""
+        return self.error is not None or len(self.best) == len(self.grids)
+
+    @property
+    def wanted(self) -> list[Run]:
+        """The trials of this stage that have no result and are not under way."""
+        if self.done:
+            return []
+        over = {t.params[self.stage] for t in self._finished()} | set(self._failed)
+        runs = [self._run_of(value) for value in self.grid if value not in over]
+        return [run for run in runs if run.name not in self._trials]
+
+    def begin(self, run: Run) -> None:
+        """The trial of `run` starts, or goes on after a stop."""
+        import optuna
+
+        value = self._values[run.name]
+        open_ = [t for t in self.study.trials if t.params.get(self.stage) == value and not t.state.is_finished()]
+        if open_:
+            self._trials[run.name] = optuna.Trial(self.study, open_[0]._trial_id)
+            return
+        only = optuna.distributions.FloatDistribution(value, value)
+        self._trials[run.name] = self.study.ask({self.stage: only})
+
+    def hopeless(self, run: Run) -> bool:
+        """Tell the trial what its run has come to so far; whether it should stop."""
+        trial = self._trials[run.name]
+        known = self.study.trials[trial.number].intermediate_values
+        for record in run.records:
+            if record["test_accuracy"] is not None and record["round"] not in known:
+                trial.report(record["test_accuracy"], record["round"])
+        return trial.should_prune()
+
+    def end(self, run: Run, *, stopped: bool = False, error: str | None = None) -> None:
+        """The trial of `run` is over; after the last of a stage the next one begins.
+
+        A failure holds for this search; the next command tries again, since its cause may be gone.
+        """
+        import optuna
+
+        trial = self._trials.pop(run.name)
+        if error is not None:
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            self._failed[self._values[run.name]] = error
+        elif stopped:
+            self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            self.study.tell(trial, run.records[-1]["test_accuracy"])
+        self._settle()
+
+    def _run_of(self, value: float) -> Run:
+        """The run that tries `value` for this stage's setting."""
+        if value not in self._runs:
+            chosen = [(path_of(name), v) for name, v in {**self.best, self.stage: value}.items()]
+            base = [("algorithm.name", self.algorithm), *self.given, ("data.validation", VALIDATION), ("seed", 0)]
+            label = {"algorithm": self.algorithm, **{path: words(v) for path, v in chosen}}
+            experiment = sharing(assemble(self.recipe, [*base, *chosen]), self.jobs)
+            self._runs[value] = Run(experiment, label, self.parent)
+            self._values[self._runs[value].name] = value
+        return self._runs[value]
+
+    def _begin_stage(self) -> None:
+        """The next setting's study, continued where the journal has it."""
+        if self.done:
+            return
+        import optuna
+
+        self.stage = list(self.grids)[len(self.best)]
+        self.grid = self.grids[self.stage]
+        self._runs: dict[float, Run] = {}
+        self._values: dict[str, float] = {}  # name of a run -> its value of this stage's setting
+        self._trials: dict[str, optuna.Trial] = {}  # name of a run under way -> its trial
+        self._failed: dict[float, str] = {}  # value -> what went wrong
+        first = self._run_of(self.grid[0]).experiment
+        self.study = optuna.create_study(  # its name says all settings but this stage's: no other's results are taken
+            study_name=f"{self.algorithm}/{self.stage}/{settings_digest(first)[:10]}",
+            storage=self._storage,
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=first.training.rounds // 3),
+            load_if_exists=True,
+        )
+        self._settle()
+
+    def _finished(self) -> "list[optuna.trial.FrozenTrial]":
+        """This stage's trials with a result: at their end, or stopped as hopeless."""
+        return [t for t in self.study.trials if self.stage in t.params and t.state.name in ("COMPLETE", "PRUNED")]
+
+    def _settle(self) -> None:
+        """Once all of the grid was tried: let it grow while its best is at an end; then keep the best and go on."""
+        while not self.done and not self.wanted and not self._trials:
+            tried = {t.params[self.stage]: t for t in self._finished()}
+            values = {v: t.values[0] for v, t in tried.items() if t.state.name == "COMPLETE" and v in self.grid}
+            if not values:
+                why = next(iter(self._failed.values()), "all were stopped early")
+                self.error = f"{self.algorithm}: no trial of {self.stage} came to its end: {why}"
+                return
+            usual = registry.settings_of(self.algorithm).get(self.stage)
+            best = max(values, key=lambda v: (values[v], v == usual))
+            grown = self._grown(best)
+            if grown is not None:
+                self.grid = sorted([*self.grid, grown])
+                continue
+            self.history.append(
+                {
+                    "algorithm": self.algorithm,
+                    "setting": self.stage,
+                    "best": best,
+                    "at_edge": self.stage in GROWS and best in (self.grid[0], self.grid[-1]),
+                    "trials": [
+                        {"value": v, "accuracy": values.get(v), "state": self._outcome(v, tried)} for v in self.grid
+                    ],
+                }
+            )
+            self.best[self.stage] = best
+            self._begin_stage()
+
+    def _grown(self, best: float) -> float | None:
+        """A value beyond `best`, where that is at an end of the grid that may grow there."""
+        start = self.grids[self.stage]
+        if self.stage not in GROWS or len(start) < 2:
+            return None
+        below, above = (sum(v < start[0] for v in self.grid), sum(v > start[-1] for v in self.grid))
+        if best == self.grid[0] and below < MOST_GROWN:
+            return two_digits(best * self.grid[0] / self.grid[1])
+        if best == self.grid[-1] and above < MOST_GROWN:
+            return two_digits(best * self.grid[-1] / self.grid[-2])
+        return None
+
+    def _outcome(self, value: float, tried: "Mapping[float, optuna.trial.FrozenTrial]") -> str:
+        if value not in tried:
+            return "failed"
+        return "complete" if tried[value].state.name == "COMPLETE" else "pruned"
+
+
+def journal(path: Path) -> "optuna.storages.BaseStorage":
+    """Optuna's journal: a file of JSON lines, which a killed process leaves readable. One process at a time."""
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    except ImportError:
+        raise InputError("tune needs optuna: pip install 'fedadamw[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # left by a killed one: the folder is ours alone
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+
+
+def path_of(setting: str) -> str:
+    """Where a recipe has a setting of `tuning`."""
+    return "training.lr" if setting == "lr" else f"algorithm.{setting}"
+
+
+def two_digits(value: float) -> float:
+    """0.0029999 is 0.003."""
+    return float(f"{value:.2g}")

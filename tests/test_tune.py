@@ -1,0 +1,159 @@
+"""Tuning: grids that grow, trials that are stopped, fail or are killed, and the recipe that comes out."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import command
+from test_study import TINY, wait_for
+
+from fedadamw.experiment import load
+from fedadamw.study.search import MOST_GROWN, Search, journal
+
+optuna = pytest.importorskip("optuna", reason="optuna is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
+def search(folder: Path, *given, only=("lr",), algorithm: str = "fedadamw") -> Search:
+    """A search as `tune` begins it, and goes on with it, in `folder`."""
+    return Search("digits", algorithm, given, only, folder / "runs", journal(folder / "optuna.log"))
+
+
+def record(run, accuracies) -> None:
+    """Leave what a run that came to these accuracies, one a round, leaves."""
+    run.folder.path.mkdir(parents=True, exist_ok=True)
+    run.folder.config.write_text(run.experiment.to_yaml())
+    lines = [json.dumps({"round": i, "test_accuracy": a}) for i, a in enumerate(accuracies, start=1)]
+    run.folder.metrics.write_text("\n".join(lines) + "\n")
+
+
+def lr(run) -> float:
+    return run.experiment.training.lr
+
+
+def finish(found: Search, accuracy) -> list[float]:
+    """Run the search to its end where a learning rate comes to `accuracy(lr)`; the rates in the order tried."""
+    tried = []
+    while not found.done:
+        run = found.wanted[0]
+        found.begin(run)
+        record(run, [accuracy(lr(run))])
+        tried.append(lr(run))
+        found.end(run)
+    return tried
+
+
+@pytest.mark.parametrize(
+    ("peak", "tried", "at_edge"),
+    [
+        (1e-3, [3e-4, 1e-3, 3e-3], False),
+        (9e-3, [3e-4, 1e-3, 3e-3, 9e-3, 2.7e-2], False),
+        (1.0, [3e-4, 1e-3, 3e-3, 9e-3, 2.7e-2, 8.1e-2], True),
+        (9e-5, [3e-4, 1e-3, 3e-3, 9e-5, 2.7e-5], False),
+    ],
+)
+def test_a_grid_grows_while_its_best_is_at_its_edge(tmp_path, peak, tried, at_edge):
+    found = search(tmp_path)
+    assert finish(found, lambda value: -abs(value - peak)) == pytest.approx(tried)
+    stage = found.history[0]
+    assert stage["best"] == min(tried, key=lambda value: abs(value - peak))
+    assert stage["at_edge"] == at_edge
+    assert len(tried) <= 3 + 2 * MOST_GROWN
+    again = search(tmp_path)
+    assert again.done, "the journal knows it all"
+    assert again.history == found.history
+
+
+def test_a_hopeless_trial_is_stopped_and_stays_so(tmp_path):
+    found = search(tmp_path, ("training.rounds", 9))
+    first, second, third = found.wanted
+    for run in (first, second):
+        found.begin(run)
+        record(run, [0.1 * i for i in range(1, 10)])
+        assert not found.hopeless(run), "with nothing to compare it with"
+        found.end(run)
+    found.begin(third)
+    record(third, [0.05])
+    assert not found.hopeless(third), "too early to say"
+    record(third, [0.05] * 5)
+    assert found.hopeless(third)
+    found.end(third, stopped=True)
+    states = {t["value"]: t["state"] for t in found.history[0]["trials"]} if found.history else {}
+    assert states.get(lr(third), "pruned") == "pruned"
+    assert lr(third) not in map(lr, search(tmp_path, ("training.rounds", 9)).wanted)
+
+
+def test_failures_are_tried_again_by_the_next_command_only(tmp_path):
+    found = search(tmp_path)
+    for run in found.wanted:
+        found.begin(run)
+        found.end(run, error="failed: no memory")
+    assert found.done
+    assert found.error == "fedadamw: no trial of lr came to its end: failed: no memory"
+    again = search(tmp_path)
+    low, middle, high = again.wanted
+    for run in (low, middle):
+        again.begin(run)
+        record(run, [0.5 + 10 * lr(run)])
+        again.end(run)
+    again.begin(high)
+    again.end(high, error="failed: round 3: not finite")
+    assert again.best == {"lr": lr(middle)}, "the best beside what failed"
+    assert [t["state"] for t in again.history[0]["trials"]] == ["complete", "complete", "failed"]
+
+
+def test_results_of_other_settings_are_never_taken(tmp_path):
+    finish(search(tmp_path), lambda value: value)
+    assert search(tmp_path).done
+    other = search(tmp_path, ("training.rounds", 7))
+    assert len(other.wanted) == 3
+    assert search(tmp_path, only=("alpha",)).wanted
+
+
+def test_a_setting_that_the_algorithm_lacks_is_left_out(tmp_path):
+    found = search(tmp_path, ("algorithm.alpha", 0.25), ("training.lr", 0.2), algorithm="fedavg", only=None)
+    assert "lr" not in found.grids, "it is given"
+    assert found.stage == "weight_decay"
+    assert lr(found.wanted[0]) == 0.2
+
+
+def test_one_algorithm_that_never_works_does_not_end_the_others(tmp_path):
+    out = tmp_path / "out"
+    given = ("-s", "training.rounds=2", "-s", "training.steps=1", "-s", "algorithm.server_lr=1e38")
+    done = command("tune", "digits", "-a", "fedadam,fedavg", "--only", "lr", *given, "--out", str(out))
+    assert done.returncode == 2
+    assert "error: fedadam: no trial of lr came to its end" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [stage["algorithm"] for stage in json.loads((out / "trials.json").read_text())] == ["fedavg"]
+    assert load(str(out / "tuned.yaml"), ["algorithm.name=fedavg"]).training.lr > 0
+
+
+def test_tuning_never_sees_the_test_set_resumes_and_writes_a_recipe(tmp_path):
+    arguments = ["tune", "digits", *TINY, "-s", "training.rounds=3", "-a", "fedadamw,fedavg", "--only", "lr,alpha"]
+    arguments += ["--out", str(tmp_path / "out")]
+    process = subprocess.Popen([sys.executable, "-m", "fedadamw", *arguments], stdout=subprocess.DEVNULL)
+    wait_for(lambda: len(list(tmp_path.rglob("metrics.jsonl"))) >= 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    early = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl") if p.read_bytes().count(b"\n") == 3}
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert all(p.stat().st_mtime_ns == then for p, then in early.items()), "finished trials are not run again"
+    trials = json.loads((tmp_path / "out" / "trials.json").read_text())
+    assert [(t["algorithm"], t["setting"]) for t in trials] == [
+        ("fedadamw", "lr"),
+        ("fedadamw", "alpha"),
+        ("fedavg", "lr"),
+    ]
+    for stage in trials:
+        complete = {t["value"]: t["accuracy"] for t in stage["trials"] if t["state"] == "complete"}
+        assert complete[stage["best"]] == max(complete.values())
+    for manifest in tmp_path.rglob("manifest.json"):
+        data = json.loads(manifest.read_text())["data"]
+        assert (data["train"]["samples"], data["test"]["samples"]) == (1293, 144), "1,437 less a tenth, and that tenth"
+    tuned = load(str(tmp_path / "out" / "tuned.yaml"), ["algorithm.name=fedavg"])
+    assert tuned.training.lr == trials[-1]["best"]
+    assert tuned.data.validation == 0.0
