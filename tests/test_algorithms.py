@@ -38,7 +38,7 @@ def literal_problem(model, clients):
         rows, n = p.shape[0], p.numel()
         unit = n // rows
         coordinates = list(range(start, start + n))
-        tensors.append((coordinates, p.dim() > 1))
+        tensors.append((coordinates, p.numel() > max(p.shape)))
         if p.dim() > 1 and not name.startswith("classifier"):
             hidden.append([coordinates[r * unit : (r + 1) * unit] for r in range(rows)])
         if p.dim() == 1:
