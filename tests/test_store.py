@@ -74,6 +74,24 @@ def test_memories_of_other_clients_are_refused(tmp_path):
         OnDisk(tmp_path, 11, kept(0.0))
 
 
+def test_a_file_of_memories_that_was_cut_short_is_refused(tmp_path):
+    store = OnDisk(tmp_path, 10, kept(0.0))
+    for client in (3, 7):
+        store.put(client, 1, kept(client))
+    saved = store.tensors(1)
+    OnDisk(tmp_path, 10, kept(0.0)).restore(1, saved)
+    with pytest.raises(CheckpointError, match="the checkpoint has no clients' memories"):
+        OnDisk(tmp_path, 10, kept(0.0)).restore(1, {})
+    with pytest.raises(CheckpointError, match="the checkpoint has no clients' memories"):
+        InMemory(kept(0.0)).restore(1, {})
+    (tmp_path / "memories.bin").write_bytes((tmp_path / "memories.bin").read_bytes()[:-60])
+    with pytest.raises(CheckpointError, match="is cut short or missing"):
+        OnDisk(tmp_path, 10, kept(0.0)).restore(1, saved)
+    (tmp_path / "shape.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"shape\.json: cannot be read"):
+        OnDisk(tmp_path, 10, kept(0.0))
+
+
 def test_a_hundred_thousand_clients_take_the_space_of_those_that_took_part(tmp_path):
     d = sum(p.numel() for p in attention_model().parameters())
     template = Kept(torch.zeros(1000 * d), torch.zeros(1))

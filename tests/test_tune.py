@@ -34,6 +34,11 @@ def lr(run) -> float:
     return run.experiment.training.lr
 
 
+def whole(folder: Path) -> dict[Path, int]:
+    """The records with all three rounds, and when they were written."""
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("metrics.jsonl") if p.read_bytes().count(b"\n") == 3}
+
+
 def finish(found: Search, accuracy) -> list[float]:
     """Run the search to its end where a learning rate comes to `accuracy(lr)`; the rates in the order tried."""
     tried = []
@@ -70,19 +75,18 @@ def test_a_grid_grows_while_its_best_is_at_its_edge(tmp_path, peak, tried, at_ed
 def test_a_hopeless_trial_is_stopped_and_stays_so(tmp_path):
     found = search(tmp_path, ("training.rounds", 9))
     first, second, third = found.wanted
-    for run in (first, second):
+    for run, step in ((first, 0.05), (second, 0.1)):
         found.begin(run)
-        record(run, [0.1 * i for i in range(1, 10)])
-        assert not found.hopeless(run), "with nothing to compare it with"
-        found.end(run)
+        record(run, [step * i for i in range(1, 10)])
+        found.end(run)  # no one looked at it while it ran
     found.begin(third)
     record(third, [0.05])
     assert not found.hopeless(third), "too early to say"
     record(third, [0.05] * 5)
     assert found.hopeless(third)
     found.end(third, stopped=True)
-    states = {t["value"]: t["state"] for t in found.history[0]["trials"]} if found.history else {}
-    assert states.get(lr(third), "pruned") == "pruned"
+    assert [t["state"] for t in found.history[0]["trials"]] == ["complete", "complete", "pruned"]
+    assert found.best == {"lr": lr(second)}
     assert lr(third) not in map(lr, search(tmp_path, ("training.rounds", 9)).wanted)
 
 
@@ -113,6 +117,16 @@ def test_results_of_other_settings_are_never_taken(tmp_path):
     assert search(tmp_path, only=("alpha",)).wanted
 
 
+def test_a_line_of_the_journal_that_was_cut_short_is_dropped(tmp_path):
+    finish(search(tmp_path), lambda value: -abs(value - 1e-3))
+    log = tmp_path / "optuna.log"
+    log.write_bytes(log.read_bytes()[:-20])
+    again = search(tmp_path)
+    finish(again, lambda value: -abs(value - 1e-3))
+    assert again.best == {"lr": 1e-3}
+    assert search(tmp_path).done
+
+
 def test_a_setting_that_the_algorithm_lacks_is_left_out(tmp_path):
     found = search(tmp_path, ("algorithm.alpha", 0.25), ("training.lr", 0.2), algorithm="fedavg", only=None)
     assert "lr" not in found.grids, "it is given"
@@ -124,7 +138,8 @@ def test_one_algorithm_that_never_works_does_not_end_the_others(tmp_path):
     out = tmp_path / "out"
     given = ("-s", "training.rounds=2", "-s", "training.steps=1", "-s", "algorithm.server_lr=1e38")
     done = command("tune", "digits", "-a", "fedadam,fedavg", "--only", "lr", *given, "--out", str(out))
-    assert done.returncode == 2
+    assert done.returncode == 1
+    assert "tuned.yaml: run it" in done.stdout
     assert "error: fedadam: no trial of lr came to its end" in done.stderr
     assert "Traceback" not in done.stderr
     assert [stage["algorithm"] for stage in json.loads((out / "trials.json").read_text())] == ["fedavg"]
@@ -135,10 +150,11 @@ def test_tuning_never_sees_the_test_set_resumes_and_writes_a_recipe(tmp_path):
     arguments = ["tune", "digits", *TINY, "-s", "training.rounds=3", "-a", "fedadamw,fedavg", "--only", "lr,alpha"]
     arguments += ["--out", str(tmp_path / "out")]
     process = subprocess.Popen([sys.executable, "-m", "fedadamw", *arguments], stdout=subprocess.DEVNULL)
-    wait_for(lambda: len(list(tmp_path.rglob("metrics.jsonl"))) >= 3)
+    wait_for(lambda: whole(tmp_path))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    early = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("metrics.jsonl") if p.read_bytes().count(b"\n") == 3}
+    early = whole(tmp_path)
+    assert early
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
     assert all(p.stat().st_mtime_ns == then for p, then in early.items()), "finished trials are not run again"

@@ -69,7 +69,7 @@ class Model(_Section):
 
 
 class Experiment(_Section):
-    """A whole run. `Experiment()` is the recipe `digits` in all but its tuned settings."""
+    """A whole run. `Experiment()` is much like the recipe `digits`, untuned."""
 
     seed: int = Field(default=0, ge=0, description="everything random derives from it")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")

@@ -55,6 +55,13 @@ def prepare(experiment: Experiment) -> Prepared:
     return Prepared(simulation, train, test, clients, device)
 
 
+def on_gpu(experiment: Experiment) -> bool:
+    """Whether the experiment will run on something else than a CPU; asks, and takes nothing of it."""
+    if experiment.device == "auto":
+        return torch.cuda.is_available()
+    return not experiment.device.startswith("cpu")
+
+
 def device_of(experiment: Experiment) -> torch.device:
     """The device that the experiment names; InputError where there is none."""
     if experiment.device == "auto":

@@ -1,5 +1,6 @@
 """What every command shares: the application, its common options, and how it speaks."""
 
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -47,9 +48,11 @@ def names_in(text: str) -> list[str]:
 
 
 def short(recipe: str) -> str:
-    """The last part of a recipe's name or file, without its ending."""
-    last = recipe.replace("\\", "/").rsplit("/", 1)[-1]
-    return last.removesuffix(".yaml").removesuffix(".yml")
+    """The last part of a recipe's name or file, without its ending; for a tuned.yaml its folder's."""
+    path = Path(recipe)
+    if path.name == "tuned.yaml" and path.parent.name:
+        return path.parent.name
+    return path.stem if path.suffix in (".yaml", ".yml") else path.name
 
 
 def terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
 """`fedadamw compare`, `tune` and `ablate`: many runs, their table, curves and page in a folder."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from fedadamw.study.results import Results
 
 Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Runs at a time; by default one a core, or one on a GPU.", show_default=False)
+    int | None,
+    typer.Option(min=1, help="Runs at a time: one a core, with a thread each, or one on a GPU.", show_default=False),
 ]
 
 
@@ -44,23 +45,26 @@ def compare_command(
     """
     from fedadamw.experiment import parsed
     from fedadamw.study.compare import compare
-    from fedadamw.study.plan import single
     from fedadamw.study.results import headings, rows
-    from fedadamw.study.tune import tune
+    from fedadamw.study.tune import tune_for_comparison
     from fedadamw.tables import print_grid
 
     place = out or Path("runs") / f"compare-{short(recipe or DEFAULT)}"
     given = [parsed(text) for text in settings or ()]
     names = names_in(algorithms)
     with _stoppable():
+        failed: dict[str, str] = {}
         if tuned:
-            recipe = str(tune(recipe or DEFAULT, names, single(given, names), place / "tune", jobs=jobs, quiet=quiet))
+            path, failed = tune_for_comparison(recipe or DEFAULT, names, seeds, given, place, jobs=jobs, quiet=quiet)
+            if path is None:
+                _fail_if_missing([], failed)
+            recipe, names = str(path), [name for name in names if name not in failed]
         results = compare(recipe or DEFAULT, names, seeds, given, place, target=target, jobs=jobs, quiet=quiet)
     if not quiet:
         print_grid(headings(results), rows(results))
         page = "report.html, curves.png, " if results["runs"] else ""
         typer.echo(f"{place}: {page}table.md, results.json, runs/")
-    _fail_if_missing([results])
+    _fail_if_missing([results], failed)
 
 
 @app.command("tune", short_help="Find each algorithm's best settings.")
@@ -92,9 +96,10 @@ def tune_command(
     with _stoppable():
         wanted = names_in(only) if only else None
         found = tune(recipe or DEFAULT, names_in(algorithms), given, place, only=wanted, jobs=jobs, quiet=quiet)
-    if not quiet:
+    if found.recipe is not None and not quiet:
         typer.echo((place / "table.md").read_text())
-        typer.echo(f"{found}: run it, or compare with it;  table.md, trials.json, optuna.log, runs/ beside it")
+        typer.echo(f"{found.recipe}: run it, or compare with it;  table.md, trials.json, optuna.log, runs/ beside it")
+    _fail_if_missing([], found.errors)
 
 
 @app.command("ablate", short_help="Take FedAdamW apart, part by part.")
@@ -134,12 +139,14 @@ def ablate_command(
     _fail_if_missing(found.values())
 
 
-def _fail_if_missing(studies: "Iterable[Results]") -> None:
-    """Say which runs have no result, and why, and end with exit code 1 where there are any."""
+def _fail_if_missing(studies: "Iterable[Results]", untuned: Mapping[str, str] | None = None) -> None:
+    """Say which runs and tuned settings there are not, and why, and end with exit code 1 where there are any."""
     missing = [run for results in studies for run in results["missing"]]
+    for error in (untuned or {}).values():
+        say(f"error: {error}")
     for run in missing:
         say(f"error: {run['variant']}, seed {run['seed']}: {run['error']}")
-    if missing:
+    if missing or untuned:
         raise typer.Exit(1)
 
 

@@ -143,15 +143,15 @@ class Simulation:
     def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
         """Go on from where `tensors()` gave these; a missing name or another shape raises ValueError."""
         begun = self.training.diagnostics and round_ > 0
-        expected = self.state._replace(last=self.workspace.y) if begun else self.state
+        expected = self.state._replace(last=self.workspace.y if begun else self.workspace.y[:0])
         for name, t in expected.tensors().items():
             if name not in tensors or tensors[name].shape != t.shape or tensors[name].dtype != t.dtype:
                 raise InputError(f"the state has no {name} of shape {tuple(t.shape)} and type {t.dtype}")
         device = self.workspace.y.device
         server = self.state.server
         loaded = type(server)(*(tensors[f"server.{f}"].to(device) for f in server._fields))
-        self.state = State(round_, loaded, tensors["statistics"].to(device), tensors["last"].to(device))
         self.store.restore(round_, tensors)
+        self.state = State(round_, loaded, tensors["statistics"].to(device), tensors["last"].to(device))
 
     def load_model(self) -> nn.Module:
         """The module, with the global model of the last round in it."""

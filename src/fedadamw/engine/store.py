@@ -64,6 +64,8 @@ class InMemory:
         clients = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("memory.")})
         if COUNT in tensors:
             raise CheckpointError("clients' memories were kept on disk: resume with client_memory=disk")
+        if round_ and self.template != () and not clients:
+            raise CheckpointError("the checkpoint has no clients' memories")
         own, device = type(self.template), next(iter(self.template), torch.empty(0)).device
         self._kept = {
             i: [(round_, own(*(tensors[f"memory.{i}.{field}"].to(device) for field in own._fields)))] for i in clients
@@ -79,10 +81,11 @@ class OnDisk:
         self.template, self.folder = template, folder
         width: int = sum(t.numel() * t.element_size() for t in template)
         folder.mkdir(parents=True, exist_ok=True)
-        self._check_shape({"clients": clients, "bytes": width})
         self._width = width
         self._file = folder / "memories.bin"
         self._file.touch()
+        (folder / "index.bin").touch()
+        self._check_shape({"clients": clients, "bytes": width})  # flushes the folder, with all three files in it
         index = _mapped(folder / "index.bin", (clients, 4))
         self._place, self._rounds = index[:, 0], index[:, 1:]  # place of a client's slots; round of each; 0: none
         self._places = int(self._place.max())
@@ -118,10 +121,16 @@ class OnDisk:
     def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
         if any(name.startswith("memory.") for name in tensors):
             raise CheckpointError("clients' memories are in the checkpoint: resume with client_memory=memory")
-        expected, found = int(tensors.get(COUNT, torch.tensor(0))), self._clients_at(round_)
+        if round_ and COUNT not in tensors:
+            raise CheckpointError("the checkpoint has no clients' memories")
+        expected, found = int(tensors.get(COUNT, 0)), self._clients_at(round_)
         if expected != found and round_:
             raise CheckpointError(f"{self.folder}: has memories of {found:,} clients, the checkpoint of {expected:,}")
         self._rounds[self._rounds > round_] = 0
+        ends = (self._place[:, None] - 1) * 3 + np.arange(1, 4)  # of each slot, in slots
+        needed = int(np.where(self._rounds > 0, ends, 0).max(initial=0)) * self._width
+        if self._file.stat().st_size < needed:
+            raise CheckpointError(f"{self._file}: is cut short or missing; {needed:,} bytes are needed")
         self._checkpoint = round_
 
     def _clients_at(self, round_: int) -> int:
@@ -148,7 +157,11 @@ class OnDisk:
 
     def _check_shape(self, shape: Mapping[str, int]) -> None:
         about = self.folder / "shape.json"
-        if about.exists() and json.loads(about.read_text()) != shape:
+        try:
+            known = json.loads(about.read_text()) if about.exists() else shape
+        except ValueError as error:
+            raise CheckpointError(f"{about}: cannot be read ({error})") from None
+        if known != shape:
             raise CheckpointError(f"{self.folder}: holds memories of other clients ({about.read_text().strip()})")
         write_atomically(about, (json.dumps(shape) + "\n").encode())
 

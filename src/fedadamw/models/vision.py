@@ -66,9 +66,9 @@ VITS = {
     "vit-mini": Size(patch=4, width=64, depth=3, heads=4, init=0.1),
     "vit-tiny": Size(patch=4, width=192, depth=12, heads=3, init=0.02),
 }
-RESNETS = {  # widths of the stages, blocks in each, stride of the stem
-    "resnet-nano": ([16, 32, 64], 1, 2),
-    "resnet18": ([64, 128, 256, 512], 2, 1),
+RESNETS = {  # widths of the stages, blocks in each, stride of the stem, fewest channels in a group of a GroupNorm
+    "resnet-nano": ([16, 32, 64], 1, 2, 8),
+    "resnet18": ([64, 128, 256, 512], 2, 1, 2),
 }
 NAMES = (*VITS, "swin-nano", "swin-tiny", "resnet-nano", "resnet18")
 
@@ -120,10 +120,10 @@ def _swin(shape: ImageShape, *, patch: int, width: int, depths: list[int], heads
     return model
 
 
-def _resnet(shape: ImageShape, norm: str, widths: list[int], blocks: int, stride: int) -> nn.Module:
-    """A ResNet (arXiv 1512.03385) for small images: a 3x3 stem without pooling; GroupNorm of 32 groups or BatchNorm.
+def _resnet(shape: ImageShape, norm: str, widths: list[int], blocks: int, stride: int, channels: int) -> nn.Module:
+    """A ResNet (arXiv 1512.03385) for small images: a 3x3 stem without pooling; GroupNorm or BatchNorm.
 
-    GroupNorm by default: BatchNorm's statistics differ between clients (arXiv 1910.00189).
+    GroupNorm by default, of at most 32 groups: BatchNorm's statistics differ between clients (arXiv 1910.00189).
     """
     from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -142,7 +142,11 @@ def _resnet(shape: ImageShape, norm: str, widths: list[int], blocks: int, stride
     stem.embedder.convolution = nn.Conv2d(shape.channels, widths[0], 3, stride=stride, padding=1, bias=False)
     stem.pooler = nn.Identity()
     if norm == "group":
-        _replace(model, nn.BatchNorm2d, lambda old: nn.GroupNorm(min(32, old.num_features), old.num_features))
+
+        def group_norm(old: nn.BatchNorm2d) -> nn.Module:
+            return nn.GroupNorm(min(32, old.num_features // channels), old.num_features)
+
+        _replace(model, nn.BatchNorm2d, group_norm)
     return model  # type: ignore[no-any-return]
 
 

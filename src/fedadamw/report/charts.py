@@ -18,7 +18,7 @@ COLORS = (
 
 
 def picture(results: Results) -> Any:
-    """Accuracy by round and by bytes sent, side by side."""
+    """Accuracy by round, and beside it by bytes sent, or by the one numeric setting in which the variants differ."""
     left = curve(results, "accuracy", by="round", width=420, height=280)
     setting = the_setting(results)
     if setting is None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.study.compare import RUNS, held, run_here, save
-from fedadamw.study.plan import Run, check_single, plan
-from fedadamw.study.results import Results, collect, markdown
+from fedadamw.study.plan import Run, check_distinct, check_single, plan
+from fedadamw.study.results import Results, collect
 from fedadamw.validation import check, one_of
 
 Pairs = Sequence[tuple[str, Any]]
@@ -69,12 +69,15 @@ def ablate(
     }
     every = {run.name: run for runs in plans.values() for run in runs}
     found = {}
+    for runs in plans.values():
+        check_distinct(runs)
     with held(out):
         ended = run_here(list(every.values()), jobs, quiet=quiet)
         for name, runs in plans.items():
             found[name] = collect(recipe, runs, ended)
             save(found[name], out / name)
-        tables = [f"## {STUDIES[name][0]}\n\n{markdown(results)}" for name, results in found.items()]
+        ever = [name for name in STUDIES if (out / name / "results.json").exists()]  # by this command or an earlier one
+        tables = [f"## {STUDIES[name][0]}\n\n{(out / name / 'table.md').read_text()}" for name in ever]
         write_atomically(out / "table.md", "\n".join(tables).encode())
     return found
 

@@ -31,7 +31,7 @@ def compare(
     """Run what is not done yet in `out`, then write results.json, table.md, curves.png and report.html there.
 
     given: (path, value) of settings; a list of values makes a variant of each. The same call goes on after a stop.
-    jobs: runs at a time, by default as many as the machine has cores.
+    jobs: runs at a time, by default one a core, or one on a GPU.
     """
     runs = plan(recipe, algorithms, range(seeds), given, out / RUNS, jobs)
     with held(out):

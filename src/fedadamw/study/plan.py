@@ -10,7 +10,7 @@ from typing import Any
 from fedadamw import registry
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.experiment import Experiment, assemble
-from fedadamw.prepare import device_of
+from fedadamw.prepare import on_gpu
 from fedadamw.run_folder import RunFolder, settings_digest
 from fedadamw.validation import InputError, check, nearest, one_of
 
@@ -63,7 +63,7 @@ def plan(
     given: (path, value); a list of values makes a run of each. A setting of `algorithm` holds for those that have it.
     jobs: how many will run at a time.
     """
-    check_given(given, algorithms)
+    check_given(given, algorithms, "a comparison takes it from {option}")
     runs = []
     for seed in seeds:
         for name in algorithms:
@@ -73,20 +73,20 @@ def plan(
                 varying = [(path, v) for (path, v), (_, value) in zip(pairs, own, strict=True) if v is not value]
                 label = {"algorithm": name, **{path: words(v) for path, v in varying}}
                 runs.append(Run(sharing(experiment, jobs), label, parent))
-    _check_distinct(runs)
+    check_distinct(runs)
     return runs
 
 
 def sharing(experiment: Experiment, jobs: int | None = None) -> Experiment:
     """The experiment with its share of the cores, where it names no number of threads; as it is, on a GPU."""
-    if experiment.threads is not None or device_of(experiment).type != "cpu":
+    if experiment.threads is not None or on_gpu(experiment):
         return experiment
     return experiment.model_copy(update={"threads": max(cores() // (jobs or cores()), 1)})
 
 
 def jobs_for(runs: Iterable[Run]) -> int:
     """How many runs at a time: one on a GPU, else as many as the cores have room for their threads."""
-    if any(device_of(run.experiment).type != "cpu" for run in runs):
+    if any(on_gpu(run.experiment) for run in runs):
         return 1
     return max(cores() // max((run.experiment.threads or 1 for run in runs), default=1), 1)
 
@@ -142,25 +142,30 @@ def those_of(algorithm: str, given: Sequence[tuple[str, Any]]) -> list[tuple[str
     return [(path, v) for path, v in given if not path.startswith("algorithm.") or path.partition(".")[2] in known]
 
 
-def _check_distinct(runs: Sequence[Run]) -> None:
+def check_distinct(runs: Sequence[Run]) -> None:
     """Raise InputError where two runs are the same: they would share a folder, or pass for two seeds."""
     seen: dict[str, Run] = {}
     for run in runs:
         same = seen.setdefault(run.name, run)
         if same is not run:
             label, other = (" ".join(f"{k}={v}" for k, v in r.label.items()) for r in (run, same))
-            raise InputError(f"two runs are the same: {label} and {other}, seed {run.experiment.seed}")
+            raise InputError(f"two runs are the same: {other} and {label}, seed {run.experiment.seed}")
 
 
-def check_given(given: Sequence[tuple[str, Any]], algorithms: Sequence[str]) -> None:
-    """Raise InputError where an algorithm is unknown or twice there, or where none of them has a setting."""
+def check_given(given: Sequence[tuple[str, Any]], algorithms: Sequence[str], elsewhere: str) -> None:
+    """Raise InputError where an algorithm is unknown or twice there, where none of them has a setting, or where one is
+    given twice, as a whole section, or belongs `elsewhere`, a sentence with an {option}.
+    """
     for name in algorithms:
         one_of("algorithm", name, registry.ALGORITHMS)
     check(len(set(algorithms)) == len(algorithms), f"-a {','.join(algorithms)}: names one algorithm twice")
+    paths = [path for path, _ in given]
     for path, value in given:
+        check(paths.count(path) == 1, f"-s {path}: is given twice")
+        check(not isinstance(value, Mapping), f"-s {path}: is a section; set one key of it, as {path}.key=value")
         if path in ("algorithm.name", "seed"):
             option = "-a" if path == "algorithm.name" else "--seeds"
-            raise InputError(f"-s {path}: a study takes it from {option}")
+            raise InputError(f"-s {path}: {elsewhere.format(option=option)}")
         if not any(those_of(name, [(path, value)]) for name in algorithms):
             known = sorted({key for name in algorithms for key in registry.settings_of(name)})
             key = path.partition(".")[2]

@@ -3,6 +3,7 @@
 A stage is an Optuna study over a grid, kept in a journal. The grid grows while its best is at an end of it.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,11 @@ class Search:
         runs = [self._run_of(value) for value in self.grid if value not in over]
         return [run for run in runs if run.name not in self._trials]
 
+    @property
+    def trials(self) -> int:
+        """How many trials have a result, in this stage and those before."""
+        return sum(len(stage["trials"]) for stage in self.history) + (0 if self.done else len(self._finished()))
+
     def begin(self, run: Run) -> None:
         """The trial of `run` starts, or goes on after a stop."""
         import optuna
@@ -80,12 +86,7 @@ class Search:
 
     def hopeless(self, run: Run) -> bool:
         """Tell the trial what its run has come to so far; whether it should stop."""
-        trial = self._trials[run.name]
-        known = self.study.trials[trial.number].intermediate_values
-        for record in run.records:
-            if record["test_accuracy"] is not None and record["round"] not in known:
-                trial.report(record["test_accuracy"], record["round"])
-        return trial.should_prune()
+        return self._told(run).should_prune()
 
     def end(self, run: Run, *, stopped: bool = False, error: str | None = None) -> None:
         """The trial of `run` is over; after the last of a stage the next one begins.
@@ -94,7 +95,8 @@ class Search:
         """
         import optuna
 
-        trial = self._trials.pop(run.name)
+        trial = self._told(run)
+        del self._trials[run.name]
         if error is not None:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
             self._failed[self._values[run.name]] = error
@@ -103,6 +105,15 @@ class Search:
         else:
             self.study.tell(trial, run.records[-1]["test_accuracy"])
         self._settle()
+
+    def _told(self, run: Run) -> "optuna.Trial":
+        """The trial of `run`, with all that its run has come to reported."""
+        trial = self._trials[run.name]
+        known = self.study.trials[trial.number].intermediate_values
+        for record in run.records:
+            if record["test_accuracy"] is not None and record["round"] not in known:
+                trial.report(record["test_accuracy"], record["round"])
+        return trial
 
     def _run_of(self, value: float) -> Run:
         """The run that tries `value` for this stage's setting."""
@@ -198,6 +209,9 @@ def journal(path: Path) -> "optuna.storages.BaseStorage":
         raise InputError("tune needs optuna: pip install 'fedadamw[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # left by a killed one: the folder is ours alone
+    if path.exists():
+        written = path.read_bytes()
+        os.truncate(path, written.rfind(b"\n") + 1)  # and so a line that it did not finish
     return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
 
 

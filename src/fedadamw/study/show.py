@@ -16,11 +16,11 @@ from fedadamw.study.workers import Ended
 class Show:
     """Called again and again with the runs under way and those that are over; nothing when quiet.
 
-    runs: all of the study, a list that may grow while it goes.
+    runs: all of the study; where that is not known yet, those so far, a list that is `growing`.
     """
 
-    def __init__(self, runs: Sequence[Run], *, quiet: bool) -> None:
-        self.runs, self.quiet = runs, quiet
+    def __init__(self, runs: Sequence[Run], *, quiet: bool, growing: bool = False) -> None:
+        self.runs, self.quiet, self.growing = runs, quiet, growing
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._done = sum(run.experiment.training.rounds for run in runs if run.done)
@@ -62,7 +62,8 @@ class Show:
 
     def _say(self, end: Ended, number: int) -> None:
         run = end.run
-        place = f"{self._before + number}/{len(self.runs)}  {in_words(run)}"
+        place = f"{number}" if self.growing else f"{self._before + number}/{len(self.runs)}"
+        place += f"  {in_words(run)}"
         if end.error:
             line = f"{place}: {end.error}"
         else:
@@ -91,9 +92,9 @@ class Show:
             status = f"round {len(records)}  " + (f"accuracy {seen[-1]:.2%}" if seen else "")
             self._bars.update(self._tasks[name], completed=len(records), status=status)
         done = self._done + sum(end.run.experiment.training.rounds for end in over)
-        status = f"{self._before + len(over)} of {len(self.runs)} runs"
-        total = sum(run.experiment.training.rounds for run in self.runs)
-        self._bars.update(self._whole, completed=done + under_way, total=total, status=status)
+        status = f"{len(over)} trials" if self.growing else f"{self._before + len(over)} of {len(self.runs)} runs"
+        rounds = None if self.growing else sum(run.experiment.training.rounds for run in self.runs)
+        self._bars.update(self._whole, completed=done + under_way, total=rounds, status=status)
 
 
 def in_words(run: Run) -> str:

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -16,13 +16,20 @@ from fedadamw import registry
 from fedadamw.checkpoint import write_atomically
 from fedadamw.experiment import put, read
 from fedadamw.study.compare import RUNS, held
-from fedadamw.study.plan import Run, check_given, check_single, jobs_for
-from fedadamw.study.search import VALIDATION, Search, journal
+from fedadamw.study.plan import Run, check_given, check_single, jobs_for, plan, single
+from fedadamw.study.search import VALIDATION, Search, journal, path_of
 from fedadamw.study.show import Show
 from fedadamw.study.workers import TICK_S, Ended, Workers
-from fedadamw.validation import InputError, check, one_of
+from fedadamw.validation import check, one_of
 
 LOOK_S = 2.0  # between two looks at what the trials have come to
+
+
+class Tuned(NamedTuple):
+    """What tuning came to."""
+
+    recipe: Path | None  # with the best settings of all algorithms that came to an end
+    errors: dict[str, str]  # algorithm -> why it did not
 
 
 def tune(
@@ -34,32 +41,50 @@ def tune(
     only: Sequence[str] | None = None,
     jobs: int | None = None,
     quiet: bool = False,
-) -> Path:
-    """Tune each algorithm; the recipe with the best settings is returned, tuned.yaml in `out`. Goes on after a stop.
+) -> Tuned:
+    """Tune each algorithm, and write tuned.yaml, trials.json and table.md in `out`. The same call goes on after a stop.
 
     only: the settings to tune (lr, weight_decay, alpha, ...), all of the algorithm's `tuning` by default.
-    Raises InputError, after the others' settings are written, where an algorithm has a setting that never worked.
     """
-    check_given(given, algorithms)
+    check_given(given, algorithms, "tuning takes one algorithm after the other from -a, and seed 0")
     check_single(given, algorithms, "tune")
     known = {setting for name in algorithms for setting in registry.ALGORITHMS[name].tuning}
     for setting in only or ():
         one_of("--only", setting, sorted(known))
+        check(path_of(setting) not in dict(given), f"--only {setting}: {path_of(setting)} is given")
     check("data.validation" not in dict(given), f"tune sets data.validation itself, to {VALIDATION:g}")
     with held(out):
         storage = journal(out / "optuna.log")
         searches = [Search(recipe, name, given, only, out / RUNS, storage, jobs) for name in algorithms]
+        check(any(search.grids for search in searches), f"nothing to tune: {', '.join(sorted(known))} are given")
         _run(searches, jobs, quiet=quiet)
         well = [search for search in searches if search.error is None]
-        path = _write(recipe, given, well, out) if well else out
-    errors = [search.error for search in searches if search.error is not None]
-    if errors:
-        raise InputError("; ".join(errors))
-    return path
+        path = _write(recipe, given, well, out) if well else None
+    return Tuned(path, {search.algorithm: search.error for search in searches if search.error is not None})
+
+
+def tune_for_comparison(
+    recipe: str,
+    algorithms: Sequence[str],
+    seeds: int,
+    given: Sequence[tuple[str, Any]],
+    out: Path,
+    *,
+    jobs: int | None = None,
+    quiet: bool = False,
+) -> Tuned:
+    """Tune in `out`/tune what a comparison with these arguments leaves open, after a check of all that it will run."""
+    plan(recipe, algorithms, range(seeds), given, out / RUNS, jobs)
+    paths = dict(given)
+    tunings = {name: registry.ALGORITHMS[name].tuning for name in algorithms}
+    only = sorted({setting for tuning in tunings.values() for setting in tuning if path_of(setting) not in paths})
+    check(bool(only), "--tune: every setting that could be tuned is given")
+    with held(out):
+        return tune(recipe, algorithms, single(given, algorithms), out / "tune", only=only, jobs=jobs, quiet=quiet)
 
 
 def _run(searches: Sequence[Search], jobs: int | None, *, quiet: bool) -> None:
-    """Trials of all searches share the workers; each search gets the next free one in turn."""
+    """Trials of all searches share the workers; a search that comes earlier gets the next free one first."""
     of: dict[str, Search] = {}
     begun: list[Run] = []
     over: list[Ended] = []
@@ -67,7 +92,9 @@ def _run(searches: Sequence[Search], jobs: int | None, *, quiet: bool) -> None:
     waiting = [run for search in searches for run in search.wanted]
     if not waiting:
         return
-    with Show(begun, quiet=quiet) as show, Workers(jobs or jobs_for(waiting)) as workers:
+    if not quiet and any(search.trials for search in searches):
+        print(f"{sum(search.trials for search in searches)} trials are done already", flush=True)
+    with Show(begun, quiet=quiet, growing=True) as show, Workers(jobs or jobs_for(waiting)) as workers:
         while not all(search.done for search in searches):
             for search in searches:
                 for run in search.wanted:

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import NamedTuple
@@ -30,9 +30,12 @@ class Workers:
         self.running: dict[str, tuple[Run, BaseProcess]] = {}
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload([work.__module__])
+        resource_tracker.ensure_running()  # which would lift the mask that follows
         earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is ours: the server inherits this
-        forkserver.ensure_running()
-        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
 
     @property
     def free(self) -> bool:
@@ -57,10 +60,8 @@ class Workers:
 
     def stop(self, run: Run) -> None:
         """End a run before its last round; its checkpoint stays."""
-        _, process = self.running.pop(run.name)
-        process.terminate()
-        process.join()
-        process.close()
+        _end(self.running[run.name][1])
+        del self.running[run.name]
 
     def __enter__(self) -> "Workers":
         return self
@@ -69,12 +70,9 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for _, process in self.running.values():
-            process.terminate()  # once: a second signal would interrupt the checkpoint
+            process.terminate()  # all at once, so that they save at the same time
         for _, process in self.running.values():
-            process.join(SAVE_S)
-            process.kill()
-            process.join()
-            process.close()
+            _end(process)
         self.running.clear()
 
 
@@ -91,6 +89,15 @@ def run_all(
         show([run for run, _ in workers.running.values()], over)
         time.sleep(TICK_S)
     return over
+
+
+def _end(process: BaseProcess) -> None:
+    """Ask a process to save and stop, and kill it where it does not."""
+    process.terminate()  # a second one does no harm
+    process.join(SAVE_S)
+    process.kill()
+    process.join()
+    process.close()
 
 
 def _last_words(run: Run, code: int) -> str:
