@@ -245,7 +245,7 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         ),
         (["tune", "--only", "lr", "-s", "training.lr=0.1"], "--only lr: training.lr is given"),
         (["tune", "-s", "seed=3"], "and seed 0"),
-        (["ablate", "--only", "parts", "-s", "algorithm.alpha=0"], "two runs are the same: part=FedAdamW and part="),
+        (["ablate", "--only", "parts", "-s", "algorithm.alpha=0"], "-s algorithm.alpha: the study parts varies it"),
         (["compare", "-s", "training.lr=[1,0]"], "training.lr=0: input should be greater than 0"),
         (["compare", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["tune", "--only", "alhpa"], "--only='alhpa' is unknown (did you mean 'alpha'?)"),

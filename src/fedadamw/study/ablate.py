@@ -6,7 +6,7 @@ from typing import Any
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.study.compare import RUNS, held, run_here, save
-from fedadamw.study.plan import Run, check_distinct, check_single, plan
+from fedadamw.study.plan import Run, check_single, plan
 from fedadamw.study.results import Results, collect
 from fedadamw.validation import check, one_of
 
@@ -64,13 +64,14 @@ def ablate(
     check_single(given, [ALGORITHM], "ablate")
     check("algorithm.name" not in dict(given), f"ablate takes {ALGORITHM} apart, no other algorithm")
     chosen = {name: STUDIES[name] for name in only or STUDIES}
+    for name, (_, variants) in chosen.items():
+        for path, _ in (pair for pairs in variants for pair in pairs):
+            check(path not in dict(given), f"-s {path}: the study {name} varies it")
     plans = {
         name: _runs(recipe, name, variants, seeds, given, out / RUNS, jobs) for name, (_, variants) in chosen.items()
     }
     every = {run.name: run for runs in plans.values() for run in runs}
     found = {}
-    for runs in plans.values():
-        check_distinct(runs)
     with held(out):
         ended = run_here(list(every.values()), jobs, quiet=quiet)
         for name, runs in plans.items():

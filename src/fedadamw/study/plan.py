@@ -73,7 +73,7 @@ def plan(
                 varying = [(path, v) for (path, v), (_, value) in zip(pairs, own, strict=True) if v is not value]
                 label = {"algorithm": name, **{path: words(v) for path, v in varying}}
                 runs.append(Run(sharing(experiment, jobs), label, parent))
-    check_distinct(runs)
+    _check_distinct(runs)
     return runs
 
 
@@ -142,7 +142,7 @@ def those_of(algorithm: str, given: Sequence[tuple[str, Any]]) -> list[tuple[str
     return [(path, v) for path, v in given if not path.startswith("algorithm.") or path.partition(".")[2] in known]
 
 
-def check_distinct(runs: Sequence[Run]) -> None:
+def _check_distinct(runs: Sequence[Run]) -> None:
     """Raise InputError where two runs are the same: they would share a folder, or pass for two seeds."""
     seen: dict[str, Run] = {}
     for run in runs:
