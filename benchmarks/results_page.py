@@ -34,9 +34,9 @@ fedadamw compare small/cifar10-vit-dir0.1 -a fedadamw,local-adamw --seeds 3 -s d
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     parts = [INTRODUCTION]
-    for path in sorted([*RESULTS.glob("small-*.json"), *RESULTS.glob("paper-*.json")]):
+    every = [*RESULTS.glob("small-*.json"), *RESULTS.glob("paper-*.json")]
+    for name, path in sorted((path.stem.split("_")[0], path) for path in every):
         results = json.loads(path.read_text())
-        name = path.stem.split("_")[0]
         save(charts.picture(results), PICTURES / f"{name}.svg")
         notes = path.with_suffix(".notes.md")
         parts.append(
