@@ -61,6 +61,7 @@ def test_what_the_page_adds_passes_every_shared_test(checkout):
         [
             *(sys.executable, "-c", RUN, "-p", "no:cacheprovider", "-k", "fedavgm or every_algorithm"),
             "tests/test_algorithms.py",
+            "tests/test_convergence.py",
             "tests/test_architecture.py::test_every_algorithm_has_a_row_and_a_page",
         ],
         cwd=checkout,
