@@ -12,6 +12,8 @@ from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, Terminated, app, 
 if TYPE_CHECKING:
     from fedadamw.study.results import Results
 
+Algorithms = Annotated[str, typer.Option("-a", "--algorithms", metavar="NAME,NAME", help="Of those that `list` shows.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Runs of each variant, with seeds 0, 1, ...")]
 Jobs = Annotated[
     int | None,
     typer.Option(min=1, help="Runs at a time: one a core, with a thread each, or one on a GPU.", show_default=False),
@@ -21,10 +23,8 @@ Jobs = Annotated[
 @app.command("compare", short_help="Run algorithms x seeds x settings.")
 def compare_command(
     recipe: Recipe = None,
-    algorithms: Annotated[
-        str, typer.Option("-a", "--algorithms", metavar="NAME,NAME", help="Of those that `list` shows.")
-    ] = "fedadamw,local-adamw",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with seeds 0, 1, ...")] = 3,
+    algorithms: Algorithms = "fedadamw,local-adamw",
+    seeds: Seeds = 3,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/compare-<recipe> by default.")] = None,
     tuned: Annotated[bool, typer.Option("--tune", help="Tune each algorithm first, see `tune`.")] = False,  # noqa: FBT002
@@ -70,9 +70,7 @@ def compare_command(
 @app.command("tune", short_help="Find each algorithm's best settings.")
 def tune_command(
     recipe: Recipe = None,
-    algorithms: Annotated[
-        str, typer.Option("-a", "--algorithms", metavar="NAME,NAME", help="Of those that `list` shows.")
-    ] = "fedadamw",
+    algorithms: Algorithms = "fedadamw",
     only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Tune these settings only, as lr.")] = None,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/tune-<recipe> by default.")] = None,
@@ -82,11 +80,13 @@ def tune_command(
     """Find each algorithm's best settings on held-out training data, and write a recipe with them.
 
     One setting after the other: learning rate, weight decay, then the algorithm's own. A grid grows while its best is
-    at its edge; hopeless trials are stopped early. The same command goes on after a stop.
+    at its edge; hopeless trials are stopped early. The same command goes on after a stop. What it writes holds what
+    this call tuned: to tune more on top of it, give it as the recipe.
 
     \b
     fedadamw tune digits -a fedadamw,fedavg --only lr
     fedadamw run runs/tune-digits/tuned.yaml
+    fedadamw tune runs/tune-digits/tuned.yaml --only alpha
     """
     from fedadamw.experiment import parsed
     from fedadamw.study.tune import tune
@@ -106,7 +106,7 @@ def tune_command(
 def ablate_command(
     recipe: Recipe = None,
     only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="These studies only, see below.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant, with seeds 0, 1, ...")] = 1,
+    seeds: Seeds = 1,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/ablate-<recipe> by default.")] = None,
     jobs: Jobs = None,

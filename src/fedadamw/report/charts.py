@@ -115,6 +115,7 @@ AXES = {
     "update_norm": "norm",
 }
 LOGARITHMIC = {"v_variance"}
+STROKES = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 3}
 
 
 def curve(results: Results, what: str, *, by: str, width: Width = "container", height: int = 280) -> Any:
@@ -138,7 +139,7 @@ def lines(
     picked = alt.selection_point(name=f"picked_{x}_{y}", fields=["variant"], bind="legend")
     base = alt.Chart(alt.Data(values=list(rows))).encode(
         x=alt.X(f"{x}:Q", title=AXES[x], scale=alt.Scale(nice=False)),
-        color=_color(names, symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3),
+        color=_color(names, **STROKES),
     )
     shown = alt.condition(picked, alt.value(1.0), alt.value(0.1))
     hover = [
@@ -156,7 +157,7 @@ def lines(
         y2="high:Q",
         opacity=alt.condition(picked, alt.value(0.12), alt.value(0.0)),
     )
-    line = base.mark_line(strokeWidth=2).encode(y=values, opacity=shown, strokeDash=_dash(names))
+    line = base.mark_line(strokeWidth=2).encode(y=values, opacity=shown, strokeDash=_dash(names, **STROKES))
     points = base.mark_circle(size=36).encode(y=values, opacity=shown, tooltip=hover).add_params(picked)
     return (band + line + points).properties(width=width, height=height)
 
@@ -177,17 +178,21 @@ def bars(rows: Sequence[Mapping[str, Any]], what: str, names: Sequence[str]) -> 
     )
 
 
-def _color(names: Sequence[str], **legend: Any) -> Any:
+def _color(names: Sequence[str], **symbol: Any) -> Any:
     """A color a variant; after the last it begins again, with dashes."""
     scale = alt.Scale(domain=list(names), range=[COLORS[i % len(COLORS)] for i in range(len(names))])
-    below = alt.Legend(orient="bottom", columns=3, labelLimit=240, **legend)
-    return alt.Color("variant:N", title=None, sort=list(names), scale=scale, legend=below)
+    return alt.Color("variant:N", title=None, sort=list(names), scale=scale, legend=_legend(symbol))
 
 
-def _dash(names: Sequence[str]) -> Any:
+def _dash(names: Sequence[str], **symbol: Any) -> Any:
     """Whole lines for the variants that have a color of their own, dashes for the others."""
-    dashes = [[1, 0] if i < len(COLORS) else [5, 3] for i in range(len(names))]
-    return alt.StrokeDash("variant:N", legend=None, scale=alt.Scale(domain=list(names), range=dashes))
+    scale = alt.Scale(domain=list(names), range=[[1, 0] if i < len(COLORS) else [5, 3] for i in range(len(names))])
+    return alt.StrokeDash("variant:N", title=None, sort=list(names), scale=scale, legend=_legend(symbol))
+
+
+def _legend(symbol: Mapping[str, Any]) -> Any:
+    """Below the chart; color and dashes give the same one, so that they are drawn as one."""
+    return alt.Legend(orient="bottom", columns=3, labelLimit=240, **symbol)
 
 
 def variants(results: Results) -> dict[str, list[Result]]:
