@@ -86,6 +86,7 @@ def run_curved(name, task, **training):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False)).double()
+    torch.nn.init.zeros_(model[0].weight)
     settings = {**case.settings, **WITHOUT_DECAY.get(name, {}), "weight_decay": 0.0}
     algorithm = registry.make(case.name, registry.validated(case.name, settings), Blocks.of(model))
     clients = [np.arange(32 * i, 32 * i + 32) for i in range(8)]

@@ -74,6 +74,12 @@ def test_no_placeholder_is_left():
     assert re.findall(r"\b[A-Z]{3,}_[A-Z]{3,}\b", README) == []
 
 
+def test_the_tests_that_the_docs_name_are_there():
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for file, test in re.findall(r"(tests/\w+\.py)(?:::(\w+))?", page.read_text()):
+            assert test in (ROOT / file).read_text(), f"{page.name}: {file}::{test}"
+
+
 def test_pictures_and_links_are_there():
     for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", README):
         assert (ROOT / target).exists(), target

@@ -297,7 +297,7 @@ def test_variants_that_differ_have_names_that_differ(tmp_path):
 
 
 def test_runs_share_the_cores_unless_told_otherwise(tmp_path):
-    (tmp_path / "own.yaml").write_text("seed: 0")
+    (tmp_path / "own.yaml").write_text("device: cpu")
 
     def threads(*given, jobs=None):
         (run,) = plan(str(tmp_path / "own.yaml"), ["fedavg"], [0], given, tmp_path, jobs)
@@ -340,8 +340,12 @@ def test_a_recipes_own_settings_hold_for_their_algorithm_alone(tmp_path):
     (tmp_path / "own.yaml").write_text("algorithms: {fedadamw: {alpha: 0.25}, fedavg: {lr: 0.2}}")
     assert load(str(tmp_path / "own.yaml")).algorithm["alpha"] == 0.25
     assert load(str(tmp_path / "own.yaml"), ["algorithm.alpha=0.75"]).algorithm["alpha"] == 0.75
+    (tmp_path / "own.yaml").write_text("algorithm: {alpha: 0.25}")
+    assert load(str(tmp_path / "own.yaml"), ["algorithm.name=fedadamw"]).algorithm["alpha"] == 0.25
     for text, message in (
         ("algorithms: 3", "must be a section"),
+        ("algorithm: fedavg", "algorithm='fedavg': is a section; set algorithm.name"),
+        ("algorithm: {name: [fedavg, fedcm]}", "must be a word"),
         ("algorithms: {fedavgg: {}}", "did you mean 'fedavg'"),
     ):
         (tmp_path / "own.yaml").write_text(text)
@@ -357,3 +361,12 @@ def test_ablations_have_a_table_and_a_figure_each(tmp_path):
     assert {p.name for p in (out / "alpha").iterdir()} == {"results.json", "table.md", "curves.png", "report.html"}
     assert [s["variant"] for s in read(out / "parts")["summary"]][:2] == ["FedAdamW", "without shared v"]
     assert (out / "table.md").read_text().count("## ") == 2
+    done = command("ablate", "digits", *TINY, "-s", "training.rounds=1", "--only", "beta2", "--out", str(out))
+    assert (out / "table.md").read_text().count("## ") == 3, "those of an earlier call with the same settings are kept"
+    done = command("ablate", "digits", *TINY, "-s", "training.rounds=2", "--only", "alpha", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert (out / "table.md").read_text().count("## ") == 1, "studies of other rounds do not stand beside it"
+    (tmp_path / "own.yaml").write_text("algorithms: {fedadamw: {weight_decay: 0.0}}")
+    done = command("ablate", str(tmp_path / "own.yaml"), "--only", "parts", "--out", str(tmp_path / "same"))
+    assert done.returncode == 2
+    assert "two runs are the same: part=FedAdamW and part=without weight decay, seed 0" in done.stderr

@@ -10,7 +10,9 @@ import pytest
 from conftest import command
 from test_study import TINY, wait_for
 
+from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.experiment import load
+from fedadamw.study import tune
 from fedadamw.study.search import MOST_GROWN, Search, journal
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
@@ -82,12 +84,46 @@ def test_a_hopeless_trial_is_stopped_and_stays_so(tmp_path):
     found.begin(third)
     record(third, [0.05])
     assert not found.hopeless(third), "too early to say"
-    record(third, [0.05] * 5)
+    record(third, [0.05] * 7)
     assert found.hopeless(third)
     found.end(third, stopped=True)
     assert [t["state"] for t in found.history[0]["trials"]] == ["complete", "complete", "pruned"]
     assert found.best == {"lr": lr(second)}
     assert lr(third) not in map(lr, search(tmp_path, ("training.rounds", 9)).wanted)
+
+
+def test_a_trial_that_was_stopped_ahead_of_where_the_best_ended_goes_on(tmp_path):
+    found = search(tmp_path, ("training.rounds", 9))
+    first, second, third = found.wanted
+    for run, falls in ((first, 0.03), (second, 0.05)):
+        found.begin(run)
+        record(run, [0.5 - falls * i for i in range(1, 10)])
+        found.end(run)
+    found.begin(third)
+    record(third, [0.3] * 7)
+    found.end(third, stopped=True)
+    assert [lr(run) for run in found.wanted] == [lr(third)], "0.3 is below the others then, and above their ends"
+    again = search(tmp_path, ("training.rounds", 9))
+    (run,) = again.wanted
+    again.begin(run)
+    record(run, [0.3] * 8)
+    assert not again.hopeless(run), "once is enough"
+    record(run, [0.3] * 8 + [0.35])
+    again.end(run)
+    assert again.grid[-1] > lr(run), "it is the best now, and the grid grows beyond it"
+
+
+def test_a_hopeless_run_is_stopped_while_it_runs_and_the_stage_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "LOOK_S", 0.0)
+    given = [("training.rounds", 60), ("training.steps", 1), ("training.lr", 1e-3), ("data.max_test", 50)]
+    monkeypatch.setattr(FedAdamW, "tuning", {"alpha": (0.0, 0.5)})
+    monkeypatch.setattr(Search, "hopeless", lambda self, run: self._values[run.name] == 0.5 and len(run.records) > 0)
+    found = tune.tune("digits", ["fedadamw"], given, tmp_path, quiet=True)
+    assert found.errors == {}
+    (stage,) = json.loads((tmp_path / "trials.json").read_text())
+    assert [(t["value"], t["state"]) for t in stage["trials"]] == [(0.0, "complete"), (0.5, "pruned")]
+    stopped = [p for p in tmp_path.rglob("metrics.jsonl") if p.read_text().count("\n") < 60]
+    assert len(stopped) == 1, "its process was ended long before its last round"
 
 
 def test_failures_are_tried_again_by_the_next_command_only(tmp_path):

@@ -126,7 +126,10 @@ def assemble(recipe: str, given: Sequence[tuple[str, Any]]) -> Experiment:
     for path, value in given:
         if path == "algorithm.name":
             put(settings, path, value)
-    name = (settings.get("algorithm") or {}).get("name", "fedadamw")
+    section = settings.get("algorithm") or {}
+    check(isinstance(section, dict), f"algorithm={section!r}: is a section; set algorithm.name")
+    name = section.get("name", "fedadamw")
+    check(isinstance(name, str), f"algorithm.name={name!r} must be a word")
     for key, value in own_settings(recipe, own, name).items():
         put(settings, "training.lr" if key == "lr" else f"algorithm.{key}", value)
     for path, value in given:
@@ -195,7 +198,7 @@ def put(settings: dict[str, Any], path: str, value: Any) -> None:
         inner = inner[section]
         if not isinstance(inner, dict):
             raise InputError(f"-s {path}={value}: {section} is a setting, not a section")
-    if path == "algorithm.name" and inner.get("name") != value:
+    if path == "algorithm.name" and inner.get("name", "fedadamw") != value:
         inner.clear()  # another algorithm has other settings
     if path == "training.epochs":
         inner.pop("steps", None)

@@ -94,7 +94,7 @@ def images_of(experiment: Experiment) -> tuple[Images, Images]:
         train, test = train.take(order[held:]), train.take(order[:held])
     if data.max_train and data.max_train < len(train):
         train = train.take(generator.permutation(len(train))[: data.max_train])
-    if data.max_test and data.max_test < len(test):
+    if data.max_test and data.max_test < len(test) and not data.validation:  # a choice wants all that is held out
         test = test.take(generator.permutation(len(test))[: data.max_test])
     return train, test
 

@@ -10,7 +10,7 @@ import typer
 from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, Terminated, app, names_in, say, short
 
 if TYPE_CHECKING:
-    from fedadamw.study.results import Results
+    from fedadamw.report.charts import Results
 
 Algorithms = Annotated[str, typer.Option("-a", "--algorithms", metavar="NAME,NAME", help="Of those that `list` shows.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Runs of each variant, with seeds 0, 1, ...")]
@@ -79,9 +79,9 @@ def tune_command(
 ) -> None:
     """Find each algorithm's best settings on held-out training data, and write a recipe with them.
 
-    One setting after the other: learning rate, weight decay, then the algorithm's own. A grid grows while its best is
-    at its edge; hopeless trials are stopped early. The same command goes on after a stop. What it writes holds what
-    this call tuned: to tune more on top of it, give it as the recipe.
+    One setting after the other: learning rate, weight decay, then the algorithm's own. The grids of the first two
+    grow while their best is at an edge; hopeless trials are stopped early. The same command goes on after a stop.
+    What it writes holds what this call tuned: to tune more on top of it, give it as the recipe.
 
     \b
     fedadamw tune digits -a fedadamw,fedavg --only lr

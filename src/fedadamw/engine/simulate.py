@@ -153,11 +153,6 @@ class Simulation:
         self.store.restore(round_, tensors)
         self.state = State(round_, loaded, tensors["statistics"].to(device), tensors["last"].to(device))
 
-    def load_model(self) -> nn.Module:
-        """The module, with the global model of the last round in it."""
-        self.workspace.load(self.state.server.x, self.state.statistics)
-        return self.workspace.module
-
     def _after(self, state: State, result: RoundResult, lr: float) -> State:
         number = self.workspace.y.new_tensor
         participation = number(result.answered / len(self.clients))

@@ -8,8 +8,8 @@ import altair as alt
 
 from fedadamw.report.figures import Width
 
-Result = Mapping[str, Any]
-Results = Mapping[str, Any]
+Result = Mapping[str, Any]  # one run
+Results = Mapping[str, Any]  # a study
 
 COLORS = (
     "#2563eb", "#ea580c", "#16a34a", "#9333ea", "#dc2626", "#0891b2",
@@ -120,7 +120,7 @@ STROKES = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 3}
 
 def curve(results: Results, what: str, *, by: str, width: Width = "container", height: int = 280) -> Any:
     """Mean over seeds of `what` by round or by megabytes sent, with a band of one standard deviation either side."""
-    rows = [row for variant, group in variants(results).items() for row in _curve_rows(variant, group, what)]
+    rows = [row for variant, group in variants(results["runs"]).items() for row in _curve_rows(variant, group, what)]
     return lines(rows, by, what, order(results), width=width, height=height)
 
 
@@ -195,17 +195,17 @@ def _legend(symbol: Mapping[str, Any]) -> Any:
     return alt.Legend(orient="bottom", columns=3, labelLimit=240, **symbol)
 
 
-def variants(results: Results) -> dict[str, list[Result]]:
-    """The runs of each variant, one a seed."""
+def variants(runs: Iterable[Result]) -> dict[str, list[Result]]:
+    """The runs of each variant, one a seed, in the order in which they come."""
     groups: dict[str, list[Result]] = {}
-    for result in results["runs"]:
+    for result in runs:
         groups.setdefault(result["variant"], []).append(result)
     return groups
 
 
 def order(results: Results) -> list[str]:
     """The variants in the order of the study."""
-    return list(variants(results))
+    return list(variants(results["runs"]))
 
 
 def _curve_rows(variant: str, group: Sequence[Result], what: str) -> Iterable[dict[str, Any]]:
@@ -219,7 +219,7 @@ def diagnostic_rows(results: Results, key: str) -> list[dict[str, Any]]:
     """One diagnostic over the rounds, its mean over the seeds that have it."""
     return [
         row
-        for variant, group in variants(results).items()
+        for variant, group in variants(results["runs"]).items()
         for i in range(min(len(r["diagnostics"]) for r in group))
         for row in _row(
             variant,
@@ -234,7 +234,7 @@ def diagnostic_rows(results: Results, key: str) -> list[dict[str, Any]]:
 def kind_rows(results: Results, key: str) -> list[dict[str, Any]]:
     """One diagnostic by class of block, its mean over rounds and seeds."""
     rows = []
-    for variant, group in variants(results).items():
+    for variant, group in variants(results["runs"]).items():
         values: dict[str, list[float]] = {}
         for record in (record for result in group for record in result["diagnostics"]):
             for kind, value in (record.get(f"{key}_by_kind") or {}).items():

@@ -54,20 +54,20 @@ Cell = Callable[[Mapping[str, Any]], tuple[float | None, str]]
 
 def columns(results: Results) -> list[tuple[str, Cell]]:
     """Headings of the table and, for each, a summary's number to sort by and its words."""
-    goal = f"{results['target']:.1%}"
+    goal = "target" if results["target"] is None else f"{results['target']:.1%}"
 
     def number(key: str, form: Callable[[float], str]) -> Cell:
         return lambda s: (s[key], "not reached" if s[key] is None else form(s[key]))
 
     return [
         ("variant", lambda s: (None, s["variant"])),
-        ("learning rate", lambda s: (s["settings"]["lr"], f"{s['settings']['lr']:g}")),
+        ("lr", lambda s: (s["settings"]["lr"], f"{s['settings']['lr']:g}")),
         ("test accuracy", lambda s: (s["accuracy"], percent(s["accuracy"], s["accuracy_sd"]))),
         ("training loss", number("train_loss", lambda v: f"{v:.3f}")),
         (f"rounds to {goal}", number("rounds_to_target", lambda v: f"{v:,}")),
-        (f"MB sent to {goal}", number("bytes_to_target", lambda v: f"{v / 1e6:,.0f}")),
+        (f"MB to {goal}", number("bytes_to_target", lambda v: f"{v / 1e6:,.0f}")),
         ("MB a client and round", number("up_bytes_a_client", lambda v: f"{v / 1e6:.3f}")),
-        ("seconds a run", number("wall_s", lambda v: f"{v:,.0f}")),
+        ("time", number("wall_s", lambda v: f"{v:,.0f} s")),
     ]
 
 

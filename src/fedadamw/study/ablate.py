@@ -1,47 +1,43 @@
 """`fedadamw ablate`: FedAdamW taken apart, one question a study, each with its table and figure."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedadamw.checkpoint import write_atomically
+from fedadamw.report.charts import Results
 from fedadamw.study.compare import RUNS, held, run_here, save
-from fedadamw.study.plan import Run, check_single, plan
-from fedadamw.study.results import Results, collect
+from fedadamw.study.plan import Run, check_distinct, check_single, plan
+from fedadamw.study.results import collect
 from fedadamw.validation import check, one_of
 
 Pairs = Sequence[tuple[str, Any]]
 
 ALGORITHM = "fedadamw"
-STUDIES: dict[
-    str, tuple[str, Sequence[Pairs]]
-] = {  # name -> (title, settings; a list of values makes a variant of each)
-    "parts": (
-        "FedAdamW without each of its parts",
-        (
-            (),
-            (("algorithm.share", "none"),),
-            (("algorithm.alpha", 0.0),),
-            (("algorithm.weight_decay", 0.0),),
-            (("algorithm.share", "none"), ("algorithm.alpha", 0.0)),
-        ),
+PARTS: Mapping[str, Pairs] = {
+    "FedAdamW": (),
+    "without shared v": (("algorithm.share", "none"),),
+    "without alignment": (("algorithm.alpha", 0.0),),
+    "without weight decay": (("algorithm.weight_decay", 0.0),),
+    "without shared v and alignment": (("algorithm.share", "none"), ("algorithm.alpha", 0.0)),
+}
+STUDIES: dict[str, tuple[str, Mapping[str, Pairs]]] = {  # name -> (title, variants by name: their settings);
+    # a list of values makes a variant of each, which is named by its value where it has no name here
+    "parts": ("FedAdamW without each of its parts", PARTS),
+    "sharing": ("Which moments are shared", {"": (("algorithm.share", ["none", "m", "v", "vm", "mean-v"]),)}),
+    "blocks": (
+        "Over which blocks v is averaged",
+        {"": (("model.blocks", ["coordinate", "paper", "coarse", "tensor"]),)},
     ),
-    "sharing": ("Which moments are shared", ((("algorithm.share", ["none", "m", "v", "vm", "mean-v"]),),)),
-    "blocks": ("Over which blocks v is averaged", ((("model.blocks", ["coordinate", "paper", "coarse", "tensor"]),),)),
-    "alpha": ("Weight of the global direction", ((("algorithm.alpha", [0.0, 0.25, 0.5, 0.75, 1.0]),),)),
-    "weight-decay": ("Weight decay", ((("algorithm.weight_decay", [0.0, 1e-3, 1e-2, 1e-1]),),)),
-    "local-steps": ("Local steps K", ((("training.steps", [10, 20, 50, 100]),),)),
+    "alpha": ("Weight of the global direction", {"": (("algorithm.alpha", [0.0, 0.25, 0.5, 0.75, 1.0]),)}),
+    "weight-decay": ("Weight decay", {"": (("algorithm.weight_decay", [0.0, 1e-3, 1e-2, 1e-1]),)}),
+    "local-steps": ("Local steps K", {"": (("training.steps", [10, 20, 50, 100]),)}),
     "beta2": (
         "Memory of v: beta2",
-        ((("algorithm.betas", [[0.9, 0.9], [0.9, 0.98], [0.9, 0.99], [0.9, 0.999]]),),),
+        {"": (("algorithm.betas", [[0.9, 0.9], [0.9, 0.98], [0.9, 0.99], [0.9, 0.999]]),)},
     ),
-}
-NAMES = {  # of the parts' variants
-    (): "FedAdamW",
-    ("share",): "without shared v",
-    ("alpha",): "without alignment",
-    ("weight_decay",): "without weight decay",
-    ("share", "alpha"): "without shared v and alignment",
 }
 
 
@@ -55,7 +51,8 @@ def ablate(
     jobs: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Results]:
-    """Every study of STUDIES, or those in `only`: a folder each in `out`, and all tables in table.md.
+    """Every study of STUDIES, or those in `only`: a folder each in `out`, and their tables in table.md, with those of
+    earlier calls that had the same settings.
 
     Runs that studies have in common are run once. The same call goes on after a stop.
     """
@@ -65,11 +62,9 @@ def ablate(
     check("algorithm.name" not in dict(given), f"ablate takes {ALGORITHM} apart, no other algorithm")
     chosen = {name: STUDIES[name] for name in only or STUDIES}
     for name, (_, variants) in chosen.items():
-        for path, _ in (pair for pairs in variants for pair in pairs):
+        for path, _ in (pair for pairs in variants.values() for pair in pairs):
             check(path not in dict(given), f"-s {path}: the study {name} varies it")
-    plans = {
-        name: _runs(recipe, name, variants, seeds, given, out / RUNS, jobs) for name, (_, variants) in chosen.items()
-    }
+    plans = {name: _runs(recipe, variants, seeds, given, out / RUNS, jobs) for name, (_, variants) in chosen.items()}
     every = {run.name: run for runs in plans.values() for run in runs}
     found = {}
     with held(out):
@@ -77,18 +72,26 @@ def ablate(
         for name, runs in plans.items():
             found[name] = collect(recipe, runs, ended)
             save(found[name], out / name)
-        ever = [name for name in STUDIES if (out / name / "results.json").exists()]  # by this command or an earlier one
-        tables = [f"## {STUDIES[name][0]}\n\n{(out / name / 'table.md').read_text()}" for name in ever]
+        saved = {name: json.loads(p.read_text()) for name in STUDIES if (p := out / name / "results.json").exists()}
+        here = [name for name in saved if all(_agree(saved[name], saved[ours]) for ours in found)]
+        tables = [f"## {STUDIES[name][0]}\n\n{(out / name / 'table.md').read_text()}" for name in here]
         write_atomically(out / "table.md", "\n".join(tables).encode())
     return found
 
 
 def _runs(
-    recipe: str, study: str, variants: Sequence[Pairs], seeds: int, given: Pairs, parent: Path, jobs: int | None
+    recipe: str, variants: Mapping[str, Pairs], seeds: int, given: Pairs, parent: Path, jobs: int | None
 ) -> list[Run]:
-    every = [[*given, *pairs] for pairs in variants]
-    runs = [run for pairs in every for run in plan(recipe, [ALGORITHM], range(seeds), pairs, parent, jobs)]
-    if study != "parts":
-        return runs
-    names = [NAMES[tuple(path.removeprefix("algorithm.") for path, _ in pairs)] for pairs in variants]
-    return [Run(run.experiment, {"part": names[i // seeds]}, parent) for i, run in enumerate(runs)]
+    """A study's runs; InputError where two of its variants are the same with what is given."""
+    runs = []
+    for name, pairs in variants.items():
+        own = plan(recipe, [ALGORITHM], range(seeds), [*given, *pairs], parent, jobs)
+        runs += [replace(run, label={"part": name}) for run in own] if name else own
+    check_distinct(runs)
+    return runs
+
+
+def _agree(a: Results, b: Results) -> bool:
+    """Whether two saved studies are of one recipe, with the same settings where neither varies them."""
+    shared = [(a["settings"][path], b["settings"][path]) for path in a["settings"].keys() & b["settings"].keys()]
+    return a["recipe"] == b["recipe"] and all(x[0] or y[0] or x == y for x, y in shared)

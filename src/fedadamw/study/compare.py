@@ -7,9 +7,10 @@ from typing import Any
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.report import comparison
+from fedadamw.report.charts import Results
 from fedadamw.run_folder import RunFolder
 from fedadamw.study.plan import Run, jobs_for, plan
-from fedadamw.study.results import Results, collect, markdown, write
+from fedadamw.study.results import collect, markdown, write
 from fedadamw.study.show import Show
 from fedadamw.study.workers import Ended, Workers, run_all
 from fedadamw.validation import check

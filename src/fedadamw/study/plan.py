@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,6 @@ from fedadamw.prepare import on_gpu
 from fedadamw.run_folder import RunFolder, settings_digest
 from fedadamw.validation import InputError, check, nearest, one_of
 
-Pairs = tuple[tuple[str, Any], ...]  # (path, value)
-
 
 @dataclass(frozen=True)
 class Run:
@@ -25,7 +24,7 @@ class Run:
     label: Mapping[str, str]  # `algorithm` and each setting that varies -> its value in words
     parent: Path  # folder of the study's runs
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The same for the same settings, in whatever study: a run that two have in common is run once."""
         algorithm = self.experiment.algorithm["name"]
@@ -73,7 +72,7 @@ def plan(
                 varying = [(path, v) for (path, v), (_, value) in zip(pairs, own, strict=True) if v is not value]
                 label = {"algorithm": name, **{path: words(v) for path, v in varying}}
                 runs.append(Run(sharing(experiment, jobs), label, parent))
-    _check_distinct(runs)
+    check_distinct(runs)
     return runs
 
 
@@ -142,7 +141,7 @@ def those_of(algorithm: str, given: Sequence[tuple[str, Any]]) -> list[tuple[str
     return [(path, v) for path, v in given if not path.startswith("algorithm.") or path.partition(".")[2] in known]
 
 
-def _check_distinct(runs: Sequence[Run]) -> None:
+def check_distinct(runs: Sequence[Run]) -> None:
     """Raise InputError where two runs are the same: they would share a folder, or pass for two seeds."""
     seen: dict[str, Run] = {}
     for run in runs:

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
-from fedadamw.report.comparison import percent
-from fedadamw.run import commit
-from fedadamw.study.plan import Run, words
+from fedadamw.report.charts import Result, Results, variants
+from fedadamw.report.comparison import columns
+from fedadamw.study.plan import Run
 from fedadamw.study.workers import Ended
-
-Result = Mapping[str, Any]  # one run
-Results = Mapping[str, Any]  # a study
 
 FORMAT = 1
 
@@ -26,23 +23,28 @@ def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), targe
     target: the accuracy that `rounds and bytes to` are counted to; by default the median of the variants' final ones.
     """
     errors = {end.run.name: end.error for end in ended if end.error}
-    found, manifest = [], {}
+    found, manifests = [], []
     for run in runs:
         if run.done:
             try:
                 manifest = run.folder.read_manifest()
                 found.append(result_of(run, manifest))
+                manifests.append(manifest)
             except CheckpointError as error:
                 errors[run.name] = str(error)
-    groups = by_variant(found)
+    groups = list(variants(found).values())
+    there = {result["name"] for result in found}
     if target is None and groups:
         target = statistics.median(statistics.mean(final(r) for r in group) for group in groups)
     return {
         "format": FORMAT,
         "recipe": recipe,
-        "commit": commit(),
-        "device": manifest.get("device"),
-        "versions": manifest.get("versions"),
+        "commit": distinct(manifest["commit"] for manifest in manifests),
+        "device": distinct(manifest["device"] for manifest in manifests),
+        "versions": {
+            package: distinct(manifest["versions"].get(package) for manifest in manifests)
+            for package in (manifests[0]["versions"] if manifests else ())
+        },
         "target": None if target is None else round(target, 4),
         "settings": settings_by_path(run.experiment.model_dump(mode="json") for run in runs),
         "summary": [summary(group, target) for group in groups],
@@ -50,7 +52,7 @@ def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), targe
         "missing": [
             {"variant": name_of(r.label), "seed": r.experiment.seed, "error": errors.get(r.name, "not run")}
             for r in runs
-            if r.name not in {result["name"] for result in found}
+            if r.name not in there
         ],
     }
 
@@ -83,12 +85,9 @@ def result_of(run: Run, manifest: Mapping[str, Any]) -> Result:
     }
 
 
-def by_variant(results: Iterable[Result]) -> list[list[Result]]:
-    """The runs that differ in their seed only, together, in the order in which they come."""
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(result["variant"], []).append(result)
-    return list(groups.values())
+def distinct(words: Iterable[str | None]) -> str | None:
+    """The words, each once, with `and` between them where runs differ; None where there are none."""
+    return " and ".join(dict.fromkeys(word for word in words if word is not None)) or None
 
 
 def final(result: Result) -> float:
@@ -170,25 +169,13 @@ def markdown(results: Results) -> str:
 
 def headings(results: Results) -> list[str]:
     """The headings of `rows`."""
-    goal = "target" if results["target"] is None else f"{results['target']:.1%}"
-    return ["variant", "lr", "test accuracy", f"rounds to {goal}", f"MB to {goal}", "MB a client and round", "time"]
+    return [name for name, _ in columns(results)]
 
 
 def rows(results: Results) -> list[list[str]]:
     """The summary as words, best first: the cells of `markdown`."""
     ranked = sorted(results["summary"], key=lambda s: -s["accuracy"])
-    return [
-        [
-            s["variant"],
-            words(s["settings"]["lr"]),
-            percent(s["accuracy"], s["accuracy_sd"]),
-            "not reached" if s["rounds_to_target"] is None else f"{s['rounds_to_target']:,}",
-            "not reached" if s["bytes_to_target"] is None else f"{s['bytes_to_target'] / 1e6:,.0f}",
-            f"{s['up_bytes_a_client'] / 1e6:.3f}",
-            f"{s['wall_s']:.0f} s",
-        ]
-        for s in ranked
-    ]
+    return [[cell(summary)[1] for _, cell in columns(results)] for summary in ranked]
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

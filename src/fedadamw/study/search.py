@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 VALIDATION = 0.1  # of the training data, held out for the choice
 GROWS = ("lr", "server_lr", "weight_decay")  # grids that may grow beyond their ends
+SAFE = 2 / 3  # of its rounds that a trial runs before it can be hopeless
 MOST_GROWN = 3  # values that a grid may grow at either end
 
 
@@ -86,7 +87,8 @@ class Search:
 
     def hopeless(self, run: Run) -> bool:
         """Tell the trial what its run has come to so far; whether it should stop."""
-        return self._told(run).should_prune()
+        trial = self._told(run)
+        return trial.should_prune() and self._values[run.name] not in self._spared
 
     def end(self, run: Run, *, stopped: bool = False, error: str | None = None) -> None:
         """The trial of `run` is over; after the last of a stage the next one begins.
@@ -138,19 +140,27 @@ class Search:
         self._values: dict[str, float] = {}  # name of a run -> its value of this stage's setting
         self._trials: dict[str, optuna.Trial] = {}  # name of a run under way -> its trial
         self._failed: dict[float, str] = {}  # value -> what went wrong
+        self._spared: set[float] = (
+            set()
+        )  # values whose trials were stopped, but ahead of where the best ended: they go on
         first = self._run_of(self.grid[0]).experiment
         self.study = optuna.create_study(  # its name says all settings but this stage's: no other's results are taken
             study_name=f"{self.algorithm}/{self.stage}/{settings_digest(first)[:10]}",
             storage=self._storage,
             direction="maximize",
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=first.training.rounds // 3),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=round(SAFE * first.training.rounds)),
             load_if_exists=True,
         )
         self._settle()
 
     def _finished(self) -> "list[optuna.trial.FrozenTrial]":
         """This stage's trials with a result: at their end, or stopped as hopeless."""
-        return [t for t in self.study.trials if self.stage in t.params and t.state.name in ("COMPLETE", "PRUNED")]
+
+        def stopped(t: "optuna.trial.FrozenTrial") -> bool:
+            return t.state.name == "PRUNED" and t.params[self.stage] not in self._spared
+
+        trials = [t for t in self.study.trials if self.stage in t.params]
+        return [t for t in trials if t.state.name == "COMPLETE" or stopped(t)]
 
     def _settle(self) -> None:
         """Once all of the grid was tried: let it grow while its best is at an end; then keep the best and go on."""
@@ -161,6 +171,12 @@ class Search:
                 why = next(iter(self._failed.values()), "all were stopped early")
                 self.error = f"{self.algorithm}: no trial of {self.stage} came to its end: {why}"
                 return
+            regretted = {
+                v for v, t in tried.items() if t.state.name == "PRUNED" and (t.value or 0.0) >= max(values.values())
+            }
+            if regretted:
+                self._spared |= regretted
+                continue
             usual = registry.settings_of(self.algorithm).get(self.stage)
             best = max(values, key=lambda v: (values[v], v == usual))
             grown = self._grown(best)
@@ -172,9 +188,10 @@ class Search:
                     "algorithm": self.algorithm,
                     "setting": self.stage,
                     "best": best,
-                    "at_edge": self.stage in GROWS and best in (self.grid[0], self.grid[-1]),
+                    "at_edge": best in (self.grid[0], self.grid[-1]),
                     "trials": [
-                        {"value": v, "accuracy": values.get(v), "state": self._outcome(v, tried)} for v in self.grid
+                        {"value": v, "accuracy": tried[v].value if v in tried else None, "state": outcome(v, tried)}
+                        for v in self.grid
                     ],
                 }
             )
@@ -193,10 +210,12 @@ class Search:
             return two_digits(best * self.grid[-1] / self.grid[-2])
         return None
 
-    def _outcome(self, value: float, tried: "Mapping[float, optuna.trial.FrozenTrial]") -> str:
-        if value not in tried:
-            return "failed"
-        return "complete" if tried[value].state.name == "COMPLETE" else "pruned"
+
+def outcome(value: float, tried: "Mapping[float, optuna.trial.FrozenTrial]") -> str:
+    """What became of a value's trial: complete, pruned or failed."""
+    if value not in tried:
+        return "failed"
+    return "complete" if tried[value].state.name == "COMPLETE" else "pruned"
 
 
 def journal(path: Path) -> "optuna.storages.BaseStorage":

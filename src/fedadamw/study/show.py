@@ -16,11 +16,11 @@ from fedadamw.study.workers import Ended
 class Show:
     """Called again and again with the runs under way and those that are over; nothing when quiet.
 
-    runs: all of the study; where that is not known yet, those so far, a list that is `growing`.
+    runs: all of the study; none where that is not known beforehand.
     """
 
-    def __init__(self, runs: Sequence[Run], *, quiet: bool, growing: bool = False) -> None:
-        self.runs, self.quiet, self.growing = runs, quiet, growing
+    def __init__(self, runs: Sequence[Run], *, quiet: bool) -> None:
+        self.runs, self.quiet = runs, quiet
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._done = sum(run.experiment.training.rounds for run in runs if run.done)
@@ -53,8 +53,8 @@ class Show:
     def __call__(self, running: Iterable[Run], over: Sequence[Ended]) -> None:
         if self.quiet:
             return
-        for end in over[self._said :]:
-            self._say(end, len(over))
+        for number, end in enumerate(over[self._said :], start=self._said + 1):
+            self._say(end, number)
         self._said = len(over)
         if self._bars is not None and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + 0.5
@@ -62,7 +62,7 @@ class Show:
 
     def _say(self, end: Ended, number: int) -> None:
         run = end.run
-        place = f"{number}" if self.growing else f"{self._before + number}/{len(self.runs)}"
+        place = f"{number}" if not self.runs else f"{self._before + number}/{len(self.runs)}"
         place += f"  {in_words(run)}"
         if end.error:
             line = f"{place}: {end.error}"
@@ -92,8 +92,8 @@ class Show:
             status = f"round {len(records)}  " + (f"accuracy {seen[-1]:.2%}" if seen else "")
             self._bars.update(self._tasks[name], completed=len(records), status=status)
         done = self._done + sum(end.run.experiment.training.rounds for end in over)
-        status = f"{len(over)} trials" if self.growing else f"{self._before + len(over)} of {len(self.runs)} runs"
-        rounds = None if self.growing else sum(run.experiment.training.rounds for run in self.runs)
+        status = f"{len(over)} trials" if not self.runs else f"{self._before + len(over)} of {len(self.runs)} runs"
+        rounds = None if not self.runs else sum(run.experiment.training.rounds for run in self.runs)
         self._bars.update(self._whole, completed=done + under_way, total=rounds, status=status)
 
 

@@ -1,7 +1,8 @@
 """`fedadamw tune`: each algorithm's settings one after the other (learning rate, weight decay, its own), by Optuna.
 
 The order is the paper's. Every trial trains on the training data less a held-out share and is judged on that share:
-the test set is never looked at. A grid grows while its best is at its edge; a trial that is hopeless is stopped early.
+the test set is never looked at. The grid of a learning rate or a weight decay grows while its best is at its edge; a
+trial that is hopeless is stopped early.
 """
 
 import json
@@ -16,7 +17,7 @@ from fedadamw import registry
 from fedadamw.checkpoint import write_atomically
 from fedadamw.experiment import put, read
 from fedadamw.study.compare import RUNS, held
-from fedadamw.study.plan import Run, check_given, check_single, jobs_for, plan, single
+from fedadamw.study.plan import check_given, check_single, jobs_for, plan, single
 from fedadamw.study.search import VALIDATION, Search, journal, path_of
 from fedadamw.study.show import Show
 from fedadamw.study.workers import TICK_S, Ended, Workers
@@ -86,7 +87,6 @@ def tune_for_comparison(
 def _run(searches: Sequence[Search], jobs: int | None, *, quiet: bool) -> None:
     """Trials of all searches share the workers; a search that comes earlier gets the next free one first."""
     of: dict[str, Search] = {}
-    begun: list[Run] = []
     over: list[Ended] = []
     look = 0.0
     waiting = [run for search in searches for run in search.wanted]
@@ -94,9 +94,9 @@ def _run(searches: Sequence[Search], jobs: int | None, *, quiet: bool) -> None:
         return
     if not quiet and any(search.trials for search in searches):
         print(f"{sum(search.trials for search in searches)} trials are done already", flush=True)
-    with Show(begun, quiet=quiet, growing=True) as show, Workers(jobs or jobs_for(waiting)) as workers:
+    with Show((), quiet=quiet) as show, Workers(jobs or jobs_for(waiting)) as workers:
         while not all(search.done for search in searches):
-            for search in searches:
+            for search in searches if workers.free else ():
                 for run in search.wanted:
                     if run.done:  # its process came to its end, ours did not
                         search.begin(run)
@@ -104,17 +104,17 @@ def _run(searches: Sequence[Search], jobs: int | None, *, quiet: bool) -> None:
                     elif workers.free:
                         search.begin(run)
                         of[run.name] = search
-                        begun.append(run)
                         workers.start(run)
             for end in workers.ended():
                 of[end.run.name].end(end.run, error=end.error)
                 over.append(end)
-            for run, _ in list(workers.running.values()):
-                if time.monotonic() >= look and of[run.name].hopeless(run):
+            due = time.monotonic() >= look
+            for run, _ in list(workers.running.values()) if due else ():
+                if of[run.name].hopeless(run):
                     workers.stop(run)
                     of[run.name].end(run, stopped=True)
                     over.append(Ended(run, "hopeless, stopped early"))
-            look = time.monotonic() + LOOK_S if time.monotonic() >= look else look
+            look = time.monotonic() + LOOK_S if due else look
             show([run for run, _ in workers.running.values()], over)
             time.sleep(TICK_S)
 
@@ -154,7 +154,9 @@ def table(history: Iterable[Mapping[str, Any]]) -> str:
 def _outcome(trial: Mapping[str, Any]) -> str:
     if trial["state"] == "complete":
         return f"{trial['accuracy']:.1%}"
-    return "stopped early" if trial["state"] == "pruned" else "failed"
+    if trial["state"] == "failed":
+        return "failed"
+    return "stopped early" if trial["accuracy"] is None else f"stopped early at {trial['accuracy']:.1%}"
 
 
 def _is_own(path: str) -> bool:
