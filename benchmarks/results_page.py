@@ -7,7 +7,9 @@ left; a file of the same name with the ending .notes.md is put under its table.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from fedadamw.report import charts, comparison
 from fedadamw.report.figures import save
@@ -34,40 +36,88 @@ fedadamw compare small/cifar10-vit-dir0.1 -a fedadamw,local-adamw --seeds 3 -s d
 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
-    parts = [INTRODUCTION]
     every = [*RESULTS.glob("small-*.json"), *RESULTS.glob("paper-*.json")]
-    for name, path in sorted((path.stem.split("_")[0], path) for path in every):
-        results = json.loads(path.read_text())
+    studies = {path.stem.split("_")[0]: path for path in every}
+    found = {name: json.loads(studies[name].read_text()) for name in sorted(studies)}
+    parts = [INTRODUCTION, overview(found)]
+    for name, results in found.items():
         save(charts.picture(results), PICTURES / f"{name}.svg")
-        notes = path.with_suffix(".notes.md")
+        notes = studies[name].with_suffix(".notes.md")
         parts.append(
             f"## {name}\n\n{comparison.about(results)}.\n\n![Curves](results/{name}.svg)\n\n{markdown(results)}"
         )
-        parts.append(against(results))
+        if (against := FedAdamWAgainst.of(results)) is not None:
+            parts.append(against.in_words())
         if notes.exists():
             parts.append(notes.read_text())
     PAGE.write_text("\n".join(part for part in parts if part))
 
 
-def against(results: dict) -> str:
-    """FedAdamW against Local AdamW in words, where both are there: the gap, and the rounds to the other's accuracy."""
-    by_name = {s["variant"]: s for s in results["summary"]}
-    if not {"fedadamw", "local-adamw"} <= set(by_name):
-        return ""
-    ours, theirs = by_name["fedadamw"], by_name["local-adamw"]
-    curve = mean_curve([r for r in results["runs"] if r["variant"] == "fedadamw"])
-    rounds = [r for r, accuracy in curve if accuracy >= theirs["accuracy"]]
-    last = curve[-1][0]
-    reached = f"in round {rounds[0]} of {last} ({rounds[0] / last:.0%})" if rounds else f"not within its {last} rounds"
-    place = 1 + sorted(-s["accuracy"] for s in results["summary"]).index(-ours["accuracy"])
-    gap = 100 * (ours["accuracy"] - theirs["accuracy"])
-    return (
-        f"FedAdamW is number {place} of {len(by_name)}. It reaches Local AdamW's final accuracy {reached}, and ends "
-        f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'} it.\n"
-    )
+class FedAdamWAgainst(NamedTuple):
+    """FedAdamW beside Local AdamW and the best of the others, in one study."""
+
+    ours: Mapping[str, Any]
+    local: Mapping[str, Any]
+    first: Mapping[str, Any]
+    place: int
+    of_all: int
+    reached: tuple[int, int] | None  # the round in which it passes Local AdamW's final accuracy, of how many
+
+    @staticmethod
+    def of(results: Mapping[str, Any]) -> "FedAdamWAgainst | None":
+        """None where one of the two is not there."""
+        by_name = {s["variant"]: s for s in results["summary"]}
+        if not {"fedadamw", "local-adamw"} <= set(by_name):
+            return None
+        ours, local = by_name["fedadamw"], by_name["local-adamw"]
+        ranked = sorted(by_name.values(), key=lambda s: -s["accuracy"])
+        curve = mean_curve([r for r in results["runs"] if r["variant"] == "fedadamw"])
+        rounds = [r for r, accuracy in curve if accuracy >= local["accuracy"]]
+        reached = (rounds[0], curve[-1][0]) if rounds else None
+        return FedAdamWAgainst(ours, local, ranked[0], ranked.index(ours) + 1, len(ranked), reached)
+
+    @property
+    def gap(self) -> float:
+        """Points of accuracy that FedAdamW ends above Local AdamW."""
+        return 100 * float(self.ours["accuracy"] - self.local["accuracy"])
+
+    @property
+    def when(self) -> str:
+        """When it passes Local AdamW's final accuracy."""
+        return "not reached" if self.reached is None else "{} of {} ({:.0%})".format(*self.reached, self.share)
+
+    @property
+    def share(self) -> float:
+        """The part of the rounds that this takes."""
+        return 1.0 if self.reached is None else self.reached[0] / self.reached[1]
+
+    def in_words(self) -> str:
+        """Two sentences."""
+        when = "does not reach" if self.reached is None else f"in round {self.when} reaches"
+        side = "above" if self.gap >= 0 else "below"
+        return (
+            f"FedAdamW is number {self.place} of {self.of_all}. It {when} Local AdamW's final accuracy, and ends "
+            f"{abs(self.gap):.1f} points {side} it.\n"
+        )
 
 
-def mean_curve(runs: list[dict]) -> list[tuple[int, float]]:
+def overview(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Every comparison in a line."""
+    lines = [
+        "## FedAdamW and Local AdamW in every comparison\n",
+        "| comparison | FedAdamW | Local AdamW | gap | round that passes its end | place | first |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for name, results in found.items():
+        if (a := FedAdamWAgainst.of(results)) is not None:
+            shown = [comparison.percent(s["accuracy"], s["accuracy_sd"]) for s in (a.ours, a.local)]
+            first = f"{a.first['variant']}, {100 * a.first['accuracy']:.1f} %"
+            place = f"{a.place} of {a.of_all}"
+            lines.append(f"| {name} | {shown[0]} | {shown[1]} | {a.gap:+.1f} | {a.when} | {place} | {first} |")
+    return "\n".join(lines) + "\n"
+
+
+def mean_curve(runs: list[dict[str, Any]]) -> list[tuple[int, float]]:
     """(round, mean accuracy over seeds)."""
     columns = zip(*(run["accuracy"] for run in runs), strict=True)
     return list(zip(runs[0]["round"], (sum(c) / len(c) for c in columns), strict=True))
