@@ -334,7 +334,8 @@ def test_rounds_and_bytes_to_a_target_are_those_of_the_mean_curve():
 
 
 def test_a_recipes_own_settings_hold_for_their_algorithm_alone(tmp_path):
-    assert load("digits").training.lr == 3e-3
+    assert load("digits").training.lr == 1e-3
+    assert load("digits", ["algorithm.name=local-adamw"]).training.lr == 3e-3
     assert load("digits", ["algorithm.name=fedavg"]).training.lr == 0.1
     assert load("digits", ["algorithm.name=fedavg", "training.lr=0.3"]).training.lr == 0.3
     (tmp_path / "own.yaml").write_text("algorithms: {fedadamw: {alpha: 0.25}, fedavg: {lr: 0.2}}")
