@@ -63,7 +63,7 @@ def test_a_comparison_leaves_what_it_promises(finished):
         assert summary["accuracy"] == pytest.approx(statistics.mean(finals), abs=1e-5)
         assert summary["accuracy_sd"] == pytest.approx(statistics.stdev(finals), abs=1e-5)
     lrs = {s["variant"]: s["settings"]["lr"] for s in results["summary"]}
-    assert lrs == {"fedadamw": 3e-3, "fedavg": 0.1}, "each has its own from the recipe"
+    assert lrs == {"fedadamw": 1e-3, "fedavg": 0.1}, "each has its own from the recipe"
     assert results["runs"][0]["diagnostics"][1]["cosine"] is not None
     table = (finished / "table.md").read_text()
     assert table.count("\n") == 4
