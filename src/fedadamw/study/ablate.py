@@ -23,8 +23,8 @@ PARTS: Mapping[str, Pairs] = {
     "without weight decay": (("algorithm.weight_decay", 0.0),),
     "without shared v and alignment": (("algorithm.share", "none"), ("algorithm.alpha", 0.0)),
 }
-STUDIES: dict[str, tuple[str, Mapping[str, Pairs]]] = {  # name -> (title, variants by name: their settings);
-    # a list of values makes a variant of each, which is named by its value where it has no name here
+# Name -> (title, variants by name: their settings). A list of values makes a variant of each, named by its value.
+STUDIES: dict[str, tuple[str, Mapping[str, Pairs]]] = {
     "parts": ("FedAdamW without each of its parts", PARTS),
     "sharing": ("Which moments are shared", {"": (("algorithm.share", ["none", "m", "v", "vm", "mean-v"]),)}),
     "blocks": (

@@ -140,9 +140,7 @@ class Search:
         self._values: dict[str, float] = {}  # name of a run -> its value of this stage's setting
         self._trials: dict[str, optuna.Trial] = {}  # name of a run under way -> its trial
         self._failed: dict[float, str] = {}  # value -> what went wrong
-        self._spared: set[float] = (
-            set()
-        )  # values whose trials were stopped, but ahead of where the best ended: they go on
+        self._spared: set[float] = set()  # stopped ahead of where the best ended: their trials go on
         first = self._run_of(self.grid[0]).experiment
         self.study = optuna.create_study(  # its name says all settings but this stage's: no other's results are taken
             study_name=f"{self.algorithm}/{self.stage}/{settings_digest(first)[:10]}",
