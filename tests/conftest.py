@@ -49,19 +49,32 @@ class SequenceTask:
         centers = torch.randn(classes, 1, 3, generator=g, dtype=torch.float64)
         self.inputs = centers[self.labels] + torch.randn(samples, 5, 3, generator=g, dtype=torch.float64)
 
-    def batch(self, samples, generator):
-        index = torch.from_numpy(samples)
-        return self.inputs[index], self.labels[index]
+    resident = True
 
-    def loss(self, model, batch):
+    def draw(self, count, generator):
+        return torch.zeros(count, 0)
+
+    def batch(self, samples, drawn):
+        return self.inputs[samples], self.labels[samples]
+
+    def losses(self, model, batch):
         inputs, labels = batch
-        return F.cross_entropy(model(inputs), labels)
+        return F.cross_entropy(model(inputs), labels, reduction="none")
 
-    @torch.no_grad()
-    def evaluate(self, model):
-        logits = model(self.inputs)
-        right = (logits.argmax(-1) == self.labels).double().mean()
-        return Evaluation(float(F.cross_entropy(logits, self.labels)), float(right))
+    held_out = 200
+
+    def outputs(self, model, start, stop):
+        logits, labels = model(self.inputs[start:stop]), self.labels[start:stop]
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return torch.stack([losses, (logits.argmax(-1) == labels).double()], -1)
+
+    def score(self, outputs):
+        return Evaluation(*outputs.mean(0).tolist())
+
+
+def batch_of(task, samples: np.ndarray, seed: int = 0):
+    """The batch of these samples, augmented as a generator with this seed draws."""
+    return task.batch(torch.from_numpy(samples), task.draw(len(samples), torch.Generator().manual_seed(seed)))
 
 
 def attention_model(seed: int = 0) -> Attention:

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES
-from conftest import attention_model, unequal_clients
+from conftest import attention_model, batch_of, unequal_clients
 from reference import Problem
 
 from fedadamw import registry
 from fedadamw.blocks import Blocks
+from fedadamw.engine.client import Shard
 from fedadamw.engine.randomness import Purpose, batches, numpy_generator, sample_clients
+from fedadamw.engine.ranks import ALONE
+from fedadamw.engine.round import run_round
 from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
 from fedadamw.vector import Layout, nbytes, trainable
@@ -24,11 +27,12 @@ def training_of(case, **changes):
     return Training(**{**settings, "clip": None, **changes})
 
 
-def simulation(case, task, *, clients=None, **changes):
+def simulation(case, task, *, clients=None, stack=1, compiled=False, ranks=ALONE, **changes):
     model = attention_model()
     algorithm = registry.make(case.name, registry.validated(case.name, case.settings), Blocks.of(model))
     clients = unequal_clients(task) if clients is None else clients
-    return Simulation(model, algorithm, task, clients, training_of(case, **changes))
+    how = {"stack": stack, "compiled": compiled, "ranks": ranks}
+    return Simulation(model, algorithm, task, clients, training_of(case, **changes), **how)
 
 
 def literal_problem(model, clients):
@@ -58,7 +62,7 @@ def gradients_of_round(task, clients, round_, training, seed=0):
     layout = Layout.of(model)
 
     def gradient_at(indices):
-        batch = task.batch(indices, None)
+        batch = batch_of(task, indices)
 
         def gradient(y):
             leaf = torch.tensor(y, dtype=torch.float64, requires_grad=True)
@@ -106,7 +110,7 @@ def test_bytes_are_the_documented_count(name, task):
 def test_same_seed_same_numbers_another_seed_others(name, task):
     def run(seed):
         sim = simulation(CASES[name], task)
-        sim.seed = sim.worker.seed = seed
+        sim.seed = sim.engine.seed = seed
         list(sim.rounds())
         return sim.state.server.x
 
@@ -116,13 +120,11 @@ def test_same_seed_same_numbers_another_seed_others(name, task):
 
 @pytest.mark.parametrize("name", CASES)
 def test_order_of_clients_is_irrelevant(name, task):
-    from fedadamw.engine.loop import Shard, run_round
-
     sim = simulation(CASES[name], task)
     down = sim.algorithm.broadcast(sim.state.server)
     shards = [Shard(i, sim.clients[i], None) for i in range(5)]
-    forwards = run_round(sim.worker, 0, down, sim.state.statistics, shards)
-    backwards = run_round(sim.worker, 0, down, sim.state.statistics, shards[::-1])
+    forwards = run_round(sim.engine, 0, down, sim.state.statistics, shards, weighting="uniform")
+    backwards = run_round(sim.engine, 0, down, sim.state.statistics, shards[::-1], weighting="uniform")
     for a, b in zip(forwards.up, backwards.up, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -207,7 +209,7 @@ def test_without_alignment_and_sharing_it_is_torch_adamw_on_each_client(task):
             generator = numpy_generator(0, Purpose.BATCHES, round_, i)
             for indices in batches(samples, generator, batch_size=8, steps=None, epochs=1):
                 opt.zero_grad()
-                task.loss(own, task.batch(indices, None)).backward()
+                task.losses(own, batch_of(task, indices)).mean().backward()
                 opt.step()
             finals.append(layout.flatten(trainable(own)))
         x = torch.stack(finals).mean(0)
@@ -274,7 +276,7 @@ def test_one_client_with_every_sample_is_central_training(task):
     opt = torch.optim.SGD(model.parameters(), lr=CASES["fedavg"].lr)
     for _ in range(ROUNDS * 4):
         opt.zero_grad()
-        task.loss(model, (task.inputs, task.labels)).backward()
+        task.losses(model, (task.inputs, task.labels)).mean().backward()
         opt.step()
     expected = Layout.of(model).flatten(trainable(model))
     torch.testing.assert_close(sim.state.server.x, expected, rtol=0, atol=1e-12)

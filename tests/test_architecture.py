@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "fedadamw"
 LAYERS = (  # a file imports from its own row or from those above it
-    ("validation",),
+    ("validation", "signals"),
     ("vector",),
     ("block_rules",),
     ("blocks",),
@@ -26,6 +26,8 @@ LAYERS = (  # a file imports from its own row or from those above it
     ("run_folder", "tracking", "tables", "progress"),
     ("report",),
     ("run",),
+    ("fork_server", "libraries"),
+    ("launch",),
     ("study",),
     ("cli", "__init__"),
     ("__main__",),

@@ -25,14 +25,22 @@ class QuadraticTask:
         offsets = torch.randn(4, 6, generator=g, dtype=torch.float64)
         self.centers = torch.cat([self.optimum + offsets, self.optimum - offsets])
 
-    def batch(self, samples, generator):
-        return (self.centers[torch.from_numpy(samples)],)
+    def draw(self, count, generator):
+        return torch.zeros(count, 0)
 
-    def loss(self, model, batch):
-        return 0.5 * (model.weight - batch[0]).square().sum(-1).mean()
+    def batch(self, samples, drawn):
+        return (self.centers[samples],)
 
-    def evaluate(self, model):
-        return Evaluation(float((model.weight.detach() - self.optimum).abs().max()), 0.0)
+    def losses(self, model, batch):
+        return 0.5 * (model.weight - batch[0]).square().sum(-1)
+
+    held_out, resident = 1, True
+
+    def outputs(self, model, start, stop):
+        return (model.weight - self.optimum).abs().max().view(1, 1)
+
+    def score(self, outputs):
+        return Evaluation(float(outputs), 0.0)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "fedadamw-m"])
@@ -68,16 +76,24 @@ class CurvedTask:
         self.noise = torch.cat([half, -half], 1).reshape(-1, 6)
         self.optimum = (self.curvatures * self.centers).sum(0) / self.curvatures.sum(0)
 
-    def batch(self, samples, generator):
-        return (torch.from_numpy(samples),)
+    def draw(self, count, generator):
+        return torch.zeros(count, 0)
 
-    def loss(self, model, batch):
+    def batch(self, samples, drawn):
+        return (samples,)
+
+    def losses(self, model, batch):
         client, y = batch[0] // 32, model[0].weight.reshape(-1)
         curve = 0.5 * self.curvatures[client] * (y - self.centers[client]).square()
-        return (curve + self.noise[batch[0]] * y).sum(-1).mean()
+        return (curve + self.noise[batch[0]] * y).sum(-1)
 
-    def evaluate(self, model):
-        return Evaluation(float((model[0].weight.detach().reshape(-1) - self.optimum).abs().max()), 0.0)
+    held_out, resident = 1, True
+
+    def outputs(self, model, start, stop):
+        return (model[0].weight.reshape(-1) - self.optimum).abs().max().view(1, 1)
+
+    def score(self, outputs):
+        return Evaluation(float(outputs), 0.0)
 
 
 def run_curved(name, task, **training):

@@ -8,7 +8,9 @@ from cases import CASES
 from test_algorithms import simulation
 
 from fedadamw.blocks import Blocks
+from fedadamw.engine.client import Shard
 from fedadamw.engine.randomness import sample_clients
+from fedadamw.engine.step import own
 
 
 @pytest.mark.parametrize("name", ["fedadamw-mean-v", "local-adamw", "fedavg"])
@@ -18,12 +20,10 @@ def test_a_rounds_numbers_are_those_of_its_clients(name, task):
     assert first["cosine"] is None, "there was no round before"
     before = sim.state
     down = sim.algorithm.broadcast(before.server)
-    answers = [
-        sim.worker.train(int(i), sim.clients[int(i)], 1, down, (), before.statistics)
-        for i in sample_clients(0, 1, len(sim.clients), 3)
-    ]
+    shards = [Shard(int(i), sim.clients[int(i)], None) for i in sample_clients(0, 1, len(sim.clients), 3)]
+    ends = [own(sim.engine.train(shard, 1, down, before.statistics).local) for shard in shards]
+    updates = torch.stack([end.y - down.x for end in ends])
     found = sim.step().diagnostics
-    updates = torch.stack([a.local.y - down.x for a in answers])
     distances = [float((u - updates.mean(0)).norm()) for u in updates]
     assert found["drift"] == pytest.approx(sum(distances) / 3)
     cosines = [float(u @ before.last / u.norm() / before.last.norm()) for u in updates]
@@ -34,7 +34,7 @@ def test_a_rounds_numbers_are_those_of_its_clients(name, task):
     if name == "fedavg":
         assert "v_variance" not in found
         return
-    v = torch.stack([a.local.moments.v for a in answers])
+    v = torch.stack([end.moments.v for end in ends])
     assert found["v_variance"] == pytest.approx(float(v.var(0).mean()))
     assert found["v_dispersion"] == pytest.approx(float(v.var(0).mean().sqrt() / v.mean()))
     blocks = Blocks.of(sim.workspace.module)

@@ -17,10 +17,11 @@ from fedadamw import registry
 from fedadamw.algorithm import Algorithm
 from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.blocks import Blocks
-from fedadamw.engine.client import Workspace, clipped
+from fedadamw.engine.client import Shard, Workspace
 from fedadamw.engine.randomness import batches, sample_clients, torch_seed
 from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import DivergedError, Simulation
+from fedadamw.engine.step import clipped
 from fedadamw.engine.task import Evaluation
 from fedadamw.vector import Vector
 
@@ -48,7 +49,7 @@ def test_batch_norm_statistics_are_averaged_over_clients(task):
     sim = make(model, task, clients)
     start = sim.state.statistics.clone()
     assert len(start) == 8
-    own = [sim.worker.train(i, clients[i], 0, sim.state.server, None, start).statistics for i in (0, 1, 2, 3, 4)]
+    own = [sim.engine.train(Shard(i, clients[i], None), 0, sim.state.server, start).statistics for i in range(5)]
     sampled = sample_clients(0, 0, 5, 3)
     record = sim.step()
     expected = torch.stack([own[i] for i in sampled]).mean(0)
@@ -61,9 +62,9 @@ def test_batch_norm_statistics_are_averaged_over_clients(task):
 def test_a_client_does_not_feel_who_trained_before_it(task):
     clients = unequal_clients(task)
     sim = make(NormModel().double(), task, clients)
-    first = sim.worker.train(1, clients[1], 0, sim.state.server, None, sim.state.statistics)
-    sim.worker.train(2, clients[2], 0, sim.state.server, None, sim.state.statistics)
-    again = sim.worker.train(1, clients[1], 0, sim.state.server, None, sim.state.statistics)
+    first = sim.engine.train(Shard(1, clients[1], None), 0, sim.state.server, sim.state.statistics)
+    sim.engine.train(Shard(2, clients[2], None), 0, sim.state.server, sim.state.statistics)
+    again = sim.engine.train(Shard(1, clients[1], None), 0, sim.state.server, sim.state.statistics)
     assert torch.equal(first.up.delta, again.up.delta)
     assert torch.equal(first.statistics, again.statistics)
 
@@ -71,7 +72,8 @@ def test_a_client_does_not_feel_who_trained_before_it(task):
 def test_weights_by_sample_count(task):
     clients = unequal_clients(task)
     sim = make(attention_model(), task, clients, weighting="samples", clients_per_round=5)
-    ups = [sim.worker.train(i, c, 0, sim.state.server, None, sim.state.statistics).up for i, c in enumerate(clients)]
+    down, start = sim.state.server, sim.state.statistics
+    ups = [sim.engine.train(Shard(i, c, None), 0, down, start).up for i, c in enumerate(clients)]
     sizes = torch.tensor([len(c) for c in clients], dtype=torch.float64)
     expected = sim.state.server.x + (torch.stack([up.delta for up in ups]) * sizes[:, None]).sum(0) / sizes.sum()
     sim.step()
@@ -83,8 +85,8 @@ class PoisonedTask(SequenceTask):
 
     poison = frozenset[int]()
 
-    def batch(self, samples, generator):
-        inputs, labels = super().batch(samples, generator)
+    def batch(self, samples, drawn):
+        inputs, labels = super().batch(samples, drawn)
         if self.poison & set(samples.tolist()):
             inputs = inputs * float("nan")
         return inputs, labels
@@ -95,7 +97,8 @@ def test_a_client_that_is_not_finite_is_left_out_and_counted():
     clients = unequal_clients(task)
     task.poison = frozenset(clients[0].tolist())
     sim = make(attention_model(), task, clients, clients_per_round=5)
-    healthy = [sim.worker.train(i, clients[i], 0, sim.state.server, None, sim.state.statistics).up for i in range(1, 5)]
+    down, start = sim.state.server, sim.state.statistics
+    healthy = [sim.engine.train(Shard(i, clients[i], None), 0, down, start).up for i in range(1, 5)]
     expected = sim.state.server.x + torch.stack([up.delta for up in healthy]).mean(0)
     record = sim.step()
     assert (record.clients, record.rejected) == (4, 1)
@@ -239,14 +242,22 @@ def test_more_clients_a_round_than_there_are(task):
 class WideTask:
     """One sample is one number; the model is one wide vector: memory is the model's, not the data's."""
 
-    def batch(self, samples, generator):
-        return (torch.from_numpy(samples).float(),)
+    def draw(self, count, generator):
+        return torch.zeros(count, 0)
 
-    def loss(self, model: nn.Module, batch) -> Tensor:
+    def batch(self, samples, drawn):
+        return (samples.float(),)
+
+    def losses(self, model: nn.Module, batch) -> Tensor:
         weight: Vector = model.weight
-        return weight.square().mean() * batch[0].mean()
+        return weight.square().mean() * batch[0]
 
-    def evaluate(self, model):
+    held_out, resident = 1, True
+
+    def outputs(self, model, start, stop):
+        return torch.zeros(1, 1)
+
+    def score(self, outputs):
         return Evaluation(0.0, 0.0)
 
 

@@ -1,9 +1,12 @@
 """Real data and real models: the data beside the checkout, transformers' classes, local folders."""
 
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, need
+from conftest import SHARED, batch_of, need
 
 from fedadamw.data.batches import ImageTask
 from fedadamw.data.sources import Images, load_images
@@ -25,7 +28,7 @@ def images(n=40, size=32, channels=3, classes=10, seed=0) -> Images:
 def test_every_model_takes_small_images_and_gives_gradients_to_all_it_trains(name):
     model = vision.build(name, SMALL).model
     task = ImageTask(images(), images(seed=1), device=CPU)
-    task.loss(model, task.batch(np.arange(4), torch.Generator())).backward()
+    task.losses(model, batch_of(task, np.arange(4))).mean().backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None]
     assert missing == []
 
@@ -53,7 +56,7 @@ def test_a_local_folder_with_another_number_of_classes_gets_a_fresh_head(tmp_pat
     a = saved.vit.layers[0].attention.q_proj.weight
     assert torch.equal(a, loaded.model.vit.layers[0].attention.q_proj.weight), "and keeps the rest"
     task = ImageTask(images(channels=1), images(channels=1), device=CPU, image_size=16, channels=3)
-    inputs, _ = task.batch(np.arange(2), torch.Generator())
+    inputs, _ = batch_of(task, np.arange(2))
     assert inputs.shape == (2, 3, 16, 16), "grey 32 px images are fitted to it"
 
 
@@ -83,19 +86,20 @@ def test_the_folders_own_pixel_moments_are_used(tmp_path):
 def test_batches_are_normalised_and_test_time_is_deterministic():
     task = ImageTask(images(400), images(seed=1), device=CPU, crop_padding=4, flip=True)
     plain = ImageTask(images(400), images(seed=1), device=CPU)
-    inputs, labels = plain.batch(np.arange(400), torch.Generator())
+    inputs, labels = batch_of(plain, np.arange(400))
     torch.testing.assert_close(inputs.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(inputs.std((0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
     assert labels.tolist() == [i % 10 for i in range(400)]
     model = vision.build("vit-mini", SMALL).model.eval()
     with torch.no_grad():
-        assert task.evaluate(model) == task.evaluate(model) == plain.evaluate(model)
+        first, again, other = (t.score(t.outputs(model, 0, 40)) for t in (task, task, plain))
+    assert first == again == other
 
 
 def test_a_crop_is_a_window_of_the_padded_image():
     data = images(8)
     task = ImageTask(data, data, device=CPU, crop_padding=2, mean=(0, 0, 0), std=(1, 1, 1))
-    inputs, _ = task.batch(np.arange(8), torch.Generator().manual_seed(3))
+    inputs, _ = batch_of(task, np.arange(8), 3)
     offsets = set()
     for i in range(8):
         padded = np.pad(data.pixels[i] / 255, ((0, 0), (2, 2), (2, 2)))
@@ -113,8 +117,8 @@ def test_a_crop_is_a_window_of_the_padded_image():
 def test_flips_are_about_half_and_follow_the_generator():
     data = images(200)
     task = ImageTask(data, data, device=CPU, flip=True, mean=(0, 0, 0), std=(1, 1, 1))
-    first, _ = task.batch(np.arange(200), torch.Generator().manual_seed(1))
-    again, _ = task.batch(np.arange(200), torch.Generator().manual_seed(1))
+    first, _ = batch_of(task, np.arange(200), 1)
+    again, _ = batch_of(task, np.arange(200), 1)
     assert torch.equal(first, again)
     plain = torch.from_numpy(data.pixels).float() / 255
     flipped = (first == plain.flip(-1)).flatten(1).all(1)
@@ -158,18 +162,23 @@ def test_images_are_decoded_once_and_a_damaged_cache_is_not_believed(tmp_path, m
             folder.mkdir(parents=True)
             Image.effect_noise((8, 8), 50).save(folder / "0.png")
     first, _ = load_images(str(tmp_path / "images"))
-    decoded, pixels = [], sources._pixels
-    monkeypatch.setattr(sources, "_pixels", lambda split, image: decoded.append(image) or pixels(split, image))
+    decoded, fill = [], sources._fill
+    monkeypatch.setattr(sources, "_fill", lambda *args: decoded.append(args) or fill(*args))
     again, _ = load_images(str(tmp_path / "images"))
     assert again.fingerprint == first.fingerprint
     assert decoded == []
-    caches = list((tmp_path / "cache").rglob("*.safetensors"))
+    caches = list((tmp_path / "cache").rglob("*.npy"))
     assert len(caches) == 2
     for cache in caches:
         cache.write_bytes(b"torn")
     again, _ = load_images(str(tmp_path / "images"))
     assert again.fingerprint == first.fingerprint
     assert len(decoded) == 2
+    assert isinstance(again.pixels, np.memmap)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    shutil.rmtree(tmp_path / "cache" / "fedadamw-pixels")
+    again, _ = load_images(str(tmp_path / "images"))
+    assert again.fingerprint == first.fingerprint, "in memory, where the disk is full"
 
 
 def parquet(tmp_path, **columns):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES
-from conftest import Attention, attention_model, unequal_clients
+from conftest import Attention, attention_model, batch_of, unequal_clients
 from safetensors.torch import save_file
 from test_algorithms import ROUNDS, gradients_of_round, literal_problem, training_of
 
@@ -60,7 +60,7 @@ def test_rounds_equal_the_literal_twin(name, task):
             opt.start_round(server.broadcast())
             generator = numpy_generator(0, Purpose.BATCHES, round_, i)
             for indices in batches(clients[i], generator, batch_size=training.batch_size, steps=None, epochs=2):
-                task.loss(model, task.batch(indices, None)).backward()
+                task.losses(model, batch_of(task, indices)).mean().backward()
                 opt.step()
                 opt.zero_grad()
             uploads.append(opt.finish_round())

@@ -327,7 +327,7 @@ def test_a_run_is_never_overwritten(finished):
 )
 def test_wrong_input_is_one_line_and_nothing_is_left(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["fedadamw", "run", *arguments])
+    monkeypatch.setattr(sys, "argv", ["fedadamw", "run", *arguments, "--ranks", "1"])
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets it for a process of its own
     terminate = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:

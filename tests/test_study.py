@@ -16,8 +16,9 @@ from conftest import command
 
 from fedadamw import cli
 from fedadamw.experiment import load
+from fedadamw.prepare import cores
 from fedadamw.study import results as outcome
-from fedadamw.study.plan import cores, plan
+from fedadamw.study.plan import plan
 
 TINY = ("-s", "training.steps=1", "-s", "training.clients_per_round=2", "-s", "checkpoint_every=2")
 

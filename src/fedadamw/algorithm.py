@@ -53,6 +53,9 @@ Up = TypeVar("Up")
 class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
     """A federated algorithm; a frozen dataclass whose fields are its settings, and pure in every method."""
 
+    elementwise: ClassVar[bool] = False
+    """Whether `client_step` treats every coordinate alone, so that an engine may take a vector in pieces."""
+
     tuning: ClassVar[Mapping[str, Sequence[float]]]
     """The grids to start from when it is tuned, in the order of the search; `lr` is training.lr."""
 

@@ -34,6 +34,9 @@ class Data(_Section):
     validation: float = Field(
         default=0.0, ge=0, lt=1, description="hold out this share of the training set in place of the test set"
     )
+    resident: bool = Field(
+        default=True, description="keep the training pixels on the device; false: on disk, read ahead of the training"
+    )
     crop_padding: int = Field(default=0, ge=0, description="random crop from an image padded by so many pixels")
     flip: bool = Field(default=False, description="random horizontal flip")
 
@@ -81,6 +84,12 @@ class Experiment(_Section):
         default={"name": "fedadamw"}, validate_default=True, description="name and the algorithm's own settings"
     )
     training: Training = Training(steps=20)
+    stack: int | None = Field(
+        default=None, ge=1, description="clients to train at once; all of a round on a GPU, one on a CPU where not set"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="compile the local step: auto where it saves more time than it takes"
+    )
     checkpoint_every: int = Field(default=10, ge=1, description="rounds between checkpoints")
     client_memory: Literal["memory", "disk"] = Field(
         default="memory", description="where clients' states between rounds are: disk for very many clients"

@@ -8,15 +8,17 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw as adamw_
 
 from fedadamw.algorithms import fedadamw as algorithm
 from fedadamw.blocks import Blocks
-from fedadamw.directions.adamw import Moments, adamw, check_adamw
+from fedadamw.directions.adamw import Moments, adamw, check_adamw, debias
 from fedadamw.directions.align import aligned_step
 from fedadamw.messages import Broadcast, Upload, check_message
 from fedadamw.validation import InputError, check, one_of
 from fedadamw.vector import Layout, trainable
 
+ZERO = torch.zeros((), dtype=torch.float64)
 BEFORE_A_ROUND: dict[str, Any] = {"share": "vm", "t": 0.0, "lr_sum": 0.0}  # nothing restarts, as in AdamW
 
 
@@ -70,22 +72,75 @@ class FedAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._step_one(p, group)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            alike: dict[tuple[float, torch.device], list[Tensor]] = {}  # steps so far: what one fused call can move
+            for p, steps in zip(parameters, self._counted(parameters), strict=True):
+                if _is_plain(p):
+                    alike.setdefault((steps, p.device), []).append(p)
+                else:
+                    self._step_one(p, steps, group)
+            for (steps, _), together in alike.items():
+                self._step_fused(together, steps, group)
             group["lr_sum"] += float(group["lr"])
         return loss
 
-    def _step_one(self, p: Tensor, group: dict[str, Any]) -> None:
+    def _counted(self, parameters: Sequence[Tensor]) -> list[float]:
+        """One more step of each parameter; how many they are."""
+        for p in parameters:
+            assert p.grad is not None
+            if p.grad.is_sparse:
+                raise InputError("FedAdamW takes dense gradients; use nn.Embedding(sparse=False)")
+            if not self.state[p]:
+                self.state[p] = {"step": ZERO.clone(), "m": torch.zeros_like(p), "v": torch.zeros_like(p)}
+        if not parameters:
+            return []
+        steps = torch.stack([self.state[p]["step"].double().cpu() for p in parameters]) + 1
+        for p, step in zip(parameters, steps.unbind(), strict=True):  # a loaded one may be float32, and shared
+            self.state[p]["step"] = step
+        return list(steps.tolist())
+
+    def _step_fused(self, parameters: list[Tensor], steps: float, group: dict[str, Any]) -> None:
+        """`_step_one` for many parameters by torch's fused AdamW, and one more pass for the global direction.
+
+        Its kernel debiases m and v by the number of steps of this round. Where they are older, the step and eps are
+        scaled so that the same comes out.
+        """
+        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+        k = torch.tensor(steps, dtype=torch.float64)
+        m_steps, v_steps = self._ages(k, group)
+        of_v = float((debias(beta2, v_steps) / debias(beta2, k)).sqrt())
+        scale = of_v * float(debias(beta1, k) / debias(beta1, m_steps))
+        states = [self.state[p] for p in parameters]
+        before = torch.full((len(parameters),), steps - 1, device=parameters[0].device).unbind()  # the call adds one
+        adamw_(
+            parameters,
+            [p.grad for p in parameters if p.grad is not None],
+            [state["m"] for state in states],
+            [state["v"] for state in states],
+            [],
+            list(before),
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=lr * scale,
+            weight_decay=group["weight_decay"] / scale,
+            eps=group["eps"] * of_v,
+            maximize=False,
+        )
+        moved = [(p, state["delta"]) for p, state in zip(parameters, states, strict=True) if "delta" in state]
+        if moved and group["alpha"]:
+            torch._foreach_add_([p for p, _ in moved], [d for _, d in moved], alpha=-lr * group["alpha"])
+
+    def _ages(self, steps: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """How many gradients m and v have seen after `steps` of this round."""
+        how_m, how_v = (0.0 if how == "restart" else group["t"] for how in algorithm.SHARES[group["share"]])
+        return steps + how_m, steps + how_v
+
+    def _step_one(self, p: Tensor, steps: float, group: dict[str, Any]) -> None:
         assert p.grad is not None
-        if p.grad.is_sparse:
-            raise InputError("FedAdamW takes dense gradients; use nn.Embedding(sparse=False)")
         state = self.state[p]
-        if not state:
-            state.update(step=torch.zeros((), dtype=torch.float64), m=torch.zeros_like(p), v=torch.zeros_like(p))
-        state["step"] = state["step"].double() + 1  # a loaded one may be float32, and shared
-        how_m, how_v = algorithm.SHARES[group["share"]]
-        m_steps, v_steps = (state["step"] + (0.0 if how == "restart" else group["t"]) for how in (how_m, how_v))
+        m_steps, v_steps = self._ages(torch.tensor(steps, dtype=torch.float64), group)
         moments = Moments(state["m"], state["v"])
         u, moments = adamw(p.grad, moments, m_steps, v_steps, betas=group["betas"], eps=group["eps"])
         delta = state.get("delta", p.new_zeros(()))
@@ -108,7 +163,7 @@ class FedAdamW(torch.optim.Optimizer):
         for name, p in parameters.items():
             p.copy_(views["x"][name])
             own = {field: view[name].to(p, copy=True) for field, view in views.items()}
-            self.state[p] = {"step": torch.zeros((), dtype=torch.float64), **own}
+            self.state[p] = {"step": ZERO.clone(), **own}
         for group in self.param_groups:
             group.update(share=down.share, t=float(server.t), lr_sum=0.0)
 
@@ -221,6 +276,13 @@ class Server:
         if bool((rates == rates[0]).all()):
             return rates[0]
         return self.blocks.layout.spread(rates)
+
+
+def _is_plain(p: Tensor) -> bool:
+    """Whether torch's fused kernels take this parameter and its gradient."""
+    assert p.grad is not None
+    fits = p.is_contiguous() and p.grad.is_contiguous() and p.grad.dtype == p.dtype
+    return fits and p.is_floating_point() and p.device.type in ("cpu", "cuda")
 
 
 def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:

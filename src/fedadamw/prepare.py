@@ -1,8 +1,10 @@
 """From settings to a simulation: data, partition, model and algorithm, built and checked before any work starts."""
 
+import os
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from fedadamw import registry
 from fedadamw.blocks import Blocks
@@ -10,8 +12,11 @@ from fedadamw.data import partition as split
 from fedadamw.data.batches import ImageTask
 from fedadamw.data.partition import Partition
 from fedadamw.data.sources import Images, load_images
+from fedadamw.engine.allocator import keep_freed_memory
 from fedadamw.engine.randomness import Purpose, numpy_generator, torch_seed
+from fedadamw.engine.ranks import Alone, team
 from fedadamw.engine.simulate import Simulation
+from fedadamw.engine.step import compiling_pays
 from fedadamw.experiment import Experiment
 from fedadamw.models import vision
 from fedadamw.validation import InputError, check
@@ -25,13 +30,17 @@ class Prepared(NamedTuple):
     test: Images
     partition: Partition
     device: torch.device
+    ranks: Alone
 
 
 def prepare(experiment: Experiment) -> Prepared:
     """Load the data, split it, build the model and the algorithm."""
-    if experiment.threads:
-        torch.set_num_threads(experiment.threads)
     device = device_of(experiment)
+    ranks = team(device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if experiment.threads or ranks.size > 1:
+        torch.set_num_threads(experiment.threads or 1)
     train, test = images_of(experiment)
     clients = partition_of(experiment, train)
     built = model_of(experiment, train)
@@ -46,13 +55,40 @@ def prepare(experiment: Experiment) -> Prepared:
         channels=built.channels,
         mean=built.mean,
         std=built.std,
+        resident=experiment.data.resident,
     )
     name = experiment.algorithm["name"]
     settings = {k: v for k, v in experiment.algorithm.items() if k != "name"}
     blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else registry.NO_BLOCKS
     algorithm = registry.make(name, settings, blocks)
-    simulation = Simulation(model, algorithm, task, clients, experiment.training, seed=experiment.seed)
-    return Prepared(simulation, train, test, clients, device)
+    stack = experiment.stack or (1 if device.type == "cpu" else experiment.training.clients_per_round)
+    simulation = Simulation(
+        model,
+        algorithm,
+        task,
+        clients,
+        experiment.training,
+        seed=experiment.seed,
+        stack=stack,
+        compiled=compiled(experiment, model, clients, device),
+        ranks=ranks,
+    )
+    return Prepared(simulation, train, test, clients, device, ranks)
+
+
+def compiled(experiment: Experiment, model: nn.Module, clients: Partition, device: torch.device) -> bool:
+    """Whether local steps are compiled, as the experiment says or as it pays."""
+    if experiment.compile != "auto":
+        return experiment.compile == "on"
+    t = experiment.training
+    steps = t.steps or -(-int(clients.sizes.mean()) * (t.epochs or 1) // t.batch_size)
+    d = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return compiling_pays(d, t.rounds * t.clients_per_round * steps, device)
+
+
+def cores() -> int:
+    """Of this machine, as many as this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def on_gpu(experiment: Experiment) -> bool:
@@ -64,13 +100,18 @@ def on_gpu(experiment: Experiment) -> bool:
 
 def device_of(experiment: Experiment) -> torch.device:
     """The device that the experiment names; InputError where there is none."""
-    if experiment.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = experiment.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # torchrun's: a GPU a rank
     try:
-        device = torch.device(experiment.device)
+        device = torch.device(name)
         torch.zeros(1, device=device).item()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={experiment.device!r}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"device={name!r}: {str(error).splitlines()[0]}") from None
     return device
 
 
@@ -86,6 +127,8 @@ def images_of(experiment: Experiment) -> tuple[Images, Images]:
         test_split=data.test_split,
         want_test=not data.validation,
     )
+    picks = data.validation or data.max_train
+    check(data.resident or not picks, "data.resident=false takes all samples: no data.validation, no data.max_train")
     generator = numpy_generator(experiment.seed, Purpose.SPLIT)
     if data.validation:
         order = generator.permutation(len(train))

@@ -1,6 +1,8 @@
 """A run from settings to results: prepare or resume, train, record, checkpoint, report."""
 
+import hashlib
 import platform
+import signal
 import subprocess
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -9,12 +11,14 @@ from typing import Any
 
 import torch
 
+from fedadamw.engine.ranks import RankLostError
 from fedadamw.engine.simulate import DivergedError, Record, Simulation
 from fedadamw.experiment import Experiment
 from fedadamw.prepare import Prepared, prepare
 from fedadamw.registry import needs_blocks
-from fedadamw.run_folder import RunFolder
+from fedadamw.run_folder import RunFolder, settings_digest
 from fedadamw.tracking import Trackers, check_trackers
+from fedadamw.validation import check
 
 PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetensors")
 
@@ -37,6 +41,7 @@ def execute(
     """Run `experiment` in `folder` to its last round; on Ctrl-C save and raise Interrupted.
 
     on_start gets the rounds already done, on_round each new record; report: draw the run's own page at the end.
+    Under torchrun this is for rank 0, and `follow` for the others.
     """
     check_trackers(experiment.trackers)
     prepared = prepare(experiment)
@@ -54,6 +59,8 @@ def execute(
             prepared.simulation.store.restore(0, {})  # what an earlier start may have left on disk
         else:
             prepared.simulation.restore(*saved)
+        agree(experiment, prepared)
+        prepared.simulation.synchronise()
         on_start(prepared.simulation.state.round)
         _train(experiment, folder, prepared.simulation, trackers, on_round)
         if report:
@@ -79,6 +86,33 @@ def _train(
     except DivergedError:
         folder.save(settled.round, simulation.tensors(settled), experiment)
         raise
+    except RankLostError:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever started the ranks ends them all now
+        folder.save(settled.round, simulation.tensors(settled), experiment)
+        raise
+
+
+def follow(experiment: Experiment) -> None:
+    """What a rank other than 0 does of a run: its share of every round, until the end or until rank 0 is gone."""
+    prepared = prepare(experiment)
+    agree(experiment, prepared)
+    simulation = prepared.simulation
+    try:
+        simulation.synchronise()
+        for _ in simulation.rounds():
+            pass
+    except DivergedError:
+        pass  # which rank 0 reports
+
+
+def agree(experiment: Experiment, prepared: Prepared) -> None:
+    """Raise InputError in a rank whose settings, data or partition are not those of rank 0."""
+    parts = (settings_digest(experiment), prepared.train.fingerprint, prepared.partition.fingerprint)
+    digest = int(hashlib.sha256(" ".join(parts).encode()).hexdigest()[:15], 16)
+    of_first = torch.tensor([digest], device=prepared.device)
+    prepared.ranks.broadcast([of_first])
+    rank = prepared.ranks.rank
+    check(int(of_first) == digest, f"rank {rank} has other settings or data than rank 0: start all with the same line")
 
 
 def write_report(folder: RunFolder, prepared: Prepared) -> None:

@@ -144,9 +144,10 @@ class RunFolder:
 
 def settings_digest(experiment: Experiment) -> str:
     """A digest of the settings that decide a run's numbers."""
-    deciding = experiment.model_dump(
-        mode="json", exclude={"device", "threads", "trackers", "checkpoint_every", "client_memory"}
-    )
+    aside = {"device", "threads", "trackers", "checkpoint_every", "client_memory", "stack", "compile"}
+    deciding = experiment.model_dump(mode="json", exclude=aside)
+    for part, name in (("training", "micro_batch"), ("training", "channels_last"), ("data", "resident")):
+        del deciding[part][name]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 

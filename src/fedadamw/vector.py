@@ -74,8 +74,11 @@ class Layout:
 
     def spread(self, numbers: Tensor) -> Vector:
         """A vector (..., d) in which every coordinate has the number of its tensor in `numbers` (..., tensors)."""
-        sizes = torch.tensor(self.sizes, device=numbers.device)
-        return numbers.repeat_interleave(sizes, dim=-1, output_size=self.d)
+        parts = [
+            number.unsqueeze(-1).expand(*number.shape, n)
+            for number, n in zip(numbers.unbind(-1), self.sizes, strict=True)
+        ]
+        return torch.cat(parts, -1)
 
     def name_at(self, position: int) -> str:
         """The name of the tensor that holds coordinate `position` of the vector."""

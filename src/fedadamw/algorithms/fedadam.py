@@ -59,6 +59,7 @@ class FedAdam(Algorithm[Server, Down, tuple[()], Local, Up]):
     server_lr: float = 0.01  # of the server's step
     weight_decay: float = 1e-3  # a local step, times lr
 
+    elementwise: ClassVar = True
     tuning: ClassVar = {
         "lr": (0.03, 0.1, 0.3),
         "server_lr": (3e-3, 1e-2, 3e-2),

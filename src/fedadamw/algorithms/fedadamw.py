@@ -77,6 +77,7 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
     alpha: float = 0.5  # weight of Delta_G in every local step
     share: str = "mean-v"  # none, m, v, vm, mean-v
 
+    elementwise: ClassVar = True
     tuning: ClassVar = {
         "lr": (3e-4, 1e-3, 3e-3),
         "weight_decay": (1e-3, 1e-2, 1e-1),

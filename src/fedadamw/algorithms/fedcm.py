@@ -50,6 +50,7 @@ class FedCM(Algorithm[Server, Server, tuple[()], Local, Up]):
     a: float = 0.1  # weight of the client's own gradient; the global direction has 1 - a
     weight_decay: float = 1e-3  # a step, times lr
 
+    elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (0.03, 0.1, 0.3), "weight_decay": (1e-4, 1e-3, 1e-2), "a": (0.05, 0.1, 0.3)}
 
     def __post_init__(self) -> None:

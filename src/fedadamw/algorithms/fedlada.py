@@ -59,6 +59,7 @@ class FedLADA(Algorithm[Server, Server, tuple[()], Local, Up]):
     weight_decay: float = 1e-3  # part of the gradient
     a: float = 0.1  # weight of the client's own direction; the global one has 1 - a
 
+    elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-4, 1e-3, 1e-2), "a": (0.1, 0.3, 0.5)}
 
     def __post_init__(self) -> None:

@@ -57,6 +57,7 @@ class FedLion(Algorithm[Server, Server, tuple[()], Local, Up]):
     weight_decay: float = 0.03  # decoupled, a step, times lr
     alpha: float = 0.5  # weight of Delta_G in every local step
 
+    elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (1e-4, 3e-4, 1e-3), "weight_decay": (1e-2, 3e-2, 1e-1), "alpha": (0.25, 0.5, 0.75)}
 
     def __post_init__(self) -> None:

@@ -44,6 +44,7 @@ class FedProx(Algorithm[Server, Server, tuple[()], Local, Up]):
     mu: float = 0.01  # strength of the pull
     weight_decay: float = 1e-3  # a step, times lr
 
+    elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (0.03, 0.1, 0.3), "weight_decay": (1e-4, 1e-3, 1e-2), "mu": (1e-3, 1e-2, 1e-1)}
 
     def __post_init__(self) -> None:

@@ -51,6 +51,7 @@ class LocalAdam(Algorithm[Server, Server, tuple[()], Local, Up]):
     eps: float = 1e-8
     weight_decay: float = 0.01  # part of the gradient
 
+    elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-4, 1e-3, 1e-2)}
 
     def __post_init__(self) -> None:

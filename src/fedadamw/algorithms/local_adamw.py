@@ -49,6 +49,7 @@ class LocalAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
     eps: float = 1e-8
     weight_decay: float = 0.01  # decoupled, a step, times lr
 
+    elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-3, 1e-2, 1e-1)}
 
     def __post_init__(self) -> None:

@@ -60,6 +60,7 @@ class Scaffold(Algorithm[Server, Server, Memory, Local, Up]):
     server_lr: float = 1.0  # of the server's step
     weight_decay: float = 1e-3  # a step, times lr
 
+    elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (0.03, 0.1, 0.3), "weight_decay": (1e-4, 1e-3, 1e-2)}
 
     def __post_init__(self) -> None:

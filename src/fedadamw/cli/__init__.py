@@ -3,13 +3,23 @@
 import signal
 import sys
 import warnings
+from collections.abc import Callable
+
+import typer
 
 from fedadamw.cli import run, studies, views  # noqa: F401  (they add their commands)
-from fedadamw.cli.app import app, say, terminate
+from fedadamw.cli.app import app, say
+from fedadamw.signals import terminate
 
 
 def main() -> None:
     """The command `fedadamw`: wrong input is one line and exit code 2, a run that failed 1, an interrupted one 130."""
+    guarded(app)
+
+
+def guarded(command: Callable[[], None]) -> None:
+    """Run a command, and end with one line and an exit code where it fails."""
+    from fedadamw.engine.ranks import RankLostError
     from fedadamw.engine.simulate import DivergedError
     from fedadamw.validation import InputError
 
@@ -17,10 +27,12 @@ def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)  # between libraries, nothing a user can act on
     warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
     try:
-        app()
+        command()
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
     except InputError as error:
         say(f"error: {error}")
         sys.exit(2)
-    except (DivergedError, OSError) as error:
+    except (DivergedError, RankLostError, OSError) as error:
         say(f"error: {error}")
         sys.exit(1)

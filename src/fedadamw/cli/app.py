@@ -1,7 +1,6 @@
 """What every command shares: the application, its common options, and how it speaks."""
 
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -21,10 +20,6 @@ Recipe = Annotated[
     str | None, typer.Argument(help="A recipe's name (see `list`) or a YAML file.", show_default="digits")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled as Ctrl-C is."""
 
 
 def _version(wanted: bool) -> None:  # noqa: FBT001  (typer calls it with the flag)
@@ -53,11 +48,6 @@ def short(recipe: str) -> str:
     if path.name == "tuned.yaml" and path.parent.name:
         return path.parent.name
     return path.stem if path.suffix in (".yaml", ".yml") else path.name
-
-
-def terminate(_signal: int, _frame: FrameType | None) -> None:
-    """What SIGTERM does."""
-    raise Terminated
 
 
 def say(text: str) -> None:

@@ -1,12 +1,16 @@
 """`fedadamw run`: one run in a folder, new or resumed."""
 
+import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, Terminated, app, say, short
+from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, app, say, short
+from fedadamw.signals import Terminated
 
 if TYPE_CHECKING:
     from fedadamw.experiment import Experiment
@@ -19,6 +23,10 @@ def run_command(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<recipe>-<time> by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,  # noqa: FBT002
+    ranks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that share a round.", show_default="one a core, where it pays"),
+    ] = None,
     quiet: Quiet = False,  # noqa: FBT002
 ) -> None:
     """Train a federated model and leave its curves, page, metrics and checkpoint in a folder.
@@ -28,13 +36,36 @@ def run_command(
     fedadamw run digits -s algorithm.alpha=0 -s training.lr=1e-3
     fedadamw run cifar10-small -s data.source=../data/cifar10 --out runs/cifar
     fedadamw run --resume --out runs/cifar
+    fedadamw run digits --ranks 2
+    torchrun --nproc-per-node 8 -m fedadamw run paper/cifar100-vit-dir0.1 --out runs/vit
     """
-    from fedadamw.progress import Progress
-    from fedadamw.run import Interrupted, execute
+    from fedadamw.launch import launch, ranks_that_pay
+    from fedadamw.run import follow
     from fedadamw.tables import print_run
 
+    if int(os.environ.get("RANK", "0")) > 0:
+        known = out is not None and resume and (out / "config.yaml").is_file()
+        follow(_loaded(recipe or (str(out / "config.yaml") if out and known else DEFAULT), settings or []))
+        return
+    folder, experiment = _place(recipe, settings or [], out, resume=resume)
+    ranks = ranks or ranks_that_pay(experiment)
+    if ranks > 1 and "RANK" not in os.environ:
+        code = launch(ranks, one_rank, experiment.to_yaml(), str(folder.path), resume, quiet)
+        if code:
+            raise typer.Exit(code)
+    else:
+        lead(experiment, folder, resume=resume, quiet=quiet)
+    if not quiet:
+        print_run(folder.records())
+        typer.echo(f"{folder.path}: report.html, curves.png, metrics.jsonl, config.yaml, checkpoint/")
+
+
+def lead(experiment: "Experiment", folder: "RunFolder", *, resume: bool, quiet: bool) -> None:
+    """The run, shown as it goes; how to go on where it is stopped."""
+    from fedadamw.progress import Progress
+    from fedadamw.run import Interrupted, execute
+
     try:
-        folder, experiment = _place(recipe, settings or [], out, resume=resume)
         with Progress(experiment.training, quiet=quiet) as progress:
             execute(experiment, folder, resume=resume, on_start=progress.start, on_round=progress.round)
     except Interrupted as stopped:
@@ -43,9 +74,42 @@ def run_command(
     except KeyboardInterrupt:  # while loading or reporting: all that was done is on disk
         say("stopped; the same command with --resume --out goes on, if the run had begun")
         raise typer.Exit(130) from None
-    if not quiet:
-        print_run(folder.records())
-        typer.echo(f"{folder.path}: report.html, curves.png, metrics.jsonl, config.yaml, checkpoint/")
+
+
+def one_rank(settings: str, path: str, resume: bool, quiet: bool) -> None:  # noqa: FBT001  (called by torch)
+    """One process of `--ranks`."""
+    import yaml
+
+    from fedadamw.cli import guarded
+    from fedadamw.engine.ranks import RankLostError
+    from fedadamw.experiment import parse
+    from fedadamw.launch import join
+    from fedadamw.run import follow
+    from fedadamw.run_folder import RunFolder
+    from fedadamw.validation import InputError
+
+    def of_rank() -> None:
+        experiment, leads = parse(yaml.safe_load(settings)), os.environ["RANK"] == "0"
+        join(leads=leads)
+        if leads:
+            lead(experiment, RunFolder(Path(path)), resume=resume, quiet=quiet)
+        else:
+            try:
+                follow(experiment)
+            except RankLostError:
+                sys.exit(1)  # the launcher says which, and why
+            except InputError:  # rank 0 meets it too, and says so: this one waits to be ended with it
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                time.sleep(60)
+                raise
+
+    guarded(of_rank)
+
+
+def _loaded(recipe: str, settings: list[str]) -> "Experiment":
+    from fedadamw.experiment import load
+
+    return load(recipe, settings)
 
 
 def _place(

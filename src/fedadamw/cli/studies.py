@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, Terminated, app, names_in, say, short
+from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, app, names_in, say, short
+from fedadamw.signals import Terminated
 
 if TYPE_CHECKING:
     from fedadamw.report.charts import Results

@@ -1,12 +1,18 @@
-"""Image classification as a task for an engine: bytes on the device, augmented and normalised there in batches."""
+"""Image classification as a task for an engine: bytes, augmented and normalised in batches on the device."""
+
+import math
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedadamw.data.sources import Images
-from fedadamw.engine.task import Batch, Evaluation
+from fedadamw.engine.task import Batch, Evaluation, Model
+
+PART = 2**24  # pixels
 
 
 class ImageTask:
@@ -15,6 +21,7 @@ class ImageTask:
     crop_padding: pixels of zeros around an image, from which a window of its own size is cut; 0 for none.
     image_size, channels: what the model takes; images are resized (bilinear) and grey ones repeated to fit.
     mean, std: a channel's, of pixels in [0, 1]; the training set's by default.
+    resident: whether the training pixels are put on the device; else batches are taken from where they are.
     """
 
     def __init__(
@@ -30,47 +37,67 @@ class ImageTask:
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         test_batch_size: int = 500,
+        resident: bool = True,
     ) -> None:
-        self.pixels, self.labels = _on(device, train)
-        self.test_pixels, self.test_labels = _on(device, test)
+        self.device, self.resident = device, resident
+        self.pixels = _read_only(train.pixels).to(device) if resident else train.pixels
+        self.test_pixels = _read_only(test.pixels).to(device)
+        self.labels, self.test_labels = (torch.from_numpy(i.labels).to(device) for i in (train, test))
         self.crop_padding, self.flip = crop_padding, flip
         self.image_size, self.channels = image_size, channels
-        own_mean, own_std = _moments(train.pixels)
-        self.mean = torch.tensor(mean or own_mean, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(std or own_std, device=device).view(-1, 1, 1)
+        if mean is None or std is None:
+            mean, std = _moments(train.pixels)
+        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
         self.test_batch_size = test_batch_size
 
-    def batch(self, samples: np.ndarray, generator: torch.Generator) -> Batch:
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """The corner of each image's window and whether it is flipped, (count, 3)."""
+        corners = torch.randint(0, 2 * self.crop_padding + 1, (count, 2), generator=generator)
+        flips = torch.randint(0, 2 if self.flip else 1, (count, 1), generator=generator)
+        return torch.cat([corners, flips], 1)
+
+    def batch(self, samples: Tensor, drawn: Tensor) -> Batch:
         """Augmented, normalised images (n, c, h, w) and labels (n,)."""
-        index = torch.from_numpy(samples).to(self.pixels.device)
-        pixels = self.pixels[index]
-        if self.crop_padding:
-            pixels = _random_crop(pixels, self.crop_padding, generator)
-        if self.flip:
-            flipped = torch.rand(len(pixels), generator=generator, device=pixels.device) < 0.5
-            pixels = torch.where(flipped.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
-        return self._inputs(pixels), self.labels[index]
+        pixels, labels = self._taken(samples)
+        if self.crop_padding or self.flip:
+            pixels = _window(pixels, self.crop_padding, *drawn.to(pixels.device).unbind(-1))
+        return self._inputs(pixels), labels
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross-entropy, ()."""
+    def _taken(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels and labels of these samples, on the device."""
+        if isinstance(self.pixels, Tensor):
+            return self.pixels[samples], self.labels[samples]
+        pixels, labels = torch.from_numpy(self.pixels[samples.numpy()]), self.labels[samples.to(self.device)]
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        return pixels, labels
+
+    def losses(self, model: Model, batch: Batch) -> Tensor:
+        """Cross-entropy of each image, (n,)."""
         inputs, labels = batch
-        return F.cross_entropy(_logits(model, inputs), labels)
+        return F.cross_entropy(_logits(model, inputs), labels, reduction="none")
 
-    def evaluate(self, model: nn.Module) -> Evaluation:
-        """Mean cross-entropy and accuracy on the held-out images."""
-        loss = torch.zeros((), device=self.labels.device, dtype=torch.float64)
-        right = torch.zeros((), device=self.labels.device, dtype=torch.int64)
-        slices = zip(
-            self.test_pixels.split(self.test_batch_size),
-            self.test_labels.split(self.test_batch_size),
-            strict=True,
-        )
-        for pixels, labels in slices:
-            logits = _logits(model, self._inputs(pixels))
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-            right += (logits.argmax(-1) == labels).sum()
-        n = len(self.test_labels)
-        return Evaluation(float(loss) / n, int(right) / n)
+    @property
+    def held_out(self) -> int:
+        """How many images are held out."""
+        return len(self.test_labels)
+
+    def outputs(self, model: Model, start: int, stop: int) -> Tensor:
+        """Cross-entropy of each held-out image, and 1 where its class is the likeliest, (stop - start, 2)."""
+        found = []
+        for first in range(start, stop, self.test_batch_size):
+            these = slice(first, min(first + self.test_batch_size, stop))
+            labels = self.test_labels[these]
+            logits = _logits(model, self._inputs(self.test_pixels[these]))
+            right = logits.argmax(-1) == labels
+            found.append(torch.stack([F.cross_entropy(logits, labels, reduction="none").double(), right.double()], -1))
+        return torch.cat(found)
+
+    def score(self, outputs: Tensor) -> Evaluation:
+        """Mean cross-entropy and accuracy."""
+        loss, accuracy = outputs.mean(0).tolist()
+        return Evaluation(loss, accuracy)
 
     def _inputs(self, pixels: Tensor) -> Tensor:
         """Bytes (n, c, h, w) as the model takes them."""
@@ -82,35 +109,44 @@ class ImageTask:
         return x
 
 
-def _on(device: torch.device, images: Images) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(images.pixels).to(device), torch.from_numpy(images.labels).to(device)
-
-
 def _moments(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation a channel, of pixels in [0, 1], from counts of the 256 byte values."""
     levels = np.arange(256) / 255
     means, stds = [], []
     for c in range(pixels.shape[1]):
-        share = np.bincount(pixels[:, c].ravel(), minlength=256) / pixels[:, c].size
+        counts = sum(np.bincount(part[:, c].ravel(), minlength=256) for part in _parts(pixels))
+        share = counts / pixels[:, c].size
         mean = float(share @ levels)
         means.append(mean)
         stds.append(max(float(share @ (levels - mean) ** 2) ** 0.5, 1e-3))
     return tuple(means), tuple(stds)
 
 
-def _random_crop(pixels: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """A window of the image's own size from the zero-padded image, another one for each image of the batch."""
+def _parts(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """The images in parts that memory holds, wherever all of them are."""
+    images = max(1, PART // math.prod(pixels.shape[1:]))
+    return (pixels[start : start + images] for start in range(0, len(pixels), images))
+
+
+def _read_only(array: np.ndarray) -> Tensor:
+    """The array as a tensor that nobody writes to; it may be mapped from a file that cannot be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's, of arrays that are not writable
+        return torch.from_numpy(array)
+
+
+def _window(pixels: Tensor, padding: int, top: Tensor, left: Tensor, flipped: Tensor) -> Tensor:
+    """A window of the image's own size from each zero-padded image, mirrored where `flipped`; all three are (n,)."""
     n, _, height, width = pixels.shape
     padded = F.pad(pixels, (padding, padding, padding, padding))
-    corner = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator, device=pixels.device)
-    rows = corner[0] + torch.arange(height, device=pixels.device)  # (n, height)
-    columns = corner[1] + torch.arange(width, device=pixels.device)  # (n, width)
+    rows = top[:, None] + torch.arange(height, device=pixels.device)  # (n, height)
+    across = torch.arange(width, device=pixels.device)
+    columns = left[:, None] + torch.where(flipped[:, None] > 0, width - 1 - across, across)  # (n, width)
     image = torch.arange(n, device=pixels.device).view(n, 1, 1)
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _logits(model: nn.Module, inputs: Tensor) -> Tensor:
+def _logits(model: Model, inputs: Tensor) -> Tensor:
     """What the model says: transformers' models wrap it."""
     out = model(inputs)
-    logits: Tensor = getattr(out, "logits", out)
-    return logits
+    return out if isinstance(out, Tensor) else out.logits

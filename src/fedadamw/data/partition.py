@@ -130,8 +130,10 @@ def _topped_up(owner: Array, clients: int, minimum: int, generator: np.random.Ge
 
 def iid(labels: Array, clients: int, generator: np.random.Generator) -> Partition:
     """A random split into parts whose sizes differ by one at most."""
-    parts = np.array_split(generator.permutation(len(labels)), clients)
-    return Partition(np.concatenate(parts), np.cumsum([len(part) for part in parts]))
+    each, more = divmod(len(labels), clients)
+    sizes = np.full(clients, each)
+    sizes[:more] += 1
+    return Partition(generator.permutation(len(labels)), np.cumsum(sizes))
 
 
 def by_classes(labels: Array, clients: int, per_client: int, generator: np.random.Generator) -> Partition:

@@ -2,15 +2,16 @@
 
 import hashlib
 import logging
+import math
 import os
+import shutil
+import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -23,9 +24,9 @@ TEST_SPLITS = ("test", "validation", "valid", "val")
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """One split of an image data set, in memory as it was stored: bytes, not floats."""
+    """One split of an image data set as it was stored: bytes, not floats."""
 
-    pixels: Array  # (n, channels, height, width) uint8
+    pixels: Array  # (n, channels, height, width) uint8; in memory, or mapped from a file
     labels: Array  # (n,) int64
     classes: tuple[str, ...]
     groups: Array | None = None  # (n,) natural clients, where a column of the data names them
@@ -142,45 +143,78 @@ def _columns(
 
 
 def _decode(split: "Dataset", image: str, label: str, group: str | None, classes: tuple[str, ...]) -> Images:
-    """Every image of a split, decoded once and then kept in the cache of `datasets`."""
+    """Every image of a split, decoded once into a file in the cache of `datasets`.
+
+    It is mapped, so that the processes of a machine hold it once.
+    """
     import datasets
 
     groups = None if group is None else np.asarray(split[group])
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "fedadamw-pixels" / f"{split._fingerprint}-{image}.safetensors"
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "fedadamw-pixels" / f"{split._fingerprint}-{image}.npy"
     try:
-        pixels = load_file(cache)["pixels"]
-    except (OSError, SafetensorError, KeyError):
-        pixels = _pixels(split, image)
-        _keep(cache, pixels)
+        pixels = np.load(cache, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        pixels = np.load(cache, mmap_mode="r") if _keep(split, image, cache) else _pixels(split, image)
     return Images(pixels, _labels(split, label, classes), classes, groups)
 
 
-def _keep(cache: Path, pixels: Array) -> None:
-    """Write decoded pixels aside and rename them, since several processes may do it at once; no disk, no cache."""
-    aside = cache.with_name(f"{cache.name}.{os.getpid()}")
+def _keep(split: "Dataset", image: str, cache: Path) -> bool:
+    """Decode into a file, never all of it in memory; False where there is no disk for it.
+
+    The file is made aside and renamed, since several processes may do it at once.
+    """
+    aside = cache.with_name(f"{cache.name}.{uuid.uuid4().hex}")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"pixels": pixels}, aside)
+        shape, _ = _form(split, image)
+        if shutil.disk_usage(cache.parent).free < 1.1 * math.prod(shape):
+            return False
+        pixels = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=shape)
+        _take_space(aside)
+        _fill(pixels, split, image)
+        pixels.flush()
         os.replace(aside, cache)
-    except (OSError, SafetensorError):
+    except OSError:
+        return False
+    finally:
         aside.unlink(missing_ok=True)
+    return True
+
+
+def _take_space(path: Path) -> None:
+    """Have the disk set aside what a sparse file will hold: else a full one kills who writes to its mapping."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _pixels(split: "Dataset", image: str) -> Array:
-    """The images as RGB bytes (n, 3, h, w) of the first one's size, or as grey (n, 1, h, w) where it is grey."""
-    import datasets
+    """The images as bytes in memory."""
+    shape, _ = _form(split, image)
+    pixels = np.empty(shape, dtype=np.uint8)
+    _fill(pixels, split, image)
+    return pixels
 
+
+def _form(split: "Dataset", image: str) -> tuple[tuple[int, int, int, int], str]:
+    """The shape and mode of all images: the first one's size, RGB (n, 3, h, w), or grey (n, 1, h, w) where it is."""
     first = split[0][image]
     mode = "L" if first.mode in ("L", "1", "I;16") else "RGB"
+    return (len(split), 1 if mode == "L" else 3, first.height, first.width), mode
+
+
+def _fill(pixels: Array, split: "Dataset", image: str) -> None:
+    """Decode every image of a split into `pixels`, resized where its size is another."""
+    import datasets
+
+    (_, _, height, width), mode = _form(split, image)
     wanted = split.select_columns([image]).cast_column(image, datasets.Image(mode=mode))
-    pixels = np.empty((len(split), 1 if mode == "L" else 3, first.height, first.width), dtype=np.uint8)
     for i, row in enumerate(wanted):
         picture = row[image]
-        if picture.size != first.size:
-            picture = picture.resize(first.size)
+        if picture.size != (width, height):
+            picture = picture.resize((width, height))
         array = np.asarray(picture)
         pixels[i] = array[None] if mode == "L" else array.transpose(2, 0, 1)
-    return pixels
 
 
 def _classes(train: "Dataset", column: str) -> tuple[str, ...]:

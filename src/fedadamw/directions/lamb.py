@@ -19,6 +19,6 @@ def lamb(u: Vector, y: Vector, layout: Layout, *, weight_decay: float, trust: tu
 def trust_ratios(w: Vector, y: Vector, layout: Layout, trust: tuple[float, float]) -> Tensor:
     """|y| / |w| of each tensor of w, y (..., d), clamped to `trust`, as (..., tensors)."""
     of_w, of_y = layout.norms(w), layout.norms(y)
-    ratio = (of_y / of_w).clamp(*trust)
-    flat = torch.tensor([shape.numel() == max(shape, default=1) for shape in layout.shapes], device=y.device)
-    return torch.where((of_y > 0) & (of_w > 0) & ~flat, ratio, torch.ones_like(ratio))
+    ratio = torch.where((of_y > 0) & (of_w > 0), (of_y / of_w).clamp(*trust), torch.ones_like(of_y))
+    flat = (shape.numel() == max(shape, default=1) for shape in layout.shapes)
+    return torch.stack([torch.ones_like(r) if f else r for r, f in zip(ratio.unbind(-1), flat, strict=True)], -1)

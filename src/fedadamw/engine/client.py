@@ -1,15 +1,13 @@
-"""One client, one round: the gradient oracle and the local loop around an algorithm."""
+"""What the engines share of a client: the module in flat vectors, its work of a round, its answer."""
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.engine.randomness import Purpose, batches, numpy_generator, torch_generator, torch_seed
+from fedadamw.engine.randomness import Purpose, batches, numpy_generator, torch_generator
 from fedadamw.engine.settings import Training
 from fedadamw.engine.task import Batch, Task
 from fedadamw.validation import InputError
@@ -47,43 +45,22 @@ class Workspace:
             buffer.copy_(start)
 
 
-class GradientOracle:
-    """Gradients of the task's loss at any flat model, clipped: all that an algorithm ever sees of a batch."""
-
-    def __init__(self, workspace: Workspace, task: Task, clip: float | None) -> None:
-        self.workspace, self.task, self.clip = workspace, task, clip
-        self._checked = False
-
-    def __call__(self, y: Vector, batch: Batch) -> tuple[Vector, Tensor]:
-        """The gradient (d,) at `y` and the loss (), neither tied to a graph or to the workspace."""
-        work = self.workspace
-        work.y.copy_(y)
-        work.gradient.zero_()
-        loss = self.task.loss(work.module, batch)
-        if not self._checked:
-            self._warn_of_unreached(loss)
-        loss.backward()
-        return clipped(work.gradient, self.clip), loss.detach()
-
-    def _warn_of_unreached(self, loss: Tensor) -> None:
-        """Say once which parameters the loss does not depend on: torch's optimizers skip them, a flat step does not."""
-        self._checked = True
-        parameters = trainable(self.workspace.module)
-        found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-        unreached = [name for name, g in zip(parameters, found, strict=True) if g is None]
-        if unreached:
-            warnings.warn(
-                f"the loss does not depend on {', '.join(unreached)}: they only decay and follow Delta_G; freeze them",
-                stacklevel=2,
-            )
+def autocast(training: Training, device: torch.device) -> torch.autocast:
+    """The block that a model is called in: in bfloat16 where the training says so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16")
 
 
-def clipped(g: Vector, norm: float | None) -> Vector:
-    """A copy of `g` (d,), scaled down to the global norm `norm` where it is longer, as torch's clip_grad_norm_."""
-    if norm is None:
-        return g.clone()
-    scale: Tensor = (norm / (torch.linalg.vector_norm(g) + 1e-6)).clamp(max=1.0)
-    return g * scale
+def batches_mix(module: nn.Module) -> bool:
+    """Whether a sample is felt by the others of its batch."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+
+
+def micro_batches(batch: Batch, size: int | None, *, dim: int = 0) -> Iterator[Batch]:
+    """The samples of a batch, which lie along `dim`, at most `size` at a time."""
+    if size is None or batch[0].shape[dim] <= size:
+        yield batch
+    else:
+        yield from zip(*(t.split(size, dim) for t in batch), strict=True)
 
 
 class Answer(NamedTuple):
@@ -103,39 +80,39 @@ class Answer(NamedTuple):
         return all(bool(torch.isfinite(t).all()) for t in sent)
 
 
-class Client:
-    """Trains any client of a run in one workspace, one after the other."""
+class Shard(NamedTuple):
+    """One sampled client of a round."""
 
-    def __init__(
-        self, workspace: Workspace, algorithm: AnyAlgorithm, task: Task, training: Training, seed: int
-    ) -> None:
-        self.workspace, self.algorithm, self.task = workspace, algorithm, task
-        self.training, self.seed = training, seed
-        self.oracle = GradientOracle(workspace, task, training.clip)
+    client: int
+    samples: Any  # (n,) index array
+    memory: Any  # what the algorithm left there, or None
 
-    def train(
-        self, client: int, samples: np.ndarray, round_: int, down: Any, memory: Any, statistics: Vector
-    ) -> Answer:
-        """One client's local steps in round `round_`, from what came down to what goes up."""
-        algorithm, work, device = self.algorithm, self.workspace, self.workspace.y.device
-        work.load(down.x, statistics)
-        work.module.train()
-        augment = torch_generator(self.seed, Purpose.AUGMENT, round_, client, device=device)
-        torch.manual_seed(torch_seed(self.seed, Purpose.MODULE, round_, client))
-        lr = work.y.new_tensor(self.training.lr_at(round_))
-        if memory is None:
-            memory = algorithm.client_init(down)
-        local = algorithm.client_start(down, memory)
-        losses = []
-        for indices in self._batches(client, samples, round_):
-            g, loss = self.oracle(local.y, self.task.batch(indices, augment))
-            with torch.no_grad():
-                local = algorithm.client_step(local, down, g, lr)
-            losses.append(loss)
-        up, memory = algorithm.client_finish(local, down, lr)
-        return Answer(up, memory, work.statistics.clone(), torch.stack(losses).mean(), len(samples), local)
 
-    def _batches(self, client: int, samples: np.ndarray, round_: int) -> list[np.ndarray]:
-        training = self.training
-        generator = numpy_generator(self.seed, Purpose.BATCHES, round_, client)
-        return batches(samples, generator, batch_size=training.batch_size, steps=training.steps, epochs=training.epochs)
+class Work(NamedTuple):
+    """What a client's local steps of one round are made of, drawn beforehand; on the CPU at first."""
+
+    samples: Tensor  # (total,) numbers of the samples, batch after batch
+    drawn: Tensor  # (total, r) what the task drew for each
+    sizes: tuple[int, ...]  # of the batches
+
+    def to(self, device: torch.device) -> "Work":
+        """The same on `device`."""
+        return Work(self.samples.to(device), self.drawn.to(device), self.sizes)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(samples, drawn) of each local step."""
+        return zip(self.samples.split(self.sizes), self.drawn.split(self.sizes), strict=True)
+
+
+def work_of(task: Task, training: Training, seed: int, client: int, samples: np.ndarray, round_: int) -> Work:
+    """The work of `client` with the `samples` (n,) in round `round_`: the same in every engine."""
+    parts = batches(
+        samples,
+        numpy_generator(seed, Purpose.BATCHES, round_, client),
+        batch_size=training.batch_size,
+        steps=training.steps,
+        epochs=training.epochs,
+    )
+    order = torch.from_numpy(np.concatenate(parts))
+    drawn = task.draw(len(order), torch_generator(seed, Purpose.AUGMENT, round_, client, device=torch.device("cpu")))
+    return Work(order, drawn, tuple(len(part) for part in parts))

@@ -49,12 +49,16 @@ class Watch:
         v_variance: over clients (unbiased), mean over coordinates. v_dispersion: its root over the mean of v, which
         bias corrections leave as it is. drift: mean |y_i - mean y|. cosine: of updates with the last global one.
         """
-        updates = torch.stack(self._updates)
+        mean, squares = torch.zeros_like(self._updates[0]), torch.zeros_like(self._updates[0])
+        for update in self._updates:  # never all of them in one tensor beside the list
+            mean += update / len(self._updates)
+            squares += update.square() / len(self._updates)
+        distances = [torch.linalg.vector_norm(update - mean) for update in self._updates]
         found: Numbers = {
-            "drift": float(torch.linalg.vector_norm(updates - updates.mean(0), dim=-1).mean()),
+            "drift": float(torch.stack(distances).mean()),
             "cosine": float(torch.stack(self._cosines).mean()) if self._cosines else None,
             "update_norm": float(torch.stack(self._norms).mean()),
-            "update_norm_by_kind": self._by_kind(updates.square().mean(0), root_of_sum=True),
+            "update_norm_by_kind": self._by_kind(squares, root_of_sum=True),
         }
         if self._v_mean is not None and self._v_squares is not None and len(self._updates) > 1:
             variance = self._v_squares / (len(self._updates) - 1)

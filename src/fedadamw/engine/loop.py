@@ -1,103 +1,96 @@
-"""The loop engine: the sampled clients of a round one after the other, their uploads summed as they come.
+"""The loop engine: the sampled clients of a round one after the other, in one workspace.
 
-Memory does not grow with the number of clients: one workspace, one running sum.
+Memory does not grow with the number of clients.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedadamw.engine.client import Answer, Client
-from fedadamw.engine.task import Task
-from fedadamw.vector import Vector, nbytes
+from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.engine.ahead import ahead
+from fedadamw.engine.client import Answer, Shard, Work, Workspace, autocast, micro_batches, work_of
+from fedadamw.engine.randomness import Purpose, torch_seed
+from fedadamw.engine.settings import Training
+from fedadamw.engine.step import Step, own
+from fedadamw.engine.task import Batch, Task
+from fedadamw.vector import Vector, trainable
 
 
-class Shard(NamedTuple):
-    """One sampled client of a round."""
+class Loop:
+    """Trains clients one after the other."""
 
-    client: int
-    samples: Any  # (n,) index array
-    memory: Any  # what the algorithm left there, or None
+    def __init__(
+        self, workspace: Workspace, algorithm: AnyAlgorithm, task: Task, training: Training, seed: int, step: Step
+    ) -> None:
+        self.workspace, self.algorithm, self.task = workspace, algorithm, task
+        self.training, self.seed, self.step = training, seed, step
+        self._checked = False
 
+    def answers(
+        self, shards: Iterable[Shard], round_: int, down: Any, statistics: Vector
+    ) -> Iterator[tuple[Shard, Answer]]:
+        """Train each client of `shards` from `down`; an answer is valid until the next one is asked for."""
+        for shard in shards:
+            yield shard, self.train(shard, round_, down, statistics)
 
-class Listener(Protocol):
-    """Who wants to know of each client whose answer counts, before the next one trains."""
+    def train(self, shard: Shard, round_: int, down: Any, statistics: Vector) -> Answer:
+        """One client's local steps in round `round_`, from what came down to what goes up."""
+        algorithm, task, work = self.algorithm, self.task, self.workspace
+        work.load(down.x, statistics)
+        work.module.train()
+        todo = work_of(task, self.training, self.seed, shard.client, shard.samples, round_)
+        torch.manual_seed(torch_seed(self.seed, Purpose.MODULE, round_, shard.client))
+        lr = work.y.new_tensor(self.training.lr_at(round_))
+        memory = algorithm.client_init(down) if shard.memory is None else shard.memory
+        local = own(algorithm.client_start(down, memory))._replace(y=work.y)  # steps move the module itself
+        losses = []
+        for batch in self._batches(todo):
+            work.gradient.zero_()
+            losses.append(self._backward(batch))
+            with torch.no_grad():
+                self.step(local, down, work.gradient, lr)
+        up, memory = algorithm.client_finish(local, down, lr)
+        return Answer(up, memory, work.statistics.clone(), torch.stack(losses).mean(), len(shard.samples), local)
 
-    def __call__(self, shard: Shard, answer: Answer) -> None:
-        """One client has answered."""
+    def _backward(self, batch: Batch) -> Tensor:
+        """Add the gradient of the mean loss of a batch to the workspace's; the loss."""
+        work, training, n = self.workspace, self.training, len(batch[0])
+        total = work.y.new_zeros(())
+        for part in micro_batches(batch, training.micro_batch):
+            with autocast(training, work.y.device):
+                loss = self.task.losses(work.module, part).sum() / n
+            if not self._checked:
+                self._warn_of_unreached(loss)
+            loss.backward()
+            total += loss.detach()
+        return total
 
+    def _batches(self, todo: Work) -> Iterator[Batch]:
+        """The batches of a client's local steps."""
+        task = self.task
+        if task.resident:
+            todo = todo.to(self.workspace.y.device)
+        batches = (self._laid_out(task.batch(samples, drawn)) for samples, drawn in todo.batches())
+        return batches if task.resident else ahead(batches)
 
-class RoundResult(NamedTuple):
-    """The weighted mean of a round's answers and what came with it."""
+    def _laid_out(self, batch: Batch) -> Batch:
+        """The batch with a pixel's channels together in memory, where that is asked for."""
+        if not self.training.channels_last or self.workspace.y.device.type != "cpu":
+            return batch
+        return tuple(t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in batch)
 
-    up: Any  # the algorithm's Up, averaged; None where no client answered
-    statistics: Vector | None
-    train_loss: float  # weighted mean of the clients' mean losses
-    answered: int
-    rejected: int  # clients left out for a number that is not finite
-    up_bytes: int  # of all clients that answered, counted from the tensors
-
-
-class _Mean:
-    """A running weighted mean of tuples of tensors."""
-
-    def __init__(self) -> None:
-        self.total: list[Tensor] | None = None
-        self.weight = 0.0
-
-    def add(self, tensors: Iterable[Tensor], weight: float) -> None:
-        if self.total is None:
-            self.total = [weight * t for t in tensors]
-        else:
-            for total, t in zip(self.total, tensors, strict=True):
-                total.add_(t, alpha=weight)
-        self.weight += weight
-
-    def result(self) -> list[Tensor]:
-        assert self.total is not None
-        return [total / self.weight for total in self.total]
-
-
-def run_round(
-    worker: Client,
-    round_: int,
-    down: Any,
-    statistics: Vector,
-    shards: Iterable[Shard],
-    listeners: Sequence[Listener] = (),
-) -> RoundResult:
-    """Train every client of `shards` from `down`; the mean of what the finite ones send."""
-    mean = _Mean()
-    answered = rejected = up_bytes = 0
-    up_type: Any = None
-    for shard in shards:
-        answer = worker.train(shard.client, shard.samples, round_, down, shard.memory, statistics)
-        if not answer.finite:
-            rejected += 1
-            continue
-        up_type = type(answer.up)
-        mean.add((*answer.up, answer.statistics, answer.loss), _weight(worker, answer))
-        up_bytes += nbytes((*answer.up, answer.statistics))
-        answered += 1
-        for listener in listeners:
-            listener(shard, answer)
-        del answer  # the next client trains without this one's vectors
-    if not answered:
-        return RoundResult(None, None, float("nan"), 0, rejected, 0)
-    *up, mean_statistics, loss = mean.result()
-    return RoundResult(up_type(*up), mean_statistics, float(loss), answered, rejected, up_bytes)
-
-
-def _weight(worker: Client, answer: Answer) -> float:
-    return float(answer.samples) if worker.training.weighting == "samples" else 1.0
-
-
-def evaluate(worker: Client, task: Task, x: Vector, statistics: Vector) -> tuple[float, float]:
-    """Loss and accuracy of the global model on the held-out set."""
-    work = worker.workspace
-    work.load(x, statistics)
-    work.module.eval()
-    with torch.no_grad():
-        return task.evaluate(work.module)
+    def _warn_of_unreached(self, loss: Tensor) -> None:
+        """Say once which parameters the loss does not depend on: torch's optimizers skip them, a flat step does not."""
+        self._checked = True
+        parameters = trainable(self.workspace.module)
+        found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+        unreached = [name for name, g in zip(parameters, found, strict=True) if g is None]
+        if unreached:
+            warnings.warn(
+                f"the loss does not depend on {', '.join(unreached)}: they only decay and follow Delta_G; freeze them",
+                stacklevel=2,
+            )

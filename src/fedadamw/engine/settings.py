@@ -18,10 +18,20 @@ class Training(BaseModel):
     steps: int | None = Field(default=None, ge=1, description="local steps a round, K; or give epochs")
     epochs: int | None = Field(default=None, ge=1, description="local passes a round, in place of steps")
     batch_size: int = Field(default=50, ge=1, description="samples a local step")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="samples of a local step that go through the model at once: less memory"
+    )
     lr: float = Field(default=3e-4, gt=0, description="peak learning rate of the clients")
     schedule: Literal["cosine", "constant"] = Field(default="cosine", description="over rounds, cosine to 0")
     warmup_rounds: int = Field(default=0, ge=0, description="rounds of linear warm-up before the schedule")
     clip: float | None = Field(default=10.0, gt=0, description="global norm that gradients are clipped to")
+    precision: Literal["float32", "bf16"] = Field(
+        default="float32", description="bf16: forward and backward in bfloat16 where that is safe; float32 models"
+    )
+    channels_last: bool = Field(
+        default=False,
+        description="on a CPU, image batches with a pixel's channels together: for convolutions and pooling",
+    )
     weighting: Literal["uniform", "samples"] = Field(default="uniform", description="weights of the clients' mean")
     diagnostics: bool = Field(default=False, description="record each round's second moments, drift and alignment")
     evaluate_every: int = Field(default=1, ge=1, description="rounds between evaluations; the last is evaluated")
@@ -33,6 +43,10 @@ class Training(BaseModel):
         if self.warmup_rounds >= self.rounds:
             raise InputError(f"training.warmup_rounds={self.warmup_rounds} must be less than rounds={self.rounds}")
         return self
+
+    def work(self, samples: int) -> int:
+        """How many samples a client that has `samples` trains on in a round."""
+        return self.steps * min(self.batch_size, samples) if self.steps else (self.epochs or 1) * samples
 
     def lr_at(self, round_: int) -> float:
         """The learning rate of round `round_` (from 0); never 0."""

@@ -11,14 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.engine.client import Answer, Client, Workspace
+from fedadamw.engine.client import Answer, Shard, Workspace, autocast, batches_mix
 from fedadamw.engine.diagnostics import Numbers, Watch
-from fedadamw.engine.loop import Listener, RoundResult, Shard, evaluate, run_round
+from fedadamw.engine.loop import Loop
 from fedadamw.engine.randomness import sample_clients
+from fedadamw.engine.ranks import ALONE, Alone, gathered, spread
+from fedadamw.engine.round import Engine, Listener, RoundResult, run_round
 from fedadamw.engine.settings import Training
+from fedadamw.engine.stacked import Stacked
+from fedadamw.engine.step import stepper
 from fedadamw.engine.store import InMemory, OnDisk, Store
-from fedadamw.engine.task import Task
-from fedadamw.validation import InputError
+from fedadamw.engine.task import Evaluation, Task
+from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector, nbytes
 
 
@@ -62,6 +66,7 @@ class Simulation:
 
     The model is trained in place; `algorithm` and `training` say how. Iterate `rounds()`, or call `step()`.
     What clients remember is kept in this process; `keep_on_disk` changes that.
+    stack: clients to train at once. compiled: make one kernel of the local step. ranks: who trains the others.
     """
 
     def __init__(
@@ -73,15 +78,29 @@ class Simulation:
         training: Training,
         *,
         seed: int = 0,
+        stack: int = 1,
+        compiled: bool = False,
+        ranks: Alone = ALONE,
     ) -> None:
         if training.clients_per_round > len(clients):
             raise InputError(
                 f"clients_per_round={training.clients_per_round} is more than the {len(clients)} clients there are"
             )
         self.algorithm, self.task, self.clients = algorithm, task, clients
-        self.training, self.seed = training, seed
+        self.training, self.seed, self.ranks = training, seed, ranks
+        check(
+            training.clients_per_round >= ranks.size,
+            f"{ranks.size} ranks for {training.clients_per_round} clients a round: use at most as many",
+        )
+        check(not training.diagnostics or ranks.size == 1, "training.diagnostics sees all clients of a round: one rank")
+        check(
+            training.micro_batch is None or not batches_mix(model),
+            f"training.micro_batch={training.micro_batch}: BatchNorm needs whole batches",
+        )
         self.workspace = Workspace(model)
-        self.worker = Client(self.workspace, algorithm, task, training, seed)
+        step = stepper(algorithm, training.clip, compiled=compiled)
+        common = (self.workspace, algorithm, task, training, seed, step)
+        self.engine: Engine = Loop(*common) if stack == 1 else Stacked(*common, group=stack)
         server = algorithm.server_init(self.workspace.y.clone())
         self.state = State(0, server, self.workspace.statistics.clone(), self.workspace.y[:0].clone())
         self.store: Store = InMemory(self.memory_template)
@@ -103,17 +122,15 @@ class Simulation:
         lr = training.lr_at(state.round)
         down = self.algorithm.broadcast(state.server)
         sampled = sample_clients(self.seed, state.round, len(self.clients), training.clients_per_round)
-        shards = (Shard(int(i), self.clients[int(i)], self.store.get(int(i), state.round)) for i in sampled)
         watch = Watch(self.workspace.module, state.last) if training.diagnostics else None
         with torch.random.fork_rng(_cuda_devices(self.workspace.y.device)):
-            listeners = [self._keep] if watch is None else [self._keep, watch_of(watch, down)]
-            result = run_round(self.worker, state.round, down, state.statistics, shards, listeners)
+            result = self._train([int(i) for i in sampled], down, [] if watch is None else [watch_of(watch, down)])
         if result.answered == 0:
             raise DivergedError(_diverged(state.round + 1, len(sampled), lr, training))
         after = self._after(state, result, lr)
         loss, accuracy = None, None
         if training.evaluates(state.round):
-            loss, accuracy = evaluate(self.worker, self.task, after.server.x, after.statistics)
+            loss, accuracy = self.evaluate(after)
         self.state = after
         return Record(
             round=after.round,
@@ -153,6 +170,43 @@ class Simulation:
         self.store.restore(round_, tensors)
         self.state = State(round_, loaded, tensors["statistics"].to(device), tensors["last"].to(device))
 
+    def synchronise(self) -> None:
+        """Before the first round: the state of rank 0 on every rank."""
+        round_ = torch.tensor(float(self.state.round), device=self.workspace.y.device)
+        self.ranks.broadcast([round_, *self.state.tensors().values()])
+        self.state = self.state._replace(round=int(round_))
+
+    def _train(self, sampled: Sequence[int], down: Any, listeners: Sequence[Listener]) -> RoundResult:
+        """The round's clients, this rank's share of them here, and what they keep."""
+        state, ranks, template = self.state, self.ranks, self.memory_template
+        memories: Iterator[Any] = (self.store.get(i, state.round) for i in sampled)
+        if ranks.size > 1:
+            memories = iter(spread(list(memories), template, ranks))
+        shards = (Shard(i, self.clients[i], memory) for i, memory in zip(sampled, memories, strict=True))
+        kept: dict[int, Any] = {}
+
+        def keep(shard: Shard, answer: Answer) -> None:
+            if answer.memory != () and ranks.size == 1:
+                self.store.put(shard.client, state.round + 1, answer.memory)
+            elif answer.memory != ():
+                kept[sampled.index(shard.client)] = answer.memory
+
+        result = run_round(
+            self.engine,
+            state.round,
+            down,
+            state.statistics,
+            ranks.share(shards, lambda shard: self.training.work(len(shard.samples))),
+            weighting=self.training.weighting,
+            listeners=[keep, *listeners],
+            ranks=ranks,
+        )
+        if ranks.size > 1:
+            for place, memory in gathered(kept, len(sampled), template, ranks).items():
+                if ranks.rank == 0:
+                    self.store.put(sampled[place], state.round + 1, memory)
+        return result
+
     def _after(self, state: State, result: RoundResult, lr: float) -> State:
         number = self.workspace.y.new_tensor
         participation = number(result.answered / len(self.clients))
@@ -161,9 +215,21 @@ class Simulation:
         last = server.x - state.server.x if self.training.diagnostics else state.last
         return State(state.round + 1, server, result.statistics, last)
 
-    def _keep(self, shard: Shard, answer: Answer) -> None:
-        if answer.memory != ():
-            self.store.put(shard.client, self.state.round + 1, answer.memory)
+    def evaluate(self, state: State | None = None) -> Evaluation:
+        """Loss and accuracy on the held-out set of the global model of `state`, by default the present one."""
+        state = state or self.state
+        self.workspace.load(state.server.x, state.statistics)
+        self.workspace.module.eval()
+        ranks, n = self.ranks, self.task.held_out
+        mine = slice(ranks.rank * n // ranks.size, (ranks.rank + 1) * n // ranks.size)
+        with torch.no_grad(), autocast(self.training, self.workspace.y.device):
+            if n < ranks.size:
+                return self.task.score(self.task.outputs(self.workspace.module, 0, n))
+            own = self.task.outputs(self.workspace.module, mine.start, mine.stop)
+            every = own.new_zeros(n, own.shape[-1])
+            every[mine] = own
+            ranks.sum([every])
+            return self.task.score(every)
 
 
 def watch_of(watch: Watch, down: Any) -> Listener:

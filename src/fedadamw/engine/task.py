@@ -1,12 +1,13 @@
 """What an engine needs of data and loss: the edge between federated learning and everything else."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-Batch = tuple[Tensor, ...]
+Batch = tuple[Tensor, ...]  # each (n, ...), one row a sample
+Model = Callable[..., Any]  # a module, or one with parameters of the engine's choice
 
 
 class Evaluation(NamedTuple):
@@ -17,13 +18,31 @@ class Evaluation(NamedTuple):
 
 
 class Task(Protocol):
-    """A learning problem over numbered samples; samples are given to clients as index arrays."""
+    """A learning problem over numbered samples. What is done to a sample never depends on the others of its batch, so
+    that engines may put batches of many clients into one.
+    """
 
-    def batch(self, samples: np.ndarray, generator: torch.Generator) -> Batch:
-        """The training samples (n,), augmented with `generator`, as tensors on the model's device."""
+    @property
+    def resident(self) -> bool:
+        """Whether the samples are on the model's device. Else `batch` takes time: it is called in a thread, ahead of
+        the steps, with sample numbers and draws on the CPU.
+        """
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss of `model` on a batch, differentiable, ()."""
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """All that is random about `count` training samples, (count, r) on the CPU; r may be 0."""
 
-    def evaluate(self, model: nn.Module) -> Evaluation:
-        """Loss and accuracy on the held-out set; deterministic."""
+    def batch(self, samples: Tensor, drawn: Tensor) -> Batch:
+        """The training samples of these numbers (n,), augmented as `drawn` (n, r) says, on the model's device."""
+
+    def losses(self, model: Model, batch: Batch) -> Tensor:
+        """The loss of `model` on each sample of a batch, differentiable, (n,)."""
+
+    @property
+    def held_out(self) -> int:
+        """How many samples are held out."""
+
+    def outputs(self, model: Model, start: int, stop: int) -> Tensor:
+        """What `score` needs of each held-out sample from `start` to `stop`, (stop - start, c); deterministic."""
+
+    def score(self, outputs: Tensor) -> Evaluation:
+        """Loss and accuracy from the outputs (held_out, c) of all held-out samples."""

@@ -1,6 +1,5 @@
 """Which runs a study consists of: algorithms x settings given as lists x seeds."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any
 from fedadamw import registry
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.experiment import Experiment, assemble
-from fedadamw.prepare import on_gpu
+from fedadamw.prepare import cores, on_gpu
 from fedadamw.run_folder import RunFolder, settings_digest
 from fedadamw.validation import InputError, check, nearest, one_of
 
@@ -88,11 +87,6 @@ def jobs_for(runs: Iterable[Run]) -> int:
     if any(on_gpu(run.experiment) for run in runs):
         return 1
     return max(cores() // max((run.experiment.threads or 1 for run in runs), default=1), 1)
-
-
-def cores() -> int:
-    """Of this machine, as many as this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def words(value: Any) -> str:

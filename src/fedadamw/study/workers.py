@@ -3,11 +3,11 @@
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import NamedTuple
 
+from fedadamw.fork_server import start_fork_server
 from fedadamw.study.child import LOG, work
 from fedadamw.study.plan import Run
 
@@ -28,14 +28,7 @@ class Workers:
     def __init__(self, count: int) -> None:
         self.count = count
         self.running: dict[str, tuple[Run, BaseProcess]] = {}
-        self._context = get_context("forkserver")
-        self._context.set_forkserver_preload([work.__module__])
-        resource_tracker.ensure_running()  # which would lift the mask that follows
-        earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is ours: the server inherits this
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        self._context = start_fork_server()
 
     @property
     def free(self) -> bool:

@@ -1,0 +1,88 @@
+"""Operations that models use and vmap has no rule for: it would take one client after the other, or fail.
+
+Attention goes by torch's fused kernels, with the client axis folded into the batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+torch_attention = F.scaled_dot_product_attention
+torch_pool = F.adaptive_avg_pool1d
+
+
+@contextmanager
+def batched() -> Iterator[None]:
+    """Within this block these operations of stacked clients are one call for all of them.
+
+    By other functions under their names: a mode for torch functions does not see what nn.MultiheadAttention calls.
+    """
+    F.scaled_dot_product_attention, F.adaptive_avg_pool1d = _attention, _pool
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention, F.adaptive_avg_pool1d = torch_attention, torch_pool
+
+
+def _pool(input: Tensor, output_size: Any) -> Tensor:  # noqa: A002  (torch's name)
+    single: bool = output_size in (1, (1,), [1])
+    return input.mean(-1, keepdim=True) if single else torch_pool(input, output_size)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,  # noqa: FBT001, FBT002  (torch's signature)
+    scale: float | None = None,
+    enable_gqa: bool = False,  # noqa: FBT001, FBT002
+) -> Tensor:
+    settings = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    out: Tensor = _Folded.apply(query, key, value, attn_mask, settings)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Folded(torch.autograd.Function):
+    """What it does is in its rule for vmap; autograd sees the plain call inside that."""
+
+    @staticmethod
+    def forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, settings: dict[str, Any]) -> Tensor:
+        return torch_attention(query, key, value, attn_mask=mask, **settings)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept: there is no backward of its own."""
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: Sequence[int | None],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        settings: dict[str, Any],
+    ) -> tuple[Tensor, int]:
+        """One call on (clients * batch, heads, length, width)."""
+        s = info.batch_size
+        query, key, value = (
+            _first(t, dim, s).flatten(0, 1) for t, dim in zip((query, key, value), in_dims, strict=False)
+        )
+        if mask is not None:
+            mask = _first(mask, in_dims[3], s)  # (clients, ..., lengths)
+            while mask.dim() < 5:
+                mask = mask.unsqueeze(1)
+            mask = mask.expand(s, query.shape[0] // s, *mask.shape[2:]).flatten(0, 1)
+        out = torch_attention(query, key, value, attn_mask=mask, **settings)
+        return out.unflatten(0, (s, -1)), 0
+
+
+def _first(t: Tensor, dim: int | None, s: int) -> Tensor:
+    """`t` with its client axis in front."""
+    return t.expand(s, *t.shape) if dim is None else t.movedim(dim, 0)

@@ -1,0 +1,48 @@
+"""Run by torchrun in test_ranks.py: every algorithm for five rounds, its server state in the folder that is given."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from cases import CASES
+from conftest import SequenceTask
+from test_algorithms import simulation
+
+from fedadamw.checkpoint import write
+from fedadamw.engine.ranks import Alone, team
+
+
+def main(folder: Path, stack: int) -> None:
+    """Write one checkpoint an algorithm, by rank 0."""
+    ranks = team(torch.device("cpu"))
+    check_shared(ranks)
+    for name, case in CASES.items():
+        sim = simulation(case, SequenceTask(), clients_per_round=5, clip=1.0, stack=stack, ranks=ranks)
+        losses = [(record.train_loss, record.test_loss, record.up_bytes) for record in sim.rounds()]
+        if ranks.rank == 0:
+            write(folder / name, "checkpoint", sim.tensors(), {"losses": losses})
+
+
+def check_shared(ranks: Alone) -> None:
+    """What one rank makes, the other sees, in memory of both."""
+    made = []
+
+    def make() -> Iterator[torch.Tensor]:
+        made.append(True)
+        yield torch.arange(6.0).view(2, 3)
+        yield torch.tensor([True, False])
+
+    numbers, flags = ranks.shared(make)
+    assert len(made) == (ranks.rank == 0)
+    assert numbers.tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    assert flags.tolist() == [True, False]
+    ranks.sum([torch.zeros(1)])  # until both have looked
+    if ranks.rank == 1:
+        numbers[0, 0] = 7.0
+    ranks.sum([torch.zeros(1)])
+    assert numbers[0, 0] == 7.0, "one copy"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,141 @@
+"""Two processes under torchrun come to the numbers of one."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import CASES
+from conftest import SequenceTask, command
+from test_algorithms import simulation
+from test_study import wait_for
+
+from fedadamw.checkpoint import read
+from fedadamw.engine.ranks import handed_out
+from fedadamw.engine.settings import Training
+from fedadamw.run_folder import RunFolder
+from fedadamw.validation import InputError
+
+RUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def of_two_ranks(request, tmp_path_factory) -> Path:
+    """What two ranks left of every algorithm; each trains its clients one after the other, or stacked."""
+    folder = tmp_path_factory.mktemp("ranks")
+    worker = Path(__file__).parent / "of_two_ranks.py"
+    arguments = [sys.executable, *RUN, str(worker), str(folder), str(request.param)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_come_to_the_numbers_of_one(name, of_two_ranks):
+    tensors, facts = read(of_two_ranks / name, "checkpoint")
+    alone = simulation(CASES[name], SequenceTask(), clients_per_round=5, clip=1.0)
+    losses = [(record.train_loss, record.test_loss, record.up_bytes) for record in alone.rounds()]
+    expected = alone.tensors()
+    assert tensors.keys() == expected.keys(), "clients' memories among them"
+    for key, t in expected.items():
+        torch.testing.assert_close(tensors[key], t, rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(facts["losses"], losses, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-10)
+
+
+def test_ranks_get_like_shares_of_the_work():
+    assert handed_out([9, 1, 1, 1, 1, 1, 1, 1, 1, 1], 2) == [{0}, set(range(1, 10))]
+    assert sorted(len(places) for places in handed_out([50] * 10, 3)) == [3, 3, 4]
+    assert Training(steps=10, batch_size=50).work(30) == 300
+    assert Training(steps=10, batch_size=50).work(3000) == 500, "whoever holds more does not train on more"
+    assert Training(epochs=2, batch_size=50).work(30) == 60
+
+
+SETTINGS = ("algorithm.name=scaffold", "training.steps=1", "training.rounds=80", "checkpoint_every=1000")
+SHORT = ["run", "digits", *(part for setting in SETTINGS for part in ("-s", setting))]
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["train_loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_killed_rank_ends_the_run_which_resumes_exactly_on_any_number(tmp_path):
+    one, two, killed = tmp_path / "one", tmp_path / "two", tmp_path / "killed"
+    assert command(*SHORT, "--ranks", "1", "--out", str(one), "-q").returncode == 0
+    assert command(*SHORT, "--ranks", "2", "--out", str(two), "-q").returncode == 0
+    arguments = [sys.executable, "-m", "fedadamw", *SHORT, "--ranks", "2", "--out", str(killed), "-q"]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: (killed / "metrics.jsonl").exists() and len(losses(killed)) > 2)
+    os.kill(other_rank(process.pid, killed), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    assert "rank 1 was killed (SIGKILL)" in said
+    assert 2 < len(losses(killed)) < 80
+    assert (killed / "checkpoint" / "state.safetensors").exists(), "rank 0 saved the last whole round"
+    on_one = tmp_path / "on-one"
+    shutil.copytree(killed, on_one)
+    assert command("run", "--resume", "--out", str(killed), "--ranks", "2", "-q").returncode == 0
+    assert losses(killed) == losses(two), "bit for bit, as if nothing had happened"
+    assert command("run", "--resume", "--out", str(on_one), "--ranks", "1", "-q").returncode == 0
+    for folder in (two, on_one):  # in float32 rounding grows with the rounds
+        assert losses(folder) == pytest.approx(losses(one), rel=0.02)
+        assert losses(folder)[:20] == pytest.approx(losses(one)[:20], rel=1e-5)
+
+
+def test_wrong_input_is_one_line_whatever_the_ranks(tmp_path):
+    out = tmp_path / "out"
+    done = command("run", "digits", "-s", "partition.clients=5000", "--ranks", "2", "--out", str(out))
+    assert done.returncode == 2
+    assert done.stderr == "error: partition.clients=5,000 is more than the 1,437 training samples\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopping_the_launcher_stops_the_ranks_and_frees_the_folder(number, tmp_path):
+    out = tmp_path / "out"
+    arguments = [*SHORT, "-s", "training.rounds=2000", "--ranks", "2", "--out", str(out), "-q"]
+    process = subprocess.Popen([sys.executable, "-m", "fedadamw", *arguments], stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (out / "metrics.jsonl").exists() and len(losses(out)) > 2)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert "Traceback" not in said
+    if number == signal.SIGKILL:
+        wait_for(lambda: not held(out))
+    else:
+        assert process.returncode == 128 + number
+        assert said == f"stopped; go on with: fedadamw run --resume --out {out}\n"
+        assert (out / "checkpoint" / "state.safetensors").exists()
+        assert not held(out)
+
+
+def held(out: Path) -> bool:
+    """Whether a process has this run's folder."""
+    try:
+        with RunFolder(out).locked():
+            return False
+    except InputError:
+        return True
+
+
+def other_rank(group: int, out: Path) -> int:
+    """The process of a group, forked with another one, that has no file of `out` open: the rank that is not 0."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(folder.name)) == group:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    ranks = [pid for pid, parent in parents.items() if list(parents.values()).count(parent) == 2]
+    (found,) = [pid for pid in ranks if parents[pid] != group and not holds(pid, out)]
+    return found
+
+
+def holds(pid: int, out: Path) -> bool:
+    """Whether a process has a file of this folder open."""
+    files = (str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir())
+    return any(file.startswith(str(out)) for file in files)

@@ -1,0 +1,148 @@
+"""Clients stacked on one axis: the numbers of the loop, for every algorithm and clients of any size."""
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES
+from conftest import unequal_clients
+from test_algorithms import simulation
+from test_models import images
+from torch import nn
+
+from fedadamw.algorithms.fedavg import FedAvg
+from fedadamw.data.batches import ImageTask
+from fedadamw.engine import step
+from fedadamw.engine.settings import Training
+from fedadamw.engine.simulate import Simulation
+from fedadamw.models import vision
+from fedadamw.validation import InputError
+
+
+@pytest.mark.parametrize("stack", [2, 5])
+@pytest.mark.parametrize("name", CASES)
+def test_stacked_clients_come_to_the_loops_numbers(name, stack, task):
+    loop = simulation(CASES[name], task, clients_per_round=5, clip=1.0)
+    stacked = simulation(CASES[name], task, clients_per_round=5, clip=1.0, stack=stack)
+    for ours, theirs in zip(stacked.rounds(), loop.rounds(), strict=True):
+        for a, b in zip(stacked.state.server, loop.state.server, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-10)
+        assert (ours.clients, ours.up_bytes, ours.down_bytes) == (theirs.clients, theirs.up_bytes, theirs.down_bytes)
+
+
+@pytest.mark.parametrize("name", ["vit-nano", "swin-nano", "resnet-nano"])
+@pytest.mark.filterwarnings("error")
+def test_every_architecture_stacks_without_a_slow_path(name):
+    def run(stack):
+        built = vision.initial(lambda: vision.build(name, vision.ImageShape(32, 3, 10)), 0)
+        for module in built.model.modules():  # what is dropped is drawn, and cannot be the same in both
+            if hasattr(module, "drop_prob"):
+                module.drop_prob = 0.0
+        data = images(60)
+        task = ImageTask(data, data, device=torch.device("cpu"), crop_padding=4, flip=True)
+        clients = [np.arange(0, 9), np.arange(9, 40), np.arange(40, 60)]
+        training = Training(rounds=2, clients_per_round=3, steps=2, batch_size=10, lr=0.01)
+        sim = Simulation(built.model.double(), FedAvg(), DoubleTask(task), clients, training, stack=stack)
+        return [record.train_loss for record in sim.rounds()], sim.state.server.x
+
+    losses, x = run(3)
+    expected, of_loop = run(1)
+    assert losses == pytest.approx(expected, abs=1e-10)
+    torch.testing.assert_close(x, of_loop, rtol=0, atol=1e-10)
+
+
+class DoubleTask:
+    """A task whose inputs are float64."""
+
+    def __init__(self, task):
+        self.task = task
+
+    def __getattr__(self, name):
+        return getattr(self.task, name)
+
+    def batch(self, samples, drawn):
+        inputs, labels = self.task.batch(samples, drawn)
+        return inputs.double(), labels
+
+    def outputs(self, model, start, stop):
+        return torch.zeros(stop - start, 2)
+
+
+@pytest.mark.parametrize("stack", [1, 5])
+def test_micro_batches_come_to_the_numbers_of_whole_ones(stack, task):
+    whole = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, clip=1.0)
+    parts = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, clip=1.0, stack=stack, micro_batch=3)
+    for ours, theirs in zip(parts.rounds(), whole.rounds(), strict=True):
+        torch.testing.assert_close(parts.state.server.x, whole.state.server.x, rtol=0, atol=1e-10)
+        assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-10)
+
+
+def test_micro_batches_are_refused_where_batches_mix(task):
+    training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05, micro_batch=4)
+    with pytest.raises(InputError, match="micro_batch=4: BatchNorm"):
+        Simulation(NormModel().double(), FedAvg(), task, unequal_clients(task), training)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_steps_in_pieces_come_to_the_numbers_of_whole_ones(name, task, monkeypatch):
+    whole = simulation(CASES[name], task, clients_per_round=5, clip=1.0)
+    list(whole.rounds())
+    monkeypatch.setattr(step, "PIECE", 7)
+    pieces = simulation(CASES[name], task, clients_per_round=5, clip=1.0)
+    list(pieces.rounds())
+    for a, b in zip(pieces.state.server, whole.state.server, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of what its compiler imports
+@pytest.mark.skipif(not step.compiler_found(torch.device("cpu")), reason="no C++ compiler")
+def test_a_compiled_step_comes_to_the_numbers_of_a_plain_one(task):
+    case = CASES["fedadamw-mean-v"]
+    plain = simulation(case, task, clients_per_round=5, clip=1.0)
+    compiled = simulation(case, task, clients_per_round=5, clip=1.0, compiled=True)
+    for ours, theirs in zip(compiled.rounds(), plain.rounds(), strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-10)
+    torch.testing.assert_close(compiled.state.server.x, plain.state.server.x, rtol=0, atol=1e-10)
+
+
+def test_a_group_that_memory_does_not_hold_is_halved_for_good(task, monkeypatch):
+    loop = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5)
+    list(loop.rounds())
+    stacked = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, stack=5)
+    train, seen = stacked.engine._train, []
+
+    def small(part, *args):
+        seen.append(len(part))
+        if len(part) > 2:
+            raise torch.cuda.OutOfMemoryError
+        return train(part, *args)
+
+    monkeypatch.setattr(stacked.engine, "_train", small)
+    list(stacked.rounds())
+    assert seen[:5] == [5, 2, 2, 1, 2], "refused once, then by twos"
+    torch.testing.assert_close(stacked.state.server.x, loop.state.server.x, rtol=0, atol=1e-10)
+
+
+class NormModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.classifier(torch.relu(self.norm(self.first(x[:, 0]))))
+
+
+def test_batches_that_mix_are_stacked_with_their_like(task):
+    def run(stack):
+        torch.manual_seed(0)
+        clients = unequal_clients(task)
+        training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05)
+        sim = Simulation(NormModel().double(), FedAvg(), task, clients, training, stack=stack)
+        list(sim.rounds())
+        return sim.state
+
+    stacked, loop = run(5), run(1)
+    torch.testing.assert_close(stacked.server.x, loop.server.x, rtol=0, atol=1e-10)
+    torch.testing.assert_close(stacked.statistics, loop.statistics, rtol=0, atol=1e-10)
