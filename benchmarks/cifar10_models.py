@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.engine.loop import evaluate
 from fedadamw.experiment import load
 from fedadamw.prepare import prepare
 from fedadamw.run import commit
@@ -35,8 +34,7 @@ def run(model: str, data: str, threads: int) -> dict:
         "device=cpu",
     ]
     simulation = prepare(load("cifar10-small", [*SETTINGS.split(), *own])).simulation
-    state = simulation.state
-    loss, accuracy = evaluate(simulation.worker, simulation.task, state.server.x, state.statistics)
+    loss, accuracy = simulation.evaluate()
     print(f"{model:<12} d={simulation.workspace.layout.d:,}  start: test loss {loss:.4f}", flush=True)
     records = []
     for record in simulation.rounds():

@@ -1,0 +1,99 @@
+"""What a round takes of memory: by engine, by clients a round, by what clients remember.
+
+Peak resident memory (on a GPU: allocated) above that of the same process before its first round, also in units of one
+vector of the model: FedAdamW needs x, y, g, m, v, Delta_G, the running sum and what the server makes of it, however
+many clients train one after the other.
+
+    python benchmarks/memory.py            # writes benchmarks/results/memory_<device>.json
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedadamw import registry
+from fedadamw.blocks import Blocks
+from fedadamw.data.batches import ImageTask
+from fedadamw.data.partition import Partition
+from fedadamw.data.sources import Images
+from fedadamw.engine.settings import Training
+from fedadamw.engine.simulate import Simulation
+from fedadamw.models import vision
+from fedadamw.run import commit, device_name
+
+RESULTS = Path(__file__).parent / "results"
+CASES = {
+    "loop, S=2": ("fedadamw", 2, 1, "memory"),
+    "loop, S=10": ("fedadamw", 10, 1, "memory"),
+    "loop, S=50": ("fedadamw", 50, 1, "memory"),
+    "stacked, S=2": ("fedadamw", 2, 2, "memory"),
+    "stacked, S=10": ("fedadamw", 10, 10, "memory"),
+    "SCAFFOLD, loop, S=50, c_i in memory": ("scaffold", 50, 1, "memory"),
+    "SCAFFOLD, loop, S=50, c_i on disk": ("scaffold", 50, 1, "disk"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", default="vit-tiny")
+    parser.add_argument("--one", choices=CASES, help="this case, in this process")
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measured(given.model, torch.device(given.device), *CASES[given.one])))
+        return
+    cases = {}
+    for name in CASES:
+        command = [sys.executable, __file__, "--one", name, "--device", given.device, "--model", given.model]
+        cases[name] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        print(f"{name:38} {cases[name]['mb']:8,} MB {cases[name]['vectors']:8.1f} vectors", flush=True)
+    record = {
+        "commit": commit(),
+        "device": device_name(torch.device(given.device)),
+        "model": given.model,
+        "cases": cases,
+    }
+    (RESULTS / f"memory_{given.device}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def measured(name: str, device: torch.device, algorithm: str, sampled: int, stack: int, memory: str) -> dict[str, Any]:
+    """Memory that two rounds of one local step on one sample take at their peak."""
+    torch.set_num_threads(1)
+    model = vision.build(name, vision.ImageShape(32, 3, 10)).model.to(device)
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 3, 32, 32), dtype=np.uint8)
+    data = Images(pixels, np.arange(100) % 10, tuple(map(str, range(10))))
+    training = Training(rounds=2, clients_per_round=sampled, steps=1, batch_size=1, evaluate_every=2)
+    blocks = Blocks.of(model) if registry.needs_blocks(algorithm) else registry.NO_BLOCKS
+    made = registry.make(algorithm, registry.settings_of(algorithm), blocks)
+    task = ImageTask(data, data.take(np.arange(2)), device=device)
+    before = resident_mb(device, "RSS")
+    clients = Partition(np.arange(100), np.arange(1, 101))
+    simulation = Simulation(model, made, task, clients, training, stack=stack)
+    with tempfile.TemporaryDirectory() as folder:
+        if memory == "disk":
+            simulation.keep_on_disk(Path(folder))
+        for _ in simulation.rounds():
+            pass
+    extra = resident_mb(device, "HWM") - before
+    return {"mb": round(extra), "vectors": round(extra * 1e6 / (4 * simulation.workspace.layout.d), 1)}
+
+
+def resident_mb(device: torch.device, which: str) -> float:
+    """This process's memory now (RSS), or at its peak (HWM), in MB."""
+    if device.type == "cuda":
+        return (torch.cuda.max_memory_allocated if which == "HWM" else torch.cuda.memory_allocated)(device) / 1e6
+    found = re.search(rf"Vm{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found.group(1)) / 1e3
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The local step beside torch.optim.AdamW: the engine's flat step and the drop-in optimizer, by the same gradients.
+
+All move ViT-Tiny's 5.4M parameters. Without alignment and sharing FedAdamW is AdamW, so after the same steps the flat
+ones must have come to its weights: that is checked before anything is timed. With them it reads one vector more.
+
+    python benchmarks/step.py                # writes benchmarks/results/step_<device>.json
+    python benchmarks/step.py --device cuda
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import fedadamw
+from fedadamw.algorithms.fedadamw import FedAdamW
+from fedadamw.engine.step import own, stepper
+from fedadamw.models.vision import ImageShape, build
+from fedadamw.run import commit, device_name
+from fedadamw.vector import Layout, trainable
+
+RESULTS = Path(__file__).parent / "results"
+LR, CLIP = 1e-3, 10.0
+Stepper = Callable[[], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=40)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    device = torch.device(given.device)
+    model = build("vit-tiny", ImageShape(32, 3, 10)).model.to(device)
+    torch.manual_seed(0)
+    gradients = {name: torch.randn_like(p) for name, p in trainable(model).items()}
+    check_same_work(model, gradients)
+    steps = {
+        "torch AdamW, fused": of_torch(model, gradients, fused=True),
+        "torch AdamW, foreach": of_torch(model, gradients, foreach=True),
+        "flat, compiled": flat(model, gradients, compiled=True),
+        "flat, in pieces": flat(model, gradients, compiled=False),
+        "drop-in FedAdamW": drop_in(model, gradients),
+        "torch clip and AdamW, fused": of_torch(model, gradients, clip=True, fused=True),
+        "flat with clip, compiled": flat(model, gradients, compiled=True, clip=CLIP),
+        "read 4 and write 3 vectors": floor(Layout.of(model).d, device),
+    }
+    times = interleaved(steps, given.repeats, device)
+    base = times["torch AdamW, fused"]
+    rows = {name: {"ms": round(1e3 * t, 3), "of_fused": round(t / base, 3)} for name, t in times.items()}
+    for name, row in rows.items():
+        print(f"{name:30} {row['ms']:9.3f} ms {row['of_fused']:7.2f} x fused")
+    record = {
+        "commit": commit(),
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "d": Layout.of(model).d,
+        "repeats": given.repeats,
+        "steps": rows,
+    }
+    (RESULTS / f"step_{device.type}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def of_torch(model: nn.Module, gradients: dict[str, Tensor], *, clip: bool = False, **settings: bool) -> Stepper:
+    """torch's AdamW on the model's own parameters."""
+    parameters = [p.detach().clone() for p in trainable(model).values()]
+    for p, g in zip(parameters, gradients.values(), strict=True):
+        p.grad = g.clone()
+    opt = torch.optim.AdamW(parameters, lr=LR, **settings)
+
+    def step() -> None:
+        if clip:
+            nn.utils.clip_grad_norm_(parameters, CLIP)
+        opt.step()
+
+    step.parameters = parameters  # type: ignore[attr-defined]
+    return step
+
+
+def flat(
+    model: nn.Module,
+    gradients: dict[str, Tensor],
+    *,
+    compiled: bool,
+    clip: float | None = None,
+    alpha: float = 0.5,
+    share: str = "mean-v",
+) -> Stepper:
+    """The engine's step on one vector."""
+    blocks = fedadamw.Blocks.of(model)
+    algorithm = FedAdamW(blocks=blocks, alpha=alpha, share=share)
+    server = algorithm.server_init(blocks.layout.flatten(trainable(model)))
+    down = algorithm.broadcast(server)
+    local = own(algorithm.client_start(down, ()))
+    g, lr = blocks.layout.flatten(gradients), server.x.new_tensor(LR)
+    advance = stepper(algorithm, clip, compiled=compiled)
+
+    def step() -> None:
+        with torch.no_grad():
+            advance(local, down, g, lr)
+
+    step.y = local.y  # type: ignore[attr-defined]
+    return step
+
+
+def drop_in(model: nn.Module, gradients: dict[str, Tensor]) -> Stepper:
+    """The optimizer for loops of one's own, within a round."""
+    named = [(name, nn.Parameter(p.detach().clone())) for name, p in trainable(model).items()]
+    for name, p in named:
+        p.grad = gradients[name].clone()
+    blocks = fedadamw.Blocks.of(model)
+    opt = fedadamw.FedAdamW(named, lr=LR, blocks=blocks)
+    opt.start_round(fedadamw.Server(model, blocks=blocks).broadcast())
+    return opt.step
+
+
+def floor(d: int, device: torch.device) -> Stepper:
+    """What memory allows: as many words as the fused step moves, with next to nothing computed."""
+    vectors = [torch.randn(d, device=device) for _ in range(4)]
+
+    def step() -> None:
+        for i in range(3):
+            vectors[i].add_(vectors[3] if i == 0 else 1.0)
+
+    return step
+
+
+def check_same_work(model: nn.Module, gradients: dict[str, Tensor]) -> None:
+    """Ten steps of each come to the same weights, where FedAdamW is AdamW."""
+    theirs = of_torch(model, gradients, fused=True)
+    ours = [flat(model, gradients, compiled=c, alpha=0.0, share="none") for c in (True, False)]
+    for _ in range(10):
+        for step in (theirs, *ours):
+            step()
+    expected = torch.cat([p.reshape(-1) for p in theirs.parameters])  # type: ignore[attr-defined]
+    for step in ours:
+        torch.testing.assert_close(step.y, expected, rtol=1e-5, atol=1e-6)  # type: ignore[attr-defined]
+
+
+def interleaved(steps: dict[str, Stepper], repeats: int, device: torch.device) -> dict[str, float]:
+    """Seconds of each, the fastest of `repeats`, in turns: what else the machine does meets all alike."""
+    best = dict.fromkeys(steps, float("inf"))
+    for turn in range(repeats + 3):
+        for name, step in steps.items():
+            synchronise(device)
+            start = time.perf_counter()
+            step()
+            synchronise(device)
+            if turn >= 3:
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()
