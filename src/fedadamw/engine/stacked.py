@@ -178,7 +178,7 @@ class Plan(NamedTuple):
         active = self.active[k]
         samples, drawn = self.samples[:active, k], self.drawn[:active, k]
         batch = task.batch(samples.flatten(), drawn.flatten(0, 1))
-        return tuple(t.unflatten(0, samples.shape) for t in batch), self.weights[:active, k]
+        return tuple(t.unflatten(0, samples.shape).contiguous() for t in batch), self.weights[:active, k]
 
 
 def _slots(sizes: tuple[int, ...], steps: int, n: int) -> tuple[Tensor, Tensor]:
