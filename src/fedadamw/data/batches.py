@@ -46,7 +46,8 @@ class ImageTask:
         self.crop_padding, self.flip = crop_padding, flip
         self.image_size, self.channels = image_size, channels
         if mean is None or std is None:
-            mean, std = _moments(train.pixels)
+            own_mean, own_std = _moments(train.pixels)
+            mean, std = mean or own_mean, std or own_std
         self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, device=device).view(-1, 1, 1)
         self.test_batch_size = test_batch_size
