@@ -11,6 +11,7 @@ import typer
 
 from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, app, say, short
 from fedadamw.signals import Terminated
+from fedadamw.validation import check
 
 if TYPE_CHECKING:
     from fedadamw.experiment import Experiment
@@ -49,6 +50,8 @@ def run_command(
         return
     folder, experiment = _place(recipe, settings or [], out, resume=resume)
     ranks = ranks or ranks_that_pay(experiment)
+    sampled = experiment.training.clients_per_round
+    check(ranks <= sampled, f"--ranks {ranks}: more than the {sampled} clients a round; use at most as many")
     if ranks > 1 and "RANK" not in os.environ:
         code = launch(ranks, one_rank, experiment.to_yaml(), str(folder.path), resume, quiet)
         if code:
