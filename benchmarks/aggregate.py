@@ -2,7 +2,7 @@
 
 The engine adds each flat vector to one running sum as it comes, so it never holds two of them.
 
-    python benchmarks/aggregate.py            # writes benchmarks/results/aggregate_<device>.json
+    python benchmarks/aggregate.py            # writes benchmarks/results/aggregate_<device>_<yyyymm>.json
 """
 
 import argparse
@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+import records
 import torch
 from torch import Tensor
 
@@ -22,7 +22,6 @@ from fedadamw.models.vision import ImageShape, build
 from fedadamw.run import commit, device_name
 from fedadamw.vector import Layout
 
-RESULTS = Path(__file__).parent / "results"
 CLIENTS = 100
 Named = dict[str, Tensor]
 
@@ -80,7 +79,7 @@ def main() -> None:
     if len({round(way["sum"], 3) for way in ways.values()}) != 1:
         raise SystemExit(f"the means differ: {ways}")
     record = {"commit": commit(), "device": device_name(torch.device(given.device)), "clients": CLIENTS, "ways": ways}
-    (RESULTS / f"aggregate_{given.device}.json").write_text(json.dumps(record, indent=1) + "\n")
+    records.write("aggregate", given.device, record)
 
 
 def measured(name: str, device: torch.device) -> dict[str, float]:

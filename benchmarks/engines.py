@@ -2,7 +2,7 @@
 
 All engines train the same clients on the same batches, so the losses of a model must agree before a time is believed.
 
-    python benchmarks/engines.py                       # writes benchmarks/results/engines_<device>.json
+    python benchmarks/engines.py                       # writes benchmarks/results/engines_<device>_<yyyymm>.json
     python benchmarks/engines.py --device cuda --models vit-tiny,resnet18 --clients 10
 """
 
@@ -13,10 +13,10 @@ import os
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import records
 import torch
 
 from fedadamw.algorithms.fedadamw import FedAdamW
@@ -30,7 +30,6 @@ from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.run import commit, device_name
 
-RESULTS = Path(__file__).parent / "results"
 CORES = len(os.sched_getaffinity(0))
 EACH = 100  # samples a client
 
@@ -94,7 +93,7 @@ def main() -> None:
         "job": {"steps": given.steps, "batch": given.batch, "rounds": given.rounds},
         "runs": found,
     }
-    (RESULTS / f"engines_{given.device}.json").write_text(json.dumps(record, indent=1) + "\n")
+    records.write("engines", given.device, record)
 
 
 def started(given: argparse.Namespace, engine: Engine, model: str, clients: str) -> dict[str, Any]:

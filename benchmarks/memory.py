@@ -4,7 +4,7 @@ Peak resident memory (on a GPU: allocated) above that of the same process before
 vector of the model: FedAdamW needs x, y, g, m, v, Delta_G, the running sum and what the server makes of it, however
 many clients train one after the other.
 
-    python benchmarks/memory.py            # writes benchmarks/results/memory_<device>.json
+    python benchmarks/memory.py            # writes benchmarks/results/memory_<device>_<yyyymm>.json
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import records
 import torch
 
 from fedadamw import registry
@@ -29,7 +30,6 @@ from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.run import commit, device_name
 
-RESULTS = Path(__file__).parent / "results"
 CASES = {
     "loop, S=2": ("fedadamw", 2, 1, "memory"),
     "loop, S=10": ("fedadamw", 10, 1, "memory"),
@@ -61,7 +61,7 @@ def main() -> None:
         "model": given.model,
         "cases": cases,
     }
-    (RESULTS / f"memory_{given.device}.json").write_text(json.dumps(record, indent=1) + "\n")
+    records.write("memory", given.device, record)
 
 
 def measured(name: str, device: torch.device, algorithm: str, sampled: int, stack: int, memory: str) -> dict[str, Any]:

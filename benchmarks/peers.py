@@ -4,7 +4,7 @@ benchmarks/peers/job.py is the job; each file beside it does it in one framework
 prints its losses, which must agree before any number is believed. Each framework has an environment of its own.
 
     python benchmarks/peers.py --install     # makes the environments, once
-    python benchmarks/peers.py               # writes benchmarks/results/peers_cpu.json
+    python benchmarks/peers.py               # writes benchmarks/results/peers_cpu_<yyyymm>.json
     python benchmarks/peers.py --only plain,fedadamw --models cnn --rounds 5
 """
 
@@ -20,13 +20,13 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import records
 import torch
 
 from fedadamw.run import commit, device_name
 
 HERE = Path(__file__).parent / "peers"
 ENVIRONMENTS = HERE / "environments"
-RESULTS = Path(__file__).parent / "results" / "peers_cpu.json"
 CORES = len(os.sched_getaffinity(0))
 MODELS = "cnn,vit"
 MARK = "FEDADAMW_PEER"  # in the environment of all processes of one run
@@ -72,7 +72,7 @@ def main() -> None:
         show(model, found)
         jobs[model] = found
     if given.only or given.models != MODELS:
-        print(f"not written: {RESULTS.name} has all ways and models")
+        print("not written: a record has all ways and models")
         return
     record = {
         "commit": commit(),
@@ -82,7 +82,7 @@ def main() -> None:
         "rounds": given.rounds,
         "jobs": jobs,
     }
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    records.write("peers", "cpu", record)
 
 
 def install() -> None:

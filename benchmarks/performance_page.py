@@ -5,12 +5,12 @@ python benchmarks/performance_page.py
 
 # ruff: noqa: E501  (tables)
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
+import records
 
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.blocks import Blocks
@@ -19,7 +19,6 @@ from fedadamw.report.figures import save
 from fedadamw.vector import Layout, nbytes, trainable
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "performance.md"
 PICTURES = ROOT / "docs" / "performance"
 Record = Mapping[str, Any]
@@ -60,7 +59,7 @@ GPU = """## On a GPU
 The stacked engine, compiled steps, bfloat16, NCCL ranks and the benchmarks' `--device cuda` are there; no GPU was to be
 had for these pages, so no number of one stands here. `python benchmarks/step.py --device cuda` and
 `python benchmarks/engines.py --device cuda --models vit-tiny,resnet18 --clients 10 --steps 50 --batch 50` measure them
-and leave `benchmarks/results/*_cuda.json`.
+and leave `benchmarks/results/*_cuda_<yyyymm>.json`.
 """
 
 
@@ -72,9 +71,7 @@ def main() -> None:
 
 def read(name: str) -> Record | None:
     """A benchmark's record; None where it was not run."""
-    path = RESULTS / f"{name}_cpu.json"
-    found: Record | None = json.loads(path.read_text()) if path.exists() else None
-    return found
+    return records.newest(name, "cpu")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

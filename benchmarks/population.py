@@ -1,6 +1,6 @@
 """Very many clients: how long a partition takes, what it takes of memory, and whether a round feels how many there are.
 
-python benchmarks/population.py          # writes benchmarks/results/population_cpu.json
+python benchmarks/population.py          # writes benchmarks/results/population_cpu_<yyyymm>.json
 """
 
 import argparse
@@ -9,9 +9,9 @@ import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
+import records
 import torch
 from torch import nn
 
@@ -24,7 +24,6 @@ from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
 from fedadamw.run import commit, device_name
 
-RESULTS = Path(__file__).parent / "results" / "population_cpu.json"
 CLIENTS = 1_000_000
 EACH = 8  # samples a client
 KINDS = {
@@ -60,7 +59,7 @@ def main() -> None:
         "partitions": partitions,
         "round_s": {str(n): round(s, 5) for n, s in rounds.items()},
     }
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    records.write("population", "cpu", record)
 
 
 def build(kind: str) -> dict[str, float]:

@@ -3,16 +3,15 @@
 All move ViT-Tiny's 5.4M parameters. Without alignment and sharing FedAdamW is AdamW, so after the same steps the flat
 ones must have come to its weights: that is checked before anything is timed. With them it reads one vector more.
 
-    python benchmarks/step.py                # writes benchmarks/results/step_<device>.json
+    python benchmarks/step.py                # writes benchmarks/results/step_<device>_<yyyymm>.json
     python benchmarks/step.py --device cuda
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import records
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +22,6 @@ from fedadamw.models.vision import ImageShape, build
 from fedadamw.run import commit, device_name
 from fedadamw.vector import Layout, trainable
 
-RESULTS = Path(__file__).parent / "results"
 LR, CLIP = 1e-3, 10.0
 Stepper = Callable[[], None]
 
@@ -63,7 +61,7 @@ def main() -> None:
         "repeats": given.repeats,
         "steps": rows,
     }
-    (RESULTS / f"step_{device.type}.json").write_text(json.dumps(record, indent=1) + "\n")
+    records.write("step", device.type, record)
 
 
 def of_torch(model: nn.Module, gradients: dict[str, Tensor], *, clip: bool = False, **settings: bool) -> Stepper:

@@ -10,7 +10,7 @@ from conftest import SequenceTask
 from test_algorithms import simulation
 
 from fedadamw.checkpoint import write
-from fedadamw.engine.ranks import Alone, team
+from fedadamw.engine.ranks import Team, team
 
 
 def main(folder: Path, stack: int) -> None:
@@ -24,7 +24,7 @@ def main(folder: Path, stack: int) -> None:
             write(folder / name, "checkpoint", sim.tensors(), {"losses": losses})
 
 
-def check_shared(ranks: Alone) -> None:
+def check_shared(ranks: Team) -> None:
     """What one rank makes, the other sees, in memory of both."""
     made = []
 

@@ -14,7 +14,7 @@ from fedadamw.data.partition import Partition
 from fedadamw.data.sources import Images, load_images
 from fedadamw.engine.allocator import keep_freed_memory
 from fedadamw.engine.randomness import Purpose, numpy_generator, torch_seed
-from fedadamw.engine.ranks import Alone, team
+from fedadamw.engine.ranks import Team, team
 from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.step import compiling_pays
 from fedadamw.experiment import Experiment
@@ -30,7 +30,7 @@ class Prepared(NamedTuple):
     test: Images
     partition: Partition
     device: torch.device
-    ranks: Alone
+    ranks: Team
 
 
 def prepare(experiment: Experiment) -> Prepared:

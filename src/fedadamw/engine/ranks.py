@@ -7,6 +7,7 @@ clients' memories and writes files.
 import atexit
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,30 +30,49 @@ class RankLostError(RuntimeError):
 PATIENCE = timedelta(minutes=30)  # for the slowest rank of a round
 
 
-class Alone:
+class Team(ABC):
+    """The processes that share a run, seen from one of them."""
+
+    rank: int
+    size: int
+
+    @abstractmethod
+    def share(self, shards: Iterable[Shard], work: Callable[[Shard], int]) -> Iterable[Shard]:
+        """The clients that this rank trains; `work` says how much that is for each."""
+
+    @abstractmethod
+    def sum(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over all ranks."""
+
+    @abstractmethod
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by rank 0's."""
+
+    @abstractmethod
+    def shared(self, make: Callable[[], Iterable[Tensor]]) -> list[Tensor]:
+        """The CPU tensors that `make` gives, to be read only: in memory once a machine, however many ranks it has."""
+
+
+class Alone(Team):
     """One process: nothing to share, nothing to sum."""
 
     rank, size = 0, 1
 
     def share(self, shards: Iterable[Shard], work: Callable[[Shard], int]) -> Iterable[Shard]:
-        """The clients that this rank trains; `work` says how much that is for each."""
         return shards
 
-    def sum(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its sum over all ranks."""
+    def sum(self, tensors: Iterable[Tensor]) -> None: ...
 
-    def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by rank 0's."""
+    def broadcast(self, tensors: Iterable[Tensor]) -> None: ...
 
     def shared(self, make: Callable[[], Iterable[Tensor]]) -> list[Tensor]:
-        """The CPU tensors that `make` gives, to be read only: in memory once a machine, however many ranks it has."""
         return list(make())
 
 
 ALONE = Alone()
 
 
-class Ranks(Alone):
+class Ranks(Team):
     """This process among those that torchrun started; joins them when it is made."""
 
     def __init__(self, device: torch.device) -> None:
@@ -123,7 +143,7 @@ def handed_out(works: Sequence[int], ranks: int) -> list[set[int]]:
     return places
 
 
-def team(device: torch.device) -> Alone:
+def team(device: torch.device) -> Team:
     """The ranks that this process is one of, by torchrun's environment; Alone without it."""
     return Ranks(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ALONE
 
@@ -164,7 +184,7 @@ class _File(NamedTuple):
         return flat.view(self.shape)
 
 
-def gathered(mine: dict[int, Any], count: int, template: Any, ranks: Alone) -> dict[int, Any]:
+def gathered(mine: dict[int, Any], count: int, template: Any, ranks: Team) -> dict[int, Any]:
     """The states of all ranks, by place among the `count` clients of a round; `mine` has this rank's."""
     if ranks.size == 1 or template == ():
         return mine
@@ -179,7 +199,7 @@ def gathered(mine: dict[int, Any], count: int, template: Any, ranks: Alone) -> d
     return {i: mapped(rows, lambda t: t[i].clone()) for i in places}  # noqa: B023  (called at once)
 
 
-def spread(kept: Sequence[Any], template: Any, ranks: Alone) -> list[Any]:
+def spread(kept: Sequence[Any], template: Any, ranks: Team) -> list[Any]:
     """Rank 0's memories of a round's clients, None where there is none, on every rank."""
     if ranks.size == 1 or template == ():
         return list(kept)

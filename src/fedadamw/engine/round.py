@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.engine.client import Answer, Shard
-from fedadamw.engine.ranks import ALONE, Alone
+from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.vector import Vector, nbytes
 
 
@@ -57,7 +57,7 @@ class Mean:
                 total.add_(t, alpha=weight)
         self.weight += weight
 
-    def sum_over(self, ranks: Alone, *counts: int) -> list[int]:
+    def sum_over(self, ranks: Team, *counts: int) -> list[int]:
         """Take in what the other ranks have added; the sums of `counts` over all ranks."""
         if ranks.size == 1:
             return list(counts)
@@ -81,7 +81,7 @@ def run_round(
     *,
     weighting: str,
     listeners: Sequence[Listener] = (),
-    ranks: Alone = ALONE,
+    ranks: Team = ALONE,
 ) -> RoundResult:
     """Train every client of `shards` from `down`; the mean of what the finite ones send.
 

@@ -15,7 +15,7 @@ from fedadamw.engine.client import Answer, Shard, Workspace, autocast, batches_m
 from fedadamw.engine.diagnostics import Numbers, Watch
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.randomness import sample_clients
-from fedadamw.engine.ranks import ALONE, Alone, gathered, spread
+from fedadamw.engine.ranks import ALONE, Team, gathered, spread
 from fedadamw.engine.round import Engine, Listener, RoundResult, run_round
 from fedadamw.engine.settings import Training
 from fedadamw.engine.stacked import Stacked
@@ -80,7 +80,7 @@ class Simulation:
         seed: int = 0,
         stack: int = 1,
         compiled: bool = False,
-        ranks: Alone = ALONE,
+        ranks: Team = ALONE,
     ) -> None:
         if training.clients_per_round > len(clients):
             raise InputError(
