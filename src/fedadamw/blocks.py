@@ -69,7 +69,7 @@ class Blocks:
     @cached_property
     def counts(self) -> tuple[int, ...]:
         """How many blocks each parameter has."""
-        return tuple(sum(piece.blocks for piece in cuts) for cuts in self.cuts)
+        return tuple(sum(piece.total for piece in cuts) for cuts in self.cuts)
 
     @property
     def B(self) -> int:  # noqa: N802  (the paper's symbol)
@@ -89,7 +89,7 @@ class Blocks:
     def mean(self, v: Vector) -> Tensor:
         """Block means (..., B) of `v` (..., d)."""
         means = [
-            _columns(part, piece).mean((-3, -1))
+            _columns(part, piece).mean((-3, -1)).flatten(-2)
             for part, cuts in zip(v.split(self.layout.sizes, dim=-1), self.cuts, strict=True)
             for piece in cuts
         ]
@@ -100,8 +100,9 @@ class Blocks:
         out = b.new_empty(*b.shape[:-1], self.d)
         numbers = b.split(self.counts, dim=-1)
         for part, own, cuts in zip(out.split(self.layout.sizes, dim=-1), numbers, self.cuts, strict=True):
-            for piece, block in zip(cuts, own.split([c.blocks for c in cuts], dim=-1), strict=True):
-                _columns(part, piece).copy_(block.unsqueeze(-1).unsqueeze(-3))
+            for piece, block in zip(cuts, own.split([c.total for c in cuts], dim=-1), strict=True):
+                columns = _columns(part, piece)
+                columns.copy_(block.unflatten(-1, (piece.groups, piece.blocks)).unsqueeze(-1).unsqueeze(-3))
         return out
 
     def table(self) -> list[BlockRow]:
@@ -116,8 +117,8 @@ class Blocks:
 
 
 def _columns(part: Vector, piece: Cut) -> Tensor:
-    """The coordinates of `piece` in one parameter's numbers (..., n), as a view (..., outer, blocks, inner)."""
-    rows = part.unflatten(-1, (piece.outer, part.shape[-1] // piece.outer))
+    """The coordinates of `piece` in one parameter's numbers (..., n), as a view (..., groups, outer, blocks, inner)."""
+    rows = part.unflatten(-1, (piece.groups, piece.outer, part.shape[-1] // (piece.groups * piece.outer)))
     width = piece.blocks * piece.inner
     columns: Tensor = rows.narrow(-1, piece.start, width).unflatten(-1, (piece.blocks, piece.inner))
     return columns

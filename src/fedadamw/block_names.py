@@ -1,0 +1,148 @@
+"""What layers and parameters are called: the tables by which block rules know their roles.
+
+A name alone decides where every library means the same by it; where a fused tensor is laid out in its own way, the
+name of the class that reads it stands before the layer's. Layouts follow the views in transformers' modeling files.
+"""
+
+from typing import NamedTuple
+
+
+class Role(NamedTuple):
+    """The parts of a layer's rows, in the order they lie in, and how often that order repeats."""
+
+    parts: tuple[str, ...]
+    repeats: str = "once"  # or "a head", "a key head", "a number"
+    number: int = 0
+
+
+QUERY, KEY, VALUE = Role(("query",)), Role(("key",)), Role(("value",))
+PROJECTION, GATE, LATENT, MLP = Role(("projection",)), Role(("gate",)), Role(("latent",)), Role(("mlp",))
+QKV = Role(("query", "key", "value"))  # all queries, all keys, all values
+QKV_BY_HEAD = Role(("query", "key", "value"), "a key head")  # a key head's queries, its key, its value
+KV, KV_BY_HEAD = Role(("key", "value")), Role(("key", "value"), "a head")
+GATED_QUERY = Role(("query", "gate"), "a head")
+
+_NAMES = {  # layers that are attention's wherever they stand
+    QUERY: "query q_proj q_lin q_attn q wq to_q to_query query_proj project_q Wq q_head q_b_proj projection_query "
+    "queries query_global w2e_query e2w_query e2e_query pos_q_proj wq_b query_key",  # query_key: one matrix for both
+    KEY: "key k_proj k_lin k wk to_k to_key key_proj project_k Wk k_head projection_key key_global pos_proj",
+    VALUE: "value v_proj v_lin v wv to_v to_value value_proj project_v Wv v_head projection_value value_global "
+    "v_proj_current v_proj_delayed",
+    QKV: "qkv c_attn qkv_proj Wqkv in_proj_qkv",
+    KV: "to_kv",
+    LATENT: "q_a_proj",
+    Role(("latent", "rope")): "kv_a_proj_with_mqa",
+    Role(("nope", "value"), "a head"): "kv_b_proj",
+    Role(("query", "key", "value", "gate"), "a key head"): "in_proj_qkvz",
+    GATE: "in_proj_z in_proj_a in_proj_b in_proj_ba",
+    Role(("unknown",)): "query_key_value queries_keys_values keys_values kv_proj",  # laid out in ways of their own
+}
+_INSIDE = {  # layers that are this inside an attention module
+    PROJECTION: "dense out_proj o_proj out_lin proj c_proj o wo Wo to_out attention_out post_proj projection final "
+    "o_a_proj o_b_proj",
+    GATE: "gate_proj g_proj a_proj b_proj f_proj f_a_proj f_b_proj g_a_proj g_b_proj output_gate weights_proj dt_proj",
+    MLP: "continuous_position_bias_mlp conv_kernel_layer conv_out_layer relative_pos_embeddings",
+}
+ANYWHERE = {name: role for role, names in _NAMES.items() for name in names.split()}
+INSIDE = {**ANYWHERE, **{name: role for role, names in _INSIDE.items() for name in names.split()}}
+OF_MULTIHEAD_ATTENTION = {"in_proj": QKV, "q_proj": QUERY, "k_proj": KEY, "v_proj": VALUE}  # with _weight
+BY_CLASS = {
+    "crossattention.c_attn": KV,  # GPT-2's, beside a q_attn
+    **dict.fromkeys(
+        (
+            "BloomAttention.query_key_value",
+            "DisentangledSelfAttention.in_proj",  # DeBERTa; its second version has layers of their own
+            "FalconAttention.query_key_value",
+            "GPTBigCodeAttention.c_attn",
+            "GPTNeoXAttention.query_key_value",
+            "GPTNeoXJapaneseAttention.query_key_value",
+            "LevitAttention.queries_keys_values",
+            "PersimmonAttention.query_key_value",
+        ),
+        QKV_BY_HEAD,
+    ),
+    "CodeGenAttention.qkv_proj": Role(("query", "value", "key"), "a number", 4),  # written for four accelerators
+    "LevitAttentionSubsample.keys_values": KV_BY_HEAD,
+    "JetMoeAttention.kv_proj": KV,
+    "JetMoeTopKGating.layer": Role(("router",)),
+    "InklingAttention.r_proj": MLP,  # mixes profiles of relative positions
+    "LiltSelfAttention.layout_query": Role(("narrow query",)),
+    "LiltSelfAttention.layout_key": Role(("narrow key",)),
+    "LiltSelfAttention.layout_value": VALUE,
+    "MiniMaxLightningAttention.qkv_proj": Role(("query", "key", "value"), "a head"),
+    **dict.fromkeys(  # one head that is key and value at once: cut as the finer of the two
+        ("DeepseekV4Attention.kv_proj", "DeepseekV4HCACompressor.kv_proj", "DeepseekV4CSACompressor.kv_proj"), VALUE
+    ),
+    "DeepseekV4Indexer.kv_proj": VALUE,
+    "AXK2Attention.q_gate_proj": GATED_QUERY,
+    **dict.fromkeys(
+        ("Qwen3NextAttention.q_proj", "Qwen3_5Attention.q_proj", "Qwen3_5MoeAttention.q_proj"), GATED_QUERY
+    ),
+    **dict.fromkeys(  # RWKV mixes over time channel by channel, without heads
+        ("RwkvSelfAttention.key", "RwkvSelfAttention.value", "RwkvSelfAttention.receptance"), MLP
+    ),
+    **dict.fromkeys(("RwkvFeedForward.key", "RwkvFeedForward.value", "RwkvFeedForward.receptance"), MLP),
+    "RwkvSelfAttention.output": PROJECTION,
+}
+
+
+class Own(NamedTuple):
+    """A parameter that a module owns itself, without nn.Linear or its like around it."""
+
+    kind: str
+    axes: str  # rows: (out, in); in-out: (in, out); stack: (n, out, in); in-out stack: (n, in, out)
+
+
+POSITION = Own("embedding", "rows")
+OWN = {
+    "relative_position_bias_table": Own("position-bias", "in-out"),  # ((2w-1)^2, heads)
+    "CpmAntSegmentPositionEmbedding.relative_attention_bias": Own("position-bias", "in-out"),
+    "attention_biases": Own("position-bias", "rows"),  # (heads, offsets)
+    **dict.fromkeys(("r_w_bias", "r_r_bias", "r_s_bias"), Own("position-bias", "rows")),  # (heads, head_dim)
+    **dict.fromkeys(("register_tokens", "seg_embed"), Own("embedding", "tokens")),
+    **dict.fromkeys(("rel_pos_h", "rel_pos_w"), POSITION),
+    "PerceiverEmbeddings.latents": Own("embedding", "rows"),
+    "QuantEmbedding.weight": Own("embedding", "rows"),
+    "A_log": Own("state", "rows"),  # (channels, states)
+    **dict.fromkeys(("ZambaMambaMixer.x_proj_weight", "ZambaMambaMixer.dt_proj_weight"), Own("mlp", "stack")),
+    **dict.fromkeys(("ZambaMambaMixer.dt_proj_bias", "ZambaMambaMixer.D"), Own("state", "rows")),  # (heads, channels)
+    "ZambaMambaMixer.A_log": Own("state", "stack"),  # (heads, channels, states)
+    "XLNetRelativeAttention.q": Own("query", "in-out"),  # (in, heads, head_dim)
+    **dict.fromkeys(("XLNetRelativeAttention.k", "XLNetRelativeAttention.r"), Own("key", "in-out")),
+    "XLNetRelativeAttention.v": Own("value", "in-out"),
+    "XLNetRelativeAttention.o": Own("projection", "rows"),
+    "FunnelRelMultiheadAttention.r_kernel": Own("key", "in-out"),
+    "mm_input_projection_weight": Own("mlp", "in-out"),
+    **dict.fromkeys(("DeepseekV4HyperConnection.fn", "HYV4HyperConnection.fn"), Own("mlp", "rows")),
+    **dict.fromkeys(("DeepseekV4HyperHead.hc_fn", "HYV4HyperHead.hc_fn"), Own("mlp", "rows")),
+    **dict.fromkeys(
+        ("RecurrentGemmaRglru.input_gate_weight", "RecurrentGemmaRglru.recurrent_gate_weight"),
+        Own("gate", "in-out stack"),
+    ),
+    **dict.fromkeys(
+        ("RecurrentGemmaRglru.input_gate_bias", "RecurrentGemmaRglru.recurrent_gate_bias"), Own("gate", "rows")
+    ),
+    **dict.fromkeys(("DbrxExpertGLU.w1", "DbrxExpertGLU.v1"), Own("expert", "rows")),
+    "DbrxExpertGLU.w2": Own("expert", "in-out stack"),
+    **dict.fromkeys(("Llama4TextExperts.gate_up_proj", "Llama4TextExperts.down_proj"), Own("expert", "in-out stack")),
+    **dict.fromkeys(("LongcatFlashExperts.gate_up_proj", "LongcatFlashExperts.down_proj"), Own("expert", "stack")),
+    **dict.fromkeys(
+        ("InklingSharedExperts.gate_proj", "InklingSharedExperts.up_proj", "InklingSharedExperts.down_proj"),
+        Own("expert", "stack"),
+    ),
+    "JetMoeParallelExperts.weight": Own("expert", "stack"),
+    "InklingRelativeLogits.proj": Own("position-bias", "in-out"),  # (profiles, distances)
+    **dict.fromkeys(("DeepseekV4HCACompressor.position_bias", "DeepseekV4CSACompressor.position_bias"), POSITION),
+    "DeepseekV4Indexer.position_bias": POSITION,
+    "AxialPositionEmbeddings.weights": Own("embedding", "tokens"),  # Reformer's, one tensor an axis
+}
+
+HEAD = {"classifier", "cls_classifier", "distillation_classifier", "score", "lm_head", "qa_outputs", "decoder"}
+TOP_LEVEL_HEAD = {"fc", "head", "heads"}
+ROUTERS = ("Router", "Gating")  # how the names of classes end that choose experts
+ATTENTION_CLASSES = ("Attention", "AttentionSubsample")
+WRAPPERS = {"base_layer", "linear"}  # a layer within a layer, of which the outer one has the name
+MATRIX_CLASSES = {"QuantLinear"}  # linear layers that are no nn.Linear
+ADAPTER_MARKS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save"}
+POSITIONS = ("pos_embed", "position_embed", "positional_embed")
+MLP_PLACES = {"mlp", "ffn", "feed_forward"}  # inside one of these a layer is no longer attention's

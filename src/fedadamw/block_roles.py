@@ -1,0 +1,128 @@
+"""What a parameter is (query, MLP, embedding, ...), from the names that lead to it and the module that owns it."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+
+from fedadamw import block_names as names
+from fedadamw.block_names import Role
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def role_of(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -> tuple[Role, str]:
+    """The role of a tensor, and the order of its axes (`block_names.Own`, `whole`, `tokens` or `channels`)."""
+    owner = lineage[-1]
+    flat = tensor.numel() == max(tensor.shape, default=1)
+    if tensor.dim() < 2 or (flat and not _is_matrix(owner)):  # (1, 1, width) too: a class token
+        return Role(("vector",)), "whole"
+    if "lora_A" in path or "lora_embedding_A" in path:
+        return Role(("lora-a",)), "rows"
+    if isinstance(owner, CONVOLUTIONS + TRANSPOSED_CONVOLUTIONS) and "lora_B" not in path:
+        return _convolution(path, lineage, tensor)
+    if isinstance(owner, nn.Embedding) or "lora_embedding_B" in path:
+        return Role(("embedding",)), "tokens"
+    return _owned(path, lineage, tensor) or _layer(path, lineage)
+
+
+def _convolution(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -> tuple[Role, str]:
+    """A convolution over single positions is a linear layer, and may be attention's."""
+    if isinstance(lineage[-1], TRANSPOSED_CONVOLUTIONS):
+        return Role(("conv",)), "channels"
+    role = _attention_role(path, lineage)
+    single = role in (names.QUERY, names.KEY, names.VALUE) and tensor.shape[2:].numel() == 1
+    return role if role and single else Role(("conv",)), "rows"
+
+
+def _owned(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -> tuple[Role, str] | None:
+    """A parameter that its module uses without a layer around it."""
+    owner, leaf = lineage[-1], (_names(path) or [""])[-1]
+    for key in (*(f"{type(module).__name__}.{leaf}" for module in reversed(lineage[-2:])), leaf):
+        if key in names.OWN:
+            return Role((names.OWN[key].kind,)), names.OWN[key].axes
+    if isinstance(getattr(owner, "is_transposed", None), bool):  # transformers' stacked experts
+        stack = "in-out stack" if owner.is_transposed else "stack"
+        return Role(("expert",)), "rows" if tensor.dim() == 2 else stack
+    if leaf.startswith(names.POSITIONS):
+        return Role(("embedding",)), "tokens"
+    if type(owner).__name__.endswith(names.ROUTERS):  # that keeps its matrix itself
+        return Role(("router",)), "rows"
+    return None
+
+
+def _layer(path: Sequence[str], lineage: Sequence[nn.Module]) -> tuple[Role, str]:
+    """A linear layer, by its name and by where it stands."""
+    owner = lineage[-1]
+    axes = "in-out" if _is_transposed(owner) else "rows"
+    role = _attention_role(path, lineage)
+    if role:
+        return role, axes
+    if type(owner).__name__ == "NonDynamicallyQuantizableLinear":  # the output of nn.MultiheadAttention
+        return names.PROJECTION, axes
+    if not _is_matrix(owner):
+        return Role(("unknown",)), axes
+    if any(type(module).__name__.endswith(names.ROUTERS) for module in lineage[-2:]):
+        return Role(("router",)), axes
+    return Role(("head",)) if _is_head(_names(path)[:-1]) else names.MLP, axes
+
+
+def _attention_role(path: Sequence[str], lineage: Sequence[nn.Module]) -> Role | None:
+    """The role in attention of the layer that has the weight; None of a layer that stands elsewhere."""
+    *above, leaf = _names(path) or [""]
+    if leaf.removesuffix("_weight") in names.OF_MULTIHEAD_ATTENTION:
+        return names.OF_MULTIHEAD_ATTENTION[leaf.removesuffix("_weight")]
+    layer = above[-1] if above else ""
+    for module in reversed(lineage):
+        if f"{type(module).__name__}.{layer}" in names.BY_CLASS:
+            return names.BY_CLASS[f"{type(module).__name__}.{layer}"]
+    if ".".join(above[-2:]) in names.BY_CLASS:
+        return names.BY_CLASS[".".join(above[-2:])]
+    if not _in_attention(path, lineage):
+        return names.ANYWHERE.get(layer)
+    return names.INSIDE.get(layer, Role(("unknown",)))
+
+
+def _in_attention(path: Sequence[str], lineage: Sequence[nn.Module]) -> bool:
+    """Whether the layer stands inside an attention module, and not inside an MLP of that."""
+    inside = False
+    for name, module in zip(path, lineage[1:-1], strict=False):
+        if name in names.MLP_PLACES:
+            inside = False
+        elif re.search("attn|attention", name.lower()) or type(module).__name__.endswith(names.ATTENTION_CLASSES):
+            inside = True
+    return inside
+
+
+def _names(path: Sequence[str]) -> list[str]:
+    """The path without numbers and what an adapter or wrapper adds: `query.lora_B.default.weight` is `query.weight`."""
+    return [part for part in _without_adapters(path) if not part.isdigit()]
+
+
+def _without_adapters(path: Sequence[str]) -> Iterator[str]:
+    parts = iter(path)
+    for part in parts:
+        if part in names.ADAPTER_MARKS:
+            next(parts, None)  # the adapter's own name
+        elif part not in names.WRAPPERS:
+            yield part
+
+
+def _is_head(layer_path: Sequence[str]) -> bool:
+    if not layer_path:
+        return False
+    last = layer_path[-1]
+    top_level = len(layer_path) == 1 and last in names.TOP_LEVEL_HEAD
+    return last in names.HEAD or top_level or (last == "out_proj" and "classifier" in layer_path)
+
+
+def _is_matrix(owner: nn.Module) -> bool:
+    """Whether `owner` maps inputs by one matrix: nn.Linear, or transformers' transposed Conv1D."""
+    known = type(owner).__name__ in names.MATRIX_CLASSES
+    return known or isinstance(owner, nn.Linear | nn.Conv1d | nn.Conv2d) or _is_transposed(owner)
+
+
+def _is_transposed(owner: nn.Module) -> bool:
+    """transformers' Conv1D keeps its weight as (in, out); known by name, so transformers is not imported."""
+    return type(owner).__name__ == "Conv1D" and hasattr(owner, "nf")
