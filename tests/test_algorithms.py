@@ -36,7 +36,7 @@ def simulation(case, task, *, clients=None, stack=1, compiled=False, ranks=ALONE
 
 
 def literal_problem(model, clients):
-    """The paper's blocks of conftest.Attention, its tensors and hidden matrices, coordinate by coordinate."""
+    """The paper's blocks of conftest.SmallTransformer, its tensors and hidden matrices, coordinate by coordinate."""
     blocks, tensors, hidden, start = [], [], [], 0
     for name, p in model.named_parameters():
         rows, n = p.shape[0], p.numel()

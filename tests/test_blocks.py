@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from conftest import Attention
+from conftest import SmallTransformer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from fedadamw.block_rules import GRANULARITIES
 from fedadamw.blocks import Blocks
-from fedadamw.models.hub import skeleton, with_lora
+from fedadamw.models.hub import skeleton
+from fedadamw.models.lora import Lora, adapted
 from fedadamw.vector import Layout, bind, bind_gradients, trainable
 
 MODELS = ("vit", "deit", "swin", "resnet", "bert", "roberta", "distilbert", "gpt2", "llama")
@@ -89,7 +90,7 @@ def test_every_coordinate_lies_in_one_block(kind, granularity):
 
 @pytest.mark.parametrize("kind", LORA)
 def test_lora_is_cut_as_the_layer_it_adapts(kind):
-    model = with_lora(tiny(kind), 4, LORA[kind]).to_empty(device="cpu")
+    model = adapted(tiny(kind), Lora(r=4, target_modules=tuple(LORA[kind])), None).to_empty(device="cpu")
     blocks = Blocks.of(model)
     assert "unknown" not in blocks.kinds
     assert_cuts_every_coordinate_once(blocks)
@@ -125,6 +126,13 @@ def test_the_paper_table_on_real_shapes():
 
     resnet = rows_of(Blocks.of(skeleton("resnet18")))
     assert resnet["resnet.encoder.stages.1.layers.0.layer.0.convolution.weight"].blocks == 128
+
+
+def test_digests_of_cuts_stay():
+    """A run's folder keeps them: rules for other models must not change those of these."""
+    assert Blocks.of(skeleton("vit-tiny")).fingerprint == "3685cf2b188942dd"
+    assert Blocks.of(skeleton("gpt2")).fingerprint == "a37f7643dbfa65b1"
+    assert Blocks.of(skeleton("gpt2"), "coarse").fingerprint == "70152967ade45348"
 
 
 def test_grouped_query_attention_has_a_block_a_key_head():
@@ -216,16 +224,16 @@ def test_an_unknown_matrix_gets_a_block_a_row_and_one_warning():
 
 
 def test_an_own_function_decides():
-    blocks = Blocks.of(Attention(), granularity=lambda name, p: p.shape[0] if "mlp" in name else 1)
+    blocks = Blocks.of(SmallTransformer(), granularity=lambda name, p: p.shape[0] if "mlp" in name else 1)
     assert rows_of(blocks)["mlp.weight"].blocks == 8
     assert_cuts_every_coordinate_once(blocks)
     with pytest.raises(ValueError, match="5 blocks for 'embed.weight': give a divisor of its 12 numbers"):
-        Blocks.of(Attention(), granularity=lambda name, p: 5)
+        Blocks.of(SmallTransformer(), granularity=lambda name, p: 5)
 
 
 def test_an_unknown_granularity_says_what_there_is():
     with pytest.raises(ValueError, match="use one of paper, coarse, tensor, coordinate"):
-        Blocks.of(Attention(), "row")
+        Blocks.of(SmallTransformer(), "row")
 
 
 @settings(max_examples=50, deadline=None)
@@ -245,7 +253,7 @@ def test_a_layout_gives_back_what_went_in(shapes, lead):
 
 
 def test_a_bound_module_and_its_vector_are_one():
-    model = Attention()
+    model = SmallTransformer()
     parameters = trainable(model)
     layout = Layout.of(model)
     y = layout.flatten(parameters)
@@ -262,6 +270,6 @@ def test_a_bound_module_and_its_vector_are_one():
 
 
 def test_a_difference_between_layouts_names_the_parameter():
-    a, b = Layout.of(Attention()), Layout.of(Attention(width=8))
+    a, b = Layout.of(SmallTransformer()), Layout.of(SmallTransformer(width=8))
     assert "'embed.weight' has shape (8, 3) instead of (4, 3)" in a.difference(b)
-    assert a.difference(Layout.of(Attention())) is None
+    assert a.difference(Layout.of(SmallTransformer())) is None

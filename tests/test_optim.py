@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES
-from conftest import Attention, attention_model, batch_of, unequal_clients
+from conftest import SmallTransformer, attention_model, batch_of, unequal_clients
 from safetensors.torch import save_file
 from test_algorithms import ROUNDS, gradients_of_round, literal_problem, training_of
 
@@ -137,7 +137,7 @@ def test_a_bad_broadcast_is_refused_by_name():
             opt.start_round(bad)
     assert torch.equal(flat(model), before)
     with pytest.raises(ValueError, match="the model is another one: 'embed.weight'"):
-        server.load_into(Attention(width=8))
+        server.load_into(SmallTransformer(width=8))
 
 
 @pytest.mark.parametrize("facts", [{}, {"names": 3, "shapes": 4, "cut": 1, "share": 2}, {"names": []}])
@@ -253,7 +253,7 @@ def test_a_parameter_without_gradient_is_left_alone():
 
 
 def test_grad_scaler_skips_a_step_that_overflowed():
-    model = Attention()
+    model = SmallTransformer()
     opt = optimizer(model)
     opt.start_round(fedadamw.Server(model).broadcast())
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
@@ -263,6 +263,30 @@ def test_grad_scaler_skips_a_step_that_overflowed():
         scaler.step(opt)
         scaler.update()
     assert float(opt.finish_round().state.k) == 2
+
+
+def test_rounds_of_a_half_precision_model_add_up_in_single_precision():
+    model = torch.nn.Linear(5, 3).to(torch.bfloat16)
+    blocks = fedadamw.Blocks.of(model)
+    server = fedadamw.Server(model, blocks=blocks)
+    for _ in range(258):  # bfloat16 counts to 256
+        opt = fedadamw.FedAdamW(model.named_parameters(), blocks=blocks)
+        opt.start_round(server.broadcast())
+        model(torch.ones(2, 5, dtype=torch.bfloat16)).float().square().sum().backward()
+        opt.step()
+        opt.zero_grad()
+        server.update([opt.finish_round()])
+    assert float(server.broadcast().state.t) == 258
+    assert server.broadcast().state.x.dtype == torch.float32
+    server.load_into(model)
+    assert model.weight.dtype == torch.bfloat16
+
+
+def test_clients_may_train_while_the_server_asks_for_their_uploads():
+    model = attention_model()
+    server = fedadamw.Server(model)
+    server.update(one_round(model)[1] for _ in range(2))
+    assert float(server.broadcast().state.t) == 2
 
 
 def test_saved_and_loaded_uploads_and_broadcasts_are_the_same(tmp_path):
@@ -301,7 +325,7 @@ def test_bad_uploads_are_refused_by_name_and_change_nothing():
     delta[layout.offsets[layout.names.index("mlp.bias")]] = float("nan")
     v = up.state.v.clone()
     v[0] = -1.0
-    wider = one_round(Attention(width=8).double())[1]
+    wider = one_round(SmallTransformer(width=8).double())[1]
     bad = [
         (replaced(up, delta=delta), "upload 1: delta is not finite at 'mlp.bias'"),
         (replaced(up, v=v), "v is negative at 'embed.weight'"),

@@ -187,10 +187,10 @@ class FedAdamW(torch.optim.Optimizer):
             delta,
             algorithm.pack(m, how_m, blocks).clone(),
             algorithm.pack(v, how_v, blocks),
-            delta.new_full((1,), steps),
+            delta.new_full((1,), steps, dtype=_at_least_single(delta)),
         )
         rates = {n: g["lr_sum"] / steps for g in self.param_groups for n in g["param_names"]}
-        lr = torch.tensor([rates[name] for name in blocks.layout.names], dtype=delta.dtype)
+        lr = torch.tensor([rates[name] for name in blocks.layout.names], dtype=_at_least_single(delta))
         return Upload(blocks.layout, blocks.fingerprint, share, up, lr)
 
     def _blocks(self) -> Blocks:
@@ -230,7 +230,8 @@ class Server:
             raise InputError(f"the blocks are not this model's: {problem}")
         self.share = share
         self._algorithm = algorithm.FedAdamW(blocks=self.blocks, share=share)
-        self._state = self._algorithm.server_init(self.blocks.layout.flatten(trainable(model)))
+        x = self.blocks.layout.flatten(trainable(model))
+        self._state = self._algorithm.server_init(x.to(_at_least_single(x)))
 
     def broadcast(self) -> Broadcast:
         """What every client of the next round starts from; `save` it, and `restore` brings the server back."""
@@ -251,7 +252,6 @@ class Server:
         for name, p in trainable(model).items():
             p.copy_(views[name])
 
-    @torch.no_grad()
     def update(
         self, uploads: Iterable[Upload], weights: Sequence[float] | None = None, lr: float | None = None
     ) -> None:
@@ -259,7 +259,10 @@ class Server:
 
         weights: one an upload, uniform by default. lr: the round's; by default the mean the optimizers used.
         """
-        ups = list(uploads)
+        self._move(list(uploads), weights, lr)  # a generator trains its clients here, and needs gradients
+
+    @torch.no_grad()
+    def _move(self, ups: Sequence[Upload], weights: Sequence[float] | None, lr: float | None) -> None:
         shares = _normalised(weights, len(ups))
         for number, up in enumerate(ups):
             check_message(up, self.blocks, self.share, f"upload {number}")
@@ -283,6 +286,11 @@ def _is_plain(p: Tensor) -> bool:
     assert p.grad is not None
     fits = p.is_contiguous() and p.grad.is_contiguous() and p.grad.dtype == p.dtype
     return fits and p.is_floating_point() and p.device.type in ("cpu", "cuda")
+
+
+def _at_least_single(t: Tensor) -> torch.dtype:
+    """A dtype for what adds up over rounds: half precision would lose small steps, and counts above 256."""
+    return torch.promote_types(t.dtype, torch.float32)
 
 
 def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:
