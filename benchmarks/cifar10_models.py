@@ -34,8 +34,8 @@ def run(model: str, data: str, threads: int) -> dict:
         "device=cpu",
     ]
     simulation = prepare(load("cifar10-small", [*SETTINGS.split(), *own])).simulation
-    loss, accuracy = simulation.evaluate()
-    print(f"{model:<12} d={simulation.workspace.layout.d:,}  start: test loss {loss:.4f}", flush=True)
+    start = simulation.evaluate()
+    print(f"{model:<12} d={simulation.workspace.layout.d:,}  start: test loss {start.loss:.4f}", flush=True)
     records = []
     for record in simulation.rounds():
         losses = f"training loss {record.train_loss:.4f}  test loss {record.test_loss:.4f}"
@@ -44,7 +44,7 @@ def run(model: str, data: str, threads: int) -> dict:
     return {
         "model": model,
         "lr": LEARNING_RATES[model],
-        "start": {"test_loss": loss, "test_accuracy": accuracy},
+        "start": {"test_loss": start.loss, "test_metrics": start.metrics},
         "records": records,
     }
 

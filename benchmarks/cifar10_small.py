@@ -20,6 +20,7 @@ import torch
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.experiment import load
+from fedadamw.metrics import in_words, score
 from fedadamw.prepare import prepare
 from fedadamw.report.figures import save
 from fedadamw.run import commit
@@ -35,7 +36,7 @@ def run(data: str, algorithm: str, lr: float, seed: int, validation: float) -> d
     revision = commit()  # of what runs, not of what the checkout holds when it ends
     experiment = load("cifar10-small", [*settings, f"data.source={data}", "threads=1", "device=cpu"])
     records = [asdict(record) for record in prepare(experiment).simulation.rounds()]
-    evaluated = [r for r in records if r["test_accuracy"] is not None]
+    evaluated = [r for r in records if score(r) is not None]
     about = {"algorithm": algorithm, "lr": lr, "seed": seed, "validation": validation, "commit": revision}
     return {**about, "wall_s": round(sum(r["wall_s"] for r in records), 1), "records": evaluated}
 
@@ -56,8 +57,8 @@ class Runs:
                 self.done.append(future.result())
                 self._save()
                 last = self.done[-1]
-                accuracy = last["records"][-1]["test_accuracy"]
-                print(*(f"{k}={last[k]}" for k in keys), f"accuracy={accuracy:.4f} wall_s={last['wall_s']}", flush=True)
+                found = in_words(last["records"][-1]["test_metrics"])
+                print(*(f"{k}={last[k]}" for k in keys), f"{found} wall_s={last['wall_s']}", flush=True)
         return [next(r for r in self.done if tuple(r[k] for k in keys) == w) for w in wanted]
 
     def _save(self) -> None:
@@ -79,7 +80,7 @@ def best_lr(runs: Runs, algorithm: str, grid: list[float]) -> float:
 
 
 def accuracy(result: dict) -> float:
-    return result["records"][-1]["test_accuracy"]
+    return score(result["records"][-1])
 
 
 def table(runs: Runs, best: dict[str, float], seeds: int) -> str:
@@ -97,7 +98,7 @@ def table(runs: Runs, best: dict[str, float], seeds: int) -> str:
 def draw(runs: Runs, best: dict[str, float], seeds: int) -> None:
     """Test accuracy by round, the mean over seeds with a band from the lowest to the highest."""
     rows = [
-        {"round": r["round"], "accuracy": r["test_accuracy"], "algorithm": f"{name}, lr {lr:g}"}
+        {"round": r["round"], "score": score(r), "algorithm": f"{name}, lr {lr:g}"}
         for name, lr in best.items()
         for done in runs.find(*((name, lr, seed, 0.0) for seed in range(seeds)))
         for r in done["records"]
@@ -111,9 +112,9 @@ def draw(runs: Runs, best: dict[str, float], seeds: int) -> None:
             legend=alt.Legend(orient="bottom-right", symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3),
         ),
     )
-    y = alt.Y("mean(accuracy):Q", title="test accuracy", axis=alt.Axis(format="%"))
-    low = alt.Y("min(accuracy):Q", title="test accuracy")
-    band = base.mark_area(opacity=0.15).encode(y=low, y2="max(accuracy):Q")
+    y = alt.Y("mean(score):Q", title="test accuracy", axis=alt.Axis(format="%"))
+    low = alt.Y("min(score):Q", title="test accuracy")
+    band = base.mark_area(opacity=0.15).encode(y=low, y2="max(score):Q")
     save((band + base.mark_line(strokeWidth=2.5).encode(y=y)).properties(width=560, height=280), PICTURE)
 
 

@@ -22,12 +22,13 @@ import torch
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.blocks import Blocks
 from fedadamw.data.batches import ImageTask
+from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
-from fedadamw.data.sources import Images
 from fedadamw.engine.ranks import team
 from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
+from fedadamw.models.loading import initial
 from fedadamw.run import commit, device_name
 
 CORES = len(os.sched_getaffinity(0))
@@ -114,7 +115,7 @@ def alone(given: argparse.Namespace, engine: Engine) -> None:
     """One engine's rounds; prints the median time of all but the first, and the losses."""
     torch.set_num_threads(engine.threads)
     device, sampled = torch.device(given.device), int(given.clients)
-    built = vision.initial(lambda: vision.build(given.models, vision.ImageShape(32, 3, 10)), 0)
+    built = initial(lambda: vision.build(given.models, vision.ImageShape(32, 3, 10)), 0)
     for module in built.model.modules():  # what is dropped is drawn, and is not the same in a loop and stacked
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0

@@ -23,8 +23,8 @@ import torch
 from fedadamw import registry
 from fedadamw.blocks import Blocks
 from fedadamw.data.batches import ImageTask
+from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
-from fedadamw.data.sources import Images
 from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision

@@ -18,8 +18,8 @@ from torch import nn
 from fedadamw.algorithms.scaffold import Scaffold
 from fedadamw.data import partition as split
 from fedadamw.data.batches import ImageTask
+from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
-from fedadamw.data.sources import Images
 from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
 from fedadamw.run import commit, device_name

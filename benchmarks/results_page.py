@@ -61,7 +61,8 @@ class FedAdamWAgainst(NamedTuple):
     first: Mapping[str, Any]
     place: int
     of_all: int
-    reached: tuple[int, int] | None  # the round in which it passes Local AdamW's final accuracy, of how many
+    reached: tuple[int, int] | None  # the round in which it passes Local AdamW's final score, of how many
+    metric: str  # what the scores are
 
     @staticmethod
     def of(results: Mapping[str, Any]) -> "FedAdamWAgainst | None":
@@ -70,20 +71,21 @@ class FedAdamWAgainst(NamedTuple):
         if not {"fedadamw", "local-adamw"} <= set(by_name):
             return None
         ours, local = by_name["fedadamw"], by_name["local-adamw"]
-        ranked = sorted(by_name.values(), key=lambda s: -s["accuracy"])
+        ranked = sorted(by_name.values(), key=lambda s: -s["score"])
         curve = mean_curve([r for r in results["runs"] if r["variant"] == "fedadamw"])
-        rounds = [r for r, accuracy in curve if accuracy >= local["accuracy"]]
+        rounds = [r for r, score in curve if score >= local["score"]]
         reached = (rounds[0], curve[-1][0]) if rounds else None
-        return FedAdamWAgainst(ours, local, ranked[0], ranked.index(ours) + 1, len(ranked), reached)
+        place, metric = ranked.index(ours) + 1, charts.metric(results)
+        return FedAdamWAgainst(ours, local, ranked[0], place, len(ranked), reached, metric)
 
     @property
     def gap(self) -> float:
-        """Points of accuracy that FedAdamW ends above Local AdamW."""
-        return 100 * float(self.ours["accuracy"] - self.local["accuracy"])
+        """Points of the score that FedAdamW ends above Local AdamW."""
+        return 100 * float(self.ours["score"] - self.local["score"])
 
     @property
     def when(self) -> str:
-        """When it passes Local AdamW's final accuracy."""
+        """When it passes Local AdamW's final score."""
         return "not reached" if self.reached is None else "{} of {} ({:.0%})".format(*self.reached, self.share)
 
     @property
@@ -96,7 +98,7 @@ class FedAdamWAgainst(NamedTuple):
         when = "does not reach" if self.reached is None else f"in round {self.when} reaches"
         side = "above" if self.gap >= 0 else "below"
         return (
-            f"FedAdamW is number {self.place} of {self.of_all}. It {when} Local AdamW's final accuracy, and ends "
+            f"FedAdamW is number {self.place} of {self.of_all}. It {when} Local AdamW's final {self.metric}, and ends "
             f"{abs(self.gap):.1f} points {side} it.\n"
         )
 
@@ -110,16 +112,16 @@ def overview(found: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for name, results in found.items():
         if (a := FedAdamWAgainst.of(results)) is not None:
-            shown = [comparison.percent(s["accuracy"], s["accuracy_sd"]) for s in (a.ours, a.local)]
-            first = f"{a.first['variant']}, {100 * a.first['accuracy']:.1f} %"
+            shown = [comparison.percent(s["score"], s["score_sd"]) for s in (a.ours, a.local)]
+            first = f"{a.first['variant']}, {100 * a.first['score']:.1f} %"
             place = f"{a.place} of {a.of_all}"
             lines.append(f"| {name} | {shown[0]} | {shown[1]} | {a.gap:+.1f} | {a.when} | {place} | {first} |")
     return "\n".join(lines) + "\n"
 
 
 def mean_curve(runs: list[dict[str, Any]]) -> list[tuple[int, float]]:
-    """(round, mean accuracy over seeds)."""
-    columns = zip(*(run["accuracy"] for run in runs), strict=True)
+    """(round, mean score over seeds)."""
+    columns = zip(*(run["score"] for run in runs), strict=True)
     return list(zip(runs[0]["round"], (sum(c) / len(c) for c in columns), strict=True))
 
 

@@ -40,7 +40,7 @@ class QuadraticTask:
         return (model.weight - self.optimum).abs().max().view(1, 1)
 
     def score(self, outputs):
-        return Evaluation(float(outputs), 0.0)
+        return Evaluation(float(outputs), {})
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "fedadamw-m"])
@@ -93,7 +93,7 @@ class CurvedTask:
         return (model[0].weight.reshape(-1) - self.optimum).abs().max().view(1, 1)
 
     def score(self, outputs):
-        return Evaluation(float(outputs), 0.0)
+        return Evaluation(float(outputs), {})
 
 
 def run_curved(name, task, **training):

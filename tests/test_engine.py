@@ -258,7 +258,7 @@ class WideTask:
         return torch.zeros(1, 1)
 
     def score(self, outputs):
-        return Evaluation(0.0, 0.0)
+        return Evaluation(0.0, {})
 
 
 def peak_memory(clients_per_round: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from conftest import SHARED, batch_of, need
 
 from fedadamw.data.batches import ImageTask
-from fedadamw.data.sources import Images, load_images
+from fedadamw.data.images import Images, load_images
 from fedadamw.experiment import load
 from fedadamw.models import vision
 from fedadamw.prepare import prepare
@@ -153,7 +153,7 @@ def test_images_are_decoded_once_and_a_damaged_cache_is_not_believed(tmp_path, m
     import datasets
     from PIL import Image
 
-    from fedadamw.data import sources
+    from fedadamw.data import images as decoding
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for split in ("train", "test"):
@@ -162,8 +162,8 @@ def test_images_are_decoded_once_and_a_damaged_cache_is_not_believed(tmp_path, m
             folder.mkdir(parents=True)
             Image.effect_noise((8, 8), 50).save(folder / "0.png")
     first, _ = load_images(str(tmp_path / "images"))
-    decoded, fill = [], sources._fill
-    monkeypatch.setattr(sources, "_fill", lambda *args: decoded.append(args) or fill(*args))
+    decoded, fill = [], decoding._fill
+    monkeypatch.setattr(decoding, "_fill", lambda *args: decoded.append(args) or fill(*args))
     again, _ = load_images(str(tmp_path / "images"))
     assert again.fingerprint == first.fingerprint
     assert decoded == []
@@ -175,7 +175,7 @@ def test_images_are_decoded_once_and_a_damaged_cache_is_not_believed(tmp_path, m
     assert again.fingerprint == first.fingerprint
     assert len(decoded) == 2
     assert isinstance(again.pixels, np.memmap)
-    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     shutil.rmtree(tmp_path / "cache" / "fedadamw-pixels")
     again, _ = load_images(str(tmp_path / "images"))
     assert again.fingerprint == first.fingerprint, "in memory, where the disk is full"
@@ -240,10 +240,10 @@ def test_tiny_imagenet_trains_a_round():
 
 
 def test_held_out_training_samples_take_the_place_of_the_test_set():
-    from fedadamw.prepare import images_of
+    from fedadamw.prepare import samples_of
 
-    train, test = images_of(load("digits", ["data.validation=0.25"]))
-    whole, _ = images_of(load("digits"))
+    train, test = samples_of(load("digits", ["data.validation=0.25"]))
+    whole, _ = samples_of(load("digits"))
     assert len(train) + len(test) == len(whole)
     rows = {row.tobytes() for row in train.pixels}
     assert not any(row.tobytes() in rows for row in test.pixels)

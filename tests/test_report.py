@@ -32,7 +32,7 @@ def result(variant: str, seed: int, offset: float) -> dict:
         "seed": seed,
         "settings": {"lr": 0.001},
         "round": rounds,
-        "accuracy": [0.1 + 0.02 * i + offset + 0.01 * seed for i in range(4)],
+        "score": [0.1 + 0.02 * i + offset + 0.01 * seed for i in range(4)],
         "train_loss": [2.0 - 0.1 * i for i in range(4)],
         "test_loss": [2.1 - 0.1 * i for i in range(4)],
         "sent_bytes": [10**6 * (i + 1) for i in range(4)],
@@ -40,14 +40,14 @@ def result(variant: str, seed: int, offset: float) -> dict:
     }
 
 
-def summary(variant: str, accuracy: float, reached: int | None, lr: float) -> dict:
+def summary(variant: str, score: float, reached: int | None, lr: float) -> dict:
     return {
         "variant": variant,
         "label": {"algorithm": variant},
         "settings": {"lr": lr},
         "seeds": 2,
-        "accuracy": accuracy,
-        "accuracy_sd": 0.01,
+        "score": score,
+        "score_sd": 0.01,
         "train_loss": 1.7,
         "rounds_to_target": reached,
         "bytes_to_target": None if reached is None else reached * 10**6,
@@ -59,6 +59,7 @@ def summary(variant: str, accuracy: float, reached: int | None, lr: float) -> di
 RESULTS = {
     "recipe": "small/<&>",
     "device": "cpu",
+    "metric": "accuracy",
     "target": 0.2,
     "settings": {"training.lr": (True, [0.001, 0.1]), "training.rounds": (False, 20)},
     "summary": [
@@ -137,15 +138,15 @@ def test_the_table_sorts_by_numbers_with_what_was_not_reached_last(browser, writ
 
 def test_hovering_shows_values_and_a_click_in_the_legend_picks_a_line(browser, written):
     page, said = opened(browser, written, 1280)
-    points = page.locator("#accuracy svg .mark-symbol.role-mark path")
+    points = page.locator("#score svg .mark-symbol.role-mark path")
     points.nth(points.count() - 1).hover(force=True)
     page.wait_for_selector("#vg-tooltip-element.visible")
     text = page.locator("#vg-tooltip-element").inner_text()
     assert "test accuracy" in text
-    before = page.locator("#accuracy").inner_html()
-    page.locator("#accuracy svg .role-legend-label text").first.click()
+    before = page.locator("#score").inner_html()
+    page.locator("#score svg .role-legend-label text").first.click()
     page.wait_for_timeout(300)
-    assert page.locator("#accuracy").inner_html() != before, "the others fade"
+    assert page.locator("#score").inner_html() != before, "the others fade"
     assert said == []
 
 

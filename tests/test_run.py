@@ -58,7 +58,7 @@ def test_a_run_leaves_what_it_promises(finished):
         "lr",
         "train_loss",
         "test_loss",
-        "test_accuracy",
+        "test_metrics",
         "clients",
         "rejected",
         "up_bytes",
@@ -384,7 +384,7 @@ def test_tensorboard_gets_the_rounds(tmp_path):
     folder = next(out.rglob("events.out.tfevents*")).parent
     events = EventAccumulator(str(folder))
     events.Reload()
-    written = [event.value for event in events.Scalars("test_accuracy")]
-    expected = [row["test_accuracy"] for row in records(out) if row["test_accuracy"] is not None]
+    written = [event.value for event in events.Scalars("test_metrics.accuracy")]
+    expected = [row["test_metrics"]["accuracy"] for row in records(out) if row["test_metrics"] is not None]
     assert len(expected) == 1, "the recipe evaluates every other round"
     assert written == pytest.approx(expected)

@@ -15,6 +15,7 @@ from fedadamw.engine import step
 from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
+from fedadamw.models.loading import initial
 from fedadamw.validation import InputError
 
 
@@ -34,7 +35,7 @@ def test_stacked_clients_come_to_the_loops_numbers(name, stack, task):
 @pytest.mark.filterwarnings("error")
 def test_every_architecture_stacks_without_a_slow_path(name):
     def run(stack):
-        built = vision.initial(lambda: vision.build(name, vision.ImageShape(32, 3, 10)), 0)
+        built = initial(lambda: vision.build(name, vision.ImageShape(32, 3, 10)), 0)
         for module in built.model.modules():  # what is dropped is drawn, and cannot be the same in both
             if hasattr(module, "drop_prob"):
                 module.drop_prob = 0.0

@@ -60,9 +60,9 @@ def test_a_comparison_leaves_what_it_promises(finished):
     ]
     assert results["missing"] == []
     for summary in results["summary"]:
-        finals = [r["accuracy"][-1] for r in results["runs"] if r["variant"] == summary["variant"]]
-        assert summary["accuracy"] == pytest.approx(statistics.mean(finals), abs=1e-5)
-        assert summary["accuracy_sd"] == pytest.approx(statistics.stdev(finals), abs=1e-5)
+        finals = [r["score"][-1] for r in results["runs"] if r["variant"] == summary["variant"]]
+        assert summary["score"] == pytest.approx(statistics.mean(finals), abs=1e-5)
+        assert summary["score_sd"] == pytest.approx(statistics.stdev(finals), abs=1e-5)
     lrs = {s["variant"]: s["settings"]["lr"] for s in results["summary"]}
     assert lrs == {"fedadamw": 1e-3, "fedavg": 0.1}, "each has its own from the recipe"
     assert results["runs"][0]["diagnostics"][1]["cosine"] is not None
@@ -315,12 +315,12 @@ def test_settings_of_only_some_runs_are_not_common():
 
 
 def test_rounds_and_bytes_to_a_target_are_those_of_the_mean_curve():
-    def result(accuracy):
+    def result(scores):
         return {
             "variant": "a",
             "label": {"algorithm": "a"},
             "settings": {"lr": 0.1},
-            "accuracy": accuracy,
+            "score": scores,
             "round": [2, 4, 6],
             "sent_bytes": [10, 20, 30],
             "train_loss": [3.0, 2.0, 1.0],

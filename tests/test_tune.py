@@ -28,7 +28,7 @@ def record(run, accuracies) -> None:
     """Leave what a run that came to these accuracies, one a round, leaves."""
     run.folder.path.mkdir(parents=True, exist_ok=True)
     run.folder.config.write_text(run.experiment.to_yaml())
-    lines = [json.dumps({"round": i, "test_accuracy": a}) for i, a in enumerate(accuracies, start=1)]
+    lines = [json.dumps({"round": i, "test_metrics": {"accuracy": a}}) for i, a in enumerate(accuracies, start=1)]
     run.folder.metrics.write_text("\n".join(lines) + "\n")
 
 
@@ -200,8 +200,9 @@ def test_tuning_never_sees_the_test_set_resumes_and_writes_a_recipe(tmp_path):
         ("fedadamw", "alpha"),
         ("fedavg", "lr"),
     ]
+    assert "| tried: held-out accuracy |" in (tmp_path / "out" / "table.md").read_text()
     for stage in trials:
-        complete = {t["value"]: t["accuracy"] for t in stage["trials"] if t["state"] == "complete"}
+        complete = {t["value"]: t["score"] for t in stage["trials"] if t["state"] == "complete"}
         assert complete[stage["best"]] == max(complete.values())
     for manifest in tmp_path.rglob("manifest.json"):
         data = json.loads(manifest.read_text())["data"]

@@ -48,7 +48,7 @@ class Job:
 
     def score(self, outputs: torch.Tensor) -> Evaluation:
         """Nothing."""
-        return Evaluation(0.0, 0.0)
+        return Evaluation(0.0, {})
 
 
 def main() -> None:

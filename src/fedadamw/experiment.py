@@ -3,17 +3,21 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedadamw import registry
 from fedadamw.block_rules import GRANULARITIES
+from fedadamw.data import glue
 from fedadamw.engine.settings import Training
 from fedadamw.models import vision
+from fedadamw.models.lora import Lora
 from fedadamw.validation import InputError, check, nearest, one_of
 
+NAMED = ("model", "algorithm")  # sections whose name may stand for them: -s model=DIR
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -21,13 +25,32 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Data(_Section):
-    """Which images, and how they are augmented."""
+IMAGE, TEXT, LANGUAGE = "image", "text", "causal-lm"
+DATA_TASKS = (IMAGE, TEXT, LANGUAGE, *glue.TASKS)
 
-    source: str = Field(default="digits", description="digits, a local folder, or a hub id")
+
+class Data(_Section):
+    """Which samples, what is to be learned of them, and how they are augmented."""
+
+    task: str = Field(
+        default=IMAGE,
+        description=f"{IMAGE} or {TEXT}: its class; {LANGUAGE}: the next token; or of GLUE {', '.join(glue.TASKS)}",
+    )
+    source: str = Field(
+        default="digits",
+        description="digits, a folder, a CSV, JSON lines or Parquet file, or a hub id; GLUE's own for its tasks",
+    )
     config: str | None = Field(default=None, description="the hub data set's configuration, where it has several")
     image_column: str | None = Field(default=None, description="found by its type where not named")
     label_column: str | None = Field(default=None, description="found by its type where not named")
+    text_column: str | None = Field(default=None, description="the text; found by its name where not named")
+    text_pair_column: str | None = Field(default=None, description="a second text, read together with the first")
+    prompt_column: str | None = Field(default=None, description="for causal-lm: what is given and not learned")
+    response_column: str | None = Field(default=None, description="for causal-lm: what is learned")
+    max_length: int | None = Field(
+        default=None, ge=8, description="tokens of the longest text, beyond which it is cut; what the model takes"
+    )
+    test_source: str | None = Field(default=None, description="held-out samples from another folder, file or hub id")
     test_split: str | None = Field(default=None, description="test, validation, valid or val where not named")
     max_train: int | None = Field(default=None, ge=1, description="use so many random training samples only")
     max_test: int | None = Field(default=None, ge=1, description="use so many random held-out samples only")
@@ -39,6 +62,17 @@ class Data(_Section):
     )
     crop_padding: int = Field(default=0, ge=0, description="random crop from an image padded by so many pixels")
     flip: bool = Field(default=False, description="random horizontal flip")
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str) -> str:
+        one_of("data.task", value, DATA_TASKS)
+        return value
+
+    @property
+    def texts(self) -> bool:
+        """Whether the samples are texts."""
+        return self.task != IMAGE
 
 
 class Split(_Section):
@@ -59,7 +93,13 @@ class Split(_Section):
 class Model(_Section):
     """Which model."""
 
-    name: str = Field(default="vit-micro", description=f"{', '.join(vision.NAMES)}, a hub id or a folder")
+    name: str = Field(
+        default="vit-micro",
+        description=f"{', '.join(vision.NAMES)}, a hub id, a folder, or package:NAME/FOLDER inside a package",
+    )
+    tokenizer: str | None = Field(default=None, description="the model's own where not set; a hub id or a folder")
+    pad_token: str | None = Field(default=None, description="for a tokenizer that has none to fill up with")
+    fresh: bool = Field(default=False, description="the shape of a folder's or hub id's model, with fresh weights")
     depth: int | None = Field(default=None, ge=1, description="layers, for the ViTs")
     norm: Literal["group", "batch"] = Field(default="group", description="for the ResNets")
     blocks: str = Field(default="paper", description=f"block granularity: {', '.join(GRANULARITIES)}")
@@ -80,6 +120,7 @@ class Experiment(_Section):
     data: Data = Data()
     partition: Split = Split()
     model: Model = Model()
+    lora: Lora | None = Field(default=None, description="train adapters of some layers in place of the whole model")
     algorithm: dict[str, Any] = Field(
         default={"name": "fedadamw"}, validate_default=True, description="name and the algorithm's own settings"
     )
@@ -102,6 +143,21 @@ class Experiment(_Section):
         name = value.get("name", "fedadamw")
         check(isinstance(name, str), f"algorithm.name={name!r} must be a word")
         return {"name": name, **registry.validated(name, {k: v for k, v in value.items() if k != "name"})}
+
+    @model_validator(mode="after")
+    def _of_its_task(self) -> "Experiment":
+        task, (data, model) = self.data.task, (self.data, self.model)
+        of_images = {"data.image_column": data.image_column, "data.flip": data.flip, "model.depth": model.depth}
+        of_images["data.crop_padding"] = data.crop_padding
+        of_texts = {"data.text_column": data.text_column, "data.max_length": data.max_length}
+        of_texts |= {"model.tokenizer": model.tokenizer, "model.pad_token": model.pad_token}
+        of_language = {"data.prompt_column": data.prompt_column, "data.response_column": data.response_column}
+        of_pairs = {"data.text_pair_column": data.text_pair_column}
+        others = {**of_texts, **of_language, **of_pairs} if task == IMAGE else {**of_images}
+        others |= of_pairs if task == LANGUAGE else of_language
+        wrong = next((name for name, value in others.items() if value), None)
+        check(wrong is None, f"{wrong} is no setting of data.task={task!r}")
+        return self
 
     def to_yaml(self) -> str:
         """Every setting, so that the file runs the same experiment again."""
@@ -195,7 +251,8 @@ def parsed(override: str) -> tuple[str, Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise InputError(f"-s {override!r}: give key.path=value, for example training.lr=0.001")
-    return path, _value(text)
+    value = _value(text)
+    return (f"{path}.name" if path in NAMED and isinstance(value, str) else path), value
 
 
 def put(settings: dict[str, Any], path: str, value: Any) -> None:
@@ -257,5 +314,6 @@ def _names_at(path: list[str]) -> list[str]:
     """The settings of the section at `path`."""
     section: Any = Experiment
     for part in path:
-        section = section.model_fields[part].annotation
+        annotation = section.model_fields[part].annotation
+        section = next((kind for kind in get_args(annotation) if kind is not NoneType), annotation)
     return list(section.model_fields)

@@ -13,6 +13,7 @@ from fedadamw.signals import stop_once
 from fedadamw.validation import InputError
 
 STEPS_THAT_PAY = 2000  # local steps of a run above which starting ranks is worth its seconds
+TEXT_STEPS_THAT_PAY = 100  # each takes longer
 
 
 def ranks_that_pay(experiment: Experiment) -> int:
@@ -23,7 +24,8 @@ def ranks_that_pay(experiment: Experiment) -> int:
     """
     t = experiment.training
     local = t.steps or 10 * (t.epochs or 1)
-    short = t.rounds * t.clients_per_round * local < STEPS_THAT_PAY
+    pay = TEXT_STEPS_THAT_PAY if experiment.data.texts else STEPS_THAT_PAY
+    short = t.rounds * t.clients_per_round * local < pay
     if on_gpu(experiment) or short or t.diagnostics or experiment.stack or (experiment.threads or 1) > 1:
         return 1
     return min(cores(), t.clients_per_round)

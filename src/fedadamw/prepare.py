@@ -1,24 +1,27 @@
 """From settings to a simulation: data, partition, model and algorithm, built and checked before any work starts."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
 from fedadamw import registry
 from fedadamw.blocks import Blocks
 from fedadamw.data import partition as split
-from fedadamw.data.batches import ImageTask
+from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
-from fedadamw.data.sources import Images, load_images
+from fedadamw.data.sources import Samples
+from fedadamw.data.texts import Texts
 from fedadamw.engine.allocator import keep_freed_memory
-from fedadamw.engine.randomness import Purpose, numpy_generator, torch_seed
+from fedadamw.engine.randomness import Purpose, numpy_generator
 from fedadamw.engine.ranks import Team, team
 from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.step import compiling_pays
 from fedadamw.experiment import Experiment
-from fedadamw.models import vision
+from fedadamw.models.lora import Folding
+from fedadamw.problems import Learned, images, texts
 from fedadamw.validation import InputError, check
 
 
@@ -26,11 +29,12 @@ class Prepared(NamedTuple):
     """Everything a run needs, built."""
 
     simulation: Simulation
-    train: Images
-    test: Images
+    train: Samples
+    test: Samples
     partition: Partition
     device: torch.device
     ranks: Team
+    about: dict[str, Any]  # of the data: what the model must be built again with
 
 
 def prepare(experiment: Experiment) -> Prepared:
@@ -41,22 +45,9 @@ def prepare(experiment: Experiment) -> Prepared:
         keep_freed_memory()
     if experiment.threads or ranks.size > 1:
         torch.set_num_threads(experiment.threads or 1)
-    train, test = images_of(experiment)
+    train, test = samples_of(experiment)
     clients = partition_of(experiment, train)
-    built = model_of(experiment, train)
-    model = built.model.to(device)
-    task = ImageTask(
-        train,
-        test,
-        device=device,
-        crop_padding=experiment.data.crop_padding,
-        flip=experiment.data.flip,
-        image_size=built.image_size,
-        channels=built.channels,
-        mean=built.mean,
-        std=built.std,
-        resident=experiment.data.resident,
-    )
+    model, task, about = learned(experiment, train, test, device)
     name = experiment.algorithm["name"]
     settings = {k: v for k, v in experiment.algorithm.items() if k != "name"}
     blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else registry.NO_BLOCKS
@@ -72,8 +63,19 @@ def prepare(experiment: Experiment) -> Prepared:
         stack=stack,
         compiled=compiled(experiment, model, clients, device),
         ranks=ranks,
+        folding=Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None,
     )
-    return Prepared(simulation, train, test, clients, device, ranks)
+    return Prepared(simulation, train, test, clients, device, ranks, about)
+
+
+def learned(experiment: Experiment, train: Samples, test: Samples, device: torch.device) -> Learned:
+    """The model on `device`, its fresh weights by the seed alone, and what it learns of the samples."""
+    if isinstance(train, Texts):
+        assert isinstance(test, Texts)
+        return texts.build(experiment, train, test, device)
+    assert isinstance(train, Images)
+    assert isinstance(test, Images)
+    return images.build(experiment, train, test, device)
 
 
 def compiled(experiment: Experiment, model: nn.Module, clients: Partition, device: torch.device) -> bool:
@@ -115,26 +117,20 @@ def device_of(experiment: Experiment) -> torch.device:
     return device
 
 
-def images_of(experiment: Experiment) -> tuple[Images, Images]:
-    """The training and held-out images that the experiment names, cut down as it says."""
+def samples_of(experiment: Experiment) -> tuple[Samples, Samples]:
+    """The training and held-out samples that the experiment names, cut down as it says."""
     data = experiment.data
-    train, test = load_images(
-        data.source,
-        config=data.config,
-        image_column=data.image_column,
-        label_column=data.label_column,
-        group_column=experiment.partition.column,
-        test_split=data.test_split,
-        want_test=not data.validation,
-    )
+    problem = texts if data.texts else images
+    train, test = problem.load(experiment)
     picks = data.validation or data.max_train
     check(data.resident or not picks, "data.resident=false takes all samples: no data.validation, no data.max_train")
     generator = numpy_generator(experiment.seed, Purpose.SPLIT)
     if data.validation:
-        order = generator.permutation(len(train))
-        held = round(len(train) * data.validation)
-        check(0 < held < len(train), f"data.validation={data.validation:g} holds out {held} of {len(train):,} samples")
-        train, test = train.take(order[held:]), train.take(order[:held])
+        rows = _rows(train)
+        order = generator.permutation(rows[-1] + 1)
+        held = round(len(order) * data.validation)
+        check(0 < held < len(order), f"data.validation={data.validation:g} holds out {held} of {len(order):,} samples")
+        train, test = (train.take(_places(rows, part)) for part in (order[held:], order[:held]))
     if data.max_train and data.max_train < len(train):
         train = train.take(generator.permutation(len(train))[: data.max_train])
     if data.max_test and data.max_test < len(test) and not data.validation:  # a choice wants all that is held out
@@ -142,7 +138,19 @@ def images_of(experiment: Experiment) -> tuple[Images, Images]:
     return train, test
 
 
-def partition_of(experiment: Experiment, train: Images) -> Partition:
+def _rows(samples: Samples) -> np.ndarray:
+    """The row of the data that each sample comes from, (n,) rising: a long text may be several samples."""
+    rows = samples.rows if isinstance(samples, Texts) else None
+    return np.arange(len(samples)) if rows is None else np.unique(rows, return_inverse=True)[1]
+
+
+def _places(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where the `wanted` of the rising `rows` are, in the order of `wanted`."""
+    first, stop = np.searchsorted(rows, wanted), np.searchsorted(rows, wanted, side="right")
+    return np.concatenate([np.arange(a, b) for a, b in zip(first, stop, strict=True)])
+
+
+def partition_of(experiment: Experiment, train: Samples) -> Partition:
     """Who holds which training samples; each client at least one."""
     clients = _split(experiment, train)
     empty = int((clients.sizes == 0).sum())
@@ -150,7 +158,7 @@ def partition_of(experiment: Experiment, train: Images) -> Partition:
     return clients
 
 
-def _split(experiment: Experiment, train: Images) -> Partition:
+def _split(experiment: Experiment, train: Samples) -> Partition:
     s, labels = experiment.partition, train.labels
     generator = numpy_generator(experiment.seed, Purpose.PARTITION)
     if s.kind == "column":
@@ -166,19 +174,3 @@ def _split(experiment: Experiment, train: Images) -> Partition:
     if s.kind == "iid":
         return split.iid(labels, s.clients, generator)
     return split.by_classes(labels, s.clients, s.classes_per_client, generator)
-
-
-def model_of(experiment: Experiment, train: Images) -> vision.Vision:
-    """The model, with fresh weights that depend on the seed alone."""
-    m = experiment.model
-    height, width = train.pixels.shape[-2:]
-    if m.name in vision.NAMES and height != width:
-        raise InputError(f"model.name={m.name!r} takes square images; these are {height} x {width}")
-    shape = vision.ImageShape(width, train.pixels.shape[1], len(train.classes))
-    built = vision.initial(
-        lambda: vision.build(m.name, shape, depth=m.depth, norm=m.norm),
-        torch_seed(experiment.seed, Purpose.INITIAL_MODEL),
-    )
-    if built.channels not in (None, shape.channels) and shape.channels != 1:
-        raise InputError(f"model.name={m.name!r} takes {built.channels} channels; the images have {shape.channels}")
-    return built

@@ -10,6 +10,7 @@ from rich.progress import Progress as Bar
 
 from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Record
+from fedadamw.metrics import in_words
 
 LINES = 20  # about so many of them a run, where there is no terminal
 
@@ -22,7 +23,7 @@ class Progress:
         self.quiet = quiet
         self._bar = self._live_bar() if not quiet and sys.stdout.isatty() else None
         self._every = -(-self.rounds // LINES)
-        self._accuracy = ""
+        self._score = ""
         self._begin, self._clients = time.perf_counter(), 0
 
     def __enter__(self) -> "Progress":
@@ -47,11 +48,11 @@ class Progress:
         if self.quiet:
             return
         self._clients += record.clients + record.rejected
-        if record.test_accuracy is not None:
-            self._accuracy = f"accuracy {record.test_accuracy:.2%}  "
+        if record.test_metrics:
+            self._score = in_words(record.test_metrics) + "  "
         speed = self._clients / max(time.perf_counter() - self._begin, 1e-9)
         rejected = f"  rejected {record.rejected}" if record.rejected else ""
-        status = f"loss {record.train_loss:.4f}  {self._accuracy}{speed:.1f} clients/s{rejected}"
+        status = f"loss {record.train_loss:.4f}  {self._score}{speed:.1f} clients/s{rejected}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=record.round, status=status)
         elif record.round % self._every == 0 or record.round in (1, self.rounds) or record.rejected:

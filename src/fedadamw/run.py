@@ -1,6 +1,7 @@
 """A run from settings to results: prepare or resume, train, record, checkpoint, report."""
 
 import hashlib
+import json
 import platform
 import signal
 import subprocess
@@ -138,6 +139,7 @@ def manifest_of(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
         "data": {
             "train": {"samples": len(prepared.train), "fingerprint": prepared.train.fingerprint},
             "test": {"samples": len(prepared.test), "fingerprint": prepared.test.fingerprint},
+            **json.loads(json.dumps(prepared.about)),  # as it is read again
         },
         "partition": {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint},
         "model": model,

@@ -77,10 +77,11 @@ class RunFolder:
         """Raise CheckpointError where data, partition or model are not those that the run began with."""
         before = self.read_manifest()
         for key in ("data", "partition", "model"):
-            if before.get(key) != manifest[key]:
+            was, now = _identity(before.get(key)), _identity(manifest[key])
+            if was != now:
                 raise CheckpointError(
                     f"{self.path}: the {key} changed since the run began "
-                    f"(was {before.get(key)}, is {manifest[key]}); resume with the same, or start in another folder"
+                    f"(was {was}, is {now}); resume with the same, or start in another folder"
                 )
 
     def read_manifest(self) -> dict[str, Any]:
@@ -140,6 +141,12 @@ class RunFolder:
 
     def _keep(self, records: int) -> None:
         write_atomically(self.metrics, b"".join(self._whole_lines()[:records]))
+
+
+def _identity(part: Any) -> Any:
+    """What of a manifest's part must not change: of the data its splits, without what is told about them."""
+    splits = ("train", "test")
+    return {name: part.get(name) for name in splits} if isinstance(part, dict) and splits[0] in part else part
 
 
 def settings_digest(experiment: Experiment) -> str:

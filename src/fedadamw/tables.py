@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedadamw.blocks import Blocks
+from fedadamw.engine.task import Evaluation
+from fedadamw.metrics import label, score, shown
 
 SHADES = " ░▒▓█"
 BYTES = 4  # a float32
@@ -24,16 +26,18 @@ def _console(table: Table) -> Console:
 
 def print_run(records: Sequence[Mapping[str, Any]], *, most: int = 8) -> None:
     """Some of a run's evaluated rounds, evenly spaced, the last one always."""
-    evaluated = [i for i, r in enumerate(records) if r["test_accuracy"] is not None]
-    shown = sorted({evaluated[round(k)] for k in np.linspace(0, len(evaluated) - 1, min(most, len(evaluated)))})
+    evaluated = [i for i, r in enumerate(records) if score(r) is not None]
+    chosen = sorted({evaluated[round(k)] for k in np.linspace(0, len(evaluated) - 1, min(most, len(evaluated)))})
+    metrics = list(records[evaluated[0]]["test_metrics"])
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("round", "lr", "training loss", "test loss", "test accuracy", "sent up so far"):
+    for name in ("round", "lr", "training loss", "test loss", *(f"test {label(m)}" for m in metrics), "sent up so far"):
         table.add_column(name, justify="right")
-    for i in shown:
+    for i in chosen:
         r = records[i]
         sent = sum(earlier["up_bytes"] for earlier in records[: i + 1]) / 1e6
         losses = ("-" if loss is None else f"{loss:.4f}" for loss in (r["train_loss"], r["test_loss"]))
-        table.add_row(str(r["round"]), f"{r['lr']:.2e}", *losses, f"{r['test_accuracy']:.2%}", f"{sent:,.1f} MB")
+        scores = (shown(name, r["test_metrics"][name]) for name in metrics)
+        table.add_row(str(r["round"]), f"{r['lr']:.2e}", *losses, *scores, f"{sent:,.1f} MB")
     _console(table).print(table)
 
 
@@ -84,3 +88,11 @@ def print_partition(counts: np.ndarray, fingerprint: str, *, most: int = 20) -> 
 def _shades(row: Sequence[int] | np.ndarray) -> str:
     top = max(*row, 1)
     return "".join(SHADES[-(-int(n) * (len(SHADES) - 1) // int(top))] for n in row)
+
+
+def print_evaluation(found: Evaluation, samples: int) -> None:
+    """Loss and metrics on held-out samples, a line each."""
+    print(f"held-out samples  {samples:,}")
+    print(f"loss              {found.loss:.4f}")
+    for name, value in found.metrics.items():
+        print(f"{label(name):<17} {shown(name, value)}")

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,12 +98,13 @@ def one_rank(settings: str, path: str, resume: bool, quiet: bool) -> None:  # no
         if leads:
             lead(experiment, RunFolder(Path(path)), resume=resume, quiet=quiet)
         else:
+            warnings.simplefilter("ignore")  # rank 0 gives them
             try:
                 follow(experiment)
             except RankLostError:
                 sys.exit(1)  # the launcher says which, and why
             except InputError:  # rank 0 meets it too, and says so: this one waits to be ended with it
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
                 time.sleep(60)
                 raise
 

@@ -29,9 +29,7 @@ def compare_command(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/compare-<recipe> by default.")] = None,
     tuned: Annotated[bool, typer.Option("--tune", help="Tune each algorithm first, see `tune`.")] = False,  # noqa: FBT002
-    target: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Accuracy to count rounds and bytes to.")
-    ] = None,
+    target: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Score to count rounds and bytes to.")] = None,
     jobs: Jobs = None,
     quiet: Quiet = False,  # noqa: FBT002
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedadamw.cli.app import DEFAULT, Recipe, Settings, app
+from fedadamw.cli.app import DEFAULT, Recipe, Settings, app, names_in
 
 
 @app.command("list", short_help="Show recipes, algorithms and models.")
@@ -23,7 +23,10 @@ def list_command() -> None:
     for name in ALGORITHMS:
         given = ", ".join(f"{key}={value}" for key, value in settings_of(name).items())
         typer.echo(f"  {name:<16} {given}")
-    typer.echo(f"models\n  {', '.join(NAMES)}, any image classifier of the hub (owner/name) or a folder")
+    typer.echo(
+        f"models\n  {', '.join(NAMES)}, any image classifier of the hub (owner/name) or a folder; "
+        "with data.task for texts, any classifier or causal language model"
+    )
 
 
 @app.command("blocks", short_help="Show a model's blocks, and bytes sent.")
@@ -41,12 +44,13 @@ def blocks_command(
     fedadamw blocks ./my-model --granularity coarse
     """
     from fedadamw.blocks import Blocks
-    from fedadamw.models.hub import skeleton, with_lora
+    from fedadamw.models.hub import skeleton
+    from fedadamw.models.lora import Lora, adapted
     from fedadamw.tables import print_blocks
 
     found = skeleton(model)
     if lora is not None:
-        found = with_lora(found, rank, lora.split(","))
+        found = adapted(found, Lora(r=rank, target_modules=tuple(names_in(lora))), None)
     print_blocks(model, Blocks.of(found, granularity))
 
 
@@ -63,14 +67,14 @@ def partition_command(
     fedadamw partition digits -s partition.concentration=0.1 --out dir01.png
     """
     from fedadamw.experiment import load
-    from fedadamw.prepare import images_of, partition_of
+    from fedadamw.prepare import partition_of, samples_of
     from fedadamw.report.figures import partition, save
     from fedadamw.tables import print_partition
     from fedadamw.validation import check
 
     check(out.suffix in (".png", ".svg"), f"--out {out}: must end in .png or .svg")
     experiment = load(recipe or DEFAULT, settings or ())
-    train, _ = images_of(experiment)
+    train, _ = samples_of(experiment)
     clients = partition_of(experiment, train)
     counts = clients.counts(train.labels, len(train.classes))
     save(partition(counts, train.classes), out)

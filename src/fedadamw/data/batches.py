@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from fedadamw.data.sources import Images
+from fedadamw.data.images import Images
 from fedadamw.engine.task import Batch, Evaluation, Model
 
 PART = 2**24  # pixels
@@ -46,7 +46,7 @@ class ImageTask:
         self.crop_padding, self.flip = crop_padding, flip
         self.image_size, self.channels = image_size, channels
         if mean is None or std is None:
-            own_mean, own_std = _moments(train.pixels)
+            own_mean, own_std = moments(train.pixels)
             mean, std = mean or own_mean, std or own_std
         self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, device=device).view(-1, 1, 1)
@@ -98,7 +98,7 @@ class ImageTask:
     def score(self, outputs: Tensor) -> Evaluation:
         """Mean cross-entropy and accuracy."""
         loss, accuracy = outputs.mean(0).tolist()
-        return Evaluation(loss, accuracy)
+        return Evaluation(loss, {"accuracy": accuracy})
 
     def _inputs(self, pixels: Tensor) -> Tensor:
         """Bytes (n, c, h, w) as the model takes them."""
@@ -110,7 +110,7 @@ class ImageTask:
         return x
 
 
-def _moments(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def moments(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation a channel, of pixels in [0, 1], from counts of the 256 byte values."""
     levels = np.arange(256) / 255
     means, stds = [], []

@@ -4,7 +4,7 @@ Engines differ in how they train: one after the other (loop.py), stacked on one 
 does not grow with the number of clients.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -36,6 +36,7 @@ class RoundResult(NamedTuple):
 
     up: Any  # the algorithm's Up, averaged; None where no client answered
     statistics: Vector | None
+    folded: Vector | None  # the mean of what `folded` made of the uploads
     train_loss: float  # weighted mean of the clients' mean losses
     answered: int
     rejected: int  # clients left out for a number that is not finite
@@ -82,18 +83,20 @@ def run_round(
     weighting: str,
     listeners: Sequence[Listener] = (),
     ranks: Team = ALONE,
+    folded: Callable[[Any], Vector] | None = None,
 ) -> RoundResult:
     """Train every client of `shards` from `down`; the mean of what the finite ones send.
 
     weighting: "uniform", or "samples" for weights that are the clients' numbers of samples. ranks: who trains the
-    round's other clients; at least one is here.
+    round's other clients; at least one is here. folded: what the server makes of an upload and averages, too.
     """
     mean = Mean()
     answered = rejected = up_bytes = 0
     up_type: Any = None
     for shard, answer in engine.answers(shards, round_, down, statistics):
         up_type = type(answer.up)
-        sent = (*answer.up, answer.statistics, answer.loss)
+        made = () if folded is None else (folded(answer.up),)
+        sent = (*answer.up, answer.statistics, answer.loss, *made)
         if not answer.finite:
             rejected += 1
             mean.add([torch.zeros_like(t) for t in sent], 0.0)
@@ -107,6 +110,8 @@ def run_round(
         del answer  # the next client trains without this one's vectors
     answered, rejected, up_bytes = mean.sum_over(ranks, answered, rejected, up_bytes)
     if not answered:
-        return RoundResult(None, None, float("nan"), 0, rejected, 0)
-    *up, mean_statistics, loss = mean.result()
-    return RoundResult(up_type(*up), mean_statistics, float(loss), answered, rejected, up_bytes)
+        return RoundResult(None, None, None, float("nan"), 0, rejected, 0)
+    means = mean.result()
+    mean_folded = None if folded is None else means.pop()
+    *up, mean_statistics, loss = means
+    return RoundResult(up_type(*up), mean_statistics, mean_folded, float(loss), answered, rejected, up_bytes)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class Record:
     lr: float
     train_loss: float
     test_loss: float | None  # None in rounds without an evaluation
-    test_accuracy: float | None
+    test_metrics: dict[str, float] | None  # by name, the main one first
     clients: int  # that answered
     rejected: int  # whose numbers were not finite
     up_bytes: int
@@ -54,11 +54,27 @@ class State(NamedTuple):
     server: Any  # the algorithm's Server
     statistics: Vector  # (s,) BatchNorm's running statistics, averaged over clients
     last: Vector  # (d,) the last round's change of x, for diagnostics; (0,) before it, or without them
+    base: Vector  # (w,) frozen weights that the adapters' exact means are folded into; (0,) without that
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state, by name."""
         named = {f"server.{name}": t for name, t in self.server._asdict().items()}
-        return {**named, "statistics": self.statistics, "last": self.last}
+        return {**named, "statistics": self.statistics, "last": self.last, "base": self.base}
+
+
+class Folding(Protocol):
+    """Takes what clients' adapters add, a product of their factors, into frozen weights: its mean is exact."""
+
+    base: Vector  # (w,) the frozen weights
+
+    def load(self, base: Vector) -> None:
+        """Put frozen weights (w,) into the module."""
+
+    def product(self, y: Vector) -> Vector:
+        """What the adapters of the models `y` (..., d) add to the frozen weights, (..., w)."""
+
+    def restarted(self, x: Vector) -> Vector:
+        """`x` (d,) with adapters that add nothing."""
 
 
 class Simulation:
@@ -67,6 +83,7 @@ class Simulation:
     The model is trained in place; `algorithm` and `training` say how. Iterate `rounds()`, or call `step()`.
     What clients remember is kept in this process; `keep_on_disk` changes that.
     stack: clients to train at once. compiled: make one kernel of the local step. ranks: who trains the others.
+    folding: puts the exact mean of what the clients' adapters add into the frozen weights.
     """
 
     def __init__(
@@ -81,13 +98,14 @@ class Simulation:
         stack: int = 1,
         compiled: bool = False,
         ranks: Team = ALONE,
+        folding: Folding | None = None,
     ) -> None:
         if training.clients_per_round > len(clients):
             raise InputError(
                 f"clients_per_round={training.clients_per_round} is more than the {len(clients)} clients there are"
             )
         self.algorithm, self.task, self.clients = algorithm, task, clients
-        self.training, self.seed, self.ranks = training, seed, ranks
+        self.training, self.seed, self.ranks, self.folding = training, seed, ranks, folding
         check(
             training.clients_per_round >= ranks.size,
             f"{ranks.size} ranks for {training.clients_per_round} clients a round: use at most as many",
@@ -102,7 +120,9 @@ class Simulation:
         common = (self.workspace, algorithm, task, training, seed, step)
         self.engine: Engine = Loop(*common) if stack == 1 else Stacked(*common, group=stack)
         server = algorithm.server_init(self.workspace.y.clone())
-        self.state = State(0, server, self.workspace.statistics.clone(), self.workspace.y[:0].clone())
+        none = self.workspace.y[:0]
+        base = none if folding is None else folding.base
+        self.state = State(0, server, self.workspace.statistics.clone(), none.clone(), base.clone())
         self.store: Store = InMemory(self.memory_template)
 
     @property
@@ -128,20 +148,18 @@ class Simulation:
         if result.answered == 0:
             raise DivergedError(_diverged(state.round + 1, len(sampled), lr, training))
         after = self._after(state, result, lr)
-        loss, accuracy = None, None
-        if training.evaluates(state.round):
-            loss, accuracy = self.evaluate(after)
+        tested = self.evaluate(after) if training.evaluates(state.round) else None
         self.state = after
         return Record(
             round=after.round,
             lr=lr,
             train_loss=result.train_loss,
-            test_loss=loss,
-            test_accuracy=accuracy,
+            test_loss=None if tested is None else tested.loss,
+            test_metrics=None if tested is None else dict(tested.metrics),
             clients=result.answered,
             rejected=result.rejected,
             up_bytes=result.up_bytes,
-            down_bytes=nbytes((*down, state.statistics)) * len(sampled),
+            down_bytes=nbytes((*down, state.statistics, state.base)) * len(sampled),
             wall_s=round(time.perf_counter() - start, 4),
             diagnostics=None if watch is None else watch.numbers(),
         )
@@ -168,7 +186,8 @@ class Simulation:
         server = self.state.server
         loaded = type(server)(*(tensors[f"server.{f}"].to(device) for f in server._fields))
         self.store.restore(round_, tensors)
-        self.state = State(round_, loaded, tensors["statistics"].to(device), tensors["last"].to(device))
+        kept = (tensors[name].to(device) for name in ("statistics", "last", "base"))
+        self.state = State(round_, loaded, *kept)
 
     def synchronise(self) -> None:
         """Before the first round: the state of rank 0 on every rank."""
@@ -191,6 +210,9 @@ class Simulation:
             elif answer.memory != ():
                 kept[sampled.index(shard.client)] = answer.memory
 
+        folding = self.folding
+        if folding is not None:
+            folding.load(state.base)
         result = run_round(
             self.engine,
             state.round,
@@ -200,6 +222,7 @@ class Simulation:
             weighting=self.training.weighting,
             listeners=[keep, *listeners],
             ranks=ranks,
+            folded=None if folding is None else lambda up: folding.product(down.x + up.delta),
         )
         if ranks.size > 1:
             for place, memory in gathered(kept, len(sampled), template, ranks).items():
@@ -213,12 +236,24 @@ class Simulation:
         server = self.algorithm.server_update(state.server, result.up, number(lr), participation)
         assert result.statistics is not None
         last = server.x - state.server.x if self.training.diagnostics else state.last
-        return State(state.round + 1, server, result.statistics, last)
+        base = state.base
+        if self.folding is not None and result.folded is not None:
+            plain = torch.allclose(server.x, state.server.x + result.up.delta, rtol=1e-4, atol=1e-6)
+            check(plain, "lora.aggregate='exact' takes the clients' mean as it is; this algorithm's server does not")
+            base, server = base + result.folded, server._replace(x=self.folding.restarted(server.x))
+        return State(state.round + 1, server, result.statistics, last, base)
 
-    def evaluate(self, state: State | None = None) -> Evaluation:
-        """Loss and accuracy on the held-out set of the global model of `state`, by default the present one."""
+    def load(self, state: State | None = None) -> None:
+        """Put the global model of `state`, by default the present one, into the module."""
         state = state or self.state
         self.workspace.load(state.server.x, state.statistics)
+        if self.folding is not None:
+            self.folding.load(state.base)
+
+    def evaluate(self, state: State | None = None) -> Evaluation:
+        """Loss and metrics on the held-out set of the global model of `state`, by default the present one."""
+        state = state or self.state
+        self.load(state)
         self.workspace.module.eval()
         ranks, n = self.ranks, self.task.held_out
         mine = slice(ranks.rank * n // ranks.size, (ranks.rank + 1) * n // ranks.size)

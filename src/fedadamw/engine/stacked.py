@@ -25,6 +25,7 @@ from fedadamw.engine.randomness import Purpose, torch_seed
 from fedadamw.engine.settings import Training
 from fedadamw.engine.step import Step, mapped
 from fedadamw.engine.task import Batch, Task
+from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, statistics
 
 
@@ -145,7 +146,13 @@ class Stacked:
             return (task.losses(model, batch) * weights).sum()
 
         with batched(), autocast(self.training, y.device):
-            found: Tensor = vmap(of_one, randomness="different")(layout.views(y), buffers, batch, weights)
+            try:
+                found: Tensor = vmap(of_one, randomness="different")(layout.views(y), buffers, batch, weights)
+            except RuntimeError as error:
+                if not str(error).startswith("vmap:"):
+                    raise
+                why = str(error).split(". ", 1)[0]
+                raise InputError(f"this model does not train stacked: set stack=1 ({why})") from error
         return found
 
 

@@ -1,6 +1,6 @@
 """What an engine needs of data and loss: the edge between federated learning and everything else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -11,10 +11,12 @@ Model = Callable[..., Any]  # a module, or one with parameters of the engine's c
 
 
 class Evaluation(NamedTuple):
-    """The held-out set's result."""
+    """The held-out set's result; metrics: by name, the main one first, which is a number whatever the model says,
+    better when higher, and at most 1.
+    """
 
     loss: float
-    accuracy: float
+    metrics: Mapping[str, float]
 
 
 class Task(Protocol):
@@ -45,4 +47,4 @@ class Task(Protocol):
         """What `score` needs of each held-out sample from `start` to `stop`, (stop - start, c); deterministic."""
 
     def score(self, outputs: Tensor) -> Evaluation:
-        """Loss and accuracy from the outputs (held_out, c) of all held-out samples."""
+        """Loss and metrics from the outputs (held_out, c) of all held-out samples."""

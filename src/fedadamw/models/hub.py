@@ -1,6 +1,5 @@
 """Any transformers model as a skeleton without weights: enough to see its blocks, whatever its size."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 
 from fedadamw.models import vision
+from fedadamw.models.loading import quiet_libraries
 from fedadamw.validation import InputError
 
 SHAPE = vision.ImageShape(size=32, channels=3, classes=10)
@@ -16,32 +16,11 @@ MICRO = vision.ImageShape(size=8, channels=1, classes=10)
 
 def skeleton(name: str) -> nn.Module:
     """The model `name` on the meta device: one of this package's, a transformers type (bert), a folder or a hub id."""
-    vision.quiet_libraries()
+    quiet_libraries()
     with torch.device("meta"):
         if name in vision.NAMES:
             return vision.build(name, MICRO if name == "vit-micro" else SHAPE).model
         return _from_config(_config(name))
-
-
-def with_lora(model: nn.Module, rank: int, targets: list[str]) -> nn.Module:
-    """`model` with LoRA adapters of `rank` on the modules that `targets` name; all else but the head is frozen."""
-    try:
-        from peft import LoraConfig, TaskType, get_peft_model
-    except ImportError:
-        raise InputError("--lora needs peft: pip install 'fedadamw[lora]'") from None
-    head = "classifier" if hasattr(model, "classifier") else None
-    config = LoraConfig(
-        r=rank,
-        target_modules=targets,
-        task_type=TaskType.SEQ_CLS if "SequenceClassification" in type(model).__name__ else None,
-        modules_to_save=[head] if head else None,
-    )
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft says that it handles a transposed Conv1D
-        try:
-            return get_peft_model(model, config)  # type: ignore[no-any-return]
-        except ValueError as error:
-            raise InputError(f"--lora {','.join(targets)}: {str(error).splitlines()[0]}") from None
 
 
 def _config(name: str) -> Any:

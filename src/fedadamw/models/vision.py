@@ -1,14 +1,11 @@
 """Image classifiers from transformers' classes: sizes that the papers use, and any hub id or local folder."""
 
-import logging
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from safetensors import SafetensorError
 from torch import nn
 
+from fedadamw.models.loading import loaded, place_of, pretrained, quiet_libraries
 from fedadamw.validation import InputError, check, one_of
 
 
@@ -28,12 +25,16 @@ class Vision(NamedTuple):
     channels: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    fresh: Sequence[str] = ()  # modules whose weights are not from where the others are
 
 
-def build(name: str, shape: ImageShape, *, depth: int | None = None, norm: str = "group") -> Vision:
+def build(
+    name: str, shape: ImageShape, *, depth: int | None = None, norm: str = "group", fresh: bool = False
+) -> Vision:
     """The classifier `name`: one of NAMES with fresh weights, or a hub id or folder with its own.
 
-    depth: layers of a ViT, in place of its own number. norm: `group` or `batch`, for resnet18.
+    depth: layers of a ViT, in place of its own number. norm: `group` or `batch`, for resnet18. fresh: the shape of a
+    folder's or hub id's model, without its weights.
     """
     check(norm == "group" or name in RESNETS, f"model.norm is a setting of {', '.join(RESNETS)}, not of {name!r}")
     quiet_libraries()
@@ -47,7 +48,7 @@ def build(name: str, shape: ImageShape, *, depth: int | None = None, norm: str =
         return Vision(_swin(shape, patch=shape.size // 32, width=96, depths=[2, 2, 6, 2], heads=[3, 6, 12, 24]))
     if name in RESNETS:
         return Vision(_resnet(shape, norm, *RESNETS[name]))
-    return _pretrained(name, shape)
+    return _pretrained(name, shape, fresh=fresh)
 
 
 class Size(NamedTuple):
@@ -158,29 +159,23 @@ def _replace(model: nn.Module, kind: type[nn.Module], new: Callable[[Any], nn.Mo
                 setattr(module, name, new(child))
 
 
-def _pretrained(name: str, shape: ImageShape) -> Vision:
+def _pretrained(name: str, shape: ImageShape, *, fresh: bool) -> Vision:
     """A hub id or local folder, with a fresh head where the number of classes differs."""
-    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers import AutoConfig
+    from transformers import AutoModelForImageClassification as Auto
 
-    local = name.startswith((".", "/", "~"))
-    path = str(Path(name).expanduser())
-    if not local and "/" not in name:
+    if "/" not in name and not name.startswith(("~", ".")):
         one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
-    check(not local or Path(path).is_dir(), f"model.name={name!r}: no such folder")
-    try:
-        config = AutoConfig.from_pretrained(path, num_labels=shape.classes)
-        model = AutoModelForImageClassification.from_pretrained(
-            path,
-            config=config,
-            ignore_mismatched_sizes=True,  # a fresh head
-            use_safetensors=True,  # a .bin file can run code when it is loaded
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"model.name={name!r} could not be loaded: {str(error).strip().splitlines()[0]}") from error
+    path = place_of("model.name", name)
+    config = loaded("model.name", name, lambda place: AutoConfig.from_pretrained(place, num_labels=shape.classes))
+    own: list[str] = []
+    if fresh:
+        model = loaded("model.name", name, lambda _: Auto.from_config(config))
+    else:
+        model, own = loaded("model.name", name, lambda place: pretrained(Auto, place, config))
     size = getattr(config, "image_size", None)
     mean, std = _pixel_moments(path)
-    return Vision(model, size if isinstance(size, int) else None, getattr(config, "num_channels", 3), mean, std)
+    return Vision(model, size if isinstance(size, int) else None, getattr(config, "num_channels", 3), mean, std, own)
 
 
 def _pixel_moments(path: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
@@ -197,19 +192,3 @@ def _pixel_moments(path: str) -> tuple[tuple[float, ...] | None, tuple[float, ..
 
 def _divides(what: str, divisor: int, size: int) -> None:
     check(size % divisor == 0, f"images of {size} px do not divide by the model's {what} of {divisor}")
-
-
-def quiet_libraries() -> None:
-    """transformers announces a fresh head and every image processor that would like torchvision; the hub, retries."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    for library in ("transformers", "huggingface_hub"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-
-
-def initial(build_model: Callable[[], Vision], seed: int) -> Vision:
-    """`build_model()` with torch's global generator at `seed`, which is put back afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return build_model()

@@ -6,6 +6,7 @@ from typing import Any
 
 import altair as alt
 
+from fedadamw.metrics import label
 from fedadamw.report.figures import Width
 
 Result = Mapping[str, Any]  # one run
@@ -18,12 +19,17 @@ COLORS = (
 
 
 def picture(results: Results) -> Any:
-    """Accuracy by round, and beside it by bytes sent, or by the one numeric setting in which the variants differ."""
-    left = curve(results, "accuracy", by="round", width=420, height=280)
+    """The score by round, and beside it by bytes sent, or by the one numeric setting in which the variants differ."""
+    left = curve(results, "score", by="round", width=420, height=280)
     setting = the_setting(results)
     if setting is None:
-        return alt.hconcat(left, curve(results, "accuracy", by="sent", width=420, height=280), spacing=32)
+        return alt.hconcat(left, curve(results, "score", by="sent", width=420, height=280), spacing=32)
     return alt.hconcat(left, by_value(results, setting, width=420, height=280), spacing=32)
+
+
+def metric(results: Results) -> str:
+    """What the study's scores are, in words."""
+    return label(results["metric"] or "score")
 
 
 def the_setting(results: Results) -> str | None:
@@ -47,13 +53,13 @@ def is_number(text: str) -> bool:
 
 
 def by_value(results: Results, setting: str, *, width: Width = "container", height: int = 280) -> Any:
-    """Final accuracy against the value of `setting`, with a bar of one standard deviation either side."""
+    """The final score against the value of `setting`, with a bar of one standard deviation either side."""
     rows = [
         {
             "value": s["label"][setting],
-            "accuracy": s["accuracy"],
-            "low": s["accuracy"] - (s["accuracy_sd"] or 0.0),
-            "high": s["accuracy"] + (s["accuracy_sd"] or 0.0),
+            "score": s["score"],
+            "low": s["score"] - (s["score_sd"] or 0.0),
+            "high": s["score"] + (s["score_sd"] or 0.0),
         }
         for s in results["summary"]
     ]
@@ -61,9 +67,10 @@ def by_value(results: Results, setting: str, *, width: Width = "container", heig
     x = alt.X("value:O", sort=order, title=setting.rpartition(".")[2], axis=alt.Axis(labelAngle=0))
     form, scale = alt.Axis(format="%"), alt.Scale(zero=False)
     base = alt.Chart(alt.Data(values=rows)).encode(x=x)
-    hover = ["value:N", alt.Tooltip("accuracy:Q", format=".2%")]
+    hover = ["value:N", alt.Tooltip("score:Q", format=".2%", title=metric(results))]
+    title = f"test {metric(results)} after the last round"
     line = base.mark_line(color=COLORS[0], point=alt.OverlayMarkDef(size=60)).encode(
-        y=alt.Y("accuracy:Q", title="test accuracy after the last round", axis=form, scale=scale), tooltip=hover
+        y=alt.Y("score:Q", title=title, axis=form, scale=scale), tooltip=hover
     )
     bar = base.mark_rule(color=COLORS[0], strokeWidth=2).encode(y=alt.Y("low:Q", scale=scale), y2="high:Q")
     return (bar + line).properties(width=width, height=height)
@@ -71,19 +78,20 @@ def by_value(results: Results, setting: str, *, width: Width = "container", heig
 
 def all_of(results: Results) -> dict[str, tuple[str, Any]]:
     """Every chart that the results have numbers for: element id -> (heading, chart)."""
+    name = metric(results)
     found = {
-        "accuracy": ("Test accuracy by round", curve(results, "accuracy", by="round")),
-        "bytes": ("Test accuracy by bytes sent", curve(results, "accuracy", by="sent")),
+        "score": (f"Test {name} by round", curve(results, "score", by="round")),
+        "bytes": (f"Test {name} by bytes sent", curve(results, "score", by="sent")),
         "train": ("Clients' training loss", curve(results, "train_loss", by="round")),
         "test": ("Test loss", curve(results, "test_loss", by="round")),
     }
     setting = the_setting(results)
     if setting is not None:
-        found["value"] = (f"Test accuracy by {setting}", by_value(results, setting))
+        found["value"] = (f"Test {name} by {setting}", by_value(results, setting))
     for key, heading in DIAGNOSTICS.items():
         rows = diagnostic_rows(results, key)
         if rows:
-            found[key] = (heading, lines(rows, "round", key, order(results)))
+            found[key] = (heading, lines(rows, "round", key, order(results), title=AXES[key]))
     for key, heading in BY_KIND.items():
         rows = kind_rows(results, key)
         if rows:
@@ -103,7 +111,6 @@ BY_KIND = {
     "update_norm": "Norm of the clients' updates by class of block, mean over rounds",
 }
 AXES = {
-    "accuracy": "test accuracy",
     "train_loss": "training loss",
     "test_loss": "test loss",
     "round": "round",
@@ -121,7 +128,8 @@ STROKES = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 3}
 def curve(results: Results, what: str, *, by: str, width: Width = "container", height: int = 280) -> Any:
     """Mean over seeds of `what` by round or by megabytes sent, with a band of one standard deviation either side."""
     rows = [row for variant, group in variants(results["runs"]).items() for row in _curve_rows(variant, group, what)]
-    return lines(rows, by, what, order(results), width=width, height=height)
+    title = f"test {metric(results)}" if what == "score" else AXES[what]
+    return lines(rows, by, what, order(results), title=title, width=width, height=height)
 
 
 def lines(
@@ -130,11 +138,12 @@ def lines(
     y: str,
     names: Sequence[str],
     *,
+    title: str,
     width: Width = "container",
     height: int = 280,
 ) -> Any:
-    """One line a variant through `rows` of x, y, and the band's low and high."""
-    form = "%" if y == "accuracy" else "~g"
+    """One line a variant through `rows` of x, y, and the band's low and high; title: of y."""
+    form = "%" if y == "score" else "~g"
     scale = alt.Scale(type="log") if y in LOGARITHMIC else alt.Scale(zero=False)
     picked = alt.selection_point(name=f"picked_{x}_{y}", fields=["variant"], bind="legend")
     base = alt.Chart(alt.Data(values=list(rows))).encode(
@@ -145,15 +154,15 @@ def lines(
     hover = [
         alt.Tooltip("variant:N", title=" "),
         alt.Tooltip("round:Q"),
-        alt.Tooltip(f"{y}:Q", format=".2%" if y == "accuracy" else ".4g", title=AXES[y]),
+        alt.Tooltip(f"{y}:Q", format=".2%" if y == "score" else ".4g", title=title),
     ]
     if any(row["sd"] for row in rows):
-        hover.append(alt.Tooltip("sd:Q", format=".2%" if y == "accuracy" else ".3g", title="sd over seeds"))
+        hover.append(alt.Tooltip("sd:Q", format=".2%" if y == "score" else ".3g", title="sd over seeds"))
     if all("sent" in row for row in rows):
         hover.append(alt.Tooltip("sent:Q", format=",.1f", title="MB sent up"))
-    values = alt.Y(f"{y}:Q", title=AXES[y], axis=alt.Axis(format=form), scale=scale)
+    values = alt.Y(f"{y}:Q", title=title, axis=alt.Axis(format=form), scale=scale)
     band = base.mark_area(opacity=0.12).encode(
-        y=alt.Y("low:Q", title=AXES[y], axis=alt.Axis(format=form), scale=scale),
+        y=alt.Y("low:Q", title=title, axis=alt.Axis(format=form), scale=scale),
         y2="high:Q",
         opacity=alt.condition(picked, alt.value(0.12), alt.value(0.0)),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import vl_convert
 
 from fedadamw.report import charts
-from fedadamw.report.charts import Results
+from fedadamw.report.charts import Results, metric
 from fedadamw.report.figures import save, styled
 
 FILES = ("curves.png", "report.html")
@@ -62,7 +62,7 @@ def columns(results: Results) -> list[tuple[str, Cell]]:
     return [
         ("variant", lambda s: (None, s["variant"])),
         ("lr", lambda s: (s["settings"]["lr"], f"{s['settings']['lr']:g}")),
-        ("test accuracy", lambda s: (s["accuracy"], percent(s["accuracy"], s["accuracy_sd"]))),
+        (f"test {metric(results)}", lambda s: (s["score"], percent(s["score"], s["score_sd"]))),
         ("training loss", number("train_loss", lambda v: f"{v:.3f}")),
         (f"rounds to {goal}", number("rounds_to_target", lambda v: f"{v:,}")),
         (f"MB to {goal}", number("bytes_to_target", lambda v: f"{v / 1e6:,.0f}")),

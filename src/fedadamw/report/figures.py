@@ -7,6 +7,8 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from fedadamw import metrics
+
 Records = Sequence[Mapping[str, Any]]
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#64748b"
@@ -17,26 +19,27 @@ Width = int | str  # pixels, or "container": as wide as the page gives
 
 
 def curves(records: Records) -> Any:
-    """Test accuracy and losses by round, side by side."""
-    pair = alt.hconcat(accuracy(records, width=420), losses(records, width=420), bounds="flush", spacing=64)
+    """The score and the losses by round, side by side."""
+    pair = alt.hconcat(score(records, width=420), losses(records, width=420), bounds="flush", spacing=64)
     return pair.resolve_scale(color="independent")
 
 
-def accuracy(records: Records, *, width: Width = "container", height: int = 240) -> Any:
-    """Test accuracy by round; hovering shows the bytes sent so far."""
+def score(records: Records, *, width: Width = "container", height: int = 240) -> Any:
+    """The main metric by round; hovering shows the bytes sent so far."""
+    name = metrics.label(metrics.main(records))
     rows = [
-        {"round": r["round"], "accuracy": r["test_accuracy"], "sent": _megabytes(records, i)}
+        {"round": r["round"], "score": value, "sent": _megabytes(records, i)}
         for i, r in enumerate(records)
-        if r["test_accuracy"] is not None
+        if (value := metrics.score(r)) is not None
     ]
     hover = [
         alt.Tooltip("round:Q"),
-        alt.Tooltip("accuracy:Q", format=".2%", title="test accuracy"),
+        alt.Tooltip("score:Q", format=".2%", title=f"test {name}"),
         alt.Tooltip("sent:Q", format=",.1f", title="MB sent up so far"),
     ]
-    base = alt.Chart(alt.Data(values=rows), title="Test accuracy").encode(
+    base = alt.Chart(alt.Data(values=rows), title=f"Test {name}").encode(
         x=alt.X("round:Q", title="round"),
-        y=alt.Y("accuracy:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(zero=False)),
+        y=alt.Y("score:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(zero=False)),
     )
     line = base.mark_line(color=BLUE, strokeWidth=2.5)
     return (line + base.mark_circle(color=BLUE, size=28).encode(tooltip=hover)).properties(width=width, height=height)

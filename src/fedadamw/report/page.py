@@ -11,6 +11,7 @@ import numpy as np
 import vl_convert
 import yaml
 
+from fedadamw.metrics import label, main, score, shown
 from fedadamw.report import figures
 from fedadamw.run_folder import RunFolder
 
@@ -20,7 +21,7 @@ def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None
     records = folder.records()
     figures.save(figures.curves(records), folder.path / "curves.png")
     charts = {
-        "accuracy": figures.styled(figures.accuracy(records)),
+        "score": figures.styled(figures.score(records)),
         "losses": figures.styled(figures.losses(records)),
         "partition": figures.styled(figures.partition(counts, classes, width="container")),
     }
@@ -51,12 +52,13 @@ def page(
 
 def _summary(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The headline numbers, as (label, value)."""
-    evaluated = [r for r in records if r["test_accuracy"] is not None]
-    best = max(evaluated, key=lambda r: r["test_accuracy"])
-    last = records[-1]
+    name, scores = main(records), {r["round"]: s for r in records if (s := score(r)) is not None}
+    best = max(scores, key=scores.__getitem__)
+    last, tested = records[-1], records[max(scores) - 1]["test_metrics"]
     return [
-        ("test accuracy", f"{evaluated[-1]['test_accuracy']:.2%}"),
-        ("best, in round", f"{best['test_accuracy']:.2%}, {best['round']}"),
+        (f"test {label(name)}", shown(name, tested[name])),
+        ("best, in round", f"{shown(name, scores[best])}, {best}"),
+        *((f"test {label(other)}", shown(other, value)) for other, value in tested.items() if other != name),
         ("rounds", f"{last['round']:,}"),
         ("sent up by a client and round", size(last["up_bytes"] / last["clients"])),
         ("sent down to a client and round", size(last["down_bytes"] / (last["clients"] + last["rejected"]))),

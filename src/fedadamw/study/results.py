@@ -9,27 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
+from fedadamw.metrics import main, score
 from fedadamw.report.charts import Result, Results, variants
 from fedadamw.report.comparison import columns
 from fedadamw.study.plan import Run
 from fedadamw.study.workers import Ended
 
-FORMAT = 1
+FORMAT = 2
 
 
 def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), target: float | None = None) -> Results:
     """The records of all runs that are done, why the others are not, and a summary of each variant over its seeds.
 
-    target: the accuracy that `rounds and bytes to` are counted to; by default the median of the variants' final ones.
+    target: the score that `rounds and bytes to` are counted to; by default the median of the variants' final ones.
     """
     errors = {end.run.name: end.error for end in ended if end.error}
-    found, manifests = [], []
+    found, manifests, metrics = [], [], []
     for run in runs:
         if run.done:
             try:
-                manifest = run.folder.read_manifest()
-                found.append(result_of(run, manifest))
+                manifest, records = run.folder.read_manifest(), run.folder.records()
+                found.append(result_of(run, manifest, records))
                 manifests.append(manifest)
+                metrics.append(main(records))
             except CheckpointError as error:
                 errors[run.name] = str(error)
     groups = list(variants(found).values())
@@ -45,6 +47,7 @@ def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), targe
             package: distinct(manifest["versions"].get(package) for manifest in manifests)
             for package in (manifests[0]["versions"] if manifests else ())
         },
+        "metric": distinct(metrics),
         "target": None if target is None else round(target, 4),
         "settings": settings_by_path(run.experiment.model_dump(mode="json") for run in runs),
         "summary": [summary(group, target) for group in groups],
@@ -57,11 +60,10 @@ def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), targe
     }
 
 
-def result_of(run: Run, manifest: Mapping[str, Any]) -> Result:
+def result_of(run: Run, manifest: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Result:
     """One run: its label, seed, own settings, and its records as columns."""
-    records = run.folder.records()
     sent = list(accumulate(record["up_bytes"] for record in records))
-    shown = [i for i, record in enumerate(records) if record["test_accuracy"] is not None]
+    shown = [i for i, record in enumerate(records) if score(record) is not None]
     return {
         "name": run.name,
         "variant": name_of(run.label),
@@ -77,7 +79,7 @@ def result_of(run: Run, manifest: Mapping[str, Any]) -> Result:
         "rejected": sum(record["rejected"] for record in records),
         "wall_s": round(sum(record["wall_s"] for record in records), 1),
         "round": [records[i]["round"] for i in shown],
-        "accuracy": [records[i]["test_accuracy"] for i in shown],
+        "score": [score(records[i]) for i in shown],
         "test_loss": [records[i]["test_loss"] for i in shown],
         "train_loss": [records[i]["train_loss"] for i in shown],
         "sent_bytes": [sent[i] for i in shown],
@@ -91,23 +93,23 @@ def distinct(words: Iterable[str | None]) -> str | None:
 
 
 def final(result: Result) -> float:
-    """Test accuracy after the last round."""
-    return float(result["accuracy"][-1])
+    """The score after the last round."""
+    return float(result["score"][-1])
 
 
 def summary(group: Sequence[Result], target: float | None) -> dict[str, Any]:
     """One variant over its seeds."""
     finals = [final(result) for result in group]
     first = group[0]
-    mean_curve = [statistics.mean(values) for values in zip(*(r["accuracy"] for r in group), strict=True)]
+    mean_curve = [statistics.mean(values) for values in zip(*(r["score"] for r in group), strict=True)]
     reached = next((i for i, a in enumerate(mean_curve) if target is not None and a >= target), None)
     return {
         "variant": first["variant"],
         "label": first["label"],
         "settings": first["settings"],
         "seeds": len(group),
-        "accuracy": statistics.mean(finals),
-        "accuracy_sd": statistics.stdev(finals) if len(finals) > 1 else None,
+        "score": statistics.mean(finals),
+        "score_sd": statistics.stdev(finals) if len(finals) > 1 else None,
         "train_loss": _mean([r["train_loss"][-1] for r in group]),
         "rounds_to_target": None if reached is None else first["round"][reached],
         "bytes_to_target": None if reached is None else first["sent_bytes"][reached],
@@ -174,7 +176,7 @@ def headings(results: Results) -> list[str]:
 
 def rows(results: Results) -> list[list[str]]:
     """The summary as words, best first: the cells of `markdown`."""
-    ranked = sorted(results["summary"], key=lambda s: -s["accuracy"])
+    ranked = sorted(results["summary"], key=lambda s: -s["score"])
     return [[cell(summary)[1] for _, cell in columns(results)] for summary in ranked]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedadamw import registry
 from fedadamw.experiment import assemble
+from fedadamw.metrics import main, score
 from fedadamw.run_folder import settings_digest
 from fedadamw.study.plan import Run, sharing, those_of, words
 from fedadamw.validation import InputError
@@ -105,7 +106,9 @@ class Search:
         elif stopped:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
-            self.study.tell(trial, run.records[-1]["test_accuracy"])
+            records = run.records
+            self.study.set_user_attr("metric", main(records))
+            self.study.tell(trial, score(records[-1]))
         self._settle()
 
     def _told(self, run: Run) -> "optuna.Trial":
@@ -113,8 +116,8 @@ class Search:
         trial = self._trials[run.name]
         known = self.study.trials[trial.number].intermediate_values
         for record in run.records:
-            if record["test_accuracy"] is not None and record["round"] not in known:
-                trial.report(record["test_accuracy"], record["round"])
+            if (value := score(record)) is not None and record["round"] not in known:
+                trial.report(value, record["round"])
         return trial
 
     def _run_of(self, value: float) -> Run:
@@ -170,7 +173,9 @@ class Search:
                 self.error = f"{self.algorithm}: no trial of {self.stage} came to its end: {why}"
                 return
             regretted = {
-                v for v, t in tried.items() if t.state.name == "PRUNED" and (t.value or 0.0) >= max(values.values())
+                v
+                for v, t in tried.items()
+                if t.state.name == "PRUNED" and t.value is not None and t.value >= max(values.values())
             }
             if regretted:
                 self._spared |= regretted
@@ -185,10 +190,11 @@ class Search:
                 {
                     "algorithm": self.algorithm,
                     "setting": self.stage,
+                    "metric": self.study.user_attrs["metric"],
                     "best": best,
                     "at_edge": best in (self.grid[0], self.grid[-1]),
                     "trials": [
-                        {"value": v, "accuracy": tried[v].value if v in tried else None, "state": outcome(v, tried)}
+                        {"value": v, "score": tried[v].value if v in tried else None, "state": outcome(v, tried)}
                         for v in self.grid
                     ],
                 }

@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedadamw.metrics import in_words
 from fedadamw.study.plan import Run
 from fedadamw.study.results import name_of
 from fedadamw.study.workers import Ended
@@ -63,13 +64,13 @@ class Show:
     def _say(self, end: Ended, number: int) -> None:
         run = end.run
         place = f"{number}" if not self.runs else f"{self._before + number}/{len(self.runs)}"
-        place += f"  {in_words(run)}"
+        place += f"  {variant_of(run)}"
         if end.error:
             line = f"{place}: {end.error}"
         else:
             records = run.records
             wall = sum(record["wall_s"] for record in records)
-            line = f"{place}: accuracy {records[-1]['test_accuracy']:.2%} in {wall:.0f} s"
+            line = f"{place}: {in_words(records[-1]['test_metrics'])} in {wall:.0f} s"
         if self._bars is not None:
             self._bars.print(line)
         else:
@@ -87,9 +88,9 @@ class Show:
             under_way += len(records)
             if name not in self._tasks:
                 total = run.experiment.training.rounds
-                self._tasks[name] = self._bars.add_task(in_words(run), total=total, status="")
-            seen = [r["test_accuracy"] for r in records if r["test_accuracy"] is not None]
-            status = f"round {len(records)}  " + (f"accuracy {seen[-1]:.2%}" if seen else "")
+                self._tasks[name] = self._bars.add_task(variant_of(run), total=total, status="")
+            seen = [r["test_metrics"] for r in records if r["test_metrics"]]
+            status = f"round {len(records)}  " + (in_words(seen[-1]) if seen else "")
             self._bars.update(self._tasks[name], completed=len(records), status=status)
         done = self._done + sum(end.run.experiment.training.rounds for end in over)
         status = f"{len(over)} trials" if not self.runs else f"{self._before + len(over)} of {len(self.runs)} runs"
@@ -97,6 +98,6 @@ class Show:
         self._bars.update(self._whole, completed=done + under_way, total=rounds, status=status)
 
 
-def in_words(run: Run) -> str:
+def variant_of(run: Run) -> str:
     """A run's variant and seed."""
     return f"{name_of(run.label)}, seed {run.experiment.seed}"

@@ -16,8 +16,10 @@ import yaml
 from fedadamw import registry
 from fedadamw.checkpoint import write_atomically
 from fedadamw.experiment import put, read
+from fedadamw.metrics import label
 from fedadamw.study.compare import RUNS, held
 from fedadamw.study.plan import check_given, check_single, jobs_for, plan, single
+from fedadamw.study.results import distinct
 from fedadamw.study.search import VALIDATION, Search, journal, path_of
 from fedadamw.study.show import Show
 from fedadamw.study.workers import TICK_S, Ended, Workers
@@ -141,9 +143,10 @@ def _write(recipe: str, given: Iterable[tuple[str, Any]], searches: Sequence[Sea
     return path
 
 
-def table(history: Iterable[Mapping[str, Any]]) -> str:
-    """Every stage as a row of Markdown: the values that were tried, with their held-out accuracy."""
-    lines = ["| algorithm | setting | best | tried: held-out accuracy |", "| --- | --- | ---: | --- |"]
+def table(history: Sequence[Mapping[str, Any]]) -> str:
+    """Every stage as a row of Markdown: the values that were tried, with their held-out scores."""
+    metric = distinct(label(stage["metric"]) for stage in history) or "score"
+    lines = [f"| algorithm | setting | best | tried: held-out {metric} |", "| --- | --- | ---: | --- |"]
     for stage in history:
         tried = ", ".join(f"{t['value']:g}: {_outcome(t)}" for t in stage["trials"])
         edge = " (at the edge of what was tried)" if stage["at_edge"] else ""
@@ -153,10 +156,10 @@ def table(history: Iterable[Mapping[str, Any]]) -> str:
 
 def _outcome(trial: Mapping[str, Any]) -> str:
     if trial["state"] == "complete":
-        return f"{trial['accuracy']:.1%}"
+        return f"{trial['score']:.1%}"
     if trial["state"] == "failed":
         return "failed"
-    return "stopped early" if trial["accuracy"] is None else f"stopped early at {trial['accuracy']:.1%}"
+    return "stopped early" if trial["score"] is None else f"stopped early at {trial['score']:.1%}"
 
 
 def _is_own(path: str) -> bool:

@@ -1,0 +1,60 @@
+"""`fedadamw export` and `eval`: what is done with a model once it is trained."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedadamw.cli.app import Settings, app
+
+Where = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+
+
+@app.command("export", short_help="Write a trained model for transformers and peft.")
+def export_command(
+    run: Where,
+    to: Annotated[Path, typer.Option(help="The new folder.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Adapters merged into a whole model.")] = False,  # noqa: FBT002
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to this repository of the hub, too.")
+    ] = None,
+) -> None:
+    """Write the model of a run's last checkpoint as a folder that from_pretrained loads, with a model card.
+
+    \b
+    fedadamw export runs/sst2 --to sst2-adapter
+    fedadamw export runs/sst2 --to sst2-model --merged --push me/sst2-model
+    """
+    from fedadamw.export import export
+    from fedadamw.export import push as upload
+    from fedadamw.trained import of_run
+
+    what = export(of_run(run), to, merged=merged)
+    typer.echo(f"{to}: {what}, README.md (model card), fedadamw.json (settings)")
+    if push is not None:
+        typer.echo(upload(to, push))
+
+
+@app.command("eval", short_help="Evaluate a run's or an exported model.")
+def eval_command(
+    where: Annotated[Path, typer.Argument(metavar="RUN_OR_DIR", help="A run's folder, or a model's.")],
+    data: Annotated[str | None, typer.Option(help="Another folder, file or hub id to evaluate on.")] = None,
+    split: Annotated[str | None, typer.Option(help="The split of it, such as validation_mismatched.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Evaluate a trained model on held-out samples: those of its run, or others.
+
+    \b
+    fedadamw eval runs/sst2
+    fedadamw eval sst2-adapter --data ../data/glue-sst2 --split validation
+    fedadamw eval ./any-classifier --data reviews.csv -s data.task=text
+    """
+    from fedadamw.experiment import parsed
+    from fedadamw.tables import print_evaluation
+    from fedadamw.trained import evaluate, opened
+
+    given = [parsed(setting) for setting in settings or ()]
+    given += [("data.source", data), ("data.test_source", None), ("data.validation", 0.0)] if data is not None else []
+    given += [("data.test_split", split)] if split is not None else []
+    found = opened(where, given)
+    print_evaluation(*evaluate(found))

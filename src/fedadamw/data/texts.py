@@ -1,0 +1,242 @@
+"""Texts as token numbers: labelled texts and pairs of them, tokenised once and kept in the cache of `datasets`."""
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+from fedadamw.data.sources import Array, check_columns, classes_of, find_label_column, groups_of, labels_of
+from fedadamw.validation import InputError, check
+
+Rows = Mapping[str, list[Any]]  # columns of some rows
+VERSION = 1  # of what `tokenised` leaves in the cache
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """One split of tokenised texts, one after the other in one array."""
+
+    tokens: Array  # (total,) int32
+    marks: Array  # (total,) int8: token types of a classifier; in a language model 1 for what is to be learned
+    starts: Array  # (n + 1,) int64, where each text begins; last, the total
+    labels: Array  # (n,) int64; of numbers to be predicted, the bins that they fall in
+    classes: tuple[str, ...]
+    targets: Array | None = None  # (n,) float32 numbers to be predicted, in place of classes
+    edges: tuple[float, ...] | None = None  # of the bins of such numbers
+    groups: Array | None = None  # (n,) natural clients, where a column of the data names them
+    rows: Array | None = None  # (n,) of the data, where several samples may come from one
+    truncated: int = 0  # texts of the whole split that were longer than the model takes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> Array:
+        """Tokens of each text, (n,)."""
+        return np.diff(self.starts)
+
+    def take(self, samples: Array) -> "Texts":
+        """The given samples only."""
+        lengths = self.lengths[samples]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.repeat(self.starts[:-1][samples] - starts[:-1], lengths) + np.arange(starts[-1])
+        targets, groups = (None if a is None else a[samples] for a in (self.targets, self.groups))
+        return Texts(
+            self.tokens[places],
+            self.marks[places],
+            starts,
+            self.labels[samples],
+            self.classes,
+            targets,
+            self.edges,
+            groups,
+            None if self.rows is None else self.rows[samples],
+            self.truncated,
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of every token and label."""
+        digest = hashlib.sha256()
+        targets = self.labels if self.targets is None else self.targets
+        for array in (self.tokens, self.marks, self.starts, targets):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
+
+
+def text_column(source: str, split: "Dataset", named: str | None, others: Collection[str | None] = ()) -> str:
+    """The column of text: the one `named`, or `text`, or `sentence`, or the only one with words besides `others`."""
+    check_columns(source, split, (named,))
+    if named:
+        return named
+    kinds = ("string", "large_string")
+    words: list[str] = [n for n, f in split.features.items() if getattr(f, "dtype", None) in kinds and n not in others]
+    for name in ("text", "sentence"):
+        if name in words:
+            return name
+    if len(words) == 1:
+        return words[0]
+    found = f"several columns with words ({', '.join(words)})" if words else "no column of text"
+    raise InputError(
+        f"data.source={source!r}: {found} among {', '.join(split.features)}; name the text with data.text_column"
+    )
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Reads labelled texts, or pairs of them, from splits of one data set."""
+
+    source: str
+    columns: tuple[str, ...]
+    label: str
+    group: str | None
+    tokenizer: Any
+    max_length: int
+    classes: tuple[str, ...]
+    edges: tuple[float, ...] | None  # of the bins, where numbers are to be predicted
+
+    @staticmethod
+    def of(
+        source: str,
+        train: "Dataset",
+        columns: tuple[str, ...],
+        *,
+        label: str | None,
+        group: str | None,
+        tokenizer: Any,
+        max_length: int,
+        classes: tuple[str, ...] | None = None,
+        edges: tuple[float, ...] | None = None,
+    ) -> "Labelled":
+        """As the training split has them: whole numbers and words are classes, other numbers are to be predicted.
+
+        classes, edges: known from an earlier training split, in place of this one's.
+        """
+        label = label or find_label_column(train)
+        if label is None:
+            raise InputError(
+                f"data.source={source!r}: no label column found among {', '.join(train.features)}; "
+                "name it with data.label_column"
+            )
+        check_columns(source, train, (*columns, label, group))
+        if classes is None and getattr(train.features[label], "dtype", "").startswith("float"):
+            edges, classes = _bins(train, label)
+        return Labelled(
+            source, columns, label, group, tokenizer, max_length, classes or classes_of(train, label), edges
+        )
+
+    def texts(self, split: "Dataset") -> Texts:
+        """The texts of a split, tokenised, with their labels."""
+        check_columns(self.source, split, (*self.columns, self.label))
+        encode = _encoder(self.tokenizer, self.columns, self.max_length)
+        tokens, marks, starts, cut, _ = tokenised(split, self.tokenizer, encode)
+        if self.edges is None:
+            labels, targets = labels_of(split, self.label, self.classes), None
+        else:
+            targets = _numbers(split, self.label)
+            labels = np.searchsorted(np.asarray(self.edges, dtype=np.float32), targets)
+        groups = groups_of(split, self.group)
+        return Texts(tokens, marks, starts, labels, self.classes, targets, self.edges, groups, None, int(cut.sum()))
+
+
+def _numbers(split: "Dataset", column: str) -> Array:
+    """A column of numbers (n,) float32; InputError where one is none."""
+    values = np.asarray(split[column][:], dtype=np.float32)
+    wrong = np.flatnonzero(~np.isfinite(values))
+    check(len(wrong) == 0, f"column {column!r} holds no number in row {int(wrong[:1].sum()) + 1:,} of {len(values):,}")
+    return values
+
+
+def _bins(train: "Dataset", column: str) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Up to five bins of as many training samples each, and their names: what a partition takes for classes."""
+    edges = tuple(float(e) for e in np.unique(np.quantile(_numbers(train, column), (0.2, 0.4, 0.6, 0.8))))
+    ends = [f"{edge:.3g}" for edge in edges]
+    return edges, tuple(f"{a} to {b}" for a, b in zip(["lowest", *ends], [*ends, "highest"], strict=True))
+
+
+Encoder = Callable[[Rows], dict[str, list[Any]]]
+
+
+def _encoder(tokenizer: Any, columns: tuple[str, ...], max_length: int) -> Encoder:
+    """From rows of text to their tokens, and whether each was cut."""
+
+    def encode(rows: Rows) -> dict[str, list[Any]]:
+        texts = [words(rows, column) for column in columns]
+        found = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+        tokens = found["input_ids"]
+        types = found.get("token_type_ids") or [[0] * len(t) for t in tokens]
+        return {"tokens": tokens, "marks": types, "cut": [bool(e.overflowing) for e in found.encodings]}
+
+    return encode
+
+
+def words(rows: Rows, column: str) -> list[str]:
+    """A column of text; InputError where a row holds none."""
+    for value in rows[column]:
+        if not isinstance(value, str):
+            raise InputError(f"column {column!r} holds {value!r} where a text is wanted")
+    return rows[column]
+
+
+def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> tuple[Array, Array, Array, Array, Array]:
+    """(tokens, marks, starts, whether each text was cut, its row): `encode` done once for each split and kept.
+
+    What `encode` closes over must be words and numbers, besides the tokenizer: they tell what is in the cache.
+    """
+    import datasets
+
+    own = [c.cell_contents for c in encode.__closure__ or () if c.cell_contents is not tokenizer]
+    about = f"{VERSION} {split._fingerprint} {encode.__qualname__} {own} {_digest(tokenizer)}"
+    features = datasets.Features(
+        {
+            "tokens": datasets.List(datasets.Value("int32")),
+            "marks": datasets.List(datasets.Value("int8")),
+            "cut": datasets.Value("bool"),
+            "row": datasets.Value("int64"),
+        }
+    )
+
+    def with_rows(rows: Rows, numbers: list[int]) -> dict[str, list[Any]]:
+        found = encode(rows)
+        found["row"] = [numbers[i] for i in found.pop("of", range(len(numbers)))]
+        return found
+
+    done = split.map(
+        with_rows,
+        batched=True,
+        with_indices=True,
+        remove_columns=split.column_names,
+        features=features,
+        new_fingerprint=hashlib.sha256(about.encode()).hexdigest()[:16],
+    )
+    tokens, starts = _ragged(done, "tokens", np.int32)
+    marks, _ = _ragged(done, "marks", np.int8)
+    rows = np.asarray(done["row"][:], dtype=np.int64)
+    return tokens, marks, starts, np.asarray(done["cut"][:], dtype=bool), rows
+
+
+def _ragged(split: "Dataset", column: str, dtype: Any) -> tuple[Array, Array]:
+    """A column of lists as all their numbers, and where each list begins."""
+    parts = split.data.column(column).chunks
+    numbers = [np.asarray(part.flatten(), dtype=dtype) for part in parts]
+    lengths = [np.diff(np.asarray(part.offsets, dtype=np.int64)) for part in parts]
+    starts = np.concatenate([[0], np.cumsum(np.concatenate([*lengths, np.zeros(0, np.int64)]))])
+    return np.concatenate([*numbers, np.zeros(0, dtype)]), starts.astype(np.int64)
+
+
+def _digest(tokenizer: Any) -> str:
+    """What tells one tokenizer from another: its rules, words and chat template, not how it was last called."""
+    import json
+
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules.pop("truncation", None)
+    rules.pop("padding", None)
+    names = ("chat_template", "eos_token", "model_input_names", "truncation_side", "special_tokens_map")
+    text = json.dumps([rules, *(getattr(tokenizer, name, None) for name in names)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,38 @@
+"""What is measured on the held-out set, by name: which metric is the main one, and how each is shown."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Metrics = Mapping[str, float | None]  # of one evaluation, the main one first; None: its number was not finite
+Record = Mapping[str, Any]  # one round, as metrics.jsonl has it
+
+LABELS = {"f1": "F1", "matthews": "Matthews", "spearman": "Spearman", "pearson": "Pearson"}  # the others as they are
+
+
+def main(records: Iterable[Record]) -> str:
+    """The main metric's name, of the first record with an evaluation."""
+    first: Metrics = next(record["test_metrics"] for record in records if record["test_metrics"])
+    return next(iter(first))
+
+
+def score(record: Record) -> float | None:
+    """The main metric's value, None in a round without an evaluation."""
+    return next(iter((record["test_metrics"] or {}).values()), None)
+
+
+def label(name: str) -> str:
+    """A metric's name as it stands in a sentence."""
+    return LABELS.get(name, name)
+
+
+def shown(name: str, value: float | None) -> str:
+    """A metric's value in words: a perplexity as it is, any other in percent."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if name == "perplexity" else f"{value:.2%}"
+
+
+def in_words(metrics: Metrics) -> str:
+    """The main metric of an evaluation: `accuracy 93.20%`."""
+    name, value = next(iter(metrics.items()))
+    return f"{label(name)} {shown(name, value)}"

@@ -1,0 +1,84 @@
+"""Loading models and tokenizers by a hub id, a folder, or a folder inside an installed package."""
+
+import logging
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+
+from fedadamw.validation import InputError, check
+
+PACKAGE = "package:"
+Built = TypeVar("Built")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model's name is one of the hub (owner/name), not a folder's and not one of this package's."""
+    return "/" in name and not name.startswith((".", "/", "~", PACKAGE))
+
+
+def place_of(setting: str, name: str) -> str:
+    """A folder's path, or the hub id; `package:name/folder` is a folder inside an installed package."""
+    if name.startswith(PACKAGE):
+        package, _, inside = name.removeprefix(PACKAGE).partition("/")
+        found = find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            raise InputError(f"{setting}={name!r}: no package {package!r} is installed (pip install {package})")
+        path = Path(found.submodule_search_locations[0]) / inside
+    elif name.startswith((".", "/", "~")):
+        path = Path(name).expanduser()
+    else:
+        check(bool(name.strip("/")), f"{setting}={name!r}: give a folder (./path) or a hub id (owner/name)")
+        return name
+    check(path.is_dir(), f"{setting}={name!r}: no such folder")
+    return str(path)
+
+
+def loaded(setting: str, name: str, load: Callable[[str], Built]) -> Built:
+    """`load(place)` of the model or tokenizer `name`; what fails becomes one InputError."""
+    quiet_libraries()
+    place = place_of(setting, name)
+    try:
+        return load(place)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"{setting}={name!r} could not be loaded: {_first_line(error)}") from error
+
+
+def pretrained(kind: Any, place: str, config: Any) -> tuple[Any, list[str]]:
+    """A model of class `kind` with its weights in float32; and the modules whose weights are fresh, not from there.
+
+    A head of another shape is among these.
+    """
+    model, found = kind.from_pretrained(
+        place,
+        config=config,
+        ignore_mismatched_sizes=True,  # a fresh head
+        use_safetensors=True,  # a .bin file can run code when it is loaded
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    fresh = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
+    return model, sorted({key.rpartition(".")[0] for key in fresh} - {""})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def quiet_libraries() -> None:
+    """transformers announces a fresh head and every image processor that would like torchvision; the hub, retries."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    for library in ("transformers", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def initial(build: Callable[[], Built], seed: int) -> Built:
+    """`build()` with torch's global generator at `seed`, which is put back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()

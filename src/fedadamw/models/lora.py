@@ -1,0 +1,164 @@
+"""LoRA (arXiv 2106.09685) through peft: which layers are adapted, what is trained, and the exact mean of B A."""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from fedadamw.block_names import HEAD, TOP_LEVEL_HEAD
+from fedadamw.validation import InputError, check
+from fedadamw.vector import Layout, Vector, bind
+
+ADAPTER = "default"  # peft's name of the one adapter
+
+
+class Lora(BaseModel):
+    """LoRA's settings, as peft names them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    r: int = Field(default=16, ge=1, description="rank of the adapters")
+    alpha: float = Field(default=32, gt=0, description="an adapter counts alpha / r times")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="of an adapter's inputs")
+    target_modules: tuple[str, ...] | None = Field(
+        default=None, description="names of the layers to adapt (query, value, ...); peft's choice where not set"
+    )
+    aggregate: Literal["factors", "frozen-a", "exact"] = Field(
+        default="factors",
+        description="factors: the means of A and of B; frozen-a: B alone is trained and sent; "
+        "exact: the mean of B A, folded into the base",
+    )
+
+
+def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:
+    """`model` with adapters on the layers that `lora` names; all else is frozen but a classifier's head.
+
+    task_type: peft's (SEQ_CLS, CAUSAL_LM), which a saved adapter is loaded by. fresh: modules whose weights come from
+    nowhere, which are trained like a head.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise InputError("lora needs peft: pip install 'fedadamw[lora]'") from None
+    heads = [] if task_type == "CAUSAL_LM" else [n for n, _ in model.named_children() if n in HEAD | TOP_LEVEL_HEAD]
+    heads += [name for name in fresh if name.split(".")[0] not in heads]
+    _check_targets(model, lora.target_modules, heads)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=None if lora.target_modules is None else list(lora.target_modules),
+        exclude_modules=rf"({'|'.join(map(re.escape, heads))})(\..*)?" if heads else None,
+        task_type=task_type,
+        modules_to_save=heads or None,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="fan_in_fan_out is set to False"
+        )  # it sees a transposed Conv1D itself
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # which is checked below
+        try:
+            found = get_peft_model(model, config)
+        except ValueError as error:
+            raise InputError(f"lora.target_modules: {' '.join(str(error).split())}") from None
+    _check_ties(found)
+    if lora.aggregate == "frozen-a":
+        for name, parameter in found.named_parameters():
+            if "lora_A" in name or "lora_embedding_A" in name:
+                parameter.requires_grad_(requires_grad=False)
+    return found  # type: ignore[no-any-return]
+
+
+def _check_targets(model: nn.Module, targets: Sequence[str] | None, heads: Sequence[str]) -> None:
+    """Raise InputError where one of `targets` names no layer of `model`, with the names that there are."""
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if not any(name == head or name.startswith(f"{head}.") for head in heads)
+        and (isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d) or _is_conv1d(module))
+    ]
+    for target in targets or ():
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            words = sorted({name.rsplit(".", 1)[-1] for name in layers})
+            there = ", ".join(word for word in words if not word.isdigit())
+            raise InputError(f"lora.target_modules: {target!r} matches no layer; there are {there}")
+
+
+def _check_ties(model: nn.Module) -> None:
+    """Raise InputError where an adapted weight is another module's too: the other would not have what is added."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    tied = next(
+        (shared for shared in names.values() if len(shared) > 1 and any("base_layer" in n for n in shared)), None
+    )
+    if tied is not None:
+        adapted_one, other = sorted(tied, key=lambda name: "base_layer" not in name)[:2]
+        raise InputError(f"lora.target_modules: {adapted_one} is tied to {other}; leave it out")
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+class _Layer(NamedTuple):
+    """One adapted layer: where its factors are among the trainable numbers, and the weight that they add to."""
+
+    a: str
+    b: str
+    scaling: float
+    transposed: bool  # the weight is (in, out), as Conv1D keeps it
+    weight: nn.Parameter
+
+
+class Folding:
+    """The exact mean of what adapters add: sum_i w_i s B_i A_i goes into the frozen weights, and B starts at 0 again.
+
+    The mean of the A's times the mean of the B's is something else. A round keeps the mean of the A's as its next A.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = list(_layers(model))
+        check(bool(self._layers), "lora.aggregate='exact' needs adapters of linear layers")
+        self._layout = Layout.of(model)
+        weights = {layer.a: layer.weight for layer in self._layers}
+        self._weights = Layout.named(weights)
+        self.base: Vector = self._weights.flatten(weights)  # (w,) the frozen weights as the module has them
+        bind(weights, self.base)
+
+    def load(self, base: Vector) -> None:
+        """Put frozen weights (w,) into the module."""
+        self.base.copy_(base)
+
+    def product(self, y: Vector) -> Vector:
+        """What the adapters of the models `y` (..., d) add to the frozen weights, (..., w)."""
+        named = self._layout.views(y)
+        parts = []
+        for layer in self._layers:
+            added = layer.scaling * (named[layer.b] @ named[layer.a])
+            parts.append((added.transpose(-1, -2) if layer.transposed else added).flatten(-2))
+        return torch.cat(parts, -1)
+
+    def restarted(self, x: Vector) -> Vector:
+        """`x` (d,) with every B at 0: what it added is in the base."""
+        found = x.clone()
+        named = self._layout.views(found)
+        for layer in self._layers:
+            named[layer.b].zero_()
+        return found
+
+
+def _layers(model: nn.Module) -> Iterator[_Layer]:
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            weight: Any = module.get_base_layer().weight
+            linear = ADAPTER in module.lora_A and isinstance(module.lora_A[ADAPTER], nn.Linear)
+            check(linear, f"lora.aggregate='exact' knows adapters of linear layers; {name} is none")
+            a, b = (f"{name}.{factor}.{ADAPTER}.weight" for factor in ("lora_A", "lora_B"))
+            yield _Layer(a, b, module.scaling[ADAPTER], bool(getattr(module, "fan_in_fan_out", False)), weight)

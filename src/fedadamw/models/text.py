@@ -1,0 +1,205 @@
+"""Text classifiers and language models of transformers, with their tokenizers: any hub id or folder."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedadamw.models.loading import loaded, pretrained
+from fedadamw.validation import InputError, check
+
+Mask = Literal["4d", "none", "2d"]
+NO_LIMIT = 10**6  # a tokenizer that knows no limit says a number beyond this
+
+
+class Form(NamedTuple):
+    """How texts are given to a model."""
+
+    pad: int  # the number of the token that fills up
+    max_length: int  # tokens
+    mask: Mask = "none"  # 4d: (n, 1, 1, length), ready for attention; none: what fills up comes last, and is not seen
+    types: bool = False  # whether it is told which sentence a token belongs to
+
+    def inputs(self, ids: Tensor, types: Tensor, real: Tensor) -> tuple[Tensor, ...]:
+        """What the model takes, of token numbers, types and whether they are real, (n, length) each."""
+        masks = {"4d": (real[:, None, None, :],), "none": (), "2d": (real.long(),)}[self.mask]
+        return (ids, *masks, *((types.long(),) if self.types else ()))
+
+    def logits(self, model: Any, inputs: Sequence[Tensor], **settings: Any) -> Tensor:
+        """What the model says of such inputs; `settings` of its call."""
+        names = ["input_ids", *(["attention_mask"] if self.mask != "none" else []), "token_type_ids"]
+        out = model(**dict(zip(names, inputs, strict=False)), **settings)
+        return out.logits  # type: ignore[no-any-return]
+
+
+class Text(NamedTuple):
+    """A model of texts, and how they are given to it."""
+
+    model: nn.Module
+    form: Form
+    fresh: Sequence[str] = ()  # modules whose weights are not from where the others are
+
+
+def tokenizer_of(model: str, tokenizer: str | None = None, pad_token: str | None = None) -> Any:
+    """The tokenizer of a model's hub id or folder, or the one of `tokenizer`; `pad_token`: what it fills up with."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    setting, name = ("model.name", model) if tokenizer is None else ("model.tokenizer", tokenizer)
+    # a folder of nothing but words and rules does not say what they are: the model's configuration does
+    config = None if tokenizer is None else loaded("model.name", model, AutoConfig.from_pretrained)
+    found = loaded(setting, name, lambda place: AutoTokenizer.from_pretrained(place, config=config))
+    check(found.is_fast, f"{setting}={name!r}: its tokenizer has no fast form (tokenizer.json)")
+    if pad_token is not None:
+        check(
+            pad_token in found.get_vocab(),
+            f"model.pad_token={pad_token!r} is not among the {len(found):,} tokens that there are",
+        )
+        found.pad_token = pad_token
+    return found
+
+
+def classifier(
+    name: str,
+    classes: Sequence[str],
+    tokenizer: Any,
+    max_length: int,
+    *,
+    numbers: bool = False,
+    fresh: bool = False,
+) -> Text:
+    """A text classifier with a fresh head where it has none for these classes.
+
+    numbers: it predicts a number in place of a class. fresh: the configuration's shape with fresh weights.
+    """
+    from transformers import AutoModelForSequenceClassification as Auto
+
+    if tokenizer.pad_token_id is None:
+        raise InputError(
+            f"model.name={name!r}: its tokenizer has no token to fill up with; name one of its own with "
+            f"model.pad_token{f', such as {tokenizer.eos_token}' if tokenizer.eos_token else ''}"
+        )
+    _check_padding(name, tokenizer)
+    labels: dict[str, Any] = {"num_labels": 1}
+    if not numbers:
+        labels = {"id2label": dict(enumerate(classes)), "label2id": {c: i for i, c in enumerate(classes)}}
+    model, own, config = _model(Auto, name, fresh, pad_token_id=tokenizer.pad_token_id, **labels)
+    types = "token_type_ids" in tokenizer.model_input_names and getattr(config, "type_vocab_size", 0) > 1
+    form = Form(tokenizer.pad_token_id, max_length, types=types)
+    _check_words(name, model, tokenizer)
+    return Text(model, form._replace(mask=_mask(name, model, form)), own)
+
+
+def causal(name: str, tokenizer: Any, max_length: int, *, fresh: bool = False) -> Text:
+    """A language model that predicts the next token."""
+    from transformers import AutoModelForCausalLM
+
+    model, own, _ = _model(AutoModelForCausalLM, name, fresh)
+    _check_words(name, model, tokenizer)
+    _check_causal(name, model)
+    return Text(model, Form(tokenizer.pad_token_id or 0, max_length), own)
+
+
+def _model(auto: Any, name: str, fresh: bool, **settings: Any) -> tuple[Any, list[str], Any]:  # noqa: FBT001
+    """The model, the modules whose weights are fresh in it, and its configuration."""
+    from transformers import AutoConfig
+
+    config = loaded("model.name", name, lambda place: AutoConfig.from_pretrained(place, **settings))
+
+    if fresh:
+        return loaded("model.name", name, lambda _: auto.from_config(config, dtype=torch.float32)), [], config
+    return *loaded("model.name", name, lambda place: pretrained(auto, place, config)), config
+
+
+def max_length_of(name: str, tokenizer: Any, wanted: int | None) -> int:
+    """Tokens of the longest text: `wanted`, or what the positions and the tokenizer allow; no weights are read."""
+    from transformers import AutoConfig
+
+    config = loaded("model.name", name, AutoConfig.from_pretrained)
+    positions = _padded_positions(name, config) or getattr(config, "max_position_embeddings", None)
+    if wanted is None:
+        limits = [n for n in (positions, tokenizer.model_max_length) if n is not None and n < NO_LIMIT]
+        return min(limits, default=512)
+    check(positions is None or wanted <= positions, f"data.max_length={wanted}: {name!r} takes {positions} tokens")
+    return wanted
+
+
+def _check_padding(name: str, tokenizer: Any) -> None:
+    """Raise InputError where another padding than its own would move a model's positions."""
+    from transformers import AutoConfig
+
+    config = loaded("model.name", name, AutoConfig.from_pretrained)
+    own = getattr(config, "pad_token_id", None)
+    moved = own is not None and own != tokenizer.pad_token_id and _padded_positions(name, config) is not None
+    check(not moved, f"model.pad_token={tokenizer.pad_token!r}: {name!r} counts positions from its own, token {own}")
+
+
+def _padded_positions(name: str, config: Any) -> int | None:
+    """Positions of a model that counts them from after the padding's number, as RoBERTa does; None for others."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        skeleton = loaded("model.name", name, lambda _: AutoModel.from_config(config))
+    for path, module in skeleton.named_modules():
+        if path.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return None
+
+
+def _check_words(name: str, model: Any, tokenizer: Any) -> None:
+    """Raise InputError where the tokenizer's words cannot be the model's: more of them, or not half as many."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    check(
+        rows // 2 < len(tokenizer) <= rows,
+        f"model.name={name!r}: its tokenizer knows {len(tokenizer):,} tokens, the model {rows:,}: they are not of one "
+        "model; name the right one with model.tokenizer",
+    )
+
+
+def _check_causal(name: str, model: Any) -> None:
+    """Raise InputError where a later token changes what the model says of the earlier ones."""
+    words = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(8)[None] * 7 % words
+    other = ids.clone()
+    other[:, -1] = (ids[:, -1] + 3) % words
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        a, b = (model(input_ids=i).logits[:, :-1] for i in (ids, other))
+    model.train(training)
+    check(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-5),
+        f"model.name={name!r}: it sees later tokens, so it cannot predict the next",
+    )
+
+
+def _mask(name: str, model: nn.Module, form: Form) -> Mask:
+    """The first kind of mask under which what fills up a text changes nothing, found in a trial."""
+    training = model.training
+    model.eval()
+    words: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    ids = torch.arange(2 * 8).view(2, 8) * 7 % (words - 1)
+    ids = torch.where(ids == form.pad, (form.pad + 1) % words, ids)
+    real = torch.tensor([[1] * 8, [1] * 5 + [0] * 3], dtype=torch.bool)
+    short = torch.where(real, ids, form.pad)
+    types = torch.zeros_like(ids)
+    try:
+        with torch.no_grad():
+            alone = [form._replace(mask="none").inputs(i[:, :n], i[:, :n] * 0, i[:, :n]) for i, n in _each(ids)]
+            expected = torch.cat([form._replace(mask="none").logits(model, inputs) for inputs in alone])
+            kinds: tuple[Mask, ...] = ("4d", "none", "2d")
+            for kind in kinds:
+                tried = form._replace(mask=kind)
+                found = tried.logits(model, tried.inputs(short, types, real))
+                if torch.allclose(found, expected, rtol=1e-3, atol=1e-5):
+                    return kind
+    except (ValueError, IndexError, TypeError) as error:
+        why = str(error).splitlines()[0]
+        raise InputError(f"model.name={name!r}: does not take two short texts ({why})") from error
+    finally:
+        model.train(training)
+    raise InputError(f"model.name={name!r}: what fills up a short text changes what the model says of it")
+
+
+def _each(ids: Tensor) -> list[tuple[Tensor, int]]:
+    return [(ids[:1], 8), (ids[1:], 5)]

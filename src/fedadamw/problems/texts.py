@@ -1,0 +1,143 @@
+"""Classes of texts, numbers predicted of them, and their next tokens."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fedadamw.data import glue
+from fedadamw.data.dialogues import Dialogues
+from fedadamw.data.scoring import REGRESSION
+from fedadamw.data.sources import find_label_column, held_out_split, read, read_held_out
+from fedadamw.data.text_batches import LanguageTask, TextTask
+from fedadamw.data.texts import Labelled, Texts, text_column
+from fedadamw.engine.randomness import Purpose, torch_seed
+from fedadamw.engine.task import Task
+from fedadamw.experiment import LANGUAGE, Data, Experiment
+from fedadamw.models import text, vision
+from fedadamw.models.loading import initial
+from fedadamw.models.lora import adapted
+from fedadamw.problems import Learned
+from fedadamw.validation import InputError, check
+
+DIGITS = Data().source
+
+
+def tokenizer_of(experiment: Experiment) -> Any:
+    """The model's tokenizer, or the one that the experiment names."""
+    m = experiment.model
+    if m.name in vision.NAMES:
+        task = experiment.data.task
+        raise InputError(f"model.name={m.name!r} classifies images; data.task={task!r} takes a text model")
+    return text.tokenizer_of(m.name, m.tokenizer, m.pad_token)
+
+
+def load(experiment: Experiment) -> tuple[Texts, Texts]:
+    """The training and held-out texts that the experiment names, as its tokenizer's tokens.
+
+    With data.validation the second is empty.
+    """
+    data, (source, config) = experiment.data, _source(experiment.data)
+    splits = read(source, config, data.test_source)
+    reader = _reader(experiment, source, splits["train"])
+    train = reader.texts(splits["train"])
+    _warn_of_cut(train, "training", reader.max_length)
+    if data.validation:
+        return train, train.take(train.labels[:0])
+    usual = _usual_split(data)
+    wanted = data.test_split or (usual if usual in splits and data.test_source is None else None)
+    test = reader.texts(splits[held_out_split(source, splits, wanted)])
+    _warn_of_cut(test, "held-out", reader.max_length)
+    return train, test
+
+
+def held_out(experiment: Experiment, about: Mapping[str, Any]) -> Texts:
+    """The held-out texts alone, with the classes that `build` told about."""
+    data, (source, config) = experiment.data, _source(experiment.data)
+    split = read_held_out(source, config, data.test_source, data.test_split, _usual_split(data))
+    edges = about["edges"]
+    reader = _reader(experiment, source, split, classes=tuple(about["classes"]), edges=edges and tuple(edges))
+    found = reader.texts(split)
+    _warn_of_cut(found, "held-out", reader.max_length)
+    return found
+
+
+def _source(data: Data) -> tuple[str, str | None]:
+    """Where the data is, and its configuration there: GLUE's own for its tasks."""
+    known = data.task in glue.TASKS
+    check(known or data.source != DIGITS, f"data.task={data.task!r} needs data.source: a folder, a file or a hub id")
+    source = glue.HUB_ID if data.source == DIGITS else data.source
+    return source, data.task if known and source == glue.HUB_ID and data.config is None else data.config
+
+
+def _usual_split(data: Data) -> str | None:
+    """The held-out split of a task of GLUE."""
+    return glue.TASKS[data.task].test_split if data.task in glue.TASKS else None
+
+
+def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> Labelled | Dialogues:
+    """What reads the experiment's columns; its classes are `known`, or the training split's."""
+    data = experiment.data
+    tokenizer = tokenizer_of(experiment)
+    common: dict[str, Any] = {
+        "label": data.label_column,
+        "group": experiment.partition.column,
+        "tokenizer": tokenizer,
+        "max_length": text.max_length_of(experiment.model.name, tokenizer, data.max_length),
+    }
+    if data.task == LANGUAGE:
+        reader = Dialogues(source, data.text_column, data.prompt_column, data.response_column, **common)
+        return reader if known else reader.of(train)
+    task, pair = glue.TASKS.get(data.task), data.text_pair_column
+    if task and not (data.text_column or pair):
+        columns: tuple[str, ...] = task.columns
+    else:
+        label = data.label_column or find_label_column(train)
+        first = text_column(source, train, data.text_column, (label, pair, experiment.partition.column))
+        columns = (first, pair) if pair else (first,)
+    return Labelled.of(source, train, columns, **common, **known)
+
+
+def _warn_of_cut(texts: Texts, which: str, max_length: int) -> None:
+    if texts.truncated:
+        warnings.warn(
+            f"{texts.truncated:,} of {len(texts):,} {which} texts are longer than {max_length} tokens and were cut",
+            stacklevel=2,
+        )
+
+
+def build(experiment: Experiment, train: Texts, test: Texts, device: torch.device) -> Learned:
+    """The model on `device`, and its task."""
+    about: dict[str, Any] = {"classes": train.classes, "edges": train.edges, "cut": [train.truncated, test.truncated]}
+    built = model_of(experiment, about)
+    return Learned(built.model.to(device), task_of(experiment, built.form, train, test, device), about)
+
+
+def task_of(experiment: Experiment, form: text.Form, train: Texts, test: Texts, device: torch.device) -> Task:
+    """What is learned of the texts."""
+    if experiment.data.task == LANGUAGE:
+        return LanguageTask(train, test, form, device=device)
+    task, numbers = glue.TASKS.get(experiment.data.task), train.targets is not None
+    fits = task is None or (task.metrics[0] in REGRESSION) == numbers
+    kinds = ("fractions", "classes") if numbers else ("classes", "fractions")
+    check(fits, f"data.task={experiment.data.task!r}: the labels are {kinds[0]}, where {kinds[1]} are wanted")
+    return TextTask(train, test, form, device=device, metrics=task.metrics if task else None)
+
+
+def model_of(experiment: Experiment, about: Mapping[str, Any]) -> text.Text:
+    """The model, whose fresh weights depend on the seed alone."""
+    m, lora, language = experiment.model, experiment.lora, experiment.data.task == LANGUAGE
+    tokenizer = tokenizer_of(experiment)
+    max_length = text.max_length_of(m.name, tokenizer, experiment.data.max_length)
+    numbers = about["edges"] is not None
+
+    def build() -> text.Text:
+        if language:
+            built = text.causal(m.name, tokenizer, max_length, fresh=m.fresh)
+        else:
+            built = text.classifier(m.name, about["classes"], tokenizer, max_length, numbers=numbers, fresh=m.fresh)
+        kind = "CAUSAL_LM" if language else "SEQ_CLS"
+        return built if lora is None else built._replace(model=adapted(built.model, lora, kind, built.fresh))
+
+    return initial(build, torch_seed(experiment.seed, Purpose.INITIAL_MODEL))

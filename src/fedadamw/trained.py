@@ -1,0 +1,160 @@
+"""A model that a run has trained, built again from its folder; or one that was exported, or anybody's."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedadamw import checkpoint
+from fedadamw.data.images import Images
+from fedadamw.data.texts import Texts
+from fedadamw.engine.client import autocast
+from fedadamw.engine.task import Evaluation, Task
+from fedadamw.experiment import Experiment, assemble, load, parse
+from fedadamw.models.lora import Folding
+from fedadamw.models.text import Text
+from fedadamw.models.vision import Vision
+from fedadamw.prepare import device_of, samples_of
+from fedadamw.problems import images, texts
+from fedadamw.run_folder import RunFolder
+from fedadamw.validation import InputError, check
+from fedadamw.vector import Layout, statistics, trainable
+
+FACTS = "fedadamw.json"  # in an exported folder: the run's settings and what is known of its data
+
+
+class Trained(NamedTuple):
+    """A model with its weights, and all that evaluating or exporting it needs."""
+
+    experiment: Experiment
+    built: Text | Vision
+    about: Mapping[str, Any]  # of the data: see problems
+    facts: Mapping[str, Any]  # the run's manifest; {} of somebody else's model
+    records: list[dict[str, Any]]
+    other_data: bool  # than the run's own held-out samples is to be evaluated on
+
+    @property
+    def model(self) -> nn.Module:
+        """The module, its weights in place."""
+        return self.built.model
+
+
+def opened(path: Path, given: list[tuple[str, Any]]) -> Trained:
+    """The model of a run's folder, of an exported one, or of any that transformers loads; `given`: changed settings."""
+    check(path.is_dir(), f"{path}: no such folder")
+    if RunFolder(path).started:
+        return of_run(path, given)
+    if (path / FACTS).is_file():
+        return _of_exported(path, given)
+    known = (path / "config.json").is_file()
+    check(known, f"{path}: neither a run's folder (no config.yaml) nor a model's (no config.json)")
+    return _of_anybody(path, given)
+
+
+def of_run(path: Path, given: list[tuple[str, Any]] | None = None) -> Trained:
+    """The model of a run's last checkpoint."""
+    folder = RunFolder(path)
+    check(folder.started, f"{path} holds no run (no config.yaml)")
+    facts = folder.read_manifest()
+    check(
+        "classes" in facts.get("data", {}), f"{path}: the run was made by an earlier version; it cannot be built again"
+    )
+    check(folder.state.exists(), f"{path}: the run has no checkpoint yet")
+    tensors, _ = checkpoint.read(folder.state, "checkpoint")
+    own = load(str(folder.config))
+    built = _built(own, facts["data"])
+    _put(built.model, tensors, facts)
+    experiment = assemble(str(folder.config), given) if given else own
+    return Trained(experiment, built, facts["data"], facts, folder.records(), _of_data(given or []))
+
+
+def _built(experiment: Experiment, about: Mapping[str, Any]) -> Text | Vision:
+    return texts.model_of(experiment, about) if experiment.data.texts else images.model_of(experiment, about)
+
+
+def _put(model: nn.Module, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """A checkpoint's numbers into the model."""
+    layout = Layout.of(model)
+    check(
+        facts["model"]["layout"] == layout.fingerprint,
+        "the model that these settings build is not the one that was trained: another version of a library, or a "
+        "changed folder",
+    )
+    floating = statistics(model)
+    with torch.no_grad():
+        for name, value in layout.views(tensors["server.x"]).items():
+            trainable(model)[name].copy_(value)
+        for name, value in Layout.named(floating).views(tensors["statistics"]).items():
+            floating[name].copy_(value)
+    if tensors["base"].numel():
+        Folding(model).load(tensors["base"])
+
+
+def _of_exported(path: Path, given: list[tuple[str, Any]]) -> Trained:
+    try:
+        facts = json.loads((path / FACTS).read_text())
+        settings, about = facts["settings"], facts["data"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path / FACTS}: cannot be read ({error})") from None
+    experiment = parse(settings)
+    if (path / "adapter_config.json").is_file():
+        from peft import PeftModel
+
+        bare = parse({**settings, "lora": None})
+        built = _built(bare, about)
+        built = built._replace(model=PeftModel.from_pretrained(built.model, str(path)))
+    else:
+        own = {**settings["model"], "name": str(path.resolve()), "tokenizer": None, "fresh": False}
+        experiment = parse({**settings, "lora": None, "model": own})
+        built = _built(experiment, about)
+    return Trained(_changed(experiment, given), built, about, facts, facts.get("records", []), _of_data(given))
+
+
+def _of_anybody(path: Path, given: list[tuple[str, Any]]) -> Trained:
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path / 'config.json'}: cannot be read ({error})") from None
+    classes = list(config.get("id2label", {}).values())
+    experiment = _changed(parse({"model": {"name": str(path.resolve())}}), given)
+    about = {"classes": classes, "edges": [] if len(classes) == 1 else None}
+    check(experiment.data.texts, f"{path}: say what it is to be evaluated on, for example -s data.task=sst2")
+    return Trained(experiment, _built(experiment, about), about, {}, [], other_data=True)
+
+
+def _of_data(given: list[tuple[str, Any]]) -> bool:
+    return any(path.startswith("data.") for path, _ in given)
+
+
+def _changed(experiment: Experiment, given: list[tuple[str, Any]]) -> Experiment:
+    from fedadamw.experiment import put
+
+    settings = experiment.model_dump(mode="json")
+    for path, value in given:
+        put(settings, path, value)
+    return parse(settings)
+
+
+def evaluate(trained: Trained) -> tuple[Evaluation, int]:
+    """Loss and metrics on the held-out samples that the experiment names, and how many these are."""
+    experiment, built = trained.experiment, trained.built
+    device = device_of(experiment)
+    held_out, task = _held_out(trained, device)
+    model = built.model.to(device).eval()
+    with torch.no_grad(), autocast(experiment.training, device):
+        return task.score(task.outputs(model, 0, task.held_out)), len(held_out)
+
+
+def _held_out(trained: Trained, device: torch.device) -> tuple[Texts | Images, Task]:
+    experiment, built, about = trained.experiment, trained.built, trained.about
+    own = None if trained.other_data else samples_of(experiment)[1]
+    if isinstance(built, Text):
+        found = texts.held_out(experiment, about) if own is None else own
+        assert isinstance(found, Texts)
+        return found, texts.task_of(experiment, built.form, found, found, device)
+    seen = images.held_out(experiment, about) if own is None else own
+    assert isinstance(seen, Images)
+    return seen, images.task_of(experiment, built, seen, seen, device, about)

@@ -1,0 +1,222 @@
+"""After training: what is exported loads elsewhere and says the same, and is evaluated by one command."""
+
+import json
+
+import pytest
+import tiny_models
+import torch
+import yaml
+from conftest import command
+
+from fedadamw.engine.simulate import Simulation
+from fedadamw.experiment import load
+from fedadamw.export import export
+from fedadamw.prepare import prepare
+from fedadamw.run import execute
+from fedadamw.run_folder import RunFolder
+from fedadamw.trained import evaluate, of_run, opened
+from fedadamw.validation import InputError
+
+TARGETS = {"bert": "[query,value,dense]", "llama": "[q_proj,v_proj]"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    path = tmp_path_factory.mktemp("export")
+    for kind in TARGETS:
+        tiny_models.folder(path / kind, kind)
+    tiny_models.reviews(path / "reviews.csv")
+    tiny_models.reviews(path / "more.csv", rows=30, seed=1)
+    return path
+
+
+def settings_of(place, kind="bert", task="text", *more):
+    return [
+        f"data.task={task}",
+        f"data.source={place / 'reviews.csv'}",
+        f"data.test_source={place / 'more.csv'}",
+        f"model={place / kind}",
+        "partition={kind: iid, clients: 4}",
+        "training={rounds: 2, clients_per_round: 2, steps: 3, batch_size: 8, lr: 0.01}",
+        "device=cpu",
+        *more,
+    ]
+
+
+def lora(kind, aggregate):
+    return [f"lora.target_modules={TARGETS[kind]}", "lora.r=4", f"lora.aggregate={aggregate}"]
+
+
+def run(path, settings) -> tuple[RunFolder, Simulation]:
+    """A run in `path`, and its model as the run itself has it."""
+    experiment, folder = load("digits", settings), RunFolder(path)
+    execute(experiment, folder, resume=False, report=False)
+    simulation = prepare(experiment).simulation
+    simulation.restore(*folder.load(experiment))
+    simulation.load()
+    simulation.workspace.module.eval()
+    return folder, simulation
+
+
+def logits(model, simulation) -> torch.Tensor:
+    task = simulation.task
+    batch = task.batch(torch.arange(20), torch.empty(20, 0))
+    inputs = batch[: len(task.form.inputs(*task.texts.rows(torch.arange(1))))]
+    with torch.no_grad():
+        return task.form.logits(model.eval(), inputs)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("aggregate", [None, "factors", "frozen-a", "exact"])
+@pytest.mark.parametrize(("kind", "task"), [("bert", "text"), ("llama", "causal-lm")])
+def test_the_exported_folder_says_what_the_run_says(place, tmp_path, kind, task, aggregate, merged):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    folder, simulation = run(
+        tmp_path / "run", settings_of(place, kind, task, *(lora(kind, aggregate) if aggregate else []))
+    )
+    expected = logits(simulation.workspace.module, simulation)
+    export(of_run(folder.path), tmp_path / "out", merged=merged)
+    auto = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+    adapter = aggregate in ("factors", "frozen-a") and not merged
+    assert (tmp_path / "out" / "adapter_config.json").is_file() == adapter
+    if adapter:
+        base = auto.from_pretrained(place / kind)  # with whatever head, which the adapter replaces
+        found = PeftModel.from_pretrained(base, tmp_path / "out")
+    else:
+        found = auto.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(found, simulation), expected, rtol=0, atol=1e-6)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == 302
+    last, (again, count) = folder.records()[-1], evaluate(opened(tmp_path / "out", []))
+    assert count == simulation.task.held_out
+    assert again.loss == pytest.approx(last["test_loss"], abs=1e-5)
+    assert dict(again.metrics) == pytest.approx(last["test_metrics"], rel=1e-4)
+
+
+def test_an_image_classifier_is_exported_with_its_classes_and_pixels(tmp_path):
+    from transformers import AutoModelForImageClassification
+
+    settings = ["training.rounds=1", "training.steps=2", "device=cpu"]
+    experiment, folder = load("digits", settings), RunFolder(tmp_path / "run")
+    execute(experiment, folder, resume=False, report=False)
+    simulation = prepare(experiment).simulation
+    simulation.restore(*folder.load(experiment))
+    simulation.load()
+    images, _ = simulation.task.batch(torch.arange(5), simulation.task.draw(5, torch.Generator()))
+    export(of_run(folder.path), tmp_path / "out")
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        expected = simulation.workspace.module.eval()(images).logits
+        torch.testing.assert_close(model(images).logits, expected, rtol=0, atol=1e-6)
+    assert model.config.id2label[3] == "3"
+    pixels = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert pixels["size"] == {"height": 8, "width": 8}
+    assert pixels["image_mean"] == pytest.approx(simulation.task.mean.flatten().tolist())
+    found, count = evaluate(opened(tmp_path / "out", []))
+    assert count == 360
+    assert found.loss == pytest.approx(folder.records()[-1]["test_loss"], abs=1e-5)
+
+
+def test_a_resnet_of_our_own_shape_is_refused(tmp_path):
+    settings = ["model.name=resnet-nano", "training.rounds=1", "training.steps=1", "device=cpu"]
+    folder = RunFolder(tmp_path / "run")
+    execute(load("digits", settings), folder, resume=False, report=False)
+    with pytest.raises(InputError, match="resnet-nano: its stem and norms are not those of transformers' ResNet"):
+        export(of_run(folder.path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(place, tmp_path_factory):
+    folder = RunFolder(tmp_path_factory.mktemp("trained") / "run")
+    execute(
+        load("digits", settings_of(place, "bert", "text", *lora("bert", "factors"))), folder, resume=False, report=False
+    )
+    return folder
+
+
+def test_the_commands_and_the_card(place, trained, tmp_path):
+    out = tmp_path / "adapter"
+    done = command("export", str(trained.path), "--to", str(out))
+    assert (done.returncode, done.stderr) == (0, "")
+    text = (out / "README.md").read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["library_name"] == "peft"
+    last, facts = trained.records()[-1], trained.read_manifest()
+    assert f"| accuracy | {last['test_metrics']['accuracy']:.4f} |" in text
+    assert facts["partition"]["fingerprint"] in text
+    assert facts["data"]["train"]["fingerprint"] in text
+    for where, more in ((trained.path, []), (out, []), (out, ["--data", str(place / "more.csv")])):
+        done = command("eval", str(where), *more)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "held-out samples  30" in done.stdout
+        assert f"loss              {last['test_loss']:.4f}" in done.stdout
+    again = command("export", str(trained.path), "--to", str(out))
+    assert (again.returncode, again.stderr) == (2, f"error: {out}: exists; give a new folder\n")
+
+
+def test_a_fresh_base_is_never_left_behind(place, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    folder, simulation = run(
+        tmp_path / "run", settings_of(place, "bert", "text", "model.fresh=true", *lora("bert", "factors"))
+    )
+    assert export(of_run(folder.path), tmp_path / "out") == "the whole model"
+    found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    expected = logits(simulation.workspace.module, simulation)
+    torch.testing.assert_close(logits(found, simulation), expected, rtol=0, atol=1e-6)
+
+
+def test_the_cards_code_loads_the_adapter(place, trained, tmp_path):
+    export(of_run(trained.path), tmp_path / "out")
+    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code.replace("FOLDER", repr(str(tmp_path / "out"))), names)
+    assert names["model"].peft_config["default"].r == 4
+
+
+def test_eval_takes_the_runs_own_share_or_another_split(place, tmp_path):
+    given = settings_of(place, "bert", "text", "data.max_test=7")
+    folder, _ = run(tmp_path / "run", given)
+    assert evaluate(opened(folder.path, []))[1] == 7
+    assert evaluate(opened(folder.path, [("data.test_split", None)]))[1] == 30
+
+
+def test_a_share_of_the_training_data_is_held_out_again(place, tmp_path):
+    folder, _ = run(
+        tmp_path / "run", settings_of(place, "bert", "text", "data.test_source=null", "data.validation=0.2")
+    )
+    found, count = evaluate(opened(folder.path, []))
+    assert count == folder.read_manifest()["data"]["test"]["samples"] == 12
+    assert found.loss == pytest.approx(folder.records()[-1]["test_loss"], abs=1e-5)
+
+
+def test_somebody_elses_model_is_evaluated_too(place, trained, tmp_path):
+    export(of_run(trained.path), tmp_path / "out", merged=True)
+    (tmp_path / "out" / "fedadamw.json").unlink()
+    given = [("data.task", "text"), ("data.source", str(place / "more.csv"))]
+    found, _ = evaluate(opened(tmp_path / "out", given))
+    assert found.metrics["accuracy"] == trained.records()[-1]["test_metrics"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["export", "nowhere", "--to", "x"], "nowhere holds no run (no config.yaml)"),
+        (["eval", "nowhere"], "nowhere: no such folder"),
+        (["export", "nowhere", "--to", "."], "nowhere holds no run (no config.yaml)"),
+        (["eval", "."], ".: neither a run's folder (no config.yaml) nor a model's (no config.json)"),
+    ],
+)
+def test_what_is_not_there_is_one_line(tmp_path, arguments, line):
+    done = command(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
+
+
+def test_a_push_that_fails_loses_nothing(trained, tmp_path):
+    done = command("export", str(trained.path), "--to", str(tmp_path / "out"), "--push", "nobody/nothing")
+    assert done.returncode == 2
+    assert "error: --push nobody/nothing: " in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "out" / "README.md").is_file()

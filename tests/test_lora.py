@@ -1,0 +1,218 @@
+"""Adapters: what is trained and sent, engines that agree on them, and what their mean means."""
+
+import copy
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+
+from fedadamw.data.text_batches import TextTask
+from fedadamw.experiment import load
+from fedadamw.models.lora import Folding, Lora, adapted
+from fedadamw.prepare import prepare
+from fedadamw.problems import texts
+from fedadamw.registry import ALGORITHMS
+from fedadamw.validation import InputError
+
+TARGETS = {"roberta": "[query,key,value,dense]", "bert": "[query,value]", "llama": "[q_proj,v_proj,down_proj]"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts")
+    for kind in (*TARGETS, "gpt2"):
+        tiny_models.folder(path / kind, kind)
+    tiny_models.reviews(path / "reviews.csv")
+    return path
+
+
+@pytest.fixture
+def double(monkeypatch):
+    """Text models in float64."""
+    build = texts.model_of
+
+    def model_of(*arguments, **settings):
+        built = build(*arguments, **settings)
+        return built._replace(model=built.model.double())
+
+    monkeypatch.setattr(texts, "model_of", model_of)
+
+
+def simulation(place, *settings, kind="roberta", lora=True, stack=1, task="text"):
+    """Five unequal clients, three a round, three rounds."""
+    adapters = [f"lora.target_modules={TARGETS[kind]}", "lora.r=4", "lora.dropout=0"] if lora else []
+    common = [
+        f"data.task={task}",
+        f"data.source={place / 'reviews.csv'}",
+        "data.validation=0.2",
+        f"model={place / kind}",
+        "partition={kind: dirichlet, clients: 5, concentration: 0.5}",
+        "training={rounds: 3, clients_per_round: 3, steps: 3, batch_size: 12, lr: 0.01, clip: 1.0}",
+        f"stack={stack}",
+        "device=cpu",
+    ]
+    return prepare(load("digits", [*common, *adapters, *settings])).simulation
+
+
+@pytest.mark.parametrize("aggregate", ["factors", "frozen-a", "exact"])
+def test_stacked_clients_with_adapters_and_padding_come_to_the_loops_numbers(place, double, aggregate):
+    loop, stacked = (simulation(place, f"lora.aggregate={aggregate}", stack=stack) for stack in (1, 3))
+    assert loop.task.form.mask == "4d"
+    for ours, theirs in zip(stacked.rounds(), loop.rounds(), strict=True):
+        for name, t in loop.state.tensors().items():
+            torch.testing.assert_close(stacked.state.tensors()[name], t, rtol=1e-10, atol=1e-10)
+        assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-10)
+        assert (ours.up_bytes, ours.down_bytes) == (theirs.up_bytes, theirs.down_bytes)
+
+
+@pytest.mark.parametrize(("kind", "task"), [("bert", "text"), ("llama", "text"), ("llama", "causal-lm")])
+@pytest.mark.parametrize("lora", [True, False])
+def test_other_models_of_text_stack_too(place, double, kind, task, lora):
+    loop, stacked = (simulation(place, kind=kind, task=task, lora=lora, stack=stack) for stack in (1, 3))
+    for _ in zip(loop.rounds(), stacked.rounds(), strict=True):
+        torch.testing.assert_close(stacked.state.server.x, loop.state.server.x, rtol=1e-9, atol=1e-9)
+
+
+def test_a_model_that_does_not_stack_says_so(place):
+    sim = simulation(place, f"model={place / 'gpt2'}", lora=False, stack=3)
+    with pytest.raises(InputError, match="does not train stacked: set stack=1"):
+        sim.step()
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_with_dropout_two_runs_of_one_engine_are_identical(place, stack):
+    runs = [simulation(place, "lora.dropout=0.3", stack=stack) for _ in range(2)]
+    for sim in runs:
+        list(sim.rounds())
+    assert torch.equal(runs[0].state.server.x, runs[1].state.server.x)
+    without = simulation(place, stack=stack)
+    list(without.rounds())
+    assert not torch.equal(runs[0].state.server.x, without.state.server.x)
+
+
+def test_only_adapters_and_head_are_trained_and_sent(place):
+    sim = simulation(place)
+    names = sim.workspace.layout.names
+    assert all("lora_" in name or "classifier" in name for name in names)
+    assert not any("lora_" in name and "classifier" in name for name in names)
+    assert sum("lora_A" in name for name in names) == 2 * 6  # two layers of query, key, value and three dense
+    base = {n: p.clone() for n, p in sim.workspace.module.named_parameters() if not p.requires_grad}
+    record = sim.step()
+    for name, p in sim.workspace.module.named_parameters():
+        assert p.requires_grad or torch.equal(p, base[name])
+    assert record.up_bytes == 3 * 4 * (sim.workspace.layout.d + sim.algorithm.blocks.B + 1)
+
+
+def test_frozen_a_sends_half_of_square_layers(place):
+    def adapters(aggregate):
+        sim = simulation(place, "lora.target_modules=[query,key,value]", f"lora.aggregate={aggregate}")
+        sizes = zip(sim.workspace.layout.names, sim.workspace.layout.sizes, strict=True)
+        return sum(size for name, size in sizes if "lora_" in name), sim.step().up_bytes
+
+    (both, _), (half, sent) = adapters("factors"), adapters("frozen-a")
+    assert 2 * half == both
+    sim = simulation(place, "lora.target_modules=[query,key,value]", "lora.aggregate=frozen-a")
+    assert sent == 3 * 4 * (sim.workspace.layout.d + sim.algorithm.blocks.B + 1)
+
+
+@pytest.mark.parametrize(("kind", "targets"), [("roberta", ("query", "dense")), ("gpt2", ("c_attn", "c_proj"))])
+def test_the_exact_mean_is_that_of_the_dense_weights(place, kind, targets):
+    """Client by client: merge the adapters into the weights, take the mean of these; the global model is that."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto = AutoModelForCausalLM if kind == "gpt2" else AutoModelForSequenceClassification
+    plain = auto.from_pretrained(place / kind).double().eval()
+    model = adapted(plain, Lora(r=3, alpha=5, dropout=0.0, target_modules=targets, aggregate="exact"), None).eval()
+    folding = Folding(model)
+    from fedadamw.engine.client import Workspace
+
+    work = Workspace(model)
+    g = torch.Generator().manual_seed(0)
+    clients = [work.y + 0.1 * torch.randn(work.y.shape, generator=g, dtype=torch.float64) for _ in range(4)]
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    dense = [weight_of_merged(model, work, y) for y in clients]
+    expected = {n: sum(w * d[n] for w, d in zip(weights, dense, strict=True)) for n in dense[0]}
+    stacked = torch.stack(clients)
+    torch.testing.assert_close(folding.product(stacked)[1], folding.product(clients[1]), rtol=0, atol=1e-12)
+    folding.load(folding.base + weights @ folding.product(stacked))
+    work.y.copy_(folding.restarted(weights @ stacked))
+    found = weight_of_merged(model, work, work.y.clone())
+    assert len(found) == len(expected) > 0
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10)
+
+
+def weight_of_merged(model, work, y) -> dict[str, torch.Tensor]:
+    """The weights of the adapted layers, by peft's own sum of base and adapter."""
+    work.y.copy_(y)
+    layers = {n: m for n, m in model.named_modules() if hasattr(m, "get_delta_weight")}
+    return {n: (m.get_base_layer().weight + m.get_delta_weight("default")).detach() for n, m in layers.items()}
+
+
+def test_the_exact_mean_survives_a_stop(place):
+    whole, first, second = (simulation(place, "lora.aggregate=exact") for _ in range(3))
+    list(whole.rounds())
+    first.step()
+    second.restore(1, {name: t.clone() for name, t in first.tensors().items()})
+    list(second.rounds())
+    for name, t in whole.tensors().items():
+        assert torch.equal(second.tensors()[name], t), name
+    assert whole.evaluate() == second.evaluate()
+
+
+def test_exact_is_refused_where_the_server_does_more_than_take_the_mean(place):
+    sim = simulation(place, "lora.aggregate=exact", "algorithm=fedadam")
+    with pytest.raises(InputError, match="takes the clients' mean as it is; this algorithm's server does not"):
+        sim.step()
+
+
+@pytest.mark.parametrize("name", [n for n in ALGORITHMS if n != "fedadam"])
+def test_one_clients_mean_is_that_client_for_every_algorithm(place, double, name):
+    losses = []
+    for aggregate in ("factors", "exact"):
+        one = ["training.clients_per_round=1", "training.rounds=1", f"algorithm={name}"]
+        sim = simulation(place, f"lora.aggregate={aggregate}", *one)
+        sim.step()
+        losses.append(sim.evaluate().loss)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-9)
+
+
+def test_a_layer_whose_weight_another_has_too_is_refused(place, tmp_path):
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    shape = {**tiny_models.SIZES, "vocab_size": 302, "num_key_value_heads": 2, "head_dim": 8}
+    tied = AutoModelForCausalLM.from_config(LlamaConfig(**shape, tie_word_embeddings=True))
+    adapted(copy.deepcopy(tied), Lora(target_modules=("q_proj",)), "CAUSAL_LM")
+    with pytest.raises(InputError, match=r"lm_head.*is tied to .*embed_tokens.*; leave it out"):
+        adapted(tied, Lora(target_modules=("lm_head", "q_proj")), "CAUSAL_LM")
+
+
+def test_full_fine_tuning_is_the_same_without_the_section(place):
+    sim = simulation(place, "lora=null")
+    assert sim.workspace.layout.d == sum(p.numel() for p in sim.workspace.module.parameters())
+    assert np.isfinite(sim.step().train_loss)
+
+
+@pytest.mark.parametrize(
+    ("targets", "line"),
+    [
+        ("[qeury]", "'qeury' matches no layer; there are dense, key, position_embeddings, query"),
+        ("[query,out_proj]", "'out_proj' matches no layer"),  # the head's own, which is trained whole
+        ("[attention]", "'attention' matches no layer; there are dense, key, position_embeddings, query"),
+    ],
+)
+def test_targets_that_match_nothing_are_named_with_those_there_are(place, targets, line):
+    with pytest.raises(InputError, match=line):
+        simulation(place, f"lora.target_modules={targets}")
+
+
+def test_padding_changes_nothing(place):
+    sim = simulation(place)
+    task: TextTask = sim.task
+    samples = torch.arange(12)
+    sim.workspace.module.eval()
+    together = task.losses(sim.workspace.module, task.batch(samples, torch.empty(12, 0)))
+    alone = [task.losses(sim.workspace.module, task.batch(samples[i : i + 1], torch.empty(1, 0))) for i in range(12)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
+    assert task.batch(samples, torch.empty(12, 0))[0].shape[1] % 8 == 0

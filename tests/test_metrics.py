@@ -1,0 +1,110 @@
+"""Held-out metrics other than accuracy, shown by their names wherever a run or a study is."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fedadamw import metrics, tables
+from fedadamw.engine.simulate import Record
+from fedadamw.progress import Progress
+from fedadamw.report import comparison, page
+from fedadamw.run_folder import RunFolder
+from fedadamw.study import results, show
+from fedadamw.study.plan import plan
+from fedadamw.study.workers import Ended
+
+MANIFEST = {"commit": None, "device": "cpu", "versions": {}}
+EVALUATED = ({"matthews": -0.0625, "accuracy": 0.75}, {"matthews": 0.4125, "accuracy": 0.875})
+
+
+def rounds(evaluated=EVALUATED) -> list[Record]:
+    """Four rounds, every other one evaluated."""
+    common = {"lr": 0.1, "train_loss": 1.0, "clients": 2, "rejected": 0, "up_bytes": 8, "down_bytes": 8, "wall_s": 1.0}
+    found = []
+    for i, tested in enumerate(evaluated, start=1):
+        found.append(Record(round=2 * i - 1, test_loss=None, test_metrics=None, **common))
+        found.append(Record(round=2 * i, test_loss=0.5, test_metrics=tested, **common))
+    return found
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of a study that is done."""
+    (found,) = plan("digits", ["fedavg"], [0], [("training.rounds", 4)], tmp_path)
+    found.folder.start(found.experiment, MANIFEST)
+    for record in rounds():
+        found.folder.append(record)
+    return found
+
+
+def on_progress(run, capsys) -> str:
+    with Progress(run.experiment.training, quiet=False) as progress:
+        progress.start(0)
+        for record in rounds():
+            progress.round(record)
+    return capsys.readouterr().out
+
+
+def in_table(run, capsys) -> str:
+    tables.print_run(run.folder.records())
+    return capsys.readouterr().out
+
+
+def on_page(run, capsys) -> str:
+    page.write(run.folder, np.ones((2, 3), int), ["a", "b", "c"])
+    return (run.folder.path / "report.html").read_text()
+
+
+def in_study(run, capsys) -> str:
+    with show.Show([], quiet=False) as shown:
+        shown([], [Ended(run, None)])
+    return capsys.readouterr().out
+
+
+def in_comparison(run, capsys) -> str:
+    found = results.collect("digits", [run])
+    comparison.write(found, run.parent)
+    return (run.parent / "report.html").read_text() + results.markdown(found)
+
+
+@pytest.mark.parametrize(
+    ("shown", "wanted"),
+    [
+        (on_progress, ["Matthews -6.25%", "Matthews 41.25%"]),
+        (in_table, ["test Matthews", "-6.25%", "41.25%", "test accuracy", "87.50%"]),
+        (
+            on_page,
+            [
+                "<b>41.25%</b><span>test Matthews",
+                "<b>41.25%, 4</b><span>best, in round",
+                "<b>87.50%</b><span>test accuracy",
+                '"Test Matthews"',
+            ],
+        ),
+        (in_study, ["Matthews 41.25% in 4 s"]),
+        (in_comparison, ["<button>test Matthews</button>", "Test Matthews by round", "| test Matthews |", "41.2 %"]),
+    ],
+)
+def test_the_main_metric_is_shown_by_its_name(run, capsys, shown, wanted):
+    text = shown(run, capsys)
+    assert [words for words in wanted if words not in text] == []
+
+
+def test_a_study_keeps_the_main_metric_and_its_name(run, tmp_path):
+    results.write(results.collect("digits", [run]), tmp_path / "results.json")
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["metric"] == "matthews"
+    assert found["runs"][0]["score"] == [-0.0625, 0.4125]
+    assert (found["summary"][0]["score"], found["summary"][0]["score_sd"]) == (0.4125, None)
+    assert (found["target"], found["summary"][0]["rounds_to_target"]) == (0.4125, 4)
+
+
+def test_the_order_lasts_and_a_perplexity_is_no_share(tmp_path):
+    folder = RunFolder(tmp_path)
+    for record in rounds([{"accuracy": 0.25, "perplexity": 1234.56}, {"accuracy": 0.5, "perplexity": float("inf")}]):
+        folder.append(record)
+    found = folder.records()
+    assert (metrics.main(found), [metrics.score(r) for r in found]) == ("accuracy", [None, 0.25, None, 0.5])
+    shown = [[metrics.shown(*pair) for pair in r["test_metrics"].items()] for r in found if r["test_metrics"]]
+    assert shown == [["25.00%", "1235"], ["50.00%", "-"]]

@@ -1,0 +1,427 @@
+"""Texts as data: files of every kind, GLUE's own columns and metrics, dialogues; and what is wrong with them."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from conftest import SHARED, need
+
+from fedadamw.data.scoring import scores
+from fedadamw.data.text_batches import LanguageTask
+from fedadamw.data.texts import Texts
+from fedadamw.experiment import load
+from fedadamw.models import text
+from fedadamw.prepare import prepare, samples_of
+from fedadamw.validation import InputError
+
+ONE = ["partition={kind: iid, clients: 1}", "training={rounds: 1, clients_per_round: 1, steps: 1}", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts")
+    for kind in ("bert", "roberta", "llama"):
+        tiny_models.folder(path / kind, kind)
+    tiny_models.folder(path / "unpadded", "llama", pad=False)
+    tiny_models.folder(path / "chat", "llama", template=tiny_models.TEMPLATE)
+    tiny_models.reviews(path / "reviews.csv")
+    return path
+
+
+def experiment(place, *settings, kind="bert", task="text", source="reviews.csv"):
+    own = [f"data.task={task}", f"data.source={place / source}", f"model={place / kind}", "data.validation=0.2"]
+    return load("digits", [*ONE, *own, *settings])
+
+
+def told(place, texts: Texts, kind="bert") -> list[str]:
+    """The texts in words."""
+    words = text.tokenizer_of(str(place / kind))
+    return [words.decode(part) for part in np.split(texts.tokens, texts.starts[1:-1])]
+
+
+ROWS = [{"review": "good film", "mood": "up", "n": 2.5}, {"review": "bad, dull film", "mood": "down", "n": 1.5}] * 4
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_files_of_every_kind_with_named_columns(place, tmp_path, suffix):
+    import datasets
+
+    path = tmp_path / f"own.{suffix}"
+    data = datasets.Dataset.from_list(ROWS)
+    write = {"csv": data.to_csv, "jsonl": data.to_json, "parquet": data.to_parquet}[suffix]
+    write(str(path))
+    named = ["data.text_column=review", "data.label_column=mood", "data.validation=0", f"data.test_source={path}"]
+    train, test = samples_of(experiment(place, f"data.source={path}", *named))
+    assert train.classes == ("down", "up")
+    assert told(place, train)[:2] == ["good film", "bad, dull film"]
+    assert train.labels.tolist() == test.labels.tolist() == [1, 0] * 4
+
+
+def test_numbers_are_predicted_and_partitioned_by_bins(place, tmp_path):
+    import datasets
+
+    path = tmp_path / "numbers.jsonl"
+    datasets.Dataset.from_list([{"text": "good " * i, "label": i / 2} for i in range(1, 21)]).to_json(str(path))
+    prepared = prepare(experiment(place, f"data.source={path}", "partition.kind=mix"))
+    every = sorted([*prepared.train.targets, *prepared.test.targets])
+    assert every == np.arange(0.5, 10.5, 0.5).tolist()
+    assert (np.bincount(prepared.train.labels) <= 5).all()
+    assert len(prepared.train.classes) == 5
+    record = prepared.simulation.step()
+    assert list(record.test_metrics) == ["spearman", "pearson"]
+    assert prepared.simulation.workspace.module.num_labels == 1
+
+
+def test_natural_clients_come_from_a_column(place):
+    prepared = prepare(
+        experiment(
+            place, "partition={kind: column, column: who}", "training={rounds: 1, clients_per_round: 5, steps: 1}"
+        )
+    )
+    assert len(prepared.partition) == 5
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    import datasets
+
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"id": str(i), "a": "good", "b": "bad film", "label": i % 2} for i in range(10)]
+    datasets.Dataset.from_list(rows).to_json(str(path))
+    return path
+
+
+def test_pairs_are_read_together_and_told_apart(place, pairs, tmp_path):
+    types = tmp_path / "types"
+    tiny_models.folder(types, "bert", types=True)
+    named = [f"data.source={pairs}", "data.text_column=a", "data.text_pair_column=b"]
+    plain, _ = samples_of(experiment(place, *named))
+    assert told(place, plain)[0] == "goodbad film"
+    assert plain.marks.sum() == 0
+    prepared = prepare(experiment(place, *named, f"model={types}"))
+    assert prepared.train.fingerprint != plain.fingerprint  # the same rules and words, and yet not the same tokens
+    ids, _, marks, _ = prepared.simulation.task.batch(torch.arange(1), torch.empty(1, 0))
+    words = text.tokenizer_of(str(place / "bert"))
+    assert words.decode(ids[0][marks[0] == 1]) == "bad film</s>"
+
+
+def test_the_text_is_never_guessed_among_several_columns(place, pairs):
+    with pytest.raises(InputError, match=r"several columns with words \(id, a, b\) among .*data.text_column"):
+        samples_of(experiment(place, f"data.source={pairs}"))
+
+
+def test_the_labels_are_never_taken_for_the_text(place, tmp_path):
+    path = tmp_path / "words.csv"
+    path.write_text("label,review\n" + "up,good film\ndown,bad film\n" * 5)
+    train, _ = samples_of(experiment(place, f"data.source={path}"))
+    assert set(told(place, train)) == {"good film", "bad film"}
+
+
+def test_classes_of_another_order_are_matched_by_name(place, tmp_path):
+    import datasets
+
+    def written(name, names):
+        kinds = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+        rows = {"text": ["good", "bad"] * 5, "label": [names.index("pos"), names.index("neg")] * 5}
+        datasets.Dataset.from_dict(rows, features=kinds).to_parquet(str(tmp_path / name))
+        return tmp_path / name
+
+    ours, theirs = written("a.parquet", ["neg", "pos"]), written("b.parquet", ["pos", "neg"])
+    train, test = samples_of(
+        experiment(place, f"data.source={ours}", f"data.test_source={theirs}", "data.validation=0")
+    )
+    assert train.labels.tolist() == test.labels.tolist() == [1, 0] * 5
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "predicted", "expected"),
+    [
+        ("accuracy", [0, 1, 2, 2], [0, 1, 1, 2], 0.75),
+        ("f1", [0, 1, 1, 1], [1, 1, 1, 0], 2 / 3),
+        ("matthews", [0, 1, 1, 0], [0, 1, 1, 0], 1.0),
+        ("matthews", [0, 1, 1, 0], [0, 0, 0, 0], 0.0),
+        ("spearman", [0.1, 0.5, 2.0], [1.0, 8.0, 9.0], 1.0),
+        ("spearman", [0.1, 0.5, 2.0], [1.0, 1.0, 1.0], 0.0),
+        ("pearson", [0.0, 1.0], [3.0, 1.0], -1.0),
+    ],
+)
+def test_metrics(task, labels, predicted, expected):
+    assert scores((task,), np.array(labels), np.array(predicted))[task] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("task", "count", "held_out", "main"),
+    [
+        ("sst2", 67_349, 872, "accuracy"),
+        ("cola", 8_551, 1_043, "matthews"),
+        ("mrpc", 3_668, 408, "f1"),
+        ("rte", 2_490, 277, "accuracy"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.* were cut")
+def test_glue_as_it_lies_on_disk(place, task, count, held_out, main):
+    source = need(SHARED / f"glue-{task}")
+    prepared = prepare(experiment(place, "data.validation=0", "data.max_length=48", f"data.source={source}", task=task))
+    assert (len(prepared.train), len(prepared.test)) == (count, held_out)
+    assert len(prepared.train.classes) == 2
+    assert next(iter(prepared.simulation.evaluate().metrics)) == main
+
+
+def test_texts_are_tokenised_once(place, monkeypatch):
+    train, _ = samples_of(experiment(place))
+
+    def never(*_arguments, **_settings):
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr("transformers.tokenization_utils_base.PreTrainedTokenizerBase.__call__", never)
+    again, _ = samples_of(experiment(place))
+    assert again.fingerprint == train.fingerprint
+    with pytest.raises(Exception, match="tokenised again"):
+        samples_of(experiment(place, "data.max_length=16"))
+
+
+def test_long_texts_are_cut_and_counted(place):
+    with pytest.warns(UserWarning, match=r"\d+ of 60 training texts are longer than 8 tokens and were cut"):
+        train, _ = samples_of(experiment(place, "data.max_length=8", kind="roberta"))
+    assert train.lengths.max() == 8
+    parts = samples_of(experiment(place, kind="roberta"))
+    assert train.truncated == sum((part.lengths > 8).sum() for part in parts)
+
+
+def test_roberta_has_fewer_places_than_positions(place):
+    words = text.tokenizer_of(str(place / "roberta"))
+    words.model_max_length = 10**30
+    assert text.max_length_of(str(place / "roberta"), words, None) == 64  # 66 less those up to the padding's
+    assert text.max_length_of(str(place / "bert"), words, None) == 66
+
+
+def test_taking_samples_takes_their_tokens(place):
+    train, _ = samples_of(experiment(place, kind="roberta"))
+    some = train.take(np.array([5, 1, 1]))
+    assert told(place, some) == [told(place, train)[i] for i in (5, 1, 1)]
+    assert some.labels.tolist() == train.labels[[5, 1, 1]].tolist()
+    assert some.fingerprint != train.fingerprint
+
+
+# Language models
+
+
+def language(place, tmp_path, rows, *settings, kind="llama"):
+    path = tmp_path / "talk.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return experiment(place, f"data.source={path}", *settings, kind=kind, task="causal-lm")
+
+
+def learned(place, texts: Texts, kind="llama") -> list[str]:
+    """The marked parts of the texts, in words."""
+    words = text.tokenizer_of(str(place / kind))
+    parts = zip(np.split(texts.tokens, texts.starts[1:-1]), np.split(texts.marks, texts.starts[1:-1]), strict=True)
+    return [words.decode(tokens[marks == 1]) for tokens, marks in parts]
+
+
+def test_of_a_prompt_and_its_answer_the_answer_is_learned(place, tmp_path):
+    rows = [{"instruction": "how was it", "input": "the film", "output": "very good"}] * 5
+    train, _ = samples_of(language(place, tmp_path, rows))
+    assert told(place, train, "llama")[0] == "how was it\nthe film\nvery good</s>"
+    assert learned(place, train) == ["very good</s>"] * 4
+
+
+def test_of_a_conversation_what_the_assistant_says_is_learned(place, tmp_path):
+    talk = [
+        {"role": "user", "content": "how was it"},
+        {"role": "assistant", "content": "good"},
+        {"role": "user", "content": "very"},
+        {"role": "assistant", "content": "great"},
+    ]
+    train, _ = samples_of(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
+    assert told(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s><user>very</s><assistant>great</s>"
+    assert learned(place, train, "chat")[0] == "good</s>great</s>"
+
+
+def test_every_answer_is_learned_where_the_template_shows_the_last_one_otherwise(place, tmp_path):
+    template = (
+        "{% for m in messages %}<{{ m['role'] }}>"
+        "{% if loop.last and m['role'] == 'assistant' %}<think></think>{% endif %}{{ m['content'] }}</s>{% endfor %}"
+    )
+    tiny_models.folder(tmp_path / "thinks", "llama", template=template)
+    talk = [
+        {"role": r, "content": c}
+        for r, c in (("user", "a"), ("assistant", "good"), ("user", "b"), ("assistant", "bad"))
+    ]
+    rows = [{"messages": talk}] * 5
+    train, _ = samples_of(language(place, tmp_path, rows, f"model={tmp_path / 'thinks'}"))
+    assert learned(place, train)[0] == "good</s>bad</s>"
+
+
+@pytest.mark.parametrize(
+    ("talk", "line"),
+    [
+        (None, "column 'messages' holds None where a list of role and content is wanted"),
+        ([], r"column 'messages' holds \[\] where"),
+        ([{"role": "user", "content": None}], "where a list of role and content is wanted"),
+        ([{"role": "assistant", "content": "first"}], "the chat template refuses a conversation"),
+    ],
+)
+def test_conversations_that_are_none_are_one_clear_line(place, tmp_path, talk, line):
+    strict = (
+        "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}" + tiny_models.TEMPLATE
+    )
+    tiny_models.folder(tmp_path / "strict", "llama", template=strict)
+    good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(InputError, match=line):
+        samples_of(
+            language(place, tmp_path, [{"messages": good}, {"messages": talk}] * 3, f"model={tmp_path / 'strict'}")
+        )
+
+
+def test_prompts_that_leave_nothing_to_learn_are_left_out(place, tmp_path):
+    rows = [{"prompt": "it was a film " * i, "completion": "good"} for i in (1, 60)] * 5
+    with pytest.warns(UserWarning, match="5 of 10 texts have nothing to learn within 64 tokens and are left out"):
+        train, test = samples_of(language(place, tmp_path, rows))
+    assert len(train) + len(test) == 5
+    with pytest.raises(InputError, match="nothing is left to learn within 64 tokens"):
+        samples_of(language(place, tmp_path, rows[1::2]))
+
+
+def test_no_text_is_both_trained_on_and_held_out(place, tmp_path):
+    rows = [{"text": f"{word} film " * 60} for word in tiny_models.WORDS[:10]]
+    train, test = samples_of(language(place, tmp_path, rows))
+    assert len(test) > 2
+    assert set(train.rows) & set(test.rows) == set()
+    assert len(set(train.rows) | set(test.rows)) == 10
+
+
+def test_a_named_prompt_is_not_asked_twice(place, tmp_path):
+    rows = [{"input": "how was it", "output": "good"}] * 5
+    named = ["data.prompt_column=input", "data.response_column=output"]
+    train, _ = samples_of(language(place, tmp_path, rows, *named))
+    assert told(place, train, "llama")[0] == "how was it\ngood</s>"
+
+
+def test_a_chat_template_is_used_for_prompts_too(place, tmp_path):
+    rows = [{"prompt": "how was it", "completion": "good"}] * 5
+    train, _ = samples_of(language(place, tmp_path, rows, kind="chat"))
+    assert told(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s>"
+    assert learned(place, train, "chat")[0] == "good</s>"
+
+
+def test_plain_text_is_learned_whole_in_pieces_that_fit(place, tmp_path):
+    rows = [{"text": "the film was very good " * 40, "who": "a"}, {"text": "bad", "who": "b"}] * 2
+    train, _ = samples_of(
+        language(place, tmp_path, rows, "data.validation=0", f"data.test_source={tmp_path / 'talk.jsonl'}")
+    )
+    assert train.lengths.max() == 64
+    assert "".join(told(place, train, "llama")[:-1]).startswith(rows[0]["text"] + "</s>")
+    assert learned(place, train) == told(place, train, "llama")
+
+
+def test_a_language_models_loss_is_that_of_what_is_learned(place, tmp_path):
+    rows = [{"prompt": "how was it", "completion": w} for w in ("very good", "bad", "the plot was poor", "dull", "a")]
+    sim = prepare(language(place, tmp_path, rows)).simulation
+    task: LanguageTask = sim.task
+    model = sim.workspace.module.eval()
+    everything = torch.arange(4)
+    losses = task.losses(model, task.batch(everything, torch.empty(4, 0)))
+    for i in everything:
+        ids, marks = (t[:, : task.texts.lengths[i]] for t in task.batch(i[None], torch.empty(1, 0)))
+        labels = torch.where(marks == 1, ids, -100)
+        expected = model(input_ids=ids, labels=labels).loss  # transformers' own shift and mask
+        torch.testing.assert_close(losses[i], expected, rtol=1e-5, atol=1e-6)
+    found = sim.evaluate()
+    assert found.metrics["perplexity"] == pytest.approx(np.exp(found.loss))
+
+
+def test_a_language_model_with_fresh_weights_learns_real_text(place):
+    """A model of the folder's shape from scratch on reviews of films, from real sentences to a lower perplexity."""
+    source = need(SHARED / "glue-sst2")
+    settings = ["data.max_train=2000", "data.max_test=100", "data.validation=0", "model.fresh=true"]
+    train = "training={rounds: 4, clients_per_round: 2, steps: 15, batch_size: 16, lr: 0.01}"
+    sim = prepare(
+        experiment(
+            place, *settings, train, "partition.clients=4", f"data.source={source}", kind="llama", task="causal-lm"
+        )
+    ).simulation
+    before = sim.evaluate().metrics["perplexity"]
+    records = list(sim.rounds())
+    assert before > 300
+    assert records[-1].test_metrics["perplexity"] < 0.2 * before
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["data.text_column=review"], "has no column 'review'; it has text, label, who"),
+        (["data.label_column=mood"], "has no column 'mood'; it has text, label, who"),
+        (["data.task=sst3"], r"data.task='sst3' is unknown \(did you mean 'sst2'\?\); use one of image, text"),
+        (["data.task=rte"], "has no column 'sentence1'"),
+        (["data.source=./no.csv"], r"data.source='./no.csv': no such file"),
+        (["data.source=digits"], "data.task='text' needs data.source: a folder, a file or a hub id"),
+        (["model=vit-tiny"], "model.name='vit-tiny' classifies images; data.task='text' takes a text model"),
+        (["model=./nowhere"], "model.name='./nowhere': no such folder"),
+        (["model=package:no_such_thing/model"], "no package 'no_such_thing' is installed"),
+        (["model.tokenizer=./nowhere"], "model.tokenizer='./nowhere': no such folder"),
+        (["model.pad_token=<fill>"], "model.pad_token='<fill>' is not among the 30. tokens that there are"),
+        (["data.max_length=500"], "data.max_length=500: '.*' takes 66 tokens"),
+        (["data.validation=0"], "has no split named test or validation or valid or val; it has train"),
+        (["data.flip=true"], "data.flip is no setting of data.task='text'"),
+        (["data.prompt_column=text"], "data.prompt_column is no setting of data.task='text'"),
+        (["data.task=causal-lm"], "it sees later tokens, so it cannot predict the next"),
+        (["lora.rank=4"], "lora.rank is unknown; use one of r, alpha, dropout, target_modules, aggregate"),
+        (["lora.aggregate=mean"], "lora.aggregate='mean'"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(place, settings, line):
+    with pytest.raises(InputError, match=line) as found:
+        prepare(experiment(place, *settings))
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ([{"text": "good", "label": 0}, {"text": None, "label": 1}], "column 'text' holds None where a text is wanted"),
+        ([{"text": "good", "label": -1}, {"text": "bad", "label": 1}], r"column 'label' holds -1, which is not one of"),
+        ([{"text": "good", "label": 0}, {"text": "bad", "label": None}], "column 'label'"),
+        ([{"text": "good", "label": 5_000_000}] * 2, "column 'label' holds 5000000: no number of a class"),
+        ([{"text": "good"}, {"text": "bad"}], "no label column found among text"),
+        ([{"label": 0}, {"label": 1}], "no column of text among label"),
+    ],
+)
+def test_wrong_data_is_one_clear_line(place, tmp_path, rows, line):
+    path = tmp_path / "odd.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows * 10))
+    with pytest.raises(InputError, match=line):
+        prepare(experiment(place, f"data.source={path}"))
+
+
+def test_padding_that_would_move_positions_is_refused(place):
+    with pytest.raises(InputError, match="model.pad_token='</s>': .* counts positions from its own, token 1"):
+        prepare(experiment(place, "model.pad_token=</s>", kind="roberta"))
+
+
+def test_glue_with_labels_of_another_kind_is_refused(place, tmp_path):
+    path = tmp_path / "half.jsonl"
+    path.write_text("".join(json.dumps({"sentence": "good", "label": i / 3}) + "\n" for i in range(20)))
+    with pytest.raises(InputError, match="data.task='cola': the labels are fractions, where classes are wanted"):
+        prepare(experiment(place, f"data.source={path}", task="cola"))
+
+
+def test_a_tokenizer_without_padding_is_refused_for_classes_and_taken_for_language(place):
+    with pytest.raises(
+        InputError, match="no token to fill up with; name one of its own with model.pad_token, such as </s>"
+    ):
+        prepare(experiment(place, kind="unpadded"))
+    assert prepare(experiment(place, "model.pad_token=</s>", kind="unpadded")).simulation.task.form.pad == 2
+    prepare(experiment(place, kind="unpadded", task="causal-lm"))
+
+
+@pytest.mark.parametrize(("kind", "count"), [("roberta", r"50,2\d\d"), ("bert", r"\d")])
+def test_a_tokenizer_of_another_model_is_refused(place, kind, count):
+    other = need(SHARED / "roberta-tokenizer")
+    with pytest.raises(InputError, match=f"its tokenizer knows {count} tokens, the model 302"):
+        prepare(experiment(place, f"model.tokenizer={other}", kind=kind))

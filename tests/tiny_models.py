@@ -1,0 +1,102 @@
+"""Small models with tokenizers in folders, and small texts: what a hub id would give, made on the spot."""
+
+import csv
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    RobertaConfig,
+)
+
+WORDS = ("good", "great", "fine", "bad", "poor", "dull", "film", "plot", "cast", "it", "was", "a", "very", "the")
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def tokenizer(
+    *, pad: bool = True, template: str | None = None, limit: int = 64, types: bool = False
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, trained on a few words."""
+    rules = Tokenizer(models.BPE())
+    rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rules.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    rules.train_from_iterator([" ".join(WORDS)] * 3, trainer)
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=rules,
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=limit,
+        **({"pad_token": "<pad>"} if pad else {}),
+        **({"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if types else {}),
+    )
+    found.chat_template = template
+    if types:  # as BERT's: which of two sentences a token belongs to
+        found.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            "$A:0 </s>:0", "$A:0 </s>:0 $B:1 </s>:1", [("</s>", 2)]
+        )
+    return found
+
+
+def config(kind: str):
+    """A configuration of `kind` with 2 layers of width 32 and nothing dropped at random."""
+    words = len(tokenizer())
+    if kind in ("bert", "roberta"):
+        cls = {"bert": BertConfig, "roberta": RobertaConfig}[kind]
+        return cls(
+            vocab_size=words,
+            max_position_embeddings=66,
+            pad_token_id=1,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            **SIZES,
+        )
+    if kind == "gpt2":
+        return GPT2Config(
+            vocab_size=words, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+        )
+    cls = {"llama": LlamaConfig, "qwen3": Qwen3Config}[kind]
+    return cls(vocab_size=words, max_position_embeddings=64, num_key_value_heads=2, head_dim=8, **SIZES)
+
+
+def folder(path: Path, kind: str, **of_tokenizer) -> str:
+    """A folder as `save_pretrained` leaves it: weights, configuration, tokenizer; its path."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = config(kind)
+        model = (AutoModel if kind in ("bert", "roberta") else AutoModelForCausalLM).from_config(made)
+    model.save_pretrained(path)
+    tokenizer(**of_tokenizer).save_pretrained(path)
+    return str(path)
+
+
+def reviews(path: Path, rows: int = 60, seed: int = 0) -> str:
+    """A CSV file of reviews of 2 to 12 words, good ones and bad ones, and by whom; its path."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(words, count):
+        return [words[int(i)] for i in torch.randint(len(words), (count,), generator=g)]
+
+    with open(path, "w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["text", "label", "who"])
+        for i in range(rows):
+            mood = WORDS[:3] if i % 2 else WORDS[3:6]
+            length = int(torch.randint(1, 6, (1,), generator=g))
+            out.writerow([" ".join(draw(mood, length) + draw(WORDS[6:], length)), i % 2, f"critic {i % 5}"])
+    return str(path)
