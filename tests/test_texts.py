@@ -9,7 +9,6 @@ import torch
 from conftest import SHARED, need
 
 from fedadamw.data.scoring import scores
-from fedadamw.data.text_batches import LanguageTask
 from fedadamw.data.texts import Texts
 from fedadamw.experiment import load
 from fedadamw.models import text
@@ -25,7 +24,6 @@ def place(tmp_path_factory):
     for kind in ("bert", "roberta", "llama"):
         tiny_models.folder(path / kind, kind)
     tiny_models.folder(path / "unpadded", "llama", pad=False)
-    tiny_models.folder(path / "chat", "llama", template=tiny_models.TEMPLATE)
     tiny_models.reviews(path / "reviews.csv")
     return path
 
@@ -203,150 +201,6 @@ def test_taking_samples_takes_their_tokens(place):
     assert told(place, some) == [told(place, train)[i] for i in (5, 1, 1)]
     assert some.labels.tolist() == train.labels[[5, 1, 1]].tolist()
     assert some.fingerprint != train.fingerprint
-
-
-# Language models
-
-
-def language(place, tmp_path, rows, *settings, kind="llama"):
-    path = tmp_path / "talk.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return experiment(place, f"data.source={path}", *settings, kind=kind, task="causal-lm")
-
-
-def learned(place, texts: Texts, kind="llama") -> list[str]:
-    """The marked parts of the texts, in words."""
-    words = text.tokenizer_of(str(place / kind))
-    parts = zip(np.split(texts.tokens, texts.starts[1:-1]), np.split(texts.marks, texts.starts[1:-1]), strict=True)
-    return [words.decode(tokens[marks == 1]) for tokens, marks in parts]
-
-
-def test_of_a_prompt_and_its_answer_the_answer_is_learned(place, tmp_path):
-    rows = [{"instruction": "how was it", "input": "the film", "output": "very good"}] * 5
-    train, _ = samples_of(language(place, tmp_path, rows))
-    assert told(place, train, "llama")[0] == "how was it\nthe film\nvery good</s>"
-    assert learned(place, train) == ["very good</s>"] * 4
-
-
-def test_of_a_conversation_what_the_assistant_says_is_learned(place, tmp_path):
-    talk = [
-        {"role": "user", "content": "how was it"},
-        {"role": "assistant", "content": "good"},
-        {"role": "user", "content": "very"},
-        {"role": "assistant", "content": "great"},
-    ]
-    train, _ = samples_of(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
-    assert told(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s><user>very</s><assistant>great</s>"
-    assert learned(place, train, "chat")[0] == "good</s>great</s>"
-
-
-def test_every_answer_is_learned_where_the_template_shows_the_last_one_otherwise(place, tmp_path):
-    template = (
-        "{% for m in messages %}<{{ m['role'] }}>"
-        "{% if loop.last and m['role'] == 'assistant' %}<think></think>{% endif %}{{ m['content'] }}</s>{% endfor %}"
-    )
-    tiny_models.folder(tmp_path / "thinks", "llama", template=template)
-    talk = [
-        {"role": r, "content": c}
-        for r, c in (("user", "a"), ("assistant", "good"), ("user", "b"), ("assistant", "bad"))
-    ]
-    rows = [{"messages": talk}] * 5
-    train, _ = samples_of(language(place, tmp_path, rows, f"model={tmp_path / 'thinks'}"))
-    assert learned(place, train)[0] == "good</s>bad</s>"
-
-
-@pytest.mark.parametrize(
-    ("talk", "line"),
-    [
-        (None, "column 'messages' holds None where a list of role and content is wanted"),
-        ([], r"column 'messages' holds \[\] where"),
-        ([{"role": "user", "content": None}], "where a list of role and content is wanted"),
-        ([{"role": "assistant", "content": "first"}], "the chat template refuses a conversation"),
-    ],
-)
-def test_conversations_that_are_none_are_one_clear_line(place, tmp_path, talk, line):
-    strict = (
-        "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}" + tiny_models.TEMPLATE
-    )
-    tiny_models.folder(tmp_path / "strict", "llama", template=strict)
-    good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    with pytest.raises(InputError, match=line):
-        samples_of(
-            language(place, tmp_path, [{"messages": good}, {"messages": talk}] * 3, f"model={tmp_path / 'strict'}")
-        )
-
-
-def test_prompts_that_leave_nothing_to_learn_are_left_out(place, tmp_path):
-    rows = [{"prompt": "it was a film " * i, "completion": "good"} for i in (1, 60)] * 5
-    with pytest.warns(UserWarning, match="5 of 10 texts have nothing to learn within 64 tokens and are left out"):
-        train, test = samples_of(language(place, tmp_path, rows))
-    assert len(train) + len(test) == 5
-    with pytest.raises(InputError, match="nothing is left to learn within 64 tokens"):
-        samples_of(language(place, tmp_path, rows[1::2]))
-
-
-def test_no_text_is_both_trained_on_and_held_out(place, tmp_path):
-    rows = [{"text": f"{word} film " * 60} for word in tiny_models.WORDS[:10]]
-    train, test = samples_of(language(place, tmp_path, rows))
-    assert len(test) > 2
-    assert set(train.rows) & set(test.rows) == set()
-    assert len(set(train.rows) | set(test.rows)) == 10
-
-
-def test_a_named_prompt_is_not_asked_twice(place, tmp_path):
-    rows = [{"input": "how was it", "output": "good"}] * 5
-    named = ["data.prompt_column=input", "data.response_column=output"]
-    train, _ = samples_of(language(place, tmp_path, rows, *named))
-    assert told(place, train, "llama")[0] == "how was it\ngood</s>"
-
-
-def test_a_chat_template_is_used_for_prompts_too(place, tmp_path):
-    rows = [{"prompt": "how was it", "completion": "good"}] * 5
-    train, _ = samples_of(language(place, tmp_path, rows, kind="chat"))
-    assert told(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s>"
-    assert learned(place, train, "chat")[0] == "good</s>"
-
-
-def test_plain_text_is_learned_whole_in_pieces_that_fit(place, tmp_path):
-    rows = [{"text": "the film was very good " * 40, "who": "a"}, {"text": "bad", "who": "b"}] * 2
-    train, _ = samples_of(
-        language(place, tmp_path, rows, "data.validation=0", f"data.test_source={tmp_path / 'talk.jsonl'}")
-    )
-    assert train.lengths.max() == 64
-    assert "".join(told(place, train, "llama")[:-1]).startswith(rows[0]["text"] + "</s>")
-    assert learned(place, train) == told(place, train, "llama")
-
-
-def test_a_language_models_loss_is_that_of_what_is_learned(place, tmp_path):
-    rows = [{"prompt": "how was it", "completion": w} for w in ("very good", "bad", "the plot was poor", "dull", "a")]
-    sim = prepare(language(place, tmp_path, rows)).simulation
-    task: LanguageTask = sim.task
-    model = sim.workspace.module.eval()
-    everything = torch.arange(4)
-    losses = task.losses(model, task.batch(everything, torch.empty(4, 0)))
-    for i in everything:
-        ids, marks = (t[:, : task.texts.lengths[i]] for t in task.batch(i[None], torch.empty(1, 0)))
-        labels = torch.where(marks == 1, ids, -100)
-        expected = model(input_ids=ids, labels=labels).loss  # transformers' own shift and mask
-        torch.testing.assert_close(losses[i], expected, rtol=1e-5, atol=1e-6)
-    found = sim.evaluate()
-    assert found.metrics["perplexity"] == pytest.approx(np.exp(found.loss))
-
-
-def test_a_language_model_with_fresh_weights_learns_real_text(place):
-    """A model of the folder's shape from scratch on reviews of films, from real sentences to a lower perplexity."""
-    source = need(SHARED / "glue-sst2")
-    settings = ["data.max_train=2000", "data.max_test=100", "data.validation=0", "model.fresh=true"]
-    train = "training={rounds: 4, clients_per_round: 2, steps: 15, batch_size: 16, lr: 0.01}"
-    sim = prepare(
-        experiment(
-            place, *settings, train, "partition.clients=4", f"data.source={source}", kind="llama", task="causal-lm"
-        )
-    ).simulation
-    before = sim.evaluate().metrics["perplexity"]
-    records = list(sim.rounds())
-    assert before > 300
-    assert records[-1].test_metrics["perplexity"] < 0.2 * before
 
 
 # What is wrong
