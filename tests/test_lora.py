@@ -1,6 +1,7 @@
 """Adapters: what is trained and sent, engines that agree on them, and what their mean means."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import tiny_models
 import torch
 
 from fedadamw.data.text_batches import TextTask
+from fedadamw.engine.client import work_of
 from fedadamw.experiment import load
 from fedadamw.models.lora import Folding, Lora, adapted
 from fedadamw.prepare import prepare
@@ -64,6 +66,30 @@ def test_stacked_clients_with_adapters_and_padding_come_to_the_loops_numbers(pla
             torch.testing.assert_close(stacked.state.tensors()[name], t, rtol=1e-10, atol=1e-10)
         assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-10)
         assert (ours.up_bytes, ours.down_bytes) == (theirs.up_bytes, theirs.down_bytes)
+
+
+@pytest.mark.parametrize("batch_size", [12, 100])  # 100: more than some clients have
+def test_grouping_by_length_pads_less_and_changes_no_sample(place, batch_size):
+    size = f"training.batch_size={batch_size}"
+    plain, grouped = (simulation(place, size, f"training.group_by_length={on}") for on in ("false", "true"))
+    task, padded = grouped.task, []
+    for client, samples in enumerate(grouped.clients):
+        works = [work_of(task, sim.training, 0, client, samples, 0) for sim in (plain, grouped)]
+        assert sorted(works[0].samples.tolist()) == sorted(works[1].samples.tolist())
+        assert works[0].sizes == works[1].sizes
+        padded.append([sum(task.batch(*part)[0].numel() for part in work.batches()) for work in works])
+        again = work_of(task, grouped.training, 0, client, samples, 0)
+        assert torch.equal(works[1].samples, again.samples)
+    without, with_ = map(sum, zip(*padded, strict=True))
+    assert with_ < without
+    batches = [task.lengths[samples] for samples, _ in works[1].batches()]
+    ends = sorted((int(b.min()), int(b.max())) for b in batches)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(ends)), "batches do not overlap in length"
+
+
+def test_grouping_by_length_is_for_texts():
+    with pytest.raises(InputError, match="training.group_by_length is no setting of data.task='image'"):
+        load("digits", ["training.group_by_length=true"])
 
 
 @pytest.mark.parametrize(("kind", "task"), [("bert", "text"), ("llama", "text"), ("llama", "causal-lm")])

@@ -151,6 +151,7 @@ class Experiment(_Section):
         of_images["data.crop_padding"] = data.crop_padding
         of_texts = {"data.text_column": data.text_column, "data.max_length": data.max_length}
         of_texts |= {"model.tokenizer": model.tokenizer, "model.pad_token": model.pad_token}
+        of_texts["training.group_by_length"] = self.training.group_by_length
         of_language = {"data.prompt_column": data.prompt_column, "data.response_column": data.response_column}
         of_pairs = {"data.text_pair_column": data.text_pair_column}
         others = {**of_texts, **of_language, **of_pairs} if task == IMAGE else {**of_images}

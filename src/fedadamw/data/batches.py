@@ -39,7 +39,7 @@ class ImageTask:
         test_batch_size: int = 500,
         resident: bool = True,
     ) -> None:
-        self.device, self.resident = device, resident
+        self.device, self.resident, self.lengths = device, resident, None
         self.pixels = _read_only(train.pixels).to(device) if resident else train.pixels
         self.test_pixels = _read_only(test.pixels).to(device)
         self.labels, self.test_labels = (torch.from_numpy(i.labels).to(device) for i in (train, test))

@@ -65,6 +65,7 @@ class TextTask:
     ) -> None:
         self.form, self.test_batch_size = form, test_batch_size
         self.numbers = train.targets is not None
+        self.lengths = torch.from_numpy(train.lengths)
         self.metrics = metrics or (REGRESSION if self.numbers else CLASSIFICATION)
         self.resident = device.type == "cpu"  # else batches are padded on the CPU, ahead of the steps
         self.texts, self.test_texts = (
@@ -126,6 +127,7 @@ class LanguageTask:
         self, train: Texts, test: Texts, form: Form, *, device: torch.device, test_batch_size: int = 20
     ) -> None:
         self.form, self.test_batch_size = form, test_batch_size
+        self.lengths = torch.from_numpy(train.lengths)
         self.resident = device.type == "cpu"  # else batches are padded on the CPU, ahead of the steps
         self.texts, self.test_texts = (
             Padded(texts, pad=form.pad, longest=form.max_length, device=device) for texts in (train, test)

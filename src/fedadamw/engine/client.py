@@ -114,5 +114,18 @@ def work_of(task: Task, training: Training, seed: int, client: int, samples: np.
         epochs=training.epochs,
     )
     order = torch.from_numpy(np.concatenate(parts))
+    sizes = tuple(len(part) for part in parts)
+    if training.group_by_length and task.lengths is not None:
+        generator = torch_generator(seed, Purpose.GROUPING, round_, client, device=torch.device("cpu"))
+        order, sizes = grouped(order, sizes, task.lengths, generator)
     drawn = task.draw(len(order), torch_generator(seed, Purpose.AUGMENT, round_, client, device=torch.device("cpu")))
-    return Work(order, drawn, tuple(len(part) for part in parts))
+    return Work(order, drawn, sizes)
+
+
+def grouped(
+    order: Tensor, sizes: Sequence[int], lengths: Tensor, generator: torch.Generator
+) -> tuple[Tensor, tuple[int, ...]]:
+    """The same samples in batches of the same sizes, each of samples of much the same length, in random order."""
+    parts = order[torch.argsort(lengths[order], stable=True)].split(tuple(sizes))
+    shuffled = [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
+    return torch.cat(shuffled), tuple(len(part) for part in shuffled)

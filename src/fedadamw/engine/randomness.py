@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     PARTITION = 5
     INITIAL_MODEL = 6
     SPLIT = 7
+    GROUPING = 8
 
 
 def numpy_generator(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:

@@ -21,6 +21,9 @@ class Training(BaseModel):
     micro_batch: int | None = Field(
         default=None, ge=1, description="samples of a local step that go through the model at once: less memory"
     )
+    group_by_length: bool = Field(
+        default=False, description="put a client's texts of a round into batches of much the same length: less padding"
+    )
     lr: float = Field(default=3e-4, gt=0, description="peak learning rate of the clients")
     schedule: Literal["cosine", "constant"] = Field(default="cosine", description="over rounds, cosine to 0")
     warmup_rounds: int = Field(default=0, ge=0, description="rounds of linear warm-up before the schedule")

@@ -30,6 +30,10 @@ class Task(Protocol):
         the steps, with sample numbers and draws on the CPU.
         """
 
+    @property
+    def lengths(self) -> Tensor | None:
+        """How long each training sample is, (n,) on the CPU, where that differs; batches are padded to the longest."""
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """All that is random about `count` training samples, (count, r) on the CPU; r may be 0."""
 
