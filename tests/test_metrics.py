@@ -98,6 +98,7 @@ def test_a_study_keeps_the_main_metric_and_its_name(run, tmp_path):
     assert found["runs"][0]["score"] == [-0.0625, 0.4125]
     assert (found["summary"][0]["score"], found["summary"][0]["score_sd"]) == (0.4125, None)
     assert (found["target"], found["summary"][0]["rounds_to_target"]) == (0.4125, 4)
+    assert results.collect("digits", [run], target=-0.1)["summary"][0]["rounds_to_target"] == 2, "it may be below 0"
 
 
 def test_the_order_lasts_and_a_perplexity_is_no_share(tmp_path):

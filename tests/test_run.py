@@ -20,7 +20,7 @@ from conftest import command
 import fedadamw
 from fedadamw.checkpoint import CheckpointError, read, write
 from fedadamw.cli import main
-from fedadamw.experiment import Experiment, load, parse, recipes
+from fedadamw.experiment import Experiment, load, parse, parsed, recipes
 
 # the steps are small, so that there is something to kill in every phase of a round
 SHORT = ("-s", "training.rounds=12", "-s", "training.steps=2", "-s", "threads=1", "-s", "checkpoint_every=3")
@@ -371,6 +371,17 @@ def test_overrides_are_yaml_and_another_algorithm_starts_from_its_own_defaults()
     assert experiment.algorithm == {"name": "fedavg", "weight_decay": 1e-3}
     assert (experiment.training.steps, experiment.training.epochs) == (None, 2)
     assert experiment.training.lr == 1e-3
+
+
+def test_a_token_keeps_its_brackets(tmp_path):
+    texts = ["data.task=text", "data.source=./reviews"]
+    assert load("digits", [*texts, "model.pad_token=[PAD]"]).model.pad_token == "[PAD]"
+    assert load("digits", [*texts, "model.pad_token=</s>"]).model.pad_token == "</s>"
+    assert parsed("model.pad_token=[PAD, </s>]") == ("model.pad_token", ["PAD", "</s>"]), "two to compare"
+    assert parsed("model.name=[vit-nano]") == ("model.name", ["vit-nano"])
+    (tmp_path / "own.yaml").write_text("data: {task: text, source: ./reviews}\nmodel: {pad_token: [PAD]}\n")
+    with pytest.raises(ValueError, match=r"is a list of one word; in YAML the word with its brackets is \"\[PAD\]\""):
+        load(str(tmp_path / "own.yaml"))
 
 
 def test_tensorboard_gets_the_rounds(tmp_path):

@@ -248,7 +248,7 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["tune", "-s", "seed=3"], "and seed 0"),
         (["ablate", "--only", "parts", "-s", "algorithm.alpha=0"], "-s algorithm.alpha: the study parts varies it"),
         (["compare", "-s", "training.lr=[1,0]"], "training.lr=0: input should be greater than 0"),
-        (["compare", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["compare", "nowhere.yaml", "--target", "-0.5"], "nowhere.yaml: no such file"),
         (["tune", "--only", "alhpa"], "--only='alhpa' is unknown (did you mean 'alpha'?)"),
         (["tune", "-s", "training.lr=[1,2]"], "tune takes one value a setting, no lists"),
         (["tune", "-s", "data.validation=0.2"], "tune sets data.validation itself, to 0.1"),

@@ -18,6 +18,7 @@ from fedadamw.models.lora import Lora
 from fedadamw.validation import InputError, check, nearest, one_of
 
 NAMED = ("model", "algorithm")  # sections whose name may stand for them: -s model=DIR
+TOKENS = ("model.pad_token",)  # settings whose words may have brackets, which YAML takes for a list: [PAD]
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -253,6 +254,8 @@ def parsed(override: str) -> tuple[str, Any]:
     if not equals or not path:
         raise InputError(f"-s {override!r}: give key.path=value, for example training.lr=0.001")
     value = _value(text)
+    if path in TOKENS and _is_word_in_brackets(value):
+        value = text.strip()
     return (f"{path}.name" if path in NAMED and isinstance(value, str) else path), value
 
 
@@ -283,6 +286,11 @@ def _value(text: str) -> Any:
     return _numbers(value)
 
 
+def _is_word_in_brackets(value: Any) -> bool:
+    """Whether YAML read `[word]`, a list of one word."""
+    return isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
+
+
 def _numbers(value: Any) -> Any:
     """The same with words that are numbers as numbers."""
     if isinstance(value, list):
@@ -306,6 +314,8 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     hint = ""
+    if first["type"] == "string_type" and _is_word_in_brackets(given):
+        hint = f' is a list of one word; in YAML the word with its brackets is "[{given[0]}]"'
     if first["type"] == "literal_error":
         hint = nearest(str(given), re.findall(r"'(.*?)'", first["ctx"]["expected"]))
     return f"{where}={given!r}{hint}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 Algorithms = Annotated[str, typer.Option("-a", "--algorithms", metavar="NAME,NAME", help="Of those that `list` shows.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Runs of each variant, with seeds 0, 1, ...")]
+Target = Annotated[
+    float | None,
+    typer.Option(min=-1.0, max=1.0, help="Score to count rounds and bytes to; below 0 where it is a correlation."),
+]
 Jobs = Annotated[
     int | None,
     typer.Option(min=1, help="Runs at a time: one a core, with a thread each, or one on a GPU.", show_default=False),
@@ -29,7 +33,7 @@ def compare_command(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/compare-<recipe> by default.")] = None,
     tuned: Annotated[bool, typer.Option("--tune", help="Tune each algorithm first, see `tune`.")] = False,  # noqa: FBT002
-    target: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Score to count rounds and bytes to.")] = None,
+    target: Target = None,
     jobs: Jobs = None,
     quiet: Quiet = False,  # noqa: FBT002
 ) -> None:
