@@ -37,21 +37,31 @@ fedadamw compare small/cifar10-vit-dir0.1 -a fedadamw,local-adamw --seeds 3 -s d
 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
-    every = [*RESULTS.glob("small-*.json"), *RESULTS.glob("paper-*.json")]
-    studies = {path.stem.split("_")[0]: path for path in every}
-    found = {name: json.loads(studies[name].read_text()) for name in sorted(studies)}
-    parts = [INTRODUCTION, overview(found)]
+    found = {name: json.loads(path.read_text()) for name, path in studies().items()}
     for name, results in found.items():
         save(charts.picture(results), PICTURES / f"{name}.svg")
-        notes = studies[name].with_suffix(".notes.md")
+    PAGE.write_text(page(found))
+
+
+def studies() -> dict[str, Path]:
+    """Where each study's results are, by its name."""
+    every = [*RESULTS.glob("small-*.json"), *RESULTS.glob("paper-*.json")]
+    return dict(sorted((path.stem.split("_")[0], path) for path in every))
+
+
+def page(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page as text."""
+    parts = [INTRODUCTION, overview(found)]
+    for name, results in found.items():
         parts.append(
             f"## {name}\n\n{comparison.about(results)}.\n\n![Curves](results/{name}.svg)\n\n{markdown(results)}"
         )
         if (against := FedAdamWAgainst.of(results)) is not None:
             parts.append(against.in_words())
+        notes = studies()[name].with_suffix(".notes.md")
         if notes.exists():
             parts.append(notes.read_text())
-    PAGE.write_text("\n".join(part for part in parts if part))
+    return "\n".join(part for part in parts if part)
 
 
 class FedAdamWAgainst(NamedTuple):
