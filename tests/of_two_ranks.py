@@ -12,16 +12,19 @@ from test_algorithms import simulation
 from fedadamw.checkpoint import write
 from fedadamw.engine.ranks import Team, team
 
+CODED = [(name, upload) for name in ("fedadamw-vm", "scaffold") for upload in ("bfloat16", "int8", "top-k")]
+
 
 def main(folder: Path, stack: int) -> None:
     """Write one checkpoint an algorithm, by rank 0."""
     ranks = team(torch.device("cpu"))
     check_shared(ranks)
-    for name, case in CASES.items():
-        sim = simulation(case, SequenceTask(), clients_per_round=5, clip=1.0, stack=stack, ranks=ranks)
+    for name, upload in [*((name, "float32") for name in CASES), *CODED]:
+        how = {"clients_per_round": 5, "clip": 1.0, "upload": upload, "stack": stack}
+        sim = simulation(CASES[name], SequenceTask(), **how, ranks=ranks)
         losses = [(record.train_loss, record.test_loss, record.up_bytes) for record in sim.rounds()]
         if ranks.rank == 0:
-            write(folder / name, "checkpoint", sim.tensors(), {"losses": losses})
+            write(folder / f"{name}-{upload}", "checkpoint", sim.tensors(), {"losses": losses})
 
 
 def check_shared(ranks: Team) -> None:

@@ -18,7 +18,7 @@ LAYERS = (  # a file imports from its own row or from those above it
     ("algorithm",),
     ("directions",),
     ("algorithms",),
-    ("registry", "checkpoint"),
+    ("registry", "checkpoint", "codecs"),
     ("messages",),
     ("optim",),
     ("engine",),

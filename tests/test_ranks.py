@@ -13,6 +13,7 @@ import pytest
 import torch
 from cases import CASES
 from conftest import SequenceTask, command
+from of_two_ranks import CODED
 from test_algorithms import simulation
 from test_study import wait_for
 
@@ -36,13 +37,13 @@ def of_two_ranks(request, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_two_ranks_come_to_the_numbers_of_one(name, of_two_ranks):
-    tensors, facts = read(of_two_ranks / name, "checkpoint")
-    alone = simulation(CASES[name], SequenceTask(), clients_per_round=5, clip=1.0)
+@pytest.mark.parametrize(("name", "upload"), [*((name, "float32") for name in CASES), *CODED])
+def test_two_ranks_come_to_the_numbers_of_one(name, upload, of_two_ranks):
+    tensors, facts = read(of_two_ranks / f"{name}-{upload}", "checkpoint")
+    alone = simulation(CASES[name], SequenceTask(), clients_per_round=5, clip=1.0, upload=upload)
     losses = [(record.train_loss, record.test_loss, record.up_bytes) for record in alone.rounds()]
     expected = alone.tensors()
-    assert tensors.keys() == expected.keys(), "clients' memories among them"
+    assert tensors.keys() == expected.keys(), "clients' memories and residuals among them"
     for key, t in expected.items():
         torch.testing.assert_close(tensors[key], t, rtol=1e-10, atol=1e-10)
     for ours, theirs in zip(facts["losses"], losses, strict=True):

@@ -56,6 +56,9 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
     elementwise: ClassVar[bool] = False
     """Whether `client_step` treats every coordinate alone, so that an engine may take a vector in pieces."""
 
+    changes: ClassVar[tuple[str, ...]] = ("delta",)
+    """The fields of Up, (..., d), that add to what the server has: a codec may send a part of them a round later."""
+
     tuning: ClassVar[Mapping[str, Sequence[float]]]
     """The grids to start from when it is tuned, in the order of the search; `lr` is training.lr."""
 

@@ -61,6 +61,7 @@ class Scaffold(Algorithm[Server, Server, Memory, Local, Up]):
     weight_decay: float = 1e-3  # a step, times lr
 
     elementwise: ClassVar = True
+    changes: ClassVar = ("delta", "dc")
     tuning: ClassVar = {"lr": (0.03, 0.1, 0.3), "weight_decay": (1e-4, 1e-3, 1e-2)}
 
     def __post_init__(self) -> None:

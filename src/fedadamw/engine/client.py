@@ -1,6 +1,6 @@
 """What the engines share of a client: the module in flat vectors, its work of a round, its answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,16 +66,22 @@ def micro_batches(batch: Batch, size: int | None, *, dim: int = 0) -> Iterator[B
 class Answer(NamedTuple):
     """What one client's round leaves."""
 
-    up: Any  # the algorithm's Up
+    up: Any  # the algorithm's Up, as the server has it
     memory: Any
     statistics: Vector  # (s,)
     loss: Tensor  # () mean over the local steps
     samples: int
     local: Any  # the algorithm's Local after the last step, for diagnostics
+    payload: Mapping[str, Tensor] | None = None  # what travels of `up` where a codec made it what it is
+
+    @property
+    def travels(self) -> Sequence[Tensor]:
+        """The tensors that are sent."""
+        return (*(self.up if self.payload is None else self.payload.values()), self.statistics)
 
     @property
     def finite(self) -> bool:
-        """Whether every number that travels is finite."""
+        """Whether every number that arrives is finite."""
         sent: Sequence[Tensor] = (*self.up, self.statistics)
         return all(bool(torch.isfinite(t).all()) for t in sent)
 

@@ -20,6 +20,7 @@ class Purpose(IntEnum):
     INITIAL_MODEL = 6
     SPLIT = 7
     GROUPING = 8
+    CODEC = 9
 
 
 def numpy_generator(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:

@@ -40,7 +40,7 @@ class RoundResult(NamedTuple):
     train_loss: float  # weighted mean of the clients' mean losses
     answered: int
     rejected: int  # clients left out for a number that is not finite
-    up_bytes: int  # of all clients that answered, counted from the tensors
+    up_bytes: int  # of all clients that answered, counted from the tensors that travel
 
 
 class Mean:
@@ -103,7 +103,7 @@ def run_round(
             continue
         weight = float(answer.samples) if weighting == "samples" else 1.0
         mean.add(sent, weight)
-        up_bytes += nbytes((*answer.up, answer.statistics))
+        up_bytes += nbytes(answer.travels)
         answered += 1
         for listener in listeners:
             listener(shard, answer)

@@ -36,6 +36,10 @@ class Training(BaseModel):
         description="on a CPU, image batches with a pixel's channels together: for convolutions and pooling",
     )
     weighting: Literal["uniform", "samples"] = Field(default="uniform", description="weights of the clients' mean")
+    upload: Literal["float32", "bfloat16", "int8", "top-k"] = Field(
+        default="float32", description="how clients' changes travel: 4, 2 or 1 bytes a number, or the largest alone"
+    )
+    keep: float = Field(default=0.05, gt=0, le=1, description="share of a change's numbers that top-k sends")
     diagnostics: bool = Field(default=False, description="record each round's second moments, drift and alignment")
     evaluate_every: int = Field(default=1, ge=1, description="rounds between evaluations; the last is evaluated")
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedadamw import codecs
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.engine.client import Answer, Shard, Workspace, autocast, batches_mix
 from fedadamw.engine.diagnostics import Numbers, Watch
@@ -22,6 +23,7 @@ from fedadamw.engine.stacked import Stacked
 from fedadamw.engine.step import stepper
 from fedadamw.engine.store import InMemory, OnDisk, Store
 from fedadamw.engine.task import Evaluation, Task
+from fedadamw.engine.uploads import Coded, Uploads
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector, nbytes
 
@@ -119,6 +121,7 @@ class Simulation:
         step = stepper(algorithm, training.clip, compiled=compiled)
         common = (self.workspace, algorithm, task, training, seed, step)
         self.engine: Engine = Loop(*common) if stack == 1 else Stacked(*common, group=stack)
+        self.uploads = Uploads(algorithm, codecs.made(training.upload, training.keep))
         server = algorithm.server_init(self.workspace.y.clone())
         none = self.workspace.y[:0]
         base = none if folding is None else folding.base
@@ -127,8 +130,8 @@ class Simulation:
 
     @property
     def memory_template(self) -> Any:
-        """What a client keeps before its first round; () where the algorithm has no memories."""
-        return self.algorithm.client_init(self.algorithm.broadcast(self.state.server))
+        """What a client keeps before its first round; () where neither algorithm nor codec has it remember."""
+        return self.uploads.memory(self.algorithm.broadcast(self.state.server))
 
     def rounds(self) -> Iterator[Record]:
         """The rounds from here to the last, one record each."""
@@ -214,7 +217,7 @@ class Simulation:
         if folding is not None:
             folding.load(state.base)
         result = run_round(
-            self.engine,
+            Coded(self.engine, self.uploads, self.seed),
             state.round,
             down,
             state.statistics,

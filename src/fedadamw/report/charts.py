@@ -122,6 +122,7 @@ AXES = {
     "update_norm": "norm",
 }
 LOGARITHMIC = {"v_variance"}
+FAR = 3.5  # times the bytes of another variant
 STROKES = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 3}
 
 
@@ -147,7 +148,7 @@ def lines(
     scale = alt.Scale(type="log") if y in LOGARITHMIC else alt.Scale(zero=False)
     picked = alt.selection_point(name=f"picked_{x}_{y}", fields=["variant"], bind="legend")
     base = alt.Chart(alt.Data(values=list(rows))).encode(
-        x=alt.X(f"{x}:Q", title=AXES[x], scale=alt.Scale(nice=False)),
+        x=alt.X(f"{x}:Q", title=AXES[x], scale=alt.Scale(type=_type_of_axis(rows, x), nice=False)),
         color=_color(names, **STROKES),
     )
     shown = alt.condition(picked, alt.value(1.0), alt.value(0.1))
@@ -169,6 +170,14 @@ def lines(
     line = base.mark_line(strokeWidth=2).encode(y=values, opacity=shown, strokeDash=_dash(names, **STROKES))
     points = base.mark_circle(size=36).encode(y=values, opacity=shown, tooltip=hover).add_params(picked)
     return (band + line + points).properties(width=width, height=height)
+
+
+def _type_of_axis(rows: Sequence[Mapping[str, Any]], x: str) -> str:
+    """Logarithmic for bytes where one variant sends many times what another does, which else has no room."""
+    ends: dict[str, float] = {}
+    for row in rows if x == "sent" else ():
+        ends[row["variant"]] = max(row[x], ends.get(row["variant"], 0.0))
+    return "log" if ends and max(ends.values()) > FAR * min(ends.values()) > 0 else "linear"
 
 
 def bars(rows: Sequence[Mapping[str, Any]], what: str, names: Sequence[str]) -> Any:
