@@ -57,9 +57,11 @@ def simulation(place, *settings, kind="roberta", lora=True, stack=1, task="text"
     return prepare(load("digits", [*common, *adapters, *settings])).simulation
 
 
+@pytest.mark.parametrize("upload", ["float32", "top-k"])
 @pytest.mark.parametrize("aggregate", ["factors", "frozen-a", "exact"])
-def test_stacked_clients_with_adapters_and_padding_come_to_the_loops_numbers(place, double, aggregate):
-    loop, stacked = (simulation(place, f"lora.aggregate={aggregate}", stack=stack) for stack in (1, 3))
+def test_stacked_clients_with_adapters_and_padding_come_to_the_loops_numbers(place, double, aggregate, upload):
+    given = (f"lora.aggregate={aggregate}", f"training.upload={upload}")
+    loop, stacked = (simulation(place, *given, stack=stack) for stack in (1, 3))
     assert loop.task.form.mask == "4d"
     for ours, theirs in zip(stacked.rounds(), loop.rounds(), strict=True):
         for name, t in loop.state.tensors().items():
@@ -176,8 +178,10 @@ def weight_of_merged(model, work, y) -> dict[str, torch.Tensor]:
     return {n: (m.get_base_layer().weight + m.get_delta_weight("default")).detach() for n, m in layers.items()}
 
 
-def test_the_exact_mean_survives_a_stop(place):
-    whole, first, second = (simulation(place, "lora.aggregate=exact") for _ in range(3))
+@pytest.mark.parametrize("upload", ["float32", "int8"])
+def test_the_exact_mean_survives_a_stop(place, upload):
+    given = ("lora.aggregate=exact", f"training.upload={upload}")
+    whole, first, second = (simulation(place, *given) for _ in range(3))
     list(whole.rounds())
     first.step()
     second.restore(1, {name: t.clone() for name, t in first.tensors().items()})

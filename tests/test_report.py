@@ -182,3 +182,17 @@ def test_the_one_setting_that_varies_has_a_figure_of_its_own():
     assert charts.the_setting(varied) == "algorithm.alpha"
     assert "value" in charts.all_of(varied)
     assert charts.the_setting(RESULTS) is None
+
+
+def test_bytes_have_a_logarithmic_axis_where_one_variant_sends_many_times_what_another_does():
+    def axis(factor):
+        runs = [
+            dict(r, sent_bytes=[n * (factor if r["variant"] == "fedavg" else 1) for n in r["sent_bytes"]])
+            for r in RESULTS["runs"]
+        ]
+        spec = charts.curve({**RESULTS, "runs": runs}, "score", by="sent").to_dict()
+        return spec["layer"][0]["encoding"]["x"]["scale"]["type"]
+
+    assert (axis(2), axis(10)) == ("linear", "log")
+    by_round = charts.curve(RESULTS, "score", by="round").to_dict()
+    assert by_round["layer"][0]["encoding"]["x"]["scale"]["type"] == "linear"
