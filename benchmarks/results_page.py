@@ -27,7 +27,8 @@ and `fedadamw ablate` wrote; each names its commit, device and versions. A score
 seeds after the last round: accuracy, F1 on MRPC, Matthews correlation on CoLA, in hundredths; a point is one of them.
 Each algorithm runs at its own learning rate, chosen with one seed on samples held out of the training data, from a grid
 that grew while its best was at its edge (`fedadamw tune --only lr,server_lr`): for images at Dirichlet 0.1 and on 2,000
-to 5,000 of them, for texts as the notes under their tables say. To repeat one:
+to 5,000 of them, for texts as the notes under their tables say. A comparison of one seed has no deviation: a gap of a
+point or two says nothing there. To repeat one:
 
 ```
 fedadamw compare small/cifar10-vit-dir0.1 -a fedadamw,local-adamw --seeds 3 -s data.source=../shared/data/cifar10
