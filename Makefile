@@ -1,16 +1,23 @@
 # make demo: watch FedAdamW train a Vision Transformer over 100 non-IID clients.
 # make test: the whole test suite.     Both create .venv and install what they need.
+# make flower-demo: a SuperLink and four SuperNodes on this machine, with TLS and keys.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-flower flower-demo check format clean
 
 demo: .venv/.run
 	$(BIN)/fedadamw run digits
 
 test: .venv/.dev
 	$(BIN)/pytest -n auto --dist worksteal
+
+flower-demo: .venv/.dev
+	$(BIN)/fedadamw flower demo
+
+test-flower: .venv/.dev
+	$(BIN)/pytest -m slow tests/test_flower.py
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -108,3 +108,11 @@ def command(*arguments: str, cwd: Path | None = None, timeout: float = 240) -> s
 @pytest.fixture
 def task() -> SequenceTask:
     return SequenceTask()
+
+
+@pytest.fixture
+def one_thread():
+    """torch with as many threads after the test as before it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

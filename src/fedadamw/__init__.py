@@ -3,11 +3,23 @@
 For your own loop: `Blocks`, `Server`, `FedAdamW`, `save`, `load`. For simulations: the command `fedadamw`.
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from fedadamw.blocks import Blocks
-from fedadamw.messages import Broadcast, Upload, load, save
-from fedadamw.optim import FedAdamW, Server
+if TYPE_CHECKING:
+    from fedadamw.blocks import Blocks
+    from fedadamw.messages import Broadcast, Upload, load, save
+    from fedadamw.optim import FedAdamW, Server
 
 __version__ = version("fedadamw")
 __all__ = ["Blocks", "Broadcast", "FedAdamW", "Server", "Upload", "load", "save"]
+
+_HOMES = {"Blocks": "blocks", "FedAdamW": "optim", "Server": "optim"}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when asked for: who needs none of them does not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"fedadamw.{_HOMES.get(name, 'messages')}"), name)

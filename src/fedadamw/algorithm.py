@@ -62,6 +62,9 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
     tuning: ClassVar[Mapping[str, Sequence[float]]]
     """The grids to start from when it is tuned, in the order of the search; `lr` is training.lr."""
 
+    nonnegative: ClassVar[Sequence[str]] = ("v", "k")
+    """Fields of what goes up that are never below 0, of those it has: second moments and counters."""
+
     @abstractmethod
     def server_init(self, x: Vector) -> Server:
         """What the server remembers before the first round, for the initial model `x` (d,)."""

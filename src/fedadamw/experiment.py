@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedadamw import registry
 from fedadamw.block_rules import GRANULARITIES
 from fedadamw.data import glue
-from fedadamw.engine.settings import Training
+from fedadamw.engine.settings import Federation, Training
 from fedadamw.models import vision
 from fedadamw.models.lora import Lora
 from fedadamw.validation import InputError, check, nearest, one_of
@@ -79,8 +79,9 @@ class Data(_Section):
 class Split(_Section):
     """Who holds which samples."""
 
-    kind: Literal["mix", "dirichlet", "iid", "classes", "column"] = Field(
-        default="mix", description="mix: the paper's, disjoint, equal sizes, class mix ~ Dir(concentration)"
+    kind: Literal["mix", "dirichlet", "iid", "classes", "column", "nodes"] = Field(
+        default="mix",
+        description="mix: the paper's, disjoint, equal sizes, class mix ~ Dir(concentration); nodes: each its own data",
     )
     clients: int = Field(default=100, ge=1, description="clients, N; for column, as many as it has values")
     concentration: float = Field(
@@ -126,6 +127,7 @@ class Experiment(_Section):
         default={"name": "fedadamw"}, validate_default=True, description="name and the algorithm's own settings"
     )
     training: Training = Training(steps=20)
+    federation: Federation = Federation()
     stack: int | None = Field(
         default=None, ge=1, description="clients to train at once; all of a round on a GPU, one on a CPU where not set"
     )

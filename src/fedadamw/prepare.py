@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fedadamw import registry
+from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.blocks import Blocks
 from fedadamw.data import partition as split
 from fedadamw.data.images import Images
@@ -37,8 +38,12 @@ class Prepared(NamedTuple):
     about: dict[str, Any]  # of the data: what the model must be built again with
 
 
-def prepare(experiment: Experiment) -> Prepared:
-    """Load the data, split it, build the model and the algorithm."""
+def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
+    """Load the data, split it, build the model and the algorithm. remote: others train, with data that they have."""
+    own_data = experiment.partition.kind == "nodes"
+    check(
+        remote or not own_data, "partition.kind='nodes' is the data that nodes have: it needs Flower, not a simulation"
+    )
     device = device_of(experiment)
     ranks = team(device)
     if device.type == "cpu":
@@ -48,10 +53,7 @@ def prepare(experiment: Experiment) -> Prepared:
     train, test = samples_of(experiment)
     clients = partition_of(experiment, train)
     model, task, about = learned(experiment, train, test, device)
-    name = experiment.algorithm["name"]
-    settings = {k: v for k, v in experiment.algorithm.items() if k != "name"}
-    blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else registry.NO_BLOCKS
-    algorithm = registry.make(name, settings, blocks)
+    algorithm = algorithm_of(experiment, model)
     stack = experiment.stack or (1 if device.type == "cpu" else experiment.training.clients_per_round)
     simulation = Simulation(
         model,
@@ -66,6 +68,14 @@ def prepare(experiment: Experiment) -> Prepared:
         folding=Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None,
     )
     return Prepared(simulation, train, test, clients, device, ranks, about)
+
+
+def algorithm_of(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
+    """The algorithm that the experiment names, for the blocks of `model` where it wants them."""
+    name = experiment.algorithm["name"]
+    settings = {k: v for k, v in experiment.algorithm.items() if k != "name"}
+    blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else registry.NO_BLOCKS
+    return registry.make(name, settings, blocks)
 
 
 def learned(experiment: Experiment, train: Samples, test: Samples, device: torch.device) -> Learned:
@@ -153,13 +163,15 @@ def _places(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def partition_of(experiment: Experiment, train: Samples) -> Partition:
     """Who holds which training samples; each client at least one."""
     clients = _split(experiment, train)
-    empty = int((clients.sizes == 0).sum())
+    empty = int((clients.sizes == 0).sum()) if experiment.partition.kind != "nodes" else 0
     check(empty == 0, f"partition: {empty} of {len(clients)} clients have no samples; use fewer clients")
     return clients
 
 
 def _split(experiment: Experiment, train: Samples) -> Partition:
     s, labels = experiment.partition, train.labels
+    if s.kind == "nodes":
+        return Partition(np.arange(0), np.zeros(s.clients, np.int64))
     generator = numpy_generator(experiment.seed, Purpose.PARTITION)
     if s.kind == "column":
         check(train.groups is not None, "partition.kind='column' needs partition.column, a column of the data")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fedadamw.engine.ranks import RankLostError
-from fedadamw.engine.simulate import DivergedError, Record, Simulation
+from fedadamw.engine.simulate import DivergedError, Record, Remote, Simulation
 from fedadamw.experiment import Experiment
 from fedadamw.prepare import Prepared, prepare
 from fedadamw.registry import needs_blocks
@@ -38,16 +38,20 @@ def execute(
     report: bool = True,
     on_start: Callable[[int], None] = lambda _: None,
     on_round: OnRound = lambda _: None,
+    elsewhere: Callable[[Prepared], Remote] | None = None,
 ) -> None:
     """Run `experiment` in `folder` to its last round; on Ctrl-C save and raise Interrupted.
 
+    elsewhere: what trains the clients, where that is not this process.
     on_start gets the rounds already done, on_round each new record; report: draw the run's own page at the end.
     Under torchrun this is for rank 0, and `follow` for the others.
     """
     check_trackers(experiment.trackers)
-    prepared = prepare(experiment)
+    prepared = prepare(experiment, remote=elsewhere is not None)
     manifest = manifest_of(experiment, prepared)
     with folder.locked(), Trackers(experiment, folder.path) as trackers:
+        if elsewhere is not None:
+            prepared.simulation.train_elsewhere(elsewhere(prepared))
         if experiment.client_memory == "disk":
             prepared.simulation.keep_on_disk(folder.path / "clients")
         saved = None

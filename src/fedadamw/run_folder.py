@@ -106,7 +106,9 @@ class RunFolder:
 
     def append(self, record: Record) -> None:
         """Add one record, on disk when this returns."""
-        columns = {k: _finite(v) for k, v in asdict(record).items() if k != "diagnostics" or v is not None}
+        columns = {
+            k: _finite(v) for k, v in asdict(record).items() if v is not None or k not in ("diagnostics", "federation")
+        }
         line = json.dumps(columns, allow_nan=False) + "\n"
         with open(self.metrics, "ab") as file:
             file.write(line.encode())
@@ -151,7 +153,7 @@ def _identity(part: Any) -> Any:
 
 def settings_digest(experiment: Experiment) -> str:
     """A digest of the settings that decide a run's numbers."""
-    aside = {"device", "threads", "trackers", "checkpoint_every", "client_memory", "stack", "compile"}
+    aside = {"device", "threads", "trackers", "checkpoint_every", "client_memory", "stack", "compile", "federation"}
     deciding = experiment.model_dump(mode="json", exclude=aside)
     for part, name in (("training", "micro_batch"), ("training", "channels_last"), ("data", "resident")):
         del deciding[part][name]

@@ -1,4 +1,4 @@
-"""The command line: run.py trains, studies.py compares, models.py exports and evaluates, views.py shows the rest."""
+"""The command line: run.py trains, studies.py compares, models.py exports, flower.py federates, views.py shows."""
 
 import signal
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from fedadamw.cli import models, run, studies, views  # noqa: F401  (they add their commands)
+from fedadamw.cli import flower, models, run, studies, views  # noqa: F401  (they add their commands)
 from fedadamw.cli.app import app, say
 from fedadamw.signals import terminate
 

@@ -43,6 +43,21 @@ class RoundResult(NamedTuple):
     up_bytes: int  # of all clients that answered, counted from the tensors that travel
 
 
+class Average(Protocol):
+    """Makes one tuple of tensors of many."""
+
+    weight: float  # of all that were added
+
+    def add(self, tensors: Iterable[Tensor], weight: float) -> None:
+        """Take in the tensors of one client; those of weight 0 count nothing."""
+
+    def sum_over(self, ranks: Team, *counts: int) -> list[int]:
+        """Take in what the other ranks have added; the sums of `counts` over all ranks."""
+
+    def result(self) -> list[Tensor]:
+        """The average of each tensor."""
+
+
 class Mean:
     """A running weighted mean of tuples of tensors."""
 
@@ -59,7 +74,6 @@ class Mean:
         self.weight += weight
 
     def sum_over(self, ranks: Team, *counts: int) -> list[int]:
-        """Take in what the other ranks have added; the sums of `counts` over all ranks."""
         if ranks.size == 1:
             return list(counts)
         assert self.total is not None
@@ -83,14 +97,16 @@ def run_round(
     weighting: str,
     listeners: Sequence[Listener] = (),
     ranks: Team = ALONE,
+    mean: Average | None = None,
     folded: Callable[[Any], Vector] | None = None,
 ) -> RoundResult:
     """Train every client of `shards` from `down`; the mean of what the finite ones send.
 
     weighting: "uniform", or "samples" for weights that are the clients' numbers of samples. ranks: who trains the
-    round's other clients; at least one is here. folded: what the server makes of an upload and averages, too.
+    round's other clients; at least one is here. mean: what averages, by default a weighted mean. folded: what the
+    server makes of an upload and averages, too.
     """
-    mean = Mean()
+    mean = Mean() if mean is None else mean
     answered = rejected = up_bytes = 0
     up_type: Any = None
     for shard, answer in engine.answers(shards, round_, down, statistics):

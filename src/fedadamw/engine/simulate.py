@@ -17,6 +17,7 @@ from fedadamw.engine.diagnostics import Numbers, Watch
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.randomness import sample_clients
 from fedadamw.engine.ranks import ALONE, Team, gathered, spread
+from fedadamw.engine.robust import check_robust, mean_of
 from fedadamw.engine.round import Engine, Listener, RoundResult, run_round
 from fedadamw.engine.settings import Training
 from fedadamw.engine.stacked import Stacked
@@ -47,6 +48,7 @@ class Record:
     down_bytes: int
     wall_s: float
     diagnostics: Numbers | None = None  # where training.diagnostics asks for them
+    federation: dict[str, int] | None = None  # where clients are elsewhere: what came of those asked, counted
 
 
 class State(NamedTuple):
@@ -77,6 +79,28 @@ class Folding(Protocol):
 
     def restarted(self, x: Vector) -> Vector:
         """`x` (d,) with adapters that add nothing."""
+
+
+class Remote(Engine, Protocol):
+    """Clients elsewhere, with data and memories of their own."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Of the present round, how many were asked, answered, were refused, ..."""
+
+    @property
+    def ledger(self) -> Store:
+        """What must be known of the clients after a restart; they keep their memories themselves."""
+
+    @property
+    def down_bytes(self) -> int:
+        """Of the present round, counted from the tensors."""
+
+    def sample(self, round_: int) -> list[int]:
+        """The clients of round `round_`."""
+
+    def moved(self, round_: int, up: Any, lr: float, participation: float) -> None:
+        """Round `round_` is over: the server moved by the mean `up` of what its clients sent."""
 
 
 class Simulation:
@@ -112,6 +136,9 @@ class Simulation:
             training.clients_per_round >= ranks.size,
             f"{ranks.size} ranks for {training.clients_per_round} clients a round: use at most as many",
         )
+        plain = training.mean == "weighted"
+        check(plain or ranks.size == 1, f"training.mean={training.mean!r} sees all clients of a round: one rank")
+        check_robust(training.mean, training.byzantine, training.clients_per_round)
         check(not training.diagnostics or ranks.size == 1, "training.diagnostics sees all clients of a round: one rank")
         check(
             training.micro_batch is None or not batches_mix(model),
@@ -126,12 +153,13 @@ class Simulation:
         none = self.workspace.y[:0]
         base = none if folding is None else folding.base
         self.state = State(0, server, self.workspace.statistics.clone(), none.clone(), base.clone())
+        self.remote: Remote | None = None
         self.store: Store = InMemory(self.memory_template)
 
     @property
     def memory_template(self) -> Any:
-        """What a client keeps before its first round; () where neither algorithm nor codec has it remember."""
-        return self.uploads.memory(self.algorithm.broadcast(self.state.server))
+        """What a client keeps here before its first round; () where neither algorithm nor codec has it remember."""
+        return () if self.remote is not None else self.uploads.memory(self.algorithm.broadcast(self.state.server))
 
     def rounds(self) -> Iterator[Record]:
         """The rounds from here to the last, one record each."""
@@ -144,13 +172,17 @@ class Simulation:
         state, training = self.state, self.training
         lr = training.lr_at(state.round)
         down = self.algorithm.broadcast(state.server)
-        sampled = sample_clients(self.seed, state.round, len(self.clients), training.clients_per_round)
+        sampled = self._sampled(state.round)
         watch = Watch(self.workspace.module, state.last) if training.diagnostics else None
         with torch.random.fork_rng(_cuda_devices(self.workspace.y.device)):
-            result = self._train([int(i) for i in sampled], down, [] if watch is None else [watch_of(watch, down)])
+            result = self._train(sampled, down, [] if watch is None else [watch_of(watch, down)])
         if result.answered == 0:
             raise DivergedError(_diverged(state.round + 1, len(sampled), lr, training))
         after = self._after(state, result, lr)
+        sent = nbytes((*down, state.statistics, state.base)) * len(sampled)
+        if self.remote is not None:
+            sent = self.remote.down_bytes
+            self.remote.moved(state.round, result.up, lr, result.answered / len(self.clients))
         tested = self.evaluate(after) if training.evaluates(state.round) else None
         self.state = after
         return Record(
@@ -160,12 +192,25 @@ class Simulation:
             test_loss=None if tested is None else tested.loss,
             test_metrics=None if tested is None else dict(tested.metrics),
             clients=result.answered,
-            rejected=result.rejected,
+            rejected=result.rejected + (0 if self.remote is None else self.remote.counts.get("refused", 0)),
             up_bytes=result.up_bytes,
-            down_bytes=nbytes((*down, state.statistics, state.base)) * len(sampled),
+            down_bytes=sent,
             wall_s=round(time.perf_counter() - start, 4),
             diagnostics=None if watch is None else watch.numbers(),
+            federation=None if self.remote is None else dict(self.remote.counts),
         )
+
+    def train_elsewhere(self, remote: Remote) -> None:
+        """Before the first round: let `remote` choose the clients, and train them."""
+        check(self.ranks.size == 1, "clients elsewhere are asked by one process")
+        check(not self.training.diagnostics, "training.diagnostics looks at clients while they train: not elsewhere")
+        self.engine = self.remote = remote
+        self.store = remote.ledger
+
+    def _sampled(self, round_: int) -> list[int]:
+        if self.remote is not None:
+            return self.remote.sample(round_)
+        return [int(i) for i in sample_clients(self.seed, round_, len(self.clients), self.training.clients_per_round)]
 
     def keep_on_disk(self, folder: Path) -> None:
         """Before the first round: let clients keep their memories in files of `folder`, where they have any."""
@@ -217,7 +262,7 @@ class Simulation:
         if folding is not None:
             folding.load(state.base)
         result = run_round(
-            Coded(self.engine, self.uploads, self.seed),
+            self.engine if self.remote is not None else Coded(self.engine, self.uploads, self.seed),
             state.round,
             down,
             state.statistics,
@@ -225,6 +270,7 @@ class Simulation:
             weighting=self.training.weighting,
             listeners=[keep, *listeners],
             ranks=ranks,
+            mean=mean_of(self.training.mean, self.training.byzantine),
             folded=None if folding is None else lambda up: folding.product(down.x + up.delta),
         )
         if ranks.size > 1:

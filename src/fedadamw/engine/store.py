@@ -111,6 +111,10 @@ class OnDisk:
             np.concatenate(parts).tofile(file)
         self._rounds[client, slot] = round_
 
+    def forget_after(self, client: int, round_: int) -> None:
+        """Forget what `client` kept at the end of rounds after `round_`."""
+        self._rounds[client][self._rounds[client] > round_] = 0
+
     def tensors(self, round_: int) -> dict[str, Tensor]:
         with open(self._file, "r+b") as file:
             os.fsync(file.fileno())

@@ -38,7 +38,7 @@ def score(records: Records, *, width: Width = "container", height: int = 240) ->
         alt.Tooltip("sent:Q", format=",.1f", title="MB sent up so far"),
     ]
     base = alt.Chart(alt.Data(values=rows), title=f"Test {name}").encode(
-        x=alt.X("round:Q", title="round"),
+        x=alt.X("round:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d")),
         y=alt.Y("score:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(zero=False)),
     )
     line = base.mark_line(color=BLUE, strokeWidth=2.5)
@@ -56,7 +56,7 @@ def losses(records: Records, *, width: Width = "container", height: int = 240) -
     ]
     chart = alt.Chart(alt.Data(values=rows), title="Loss").mark_line(strokeWidth=2)
     return chart.encode(
-        x=alt.X("round:Q", title="round"),
+        x=alt.X("round:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d")),
         y=alt.Y("loss:Q", title=None),
         color=alt.Color(
             "of:N",
@@ -94,6 +94,29 @@ def partition(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880)
             tooltip=["client:O", "class:N", "samples:Q"],
         )
         .properties(width=width, height=min(max(14 * len(classes), 140), 480))
+    )
+
+
+def answers(records: Records, *, width: Width = "container") -> Any:
+    """What came of the clients that were asked, by round, where they are on other machines."""
+    kinds = ["answered", "clipped", "refused", "failed", "stale", "unreachable", "overdue", "surplus", "late"]
+    rows = [
+        {"round": r["round"], "of": kind, "clients": r["federation"][kind]}
+        for r in records
+        for kind in kinds
+        if r.get("federation", {}).get(kind)
+    ]
+    domain = [kind for kind in kinds if any(row["of"] == kind for row in rows)]
+    return (
+        alt.Chart(alt.Data(values=rows), title="What came of the clients that were asked")
+        .mark_bar()
+        .encode(
+            x=alt.X("round:O", title="round", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+            y=alt.Y("clients:Q", title=None, axis=alt.Axis(tickMinStep=1, format="d")),
+            color=alt.Color("of:N", title=None, scale=alt.Scale(domain=domain)),
+            tooltip=["round:O", "of:N", "clients:Q"],
+        )
+        .properties(width=width, height=160)
     )
 
 

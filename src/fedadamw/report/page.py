@@ -23,8 +23,11 @@ def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None
     charts = {
         "score": figures.styled(figures.score(records)),
         "losses": figures.styled(figures.losses(records)),
-        "partition": figures.styled(figures.partition(counts, classes, width="container")),
     }
+    if counts.any():  # else nodes have data that is theirs alone
+        charts["partition"] = figures.styled(figures.partition(counts, classes, width="container"))
+    if records[-1].get("federation"):
+        charts["answers"] = figures.styled(figures.answers(records))
     settings = yaml.safe_load(folder.config.read_text())
     manifest = json.loads(folder.manifest.read_text())
     (folder.path / "report.html").write_text(page(folder.path.name, records, settings, manifest, charts))
@@ -46,6 +49,7 @@ def page(
         settings=_rows(_flat(settings)),
         manifest=_rows(_flat(manifest)),
         library=vl_convert.javascript_bundle(None),  # type: ignore[arg-type]  # the stub forgets the default
+        panels="".join(f"<div class=panel id={name}></div>" for name in charts if name not in ("score", "losses")),
         specs=json.dumps(specs).replace("</", "<\\/"),
     )
 

@@ -1,0 +1,28 @@
+"""A node: one's own model and data loader, and FedAdamW as the optimizer."""
+
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+from torch.utils.data import DataLoader
+
+import fedadamw
+from fedadamw.flower.own import broadcast_of, packed
+from own.task import data, network
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One epoch from the server's broadcast."""
+    own = data(int(context.node_config["partition-id"]), parts=4)
+    model = network()
+    blocks = fedadamw.Blocks.of(model)
+    opt = fedadamw.FedAdamW(model.named_parameters(), lr=3e-3, blocks=blocks)
+    opt.start_round(broadcast_of(message.content["down"], blocks))
+    for pixels, labels in DataLoader(own, batch_size=16, shuffle=True):
+        nn.functional.cross_entropy(model(pixels), labels).backward()
+        opt.step()
+        opt.zero_grad()
+    up = packed(opt.finish_round())
+    return Message(RecordDict({"up": up, "numbers": MetricRecord({"num-examples": len(own)})}), reply_to=message)

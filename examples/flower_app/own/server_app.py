@@ -1,0 +1,36 @@
+"""The server: Flower's Grid carries, fedadamw.Server averages; an upload that is not sound is left out."""
+
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+import fedadamw
+from fedadamw.flower.own import packed, upload_of
+from fedadamw.flower.wire import RefusedError
+from fedadamw.validation import InputError
+from own.task import data, network
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Rounds of all nodes that are online."""
+    model, held_out = network(), data(3, parts=4)
+    blocks = fedadamw.Blocks.of(model)
+    server = fedadamw.Server(model, blocks=blocks)  # holds x, Delta_G, v_bar, t
+    for round_ in range(1, int(context.run_config["rounds"]) + 1):
+        down = RecordDict({"down": packed(server.broadcast())})
+        asked = [Message(down, node, "train") for node in grid.get_node_ids()]
+        uploads, weights = [], []
+        for reply in grid.send_and_receive(asked, timeout=120):
+            try:
+                uploads.append(upload_of(reply.content["up"], blocks))
+                weights.append(float(reply.content["numbers"]["num-examples"]))
+            except (InputError, RefusedError, ValueError) as error:  # has_error(): a ValueError of Flower's
+                print(f"round {round_}: left out: {error}", flush=True)
+        if uploads:
+            server.update(uploads, weights=weights)
+        server.load_into(model)
+        pixels, labels = held_out.tensors
+        right = float((model(pixels).argmax(1) == labels).float().mean())
+        print(f"round {round_}: {len(uploads)} nodes, accuracy {right:.3f}", flush=True)

@@ -1,0 +1,70 @@
+"""A Flower app in a folder, made for one experiment: what `flwr run` takes."""
+
+from pathlib import Path
+
+from fedadamw.experiment import Experiment
+from fedadamw.validation import check
+
+PYPROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "{name}"
+version = "0.1.0"
+description = "An experiment of fedadamw on Flower"
+license = "Apache-2.0"
+dependencies = ["fedadamw[flower]"]
+
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+
+[tool.flwr.app]
+publisher = "fedadamw"
+
+[tool.flwr.app.components]
+serverapp = "{package}.server_app:app"
+clientapp = "{package}.client_app:app"
+
+[tool.flwr.app.config]
+settings = ""  # changes to experiment.yaml, as "training.rounds=3 algorithm.alpha=0"
+out = ""  # the run's folder, on the SuperLink's machine; runs/flower-<run> where empty
+resume = false  # go on with the run in `out`
+metrics-port = 0  # of a page for Prometheus on the SuperLink's machine; none where 0
+metrics-host = "127.0.0.1"  # who may see it; 0.0.0.0 for all that reach the machine
+"""
+SERVER = '''\
+"""What runs beside the SuperLink."""
+
+from pathlib import Path
+
+from fedadamw.flower.server_app import server_app
+
+app = server_app(Path(__file__).with_name("experiment.yaml"))
+'''
+CLIENT = '''\
+"""What runs on every SuperNode."""
+
+from fedadamw.flower.client_app import client_app
+
+app = client_app()
+'''
+
+
+def write(folder: Path, experiment: Experiment) -> None:
+    """Write the app of `experiment` into `folder`, which must be empty or new."""
+    check(not folder.exists() or (folder.is_dir() and not any(folder.iterdir())), f"{folder}: is there, and not empty")
+    name = "".join(c if c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-") or "app"
+    package = name.replace("-", "_")
+    package = f"app_{package}" if package[0].isdigit() else package
+    (folder / package).mkdir(parents=True)
+    files = {
+        "pyproject.toml": PYPROJECT.format(name=name, package=package),
+        f"{package}/__init__.py": f'"""The Flower app {name}."""\n',
+        f"{package}/server_app.py": SERVER,
+        f"{package}/client_app.py": CLIENT,
+        f"{package}/experiment.yaml": experiment.to_yaml(),
+    }
+    for path, content in files.items():
+        (folder / path).write_text(content)

@@ -1,0 +1,185 @@
+"""A federation on this machine, of real processes: a SuperLink with TLS, SuperNodes with keys, runs.
+
+For demonstrations, tests and rehearsals of an operator's plans.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fedadamw.flower import certs
+from fedadamw.validation import InputError, check
+
+HOST = "127.0.0.1"
+BIN = Path(sys.executable).parent
+
+
+class Bed:
+    """SuperLink and SuperNodes in `folder`; all of them end with the `with` block.
+
+    nodes: keys to make. authenticated: whether only nodes with registered keys get in.
+    """
+
+    def __init__(self, folder: Path, nodes: int, *, authenticated: bool = True) -> None:
+        self.folder, self.port, self.authenticated = folder.resolve(), _free_port(), authenticated
+        self.certs, self.logs, self.home = (self.folder / name for name in ("certs", "logs", "flwr"))
+        for path in (self.logs, self.home):
+            path.mkdir(parents=True, exist_ok=True)
+        certs.write(self.certs, ["localhost", HOST], nodes)
+        (self.home / "config.toml").write_text(
+            f'[superlink]\ndefault = "bed"\n\n[superlink.bed]\naddress = "{HOST}:{self.port}"\n'
+            f'root-certificates = "{self.certs / "ca.crt"}"\n'
+        )
+        self.link: subprocess.Popen[bytes] | None = None
+        self.nodes: dict[int, subprocess.Popen[bytes]] = {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What Flower's commands need."""
+        return {
+            **os.environ,
+            "FLWR_HOME": str(self.home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def start_link(self) -> None:
+        """Start the SuperLink, with the database that an earlier one left."""
+        certificates = self.certs
+        options = {
+            "ssl-ca-certfile": certificates / "ca.crt",
+            "ssl-certfile": certificates / "server.pem",
+            "ssl-keyfile": certificates / "server.key",
+            "host": HOST,
+            "port": self.port,
+            "database": self.folder / "link.db",
+        }
+        flags = ["--disable-runtime-dependency-installation"]
+        if self.authenticated:
+            flags.append("--enable-supernode-auth")
+        self.link = self._start("flower-superlink", [*_flags(options), *flags], "link")
+        self._await_link()
+
+    def register(self, node: int) -> None:
+        """Let the SuperLink know a node's key."""
+        self.flwr("supernode", "register", str(self.certs / f"node-{node}.pub"), "bed", "--name", f"node-{node}")
+
+    def start_node(
+        self, node: int, config: Mapping[str, str | int] | None = None, *, key: str | None = None, tls: bool = True
+    ) -> "subprocess.Popen[bytes]":
+        """Start a SuperNode with the key of `node`, or the one in file `key`; without TLS it should not get in."""
+        given = {"partition-id": node, "state-dir": str(self.folder / "state"), **(config or {})}
+        words = " ".join(f"{k}={json.dumps(v)}" for k, v in given.items())
+        options: dict[str, Any] = {"superlink": f"{HOST}:{self.port}", "host": HOST, "port": _free_port()}
+        if tls:
+            options["root-certificates"] = self.certs / "ca.crt"
+            options["auth-supernode-private-key"] = key or self.certs / f"node-{node}"
+        flags = [] if tls else ["--insecure"]
+        process = self._start("flower-supernode", [*_flags(options), "--node-config", words, *flags], f"node-{node}")
+        self.nodes[node] = process
+        return process
+
+    def flwr(self, *arguments: str) -> str:
+        """What a `flwr` command says; InputError with its error where it fails."""
+        command = [str(BIN / "flwr"), *arguments]
+        done = subprocess.run(
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=False
+        )
+        check(done.returncode == 0, f"flwr {arguments[0]}: {(done.stderr or done.stdout).strip()[-500:]}")
+        return done.stdout
+
+    def submit(self, app: Path, config: Mapping[str, str | int | bool]) -> int:
+        """Start a run of the app in folder `app`; its number."""
+        words = [f"{k}={json.dumps(v)}" for k, v in config.items()]
+        given = [part for word in words for part in ("-c", word)]
+        said = json.loads(self.flwr("run", str(app), "bed", *given, "--format", "json"))
+        check("run-id" in said, f"flwr run: {said}")
+        return int(said["run-id"])
+
+    def status(self, run: int) -> str:
+        """The state of a run, as `flwr list` says it: running, finished:completed, finished:failed, ..."""
+        runs = json.loads(self.flwr("list", "bed", "--format", "json"))["runs"]
+        return next((str(found["status"]) for found in runs if int(found["run-id"]) == run), "unknown")
+
+    def await_end(self, run: int, seconds: float) -> str:
+        """The state of a run once it is over."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if (status := self.status(run)).startswith("finished"):
+                return status
+            time.sleep(1.0)
+        raise InputError(f"run {run} is not over after {seconds:g} s (it is {status})")
+
+    def run_log(self, run: int) -> str:
+        """What a run's ServerApp has said."""
+        return self.flwr("log", str(run), "bed", "--show")
+
+    def log(self, name: str) -> str:
+        """What the process `link` or `node-<i>` has said."""
+        return (self.logs / f"{name}.log").read_text(errors="replace")
+
+    def __enter__(self) -> "Bed":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        processes = [*self.nodes.values(), *([self.link] if self.link else [])]
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            kill(process)  # and what it has started
+
+    def _start(self, command: str, arguments: Sequence[str], name: str) -> "subprocess.Popen[bytes]":
+        with open(self.logs / f"{name}.log", "ab") as log:
+            return subprocess.Popen(
+                [str(BIN / command), *arguments],
+                env=self.environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def _await_link(self) -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            assert self.link is not None
+            check(self.link.poll() is None, f"the SuperLink ended: {self.log('link')[-500:]}")
+            with socket.socket() as probe:
+                if probe.connect_ex((HOST, self.port)) == 0:
+                    return
+            time.sleep(0.1)
+        raise InputError("the SuperLink did not listen within a minute")
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """SIGKILL a process and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,107 @@
+"""Certificates and keys of a test bed: an authority, a server's certificate, and a key for each node.
+
+For a federation over the internet use the certificates of your own authority; the nodes' keys may be made like these.
+"""
+
+import datetime
+import ipaddress
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedadamw.validation import check
+
+DAYS = 365  # that they are valid
+
+
+def write(folder: Path, hosts: Sequence[str], nodes: int) -> None:
+    """ca.crt, server.pem and server.key for a server of these names and addresses, and node-<i>, node-<i>.pub.
+
+    Private keys are for the owner's eyes. InputError where something is there already.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    check(not folder.exists() or not any(folder.iterdir()), f"{folder}: is there, and not empty; nothing is replaced")
+    check(len(hosts) > 0, "give the server's names or addresses")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    now = datetime.datetime.now(datetime.timezone.utc)
+
+    def certificate(subject: str, key: ec.EllipticCurvePrivateKey, issuer: x509.Name) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(_name(subject))
+            .issuer_name(issuer)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(minutes=5))
+            .not_valid_after(now + datetime.timedelta(days=DAYS))
+        )
+
+    def _name(common: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+    authority, server = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
+    own = _name("fedadamw test bed")
+    ca = (
+        certificate("fedadamw test bed", authority, own)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority.public_key()), critical=False)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .sign(authority, hashes.SHA384())
+    )
+    names = x509.SubjectAlternativeName([_general(host) for host in hosts])
+    of_server = (
+        certificate(hosts[0], server, own)
+        .add_extension(names, critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
+        .sign(authority, hashes.SHA384())
+    )
+    pem, openssh = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
+    plain = serialization.NoEncryption()
+    _private(folder / "ca.key", authority.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    (folder / "ca.crt").write_bytes(ca.public_bytes(pem))
+    _private(folder / "server.key", server.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    (folder / "server.pem").write_bytes(of_server.public_bytes(pem))
+    for number in range(nodes):
+        key = ec.generate_private_key(ec.SECP384R1())
+        _private(folder / f"node-{number}", key.private_bytes(pem, openssh, plain))
+        public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+        (folder / f"node-{number}.pub").write_bytes(public + b"\n")
+
+
+def _general(host: str) -> "x509.GeneralName":  # type: ignore[name-defined]  # noqa: F821
+    """A server's name or address, as a certificate has it."""
+    from cryptography import x509
+
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _usage(*, signs_certificates: bool) -> "x509.KeyUsage":  # type: ignore[name-defined]  # noqa: F821
+    from cryptography import x509
+
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _private(path: Path, content: bytes) -> None:
+    """A file that only its owner reads, from its first byte on."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)

@@ -1,0 +1,58 @@
+"""A federation on this machine as a demonstration: a SuperLink and nodes as processes, with TLS and keys."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedadamw.experiment import Experiment
+from fedadamw.flower import app
+from fedadamw.flower.bed import Bed
+from fedadamw.validation import InputError, check
+
+Say = Callable[[str], None]
+
+
+def demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> Path:
+    """Run `experiment` on as many nodes in `folder`, which must be new or empty; the run's folder in it."""
+    check(not folder.exists() or not any(folder.iterdir()), f"{folder}: is there, and not empty; choose another --out")
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    app.write(folder / "app", experiment)
+    with Bed(folder, nodes) as bed:
+        say("SuperLink: TLS, and only nodes with registered keys")
+        bed.start_link()
+        for node in range(nodes):
+            bed.register(node)
+            bed.start_node(node, {"threads": 1})
+        run = bed.submit(folder / "app", {"out": str(folder / "run")})
+        say(f"run {run} on {nodes} nodes; they load libraries, data and model first")
+        status = _followed(bed, run, folder / "run", say)
+        if status != "finished:completed":
+            raise InputError(f"the run is {status}; what it said last: {bed.run_log(run).strip()[-800:]}")
+    return folder / "run"
+
+
+def _followed(bed: Bed, run: int, out: Path, say: Say) -> str:
+    """Tell each round and what happened, until the run is over; its state then."""
+    seen = {"metrics.jsonl": 0, "events.jsonl": 0}
+    while True:
+        status = bed.status(run)
+        for name in seen:
+            lines = (out / name).read_text().splitlines() if (out / name).exists() else []
+            for line in lines[seen[name] :]:
+                say(in_words(json.loads(line)))
+            seen[name] = len(lines)
+        if status.startswith("finished"):
+            return status
+        time.sleep(1.0)
+
+
+def in_words(record: dict[str, Any]) -> str:
+    """A round's record or an event as a line."""
+    if "event" in record:
+        facts = ", ".join(f"{k} {v}" for k, v in record.items() if k not in ("time", "event", "node") and v is not None)
+        return f"  {record['event']}: {facts}"
+    score = "".join(f"  {name} {value:.2%}" for name, value in (record["test_metrics"] or {}).items())
+    return f"round {record['round']}  loss {record['train_loss']:.4f}{score}  {record['wall_s']:.1f} s"

@@ -1,0 +1,95 @@
+"""The uploads of a round: each checked as it comes, kept on disk, and given out one at a time."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from flwr.app import Message
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedadamw.engine.client import Answer, Shard
+from fedadamw.engine.settings import Training
+from fedadamw.engine.uploads import Uploads
+from fedadamw.flower import guard
+from fedadamw.flower.names import ARRAYS
+from fedadamw.flower.post import numbers_of
+from fedadamw.flower.wire import Expected, RefusedError, read
+from fedadamw.validation import InputError
+from fedadamw.vector import Layout, Vector
+
+
+class Upload(NamedTuple):
+    """An answer that passed the guard; its tensors are on disk."""
+
+    lengths: Mapping[str, float]  # of its vectors
+    loss: float
+    samples: int
+
+
+class Inbox:
+    """Reads answers. up, statistics: of the shapes and types that honest clients send. spool: an empty folder.
+
+    layout: of the statistics.
+    """
+
+    def __init__(
+        self, training: Training, uploads: Uploads, up: Any, statistics: Vector, layout: Layout, spool: Path
+    ) -> None:
+        self.training, self.uploads, self.spool, self._statistics = training, uploads, spool, layout
+        self._up, self._like = up, statistics
+        sent = uploads.code(up, uploads.no_residual(up.delta), torch.Generator()).payload
+        self._expected = {f"up.{name}": Expected.of(t) for name, t in sent.items()}
+        self._expected["statistics"] = Expected.of(statistics)
+
+    def take(self, reply: Message | Exception, client: int, samples: int | None) -> Upload:
+        """What is kept of a client's answer; RefusedError where it does not count. samples: as it registered."""
+        numbers = numbers_of(reply)
+        if not isinstance(reply, Message):
+            raise RefusedError("garbage", "it is no message")
+        loss = guard.check_metrics(numbers, samples)
+        records = reply.content.array_records
+        if set(records) != {ARRAYS}:
+            raise RefusedError("records", f"it has the records {', '.join(sorted(records)) or 'none'}")
+        tensors = read(dict(records[ARRAYS]), self._expected)
+        up, _ = self._decoded(tensors)
+        nonnegative, steps = self.uploads.algorithm.nonnegative, self._steps(samples)
+        statistics = self._statistics.views(tensors["statistics"])
+        guard.check_numbers(up, statistics, nonnegative=nonnegative, steps=steps)
+        save_file(tensors, self._file(client))
+        return Upload(guard.lengths(up, tensors["statistics"]), loss, samples or 1)
+
+    def give(self, client: int, upload: Upload, limits: Mapping[str, float]) -> tuple[Shard, Answer]:
+        """A client's upload from disk, no longer than `limits`, as an engine of this machine would give it."""
+        tensors = {name: t.to(self._like.device) for name, t in load_file(self._file(client)).items()}
+        self._file(client).unlink()
+        up, payload = self._decoded(tensors)
+        up = guard.clipped(up, upload.lengths, limits)
+        loss = self._like.new_tensor(upload.loss)
+        answer = Answer(up, (), tensors["statistics"], loss, upload.samples, None, payload)
+        return Shard(client, np.arange(0), None), answer
+
+    def drop(self, client: int) -> None:
+        """Forget a client's upload."""
+        self._file(client).unlink(missing_ok=True)
+
+    def _file(self, client: int) -> Path:
+        return self.spool / f"{client}.safetensors"
+
+    def _decoded(self, tensors: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+        """The Up that arrived, and what travelled of it."""
+        payload = {name.removeprefix("up."): t for name, t in tensors.items() if name.startswith("up.")}
+        try:
+            return self.uploads.decode(payload, self._up), payload
+        except InputError as error:
+            raise RefusedError("not-finite" if "not finite" in str(error) else "garbage", str(error)) from None
+
+    def _steps(self, samples: int | None) -> int:
+        """The most local steps that a client with so many samples does in a round."""
+        t = self.training
+        if t.steps:
+            return t.steps
+        return (t.epochs or 1) * math.ceil(samples / t.batch_size) if samples else 2**31

@@ -1,0 +1,99 @@
+"""Who takes part: the nodes that are online, and which client each says it is."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from flwr.app import Message
+
+from fedadamw.flower.events import Events
+from fedadamw.flower.post import Post, numbers_of
+from fedadamw.flower.wire import RefusedError
+
+HELLO_S = 300.0  # that a node may take to say who it is: it loads data and model
+AGAIN_S = 60.0  # after which a node that was left out is asked again
+
+
+class Known(NamedTuple):
+    """A client that has said who it is."""
+
+    node: int  # Flower's number of it
+    samples: int | None  # that it holds, where nodes tell
+
+
+class Members:
+    """The clients 0 .. clients - 1, of those that are online. layout: the model's, which theirs must have.
+
+    sizes: samples that each client has, where the server knows. counts: whether nodes tell; most: that may be told.
+    """
+
+    def __init__(
+        self,
+        post: Post,
+        events: Events,
+        *,
+        clients: int,
+        layout: int,
+        sizes: Sequence[int] | None,
+        counts: bool,
+        most: int,
+    ) -> None:
+        self.post, self.events, self.sizes = post, events, sizes
+        self.clients, self.layout, self.counts, self.most = clients, layout, counts, most
+        self.known: dict[int, Known] = {}  # by client
+        self._asked: dict[str, tuple[int, float]] = {}  # messages, whom they asked, and until when
+        self._left_out: dict[int, float] = {}  # nodes, and until when they are not asked again
+
+    def node(self, client: int) -> int | None:
+        """The node of a client, None where that is not online."""
+        return self.known[client].node if client in self.known else None
+
+    def online(self) -> list[int]:
+        """The clients that are online, rising; new nodes are asked who they are, and do not hold up the others."""
+        here, now = set(self.post.grid.get_node_ids()), time.monotonic()
+        for client in [c for c, known in self.known.items() if known.node not in here]:
+            self.events.write("left", client=client)
+            del self.known[client]
+            self._left_out.clear()  # who was another's double may be the one now
+        self._left_out = {node: until for node, until in self._left_out.items() if node in here and now < until}
+        for name, (node, until) in list(self._asked.items()):
+            reply = self.post.answer(name, node)
+            if reply is not None or now > until or node not in here:
+                del self._asked[name]
+                self.post.forget(name)
+                self._met(node, reply)
+        asked = {node for node, _ in self._asked.values()} | {known.node for known in self.known.values()}
+        for node in sorted(here - asked - self._left_out.keys()):
+            sent = self.post.send(node, "hello", HELLO_S)
+            if sent is not None:
+                self._asked[sent] = (node, now + HELLO_S)
+        self.events.monitor.online(len(self.known))
+        return sorted(self.known)
+
+    def _counted(self, client: int, samples: object) -> bool:
+        """Whether a client may have so many samples."""
+        if not self.counts:
+            return samples is None
+        if self.sizes is not None:
+            return samples == int(self.sizes[client])
+        return isinstance(samples, int) and 0 < samples <= self.most
+
+    def _met(self, node: int, reply: Message | Exception | None) -> None:
+        """Take a node in for the client that it says it is, or leave it out for a while."""
+        try:
+            numbers = numbers_of(reply)
+            client, samples = numbers.get("client"), numbers.get("num-examples")
+            if not isinstance(client, int) or not 0 <= client < self.clients:
+                raise RefusedError("unknown-client", f"it is client {client!r} of {self.clients}")
+            if client in self.known:
+                raise RefusedError("taken", f"client {client} is there already")
+            if numbers.get("layout") != self.layout:
+                raise RefusedError("other-model", "its model differs from the server's: other versions or settings")
+            if not self._counted(client, samples):
+                raise RefusedError("samples", f"it says it has {samples!r} samples")
+        except RefusedError as refused:
+            self._left_out[node] = time.monotonic() + AGAIN_S
+            self.events.write("stranger", node=str(node), reason=refused.reason, detail=refused.detail)
+            return
+        self.known[client] = Known(node, samples)
+        self.events.write("joined", client=client, node=str(node), samples=samples)

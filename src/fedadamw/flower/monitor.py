@@ -1,0 +1,66 @@
+"""What a monitor sees of a run: Prometheus' numbers on a page of its client library."""
+
+from types import TracebackType
+
+from fedadamw.engine.simulate import Record
+from fedadamw.metrics import main
+from fedadamw.validation import InputError
+
+
+class Monitor:
+    """A page of numbers at http://host:port/metrics, for as long as the run goes; none with port 0."""
+
+    def __init__(self, port: int, host: str) -> None:
+        self.port, self.host = port, host
+        if not port:
+            return
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, start_http_server
+
+        registry = CollectorRegistry()
+        self._round = Gauge("fedadamw_round", "Rounds done", registry=registry)
+        self._online = Gauge("fedadamw_clients_online", "Clients that are online", registry=registry)
+        self._loss = Gauge("fedadamw_train_loss", "Mean training loss of the last round", registry=registry)
+        self._score = Gauge("fedadamw_score", "Last held-out score", ["metric"], registry=registry)
+        self._seconds = Summary("fedadamw_round_seconds", "Seconds a round took", registry=registry)
+        self._bytes = Counter("fedadamw_sent_bytes", "Bytes sent, without headers", ["direction"], registry=registry)
+        self._events = Counter("fedadamw_events", "What happened, as in events.jsonl", ["event"], registry=registry)
+        try:
+            self._server, _ = start_http_server(port, host, registry)
+        except OSError as error:
+            raise InputError(f"metrics-port={port}: {error}") from None
+
+    def round(self, record: Record) -> None:
+        """One more round is done."""
+        if not self.port:
+            return
+        self._round.set(record.round)
+        self._loss.set(record.train_loss)
+        self._seconds.observe(record.wall_s)
+        self._bytes.labels("up").inc(record.up_bytes)
+        self._bytes.labels("down").inc(record.down_bytes)
+        if record.test_metrics:
+            name = main([{"test_metrics": record.test_metrics}])
+            self._score.labels(name).set(record.test_metrics[name])
+
+    def event(self, name: str) -> None:
+        """Something happened."""
+        if self.port:
+            self._events.labels(name).inc()
+
+    def online(self, clients: int) -> None:
+        """So many clients are online."""
+        if self.port:
+            self._online.set(clients)
+
+    def __enter__(self) -> "Monitor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.port:
+            self._server.shutdown()
+            self._server.server_close()
+
+
+UNSEEN = Monitor(0, "")

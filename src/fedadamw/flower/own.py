@@ -1,0 +1,84 @@
+"""FedAdamW in a Flower app of one's own: what `fedadamw.Server` and `fedadamw.FedAdamW` exchange, as a record.
+
+server:  record = packed(server.broadcast())          client:  opt.start_round(broadcast_of(record, server's blocks))
+         server.update([upload_of(r, ...)])                    record = packed(opt.finish_round())
+"""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor
+
+from fedadamw.algorithms import fedadamw as algorithm
+from fedadamw.blocks import Blocks
+from fedadamw.flower.wire import Expected, RefusedError, read, to_array
+from fedadamw.messages import Broadcast, Message, Upload, check_message
+from fedadamw.validation import InputError, one_of
+
+Sent = TypeVar("Sent", Broadcast, Upload)
+ABOUT = "about"  # the array that says which model, cut and share a message is of, as text
+
+
+def packed(message: Broadcast | Upload) -> ArrayRecord:
+    """A broadcast or an upload as one record, one array a field."""
+    tensors: dict[str, Tensor] = dict(message.state._asdict())
+    if isinstance(message, Upload):
+        tensors["lr"] = message.lr
+    about = np.frombuffer(_about(message).encode(), np.uint8)
+    return ArrayRecord({ABOUT: Array(about), **{name: to_array(t) for name, t in tensors.items()}})
+
+
+def broadcast_of(record: Mapping[str, Array], blocks: Blocks, share: str = "mean-v") -> Broadcast:
+    """The broadcast of a record; InputError where it is for another model, RefusedError where it is none."""
+    state = algorithm.Server(**_tensors(record, blocks, share, {"x": blocks.d, "delta": blocks.d, "t": 1}))
+    found = Broadcast(blocks.layout, blocks.fingerprint, share, state)
+    return _checked(found, record, blocks, share, "the broadcast")
+
+
+def upload_of(record: Mapping[str, Array], blocks: Blocks, share: str = "mean-v") -> Upload:
+    """The upload of a record; InputError where it is for another model, RefusedError where it is none.
+
+    Every number is checked as `Server.update` does, so that one bad client can be left out before it.
+    """
+    tensors = _tensors(record, blocks, share, {"delta": blocks.d, "k": 1, "lr": len(blocks.layout.names)})
+    lr = tensors.pop("lr")
+    found = Upload(blocks.layout, blocks.fingerprint, share, algorithm.Up(**tensors), lr)
+    return _checked(found, record, blocks, share, "the upload")
+
+
+def _tensors(record: Mapping[str, Array], blocks: Blocks, share: str, sizes: dict[str, int]) -> dict[str, Tensor]:
+    """The record's numbers, each field as long as it must be."""
+    one_of("share", share, algorithm.SHARES)
+    counts = {"restart": 0, "whole": blocks.d, "mean": blocks.B}
+    how_m, how_v = algorithm.SHARES[share]
+    sizes = {**sizes, "m": counts[how_m], "v": counts[how_v]}
+    numbers = {name: array for name, array in record.items() if name != ABOUT}
+    kinds = {name: array.dtype for name, array in numbers.items()}
+    floats = {name: kind for name, kind in kinds.items() if kind in ("float32", "float64")}
+    expected = {name: Expected((size,), floats.get(name, "float32")) for name, size in sizes.items()}
+    return read(numbers, expected)
+
+
+def _checked(message: Sent, record: Mapping[str, Array], blocks: Blocks, share: str, which: str) -> Sent:
+    wanted = _about(message)
+    given = record.get(ABOUT)
+    text = None if given is None or given.dtype != "uint8" or len(given.data) > 1000 else _text(given)
+    if text != wanted:
+        raise InputError(f"{which} is for another model, cut or share: {text!r} instead of {wanted!r}")
+    check_message(message, blocks, share, which)
+    return message
+
+
+def _text(array: Array) -> str | None:
+    try:
+        (found,) = read({ABOUT: array}, {ABOUT: Expected(tuple(array.shape), "uint8")}).values()
+    except RefusedError:
+        return None
+    return bytes(found.to(torch.uint8).tolist()).decode(errors="replace")
+
+
+def _about(message: Message) -> str:
+    return f"layout {message.layout.fingerprint}, cut {message.cut}, share {message.share}"

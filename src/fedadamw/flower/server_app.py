@@ -1,0 +1,129 @@
+"""The server's half as a Flower ServerApp: the simulator's run, with its folder, whose clients are nodes."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import yaml
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedadamw.checkpoint import CheckpointError, write_atomically
+from fedadamw.engine.robust import check_robust
+from fedadamw.engine.simulate import Record
+from fedadamw.experiment import Experiment, load
+from fedadamw.flower.events import Events
+from fedadamw.flower.inbox import Inbox
+from fedadamw.flower.members import Members
+from fedadamw.flower.monitor import UNSEEN, Monitor
+from fedadamw.flower.post import Post
+from fedadamw.flower.rounds import Rounds
+from fedadamw.prepare import Prepared
+from fedadamw.run_folder import RunFolder
+from fedadamw.validation import check
+from fedadamw.vector import Layout, statistics
+
+
+def server_app(experiment: Path) -> ServerApp:
+    """An app that runs the experiment of a YAML file on the nodes of its Grid.
+
+    The run's configuration may have `settings` (KEY.PATH=VALUE, separated by spaces), `out` (the run's folder),
+    `resume`, and `metrics-port` and `metrics-host` for Prometheus.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        given = context.run_config
+        chosen = load(str(experiment), shlex.split(str(given.get("settings", ""))))
+        out = Path(str(given.get("out") or f"runs/flower-{context.run_id}"))
+        with Monitor(int(given.get("metrics-port", 0)), str(given.get("metrics-host", "127.0.0.1"))) as monitor:
+            run(chosen, grid, out, resume=bool(given.get("resume", False)), monitor=monitor)
+
+    return app
+
+
+def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, monitor: Monitor = UNSEEN) -> None:
+    """Run `experiment` in the folder `out`, new or to be gone on with, on the nodes of `grid`."""
+    from fedadamw.progress import Progress
+    from fedadamw.run import execute
+
+    experiment = experiment.model_copy(update={"checkpoint_every": 1})  # so that no round is lost, here or on a node
+    folder = RunFolder(out.resolve())
+    if resume and folder.started:
+        folder.check_settings(experiment)
+    else:
+        check(not folder.used, f"{out} holds a run already; go on with resume=true, or choose another out")
+
+    def on_round(record: Record) -> None:
+        progress.round(record)
+        monitor.round(record)
+
+    with Progress(experiment.training, quiet=False) as progress:
+        execute(
+            experiment,
+            folder,
+            resume=resume,
+            on_start=progress.start,
+            on_round=on_round,
+            elsewhere=lambda prepared: rounds_of(experiment, prepared, grid, folder, monitor),
+        )
+
+
+def federation_of(folder: RunFolder) -> str:
+    """The name that nodes know a run by, for good; a new one for a run that has not begun."""
+    path = folder.path / "federation"
+    if not folder.started:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, uuid4().hex.encode())
+    elif not path.is_file():
+        raise CheckpointError(f"{path}: is missing; nodes know their memories of the run by it")
+    return path.read_text()
+
+
+def rounds_of(
+    experiment: Experiment, prepared: Prepared, grid: Grid, folder: RunFolder, monitor: Monitor = UNSEEN
+) -> Rounds:
+    """The engine that asks the nodes of `grid`."""
+    f, t, simulation = experiment.federation, experiment.training, prepared.simulation
+    check(
+        f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
+    )
+    check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round))
+    spool = folder.path / "spool"
+    shutil.rmtree(spool, ignore_errors=True)
+    spool.mkdir(parents=True)
+    about: Mapping[str, Any] = json.loads(json.dumps(prepared.about))
+    facts = {
+        "settings": yaml.safe_dump(experiment.model_dump(mode="json", exclude={"device", "threads", "trackers"})),
+        "about": json.dumps(about),
+        "federation": federation_of(folder),
+    }
+    state, events, post = simulation.state, Events(folder.path / "events.jsonl", monitor), Post(grid, facts)
+    layout = int(simulation.workspace.layout.fingerprint[:12], 16)
+    members = Members(
+        post,
+        events,
+        clients=len(simulation.clients),
+        layout=layout,
+        sizes=None if experiment.partition.kind == "nodes" else prepared.partition.sizes.tolist(),
+        counts=f.sample_counts,
+        most=f.max_samples,
+    )
+    model, like = simulation.workspace.module, simulation.uploads.like(simulation.algorithm.broadcast(state.server))
+    up = type(like)(*(t.new_zeros(()).expand(t.shape) for t in like))  # their shapes, not their memory
+    return Rounds(
+        f,
+        post,
+        members,
+        Inbox(t, simulation.uploads, up, state.statistics, Layout.named(statistics(model)), spool),
+        events,
+        seed=experiment.seed,
+        clients_per_round=t.clients_per_round,
+        state=type(state.server),
+        base=lambda: None if simulation.folding is None else simulation.state.base,
+    )

@@ -1,0 +1,169 @@
+"""One process a node that stays: it has the libraries, the model and the data loaded when the next round comes.
+
+Flower starts a process for every message, which would take seconds to import torch and load model and data again.
+That process asks this one, over a socket in a folder that only its user may enter; this one starts with the first
+message, and ends with the node, or after it was idle.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+from flwr.app import Array
+
+from fedadamw.flower.names import STALE, StaleError
+
+START_S = 60.0  # that a worker may take to listen
+IDLE_S = 3600.0  # without work, after which it ends
+LONGEST = 100  # bytes of a socket's path; Linux takes 107
+TOLD = 300  # letters of an error that leave the node
+READY = 4  # runs whose model and data it keeps
+
+
+def ask(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
+    """What the node's worker answers, started where there is none; RuntimeError with what went wrong there."""
+    parent = os.getppid()
+    with _connected(_place(parent, facts["config"]), parent) as connection:
+        try:
+            send(connection, facts, arrays)
+            numbers, found = receive(connection)
+        except (EOFError, OSError):
+            raise RuntimeError("the node's worker ended while it worked: out of memory?") from None
+    if "error" in numbers:
+        raise RuntimeError(numbers["error"])
+    return numbers, found
+
+
+def send(connection: Connection, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Facts (JSON) and arrays, as bytes."""
+    about = [[name, array.dtype, list(array.shape), array.stype] for name, array in arrays.items()]
+    connection.send_bytes(json.dumps({"facts": dict(facts), "arrays": about}).encode())
+    for array in arrays.values():
+        connection.send_bytes(array.data)
+
+
+def receive(connection: Connection) -> tuple[dict[str, Any], dict[str, Array]]:
+    """What `send` sent."""
+    header = json.loads(connection.recv_bytes())
+    arrays = {
+        name: Array(dtype=dtype, shape=tuple(shape), stype=stype, data=connection.recv_bytes())
+        for name, dtype, shape, stype in header["arrays"]
+    }
+    return header["facts"], arrays
+
+
+def _place(parent: int, config: Mapping[str, Any]) -> Path:
+    """The socket of the worker of the node that was started with `config`; `parent` starts that node's work."""
+    folder = Path(gettempdir()) / f"fedadamw-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    about = folder.lstat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o077:
+        raise RuntimeError(f"{folder}: others may enter it; remove it, or set TMPDIR")
+    key = json.dumps([parent, config], sort_keys=True)
+    place = folder / f"{parent}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if len(os.fsencode(place)) > LONGEST:
+        raise RuntimeError(f"{place}: too long for a socket; set TMPDIR to a shorter folder")
+    return place
+
+
+def _connected(place: Path, parent: int) -> Connection:
+    """A connection to the worker, started where there is none; one process at a time looks."""
+    with open(place.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            return Client(str(place), "AF_UNIX")
+        place.unlink(missing_ok=True)  # of a worker that was killed
+        command = [sys.executable, "-m", "fedadamw.flower.worker", str(place), str(parent)]
+        worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        until = time.monotonic() + START_S
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                return Client(str(place), "AF_UNIX")
+            if worker.poll() is not None:
+                raise RuntimeError(f"the node's worker ended with exit code {worker.returncode}")
+            time.sleep(0.05)
+    raise RuntimeError(f"the node's worker did not listen within {START_S:.0f} s")
+
+
+class Worker:
+    """Answers at a socket, with the nodes of the last runs ready."""
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()  # idle; inf while it works
+        self._nodes: OrderedDict[str, Any] = OrderedDict()
+
+    def serve(self, place: Path) -> None:
+        """Answer one question after the other, without end."""
+        with Listener(str(place), "AF_UNIX", backlog=64) as listener:
+            while True:
+                with contextlib.suppress(EOFError, OSError), listener.accept() as connection:
+                    facts, arrays = receive(connection)
+                    self.since = math.inf
+                    try:
+                        send(connection, *self.answer(facts, arrays))
+                    finally:
+                        self.since = time.monotonic()
+
+    def answer(self, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Numbers and arrays for one message, or its error."""
+        try:
+            wanted = [facts[key] for key in ("settings", "about", "config", "federation")]
+            key = json.dumps(wanted, sort_keys=True)  # a node's settings come in any order
+            node = self._nodes.pop(key, None) or self._loaded(wanted)
+            reply = node.hello() if facts["ask"] == "hello" else node.train(arrays, facts)
+        except StaleError:
+            self._nodes[key] = node
+            return {STALE: 1}, {}
+        except Exception as error:  # to the server, with its reason; the node is loaded again: it may be half-way
+            return {"error": f"{type(error).__name__}: {error}"[:TOLD]}, {}
+        self._nodes[key] = node
+        while len(self._nodes) > READY:
+            self._nodes.popitem(last=False)
+        return reply.numbers, reply.arrays
+
+    @staticmethod
+    def _loaded(wanted: list[Any]) -> Any:
+        from fedadamw.flower import node
+
+        return node.load(*wanted)
+
+
+def serve(place: Path, parent: int) -> None:
+    """Be the worker at the socket `place`, until the process `parent` is gone or no work came for long."""
+    worker = Worker()
+
+    def watch() -> None:
+        while _alive(parent) and time.monotonic() - worker.since < IDLE_S:
+            time.sleep(0.5)
+        place.unlink(missing_ok=True)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+    worker.serve(place)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), int(sys.argv[2]))

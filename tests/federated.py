@@ -1,0 +1,100 @@
+"""Simulations whose clients are nodes of a grid, what to hold them to, and lies that nodes tell."""
+
+import io
+
+import numpy as np
+import torch
+from flwr.app import Array
+from grids import Here
+
+from fedadamw.experiment import load
+from fedadamw.flower.server_app import rounds_of
+from fedadamw.prepare import prepare
+from fedadamw.run_folder import RunFolder
+
+COMMON = [
+    "partition.clients=3",
+    "training={rounds: 2, clients_per_round: 2, steps: 3, batch_size: 20, lr: 0.001}",
+    "device=cpu",
+    "threads=1",
+]
+
+
+def federated(tmp_path, settings, grid=None, **lies):
+    """A simulation whose clients are the nodes of a grid, and the grid."""
+    experiment = load("digits", [*COMMON, *settings])
+    prepared = prepare(experiment, remote=True)
+    grid = grid or Here(experiment.partition.clients, tmp_path / "state", {int(k[1:]): v for k, v in lies.items()})
+    folder = RunFolder(tmp_path / "run")
+    prepared.simulation.train_elsewhere(rounds_of(experiment, prepared, grid, folder))
+    return prepared.simulation, grid
+
+
+def simulated(settings, clients=None):
+    simulation = prepare(load("digits", [*COMMON, *settings])).simulation
+    if clients is not None:
+        simulation._sampled = lambda _: clients
+    return simulation
+
+
+def assert_same(ours, theirs):
+    found = ours.state.tensors()
+    for name, t in theirs.state.tensors().items():
+        assert torch.equal(found[name], t), name
+
+
+def changed(field, change):
+    def lie(arrays, numbers):
+        arrays[field] = Array(change(arrays[field].numpy().copy()))
+
+    return lie
+
+
+def with_nan(delta):
+    delta[7] = np.nan
+    return delta
+
+
+def garbage(arrays, numbers):
+    delta = arrays["up.delta"]
+    arrays["up.delta"] = Array(dtype=delta.dtype, shape=delta.shape, stype=delta.stype, data=b"garbage" * 1000)
+
+
+def bomb(arrays, numbers):
+    delta = arrays["up.delta"]
+    arrays["up.delta"] = Array(dtype=delta.dtype, shape=delta.shape, stype=delta.stype, data=b"x" * 10**7)
+
+
+def objects(arrays, numbers):
+    """numpy's format for Python objects, which would run code."""
+    file = io.BytesIO()
+    np.save(file, np.array([{"a": 1}], dtype=object))
+    delta = arrays["up.delta"]
+    arrays["up.delta"] = Array(dtype=delta.dtype, shape=delta.shape, stype=delta.stype, data=file.getvalue())
+
+
+LIES = {
+    "nan": (changed("up.delta", with_nan), "not-finite"),
+    "shape": (changed("up.delta", lambda a: a[:-1]), "wrong-shape"),
+    "dtype": (changed("up.delta", lambda a: a.astype(np.float64)), "wrong-dtype"),
+    "extra": (lambda arrays, _: arrays.update(more=arrays["up.k"]), "extra-array"),
+    "missing": (lambda arrays, _: arrays.pop("up.k"), "missing-array"),
+    "negative": (changed("up.v", lambda a: -a - 1), "negative"),
+    "steps": (changed("up.k", lambda a: a * 100), "steps"),
+    "no-steps": (changed("up.k", lambda a: a * 0), "steps"),
+    "weight": (lambda _, numbers: numbers.update({"num-examples": 10**12}), "samples"),
+    "no-weight": (lambda _, numbers: numbers.pop("num-examples"), "samples"),
+    "loss": (lambda _, numbers: numbers.update(loss=float("inf")), "not-finite"),
+    "no-loss": (lambda _, numbers: numbers.pop("loss"), "not-finite"),
+    "long": (changed("up.delta", lambda a: 1000 * a), "too-long"),
+    "long-v": (changed("up.v", lambda a: 1000 * a), "too-long"),
+    "garbage": (garbage, "garbage"),
+    "bomb": (bomb, "garbage"),
+    "objects": (objects, "garbage"),
+}
+
+
+def federated_step(simulation, **federation):
+    rounds = simulation.remote
+    rounds.federation = rounds.federation.model_copy(update=federation)
+    return simulation.step()

@@ -1,0 +1,68 @@
+"""A Grid whose nodes are in this process: Flower's messages and records, without its network."""
+
+from collections.abc import Callable, Iterable
+
+from flwr.app import Error, Message
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedadamw.flower.client_app import packed
+from fedadamw.flower.names import ARRAYS, ASK
+from fedadamw.flower.worker import Worker
+
+TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # as Flower's processes set it first
+
+Lie = Callable[[dict, dict], None]  # changes arrays and numbers of an answer
+
+
+class Here(Grid):
+    """Nodes 100, 101, ... are clients 0, 1, ...; a lie is told by its node in every answer to `train`."""
+
+    def __init__(self, clients: int, home, lies: dict[int, Lie] | None = None) -> None:
+        self.configs = {100 + i: {"partition-id": i, "state-dir": str(home)} for i in range(clients)}
+        self.workers = {node: Worker() for node in self.configs}
+        self.lies = {100 + i: lie for i, lie in (lies or {}).items()}
+        self.silent: set[int] = set()  # nodes that are there and do not answer
+        self.waiting: dict[str, Message] = {}
+        self.pulled: list[int] = []
+
+    def set_run(self, run) -> None: ...
+
+    @property
+    def run(self):
+        raise NotImplementedError
+
+    def create_message(self, *_, **__):
+        raise NotImplementedError
+
+    def send_and_receive(self, *_, **__):
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.configs)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        names = []
+        for message in messages:
+            names.append(f"message-{len(self.waiting)}")
+            message.metadata.__dict__["_message_id"] = names[-1]  # as Flower's does
+            self.waiting[names[-1]] = message
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        (name,) = message_ids
+        message = self.waiting[name]
+        node = message.metadata.dst_node_id
+        if node in self.silent or message is None:
+            return []
+        asked, records = dict(message.content.config_records[ASK]), message.content.array_records
+        self.configs[node] = dict(reversed(self.configs[node].items()))  # over the wire they come in any order
+        numbers, arrays = self.workers[node].answer(
+            {**asked, "config": self.configs[node]}, dict(records[ARRAYS]) if ARRAYS in records else {}
+        )
+        if "error" in numbers:
+            return [Message(Error(code=2, reason=numbers["error"]), reply_to=message)]
+        if node in self.lies and asked["ask"] == "train":
+            self.lies[node](arrays, numbers)
+        self.pulled.append(node)
+        return [packed(message, numbers, arrays)]

@@ -1,0 +1,182 @@
+"""Real federation: a SuperLink with TLS and keys, SuperNodes, ServerApps and ClientApps, each a process."""
+
+import json
+import time
+
+import pytest
+import torch
+from cases import CASES
+from conftest import ROOT
+
+pytest.importorskip("flwr", reason="Flower needs Python 3.11")
+
+import flower_apps
+
+from fedadamw import checkpoint
+from fedadamw.experiment import load
+from fedadamw.flower.bed import Bed, kill
+from fedadamw.prepare import prepare
+
+NODES = 3
+SLOW = 2  # the node that lies, and is slow, where an app lets it
+COMMON = [
+    f"partition.clients={NODES}",
+    f"training={{rounds: 2, clients_per_round: {NODES}, steps: 3, batch_size: 20, lr: 0.001}}",
+    "threads=1",
+    "device=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory):
+    """A SuperLink and three nodes."""
+    with Bed(tmp_path_factory.mktemp("bed"), NODES + 1) as bed:
+        bed.start_link()
+        for node in range(NODES):
+            bed.register(node)
+            odd = {"liar": 1, "slow-in-round": 1} if node == SLOW else {}
+            bed.start_node(node, {"threads": 1, **odd})
+        yield bed
+
+
+def completed(bed, run, seconds=300):
+    status = bed.await_end(run, seconds)
+    assert status == "finished:completed", bed.run_log(run)[-3000:]
+
+
+def records(folder):
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def awaited(condition, seconds, what):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"{what} did not come within {seconds} s"
+        time.sleep(0.2)
+
+
+def simulated(settings, clients=None):
+    """The simulation of the same experiment, at its end; with these clients in every round, or its own choice."""
+    simulation = prepare(load("digits", settings)).simulation
+    if clients is not None:
+        simulation._sampled = lambda _: clients
+    for _ in simulation.rounds():
+        pass
+    return simulation
+
+
+def assert_same(found, simulation):
+    for name, t in simulation.state.tensors().items():
+        assert torch.equal(found[name], t), name
+
+
+def settings_of(name):
+    case = CASES[name]
+    return [f"algorithm={json.dumps({'name': case.name, **case.settings})}", f"training.lr={case.lr}"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [pytest.param(("fedadamw-mean-v", "scaffold"), id="two"), pytest.param(CASES, id="all", marks=pytest.mark.slow)],
+)
+def test_algorithms_come_to_the_loops_numbers(bed, tmp_path, names):
+    jobs = {name: settings_of(name) for name in names}
+    common = [*COMMON, "training.clients_per_round=2"]
+    app = flower_apps.many(tmp_path / "app", common, jobs)
+    completed(bed, bed.submit(app, {"out": str(tmp_path / "out")}), 1200)
+    for name, settings in jobs.items():
+        found, facts = checkpoint.read(tmp_path / "out" / name / "state.safetensors", "checkpoint")
+        assert [record["answered"] for record in facts["records"]] == [2, 2]
+        assert_same(found, simulated([*common, *settings]))
+
+
+LIES = {
+    "nan": "not-finite",
+    "shape": "wrong-shape",
+    "dtype": "wrong-dtype",
+    "extra": "extra-array",
+    "missing": "missing-array",
+    "negative": "negative",
+    "steps": "steps",
+    "weight": "samples",
+    "long": "too-long",
+    "garbage": "garbage",
+}
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        pytest.param(("nan", "garbage", "error"), id="three"),
+        pytest.param((*LIES, "error"), id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_a_lying_node_is_counted_and_changes_nothing(bed, tmp_path, lies):
+    one = [*COMMON, "training.rounds=1", "federation.retries=0"]
+    jobs = {lie: [f"data.config=lie-{lie}"] for lie in lies}
+    app = flower_apps.many(tmp_path / "app", one, jobs, client=flower_apps.LIARS)
+    completed(bed, bed.submit(app, {"out": str(tmp_path / "out")}), 900)
+    honest = simulated(one, clients=[0, 1])
+    for lie in jobs:
+        found, facts = checkpoint.read(tmp_path / "out" / lie / "state.safetensors", "checkpoint")
+        kind, reason = ("failed", "failed") if lie == "error" else ("refused", LIES[lie])
+        assert facts["records"] == [{"asked": 3, "answered": 2, kind: 1, f"{kind}: {reason}": 1}], lie
+        assert_same(found, honest)
+
+
+def test_only_registered_nodes_with_tls_get_in(bed):
+    stranger = bed.start_node(NODES, {})  # its key was never registered
+    plain = bed.start_node(NODES + 1, tls=False)
+    time.sleep(12)
+    known = json.loads(bed.flwr("supernode", "list", "bed", "--format", "json"))["nodes"]
+    online = [node for node in known if node["status"] == "online"]
+    assert len(known) == len(online) == NODES
+    assert "SuperNode ID" not in bed.log(f"node-{NODES}") + bed.log(f"node-{NODES + 1}")
+    for process in (stranger, plain):
+        kill(process)
+
+
+def test_the_example_of_an_app_of_ones_own_learns(bed):
+    run = bed.submit(ROOT / "examples" / "flower_app", {"rounds": 2})
+    completed(bed, run)
+    lines = [line for line in bed.run_log(run).splitlines() if line.startswith("round ")]
+    assert [line.split(",")[0] for line in lines] == ["round 1: 3 nodes", "round 2: 3 nodes"]
+    assert float(lines[-1].split()[-1]) > 0.4
+
+
+def test_a_killed_superlink_goes_on_and_comes_to_the_same(bed, tmp_path):
+    three = [*COMMON, "training.rounds=3", "algorithm.name=scaffold", "training.lr=0.1", "training.weighting=samples"]
+    app, out = flower_apps.own(tmp_path / "app", three), tmp_path / "run"
+    bed.submit(app, {"out": str(out)})
+    awaited(lambda: len(records(out)) == 1, 120, "the first round")
+    time.sleep(2)  # into the second
+    kill(bed.link)
+    bed.start_link()
+    assert len(records(out)) == 1
+    completed(bed, bed.submit(app, {"out": str(out), "resume": True}))
+    assert (out / "report.html").exists()
+    found, facts = checkpoint.read(out / "checkpoint" / "state.safetensors", "checkpoint")
+    assert facts["round"] == 3
+    assert_same(found, simulated(three))
+
+
+def test_a_killed_node_costs_its_work_and_a_lost_quorum_stops_the_run(bed, tmp_path):
+    settings = [*COMMON, "training.rounds=4", "federation={deadline_s: 25, wait_s: 40, quorum: 2, retries: 0}"]
+    app, out = flower_apps.own(tmp_path / "app", settings, client=flower_apps.LIARS), tmp_path / "run"
+    run = bed.submit(app, {"out": str(out)})
+    awaited(lambda: len(records(out)) == 1, 120, "the first round")
+    time.sleep(8)  # into the second, in which this node takes a minute
+    kill(bed.nodes[SLOW])
+    awaited(lambda: len(records(out)) == 2, 60, "the second round")
+    kill(bed.nodes[0])
+    assert bed.await_end(run, 240) == "finished:failed"
+    first, second, *_ = records(out)
+    assert first["federation"] == {"asked": 3, "answered": 3}
+    assert second["federation"] == {"asked": 3, "answered": 2, "overdue": 1}  # no node was stale
+    assert second["wall_s"] < 25 + 15
+    said = bed.run_log(run)
+    assert "QuorumError: round" in said
+    assert "2 are needed (federation.quorum)" in said
+    _, facts = checkpoint.read(out / "checkpoint" / "state.safetensors", "checkpoint")
+    assert facts["round"] == len(records(out)) >= 2

@@ -1,0 +1,78 @@
+"""FedAdamW's messages as records: as they were after the wire, and nothing else gets through."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("flwr", reason="Flower needs Python 3.11")
+
+from flwr.app import Array
+
+import fedadamw
+from fedadamw.flower.own import broadcast_of, packed, upload_of
+from fedadamw.flower.wire import RefusedError
+from fedadamw.validation import InputError
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.fixture(params=["mean-v", "none", "vm"])
+def exchanged(request):
+    """The blocks, share, broadcast and upload of one round."""
+    model, share = network(), request.param
+    blocks = fedadamw.Blocks.of(model)
+    down = fedadamw.Server(model, blocks=blocks, share=share).broadcast()
+    opt = fedadamw.FedAdamW(model.named_parameters(), lr=0.01, blocks=blocks)
+    opt.start_round(down)
+    for _ in range(3):
+        nn.functional.cross_entropy(model(torch.randn(4, 6)), torch.randint(3, (4,))).backward()
+        opt.step()
+    return blocks, share, down, opt.finish_round()
+
+
+def test_messages_come_through_as_they_were(exchanged):
+    blocks, share, down, up = exchanged
+    for sent, found in ((down, broadcast_of(packed(down), blocks, share)), (up, upload_of(packed(up), blocks, share))):
+        for field, t in sent.state._asdict().items():
+            assert torch.equal(getattr(found.state, field), t)
+    assert torch.equal(upload_of(packed(up), blocks, share).lr, up.lr)
+
+
+def test_another_model_cut_or_share_is_refused(exchanged):
+    blocks, share, down, up = exchanged
+    other = fedadamw.Blocks.of(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)))
+    with pytest.raises(RefusedError, match="wrong-shape"):
+        upload_of(packed(up), other, share)
+    tensorwise = fedadamw.Blocks.of(network(), "coordinate")
+    if share != "mean-v":
+        with pytest.raises(InputError, match="another model, cut or share"):
+            broadcast_of(packed(down), tensorwise, share)
+    with pytest.raises((RefusedError, InputError)):
+        upload_of(packed(up), blocks, "m" if share != "m" else "v")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("delta", np.array([np.nan], np.float32), "wrong-shape"),
+        ("delta", "nan", "delta is not finite"),
+        ("k", np.zeros(1, np.float32), "0 steps; at least 1"),
+        ("about", np.zeros(5, np.uint8), "another model"),
+        ("about", np.zeros(5, np.float32), "another model"),
+        ("more", np.zeros(5, np.float32), "extra-array"),
+        ("delta", np.array(["a"]), "wrong-dtype|wrong-shape"),
+    ],
+)
+def test_what_is_no_upload_is_refused(exchanged, field, value, complaint):
+    blocks, share, _, up = exchanged
+    record = packed(up)
+    if isinstance(value, str):
+        value = record[field].numpy().copy()
+        value[0] = np.nan
+    record[field] = Array(value)
+    with pytest.raises((RefusedError, InputError), match=complaint):
+        upload_of(record, blocks, share)
