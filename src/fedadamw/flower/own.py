@@ -65,7 +65,8 @@ def _tensors(record: Mapping[str, Array], blocks: Blocks, share: str, sizes: dic
 def _checked(message: Sent, record: Mapping[str, Array], blocks: Blocks, share: str, which: str) -> Sent:
     wanted = _about(message)
     given = record.get(ABOUT)
-    text = None if given is None or given.dtype != "uint8" or len(given.data) > 1000 else _text(given)
+    fits = given is not None and given.dtype == "uint8" and len(given.shape) == 1 and len(given.data) <= 1000
+    text = _text(given) if given is not None and fits else None
     if text != wanted:
         raise InputError(f"{which} is for another model, cut or share: {text!r} instead of {wanted!r}")
     check_message(message, blocks, share, which)
