@@ -21,7 +21,7 @@ from pathlib import Path
 
 import records
 from flwr.app import Message
-from flwr.supercore.inflatable.inflatable import get_all_nested_objects, get_object_tree, no_object_id_recompute
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import (
     pull_and_inflate_object_from_tree,
     push_object_contents_from_iterable,
