@@ -82,7 +82,10 @@ def node(number: int, port: int, certificate: bytes, home: str, stop: threading.
                 )
                 message.metadata.__dict__["_message_id"] = tree.object_id
                 asked, arrays = dict(message.content.config_records[ASK]), message.content.array_records
-                reply = packed(message, *worker.answer({**asked, "config": config}, dict(arrays.get(ARRAYS, {}))))
+                reply = packed(
+                    message,
+                    *worker.answer({**asked, "came": time.time(), "config": config}, dict(arrays.get(ARRAYS, {}))),
+                )
                 reply.metadata.__dict__["_message_id"] = reply.object_id
                 with no_object_id_recompute():
                     tree, objects = get_object_tree(reply), get_all_nested_objects(reply)

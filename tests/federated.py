@@ -85,6 +85,8 @@ LIES = {
     "weight": (lambda _, numbers: numbers.update({"num-examples": 10**12}), "samples"),
     "no-weight": (lambda _, numbers: numbers.pop("num-examples"), "samples"),
     "loss": (lambda _, numbers: numbers.update(loss=float("inf")), "not-finite"),
+    "large-loss": (lambda _, numbers: numbers.update(loss=3e38), "too-long"),
+    "more": (lambda _, numbers: numbers.update(more=1), "records"),
     "no-loss": (lambda _, numbers: numbers.pop("loss"), "not-finite"),
     "long": (changed("up.delta", lambda a: 1000 * a), "too-long"),
     "long-v": (changed("up.v", lambda a: 1000 * a), "too-long"),

@@ -1,5 +1,6 @@
 """A Grid whose nodes are in this process: Flower's messages and records, without its network."""
 
+import time
 from collections.abc import Callable, Iterable
 
 from flwr.app import Error, Message
@@ -58,7 +59,8 @@ class Here(Grid):
         asked, records = dict(message.content.config_records[ASK]), message.content.array_records
         self.configs[node] = dict(reversed(self.configs[node].items()))  # over the wire they come in any order
         numbers, arrays = self.workers[node].answer(
-            {**asked, "config": self.configs[node]}, dict(records[ARRAYS]) if ARRAYS in records else {}
+            {**asked, "came": time.time(), "config": self.configs[node]},
+            dict(records[ARRAYS]) if ARRAYS in records else {},
         )
         if "error" in numbers:
             return [Message(Error(code=2, reason=numbers["error"]), reply_to=message)]

@@ -61,6 +61,8 @@ def test_another_model_cut_or_share_is_refused(exchanged):
         ("delta", np.array([np.nan], np.float32), "wrong-shape"),
         ("delta", "nan", "delta is not finite"),
         ("k", np.zeros(1, np.float32), "0 steps; at least 1"),
+        ("k", np.full(1, 3e38, np.float32), "3 were asked for"),
+        ("delta", 1e300, "delta is not finite"),  # in float32
         ("about", np.zeros(5, np.uint8), "another model"),
         ("about", np.zeros(5, np.float32), "another model"),
         ("more", np.zeros(5, np.float32), "extra-array"),
@@ -70,9 +72,23 @@ def test_another_model_cut_or_share_is_refused(exchanged):
 def test_what_is_no_upload_is_refused(exchanged, field, value, complaint):
     blocks, share, _, up = exchanged
     record = packed(up)
-    if isinstance(value, str):
-        value = record[field].numpy().copy()
-        value[0] = np.nan
+    if isinstance(value, str | float):
+        numbers = record[field].numpy().astype(np.float64 if isinstance(value, float) else np.float32)
+        numbers[0] = float(value)
+        value = numbers
     record[field] = Array(value)
     with pytest.raises((RefusedError, InputError), match=complaint):
-        upload_of(record, blocks, share)
+        upload_of(record, blocks, share, steps=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_come_through(dtype):
+    model = network().to(dtype)
+    blocks = fedadamw.Blocks.of(model)
+    server = fedadamw.Server(model, blocks=blocks)
+    opt = fedadamw.FedAdamW(model.named_parameters(), lr=0.01, blocks=blocks)
+    opt.start_round(broadcast_of(packed(server.broadcast()), blocks))
+    nn.functional.cross_entropy(model(torch.randn(4, 6).to(dtype)), torch.randint(3, (4,))).backward()
+    opt.step()
+    server.update([upload_of(packed(opt.finish_round()), blocks)])
+    assert bool(torch.isfinite(server.broadcast().state.x).all())

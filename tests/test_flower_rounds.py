@@ -149,8 +149,9 @@ def test_a_node_that_comes_back_under_another_number_goes_on(tmp_path):
     assert_same(ours, theirs)
 
 
-def test_a_round_that_is_done_again_finds_the_memories_of_before(tmp_path):
-    settings = ["training.rounds=3", "algorithm.name=scaffold", "training.lr=0.1", "training.clients_per_round=3"]
+@pytest.mark.parametrize("own", [["algorithm.name=scaffold", "training.lr=0.1"], ["training.upload=int8"]])
+def test_a_round_that_is_done_again_finds_the_memories_of_before(tmp_path, own):
+    settings = ["training.rounds=3", "training.clients_per_round=3", *own]
     ours, _ = federated(tmp_path, settings)
     ours.step()
     saved = {name: t.clone() for name, t in ours.tensors().items()}

@@ -56,7 +56,21 @@ def test_runs_with_robust_means_learn(kind, name):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize(("kind", "clients"), [("trimmed-mean", 2), ("krum", 3)])
+@pytest.mark.parametrize(("clients", "liars"), [(5, 1), (7, 2), (9, 3)])
+def test_krum_holds_against_liars_that_agree(clients, liars):
+    """The least number of clients for so many liars, who all send the same and so are closest to each other."""
+    honest, lie = torch.randn(clients - liars, 50), torch.full((liars, 50), 1e3)
+    assert not set(krum(torch.cat([honest, lie]), liars)) & set(range(clients - liars, clients))
+
+
+def test_krum_takes_the_median_of_what_comes_beside_the_update():
+    mean = Robust("krum", 1)
+    for number in range(5):
+        mean.add([torch.randn(10), torch.tensor([1e6 if number == 2 else 1.0])], 1.0)
+    assert mean.result()[1].tolist() == [1.0]
+
+
+@pytest.mark.parametrize(("kind", "clients"), [("trimmed-mean", 2), ("krum", 4)])
 def test_too_few_clients_for_that_many_liars(kind, clients):
     with pytest.raises(InputError, match=f"needs {clients + 1} clients a round, not {clients}"):
         prepare(load("digits", [f"training.mean={kind}", f"training.clients_per_round={clients}"]))

@@ -39,8 +39,11 @@ class Upload(Message):
     lr: Tensor  # (parameters,) mean learning rate over the round's steps
 
 
-def check_message(message: Message, blocks: Blocks, share: str, which: str) -> None:
-    """Raise InputError where `message` is for another model, of another shape, or holds impossible numbers."""
+def check_message(message: Message, blocks: Blocks, share: str, which: str, dtype: torch.dtype | None = None) -> None:
+    """Raise InputError where `message` is for another model, of another shape, or holds impossible numbers.
+
+    dtype: what its numbers will be kept in, and must be finite in.
+    """
     check(isinstance(message, Broadcast | Upload), f"{which} is a {type(message).__name__}, not what rounds exchange")
     problem = blocks.layout.difference(message.layout)
     if problem:
@@ -53,12 +56,12 @@ def check_message(message: Message, blocks: Blocks, share: str, which: str) -> N
     state: Any = message.state  # type: ignore[attr-defined]  # either of the two has one
     for field, t in state._asdict().items():
         check(t.shape == (sizes[field],), f"{which}: {field} has {t.numel():,} numbers instead of {sizes[field]:,}")
-        _refuse(~torch.isfinite(t), "is not finite", field, blocks, share, which)
+        _refuse(~torch.isfinite(t.to(dtype or t.dtype)), "is not finite", field, blocks, share, which)
     _refuse(state.v < 0, "is negative", "v", blocks, share, which)
     if isinstance(message, Upload):
         check(float(message.state.k) >= 1, f"{which}: {float(message.state.k):g} steps; at least 1 is needed")
         sane = message.lr.shape == (len(blocks.layout.names),) and bool(
-            (message.lr.isfinite() & (message.lr >= 0)).all()
+            (message.lr.to(dtype or message.lr.dtype).isfinite() & (message.lr >= 0)).all()
         )
         check(sane, f"{which}: its learning rates are not one number a parameter, finite and not negative")
 

@@ -239,7 +239,7 @@ class Server:
 
     def restore(self, down: Broadcast) -> None:
         """Go on from a saved broadcast; ValueError where it is for another model."""
-        check_message(down, self.blocks, self.share, "the broadcast")
+        check_message(down, self.blocks, self.share, "the broadcast", self._state.x.dtype)
         self._state = algorithm.Server(*(t.to(self._state.x) for t in down.state))
 
     @torch.no_grad()
@@ -265,7 +265,7 @@ class Server:
     def _move(self, ups: Sequence[Upload], weights: Sequence[float] | None, lr: float | None) -> None:
         shares = _normalised(weights, len(ups))
         for number, up in enumerate(ups):
-            check_message(up, self.blocks, self.share, f"upload {number}")
+            check_message(up, self.blocks, self.share, f"upload {number}", self._state.x.dtype)
         x = self._state.x
         fields = zip(*(up.state for up in ups), strict=True)
         mean = algorithm.Up(*(_mean([t.to(x) for t in field], shares) for field in fields))

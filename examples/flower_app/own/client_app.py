@@ -2,12 +2,12 @@
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import nn
+from torch import Generator, nn
 from torch.utils.data import DataLoader
 
 import fedadamw
 from fedadamw.flower.own import broadcast_of, packed
-from own.task import data, network
+from own.task import NODES, data, network
 
 app = ClientApp()
 
@@ -15,12 +15,14 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One epoch from the server's broadcast."""
-    own = data(int(context.node_config["partition-id"]), parts=4)
-    model = network()
+    part, round_ = int(context.node_config["partition-id"]), int(message.content["about"]["round"])
+    if not 0 <= part < NODES:
+        raise ValueError(f"partition-id {part}: there are {NODES} parts")
+    own, model = data(part), network()
     blocks = fedadamw.Blocks.of(model)
     opt = fedadamw.FedAdamW(model.named_parameters(), lr=3e-3, blocks=blocks)
     opt.start_round(broadcast_of(message.content["down"], blocks))
-    for pixels, labels in DataLoader(own, batch_size=16, shuffle=True):
+    for pixels, labels in DataLoader(own, batch_size=16, shuffle=True, generator=Generator().manual_seed(round_)):
         nn.functional.cross_entropy(model(pixels), labels).backward()
         opt.step()
         opt.zero_grad()

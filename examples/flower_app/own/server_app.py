@@ -1,30 +1,35 @@
 """The server: Flower's Grid carries, fedadamw.Server averages; an upload that is not sound is left out."""
 
-from flwr.app import Context, Message, RecordDict
+import time
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 import fedadamw
 from fedadamw.flower.own import packed, upload_of
 from fedadamw.validation import InputError
-from own.task import data, network
+from own.task import NODES, data, network
 
 app = ServerApp()
-MOST = 10_000  # examples that a node may say it has
+MOST = 10_000  # examples, or local steps, that a node may say it has
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Rounds of all nodes that are online."""
-    model, held_out = network(), data(3, parts=4)
+    """Rounds of all nodes that are online; the first waits for them."""
+    model, held_out = network(), data(NODES)
     blocks = fedadamw.Blocks.of(model)
     server = fedadamw.Server(model, blocks=blocks)  # holds x, Delta_G, v_bar, t
+    while len(list(grid.get_node_ids())) < NODES:
+        time.sleep(1)
     for round_ in range(1, int(context.run_config["rounds"]) + 1):
-        down = RecordDict({"down": packed(server.broadcast())})
+        down = RecordDict({"down": packed(server.broadcast()), "about": ConfigRecord({"round": round_})})
         asked = [Message(down, node, "train") for node in grid.get_node_ids()]
         uploads, weights = [], []
         for reply in grid.send_and_receive(asked, timeout=120):
             try:
-                upload, count = upload_of(reply.content["up"], blocks), int(reply.content["numbers"]["num-examples"])
+                upload = upload_of(reply.content["up"], blocks, steps=MOST)
+                count = int(reply.content["numbers"]["num-examples"])
                 if not 0 < count <= MOST:
                     raise InputError(f"{count} examples")
                 uploads.append(upload)

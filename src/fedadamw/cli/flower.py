@@ -66,7 +66,9 @@ def demo(
     recipe: Recipe = None,
     settings: Settings = None,
     nodes: Annotated[int, typer.Option(min=1, help="SuperNodes, each a process.")] = 4,
-    out: Annotated[Path, typer.Option(help="Folder for all that it makes.")] = Path("runs/flower-demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for all that it makes; runs/flower-demo, or with the next free number.")
+    ] = None,
     quiet: Quiet = False,  # noqa: FBT002
 ) -> None:
     """Run a recipe on a SuperLink and SuperNodes of this machine, with TLS and node authentication.
@@ -78,12 +80,15 @@ def demo(
     _installed()
     from fedadamw.experiment import load
     from fedadamw.flower.demo import demo as held
+    from fedadamw.flower.demo import free
     from fedadamw.run_folder import RunFolder
     from fedadamw.tables import print_run
 
     few = [f"partition.clients={nodes}", f"training.clients_per_round={nodes}", "training.rounds=10"]
     experiment = load(recipe or "digits", [*few, "training.evaluate_every=1", "threads=1", *(settings or [])])
-    folder = held(experiment, out, nodes=nodes, say=(lambda _: None) if quiet else say)
+    folder = held(
+        experiment, out or free(Path("runs/flower-demo")), nodes=nodes, say=(lambda _: None) if quiet else say
+    )
     if not quiet:
         print_run(RunFolder(folder).records())
         typer.echo(f"{folder}: report.html, curves.png, metrics.jsonl, events.jsonl, config.yaml, checkpoint/")

@@ -16,6 +16,8 @@ from fedadamw.validation import InputError, check
 Array = np.ndarray
 TEST_SPLITS = ("test", "validation", "valid", "val")
 MOST_CLASSES = 100_000  # where labels are numbers
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval")  # folders of no class
 FILES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -84,9 +86,22 @@ def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
     try:
         if kind is not None and path.is_file():
             return datasets.load_dataset(kind, data_files={"train": str(path)})
+        if local and _is_images(path):
+            return datasets.load_dataset(
+                "imagefolder", data_dir=str(path), drop_labels=False
+            )  # also of one class alone
         return datasets.load_dataset(str(path) if local else source, None if local else config)
     except Exception as error:  # hub, parser and network errors have no common class
         raise InputError(f"{setting}={source!r} could not be read: {_first_line(error)}") from error
+
+
+def _is_images(folder: Path) -> bool:
+    """Whether a folder is one of images in folders of their classes, as far as its first file tells."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    first = next(files, None)
+    if first is None or first.suffix.lower() not in IMAGES or any(folder.rglob("metadata.*")):
+        return False
+    return first.parent != folder and first.parent.name.lower() not in SPLITS
 
 
 def _first_line(error: Exception) -> str:

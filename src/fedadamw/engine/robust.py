@@ -3,7 +3,8 @@
     median          of each number (arXiv 1803.01498)
     trimmed-mean    of each number, without the `byzantine` largest and smallest (arXiv 1803.01498)
     krum            the mean of the S - f - 2 clients whose updates are closest to their S - f - 2 nearest
-                    (Multi-Krum, arXiv 1703.02757), f = `byzantine`
+                    (Multi-Krum, arXiv 1703.02757), f = `byzantine` < (S - 2) / 2; what comes beside an update
+                    (moments, statistics) is no part of that choice, and its median is taken
 
 All keep a round's uploads in memory, and none looks at the clients' weights. Honest clients that differ much are taken
 for liars, too: a price that the weighted mean does not have.
@@ -37,8 +38,8 @@ class Robust:
 
     def result(self) -> list[Tensor]:
         if self.kind == "krum":
-            chosen = krum(torch.stack([sent[0] for sent in self._sent]), self.byzantine)
-            return [torch.stack([self._sent[i][n] for i in chosen]).mean(0) for n in range(len(self._sent[0]))]
+            updates, *others = (torch.stack(field) for field in zip(*self._sent, strict=True))
+            return [updates[krum(updates, self.byzantine)].mean(0), *map(median, others)]
         reduce = median if self.kind == "median" else lambda t: trimmed(t, self.byzantine)
         return [reduce(torch.stack(field)) for field in zip(*self._sent, strict=True)]
 
@@ -48,12 +49,15 @@ def mean_of(kind: str, byzantine: int) -> Average | None:
     return None if kind == "weighted" else Robust(kind, byzantine)
 
 
-def check_robust(kind: str, byzantine: int, clients: int) -> None:
-    """Raise InputError where so many clients a round cannot outvote the lying ones."""
-    needed = {"trimmed-mean": 2 * byzantine + 1, "krum": byzantine + 3}.get(kind, 1)
+def check_robust(kind: str, byzantine: int, clients: int, counted: str) -> None:
+    """Raise InputError where so many clients a round cannot outvote the lying ones.
+
+    counted: the setting that says how many.
+    """
+    needed = {"trimmed-mean": 2 * byzantine + 1, "krum": 2 * byzantine + 3}.get(kind, 1)
     check(
         clients >= needed,
-        f"training.mean={kind!r} with byzantine={byzantine} needs {needed} clients a round, not {clients}",
+        f"training.mean={kind!r} with byzantine={byzantine} needs {needed} clients a round, not {clients} ({counted})",
     )
 
 

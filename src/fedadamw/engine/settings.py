@@ -105,6 +105,10 @@ class Federation(BaseModel):
     reuse: bool = Field(
         default=True, description="send clients that have the last round's state what has changed, where that is less"
     )
+    lost_memory: Literal["refuse", "fresh"] = Field(
+        default="refuse",
+        description="a client whose memory of the run is lost: its answers do not count, or it begins with a fresh one",
+    )
     sample_counts: bool = Field(
         default=True, description="nodes tell how many samples they hold; false needs training.weighting=uniform"
     )

@@ -96,6 +96,10 @@ class Remote(Engine, Protocol):
     def down_bytes(self) -> int:
         """Of the present round, counted from the tensors."""
 
+    @property
+    def wasted_bytes(self) -> int:
+        """Of the present round, of arrays that came and did not count."""
+
     def sample(self, round_: int) -> list[int]:
         """The clients of round `round_`."""
 
@@ -138,7 +142,7 @@ class Simulation:
         )
         plain = training.mean == "weighted"
         check(plain or ranks.size == 1, f"training.mean={training.mean!r} sees all clients of a round: one rank")
-        check_robust(training.mean, training.byzantine, training.clients_per_round)
+        check_robust(training.mean, training.byzantine, training.clients_per_round, "training.clients_per_round")
         check(not training.diagnostics or ranks.size == 1, "training.diagnostics sees all clients of a round: one rank")
         check(
             training.micro_batch is None or not batches_mix(model),
@@ -179,9 +183,11 @@ class Simulation:
         if result.answered == 0:
             raise DivergedError(_diverged(state.round + 1, len(sampled), lr, training))
         after = self._after(state, result, lr)
-        sent = nbytes((*down, state.statistics, state.base)) * len(sampled)
+        if not all(bool(torch.linalg.vector_norm(t, torch.inf).isfinite()) for t in after.server if t.numel()):
+            raise DivergedError(f"round {after.round}: the clients' mean is not finite; try a smaller training.lr")
+        sent, wasted = nbytes((*down, state.statistics, state.base)) * len(sampled), 0
         if self.remote is not None:
-            sent = self.remote.down_bytes
+            sent, wasted = self.remote.down_bytes, self.remote.wasted_bytes
             self.remote.moved(state.round, result.up, lr, result.answered / len(self.clients))
         tested = self.evaluate(after) if training.evaluates(state.round) else None
         self.state = after
@@ -193,7 +199,7 @@ class Simulation:
             test_metrics=None if tested is None else dict(tested.metrics),
             clients=result.answered,
             rejected=result.rejected + (0 if self.remote is None else self.remote.counts.get("refused", 0)),
-            up_bytes=result.up_bytes,
+            up_bytes=result.up_bytes + wasted,
             down_bytes=sent,
             wall_s=round(time.perf_counter() - start, 4),
             diagnostics=None if watch is None else watch.numbers(),

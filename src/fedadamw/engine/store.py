@@ -111,14 +111,22 @@ class OnDisk:
             np.concatenate(parts).tofile(file)
         self._rounds[client, slot] = round_
 
+    def has(self, client: int, round_: int) -> bool:
+        """Whether `client` kept something at the end of just that round."""
+        return bool((self._rounds[client] == round_).any())
+
     def forget_after(self, client: int, round_: int) -> None:
         """Forget what `client` kept at the end of rounds after `round_`."""
         self._rounds[client][self._rounds[client] > round_] = 0
 
-    def tensors(self, round_: int) -> dict[str, Tensor]:
+    def sync(self) -> None:
+        """Bring all to the disk, memories before what says that they are there."""
         with open(self._file, "r+b") as file:
             os.fsync(file.fileno())
         self._flush_index()
+
+    def tensors(self, round_: int) -> dict[str, Tensor]:
+        self.sync()
         self._checkpoint = round_
         return {COUNT: torch.tensor(self._clients_at(round_))}
 

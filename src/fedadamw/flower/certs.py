@@ -6,6 +6,7 @@ For a federation over the internet use the certificates of your own authority; t
 import datetime
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def write(folder: Path, hosts: Sequence[str], nodes: int) -> None:
 
     check(not folder.exists() or not any(folder.iterdir()), f"{folder}: is there, and not empty; nothing is replaced")
     check(len(hosts) > 0, "give the server's names or addresses")
+    for host in hosts:
+        check(_fits(host), f"{host!r}: a server is called by a name, as fl.example.org, or an IP address; no port")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     now = datetime.datetime.now(datetime.timezone.utc)
 
@@ -54,7 +57,7 @@ def write(folder: Path, hosts: Sequence[str], nodes: int) -> None:
     )
     names = x509.SubjectAlternativeName([_general(host) for host in hosts])
     of_server = (
-        certificate(hosts[0], server, own)
+        certificate("fedadamw SuperLink", server, own)
         .add_extension(names, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
@@ -83,6 +86,17 @@ def _general(host: str) -> "x509.GeneralName":  # type: ignore[name-defined]  # 
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+def _fits(host: str) -> bool:
+    """Whether a certificate can be for it."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return (
+            re.fullmatch(r"(\*\.)?([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9-]{1,63}", host) is not None
+        )
+    return True
 
 
 def _usage(*, signs_certificates: bool) -> "x509.KeyUsage":  # type: ignore[name-defined]  # noqa: F821

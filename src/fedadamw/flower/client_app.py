@@ -1,5 +1,6 @@
 """The node's half as a Flower ClientApp; it imports little, since Flower starts a process for every message."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +33,7 @@ def answered(message: Message, context: Context) -> Message:
         raise RuntimeError(f"the server speaks protocol {asked.get('protocol')!r}, this node {PROTOCOL}: upgrade one")
     records = message.content.array_records
     arrays = dict(records[ARRAYS]) if ARRAYS in records else {}
-    return packed(message, *ask({**asked, "config": dict(context.node_config)}, arrays))
+    return packed(message, *ask({**asked, "came": time.time(), "config": dict(context.node_config)}, arrays))
 
 
 def packed(message: Message, numbers: dict[str, Any], arrays: Mapping[str, Array]) -> Message:

@@ -34,6 +34,15 @@ def demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> Path:
     return folder / "run"
 
 
+def free(folder: Path) -> Path:
+    """`folder`, or it with the first number behind it for which nothing is there."""
+    found, number = folder, 1
+    while found.exists() and any(found.iterdir()):
+        number += 1
+        found = folder.with_name(f"{folder.name}-{number}")
+    return found
+
+
 def _followed(bed: Bed, run: int, out: Path, say: Say) -> str:
     """Tell each round and what happened, until the run is over; its state then."""
     seen = {"metrics.jsonl": 0, "events.jsonl": 0}

@@ -7,7 +7,7 @@ asked and registered, and no longer than updates are.
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from statistics import median, median_low
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -17,45 +17,55 @@ from fedadamw.engine.settings import Federation
 from fedadamw.flower.wire import RefusedError
 
 STATISTICS = "statistics"  # BatchNorm's, beside the fields of an upload
+HUGE = 1e15  # what no number of an honest upload comes near; squares and sums over clients stay finite
+LOSS = 1e6  # nats; a model that is this wrong has nothing to say
 ROUNDS = 5  # whose accepted lengths the bound looks back on
 
 
-def check_numbers(up: Any, statistics: Mapping[str, Tensor], *, nonnegative: Sequence[str], steps: int) -> None:
+def check_numbers(up: Any, statistics: Mapping[str, Tensor], *, nonnegative: Sequence[str], steps: int | None) -> None:
     """Raise RefusedError where an upload holds what no honest client sends.
 
-    statistics: BatchNorm's, by name. nonnegative: fields that are never below 0. steps: local steps that were asked
-    for; the field `k` counts them.
+    statistics: BatchNorm's, by name. nonnegative: fields that are never below 0. steps: the most local steps that were
+    asked for, where that is known; the field `k` counts them.
     """
     for name, t in {**up._asdict(), **statistics}.items():
         if not bool(torch.isfinite(t).all()):
             raise RefusedError("not-finite", f"{name!r} has numbers that are not finite")
+        if t.numel() and float(t.abs().max()) > HUGE:
+            raise RefusedError("too-long", f"{name!r} has numbers above {HUGE:g}")
     signed = {name: t for name, t in statistics.items() if name.endswith("running_var")}
     signed |= {name: getattr(up, name) for name in nonnegative if name in up._fields}
     for name, t in signed.items():
         if bool((t < 0).any()):
             raise RefusedError("negative", f"{name!r} has numbers below 0")
     k = getattr(up, "k", None)
-    if k is not None and not bool(((k >= 1) & (k <= steps)).all()):
-        raise RefusedError("steps", f"{float(k.flatten()[0]):g} steps are said to be done, {steps} were asked for")
+    if k is not None and not bool(((k >= 1) & (k <= (steps or HUGE))).all()):
+        asked = "at least 1 was" if steps is None else f"{steps} were"
+        raise RefusedError("steps", f"{float(k.flatten()[0]):g} steps are said to be done, {asked} asked for")
 
 
-def check_metrics(numbers: Mapping[str, Any], samples: int | None) -> float:
+def check_metrics(numbers: Mapping[str, Any], client: int, samples: int | None) -> float:
     """The mean loss that an answer tells; RefusedError where it or the number of samples cannot be.
 
-    samples: what the node registered with; None where it told none, and is to tell none.
+    client: that was asked; its node may have been started as another since. samples: what the node registered with;
+    None where it told none, and is to tell none.
     """
+    if numbers.get("client") != client:
+        raise RefusedError("other-client", f"it is client {numbers.get('client')!r} now")
     loss = numbers.get("loss")
     if not isinstance(loss, float) or not abs(loss) < torch.finfo(torch.float32).max:
         raise RefusedError("not-finite", f"the loss is {loss!r}")
+    if abs(loss) > LOSS:
+        raise RefusedError("too-long", f"the loss is {loss:.3g}")
     told = numbers.get("num-examples")
     if told != samples:
         raise RefusedError("samples", f"the node says it has {told!r} samples, and registered with {samples!r}")
     return loss
 
 
-def lengths(up: Any, statistics: Tensor) -> dict[str, float]:
-    """The l2 norm of each vector of an upload, all but its counter, and of the statistics that came with it."""
-    vectors = {**{name: t for name, t in up._asdict().items() if name != "k"}, STATISTICS: statistics}
+def lengths(up: Any, statistics: Tensor, *, steps: bool) -> dict[str, float]:
+    """The l2 norm of each vector of an upload and of the statistics that came with it; where `steps`, its counter's."""
+    vectors = {**{name: t for name, t in up._asdict().items() if name != "k" or steps}, STATISTICS: statistics}
     norm = torch.linalg.vector_norm
     return {name: float(norm(t, dtype=torch.float64)) for name, t in vectors.items() if t.numel()}
 
@@ -67,8 +77,10 @@ class Bounds:
         self.federation = federation
         self.past: deque[list[Mapping[str, float]]] = deque(maxlen=ROUNDS)  # lengths of each round's accepted uploads
 
-    def limits(self, present: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    def limits(self, present: Sequence[Mapping[str, float]], model: float) -> dict[str, float]:
         """The bound of each field in a round with uploads of these lengths; inf where there is none.
+
+        model: the model's own length, which is what a first update is held to where it is the only one.
 
         What is usual is the larger one of two medians: of the last rounds' accepted uploads, and of the present ones
         where they are several (the lower one of two), since all may grow at once.
@@ -76,10 +88,11 @@ class Bounds:
         past = [found for round_ in self.past for found in round_]
         limits = {}
         for name in present[0] if present else ():
-            medians = [median(found[name] for found in past)] if past else []
-            if len(present) > 1 or not past:
+            medians = [median_low(found[name] for found in past)] if past else []
+            if len(present) > 1:
                 medians.append(median_low(found[name] for found in present))
-            factor, usual = self.federation.norm_factor, max(medians)
+            usual = max(medians, default=model if name == "delta" else 0.0)
+            factor = self.federation.norm_factor
             limits[name] = usual * factor if factor and usual > 0 else math.inf
         if self.federation.max_norm and "delta" in limits:
             limits["delta"] = min(limits["delta"], self.federation.max_norm)

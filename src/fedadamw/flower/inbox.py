@@ -17,9 +17,9 @@ from fedadamw.engine.uploads import Uploads
 from fedadamw.flower import guard
 from fedadamw.flower.names import ARRAYS
 from fedadamw.flower.post import numbers_of
-from fedadamw.flower.wire import Expected, RefusedError, read
+from fedadamw.flower.wire import HEADER, Expected, RefusedError, read
 from fedadamw.validation import InputError
-from fedadamw.vector import Layout, Vector
+from fedadamw.vector import Layout, Vector, nbytes
 
 
 class Upload(NamedTuple):
@@ -28,6 +28,8 @@ class Upload(NamedTuple):
     lengths: Mapping[str, float]  # of its vectors
     loss: float
     samples: int
+    nbytes: int
+    fresh: bool  # it began without its memory, which it had lost
 
 
 class Inbox:
@@ -44,23 +46,28 @@ class Inbox:
         sent = uploads.code(up, uploads.no_residual(up.delta), torch.Generator()).payload
         self._expected = {f"up.{name}": Expected.of(t) for name, t in sent.items()}
         self._expected["statistics"] = Expected.of(statistics)
+        self.most = sum(wanted.nbytes + HEADER for wanted in self._expected.values())  # bytes an answer may have
 
-    def take(self, reply: Message | Exception, client: int, samples: int | None) -> Upload:
-        """What is kept of a client's answer; RefusedError where it does not count. samples: as it registered."""
+    def take(self, reply: Message | Exception, client: int, samples: int | None, size: int | None) -> Upload:
+        """What is kept of a client's answer; RefusedError where it does not count.
+
+        samples: as it registered. size: how many it has, as far as is known.
+        """
         numbers = numbers_of(reply)
         if not isinstance(reply, Message):
             raise RefusedError("garbage", "it is no message")
-        loss = guard.check_metrics(numbers, samples)
+        loss = guard.check_metrics(numbers, client, samples)
         records = reply.content.array_records
         if set(records) != {ARRAYS}:
             raise RefusedError("records", f"it has the records {', '.join(sorted(records)) or 'none'}")
         tensors = read(dict(records[ARRAYS]), self._expected)
         up, _ = self._decoded(tensors)
-        nonnegative, steps = self.uploads.algorithm.nonnegative, self._steps(samples)
+        nonnegative, steps = self.uploads.algorithm.nonnegative, self._steps(size)
         statistics = self._statistics.views(tensors["statistics"])
         guard.check_numbers(up, statistics, nonnegative=nonnegative, steps=steps)
         save_file(tensors, self._file(client))
-        return Upload(guard.lengths(up, tensors["statistics"]), loss, samples or 1)
+        lengths = guard.lengths(up, tensors["statistics"], steps=steps is None)
+        return Upload(lengths, loss, samples or 1, nbytes(tensors.values()), bool(numbers.get("fresh")))
 
     def give(self, client: int, upload: Upload, limits: Mapping[str, float]) -> tuple[Shard, Answer]:
         """A client's upload from disk, no longer than `limits`, as an engine of this machine would give it."""
@@ -87,9 +94,9 @@ class Inbox:
         except InputError as error:
             raise RefusedError("not-finite" if "not finite" in str(error) else "garbage", str(error)) from None
 
-    def _steps(self, samples: int | None) -> int:
-        """The most local steps that a client with so many samples does in a round."""
+    def _steps(self, samples: int | None) -> int | None:
+        """The most local steps that a client with so many samples does in a round; None where that is not known."""
         t = self.training
         if t.steps:
             return t.steps
-        return (t.epochs or 1) * math.ceil(samples / t.batch_size) if samples else 2**31
+        return (t.epochs or 1) * math.ceil(samples / t.batch_size) if samples else None

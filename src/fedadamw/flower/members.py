@@ -70,6 +70,15 @@ class Members:
         self.events.monitor.online(len(self.known))
         return sorted(self.known)
 
+    def size(self, client: int) -> int | None:
+        """How many samples a client has, where the server knows or was told."""
+        return int(self.sizes[client]) if self.sizes is not None else self.known[client].samples
+
+    def forget(self, client: int) -> None:
+        """A client is another one now: its node is asked again who it is."""
+        if self.known.pop(client, None) is not None:
+            self.events.write("left", client=client)
+
     def _counted(self, client: int, samples: object) -> bool:
         """Whether a client may have so many samples."""
         if not self.counts:

@@ -4,7 +4,7 @@ from types import TracebackType
 
 from fedadamw.engine.simulate import Record
 from fedadamw.metrics import main
-from fedadamw.validation import InputError
+from fedadamw.validation import InputError, check
 
 
 class Monitor:
@@ -14,6 +14,7 @@ class Monitor:
         self.port, self.host = port, host
         if not port:
             return
+        check(0 < port < 2**16, f"metrics-port={port}: give 1 to 65535, or 0 for none")
         from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, start_http_server
 
         registry = CollectorRegistry()

@@ -6,7 +6,12 @@ and at most one ArrayRecord.
 
 PROTOCOL = 1  # of these records and what is in them
 ASK, ARRAYS, NUMBERS = "fedadamw", "arrays", "numbers"
+TOLD = frozenset({"client", "layout", "num-examples", "loss", "fresh", "stale"})  # the numbers there are
 STALE = "stale"  # among the numbers: what has changed was sent, and the state before is not here
+
+
+class LateError(Exception):
+    """A message is of a round that is over, or older than one that was answered."""
 
 
 class StaleError(Exception):

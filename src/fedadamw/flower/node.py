@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedadamw import codecs
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.checkpoint import CheckpointError
+from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.data.images import Images
 from fedadamw.data.texts import Texts
 from fedadamw.engine.client import Shard, Workspace
@@ -27,7 +27,7 @@ from fedadamw.engine.store import OnDisk
 from fedadamw.engine.task import Task
 from fedadamw.engine.uploads import Coded, Uploads
 from fedadamw.experiment import Data, Experiment
-from fedadamw.flower.names import StaleError
+from fedadamw.flower.names import LateError, StaleError
 from fedadamw.flower.wire import Expected, digest, named, read, to_array
 from fedadamw.models.lora import Folding
 from fedadamw.prepare import algorithm_of, device_of, partition_of, samples_of
@@ -114,21 +114,17 @@ class Node:
 
         What was remembered after round `facts["counted"]` is gone on from: the last whose answer counted, 0 for none.
         StaleError where only what has changed came, and the state of the round before is not here. RefusedError where
-        `arrays` are not what this algorithm sends down; CheckpointError where memories are lost.
+        `arrays` are not what this algorithm sends down; CheckpointError where memories are lost, LateError where a
+        message that was sent later has already had them.
         """
+        if self.store is not None:
+            self._check_order(float(facts["sent"]))
         round_ = int(facts["round"])
         down, tensors = self._received(arrays, facts, round_)
         self._last = round_, down
         if self.folding is not None:
             self.folding.load(tensors["base"])
-        memory = None
-        if self.store is not None:
-            counted = int(facts["counted"])
-            self.store.tensors(counted)  # from now on, no earlier round will be asked for
-            self.store.forget_after(0, counted)
-            memory = self.store.get(0, counted)
-            if counted and memory is None:
-                raise CheckpointError(f"{self.home}: the memories of round {counted} are lost")
+        memory, fresh = self._remembered(int(facts["counted"]))
         shard = Shard(self.number, self.samples, memory)
         ((_, answer),) = self.engine.answers([shard], round_, down, tensors["statistics"])
         if not answer.finite:
@@ -137,8 +133,39 @@ class Node:
         assert answer.payload is not None
         if self.store is not None:
             self.store.put(0, round_ + 1, answer.memory)
+            self.store.sync()
         sent = {**{f"up.{name}": t for name, t in answer.payload.items()}, "statistics": answer.statistics}
-        return Reply({n: to_array(t) for n, t in sent.items()}, {"loss": float(answer.loss), **self.sample_count})
+        numbers = {"client": self.number, "loss": float(answer.loss), **self.sample_count}
+        if fresh:
+            numbers["fresh"] = 1
+        return Reply({n: to_array(t) for n, t in sent.items()}, numbers)
+
+    def _check_order(self, sent: float) -> None:
+        """LateError where a message that the server sent later was here before: its memories would be mixed up."""
+        path = self.home / "last"
+        last = float(path.read_text()) if path.exists() else 0.0
+        if sent < last:
+            raise LateError("a message that was sent after it has been answered (or the server's clock was put back)")
+        write_atomically(path, repr(sent).encode())
+
+    def _remembered(self, counted: int) -> tuple[Any, bool]:
+        """What was kept after the last round that counted, 0 for none; and whether it is lost and that is allowed.
+
+        CheckpointError where it is lost and is not.
+        """
+        if self.store is None:
+            return None, False
+        self.store.tensors(counted)  # from now on, no earlier round will be asked for
+        self.store.forget_after(0, counted)
+        if counted == 0:
+            return None, False
+        if self.store.has(0, counted):
+            return self.store.get(0, counted), False
+        allowed = self.experiment.federation.lost_memory == "fresh"
+        if not allowed:
+            raise CheckpointError(f"{self.home}: the memories of round {counted} are lost (federation.lost_memory)")
+        self.store.forget_after(0, 0)
+        return None, True
 
 
 def number_of(config: Config) -> int:

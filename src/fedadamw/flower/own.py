@@ -23,10 +23,11 @@ ABOUT = "about"  # the array that says which model, cut and share a message is o
 
 
 def packed(message: Broadcast | Upload) -> ArrayRecord:
-    """A broadcast or an upload as one record, one array a field."""
+    """A broadcast or an upload as one record, one array a field; half precision travels as float32."""
     tensors: dict[str, Tensor] = dict(message.state._asdict())
     if isinstance(message, Upload):
         tensors["lr"] = message.lr
+    tensors = {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in tensors.items()}
     about = np.frombuffer(_about(message).encode(), np.uint8)
     return ArrayRecord({ABOUT: Array(about), **{name: to_array(t) for name, t in tensors.items()}})
 
@@ -38,14 +39,25 @@ def broadcast_of(record: Mapping[str, Array], blocks: Blocks, share: str = "mean
     return _checked(found, record, blocks, share, "the broadcast")
 
 
-def upload_of(record: Mapping[str, Array], blocks: Blocks, share: str = "mean-v") -> Upload:
+def upload_of(
+    record: Mapping[str, Array],
+    blocks: Blocks,
+    share: str = "mean-v",
+    *,
+    steps: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Upload:
     """The upload of a record; InputError where it is for another model, RefusedError where it is none.
 
-    Every number is checked as `Server.update` does, so that one bad client can be left out before it.
+    Every number is checked as `Server.update` does, so that one bad client can be left out before it. steps: the most
+    that a client may say it did, where that is known. dtype: the server's; numbers must be finite in it.
     """
     tensors = _tensors(record, blocks, share, {"delta": blocks.d, "k": 1, "lr": len(blocks.layout.names)})
+    tensors = {name: t.to(dtype) for name, t in tensors.items()}
     lr = tensors.pop("lr")
     found = Upload(blocks.layout, blocks.fingerprint, share, algorithm.Up(**tensors), lr)
+    if steps is not None and not float(found.state.k) <= steps:
+        raise RefusedError("steps", f"{float(found.state.k):g} steps are said to be done, {steps} were asked for")
     return _checked(found, record, blocks, share, "the upload")
 
 

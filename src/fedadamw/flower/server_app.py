@@ -24,7 +24,7 @@ from fedadamw.flower.post import Post
 from fedadamw.flower.rounds import Rounds
 from fedadamw.prepare import Prepared
 from fedadamw.run_folder import RunFolder
-from fedadamw.validation import check
+from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, statistics
 
 
@@ -39,10 +39,16 @@ def server_app(experiment: Path) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         given = context.run_config
-        chosen = load(str(experiment), shlex.split(str(given.get("settings", ""))))
+        try:
+            settings, port = shlex.split(str(given.get("settings", ""))), int(given.get("metrics-port", 0))
+        except ValueError as error:
+            raise InputError(f"the run's configuration: {error}") from None
+        resume = given.get("resume", False)
+        check(isinstance(resume, bool), f"resume={resume!r}: give true or false, without quotes")
+        chosen = load(str(experiment), settings)
         out = Path(str(given.get("out") or f"runs/flower-{context.run_id}"))
-        with Monitor(int(given.get("metrics-port", 0)), str(given.get("metrics-host", "127.0.0.1"))) as monitor:
-            run(chosen, grid, out, resume=bool(given.get("resume", False)), monitor=monitor)
+        with Monitor(port, str(given.get("metrics-host", "127.0.0.1"))) as monitor:
+            run(chosen, grid, out, resume=bool(resume), monitor=monitor)
 
     return app
 
@@ -93,7 +99,7 @@ def rounds_of(
     check(
         f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
     )
-    check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round))
+    check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
     spool = folder.path / "spool"
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir(parents=True)
@@ -103,7 +109,11 @@ def rounds_of(
         "about": json.dumps(about),
         "federation": federation_of(folder),
     }
-    state, events, post = simulation.state, Events(folder.path / "events.jsonl", monitor), Post(grid, facts)
+    state, events = simulation.state, Events(folder.path / "events.jsonl", monitor)
+    model, like = simulation.workspace.module, simulation.uploads.like(simulation.algorithm.broadcast(state.server))
+    up = type(like)(*(t.new_zeros(()).expand(t.shape) for t in like))  # their shapes, not their memory
+    inbox = Inbox(t, simulation.uploads, up, state.statistics, Layout.named(statistics(model)), spool)
+    post = Post(grid, facts, inbox.most)
     layout = int(simulation.workspace.layout.fingerprint[:12], 16)
     members = Members(
         post,
@@ -114,13 +124,11 @@ def rounds_of(
         counts=f.sample_counts,
         most=f.max_samples,
     )
-    model, like = simulation.workspace.module, simulation.uploads.like(simulation.algorithm.broadcast(state.server))
-    up = type(like)(*(t.new_zeros(()).expand(t.shape) for t in like))  # their shapes, not their memory
     return Rounds(
         f,
         post,
         members,
-        Inbox(t, simulation.uploads, up, state.statistics, Layout.named(statistics(model)), spool),
+        inbox,
         events,
         seed=experiment.seed,
         clients_per_round=t.clients_per_round,

@@ -30,6 +30,11 @@ class Expected(NamedTuple):
     shape: tuple[int, ...]
     dtype: str  # numpy's name
 
+    @property
+    def nbytes(self) -> int:
+        """Of its numbers."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
     @staticmethod
     def of(t: Tensor) -> "Expected":
         """What a tensor looks like on the wire."""

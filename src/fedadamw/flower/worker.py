@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -24,13 +25,13 @@ from typing import Any
 
 from flwr.app import Array
 
-from fedadamw.flower.names import STALE, StaleError
+from fedadamw.flower.names import STALE, LateError, StaleError
 
 START_S = 60.0  # that a worker may take to listen
 IDLE_S = 3600.0  # without work, after which it ends
 LONGEST = 100  # bytes of a socket's path; Linux takes 107
 TOLD = 300  # letters of an error that leave the node
-READY = 4  # runs whose model and data it keeps
+READY = 2  # runs whose model and data it keeps
 
 
 def ask(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -86,7 +87,7 @@ def _connected(place: Path, parent: int) -> Connection:
         with contextlib.suppress(OSError):
             return Client(str(place), "AF_UNIX")
         place.unlink(missing_ok=True)  # of a worker that was killed
-        command = [sys.executable, "-m", "fedadamw.flower.worker", str(place), str(parent)]
+        command = [sys.executable, "-P", "-m", "fedadamw.flower.worker", str(place), str(parent)]  # -P: not from here
         worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         until = time.monotonic() + START_S
         while time.monotonic() < until:
@@ -119,50 +120,55 @@ class Worker:
 
     def answer(self, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
         """Numbers and arrays for one message, or its error."""
+        node = None
         try:
             wanted = [facts[key] for key in ("settings", "about", "config", "federation")]
             key = json.dumps(wanted, sort_keys=True)  # a node's settings come in any order
+            if facts["ask"] != "hello" and time.time() - facts["came"] > facts["seconds"]:
+                raise LateError("the time for it was over before it was begun")
             node = self._nodes.pop(key, None) or self._loaded(wanted)
             reply = node.hello() if facts["ask"] == "hello" else node.train(arrays, facts)
-        except StaleError:
-            self._nodes[key] = node
-            return {STALE: 1}, {}
-        except Exception as error:  # to the server, with its reason; the node is loaded again: it may be half-way
-            return {"error": f"{type(error).__name__}: {error}"[:TOLD]}, {}
+        except Exception as error:  # to the server, with its reason
+            if isinstance(error, StaleError | LateError) and node is not None:
+                self._nodes[key] = node  # any other is loaded again: it may be half-way
+            elif "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
+                self._nodes.clear()
+            return ({STALE: 1} if isinstance(error, StaleError) else {"error": _told(error)}), {}
         self._nodes[key] = node
         while len(self._nodes) > READY:
             self._nodes.popitem(last=False)
         return reply.numbers, reply.arrays
 
-    @staticmethod
-    def _loaded(wanted: list[Any]) -> Any:
+    def _loaded(self, wanted: list[Any]) -> Any:
+        """A node for a run; it takes the place of one of the same run with other settings."""
         from fedadamw.flower import node
 
+        run = json.dumps(wanted[2:], sort_keys=True)
+        self._nodes = OrderedDict((k, n) for k, n in self._nodes.items() if json.dumps(json.loads(k)[2:]) != run)
         return node.load(*wanted)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:TOLD]
 
 
 def serve(place: Path, parent: int) -> None:
     """Be the worker at the socket `place`, until the process `parent` is gone or no work came for long."""
     worker = Worker()
+    try:
+        watched = os.pidfd_open(parent)
+    except ProcessLookupError:
+        return
 
     def watch() -> None:
-        while _alive(parent) and time.monotonic() - worker.since < IDLE_S:
-            time.sleep(0.5)
+        over = False
+        while not over and time.monotonic() - worker.since < IDLE_S:
+            over = bool(select.select([watched], [], [], 0.5)[0])  # also where nobody reaps the parent
         place.unlink(missing_ok=True)
         os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
     worker.serve(place)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
-    return True
 
 
 if __name__ == "__main__":

@@ -1,0 +1,266 @@
+"""Answers that are slow, late, hung, too large or another client's: none holds up a round or gets into the model."""
+
+import json
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("flwr", reason="Flower needs Python 3.11")
+
+from federated import assert_same, changed, federated, simulated
+from flwr.app import Array
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.supercore.inflatable.inflatable_object import add_header_to_object_body, get_object_body
+
+from fedadamw.checkpoint import CheckpointError
+from fedadamw.engine.simulate import DivergedError
+from fedadamw.flower import post
+from fedadamw.flower.rounds import QuorumError
+from fedadamw.flower.wire import RefusedError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SCAFFOLD = ["algorithm.name=scaffold", "training.lr=0.1", "training.clients_per_round=3", "federation.retries=0"]
+
+
+def slowed(grid, slow):
+    """Let `slow(name, node)` run before an answer is given."""
+    honest = grid.pull_messages
+
+    def pulled(names):
+        (name,) = names
+        slow(name, grid.waiting[name].metadata.dst_node_id)
+        return honest(names)
+
+    grid.pull_messages = pulled
+
+
+def events(tmp_path, kind):
+    lines = (tmp_path / "run/events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def test_late_answers_that_last_do_not_hold_up_the_next_round(tmp_path):
+    federation = "federation={over_selection: 1.0, deadline_s: 20, retries: 0}"
+    ours, grid = federated(tmp_path, ["partition.clients=8", "training.clients_per_round=4", federation])
+    ours.remote.sample(0)
+    grid.silent = {104, 105, 106, 107}
+    assert ours.step().federation == {"asked": 8, "answered": 4, "overdue": 4}
+    grid.silent = set()
+    late = set(ours.remote.collector._late)
+    slowed(grid, lambda name, _: time.sleep(2 if name in late else 0))
+    start = time.monotonic()
+    assert ours.step().federation["answered"] == 4
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("asked", ["train", "hello"])
+def test_nodes_that_never_end_their_answers_hold_up_the_others_for_a_while_only(tmp_path, monkeypatch, asked):
+    monkeypatch.setattr(post, "HELD_S", 1.0)
+    federation = "federation={quorum: 5, deadline_s: 30, wait_s: 8, retries: 0, wait_for: 6}"
+    ours, grid = federated(tmp_path, ["partition.clients=10", "training.clients_per_round=6", federation])
+    over, hung = threading.Event(), {100, 101, 102, 103, 104}
+    if asked == "train":
+        ours.remote.sample(0)
+        hung = {100, 101, 102, 103}
+    slowed(grid, lambda _, node: over.wait(60) if node in hung else None)
+    ours.remote.sample = lambda _: list(range(4, 10)) if asked == "train" else list(range(5, 10))
+    ours.remote._awaited(0, 5)
+    ours.remote.collector.members.online()
+    found = ours.step().federation if asked == "train" else ours.remote.members.online()
+    over.set()
+    assert found == ({"asked": 6, "answered": 6} if asked == "train" else [5, 6, 7, 8, 9])
+
+
+def test_a_node_that_never_ends_its_answers_costs_two_threads_and_is_not_asked_again(tmp_path):
+    settings = ["training.rounds=4", "training.clients_per_round=3", "federation={deadline_s: 1.5, retries: 0}"]
+    ours, grid = federated(tmp_path, settings)
+    ours.remote.sample(0)
+    over = threading.Event()
+    slowed(grid, lambda _, node: over.wait(60) if node == 102 else None)
+    came = [record.federation for record in ours.rounds()]
+    assert sum(isinstance(thread, post._Pull) for thread in threading.enumerate()) <= post.OF_A_NODE
+    over.set()
+    assert came[-1] == {"asked": 2, "answered": 2, "unreachable": 1}
+
+
+def test_an_answer_after_the_deadline_counts_where_the_round_waits_for_a_quorum(tmp_path):
+    federation = "federation={deadline_s: 2, wait_s: 20, retries: 0}"
+    ours, grid = federated(tmp_path, ["training.clients_per_round=3", federation])
+    ours.remote.sample(0)
+    ready, pull = time.monotonic() + 4, grid.pull_messages
+    grid.pull_messages = lambda names: pull(names) if time.monotonic() > ready else []
+    assert ours.step().federation["answered"] >= 2
+    assert len(events(tmp_path, "no-quorum")) <= 2
+
+
+def test_a_client_that_went_and_is_back_is_asked_again(tmp_path):
+    ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation={quorum: 3, deadline_s: 30}"])
+    ours.remote.sample(0)
+    grid.silent = {101}
+
+    def leave():
+        time.sleep(1)
+        config = grid.configs.pop(101)
+        time.sleep(3)
+        grid.configs[201], grid.workers[201] = config, type(grid.workers[101])()
+
+    threading.Thread(target=leave).start()
+    assert ours.step().federation == {"asked": 4, "answered": 3, "unreachable": 1}
+
+
+def test_a_node_that_flower_no_longer_knows_is_unreachable(tmp_path):
+    settings = ["partition.clients=4", "training.clients_per_round=4", "federation={deadline_s: 30, retries: 0}"]
+    ours, grid = federated(tmp_path, settings)
+    ours.remote.sample(0)
+    push = grid.push_messages
+    grid.push_messages = lambda ms: [""] if ms[0].metadata.dst_node_id in (101, 102) else push(ms)
+    assert ours.step().federation == {"asked": 2, "answered": 2, "unreachable": 2}
+
+
+def test_a_node_that_became_another_client_is_refused_and_asked_who_it_is(tmp_path):
+    ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation={retries: 0, quorum: 1}"])
+    ours.remote.sample(0)
+    grid.configs[100]["partition-id"], grid.configs[101]["partition-id"] = 1, 0
+    assert ours.step().federation == {"asked": 3, "answered": 1, "refused": 2, "refused: other-client": 2}
+    ours.remote.sample(1)
+    assert ours.step().federation == {"asked": 3, "answered": 3}
+
+
+@pytest.mark.parametrize("clients", [2, 4])
+def test_a_clipped_update_is_not_what_is_usual_from_then_on(tmp_path, clients):
+    settings = [f"partition.clients={clients}", f"training.clients_per_round={clients}", "training.rounds=3"]
+    lies = {f"_{i}": changed("up.delta", lambda a: 1000 * a) for i in range(clients // 2, clients)}
+    ours, _ = federated(tmp_path, [*settings, "federation={norm_action: clip}"], **lies)
+    moved = []
+    for _ in range(3):
+        before = ours.state.server.x.clone()
+        assert ours.step().federation["clipped"] == clients // 2
+        moved.append(float((ours.state.server.x - before).norm()))
+    assert max(moved) < 3 * moved[0]
+
+
+def test_a_first_update_that_comes_alone_is_held_to_the_models_length(tmp_path):
+    ours, grid = federated(
+        tmp_path,
+        ["federation={wait_s: 2, deadline_s: 2, retries: 0}"],
+        _2=changed("up.delta", lambda a: np.full_like(a, 1e6)),
+    )
+    ours.remote.sample(0)
+    grid.silent = {100, 101}
+    with pytest.raises(QuorumError, match="too long"):
+        ours.step()
+
+
+def test_huge_numbers_are_refused_without_any_bound_on_lengths(tmp_path):
+    ours, _ = federated(
+        tmp_path,
+        ["training.clients_per_round=3", "training.weighting=samples", "federation={norm_factor: null, retries: 0}"],
+        _2=changed("up.delta", lambda a: np.full_like(a, 3e38)),
+    )
+    assert ours.step().federation == {"asked": 3, "answered": 2, "refused": 1, "refused: too-long": 1}
+
+
+def test_steps_that_nobody_can_know_are_held_to_what_is_usual(tmp_path):
+    settings = ["training={rounds: 2, clients_per_round: 3, epochs: 1, batch_size: 20, lr: 0.001, steps: null}"]
+    settings += ["federation={sample_counts: false, retries: 0}", "data.max_train=90"]
+    ours, _ = federated(tmp_path, settings, _2=changed("up.k", lambda a: a * 0 + 1e9))
+    ours.remote.members.sizes = None  # as with data of the nodes' own
+    assert ours.step().federation == {"asked": 3, "answered": 2, "refused": 1, "refused: too-long": 1}
+
+
+def test_fast_answers_that_are_too_long_do_not_take_the_places_of_others(tmp_path):
+    lie = changed("up.delta", lambda a: 1000 * a)
+    ours, _ = federated(tmp_path, ["federation={over_selection: 0.5, retries: 0}"], _0=lie)
+    assert ours.step().federation == {"asked": 3, "answered": 2, "refused": 1, "refused: too-long": 1}
+
+
+def test_what_came_in_vain_is_counted_in_bytes(tmp_path):
+    ours, _ = federated(tmp_path, ["federation={over_selection: 0.5}"])
+    record = ours.step()
+    assert record.federation["surplus"] == 1
+    assert record.up_bytes > 2.9 * (record.up_bytes - ours.remote.wasted_bytes) / 2
+
+
+def test_a_piece_that_is_named_many_times_is_not_put_together(tmp_path):
+    piece = ArrayChunk(memoryview(bytes(2**20)))
+    array = Array("float32", (4,), "numpy.ndarray", bytes(2**20))
+    about = json.loads(get_object_body(array.deflate(), Array))
+    bomb = add_header_to_object_body(json.dumps({**about, "arraychunk_ids": [0] * 1000}).encode(), array)
+    post._allowed.nbytes = 2**21
+    try:
+        with pytest.raises(RefusedError, match="too many"):
+            post._Limited.inflate(bomb, {piece.object_id: piece})
+        assert len(post._Limited.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20
+    finally:
+        del post._allowed.nbytes
+
+
+def test_a_message_that_comes_after_a_later_one_is_refused(tmp_path):
+    """And the memories are those of the rounds that counted."""
+    ours, grid = federated(tmp_path, [*SCAFFOLD, "training.rounds=4"])
+    seen, worker = [], grid.workers[101]
+    answer = worker.answer
+
+    def kept(facts, arrays):
+        if facts["ask"] == "train":
+            seen.append((dict(facts), dict(arrays)))
+        return answer(facts, arrays)
+
+    worker.answer = kept
+    ours.step()
+    ours.step()
+    assert "LateError" in answer(*seen[0])[0]["error"]
+    ours.step()
+    ours.step()
+    theirs = simulated([*SCAFFOLD, "training.rounds=4"])
+    list(theirs.rounds())
+    assert_same(ours, theirs)
+
+
+def test_a_message_whose_time_was_over_is_not_worked_on(tmp_path):
+    ours, grid = federated(tmp_path, [*SCAFFOLD, "training.rounds=2"])
+    answer = grid.workers[101].answer
+    grid.workers[101].answer = lambda facts, arrays: answer({**facts, "came": facts["came"] - 1e4}, arrays)
+    assert ours.step().federation == {"asked": 3, "answered": 2, "failed": 1, "failed: failed": 1}
+    assert "before it was begun" in events(tmp_path, "failed")[0]["detail"]
+
+
+@pytest.mark.parametrize("lost", ["refuse", "fresh"])
+def test_older_memories_than_those_of_the_last_answer_are_none(tmp_path, lost):
+    ours, grid = federated(tmp_path, [*SCAFFOLD, "training.rounds=4", f"federation.lost_memory={lost}"])
+    ours.step()
+    home = next((tmp_path / "state").glob("*/client-1"))
+    shutil.copytree(home, tmp_path / "backup")
+    ours.step()
+    shutil.rmtree(home)
+    shutil.copytree(tmp_path / "backup", home)
+    grid.workers[101] = type(grid.workers[101])()
+    found = ours.step().federation
+    if lost == "fresh":
+        assert found == {"asked": 3, "answered": 3, "fresh": 1}
+        assert ours.step().federation == {"asked": 3, "answered": 3}
+    else:
+        assert found == {"asked": 3, "answered": 2, "failed": 1, "failed: failed": 1}
+        assert CheckpointError.__name__ in events(tmp_path, "failed")[0]["detail"]
+
+
+def test_a_mean_that_is_not_finite_leaves_the_state_as_it_was(tmp_path):
+    simulation = simulated(["training.clients_per_round=3"])
+    before, algorithm = simulation.state, simulation.algorithm
+
+    class Overflows:
+        def __getattr__(self, name):
+            return getattr(algorithm, name)
+
+        def server_update(self, *state):
+            after = algorithm.server_update(*state)
+            return after._replace(x=after.x * torch.inf)
+
+    simulation.algorithm = Overflows()
+    with pytest.raises(DivergedError, match="round 1: the clients' mean is not finite"):
+        simulation.step()
+    assert simulation.state is before
