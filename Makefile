@@ -8,10 +8,10 @@ BIN := .venv/bin
 .PHONY: demo test test-flower flower-demo check format clean
 
 demo: .venv/.run
-	$(BIN)/fedadamw run digits
+	$(BIN)/fedadamw run digits $(ARGS)
 
 test: .venv/.dev
-	$(BIN)/pytest -n auto --dist worksteal
+	$(BIN)/pytest -n $$(( $$(nproc) + 1 )) --dist worksteal  # one more than cores: many tests wait for processes
 
 flower-demo: .venv/.dev
 	$(BIN)/fedadamw flower demo

@@ -37,6 +37,7 @@ from fedadamw.flower.names import ARRAYS, ASK
 from fedadamw.flower.worker import Worker
 
 POLL_S = 3.0  # as a SuperNode
+LARGE = ["model=vit-tiny", "model.depth=4"]
 
 
 class Proxy:
@@ -94,14 +95,14 @@ def node(number: int, port: int, certificate: bytes, home: str, stop: threading.
                     push_object_contents_from_iterable(contents, partial(push, run, session))
 
 
-def resident_mb(command: str) -> dict[int, float]:
-    """MB in memory of each process whose command line has `command`."""
+def resident_mb(command: str, field: str = "VmRSS") -> dict[int, float]:
+    """MB in memory of each process whose command line has `command`; its most so far with VmHWM."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             if command in path.read_text().replace("\0", " "):
                 status = dict(line.split(":", 1) for line in (path.parent / "status").read_text().splitlines())
-                found[int(path.parent.name)] = int(status["VmRSS"].split()[0]) / 1024
+                found[int(path.parent.name)] = int(status[field].split()[0]) / 1024
     return found
 
 
@@ -131,7 +132,8 @@ def held(nodes: int, settings: list[str]) -> dict:
                 while time.monotonic() < until:
                     app_mb = max(resident_mb("flwr-serverapp").values(), default=0.0)
                     link_mb = resident_mb("flower-superlink").get(link, 0.0)
-                    peak = {"server_app": max(peak["server_app"], app_mb), "superlink": max(peak["superlink"], link_mb)}
+                    peak["server_app"] = max([peak["server_app"], *resident_mb("flwr-serverapp", "VmHWM").values()])
+                    peak["superlink"] = resident_mb("flower-superlink", "VmHWM").get(link, peak["superlink"])
                     for record in seen:
                         record.setdefault("server_app_mb", round(app_mb, 1))
                         record.setdefault("superlink_mb", round(link_mb, 1))
@@ -163,7 +165,7 @@ def bed_status(bed: Bed, run: int, out: Path, seen: list[dict]) -> str:
 
 
 def main() -> None:
-    """Many rounds of many nodes, then a larger model with few and many clients a round."""
+    """Many rounds of many nodes; bytes on the socket; and a larger model: more nodes, then more clients a round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=50)
@@ -171,13 +173,13 @@ def main() -> None:
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
     common = [f"partition.clients={options.nodes}", "training={steps: 1, batch_size: 5}", "threads=1", "device=cpu"]
     many = [*common, f"training.rounds={options.rounds}", "training.clients_per_round=20"]
-    record = {"long": held(options.nodes, many), **{}}
+    record = {"long": held(options.nodes, many)}
     for upload in ("float32", "int8"):
         few = [*common, "training.rounds=3", "training.clients_per_round=10", f"training.upload={upload}"]
         record[f"bytes, {upload}"] = held(10, [*few, "partition.clients=10", "model=vit-nano"])
-    for clients in (5, 25):
-        large = [*common, "partition.clients=25", "training.rounds=2", f"training.clients_per_round={clients}"]
-        record[f"large model, {clients} a round"] = held(25, [*large, "model=vit-tiny", "model.depth=4"])
+    for nodes, clients in ((10, 5), (40, 5), (40, 20)):
+        large = [*common, f"partition.clients={nodes}", "training.rounds=2", f"training.clients_per_round={clients}"]
+        record[f"large model, {nodes} nodes, {clients} a round"] = held(nodes, [*large, *LARGE])
     import platform
 
     import flwr

@@ -128,7 +128,9 @@ def test_a_lying_node_is_counted_and_changes_nothing(bed, tmp_path, lies):
 def test_only_registered_nodes_with_tls_get_in(bed):
     stranger = bed.start_node(NODES, {})  # its key was never registered
     plain = bed.start_node(NODES + 1, tls=False)
-    time.sleep(12)
+    awaited(lambda: stranger.poll() is not None, 90, "the end of the node whose key nobody registered")
+    awaited(lambda: bed.log(f"node-{NODES + 1}").count("attempt failed") >= 2, 90, "attempts of the node without TLS")
+    assert "Exit Code: 305" in bed.log(f"node-{NODES}")
     known = json.loads(bed.flwr("supernode", "list", "bed", "--format", "json"))["nodes"]
     online = [node for node in known if node["status"] == "online"]
     assert len(known) == len(online) == NODES
@@ -149,7 +151,7 @@ def test_a_killed_superlink_goes_on_and_comes_to_the_same(bed, tmp_path):
     three = [*COMMON, "training.rounds=3", "algorithm.name=scaffold", "training.lr=0.1", "training.weighting=samples"]
     app, out = flower_apps.own(tmp_path / "app", three), tmp_path / "run"
     bed.submit(app, {"out": str(out)})
-    awaited(lambda: len(records(out)) == 1, 120, "the first round")
+    awaited(lambda: len(records(out)) == 1, 300, "the first round")
     time.sleep(2)  # into the second
     kill(bed.link)
     bed.start_link()
@@ -165,10 +167,10 @@ def test_a_killed_node_costs_its_work_and_a_lost_quorum_stops_the_run(bed, tmp_p
     settings = [*COMMON, "training.rounds=4", "federation={deadline_s: 25, wait_s: 40, quorum: 2, retries: 0}"]
     app, out = flower_apps.own(tmp_path / "app", settings, client=flower_apps.LIARS), tmp_path / "run"
     run = bed.submit(app, {"out": str(out)})
-    awaited(lambda: len(records(out)) == 1, 120, "the first round")
+    awaited(lambda: len(records(out)) == 1, 300, "the first round")
     time.sleep(8)  # into the second, in which this node takes a minute
     kill(bed.nodes[SLOW])
-    awaited(lambda: len(records(out)) == 2, 60, "the second round")
+    awaited(lambda: len(records(out)) == 2, 120, "the second round")
     kill(bed.nodes[0])
     assert bed.await_end(run, 240) == "finished:failed"
     first, second, *_ = records(out)

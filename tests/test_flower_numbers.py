@@ -4,10 +4,12 @@ import json
 import socket
 import urllib.request
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
 from cases import CASES
+from PIL import Image
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
@@ -16,6 +18,7 @@ from grids import Here
 
 from fedadamw import checkpoint
 from fedadamw.experiment import load
+from fedadamw.flower import certs
 from fedadamw.flower.monitor import Monitor
 from fedadamw.flower.rounds import QuorumError
 from fedadamw.flower.server_app import run
@@ -145,6 +148,25 @@ def test_a_node_without_its_data_says_so(tmp_path):
     assert "give --node-config" in found["101"]
 
 
+def test_a_node_may_have_images_of_one_class_alone(tmp_path):
+    def images(folder, *classes):
+        for name in classes:
+            (tmp_path / folder / name).mkdir(parents=True)
+            for i in range(6):
+                pixels = np.random.default_rng(i).integers(0, 255, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / folder / name / f"{i}.png")
+        return str(tmp_path / folder)
+
+    source = images("server", "cat", "dog", "owl")
+    settings = [f"data={{source: {source}, validation: 0.5}}", "partition.kind=nodes", "training.clients_per_round=3"]
+    grid = Here(3, tmp_path / "state")
+    for i, classes in enumerate((["cat"], ["owl"], ["owl", "dog"])):
+        grid.configs[100 + i]["data"] = images(f"node-{i}", *classes)
+    ours, _ = federated(tmp_path, settings, grid)
+    assert ours.step().federation == {"asked": 3, "answered": 3}
+    assert [ours.remote.members.known[i].samples for i in range(3)] == [6, 6, 12]
+
+
 def test_nodes_that_tell_no_counts(tmp_path):
     ours, _ = federated(tmp_path, ["federation.sample_counts=false"])
     list(ours.rounds())
@@ -176,6 +198,26 @@ def test_a_monitor_sees_the_run(tmp_path):
     assert float(numbers.get('fedadamw_events_total{event="refused"}', 0)) == refused
     with pytest.raises(InputError, match="metrics-port="), Monitor(port, "no.such.host"):
         pass
+    with pytest.raises(InputError, match="1 to 65535"), Monitor(99999, "127.0.0.1"):
+        pass
+
+
+@pytest.mark.parametrize("host", ["", "fl.example.org:8443", "http://fl.example.org", "h\u00f6st", "a" * 70])
+def test_a_host_that_no_certificate_is_for_is_refused(tmp_path, host):
+    with pytest.raises(InputError, match="a server is called by a name"):
+        certs.write(tmp_path / "certs", [host], 1)
+    assert not (tmp_path / "certs").exists()
+
+
+def test_certificates_are_for_long_names_and_addresses(tmp_path):
+    from cryptography import x509
+
+    name = "node." + "a" * 63 + ".example.org"
+    certs.write(tmp_path / "certs", [name, "*.example.org", "10.0.0.5", "::1"], 1)
+    made = x509.load_pem_x509_certificate((tmp_path / "certs/server.pem").read_bytes())
+    names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [name, "*.example.org"]
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.5", "::1"]
 
 
 def test_a_run_goes_on_from_its_folder(tmp_path):
