@@ -149,7 +149,11 @@ def held(nodes: int, settings: list[str]) -> dict:
                 "bytes_on_the_socket": dict(proxy.counts),
                 "bytes_computed": computed,
                 "rounds": [
-                    {k: r[k] for k in ("round", "wall_s", "clients", "server_app_mb", "superlink_mb") if k in r}
+                    {
+                        k: r[k]
+                        for k in ("round", "wall_s", "clients", "up_bytes", "server_app_mb", "superlink_mb")
+                        if k in r
+                    }
                     for r in seen
                 ],
             }

@@ -65,7 +65,7 @@ and leave `benchmarks/results/*_cuda_<yyyymm>.json`.
 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
-    parts = [WHICH, step(), engines(), peers(), aggregate(), memory(), population(), scale(), GPU]
+    parts = [WHICH, step(), engines(), peers(), aggregate(), memory(), population(), federation(), scale(), GPU]
     PAGE.write_text("\n".join(part for part in parts if part))
 
 
@@ -212,6 +212,61 @@ def population() -> str:
 {table(("partition", "s", "peak MB"), rows)}
 A round of 10 clients takes {1e3 * fast:.1f} ms among {int(few):,} and {1e3 * slow:.1f} ms among {int(many):,}: {slow / fast:.2f} times.
 """
+
+
+def federation() -> str:
+    """Over Flower: what is added to its round, and many nodes."""
+    nodes, kinds = read("federation-nodes"), ("federation-overhead", "federation-overhead-same-looks")
+    found = [(kind, r) for kind in kinds for model in ("vit-micro", "vit-tiny") if (r := read(f"{kind}-{model}"))]
+    if nodes is None or not found:
+        return ""
+    rounds = [
+        (
+            f"{r['model']}, {'looks as often as Flower' if r['look_s'] else 'own looks'}",
+            mb(r["payload_bytes"]["down"]),
+            mb(r["payload_bytes"]["up"]),
+            f"{r['median_s']['flower']:.2f}",
+            f"{r['median_s']['fedadamw']:.2f}",
+            f"{r['ratio']:.2f}",
+        )
+        for _, r in found
+    ]
+    large = [
+        (
+            name.removeprefix("large model, "),
+            f"{r['peak_mb']['server_app']:,.0f}",
+            f"{r['peak_mb']['superlink']:,.0f}",
+            mb(r["rounds"][0]["up_bytes"] / r["rounds"][0]["clients"]),
+        )
+        for name, r in nodes.items()
+        if name.startswith("large model")
+    ]
+    sent = [
+        (name.removeprefix("bytes, "), way, *(mb(r[of][way]) for of in ("bytes_computed", "bytes_on_the_socket")))
+        for name, r in nodes.items()
+        if name.startswith("bytes")
+        for way in ("down", "up")
+    ]
+    long = nodes["long"]
+    tenth, last = long["rounds"][9], long["rounds"][-1]
+    seconds = sorted(r["wall_s"] for r in long["rounds"])
+    return f"""## Federation over Flower
+
+`benchmarks/federation_overhead.py` ({where(found[0][1])}): seconds of a round of {found[0][1]["nodes"]} nodes, median, in turns with Flower's own
+FedAvg and an empty ClientApp that sends and gets the same bytes; TLS, node keys and a process each on both sides.
+
+{table(("", "down", "up", "Flower's round", "ours", "ratio"), rounds)}
+Ours trains a step, checks what comes, and has the uploads, the metrics and a checkpoint on disk at the end of each round. Flower's
+strategy looks for answers every 3 s, ours sooner; where ours looks as seldom, only the work is compared.
+
+`benchmarks/federation_nodes.py` ({where(nodes)}): {long["nodes"]} nodes against one SuperLink, {len(long["rounds"])} rounds of {long["rounds"][-1]["clients"]} clients, {seconds[len(seconds) // 2]:.1f} s a round
+(median). The ServerApp has {tenth["server_app_mb"]:,.0f} MB after round {tenth["round"]} and {last["server_app_mb"]:,.0f} after round {last["round"]}, the SuperLink {tenth["superlink_mb"]:,.0f} and {last["superlink_mb"]:,.0f}.
+A larger model, the processes' peaks in MB:
+
+{table(("nodes", "ServerApp", "SuperLink", "an upload"), large)}
+Bytes of {nodes["bytes, float32"]["nodes"]} nodes and {len(nodes["bytes, float32"]["rounds"])} rounds, computed from tensors, and on the socket with TLS, headers and Flower's own:
+
+{table(("upload", "", "computed", "on the socket"), sent)}"""
 
 
 def scale() -> str:

@@ -1,7 +1,11 @@
 """Real federation: a SuperLink with TLS and keys, SuperNodes, ServerApps and ClientApps, each a process."""
 
+import contextlib
 import json
+import os
+import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +46,17 @@ def bed(tmp_path_factory):
 def completed(bed, run, seconds=300):
     status = bed.await_end(run, seconds)
     assert status == "finished:completed", bed.run_log(run)[-3000:]
+
+
+def server_apps(bed):
+    """The processes of this test bed's ServerApps."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            command = path.read_bytes().decode()
+            if "flwr-serverapp" in command and f":{bed.port}" in command:
+                found.append(int(path.parent.name))
+    return found
 
 
 def records(folder):
@@ -147,14 +162,28 @@ def test_the_example_of_an_app_of_ones_own_learns(bed):
     assert float(lines[-1].split()[-1]) > 0.4
 
 
-def test_a_killed_superlink_goes_on_and_comes_to_the_same(bed, tmp_path):
-    three = [*COMMON, "training.rounds=3", "algorithm.name=scaffold", "training.lr=0.1", "training.weighting=samples"]
+SCAFFOLD = ["algorithm.name=scaffold", "training.lr=0.1", "training.weighting=samples"]
+
+
+@pytest.mark.parametrize(
+    ("killed", "settings"),
+    [
+        pytest.param("superlink", SCAFFOLD, id="superlink"),
+        pytest.param("server-app", ["training.upload=int8"], id="server-app", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_server_goes_on_and_comes_to_the_same(bed, tmp_path, killed, settings):
+    three = [*COMMON, "training.rounds=3", *settings]
     app, out = flower_apps.own(tmp_path / "app", three), tmp_path / "run"
     bed.submit(app, {"out": str(out)})
     awaited(lambda: len(records(out)) == 1, 300, "the first round")
     time.sleep(2)  # into the second
-    kill(bed.link)
-    bed.start_link()
+    if killed == "superlink":
+        kill(bed.link)
+        bed.start_link()
+    else:
+        (process,) = server_apps(bed)
+        os.kill(process, signal.SIGKILL)
     assert len(records(out)) == 1
     completed(bed, bed.submit(app, {"out": str(out), "resume": True}))
     assert (out / "report.html").exists()

@@ -22,6 +22,9 @@ from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, nbytes
 
 
+SPARE = 4  # times an honest answer's bytes: what is a little larger is refused with its own reason
+
+
 class Upload(NamedTuple):
     """An answer that passed the guard; its tensors are on disk."""
 
@@ -46,7 +49,8 @@ class Inbox:
         sent = uploads.code(up, uploads.no_residual(up.delta), torch.Generator()).payload
         self._expected = {f"up.{name}": Expected.of(t) for name, t in sent.items()}
         self._expected["statistics"] = Expected.of(statistics)
-        self.most = sum(wanted.nbytes + HEADER for wanted in self._expected.values())  # bytes an answer may have
+        honest = sum(wanted.nbytes + HEADER for wanted in self._expected.values())
+        self.most = SPARE * honest  # bytes of arrays that an answer may have
 
     def take(self, reply: Message | Exception, client: int, samples: int | None, size: int | None) -> Upload:
         """What is kept of a client's answer; RefusedError where it does not count.
