@@ -21,7 +21,6 @@ from fedadamw.flower.wire import HEADER, Expected, RefusedError, read
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, nbytes
 
-
 SPARE = 4  # times an honest answer's bytes: what is a little larger is refused with its own reason
 
 
