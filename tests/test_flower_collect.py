@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
+import httpx
 from federated import assert_same, changed, federated, simulated
 from flwr.app import Array
 from flwr.app.message.arraychunk import ArrayChunk
@@ -119,6 +120,25 @@ def test_a_node_that_flower_no_longer_knows_is_unreachable(tmp_path):
     push = grid.push_messages
     grid.push_messages = lambda ms: [""] if ms[0].metadata.dst_node_id in (101, 102) else push(ms)
     assert ours.step().federation == {"asked": 2, "answered": 2, "unreachable": 2}
+
+
+def test_an_error_of_the_superlink_itself_is_borne_for_a_while(tmp_path, monkeypatch):
+    ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation={deadline_s: 30, retries: 0}"])
+    ours.remote.sample(0)
+    request, broken = httpx.Request("POST", "https://superlink"), [True] * 5
+
+    def fails(name, node):
+        if node == 101 and broken:
+            if len(broken) < 100:
+                broken.pop()
+            raise httpx.HTTPStatusError("database is locked", request=request, response=httpx.Response(500))
+
+    slowed(grid, fails)
+    assert ours.step().federation == {"asked": 3, "answered": 3}
+    monkeypatch.setattr(post, "BROKEN_S", 0.0)
+    broken += [True] * 1000
+    with pytest.raises(httpx.HTTPStatusError):
+        ours.step()
 
 
 def test_a_node_that_became_another_client_is_refused_and_asked_who_it_is(tmp_path):

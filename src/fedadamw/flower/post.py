@@ -55,7 +55,7 @@ class Post:
         self.grid, self.facts, self.most = grid, dict(facts), most
         self._pulls: dict[str, _Pull] = {}
         self._forgotten: list[_Pull] = []
-        self._fine = time.monotonic()  # when the SuperLink last answered as it should
+        self._broken: float | None = None  # since when the SuperLink has answered with errors alone
 
     def send(
         self, node: int, ask: str, seconds: float, content: Content | None = None, *, keep: float = 0.0
@@ -93,10 +93,11 @@ class Post:
             return None
         del self._pulls[name]
         if isinstance(pull.error, httpx.HTTPStatusError) and pull.error.response.status_code >= 500:
-            if time.monotonic() - self._fine > BROKEN_S:
+            self._broken = self._broken or time.monotonic()
+            if time.monotonic() - self._broken > BROKEN_S:
                 raise pull.error
             return None
-        self._fine = time.monotonic()
+        self._broken = None
         if isinstance(pull.error, httpx.HTTPError | RunNotRunningException | ConnectionError):
             raise pull.error
         if isinstance(pull.error, Exception):
