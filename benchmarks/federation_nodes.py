@@ -184,7 +184,7 @@ def main() -> None:
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
     common = [f"partition.clients={options.nodes}", "training={steps: 1, batch_size: 5}", "threads=1", "device=cpu"]
     common.append("federation={wait_s: 120, deadline_s: 120}")
-    many = [*common, f"training.rounds={options.rounds}", "training.clients_per_round=20"]
+    many = [*common, f"training.rounds={options.rounds}", "training.clients_per_round=5"]
     record = {"long": held(options.nodes, many)}
     for upload in ("float32", "int8"):
         few = [*common, "training.rounds=3", "training.clients_per_round=10", f"training.upload={upload}"]

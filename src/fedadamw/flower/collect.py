@@ -103,8 +103,9 @@ class Collector:
             for client, again in todo:
                 self._ask(client, again, until - time.monotonic())
             over = time.monotonic() > until  # what is here by now still counts
-            before = len(self._pending)
+            before, began = len(self._pending), time.monotonic()
             todo = self._look()
+            took = time.monotonic() - began
             if over or len(self.uploads) >= enough:
                 self._leave_out_long()
             if over:
@@ -117,7 +118,7 @@ class Collector:
                 break
             pause = POLL_S[0] if len(self._pending) < before else min(pause * 1.5, POLL_S[1])
             if not todo:
-                time.sleep(pause)
+                time.sleep(min(max(pause, 3 * took), LOOK_S))  # a quarter of the time at most goes into looks
 
     def close(self) -> Mapping[str, float]:
         """The round is over; how long its uploads may be. Whoever has not answered is overdue."""
