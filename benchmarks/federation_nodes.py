@@ -56,7 +56,11 @@ class Proxy:
             writer.close()
 
         async def connected(reader, writer):
-            there, back = await asyncio.open_connection(HOST, target)
+            try:
+                there, back = await asyncio.open_connection(HOST, target)
+            except OSError:  # the SuperLink has ended
+                writer.close()
+                return
             await asyncio.gather(copy(reader, back, "up"), copy(there, writer, "down"))
 
         async def main():

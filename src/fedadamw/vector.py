@@ -128,3 +128,9 @@ def bind_gradients(parameters: Mapping[str, nn.Parameter], gradient: Vector) -> 
 def nbytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the numbers in `tensors`: what they cost on a wire without headers."""
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every number is finite; from the least and the largest, which one pass finds, and NaN spreads to both."""
+    ends = [end for t in tensors if t.numel() for end in torch.aminmax(t)]
+    return all(bool(end.isfinite()) for end in ends)

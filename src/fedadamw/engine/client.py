@@ -11,7 +11,7 @@ from fedadamw.engine.randomness import Purpose, batches, numpy_generator, torch_
 from fedadamw.engine.settings import Training
 from fedadamw.engine.task import Batch, Task
 from fedadamw.validation import InputError
-from fedadamw.vector import Layout, Vector, bind, bind_gradients, statistics, trainable
+from fedadamw.vector import Layout, Vector, bind, bind_gradients, finite, statistics, trainable
 
 
 class Workspace:
@@ -82,8 +82,7 @@ class Answer(NamedTuple):
     @property
     def finite(self) -> bool:
         """Whether every number that arrives is finite."""
-        sent: Sequence[Tensor] = (*self.up, self.statistics)
-        return all(bool(torch.isfinite(t).all()) for t in sent)
+        return finite((*self.up, self.statistics))
 
 
 class Shard(NamedTuple):

@@ -26,7 +26,7 @@ from fedadamw.engine.store import InMemory, OnDisk, Store
 from fedadamw.engine.task import Evaluation, Task
 from fedadamw.engine.uploads import Coded, Uploads
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Vector, nbytes
+from fedadamw.vector import Vector, finite, nbytes
 
 
 class DivergedError(RuntimeError):
@@ -183,7 +183,7 @@ class Simulation:
         if result.answered == 0:
             raise DivergedError(_diverged(state.round + 1, len(sampled), lr, training))
         after = self._after(state, result, lr)
-        if not all(bool(torch.linalg.vector_norm(t, torch.inf).isfinite()) for t in after.server if t.numel()):
+        if not finite(after.server):
             raise DivergedError(f"round {after.round}: the clients' mean is not finite; try a smaller training.lr")
         sent, wasted = nbytes((*down, state.statistics, state.base)) * len(sampled), 0
         if self.remote is not None:
