@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -54,6 +55,8 @@ class Here(Grid):
         (name,) = message_ids
         message = self.waiting[name]
         node = message.metadata.dst_node_id
+        if node not in self.configs:
+            return [Message(Error(code=ErrorCode.NODE_UNAVAILABLE, reason="gone"), reply_to=message)]
         if node in self.silent or message is None:
             return []
         asked, records = dict(message.content.config_records[ASK]), message.content.array_records

@@ -175,6 +175,52 @@ def test_a_first_update_that_comes_alone_is_held_to_the_models_length(tmp_path):
         ours.step()
 
 
+def test_a_round_whose_last_upload_falls_out_has_no_quorum(tmp_path):
+    """The other client fails: nobody is left to wait for, and what is here is too long."""
+    lie = changed("up.delta", lambda a: np.full_like(a, 1e6))
+    ours, grid = federated(
+        tmp_path, ["partition.clients=2", "federation={wait_s: 2, deadline_s: 9, retries: 0}"], _0=lie
+    )
+    ours.remote.sample(0)
+    grid.workers[101].answer = lambda facts, arrays: ({"error": "OSError: no disk"}, {})
+    with pytest.raises(QuorumError, match="0 clients answered"):
+        ours.step()
+
+
+def test_a_node_that_is_gone_for_good_does_not_make_a_round_wait_for_its_deadline(tmp_path):
+    settings = ["partition.clients=4", "federation={quorum: 2, deadline_s: 60}"]
+    ours, grid = federated(tmp_path, settings)
+    first, _ = ours.remote.sample(0)
+    grid.silent = {100 + first}
+
+    def leave():
+        time.sleep(1)
+        del grid.configs[100 + first]
+
+    threading.Thread(target=leave).start()
+    start = time.monotonic()
+    assert ours.step().federation["answered"] == 2
+    assert time.monotonic() - start < 30
+
+
+def test_who_has_answered_and_left_counts_where_the_round_waits_for_others(tmp_path):
+    ours, grid = federated(
+        tmp_path, ["training.clients_per_round=3", "federation={quorum: 3, deadline_s: 2, wait_s: 20, retries: 0}"]
+    )
+    ours.remote.sample(0)
+    ready, pull = time.monotonic() + 5, grid.pull_messages
+
+    def pulled(names):
+        (name,) = names
+        if grid.waiting[name].metadata.dst_node_id == 102 and time.monotonic() < ready:
+            grid.configs.pop(101, None) if time.monotonic() > ready - 3 else None
+            return []
+        return pull(names)
+
+    grid.pull_messages = pulled
+    assert ours.step().federation == {"asked": 3, "answered": 3}
+
+
 def test_huge_numbers_are_refused_without_any_bound_on_lengths(tmp_path):
     ours, _ = federated(
         tmp_path,
@@ -212,11 +258,12 @@ def test_a_piece_that_is_named_many_times_is_not_put_together(tmp_path):
     bomb = add_header_to_object_body(json.dumps({**about, "arraychunk_ids": [0] * 1000}).encode(), array)
     post._allowed.nbytes = 2**21
     try:
+        assert len(post._Limited.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20
         with pytest.raises(RefusedError, match="too many"):
             post._Limited.inflate(bomb, {piece.object_id: piece})
-        assert len(post._Limited.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20
     finally:
         del post._allowed.nbytes
+    assert len(post._Limited.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20, "anybody else's pull"
 
 
 def test_a_message_that_comes_after_a_later_one_is_refused(tmp_path):

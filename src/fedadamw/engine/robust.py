@@ -21,10 +21,13 @@ from fedadamw.validation import check
 
 
 class Robust:
-    """Collects what clients send, for a mean of that kind."""
+    """Collects what clients send, for a mean of that kind.
 
-    def __init__(self, kind: str, byzantine: int) -> None:
-        self.kind, self.byzantine, self.weight = kind, byzantine, 0.0
+    folded: whether the last tensor is what an update adds to frozen weights, and so goes with the first, the update.
+    """
+
+    def __init__(self, kind: str, byzantine: int, *, folded: bool = False) -> None:
+        self.kind, self.byzantine, self.folded, self.weight = kind, byzantine, folded, 0.0
         self._sent: list[list[Tensor]] = []
 
     def add(self, tensors: Iterable[Tensor], weight: float) -> None:
@@ -38,15 +41,17 @@ class Robust:
 
     def result(self) -> list[Tensor]:
         if self.kind == "krum":
-            updates, *others = (torch.stack(field) for field in zip(*self._sent, strict=True))
-            return [updates[krum(updates, self.byzantine)].mean(0), *map(median, others)]
+            chosen = krum(torch.stack([sent[0] for sent in self._sent]), self.byzantine)
+            updates = {0, len(self._sent[0]) - 1} if self.folded else {0}
+            fields = enumerate(map(torch.stack, zip(*self._sent, strict=True)))
+            return [t[chosen].mean(0) if n in updates else median(t) for n, t in fields]
         reduce = median if self.kind == "median" else lambda t: trimmed(t, self.byzantine)
         return [reduce(torch.stack(field)) for field in zip(*self._sent, strict=True)]
 
 
-def mean_of(kind: str, byzantine: int) -> Average | None:
-    """The average of that name; None for the weighted mean."""
-    return None if kind == "weighted" else Robust(kind, byzantine)
+def mean_of(kind: str, byzantine: int, *, folded: bool) -> Average | None:
+    """The average of that name, see Robust; None for the weighted mean."""
+    return None if kind == "weighted" else Robust(kind, byzantine, folded=folded)
 
 
 def check_robust(kind: str, byzantine: int, clients: int, counted: str) -> None:

@@ -276,7 +276,7 @@ class Simulation:
             weighting=self.training.weighting,
             listeners=[keep, *listeners],
             ranks=ranks,
-            mean=mean_of(self.training.mean, self.training.byzantine),
+            mean=mean_of(self.training.mean, self.training.byzantine, folded=folding is not None),
             folded=None if folding is None else lambda up: folding.product(down.x + up.delta),
         )
         if ranks.size > 1:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 
 from fedadamw.engine.settings import Federation
 from fedadamw.flower import guard
@@ -32,6 +33,7 @@ class Asked(NamedTuple):
     samples: int | None  # that it has registered with
     size: int | None  # how many it has, as far as is known
     again: int  # times that the client may be asked again
+    until: float  # when Flower forgets it
     whole: bool  # whether it was sent all of the server's state
 
 
@@ -71,7 +73,7 @@ class Collector:
         self._change: Content | None = None
         self._counted: Mapping[int, int] = {}
         self._pending: dict[str, Asked] = {}
-        self._away: dict[int, int] = {}  # clients to be asked when they are back, and how often
+        self._away: dict[int, int] = {}  # clients to be asked if they are back in time, and how often
         self._unreached: set[int] = set()
         self._late: dict[str, Late] = {}
         self._stale: set[int] = set()  # nodes that could not make the state of what has changed, once
@@ -106,28 +108,28 @@ class Collector:
             before, began = len(self._pending), time.monotonic()
             todo = self._look()
             took = time.monotonic() - began
-            if over or len(self.uploads) >= enough:
-                self._leave_out_long()
             if over:
                 break
+            if len(self.uploads) >= enough:
+                self._leave_out_long()
             if time.monotonic() > look:
                 todo += self._look_for_nodes()
                 self._look_for_late()
                 look = time.monotonic() + LOOK_S
-            if not (todo or self._pending or (self._away and len(self.uploads) < self.quorum)):
+            if not (todo or self._pending):
                 break
             pause = POLL_S[0] if len(self._pending) < before else min(pause * 1.5, POLL_S[1])
             if not todo:
                 time.sleep(min(max(pause, 3 * took), LOOK_S))  # a quarter of the time at most goes into looks
+        self._leave_out_long()
 
     def close(self) -> Mapping[str, float]:
         """The round is over; how long its uploads may be. Whoever has not answered is overdue."""
         for name, asked in self._pending.items():
             self._count("overdue", asked.client)
-            until = time.monotonic() + self.federation.deadline_s + SURE_S
-            self._late[name] = Late(asked.client, asked.node, self._round, until)
+            self._late[name] = Late(asked.client, asked.node, self._round, asked.until)
         self._pending = {}
-        limits = self._leave_out_long()
+        limits = self._limits()
         for client, upload in self.uploads.items():
             if long := self._long(upload, limits):
                 self._count("clipped", client, fields=", ".join(long))
@@ -144,7 +146,8 @@ class Collector:
         changed = has_last and self._change is not None and node not in self._distrusted
         content = self._change if changed and self._change is not None else self._whole
         own = content._replace(facts={**content.facts, "counted": self._counted.get(client, 0)})
-        name = self.post.send(node, "train", max(seconds, 1.0), own, keep=self.federation.wait_s)
+        seconds, keep = max(seconds, 1.0), self.federation.wait_s + SURE_S
+        name = self.post.send(node, "train", seconds, own, keep=keep)
         if name is None:
             self._unreachable(client, again)
             return
@@ -152,9 +155,8 @@ class Collector:
         self.asked.add(client)
         self._away.pop(client, None)
         self.down_bytes += content.nbytes
-        self._pending[name] = Asked(
-            client, node, self.members.known[client].samples, self.members.size(client), again, not changed
-        )
+        samples, size, until = self.members.known[client].samples, self.members.size(client), time.monotonic()
+        self._pending[name] = Asked(client, node, samples, size, again, until + seconds + keep, not changed)
 
     def _unreachable(self, client: int, again: int) -> None:
         """A client could not be asked, or went while it worked."""
@@ -172,11 +174,15 @@ class Collector:
         return [(a.client, a.again - a.whole) for a in failed if a.again or not a.whole]
 
     def _came(self, name: str, asked: Asked) -> str | None:
-        """What came in answer to a message: counted, surplus, refused, failed or stale; None where nothing did yet."""
+        """What came in answer: counted, surplus, refused, failed, stale or gone; None where nothing did yet."""
         reply = self.post.answer(name, asked.node)
         if reply is None:
             return None
         client = asked.client
+        if isinstance(reply, Message) and reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+            self.members.online()
+            self._unreachable(client, asked.again)
+            return "gone"
         if len(self.uploads) >= self.wanted:
             self._leave_out_long()
         if len(self.uploads) >= self.wanted:
@@ -213,20 +219,28 @@ class Collector:
         back = [client for client in self._away if self.members.node(client) is not None]
         return [(client, self._away.pop(client)) for client in back]
 
-    def _leave_out_long(self) -> Mapping[str, float]:
-        """Take out the uploads that are too long, where they are not to be clipped; how long they may be."""
-        limits = self.bounds.limits([upload.lengths for upload in self.uploads.values()], self._length)
-        for client, upload in list(self.uploads.items()):
-            long = self._long(upload, limits)
-            if long and (self.federation.norm_action == "reject" or guard.STATISTICS in long):
-                name = long[0]
-                self.reason = f"client {client}: {name!r} is too long"
-                detail = f"{name!r} has length {upload.lengths[name]:.3g}, more than {limits[name]:.3g}"
-                self._count("refused", client, reason="too-long", detail=detail)
-                self.wasted_bytes += upload.nbytes
-                del self.uploads[client]
-                self.inbox.drop(client)
-        return limits
+    def _limits(self) -> Mapping[str, float]:
+        """How long the uploads that are here may be."""
+        return self.bounds.limits([upload.lengths for upload in self.uploads.values()], self._length)
+
+    def _leave_out_long(self) -> None:
+        """Take out the uploads that are too long, where they are not to be clipped; without them others may be."""
+        before = None
+        while before != len(self.uploads):
+            before, limits = len(self.uploads), self._limits()
+            for client, upload in list(self.uploads.items()):
+                long = self._long(upload, limits)
+                if long and (self.federation.norm_action == "reject" or guard.STATISTICS in long):
+                    self._too_long(client, upload, long[0], limits)
+
+    def _too_long(self, client: int, upload: Upload, name: str, limits: Mapping[str, float]) -> None:
+        """Take out one upload, of which `name` is too long."""
+        self.reason = f"client {client}: {name!r} is too long"
+        detail = f"{name!r} has length {upload.lengths[name]:.3g}, more than {limits[name]:.3g}"
+        self._count("refused", client, reason="too-long", detail=detail)
+        self.wasted_bytes += upload.nbytes
+        del self.uploads[client]
+        self.inbox.drop(client)
 
     @staticmethod
     def _long(upload: Upload, limits: Mapping[str, float]) -> list[str]:

@@ -88,7 +88,8 @@ class Bounds:
         past = [found for round_ in self.past for found in round_]
         limits = {}
         for name in present[0] if present else ():
-            medians = [median_low(found[name] for found in past)] if past else []
+            known = [found[name] for found in past if name in found]  # settings may have changed since
+            medians = [median_low(known)] if known else []
             if len(present) > 1:
                 medians.append(median_low(found[name] for found in present))
             usual = max(medians, default=model if name == "delta" else 0.0)

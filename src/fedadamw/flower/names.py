@@ -4,7 +4,7 @@ A message has one ConfigRecord (what is asked, of which round) and at most one A
 and at most one ArrayRecord.
 """
 
-PROTOCOL = 1  # of these records and what is in them
+PROTOCOL = 2  # of these records and what is in them
 ASK, ARRAYS, NUMBERS = "fedadamw", "arrays", "numbers"
 TOLD = frozenset({"client", "layout", "num-examples", "loss", "fresh", "stale"})  # the numbers there are
 STALE = "stale"  # among the numbers: what has changed was sent, and the state before is not here

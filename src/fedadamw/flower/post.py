@@ -1,6 +1,7 @@
 """Messages over Flower's Grid, and what every one of them tells."""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -55,12 +56,12 @@ class Post:
         self.grid, self.facts, self.most = grid, dict(facts), most
         self._pulls: dict[str, _Pull] = {}
         self._forgotten: list[_Pull] = []
-        self._broken: float | None = None  # since when the SuperLink has answered with errors alone
+        self._broken = self._last_error = -math.inf  # since when the SuperLink has answered with errors alone
 
     def send(
         self, node: int, ask: str, seconds: float, content: Content | None = None, *, keep: float = 0.0
     ) -> str | None:
-        """Ask a node for work that begins within so many seconds; the message's name, None where it could not be sent.
+        """Ask a node for work, to begin within so many seconds of its coming; the message's name, None where not sent.
 
         keep: seconds after these in which its answer may still come.
         """
@@ -72,7 +73,7 @@ class Post:
         if content is not None:
             records[ARRAYS] = content.arrays
         kind = "query" if ask == "hello" else "train"
-        message = Message(RecordDict(records), node, kind, ttl=seconds + keep + SURE_S)
+        message = Message(RecordDict(records), node, kind, ttl=seconds + max(keep, SURE_S))
         return next(iter(self.grid.push_messages([message])), None) or None  # "": for a node that is gone
 
     def answer(self, name: str, node: int, *, late: bool = False) -> Message | Exception | None:
@@ -93,11 +94,13 @@ class Post:
             return None
         del self._pulls[name]
         if isinstance(pull.error, httpx.HTTPStatusError) and pull.error.response.status_code >= 500:
-            self._broken = self._broken or time.monotonic()
-            if time.monotonic() - self._broken > BROKEN_S:
+            now = time.monotonic()
+            self._broken = self._broken if now - self._last_error < BRIEF_S * 20 else now
+            self._last_error = now
+            if now - self._broken > BROKEN_S:
                 raise pull.error
             return None
-        self._broken = None
+        self._broken = self._last_error = -math.inf
         if isinstance(pull.error, httpx.HTTPError | RunNotRunningException | ConnectionError):
             raise pull.error
         if isinstance(pull.error, Exception):
@@ -147,13 +150,14 @@ class _Limited(Array):
 
     @classmethod
     def inflate(cls, object_content: bytes, children: dict[str, InflatableObject] | None = None) -> Array:
+        if not hasattr(_allowed, "nbytes"):  # somebody else's pull
+            return Array.inflate(object_content, children)
         pieces, names = children or {}, get_object_children_ids_from_object_content(object_content)
         about = json.loads(get_object_body(object_content, Array))
         size = sum(len(cast(ArrayChunk, pieces[names[i]]).data) for i in about["arraychunk_ids"])
-        left = getattr(_allowed, "nbytes", size) - size
-        if left < 0:
-            raise RefusedError("garbage", f"it has {-left:,} bytes of arrays too many")
-        _allowed.nbytes = left
+        _allowed.nbytes -= size
+        if _allowed.nbytes < 0:
+            raise RefusedError("garbage", f"it has {-_allowed.nbytes:,} bytes of arrays too many")
         return Array.inflate(object_content, children)
 
 

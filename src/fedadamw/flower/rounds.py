@@ -117,7 +117,7 @@ class Rounds:
                 raise self._no_quorum(round_, f"{len(uploads)} clients answered")
             time.sleep(pause)
             pause = min(2 * pause, AGAIN_S[1])
-            others = self._others(self._awaited(round_, self.quorum))
+            others = self._others(self.members.online())
             collector.collect(others, self.quorum, min(f.deadline_s, max(until - time.monotonic(), 0.0)))
         limits = collector.close()
         self._lengths = {
