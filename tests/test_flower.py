@@ -91,12 +91,9 @@ def settings_of(name):
     return [f"algorithm={json.dumps({'name': case.name, **case.settings})}", f"training.lr={case.lr}"]
 
 
-@pytest.mark.parametrize(
-    "names",
-    [pytest.param(("fedadamw-mean-v", "scaffold"), id="two"), pytest.param(CASES, id="all", marks=pytest.mark.slow)],
-)
-def test_algorithms_come_to_the_loops_numbers(bed, tmp_path, names):
-    jobs = {name: settings_of(name) for name in names}
+@pytest.mark.slow
+def test_every_algorithm_comes_to_the_loops_numbers(bed, tmp_path):
+    jobs = {name: settings_of(name) for name in CASES}
     common = [*COMMON, "training.clients_per_round=2"]
     app = flower_apps.many(tmp_path / "app", common, jobs)
     completed(bed, bed.submit(app, {"out": str(tmp_path / "out")}), 1200)
@@ -120,16 +117,10 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize(
-    "lies",
-    [
-        pytest.param(("nan", "garbage", "error"), id="three"),
-        pytest.param((*LIES, "error"), id="all", marks=pytest.mark.slow),
-    ],
-)
-def test_a_lying_node_is_counted_and_changes_nothing(bed, tmp_path, lies):
+@pytest.mark.slow
+def test_a_lying_node_is_counted_and_changes_nothing(bed, tmp_path):
     one = [*COMMON, "training.rounds=1", "federation.retries=0"]
-    jobs = {lie: [f"data.config=lie-{lie}"] for lie in lies}
+    jobs = {lie: [f"data.config=lie-{lie}"] for lie in (*LIES, "error")}
     app = flower_apps.many(tmp_path / "app", one, jobs, client=flower_apps.LIARS)
     completed(bed, bed.submit(app, {"out": str(tmp_path / "out")}), 900)
     honest = simulated(one, clients=[0, 1])
@@ -154,6 +145,7 @@ def test_only_registered_nodes_with_tls_get_in(bed):
         kill(process)
 
 
+@pytest.mark.slow
 def test_the_example_of_an_app_of_ones_own_learns(bed):
     run = bed.submit(ROOT / "examples" / "flower_app", {"rounds": 2})
     completed(bed, run)
