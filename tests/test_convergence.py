@@ -83,14 +83,19 @@ class CurvedTask:
         return (samples,)
 
     def losses(self, model, batch):
-        client, y = batch[0] // 32, model[0].weight.reshape(-1)
+        client, y = batch[0] // 32, self.weight_of(model)
         curve = 0.5 * self.curvatures[client] * (y - self.centers[client]).square()
         return (curve + self.noise[batch[0]] * y).sum(-1)
 
     held_out, resident = 1, True
 
     def outputs(self, model, start, stop):
-        return (model[0].weight.reshape(-1) - self.optimum).abs().max().view(1, 1)
+        return (self.weight_of(model) - self.optimum).abs().max().view(1, 1)
+
+    @staticmethod
+    def weight_of(model):
+        """The model's weight (2, 3) as a vector; a stacked client's is seen by what it does alone."""
+        return model(torch.eye(3, dtype=torch.float64)).T.reshape(-1)
 
     def score(self, outputs):
         return Evaluation(float(outputs), {})
@@ -106,7 +111,7 @@ def run_curved(name, task, **training):
     settings = {**case.settings, **WITHOUT_DECAY.get(name, {}), "weight_decay": 0.0}
     algorithm = registry.make(case.name, registry.validated(case.name, settings), Blocks.of(model))
     clients = [np.arange(32 * i, 32 * i + 32) for i in range(8)]
-    sim = Simulation(model, algorithm, task, clients, Training(clients_per_round=8, clip=None, **training))
+    sim = Simulation(model, algorithm, task, clients, Training(clients_per_round=8, clip=None, **training), stack=8)
     return sim, list(sim.rounds())[-1].test_loss
 
 
