@@ -20,6 +20,8 @@ from test_study import wait_for
 from fedadamw.checkpoint import read
 from fedadamw.engine.ranks import handed_out
 from fedadamw.engine.settings import Training
+from fedadamw.experiment import load
+from fedadamw.launch import ranks_that_pay
 from fedadamw.run_folder import RunFolder
 from fedadamw.validation import InputError
 
@@ -88,6 +90,11 @@ def test_a_killed_rank_ends_the_run_which_resumes_exactly_on_any_number(tmp_path
     for folder in (two, on_one):  # in float32 rounding grows with the rounds
         assert losses(folder) == pytest.approx(losses(one), rel=0.02)
         assert losses(folder)[:20] == pytest.approx(losses(one)[:20], rel=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["training.mean=krum", "training.diagnostics=true", "training.rounds=1"])
+def test_a_run_that_needs_one_rank_has_one_by_itself(setting):
+    assert ranks_that_pay(load("digits", ["device=cpu", setting])) == 1
 
 
 def test_wrong_input_is_one_line_whatever_the_ranks(tmp_path):

@@ -19,14 +19,15 @@ TEXT_STEPS_THAT_PAY = 100  # each takes longer
 def ranks_that_pay(experiment: Experiment) -> int:
     """How many ranks a run on this machine's CPU should have: one a core with one thread each beat one with many.
 
-    One where a GPU does the work, where more threads or stacking are given, where diagnostics want all clients in one
-    place, and where the run is short.
+    One where a GPU does the work, where more threads or stacking are given, where diagnostics or a robust mean want all
+    clients in one place, and where the run is short.
     """
     t = experiment.training
     local = t.steps or 10 * (t.epochs or 1)
     pay = TEXT_STEPS_THAT_PAY if experiment.data.texts else STEPS_THAT_PAY
     short = t.rounds * t.clients_per_round * local < pay
-    if on_gpu(experiment) or short or t.diagnostics or experiment.stack or (experiment.threads or 1) > 1:
+    alone = t.diagnostics or t.mean != "weighted"
+    if on_gpu(experiment) or short or alone or experiment.stack or (experiment.threads or 1) > 1:
         return 1
     return min(cores(), t.clients_per_round)
 
