@@ -65,17 +65,25 @@ def write(folder: Path, hosts: Sequence[str], nodes: int) -> None:
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
         .sign(authority, hashes.SHA384())
     )
-    pem, openssh = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
-    plain = serialization.NoEncryption()
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
     _private(folder / "ca.key", authority.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
     (folder / "ca.crt").write_bytes(ca.public_bytes(pem))
     _private(folder / "server.key", server.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
     (folder / "server.pem").write_bytes(of_server.public_bytes(pem))
     for number in range(nodes):
-        key = ec.generate_private_key(ec.SECP384R1())
-        _private(folder / f"node-{number}", key.private_bytes(pem, openssh, plain))
-        public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        (folder / f"node-{number}.pub").write_bytes(public + b"\n")
+        _node_key(folder / f"node-{number}")
+
+
+def _node_key(path: Path) -> None:
+    """A node's private key at `path`, the public one beside it."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    pem, openssh = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
+    key = ec.generate_private_key(ec.SECP384R1())
+    _private(path, key.private_bytes(pem, openssh, serialization.NoEncryption()))
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    path.with_name(f"{path.name}.pub").write_bytes(public + b"\n")
 
 
 def _general(host: str) -> "x509.GeneralName":  # type: ignore[name-defined]  # noqa: F821

@@ -57,10 +57,9 @@ class Collector:
         inbox: Inbox,
         events: Events,
         wanted: int,
-        quorum: int,
     ) -> None:
         self.federation, self.post, self.members, self.inbox, self.events = federation, post, members, inbox, events
-        self.wanted, self.quorum = wanted, quorum
+        self.wanted = wanted
         self.bounds = guard.Bounds(federation)
         self.holds: dict[int, tuple[int, int]] = {}  # client -> its node, and the last round whose state that has
         self.uploads: dict[int, Upload] = {}  # of the present round, as all that follows

@@ -61,7 +61,7 @@ class Rounds:
         self.federation, self.members, self.inbox, self.events = federation, members, inbox, events
         self.seed, self.clients_per_round, self.base = seed, clients_per_round, base
         self.quorum = federation.quorum_of(clients_per_round)
-        self.collector = Collector(federation, post, members, inbox, events, clients_per_round, self.quorum)
+        self.collector = Collector(federation, post, members, inbox, events, clients_per_round)
         self.ledger = Ledger()
         self._lengths: dict[int, Mapping[str, float]] = {}  # of the present round's uploads that count, by client
         self._state = state
