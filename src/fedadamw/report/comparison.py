@@ -8,11 +8,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import vl_convert
-
 from fedadamw.report import charts
 from fedadamw.report.charts import Results, metric
 from fedadamw.report.figures import save, styled
+from fedadamw.report.library import library
 
 FILES = ("curves.png", "report.html")
 
@@ -37,7 +36,7 @@ def page(results: Results, title: str) -> str:
         rows="".join(_table_row(summary, columns(results)) for summary in results["summary"]),
         differing=_settings(results["settings"], differing=True),
         common=_settings(results["settings"], differing=False),
-        library=vl_convert.javascript_bundle(None),  # type: ignore[arg-type]  # the stub forgets the default
+        library=library(),
         specs=json.dumps(specs).replace("</", "<\\/"),
     )
 

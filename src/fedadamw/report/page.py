@@ -8,11 +8,11 @@ from string import Template
 from typing import Any
 
 import numpy as np
-import vl_convert
 import yaml
 
 from fedadamw.metrics import label, main, score, shown
 from fedadamw.report import figures
+from fedadamw.report.library import library
 from fedadamw.run_folder import RunFolder
 
 
@@ -48,7 +48,7 @@ def page(
         cards="".join(_card(*card) for card in _summary(records)),
         settings=_rows(_flat(settings)),
         manifest=_rows(_flat(manifest)),
-        library=vl_convert.javascript_bundle(None),  # type: ignore[arg-type]  # the stub forgets the default
+        library=library(),
         panels="".join(f"<div class=panel id={name}></div>" for name in charts if name not in ("score", "losses")),
         specs=json.dumps(specs).replace("</", "<\\/"),
     )
