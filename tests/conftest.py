@@ -1,8 +1,12 @@
 """What the tests share: small real problems, the data beside the checkout, the command."""
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,20 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: they share two cores
+
+
+@pytest.hookimpl(trylast=True)  # after those that are not asked for are gone
+def pytest_collection_modifyitems(config, items):
+    """Tests of minutes come first: some to each of the parallel processes, which start with a stretch of the list."""
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    long = [item for item in items if item.get_closest_marker("long")]
+    others = iter([item for item in items if not item.get_closest_marker("long")])
+    ends = [len(items) * (process + 1) // processes for process in range(processes)]
+    items.clear()
+    for process, end in enumerate(ends):
+        items.extend(long[process::processes])
+        items.extend(islice(others, max(0, end - len(items))))
+    items.extend(others)
 
 
 class SmallTransformer(nn.Module):
@@ -103,6 +121,26 @@ def command(*arguments: str, cwd: Path | None = None, timeout: float = 240) -> s
     return subprocess.run(
         [sys.executable, "-m", "fedadamw", *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout
     )
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """once(name, make): the folder that make(folder) filled, in the first of the parallel test processes that asks."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = base / f"once-{name}", base / f"once-{name}.done"
+        with open(base / f"once-{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
 
 
 @pytest.fixture

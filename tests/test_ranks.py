@@ -29,14 +29,16 @@ RUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="module", params=[1, 3])
-def of_two_ranks(request, tmp_path_factory) -> Path:
+def of_two_ranks(request, once) -> Path:
     """What two ranks left of every algorithm; each trains its clients one after the other, or stacked."""
-    folder = tmp_path_factory.mktemp("ranks")
-    worker = Path(__file__).parent / "of_two_ranks.py"
-    arguments = [sys.executable, *RUN, str(worker), str(folder), str(request.param)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return folder
+
+    def make(folder: Path) -> None:
+        worker = Path(__file__).parent / "of_two_ranks.py"
+        arguments = [sys.executable, *RUN, str(worker), str(folder), str(request.param)]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+
+    return once(f"ranks-{request.param}", make)
 
 
 @pytest.mark.parametrize(("name", "upload"), [*((name, "float32") for name in CASES), *CODED])
@@ -68,6 +70,7 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["train_loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_a_killed_rank_ends_the_run_which_resumes_exactly_on_any_number(tmp_path):
     one, two, killed = tmp_path / "one", tmp_path / "two", tmp_path / "killed"
     assert command(*SHORT, "--ranks", "1", "--out", str(one), "-q").returncode == 0

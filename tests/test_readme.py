@@ -60,6 +60,7 @@ def test_every_command_is_in_a_section():
     assert sorted(commands) == sorted(line for lines in SECTIONS.values() for line in lines)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_command_runs_as_written(section, folder):
     for line in SECTIONS[section]:

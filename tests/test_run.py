@@ -27,12 +27,14 @@ SHORT = ("-s", "training.rounds=12", "-s", "training.steps=2", "-s", "threads=1"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(once) -> Path:
     """A whole run, never interrupted."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    done = command("run", "digits", *SHORT, "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    return out
+
+    def make(folder: Path) -> None:
+        done = command("run", "digits", *SHORT, "--out", str(folder / "run"))
+        assert done.returncode == 0, done.stderr
+
+    return once("run", make) / "run"
 
 
 def records(out: Path) -> list[dict]:
@@ -107,6 +109,7 @@ def wait_for_line(process: subprocess.Popen, start: str) -> None:
             return
 
 
+@pytest.mark.long
 def test_killed_at_ten_random_moments_and_resumed_gives_identical_files(finished, tmp_path):
     out = tmp_path / "run"
     rng = random.Random(11)
@@ -147,6 +150,7 @@ main()
 """
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_of_every_kind_of_write(finished, tmp_path):
     """The renames of a fresh run are of manifest, metrics, settings, checkpoints; of a resumed one, metrics first."""
     out = str(tmp_path / "run")
@@ -171,6 +175,7 @@ def test_a_start_that_was_killed_half_way_can_start_again(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_two_processes_never_run_in_one_folder(tmp_path):
     out = tmp_path / "run"
     first = start("digits", *SHORT, "-s", "training.rounds=500", "--out", str(out))

@@ -41,12 +41,15 @@ def without_times(results: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(once) -> Path:
     """A comparison that was never interrupted."""
-    out = tmp_path_factory.mktemp("study") / "whole"
-    done = compare(out, "-a", "fedadamw,fedavg", "--seeds", "2", "-s", "training.diagnostics=true", rounds=6)
-    assert done.returncode == 0, done.stderr
-    return out
+
+    def make(folder: Path) -> None:
+        both = ("-a", "fedadamw,fedavg", "--seeds", "2", "-s", "training.diagnostics=true")
+        done = compare(folder / "whole", *both, rounds=6)
+        assert done.returncode == 0, done.stderr
+
+    return once("study", make) / "whole"
 
 
 def test_a_comparison_leaves_what_it_promises(finished):
@@ -85,6 +88,7 @@ def test_finished_runs_are_not_run_again_and_a_study_can_grow(finished, tmp_path
     assert before.items() <= after.items()
 
 
+@pytest.mark.long
 def test_killed_with_its_children_it_goes_on_and_comes_to_the_same(finished, tmp_path):
     arguments = ["compare", "digits", *TINY, "-s", "training.rounds=6", "-a", "fedadamw,fedavg", "--seeds", "2"]
     arguments += ["-s", "training.diagnostics=true", "--out", str(tmp_path / "killed")]
@@ -355,6 +359,7 @@ def test_a_recipes_own_settings_hold_for_their_algorithm_alone(tmp_path):
             load(str(tmp_path / "own.yaml"))
 
 
+@pytest.mark.long
 def test_ablations_have_a_table_and_a_figure_each(tmp_path):
     out = tmp_path / "out"
     done = command("ablate", "digits", *TINY, "-s", "training.rounds=1", "--only", "parts,alpha", "--out", str(out))
