@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED, batch_of, need
+from sklearn.datasets import load_digits
 
 from fedadamw.data.batches import ImageTask
 from fedadamw.data.images import Images, load_images
@@ -266,3 +267,13 @@ def test_what_fedadamw_sends_of_vit_tiny_against_fedavg():
     fedavg = sent("fedavg")
     assert sent("fedadamw", share="mean-v") <= 1.005 * fedavg
     assert sent("fedadamw", share="v") == 2 * fedavg + 4
+
+
+def test_the_digits_are_scikit_learns():
+    whole = load_digits()
+    train, test = load_images("digits")
+    assert len(train) + len(test) == len(whole.target)
+    numbers = np.arange(len(whole.target))
+    for part, wanted in ((train, numbers % 5 != 0), (test, numbers % 5 == 0)):
+        assert np.array_equal(part.labels, whole.target[wanted])
+        assert np.array_equal(part.pixels[:, 0], (whole.images[wanted] * (255 / 16)).round())

@@ -1,7 +1,6 @@
 """Importing this module loads everything that a run needs; a process forked after that starts at once."""
 
 import datasets  # noqa: F401
-import sklearn.datasets  # noqa: F401
 from transformers import ResNetForImageClassification, SwinForImageClassification, ViTForImageClassification  # noqa: F401
 
 from fedadamw.run import execute  # noqa: F401
