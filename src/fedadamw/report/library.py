@@ -3,6 +3,7 @@
 import contextlib
 import os
 import uuid
+from importlib.metadata import version
 from pathlib import Path
 
 import vl_convert
@@ -10,7 +11,7 @@ import vl_convert
 
 def library() -> str:
     """Vega-Lite and what draws it. Putting it together takes 2 s of a processor: it is kept for the next page."""
-    kept = cache() / f"vega-embed-{vl_convert.__version__}.js"
+    kept = cache() / f"vega-embed-{version('vl-convert-python')}.js"
     try:
         return kept.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
