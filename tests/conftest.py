@@ -3,9 +3,11 @@
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fedadamw.cli import main
 from fedadamw.engine.task import Evaluation
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -121,6 +124,23 @@ def command(*arguments: str, cwd: Path | None = None, timeout: float = 240) -> s
     return subprocess.run(
         [sys.executable, "-m", "fedadamw", *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout
     )
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """`command` in this process, for what is refused: it saves a start of seconds."""
+    terminate = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets it for a process of its own
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["fedadamw", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, ended.value.code, said.out, said.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, terminate)
 
 
 @pytest.fixture(scope="session")

@@ -184,6 +184,7 @@ def test_a_killed_server_goes_on_and_comes_to_the_same(bed, tmp_path, killed, se
     assert_same(found, simulated(three))
 
 
+@pytest.mark.slow
 def test_a_killed_node_costs_its_work_and_a_lost_quorum_stops_the_run(bed, tmp_path):
     settings = [*COMMON, "training.rounds=4", "federation={deadline_s: 25, wait_s: 40, quorum: 2, retries: 0}"]
     app, out = flower_apps.own(tmp_path / "app", settings, client=flower_apps.LIARS), tmp_path / "run"

@@ -26,7 +26,7 @@ SECTIONS = {
 MINUTES = {  # what would take minutes runs as written, but shorter
     "run cifar10-small": ["training.rounds=1", "training.steps=3", "data.max_test=100"],
     "run small/": ["training.rounds=1", "training.steps=3", "data.max_test=100"],
-    "training.rounds=": ["training.steps=3"],
+    "training.rounds=": ["training.steps=3", "training.clients_per_round=2"],
 }
 
 

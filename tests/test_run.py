@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from conftest import command
 
 import fedadamw
 from fedadamw.checkpoint import CheckpointError, read, write
-from fedadamw.cli import main
 from fedadamw.experiment import Experiment, load, parse, parsed, recipes
 
 # the steps are small, so that there is something to kill in every phase of a round
@@ -236,10 +234,11 @@ def flipped(content: bytes) -> bytes:
         (lambda c: pickle.dumps(Hostile()), "damaged, or no safetensors file"),
     ],
 )
-def test_a_damaged_or_hostile_checkpoint_is_refused_and_kept(finished, tmp_path, damage, message):
+def test_a_damaged_or_hostile_checkpoint_is_refused_and_kept(finished, tmp_path, typed, monkeypatch, damage, message):
     out, content = damaged_copy(finished, tmp_path, damage)
     before = (out / "metrics.jsonl").read_bytes()
-    done = command("run", "--resume", "--out", str(out), cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = typed("run", "--resume", "--out", str(out))
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -248,28 +247,28 @@ def test_a_damaged_or_hostile_checkpoint_is_refused_and_kept(finished, tmp_path,
     assert not (tmp_path / "hostile-was-here").exists()
 
 
-def test_a_foreign_checkpoint_is_refused_and_kept(finished, tmp_path):
+def test_a_foreign_checkpoint_is_refused_and_kept(finished, tmp_path, typed):
     out, content = damaged_copy(finished, tmp_path, lambda content: content)
     other = (out / "config.yaml").read_text().replace("alpha: 0.5", "alpha: 0.25")
     (out / "config.yaml").write_text(other)
-    done = command("run", "--resume", "--out", str(out))
+    done = typed("run", "--resume", "--out", str(out))
     assert done.returncode == 2
     assert "belongs to a run with other settings" in done.stderr
     assert (out / "checkpoint" / "state.safetensors").read_bytes() == content
 
 
-def test_damaged_records_are_refused_and_kept(finished, tmp_path):
+def test_damaged_records_are_refused_and_kept(finished, tmp_path, typed):
     out, _ = damaged_copy(finished, tmp_path, lambda content: content)
     good = (out / "metrics.jsonl").read_bytes()
     for content, message in ((good.replace(b'"round": 4', b'"round": 9'), "line 4"), (b"{}\n" + good, "line 1")):
         (out / "metrics.jsonl").write_bytes(content)
-        done = command("run", "--resume", "--out", str(out))
+        done = typed("run", "--resume", "--out", str(out))
         assert done.returncode == 2
         assert f"{message} is not the record of round" in done.stderr
         assert (out / "metrics.jsonl").read_bytes() == content
     (out / "metrics.jsonl").write_bytes(good)
     (out / "checkpoint" / "state.safetensors").unlink()
-    done = command("run", "--resume", "--out", str(out))
+    done = typed("run", "--resume", "--out", str(out))
     assert done.returncode == 2
     assert "is missing, though" in done.stderr
     assert (out / "metrics.jsonl").read_bytes() == good
@@ -283,12 +282,12 @@ def test_an_upload_is_not_a_checkpoint(tmp_path):
         read(tmp_path / "b", "checkpoint")
 
 
-def test_a_run_is_never_overwritten(finished):
+def test_a_run_is_never_overwritten(finished, typed):
     before = (finished / "metrics.jsonl").read_bytes()
-    done = command("run", "digits", *SHORT, "--out", str(finished))
+    done = typed("run", "digits", *SHORT, "--out", str(finished))
     assert done.returncode == 2
     assert "holds a run already; go on with --resume" in done.stderr
-    done = command("run", "digits", *SHORT, "-s", "seed=1", "--out", str(finished), "--resume")
+    done = typed("run", "digits", *SHORT, "-s", "seed=1", "--out", str(finished), "--resume")
     assert done.returncode == 2
     assert "was run with other settings" in done.stderr
     assert (finished / "metrics.jsonl").read_bytes() == before
@@ -330,19 +329,13 @@ def test_a_run_is_never_overwritten(finished):
         (["--resum"], "No such option"),
     ],
 )
-def test_wrong_input_is_one_line_and_nothing_is_left(arguments, message, tmp_path, monkeypatch, capsys):
+def test_wrong_input_is_one_line_and_nothing_is_left(arguments, message, tmp_path, monkeypatch, typed):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["fedadamw", "run", *arguments, "--ranks", "1"])
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets it for a process of its own
-    terminate = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    signal.signal(signal.SIGTERM, terminate)
-    stderr = capsys.readouterr().err
-    assert ended.value.code == 2, stderr
-    assert message in stderr
+    done = typed("run", *arguments, "--ranks", "1")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
     if "No such option" not in message:
-        assert stderr.count("\n") == 1
+        assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
