@@ -129,8 +129,9 @@ def command(*arguments: str, cwd: Path | None = None, timeout: float = 240) -> s
 @pytest.fixture
 def typed(monkeypatch, capsys) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
     """`command` in this process, for what is refused: it saves a start of seconds."""
-    terminate = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets it for a process of its own
+    terminate, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets these for a process of its own
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
 
     def run(*arguments: str) -> subprocess.CompletedProcess:
         monkeypatch.setattr(sys, "argv", ["fedadamw", *arguments])
@@ -141,6 +142,7 @@ def typed(monkeypatch, capsys) -> Iterator[Callable[..., subprocess.CompletedPro
 
     yield run
     signal.signal(signal.SIGTERM, terminate)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

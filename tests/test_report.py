@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedadamw.report import charts, comparison, library
+from fedadamw.report import charts, comparison
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -196,18 +196,3 @@ def test_bytes_have_a_logarithmic_axis_where_one_variant_sends_many_times_what_a
     assert (axis(2), axis(10)) == ("linear", "log")
     by_round = charts.curve(RESULTS, "score", by="round").to_dict()
     assert by_round["layer"][0]["encoding"]["x"]["scale"]["type"] == "linear"
-
-
-def test_the_charts_library_is_put_together_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    script = library.library()
-    assert "vegaEmbed" in script
-    assert [path.read_text() for path in (tmp_path / "fedadamw").iterdir()] == [script]
-    monkeypatch.delattr(library.vl_convert, "javascript_bundle")
-    assert library.library() == script
-
-
-def test_without_a_place_to_keep_it_a_page_has_the_charts_library_too(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert "vegaEmbed" in library.library()

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -247,11 +248,11 @@ def test_a_damaged_or_hostile_checkpoint_is_refused_and_kept(finished, tmp_path,
     assert not (tmp_path / "hostile-was-here").exists()
 
 
-def test_a_foreign_checkpoint_is_refused_and_kept(finished, tmp_path, typed):
+def test_a_foreign_checkpoint_is_refused_and_kept(finished, tmp_path):
     out, content = damaged_copy(finished, tmp_path, lambda content: content)
     other = (out / "config.yaml").read_text().replace("alpha: 0.5", "alpha: 0.25")
     (out / "config.yaml").write_text(other)
-    done = typed("run", "--resume", "--out", str(out))
+    done = command("run", "--resume", "--out", str(out))
     assert done.returncode == 2
     assert "belongs to a run with other settings" in done.stderr
     assert (out / "checkpoint" / "state.safetensors").read_bytes() == content
@@ -282,15 +283,17 @@ def test_an_upload_is_not_a_checkpoint(tmp_path):
         read(tmp_path / "b", "checkpoint")
 
 
-def test_a_run_is_never_overwritten(finished, typed):
-    before = (finished / "metrics.jsonl").read_bytes()
-    done = typed("run", "digits", *SHORT, "--out", str(finished))
+def test_a_run_is_never_overwritten(finished, tmp_path, typed):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = (out / "metrics.jsonl").read_bytes()
+    done = typed("run", "digits", *SHORT, "--out", str(out))
     assert done.returncode == 2
     assert "holds a run already; go on with --resume" in done.stderr
-    done = typed("run", "digits", *SHORT, "-s", "seed=1", "--out", str(finished), "--resume")
+    done = typed("run", "digits", *SHORT, "-s", "seed=1", "--out", str(out), "--resume")
     assert done.returncode == 2
     assert "was run with other settings" in done.stderr
-    assert (finished / "metrics.jsonl").read_bytes() == before
+    assert (out / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(

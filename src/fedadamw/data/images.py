@@ -106,8 +106,8 @@ def _digits() -> tuple[Images, Images]:
     Its file is read as it lies in the package: to import `sklearn.datasets` takes 2 s, a third of the start.
     """
     package = find_spec("sklearn")
-    assert package is not None
-    assert package.origin is not None
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("scikit-learn, which has the digits, is not installed")
     file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     table = np.loadtxt(file, delimiter=",")  # 64 pixels of 0 to 16, and the digit
     pixels = (table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
