@@ -107,10 +107,10 @@ class FedAdamWAgainst(NamedTuple):
 
     def in_words(self) -> str:
         """Two sentences."""
-        when = "does not reach" if self.reached is None else f"in round {self.when} reaches"
+        when = "It does not reach" if self.reached is None else f"In round {self.when} it reaches"
         side = "above" if self.gap >= 0 else "below"
         return (
-            f"FedAdamW is number {self.place} of {self.of_all}. It {when} Local AdamW's final {self.metric}, and ends "
+            f"FedAdamW is number {self.place} of {self.of_all}. {when} Local AdamW's final {self.metric}, and ends "
             f"{abs(self.gap):.1f} points {side} it.\n"
         )
 
