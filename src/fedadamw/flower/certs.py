@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fedadamw.validation import check
 
@@ -23,33 +24,16 @@ def write(folder: Path, hosts: Sequence[str], nodes: int) -> None:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+    from cryptography.x509.oid import ExtendedKeyUsageOID
 
     check(not folder.exists() or not any(folder.iterdir()), f"{folder}: is there, and not empty; nothing is replaced")
     check(len(hosts) > 0, "give the server's names or addresses")
     for host in hosts:
         check(_fits(host), f"{host!r}: a server is called by a name, as fl.example.org, or an IP address; no port")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    now = datetime.datetime.now(datetime.timezone.utc)
-
-    def certificate(subject: str, key: ec.EllipticCurvePrivateKey, issuer: x509.Name) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(_name(subject))
-            .issuer_name(issuer)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=5))
-            .not_valid_after(now + datetime.timedelta(days=DAYS))
-        )
-
-    def _name(common: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
-
     authority, server = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
-    own = _name("fedadamw test bed")
     ca = (
-        certificate("fedadamw test bed", authority, own)
+        _certificate("fedadamw test bed", authority)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority.public_key()), critical=False)
         .add_extension(_usage(signs_certificates=True), critical=True)
@@ -57,7 +41,7 @@ def write(folder: Path, hosts: Sequence[str], nodes: int) -> None:
     )
     names = x509.SubjectAlternativeName([_general(host) for host in hosts])
     of_server = (
-        certificate("fedadamw SuperLink", server, own)
+        _certificate("fedadamw SuperLink", server)
         .add_extension(names, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
@@ -72,6 +56,26 @@ def write(folder: Path, hosts: Sequence[str], nodes: int) -> None:
     (folder / "server.pem").write_bytes(of_server.public_bytes(pem))
     for number in range(nodes):
         _node_key(folder / f"node-{number}")
+
+
+def _certificate(subject: str, key: Any) -> Any:
+    """What is to be signed by the test bed's authority for `key`: a builder, without extensions."""
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    owner, issuer = (
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in (subject, "fedadamw test bed")
+    )
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(owner)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=5))
+        .not_valid_after(now + datetime.timedelta(days=DAYS))
+    )
 
 
 def _node_key(path: Path) -> None:
