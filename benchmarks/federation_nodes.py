@@ -142,9 +142,9 @@ def held(nodes: int, settings: list[str]) -> dict:
                 until = time.monotonic() + 5
                 while time.monotonic() < until:
                     app_mb = max(resident_mb("flwr-serverapp").values(), default=0.0)
-                    link_mb = resident_mb("flower-superlink").get(link, 0.0)
+                    link_mb = resident_mb("flower superlink").get(link, 0.0)
                     peak["server_app"] = max([peak["server_app"], *resident_mb("flwr-serverapp", "VmHWM").values()])
-                    peak["superlink"] = resident_mb("flower-superlink", "VmHWM").get(link, peak["superlink"])
+                    peak["superlink"] = resident_mb("flower superlink", "VmHWM").get(link, peak["superlink"])
                     for record in seen:
                         record.setdefault("server_app_mb", round(app_mb, 1))
                         record.setdefault("superlink_mb", round(link_mb, 1))

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
-COMMANDS = ("flower-superlink", "flower-supernode")
+SERVICES = ("superlink", "supernode")
 MANIFESTS = sorted(DEPLOY.glob("kubernetes/*.yaml"))
 UNITS = sorted(DEPLOY.glob("systemd/*.service"))
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -27,12 +27,13 @@ def unit(path):
     return parser
 
 
-def commands():
-    """Every command of Flower's in deploy/, as words."""
+def services(kind=None):
+    """Every command in deploy/ that starts a SuperLink or SuperNode, or only those of one kind, as words."""
     found = [service["command"] for service in COMPOSE["services"].values()]
     found += [container["args"] for pod in PODS for container in pod["containers"]]
     found += [unit(path)["Service"]["ExecStart"].split() for path in UNITS]
-    return [words for words in found if Path(words[0]).name in COMMANDS]
+    found = [[Path(words[0]).name, *words[1:]] for words in found]
+    return [words for words in found if words[:2] == ["fedadamw", "flower"] and words[2] in (kind or SERVICES)]
 
 
 def flags(words):
@@ -42,23 +43,24 @@ def flags(words):
 def test_there_are_a_superlink_and_a_node_of_every_kind():
     assert len(PODS) == len(MANIFESTS) == 2
     assert sorted(COMPOSE["services"]) == ["gate", "node-0", "node-1", "node-2", "superlink"]
-    assert [Path(words[0]).name for words in commands()].count("flower-superlink") == 3
+    assert len(services(["superlink"])) == 3
+    assert len(services(["supernode"])) == 5
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_flower_has_every_flag(command):
+@pytest.mark.parametrize("service", SERVICES)
+def test_flower_has_every_flag(service):
     pytest.importorskip("flwr", reason="Flower needs Python 3.11")
-    program = Path(sys.executable).parent / command
+    program = Path(sys.executable).parent / f"flower-{service}"
     said = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=120).stdout
     known = set(re.findall(r"--[a-z-]+", said))
-    used = set().union(*(flags(words) for words in commands() if Path(words[0]).name == command))
+    used = set().union(*map(flags, services([service])))
     assert used <= known
     assert used
 
 
 def test_all_is_authenticated_and_nothing_insecure():
-    for words in commands():
-        link = Path(words[0]).name == "flower-superlink"
+    for words in services():
+        link = words[2] == "superlink"
         wanted = {"--enable-supernode-auth", "--ssl-certfile", "--ssl-keyfile", "--ssl-ca-certfile"}
         assert flags(words) >= (wanted if link else {"--root-certificates", "--auth-supernode-private-key"})
         assert "127.0.0.1" in " ".join(words) or not link  # only the gate reaches it

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fedadamw import checkpoint
 from fedadamw.experiment import load
 from fedadamw.flower.bed import Bed, kill
 from fedadamw.prepare import prepare
+from fedadamw.validation import InputError
 
 NODES = 3
 SLOW = 2  # the node that lies, and is slow, where an app lets it
@@ -44,8 +46,17 @@ def bed(tmp_path_factory):
 
 
 def completed(bed, run, seconds=300):
-    status = bed.await_end(run, seconds)
-    assert status == "finished:completed", bed.run_log(run)[-3000:]
+    try:
+        status = bed.await_end(run, seconds)
+    except InputError as late:
+        status = str(late)
+    assert status == "finished:completed", f"{status}\n{said(bed, run)}"
+
+
+def said(bed, run):
+    """What there is to learn of a run that went wrong."""
+    logs = [f"{name}: {bed.log(name)[-2000:]}" for name in ("link", *(f"node-{node}" for node in bed.nodes))]
+    return "\n".join([bed.run_log(run)[-3000:], bed.flwr("supernode", "list", "bed"), *logs])
 
 
 def server_apps(bed):
@@ -137,12 +148,47 @@ def test_only_registered_nodes_with_tls_get_in(bed):
     awaited(lambda: stranger.poll() is not None, 90, "the end of the node whose key nobody registered")
     awaited(lambda: bed.log(f"node-{NODES + 1}").count("attempt failed") >= 2, 90, "attempts of the node without TLS")
     assert "Exit Code: 305" in bed.log(f"node-{NODES}")
-    known = json.loads(bed.flwr("supernode", "list", "bed", "--format", "json"))["nodes"]
-    online = [node for node in known if node["status"] == "online"]
-    assert len(known) == len(online) == NODES
+    assert online(bed) == NODES
     assert "SuperNode ID" not in bed.log(f"node-{NODES}") + bed.log(f"node-{NODES + 1}")
     for process in (stranger, plain):
         kill(process)
+
+
+def online(bed):
+    """How many of the registered nodes the SuperLink counts as online."""
+    known = json.loads(bed.flwr("supernode", "list", "bed", "--format", "json"))["nodes"]
+    assert len(known) == NODES
+    return sum(node["status"] == "online" for node in known)
+
+
+@contextlib.contextmanager
+def busy(bed):
+    """The SuperLink's database is locked: as by a disk that is slow."""
+    with contextlib.closing(sqlite3.connect(bed.folder / "link.db", isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        yield
+        database.execute("ROLLBACK")
+
+
+def test_a_busy_disk_costs_no_node(bed):
+    with busy(bed):
+        time.sleep(8)  # Flower's own SuperLink gives up after 5
+    time.sleep(4)  # nodes look for messages every 3
+    assert online(bed) == NODES
+    assert [node for node in range(NODES) if "Server error" in bed.log(f"node-{node}")] == []
+
+
+@pytest.mark.slow
+def test_a_node_that_cannot_go_on_ends(tmp_path):
+    with Bed(tmp_path, 1) as bed:
+        bed.start_link()
+        bed.register(0)
+        process = bed.start_node(0)
+        awaited(lambda: "Starting Flower SuperExec" in bed.log("node-0"), 60, "the node")
+        with busy(bed):
+            awaited(lambda: process.poll() is not None, 90, "the node's end")
+        assert process.returncode == 1
+        assert "stopped to look for messages" in bed.log("node-0")
 
 
 @pytest.mark.slow

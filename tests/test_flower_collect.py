@@ -19,7 +19,7 @@ from flwr.supercore.inflatable.inflatable_object import add_header_to_object_bod
 
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.simulate import DivergedError
-from fedadamw.flower import post
+from fedadamw.flower import members, post
 from fedadamw.flower.rounds import QuorumError
 from fedadamw.flower.wire import RefusedError
 
@@ -148,6 +148,17 @@ def test_a_node_that_became_another_client_is_refused_and_asked_who_it_is(tmp_pa
     assert ours.step().federation == {"asked": 3, "answered": 1, "refused": 2, "refused: other-client": 2}
     ours.remote.sample(1)
     assert ours.step().federation == {"asked": 3, "answered": 3}
+
+
+def test_a_hello_that_flower_lost_is_said_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(members, "AGAIN_S", 0.5)
+    ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation.wait_s=30"])
+    pull = grid.pull_messages
+    grid.pull_messages = lambda names: [] if names == ["message-1"] else pull(names)
+    assert ours.remote.sample(0) == [0, 1, 2]
+    assert len(grid.waiting) == 4
+    assert len(events(tmp_path, "joined")) == 3
+    assert events(tmp_path, "stranger") == []
 
 
 @pytest.mark.parametrize("clients", [2, 4])

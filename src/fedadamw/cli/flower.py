@@ -1,4 +1,4 @@
-"""`fedadamw flower`: apps, certificates and a demonstration for Flower's SuperLink and SuperNodes."""
+"""`fedadamw flower`: apps and certificates for Flower's SuperLink and SuperNodes, both as services, a demonstration."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,9 @@ import typer
 from fedadamw.cli.app import Quiet, Recipe, Settings, app, say
 
 flower = typer.Typer(
-    help="Real federation on Flower: apps, certificates, a demonstration.", no_args_is_help=True, rich_markup_mode=None
+    help="Real federation on Flower: apps, certificates, services, a demonstration.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.add_typer(flower, name="flower")
 
@@ -59,6 +61,42 @@ def certs(
     host = list(dict.fromkeys([*(host or []), "localhost", "127.0.0.1"]))  # the SuperLink's own processes ask here
     write(folder, host, nodes)
     typer.echo(f"{folder}: ca.crt, server.pem, server.key for {', '.join(host)}; {nodes} node keys, node-0 and on")
+
+
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@flower.command("superlink", context_settings=PASSED_ON)
+def superlink(context: typer.Context) -> None:
+    """Start a SuperLink: flower-superlink and its options, but it outlasts a busy disk.
+
+    \b
+    fedadamw flower superlink --ssl-ca-certfile certs/ca.crt --ssl-certfile certs/server.pem \\
+      --ssl-keyfile certs/server.key --enable-supernode-auth --disable-runtime-dependency-installation \\
+      --host 127.0.0.1 --port 8000 --database superlink.db
+
+    `flower-superlink --help` tells all options.
+    """
+    _installed()
+    from fedadamw.flower import services
+
+    services.superlink(context.args)
+
+
+@flower.command("supernode", context_settings=PASSED_ON)
+def supernode(context: typer.Context) -> None:
+    """Start a SuperNode: flower-supernode and its options, but it ends where it cannot go on, to be started again.
+
+    \b
+    fedadamw flower supernode --superlink fl.example.org:8443 --root-certificates ca.crt \\
+      --auth-supernode-private-key node-0 --node-config 'partition-id=0 state-dir="/var/lib/fedadamw"'
+
+    `flower-supernode --help` tells all options.
+    """
+    _installed()
+    from fedadamw.flower import services
+
+    services.supernode(context.args)
 
 
 @flower.command("demo")

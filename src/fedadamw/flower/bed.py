@@ -68,7 +68,7 @@ class Bed:
         flags = ["--disable-runtime-dependency-installation"]
         if self.authenticated:
             flags.append("--enable-supernode-auth")
-        self.link = self._start("flower-superlink", [*_flags(options), *flags], "link")
+        self.link = self._start("superlink", [*_flags(options), *flags], "link")
         self._await_link()
 
     def register(self, node: int) -> None:
@@ -86,7 +86,7 @@ class Bed:
             options["root-certificates"] = self.certs / "ca.crt"
             options["auth-supernode-private-key"] = key or self.certs / f"node-{node}"
         flags = [] if tls else ["--insecure"]
-        process = self._start("flower-supernode", [*_flags(options), "--node-config", words, *flags], f"node-{node}")
+        process = self._start("supernode", [*_flags(options), "--node-config", words, *flags], f"node-{node}")
         self.nodes[node] = process
         return process
 
@@ -144,10 +144,10 @@ class Bed:
                 process.wait(10)
             kill(process)  # and what it has started
 
-    def _start(self, command: str, arguments: Sequence[str], name: str) -> "subprocess.Popen[bytes]":
+    def _start(self, service: str, arguments: Sequence[str], name: str) -> "subprocess.Popen[bytes]":
         with open(self.logs / f"{name}.log", "ab") as log:
             return subprocess.Popen(
-                [str(BIN / command), *arguments],
+                [sys.executable, "-m", "fedadamw", "flower", service, *arguments],
                 env=self.environment,
                 cwd=self.folder,
                 stdout=log,

@@ -11,7 +11,7 @@ from fedadamw.flower.post import Post, numbers_of
 from fedadamw.flower.wire import RefusedError
 
 HELLO_S = 300.0  # that a node may take to say who it is: it loads data and model
-AGAIN_S = 60.0  # after which a node that was left out is asked again
+AGAIN_S = 60.0  # after which a node that was left out, or says nothing, is asked again: Flower may lose a message
 
 
 class Known(NamedTuple):
@@ -61,9 +61,10 @@ class Members:
             if reply is not None or now > until or node not in here:
                 del self._asked[name]
                 self.post.forget(name)
-                self._met(node, reply)
-        asked = {node for node, _ in self._asked.values()} | {known.node for known in self.known.values()}
-        for node in sorted(here - asked - self._left_out.keys()):
+                if node not in self._nodes():
+                    self._met(node, reply)
+        asked = {node for node, until in self._asked.values() if until > now + HELLO_S - AGAIN_S}
+        for node in sorted(here - asked - self._nodes() - self._left_out.keys()):
             sent = self.post.send(node, "hello", HELLO_S)
             if sent is not None:
                 self._asked[sent] = (node, now + HELLO_S)
@@ -78,6 +79,10 @@ class Members:
         """A client is another one now: its node is asked again who it is."""
         if self.known.pop(client, None) is not None:
             self.events.write("left", client=client)
+
+    def _nodes(self) -> set[int]:
+        """The nodes of the clients that are online."""
+        return {known.node for known in self.known.values()}
 
     def _counted(self, client: int, samples: object) -> bool:
         """Whether a client may have so many samples."""
