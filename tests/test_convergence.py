@@ -15,6 +15,11 @@ NORMALISED = ("local-adamw", "local-adam", "fedadamw-none", "fedlion")  # steps 
 WITHOUT_DECAY = {"fedadam": {"server_lr": 0.1, "tau": 0.1}}  # the server's own rate, which no schedule lowers
 
 
+def weight_of(model, inputs):
+    """The weights of a linear model with so many inputs; a stacked client's are seen by what it does alone."""
+    return model(torch.eye(inputs, dtype=torch.float64)).T.reshape(-1)
+
+
 class QuadraticTask:
     """Client i wants y = optimum +- offset_i: no client is right alone, their mean is."""
 
@@ -32,12 +37,12 @@ class QuadraticTask:
         return (self.centers[samples],)
 
     def losses(self, model, batch):
-        return 0.5 * (model.weight - batch[0]).square().sum(-1)
+        return 0.5 * (weight_of(model, 6) - batch[0]).square().sum(-1)
 
     held_out, resident = 1, True
 
     def outputs(self, model, start, stop):
-        return (model.weight - self.optimum).abs().max().view(1, 1)
+        return (weight_of(model, 6) - self.optimum).abs().max().view(1, 1)
 
     def score(self, outputs):
         return Evaluation(float(outputs), {})
@@ -53,7 +58,7 @@ def test_finds_the_optimum_between_clients_that_disagree(name):
     algorithm = registry.make(case.name, registry.validated(case.name, settings), Blocks.of(model, "coordinate"))
     clients = [np.array([i]) for i in range(8)]
     training = Training(rounds=100, clients_per_round=8, steps=5, lr=0.05, clip=None, evaluate_every=100)
-    records = list(Simulation(model, algorithm, task, clients, training).rounds())
+    records = list(Simulation(model, algorithm, task, clients, training, stack=8).rounds())
     # fresh moments make a step nearly the gradient's sign, so every point with as many clients on either side is at
     # rest: without shared v the method stops short of the optimum
     if name in NORMALISED:
@@ -83,19 +88,14 @@ class CurvedTask:
         return (samples,)
 
     def losses(self, model, batch):
-        client, y = batch[0] // 32, self.weight_of(model)
+        client, y = batch[0] // 32, weight_of(model, 3)
         curve = 0.5 * self.curvatures[client] * (y - self.centers[client]).square()
         return (curve + self.noise[batch[0]] * y).sum(-1)
 
     held_out, resident = 1, True
 
     def outputs(self, model, start, stop):
-        return (self.weight_of(model) - self.optimum).abs().max().view(1, 1)
-
-    @staticmethod
-    def weight_of(model):
-        """The model's weight (2, 3) as a vector; a stacked client's is seen by what it does alone."""
-        return model(torch.eye(3, dtype=torch.float64)).T.reshape(-1)
+        return (weight_of(model, 3) - self.optimum).abs().max().view(1, 1)
 
     def score(self, outputs):
         return Evaluation(float(outputs), {})
