@@ -147,6 +147,7 @@ def test_only_registered_nodes_with_tls_get_in(bed):
     plain = bed.start_node(NODES + 1, tls=False)
     awaited(lambda: stranger.poll() is not None, 90, "the end of the node whose key nobody registered")
     awaited(lambda: bed.log(f"node-{NODES + 1}").count("attempt failed") >= 2, 90, "attempts of the node without TLS")
+    assert stranger.returncode == 1
     assert "Exit Code: 305" in bed.log(f"node-{NODES}")
     assert online(bed) == NODES
     assert "SuperNode ID" not in bed.log(f"node-{NODES}") + bed.log(f"node-{NODES + 1}")
@@ -162,33 +163,37 @@ def online(bed):
 
 
 @contextlib.contextmanager
-def busy(bed):
-    """The SuperLink's database is locked: as by a disk that is slow."""
+def locked(bed):
+    """The SuperLink's database is locked, as by a slow disk."""
     with contextlib.closing(sqlite3.connect(bed.folder / "link.db", isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
         yield
         database.execute("ROLLBACK")
 
 
-def test_a_busy_disk_costs_no_node(bed):
-    with busy(bed):
+def test_a_locked_database_costs_no_node(bed):
+    names = ["link", *(f"node-{node}" for node in range(NODES))]
+    before = {name: len(bed.log(name)) for name in names}
+    with locked(bed):
         time.sleep(8)  # Flower's own SuperLink gives up after 5
     time.sleep(4)  # nodes look for messages every 3
     assert online(bed) == NODES
-    assert [node for node in range(NODES) if "Server error" in bed.log(f"node-{node}")] == []
+    assert [name for name in names if "rror" in bed.log(name)[before[name] :]] == []
 
 
 @pytest.mark.slow
-def test_a_node_that_cannot_go_on_ends(tmp_path):
+def test_a_superlink_and_a_node_that_cannot_go_on_end(tmp_path):
     with Bed(tmp_path, 1) as bed:
         bed.start_link()
         bed.register(0)
-        process = bed.start_node(0)
+        node = bed.start_node(0)
         awaited(lambda: "Starting Flower SuperExec" in bed.log("node-0"), 60, "the node")
-        with busy(bed):
-            awaited(lambda: process.poll() is not None, 90, "the node's end")
-        assert process.returncode == 1
-        assert "stopped to look for messages" in bed.log("node-0")
+        with locked(bed):
+            awaited(lambda: node.poll() is not None, 90, "the node's end")
+            awaited(lambda: bed.link.poll() is not None, 90, "the SuperLink's end")
+        assert node.returncode == 1
+        assert "The SuperNode cannot go on" in bed.log("node-0")
+        assert "The SuperExec, which starts runs, has ended" in bed.log("link")
 
 
 @pytest.mark.slow

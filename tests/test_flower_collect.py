@@ -150,14 +150,21 @@ def test_a_node_that_became_another_client_is_refused_and_asked_who_it_is(tmp_pa
     assert ours.step().federation == {"asked": 3, "answered": 3}
 
 
-def test_a_hello_that_flower_lost_is_said_again(tmp_path, monkeypatch):
+def test_a_hello_that_flower_lost_is_said_once_again(tmp_path, monkeypatch):
     monkeypatch.setattr(members, "AGAIN_S", 0.5)
-    ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation.wait_s=30"])
+    ours, grid = federated(
+        tmp_path, ["training.clients_per_round=3", "federation={wait_s: 30, quorum: 1, wait_for: 2}"]
+    )
+    grid.silent.add(102)
     pull = grid.pull_messages
-    grid.pull_messages = lambda names: [] if names == ["message-1"] else pull(names)
-    assert ours.remote.sample(0) == [0, 1, 2]
-    assert len(grid.waiting) == 4
-    assert len(events(tmp_path, "joined")) == 3
+    grid.pull_messages = lambda names: [] if names == ["message-1"] else pull(names)  # the first one to node 101
+    assert ours.remote.sample(0) == [0, 1]
+    time.sleep(1)
+    for _ in range(3):
+        ours.remote.members.online()
+    hellos = [message.metadata.dst_node_id for message in grid.waiting.values()]
+    assert [hellos.count(node) for node in (101, 102)] == [2, 2]
+    assert sorted(event["client"] for event in events(tmp_path, "joined")) == [0, 1]
     assert events(tmp_path, "stranger") == []
 
 

@@ -10,6 +10,7 @@ import typer
 from fedadamw.cli import flower, models, run, studies, views  # noqa: F401  (they add their commands)
 from fedadamw.cli.app import app, say
 from fedadamw.signals import terminate
+from fedadamw.validation import InputError
 
 
 def main() -> None:
@@ -19,10 +20,6 @@ def main() -> None:
 
 def guarded(command: Callable[[], None]) -> None:
     """Run a command, and end with one line and an exit code where it fails."""
-    from fedadamw.engine.ranks import RankLostError
-    from fedadamw.engine.simulate import DivergedError
-    from fedadamw.validation import InputError
-
     signal.signal(signal.SIGTERM, terminate)
     warnings.simplefilter("ignore", FutureWarning)  # between libraries, nothing a user can act on
     warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
@@ -33,6 +30,16 @@ def guarded(command: Callable[[], None]) -> None:
     except InputError as error:
         say(f"error: {error}")
         sys.exit(2)
-    except (DivergedError, RankLostError, OSError) as error:
+    except (RuntimeError, OSError) as error:
+        if not _told(error):
+            raise
         say(f"error: {error}")
         sys.exit(1)
+
+
+def _told(error: Exception) -> bool:
+    """Whether an error says all that a user needs to know; torch is imported for the answer alone."""
+    from fedadamw.engine.ranks import RankLostError
+    from fedadamw.engine.simulate import DivergedError
+
+    return isinstance(error, DivergedError | RankLostError | OSError)

@@ -68,14 +68,14 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 @flower.command("superlink", context_settings=PASSED_ON)
 def superlink(context: typer.Context) -> None:
-    """Start a SuperLink: flower-superlink and its options, but it outlasts a busy disk.
+    """Start a SuperLink: Flower's, with some faults mended.
 
     \b
     fedadamw flower superlink --ssl-ca-certfile certs/ca.crt --ssl-certfile certs/server.pem \\
       --ssl-keyfile certs/server.key --enable-supernode-auth --disable-runtime-dependency-installation \\
       --host 127.0.0.1 --port 8000 --database superlink.db
 
-    `flower-superlink --help` tells all options.
+    It takes all options that `flower-superlink --help` tells; docs/federation.md says what is mended.
     """
     _installed()
     from fedadamw.flower import services
@@ -85,13 +85,13 @@ def superlink(context: typer.Context) -> None:
 
 @flower.command("supernode", context_settings=PASSED_ON)
 def supernode(context: typer.Context) -> None:
-    """Start a SuperNode: flower-supernode and its options, but it ends where it cannot go on, to be started again.
+    """Start a SuperNode: Flower's, with some faults mended.
 
     \b
     fedadamw flower supernode --superlink fl.example.org:8443 --root-certificates ca.crt \\
       --auth-supernode-private-key node-0 --node-config 'partition-id=0 state-dir="/var/lib/fedadamw"'
 
-    `flower-supernode --help` tells all options.
+    It takes all options that `flower-supernode --help` tells; docs/federation.md says what is mended.
     """
     _installed()
     from fedadamw.flower import services

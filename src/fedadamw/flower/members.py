@@ -11,7 +11,7 @@ from fedadamw.flower.post import Post, numbers_of
 from fedadamw.flower.wire import RefusedError
 
 HELLO_S = 300.0  # that a node may take to say who it is: it loads data and model
-AGAIN_S = 60.0  # after which a node that was left out, or says nothing, is asked again: Flower may lose a message
+AGAIN_S = 60.0  # after which a node that was left out is asked again; or says nothing: Flower may have lost a message
 
 
 class Known(NamedTuple):
@@ -19,6 +19,13 @@ class Known(NamedTuple):
 
     node: int  # Flower's number of it
     samples: int | None  # that it holds, where nodes tell
+
+
+class Hello(NamedTuple):
+    """A node is asked who it is."""
+
+    names: tuple[str, ...]  # of the messages: one, or two
+    until: float  # when it is silent
 
 
 class Members:
@@ -41,7 +48,7 @@ class Members:
         self.post, self.events, self.sizes = post, events, sizes
         self.clients, self.layout, self.counts, self.most = clients, layout, counts, most
         self.known: dict[int, Known] = {}  # by client
-        self._asked: dict[str, tuple[int, float]] = {}  # messages, whom they asked, and until when
+        self._hellos: dict[int, Hello] = {}  # by node
         self._left_out: dict[int, float] = {}  # nodes, and until when they are not asked again
 
     def node(self, client: int) -> int | None:
@@ -56,18 +63,19 @@ class Members:
             del self.known[client]
             self._left_out.clear()  # who was another's double may be the one now
         self._left_out = {node: until for node, until in self._left_out.items() if node in here and now < until}
-        for name, (node, until) in list(self._asked.items()):
-            reply = self.post.answer(name, node)
-            if reply is not None or now > until or node not in here:
-                del self._asked[name]
-                self.post.forget(name)
-                if node not in self._nodes():
-                    self._met(node, reply)
-        asked = {node for node, until in self._asked.values() if until > now + HELLO_S - AGAIN_S}
-        for node in sorted(here - asked - self._nodes() - self._left_out.keys()):
-            sent = self.post.send(node, "hello", HELLO_S)
+        for node, hello in list(self._hellos.items()):
+            replies = [reply for name in hello.names if (reply := self.post.answer(name, node)) is not None]
+            if replies or now > hello.until or node not in here:
+                del self._hellos[node]
+                for name in hello.names:
+                    self.post.forget(name)
+                self._met(node, next(iter(replies), None))
+        for node in sorted(here - {known.node for known in self.known.values()} - self._left_out.keys()):
+            hello = self._hellos.get(node, Hello((), now + HELLO_S))
+            again = len(hello.names) == 1 and now > hello.until - HELLO_S + AGAIN_S
+            sent = self.post.send(node, "hello", HELLO_S) if again or not hello.names else None
             if sent is not None:
-                self._asked[sent] = (node, now + HELLO_S)
+                self._hellos[node] = Hello((*hello.names, sent), hello.until)
         self.events.monitor.online(len(self.known))
         return sorted(self.known)
 
@@ -79,10 +87,6 @@ class Members:
         """A client is another one now: its node is asked again who it is."""
         if self.known.pop(client, None) is not None:
             self.events.write("left", client=client)
-
-    def _nodes(self) -> set[int]:
-        """The nodes of the clients that are online."""
-        return {known.node for known in self.known.values()}
 
     def _counted(self, client: int, samples: object) -> bool:
         """Whether a client may have so many samples."""

@@ -1,45 +1,98 @@
-"""Flower's SuperLink and SuperNode as services, mended in three places where flwr 1.41's own do not outlast a fault.
+"""Flower's SuperLink and SuperNode as services, mended where flwr 1.41's own do not outlast a fault, or stay after it.
 
-A SuperLink whose database is locked for 5 s answers 500. A SuperNode that gets that for an answer which it sends drops
-the answer; one that gets it when it looks for messages never looks again, and its process stays: nobody starts it anew.
+A SuperLink whose database is locked for 5 s answers 500; one whose SuperExec has ended, which starts the runs, stays.
 
-A SuperNode sends answers only after it took a message. Where a run ends while it takes one, that message's answer is
-one too many, and from then on every answer waits for the message after its own.
+A 500 ends a SuperNode's looks for messages, or its heartbeats, for good, and its process stays: nobody starts it anew.
+And it sends answers only after it took a message: where a run ends while it takes one, that message's answer is one too
+many, and from then on every answer waits for the message after its own.
 """
 
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
+from logging import ERROR
 from typing import Any, NoReturn
 
-from flwr.supercore import sql_mixin
+import httpx
+from flwr.supercore import heartbeat, log, sql_mixin
 from flwr.supercore.constant import SQLITE_PRAGMAS
-from flwr.supercore.exit import ExitCode, flwr_exit
-from flwr.superlink.cli import flower_superlink
+from flwr.supercore.exit.exit_handler import trigger_exit_handlers
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, flower_superlink
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli import flower_supernode
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
-BUSY_S = 25  # that a request waits for the database; its sender waits 30 s
-TAKE = "_pull_and_store_message"  # of start_client_internal
+BUSY_S = 25  # that a statement waits for the database; a request's sender waits 30 s
+END_S = 2.0  # after which a SuperLink that ends has forgotten its SuperExec
 
 
 def superlink(arguments: Sequence[str]) -> None:
-    """`flower-superlink` with these arguments, which waits longer for its database."""
+    """`flower-superlink` with these arguments, which waits longer for its database, and ends with its SuperExec."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     vars(sql_mixin)["SQLITE_PRAGMAS"] = (*SQLITE_PRAGMAS, ("busy_timeout", str(1000 * BUSY_S)))  # the last one counts
+    replaced(SuperLinkLifespan, "_start_superexec_if_needed", watching)
     sys.argv = ["flower-superlink", *arguments]
     flower_superlink()
 
 
 def supernode(arguments: Sequence[str]) -> NoReturn:
     """`flower-supernode` with these arguments, which sends every answer, and ends where it would only stay."""
-    vars(start_client_internal)[TAKE] = sending(vars(start_client_internal)[TAKE])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    replaced(start_client_internal, "_pull_and_store_message", sending)
+    replaced(heartbeat.HeartbeatSender, "_heartbeat", lasting)
     sys.argv = ["flower-supernode", *arguments]
-    flower_supernode()
-    flwr_exit(
-        ExitCode.SUPERNODE_CONNECTION_ERROR,
-        "The SuperNode stopped to look for messages, for the error above. A supervisor (systemd, Compose, Kubernetes) "
-        "starts it again.",
-    )
+    why = "the error above"
+    try:
+        flower_supernode()
+    except Exception as error:
+        why = str(error)
+    log(ERROR, "The SuperNode cannot go on (%s): systemd, Compose or Kubernetes start it again.", why)
+    trigger_exit_handlers(run_before_force_exit=False)
+    os._exit(1)  # threads of Flower's would keep the process
+
+
+def replaced(holder: Any, name: str, by: Callable[[Any], Any]) -> None:
+    """Put by(function) in the place of a function; AttributeError where there is none of that name."""
+    setattr(holder, name, by(getattr(holder, name)))
+
+
+def watching(start: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Flower's function that starts the SuperExec; with this, the SuperLink ends where that does."""
+
+    def watched(lifespan: Any) -> None:
+        start(lifespan)
+        process = lifespan.superexec_process
+        if process is None:
+            return
+
+        def watch() -> None:
+            process.wait()
+            time.sleep(END_S)
+            if lifespan.superexec_process is process:
+                log(
+                    ERROR,
+                    "The SuperExec, which starts runs, has ended, and so does the SuperLink, to be started again.",
+                )
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+    return watched
+
+
+def lasting(beat: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Flower's function that sends a heartbeat, tried again after a HeartbeatFailure; with this, after all errors."""
+
+    def lasted(sender: Any) -> None:
+        try:
+            beat(sender)
+        except (httpx.HTTPError, RuntimeError) as error:
+            raise heartbeat.HeartbeatFailure from error
+
+    return lasted
 
 
 def sending(take: Callable[..., int | None]) -> Callable[..., int | None]:
