@@ -42,6 +42,10 @@ def pytest_collection_modifyitems(config, items):
     items.extend(others)
 
 
+# the steps are small, so that there is something to kill in every phase of a round
+SHORT = ("-s", "training.rounds=12", "-s", "training.steps=2", "-s", "threads=1", "-s", "checkpoint_every=3")
+
+
 class SmallTransformer(nn.Module):
     """One attention block with heads, an MLP and a head: every class of the block table, in 163 numbers."""
 
@@ -163,6 +167,17 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
         return folder
 
     return made
+
+
+@pytest.fixture(scope="session")
+def finished(once) -> Path:
+    """A whole run of digits, never interrupted."""
+
+    def make(folder: Path) -> None:
+        done = command("run", "digits", *SHORT, "--out", str(folder / "run"))
+        assert done.returncode == 0, done.stderr
+
+    return once("run", make) / "run"
 
 
 @pytest.fixture
