@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedadamw.flower.client_app import packed
@@ -17,8 +16,11 @@ TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # as Flow
 Lie = Callable[[dict, dict], None]  # changes arrays and numbers of an answer
 
 
-class Here(Grid):
-    """Nodes 100, 101, ... are clients 0, 1, ...; a lie is told by its node in every answer to `train`."""
+class Here:
+    """What we call of a Grid.
+
+    Nodes 100, 101, ... are clients 0, 1, ...; a lie is told by its node in every answer to `train`.
+    """
 
     def __init__(self, clients: int, home, lies: dict[int, Lie] | None = None) -> None:
         self.configs = {100 + i: {"partition-id": i, "state-dir": str(home)} for i in range(clients)}
@@ -27,18 +29,6 @@ class Here(Grid):
         self.silent: set[int] = set()  # nodes that are there and do not answer
         self.waiting: dict[str, Message] = {}
         self.pulled: list[int] = []
-
-    def set_run(self, run) -> None: ...
-
-    @property
-    def run(self):
-        raise NotImplementedError
-
-    def create_message(self, *_, **__):
-        raise NotImplementedError
-
-    def send_and_receive(self, *_, **__):
-        raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.configs)

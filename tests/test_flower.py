@@ -54,9 +54,11 @@ def completed(bed, run, seconds=300):
 
 
 def said(bed, run):
-    """What there is to learn of a run that went wrong."""
-    logs = [f"{name}: {bed.log(name)[-2000:]}" for name in ("link", *(f"node-{node}" for node in bed.nodes))]
-    return "\n".join([bed.run_log(run)[-3000:], bed.flwr("supernode", "list", "bed"), *logs])
+    """What there is to learn of a run that went wrong, whether or not the SuperLink still answers."""
+    found = [f"{name}: {bed.log(name)[-2000:]}" for name in ("link", *(f"node-{node}" for node in bed.nodes))]
+    with contextlib.suppress(InputError):
+        found += [bed.flwr("supernode", "list", "bed"), bed.run_log(run)[-3000:]]
+    return "\n".join(found)
 
 
 def server_apps(bed):
