@@ -7,6 +7,7 @@ import pytest
 
 from fedadamw import metrics, tables
 from fedadamw.engine.simulate import Record
+from fedadamw.flower import demo
 from fedadamw.progress import Progress
 from fedadamw.report import comparison, page
 from fedadamw.run_folder import RunFolder
@@ -109,3 +110,4 @@ def test_the_order_lasts_and_a_perplexity_is_no_share(tmp_path):
     assert (metrics.main(found), [metrics.score(r) for r in found]) == ("accuracy", [None, 0.25, None, 0.5])
     shown = [[metrics.shown(*pair) for pair in r["test_metrics"].items()] for r in found if r["test_metrics"]]
     assert shown == [["25.00%", "1235"], ["50.00%", "-"]]
+    assert demo.in_words(found[-1]) == "round 4  loss 1.0000  accuracy 50.00%  perplexity -  1.0 s"

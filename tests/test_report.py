@@ -184,6 +184,15 @@ def test_the_one_setting_that_varies_has_a_figure_of_its_own():
     assert charts.the_setting(RESULTS) is None
 
 
+@pytest.mark.parametrize(("metric", "low"), [("f1", 0.0), ("matthews", 0.4 - 0.32**0.5)])
+def test_a_band_ends_where_the_metric_does(metric, low):
+    of_seed = ([0.0, 0.8], [0.8, 1.0])  # 0.4 with a deviation of 0.57, 0.9 with one of 0.14
+    runs = [dict(RESULTS["runs"][seed], round=[5, 10], score=of_seed[seed]) for seed in (0, 1)]
+    rows = charts.curve({**RESULTS, "metric": metric, "runs": runs}, "score", by="round").to_dict()["data"]["values"]
+    assert (rows[0]["low"], rows[1]["high"]) == (pytest.approx(low), 1.0)
+    assert rows[0]["sd"] == pytest.approx(0.32**0.5), "what is hovered is the whole deviation"
+
+
 def test_bytes_have_a_logarithmic_axis_where_one_variant_sends_many_times_what_another_does():
     def axis(factor):
         runs = [

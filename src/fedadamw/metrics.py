@@ -1,12 +1,15 @@
 """What is measured on the held-out set, by name: which metric is the main one, and how each is shown."""
 
 from collections.abc import Iterable, Mapping
+from math import inf
 from typing import Any
 
 Metrics = Mapping[str, float | None]  # of one evaluation, the main one first; None: its number was not finite
 Record = Mapping[str, Any]  # one round, as metrics.jsonl has it
 
 LABELS = {"f1": "F1", "matthews": "Matthews", "spearman": "Spearman", "pearson": "Pearson"}  # the others as they are
+
+CORRELATIONS = ("matthews", "spearman", "pearson")
 
 
 def main(records: Iterable[Record]) -> str:
@@ -23,6 +26,13 @@ def score(record: Record) -> float | None:
 def label(name: str) -> str:
     """A metric's name as it stands in a sentence."""
     return LABELS.get(name, name)
+
+
+def bounds(name: str | None) -> tuple[float, float]:
+    """The least and the greatest value that a metric can have; 0 and 1 where nothing is known of it."""
+    if name in CORRELATIONS:
+        return -1.0, 1.0
+    return 0.0, inf if name == "perplexity" else 1.0
 
 
 def shown(name: str, value: float | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from fedadamw.experiment import Experiment
 from fedadamw.flower import app
 from fedadamw.flower.bed import Bed
+from fedadamw.metrics import label, shown
 from fedadamw.validation import InputError, check
 
 Say = Callable[[str], None]
@@ -63,5 +64,5 @@ def in_words(record: dict[str, Any]) -> str:
     if "event" in record:
         facts = ", ".join(f"{k} {v}" for k, v in record.items() if k not in ("time", "event", "node") and v is not None)
         return f"  {record['event']}: {facts}"
-    score = "".join(f"  {name} {value:.2%}" for name, value in (record["test_metrics"] or {}).items())
+    score = "".join(f"  {label(name)} {shown(name, value)}" for name, value in (record["test_metrics"] or {}).items())
     return f"round {record['round']}  loss {record['train_loss']:.4f}{score}  {record['wall_s']:.1f} s"

@@ -2,11 +2,12 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 import altair as alt
 
-from fedadamw.metrics import label
+from fedadamw.metrics import bounds, label
 from fedadamw.report.figures import Width
 
 Result = Mapping[str, Any]  # one run
@@ -58,8 +59,7 @@ def by_value(results: Results, setting: str, *, width: Width = "container", heig
         {
             "value": s["label"][setting],
             "score": s["score"],
-            "low": s["score"] - (s["score_sd"] or 0.0),
-            "high": s["score"] + (s["score_sd"] or 0.0),
+            **_band(s["score"], s["score_sd"] or 0.0, bounds(results["metric"])),
         }
         for s in results["summary"]
     ]
@@ -128,7 +128,9 @@ STROKES = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 3}
 
 def curve(results: Results, what: str, *, by: str, width: Width = "container", height: int = 280) -> Any:
     """Mean over seeds of `what` by round or by megabytes sent, with a band of one standard deviation either side."""
-    rows = [row for variant, group in variants(results["runs"]).items() for row in _curve_rows(variant, group, what)]
+    within = bounds(results["metric"]) if what == "score" else (0.0, inf)
+    groups = variants(results["runs"]).items()
+    rows = [row for variant, group in groups for row in _curve_rows(variant, group, what, within)]
     title = f"test {metric(results)}" if what == "score" else AXES[what]
     return lines(rows, by, what, order(results), title=title, width=width, height=height)
 
@@ -226,11 +228,13 @@ def order(results: Results) -> list[str]:
     return list(variants(results["runs"]))
 
 
-def _curve_rows(variant: str, group: Sequence[Result], what: str) -> Iterable[dict[str, Any]]:
+def _curve_rows(
+    variant: str, group: Sequence[Result], what: str, within: tuple[float, float]
+) -> Iterable[dict[str, Any]]:
     first = group[0]
     for i, round_ in enumerate(first["round"]):
         values = [r[what][i] for r in group if r[what][i] is not None]
-        yield from _row(variant, round_, first["sent_bytes"][i], what, values)
+        yield from _row(variant, round_, first["sent_bytes"][i], what, values, within)
 
 
 def diagnostic_rows(results: Results, key: str) -> list[dict[str, Any]]:
@@ -245,6 +249,7 @@ def diagnostic_rows(results: Results, key: str) -> list[dict[str, Any]]:
             None,
             key,
             [r["diagnostics"][i][key] for r in group if r["diagnostics"][i].get(key) is not None],
+            (-1.0, 1.0) if key == "cosine" else (0.0, inf),
         )
     ]
 
@@ -261,11 +266,20 @@ def kind_rows(results: Results, key: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(variant: str, round_: int, sent: int | None, what: str, values: Sequence[float]) -> Iterable[dict[str, Any]]:
+def _row(
+    variant: str, round_: int, sent: int | None, what: str, values: Sequence[float], within: tuple[float, float]
+) -> Iterable[dict[str, Any]]:
     """A point of a curve with its band, where any seed has a value."""
     if values:
         mean = statistics.mean(values)
         sd = statistics.stdev(values) if len(values) > 1 else 0.0
-        low = max(mean - sd, min(values) / 2) if what in LOGARITHMIC else mean - sd
-        row = {"variant": variant, "round": round_, what: mean, "sd": sd, "low": low, "high": mean + sd}
+        if what in LOGARITHMIC:
+            within = (min(values) / 2, inf)
+        row = {"variant": variant, "round": round_, what: mean, "sd": sd, **_band(mean, sd, within)}
         yield row if sent is None else {**row, "sent": sent / 1e6}
+
+
+def _band(mean: float, sd: float, within: tuple[float, float]) -> dict[str, float]:
+    """One standard deviation either side, as far as there are such values."""
+    least, greatest = within
+    return {"low": max(mean - sd, least), "high": min(mean + sd, greatest)}
