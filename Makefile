@@ -11,7 +11,7 @@ demo: .venv/.run
 	$(BIN)/fedadamw run digits $(ARGS)
 
 test: .venv/.dev
-	$(BIN)/pytest -n $$(( 2 * $$(nproc) )) --dist worksteal  # two a core: many tests wait for processes of theirs
+	$(BIN)/pytest -n $$(( 2 * $$(nproc) )) --dist worksteal --durations 12  # two a core: many tests wait for processes of theirs
 
 flower-demo: .venv/.dev
 	$(BIN)/fedadamw flower demo
