@@ -32,7 +32,7 @@ def rounds(accelerator: Accelerator, model: nn.Module, clients: list[DataLoader]
                     wrapped.zero_grad()
             uploads.append(opt.finish_round())
         server.update(uploads, weights=[len(loader.dataset) for loader in loaders])
-        server.load_into(model)
+        server.load_into(accelerator.unwrap_model(model))
     return server
 
 

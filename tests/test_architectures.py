@@ -1,5 +1,6 @@
 """Every text and vision architecture of transformers: known parameters, and heads where the model itself has them."""
 
+import re
 from collections import defaultdict
 from itertools import groupby
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import KINDS, tiny, tiny_config
+from peft import LoraConfig, get_peft_model
 from torch.overrides import TorchFunctionMode
 
 from fedadamw.block_rules import Parameter, parameters_of
@@ -33,6 +35,7 @@ WITHOUT_HEADS = {  # no layer that is a query alone or with its key
     *("bit", "convnext", "convnextv2", "efficientnet", "focalnet", "hgnet_v2", "mobilenet_v1", "mobilenet_v2"),
     *("mobilevitv2", "poolformer", "pp_lcnet", "regnet", "resnet", "textnet"),
 }
+MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft refuses some of their layers
 HEADS = {  # that the configuration names otherwise, or not at all
     "convbert": {2},  # half of them are convolutions
     "dots3_note_text": {4, 64},
@@ -77,6 +80,55 @@ def test_every_parameter_is_known_and_cut_once(kind):
     assert_cuts_every_coordinate_once(blocks)
     assert_heads(kind, model)
     assert_tied_weights_are_cut_once(model, blocks)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")  # peft sees a transposed Conv1D itself
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # peft's own, for stacked experts
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - DO_NOT_BUILD))
+def test_adapters_are_cut_as_the_layers_that_they_add_to(kind):
+    """A B of every layer that peft adapts, with the heads, latents and gates of that layer."""
+    model = tiny(kind)
+    layers = {p.name.removesuffix(".weight"): p for p in parameters_of(model)}
+    refused = {"out_proj", "conv1d"} if kind in MAMBA else set()
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if name in layers and takes_an_adapter(module) and name.rsplit(".", 1)[-1] not in refused
+    ]
+    with torch.device("meta"):
+        model = get_peft_model(model, LoraConfig(r=3, target_modules="|".join(map(re.escape, targets))))
+    found = {p.name.removeprefix("base_model.model."): p for p in parameters_of(model)}
+    adapted = {name: b for name in targets if (b := found.get(f"{name}.lora_B.default.weight")) is not None}
+    assert 3 * len(adapted) > len(targets), "of a gated MLP peft takes one layer of three, beside stacked experts"
+    for name, b in adapted.items():
+        layer = layers[name]
+        if layer.kind == "head":  # which is trained itself
+            continue
+        assert (name, b.kind, b.groups, b.outer, b.parts) == (name, layer.kind, layer.groups, 1, layer.parts)
+
+
+def takes_an_adapter(module: torch.nn.Module) -> bool:
+    plain = (
+        isinstance(module, torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d) and getattr(module, "groups", 1) == 1
+    )
+    return plain or type(module).__name__ == "Conv1D"
+
+
+@pytest.mark.parametrize("granularity", ["paper", "coarse"])
+def test_an_adapter_of_stacked_experts_has_blocks_for_each(granularity):
+    """peft keeps B as (out, r x experts), read as (out, r, experts): column j is expert j % experts."""
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    with torch.device("meta"):
+        model = get_peft_model(tiny("mixtral"), LoraConfig(r=3, target_modules=[], target_parameters=parameters))
+    blocks = Blocks.of(model, granularity)
+    assert_cuts_every_coordinate_once(blocks)
+    owners = blocks.layout.views(blocks.expand(torch.arange(blocks.B, dtype=torch.float64)))
+    stacked = [row for row in blocks.table() if row.kind == "expert"]
+    assert len(stacked) == 2 * 2
+    for row in stacked:
+        of_expert = owners[row.parameter].view(row.shape[0], 3, 4)  # of four experts
+        assert torch.equal(of_expert[:, 0], of_expert[:, 2])
+        assert len(of_expert[:, 0].unique()) == row.shape[0] * 4 == row.blocks
 
 
 def assert_cuts_every_coordinate_once(blocks: Blocks) -> None:

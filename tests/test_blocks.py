@@ -5,6 +5,7 @@ import torch
 from conftest import SmallTransformer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from fedadamw.block_rules import GRANULARITIES
@@ -102,6 +103,28 @@ def test_lora_is_cut_as_the_layer_it_adapts(kind):
     fused = [row for row in rows.values() if row.kind == "qkv"]
     assert all(row.blocks == 3 + 3 + 24 for row in fused)
     assert bool(fused) == (kind == "gpt2")
+
+
+def test_an_adapter_of_torchs_attention_is_cut_by_its_heads():
+    model = nn.ModuleDict({"mix": nn.MultiheadAttention(24, 3), "fc": nn.Linear(24, 24)})
+    rows = rows_of(Blocks.of(get_peft_model(model, LoraConfig(r=2, target_modules=["mix"]))))
+    assert {(row.kind, row.blocks) for name, row in rows.items() if "lora_B" in name} == {
+        ("qkv", 30),
+        ("projection", 24),
+    }
+
+
+def test_an_adapter_of_one_rank_is_cut_as_any_other():
+    model = get_peft_model(tiny("bert"), LoraConfig(r=1, target_modules=["word_embeddings", "query"]))
+    rows = rows_of(Blocks.of(model))
+    (embedding,) = [row for name, row in rows.items() if "lora_embedding_B" in name]
+    assert (embedding.kind, embedding.blocks) == ("embedding", embedding.shape[0])
+    assert {row.blocks for name, row in rows.items() if "query.lora_B" in name} == {3}
+
+
+def test_a_transposed_convolution_of_groups_has_a_block_a_channel():
+    (row,) = Blocks.of(nn.ConvTranspose2d(8, 12, 3, groups=4, bias=False)).table()
+    assert row.blocks == 12
 
 
 def test_the_paper_table_on_real_shapes():

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from test_algorithms import ROUNDS, gradients_of_round, literal_problem, training_of
 
 import fedadamw
+from fedadamw import optim
 from fedadamw.checkpoint import CheckpointError, write
 from fedadamw.engine.randomness import Purpose, batches, numpy_generator, sample_clients
 from fedadamw.vector import Layout, trainable
@@ -41,8 +42,11 @@ def one_round(model=None, steps=2, **settings):
     return server, opt.finish_round()
 
 
+@pytest.mark.parametrize("one_by_one", [False, True], ids=["fused", "one by one"])
 @pytest.mark.parametrize("name", [*SHARES, "local-adamw"])
-def test_rounds_equal_the_literal_twin(name, task):
+def test_rounds_equal_the_literal_twin(name, one_by_one, task, monkeypatch):
+    if one_by_one:  # as parameters that are not contiguous, or of another type than their gradients
+        monkeypatch.setattr(optim, "_is_plain", lambda _: False)
     case = CASES[name]
     clients, training = unequal_clients(task), training_of(case)
     rounds = [(training.lr_at(r), gradients_of_round(task, clients, r, training)) for r in range(ROUNDS)]
@@ -250,6 +254,20 @@ def test_a_parameter_without_gradient_is_left_alone():
     opt.step()
     assert torch.equal(model.classifier.bias, before)
     assert float(opt.finish_round().state.k) == 1
+
+
+def test_a_step_without_any_gradient_does_not_count():
+    """Lightning takes one where a training step returns None; Delta_G is then of the others alone."""
+    model = perceptron()
+    server = fedadamw.Server(model)
+    opt = optimizer(model)
+    opt.start_round(server.broadcast())
+    train(model, opt, 2)
+    opt.zero_grad()
+    opt.step()
+    up = opt.finish_round()
+    assert float(up.state.k) == 2
+    torch.testing.assert_close(up.lr, torch.full_like(up.lr, 0.01))
 
 
 def test_grad_scaler_skips_a_step_that_overflowed():

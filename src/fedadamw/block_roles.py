@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,17 +13,46 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
+class Adapted(NamedTuple):
+    """The weight that a LoRA B (out, r) adds to, where it is; a B of stacked experts is (out, r, experts)."""
+
+    path: Sequence[str]
+    lineage: Sequence[nn.Module]
+    weight: Tensor
+    experts: int
+
+
+def adapted_by(path: Sequence[str], lineage: Sequence[nn.Module]) -> Adapted | None:
+    """What a LoRA B of peft's adds to; None where `path` leads to something else."""
+    if "lora_B" not in path:
+        return None
+    at = path.index("lora_B")
+    adapter: nn.Module = lineage[at]
+    base: Any = adapter
+    while hasattr(base, "base_layer"):  # an adapter of one parameter may stand around that of another
+        base = base.base_layer
+    own = "in_proj_weight" if isinstance(base, nn.MultiheadAttention) else "weight"
+    leaf = str(getattr(adapter, "parameter_name", own))
+    weight = getattr(base, leaf, None)
+    if not isinstance(weight, Tensor):
+        return None
+    experts = getattr(adapter, "num_experts", 1)
+    return Adapted([*path[:at], leaf], [*lineage[:at], base], weight, experts)
+
+
 def role_of(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -> tuple[Role, str]:
     """The role of a tensor, and the order of its axes (`block_names.Own`, `whole`, `tokens` or `channels`)."""
     owner = lineage[-1]
     flat = tensor.numel() == max(tensor.shape, default=1)
+    if tensor.dim() > 1 and ("lora_A" in path or "lora_embedding_A" in path):
+        return Role(("lora-a",)), "rows"
+    if tensor.dim() > 1 and "lora_embedding_B" in path:
+        return Role(("embedding",)), "rows"
     if tensor.dim() < 2 or (flat and not _is_matrix(owner)):  # (1, 1, width) too: a class token
         return Role(("vector",)), "whole"
-    if "lora_A" in path or "lora_embedding_A" in path:
-        return Role(("lora-a",)), "rows"
-    if isinstance(owner, CONVOLUTIONS + TRANSPOSED_CONVOLUTIONS) and "lora_B" not in path:
+    if isinstance(owner, CONVOLUTIONS + TRANSPOSED_CONVOLUTIONS):
         return _convolution(path, lineage, tensor)
-    if isinstance(owner, nn.Embedding) or "lora_embedding_B" in path:
+    if isinstance(owner, nn.Embedding):
         return Role(("embedding",)), "tokens"
     return _owned(path, lineage, tensor) or _layer(path, lineage)
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from fedadamw.block_heads import Part, nearest, parts_of, plain
-from fedadamw.block_roles import role_of
+from fedadamw.block_heads import Part, Parts, nearest, parts_of, plain
+from fedadamw.block_roles import adapted_by, role_of
 
 GRANULARITIES = ("paper", "coarse", "tensor", "coordinate")
 EXPERTS = ("moe_num_experts",)  # what a module says that keeps them in one matrix
@@ -87,9 +87,17 @@ def parameters_of(model: nn.Module) -> list[Parameter]:
 
 
 def _describe(name: str, tensor: Tensor, path: Sequence[str], lineage: Sequence[nn.Module]) -> Parameter:
-    role, axes = role_of(path, lineage, tensor)
-    groups, outer, rows, unit = _units(axes, lineage[-1], tensor)
+    layer = adapted_by(path, lineage)
+    if layer is None:
+        role, axes = role_of(path, lineage, tensor)
+        groups, outer, rows, unit = _units(axes, lineage[-1], tensor)
+    else:  # a row of B is an output of the layer, however that keeps its own weight
+        role, lineage = role_of(layer.path, layer.lineage, layer.weight)[0], layer.lineage
+        groups, outer, rows, unit = 1, 1, len(tensor), tensor[0].numel()
     found = parts_of(role, lineage, rows)
+    if layer is not None and layer.experts > 1:  # (out, r, experts): no view has one expert's outputs side by side
+        groups, outer, rows, unit = rows, unit // layer.experts, layer.experts, 1
+        found = Parts(1, (Part(role.parts[0], rows, 1, 1),))
     if found is None or (found.repeats > 1 and groups * outer > 1):  # repeated parts of (in, out): no view has them
         found = plain("unknown", rows)
     kind = found.parts[0].role if len(found.parts) == 1 else "qkv"
@@ -101,8 +109,9 @@ def _units(axes: str, owner: nn.Module, tensor: Tensor) -> tuple[int, int, int, 
     shape, n = tensor.shape, tensor.numel()
     if axes == "whole":
         return 1, 1, 1, n
-    if axes == "channels":  # (in, out, k, k)
-        return 1, shape[0], shape[1], shape[2:].numel()
+    if axes == "channels":  # (in, out of a group, k, k)
+        groups = getattr(owner, "groups", 1)
+        return groups, shape[0] // groups, shape[1], shape[2:].numel()
     if axes == "in-out":
         return 1, shape[0], shape[1:].numel(), 1
     if axes == "in-out stack":

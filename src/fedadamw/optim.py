@@ -71,6 +71,7 @@ class FedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        moves = any(p.grad is not None for group in self.param_groups for p in group["params"])
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             alike: dict[tuple[float, torch.device], list[Tensor]] = {}  # steps so far: what one fused call can move
@@ -81,7 +82,7 @@ class FedAdamW(torch.optim.Optimizer):
                     self._step_one(p, steps, group)
             for (steps, _), together in alike.items():
                 self._step_fused(together, steps, group)
-            group["lr_sum"] += float(group["lr"])
+            group["lr_sum"] += float(group["lr"]) if moves else 0.0
         return loss
 
     def _counted(self, parameters: Sequence[Tensor]) -> list[float]:
