@@ -9,6 +9,7 @@ import torch
 from conftest import SHARED, need
 from test_texts import experiment, told
 
+from fedadamw.data import dialogues
 from fedadamw.data.text_batches import LanguageTask
 from fedadamw.data.texts import Texts
 from fedadamw.models import text
@@ -69,6 +70,48 @@ def test_every_answer_is_learned_where_the_template_shows_the_last_one_otherwise
     rows = [{"messages": talk}] * 5
     train, _ = samples_of(language(place, tmp_path, rows, f"model={tmp_path / 'thinks'}"))
     assert learned(place, train)[0] == "good</s>bad</s>"
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+INST = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "asked", "answer", "expected"),
+    [
+        (CHATML, "pick a or b", "a", "a<|im_end|>"),  # and not the a of `assistant`
+        (CHATML, "was it", "good\n", "good\n<|im_end|>"),
+        (CHATML, "was it", "", ""),
+        (INST, "I or you", "I", " I</s>"),  # and not that of [/INST]; its token may have the blank before it
+        (INST, "was it", "good film", " good film</s>"),
+    ],
+)
+def test_an_answer_is_found_after_what_announces_it(tmp_path, template, asked, answer, expected):
+    words = tiny_models.tokenizer(template=template)
+    words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    talk = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    ids, marks = dialogues._conversation(words, talk)
+    learned = [i for i, mark in zip(ids, marks, strict=True) if mark]
+    assert words.decode(learned).strip() == expected.strip()
+    if answer:
+        assert marks[ids.index(learned[0], marks.index(1))] == 1
+        assert (
+            words.decode(ids[: marks.index(1)]).rstrip()
+            == words.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True).rstrip()
+        )
+
+
+def test_empty_texts_are_left_out_and_counted(place, tmp_path):
+    rows = [{"text": "good film" if i % 2 else ""} for i in range(10)]
+    with pytest.warns(UserWarning, match="5 of 10 texts are empty and are left out"):
+        train, _ = samples_of(language(place, tmp_path, rows))
+    assert len(train) == 4
 
 
 @pytest.mark.parametrize(

@@ -214,8 +214,62 @@ def test_what_is_not_there_is_one_line(tmp_path, arguments, line):
     assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
 
 
-def test_a_push_that_fails_loses_nothing(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ([("model.name", "other")], "model.name: a model is evaluated as it is; what can be set is data"),
+        ([("lora.r", 4)], "lora.r: a model is evaluated as it is"),
+        ([("data.task", "causal-lm")], "data.task='causal-lm': the model was trained for 'text'"),
+    ],
+)
+def test_settings_that_would_change_the_model_are_refused(trained, given, line):
+    with pytest.raises(InputError, match=line):
+        opened(trained.path, given)
+
+
+def test_as_many_samples_are_evaluated_as_are_asked_for(place, trained):
+    given = [("data.source", str(place / "more.csv")), ("data.max_test", 11)]
+    assert evaluate(opened(trained.path, given))[1] == 11
+
+
+def test_a_model_without_a_trained_head_is_not_evaluated(place):
+    given = [("data.task", "text"), ("data.source", str(place / "more.csv"))]
+    with pytest.raises(InputError, match=r"has no trained weights of .*classifier.*; it is no model of data.task=text"):
+        opened(place / "bert", given)
+
+
+def test_two_classes_without_names_are_evaluated(place, tmp_path):
+    """transformers writes no names into config.json where there are two, and they have none."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    AutoModelForSequenceClassification.from_pretrained(place / "bert").save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(place / "bert").save_pretrained(tmp_path)
+    assert "id2label" not in json.loads((tmp_path / "config.json").read_text())
+    given = [("data.task", "text"), ("data.source", str(place / "more.csv"))]
+    assert 0 <= evaluate(opened(tmp_path, given))[0].metrics["accuracy"] <= 1
+
+
+def test_the_card_tells_the_round_of_the_weights(place, tmp_path):
+    """A run that was killed has records of rounds after its last checkpoint."""
+    folder, _ = run(tmp_path / "run", settings_of(place))
+    with folder.metrics.open("a") as file:
+        file.write(json.dumps(folder.records()[-1] | {"round": 3, "test_metrics": {"accuracy": 0.123}}) + "\n")
+    export(of_run(folder.path), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "held out, after round 2" in card
+    assert "0.123" not in card
+    assert "| rounds | 2 of 2 |" in card
+
+
+def test_an_adapter_of_a_base_on_this_machine_alone_is_not_pushed(trained, tmp_path):
     done = command("export", str(trained.path), "--to", str(tmp_path / "out"), "--push", "nobody/nothing")
+    assert done.returncode == 2
+    assert "is on this machine alone; push the whole model with --merged" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_push_that_fails_loses_nothing(trained, tmp_path):
+    done = command("export", str(trained.path), "--to", str(tmp_path / "out"), "--merged", "--push", "nobody/nothing")
     assert done.returncode == 2
     assert "error: --push nobody/nothing: " in done.stderr
     assert done.stderr.count("\n") == 1

@@ -146,7 +146,7 @@ def test_classes_of_another_order_are_matched_by_name(place, tmp_path):
     ],
 )
 def test_metrics(task, labels, predicted, expected):
-    assert scores((task,), np.array(labels), np.array(predicted))[task] == pytest.approx(expected)
+    assert scores((task,), np.array(labels), np.array(predicted), 2)[task] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

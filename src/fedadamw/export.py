@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from fedadamw.experiment import LANGUAGE
+from fedadamw.experiment import LANGUAGE, Split
 from fedadamw.models.loading import PACKAGE, is_hub_id, place_of
 from fedadamw.models.vision import NAMES, RESNETS, Vision
 from fedadamw.problems import texts
@@ -17,11 +17,12 @@ from fedadamw.trained import FACTS, Trained
 from fedadamw.validation import InputError, check
 
 
-def export(trained: Trained, to: Path, *, merged: bool = False) -> str:
+def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = False) -> str:
     """Write the model to the new folder `to`, whole or not at all; what was written, in words.
 
     A model with adapters becomes an adapter, or with `merged` a whole model; one whose base nobody else has, since it
-    was fresh or the exact mean has changed it, is always whole.
+    was fresh or the exact mean has changed it, is always whole. shared: others shall load it, so an adapter's base
+    must be of the hub.
     """
     experiment = trained.experiment
     to = to.absolute()
@@ -33,6 +34,10 @@ def export(trained: Trained, to: Path, *, merged: bool = False) -> str:
     lora, name = experiment.lora, experiment.model.name
     nobody_has = experiment.model.fresh or name in NAMES  # the base, whose weights were drawn
     whole = lora is None or lora.aggregate == "exact" or nobody_has or merged
+    check(
+        whole or is_hub_id(name) or not shared,
+        f"--push: the adapter's base {name!r} is on this machine alone; push the whole model with --merged",
+    )
     aside = to.with_name(f"{to.name}.{uuid.uuid4().hex[:8]}")
     aside.mkdir(parents=True)
     try:
@@ -96,8 +101,8 @@ def _pixels(trained: Trained) -> dict[str, Any]:
 def card(trained: Trained, *, whole: bool) -> str:
     """The model card: what it is, how it was trained, on what, and how it did."""
     experiment, facts = trained.experiment, trained.facts
-    last = trained.records[-1] if trained.records else {}
-    results = {"loss": last.get("test_loss"), **(last.get("test_metrics") or {})}
+    last: dict[str, Any] = next((r for r in reversed(trained.records) if r.get("test_metrics")), {})
+    results = {"loss": last.get("test_loss"), **last.get("test_metrics", {})}
     head = {
         "library_name": "transformers" if whole else "peft",
         "tags": ["federated-learning", *sorted({"fedadamw", experiment.algorithm["name"]})],
@@ -122,7 +127,7 @@ Trained with [fedadamw]({HOME}) {facts["versions"].get("fedadamw")}, commit {fac
 {_code(trained, whole=whole)}
 ```
 
-| held out, after the last round | |
+| held out, after round {last.get("round", 0)} | |
 | --- | ---: |
 {measured}
 
@@ -162,7 +167,7 @@ def _settings(trained: Trained) -> list[tuple[str, Any]]:
         ("base", experiment.model.name),
         ("adapters", "none" if experiment.lora is None else _words(experiment.lora.model_dump(mode="json"))),
         ("data", f"{experiment.data.task}, {experiment.data.source}"),
-        ("clients", f"{clients}, {t.clients_per_round} a round, split {experiment.partition.kind}"),
+        ("clients", f"{clients}, {t.clients_per_round} a round, split {_split(experiment.partition)}"),
         ("local work", f"{_work(t)}, batches of {t.batch_size}, learning rate {t.lr:g} ({t.schedule})"),
         ("rounds", f"{last.get('round', 0)} of {t.rounds}"),
         ("seed", experiment.seed),
@@ -178,6 +183,12 @@ def _auto(task: str) -> str:
 
 def _outputs(trained: Trained) -> int:
     return 1 if trained.about.get("edges") is not None else len(trained.about["classes"])
+
+
+def _split(partition: Split) -> str:
+    """How the data is split, in words."""
+    concentrated = partition.kind in ("dirichlet", "mix")
+    return f"{partition.kind}, concentration {partition.concentration:g}" if concentrated else partition.kind
 
 
 def _words(settings: dict[str, Any]) -> str:

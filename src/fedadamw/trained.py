@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,10 @@ from fedadamw import checkpoint
 from fedadamw.data.images import Images
 from fedadamw.data.texts import Texts
 from fedadamw.engine.client import autocast
+from fedadamw.engine.randomness import Purpose, numpy_generator
 from fedadamw.engine.task import Evaluation, Task
-from fedadamw.experiment import Experiment, assemble, load, parse
+from fedadamw.experiment import LANGUAGE, Experiment, assemble, load, parse
+from fedadamw.models.loading import loaded
 from fedadamw.models.lora import Folding
 from fedadamw.models.text import Text
 from fedadamw.models.vision import Vision
@@ -23,7 +25,12 @@ from fedadamw.run_folder import RunFolder
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, statistics, trainable
 
+EVALUATED = ("device", "threads", "training.precision")  # settings of an evaluation, besides its data
+OF_ANYBODY = ("model.tokenizer", "model.pad_token")  # and of a model that comes without settings
 FACTS = "fedadamw.json"  # in an exported folder: the run's settings and what is known of its data
+
+
+Held = TypeVar("Held", Texts, Images)
 
 
 class Trained(NamedTuple):
@@ -45,6 +52,12 @@ class Trained(NamedTuple):
 def opened(path: Path, given: list[tuple[str, Any]]) -> Trained:
     """The model of a run's folder, of an exported one, or of any that transformers loads; `given`: changed settings."""
     check(path.is_dir(), f"{path}: no such folder")
+    anybodys = not RunFolder(path).started and not (path / FACTS).is_file()
+    for setting, _ in given:
+        known = setting.startswith("data.") or setting in EVALUATED or (anybodys and setting in OF_ANYBODY)
+        check(known, f"{setting}: a model is evaluated as it is; what can be set is data.* and {', '.join(EVALUATED)}")
+    if _of_data(given):  # all of it, unless they say how much: the run's own bound was for its evaluations
+        given = [("data.max_test", None), *given]
     if RunFolder(path).started:
         return of_run(path, given)
     if (path / FACTS).is_file():
@@ -63,12 +76,14 @@ def of_run(path: Path, given: list[tuple[str, Any]] | None = None) -> Trained:
         "classes" in facts.get("data", {}), f"{path}: the run was made by an earlier version; it cannot be built again"
     )
     check(folder.state.exists(), f"{path}: the run has no checkpoint yet")
-    tensors, _ = checkpoint.read(folder.state, "checkpoint")
+    tensors, kept = checkpoint.read(folder.state, "checkpoint")
     own = load(str(folder.config))
     built = _built(own, facts["data"])
     _put(built.model, tensors, facts)
     experiment = assemble(str(folder.config), given) if given else own
-    return Trained(experiment, built, facts["data"], facts, folder.records(), _of_data(given or []))
+    _check_same_kind(own, experiment)
+    records = folder.records()[: kept["round"]]  # a run that was killed may have recorded more
+    return Trained(experiment, built, facts["data"], facts, records, _of_data(given or []))
 
 
 def _built(experiment: Experiment, about: Mapping[str, Any]) -> Text | Vision:
@@ -110,19 +125,33 @@ def _of_exported(path: Path, given: list[tuple[str, Any]]) -> Trained:
         own = {**settings["model"], "name": str(path.resolve()), "tokenizer": None, "fresh": False}
         experiment = parse({**settings, "lora": None, "model": own})
         built = _built(experiment, about)
-    return Trained(_changed(experiment, given), built, about, facts, facts.get("records", []), _of_data(given))
+    changed = _changed(experiment, given)
+    _check_same_kind(experiment, changed)
+    return Trained(changed, built, about, facts, facts.get("records", []), _of_data(given))
 
 
 def _of_anybody(path: Path, given: list[tuple[str, Any]]) -> Trained:
-    try:
-        config = json.loads((path / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path / 'config.json'}: cannot be read ({error})") from None
-    classes = list(config.get("id2label", {}).values())
+    from transformers import AutoConfig
+
+    labels = loaded("model", str(path.resolve()), AutoConfig.from_pretrained).id2label
+    classes = [str(labels[i]) for i in sorted(labels)]
     experiment = _changed(parse({"model": {"name": str(path.resolve())}}), given)
-    about = {"classes": classes, "edges": [] if len(classes) == 1 else None}
     check(experiment.data.texts, f"{path}: say what it is to be evaluated on, for example -s data.task=sst2")
-    return Trained(experiment, _built(experiment, about), about, {}, [], other_data=True)
+    about = {"classes": classes, "edges": [] if len(classes) == 1 else None}
+    built = _built(experiment, about)
+    fresh = built.fresh if isinstance(built, Text) else ()
+    check(
+        not fresh,
+        f"{path}: has no trained weights of {', '.join(fresh)}; it is no model of data.task={experiment.data.task}",
+    )
+    return Trained(experiment, built, about, {}, [], other_data=True)
+
+
+def _check_same_kind(trained: Experiment, changed: Experiment) -> None:
+    """Raise InputError where a model is to do something of another kind than it was trained for."""
+    task, wanted = trained.data.task, changed.data.task
+    same = (task == LANGUAGE) == (wanted == LANGUAGE) and trained.data.texts == changed.data.texts
+    check(same, f"data.task={wanted!r}: the model was trained for {task!r}")
 
 
 def _of_data(given: list[tuple[str, Any]]) -> bool:
@@ -148,13 +177,21 @@ def evaluate(trained: Trained) -> tuple[Evaluation, int]:
         return task.score(task.outputs(model, 0, task.held_out)), len(held_out)
 
 
+def _picked(experiment: Experiment, found: Held) -> Held:
+    """As many of the held-out samples as data.max_test says."""
+    most = experiment.data.max_test
+    if not most or most >= len(found):
+        return found
+    return found.take(numpy_generator(experiment.seed, Purpose.SPLIT).permutation(len(found))[:most])
+
+
 def _held_out(trained: Trained, device: torch.device) -> tuple[Texts | Images, Task]:
     experiment, built, about = trained.experiment, trained.built, trained.about
     own = None if trained.other_data else samples_of(experiment)[1]
     if isinstance(built, Text):
-        found = texts.held_out(experiment, about) if own is None else own
+        found = _picked(experiment, texts.held_out(experiment, about)) if own is None else own
         assert isinstance(found, Texts)
         return found, texts.task_of(experiment, built.form, found, found, device)
-    seen = images.held_out(experiment, about) if own is None else own
+    seen = _picked(experiment, images.held_out(experiment, about)) if own is None else own
     assert isinstance(seen, Images)
     return seen, images.task_of(experiment, built, seen, seen, device, about)

@@ -29,7 +29,7 @@ def export_command(
     from fedadamw.export import push as upload
     from fedadamw.trained import of_run
 
-    what = export(of_run(run), to, merged=merged)
+    what = export(of_run(run), to, merged=merged, shared=push is not None)
     typer.echo(f"{to}: {what}, README.md (model card), fedadamw.json (settings)")
     if push is not None:
         typer.echo(upload(to, push))

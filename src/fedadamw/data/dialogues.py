@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 from fedadamw.data.sources import Array, check_columns, classes_of, groups_of, labels_of
-from fedadamw.data.texts import Encoder, Rows, Texts, text_column, tokenised, words
+from fedadamw.data.texts import Encoder, Rows, Texts, check_words, text_column, tokenised
 from fedadamw.validation import InputError, check
 
 Ids = list[int]
@@ -35,15 +35,20 @@ class Dialogues:
     max_length: int
     classes: tuple[str, ...] = ("text",)
 
+    @property
+    def place(self) -> str:
+        """Where the data is, as errors say it."""
+        return f"data.source={self.source!r}"
+
     def of(self, train: "Dataset") -> "Dialogues":
         """The same with the classes of the training split."""
-        check_columns(self.source, train, (self.label, self.group))
+        check_columns(self.place, train, (self.label, self.group))
         return self if self.label is None else replace(self, classes=classes_of(train, self.label))
 
-    def texts(self, split: "Dataset") -> Texts:
-        """The text of a split, tokenised, and what is to be learned of it."""
+    def texts(self, split: "Dataset", place: str | None = None) -> Texts:
+        """The text of a split, tokenised, and what is to be learned of it; place: where it is from, for errors."""
         encode = _encoder_for(
-            self.source, split, self.text, self.prompt, self.response, self.tokenizer, self.max_length
+            place or self.place, split, self.text, self.prompt, self.response, self.tokenizer, self.max_length
         )
         tokens, marks, starts, cut, rows = tokenised(split, self.tokenizer, encode)
         labels = np.zeros(len(rows), dtype=np.int64)
@@ -51,6 +56,9 @@ class Dialogues:
             labels = labels_of(split, self.label, self.classes)[rows]
         groups = groups_of(split, self.group)
         found = None if groups is None else groups[rows]
+        empty = len(split) - len(np.unique(rows))
+        if empty:
+            warnings.warn(f"{empty:,} of {len(split):,} texts are empty and are left out", stacklevel=2)
         whole = Texts(tokens, marks, starts, labels, self.classes, None, None, found, rows)
         return self._learnable(whole, cut)
 
@@ -61,7 +69,7 @@ class Dialogues:
         learned = np.add.reduceat(np.append(marks, 0), texts.starts[:-1]) > 0  # every text has a token
         check(
             bool(learned.any()),
-            f"data.source={self.source!r}: nothing is left to learn within {self.max_length} tokens",
+            f"{self.place}: nothing is left to learn within {self.max_length} tokens",
         )
         texts = replace(texts, truncated=int(cut[learned].sum()))
         if learned.all():
@@ -74,7 +82,7 @@ class Dialogues:
 
 
 def _encoder_for(
-    source: str,
+    place: str,
     split: "Dataset",
     text: str | None,
     prompt: str | None,
@@ -84,7 +92,7 @@ def _encoder_for(
 ) -> Encoder:
     """How the rows of `split` become tokens, by the columns that it has."""
     has = split.features
-    check_columns(source, split, (text, prompt, response))
+    check_columns(place, split, (text, prompt, response))
     if (prompt is None) != (response is None):
         raise InputError("data.prompt_column and data.response_column go together: give both")
     if text is None and prompt is None and "messages" in has:
@@ -94,15 +102,18 @@ def _encoder_for(
         prompt, response = next(((p, r) for p, r in PAIRS if p in has and r in has), (None, None))
         more = "input" if prompt == "instruction" and "input" in has else ""
     if prompt is not None and response is not None:
+        check_words(split, (prompt, response))
         return _of_pairs(tokenizer, prompt, response, more, max_length)
-    return _of_text(tokenizer, text_column(source, split, text), max_length)
+    column = text_column(place, split, text)
+    check_words(split, (column,))
+    return _of_text(tokenizer, column, max_length)
 
 
 def _of_text(tokenizer: Any, column: str, max_length: int) -> Encoder:
     def encode(rows: Rows) -> dict[str, list[Any]]:
         tokens: list[Ids] = []
         of: list[int] = []
-        for i, ids in enumerate(tokenizer(words(rows, column), return_attention_mask=False)["input_ids"]):
+        for i, ids in enumerate(tokenizer(rows[column], return_attention_mask=False)["input_ids"]):
             whole = _ended(ids, tokenizer)
             parts = [whole[at : at + max_length] for at in range(0, len(whole) - 1, max_length)]  # none of one token
             tokens += parts
@@ -116,7 +127,7 @@ def _of_pairs(tokenizer: Any, prompt: str, response: str, more: str, max_length:
     """`more`: a column that is added to the prompt where it holds something, or ''."""
 
     def encode(rows: Rows) -> dict[str, list[Any]]:
-        asked, answers = words(rows, prompt), words(rows, response)
+        asked, answers = rows[prompt], rows[response]
         if more:
             asked = [f"{a}\n{b}" if b else a for a, b in zip(asked, rows[more], strict=True)]
         pairs = zip(asked, answers, strict=True)
@@ -153,31 +164,55 @@ def _of_messages(tokenizer: Any, max_length: int) -> Encoder:
 def _conversation(tokenizer: Any, talk: Any) -> tuple[Ids, Ids]:
     """Tokens and marks of a conversation in the tokenizer's chat template.
 
-    Marked is what the assistant says, and the token after it, which ends its turn.
+    Marked is what the assistant says, and the token after it, which ends its turn; nothing where it says nothing.
     """
+    _check_conversation(talk)
+    text = _templated(tokenizer, talk)
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    marks, at = [0] * len(found["input_ids"]), 0
+    for i, message in enumerate(talk):
+        said, answer = message["content"].lstrip(), message["role"] == "assistant"
+        if answer:
+            at = max(at, _length_before(tokenizer, talk[:i], text))
+        start = text.find(said.rstrip(), at)
+        if start < 0:
+            raise InputError(f"the chat template does not show what is said as it is: {said[:60]!r}")
+        at = start + len(said if text.startswith(said, start) else said.rstrip())  # some keep the blanks at its end
+        if answer and said:
+            here = _tokens_of(found["offset_mapping"], start, at)
+            marks[here] = [1] * len(marks[here])
+    return found["input_ids"], marks
+
+
+def _templated(tokenizer: Any, talk: Any, **settings: Any) -> str:
     from jinja2 import TemplateError
 
-    _check_conversation(talk)
     try:
-        text: str = tokenizer.apply_chat_template(talk, tokenize=False)
+        return str(tokenizer.apply_chat_template(talk, tokenize=False, **settings))
     except (TemplateError, ValueError) as error:
         raise InputError(f"the chat template refuses a conversation ({error}): it begins {talk[0]}") from None
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    marks, at, token = [0] * len(found["input_ids"]), 0, 0
-    for message in talk:
-        content = message["content"].strip()
-        start = text.find(content, at)
-        if start < 0:
-            raise InputError(f"the chat template does not show what is said as it is: {content[:60]!r}")
-        at = start + len(content)
-        while token < len(marks) and found["offset_mapping"][token][0] < start:
-            token += 1
-        first = token
-        while token < len(marks) and found["offset_mapping"][token][0] < at:
-            token += 1
-        if message["role"] == "assistant":
-            marks[first : token + 1] = [1] * (min(token + 1, len(marks)) - first)
-    return found["input_ids"], marks
+
+
+def _length_before(tokenizer: Any, earlier: Any, text: str) -> int:
+    """How much of `text` is there before an answer: what was said `earlier`, and what announces the answer.
+
+    0 where the template shows a conversation in another way while it goes on.
+    """
+    for announced in (True, False) if earlier else ():
+        try:
+            before = _templated(tokenizer, earlier, add_generation_prompt=announced)
+        except InputError:
+            continue
+        if text.startswith(before):
+            return len(before)
+    return 0
+
+
+def _tokens_of(offsets: list[tuple[int, int]], start: int, end: int) -> slice:
+    """The tokens that have a part of the characters from `start` to `end`, and the next one."""
+    first = next((token for token, (_, stop) in enumerate(offsets) if stop > start), len(offsets))
+    last = next((token for token in range(first, len(offsets)) if offsets[token][0] >= end), len(offsets))
+    return slice(first, last + 1)
 
 
 def _check_conversation(talk: Any) -> None:

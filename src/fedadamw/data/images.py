@@ -76,7 +76,7 @@ def load_images(
         check(group_column is None, f"partition.column={group_column!r}: digits have no columns")
         return _digits()
     splits = read(source, config, test_source)
-    test_name = held_out_split(source, splits, test_split) if want_test else None
+    test_name = held_out_split(f"data.source={source!r}", splits, test_split) if want_test else None
     columns = _columns(source, splits["train"], image_column, label_column, group_column)
     classes = classes_of(splits["train"], columns[1])
     train = _decode(splits["train"], *columns, classes)
@@ -123,7 +123,7 @@ def _columns(
     import datasets
 
     features = split.features
-    check_columns(source, split, (image, label, group))
+    check_columns(f"data.source={source!r}", split, (image, label, group))
     image = image or next((n for n, f in features.items() if isinstance(f, datasets.Image)), None)
     label = label or find_label_column(split)
     for role, name in (("image", image), ("label", label)):

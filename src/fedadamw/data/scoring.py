@@ -7,31 +7,31 @@ import numpy as np
 Array = np.ndarray
 
 
-def _accuracy(labels: Array, predicted: Array) -> float:
+def _accuracy(labels: Array, predicted: Array, classes: int) -> float:
     return float((labels == predicted).mean())
 
 
-def _f1(labels: Array, predicted: Array) -> float:
+def _f1(labels: Array, predicted: Array, classes: int) -> float:
     """Of class 1 where there are two classes, the mean over classes where there are more."""
     from sklearn.metrics import f1_score
 
-    average = "binary" if max(labels.max(), predicted.max()) <= 1 else "macro"
+    average = "binary" if classes == 2 else "macro"
     return float(f1_score(labels, predicted, average=average, zero_division=0.0))
 
 
-def _matthews(labels: Array, predicted: Array) -> float:
+def _matthews(labels: Array, predicted: Array, classes: int) -> float:
     from sklearn.metrics import matthews_corrcoef
 
     return float(matthews_corrcoef(labels, predicted))
 
 
-def _spearman(labels: Array, predicted: Array) -> float:
+def _spearman(labels: Array, predicted: Array, classes: int) -> float:
     from scipy.stats import spearmanr
 
     return _correlation(spearmanr, labels, predicted)
 
 
-def _pearson(labels: Array, predicted: Array) -> float:
+def _pearson(labels: Array, predicted: Array, classes: int) -> float:
     from scipy.stats import pearsonr
 
     return _correlation(pearsonr, labels, predicted)
@@ -43,7 +43,7 @@ def _correlation(of: Callable[[Array, Array], tuple[float, float]], labels: Arra
     return 0.0 if constant else float(of(labels, predicted)[0])
 
 
-METRICS: dict[str, Callable[[Array, Array], float]] = {
+METRICS: dict[str, Callable[[Array, Array, int], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews": _matthews,
@@ -53,6 +53,6 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
 CLASSIFICATION, REGRESSION = ("accuracy", "f1"), ("spearman", "pearson")
 
 
-def scores(names: tuple[str, ...], labels: Array, predicted: Array) -> dict[str, float]:
+def scores(names: tuple[str, ...], labels: Array, predicted: Array, classes: int) -> dict[str, float]:
     """The named metrics of `predicted` (n,) against `labels` (n,): classes, or numbers for the correlations."""
-    return {name: METRICS[name](labels, predicted) for name in names}
+    return {name: METRICS[name](labels, predicted, classes) for name in names}

@@ -1,7 +1,9 @@
 """Data sets by name: a hub id, a folder or a file, as `datasets` reads them; and what their columns hold."""
 
 import logging
+import re
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -64,10 +66,11 @@ def read_held_out(
 
     `wanted`; or `usual`, where there is one of that name; or the only one; or the first of TEST_SPLITS.
     """
-    setting, place = ("data.source", source) if test_source is None else ("data.test_source", test_source)
-    splits = _read(setting, place, config)
+    setting, name = ("data.source", source) if test_source is None else ("data.test_source", test_source)
+    splits = _read(setting, name, config)
     wanted = wanted or (usual if usual in splits else None)
-    return splits[next(iter(splits)) if len(splits) == 1 and not wanted else held_out_split(place, splits, wanted)]
+    alone = len(splits) == 1 and not wanted
+    return splits[next(iter(splits)) if alone else held_out_split(f"{setting}={name!r}", splits, wanted)]
 
 
 def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
@@ -76,21 +79,26 @@ def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
 
     path = Path(source).expanduser()
     kind = FILES.get(path.suffix)
+    blanks = {"keep_default_na": False, "na_values": [""]} if kind == "csv" else {}  # else the word None were nothing
     local = source.startswith((".", "/", "~")) or kind is not None
     if local and not path.exists():
         raise InputError(f"{setting}={source!r}: no such {'file' if kind else 'folder'}")
     check(not path.is_file() or kind is not None, f"{setting}={source!r}: a file must end in {', '.join(FILES)}")
+    check(not path.is_file() or path.stat().st_size > 0, f"{setting}={source!r}: the file is empty")
     datasets.disable_progress_bars()
     tqdm.set_lock(threading.RLock())  # its own would be a semaphore of the system, left behind where a rank is ended
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces each retry
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it cannot read is said below
     try:
         if kind is not None and path.is_file():
-            return datasets.load_dataset(kind, data_files={"train": str(path)})
+            return datasets.load_dataset(kind, data_files={"train": str(path)}, **blanks)
         if local and _is_images(path):
             return datasets.load_dataset(
                 "imagefolder", data_dir=str(path), drop_labels=False
             )  # also of one class alone
-        return datasets.load_dataset(str(path) if local else source, None if local else config)
+        if local and (files := _split_files(path)):
+            return datasets.load_dataset("parquet", data_files=files)
+        return datasets.load_dataset(str(path) if local else source, config)
     except Exception as error:  # hub, parser and network errors have no common class
         raise InputError(f"{setting}={source!r} could not be read: {_first_line(error)}") from error
 
@@ -104,27 +112,45 @@ def _is_images(folder: Path) -> bool:
     return first.parent != folder and first.parent.name.lower() not in SPLITS
 
 
-def _first_line(error: Exception) -> str:
+def _split_files(folder: Path) -> dict[str, list[str]]:
+    """The Parquet files of each split by their names (validation_matched-00000-of-00001.parquet).
+
+    None where a page in the folder tells them, or `datasets` knows them itself; it takes both of MNLI's for one.
+    """
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        name = re.fullmatch(r"(\w+?)(-\d{5}(-of-\d{5})?)?", path.stem)
+        if name is None:
+            return {}
+        found.setdefault(name[1], []).append(str(path))
+    odd = set(found) - set(SPLITS)
+    return found if odd and "train" in found and not (folder / "README.md").exists() else {}
+
+
+def _first_line(error: BaseException) -> str:
+    """What the error that began it says, in its first line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def held_out_split(source: str, splits: "DatasetDict", wanted: str | None) -> str:
-    """The name of the split to hold out: `wanted`, or the first of TEST_SPLITS that there is."""
+def held_out_split(place: str, splits: "DatasetDict", wanted: str | None) -> str:
+    """The name of the split of `place` to hold out: `wanted`, or the first of TEST_SPLITS that there is."""
     names = (wanted,) if wanted else TEST_SPLITS
     for name in names:
         if name in splits:
             return name
     raise InputError(
-        f"data.source={source!r} has no split named {' or '.join(names)}; it has {', '.join(splits)}: "
+        f"{place} has no split named {' or '.join(names)}; it has {', '.join(splits)}: "
         "name one with data.test_split, or hold out some training samples with data.validation"
     )
 
 
-def check_columns(source: str, split: "Dataset", names: Sequence[str | None]) -> None:
-    """Raise InputError where one of `names` is no column of `split`."""
+def check_columns(place: str, split: "Dataset", names: Sequence[str | None]) -> None:
+    """Raise InputError where one of `names` is no column of `split`, which is from `place`."""
     for name in names:
         if name and name not in split.features:
-            raise InputError(f"data.source={source!r} has no column {name!r}; it has {', '.join(split.features)}")
+            raise InputError(f"{place} has no column {name!r}; it has {', '.join(split.features)}")
 
 
 def find_label_column(split: "Dataset") -> str | None:
@@ -158,7 +184,9 @@ def labels_of(split: "Dataset", column: str, classes: tuple[str, ...]) -> Array:
     numbers = np.issubdtype(values.dtype, np.integer)
     names = getattr(split.features[column], "names", None)
     if numbers and names is not None and tuple(names) != classes:
-        values, numbers = _renamed(values, column, names, classes), True
+        values = _renamed(values, column, names, classes)
+    elif numbers and names is None:
+        numbers = _are_positions(values, column, classes)
     labels = values.astype(np.int64) if numbers else _positions(values.astype(str), classes)
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(wrong):
@@ -169,10 +197,27 @@ def labels_of(split: "Dataset", column: str, classes: tuple[str, ...]) -> Array:
     return labels
 
 
+def _are_positions(values: Array, column: str, classes: tuple[str, ...]) -> bool:
+    """Whether numbers without names count `classes`: they do where no class is called by a number."""
+    if classes == tuple(str(i) for i in range(len(classes))):
+        return True
+    if set(classes) & {str(value) for value in np.unique(values)}:
+        return False  # classes some of which are words, in a file that has the others alone
+    if not _unnamed(classes):
+        said = f"column {column!r} holds numbers, which are taken for the classes in their order: {_some(classes)}"
+        warnings.warn(said, stacklevel=2)
+    return True
+
+
+def _unnamed(classes: Sequence[str]) -> bool:
+    """Whether these are the classes of a model that was not told their names."""
+    return all(name.startswith("LABEL_") for name in classes)
+
+
 def _renamed(values: Array, column: str, names: Sequence[str], classes: tuple[str, ...]) -> Array:
     """Labels that number `names` as numbers of `classes`, which have other names or another order."""
-    if all(name.startswith("LABEL_") for name in classes) and len(names) <= len(classes):
-        return values  # a model whose classes have no names
+    if _unnamed(classes) and len(names) <= len(classes):
+        return values
     number = {name.lower(): i for i, name in enumerate(classes)}
     missing = [name for name in names if name.lower() not in number]
     if missing:
@@ -189,8 +234,21 @@ def _values(split: "Dataset", column: str) -> Array:
     values: list[Any] = split[column][:]
     if None in values:
         raise InputError(f"column {column!r} has nothing in row {values.index(None) + 1:,} of {len(values):,}")
+    odd = next((value for value in values[:1] if not isinstance(value, str | int | float)), None)
+    check(odd is None, f"column {column!r} holds {str(odd)[:60]} where a class is wanted: a word or a number")
     array = np.asarray(values)
-    return array.astype(np.int64) if array.dtype == bool else array
+    return array.astype(np.int64) if array.dtype == bool or _are_whole(array) else array
+
+
+def _are_whole(numbers: Array) -> bool:
+    """Whether numbers that are written with a point are whole, as where a row of theirs was missing once."""
+    return bool(np.issubdtype(numbers.dtype, np.floating) and (numbers == np.round(numbers)).all())
+
+
+def has_fractions(split: "Dataset", column: str) -> bool:
+    """Whether a column holds numbers that are not all whole."""
+    fractional = getattr(split.features[column], "dtype", "").startswith("float")
+    return fractional and not _are_whole(np.asarray(split[column][:], dtype=np.float64))
 
 
 def _positions(values: Array, classes: tuple[str, ...]) -> Array:

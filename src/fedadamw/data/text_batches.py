@@ -64,7 +64,7 @@ class TextTask:
         test_batch_size: int = 100,
     ) -> None:
         self.form, self.test_batch_size = form, test_batch_size
-        self.numbers = train.targets is not None
+        self.numbers, self.classes = train.targets is not None, len(train.classes)
         self.lengths = torch.from_numpy(train.lengths)
         self.metrics = metrics or (REGRESSION if self.numbers else CLASSIFICATION)
         self.resident = device.type == "cpu"  # else batches are padded on the CPU, ahead of the steps
@@ -117,7 +117,7 @@ class TextTask:
     def score(self, outputs: Tensor) -> Evaluation:
         """Mean loss and the metrics."""
         loss, labels, predicted = outputs.cpu().numpy().T
-        return Evaluation(float(loss.mean()), scores(self.metrics, labels, predicted))
+        return Evaluation(float(loss.mean()), scores(self.metrics, labels, predicted, self.classes))
 
 
 class LanguageTask:

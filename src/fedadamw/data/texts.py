@@ -11,11 +11,19 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.sources import Array, check_columns, classes_of, find_label_column, groups_of, labels_of
+from fedadamw.data.sources import (
+    Array,
+    check_columns,
+    classes_of,
+    find_label_column,
+    groups_of,
+    has_fractions,
+    labels_of,
+)
 from fedadamw.validation import InputError, check
 
 Rows = Mapping[str, list[Any]]  # columns of some rows
-VERSION = 1  # of what `tokenised` leaves in the cache
+VERSION = 2  # of what `tokenised` leaves in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +78,9 @@ class Texts:
         return digest.hexdigest()[:16]
 
 
-def text_column(source: str, split: "Dataset", named: str | None, others: Collection[str | None] = ()) -> str:
+def text_column(place: str, split: "Dataset", named: str | None, others: Collection[str | None] = ()) -> str:
     """The column of text: the one `named`, or `text`, or `sentence`, or the only one with words besides `others`."""
-    check_columns(source, split, (named,))
+    check_columns(place, split, (named,))
     if named:
         return named
     kinds = ("string", "large_string")
@@ -83,9 +91,7 @@ def text_column(source: str, split: "Dataset", named: str | None, others: Collec
     if len(words) == 1:
         return words[0]
     found = f"several columns with words ({', '.join(words)})" if words else "no column of text"
-    raise InputError(
-        f"data.source={source!r}: {found} among {', '.join(split.features)}; name the text with data.text_column"
-    )
+    raise InputError(f"{place}: {found} among {', '.join(split.features)}; name the text with data.text_column")
 
 
 @dataclass(frozen=True)
@@ -114,26 +120,26 @@ class Labelled:
         classes: tuple[str, ...] | None = None,
         edges: tuple[float, ...] | None = None,
     ) -> "Labelled":
-        """As the training split has them: whole numbers and words are classes, other numbers are to be predicted.
+        """As the training split has them: words and whole numbers are classes, fractions are to be predicted.
 
         classes, edges: known from an earlier training split, in place of this one's.
         """
-        label = label or find_label_column(train)
+        label, place = label or find_label_column(train), f"data.source={source!r}"
         if label is None:
             raise InputError(
-                f"data.source={source!r}: no label column found among {', '.join(train.features)}; "
-                "name it with data.label_column"
+                f"{place}: no label column found among {', '.join(train.features)}; name it with data.label_column"
             )
-        check_columns(source, train, (*columns, label, group))
-        if classes is None and getattr(train.features[label], "dtype", "").startswith("float"):
+        check_columns(place, train, (*columns, label, group))
+        if classes is None and has_fractions(train, label):
             edges, classes = _bins(train, label)
-        return Labelled(
-            source, columns, label, group, tokenizer, max_length, classes or classes_of(train, label), edges
-        )
+        classes = classes or classes_of(train, label)
+        check(len(classes) > 1, f"{place}: column {label!r} has one class alone, {classes[0]!r}")
+        return Labelled(source, columns, label, group, tokenizer, max_length, classes, edges)
 
-    def texts(self, split: "Dataset") -> Texts:
-        """The texts of a split, tokenised, with their labels."""
-        check_columns(self.source, split, (*self.columns, self.label))
+    def texts(self, split: "Dataset", place: str | None = None) -> Texts:
+        """The texts of a split, tokenised, with their labels; place: where it is from, for errors."""
+        check_columns(place or f"data.source={self.source!r}", split, (*self.columns, self.label))
+        check_words(split, self.columns)
         encode = _encoder(self.tokenizer, self.columns, self.max_length)
         tokens, marks, starts, cut, _ = tokenised(split, self.tokenizer, encode)
         if self.edges is None:
@@ -147,7 +153,10 @@ class Labelled:
 
 def _numbers(split: "Dataset", column: str) -> Array:
     """A column of numbers (n,) float32; InputError where one is none."""
-    values = np.asarray(split[column][:], dtype=np.float32)
+    try:
+        values = np.asarray(split[column][:], dtype=np.float32)
+    except ValueError as error:
+        raise InputError(f"column {column!r} does not hold numbers alone ({error})") from None
     wrong = np.flatnonzero(~np.isfinite(values))
     check(len(wrong) == 0, f"column {column!r} holds no number in row {int(wrong[:1].sum()) + 1:,} of {len(values):,}")
     return values
@@ -167,7 +176,7 @@ def _encoder(tokenizer: Any, columns: tuple[str, ...], max_length: int) -> Encod
     """From rows of text to their tokens, and whether each was cut."""
 
     def encode(rows: Rows) -> dict[str, list[Any]]:
-        texts = [words(rows, column) for column in columns]
+        texts = [rows[column] for column in columns]
         found = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
         tokens = found["input_ids"]
         types = found.get("token_type_ids") or [[0] * len(t) for t in tokens]
@@ -176,12 +185,14 @@ def _encoder(tokenizer: Any, columns: tuple[str, ...], max_length: int) -> Encod
     return encode
 
 
-def words(rows: Rows, column: str) -> list[str]:
-    """A column of text; InputError where a row holds none."""
-    for value in rows[column]:
-        if not isinstance(value, str):
-            raise InputError(f"column {column!r} holds {value!r} where a text is wanted")
-    return rows[column]
+def check_words(split: "Dataset", columns: Collection[str]) -> None:
+    """Raise InputError where one of `columns` holds something else than a text."""
+    for column in columns:
+        for row, value in enumerate(split[column]):
+            if not isinstance(value, str):
+                raise InputError(
+                    f"column {column!r} holds {value!r} where a text is wanted, in row {row + 1:,} of {len(split):,}"
+                )
 
 
 def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> tuple[Array, Array, Array, Array, Array]:

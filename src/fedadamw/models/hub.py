@@ -1,13 +1,12 @@
 """Any transformers model as a skeleton without weights: enough to see its blocks, whatever its size."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from fedadamw.models import vision
-from fedadamw.models.loading import quiet_libraries
+from fedadamw.models.loading import place_of, quiet_libraries
 from fedadamw.validation import InputError
 
 SHAPE = vision.ImageShape(size=32, channels=3, classes=10)
@@ -28,12 +27,9 @@ def _config(name: str) -> Any:
 
     if name in CONFIG_MAPPING:
         return AutoConfig.for_model(name)
-    local = name.startswith((".", "/", "~"))
-    path = Path(name).expanduser()
-    if local and not path.exists():
-        raise InputError(f"model {name!r}: no such folder")
+    place = place_of("model", name)
     try:
-        return AutoConfig.from_pretrained(str(path) if local else name)
+        return AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise InputError(
             f"model {name!r} is none of {', '.join(vision.NAMES)}, no type of transformers (bert, llama, ...), "

@@ -24,7 +24,10 @@ def place_of(setting: str, name: str) -> str:
     """A folder's path, or the hub id; `package:name/folder` is a folder inside an installed package."""
     if name.startswith(PACKAGE):
         package, _, inside = name.removeprefix(PACKAGE).partition("/")
-        found = find_spec(package)
+        try:
+            found = find_spec(package)
+        except (ImportError, ValueError):  # of a package inside one that there is not
+            found = None
         if found is None or not found.submodule_search_locations:
             raise InputError(f"{setting}={name!r}: no package {package!r} is installed (pip install {package})")
         path = Path(found.submodule_search_locations[0]) / inside
@@ -34,13 +37,15 @@ def place_of(setting: str, name: str) -> str:
         check(bool(name.strip("/")), f"{setting}={name!r}: give a folder (./path) or a hub id (owner/name)")
         return name
     check(path.is_dir(), f"{setting}={name!r}: no such folder")
-    return str(path)
+    return str(path.resolve())
 
 
 def loaded(setting: str, name: str, load: Callable[[str], Built]) -> Built:
     """`load(place)` of the model or tokenizer `name`; what fails becomes one InputError."""
     quiet_libraries()
     place = place_of(setting, name)
+    if setting == "model.name" and place != name and not (Path(place) / "config.json").is_file():
+        raise InputError(f"{setting}={name!r}: no model's folder (no config.json)")
     try:
         return load(place)
     except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from fedadamw.block_names import HEAD, TOP_LEVEL_HEAD
@@ -27,11 +27,18 @@ class Lora(BaseModel):
     target_modules: tuple[str, ...] | None = Field(
         default=None, description="names of the layers to adapt (query, value, ...); peft's choice where not set"
     )
+
     aggregate: Literal["factors", "frozen-a", "exact"] = Field(
         default="factors",
         description="factors: the means of A and of B; frozen-a: B alone is trained and sent; "
         "exact: the mean of B A, folded into the base",
     )
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _a_list(cls, value: Any) -> Any:
+        check(not isinstance(value, str), f"lora.target_modules={value}: give a list, [{value}]")
+        return value
 
 
 def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:

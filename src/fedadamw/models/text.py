@@ -1,5 +1,6 @@
 """Text classifiers and language models of transformers, with their tokenizers: any hub id or folder."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -122,6 +123,21 @@ def max_length_of(name: str, tokenizer: Any, wanted: int | None) -> int:
         return min(limits, default=512)
     check(positions is None or wanted <= positions, f"data.max_length={wanted}: {name!r} takes {positions} tokens")
     return wanted
+
+
+def in_own_order(name: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """`classes` in the order that the trained head of model `name` has them in, where it knows them by their names."""
+    from transformers import AutoConfig
+
+    config = loaded("model.name", name, AutoConfig.from_pretrained)
+    own = [str(config.id2label[i]) for i in sorted(config.id2label)]
+    order = {label.lower(): i for i, label in enumerate(own)}
+    if len(order) == len(classes) and order.keys() == {c.lower() for c in classes}:
+        return tuple(sorted(classes, key=lambda c: order[c.lower()]))
+    named = "id2label" in config.to_diff_dict() and not all(label.startswith("LABEL_") for label in own)
+    if named and len(own) == len(classes):
+        warnings.warn(f"{name!r} tells {', '.join(own)} apart; they are now called {', '.join(classes)}", stacklevel=2)
+    return classes
 
 
 def _check_padding(name: str, tokenizer: Any) -> None:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ def load(experiment: Experiment) -> tuple[Texts, Texts]:
         return train, train.take(train.labels[:0])
     usual = _usual_split(data)
     wanted = data.test_split or (usual if usual in splits and data.test_source is None else None)
-    test = reader.texts(splits[held_out_split(source, splits, wanted)])
+    place = None if data.test_source is None else f"data.test_source={data.test_source!r}"
+    test = reader.texts(splits[held_out_split(place or f"data.source={source!r}", splits, wanted)], place)
     _warn_of_cut(test, "held-out", reader.max_length)
     return train, test
 
@@ -94,9 +96,14 @@ def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> La
         columns: tuple[str, ...] = task.columns
     else:
         label = data.label_column or find_label_column(train)
-        first = text_column(source, train, data.text_column, (label, pair, experiment.partition.column))
+        first = text_column(
+            f"data.source={source!r}", train, data.text_column, (label, pair, experiment.partition.column)
+        )
         columns = (first, pair) if pair else (first,)
-    return Labelled.of(source, train, columns, **common, **known)
+    labelled = Labelled.of(source, train, columns, **common, **known)
+    if known or labelled.edges is not None or experiment.model.fresh:
+        return labelled
+    return replace(labelled, classes=text.in_own_order(experiment.model.name, labelled.classes))
 
 
 def _warn_of_cut(texts: Texts, which: str, max_length: int) -> None:
