@@ -122,6 +122,12 @@ def test_an_adapter_of_one_rank_is_cut_as_any_other():
     assert {row.blocks for name, row in rows.items() if "query.lora_B" in name} == {3}
 
 
+def test_the_bias_of_an_adapter_is_a_vector():
+    config = LoraConfig(r=2, target_modules=["0"], lora_bias=True)
+    rows = rows_of(Blocks.of(get_peft_model(nn.Sequential(nn.Linear(4, 24)), config)))
+    assert [(row.kind, row.blocks) for name, row in rows.items() if name.endswith("bias")] == [("vector", 1)]
+
+
 def test_a_transposed_convolution_of_groups_has_a_block_a_channel():
     (row,) = Blocks.of(nn.ConvTranspose2d(8, 12, 3, groups=4, bias=False)).table()
     assert row.blocks == 12

@@ -92,19 +92,33 @@ INST = (
         (INST, "was it", "good film", " good film</s>"),
     ],
 )
-def test_an_answer_is_found_after_what_announces_it(tmp_path, template, asked, answer, expected):
+def test_an_answer_is_found_after_what_announces_it(template, asked, answer, expected):
     words = tiny_models.tokenizer(template=template)
     words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     talk = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     ids, marks = dialogues._conversation(words, talk)
     learned = [i for i, mark in zip(ids, marks, strict=True) if mark]
     assert words.decode(learned).strip() == expected.strip()
-    if answer:
-        assert marks[ids.index(learned[0], marks.index(1))] == 1
-        assert (
-            words.decode(ids[: marks.index(1)]).rstrip()
-            == words.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True).rstrip()
-        )
+    before = words.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True)
+    assert not answer or words.decode(ids[: marks.index(1)]).rstrip() == before.rstrip()
+
+
+THINKS = CHATML.replace("assistant\\n{% endif", "assistant\\n<think>\\n{% endif")
+
+
+@pytest.mark.parametrize(
+    ("template", "talk"),
+    [
+        (CHATML, [("assistant", "a"), ("user", "b"), ("assistant", "a")]),
+        (THINKS, [("user", "pick a or b"), ("assistant", "a"), ("user", "a"), ("assistant", "a")]),
+    ],
+    ids=["the assistant begins", "an announcement that training does not show"],
+)
+def test_every_answer_is_found_in_its_own_message(template, talk):
+    words = tiny_models.tokenizer(template=template)
+    words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    ids, marks = dialogues._conversation(words, [{"role": role, "content": said} for role, said in talk])
+    assert words.decode([i for i, mark in zip(ids, marks, strict=True) if mark]) == "a<|im_end|>" * 2
 
 
 def test_empty_texts_are_left_out_and_counted(place, tmp_path):

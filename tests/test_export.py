@@ -249,6 +249,23 @@ def test_two_classes_without_names_are_evaluated(place, tmp_path):
     assert 0 <= evaluate(opened(tmp_path, given))[0].metrics["accuracy"] <= 1
 
 
+def test_somebody_elses_regression_is_evaluated(place, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    AutoModelForSequenceClassification.from_pretrained(place / "bert", num_labels=1).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(place / "bert").save_pretrained(tmp_path)
+    (tmp_path / "data.csv").write_text("text,label\ngood,1.5\nbad,0.25\nfilm,2.5\n")
+    given = [("data.task", "text"), ("data.source", str(tmp_path / "data.csv"))]
+    assert set(evaluate(opened(tmp_path, given))[0].metrics) == {"spearman", "pearson"}
+
+
+def test_a_run_whose_classes_were_numbered_otherwise_is_refused(place, tmp_path):
+    folder, _ = run(tmp_path / "run", settings_of(place))
+    found = opened(folder.path, [])
+    with pytest.raises(InputError, match="were numbered otherwise, by an earlier version"):
+        evaluate(found._replace(about={**found.about, "classes": found.about["classes"][::-1]}))
+
+
 def test_the_card_tells_the_round_of_the_weights(place, tmp_path):
     """A run that was killed has records of rounds after its last checkpoint."""
     folder, _ = run(tmp_path / "run", settings_of(place))

@@ -7,7 +7,7 @@ import tiny_models
 import torch
 from test_texts import experiment
 
-from fedadamw.data.sources import read
+from fedadamw.data.sources import read, read_held_out
 from fedadamw.models import text
 from fedadamw.prepare import prepare, samples_of
 from fedadamw.validation import InputError
@@ -47,14 +47,24 @@ def test_numbers_that_are_no_names_are_positions_and_that_is_said(place, tmp_pat
     assert test == [0, 1, 1]
 
 
+def test_whole_numbers_are_predicted_where_the_task_is_so_and_large_ones_anywhere(place, tmp_path):
+    rows = [{"sentence1": "good", "sentence2": "film", "label": float(i % 4)} for i in range(20)]
+    (tmp_path / "similar.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, _ = samples_of(experiment(place, f"data.source={tmp_path / 'similar.jsonl'}", task="stsb"))
+    assert sorted(set(train.targets)) == [0, 1, 2, 3]
+    prices = csv(tmp_path / "prices.csv", [f"{100_000 + i}.0" for i in range(20)])
+    assert samples_of(experiment(place, f"data.source={prices}"))[0].targets.max() > 100_000
+
+
 def test_whole_numbers_with_a_point_are_classes(place, tmp_path):
     train, test, classes = both(place, tmp_path, ["0.0", "1.0", "1.0"], [1, 0])
     assert (train, test, classes) == ([0, 1, 1], [1, 0], ("0", "1"))
 
 
-def test_the_words_none_and_null_are_words(place, tmp_path):
+@pytest.mark.parametrize("of", ["a file", "a folder"])
+def test_the_words_none_and_null_are_words(place, tmp_path, of):
     path = csv(tmp_path / "train.csv", ["None", "null"] * 5, texts=("n/a", "good"))
-    train, _ = samples_of(experiment(place, f"data.source={path}"))
+    train, _ = samples_of(experiment(place, f"data.source={path if of == 'a file' else tmp_path}"))
     assert train.classes == ("None", "null")
 
 
@@ -91,6 +101,20 @@ def test_both_held_out_splits_of_mnli_are_there(place, tmp_path):
         assert len(samples_of(experiment(place, *given, task="mnli"))[1]) == held_out
 
 
+def test_splits_that_datasets_tells_apart_are_left_to_it(tmp_path):
+    import datasets
+
+    for name, count in (("train", 4), ("train_extra", 5), ("test", 2)):
+        datasets.Dataset.from_list([{"text": "good"}] * count).to_parquet(str(tmp_path / f"{name}.parquet"))
+    assert {name: len(rows) for name, rows in read(str(tmp_path)).items()} == {"train": 9, "test": 2}
+
+
+def test_a_configuration_is_of_the_training_data_alone(tmp_path):
+    """GLUE of the hub names its own; a held-out file has none."""
+    csv(tmp_path / "test.csv", [0, 1])
+    assert len(read_held_out("nyu-mll/glue", "sst2", str(tmp_path), None)) == 2
+
+
 def test_f1_is_of_one_kind_whatever_a_file_holds(place, tmp_path):
     files = [csv(tmp_path / "train.csv", ["a", "b", "c"] * 4), csv(tmp_path / "test.csv", ["a", "b"] * 4)]
     given = [f"data.source={files[0]}", f"data.test_source={files[1]}", "data.validation=0"]
@@ -103,7 +127,11 @@ def test_f1_is_of_one_kind_whatever_a_file_holds(place, tmp_path):
     ("content", "line"),
     [
         ("", "own.csv': the file is empty"),
-        ("text,label\n", "own.csv'"),
+        ("text,label\n", "own.csv' could not be read: it has no rows"),
+        (
+            "text,label\n" + "".join(f"good,{i}.5\n" for i in range(30)) + "bad,NA\n",
+            "'label' holds numbers, but for NA",
+        ),
         ("text,label\ngood,1\nbad,0,2,3\n", "could not be read: .*Expected 2 fields in line 3, saw 4"),
         ("text,label\ngood,up\nbad,up\n", "column 'label' has one class alone, 'up'"),
         ("text,label\ngood,up\n,down\n", "column 'text' holds None where a text is wanted, in row 2 of 2"),

@@ -61,7 +61,7 @@ def cut(p: Parameter, granularity: str) -> tuple[Cut, ...]:
     n = p.tensor.numel()
     if granularity == "coordinate":
         return (row(n, 1),)
-    if granularity == "tensor" or p.kind == "vector":
+    if granularity == "tensor" or p.kind == "vector" or (granularity, p.kind) == ("coarse", "conv"):
         return (row(1, n),)
     if granularity == "coarse" and p.groups == 1 and [part.coarse for part in p.parts] == [p.parts[0].rows]:
         return (row(1, n),)
@@ -87,7 +87,7 @@ def parameters_of(model: nn.Module) -> list[Parameter]:
 
 
 def _describe(name: str, tensor: Tensor, path: Sequence[str], lineage: Sequence[nn.Module]) -> Parameter:
-    layer = adapted_by(path, lineage)
+    layer = adapted_by(path, lineage) if tensor.dim() > 1 else None  # B may have a bias
     if layer is None:
         role, axes = role_of(path, lineage, tensor)
         groups, outer, rows, unit = _units(axes, lineage[-1], tensor)

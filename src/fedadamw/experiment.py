@@ -41,7 +41,7 @@ class Data(_Section):
         default="digits",
         description="digits, a folder, a CSV, JSON lines or Parquet file, or a hub id; GLUE's own for its tasks",
     )
-    config: str | None = Field(default=None, description="the hub data set's configuration, where it has several")
+    config: str | None = Field(default=None, description="the data set's configuration, where it has several")
     image_column: str | None = Field(default=None, description="found by its type where not named")
     label_column: str | None = Field(default=None, description="found by its type where not named")
     text_column: str | None = Field(default=None, description="the text; found by its name where not named")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fedadamw.experiment import LANGUAGE, Split
-from fedadamw.models.loading import PACKAGE, is_hub_id, place_of
+from fedadamw.models.loading import PACKAGE, is_hub_id, is_local, place_of
 from fedadamw.models.vision import NAMES, RESNETS, Vision
 from fedadamw.problems import texts
 from fedadamw.trained import FACTS, Trained
@@ -35,7 +35,7 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
     nobody_has = experiment.model.fresh or name in NAMES  # the base, whose weights were drawn
     whole = lora is None or lora.aggregate == "exact" or nobody_has or merged
     check(
-        whole or is_hub_id(name) or not shared,
+        whole or not is_local(name) or not shared,
         f"--push: the adapter's base {name!r} is on this machine alone; push the whole model with --merged",
     )
     aside = to.with_name(f"{to.name}.{uuid.uuid4().hex[:8]}")

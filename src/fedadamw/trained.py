@@ -171,6 +171,8 @@ def evaluate(trained: Trained) -> tuple[Evaluation, int]:
     """Loss and metrics on the held-out samples that the experiment names, and how many these are."""
     experiment, built = trained.experiment, trained.built
     device = device_of(experiment)
+    if experiment.threads:
+        torch.set_num_threads(experiment.threads)
     held_out, task = _held_out(trained, device)
     model = built.model.to(device).eval()
     with torch.no_grad(), autocast(experiment.training, device):
@@ -191,6 +193,8 @@ def _held_out(trained: Trained, device: torch.device) -> tuple[Texts | Images, T
     if isinstance(built, Text):
         found = _picked(experiment, texts.held_out(experiment, about)) if own is None else own
         assert isinstance(found, Texts)
+        same = list(found.classes) == list(about["classes"]) and (found.edges is None) == (about["edges"] is None)
+        check(same, "the run's classes were numbered otherwise, by an earlier version: evaluate it with --data")
         return found, texts.task_of(experiment, built.form, found, found, device)
     seen = _picked(experiment, images.held_out(experiment, about)) if own is None else own
     assert isinstance(seen, Images)

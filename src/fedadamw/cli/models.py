@@ -53,8 +53,8 @@ def eval_command(
     from fedadamw.tables import print_evaluation
     from fedadamw.trained import evaluate, opened
 
-    given = [parsed(setting) for setting in settings or ()]
-    given += [("data.source", data), ("data.test_source", None), ("data.validation", 0.0)] if data is not None else []
-    given += [("data.test_split", split)] if split is not None else []
-    found = opened(where, given)
+    other: dict[str, object] = {"data.config": None, "data.test_source": None, "data.validation": 0.0}
+    given = [] if data is None else [*other.items(), ("data.source", data)]
+    given += [] if split is None else [("data.test_split", split)]
+    found = opened(where, [*given, *(parsed(setting) for setting in settings or ())])
     print_evaluation(*evaluate(found))

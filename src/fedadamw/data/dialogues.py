@@ -60,16 +60,16 @@ class Dialogues:
         if empty:
             warnings.warn(f"{empty:,} of {len(split):,} texts are empty and are left out", stacklevel=2)
         whole = Texts(tokens, marks, starts, labels, self.classes, None, None, found, rows)
-        return self._learnable(whole, cut)
+        return self._learnable(whole, cut, place or self.place)
 
-    def _learnable(self, texts: Texts, cut: Array) -> Texts:
+    def _learnable(self, texts: Texts, cut: Array, place: str) -> Texts:
         """Those texts of which something is learned: a token that is marked, and not the first."""
         marks = texts.marks.astype(bool)
         marks[texts.starts[:-1]] = False
         learned = np.add.reduceat(np.append(marks, 0), texts.starts[:-1]) > 0  # every text has a token
         check(
             bool(learned.any()),
-            f"{self.place}: nothing is left to learn within {self.max_length} tokens",
+            f"{place}: nothing is left to learn within {self.max_length} tokens",
         )
         texts = replace(texts, truncated=int(cut[learned].sum()))
         if learned.all():
@@ -173,7 +173,7 @@ def _conversation(tokenizer: Any, talk: Any) -> tuple[Ids, Ids]:
     for i, message in enumerate(talk):
         said, answer = message["content"].lstrip(), message["role"] == "assistant"
         if answer:
-            at = max(at, _length_before(tokenizer, talk[:i], text))
+            at = max(at, _length_before(tokenizer, talk, i, text))
         start = text.find(said.rstrip(), at)
         if start < 0:
             raise InputError(f"the chat template does not show what is said as it is: {said[:60]!r}")
@@ -184,28 +184,24 @@ def _conversation(tokenizer: Any, talk: Any) -> tuple[Ids, Ids]:
     return found["input_ids"], marks
 
 
-def _templated(tokenizer: Any, talk: Any, **settings: Any) -> str:
+def _templated(tokenizer: Any, talk: Any) -> str:
     from jinja2 import TemplateError
 
     try:
-        return str(tokenizer.apply_chat_template(talk, tokenize=False, **settings))
+        return str(tokenizer.apply_chat_template(talk, tokenize=False))
     except (TemplateError, ValueError) as error:
         raise InputError(f"the chat template refuses a conversation ({error}): it begins {talk[0]}") from None
 
 
-def _length_before(tokenizer: Any, earlier: Any, text: str) -> int:
-    """How much of `text` is there before an answer: what was said `earlier`, and what announces the answer.
-
-    0 where the template shows a conversation in another way while it goes on.
-    """
-    for announced in (True, False) if earlier else ():
-        try:
-            before = _templated(tokenizer, earlier, add_generation_prompt=announced)
-        except InputError:
-            continue
-        if text.startswith(before):
-            return len(before)
-    return 0
+def _length_before(tokenizer: Any, talk: Any, i: int, text: str) -> int:
+    """How much of a conversation's `text` comes before its message i: as much as with another one in its place."""
+    other = "0" if talk[i]["content"].lstrip()[:1] != "0" else "1"
+    try:
+        changed = _templated(tokenizer, [*talk[:i], {**talk[i], "content": other}, *talk[i + 1 :]])
+    except InputError:
+        return 0
+    pairs = zip(text, changed, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), 0)
 
 
 def _tokens_of(offsets: list[tuple[int, int]], start: int, end: int) -> slice:

@@ -4,6 +4,7 @@ import logging
 import re
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,8 +19,11 @@ from fedadamw.validation import InputError, check
 Array = np.ndarray
 TEST_SPLITS = ("test", "validation", "valid", "val")
 MOST_CLASSES = 100_000  # where labels are numbers
+MOST_WITH_POINT = 100  # and where these are written with a point
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval")  # folders of no class
+WORDS: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # for CSV: else the word None were nothing
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 FILES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -54,7 +58,7 @@ def read(source: str, config: str | None = None, test_source: str | None = None)
     if "train" not in found:
         raise InputError(f"data.source={source!r} has no split named 'train'; it has {', '.join(found)}")
     if test_source is not None:
-        held_out = _read("data.test_source", test_source, config)
+        held_out = _read("data.test_source", test_source, None if _is_local(test_source) else config)
         found["test"] = held_out["test"] if "test" in held_out else next(iter(held_out.values()))
     return found
 
@@ -67,7 +71,7 @@ def read_held_out(
     `wanted`; or `usual`, where there is one of that name; or the only one; or the first of TEST_SPLITS.
     """
     setting, name = ("data.source", source) if test_source is None else ("data.test_source", test_source)
-    splits = _read(setting, name, config)
+    splits = _read(setting, name, None if test_source and _is_local(name) else config)
     wanted = wanted or (usual if usual in splits else None)
     alone = len(splits) == 1 and not wanted
     return splits[next(iter(splits)) if alone else held_out_split(f"{setting}={name!r}", splits, wanted)]
@@ -78,9 +82,7 @@ def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
     from tqdm import tqdm
 
     path = Path(source).expanduser()
-    kind = FILES.get(path.suffix)
-    blanks = {"keep_default_na": False, "na_values": [""]} if kind == "csv" else {}  # else the word None were nothing
-    local = source.startswith((".", "/", "~")) or kind is not None
+    kind, local = FILES.get(path.suffix), _is_local(source)
     if local and not path.exists():
         raise InputError(f"{setting}={source!r}: no such {'file' if kind else 'folder'}")
     check(not path.is_file() or kind is not None, f"{setting}={source!r}: a file must end in {', '.join(FILES)}")
@@ -91,16 +93,27 @@ def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it cannot read is said below
     try:
         if kind is not None and path.is_file():
-            return datasets.load_dataset(kind, data_files={"train": str(path)}, **blanks)
+            return datasets.load_dataset(kind, data_files={"train": str(path)}, **(WORDS if kind == "csv" else {}))
         if local and _is_images(path):
             return datasets.load_dataset(
                 "imagefolder", data_dir=str(path), drop_labels=False
             )  # also of one class alone
         if local and (files := _split_files(path)):
             return datasets.load_dataset("parquet", data_files=files)
-        return datasets.load_dataset(str(path) if local else source, config)
+        words = WORDS if local and config is None and _is_csv(path) else {}
+        return datasets.load_dataset(str(path) if local else source, config, **words)
     except Exception as error:  # hub, parser and network errors have no common class
-        raise InputError(f"{setting}={source!r} could not be read: {_first_line(error)}") from error
+        raise InputError(f"{setting}={source!r} could not be read: {_why(error)}") from error
+
+
+def _is_local(source: str) -> bool:
+    """Whether a source is a folder or a file, and no hub id."""
+    return source.startswith((".", "/", "~")) or Path(source).suffix in FILES
+
+
+def _is_csv(folder: Path) -> bool:
+    """Whether a folder holds CSV files and nothing that says or is something else."""
+    return {path.suffix for path in folder.iterdir() if not path.name.startswith(".")} == {".csv"}
 
 
 def _is_images(folder: Path) -> bool:
@@ -113,25 +126,28 @@ def _is_images(folder: Path) -> bool:
 
 
 def _split_files(folder: Path) -> dict[str, list[str]]:
-    """The Parquet files of each split by their names (validation_matched-00000-of-00001.parquet).
+    """The Parquet files of each split by their names, where several are of one held-out sort, as MNLI's two.
 
-    None where a page in the folder tells them, or `datasets` knows them itself; it takes both of MNLI's for one.
+    {} elsewhere: `datasets`, which would make one split of those, knows the others itself.
     """
     found: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.parquet")):
-        name = re.fullmatch(r"(\w+?)(-\d{5}(-of-\d{5})?)?", path.stem)
-        if name is None:
-            return {}
-        found.setdefault(name[1], []).append(str(path))
-    odd = set(found) - set(SPLITS)
-    return found if odd and "train" in found and not (folder / "README.md").exists() else {}
+        found.setdefault(re.sub(r"-\d{5}(-of-\d{5})?$", "", path.stem), []).append(str(path))
+    sorts = Counter(name.partition("_")[0] for name in found)
+    several = {sort for sort, count in sorts.items() if count > 1}
+    return found if several and several <= set(SPLITS) - {"train", "training"} else {}
 
 
-def _first_line(error: BaseException) -> str:
-    """What the error that began it says, in its first line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _why(error: Exception) -> str:
+    """Why a source could not be read, in one line."""
+    from datasets.exceptions import DatasetGenerationError
+
+    cause: BaseException = error
+    while isinstance(cause, DatasetGenerationError) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    if "corresponds to no data" in str(cause):
+        return "it has no rows"
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def held_out_split(place: str, splits: "DatasetDict", wanted: str | None) -> str:
@@ -175,6 +191,9 @@ def classes_of(train: "Dataset", column: str) -> tuple[str, ...]:
     if np.issubdtype(values.dtype, np.integer):
         check(int(values.max()) < MOST_CLASSES, f"column {column!r} holds {values.max()}: no number of a class")
         return tuple(str(c) for c in range(int(values.max()) + 1))
+    odd = [value for value in values.tolist() if not NUMBER.fullmatch(str(value))]
+    mixed = len(values) > 10 * max(1, len(odd)) and bool(odd)
+    check(not mixed, f"column {column!r} holds numbers, but for {_some(odd)}")
     return tuple(str(v) for v in values)
 
 
@@ -237,18 +256,23 @@ def _values(split: "Dataset", column: str) -> Array:
     odd = next((value for value in values[:1] if not isinstance(value, str | int | float)), None)
     check(odd is None, f"column {column!r} holds {str(odd)[:60]} where a class is wanted: a word or a number")
     array = np.asarray(values)
-    return array.astype(np.int64) if array.dtype == bool or _are_whole(array) else array
+    if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
+        row = int(np.flatnonzero(np.isnan(array))[0])
+        raise InputError(f"column {column!r} has no number in row {row + 1:,} of {len(values):,}")
+    return array.astype(np.int64) if array.dtype == bool or _count_classes(array) else array
 
 
-def _are_whole(numbers: Array) -> bool:
-    """Whether numbers that are written with a point are whole, as where a row of theirs was missing once."""
-    return bool(np.issubdtype(numbers.dtype, np.floating) and (numbers == np.round(numbers)).all())
+def _count_classes(numbers: Array) -> bool:
+    """Whether numbers with a point (1.0) are classes, written so since a row of theirs was missing once."""
+    if not np.issubdtype(numbers.dtype, np.floating) or not len(numbers):
+        return False
+    return bool((numbers == np.round(numbers)).all() and numbers.min() >= 0 and numbers.max() < MOST_WITH_POINT)
 
 
 def has_fractions(split: "Dataset", column: str) -> bool:
-    """Whether a column holds numbers that are not all whole."""
+    """Whether a column holds numbers that are to be predicted: with a point, and not all of them small whole ones."""
     fractional = getattr(split.features[column], "dtype", "").startswith("float")
-    return fractional and not _are_whole(np.asarray(split[column][:], dtype=np.float64))
+    return fractional and not _count_classes(np.asarray(split[column][:], dtype=np.float64))
 
 
 def _positions(values: Array, classes: tuple[str, ...]) -> Array:

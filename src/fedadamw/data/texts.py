@@ -119,10 +119,12 @@ class Labelled:
         max_length: int,
         classes: tuple[str, ...] | None = None,
         edges: tuple[float, ...] | None = None,
+        numbers: bool = False,
     ) -> "Labelled":
         """As the training split has them: words and whole numbers are classes, fractions are to be predicted.
 
-        classes, edges: known from an earlier training split, in place of this one's.
+        classes, edges: known from an earlier training split, in place of this one's. numbers: whole ones are to be
+        predicted, too.
         """
         label, place = label or find_label_column(train), f"data.source={source!r}"
         if label is None:
@@ -130,10 +132,10 @@ class Labelled:
                 f"{place}: no label column found among {', '.join(train.features)}; name it with data.label_column"
             )
         check_columns(place, train, (*columns, label, group))
-        if classes is None and has_fractions(train, label):
+        if classes is None and (numbers or has_fractions(train, label)):
             edges, classes = _bins(train, label)
         classes = classes or classes_of(train, label)
-        check(len(classes) > 1, f"{place}: column {label!r} has one class alone, {classes[0]!r}")
+        check(edges is not None or len(classes) > 1, f"{place}: column {label!r} has one class alone, {classes[0]!r}")
         return Labelled(source, columns, label, group, tokenizer, max_length, classes, edges)
 
     def texts(self, split: "Dataset", place: str | None = None) -> Texts:
@@ -188,7 +190,7 @@ def _encoder(tokenizer: Any, columns: tuple[str, ...], max_length: int) -> Encod
 def check_words(split: "Dataset", columns: Collection[str]) -> None:
     """Raise InputError where one of `columns` holds something else than a text."""
     for column in columns:
-        for row, value in enumerate(split[column]):
+        for row, value in enumerate(split[column][:]):
             if not isinstance(value, str):
                 raise InputError(
                     f"column {column!r} holds {value!r} where a text is wanted, in row {row + 1:,} of {len(split):,}"

@@ -201,7 +201,7 @@ def _own(
         return train, clients[number]
     place, split = config.get("data"), config.get("split", "train")
     check(isinstance(place, str), "this node has no data: give --node-config 'data=\"FOLDER\"'")
-    own = {**experiment.data.model_dump(), "source": place, "test_source": None, "test_split": split}
+    own = {**experiment.data.model_dump(), "source": place, "config": None, "test_source": None, "test_split": split}
     here = experiment.model_copy(update={"data": Data(**own)})
     found = texts.held_out(here, about) if here.data.texts else images.held_out(here, about)
     check(len(found) > 0, f"{place}: holds no samples")

@@ -1,5 +1,6 @@
 """Any transformers model as a skeleton without weights: enough to see its blocks, whatever its size."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def _config(name: str) -> Any:
 
     if name in CONFIG_MAPPING:
         return AutoConfig.for_model(name)
-    place = place_of("model", name)
+    place = name if Path(name).is_file() else place_of("model", name)
     try:
         return AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:

@@ -15,9 +15,14 @@ PACKAGE = "package:"
 Built = TypeVar("Built")
 
 
+def is_local(name: str) -> bool:
+    """Whether a model's name is a folder's, or that of one in a package: on this machine alone."""
+    return name.startswith((".", "/", "~", PACKAGE))
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a model's name is one of the hub (owner/name), not a folder's and not one of this package's."""
-    return "/" in name and not name.startswith((".", "/", "~", PACKAGE))
+    return "/" in name and not is_local(name)
 
 
 def place_of(setting: str, name: str) -> str:
@@ -44,7 +49,7 @@ def loaded(setting: str, name: str, load: Callable[[str], Built]) -> Built:
     """`load(place)` of the model or tokenizer `name`; what fails becomes one InputError."""
     quiet_libraries()
     place = place_of(setting, name)
-    if setting == "model.name" and place != name and not (Path(place) / "config.json").is_file():
+    if setting == "model.name" and is_local(name) and not (Path(place) / "config.json").is_file():
         raise InputError(f"{setting}={name!r}: no model's folder (no config.json)")
     try:
         return load(place)

@@ -60,7 +60,7 @@ def held_out(experiment: Experiment, about: Mapping[str, Any]) -> Texts:
     split = read_held_out(source, config, data.test_source, data.test_split, _usual_split(data))
     edges = about["edges"]
     reader = _reader(experiment, source, split, classes=tuple(about["classes"]), edges=edges and tuple(edges))
-    found = reader.texts(split)
+    found = reader.texts(split, None if data.test_source is None else f"data.test_source={data.test_source!r}")
     _warn_of_cut(found, "held-out", reader.max_length)
     return found
 
@@ -100,7 +100,8 @@ def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> La
             f"data.source={source!r}", train, data.text_column, (label, pair, experiment.partition.column)
         )
         columns = (first, pair) if pair else (first,)
-    labelled = Labelled.of(source, train, columns, **common, **known)
+    numbers = task is not None and task.metrics[0] in REGRESSION
+    labelled = Labelled.of(source, train, columns, **common, **known, numbers=numbers)
     if known or labelled.edges is not None or experiment.model.fresh:
         return labelled
     return replace(labelled, classes=text.in_own_order(experiment.model.name, labelled.classes))
