@@ -9,7 +9,8 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.sources import Array, check_columns, classes_of, groups_of, labels_of
+from fedadamw.data.labels import check_columns, classes_of, groups_of, labels_of
+from fedadamw.data.sources import Array
 from fedadamw.data.texts import Encoder, Rows, Texts, check_words, text_column, tokenised
 from fedadamw.validation import InputError, check
 

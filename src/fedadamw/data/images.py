@@ -16,17 +16,8 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.sources import (
-    Array,
-    check_columns,
-    classes_of,
-    find_label_column,
-    groups_of,
-    held_out_split,
-    labels_of,
-    read,
-    read_held_out,
-)
+from fedadamw.data.labels import check_columns, classes_of, find_label_column, groups_of, labels_of
+from fedadamw.data.sources import Array, held_out_split, read, read_held_out
 from fedadamw.validation import InputError, check
 
 

@@ -11,15 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.sources import (
-    Array,
-    check_columns,
-    classes_of,
-    find_label_column,
-    groups_of,
-    has_fractions,
-    labels_of,
-)
+from fedadamw.data.labels import check_columns, classes_of, find_label_column, groups_of, has_fractions, labels_of
+from fedadamw.data.sources import Array
 from fedadamw.validation import InputError, check
 
 Rows = Mapping[str, list[Any]]  # columns of some rows

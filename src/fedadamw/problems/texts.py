@@ -9,8 +9,9 @@ import torch
 
 from fedadamw.data import glue
 from fedadamw.data.dialogues import Dialogues
+from fedadamw.data.labels import find_label_column
 from fedadamw.data.scoring import REGRESSION
-from fedadamw.data.sources import find_label_column, held_out_split, read, read_held_out
+from fedadamw.data.sources import held_out_split, read, read_held_out
 from fedadamw.data.text_batches import LanguageTask, TextTask
 from fedadamw.data.texts import Labelled, Texts, text_column
 from fedadamw.engine.randomness import Purpose, torch_seed
