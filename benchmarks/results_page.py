@@ -7,6 +7,7 @@ left; a file of the same name with the ending .notes.md is put under its table.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ def studies() -> dict[str, Path]:
 
 def page(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The page as text."""
-    parts = [INTRODUCTION, overview(found)]
+    parts = [INTRODUCTION, overview(found), adapters(found)]
     for name, results in found.items():
         parts.append(
             f"## {name}\n\n{comparison.about(results)}.\n\n![Curves](results/{name}.svg)\n\n{markdown(results)}"
@@ -130,6 +131,23 @@ def overview(found: Mapping[str, Mapping[str, Any]]) -> str:
             cells = (name, a.metric, *shown, f"{a.gap:+.1f}", a.when, place, first)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def adapters(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The comparisons on GLUE, a column each."""
+    columns = {name: found[name] for name in found if re.fullmatch(r"small-glue-\w+-dir[\d.]+", name)}
+    scores = {
+        name: {s["variant"]: comparison.percent(s["score"], s["score_sd"]) for s in results["summary"]}
+        for name, results in columns.items()
+    }
+    heads = [f"[{name.removeprefix('small-glue-')}](#{name.replace('.', '')})" for name in columns]
+    metrics = [charts.metric(results) for results in columns.values()]
+    lines = [f"| {' | '.join(row)} |" for row in (["", *heads], ["---", *["---:"] * len(heads)], ["", *metrics])]
+    lines += [
+        f"| {' | '.join([name, *(of.get(name, 'not run') for of in scores.values())])} |"
+        for name in dict.fromkeys(variant for of in scores.values() for variant in of)
+    ]
+    return "\n".join(["## MiniLM with LoRA on GLUE, by task and Dirichlet concentration\n", *lines]) + "\n"
 
 
 def mean_curve(runs: list[dict[str, Any]]) -> list[tuple[int, float]]:
