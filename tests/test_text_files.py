@@ -41,6 +41,11 @@ def test_numbers_of_a_file_are_the_classes_of_that_name(place, tmp_path):
     assert (train, test) == ([0, 1, 2, 3], [1, 0, 1])
 
 
+def test_many_classes_by_number_may_have_one_by_a_word(place, tmp_path):
+    train, _, classes = both(place, tmp_path, [*range(20), "other"], [3])
+    assert (len(classes), len(train)) == (21, 21)
+
+
 def test_numbers_that_are_no_names_are_positions_and_that_is_said(place, tmp_path):
     with pytest.warns(UserWarning, match="holds numbers, which are taken for the classes in their order: down, up"):
         _, test, _ = both(place, tmp_path, ["up", "down"], [0, 1, 1])

@@ -48,7 +48,7 @@ def classes_of(train: "Dataset", column: str) -> tuple[str, ...]:
         check(int(values.max()) < MOST_CLASSES, f"column {column!r} holds {values.max()}: no number of a class")
         return tuple(str(c) for c in range(int(values.max()) + 1))
     odd = [value for value in values.tolist() if not NUMBER.fullmatch(str(value))]
-    mixed = len(values) > 10 * max(1, len(odd)) and bool(odd)
+    mixed = 0 < 10 * len(odd) < len(values) and any("." in str(value) for value in values)  # fractions, but for a few
     check(not mixed, f"column {column!r} holds numbers, but for {_some(odd)}")
     return tuple(str(v) for v in values)
 
