@@ -1,17 +1,24 @@
 # make demo: watch FedAdamW train a Vision Transformer over 100 non-IID clients.
-# make test: the whole test suite.     Both create .venv and install what they need.
+# make test: the tests that take seconds.     Both create .venv and install what they need.
+# make test-all: those, and the ones that take minutes; make test-flower: of these, the ones with real SuperLinks and nodes.
 # make flower-demo: a SuperLink and four SuperNodes on this machine, with TLS and keys.
 
 PYTHON ?= python3
 BIN := .venv/bin
+PARALLEL = -n $$(( 2 * $$(nproc) )) --dist worksteal --durations 12  # two a core: many tests wait for processes of theirs
 
-.PHONY: demo test test-flower flower-demo check format clean
+.PHONY: demo test test-all test-slow test-flower flower-demo check format clean
 
 demo: .venv/.run
 	$(BIN)/fedadamw run digits $(ARGS)
 
 test: .venv/.dev
-	$(BIN)/pytest -n $$(( 2 * $$(nproc) )) --dist worksteal --durations 12  # two a core: many tests wait for processes of theirs
+	$(BIN)/pytest $(PARALLEL)
+
+test-all: test test-slow test-flower
+
+test-slow: .venv/.dev
+	$(BIN)/pytest $(PARALLEL) -m slow --ignore tests/test_flower.py
 
 flower-demo: .venv/.dev
 	$(BIN)/fedadamw flower demo

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,20 +25,6 @@ ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: they share two cores
-
-
-@pytest.hookimpl(trylast=True)  # after those that are not asked for are gone
-def pytest_collection_modifyitems(config, items):
-    """Tests of minutes come first: some to each of the parallel processes, which start with a stretch of the list."""
-    processes = getattr(config, "workerinput", {}).get("workercount", 1)
-    long = [item for item in items if item.get_closest_marker("long")]
-    others = iter([item for item in items if not item.get_closest_marker("long")])
-    ends = [len(items) * (process + 1) // processes for process in range(processes)]
-    items.clear()
-    for process, end in enumerate(ends):
-        items.extend(long[process::processes])
-        items.extend(islice(others, max(0, end - len(items))))
-    items.extend(others)
 
 
 # the steps are small, so that there is something to kill in every phase of a round

@@ -50,7 +50,7 @@ def test_every_example_is_short_and_named_where_one_looks():
         assert len(path.read_text().splitlines()) <= 60, path.name
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_runs_as_written_and_learns(name, tmp_path):
     done = subprocess.run(

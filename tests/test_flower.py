@@ -213,7 +213,7 @@ SCAFFOLD = ["algorithm.name=scaffold", "training.lr=0.1", "training.weighting=sa
 @pytest.mark.parametrize(
     ("killed", "settings"),
     [
-        pytest.param("superlink", SCAFFOLD, id="superlink", marks=pytest.mark.long),
+        pytest.param("superlink", SCAFFOLD, id="superlink", marks=pytest.mark.slow),
         pytest.param("server-app", ["training.upload=int8"], id="server-app", marks=pytest.mark.slow),
     ],
 )

@@ -70,7 +70,7 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["train_loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_which_resumes_exactly_on_any_number(tmp_path):
     one, two, killed = tmp_path / "one", tmp_path / "two", tmp_path / "killed"
     assert command(*SHORT, "--ranks", "1", "--out", str(one), "-q").returncode == 0

@@ -9,6 +9,8 @@ import sys
 import pytest
 from conftest import ROOT, SHARED
 
+from fedadamw.experiment import load
+
 README = (ROOT / "README.md").read_text()
 BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -60,7 +62,14 @@ def test_every_command_is_in_a_section():
     assert sorted(commands) == sorted(line for lines in SECTIONS.values() for line in lines)
 
 
-@pytest.mark.long
+def test_the_settings_of_every_command_exist():
+    for line in LINES:
+        _, verb, recipe, *rest = [*shlex.split(line), "", ""] if line.startswith("fedadamw ") else ["", "", ""]
+        if verb in ("run", "partition", "compare", "tune", "ablate") and not recipe.startswith("-"):
+            load(recipe, [rest[i + 1] for i, word in enumerate(rest) if word == "-s"])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_command_runs_as_written(section, folder):
     for line in SECTIONS[section]:

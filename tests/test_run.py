@@ -91,7 +91,7 @@ def wait_for_line(process: subprocess.Popen, start: str) -> None:
             return
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_at_ten_random_moments_and_resumed_gives_identical_files(finished, tmp_path):
     out = tmp_path / "run"
     rng = random.Random(11)
@@ -132,7 +132,7 @@ main()
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_in_the_middle_of_every_kind_of_write(finished, tmp_path):
     """The renames of a fresh run are of manifest, metrics, settings, checkpoints; of a resumed one, metrics first."""
     out = str(tmp_path / "run")
@@ -157,7 +157,7 @@ def test_a_start_that_was_killed_half_way_can_start_again(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_processes_never_run_in_one_folder(tmp_path):
     out = tmp_path / "run"
     first = start("digits", *SHORT, "-s", "training.rounds=500", "--out", str(out))

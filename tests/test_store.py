@@ -120,7 +120,7 @@ def test_lost_or_moved_memories_are_refused_not_forgotten(task, tmp_path):
         other.restore(1, there.tensors())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_interrupted_run_with_memories_on_disk_goes_on_bit_for_bit(tmp_path):
     arguments = ["run", "digits", "-s", "algorithm.name=scaffold", "-s", "training.steps=1", "-s", "threads=1"]
     arguments += ["-s", "training.evaluate_every=10", "-s", "checkpoint_every=2", "-s", "client_memory=disk"]

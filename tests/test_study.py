@@ -88,7 +88,7 @@ def test_finished_runs_are_not_run_again_and_a_study_can_grow(finished, tmp_path
     assert before.items() <= after.items()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_with_its_children_it_goes_on_and_comes_to_the_same(finished, tmp_path):
     arguments = ["compare", "digits", *TINY, "-s", "training.rounds=6", "-a", "fedadamw,fedavg", "--seeds", "2"]
     arguments += ["-s", "training.diagnostics=true", "--out", str(tmp_path / "killed")]
@@ -359,7 +359,7 @@ def test_a_recipes_own_settings_hold_for_their_algorithm_alone(tmp_path):
             load(str(tmp_path / "own.yaml"))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_ablations_have_a_table_and_a_figure_each(tmp_path):
     out = tmp_path / "out"
     done = command("ablate", "digits", *TINY, "-s", "training.rounds=1", "--only", "parts,alpha", "--out", str(out))

@@ -78,7 +78,7 @@ def run(place, out, *more) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_ranks_with_exact_means_come_to_the_numbers_of_one(place, tmp_path):
     one, two = run(place, tmp_path / "one", "--ranks", "1"), run(place, tmp_path / "two", "--ranks", "2")
     for a, b in zip(one, two, strict=True):
@@ -87,7 +87,7 @@ def test_two_ranks_with_exact_means_come_to_the_numbers_of_one(place, tmp_path):
         assert (a["up_bytes"], a["down_bytes"]) == (b["up_bytes"], b["down_bytes"])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_algorithms_are_compared_on_texts(place, tmp_path):
     done = command(
         "compare", str(place / "own.yaml"), "-a", "fedadamw,scaffold", "--seeds", "2", "--out", str(tmp_path / "study")

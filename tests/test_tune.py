@@ -182,7 +182,7 @@ def test_one_algorithm_that_never_works_does_not_end_the_others(tmp_path):
     assert load(str(out / "tuned.yaml"), ["algorithm.name=fedavg"]).training.lr > 0
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_tuning_never_sees_the_test_set_resumes_and_writes_a_recipe(tmp_path):
     arguments = ["tune", "digits", *TINY, "-s", "training.rounds=3", "-a", "fedadamw,fedavg", "--only", "lr,alpha"]
     arguments += ["--out", str(tmp_path / "out")]
