@@ -89,6 +89,6 @@ class FedAdam(Algorithm[Server, Down, tuple[()], Local, Up]):
 
     def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:
         beta1, beta2 = self.betas
-        m = torch.lerp(up.delta, server.m, beta1)  # line 3
-        v = torch.lerp(up.delta * up.delta, server.v, beta2)
+        m = torch.lerp(server.m, up.delta, 1 - beta1)  # line 3
+        v = torch.lerp(server.v, up.delta * up.delta, 1 - beta2)
         return Server(server.x + self.server_lr * m / (v.sqrt() + self.tau), m, v)  # line 4

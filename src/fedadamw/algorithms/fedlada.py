@@ -79,8 +79,8 @@ class FedLADA(Algorithm[Server, Server, tuple[()], Local, Up]):
     def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
         beta1, beta2 = self.betas
         g = g + self.weight_decay * local.y  # line 2
-        m = torch.lerp(g, local.moments.m, beta1)  # line 3
-        v = torch.lerp(g * g, local.moments.v, beta2)
+        m = torch.lerp(local.moments.m, g, 1 - beta1)  # line 3
+        v = torch.lerp(local.moments.v, g * g, 1 - beta2)
         u = m / (v.sqrt() + self.eps)
         y = local.y - lr * (self.a * u + (1 - self.a) * down.delta)  # line 4
         return Local(y, Moments(m, v), local.k + 1)

@@ -24,9 +24,9 @@ def adamw(
 
     m_steps, v_steps: how many gradients, this one included, each moment has seen since it was zero (..., 1).
     """
-    beta1, beta2 = betas
-    m = torch.lerp(g, moments.m, beta1)
-    v = torch.lerp(g * g, moments.v, beta2)
+    beta1, beta2 = betas  # weights are 1 - beta: of a beta near 1, float32 has too few digits of what it lacks
+    m = torch.lerp(moments.m, g, 1 - beta1)
+    v = torch.lerp(moments.v, g * g, 1 - beta2)
     root = (v / debias(beta2, v_steps)).rsqrt().reciprocal()  # MKL's sqrt takes tenfold for zeros, and worse for less
     u = m / debias(beta1, m_steps) / (root + eps)
     return u, Moments(m, v)
