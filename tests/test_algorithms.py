@@ -349,6 +349,12 @@ def test_one_client_with_every_sample_is_central_training(task):
         ("fedadamw", {"alpha": -1}, "alpha=-1.0 must not be negative"),
         ("fedadamw", {"betas": [0.9, 1.0]}, "betas=.* must lie in"),
         ("fedadamw", {"eps": "small"}, "eps='small'"),
+        *(
+            (name, {"eps": 0}, "eps=0.0 must be at least 1.18e-38")
+            for name in ("fedadamw", "local-adam", "local-adamw")
+        ),
+        *((name, {"eps": 1e-50}, "eps=1e-50 must be at least") for name in ("fedlada", "fedlamb", "fedmuon")),
+        ("fedadam", {"tau": 0}, "tau=0.0 must be at least"),
         ("fedavg", {"alpha": 0.5}, "alpha is unknown.*fedavg has weight_decay"),
         ("fedadam-w", {}, "'fedadam-w' is unknown.*did you mean 'fedadamw'"),
     ],
