@@ -8,6 +8,7 @@ from conftest import attention_model, batch_of, unequal_clients
 from reference import Problem
 
 from fedadamw import registry
+from fedadamw.algorithms import fedadam
 from fedadamw.blocks import Blocks
 from fedadamw.engine.client import Shard
 from fedadamw.engine.randomness import Purpose, batches, numpy_generator, sample_clients
@@ -225,6 +226,64 @@ def test_share_none_without_alignment_is_local_adamw(task):
     assert torch.equal(ours.state.server.x, local.state.server.x)
 
 
+def ends(name, settings, dtype, rounds=2, steps=250):
+    """x (d,) after rounds of one client, by gradients that are the same in every precision; lr is 1e-3."""
+    model = attention_model()
+    algorithm = registry.make(name, registry.validated(name, settings), Blocks.of(model))
+    g = torch.Generator().manual_seed(0)
+    gradients = torch.randn(rounds, steps, Layout.of(model).d, generator=g) + 1.0
+    server = algorithm.server_init(torch.zeros(Layout.of(model).d, dtype=dtype))
+    lr = torch.tensor(1e-3, dtype=dtype)
+    for of_round in gradients.to(dtype):
+        down = algorithm.broadcast(server)
+        local = algorithm.client_start(down, algorithm.client_init(down))
+        for gradient in of_round:
+            local = algorithm.client_step(local, down, gradient, lr)
+        server = algorithm.server_update(server, algorithm.client_finish(local, down, lr)[0], lr, lr.new_tensor(1.0))
+    return server.x, gradients
+
+
+@pytest.mark.parametrize("beta2", [0.9999, 0.99999])
+def test_in_float32_it_is_as_near_to_adamw_as_torchs_own(beta2):
+    settings = {"betas": [0.9, beta2], "weight_decay": 0.01}
+    ours, gradients = ends("local-adamw", settings, torch.float32, rounds=1, steps=2000)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        p = torch.nn.Parameter(torch.zeros(gradients.shape[-1], dtype=dtype))
+        opt = torch.optim.AdamW([p], lr=1e-3, betas=(0.9, beta2), weight_decay=0.01, foreach=False, fused=False)
+        for gradient in gradients[0].to(dtype):
+            p.grad = gradient
+            opt.step()
+        found[dtype] = p.detach().double()
+    theirs = (found[torch.float32] - found[torch.float64]).abs().max()
+    assert (ours.double() - found[torch.float64]).abs().max() < theirs.clamp(min=2e-6)
+
+
+WITH_SECOND_MOMENT = ("fedadamw-vm", "fedadamw-mean-v", "local-adam", "fedlada", "fedlamb", "fedmuon")
+
+
+@pytest.mark.parametrize("name", WITH_SECOND_MOMENT)
+def test_moments_that_remember_long_have_float32s_accuracy(name):
+    case = CASES[name]
+    settings = {**case.settings, "betas": [0.9, 0.99999]}
+    single, double = (ends(case.name, settings, dtype)[0].double() for dtype in (torch.float32, torch.float64))
+    assert float((single - double).norm() / double.norm()) < 5e-6
+
+
+def test_fedadams_moments_have_float32s_accuracy():
+    algorithm = registry.make(
+        "fedadam", registry.validated("fedadam", {"betas": [0.9, 0.99999]}), Blocks.of(attention_model())
+    )
+    updates = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        server, one = algorithm.server_init(torch.zeros(8, dtype=dtype)), torch.ones((), dtype=dtype)
+        for update in updates.to(dtype):
+            server = algorithm.server_update(server, fedadam.Up(update), one, one)
+        found.append(server.v.double())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "like"),
     [
@@ -290,6 +349,12 @@ def test_one_client_with_every_sample_is_central_training(task):
         ("fedadamw", {"alpha": -1}, "alpha=-1.0 must not be negative"),
         ("fedadamw", {"betas": [0.9, 1.0]}, "betas=.* must lie in"),
         ("fedadamw", {"eps": "small"}, "eps='small'"),
+        *(
+            (name, {"eps": 0}, "eps=0.0 must be at least 1.18e-38")
+            for name in ("fedadamw", "local-adam", "local-adamw")
+        ),
+        *((name, {"eps": 1e-50}, "eps=1e-50 must be at least") for name in ("fedlada", "fedlamb", "fedmuon")),
+        ("fedadam", {"tau": 0}, "tau=0.0 must be at least"),
         ("fedavg", {"alpha": 0.5}, "alpha is unknown.*fedavg has weight_decay"),
         ("fedadam-w", {}, "'fedadam-w' is unknown.*did you mean 'fedadamw'"),
     ],

@@ -20,7 +20,7 @@ LAYERS = (  # a file imports from its own row or from those above it
     ("algorithms",),
     ("registry", "checkpoint", "codecs"),
     ("messages",),
-    ("optim",),
+    ("optim", "server"),
     ("engine",),
     ("data", "models"),
     ("experiment",),

@@ -14,6 +14,7 @@ import fedadamw
 from fedadamw import optim
 from fedadamw.checkpoint import CheckpointError, write
 from fedadamw.engine.randomness import Purpose, batches, numpy_generator, sample_clients
+from fedadamw.validation import InputError
 from fedadamw.vector import Layout, trainable
 
 SHARES = [name for name in CASES if name.startswith("fedadamw")]
@@ -46,7 +47,7 @@ def one_round(model=None, steps=2, **settings):
 @pytest.mark.parametrize("name", [*SHARES, "local-adamw"])
 def test_rounds_equal_the_literal_twin(name, one_by_one, task, monkeypatch):
     if one_by_one:  # as parameters that are not contiguous, or of another type than their gradients
-        monkeypatch.setattr(optim, "_is_plain", lambda _: False)
+        monkeypatch.setattr(optim, "_is_plain", lambda *_: False)
     case = CASES[name]
     clients, training = unequal_clients(task), training_of(case)
     rounds = [(training.lr_at(r), gradients_of_round(task, clients, r, training)) for r in range(ROUNDS)]
@@ -103,6 +104,161 @@ def test_it_goes_on_from_the_state_of_torch_adamw():
     train(ours, opt, 5)
     train(theirs, before, 5)
     torch.testing.assert_close(flat(ours), flat(theirs), rtol=0, atol=1e-12)
+
+
+def drawn(*shape, dtype=torch.float32, memory_format=torch.contiguous_format):
+    return torch.randn(shape, dtype=dtype).contiguous(memory_format=memory_format)
+
+
+KINDS = {  # of parameters: one that is new each time
+    "matrix": lambda: drawn(3, 4),
+    "scalar": drawn,
+    "empty": lambda: drawn(0, 3),
+    "double": lambda: drawn(5, dtype=torch.float64),
+    "bfloat16": lambda: drawn(5, dtype=torch.bfloat16),
+    "transposed": lambda: drawn(3, 4).t(),
+    "channels-last": lambda: drawn(2, 3, 4, 4, memory_format=torch.channels_last),
+    "complex": lambda: drawn(3, 4, dtype=torch.complex64),
+    "complex-transposed": lambda: drawn(3, 4, dtype=torch.complex64).t(),
+}
+
+
+@pytest.fixture
+def default_dtype():
+    yield torch.set_default_dtype
+    torch.set_default_dtype(torch.float32)
+
+
+def moved_by(make, kind, steps=100):
+    """A parameter of this kind after the steps of an optimizer, by gradients that are the same for each."""
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(KINDS[kind]())
+    still = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    opt = make([p, still])
+    for _ in range(steps):
+        p.grad = torch.randn(p.shape, dtype=p.dtype)
+        opt.step()
+    return p.detach()
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("one_by_one", [False, True], ids=["fused", "one by one"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_moves_every_kind_of_parameter_as_torch_does(kind, one_by_one, default, default_dtype, monkeypatch):
+    if one_by_one:
+        monkeypatch.setattr(optim, "_is_plain", lambda *_: False)
+    settings = {"lr": 2**-7, "betas": (0.8, 0.9999), "weight_decay": 0.125}  # float32 has all digits of 1 - lr lambda
+    half = kind == "bfloat16"  # there only torch's fused kernel keeps steps that are short beside the weights
+    expected = moved_by(lambda p: torch.optim.AdamW(p, fused=half, foreach=False, **settings), kind)
+    default_dtype(default)
+    found = moved_by(lambda p: fedadamw.FedAdamW(p, **settings), kind)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 if half else 3e-6)
+    settings["lr"] = torch.tensor([2**-7], dtype=torch.float64)
+    assert torch.equal(moved_by(lambda p: fedadamw.FedAdamW(p, **settings), kind), found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.AdamW, {"fused": True}),
+        (torch.optim.AdamW, {"foreach": True}),
+        (torch.optim.AdamW, {"eps": 0.0}),
+        (torch.optim.Adam, {"weight_decay": 0.0}),
+    ],
+)
+def test_a_loaded_state_gives_torchs_next_step(kind, settings):
+    p, q = (torch.nn.Parameter(torch.arange(6.0).view(2, 3)) for _ in range(2))
+    theirs, ours = kind([p], lr=0.1, **settings), fedadamw.FedAdamW([q])
+    p.grad = torch.arange(1.0, 7.0).view(2, 3)
+    theirs.step()
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    with torch.no_grad():
+        q.copy_(p)
+    p.grad, q.grad = -p.grad.square(), -p.grad.square()
+    theirs.step()
+    ours.step()
+    torch.testing.assert_close(q, p, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        (torch.optim.AdamW, {"maximize": True}, "maximize=True: FedAdamW has no such setting"),
+        (torch.optim.AdamW, {"amsgrad": True}, "amsgrad=True"),
+        (torch.optim.AdamW, {"differentiable": True}, "differentiable=True"),
+        (torch.optim.Adam, {"weight_decay": 0.1}, "decoupled_weight_decay=False"),
+        (torch.optim.SGD, {"momentum": 0.9}, "not AdamW's: it has momentum_buffer"),
+    ],
+)
+def test_a_state_that_it_would_not_obey_is_refused_by_name(kind, settings, said):
+    p = torch.nn.Parameter(torch.ones(3))
+    theirs = kind([p], lr=0.1, **settings)
+    p.grad = torch.ones(3)
+    theirs.step() if "differentiable" not in settings else None
+    ours = fedadamw.FedAdamW([p], lr=0.2)
+    with pytest.raises(InputError, match=said):
+        ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    assert ours.param_groups[0]["lr"] == 0.2
+    if kind is torch.optim.AdamW:
+        with pytest.raises(InputError, match=said):
+            fedadamw.FedAdamW([{"params": [p], **settings}])
+
+
+def test_moments_that_lie_otherwise_in_memory_are_the_same_moments():
+    """As in a state that was saved of a model in channels_last."""
+    ends = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        p = torch.nn.Parameter(drawn(2, 3, 2, 2))
+        opt = fedadamw.FedAdamW([p], lr=0.1)
+        for _ in range(3):
+            p.grad = torch.randn(2, 3, 2, 2)
+            opt.step()
+            for name in ("m", "v"):
+                opt.state[p][name] = opt.state[p][name].contiguous(memory_format=memory_format)
+        ends.append(p.detach())
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-6)
+
+
+class Odd(torch.nn.Module):
+    """Parameters without numbers, one that is a single number, and one of which every side is 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Linear(4, 2)
+        self.none = torch.nn.Parameter(torch.zeros(0))
+        self.no_inputs = torch.nn.Linear(0, 3)
+        self.scale = torch.nn.Parameter(torch.tensor(1.0))
+        self.position_embeddings = torch.nn.Parameter(torch.zeros(1, 1, 1))
+
+    def forward(self, x):
+        return self.scale * self.body(x) + self.none.sum() + self.position_embeddings[0] + self.no_inputs.bias.sum()
+
+
+@pytest.mark.parametrize("granularity", ["paper", "coarse", "tensor", "coordinate", lambda name, p: 1])
+@pytest.mark.filterwarnings("ignore:no block rule knows", "ignore:Initializing zero-element")
+def test_rounds_of_a_model_with_empty_and_single_parameters(granularity):
+    model = Odd()
+    blocks = fedadamw.Blocks.of(model, granularity)
+    assert {row.parameter: row.blocks for row in blocks.table()}["no_inputs.weight"] == 0
+    server = fedadamw.Server(model, blocks=blocks)
+    for _ in range(2):
+        opt = fedadamw.FedAdamW(model.named_parameters(), lr=1e-2, blocks=blocks)
+        opt.start_round(server.broadcast())
+        for _ in range(2):
+            opt.zero_grad()
+            model(torch.ones(3, 4)).square().sum().backward()
+            opt.step()
+        server.update([opt.finish_round()])
+    assert all(bool(t.isfinite().all()) for t in server.broadcast().state)
+    assert bool((server.broadcast().state.v > 0).all())
+
+
+def test_complex_parameters_are_refused_by_name_where_rounds_begin():
+    model = torch.nn.Linear(2, 3, dtype=torch.complex64)
+    for entry in (fedadamw.Blocks.of, fedadamw.Server):
+        with pytest.raises(InputError, match="'weight' is complex"):
+            entry(model)
 
 
 def test_a_deep_copy_keeps_its_blocks():

@@ -1,5 +1,7 @@
 """Clients stacked on one axis: the numbers of the loop, for every algorithm and clients of any size."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from test_algorithms import simulation
 from test_models import images
 from torch import nn
 
+from fedadamw import registry
 from fedadamw.algorithms.fedavg import FedAvg
+from fedadamw.blocks import Blocks
 from fedadamw.data.batches import ImageTask
 from fedadamw.engine import step
 from fedadamw.engine.settings import Training
@@ -104,6 +108,36 @@ def test_a_compiled_step_comes_to_the_numbers_of_a_plain_one(task):
     for ours, theirs in zip(compiled.rounds(), plain.rounds(), strict=True):
         assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-10)
     torch.testing.assert_close(compiled.state.server.x, plain.state.server.x, rtol=0, atol=1e-10)
+
+
+class OddModel(nn.Module):
+    """Has parameters without numbers, and one that is a single number."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(3, 3)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.nothing = nn.Parameter(torch.zeros(0, 3))
+
+    def forward(self, x):
+        return self.scale * self.classifier(x.mean(1))
+
+
+@pytest.mark.parametrize("name", ["fedadamw", "fedlamb", "fedmuon"])
+@pytest.mark.filterwarnings("error:the loss does not depend on")
+def test_parameters_without_numbers_and_single_ones_are_trained_in_every_engine(name, task):
+    def run(stack, **changes):
+        torch.manual_seed(0)
+        model = OddModel().double()
+        algorithm = registry.make(name, registry.validated(name, {}), Blocks.of(model))
+        training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.01, **changes)
+        sim = Simulation(model, algorithm, task, unequal_clients(task), training, stack=stack)
+        return sim.state.server.x, list(sim.rounds()), sim.state.server.x
+
+    (x0, _, stacked), (_, records, loop) = run(5), run(1, diagnostics=True)
+    torch.testing.assert_close(stacked, loop, rtol=0, atol=1e-10)
+    assert bool((stacked != x0).all())
+    assert all(math.isfinite(n) for n in records[-1].diagnostics["update_norm_by_kind"].values())
 
 
 def test_a_group_that_memory_does_not_hold_is_halved_for_good(task, monkeypatch):

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedadamw.blocks import Blocks
     from fedadamw.messages import Broadcast, Upload, load, save
-    from fedadamw.optim import FedAdamW, Server
+    from fedadamw.optim import FedAdamW
+    from fedadamw.server import Server
 
 __version__ = version("fedadamw")
 __all__ = ["Blocks", "Broadcast", "FedAdamW", "Server", "Upload", "load", "save"]
 
-_HOMES = {"Blocks": "blocks", "FedAdamW": "optim", "Server": "optim"}
+_HOMES = {"Blocks": "blocks", "FedAdamW": "optim", "Server": "server"}
 
 
 def __getattr__(name: str) -> Any:

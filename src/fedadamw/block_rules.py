@@ -57,8 +57,10 @@ def row(blocks: int, inner: int) -> Cut:
 
 
 def cut(p: Parameter, granularity: str) -> tuple[Cut, ...]:
-    """The pieces of parameter `p` at a named granularity (one of GRANULARITIES)."""
+    """The pieces of parameter `p` at a named granularity (one of GRANULARITIES); none where it has no numbers."""
     n = p.tensor.numel()
+    if n == 0:
+        return ()
     if granularity == "coordinate":
         return (row(n, 1),)
     if granularity == "tensor" or p.kind == "vector" or (granularity, p.kind) == ("coarse", "conv"):
@@ -87,6 +89,8 @@ def parameters_of(model: nn.Module) -> list[Parameter]:
 
 
 def _describe(name: str, tensor: Tensor, path: Sequence[str], lineage: Sequence[nn.Module]) -> Parameter:
+    if not tensor.numel():
+        return Parameter(name, tensor, "vector", 1, 1, 1, ())
     layer = adapted_by(path, lineage) if tensor.dim() > 1 else None  # B may have a bias
     if layer is None:
         role, axes = role_of(path, lineage, tensor)
@@ -120,5 +124,5 @@ def _units(axes: str, owner: nn.Module, tensor: Tensor) -> tuple[int, int, int, 
     if axes == "stack":
         return shape[0], 1, shape[1], shape[2:].numel()
     batched = axes == "tokens" and len(shape) > 2  # (1, tokens, width)
-    rows = next(size for size in shape if size > 1) if batched else shape[0]
+    rows = next((size for size in shape if size > 1), 1) if batched else shape[0]
     return 1, 1, rows, n // rows

@@ -33,7 +33,7 @@ class BlockRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Blocks:
-    """A cut of a model's d trainable numbers into B blocks: every coordinate lies in exactly one.
+    """A cut of a model's d trainable numbers into B blocks: every coordinate lies in exactly one, and none is empty.
 
     Source: FedAdamW (arXiv 2510.27486), after Adam-mini (arXiv 2406.16793): near-block-diagonal Hessians.
     """
@@ -53,7 +53,7 @@ class Blocks:
         layout = Layout.of(model)
         parameters = parameters_of(model)
         if callable(granularity):
-            own = tuple((_own_cut(granularity, p),) for p in parameters)
+            own = tuple((_own_cut(granularity, p),) if p.tensor.numel() else () for p in parameters)
             return Blocks(layout, ("own",) * len(own), own)
         if granularity not in GRANULARITIES:
             raise InputError(

@@ -1,13 +1,13 @@
-"""FedAdamW for your own federated loop: a torch.optim.Optimizer for the client and its server half.
+"""FedAdamW for your own federated loop: a torch.optim.Optimizer for the client; its server is in server.py.
 
 The step is the algorithm's own (directions/), so a loop of yours and the simulator give the same numbers.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw as adamw_
 
 from fedadamw.algorithms import fedadamw as algorithm
@@ -15,11 +15,12 @@ from fedadamw.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw, check_adamw, debias
 from fedadamw.directions.align import aligned_step
 from fedadamw.messages import Broadcast, Upload, check_message
-from fedadamw.validation import InputError, check, one_of
-from fedadamw.vector import Layout, trainable
+from fedadamw.validation import InputError, check
+from fedadamw.vector import Layout, at_least_single
 
 ZERO = torch.zeros((), dtype=torch.float64)
 BEFORE_A_ROUND: dict[str, Any] = {"share": "vm", "t": 0.0, "lr_sum": 0.0}  # nothing restarts, as in AdamW
+NOT_HERE = ("maximize", "amsgrad", "differentiable")  # settings of torch's AdamW that change what it comes to
 
 
 class FedAdamW(torch.optim.Optimizer):
@@ -40,7 +41,9 @@ class FedAdamW(torch.optim.Optimizer):
         blocks: Blocks | None = None,
     ) -> None:
         check(float(lr) >= 0, f"lr={lr} must not be negative")
-        check_adamw(betas, eps, weight_decay)
+        betas = (float(betas[0]), float(betas[1]))
+        check_adamw(betas, weight_decay)
+        check(eps >= 0, f"eps={eps} must not be negative")  # 0 is what it is in torch
         check(alpha >= 0, f"alpha={alpha} must not be negative")
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "alpha": alpha}
         super().__init__(params, settings | BEFORE_A_ROUND)
@@ -50,7 +53,12 @@ class FedAdamW(torch.optim.Optimizer):
         return super().__getstate__() | {"blocks": self.blocks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also takes the state of torch.optim.AdamW, whose moments have longer names."""
+        """Also takes the state of torch.optim.AdamW, whose moments have longer names; InputError for what is none."""
+        for group in state["param_groups"]:
+            _check_group(group)
+        for own in state["state"].values():
+            known = {"step", "m", "v"} <= own.keys() or {"step", "exp_avg", "exp_avg_sq"} <= own.keys()
+            check(not own or known, f"this state is not AdamW's: it has {', '.join(own)} of a parameter")
         super().__setstate__(state)
         for group in self.param_groups:
             for key, value in {**self.defaults, **BEFORE_A_ROUND}.items():
@@ -59,6 +67,13 @@ class FedAdamW(torch.optim.Optimizer):
             for theirs, ours in (("exp_avg", "m"), ("exp_avg_sq", "v")):
                 if theirs in own:
                     own[ours] = own.pop(theirs)
+            if own:
+                own["step"] = torch.as_tensor(own["step"], dtype=torch.float64)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """A further group; InputError where it sets what FedAdamW has not."""
+        _check_group(param_group)
+        super().add_param_group(param_group)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -76,7 +91,7 @@ class FedAdamW(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             alike: dict[tuple[float, torch.device], list[Tensor]] = {}  # steps so far: what one fused call can move
             for p, steps in zip(parameters, self._counted(parameters), strict=True):
-                if _is_plain(p):
+                if _is_plain(p, self.state[p]):
                     alike.setdefault((steps, p.device), []).append(p)
                 else:
                     self._step_one(p, steps, group)
@@ -106,20 +121,20 @@ class FedAdamW(torch.optim.Optimizer):
         Its kernel debiases m and v by the number of steps of this round. Where they are older, the step and eps are
         scaled so that the same comes out.
         """
-        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
-        k = torch.tensor(steps, dtype=torch.float64)
+        lr, beta1, beta2 = float(group["lr"]), *map(float, group["betas"])
+        k = torch.tensor(steps, dtype=torch.float64, device="cpu")
         m_steps, v_steps = self._ages(k, group)
         of_v = float((debias(beta2, v_steps) / debias(beta2, k)).sqrt())
         scale = of_v * float(debias(beta1, k) / debias(beta1, m_steps))
         states = [self.state[p] for p in parameters]
-        before = torch.full((len(parameters),), steps - 1, device=parameters[0].device).unbind()  # the call adds one
+        before = torch.full((len(parameters),), steps - 1, dtype=torch.float32, device=parameters[0].device)
         adamw_(
-            parameters,
-            [p.grad for p in parameters if p.grad is not None],
-            [state["m"] for state in states],
-            [state["v"] for state in states],
+            [_real(p) for p in parameters],
+            [_real(p.grad.resolve_conj()) for p in parameters if p.grad is not None],
+            [_real(state["m"]) for state in states],
+            [_real(state["v"]) for state in states],
             [],
-            list(before),
+            list(before.unbind()),  # the call adds one
             fused=True,
             amsgrad=False,
             beta1=beta1,
@@ -140,14 +155,18 @@ class FedAdamW(torch.optim.Optimizer):
 
     def _step_one(self, p: Tensor, steps: float, group: dict[str, Any]) -> None:
         assert p.grad is not None
-        state = self.state[p]
-        m_steps, v_steps = self._ages(torch.tensor(steps, dtype=torch.float64), group)
-        moments = Moments(state["m"], state["v"])
-        u, moments = adamw(p.grad, moments, m_steps, v_steps, betas=group["betas"], eps=group["eps"])
-        delta = state.get("delta", p.new_zeros(()))
-        decay, alpha = group["weight_decay"], group["alpha"]
-        p.copy_(aligned_step(p, u, delta, group["lr"], alpha=alpha, weight_decay=decay))
-        state["m"], state["v"] = moments
+        state, y = self.state[p], _real(p)
+        k, lr = (torch.tensor(n, dtype=torch.float64, device="cpu") for n in (steps, float(group["lr"])))
+        m_steps, v_steps = self._ages(k, group)
+        before = Moments(_real(state["m"]), _real(state["v"]))
+        beta1, beta2 = map(float, group["betas"])
+        u, after = adamw(
+            _real(p.grad.resolve_conj()).to(y), before, m_steps, v_steps, betas=(beta1, beta2), eps=group["eps"]
+        )
+        delta = _real(state["delta"]) if "delta" in state else y.new_zeros(())
+        y.copy_(aligned_step(y, u, delta, lr, alpha=group["alpha"], weight_decay=group["weight_decay"]))
+        before.m.copy_(after.m)
+        before.v.copy_(after.v)
 
     @torch.no_grad()
     def start_round(self, down: Broadcast) -> None:
@@ -188,10 +207,10 @@ class FedAdamW(torch.optim.Optimizer):
             delta,
             algorithm.pack(m, how_m, blocks).clone(),
             algorithm.pack(v, how_v, blocks),
-            delta.new_full((1,), steps, dtype=_at_least_single(delta)),
+            delta.new_full((1,), steps, dtype=at_least_single(delta)),
         )
         rates = {n: g["lr_sum"] / steps for g in self.param_groups for n in g["param_names"]}
-        lr = torch.tensor([rates[name] for name in blocks.layout.names], dtype=_at_least_single(delta))
+        lr = torch.tensor([rates[name] for name in blocks.layout.names], dtype=at_least_single(delta))
         return Upload(blocks.layout, blocks.fingerprint, share, up, lr)
 
     def _blocks(self) -> Blocks:
@@ -217,93 +236,21 @@ class FedAdamW(torch.optim.Optimizer):
             yield from zip(group["param_names"], group["params"], strict=True)
 
 
-class Server:
-    """The server's half: x, Delta_G, v_bar and t, moved by the clients' uploads.
-
-    share: `mean-v` (the paper's), or one of the ablations `none`, `m`, `v`, `vm`.
-    """
-
-    def __init__(self, model: nn.Module, blocks: Blocks | None = None, share: str = "mean-v") -> None:
-        one_of("share", share, algorithm.SHARES)
-        self.blocks = Blocks.of(model) if blocks is None else blocks
-        problem = self.blocks.layout.difference(Layout.of(model))
-        if problem:
-            raise InputError(f"the blocks are not this model's: {problem}")
-        self.share = share
-        self._algorithm = algorithm.FedAdamW(blocks=self.blocks, share=share)
-        x = self.blocks.layout.flatten(trainable(model))
-        self._state = self._algorithm.server_init(x.to(_at_least_single(x)))
-
-    def broadcast(self) -> Broadcast:
-        """What every client of the next round starts from; `save` it, and `restore` brings the server back."""
-        return Broadcast(self.blocks.layout, self.blocks.fingerprint, self.share, self._state)
-
-    def restore(self, down: Broadcast) -> None:
-        """Go on from a saved broadcast; ValueError where it is for another model."""
-        check_message(down, self.blocks, self.share, "the broadcast", self._state.x.dtype)
-        self._state = algorithm.Server(*(t.to(self._state.x) for t in down.state))
-
-    @torch.no_grad()
-    def load_into(self, model: nn.Module) -> None:
-        """Copy the global model into `model`, to evaluate or save it."""
-        problem = self.blocks.layout.difference(Layout.of(model))
-        if problem:
-            raise InputError(f"the model is another one: {problem}")
-        views = self.blocks.layout.views(self._state.x)
-        for name, p in trainable(model).items():
-            p.copy_(views[name])
-
-    def update(
-        self, uploads: Iterable[Upload], weights: Sequence[float] | None = None, lr: float | None = None
-    ) -> None:
-        """Move to the weighted mean of `uploads`; a bad upload raises ValueError and changes nothing.
-
-        weights: one an upload, uniform by default. lr: the round's; by default the mean the optimizers used.
-        """
-        self._move(list(uploads), weights, lr)  # a generator trains its clients here, and needs gradients
-
-    @torch.no_grad()
-    def _move(self, ups: Sequence[Upload], weights: Sequence[float] | None, lr: float | None) -> None:
-        shares = _normalised(weights, len(ups))
-        for number, up in enumerate(ups):
-            check_message(up, self.blocks, self.share, f"upload {number}", self._state.x.dtype)
-        x = self._state.x
-        fields = zip(*(up.state for up in ups), strict=True)
-        mean = algorithm.Up(*(_mean([t.to(x) for t in field], shares) for field in fields))
-        check(lr is None or lr > 0, f"lr={lr} must be above 0 to divide by")
-        rate = self._spread(_mean([up.lr.to(x) for up in ups], shares)) if lr is None else x.new_tensor(lr)
-        rate = rate.masked_fill(rate == 0, float("inf"))  # what did not move has no direction
-        self._state = self._algorithm.server_update(self._state, mean, rate, x.new_tensor(1.0))
-
-    def _spread(self, rates: Tensor) -> Tensor:
-        """A learning rate a parameter (parameters,) as one a coordinate (d,), or () where all are the same."""
-        if bool((rates == rates[0]).all()):
-            return rates[0]
-        return self.blocks.layout.spread(rates)
-
-
-def _is_plain(p: Tensor) -> bool:
-    """Whether torch's fused kernels take this parameter and its gradient."""
+def _is_plain(p: Tensor, state: Mapping[str, Tensor]) -> bool:
+    """Whether torch's fused kernels take this parameter, its gradient and its moments."""
     assert p.grad is not None
-    fits = p.is_contiguous() and p.grad.is_contiguous() and p.grad.dtype == p.dtype
-    return fits and p.is_floating_point() and p.device.type in ("cpu", "cuda")
+    together = (p, p.grad, state["m"], state["v"])
+    return all(t.is_contiguous() and t.dtype == p.dtype for t in together) and p.device.type in ("cpu", "cuda")
 
 
-def _at_least_single(t: Tensor) -> torch.dtype:
-    """A dtype for what adds up over rounds: half precision would lose small steps, and counts above 256."""
-    return torch.promote_types(t.dtype, torch.float32)
+def _real(t: Tensor) -> Tensor:
+    """`t`, or, as torch's AdamW takes a complex tensor, its real and imaginary parts as a view (..., 2)."""
+    return torch.view_as_real(t) if t.is_complex() else t
 
 
-def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:
-    check(count > 0, "no uploads: at least one is needed")
-    given = [1.0] * count if weights is None else [float(w) for w in weights]
-    check(len(given) == count, f"{len(given)} weights for {count} uploads")
-    check(all(0 <= w < float("inf") for w in given) and sum(given) > 0, f"weights={given}: not negative, not all 0")
-    return [w / sum(given) for w in given]
-
-
-def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    total = torch.zeros_like(tensors[0])
-    for t, share in zip(tensors, shares, strict=True):
-        total.add_(t, alpha=share)
-    return total
+def _check_group(group: Mapping[str, Any]) -> None:
+    """Raise InputError where a group of parameters has a setting that FedAdamW would not obey."""
+    for name in NOT_HERE:
+        check(not group.get(name), f"{name}={group.get(name)}: FedAdamW has no such setting, and would step otherwise")
+    coupled = not group.get("decoupled_weight_decay", True) and group.get("weight_decay", 0) != 0
+    check(not coupled, "decoupled_weight_decay=False: FedAdamW decays weights as AdamW does, not as Adam")

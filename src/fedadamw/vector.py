@@ -9,6 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from fedadamw.validation import check
+
 Vector = Tensor  # (..., d): d trainable numbers of a model; a leading axis, where there is one, is clients
 
 
@@ -24,8 +26,11 @@ class Layout:
 
     @staticmethod
     def of(module: nn.Module) -> "Layout":
-        """The layout of the parameters of `module` that require gradients."""
-        return Layout.named(trainable(module))
+        """The layout of the parameters of `module` that require gradients; InputError where one is complex."""
+        found = trainable(module)
+        for name, p in found.items():
+            check(not p.is_complex(), f"{name!r} is complex: make it a real parameter (..., 2), see torch.view_as_real")
+        return Layout.named(found)
 
     @staticmethod
     def named(tensors: Mapping[str, Tensor]) -> "Layout":
@@ -57,9 +62,7 @@ class Layout:
         """Named views of `vector` (..., d), each (..., *shape); writing to one writes to the vector."""
         lead = vector.shape[:-1]
         parts = vector.split(self.sizes, dim=-1)
-        return {
-            name: part.view(*lead, *shape) for name, shape, part in zip(self.names, self.shapes, parts, strict=True)
-        }
+        return {name: part.view(lead + shape) for name, shape, part in zip(self.names, self.shapes, parts, strict=True)}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Vector:
         """A new vector (d,) with a copy of the named tensors."""
@@ -123,6 +126,11 @@ def bind_gradients(parameters: Mapping[str, nn.Parameter], gradient: Vector) -> 
     views = Layout.named(parameters).views(gradient)
     for name, parameter in parameters.items():
         parameter.grad = views[name]
+
+
+def at_least_single(t: Tensor) -> torch.dtype:
+    """A dtype for what adds up over rounds: half precision would lose small steps, and counts above 256."""
+    return torch.promote_types(t.dtype, torch.float32)
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
+from fedadamw.directions.adamw import check_above_zero
 from fedadamw.validation import check
 from fedadamw.vector import Vector
 
@@ -68,7 +69,7 @@ class FedAdam(Algorithm[Server, Down, tuple[()], Local, Up]):
 
     def __post_init__(self) -> None:
         check(all(0 <= beta < 1 for beta in self.betas), f"betas={self.betas} must lie in [0, 1)")
-        check(self.tau > 0, f"tau={self.tau} must be above 0")
+        check_above_zero("tau", self.tau)
         check(self.server_lr > 0, f"server_lr={self.server_lr} must be above 0")
         check(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
 
@@ -89,6 +90,6 @@ class FedAdam(Algorithm[Server, Down, tuple[()], Local, Up]):
 
     def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:
         beta1, beta2 = self.betas
-        m = torch.lerp(up.delta, server.m, beta1)  # line 3
-        v = torch.lerp(up.delta * up.delta, server.v, beta2)
+        m = torch.lerp(server.m, up.delta, 1 - beta1)  # line 3
+        v = torch.lerp(server.v, up.delta * up.delta, 1 - beta2)
         return Server(server.x + self.server_lr * m / (v.sqrt() + self.tau), m, v)  # line 4

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
 from fedadamw.blocks import Blocks
-from fedadamw.directions.adamw import Moments, adamw, check_adamw
+from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
 from fedadamw.directions.align import aligned_step
 from fedadamw.validation import check, one_of
 from fedadamw.vector import Vector
@@ -86,7 +86,8 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
 
     def __post_init__(self) -> None:
         one_of("share", self.share, SHARES)
-        check_adamw(self.betas, self.eps, self.weight_decay)
+        check_adamw(self.betas, self.weight_decay)
+        check_above_zero("eps", self.eps)
         check(self.alpha >= 0, f"alpha={self.alpha} must not be negative")
 
     def server_init(self, x: Vector) -> Server:

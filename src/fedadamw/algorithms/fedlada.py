@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
-from fedadamw.directions.adamw import Moments, check_adamw
+from fedadamw.directions.adamw import Moments, check_above_zero, check_adamw
 from fedadamw.validation import check
 from fedadamw.vector import Vector
 
@@ -63,7 +63,8 @@ class FedLADA(Algorithm[Server, Server, tuple[()], Local, Up]):
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-4, 1e-3, 1e-2), "a": (0.1, 0.3, 0.5)}
 
     def __post_init__(self) -> None:
-        check_adamw(self.betas, self.eps, self.weight_decay)
+        check_adamw(self.betas, self.weight_decay)
+        check_above_zero("eps", self.eps)
         check(0 < self.a <= 1, f"a={self.a} must lie in (0, 1]")
 
     def server_init(self, x: Vector) -> Server:
@@ -79,8 +80,8 @@ class FedLADA(Algorithm[Server, Server, tuple[()], Local, Up]):
     def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
         beta1, beta2 = self.betas
         g = g + self.weight_decay * local.y  # line 2
-        m = torch.lerp(g, local.moments.m, beta1)  # line 3
-        v = torch.lerp(g * g, local.moments.v, beta2)
+        m = torch.lerp(local.moments.m, g, 1 - beta1)  # line 3
+        v = torch.lerp(local.moments.v, g * g, 1 - beta2)
         u = m / (v.sqrt() + self.eps)
         y = local.y - lr * (self.a * u + (1 - self.a) * down.delta)  # line 4
         return Local(y, Moments(m, v), local.k + 1)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
 from fedadamw.blocks import Blocks
-from fedadamw.directions.adamw import Moments, adamw, check_adamw
+from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
 from fedadamw.directions.align import aligned_step
 from fedadamw.directions.lamb import lamb
 from fedadamw.validation import check
@@ -70,7 +70,8 @@ class FedLAMB(Algorithm[Server, Server, tuple[()], Local, Up]):
     tuning: ClassVar = {"lr": (1e-3, 3e-3, 1e-2), "weight_decay": (1e-3, 1e-2, 1e-1), "alpha": (0.25, 0.5, 0.75)}
 
     def __post_init__(self) -> None:
-        check_adamw(self.betas, self.eps, self.weight_decay)
+        check_adamw(self.betas, self.weight_decay)
+        check_above_zero("eps", self.eps)
         check(self.alpha >= 0, f"alpha={self.alpha} must not be negative")
         check(0 <= self.trust[0] <= self.trust[1], f"trust={self.trust} must be a range of numbers from 0")
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
 from fedadamw.blocks import Blocks
-from fedadamw.directions.adamw import Moments, adamw, check_adamw
+from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
 from fedadamw.directions.align import aligned_step
 from fedadamw.directions.muon import as_matrix, muon
 from fedadamw.directions.sketch import Sketch, received, sent
@@ -75,7 +75,8 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-3, 1e-2, 1e-1), "alpha": (0.25, 0.5, 0.75)}
 
     def __post_init__(self) -> None:
-        check_adamw(self.betas, self.eps, self.weight_decay)
+        check_adamw(self.betas, self.weight_decay)
+        check_above_zero("eps", self.eps)
         check(0 <= self.alpha < 1, f"alpha={self.alpha} must lie in [0, 1)")
         check(self.steps >= 1, f"steps={self.steps} must be at least 1")
         check(self.rank is None or self.rank >= 1, f"rank={self.rank} must be at least 1, or not set")

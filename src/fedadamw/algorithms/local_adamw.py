@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
-from fedadamw.directions.adamw import Moments, adamw, check_adamw
+from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
 from fedadamw.vector import Vector
 
 
@@ -53,7 +53,8 @@ class LocalAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-3, 1e-2, 1e-1)}
 
     def __post_init__(self) -> None:
-        check_adamw(self.betas, self.eps, self.weight_decay)
+        check_adamw(self.betas, self.weight_decay)
+        check_above_zero("eps", self.eps)
 
     def server_init(self, x: Vector) -> Server:
         return Server(x)

@@ -48,8 +48,8 @@ class ImageTask:
         if mean is None or std is None:
             own_mean, own_std = moments(train.pixels)
             mean, std = mean or own_mean, std or own_std
-        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
+        self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
         self.test_batch_size = test_batch_size
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 from fedadamw.validation import check
 from fedadamw.vector import Vector
 
+LEAST = torch.finfo(torch.float32).tiny  # number above 0 that float32 holds with all its digits
+
 
 class Moments(NamedTuple):
     """Adam's running means, (..., d) each."""
@@ -24,19 +26,23 @@ def adamw(
 
     m_steps, v_steps: how many gradients, this one included, each moment has seen since it was zero (..., 1).
     """
-    beta1, beta2 = betas
-    m = torch.lerp(g, moments.m, beta1)
-    v = torch.lerp(g * g, moments.v, beta2)
+    beta1, beta2 = betas  # weights are 1 - beta: of a beta near 1, float32 has too few digits of what it lacks
+    m = torch.lerp(moments.m, g, 1 - beta1)
+    v = torch.lerp(moments.v, g * g, 1 - beta2)
     root = (v / debias(beta2, v_steps)).rsqrt().reciprocal()  # MKL's sqrt takes tenfold for zeros, and worse for less
     u = m / debias(beta1, m_steps) / (root + eps)
     return u, Moments(m, v)
 
 
-def check_adamw(betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+def check_adamw(betas: tuple[float, float], weight_decay: float) -> None:
     """Raise InputError where a setting of AdamW is out of its range."""
     check(all(0 <= beta < 1 for beta in betas), f"betas={betas} must lie in [0, 1)")
-    check(eps >= 0, f"eps={eps} must not be negative")
     check(weight_decay >= 0, f"weight_decay={weight_decay} must not be negative")
+
+
+def check_above_zero(name: str, given: float) -> None:
+    """Raise InputError where what is added to a root is nothing, also in float32: a gradient of 0 would give 0/0."""
+    check(given >= LEAST, f"{name}={given} must be at least {LEAST:.3g}: without it a gradient of 0 gives 0/0")
 
 
 def debias(beta: float, steps: Tensor) -> Tensor:

@@ -74,4 +74,4 @@ class Watch:
         for kind, part in zip(self.kinds, values.split(self.layout.sizes), strict=True):
             sums[kind] = sums.get(kind, part.new_zeros(())) + part.sum()
             sizes[kind] = sizes.get(kind, 0) + len(part)
-        return {k: float(total.sqrt() if root_of_sum else total / sizes[k]) for k, total in sums.items()}
+        return {k: float(total.sqrt() if root_of_sum else total / max(sizes[k], 1)) for k, total in sums.items()}

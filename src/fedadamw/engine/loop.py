@@ -88,7 +88,7 @@ class Loop:
         self._checked = True
         parameters = trainable(self.workspace.module)
         found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-        unreached = [name for name, g in zip(parameters, found, strict=True) if g is None]
+        unreached = [name for name, g in zip(parameters, found, strict=True) if g is None and parameters[name].numel()]
         if unreached:
             warnings.warn(
                 f"the loss does not depend on {', '.join(unreached)}: they only decay and follow Delta_G; freeze them",

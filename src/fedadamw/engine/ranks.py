@@ -188,7 +188,7 @@ def gathered(mine: dict[int, Any], count: int, template: Any, ranks: Team) -> di
     """The states of all ranks, by place among the `count` clients of a round; `mine` has this rank's."""
     if ranks.size == 1 or template == ():
         return mine
-    there = torch.zeros(count, device=next(leaves(template)).device)
+    there = torch.zeros(count, dtype=torch.float32, device=next(leaves(template)).device)
     rows = mapped(template, lambda t: t.new_zeros(count, *t.shape))
     for place, state in mine.items():
         there[place] = 1

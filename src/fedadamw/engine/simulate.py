@@ -245,7 +245,7 @@ class Simulation:
 
     def synchronise(self) -> None:
         """Before the first round: the state of rank 0 on every rank."""
-        round_ = torch.tensor(float(self.state.round), device=self.workspace.y.device)
+        round_ = torch.tensor(float(self.state.round), dtype=torch.float64, device=self.workspace.y.device)
         self.ranks.broadcast([round_, *self.state.tensors().values()])
         self.state = self.state._replace(round=int(round_))
 

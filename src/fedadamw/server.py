@@ -1,0 +1,92 @@
+"""FedAdamW's server for your own federated loop; the clients' half is in optim.py."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedadamw.algorithms import fedadamw as algorithm
+from fedadamw.blocks import Blocks
+from fedadamw.messages import Broadcast, Upload, check_message
+from fedadamw.validation import InputError, check, one_of
+from fedadamw.vector import Layout, at_least_single, trainable
+
+
+class Server:
+    """The server's half: x, Delta_G, v_bar and t, moved by the clients' uploads.
+
+    share: `mean-v` (the paper's), or one of the ablations `none`, `m`, `v`, `vm`.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Blocks | None = None, share: str = "mean-v") -> None:
+        one_of("share", share, algorithm.SHARES)
+        self.blocks = Blocks.of(model) if blocks is None else blocks
+        problem = self.blocks.layout.difference(Layout.of(model))
+        if problem:
+            raise InputError(f"the blocks are not this model's: {problem}")
+        self.share = share
+        self._algorithm = algorithm.FedAdamW(blocks=self.blocks, share=share)
+        x = self.blocks.layout.flatten(trainable(model))
+        self._state = self._algorithm.server_init(x.to(at_least_single(x)))
+
+    def broadcast(self) -> Broadcast:
+        """What every client of the next round starts from; `save` it, and `restore` brings the server back."""
+        return Broadcast(self.blocks.layout, self.blocks.fingerprint, self.share, self._state)
+
+    def restore(self, down: Broadcast) -> None:
+        """Go on from a saved broadcast; ValueError where it is for another model."""
+        check_message(down, self.blocks, self.share, "the broadcast", self._state.x.dtype)
+        self._state = algorithm.Server(*(t.to(self._state.x) for t in down.state))
+
+    @torch.no_grad()
+    def load_into(self, model: nn.Module) -> None:
+        """Copy the global model into `model`, to evaluate or save it."""
+        problem = self.blocks.layout.difference(Layout.of(model))
+        if problem:
+            raise InputError(f"the model is another one: {problem}")
+        views = self.blocks.layout.views(self._state.x)
+        for name, p in trainable(model).items():
+            p.copy_(views[name])
+
+    def update(
+        self, uploads: Iterable[Upload], weights: Sequence[float] | None = None, lr: float | None = None
+    ) -> None:
+        """Move to the weighted mean of `uploads`; a bad upload raises ValueError and changes nothing.
+
+        weights: one an upload, uniform by default. lr: the round's; by default the mean the optimizers used.
+        """
+        self._move(list(uploads), weights, lr)  # a generator trains its clients here, and needs gradients
+
+    @torch.no_grad()
+    def _move(self, ups: Sequence[Upload], weights: Sequence[float] | None, lr: float | None) -> None:
+        shares = _normalised(weights, len(ups))
+        for number, up in enumerate(ups):
+            check_message(up, self.blocks, self.share, f"upload {number}", self._state.x.dtype)
+        x = self._state.x
+        fields = zip(*(up.state for up in ups), strict=True)
+        mean = algorithm.Up(*(_mean([t.to(x) for t in field], shares) for field in fields))
+        check(lr is None or lr > 0, f"lr={lr} must be above 0 to divide by")
+        rate = self._spread(_mean([up.lr.to(x) for up in ups], shares)) if lr is None else x.new_tensor(lr)
+        rate = rate.masked_fill(rate == 0, float("inf"))  # what did not move has no direction
+        self._state = self._algorithm.server_update(self._state, mean, rate, x.new_tensor(1.0))
+
+    def _spread(self, rates: Tensor) -> Tensor:
+        """A learning rate a parameter (parameters,) as one a coordinate (d,), or () where all are the same."""
+        if bool((rates == rates[0]).all()):
+            return rates[0]
+        return self.blocks.layout.spread(rates)
+
+
+def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:
+    check(count > 0, "no uploads: at least one is needed")
+    given = [1.0] * count if weights is None else [float(w) for w in weights]
+    check(len(given) == count, f"{len(given)} weights for {count} uploads")
+    check(all(0 <= w < float("inf") for w in given) and sum(given) > 0, f"weights={given}: not negative, not all 0")
+    return [w / sum(given) for w in given]
+
+
+def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    total = torch.zeros_like(tensors[0])
+    for t, share in zip(tensors, shares, strict=True):
+        total.add_(t, alpha=share)
+    return total
