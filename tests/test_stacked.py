@@ -1,23 +1,28 @@
 """Clients stacked on one axis: the numbers of the loop, for every algorithm and clients of any size."""
 
+import gc
 import math
+import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from cases import CASES
-from conftest import unequal_clients
+from conftest import attention_model, unequal_clients
 from test_algorithms import simulation
 from test_models import images
 from torch import nn
 
-from fedadamw import registry
+from fedadamw import prepare, registry
 from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.blocks import Blocks
 from fedadamw.data.batches import ImageTask
 from fedadamw.engine import step
+from fedadamw.engine.device_memory import is_out_of_memory
 from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
+from fedadamw.experiment import parse
 from fedadamw.models import vision
 from fedadamw.models.loading import initial
 from fedadamw.validation import InputError
@@ -140,7 +145,46 @@ def test_parameters_without_numbers_and_single_ones_are_trained_in_every_engine(
     assert all(math.isfinite(n) for n in records[-1].diagnostics["update_norm_by_kind"].values())
 
 
-def test_a_group_that_memory_does_not_hold_is_halved_for_good(task, monkeypatch):
+def test_groups_of_every_size_are_compiled_by_few_kernels(task, monkeypatch):
+    compile_, kernels = torch.compile, []
+
+    def compiler(graph, inputs):
+        kernels.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda step, **how: compile_(step, backend=compiler, **how))
+    plain = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, rounds=1)
+    compiled = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, rounds=1, stack=3, compiled=True)
+    list(compiled.rounds())
+    list(plain.rounds())
+    torch.testing.assert_close(compiled.state.server.x, plain.state.server.x, rtol=0, atol=1e-10)
+    assert 2 <= len(kernels) <= 3, "for groups of 3, for any other number, and for a client that is alone"
+
+
+MESSAGES = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.81 GiB",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ...",
+    "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes",
+)
+
+
+def test_every_way_to_say_that_memory_is_full_is_known():
+    assert all(is_out_of_memory(RuntimeError(message)) for message in MESSAGES)
+    assert is_out_of_memory(torch.OutOfMemoryError())
+    assert is_out_of_memory(MemoryError())
+    others = ("CUDA error: device-side assert triggered", "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", "")
+    assert not any(is_out_of_memory(RuntimeError(message)) for message in others)
+    assert not is_out_of_memory(ValueError(MESSAGES[0]))
+
+
+@pytest.mark.parametrize("full", [torch.OutOfMemoryError(), RuntimeError(MESSAGES[2])])
+def test_a_group_that_memory_does_not_hold_is_halved_for_good(task, monkeypatch, full):
     loop = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5)
     list(loop.rounds())
     stacked = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, stack=5)
@@ -149,13 +193,104 @@ def test_a_group_that_memory_does_not_hold_is_halved_for_good(task, monkeypatch)
     def small(part, *args):
         seen.append(len(part))
         if len(part) > 2:
-            raise torch.cuda.OutOfMemoryError
+            raise full
         return train(part, *args)
 
     monkeypatch.setattr(stacked.engine, "_train", small)
     list(stacked.rounds())
     assert seen[:5] == [5, 2, 2, 1, 2], "refused once, then by twos"
     torch.testing.assert_close(stacked.state.server.x, loop.state.server.x, rtol=0, atol=1e-10)
+
+
+@dataclass(frozen=True)
+class Counting(FedAvg):
+    """FedAvg that counts the stacked vectors which are there when a group starts."""
+
+    def client_start(self, down, memory):
+        d = down.x.shape[-1]
+        SEEN.append(
+            sum(type(t) is torch.Tensor and t.untyped_storage().nbytes() == 2 * d * 8 for t in gc.get_objects())
+        )
+        return super().client_start(down, memory)
+
+
+SEEN: list[int] = []
+
+
+@pytest.mark.parametrize("rejected", [False, True])
+def test_a_group_trains_when_nothing_is_left_of_the_one_before(task, rejected, monkeypatch):
+    SEEN.clear()
+    training = Training(rounds=1, clients_per_round=5, steps=2, batch_size=4, lr=0.05)
+    sim = Simulation(attention_model(), Counting(), task, unequal_clients(task), training, stack=2)
+    if rejected:
+        monkeypatch.setattr("fedadamw.engine.client.finite", lambda _: len(SEEN) > 1)  # not those of the first group
+    sim.step()
+    assert SEEN == [0, 0, 0]
+
+
+class Asks(nn.Module):
+    """A model whose code looks at a number, as GPT-2's and MPNet's do in some versions."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = attention_model()
+
+    def forward(self, x):
+        return self.inner(x) if float(x.abs().sum()) >= 0 else x
+
+
+class Once(torch.autograd.Function):
+    """A function of its own that knows no transforms, as BLOOM's activation."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2
+
+
+class Own(Asks):
+    """A model that calls a function which knows no transforms."""
+
+    def forward(self, x):
+        return Once.apply(self.inner(x))
+
+
+def of_model(kind, task, **how):
+    torch.manual_seed(0)
+    training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05)
+    return Simulation(kind(), FedAvg(), task, unequal_clients(task), training, **how)
+
+
+@pytest.mark.parametrize("kind", [Asks, Own])
+def test_a_model_that_does_not_stack_trains_by_the_loop_where_nobody_asked_for_stacks(kind, task):
+    loop, chosen = of_model(kind, task), of_model(kind, task, stack=5, may_loop=True)
+    with pytest.warns(UserWarning, match="does not train stacked") as said:
+        records = list(chosen.rounds())
+    assert len(said) == 1, "once, not in each round"
+    assert [r.train_loss for r in records] == [r.train_loss for r in loop.rounds()]
+    assert torch.equal(chosen.state.server.x, loop.state.server.x)
+    with pytest.raises(InputError, match=r"does not train stacked: set stack=1 \("):
+        of_model(kind, task, stack=5).step()
+
+
+def test_a_fault_of_the_model_is_told_as_the_loop_meets_it(task):
+    class Broken(Asks):
+        def forward(self, x):
+            raise TypeError("a fault of its own")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(TypeError, match="a fault of its own"):
+            of_model(Broken, task, stack=5, may_loop=True).step()
+
+
+def test_clients_are_stacked_on_a_gpu_where_it_is_not_said():
+    experiment = parse({"training": {"clients_per_round": 7, "steps": 1}})
+    assert prepare.stack_for(experiment, torch.device("cuda", 0)) == 7
+    assert prepare.stack_for(experiment, torch.device("cpu")) == 1
 
 
 class NormModel(nn.Module):

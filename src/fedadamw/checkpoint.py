@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from fedadamw.disk import writing
 from fedadamw.validation import InputError
 
 FORMAT = 1  # of the facts and the names of the tensors
@@ -27,13 +28,16 @@ class CheckpointError(InputError):
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """`content` to `path`: after a crash the file holds the old or the new content, whole."""
+    """`content` to `path`: after a crash, or on a full disk, the file holds the old or the new content, whole."""
     aside = path.with_name(path.name + ".new")
-    with open(aside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with writing(path), open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -54,7 +54,6 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     clients = partition_of(experiment, train)
     model, task, about = learned(experiment, train, test, device)
     algorithm = algorithm_of(experiment, model)
-    stack = experiment.stack or (1 if device.type == "cpu" else experiment.training.clients_per_round)
     simulation = Simulation(
         model,
         algorithm,
@@ -62,7 +61,8 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
         clients,
         experiment.training,
         seed=experiment.seed,
-        stack=stack,
+        stack=experiment.stack or stack_for(experiment, device),
+        may_loop=experiment.stack is None,
         compiled=compiled(experiment, model, clients, device),
         ranks=ranks,
         folding=Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None,
@@ -86,6 +86,11 @@ def learned(experiment: Experiment, train: Samples, test: Samples, device: torch
     assert isinstance(train, Images)
     assert isinstance(test, Images)
     return images.build(experiment, train, test, device)
+
+
+def stack_for(experiment: Experiment, device: torch.device) -> int:
+    """How many clients train at once where the experiment does not say."""
+    return 1 if device.type == "cpu" else experiment.training.clients_per_round
 
 
 def compiled(experiment: Experiment, model: nn.Module, clients: Partition, device: torch.device) -> bool:

@@ -88,11 +88,9 @@ def _train(
     except KeyboardInterrupt as request:
         folder.save(settled.round, simulation.tensors(settled), experiment)
         raise Interrupted from request
-    except DivergedError:
-        folder.save(settled.round, simulation.tensors(settled), experiment)
-        raise
-    except RankLostError:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever started the ranks ends them all now
+    except (RuntimeError, MemoryError) as error:  # it diverged, another rank is gone, memory is full
+        if isinstance(error, RankLostError):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever started the ranks ends them all now
         folder.save(settled.round, simulation.tensors(settled), experiment)
         raise
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedadamw import checkpoint
 from fedadamw.checkpoint import CheckpointError, write_atomically
+from fedadamw.disk import writing
 from fedadamw.engine.simulate import Record
 from fedadamw.experiment import Experiment, load
 from fedadamw.validation import InputError
@@ -110,7 +111,7 @@ class RunFolder:
             k: _finite(v) for k, v in asdict(record).items() if v is not None or k not in ("diagnostics", "federation")
         }
         line = json.dumps(columns, allow_nan=False) + "\n"
-        with open(self.metrics, "ab") as file:
+        with writing(self.metrics), open(self.metrics, "ab") as file:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())

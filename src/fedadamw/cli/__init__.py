@@ -30,16 +30,23 @@ def guarded(command: Callable[[], None]) -> None:
     except InputError as error:
         say(f"error: {error}")
         sys.exit(2)
-    except (RuntimeError, OSError) as error:
-        if not _told(error):
+    except (RuntimeError, OSError, MemoryError) as error:
+        told = _told(error)
+        if told is None:
             raise
-        say(f"error: {error}")
+        say(f"error: {told}")
         sys.exit(1)
 
 
-def _told(error: Exception) -> bool:
-    """Whether an error says all that a user needs to know; torch is imported for the answer alone."""
+def _told(error: Exception) -> str | None:
+    """What an error says, where that is all that a user needs to know; torch is imported for the answer alone."""
+    from fedadamw.engine.device_memory import is_out_of_memory
     from fedadamw.engine.ranks import RankLostError
     from fedadamw.engine.simulate import DivergedError
 
-    return isinstance(error, DivergedError | RankLostError | OSError)
+    if isinstance(error, DivergedError | RankLostError | OSError):
+        return str(error)
+    if not is_out_of_memory(error):
+        return None
+    why = (str(error) or type(error).__name__).splitlines()[0]
+    return f"memory is full ({why}); training.micro_batch, and training.evaluate_batch, take less of it"

@@ -66,6 +66,7 @@ def run_command(
 
 def lead(experiment: "Experiment", folder: "RunFolder", *, resume: bool, quiet: bool) -> None:
     """The run, shown as it goes; how to go on where it is stopped."""
+    from fedadamw.disk import DiskFullError
     from fedadamw.progress import Progress
     from fedadamw.run import Interrupted, execute
 
@@ -75,6 +76,10 @@ def lead(experiment: "Experiment", folder: "RunFolder", *, resume: bool, quiet: 
     except Interrupted as stopped:
         say(f"stopped; go on with: fedadamw run --resume --out {folder.path}")
         raise typer.Exit(143 if isinstance(stopped.__cause__, Terminated) else 130) from None
+    except DiskFullError as error:
+        on = f"; once there is room, go on with: fedadamw run --resume --out {folder.path}" if folder.started else ""
+        say(f"error: {error}{on}")
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:  # while loading or reporting: all that was done is on disk
         say("stopped; the same command with --resume --out goes on, if the run had begun")
         raise typer.Exit(130) from None

@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fedadamw.disk import writing
 from fedadamw.engine.client import Shard
 from fedadamw.engine.step import leaves, mapped
 
@@ -174,7 +176,8 @@ class _File(NamedTuple):
 
     def write(self, tensor: Tensor) -> None:
         """Put the tensor there."""
-        tensor.contiguous().flatten().view(torch.uint8).numpy().tofile(self.path)
+        with writing(Path(self.path)), open(self.path, "r+b") as file:
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
     def mapped(self) -> Tensor:
         """The tensor, its memory shared with all who map the file."""

@@ -113,17 +113,16 @@ def run_round(
         up_type = type(answer.up)
         made = () if folded is None else (folded(answer.up),)
         sent = (*answer.up, answer.statistics, answer.loss, *made)
-        if not answer.finite:
+        if answer.finite:
+            mean.add(sent, float(answer.samples) if weighting == "samples" else 1.0)
+            up_bytes += nbytes(answer.travels)
+            answered += 1
+            for listener in listeners:
+                listener(shard, answer)
+        else:
             rejected += 1
             mean.add([torch.zeros_like(t) for t in sent], 0.0)
-            continue
-        weight = float(answer.samples) if weighting == "samples" else 1.0
-        mean.add(sent, weight)
-        up_bytes += nbytes(answer.travels)
-        answered += 1
-        for listener in listeners:
-            listener(shard, answer)
-        del answer  # the next client trains without this one's vectors
+        del answer, sent, made  # the next client trains without this one's vectors, and without those of its group
     answered, rejected, up_bytes = mean.sum_over(ranks, answered, rejected, up_bytes)
     if not answered:
         return RoundResult(None, None, None, float("nan"), 0, rejected, 0)

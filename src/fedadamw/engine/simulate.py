@@ -112,7 +112,8 @@ class Simulation:
 
     The model is trained in place; `algorithm` and `training` say how. Iterate `rounds()`, or call `step()`.
     What clients remember is kept in this process; `keep_on_disk` changes that.
-    stack: clients to train at once. compiled: make one kernel of the local step. ranks: who trains the others.
+    stack: clients to train at once; may_loop: one after the other where the model turns out not to be one for that,
+    else an InputError. compiled: make one kernel of the local step. ranks: who trains the others.
     folding: puts the exact mean of what the clients' adapters add into the frozen weights.
     """
 
@@ -126,6 +127,7 @@ class Simulation:
         *,
         seed: int = 0,
         stack: int = 1,
+        may_loop: bool = False,
         compiled: bool = False,
         ranks: Team = ALONE,
         folding: Folding | None = None,
@@ -151,7 +153,8 @@ class Simulation:
         self.workspace = Workspace(model)
         step = stepper(algorithm, training.clip, compiled=compiled)
         common = (self.workspace, algorithm, task, training, seed, step)
-        self.engine: Engine = Loop(*common) if stack == 1 else Stacked(*common, group=stack)
+        loop = Loop(*common)
+        self.engine: Engine = loop if stack == 1 else Stacked(*common, group=stack, instead=loop if may_loop else None)
         self.uploads = Uploads(algorithm, codecs.made(training.upload, training.keep))
         server = algorithm.server_init(self.workspace.y.clone())
         none = self.workspace.y[:0]

@@ -9,7 +9,9 @@ and for what the module drops at random:
 - clients are sorted by their number of steps, longest first, so that those still at work are always the first rows.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -21,6 +23,8 @@ from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.engine.ahead import ahead
 from fedadamw.engine.batching import batched
 from fedadamw.engine.client import Answer, Shard, Work, Workspace, autocast, batches_mix, micro_batches, work_of
+from fedadamw.engine.device_memory import give_back, is_out_of_memory
+from fedadamw.engine.loop import Loop
 from fedadamw.engine.randomness import Purpose, torch_seed
 from fedadamw.engine.settings import Training
 from fedadamw.engine.step import Step, mapped
@@ -29,8 +33,15 @@ from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, statistics
 
 
+class NotStackedError(Exception):
+    """A model's own code does not take tensors with a client axis; why."""
+
+
 class Stacked:
-    """Trains clients `group` at a time; a group that the device's memory does not hold is halved, for good."""
+    """Trains clients `group` at a time; a group that the device's memory does not hold is halved, for good.
+
+    instead: what trains clients once the model turns out not to be one that can be stacked; InputError without it.
+    """
 
     def __init__(
         self,
@@ -41,9 +52,11 @@ class Stacked:
         seed: int,
         step: Step,
         group: int,
+        instead: Loop | None = None,
     ) -> None:
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.seed, self.step, self.group = training, seed, step, group
+        self.instead, self.stacks = instead, True
         self._statistics = Layout.named(statistics(workspace.module))
         self._batches_mix = batches_mix(workspace.module)
 
@@ -51,33 +64,46 @@ class Stacked:
         self, shards: Iterable[Shard], round_: int, down: Any, statistics: Vector
     ) -> Iterator[tuple[Shard, Answer]]:
         """Train the clients of `shards` from `down`, in an order of the engine's own."""
+        every, done = list(shards), set[int]()
+        if self.stacks:
+            for part in self._groups(every, round_):
+                while part and self.stacks:
+                    now = part[: self.group]
+                    found = self._tried(now, round_, down, statistics)
+                    del part[: len(found)]
+                    for shard, _ in now[: len(found)]:
+                        done.add(shard.client)
+                        yield shard, found.pop(0)  # and is not held here: each is a view of all the group's tensors
+        if not self.stacks and self.instead is not None:
+            yield from self.instead.answers((s for s in every if s.client not in done), round_, down, statistics)
+
+    def _groups(self, shards: Sequence[Shard], round_: int) -> "Iterator[list[tuple[Shard, Work]]]":
+        """The clients with their work, those with the most steps first; in a group all may be stacked."""
         todo = [
             (shard, work_of(self.task, self.training, self.seed, shard.client, shard.samples, round_))
             for shard in shards
         ]
         todo.sort(key=lambda pair: -len(pair[1].sizes))
-        for alike in self._alike(todo):
-            done = 0
-            while done < len(alike):
-                part = alike[done : done + self.group]
-                found = self._tried(part, round_, down, statistics)
-                if found is None:
-                    self.group = len(part) // 2
-                    torch.cuda.empty_cache()
-                else:
-                    yield from zip((shard for shard, _ in part), found, strict=True)
-                    done += len(part)
+        yield from self._alike(todo)
 
-    def _tried(
-        self, part: "Sequence[tuple[Shard, Work]]", round_: int, down: Any, statistics: Vector
-    ) -> list[Answer] | None:
-        """`_train`, or None where the device's memory does not hold so many; what it held is free then."""
+    def _tried(self, part: "Sequence[tuple[Shard, Work]]", round_: int, down: Any, statistics: Vector) -> list[Answer]:
+        """`_train`; nothing where from now on fewer clients are to train at once, or one: what it held is free then."""
         try:
             return self._train(part, round_, down, statistics)
-        except torch.cuda.OutOfMemoryError:
-            if len(part) == 1:
+        except NotStackedError as error:
+            if self.instead is None:
+                raise InputError(f"this model does not train stacked: set stack=1 ({error})") from error
+            self.stacks = False
+            warnings.warn(
+                f"this model does not train stacked ({error}): its clients train one after the other, as with stack=1",
+                stacklevel=2,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if len(part) == 1 or not is_out_of_memory(error):
                 raise
-            return None
+            self.group = len(part) // 2
+        give_back()
+        return []
 
     def _alike(self, todo: "Sequence[tuple[Shard, Work]]") -> "Iterator[list[tuple[Shard, Work]]]":
         """The clients that may be stacked: all of them, or those with the same batch sizes where batches mix."""
@@ -105,7 +131,8 @@ class Stacked:
         losses = local.y.new_zeros(s)
         for active, (batch, weights) in zip(plan.active, batches if plan.resident else ahead(batches), strict=True):
             first = local if active == s else mapped(local, lambda t: t[:active])  # noqa: B023  (called at once)
-            g, found = self._backward(first.y, {n: b[:active] for n, b in buffers.items()}, batch, weights)
+            with _stackable():
+                g, found = self._backward(first.y, {n: b[:active] for n, b in buffers.items()}, batch, weights)
             with torch.no_grad():
                 self.step(first, down, g, lr)
             losses[:active] += found
@@ -146,14 +173,20 @@ class Stacked:
             return (task.losses(model, batch) * weights).sum()
 
         with batched(), autocast(self.training, y.device):
-            try:
-                found: Tensor = vmap(of_one, randomness="different")(layout.views(y), buffers, batch, weights)
-            except RuntimeError as error:
-                if not str(error).startswith("vmap:"):
-                    raise
-                why = str(error).split(". ", 1)[0]
-                raise InputError(f"this model does not train stacked: set stack=1 ({why})") from error
+            found: Tensor = vmap(of_one, randomness="different")(layout.views(y), buffers, batch, weights)
         return found
+
+
+@contextmanager
+def _stackable() -> Iterator[None]:
+    """A block that calls the model with a client axis; NotStackedError where it does not take that."""
+    try:
+        yield
+    except Exception as error:  # vmap's own, or whatever the model's code makes of tensors that are not as they seem
+        if is_out_of_memory(error):
+            raise
+        why = (str(error) or type(error).__name__).splitlines()[0].split(". ", 1)[0]
+        raise NotStackedError(why) from error
 
 
 class Plan(NamedTuple):

@@ -59,21 +59,15 @@ def stepper(algorithm: AnyAlgorithm, clip: float | None, *, compiled: bool) -> S
 
 
 class _Compiled:
-    """A step that torch.compile has made one kernel, for gradients of the shape of the first; as it was for others.
-
-    As it was, and one warning, where the compiler fails.
+    """A step that torch.compile has made one kernel, for the shape of the first gradient; another, for any number of
+    rows, where groups of fewer clients come. As it was, and one warning, where the compiler fails.
     """
 
     def __init__(self, step: Step) -> None:
         self._plain = step
-        self._step: Step = torch.compile(step, dynamic=False)
-        self._shape: torch.Size | None = None
+        self._step: Step = torch.compile(step)
 
     def __call__(self, local: Any, down: Any, g: Vector, lr: Tensor) -> None:
-        if self._shape is not None:
-            (self._step if g.shape == self._shape else self._plain)(local, down, g, lr)
-            return
-        self._shape = g.shape
         try:
             self._step(local, down, g, lr)
         except torch._dynamo.exc.BackendCompilerFailed as error:
@@ -85,7 +79,7 @@ class _Compiled:
 
 def compiling_pays(d: int, steps: int, device: torch.device) -> bool:
     """Whether compiling saves more than it costs in a run of `steps` local steps on d coordinates."""
-    saved = 3e-9 if device.type == "cpu" else 3e-11  # seconds a coordinate and step, as measured
+    saved = 3e-9 if device.type == "cpu" else 3e-11  # seconds a coordinate and step: measured; a GPU's is a guess
     return compiler_found(device) and d * steps * saved > COMPILE_S
 
 

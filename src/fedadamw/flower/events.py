@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+from fedadamw.disk import writing
 from fedadamw.flower.monitor import Monitor
 
 
@@ -19,6 +20,6 @@ class Events:
         """One event, with what is to be known of it."""
         self.monitor.event(event)
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
-        with open(self.path, "a", encoding="utf-8") as file:
+        with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, file=sys.stderr, flush=True)

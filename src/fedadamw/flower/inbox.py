@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from flwr.app import Message
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from fedadamw.disk import writing
 from fedadamw.engine.client import Answer, Shard
 from fedadamw.engine.settings import Training
 from fedadamw.engine.uploads import Uploads
@@ -68,7 +69,8 @@ class Inbox:
         nonnegative, steps = self.uploads.algorithm.nonnegative, self._steps(size)
         statistics = self._statistics.views(tensors["statistics"])
         guard.check_numbers(up, statistics, nonnegative=nonnegative, steps=steps)
-        save_file(tensors, self._file(client))
+        with writing(self._file(client)):
+            self._file(client).write_bytes(save(tensors))
         lengths = guard.lengths(up, tensors["statistics"], steps=steps is None)
         return Upload(lengths, loss, samples or 1, nbytes(tensors.values()), bool(numbers.get("fresh")))
 

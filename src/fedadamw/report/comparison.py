@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from fedadamw.checkpoint import write_atomically
 from fedadamw.report import charts
 from fedadamw.report.charts import Results, metric
 from fedadamw.report.figures import save, styled
@@ -19,7 +20,7 @@ FILES = ("curves.png", "report.html")
 def write(results: Results, folder: Path) -> None:
     """curves.png and report.html of a study's `results`, in `folder`."""
     save(charts.picture(results), folder / "curves.png")
-    (folder / "report.html").write_text(page(results, folder.name))
+    write_atomically(folder / "report.html", page(results, folder.name).encode())
 
 
 def page(results: Results, title: str) -> str:

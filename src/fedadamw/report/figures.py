@@ -1,5 +1,6 @@
 """Charts: one altair definition each, for the interactive page and for PNG alike."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import altair as alt
 import numpy as np
 
 from fedadamw import metrics
+from fedadamw.disk import writing
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -134,4 +136,10 @@ def save(chart: Any, path: Path) -> None:
     """A chart as a picture, of the kind that the ending says: .svg, or .png at twice its size for sharp screens."""
     picture = styled(chart)
     picture.config.aria = False  # words for screen readers, several times the picture's size
-    picture.save(path, scale_factor=2)
+    aside = path.with_name(f"new.{path.name}")
+    try:
+        with writing(path):
+            picture.save(aside, scale_factor=2)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

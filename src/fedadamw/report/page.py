@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fedadamw.checkpoint import write_atomically
 from fedadamw.metrics import label, main, score, shown
 from fedadamw.report import figures
 from fedadamw.report.library import library
@@ -30,7 +31,8 @@ def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None
         charts["answers"] = figures.styled(figures.answers(records))
     settings = yaml.safe_load(folder.config.read_text())
     manifest = json.loads(folder.manifest.read_text())
-    (folder.path / "report.html").write_text(page(folder.path.name, records, settings, manifest, charts))
+    text = page(folder.path.name, records, settings, manifest, charts)
+    write_atomically(folder.path / "report.html", text.encode())
 
 
 def page(

@@ -1,0 +1,26 @@
+"""A device's memory: how an error says that it is full, and how what is free there is given back."""
+
+import gc
+import re
+
+import torch
+
+FULL = re.compile(
+    r"out of memory|not enough memory|can't allocate memory|cudaErrorMemoryAllocation"  # CUDA's, and a CPU's
+    r"|STATUS_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED"  # of cuBLAS, cuSOLVER, cuSPARSE, cuDNN
+    r"|CUBLAS_STATUS_NOT_INITIALIZED",  # a handle of cuBLAS wants memory of its own
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is full: torch's own for it, or a library's under another name."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and FULL.search(str(error)) is not None
+
+
+def give_back() -> None:
+    """Give what nobody holds any more back to the device; not from where an error is handled, which holds it all."""
+    gc.collect()
+    torch.cuda.empty_cache()
