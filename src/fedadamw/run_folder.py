@@ -25,6 +25,8 @@ from fedadamw.engine.simulate import Record
 from fedadamw.experiment import Experiment, load
 from fedadamw.validation import InputError
 
+LATER = {"image_size": None, "image_mode": "auto", "on_bad": "error"}  # settings that earlier runs do not have
+
 
 class RunFolder:
     """One run's folder."""
@@ -157,6 +159,9 @@ def settings_digest(experiment: Experiment) -> str:
     deciding = experiment.model_dump(mode="json", exclude=aside)
     for part, name in (("training", "micro_batch"), ("training", "channels_last"), ("data", "resident")):
         del deciding[part][name]
+    for name, default in LATER.items():
+        if deciding["data"][name] == default:
+            del deciding["data"][name]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
