@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from fedadamw.data.fitting import Fit
-from fedadamw.data.images import CROP
+from fedadamw.data.pictures import CROP
 from fedadamw.experiment import LANGUAGE, Split
 from fedadamw.models.loading import PACKAGE, is_hub_id, is_local, place_of
 from fedadamw.models.vision import NAMES, RESNETS, Vision

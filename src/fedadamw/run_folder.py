@@ -10,6 +10,7 @@ curves.png, report.html
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,6 +86,13 @@ class RunFolder:
                     f"{self.path}: the {key} changed since the run began "
                     f"(was {was}, is {now}); resume with the same, or start in another folder"
                 )
+        for name in ("mean", "std"):  # of an earlier version, which read a model's image processor otherwise
+            was, now = before["data"].get(name), manifest["data"].get(name)
+            if was and now and not all(map(_close, was, now)):
+                raise CheckpointError(
+                    f"{self.path}: the {name} that pixels are normalised by changed since the run began (was {was}, "
+                    f"is {now}): start in another folder"
+                )
 
     def read_manifest(self) -> dict[str, Any]:
         """What `start` wrote of the run besides its settings."""
@@ -151,6 +159,10 @@ def _identity(part: Any) -> Any:
     """What of a manifest's part must not change: of the data its splits, without what is told about them."""
     splits = ("train", "test")
     return {name: part.get(name) for name in splits} if isinstance(part, dict) and splits[0] in part else part
+
+
+def _close(was: float, now: float) -> bool:
+    return math.isclose(was, now, rel_tol=1e-5, abs_tol=1e-6)
 
 
 def settings_digest(experiment: Experiment) -> str:

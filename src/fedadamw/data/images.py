@@ -16,12 +16,10 @@ if TYPE_CHECKING:
 
 from fedadamw.data.fitting import BILINEAR, Fit
 from fedadamw.data.labels import check_columns, classes_of, find_label_column, groups_of, has_fractions, labels_of
-from fedadamw.data.pictures import Form, Survey, as_bytes, describe
+from fedadamw.data.pictures import CROP, MODEL, SIZE, Form, Survey, as_bytes, describe
 from fedadamw.data.pixels import pixels_of, survey_of
 from fedadamw.data.sources import Array, held_out_split, read, read_held_out
 from fedadamw.validation import InputError, check
-
-SIZE, CROP, MODEL = "size", "crop", "model"  # what gave the images their size: their own, data.image_size, the model
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,22 +88,19 @@ def load_images(
     place = f"data.source={source!r}"
     if source == "digits":
         check(group_column is None, f"partition.column={group_column!r}: digits have no columns")
-        form, kind = _decide(place, Survey(colour=False, smallest=(8, 8), largest=(8, 8), same=True, bad={}), wanted)
-        train, test = _digits(form)
-        return replace(train, fit=kind), replace(test, fit=kind)
+        return _digits(_decide(place, Survey(colour=False, smallest=(8, 8), largest=(8, 8), same=True, bad={}), wanted))
     splits = read(source, config, test_source)
     test_name = held_out_split(place, splits, test_split) if want_test else None
     columns = _columns(place, splits["train"], image_column, label_column, group_column)
     survey = survey_of(splits["train"], columns[0])
     _check_bad(place, splits["train"], columns[0], survey.bad, wanted)
-    form, kind = _decide(place, survey, wanted)
-    train = replace(_load(place, splits["train"], columns, form, wanted), fit=kind)
+    form = _decide(place, survey, wanted)
+    train = _load(place, splits["train"], columns, form, wanted)
     if test_name is None:
         return train, replace(train.take(np.arange(0)), skipped=0)
     if test_source is not None:
         place = f"data.test_source={test_source!r}"
-    test = _load(place, splits[test_name], (*columns[:2], None), form, wanted, train.classes)
-    return train, replace(test, fit=kind)
+    return train, _load(place, splits[test_name], (*columns[:2], None), form, wanted, train.classes)
 
 
 def load_held_out(
@@ -144,7 +139,7 @@ def _digits(form: Form) -> tuple[Images, Images]:
         from PIL import Image
 
         pixels = np.stack([as_bytes(Image.fromarray(digit), form) for digit in pixels[:, 0]])
-    everything = Images(pixels, table[:, -1].astype(np.int64), tuple(str(c) for c in range(10)))
+    everything = Images(pixels, table[:, -1].astype(np.int64), tuple(str(c) for c in range(10)), fit=form.kind)
     numbers = np.arange(len(everything))
     return everything.take(numbers[numbers % 5 != 0]), everything.take(numbers[numbers % 5 == 0])
 
@@ -173,17 +168,17 @@ def _columns(
     return image, label, group
 
 
-def _decide(place: str, survey: Survey, wanted: Wanted) -> tuple[Form, str]:
-    """What every picture is made, by what the training set has; and what gave it its size."""
+def _decide(place: str, survey: Survey, wanted: Wanted) -> Form:
+    """What every picture is made, by what the training set has."""
     grey = not survey.colour if wanted.grey is None else wanted.grey
     if wanted.size is not None:
         model, square = wanted.fit(), (wanted.size, wanted.size)
-        return Form(grey, square, Fit(wanted.size, square, model.resample if model else BILINEAR)), CROP
+        return Form(grey, square, Fit(wanted.size, square, model.resample if model else BILINEAR), CROP)
     if survey.same and survey.smallest is not None:
-        return Form(grey, survey.smallest, Fit(survey.smallest)), SIZE
+        return Form(grey, survey.smallest, Fit(survey.smallest))
     model = wanted.fit()
     if model is not None and model.size is not None:
-        return Form(grey, model.size, model), MODEL
+        return Form(grey, model.size, model, MODEL)
     least, most = (f"{size[0]} x {size[1]}" for size in (survey.smallest, survey.largest) if size)
     raise InputError(
         f"{place}: the training pictures are of several sizes, {least} to {most}; "
@@ -211,14 +206,15 @@ def _load(
     if classes is None:
         classes = classes_of(split, label)
         check(not has_fractions(split, label), f"{place}: column {label!r} holds fractions, where classes are wanted")
-    elif notes.resized and form.fit == Fit(form.size):
+    elif notes.resized and form.kind == SIZE:
         size = f"{form.size[0]} x {form.size[1]}"
         said = f"{place}: {notes.resized:,} of {rows:,} pictures are resized to the training pictures' {size}"
         warnings.warn(said, stacklevel=2)
     if notes.coloured and wanted.grey is None:
         said = f"{place}: {notes.coloured:,} of {rows:,} pictures have colour and are made grey, as all of training are"
         warnings.warn(said, stacklevel=2)
-    return Images(pixels, labels_of(split, label, classes), classes, groups_of(split, group), skipped=len(notes.bad))
+    labels, groups = labels_of(split, label, classes), groups_of(split, group)
+    return Images(pixels, labels, classes, groups, fit=form.kind, skipped=len(notes.bad))
 
 
 def _check_bad(place: str, split: "Dataset", image: str, bad: Mapping[int, str], wanted: Wanted) -> None:

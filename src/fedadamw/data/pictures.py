@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image
 
+SIZE, CROP, MODEL = "size", "crop", "model"  # what gave pictures their size: their own, data.image_size, the model
 GREY = ("L", "1", "I", "F")  # Pillow's modes without colour and transparency; and I;16 of whatever byte order
 TURNED = (5, 6, 7, 8)  # orientations of EXIF that change width and height
 Result = TypeVar("Result")
@@ -33,6 +34,7 @@ class Form:
     grey: bool
     size: Size
     fit: Fit
+    kind: str = field(default=SIZE, repr=False)  # or CROP or MODEL; no pixel depends on it
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -159,7 +161,10 @@ def _opened(cell: Mapping[str, Any] | None) -> "Image":
 
     if cell is None or (cell["bytes"] is None and cell["path"] is None):
         raise BadPictureError("there is none")
-    picture: Image = datasets.Image().decode_example(dict(cell))
+    content = cell["bytes"]
+    if content is None and Path(cell["path"]).exists():
+        content = Path(cell["path"]).read_bytes()  # a file that is cut short would be left open
+    picture: Image = datasets.Image().decode_example({"path": cell["path"], "bytes": content})
     return picture
 
 

@@ -15,6 +15,11 @@ from fedadamw.validation import InputError, check
 BYTE = 1 / 255
 PROBES = ((40, 56), (300, 260))  # height and width of pictures that the processor itself is asked about
 CLOSE = 1e-4  # of what it says, in the units that the model takes
+USUAL = (
+    *("image_processor_type", "feature_extractor_type", "processor_class", "do_resize", "size", "resample"),
+    *("do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+    "do_convert_rgb",
+)
 UNCHANGED = 384  # a ConvNeXt's size from which on nothing is cut away
 
 
@@ -50,6 +55,8 @@ def of(name: str, config: Any) -> Processor:
     if settings is None:
         return Processor(Fit(size) if size else None)
     own = _sized(settings, size)
+    code = settings.get("auto_map") and not settings.get("image_processor_type")
+    check(not code, f"model.name={name!r}: its image processor is code of its own, which is not run")
     quiet_libraries()
 
     def load(place: str) -> Any:
@@ -67,8 +74,8 @@ def of(name: str, config: Any) -> Processor:
         raise InputError(f"model.name={name!r}: its image processor ({kind}) cannot be followed: {why}") from None
     check(
         difference is None,
-        f"model.name={name!r}: its image processor ({kind}) cannot be followed: {difference}; "
-        "change its preprocessor_config.json to resize, crop, rescale and normalise as a ViTImageProcessor's",
+        f"model.name={name!r}: its image processor ({kind}) cannot be followed: {difference}{_unusual(settings)}; "
+        "give it a preprocessor_config.json of a ViTImageProcessor",
     )
     return ours
 
@@ -137,6 +144,7 @@ def _read(theirs: Any, kind: str, channels: int) -> Processor:
             std = tuple(
                 s * again for s, again in zip(std, _channels(says("image_std"), channels, "image_std"), strict=True)
             )
+    check(all(s > 0 for s in std), f"image_std is {list(std)}")
     fit = _fit(theirs, kind)
     settings = json.loads(theirs.to_json_string())
     return Processor(fit, scale, mean, std, bgr=bool(says("do_flip_channel_order")), settings=settings)
@@ -176,6 +184,7 @@ def _side(size: Any) -> Size | int | None:
 
 def _channels(value: Any, channels: int, name: str) -> tuple[float, ...]:
     """A number a channel, given as such or as one for all."""
+    check(value is not None, f"{name} is missing")
     found = (float(value),) * channels if isinstance(value, int | float) else tuple(map(float, value))
     check(len(found) == channels, f"{name} has {len(found)} numbers, and the model takes {channels} channels")
     return found
@@ -201,6 +210,12 @@ def _difference(ours: Processor, theirs: Any, channels: int) -> str | None:
         if (made - wanted).abs().max() > CLOSE * max(1.0, float(wanted.abs().max())):
             return "its pixels are not those that its settings say"
     return None
+
+
+def _unusual(settings: Mapping[str, Any]) -> str:
+    """The settings of a file that few have, in words."""
+    odd = sorted(key for key, value in settings.items() if key not in USUAL and value not in (None, False))
+    return f" (it sets {', '.join(odd)})" if odd else ""
 
 
 def _words(shape: Any) -> str:

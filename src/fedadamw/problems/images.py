@@ -7,8 +7,8 @@ import torch
 
 from fedadamw.data.batches import ImageTask, moments
 from fedadamw.data.fitting import BILINEAR, Fit
-from fedadamw.data.images import CROP, MODEL, Images, Wanted, load_held_out, load_images
-from fedadamw.data.pictures import Form
+from fedadamw.data.images import Images, Wanted, load_held_out, load_images
+from fedadamw.data.pictures import CROP, MODEL, SIZE, Form
 from fedadamw.engine.randomness import Purpose, torch_seed
 from fedadamw.engine.task import Task
 from fedadamw.experiment import Experiment
@@ -73,7 +73,7 @@ def _form(experiment: Experiment, about: Mapping[str, Any]) -> Form:
         model = vision.fit_of(experiment.model.name)
         crop = Fit(height, (height, width), model.resample if model else BILINEAR)
         fit = model if model is not None and about.get("fit") == MODEL else crop
-    return Form(channels == 1, (height, width), fit)
+    return Form(channels == 1, (height, width), fit, CROP if data.image_size is not None else about.get("fit", SIZE))
 
 
 def build(experiment: Experiment, train: Images, test: Images, device: torch.device) -> Learned:
