@@ -61,6 +61,18 @@ class Data(_Section):
     resident: bool = Field(
         default=True, description="keep the training pixels on the device; false: on disk, read ahead of the training"
     )
+    image_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="resize the shorter side to so many pixels and cut out the middle; the images' own size, if they "
+        "have one, or that of a pretrained model's image processor",
+    )
+    image_mode: Literal["auto", "grey", "rgb"] = Field(
+        default="auto", description="colours of the images: auto is rgb where any training image has colour"
+    )
+    on_bad: Literal["error", "skip"] = Field(
+        default="error", description="skip: leave out images that cannot be read, and say how many"
+    )
     crop_padding: int = Field(default=0, ge=0, description="random crop from an image padded by so many pixels")
     flip: bool = Field(default=False, description="random horizontal flip")
 
@@ -69,6 +81,11 @@ class Data(_Section):
     def _known_task(cls, value: str) -> str:
         one_of("data.task", value, DATA_TASKS)
         return value
+
+    @field_validator("image_mode", mode="before")
+    @classmethod
+    def _known_mode(cls, value: Any) -> Any:
+        return {"l": "grey", "gray": "grey"}.get(value.lower(), value.lower()) if isinstance(value, str) else value
 
     @property
     def texts(self) -> bool:
@@ -151,7 +168,8 @@ class Experiment(_Section):
     def _of_its_task(self) -> "Experiment":
         task, (data, model) = self.data.task, (self.data, self.model)
         of_images = {"data.image_column": data.image_column, "data.flip": data.flip, "model.depth": model.depth}
-        of_images["data.crop_padding"] = data.crop_padding
+        of_images |= {"data.crop_padding": data.crop_padding, "data.image_size": data.image_size}
+        of_images |= {"data.image_mode": data.image_mode != "auto", "data.on_bad": data.on_bad != "error"}
         of_texts = {"data.text_column": data.text_column, "data.max_length": data.max_length}
         of_texts |= {"model.tokenizer": model.tokenizer, "model.pad_token": model.pad_token}
         of_texts["training.group_by_length"] = self.training.group_by_length

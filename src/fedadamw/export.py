@@ -4,17 +4,22 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fedadamw.data.fitting import Fit
+from fedadamw.data.pictures import CROP
 from fedadamw.experiment import LANGUAGE, Split
 from fedadamw.models.loading import PACKAGE, is_hub_id, is_local, place_of
 from fedadamw.models.vision import NAMES, RESNETS, Vision
-from fedadamw.problems import texts
+from fedadamw.problems import images, texts
 from fedadamw.trained import FACTS, Trained
 from fedadamw.validation import InputError, check
+
+OF_THEIR_OWN = ("EfficientNet", "MobileViT")  # image processors that do more than CLIP's to the pixels
 
 
 def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = False) -> str:
@@ -83,18 +88,45 @@ def _named_for_classes(model: Any, trained: Trained) -> None:
 def _pixels(trained: Trained) -> dict[str, Any]:
     """How an image is made what the model takes, as transformers' image processors read it."""
     assert isinstance(trained.built, Vision)
-    _, height, width = trained.about["shape"]
-    size = trained.built.image_size
+    about, processor = trained.about, trained.built.processor
+    data_channels, height, width = about["shape"]
+    channels = trained.built.channels or data_channels
+    fit = images.remaining_fit(trained.built, about) or Fit()
+    output = fit.output((height, width))
+    if processor.settings is not None:
+        found = dict(processor.settings)
+    else:
+        found = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": output[0], "width": output[1]},
+            "resample": fit.resample,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": _a_channel(about["mean"], channels),
+            "image_std": _a_channel(about["std"], channels),
+        }
+    if channels == 3:
+        found["do_convert_rgb"] = True
+    cut = about.get("fit") == CROP and output[0] == output[1]
+    return found | _square(output[0], found) if cut else found
+
+
+def _a_channel(values: Sequence[float], channels: int) -> list[float]:
+    return list(values) if len(values) == channels else list(values) * channels
+
+
+def _square(side: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a processor that resizes the shorter side and cuts out the middle."""
+    kind = settings["image_processor_type"]
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": kind if kind.startswith(OF_THEIR_OWN) else "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"height": size or height, "width": size or width},
-        "resample": 2,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(trained.about["mean"]),
-        "image_std": list(trained.about["std"]),
+        "size": {"shortest_edge": side},
+        "resample": settings["resample"],
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
     }
 
 

@@ -10,6 +10,7 @@ curves.png, report.html
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from fedadamw.disk import writing
 from fedadamw.engine.simulate import Record
 from fedadamw.experiment import Experiment, load
 from fedadamw.validation import InputError
+
+LATER = {"image_size": None, "image_mode": "auto", "on_bad": "error"}  # settings that earlier runs do not have
 
 
 class RunFolder:
@@ -83,6 +86,13 @@ class RunFolder:
                 raise CheckpointError(
                     f"{self.path}: the {key} changed since the run began "
                     f"(was {was}, is {now}); resume with the same, or start in another folder"
+                )
+        for name in ("mean", "std"):  # of an earlier version, which read a model's image processor otherwise
+            was, now = before["data"].get(name), manifest["data"].get(name)
+            if was and now and not all(map(_close, was, now)):
+                raise CheckpointError(
+                    f"{self.path}: the {name} that pixels are normalised by changed since the run began (was {was}, "
+                    f"is {now}): start in another folder"
                 )
 
     def read_manifest(self) -> dict[str, Any]:
@@ -152,12 +162,19 @@ def _identity(part: Any) -> Any:
     return {name: part.get(name) for name in splits} if isinstance(part, dict) and splits[0] in part else part
 
 
+def _close(was: float, now: float) -> bool:
+    return math.isclose(was, now, rel_tol=1e-5, abs_tol=1e-6)
+
+
 def settings_digest(experiment: Experiment) -> str:
     """A digest of the settings that decide a run's numbers."""
     aside = {"device", "threads", "trackers", "checkpoint_every", "client_memory", "stack", "compile", "federation"}
     deciding = experiment.model_dump(mode="json", exclude=aside)
     for part, name in (("training", "micro_batch"), ("training", "channels_last"), ("data", "resident")):
         del deciding[part][name]
+    for name, default in LATER.items():
+        if deciding["data"][name] == default:
+            del deciding["data"][name]
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -13,14 +13,21 @@ from fedadamw.data.images import Images
 from fedadamw.engine.task import Batch, Evaluation, Model
 
 PART = 2**24  # pixels
+Inputs = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Bytes (n, c, h, w) scaled to [0, 1] and normalised a channel."""
+    return (pixels.float() / 255 - mean) / std
 
 
 class ImageTask:
     """Cross-entropy on images: random crop and flip in training, nothing random at test time.
 
     crop_padding: pixels of zeros around an image, from which a window of its own size is cut; 0 for none.
-    image_size, channels: what the model takes; images are resized (bilinear) and grey ones repeated to fit.
-    mean, std: a channel's, of pixels in [0, 1]; the training set's by default.
+    inputs: what makes of bytes, mean and std what the model takes; scaled to [0, 1] and normalised by default.
+    channels: how many the model takes; grey images are repeated to fit.
+    mean, std: a channel's, of scaled pixels; the training set's by default.
     resident: whether the training pixels are put on the device; else batches are taken from where they are.
     """
 
@@ -32,7 +39,7 @@ class ImageTask:
         device: torch.device,
         crop_padding: int = 0,
         flip: bool = False,
-        image_size: int | None = None,
+        inputs: Inputs = normalised,
         channels: int | None = None,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
@@ -44,7 +51,7 @@ class ImageTask:
         self.test_pixels = _read_only(test.pixels).to(device)
         self.labels, self.test_labels = (torch.from_numpy(i.labels).to(device) for i in (train, test))
         self.crop_padding, self.flip = crop_padding, flip
-        self.image_size, self.channels = image_size, channels
+        self.inputs, self.channels = inputs, channels
         if mean is None or std is None:
             own_mean, own_std = moments(train.pixels)
             mean, std = mean or own_mean, std or own_std
@@ -102,9 +109,7 @@ class ImageTask:
 
     def _inputs(self, pixels: Tensor) -> Tensor:
         """Bytes (n, c, h, w) as the model takes them."""
-        x = (pixels.float() / 255 - self.mean) / self.std
-        if self.image_size and x.shape[-2:] != (self.image_size, self.image_size):
-            x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
+        x = self.inputs(pixels, self.mean, self.std)
         if self.channels and x.shape[1] != self.channels:
             x = x.expand(-1, self.channels, -1, -1)
         return x

@@ -1,11 +1,9 @@
 """Images as arrays: the embedded digits, or any hub id or local folder that `datasets` can read."""
 
 import hashlib
-import math
-import os
-import shutil
-import uuid
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +14,10 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.labels import check_columns, classes_of, find_label_column, groups_of, labels_of
+from fedadamw.data.fitting import BILINEAR, Fit
+from fedadamw.data.labels import check_columns, classes_of, find_label_column, groups_of, has_fractions, labels_of
+from fedadamw.data.pictures import CROP, MODEL, SIZE, Form, Survey, as_bytes, describe
+from fedadamw.data.pixels import pixels_of, survey_of
 from fedadamw.data.sources import Array, held_out_split, read, read_held_out
 from fedadamw.validation import InputError, check
 
@@ -29,6 +30,8 @@ class Images:
     labels: Array  # (n,) int64
     classes: tuple[str, ...]
     groups: Array | None = None  # (n,) natural clients, where a column of the data names them
+    fit: str = SIZE  # or CROP or MODEL
+    skipped: int = 0  # rows whose picture cannot be used
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,7 +39,7 @@ class Images:
     def take(self, samples: Array) -> "Images":
         """The given samples only."""
         groups = None if self.groups is None else self.groups[samples]
-        return Images(self.pixels[samples], self.labels[samples], self.classes, groups)
+        return replace(self, pixels=self.pixels[samples], labels=self.labels[samples], groups=groups)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -45,6 +48,24 @@ class Images:
         digest.update(np.ascontiguousarray(self.pixels).data)
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the images are to be; what is not said is decided by the training set.
+
+    size: the shorter side is resized to it and the middle is cut out, size x size. grey: without colour, or with.
+    skip_bad: leave out pictures that cannot be used, in place of refusing them. fit: how the model's own image
+    processor brings a picture to its size, asked for where the data has several.
+    """
+
+    size: int | None = None
+    grey: bool | None = None
+    skip_bad: bool = False
+    fit: Callable[[], Fit | None] = lambda: None
+
+
+AS_THEY_ARE = Wanted()
 
 
 def load_images(
@@ -57,41 +78,53 @@ def load_images(
     test_source: str | None = None,
     test_split: str | None = None,
     want_test: bool = True,
+    wanted: Wanted = AS_THEY_ARE,
 ) -> tuple[Images, Images]:
     """Training and held-out images of `source`: `digits`, a folder (Parquet, image folder) or a hub id.
 
-    Columns are found by their types where they are not named: the first image column, the first class label.
-    Without `want_test` the second is empty, and the data needs no test split.
+    Columns are found by their types where they are not named: the first image column, the first class label. Both are
+    of the form that the training set has. Without `want_test` the second is empty, and the data needs no test split.
     """
+    place = f"data.source={source!r}"
     if source == "digits":
         check(group_column is None, f"partition.column={group_column!r}: digits have no columns")
-        return _digits()
+        return _digits(_decide(place, Survey(colour=False, smallest=(8, 8), largest=(8, 8), same=True, bad={}), wanted))
     splits = read(source, config, test_source)
-    test_name = held_out_split(f"data.source={source!r}", splits, test_split) if want_test else None
-    columns = _columns(source, splits["train"], image_column, label_column, group_column)
-    classes = classes_of(splits["train"], columns[1])
-    train = _decode(splits["train"], *columns, classes)
-    return train, _decode(splits[test_name], *columns, classes) if test_name else train.take(np.arange(0))
+    test_name = held_out_split(place, splits, test_split) if want_test else None
+    columns = _columns(place, splits["train"], image_column, label_column, group_column)
+    survey = survey_of(splits["train"], columns[0])
+    _check_bad(place, splits["train"], columns[0], survey.bad, wanted)
+    form = _decide(place, survey, wanted)
+    train = _load(place, splits["train"], columns, form, wanted)
+    if test_name is None:
+        return train, replace(train.take(np.arange(0)), skipped=0)
+    if test_source is not None:
+        place = f"data.test_source={test_source!r}"
+    return train, _load(place, splits[test_name], (*columns[:2], None), form, wanted, train.classes)
 
 
 def load_held_out(
     source: str,
     classes: tuple[str, ...],
+    form: Form,
     *,
     config: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     test_source: str | None = None,
     test_split: str | None = None,
+    wanted: Wanted = AS_THEY_ARE,
 ) -> Images:
-    """The held-out images of `source` alone, their labels among `classes`."""
+    """The held-out images of `source` alone, of the training set's `form`, their labels among `classes`."""
     if source == "digits":
-        return _digits()[1]
+        return _digits(form)[1]
     split = read_held_out(source, config, test_source, test_split)
-    return _decode(split, *_columns(source, split, image_column, label_column, None), classes)
+    place = f"data.source={source!r}" if test_source is None else f"data.test_source={test_source!r}"
+    columns = _columns(place, split, image_column, label_column, None)
+    return _load(place, split, columns, form, wanted, classes)
 
 
-def _digits() -> tuple[Images, Images]:
+def _digits(form: Form) -> tuple[Images, Images]:
     """scikit-learn's 1,797 handwritten digits of 8x8 pixels; every fifth is held out.
 
     Its file is read as it lies in the package: to import `sklearn.datasets` takes 2 s, a third of the start.
@@ -102,101 +135,96 @@ def _digits() -> tuple[Images, Images]:
     file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     table = np.loadtxt(file, delimiter=",")  # 64 pixels of 0 to 16, and the digit
     pixels = (table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
-    everything = Images(pixels, table[:, -1].astype(np.int64), tuple(str(c) for c in range(10)))
+    if form.shape != pixels.shape[1:]:
+        from PIL import Image
+
+        pixels = np.stack([as_bytes(Image.fromarray(digit), form) for digit in pixels[:, 0]])
+    everything = Images(pixels, table[:, -1].astype(np.int64), tuple(str(c) for c in range(10)), fit=form.kind)
     numbers = np.arange(len(everything))
     return everything.take(numbers[numbers % 5 != 0]), everything.take(numbers[numbers % 5 == 0])
 
 
 def _columns(
-    source: str, split: "Dataset", image: str | None, label: str | None, group: str | None
+    place: str, split: "Dataset", image: str | None, label: str | None, group: str | None
 ) -> tuple[str, str, str | None]:
     """The names of the image, label and group columns."""
     import datasets
 
     features = split.features
-    check_columns(f"data.source={source!r}", split, (image, label, group))
+    check_columns(place, split, (image, label, group))
     image = image or next((n for n, f in features.items() if isinstance(f, datasets.Image)), None)
     label = label or find_label_column(split)
     for role, name in (("image", image), ("label", label)):
         if name is None:
             raise InputError(
-                f"data.source={source!r}: no {role} column found among {', '.join(features)}; "
-                f"name it with data.{role}_column"
+                f"{place}: no {role} column found among {', '.join(features)}; name it with data.{role}_column"
             )
     assert image is not None
     assert label is not None
+    kind = features[image]
+    pictures = isinstance(kind, datasets.Image) or getattr(kind, "dtype", "") in ("binary", "large_binary")
+    check(pictures, f"{place}: column {image!r} holds {getattr(kind, 'dtype', 'lists')}, where pictures are wanted")
+    check(len(split) > 0, f"{place}: it has no rows")
     return image, label, group
 
 
-def _decode(split: "Dataset", image: str, label: str, group: str | None, classes: tuple[str, ...]) -> Images:
-    """Every image of a split, decoded once into a file in the cache of `datasets`.
-
-    It is mapped, so that the processes of a machine hold it once.
-    """
-    import datasets
-
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "fedadamw-pixels" / f"{split._fingerprint}-{image}.npy"
-    try:
-        pixels = np.load(cache, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        pixels = np.load(cache, mmap_mode="r") if _keep(split, image, cache) else _pixels(split, image)
-    return Images(pixels, labels_of(split, label, classes), classes, groups_of(split, group))
-
-
-def _keep(split: "Dataset", image: str, cache: Path) -> bool:
-    """Decode into a file, never all of it in memory; False where there is no disk for it.
-
-    The file is made aside and renamed, since several processes may do it at once.
-    """
-    aside = cache.with_name(f"{cache.name}.{uuid.uuid4().hex}")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        shape, _ = _form(split, image)
-        if shutil.disk_usage(cache.parent).free < 1.1 * math.prod(shape):
-            return False
-        pixels = np.lib.format.open_memmap(aside, mode="w+", dtype=np.uint8, shape=shape)
-        _take_space(aside)
-        _fill(pixels, split, image)
-        pixels.flush()
-        os.replace(aside, cache)
-    except OSError:
-        return False
-    finally:
-        aside.unlink(missing_ok=True)
-    return True
+def _decide(place: str, survey: Survey, wanted: Wanted) -> Form:
+    """What every picture is made, by what the training set has."""
+    grey = not survey.colour if wanted.grey is None else wanted.grey
+    if wanted.size is not None:
+        model, square = wanted.fit(), (wanted.size, wanted.size)
+        return Form(grey, square, Fit(wanted.size, square, model.resample if model else BILINEAR), CROP)
+    if survey.same and survey.smallest is not None:
+        return Form(grey, survey.smallest, Fit(survey.smallest))
+    model = wanted.fit()
+    if model is not None and model.size is not None:
+        return Form(grey, model.size, model, MODEL)
+    least, most = (f"{size[0]} x {size[1]}" for size in (survey.smallest, survey.largest) if size)
+    raise InputError(
+        f"{place}: the training pictures are of several sizes, {least} to {most}; "
+        "set data.image_size=N, to which the shorter side is resized before the middle is cut out"
+    )
 
 
-def _take_space(path: Path) -> None:
-    """Have the disk set aside what a sparse file will hold: else a full one kills who writes to its mapping."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+def _load(
+    place: str,
+    split: "Dataset",
+    columns: tuple[str, str, str | None],
+    form: Form,
+    wanted: Wanted,
+    classes: tuple[str, ...] | None = None,
+) -> Images:
+    """A split in the form of the training set; it is the training set itself where there are no `classes` yet."""
+    image, label, group = columns
+    check_columns(place, split, columns)
+    pixels, notes = pixels_of(split, image, form)
+    _check_bad(place, split, image, notes.bad, wanted)
+    rows = len(split)
+    if notes.bad:
+        warnings.warn(_said(place, split, image, notes.bad) + "; left out", stacklevel=2)
+        split = split.select([row for row in range(rows) if row not in notes.bad])
+    if classes is None:
+        classes = classes_of(split, label)
+        check(not has_fractions(split, label), f"{place}: column {label!r} holds fractions, where classes are wanted")
+    elif notes.resized and form.kind == SIZE:
+        size = f"{form.size[0]} x {form.size[1]}"
+        said = f"{place}: {notes.resized:,} of {rows:,} pictures are resized to the training pictures' {size}"
+        warnings.warn(said, stacklevel=2)
+    if notes.coloured and wanted.grey is None:
+        said = f"{place}: {notes.coloured:,} of {rows:,} pictures have colour and are made grey, as all of training are"
+        warnings.warn(said, stacklevel=2)
+    labels, groups = labels_of(split, label, classes), groups_of(split, group)
+    return Images(pixels, labels, classes, groups, fit=form.kind, skipped=len(notes.bad))
 
 
-def _pixels(split: "Dataset", image: str) -> Array:
-    """The images as bytes in memory."""
-    shape, _ = _form(split, image)
-    pixels = np.empty(shape, dtype=np.uint8)
-    _fill(pixels, split, image)
-    return pixels
+def _check_bad(place: str, split: "Dataset", image: str, bad: Mapping[int, str], wanted: Wanted) -> None:
+    """Raise InputError where pictures cannot be used and are not to be left out, or none is left."""
+    if not bad:
+        return
+    said = _said(place, split, image, bad)
+    check(len(bad) < len(split), f"{said}; none is left")
+    check(wanted.skip_bad, f"{said}; mend or remove them, or leave them out with data.on_bad=skip")
 
 
-def _form(split: "Dataset", image: str) -> tuple[tuple[int, int, int, int], str]:
-    """The shape and mode of all images: the first one's size, RGB (n, 3, h, w), or grey (n, 1, h, w) where it is."""
-    first = split[0][image]
-    mode = "L" if first.mode in ("L", "1", "I;16") else "RGB"
-    return (len(split), 1 if mode == "L" else 3, first.height, first.width), mode
-
-
-def _fill(pixels: Array, split: "Dataset", image: str) -> None:
-    """Decode every image of a split into `pixels`, resized where its size is another."""
-    import datasets
-
-    (_, _, height, width), mode = _form(split, image)
-    wanted = split.select_columns([image]).cast_column(image, datasets.Image(mode=mode))
-    for i, row in enumerate(wanted):
-        picture = row[image]
-        if picture.size != (width, height):
-            picture = picture.resize((width, height))
-        array = np.asarray(picture)
-        pixels[i] = array[None] if mode == "L" else array.transpose(2, 0, 1)
+def _said(place: str, split: "Dataset", image: str, bad: Mapping[int, str]) -> str:
+    return f"{place}: {len(bad):,} of {len(split):,} pictures cannot be used: {describe(split, image, bad)}"

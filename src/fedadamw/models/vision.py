@@ -5,7 +5,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fedadamw.models.loading import loaded, place_of, pretrained, quiet_libraries
+from fedadamw.data.fitting import Fit, Size
+from fedadamw.models import processor
+from fedadamw.models.loading import loaded, pretrained, quiet_libraries
+from fedadamw.models.processor import Processor
 from fedadamw.validation import InputError, check, one_of
 
 
@@ -18,13 +21,12 @@ class ImageShape(NamedTuple):
 
 
 class Vision(NamedTuple):
-    """A classifier and what its pixels must look like; None: the data's own."""
+    """A classifier and what is done to pictures for it; channels None: the data's own."""
 
     model: nn.Module
-    image_size: int | None = None
+    processor: Processor = Processor()
     channels: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    size: Size | None = None  # of the pixels that it takes, where its configuration says so
     fresh: Sequence[str] = ()  # modules whose weights are not from where the others are
 
 
@@ -51,7 +53,7 @@ def build(
     return _pretrained(name, shape, fresh=fresh)
 
 
-class Size(NamedTuple):
+class ViTSize(NamedTuple):
     """A ViT's size."""
 
     patch: int
@@ -62,10 +64,10 @@ class Size(NamedTuple):
 
 
 VITS = {
-    "vit-nano": Size(patch=8, width=64, depth=3, heads=4, init=0.1),
-    "vit-micro": Size(patch=2, width=64, depth=2, heads=4, init=0.1),
-    "vit-mini": Size(patch=4, width=64, depth=3, heads=4, init=0.1),
-    "vit-tiny": Size(patch=4, width=192, depth=12, heads=3, init=0.02),
+    "vit-nano": ViTSize(patch=8, width=64, depth=3, heads=4, init=0.1),
+    "vit-micro": ViTSize(patch=2, width=64, depth=2, heads=4, init=0.1),
+    "vit-mini": ViTSize(patch=4, width=64, depth=3, heads=4, init=0.1),
+    "vit-tiny": ViTSize(patch=4, width=192, depth=12, heads=3, init=0.02),
 }
 RESNETS = {  # widths of the stages, blocks in each, stride of the stem, fewest channels in a group of a GroupNorm
     "resnet-nano": ([16, 32, 64], 1, 2, 8),
@@ -74,7 +76,7 @@ RESNETS = {  # widths of the stages, blocks in each, stride of the stem, fewest 
 NAMES = (*VITS, "swin-nano", "swin-tiny", "resnet-nano", "resnet18")
 
 
-def _vit(shape: ImageShape, size: Size, depth: int | None) -> nn.Module:
+def _vit(shape: ImageShape, size: ViTSize, depth: int | None) -> nn.Module:
     """A ViT (arXiv 2010.11929) with 4 x width in its MLPs."""
     from transformers import ViTConfig, ViTForImageClassification
 
@@ -164,30 +166,31 @@ def _pretrained(name: str, shape: ImageShape, *, fresh: bool) -> Vision:
     from transformers import AutoConfig
     from transformers import AutoModelForImageClassification as Auto
 
-    if "/" not in name and not name.startswith(("~", ".")):
-        one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
-    path = place_of("model.name", name)
+    _check_name(name)
     config = loaded("model.name", name, lambda place: AutoConfig.from_pretrained(place, num_labels=shape.classes))
     own: list[str] = []
     if fresh:
         model = loaded("model.name", name, lambda _: Auto.from_config(config))
     else:
         model, own = loaded("model.name", name, lambda place: pretrained(Auto, place, config))
-    size = getattr(config, "image_size", None)
-    mean, std = _pixel_moments(path)
-    return Vision(model, size if isinstance(size, int) else None, getattr(config, "num_channels", 3), mean, std, own)
+    channels = processor.input_channels(config)
+    return Vision(model, processor.of(name, config), channels, processor.input_size(config), own)
 
 
-def _pixel_moments(path: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and standard deviation the model was trained with, where its folder says so."""
-    from transformers.image_processing_base import ImageProcessingMixin
+def _check_name(name: str) -> None:
+    if "/" not in name and not name.startswith(("~", ".")):
+        one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
 
-    try:
-        settings, _ = ImageProcessingMixin.get_image_processor_dict(path)
-    except OSError:
-        return None, None
-    mean, std = settings.get("image_mean"), settings.get("image_std")
-    return (tuple(mean) if mean else None), (tuple(std) if std else None)
+
+def fit_of(name: str) -> Fit | None:
+    """How the image processor of a folder's or hub id's model brings a picture to its size; None: of this package's."""
+    from transformers import AutoConfig
+
+    if name in NAMES:
+        return None
+    _check_name(name)
+    config = loaded("model.name", name, AutoConfig.from_pretrained)
+    return processor.of(name, config).fit
 
 
 def _divides(what: str, divisor: int, size: int) -> None:

@@ -6,15 +6,18 @@ from typing import Any
 import torch
 
 from fedadamw.data.batches import ImageTask, moments
-from fedadamw.data.images import Images, load_held_out, load_images
+from fedadamw.data.fitting import BILINEAR, Fit
+from fedadamw.data.images import Images, Wanted, load_held_out, load_images
+from fedadamw.data.pictures import CROP, MODEL, SIZE, Form
 from fedadamw.engine.randomness import Purpose, torch_seed
 from fedadamw.engine.task import Task
 from fedadamw.experiment import Experiment
 from fedadamw.models import vision
 from fedadamw.models.loading import initial
 from fedadamw.models.lora import adapted
+from fedadamw.models.processor import Processor
 from fedadamw.problems import Learned
-from fedadamw.validation import check
+from fedadamw.validation import InputError, check
 
 
 def load(experiment: Experiment) -> tuple[Images, Images]:
@@ -29,30 +32,58 @@ def load(experiment: Experiment) -> tuple[Images, Images]:
         test_source=data.test_source,
         test_split=data.test_split,
         want_test=not data.validation,
+        wanted=_wanted(experiment),
     )
 
 
+def _wanted(experiment: Experiment) -> Wanted:
+    """What the settings say of the form of images."""
+    data, name = experiment.data, experiment.model.name
+    grey = None if data.image_mode == "auto" else data.image_mode == "grey"
+    return Wanted(data.image_size, grey, data.on_bad == "skip", lambda: vision.fit_of(name))
+
+
 def held_out(experiment: Experiment, about: Mapping[str, Any]) -> Images:
-    """The held-out images alone, with the classes that `build` told about."""
+    """The held-out images alone, with the classes and in the form that `build` told about."""
     data = experiment.data
     return load_held_out(
         data.source,
         tuple(about["classes"]),
+        _form(experiment, about),
         config=data.config,
         image_column=data.image_column,
         label_column=data.label_column,
         test_source=data.test_source,
         test_split=data.test_split,
+        wanted=_wanted(experiment),
     )
+
+
+def _form(experiment: Experiment, about: Mapping[str, Any]) -> Form:
+    """The form of the training set, for other images."""
+    data, (channels, height, width) = experiment.data, about["shape"]
+    check(
+        data.image_size is None or (height, width) == (data.image_size, data.image_size),
+        f"data.image_size={data.image_size}: the model was trained on pictures of {height} x {width}",
+    )
+    mode = "grey" if channels == 1 else "rgb"
+    check(data.image_mode in ("auto", mode), f"data.image_mode={data.image_mode}: the model was trained on {mode}")
+    fit = Fit((height, width))
+    if data.image_size is not None or about.get("fit") == MODEL:
+        model = vision.fit_of(experiment.model.name)
+        crop = Fit(height, (height, width), model.resample if model else BILINEAR)
+        fit = model if model is not None and about.get("fit") == MODEL else crop
+    return Form(channels == 1, (height, width), fit, CROP if data.image_size is not None else about.get("fit", SIZE))
 
 
 def build(experiment: Experiment, train: Images, test: Images, device: torch.device) -> Learned:
     """The classifier on `device`, and its task."""
-    channels, height, width = train.pixels.shape[1:]
-    about: dict[str, Any] = {"classes": train.classes, "shape": [channels, height, width]}
+    about: dict[str, Any] = {"classes": train.classes, "shape": list(train.pixels.shape[1:]), "fit": train.fit}
+    about["skipped"] = [train.skipped, 0 if experiment.data.validation else test.skipped]
     built = model_of(experiment, about)
-    own = (built.mean, built.std)
-    about["mean"], about["std"] = own if all(own) else (a or b for a, b in zip(own, moments(train.pixels), strict=True))
+    _check_size(experiment.model.name, built, about)
+    own = (built.processor.mean, built.processor.std)
+    about["mean"], about["std"] = own if all(own) else moments(train.pixels)
     return Learned(built.model.to(device), task_of(experiment, built, train, test, device, about), about)
 
 
@@ -71,12 +102,25 @@ def task_of(
         device=device,
         crop_padding=experiment.data.crop_padding,
         flip=experiment.data.flip,
-        image_size=built.image_size,
+        inputs=_processor(built, about).inputs,
         channels=built.channels,
         mean=tuple(about["mean"]),
         std=tuple(about["std"]),
         resident=experiment.data.resident,
     )
+
+
+def _processor(built: vision.Vision, about: Mapping[str, Any]) -> Processor:
+    """What is still to be done to images of the data's form."""
+    return built.processor._replace(fit=remaining_fit(built, about))
+
+
+def remaining_fit(built: vision.Vision, about: Mapping[str, Any]) -> Fit | None:
+    """How images of the data's form come to the size that the model takes."""
+    fit, kind = built.processor.fit, about.get("fit")
+    if fit is None or kind == MODEL:
+        return None
+    return Fit(fit.size, resample=fit.resample) if kind == CROP and fit.size is not None else fit
 
 
 def model_of(experiment: Experiment, about: Mapping[str, Any]) -> vision.Vision:
@@ -85,7 +129,7 @@ def model_of(experiment: Experiment, about: Mapping[str, Any]) -> vision.Vision:
     channels, height, width = about["shape"]
     check(
         m.name not in vision.NAMES or height == width,
-        f"model.name={m.name!r} takes square images; these are {height} x {width}",
+        f"model.name={m.name!r} takes square images; these are {height} x {width}: set data.image_size",
     )
     shape = vision.ImageShape(width, channels, len(about["classes"]))
 
@@ -96,6 +140,23 @@ def model_of(experiment: Experiment, about: Mapping[str, Any]) -> vision.Vision:
     built = initial(build, torch_seed(experiment.seed, Purpose.INITIAL_MODEL))
     check(
         built.channels in (None, channels) or channels == 1,
-        f"model.name={m.name!r} takes {built.channels} channels; the images have {channels}",
+        f"model.name={m.name!r} takes {built.channels} channels; the images have {channels}: set data.image_mode",
     )
     return built
+
+
+def _check_size(name: str, built: vision.Vision, about: Mapping[str, Any]) -> None:
+    """Raise InputError where images come to another size than the model's own, and it takes no other."""
+    channels, height, width = about["shape"]
+    fit = remaining_fit(built, about) or Fit()
+    size = fit.output((height, width))
+    if built.size in (None, size):
+        return
+    try:
+        with torch.no_grad():
+            built.model.eval()(torch.zeros(1, built.channels or channels, *size))
+    except (ValueError, RuntimeError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise InputError(f"model.name={name!r}: images come to {size[0]} x {size[1]}: {why}") from None
+    finally:
+        built.model.train()

@@ -1,0 +1,346 @@
+"""What pictures become: their colours and sizes are decided by the training set, and no picture is lost unsaid."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pictures
+import pytest
+import torch
+from conftest import SHARED, need
+from pictures import GREEN, RED, noise
+from PIL import Image
+
+from fedadamw.data.fitting import Fit
+from fedadamw.data.images import Wanted, load_images
+from fedadamw.data.pictures import BadPictureError, Form, as_bytes
+from fedadamw.experiment import load
+from fedadamw.problems import images as problem
+from fedadamw.validation import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def table(place: Path, **splits) -> str:
+    """Parquet files of pictures, as (bytes or None), and labels; the columns `image` and `label` or others."""
+    import datasets
+
+    place.mkdir(exist_ok=True)
+    for split, columns in splits.items():
+        kinds = {name: datasets.Image() for name in columns if name != "label"}
+        data = datasets.Dataset.from_dict(columns)
+        for name, kind in kinds.items():
+            data = data.cast_column(name, kind)
+        data.to_parquet(str(place / f"{split}.parquet"))
+    return str(place)
+
+
+def cells(found) -> list:
+    """Pictures as `datasets` keeps them; None is none."""
+    import io
+
+    def content(picture):
+        if picture is None or isinstance(picture, bytes):
+            return picture and {"bytes": picture, "path": None}
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    return [content(picture) for picture in found]
+
+
+def test_one_picture_with_colour_keeps_the_colour_of_all(tmp_path):
+    grey, colour = Image.new("L", (8, 6), 77), Image.new("RGB", (8, 6), RED)
+    source = pictures.folder(
+        tmp_path / "d", train={"a": [grey, colour], "b": [grey]}, test={"a": [grey], "b": [colour]}
+    )
+    train, test = load_images(source)
+    assert train.pixels.shape == (3, 3, 6, 8)
+    assert train.pixels[:, :, 0, 0].tolist() == [[77] * 3, list(RED), [77] * 3]
+    assert test.pixels[:, :, 0, 0].tolist() == [[77] * 3, list(RED)]
+
+
+def test_held_out_pictures_take_the_form_of_the_training_set_and_it_is_said(tmp_path):
+    source = pictures.folder(
+        tmp_path / "d",
+        train={"a": [noise(8, 8, 1)], "b": [noise(8, 8, 1, 1)]},
+        test={"a": [noise(16, 12, 3)], "b": [noise(8, 8, 1)]},
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        train, test = load_images(source)
+    assert train.pixels.shape[1:] == test.pixels.shape[1:] == (1, 8, 8)
+    whole = noise(16, 12, 3).convert("L").resize((8, 8), Image.Resampling.BILINEAR)
+    assert np.array_equal(test.pixels[0, 0], np.asarray(whole))
+    text = [str(w.message) for w in said if "pictures" in str(w.message)]
+    assert any("1 of 2 pictures are resized to the training pictures' 8 x 8" in line for line in text)
+    assert any("1 of 2 pictures have colour and are made grey" in line for line in text)
+
+
+def test_a_node_brings_its_own_pictures_to_the_training_form(tmp_path):
+    from fedadamw.flower.node import _own
+
+    own = pictures.folder(tmp_path / "own", train={"a": [noise(20, 10, 1)], "b": [Image.new("L", (8, 8), 9)]})
+    (tmp_path / "own/train/b/1.png").write_bytes(pictures.truncated(noise(8, 8)))
+    settings = ["partition.kind=nodes", "data.image_size=6", "data.on_bad=skip"]
+    about = {"classes": ["a", "b"], "shape": [3, 6, 6], "fit": "crop"}
+    config = {"partition-id": 0, "data": own, "split": "train"}
+    with pytest.warns(UserWarning, match=r"1 of 3 pictures cannot be used: row 3 of 3 \(b/1.png\)"):
+        found, samples = _own(load("digits", settings), about, config, 0)
+    assert found.pixels.shape == (2, 3, 6, 6)
+    assert len(samples) == 2
+    cut = noise(20, 10, 1).convert("RGB").resize((6, 12), Image.Resampling.BILINEAR).crop((0, 3, 6, 9))
+    assert np.array_equal(found.pixels[0], np.asarray(cut).transpose(2, 0, 1))
+
+
+def _of(mode: str, value: float | tuple[int, ...]) -> Image.Image:
+    if mode.startswith("I;16"):
+        return Image.frombytes("I;16", (4, 4), int(value).to_bytes(2, "little") * 16)
+    return Image.new(mode, (4, 4), value)
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "grey", "colour"),
+    [
+        ("1", 1, 255, (255,) * 3),
+        ("L", 40, 40, (40,) * 3),
+        ("I;16", 40000, 156, (156,) * 3),
+        ("I", 65535, 255, (255,) * 3),
+        ("F", 0.5, 128, (128,) * 3),
+        ("RGBA", (*RED, 0), None, RED),
+        ("LA", (90, 10), None, (90,) * 3),
+        ("CMYK", (0, 255, 255, 0), None, (255, 0, 0)),
+        ("YCbCr", (128, 128, 128), None, (128,) * 3),
+    ],
+)
+def test_every_mode_is_scaled_by_its_own_range(mode, value, grey, colour):
+    picture = _of(mode, value)
+    assert as_bytes(picture, Form(grey=False, size=(4, 4), fit=Fit((4, 4))))[:, 0, 0].tolist() == list(colour)
+    if grey is not None:
+        assert as_bytes(picture, Form(grey=True, size=(4, 4), fit=Fit((4, 4))))[:, 0, 0].tolist() == [grey]
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "line"),
+    [("F", 40.0, "holds 40 to 40, where fractions"), ("F", float("nan"), "nan"), ("I", -1, "whole numbers from 0 to")],
+)
+def test_numbers_of_no_known_range_are_refused(mode, value, line):
+    with pytest.raises(BadPictureError, match=line):
+        as_bytes(_of(mode, value), Form(grey=True, size=(4, 4), fit=Fit((4, 4))))
+
+
+def test_a_palette_and_a_turned_picture_are_as_they_are_seen(tmp_path):
+    place = tmp_path / "d"
+    two = Image.new("RGB", (10, 6), RED)
+    two.paste(GREEN, (5, 0, 10, 6))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    for split in ("train", "test"):
+        (place / split / "a").mkdir(parents=True)
+        two.quantize(4).save(place / split / "a" / "0.png")
+        two.transpose(Image.Transpose.ROTATE_90).save(place / split / "a" / "1.png", exif=exif)
+    train, _ = load_images(str(place))
+    assert train.pixels.shape == (2, 3, 6, 10), "both lie on their long side"
+    for x, colour in ((0, RED), (9, GREEN)):
+        assert np.abs(train.pixels[:, :, 3, x].astype(int) - colour).max() <= 2
+
+
+def test_pictures_of_several_sizes_need_one_and_keep_their_shape(tmp_path):
+    found = {"a": [noise(20, 30)], "b": [noise(40, 20)]}
+    source = pictures.folder(tmp_path / "d", train=found, test=found)
+    with pytest.raises(InputError, match=r"of several sizes, 20 x 30 to 40 x 20; set data.image_size=N"):
+        load_images(source)
+    train, test = load_images(source, wanted=Wanted(size=10))
+    wide = noise(20, 30).resize((15, 10), Image.Resampling.BILINEAR).crop((2, 0, 12, 10))
+    high = noise(40, 20).resize((10, 20), Image.Resampling.BILINEAR).crop((0, 5, 10, 15))
+    for i, picture in enumerate((wide, high)):
+        assert np.array_equal(train.pixels[i], np.asarray(picture).transpose(2, 0, 1))
+    assert np.array_equal(train.pixels, test.pixels)
+    assert load_images(source, wanted=Wanted(size=10, grey=True))[0].pixels.shape == (2, 1, 10, 10)
+
+
+def test_the_settings_hold_for_the_digits_too():
+    train, test = problem.load(load("digits", ["data.image_size=16", "data.image_mode=RGB"]))
+    assert train.pixels.shape == (1437, 3, 16, 16)
+    assert test.pixels.shape == (360, 3, 16, 16)
+    with pytest.raises(InputError, match="data.image_size=0"):
+        load("digits", ["data.image_size=0"])
+    with pytest.raises(InputError, match=r"data\.image_mode='blue'"):
+        load("digits", ["data.image_mode=blue"])
+    with pytest.raises(InputError, match=r"data.on_bad is no setting of data.task='text'"):
+        load("digits", ["data.task=text", "data.on_bad=skip"])
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Five pictures of two classes, of which one is cut short, one is text and one is nothing."""
+    good = noise(64, 64)
+    content = cells([good, pictures.truncated(good), b"no picture", None, good])
+    test = {"image": cells([good, good]), "label": ["a", "b"]}
+    return table(tmp_path / "d", train={"image": content, "label": [*"abbbb"]}, test=test), good
+
+
+def test_a_damaged_picture_is_named(damaged):
+    source, _ = damaged
+    with pytest.raises(
+        InputError, match=r"pictures cannot be used: row 3 of 5: is no picture; row 4 of 5: there is no"
+    ):
+        load_images(source)
+
+
+def test_a_truncated_picture_is_named_and_not_taken_for_a_full_disk(tmp_path):
+    source = pictures.folder(
+        tmp_path / "d", **{s: {"a": [noise(64, 64)], "b": [noise(64, 64)]} for s in ("train", "test")}
+    )
+    (tmp_path / "d/test/b/0.png").write_bytes(pictures.truncated(noise(64, 64)))
+    with pytest.raises(InputError, match=r"1 of 2 pictures cannot be used: row 2 of 2 \(b/0.png\): .*data.on_bad=skip"):
+        load_images(source)
+    (tmp_path / "d/test/a/0.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"2 of 2 pictures cannot be used: .*; none is left"):
+        load_images(source, wanted=Wanted(skip_bad=True))
+
+
+def test_damaged_pictures_are_left_out_counted_and_said(damaged):
+    source, good = damaged
+    for _ in range(2):  # also from the cache
+        with pytest.warns(UserWarning, match="3 of 5 pictures cannot be used: row 2 of 5: .*; left out"):
+            train, test = load_images(source, wanted=Wanted(skip_bad=True))
+        assert (len(train), train.skipped, test.skipped) == (2, 3, 0)
+        assert np.array_equal(train.pixels, np.stack([np.asarray(good).transpose(2, 0, 1)] * 2))
+        assert train.labels.tolist() == [0, 1]
+        assert isinstance(train.pixels, np.memmap)
+
+
+def test_fractions_are_no_classes(tmp_path):
+    content = {"image": cells([noise(8, 8)] * 3), "label": [0.5, 1.8, 3.1]}
+    with pytest.raises(InputError, match="column 'label' holds fractions, where classes are wanted"):
+        load_images(table(tmp_path / "d", train=content, test=content))
+
+
+def test_a_column_of_no_pictures_is_refused(tmp_path):
+    content = {"image": cells([noise(8, 8)] * 2), "label": [0, 1]}
+    with pytest.raises(InputError, match="column 'label' holds int64, where pictures are wanted"):
+        load_images(table(tmp_path / "d", train=content, test=content), image_column="label", label_column="label")
+
+
+@pytest.mark.parametrize("column", ["x/../../../precious", "/tmp/x", "a\nb", "..", "x" * 300])
+def test_a_columns_name_is_no_path(tmp_path, column):
+    content = {column: cells([noise(8, 8)] * 2), "label": [0, 1]}
+    precious = tmp_path / "precious.npy"
+    precious.write_bytes(b"kept")
+    source = table(tmp_path / "d", train=content, test=content)
+    before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
+    train, _ = load_images(source)
+    assert len(train) == 2
+    assert precious.read_bytes() == b"kept"
+    assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before
+    cached = list((tmp_path / "cache" / "fedadamw-pixels").iterdir())
+    assert len(cached) == 5, "two splits with their notes, and what the headers say"
+    assert all(path.is_file() for path in cached)
+
+
+@pytest.mark.parametrize("resample", range(6))
+@pytest.mark.parametrize(
+    ("before", "fit"),
+    [((30, 26), ((22, 22), None)), ((8, 12), (20, (24, 16))), ((9, 9), ((31, 17), (16, 16))), ((5, 7), (None, (3, 9)))],
+)
+def test_a_batch_comes_to_its_size_as_pillow_brings_a_picture(before, fit, resample):
+    fit, picture = Fit(*fit, resample), noise(*before)
+    batch = torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())[None]
+    expected = np.asarray(fit.picture(picture)).transpose(2, 0, 1)
+    assert expected.shape[1:] == fit.output(before)
+    assert np.array_equal(fit.pixels(batch)[0].numpy(), expected)
+
+
+def test_runs_begun_earlier_have_the_same_pixels_and_settings(monkeypatch):
+    """Digests that an earlier version wrote."""
+    from fedadamw.run_folder import settings_digest
+
+    assert [found.fingerprint for found in load_images("digits")] == ["ce36cf39979a9f9c", "0ec5e72913a6aae2"]
+    assert settings_digest(load("digits")) == "e0f568804902e74f"
+    assert settings_digest(load("digits", ["data.image_size=16"])) != "e0f568804902e74f"
+
+
+def test_cifar10_has_the_fingerprint_of_earlier_versions(monkeypatch):
+    import datasets
+
+    monkeypatch.undo()
+    assert datasets.config.HF_DATASETS_CACHE
+    train, test = load_images(str(need(SHARED / "cifar10")))
+    assert (train.fingerprint, test.fingerprint) == ("41dd134238b10695", "1c813cd29c9c9bce")
+
+
+def photos(place: Path) -> str:
+    """What a phone and a scanner leave: two classes of each kind of picture, and one that is cut short."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split in ("train", "test"):
+        for name, colour in (("a-red", RED), ("b-green", GREEN)):
+            folder = place / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (120, 80), colour).save(folder / "0-landscape.jpg", quality=95)
+            Image.new("RGB", (70, 100), colour).save(folder / "1-portrait.png")
+            Image.new("L", (90, 90), colour[0]).save(folder / "2-grey.png")
+            Image.new("RGBA", (90, 80), (*colour, 255)).save(folder / "3-rgba.png")
+            Image.new("RGB", (90, 80), colour).convert("CMYK").save(folder / "4-cmyk.jpg", quality=95)
+            Image.frombytes("I;16", (80, 70), (257 * colour[0]).to_bytes(2, "little") * 5600).save(folder / "5-16.png")
+            turned = Image.new("RGB", (100, 200), (0, 0, 0))
+            turned.paste(colour, (0, 80, 100, 200))  # dark above; once turned, on the right
+            turned.save(folder / "6-turned.jpg", exif=exif, quality=95)
+    (place / "train/b-green/7-short.jpg").write_bytes(pictures.truncated(noise(90, 90), "JPEG"))
+    return str(place)
+
+
+def expected(colour: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """The colour of each of a class's photos, in the order of their files."""
+    grey = (colour[0],) * 3
+    return [colour, colour, grey, colour, colour, grey, colour]
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be used:UserWarning")
+def test_photos_train_a_hub_model_and_a_built_in_one(tmp_path):
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    from fedadamw.export import export
+    from fedadamw.run import execute
+    from fedadamw.run_folder import RunFolder
+    from fedadamw.trained import evaluate, of_run, opened
+
+    source = photos(tmp_path / "photos")
+    own = {"image_processor_type": "ViTImageProcessor", "size": 64, "resample": 3}
+    hub = pictures.vit(tmp_path / "hub", {**own, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.2]}, side=64)
+    for model in ("vit-nano", hub):
+        settings = [f"data.source={source}", f"model.name={model}", "data.image_size=64", "data.on_bad=skip"]
+        more = ["training={rounds: 1, clients_per_round: 2, steps: 2, batch_size: 4, lr: 0.01}", "device=cpu"]
+        experiment = load("digits", [*settings, "partition={kind: iid, clients: 2}", *more])
+        folder = RunFolder(tmp_path / f"run-{Path(model).name}")
+        execute(experiment, folder, resume=False, report=False)
+        train, test = problem.load(experiment)
+        assert train.pixels.shape == test.pixels.shape == (14, 3, 64, 64)
+        for found in (train, test):
+            colours = found.pixels[:, :, 32, 32].astype(int)
+            assert np.abs(colours - np.array(expected(RED) + expected(GREEN))).max() <= 4
+            assert np.ptp(found.pixels[:6].reshape(6, 3, -1).astype(int), axis=2).max() <= 4, "one colour all over"
+        assert train.pixels[6, :, 32, 60].max() <= 8, "the dark side of the turned one"
+        assert folder.read_manifest()["data"]["skipped"] == [1, 0]
+        out = tmp_path / f"out-{Path(model).name}"
+        trained = of_run(folder.path)
+        export(trained, out)
+        again, count = evaluate(opened(out, []))
+        assert count == 14
+        assert again.loss == pytest.approx(folder.records()[-1]["test_loss"], abs=1e-5)
+        with Image.open(tmp_path / "photos/test/a-red/0-landscape.jpg") as raw:
+            inputs = AutoImageProcessor.from_pretrained(out, backend="pil")(raw, return_tensors="pt")
+        _, task, _ = problem.build(experiment, train, test, CPU)
+        torch.testing.assert_close(inputs["pixel_values"][0], task._inputs(task.test_pixels[:1])[0], rtol=0, atol=1e-6)
+        exported = AutoModelForImageClassification.from_pretrained(out).eval()
+        with torch.no_grad():
+            ours, theirs = (m(**inputs).logits for m in (trained.model.eval(), exported))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)

@@ -1,0 +1,184 @@
+"""A pretrained image model gets the pixels that its own image processor makes, or is refused by name."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pictures
+import pytest
+import torch
+from pictures import noise
+
+from fedadamw.experiment import load
+from fedadamw.models import processor, vision
+from fedadamw.prepare import prepare
+from fedadamw.validation import InputError
+
+SHAPE = vision.ImageShape(32, 3, 2)
+OBEYED = {
+    "as they are": {"do_resize": False, "do_normalize": False},
+    "scaled": {"do_resize": False, "rescale_factor": 0.01, "image_mean": 0.4, "image_std": 0.3},
+    "bytes": {"do_rescale": False, "image_mean": [100, 110, 120], "image_std": [50, 60, 70]},
+    "size as a number": {"size": 32, "resample": 3},
+    "size as a list": {"size": [32, 32], "resample": 0},
+    "size of the model": {"image_std": [0.2, 0.3, 0.4]},
+    "shorter side and middle": {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 36},
+        "crop_size": 32,
+        "resample": 1,
+    },
+    "padded": {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 20}, "crop_size": 32},
+    "convnext": {"feature_extractor_type": "ConvNextFeatureExtractor", "size": 32, "crop_pct": 0.875},
+    "levit": {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 32}, "crop_size": 32},
+    "poolformer": {"image_processor_type": "PoolFormerImageProcessor", "size": {"shortest_edge": 32}, "crop_size": 32},
+    "efficientnet": {"image_processor_type": "EfficientNetImageProcessor", "rescale_offset": True, "size": 32},
+    "blue first": {"image_processor_type": "MobileViTImageProcessor", "size": 34, "crop_size": 32},
+}
+REFUSED = {
+    "do_flip_channel_order": {"image_processor_type": "ViTImageProcessor", "do_flip_channel_order": True},
+    "longest_edge": {"size": {"shortest_edge": 32, "longest_edge": 64}},
+    "do_pad, pad_size": {"do_pad": True, "pad_size": {"height": 40, "width": 40}, "size": 32},
+    "PerceiverImageProcessor": {"image_processor_type": "PerceiverImageProcessor"},
+    "pixel_attention_mask": {"image_processor_type": "Siglip2ImageProcessor"},
+    "image_std is": {"image_std": [0.5, 0, 0.5]},
+    "image_mean has 2 numbers": {"image_mean": [0.5, 0.5]},
+    "is code of its own": {"auto_map": {"AutoImageProcessor": "mine.Processor"}},
+    "resampling filter": {"resample": 17},
+}
+
+
+@pytest.mark.parametrize("name", OBEYED)
+def test_the_model_sees_what_its_own_processor_makes_of_a_picture(tmp_path, name):
+    from transformers import AutoImageProcessor
+
+    settings = OBEYED[name]
+    place = pictures.vit(tmp_path / "vit", settings)
+    side = (32, 32) if settings.get("do_resize") is False else (40, 56)
+    picture, built = noise(*side, seed=3), vision.build(place, SHAPE)
+    pixels = torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())[None]
+    mean, std = (torch.tensor(m).view(-1, 1, 1) for m in (built.processor.mean, built.processor.std))
+    own = {} if "size" in settings else {"size": {"height": 32, "width": 32}}
+    theirs = AutoImageProcessor.from_pretrained(place, backend="pil", **own)(picture, return_tensors="pt")
+    made = built.processor.inputs(pixels, mean, std)
+    torch.testing.assert_close(made, theirs["pixel_values"], rtol=1e-6, atol=1e-6)
+    with torch.no_grad():
+        assert torch.isfinite(built.model(made).logits).all()
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_followed_is_refused_by_name(tmp_path, name):
+    place = pictures.vit(tmp_path / "vit", REFUSED[name])
+    with pytest.raises(InputError, match=rf"model.name='.*': .*{name}") as refused:
+        vision.build(place, SHAPE)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("content", "line"), [("{", "is not JSON"), ("[1]", "holds no settings")])
+def test_a_file_that_says_nothing_is_refused(tmp_path, content, line):
+    place = pictures.vit(tmp_path / "vit")
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(content)
+    with pytest.raises(InputError, match=f"its preprocessor_config.json {line}"):
+        vision.build(place, SHAPE)
+
+
+def test_sizes_are_found_wherever_a_configuration_has_them():
+    from transformers import CLIPConfig, SiglipConfig, ViTConfig
+
+    nested = {"vision_config": {"image_size": 48, "num_channels": 1}}
+    assert [processor.input_size(c(**nested)) for c in (CLIPConfig, SiglipConfig)] == [(48, 48)] * 2
+    assert processor.input_channels(CLIPConfig(**nested)) == 1
+    assert processor.input_size(ViTConfig(image_size=[16, 24])) == (16, 24)
+    for given, found in ((32, (32, 32)), ([20], (20, 20)), ({"height": 8, "width": 9}, (8, 9)), (None, None)):
+        assert processor.input_size(SimpleNamespace(image_size=given)) == found
+
+
+def settings_of(source, model, *more):
+    training = "training={rounds: 1, clients_per_round: 2, steps: 1, batch_size: 2, lr: 0.01}"
+    return [
+        f"data.source={source}",
+        f"model={model}",
+        "partition={kind: iid, clients: 2}",
+        training,
+        "device=cpu",
+        *more,
+    ]
+
+
+def test_pictures_of_several_sizes_take_the_models_own_and_the_export_makes_the_same(tmp_path):
+    """Of a raw picture: what the run gave its model is what the exported folder's processor makes."""
+    from transformers import AutoImageProcessor
+
+    from fedadamw.export import export
+    from fedadamw.problems import images as problem
+    from fedadamw.run import execute
+    from fedadamw.run_folder import RunFolder
+    from fedadamw.trained import evaluate, of_run, opened
+
+    raw = [noise(40, 30), noise(28, 50, seed=1)]
+    source = pictures.folder(tmp_path / "d", train={"a": raw, "b": raw}, test={"a": raw, "b": raw})
+    clip = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 36}, "crop_size": 32, "resample": 3}
+    for name, processors in (("clip", clip), ("none", None)):
+        model = pictures.vit(tmp_path / name, processors)
+        experiment, folder = load("digits", settings_of(source, model)), RunFolder(tmp_path / f"run-{name}")
+        execute(experiment, folder, resume=False, report=False)
+        assert folder.read_manifest()["data"]["fit"] == "model"
+        export(of_run(folder.path), tmp_path / f"out-{name}")
+        train, test = problem.load(experiment)
+        task = problem.build(experiment, train, test, torch.device("cpu")).task
+        theirs = AutoImageProcessor.from_pretrained(tmp_path / f"out-{name}", backend="pil")
+        for i, picture in enumerate(raw):
+            wanted = theirs(picture, return_tensors="pt")["pixel_values"]
+            torch.testing.assert_close(task._inputs(task.test_pixels[i : i + 1]), wanted, rtol=0, atol=1e-6)
+        found, _ = evaluate(opened(tmp_path / f"out-{name}", []))
+        assert found.loss == pytest.approx(folder.records()[-1]["test_loss"], abs=1e-5)
+    with pytest.raises(InputError, match="data.image_size=64: the model was trained on pictures of 32 x 32"):
+        evaluate(opened(tmp_path / "out-clip", [("data.image_size", 64)]))
+
+
+def test_a_grey_set_trains_a_model_of_three_channels_and_its_export_takes_grey_pictures(tmp_path):
+    from transformers import AutoImageProcessor
+
+    from fedadamw.export import _pixels
+    from fedadamw.trained import Trained
+
+    raw = noise(24, 24, 1)
+    source = pictures.folder(tmp_path / "d", train={"a": [raw], "b": [raw]}, test={"a": [raw], "b": [raw]})
+    experiment = load("digits", settings_of(source, pictures.vit(tmp_path / "vit", {"image_std": 0.25})))
+    prepared = prepare(experiment)
+    task = prepared.simulation.task
+    from fedadamw.problems import images as problem
+
+    trained = Trained(experiment, problem.model_of(experiment, prepared.about), prepared.about, {}, [], False)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "preprocessor_config.json").write_text(json.dumps(_pixels(trained)))
+    theirs = AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")(raw, return_tensors="pt")
+    torch.testing.assert_close(task._inputs(task.test_pixels[:1]), theirs["pixel_values"], rtol=0, atol=1e-6)
+
+
+def test_images_of_a_size_that_a_model_does_not_take_are_refused_before_the_first_round(tmp_path):
+    source = pictures.folder(
+        tmp_path / "d", **{s: {"a": [noise(24, 24)], "b": [noise(24, 24)]} for s in ("train", "test")}
+    )
+    model = pictures.vit(tmp_path / "vit", {"do_resize": False})
+    with pytest.raises(InputError, match="images come to 24 x 24: Input image size .* doesn't match model"):
+        prepare(load("digits", settings_of(source, model)))
+    assert prepare(load("digits", settings_of(source, model, "data.image_size=32"))).train.pixels.shape[2:] == (32, 32)
+    grey = pictures.vit(tmp_path / "grey", channels=1)
+    with pytest.raises(InputError, match="takes 1 channels; the images have 3: set data.image_mode"):
+        prepare(load("digits", settings_of(source, grey)))
+    assert prepare(load("digits", settings_of(source, grey, "data.image_mode=grey"))).train.pixels.shape[1] == 1
+
+
+def test_a_run_whose_pixels_were_normalised_otherwise_is_not_resumed(tmp_path):
+    from fedadamw.run import execute
+    from fedadamw.run_folder import RunFolder
+
+    experiment = load("digits", ["training={rounds: 1, clients_per_round: 2, steps: 1}", "device=cpu"])
+    folder = RunFolder(tmp_path / "run")
+    execute(experiment, folder, resume=False, report=False)
+    manifest = json.loads(folder.manifest.read_text())
+    folder.check_same(manifest)
+    changed = {**manifest, "data": {**manifest["data"], "mean": [0.5]}}
+    with pytest.raises(ValueError, match="the mean that pixels are normalised by changed since the run began"):
+        folder.check_same(changed)
