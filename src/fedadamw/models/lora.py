@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from fedadamw.block_names import HEAD, TOP_LEVEL_HEAD
+from fedadamw.models.loading import read
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, Vector, bind
 
@@ -78,6 +80,19 @@ def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence
             if "lora_A" in name or "lora_embedding_A" in name:
                 parameter.requires_grad_(requires_grad=False)
     return found  # type: ignore[no-any-return]
+
+
+def with_adapter(model: nn.Module, folder: Path) -> nn.Module:
+    """`model` with the adapter that an exported folder holds."""
+    weights = folder / "adapter_model.safetensors"  # peft would take a .bin file, too, or one of the hub
+    check(weights.is_file(), f"{weights}: no such file")
+
+    def load() -> nn.Module:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, str(folder))  # type: ignore[no-any-return]
+
+    return read(f"{folder}", str(folder), load)
 
 
 def _check_targets(model: nn.Module, targets: Sequence[str] | None, heads: Sequence[str]) -> None:

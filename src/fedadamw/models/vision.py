@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fedadamw.models.loading import loaded, place_of, pretrained, quiet_libraries
+from fedadamw.models.loading import config_from, loaded, place_of, pretrained, quiet_libraries, unloaded
 from fedadamw.validation import InputError, check, one_of
 
 
@@ -161,16 +161,15 @@ def _replace(model: nn.Module, kind: type[nn.Module], new: Callable[[Any], nn.Mo
 
 def _pretrained(name: str, shape: ImageShape, *, fresh: bool) -> Vision:
     """A hub id or local folder, with a fresh head where the number of classes differs."""
-    from transformers import AutoConfig
     from transformers import AutoModelForImageClassification as Auto
 
     if "/" not in name and not name.startswith(("~", ".")):
         one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
     path = place_of("model.name", name)
-    config = loaded("model.name", name, lambda place: AutoConfig.from_pretrained(place, num_labels=shape.classes))
+    config = loaded("model.name", name, lambda place: config_from(place, num_labels=shape.classes))
     own: list[str] = []
     if fresh:
-        model = loaded("model.name", name, lambda _: Auto.from_config(config))
+        model = loaded("model.name", name, lambda _: unloaded(Auto, config))
     else:
         model, own = loaded("model.name", name, lambda place: pretrained(Auto, place, config))
     size = getattr(config, "image_size", None)
