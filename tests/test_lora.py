@@ -11,6 +11,7 @@ import torch
 from fedadamw.data.text_batches import TextTask
 from fedadamw.engine.client import work_of
 from fedadamw.experiment import load
+from fedadamw.models import vision
 from fedadamw.models.lora import Folding, Lora, adapted
 from fedadamw.prepare import prepare
 from fedadamw.problems import texts
@@ -230,11 +231,58 @@ def test_full_fine_tuning_is_the_same_without_the_section(place):
         ("[qeury]", "'qeury' matches no layer; there are dense, key, position_embeddings, query"),
         ("[query,out_proj]", "'out_proj' matches no layer"),  # the head's own, which is trained whole
         ("[attention]", "'attention' matches no layer; there are dense, key, position_embeddings, query"),
+        (
+            "[.*query]",
+            "matches no layer; .*; as a pattern it stands alone, without brackets: lora.target_modules=.*query",
+        ),
+        (".*qeury", "=.*qeury: matches no layer .it must match a whole name, such as roberta.*; there are dense, key"),
+        (".*out_proj", "=.*out_proj: matches no layer"),
+        ("'(query'", "is no pattern .missing"),
+        (".*attention.*", "matches roberta.encoder.layer.0.attention, too, which is no layer"),
+        ("query,key", r"give a list, \[query,key\]"),
+        ("[all-linear,query]", "all-linear stands alone, without other names"),
+        ("[]", "give names in a list, a pattern, or all-linear"),
+        ("7", "lora.target_modules=7: give names in a list, a pattern, or all-linear"),
     ],
 )
 def test_targets_that_match_nothing_are_named_with_those_there_are(place, targets, line):
-    with pytest.raises(InputError, match=line):
+    with pytest.raises(InputError, match=line) as found:
         simulation(place, f"lora.target_modules={targets}")
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("given", ["all-linear", "[all-linear]", "All-Linear"])
+@pytest.mark.parametrize(("kind", "task"), [("roberta", "text"), ("llama", "causal-lm")])
+def test_all_linear_is_every_linear_layer_but_the_output(place, kind, task, given):
+    sim = simulation(place, f"lora.target_modules={given}", kind=kind, task=task)
+    plain = simulation(place, kind=kind, task=task, lora=False).workspace.module
+    linear = {name for name, module in plain.named_modules() if isinstance(module, torch.nn.Linear)}
+    names = [name.removeprefix("base_model.model.") for name in sim.workspace.layout.names]
+    found = {name.removesuffix(".lora_A.default.weight") for name in names if "lora_A" in name}
+    heads = {"roberta": {"classifier.dense", "classifier.out_proj"}, "llama": {"lm_head"}}[kind]
+    assert found == linear - heads
+    whole = {name.replace("modules_to_save.default.", "").rpartition(".")[0] for name in names if "lora_" not in name}
+    assert whole == (heads if task == "text" else set())
+    kinds = {row.kind for row in sim.algorithm.blocks.table()}
+    assert {"query", "key", "value", "projection", "mlp", "lora-a"} <= kinds
+    assert "unknown" not in kinds
+    assert np.isfinite(sim.step().train_loss)
+
+
+def test_a_pattern_is_matched_against_whole_names_as_peft_does(place):
+    sim = simulation(place, r"lora.target_modules=.*\.layer\.1\..*(query|key)")
+    adapted_ones = {name.split(".lora_")[0] for name in sim.workspace.layout.names if "lora_" in name}
+    ends = ("layer.1.attention.self.query", "layer.1.attention.self.key")
+    assert {next(end for end in ends if name.endswith(end)) for name in adapted_ones} == set(ends)
+    assert len(adapted_ones) == 2
+
+
+def test_all_linear_of_a_model_without_a_linear_layer_is_refused():
+    model = vision.build("resnet-nano", vision.ImageShape(8, 1, 10)).model
+    with pytest.raises(InputError, match="=all-linear: no layer below the head is linear; there are convolution"):
+        adapted(model, Lora(target_modules="all-linear"), None)
+    with pytest.raises(InputError, match="peft has no choice for this model; name its layers"):
+        adapted(model, Lora(), None)
 
 
 def test_padding_changes_nothing(place):

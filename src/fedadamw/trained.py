@@ -15,8 +15,8 @@ from fedadamw.engine.client import autocast
 from fedadamw.engine.randomness import Purpose, numpy_generator
 from fedadamw.engine.task import Evaluation, Task
 from fedadamw.experiment import LANGUAGE, Experiment, assemble, load, parse
-from fedadamw.models.loading import loaded
-from fedadamw.models.lora import Folding
+from fedadamw.models.loading import config_from, in_one_line, loaded
+from fedadamw.models.lora import Folding, with_adapter
 from fedadamw.models.text import Text
 from fedadamw.models.vision import Vision
 from fedadamw.prepare import device_of, samples_of
@@ -114,26 +114,22 @@ def _of_exported(path: Path, given: list[tuple[str, Any]]) -> Trained:
         settings, about = facts["settings"], facts["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path / FACTS}: cannot be read ({error})") from None
-    experiment = parse(settings)
-    if (path / "adapter_config.json").is_file():
-        from peft import PeftModel
-
-        bare = parse({**settings, "lora": None})
-        built = _built(bare, about)
-        built = built._replace(model=PeftModel.from_pretrained(built.model, str(path)))
-    else:
-        own = {**settings["model"], "name": str(path.resolve()), "tokenizer": None, "fresh": False}
-        experiment = parse({**settings, "lora": None, "model": own})
-        built = _built(experiment, about)
+    with in_one_line(f"{path / FACTS}: does not tell of a model"):
+        experiment = parse(settings)
+        if (path / "adapter_config.json").is_file():
+            built = _built(parse({**settings, "lora": None}), about)
+            built = built._replace(model=with_adapter(built.model, path))
+        else:
+            own = {**settings["model"], "name": str(path.resolve()), "tokenizer": None, "fresh": False}
+            experiment = parse({**settings, "lora": None, "model": own})
+            built = _built(experiment, about)
     changed = _changed(experiment, given)
     _check_same_kind(experiment, changed)
     return Trained(changed, built, about, facts, facts.get("records", []), _of_data(given))
 
 
 def _of_anybody(path: Path, given: list[tuple[str, Any]]) -> Trained:
-    from transformers import AutoConfig
-
-    labels = loaded("model", str(path.resolve()), AutoConfig.from_pretrained).id2label
+    labels = loaded("model", str(path.resolve()), config_from).id2label
     classes = [str(labels[i]) for i in sorted(labels)]
     experiment = _changed(parse({"model": {"name": str(path.resolve())}}), given)
     check(experiment.data.texts, f"{path}: say what it is to be evaluated on, for example -s data.task=sst2")

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from fedadamw.models import vision
-from fedadamw.models.loading import place_of, quiet_libraries
-from fedadamw.validation import InputError
+from fedadamw.models.loading import config_from, place_of, quiet_libraries, read, unloaded
 
 SHAPE = vision.ImageShape(size=32, channels=3, classes=10)
 MICRO = vision.ImageShape(size=8, channels=1, classes=10)
@@ -20,33 +19,30 @@ def skeleton(name: str) -> nn.Module:
     with torch.device("meta"):
         if name in vision.NAMES:
             return vision.build(name, MICRO if name == "vit-micro" else SHAPE).model
-        return _from_config(_config(name))
+        return _transformers(name)
 
 
-def _config(name: str) -> Any:
+def _transformers(name: str) -> nn.Module:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     if name in CONFIG_MAPPING:
-        return AutoConfig.for_model(name)
-    place = name if Path(name).is_file() else place_of("model", name)
-    try:
-        return AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"model {name!r} is none of {', '.join(vision.NAMES)}, no type of transformers (bert, llama, ...), "
-            f"and could not be loaded as a folder or hub id: {str(error).strip().splitlines()[0]}"
-        ) from None
+        return _from_config(AutoConfig.for_model(name))
+    place, what = name if Path(name).is_file() else place_of("model", name), f"model {name!r}"
+    if not Path(place).exists():
+        what += f" is none of {', '.join(vision.NAMES)}, no type of transformers (bert, llama, ...), no folder, and"
+    return read(what, place, lambda: _from_config(config_from(place)))
 
 
 def _from_config(config: Any) -> nn.Module:
     """The class the configuration names; else an image or text classifier, else a language model."""
     import transformers
-    from transformers import AutoModel
+    from transformers import AutoModel, PreTrainedModel
     from transformers.models.auto import modeling_auto as auto
 
     for architecture in config.architectures or ():
-        if hasattr(transformers, architecture):
-            return getattr(transformers, architecture)(config)  # type: ignore[no-any-return]
+        named = getattr(transformers, str(architecture), None)  # any word, as far as a folder goes
+        if isinstance(named, type) and issubclass(named, PreTrainedModel):
+            return named(config)  # type: ignore[no-any-return]
     config.architectures = []  # AutoModel iterates over it
     kind = config.model_type
     classifier = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES  # an encoder: to be classified with
@@ -60,5 +56,5 @@ def _from_config(config: Any) -> nn.Module:
         (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForCausalLM, True),
     ):
         if wanted and kind in names:
-            return cls.from_config(config)  # type: ignore[no-any-return]
-    return AutoModel.from_config(config)  # type: ignore[no-any-return]
+            return unloaded(cls, config)  # type: ignore[no-any-return]
+    return unloaded(AutoModel, config)  # type: ignore[no-any-return]

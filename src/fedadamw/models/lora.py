@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,9 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from fedadamw.block_names import HEAD, TOP_LEVEL_HEAD
+from fedadamw.models.loading import LONGEST, read
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, Vector, bind
 
+ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output's
 ADAPTER = "default"  # peft's name of the one adapter
 
 
@@ -24,8 +27,10 @@ class Lora(BaseModel):
     r: int = Field(default=16, ge=1, description="rank of the adapters")
     alpha: float = Field(default=32, gt=0, description="an adapter counts alpha / r times")
     dropout: float = Field(default=0.05, ge=0, lt=1, description="of an adapter's inputs")
-    target_modules: tuple[str, ...] | None = Field(
-        default=None, description="names of the layers to adapt (query, value, ...); peft's choice where not set"
+    target_modules: tuple[str, ...] | str | None = Field(
+        default=None,
+        description="names of the layers to adapt (query, value, ...), a pattern of their whole names, or all-linear; "
+        "peft's choice where not set",
     )
 
     aggregate: Literal["factors", "frozen-a", "exact"] = Field(
@@ -36,9 +41,14 @@ class Lora(BaseModel):
 
     @field_validator("target_modules", mode="before")
     @classmethod
-    def _a_list(cls, value: Any) -> Any:
-        check(not isinstance(value, str), f"lora.target_modules={value}: give a list, [{value}]")
-        return value
+    def _names_or_pattern(cls, value: Any) -> Any:
+        """Names, or a word: a pattern or all-linear, which is one in a list, too."""
+        names = list(value) if isinstance(value, list | tuple) else [value]
+        fine = bool(names) and all(isinstance(name, str) and name for name in names)
+        check(value is None or fine, f"lora.target_modules={value}: give names in a list, a pattern, or {ALL_LINEAR}")
+        every = any(str(name).lower() == ALL_LINEAR for name in names)
+        check(not every or len(names) == 1, f"lora.target_modules: {ALL_LINEAR} stands alone, without other names")
+        return ALL_LINEAR if every else value
 
 
 def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:
@@ -58,7 +68,7 @@ def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=None if lora.target_modules is None else list(lora.target_modules),
+        target_modules=list(lora.target_modules) if isinstance(lora.target_modules, tuple) else lora.target_modules,
         exclude_modules=rf"({'|'.join(map(re.escape, heads))})(\..*)?" if heads else None,
         task_type=task_type,
         modules_to_save=heads or None,
@@ -71,7 +81,11 @@ def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence
         try:
             found = get_peft_model(model, config)
         except ValueError as error:
-            raise InputError(f"lora.target_modules: {' '.join(str(error).split())}") from None
+            check(
+                lora.target_modules is not None,
+                "lora.target_modules: peft has no choice for this model; name its layers",
+            )
+            raise InputError(f"lora.target_modules: {' '.join(str(error).split())[:LONGEST]}") from None
     _check_ties(found)
     if lora.aggregate == "frozen-a":
         for name, parameter in found.named_parameters():
@@ -80,19 +94,66 @@ def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence
     return found  # type: ignore[no-any-return]
 
 
-def _check_targets(model: nn.Module, targets: Sequence[str] | None, heads: Sequence[str]) -> None:
-    """Raise InputError where one of `targets` names no layer of `model`, with the names that there are."""
-    layers = [
-        name
+def with_adapter(model: nn.Module, folder: Path) -> nn.Module:
+    """`model` with the adapter that an exported folder holds."""
+    weights = folder / "adapter_model.safetensors"  # peft would take a .bin file, too, or one of the hub
+    check(weights.is_file(), f"{weights}: no such file")
+
+    def load() -> nn.Module:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, str(folder))  # type: ignore[no-any-return]
+
+    return read(f"{folder}", str(folder), load)
+
+
+def _check_targets(model: nn.Module, targets: Sequence[str] | str | None, heads: Sequence[str]) -> None:
+    """Raise InputError where one of `targets`, or a pattern, matches no layer of `model`, with the names there are."""
+    modules = {
+        name: module
         for name, module in model.named_modules()
         if not any(name == head or name.startswith(f"{head}.") for head in heads)
-        and (isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d) or _is_conv1d(module))
-    ]
-    for target in targets or ():
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
-            words = sorted({name.rsplit(".", 1)[-1] for name in layers})
-            there = ", ".join(word for word in words if not word.isdigit())
-            raise InputError(f"lora.target_modules: {target!r} matches no layer; there are {there}")
+    }
+    layers = {name: module for name, module in modules.items() if _is_layer(module)}
+    words = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    there = f"there are {', '.join(word for word in words if not word.isdigit())}"
+    if targets is None:
+        return
+    if targets == ALL_LINEAR:
+        linear = any(isinstance(module, nn.Linear) or _is_conv1d(module) for module in layers.values())
+        check(linear, f"lora.target_modules={ALL_LINEAR}: no layer below the head is linear; {there}")
+    elif isinstance(targets, str):
+        _check_pattern(targets, modules, list(layers), there)
+    else:
+        for target in targets:
+            if not any(name == target or name.endswith(f".{target}") for name in layers):
+                raise InputError(f"lora.target_modules: {target!r} matches no layer; {there}{_hint(target, layers)}")
+
+
+def _hint(target: str, layers: Collection[str]) -> str:
+    """For a pattern among names, which it would be taken for."""
+    try:
+        pattern = any(re.fullmatch(target, name) for name in layers)
+    except re.error:
+        return ""
+    return f"; as a pattern it stands alone, without brackets: lora.target_modules={target}" if pattern else ""
+
+
+def _check_pattern(pattern: str, modules: Collection[str], layers: Sequence[str], there: str) -> None:
+    """Raise InputError unless `pattern` matches whole names of `layers`, and of no other modules."""
+    given = f"lora.target_modules={pattern}"
+    try:
+        matched = [name for name in modules if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise InputError(f"{given}: is no pattern ({error})") from None
+    if not any(name in layers for name in matched):
+        words = [word.strip() for word in pattern.split(",")]
+        as_list = all(any(layer.endswith(f".{word}") for layer in layers) for word in words)
+        check(not as_list, f"{given}: give a list, [{pattern}]")
+        whole = f" (it must match a whole name, such as {layers[0]})" if layers else ""
+        raise InputError(f"{given}: matches no layer{whole}; {there}")
+    other = next((name or "the whole model" for name in matched if name not in layers), None)
+    check(other is None, f"{given}: matches {other}, too, which is no layer")
 
 
 def _check_ties(model: nn.Module) -> None:
@@ -106,6 +167,10 @@ def _check_ties(model: nn.Module) -> None:
     if tied is not None:
         adapted_one, other = sorted(tied, key=lambda name: "base_layer" not in name)[:2]
         raise InputError(f"lora.target_modules: {adapted_one} is tied to {other}; leave it out")
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d) or _is_conv1d(module)
 
 
 def _is_conv1d(module: nn.Module) -> bool:

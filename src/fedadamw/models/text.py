@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedadamw.models.loading import loaded, pretrained
+from fedadamw.models.loading import config_from, loaded, pretrained, tokenizer_from, unloaded
 from fedadamw.validation import InputError, check
 
 Mask = Literal["4d", "none", "2d"]
@@ -44,12 +44,10 @@ class Text(NamedTuple):
 
 def tokenizer_of(model: str, tokenizer: str | None = None, pad_token: str | None = None) -> Any:
     """The tokenizer of a model's hub id or folder, or the one of `tokenizer`; `pad_token`: what it fills up with."""
-    from transformers import AutoConfig, AutoTokenizer
-
     setting, name = ("model.name", model) if tokenizer is None else ("model.tokenizer", tokenizer)
     # a folder of nothing but words and rules does not say what they are: the model's configuration does
-    config = None if tokenizer is None else loaded("model.name", model, AutoConfig.from_pretrained)
-    found = loaded(setting, name, lambda place: AutoTokenizer.from_pretrained(place, config=config))
+    config = loaded("model.name", model, config_from)
+    found = loaded(setting, name, lambda place: _tried(tokenizer_from(place, config)), "its tokenizer")
     check(found.is_fast, f"{setting}={name!r}: its tokenizer has no fast form (tokenizer.json)")
     if pad_token is not None:
         check(
@@ -58,6 +56,15 @@ def tokenizer_of(model: str, tokenizer: str | None = None, pad_token: str | None
         )
         found.pad_token = pad_token
     return found
+
+
+def _tried(tokenizer: Any) -> Any:
+    """The tokenizer, of which some are read and yet fail at a text."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.encode("a text")
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise TypeError(f"model_max_length is {tokenizer.model_max_length!r}, and no number")
+    return tokenizer
 
 
 def classifier(
@@ -103,20 +110,16 @@ def causal(name: str, tokenizer: Any, max_length: int, *, fresh: bool = False) -
 
 def _model(auto: Any, name: str, fresh: bool, **settings: Any) -> tuple[Any, list[str], Any]:  # noqa: FBT001
     """The model, the modules whose weights are fresh in it, and its configuration."""
-    from transformers import AutoConfig
-
-    config = loaded("model.name", name, lambda place: AutoConfig.from_pretrained(place, **settings))
+    config = loaded("model.name", name, lambda place: config_from(place, **settings))
 
     if fresh:
-        return loaded("model.name", name, lambda _: auto.from_config(config, dtype=torch.float32)), [], config
+        return loaded("model.name", name, lambda _: unloaded(auto, config, dtype=torch.float32)), [], config
     return *loaded("model.name", name, lambda place: pretrained(auto, place, config)), config
 
 
 def max_length_of(name: str, tokenizer: Any, wanted: int | None) -> int:
     """Tokens of the longest text: `wanted`, or what the positions and the tokenizer allow; no weights are read."""
-    from transformers import AutoConfig
-
-    config = loaded("model.name", name, AutoConfig.from_pretrained)
+    config = loaded("model.name", name, config_from)
     positions = _padded_positions(name, config) or getattr(config, "max_position_embeddings", None)
     if wanted is None:
         limits = [n for n in (positions, tokenizer.model_max_length) if n is not None and n < NO_LIMIT]
@@ -127,9 +130,7 @@ def max_length_of(name: str, tokenizer: Any, wanted: int | None) -> int:
 
 def in_own_order(name: str, classes: tuple[str, ...]) -> tuple[str, ...]:
     """`classes` in the order that the trained head of model `name` has them in, where it knows them by their names."""
-    from transformers import AutoConfig
-
-    config = loaded("model.name", name, AutoConfig.from_pretrained)
+    config = loaded("model.name", name, config_from)
     own = [str(config.id2label[i]) for i in sorted(config.id2label)]
     order = {label.lower(): i for i, label in enumerate(own)}
     if len(order) == len(classes) and order.keys() == {c.lower() for c in classes}:
@@ -142,9 +143,7 @@ def in_own_order(name: str, classes: tuple[str, ...]) -> tuple[str, ...]:
 
 def _check_padding(name: str, tokenizer: Any) -> None:
     """Raise InputError where another padding than its own would move a model's positions."""
-    from transformers import AutoConfig
-
-    config = loaded("model.name", name, AutoConfig.from_pretrained)
+    config = loaded("model.name", name, config_from)
     own = getattr(config, "pad_token_id", None)
     moved = own is not None and own != tokenizer.pad_token_id and _padded_positions(name, config) is not None
     check(not moved, f"model.pad_token={tokenizer.pad_token!r}: {name!r} counts positions from its own, token {own}")
@@ -155,7 +154,7 @@ def _padded_positions(name: str, config: Any) -> int | None:
     from transformers import AutoModel
 
     with torch.device("meta"):
-        skeleton = loaded("model.name", name, lambda _: AutoModel.from_config(config))
+        skeleton = loaded("model.name", name, lambda _: unloaded(AutoModel, config))
     for path, module in skeleton.named_modules():
         if path.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.num_embeddings - module.padding_idx - 1

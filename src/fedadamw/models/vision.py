@@ -7,7 +7,7 @@ from torch import nn
 
 from fedadamw.data.fitting import Fit, Size
 from fedadamw.models import processor
-from fedadamw.models.loading import loaded, pretrained, quiet_libraries
+from fedadamw.models.loading import config_from, loaded, pretrained, quiet_libraries, unloaded
 from fedadamw.models.processor import Processor
 from fedadamw.validation import InputError, check, one_of
 
@@ -163,14 +163,13 @@ def _replace(model: nn.Module, kind: type[nn.Module], new: Callable[[Any], nn.Mo
 
 def _pretrained(name: str, shape: ImageShape, *, fresh: bool) -> Vision:
     """A hub id or local folder, with a fresh head where the number of classes differs."""
-    from transformers import AutoConfig
     from transformers import AutoModelForImageClassification as Auto
 
     _check_name(name)
-    config = loaded("model.name", name, lambda place: AutoConfig.from_pretrained(place, num_labels=shape.classes))
+    config = loaded("model.name", name, lambda place: config_from(place, num_labels=shape.classes))
     own: list[str] = []
     if fresh:
-        model = loaded("model.name", name, lambda _: Auto.from_config(config))
+        model = loaded("model.name", name, lambda _: unloaded(Auto, config))
     else:
         model, own = loaded("model.name", name, lambda place: pretrained(Auto, place, config))
     channels = processor.input_channels(config)
@@ -184,12 +183,10 @@ def _check_name(name: str) -> None:
 
 def fit_of(name: str) -> Fit | None:
     """How the image processor of a folder's or hub id's model brings a picture to its size; None: of this package's."""
-    from transformers import AutoConfig
-
     if name in NAMES:
         return None
     _check_name(name)
-    config = loaded("model.name", name, AutoConfig.from_pretrained)
+    config = loaded("model.name", name, config_from)
     return processor.of(name, config).fit
 
 

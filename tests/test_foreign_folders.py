@@ -1,0 +1,254 @@
+"""Models' folders that somebody else made: those with code of their own, and those that are damaged."""
+
+import ast
+import builtins
+import json
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+import fedadamw
+from fedadamw.models import text, vision
+from fedadamw.models.hub import skeleton
+from fedadamw.models.loading import in_one_line, place_of
+from fedadamw.trained import opened
+from fedadamw.validation import InputError
+
+CODE = """
+from pathlib import Path
+
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+Path({marker!r}).touch()
+
+
+class Config(BertConfig):
+    model_type = "its-own"
+
+
+class Model(BertForSequenceClassification):
+    config_class = Config
+
+
+class Words(PreTrainedTokenizerFast):
+    pass
+"""
+CLASSES = {
+    "AutoConfig": "own.Config",
+    **dict.fromkeys(("AutoModel", "AutoModelForSequenceClassification", "AutoModelForCausalLM"), "own.Model"),
+    "AutoModelForImageClassification": "own.Model",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole")
+    for kind in ("bert", "llama"):
+        tiny_models.folder(path / kind, kind, template=tiny_models.TEMPLATE)
+    tiny_models.reviews(path / "reviews.csv")
+    return path
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole / "bert", tmp_path / "model")
+
+
+@pytest.fixture
+def marker(folder, tmp_path, monkeypatch):
+    """A file that is there once the folder's code has run; whoever is asked for leave says yes, as `yes |` does."""
+    monkeypatch.setattr(builtins, "input", lambda *_: "yes")
+    path = tmp_path / "the folder's code has run"
+    (folder / "own.py").write_text(CODE.format(marker=str(path)))
+    return path
+
+
+def change(path: Path, **settings) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def classifier(folder: Path) -> text.Text:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return text.classifier(str(folder), ["a", "b"], text.tokenizer_of(str(folder)), 32)
+
+
+USES = {
+    "a classifier": classifier,
+    "a fresh classifier": lambda folder: text.classifier(
+        str(folder), ["a", "b"], tiny_models.tokenizer(), 32, fresh=True
+    ),
+    "a language model": lambda folder: text.causal(str(folder), tiny_models.tokenizer(), 32),
+    "an image classifier": lambda folder: vision.build(str(folder), vision.ImageShape(16, 3, 2)),
+    "a tokenizer": lambda folder: text.tokenizer_of(str(folder)),
+    "its blocks": lambda folder: skeleton(str(folder)),
+    "its evaluation": lambda folder: opened(folder, [("data.task", "sst2")]),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_folders_own_code_is_named_and_never_run(folder, marker, use):
+    change(folder / "config.json", model_type="its-own", auto_map=CLASSES)
+    with pytest.raises(InputError, match=r"wants code of its own to be run \(own.py\), which never is") as found:
+        USES[use](folder)
+    assert str(folder) in str(found.value)
+    assert not marker.exists()
+
+
+def test_a_tokenizers_own_code_is_named_and_never_run(whole, folder, marker):
+    (folder / "config.json").write_bytes((whole / "llama" / "config.json").read_bytes())
+    change(folder / "tokenizer_config.json", tokenizer_class="Words", auto_map={"AutoTokenizer": [None, "own.Words"]})
+    with pytest.raises(InputError, match=r"its tokenizer wants code of its own to be run \(own.py\), which never is"):
+        text.tokenizer_of(str(folder))
+    assert not marker.exists()
+
+
+def test_a_model_that_transformers_knows_is_loaded_without_the_code_beside_it(folder, marker):
+    change(folder / "config.json", auto_map=CLASSES)
+    assert type(classifier(folder).model).__module__.startswith("transformers.models.bert")
+    assert not marker.exists()
+
+
+def test_a_run_of_such_a_folder_ends_with_one_line(whole, folder, marker, typed):
+    change(folder / "config.json", model_type="its-own", auto_map=CLASSES)
+    data = ("-s", "data.task=text", "-s", f"data.source={whole / 'reviews.csv'}", "-s", "data.validation=0.2")
+    done = typed("run", "digits", *data, "-s", f"model={folder}", "--ranks", "1", "--out", str(folder.parent / "run"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "wants code of its own" in done.stderr
+    assert not marker.exists()
+
+
+def test_all_that_transformers_loads_is_loaded_in_one_place_and_without_code():
+    """Whoever calls from_pretrained or from_config elsewhere, or without the word, fails here."""
+    found = []
+    for path in Path(fedadamw.__file__).parent.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        calls = {id(node.func): node for node in nodes if isinstance(node, ast.Call)}
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and node.attr in ("from_pretrained", "from_config"):
+                words = {word.arg: ast.unparse(word.value) for word in getattr(calls.get(id(node)), "keywords", ())}
+                found.append((path.name, ast.unparse(node), words.get("trust_remote_code")))
+    found.remove(("lora.py", "PeftModel.from_pretrained", None))  # an adapter has no code
+    assert {(name, trusted) for name, _, trusted in found} == {("loading.py", "False")}
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("named", ["pipeline", "BertConfig", "AutoModel", "logging", "__loader__", 7])
+def test_what_a_folder_calls_its_class_is_looked_up_among_models_alone(folder, named):
+    change(folder / "config.json", architectures=[named])
+    assert type(skeleton(str(folder))).__name__ == "BertForSequenceClassification"
+
+
+def test_a_package_in_a_setting_is_looked_up_and_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "somebodys" / "inner" / "model").mkdir(parents=True)
+    for init in (tmp_path / "somebodys" / "__init__.py", tmp_path / "somebodys" / "inner" / "__init__.py"):
+        init.write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, inside in (("somebodys", "inner/model"), ("somebodys.inner", "model")):
+        assert place_of("model.name", f"package:{name}/{inside}") == str(tmp_path / "somebodys" / "inner" / "model")
+    for name in ("somebodys.other", "nobodys", ".somebodys", "", "__main__", "sys"):
+        with pytest.raises(InputError, match="no package .* is installed"):
+            place_of("model.name", f"package:{name}/model")
+    assert not {"somebodys", "somebodys.inner"} & set(sys.modules)
+
+
+# Damage
+
+
+def cut(folder: Path, name: str) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+
+
+def sharded(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index = {"metadata": {}, "weight_map": {"bert.pooler.dense.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def normalised_by(folder: Path, **normalizer) -> None:
+    change(folder / "tokenizer.json", normalizer=normalizer)
+
+
+BITS = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+DAMAGES = {
+    "no configuration": (lambda f: cut(f, "config.json"), "config.json' is not a valid JSON file"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), "Unrecognized model"),
+    "nothing but brackets": (lambda f: (f / "config.json").write_text("[" * 10**5), "recursion depth"),
+    "no text": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x81"), "is not a valid JSON file"),
+    "no number": (lambda f: change(f / "config.json", hidden_size="many"), "'hidden_size' expected int, got str"),
+    "no heads": (lambda f: change(f / "config.json", num_attention_heads=0), "ZeroDivisionError: "),
+    "no such kind": (lambda f: change(f / "config.json", model_type="future"), "has model type `future`"),
+    "a kind that is none": (lambda f: change(f / "config.json", model_type=["bert"]), "TypeError: unhashable type"),
+    "no such activation": (lambda f: change(f / "config.json", hidden_act="none of them"), "KeyError: 'none of them'"),
+    "classes in a list": (lambda f: change(f / "config.json", id2label=["a", "b"]), ""),
+    "bits and bytes": (lambda f: change(f / "config.json", quantization_config=BITS), "requires bitsandbytes"),
+    "other bits": (
+        lambda f: change(f / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        "optimum",
+    ),
+    "no quantisation": (lambda f: change(f / "config.json", quantization_config=[1]), "AttributeError: 'list'"),
+    "more memory than there is": (lambda f: change(f / "config.json", vocab_size=10**15), "memory"),
+    "other weights": (lambda f: change(f / "config.json", hidden_size=64), "none of its weights have the names and"),
+    "half a tokenizer": (lambda f: cut(f, "tokenizer.json"), "its tokenizer could not be loaded: Expecting "),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), ""),
+    "rules of the future": (
+        lambda f: change(f / "tokenizer.json", pre_tokenizer={"type": "FromTheFuture"}),
+        "its tokenizer could not be loaded: data did not match any variant",
+    ),
+    "a map that is none": (
+        lambda f: normalised_by(f, type="Precompiled", precompiled_charsmap="eHh4"),
+        "its tokenizer could not be loaded: PanicException: ",
+    ),
+    "a tokenizer that reads no text": (
+        lambda f: change(f / "tokenizer.json", model={"type": "WordPiece", "vocab": {}, "unk_token": "?"}),
+        "its tokenizer could not be loaded: ",
+    ),
+    "a length in words": (
+        lambda f: change(f / "tokenizer_config.json", model_max_length="long"),
+        "its tokenizer could not be loaded: ",
+    ),
+    "half of the weights": (lambda f: cut(f, "model.safetensors"), "SafetensorError: "),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no file named model.safetensors"),
+    "no second shard": (sharded, "No such file or directory: .*model-00002-of-00002.safetensors"),
+    "pickled weights": (
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        r"\.bin files alone hold its weights, and can run code",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_one_line_that_names_it(folder, damage):
+    spoil, line = DAMAGES[damage]
+    spoil(folder)
+    with pytest.raises(InputError, match=rf"model.name='{folder}'.*{line}") as found:
+        classifier(folder)
+    assert "\n" not in str(found.value)
+    assert len(str(found.value)) < 500
+
+
+def test_modules_without_weights_in_the_folder_are_said(folder):
+    change(folder / "config.json", num_hidden_layers=3)
+    with pytest.warns(UserWarning, match=r"begin afresh, .*: bert.encoder.layer.2.attention.* and 5 more"):
+        text.classifier(str(folder), ["a", "b"], text.tokenizer_of(str(folder)), 32)
+
+
+def test_the_hand_that_stops_a_load_is_obeyed():
+    with pytest.raises(KeyboardInterrupt), in_one_line("a model could not be loaded"):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "facts", ["{", "[]", '{"settings": 3}', '{"settings": {}, "data": {}}', '{"settings": {"model": 1}, "data": {}}']
+)
+def test_damaged_facts_of_an_exported_model_are_one_line(folder, facts):
+    (folder / "fedadamw.json").write_text(facts)
+    with pytest.raises(InputError) as found:
+        opened(folder, [])
+    assert "\n" not in str(found.value)
