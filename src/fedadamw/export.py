@@ -1,5 +1,6 @@
 """A trained model as a folder that transformers' and peft's `from_pretrained` load, with a model card."""
 
+import errno
 import json
 import os
 import shutil
@@ -42,12 +43,22 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
     aside.mkdir(parents=True)
     try:
         _write(trained, aside, whole=whole)
-        if to.exists():
-            to.rmdir()
-        os.replace(aside, to)
+        _rename(aside, to)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return "the whole model" if whole else "an adapter"
+
+
+def _rename(aside: Path, to: Path) -> None:
+    """Put the folder `aside` at `to`, where an empty folder may be, but nothing that came there in the meantime."""
+    try:
+        os.replace(aside, to)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{to}: {(error.strerror or 'exists').lower()}; give a new folder") from None
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise InputError(f"{to}: exists; give a new folder") from None
 
 
 def _write(trained: Trained, folder: Path, *, whole: bool) -> None:
