@@ -125,7 +125,7 @@ def card(trained: Trained, *, whole: bool) -> str:
         ("held-out data", f"{data['test']['samples']:,}", data["test"]["fingerprint"]),
         ("partition", f"{clients} clients", facts["partition"]["fingerprint"]),
     ]
-    measured = "\n".join(f"| {name} | {value:.4f} |" for name, value in results.items() if value is not None)
+    measured = "\n".join(f"| {name} | {'-' if value is None else f'{value:.4f}'} |" for name, value in results.items())
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---

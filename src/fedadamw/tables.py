@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fedadamw.blocks import Blocks
 from fedadamw.engine.task import Evaluation
-from fedadamw.metrics import label, score, shown
+from fedadamw.metrics import evaluated, label, shown
 
 SHADES = " ░▒▓█"
 BYTES = 4  # a float32
@@ -26,9 +26,9 @@ def _console(table: Table) -> Console:
 
 def print_run(records: Sequence[Mapping[str, Any]], *, most: int = 8) -> None:
     """Some of a run's evaluated rounds, evenly spaced, the last one always."""
-    evaluated = [i for i, r in enumerate(records) if score(r) is not None]
-    chosen = sorted({evaluated[round(k)] for k in np.linspace(0, len(evaluated) - 1, min(most, len(evaluated)))})
-    metrics = list(records[evaluated[0]]["test_metrics"])
+    tested = evaluated(records)
+    chosen = sorted({tested[round(k)] for k in np.linspace(0, len(tested) - 1, min(most, len(tested)))})
+    metrics = list(records[tested[0]]["test_metrics"])
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("round", "lr", "training loss", "test loss", *(f"test {label(m)}" for m in metrics), "sent up so far"):
         table.add_column(name, justify="right")

@@ -55,23 +55,25 @@ def columns(results: Results) -> list[tuple[str, Cell]]:
     """Headings of the table and, for each, a summary's number to sort by and its words."""
     goal = "target" if results["target"] is None else f"{results['target']:.1%}"
 
-    def number(key: str, form: Callable[[float], str]) -> Cell:
-        return lambda s: (s[key], "not reached" if s[key] is None else form(s[key]))
+    def number(key: str, form: Callable[[float], str], none: str = "-") -> Cell:
+        return lambda s: (s[key], none if s[key] is None else form(s[key]))
 
     return [
         ("variant", lambda s: (None, s["variant"])),
         ("lr", lambda s: (s["settings"]["lr"], f"{s['settings']['lr']:g}")),
         (f"test {metric(results)}", lambda s: (s["score"], percent(s["score"], s["score_sd"]))),
         ("training loss", number("train_loss", lambda v: f"{v:.3f}")),
-        (f"rounds to {goal}", number("rounds_to_target", lambda v: f"{v:,}")),
-        (f"MB to {goal}", number("bytes_to_target", lambda v: f"{v / 1e6:,.0f}")),
+        (f"rounds to {goal}", number("rounds_to_target", lambda v: f"{v:,}", "not reached")),
+        (f"MB to {goal}", number("bytes_to_target", lambda v: f"{v / 1e6:,.0f}", "not reached")),
         ("MB a client and round", number("up_bytes_a_client", lambda v: f"{v / 1e6:.3f}")),
         ("time", number("wall_s", lambda v: f"{v:,.0f} s")),
     ]
 
 
-def percent(mean: float, sd: float | None) -> str:
-    """Mean and standard deviation of a share, in percent."""
+def percent(mean: float | None, sd: float | None) -> str:
+    """Mean and standard deviation of a share, in percent; `-` where there is no mean."""
+    if mean is None:
+        return "-"
     return f"{100 * mean:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}") + " %"
 
 

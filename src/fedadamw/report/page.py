@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from fedadamw.metrics import label, main, score, shown
+from fedadamw.metrics import evaluated, label, main, score, shown
 from fedadamw.report import figures
 from fedadamw.report.library import library
 from fedadamw.run_folder import RunFolder
@@ -57,11 +57,11 @@ def page(
 def _summary(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The headline numbers, as (label, value)."""
     name, scores = main(records), {r["round"]: s for r in records if (s := score(r)) is not None}
-    best = max(scores, key=scores.__getitem__)
-    last, tested = records[-1], records[max(scores) - 1]["test_metrics"]
+    best = max(scores, key=scores.__getitem__, default=None)
+    last, tested = records[-1], records[evaluated(records)[-1]]["test_metrics"]
     return [
         (f"test {label(name)}", shown(name, tested[name])),
-        ("best, in round", f"{shown(name, scores[best])}, {best}"),
+        ("best, in round", "-" if best is None else f"{shown(name, scores[best])}, {best}"),
         *((f"test {label(other)}", shown(other, value)) for other, value in tested.items() if other != name),
         ("rounds", f"{last['round']:,}"),
         ("sent up by a client and round", size(last["up_bytes"] / last["clients"])),
