@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fedadamw.escaping import visible
+
 app = typer.Typer(
     help="Federated learning of large models with adaptive optimizers.",
     add_completion=False,
@@ -51,5 +53,5 @@ def short(recipe: str) -> str:
 
 
 def say(text: str) -> None:
-    """One line on standard error."""
-    typer.echo(text, err=True)
+    """One line on standard error; a library's may be several."""
+    typer.echo("\n".join(map(visible, text.split("\n"))), err=True)

@@ -1,13 +1,12 @@
 """The page of a study: its charts, a table that sorts, the settings in which its runs differ, what is missing."""
 
-import html
-import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from fedadamw.escaping import in_html, in_script
 from fedadamw.report import charts
 from fedadamw.report.charts import Results, metric
 from fedadamw.report.figures import save, styled
@@ -19,7 +18,7 @@ FILES = ("curves.png", "report.html")
 def write(results: Results, folder: Path) -> None:
     """curves.png and report.html of a study's `results`, in `folder`."""
     save(charts.picture(results), folder / "curves.png")
-    (folder / "report.html").write_text(page(results, folder.name))
+    (folder / "report.html").write_text(page(results, folder.name), encoding="utf-8")
 
 
 def page(results: Results, title: str) -> str:
@@ -28,16 +27,16 @@ def page(results: Results, title: str) -> str:
     drawn = charts.all_of(results)
     specs = {name: styled(chart).to_dict(validate=False) for name, (_, chart) in drawn.items()}
     return template.substitute(
-        title=html.escape(title),
-        about=html.escape(about(results)),
+        title=in_html(title),
+        about=in_html(about(results)),
         panels="".join(_panel(name, heading) for name, (heading, _) in drawn.items()),
         missing=_missing(results["missing"]),
-        columns="".join(f"<th><button>{html.escape(name)}</button>" for name, _ in columns(results)),
+        columns="".join(f"<th><button>{in_html(name)}</button>" for name, _ in columns(results)),
         rows="".join(_table_row(summary, columns(results)) for summary in results["summary"]),
         differing=_settings(results["settings"], differing=True),
         common=_settings(results["settings"], differing=False),
         library=library(),
-        specs=json.dumps(specs).replace("</", "<\\/"),
+        specs=in_script(specs),
     )
 
 
@@ -78,7 +77,7 @@ def percent(mean: float | None, sd: float | None) -> str:
 
 
 def _panel(name: str, heading: str) -> str:
-    return f"<section class=panel><h3>{html.escape(heading)}</h3><div id={name}></div></section>\n"
+    return f"<section class=panel><h3>{in_html(heading)}</h3><div id={name}></div></section>\n"
 
 
 def _table_row(summary: Mapping[str, Any], cells: Sequence[tuple[str, Cell]]) -> str:
@@ -86,7 +85,7 @@ def _table_row(summary: Mapping[str, Any], cells: Sequence[tuple[str, Cell]]) ->
     for _, cell in cells:
         number, text = cell(summary)
         value = "" if number is None else f' data-value="{number}"'
-        parts.append(f"<td{value}>{html.escape(text)}")
+        parts.append(f"<td{value}>{in_html(text)}")
     return f"<tr>{''.join(parts)}\n"
 
 
@@ -94,7 +93,7 @@ def _missing(missing: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"{m['variant']}, seed {m['seed']}: {m['error']}" for m in missing]
     if not lines:
         return ""
-    return f"<div class='panel warning'><b>Missing</b><br>{'<br>'.join(map(html.escape, lines))}</div>"
+    return f"<div class='panel warning'><b>Missing</b><br>{'<br>'.join(map(in_html, lines))}</div>"
 
 
 def _settings(settings: Mapping[str, Any], *, differing: bool) -> str:
@@ -103,5 +102,5 @@ def _settings(settings: Mapping[str, Any], *, differing: bool) -> str:
     for path, (differs, values) in settings.items():
         if differs == differing:
             text = ", ".join(map(str, values)) if differs else str(values)
-            rows.append(f"<tr><th>{html.escape(path)}<td>{html.escape(text)}\n")
+            rows.append(f"<tr><th>{in_html(path)}<td>{in_html(text)}\n")
     return "".join(rows)

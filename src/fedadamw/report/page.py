@@ -1,6 +1,5 @@
 """One HTML page of a run that opens without a network: charts, settings, bytes, partition."""
 
-import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fedadamw.escaping import in_html, in_script
 from fedadamw.metrics import evaluated, label, main, score, shown
 from fedadamw.report import figures
 from fedadamw.report.library import library
@@ -30,7 +30,8 @@ def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None
         charts["answers"] = figures.styled(figures.answers(records))
     settings = yaml.safe_load(folder.config.read_text())
     manifest = json.loads(folder.manifest.read_text())
-    (folder.path / "report.html").write_text(page(folder.path.name, records, settings, manifest, charts))
+    text = page(folder.path.name, records, settings, manifest, charts)
+    (folder.path / "report.html").write_text(text, encoding="utf-8")
 
 
 def page(
@@ -44,13 +45,13 @@ def page(
     template = Template((resources.files("fedadamw.report") / "page.html").read_text())
     specs = {name: chart.to_dict(validate=False) for name, chart in charts.items()}
     return template.substitute(
-        title=html.escape(title),
+        title=in_html(title),
         cards="".join(_card(*card) for card in _summary(records)),
         settings=_rows(_flat(settings)),
         manifest=_rows(_flat(manifest)),
         library=library(),
         panels="".join(f"<div class=panel id={name}></div>" for name in charts if name not in ("score", "losses")),
-        specs=json.dumps(specs).replace("</", "<\\/"),
+        specs=in_script(specs),
     )
 
 
@@ -91,11 +92,11 @@ def duration(seconds: float) -> str:
 
 
 def _card(label: str, value: str) -> str:
-    return f"<div class=card><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>\n"
+    return f"<div class=card><b>{in_html(value)}</b><span>{in_html(label)}</span></div>\n"
 
 
 def _rows(items: Iterable[tuple[str, Any]]) -> str:
-    return "".join(f"<tr><th>{html.escape(k)}<td>{html.escape(str(v))}\n" for k, v in items)
+    return "".join(f"<tr><th>{in_html(k)}<td>{in_html(v)}\n" for k, v in items)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

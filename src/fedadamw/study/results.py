@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
+from fedadamw.escaping import in_markdown, visible
 from fedadamw.metrics import evaluated, label, main, score
 from fedadamw.report.charts import Result, Results, variants
 from fedadamw.report.comparison import columns
@@ -164,7 +165,8 @@ def name_of(label: Mapping[str, str]) -> str:
     short = [path.rpartition(".")[2] for path in rest]
     unique = len(set(short)) == len(short)
     first = [value for path, value in label.items() if path in named]
-    return ", ".join(first + [f"{s if unique else path} {rest[path]}" for s, path in zip(short, rest, strict=True)])
+    parts = first + [f"{s if unique else path} {rest[path]}" for s, path in zip(short, rest, strict=True)]
+    return visible(", ".join(parts))
 
 
 def write(results: Results, path: Path) -> None:
@@ -178,10 +180,10 @@ def markdown(results: Results) -> str:
     head = headings(results)
     lines = [f"| {' | '.join(head)} |", "| --- | " + " | ".join(["---:"] * (len(head) - 1)) + " |"]
     for row in rows(results):
-        cells = [cell.replace("|", r"\|") for cell in row]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(map(in_markdown, row))} |")
     for missing in results["missing"]:
-        lines.append(f"\n{missing['variant']}, seed {missing['seed']}: {missing['error']}")
+        said = f"{missing['variant']}, seed {missing['seed']}: {missing['error']}"
+        lines.append(f"\n{in_markdown(said)}")
     return "\n".join(lines) + "\n"
 
 
