@@ -7,13 +7,13 @@ from string import Template
 from typing import Any
 
 import numpy as np
-import yaml
 
 from fedadamw.escaping import in_html, in_script
 from fedadamw.metrics import evaluated, label, main, score, shown
 from fedadamw.report import figures
 from fedadamw.report.library import library
 from fedadamw.run_folder import RunFolder
+from fedadamw.yaml_text import read_yaml
 
 
 def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None
         charts["partition"] = figures.styled(figures.partition(counts, classes, width="container"))
     if records[-1].get("federation"):
         charts["answers"] = figures.styled(figures.answers(records))
-    settings = yaml.safe_load(folder.config.read_text())
+    settings = read_yaml(str(folder.config), folder.config.read_text())
     manifest = json.loads(folder.manifest.read_text())
     text = page(folder.path.name, records, settings, manifest, charts)
     (folder.path / "report.html").write_text(text, encoding="utf-8")
