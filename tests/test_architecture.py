@@ -25,7 +25,7 @@ LAYERS = (  # a file imports from its own row or from those above it
     ("data", "models"),
     ("experiment",),
     ("problems",),
-    ("prepare", "metrics"),
+    ("prepare", "metrics", "places"),
     ("run_folder", "tracking", "tables", "progress"),
     ("report",),
     ("trained",),
