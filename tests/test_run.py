@@ -194,7 +194,7 @@ def test_an_interrupted_run_says_how_to_go_on(finished, tmp_path, sent, code):
         (["-s", "trainin.lr=1"], "trainin is unknown (did you mean 'training'?)"),
         (["-s", "training.lr=-1"], "training.lr=-1: input should be greater than 0"),
         (["-s", "training.lr=fast"], "training.lr='fast': input should be a valid number"),
-        (["-s", "training.lr=["], "not a YAML value"),
+        (["-s", "training.lr=["], "-s ...='[': not YAML: while parsing"),
         (["-s", "training.schedule=cosin"], "training.schedule='cosin' (did you mean 'cosine'?)"),
         (["-s", "algorithm.name=5"], "algorithm.name=5 must be a word"),
         (["-s", "data.validation=1e-9"], "holds out 0 of 1,437 samples"),
@@ -241,6 +241,52 @@ def test_a_file_that_is_not_settings(tmp_path):
         (tmp_path / "own.yaml").write_text(content)
         with pytest.raises(ValueError, match=message):
             load(str(tmp_path / "own.yaml"))
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            LAUGHS + "model: {name: *i}\n",
+            "is too large for settings: more than 100,000 characters, aliases written out",
+        ),
+        (f"seed: &a {'x' * 90_000}\nmodel: [*a, *a]\n", "is too large for settings"),
+        ("a: 1\n" * 200_000, "is too large for settings"),
+        ("seed: [" + "1," * 49_000 + "]", "is too large for settings"),
+        ("data: " + "[" * 5_000 + "]" * 5_000, "is too deep for settings: more than 20 sections or lists"),
+        ("data: &a [*a]", "*a is inside what it stands for"),
+        ("data: *a", "not YAML: found undefined alias"),
+        ("seed: 2024-13-45", "not YAML: month must be in 1..12"),
+        ("seed: !!int ''", "not YAML: "),
+        (f"seed: {'9' * 5_000}", "not YAML: Exceeds the limit"),
+        ("algorithms: {1: {lr: 1}}", "algorithms=1 is unknown; use one of"),
+        (f"seed: {'x' * 50_000}", f"seed='{'x' * 199}...: input should be a valid integer"),
+        (f"? {'x' * 50_000}\n: 1", "xxx..."),
+    ],
+)
+def test_yaml_that_grows_is_refused_in_one_short_line_at_once(content, message, tmp_path, typed):
+    (tmp_path / "own.yaml").write_text(content)
+    start = time.perf_counter()
+    done = typed("run", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "out"))
+    assert time.perf_counter() - start < 3, "the first also loads libraries"
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+    assert len(done.stderr) < 5_000
+    if "\n" not in content:
+        value = content.partition(": ")[2]
+        assert typed("run", "-s", f"seed={value}", "--out", str(tmp_path / "out")).returncode == 2
+
+
+def test_aliases_of_a_section_are_settings_still(tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "training: {steps: 1}\nalgorithms:\n  fedavg: &own {lr: 0.5}\n  fedprox: {<<: *own}\n"
+    )
+    assert load(str(tmp_path / "own.yaml"), ["algorithm=fedprox"]).training.lr == 0.5
 
 
 def test_a_diverging_run_says_what_to_try(tmp_path):

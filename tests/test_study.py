@@ -260,6 +260,7 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["tune", "-a", "fedavg,fedavg"], "names one algorithm twice"),
         (["compare", "-a", "fedavg", "-s", "training.lr=[0.1,0.10]"], "two runs are the same"),
         (["compare", "-s", "checkpoint_every=[1,2]"], "two runs are the same"),
+        (["compare", "--seeds", "5001"], "the study would have 10,002 runs; use at most 10,000"),
         (["compare", "--out", "afile"], "afile: is a file, not a folder"),
         (["compare", "--out", "arun"], "arun: holds a single run; choose another --out"),
         (["ablate", "-s", "algorithm.name=fedavg"], "ablate takes fedadamw apart, no other algorithm"),

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 
 def search(folder: Path, *given, only=("lr",), algorithm: str = "fedadamw") -> Search:
     """A search as `tune` begins it, and goes on with it, in `folder`."""
+    folder.mkdir(exist_ok=True)
     return Search("digits", algorithm, given, only, folder / "runs", journal(folder / "optuna.log"))
 
 
@@ -72,6 +73,17 @@ def test_a_grid_grows_while_its_best_is_at_its_edge(tmp_path, peak, tried, at_ed
     again = search(tmp_path)
     assert again.done, "the journal knows it all"
     assert again.history == found.history
+
+
+def test_a_score_that_is_not_a_number_is_worse_than_any_other(tmp_path):
+    found = search(tmp_path)
+    tried = finish(found, lambda value: None if value > 1e-3 else -1e3 * value)
+    assert found.error is None
+    assert found.best == {"lr": min(tried)}
+    assert {t["value"]: t["state"] for t in found.history[0]["trials"]}[3e-3] == "failed"
+    none = search(tmp_path / "none")
+    finish(none, lambda _: None)
+    assert none.error == ("fedadamw: no trial of lr came to its end: accuracy is not a number after the last round")
 
 
 def test_a_hopeless_trial_is_stopped_and_stays_so(tmp_path):

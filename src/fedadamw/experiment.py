@@ -15,7 +15,8 @@ from fedadamw.data import glue
 from fedadamw.engine.settings import Federation, Training
 from fedadamw.models import vision
 from fedadamw.models.lora import Lora
-from fedadamw.validation import InputError, check, nearest, one_of
+from fedadamw.validation import InputError, brief, check, nearest, one_of
+from fedadamw.yaml_text import LONGEST, read_yaml
 
 NAMED = ("model", "algorithm")  # sections whose name may stand for them: -s model=DIR
 TOKENS = ("model.pad_token",)  # settings whose words may have brackets, which YAML takes for a list: [PAD]
@@ -161,7 +162,7 @@ class Experiment(_Section):
     @classmethod
     def _known_algorithm(cls, value: dict[str, Any]) -> dict[str, Any]:
         name = value.get("name", "fedadamw")
-        check(isinstance(name, str), f"algorithm.name={name!r} must be a word")
+        check(isinstance(name, str), f"algorithm.name={brief(name)} must be a word")
         return {"name": name, **registry.validated(name, {k: v for k, v in value.items() if k != "name"})}
 
     @model_validator(mode="after")
@@ -214,9 +215,9 @@ def assemble(recipe: str, given: Sequence[tuple[str, Any]]) -> Experiment:
         if path == "algorithm.name":
             put(settings, path, value)
     section = settings.get("algorithm") or {}
-    check(isinstance(section, dict), f"algorithm={section!r}: is a section; set algorithm.name")
+    check(isinstance(section, dict), f"algorithm={brief(section)}: is a section; set algorithm.name")
     name = section.get("name", "fedadamw")
-    check(isinstance(name, str), f"algorithm.name={name!r} must be a word")
+    check(isinstance(name, str), f"algorithm.name={brief(name)} must be a word")
     for key, value in own_settings(recipe, own, name).items():
         put(settings, "training.lr" if key == "lr" else f"algorithm.{key}", value)
     for path, value in given:
@@ -249,7 +250,8 @@ def read(recipe: str) -> dict[str, Any]:
         if not path.is_file():
             raise InputError(f"{recipe}: no such file")
         try:
-            text = path.read_text(encoding="utf-8")
+            with open(path, encoding="utf-8") as file:
+                text = file.read(LONGEST + 1)  # which is refused, however much more there is
         except ValueError:
             raise InputError(f"{recipe}: not a text file (UTF-8)") from None
     else:
@@ -259,10 +261,7 @@ def read(recipe: str) -> dict[str, Any]:
                 f"recipe {recipe!r} is unknown{nearest(recipe, known)}; use one of {', '.join(known)}, or a YAML file"
             )
         text = (RECIPES / f"{recipe}.yaml").read_text()
-    try:
-        settings = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{recipe}: not YAML: {' '.join(str(error).split())}") from None
+    settings = read_yaml(recipe, text) or {}
     if not isinstance(settings, dict):
         raise InputError(f"{recipe}: holds no settings (key: value lines)")
     return settings
@@ -272,7 +271,7 @@ def parsed(override: str) -> tuple[str, Any]:
     """The path and the value, read as YAML, of `key.path=value`."""
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise InputError(f"-s {override!r}: give key.path=value, for example training.lr=0.001")
+        raise InputError(f"-s {brief(override)}: give key.path=value, for example training.lr=0.001")
     value = _value(text)
     if path in TOKENS and _is_word_in_brackets(value):
         value = text.strip()
@@ -287,7 +286,7 @@ def put(settings: dict[str, Any], path: str, value: Any) -> None:
         inner[section] = {} if inner.get(section) is None else inner[section]  # an empty section is none
         inner = inner[section]
         if not isinstance(inner, dict):
-            raise InputError(f"-s {path}={value}: {section} is a setting, not a section")
+            raise InputError(f"-s {path}={brief(value)}: {section} is a setting, not a section")
     if path == "algorithm.name" and inner.get("name", "fedadamw") != value:
         inner.clear()  # another algorithm has other settings
     if path == "training.epochs":
@@ -299,11 +298,7 @@ def put(settings: dict[str, Any], path: str, value: Any) -> None:
 
 def _value(text: str) -> Any:
     """A YAML value; `1e-3`, which YAML 1.1 takes for a word, is a number here."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"-s ...={text}: not a YAML value") from None
-    return _numbers(value)
+    return _numbers(read_yaml(f"-s ...={brief(text)}", text))
 
 
 def _is_word_in_brackets(value: Any) -> bool:
@@ -338,7 +333,7 @@ def _one_line(error: ValidationError) -> str:
         hint = f' is a list of one word; in YAML the word with its brackets is "[{given[0]}]"'
     if first["type"] == "literal_error":
         hint = nearest(str(given), re.findall(r"'(.*?)'", first["ctx"]["expected"]))
-    return f"{where}={given!r}{hint}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{where}={brief(given)}{hint}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def _names_at(path: list[str]) -> list[str]:

@@ -1,10 +1,11 @@
 """A trained model as a folder that transformers' and peft's `from_pretrained` load, with a model card."""
 
+import errno
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import yaml
 
 from fedadamw.data.fitting import Fit
 from fedadamw.data.pictures import CROP
-from fedadamw.experiment import LANGUAGE, Split
-from fedadamw.models.loading import PACKAGE, is_hub_id, is_local, place_of
+from fedadamw.escaping import in_markdown
+from fedadamw.experiment import LANGUAGE, Experiment, Split
+from fedadamw.models.loading import PACKAGE, is_hub_id, is_local
 from fedadamw.models.vision import NAMES, RESNETS, Vision
+from fedadamw.places import is_path, seen_from, tell_base, told, without_paths
 from fedadamw.problems import images, texts
 from fedadamw.trained import FACTS, Trained
 from fedadamw.validation import InputError, check
@@ -46,16 +49,27 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
     aside = to.with_name(f"{to.name}.{uuid.uuid4().hex[:8]}")
     aside.mkdir(parents=True)
     try:
-        _write(trained, aside, whole=whole)
-        if to.exists():
-            to.rmdir()
-        os.replace(aside, to)
+        _write(trained, aside, to, whole=whole)
+        _rename(aside, to)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return "the whole model" if whole else "an adapter"
 
 
-def _write(trained: Trained, folder: Path, *, whole: bool) -> None:
+def _rename(aside: Path, to: Path) -> None:
+    """Put the folder `aside` at `to`, where an empty folder may be, but nothing that came there in the meantime."""
+    try:
+        os.replace(aside, to)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{to}: {(error.strerror or 'exists').lower()}; give a new folder") from None
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise InputError(f"{to}: exists; give a new folder") from None
+
+
+def _write(trained: Trained, folder: Path, to: Path, *, whole: bool) -> None:
+    """Everything, into `folder`, which will be `to`."""
     experiment, model = trained.experiment, trained.model
     if experiment.lora is not None and whole:
         model = model.merge_and_unload()  # type: ignore[operator]
@@ -68,13 +82,11 @@ def _write(trained: Trained, folder: Path, *, whole: bool) -> None:
         (folder / "preprocessor_config.json").write_text(json.dumps(_pixels(trained), indent=1) + "\n")
     else:
         texts.tokenizer_of(experiment).save_pretrained(folder)
-    settings = experiment.model_dump(mode="json")
-    name = settings["model"]["name"]
-    if not is_hub_id(name) and name not in NAMES and not name.startswith(PACKAGE):
-        settings["model"]["name"] = str(Path(name).expanduser().absolute())
-    facts = {"settings": settings, **trained.facts, "records": trained.records[-1:]}
+    tell_base(folder, told("model.name", experiment.model.name, to))
+    settings, relative = without_paths(experiment.model_dump(mode="json"), to)
+    facts = {"settings": settings, "relative": relative, **trained.facts, "records": trained.records[-1:]}
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
-    (folder / "README.md").write_text(card(trained, whole=whole))
+    (folder / "README.md").write_text(card(trained, to, whole=whole), encoding="utf-8")
 
 
 def _named_for_classes(model: Any, trained: Trained) -> None:
@@ -130,8 +142,8 @@ def _square(side: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def card(trained: Trained, *, whole: bool) -> str:
-    """The model card: what it is, how it was trained, on what, and how it did."""
+def card(trained: Trained, to: Path, *, whole: bool) -> str:
+    """The model card in the folder `to`: what it is, how it was trained, on what, and how it did."""
     experiment, facts = trained.experiment, trained.facts
     last: dict[str, Any] = next((r for r in reversed(trained.records) if r.get("test_metrics")), {})
     results = {"loss": last.get("test_loss"), **last.get("test_metrics", {})}
@@ -140,70 +152,110 @@ def card(trained: Trained, *, whole: bool) -> str:
         "tags": ["federated-learning", *sorted({"fedadamw", experiment.algorithm["name"]})],
         **({"base_model": experiment.model.name} if is_hub_id(experiment.model.name) else {}),
     }
-    clients, data = facts["partition"]["clients"], facts["data"]
-    prints = [
-        ("training data", f"{data['train']['samples']:,}", data["train"]["fingerprint"]),
-        ("held-out data", f"{data['test']['samples']:,}", data["test"]["fingerprint"]),
-        ("partition", f"{clients} clients", facts["partition"]["fingerprint"]),
-    ]
-    measured = "\n".join(f"| {name} | {value:.4f} |" for name, value in results.items() if value is not None)
+    measured = {name: "-" if value is None else f"{value:.4f}" for name, value in results.items()}
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
 
-# {trained.experiment.data.task}, trained by {experiment.algorithm["name"]} over {clients} clients
+# {experiment.data.task}, trained by {experiment.algorithm["name"]} over {clients_of(facts)} clients
 
 Trained with [fedadamw]({HOME}) {facts["versions"].get("fedadamw")}, commit {facts.get("commit") or "unknown"}.
 
 ```python
-{_code(trained, whole=whole)}
+{_code(trained, to, whole=whole)}
 ```
 
 | held out, after round {last.get("round", 0)} | |
 | --- | ---: |
-{measured}
+{_rows(measured.items())}
 
 | setting | |
 | --- | --- |
-{chr(10).join(f"| {name} | {value} |" for name, value in _settings(trained))}
+{_rows(_settings(trained))}
 
 | data | how much | fingerprint |
 | --- | --- | --- |
-{chr(10).join(f"| {name} | {count} | `{digest}` |" for name, count, digest in prints)}
+{_rows(data_of(experiment, facts))}
 
 All settings and versions are in `{FACTS}`.
 """
 
 
-def _code(trained: Trained, *, whole: bool) -> str:
+def _rows(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows of a table in Markdown."""
+    return "\n".join(f"| {' | '.join(map(in_markdown, row))} |" for row in rows)
+
+
+def clients_of(facts: Mapping[str, Any]) -> int:
+    """How many clients trained the model, as far as is known: of a federation, those whose answers counted."""
+    return int(facts["nodes"]["counted"] if "nodes" in facts else facts["partition"]["clients"])
+
+
+def data_of(experiment: Experiment, facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Which data, how much of it, and its fingerprint; what nodes have is theirs alone, and told as they tell it."""
+    data, partition = facts["data"], facts["partition"]
+    train, test = ((f"{data[split]['samples']:,}", data[split]["fingerprint"]) for split in ("train", "test"))
+    held_out = ("held-out data", *test)
+    if experiment.partition.kind != "nodes":
+        clients = f"{partition['clients']} clients"
+        return [("training data", *train), held_out, ("partition", clients, partition["fingerprint"])]
+    nodes = facts.get("nodes", {"counted": 0, "samples": None})
+    samples = "not told" if nodes["samples"] is None else f"{nodes['samples']:,}, as the nodes tell"
+    return [
+        ("training data, on the nodes", samples, "not known to the server"),
+        ("the server's own, not trained on", *train),
+        held_out,
+        ("partition", f"each of {nodes['counted']} nodes its own data", "not known to the server"),
+    ]
+
+
+def _code(trained: Trained, to: Path, *, whole: bool) -> str:
     """What loads the folder."""
     experiment = trained.experiment
     kind = "AutoModelForImageClassification" if isinstance(trained.built, Vision) else _auto(experiment.data.task)
     if whole:
         return f"from transformers import {kind}\n\nmodel = {kind}.from_pretrained(FOLDER)"
     wanted = "" if experiment.data.task == LANGUAGE else f", num_labels={_outputs(trained)}"
-    base = place_of("model.name", experiment.model.name)
+    needed, base = _base(experiment.model.name, to)
     return (
-        f"from peft import PeftModel\nfrom transformers import {kind}\n\n"
-        f'base = {kind}.from_pretrained("{base}"{wanted})\n'
+        f"{needed}from peft import PeftModel\nfrom transformers import {kind}\n\n"
+        f"base = {kind}.from_pretrained({base}{wanted})\n"
         "model = PeftModel.from_pretrained(base, FOLDER)"
     )
+
+
+def _base(name: str, to: Path) -> tuple[str, str]:
+    """Lines that import what finds an adapter's base, and the expression for where it is."""
+    if name.startswith(PACKAGE):
+        package, _, inside = name.removeprefix(PACKAGE).partition("/")
+        return "from importlib.resources import files\n\n", f"files({package!r}) / {inside!r}"
+    place = told("model.name", name, to)
+    if place != name and seen_from(to, name) is not None:
+        return "from pathlib import Path\n\n", f"Path(FOLDER) / {place!r}"
+    return "", repr(place)
 
 
 def _settings(trained: Trained) -> list[tuple[str, Any]]:
     """How the model was trained, in rows of words."""
     experiment, last = trained.experiment, trained.records[-1] if trained.records else {}
-    t, clients = experiment.training, trained.facts["partition"]["clients"]
+    t, facts = experiment.training, trained.facts
+    sampled = f"{facts['partition']['clients']}, {t.clients_per_round} a round"
+    counted = f"; answers of {facts['nodes']['counted']} counted" if "nodes" in facts else ""
     return [
         ("algorithm", _words(experiment.algorithm)),
-        ("base", experiment.model.name),
+        ("base", _name_of("model.name", experiment.model.name)),
         ("adapters", "none" if experiment.lora is None else _words(experiment.lora.model_dump(mode="json"))),
-        ("data", f"{experiment.data.task}, {experiment.data.source}"),
-        ("clients", f"{clients}, {t.clients_per_round} a round, split {_split(experiment.partition)}"),
+        ("data", f"{experiment.data.task}, {_name_of('data.source', experiment.data.source)}"),
+        ("clients", f"{sampled}{counted}, split {_split(experiment.partition)}"),
         ("local work", f"{_work(t)}, batches of {t.batch_size}, learning rate {t.lr:g} ({t.schedule})"),
         ("rounds", f"{last.get('round', 0)} of {t.rounds}"),
         ("seed", experiment.seed),
     ]
+
+
+def _name_of(setting: str, value: str) -> str:
+    """A hub id, or the last name of a path of this machine."""
+    return Path(value).expanduser().resolve().name if is_path(setting, value) else value
 
 
 HOME = "https://arxiv.org/abs/2510.27486"

@@ -1,7 +1,7 @@
 """What is measured on the held-out set, by name: which metric is the main one, and how each is shown."""
 
 from collections.abc import Iterable, Mapping
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 Metrics = Mapping[str, float | None]  # of one evaluation, the main one first; None: its number was not finite
@@ -18,8 +18,13 @@ def main(records: Iterable[Record]) -> str:
     return next(iter(first))
 
 
+def evaluated(records: Iterable[Record]) -> list[int]:
+    """Which of the records have an evaluation, whatever it came to."""
+    return [i for i, record in enumerate(records) if record["test_metrics"]]
+
+
 def score(record: Record) -> float | None:
-    """The main metric's value, None in a round without an evaluation."""
+    """The main metric's value, None in a round without an evaluation, or where it was not finite."""
     return next(iter((record["test_metrics"] or {}).values()), None)
 
 
@@ -36,8 +41,8 @@ def bounds(name: str | None) -> tuple[float, float]:
 
 
 def shown(name: str, value: float | None) -> str:
-    """A metric's value in words: a perplexity as it is, any other in percent."""
-    if value is None:
+    """A metric's value in words: a perplexity as it is, any other in percent; `-` for a number that is not finite."""
+    if value is None or not isfinite(value):
         return "-"
     return f"{value:.4g}" if name == "perplexity" else f"{value:.2%}"
 

@@ -48,28 +48,35 @@ def execute(
     """
     check_trackers(experiment.trackers)
     prepared = prepare(experiment, remote=elsewhere is not None)
-    manifest = manifest_of(experiment, prepared)
-    with folder.locked(), Trackers(experiment, folder.path) as trackers:
-        if elsewhere is not None:
-            prepared.simulation.train_elsewhere(elsewhere(prepared))
-        if experiment.client_memory == "disk":
-            prepared.simulation.keep_on_disk(folder.path / "clients")
-        saved = None
-        if resume and folder.started:
-            folder.check_same(manifest)
-            saved = folder.load(experiment)
-        else:
-            folder.start(experiment, manifest)
-        if saved is None:
-            prepared.simulation.store.restore(0, {})  # what an earlier start may have left on disk
-        else:
-            prepared.simulation.restore(*saved)
-        agree(experiment, prepared)
-        prepared.simulation.synchronise()
-        on_start(prepared.simulation.state.round)
-        _train(experiment, folder, prepared.simulation, trackers, on_round)
+    with folder.locked():
+        folder.check_startable(experiment, resume=resume)  # what came before the lock may have changed since
+        with Trackers(experiment, folder.path) as trackers:
+            if elsewhere is not None:
+                prepared.simulation.train_elsewhere(elsewhere(prepared))
+            _begin(experiment, folder, prepared, resume=resume)
+            on_start(prepared.simulation.state.round)
+            _train(experiment, folder, prepared.simulation, trackers, on_round)
         if report:
             write_report(folder, prepared)
+
+
+def _begin(experiment: Experiment, folder: RunFolder, prepared: Prepared, *, resume: bool) -> None:
+    """Start the run in its folder, or restore what it has come to; then agree with the other ranks."""
+    simulation, manifest = prepared.simulation, manifest_of(experiment, prepared)
+    if experiment.client_memory == "disk":
+        simulation.keep_on_disk(folder.path / "clients")
+    saved = None
+    if resume and folder.started:
+        folder.check_same(manifest)
+        saved = folder.load(experiment)
+    else:
+        folder.start(experiment, manifest)
+    if saved is None:
+        simulation.store.restore(0, {})  # what an earlier start may have left on disk
+    else:
+        simulation.restore(*saved)
+    agree(experiment, prepared)
+    simulation.synchronise()
 
 
 def _train(

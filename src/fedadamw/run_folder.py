@@ -28,6 +28,8 @@ from fedadamw.experiment import Experiment, load
 from fedadamw.validation import InputError
 
 LATER = {"image_size": None, "image_mode": "auto", "on_bad": "error"}  # settings that earlier runs do not have
+OF_STUDY = ("results.json", "optuna.log", "table.md")  # files of a comparison, a tuning or an ablation
+DRAWN = ("curves.png", "report.html")
 
 
 class RunFolder:
@@ -47,8 +49,14 @@ class RunFolder:
 
     @property
     def used(self) -> bool:
-        """Whether a run is here that a new one would overwrite; a start that was killed half-way is none."""
-        return self.config.exists() or self.state.exists() or bool(self._whole_lines())
+        """Whether a new run would overwrite what is here; a start that was killed half-way is nothing."""
+        kept = (self.config, self.state, *(self.path / name for name in (*OF_STUDY, *DRAWN)))
+        return any(path.exists() for path in kept) or bool(self._whole_lines())
+
+    @property
+    def content(self) -> str:
+        """What a folder that is used holds, in words."""
+        return "holds a study" if any((self.path / name).exists() for name in OF_STUDY) else "holds a run"
 
     def start(self, experiment: Experiment, manifest: Mapping[str, Any]) -> None:
         """Write what is known before the first round; the settings last, since they say that a run began."""
@@ -65,12 +73,23 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         folder = os.open(self.path, os.O_RDONLY)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.path}: another process is running in this folder") from None
             yield
-        except BlockingIOError:
-            raise InputError(f"{self.path}: another process is running in this folder") from None
         finally:
             os.close(folder)
+
+    def check_startable(self, experiment: Experiment, *, resume: bool) -> None:
+        """Raise InputError where `experiment` may neither begin here nor, with `resume`, continue what is here.
+
+        Only what holds the lock can rely on the answer: until then another process may begin and end a run here.
+        """
+        if resume and self.started:
+            self.check_settings(experiment)
+        elif self.used:
+            raise InputError(f"{self.path} {self.content} already; resume it, or choose another folder")
 
     def check_settings(self, experiment: Experiment) -> None:
         """Raise InputError where `experiment` would not continue the run that began here."""

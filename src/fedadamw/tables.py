@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fedadamw.blocks import Blocks
 from fedadamw.engine.task import Evaluation
-from fedadamw.metrics import label, score, shown
+from fedadamw.escaping import visible
+from fedadamw.metrics import evaluated, label, shown
 
 SHADES = " ░▒▓█"
 BYTES = 4  # a float32
@@ -26,9 +27,9 @@ def _console(table: Table) -> Console:
 
 def print_run(records: Sequence[Mapping[str, Any]], *, most: int = 8) -> None:
     """Some of a run's evaluated rounds, evenly spaced, the last one always."""
-    evaluated = [i for i, r in enumerate(records) if score(r) is not None]
-    chosen = sorted({evaluated[round(k)] for k in np.linspace(0, len(evaluated) - 1, min(most, len(evaluated)))})
-    metrics = list(records[evaluated[0]]["test_metrics"])
+    tested = evaluated(records)
+    chosen = sorted({tested[round(k)] for k in np.linspace(0, len(tested) - 1, min(most, len(tested)))})
+    metrics = list(records[tested[0]]["test_metrics"])
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("round", "lr", "training loss", "test loss", *(f"test {label(m)}" for m in metrics), "sent up so far"):
         table.add_column(name, justify="right")
@@ -45,9 +46,9 @@ def print_grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Cells under their headings, the first column to the left."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for i, name in enumerate(head):
-        table.add_column(name, justify="right" if i else "left")
+        table.add_column(Text(visible(name)), justify="right" if i else "left")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     _console(table).print(table)
 
 
@@ -56,10 +57,10 @@ def print_blocks(name: str, blocks: Blocks) -> None:
     table = Table("parameter", "class", "shape", box=None, header_style="bold", pad_edge=False)
     table.add_column("blocks", justify="right")
     for row in blocks.table():
-        table.add_row(row.parameter, row.kind, " x ".join(map(str, row.shape)), f"{row.blocks:,}")
+        table.add_row(Text(row.parameter), row.kind, " x ".join(map(str, row.shape)), f"{row.blocks:,}")
     _console(table).print(table)
     b, d = blocks.B, blocks.d
-    print(f"\n{name}: B = {b:,} blocks of d = {d:,} trainable numbers, B/d = {b / max(d, 1):.3%}")
+    print(f"\n{visible(name)}: B = {b:,} blocks of d = {d:,} trainable numbers, B/d = {b / max(d, 1):.3%}")
     uploads = (
         ("FedAdamW (delta, block means of v)", d + b + 1),
         ("Local AdamW (delta)", d),

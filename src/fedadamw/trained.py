@@ -12,6 +12,8 @@ from fedadamw import checkpoint
 from fedadamw.data.images import Images
 from fedadamw.data.texts import Texts
 from fedadamw.engine.client import autocast
+from fedadamw.engine.ledger import NAME as LEDGER
+from fedadamw.engine.ledger import Page, read_page
 from fedadamw.engine.randomness import Purpose, numpy_generator
 from fedadamw.engine.task import Evaluation, Task
 from fedadamw.experiment import LANGUAGE, Experiment, assemble, load, parse
@@ -19,6 +21,7 @@ from fedadamw.models.loading import config_from, in_one_line, loaded
 from fedadamw.models.lora import Folding, with_adapter
 from fedadamw.models.text import Text
 from fedadamw.models.vision import Vision
+from fedadamw.places import is_path, with_paths
 from fedadamw.prepare import device_of, samples_of
 from fedadamw.problems import images, texts
 from fedadamw.run_folder import RunFolder
@@ -27,6 +30,7 @@ from fedadamw.vector import Layout, statistics, trainable
 
 EVALUATED = ("device", "threads", "training.precision")  # settings of an evaluation, besides its data
 OF_ANYBODY = ("model.tokenizer", "model.pad_token")  # and of a model that comes without settings
+BASE, ADAPTER = "model.name", "adapter_config.json"
 FACTS = "fedadamw.json"  # in an exported folder: the run's settings and what is known of its data
 
 
@@ -55,6 +59,7 @@ def opened(path: Path, given: list[tuple[str, Any]]) -> Trained:
     anybodys = not RunFolder(path).started and not (path / FACTS).is_file()
     for setting, _ in given:
         known = setting.startswith("data.") or setting in EVALUATED or (anybodys and setting in OF_ANYBODY)
+        known = known or (setting == BASE and (path / ADAPTER).is_file())  # its base may be in another place now
         check(known, f"{setting}: a model is evaluated as it is; what can be set is data.* and {', '.join(EVALUATED)}")
     if _of_data(given):  # all of it, unless they say how much: the run's own bound was for its evaluations
         given = [("data.max_test", None), *given]
@@ -80,10 +85,19 @@ def of_run(path: Path, given: list[tuple[str, Any]] | None = None) -> Trained:
     own = load(str(folder.config))
     built = _built(own, facts["data"])
     _put(built.model, tensors, facts)
+    if LEDGER in tensors:
+        facts["nodes"] = _nodes(read_page(tensors[LEDGER]))
     experiment = assemble(str(folder.config), given) if given else own
     _check_same_kind(own, experiment)
     records = folder.records()[: kept["round"]]  # a run that was killed may have recorded more
     return Trained(experiment, built, facts["data"], facts, records, _of_data(given or []))
+
+
+def _nodes(page: Page) -> dict[str, int | None]:
+    """How many nodes of a federation had answers that counted, and how many samples these say they have in all."""
+    told = [page.samples.get(client) for client in page.counted]
+    known = [samples for samples in told if samples is not None]
+    return {"counted": len(told), "samples": sum(known) if len(known) == len(told) else None}
 
 
 def _built(experiment: Experiment, about: Mapping[str, Any]) -> Text | Vision:
@@ -111,12 +125,18 @@ def _put(model: nn.Module, tensors: Mapping[str, Tensor], facts: Mapping[str, An
 def _of_exported(path: Path, given: list[tuple[str, Any]]) -> Trained:
     try:
         facts = json.loads((path / FACTS).read_text())
-        settings, about = facts["settings"], facts["data"]
+        settings, about = with_paths(facts["settings"], facts.get("relative", []), path), facts["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path / FACTS}: cannot be read ({error})") from None
+    given, base = [pair for pair in given if pair[0] != BASE], dict(given).get(BASE)
     with in_one_line(f"{path / FACTS}: does not tell of a model"):
+        if base is not None:
+            settings["model"]["name"] = base
+        if settings["model"]["tokenizer"] is not None:
+            settings["model"]["tokenizer"] = str(path.resolve())  # the exported one
         experiment = parse(settings)
-        if (path / "adapter_config.json").is_file():
+        if (path / ADAPTER).is_file():
+            _check_base(path, experiment.model.name)
             built = _built(parse({**settings, "lora": None}), about)
             built = built._replace(model=with_adapter(built.model, path))
         else:
@@ -126,6 +146,12 @@ def _of_exported(path: Path, given: list[tuple[str, Any]]) -> Trained:
     changed = _changed(experiment, given)
     _check_same_kind(experiment, changed)
     return Trained(changed, built, about, facts, facts.get("records", []), _of_data(given))
+
+
+def _check_base(path: Path, name: str) -> None:
+    """Raise InputError where the folder of an adapter's base is not where the export says."""
+    moved = is_path(BASE, name) and not Path(name).expanduser().is_dir()
+    check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its folder: -s model.name=DIR")
 
 
 def _of_anybody(path: Path, given: list[tuple[str, Any]]) -> Trained:

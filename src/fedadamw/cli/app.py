@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fedadamw.escaping import visible
+
 app = typer.Typer(
     help="Federated learning of large models with adaptive optimizers.",
     add_completion=False,
@@ -13,6 +15,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 DEFAULT = "digits"
+LONGEST_LINE = 4000  # characters
 Settings = Annotated[
     list[str] | None, typer.Option("-s", "--set", metavar="KEY.PATH=VALUE", help="Change one setting; repeatable.")
 ]
@@ -51,5 +54,6 @@ def short(recipe: str) -> str:
 
 
 def say(text: str) -> None:
-    """One line on standard error."""
-    typer.echo(text, err=True)
+    """One line on standard error; a library's may be several. A very long one is cut."""
+    shown = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+    typer.echo("\n".join(map(visible, shown.split("\n"))), err=True)

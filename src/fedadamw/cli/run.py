@@ -134,7 +134,8 @@ def _place(
     folder = RunFolder(out or Path("runs") / f"{short(name)}-{time.strftime('%Y%m%d-%H%M%S')}")
     check(not folder.path.exists() or folder.path.is_dir(), f"{folder.path}: is a file, not a folder for a run")
     if not resume:
-        check(not folder.used, f"{folder.path} holds a run already; go on with --resume, or choose another --out")
+        holds = f"{folder.path} {folder.content} already"
+        check(not folder.used, f"{holds}; {'go on with --resume, or ' if folder.started else ''}choose another --out")
         return folder, load(name, settings)
     check(out is not None, "--resume needs --out, the folder of the run")
     if folder.started:

@@ -65,4 +65,5 @@ def in_words(record: dict[str, Any]) -> str:
         facts = ", ".join(f"{k} {v}" for k, v in record.items() if k not in ("time", "event", "node") and v is not None)
         return f"  {record['event']}: {facts}"
     score = "".join(f"  {label(name)} {shown(name, value)}" for name, value in (record["test_metrics"] or {}).items())
-    return f"round {record['round']}  loss {record['train_loss']:.4f}{score}  {record['wall_s']:.1f} s"
+    loss = "-" if record["train_loss"] is None else f"{record['train_loss']:.4f}"
+    return f"round {record['round']}  loss {loss}{score}  {record['wall_s']:.1f} s"

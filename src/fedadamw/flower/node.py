@@ -33,6 +33,7 @@ from fedadamw.models.lora import Folding
 from fedadamw.prepare import algorithm_of, device_of, partition_of, samples_of
 from fedadamw.problems import images, texts
 from fedadamw.validation import InputError, check
+from fedadamw.yaml_text import read_yaml
 
 Config = Mapping[str, str | int | float | bool]  # what a node is started with: --node-config
 
@@ -217,13 +218,11 @@ def home_of(config: Config, federation: str, number: int) -> Path:
 
 def load(settings: str, about: str, config: Config, federation: str) -> Node:
     """The node of a run, from what travels as text: its settings (YAML) and what is known of the data (JSON)."""
-    import yaml
-
     from fedadamw.experiment import parse
 
     try:
-        given, known = yaml.safe_load(settings), json.loads(about)
-    except (yaml.YAMLError, ValueError) as error:
+        given, known = read_yaml("settings", settings), json.loads(about)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the server's settings cannot be read ({error})") from None
     number = number_of(config)
     home = home_of(config, federation, number)

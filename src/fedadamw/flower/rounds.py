@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 
 from fedadamw.engine.client import Answer, Shard
+from fedadamw.engine.ledger import Ledger, Page
 from fedadamw.engine.randomness import Purpose, numpy_generator
 from fedadamw.engine.settings import Federation
 from fedadamw.flower.collect import Collector
 from fedadamw.flower.events import Events
 from fedadamw.flower.inbox import Inbox
-from fedadamw.flower.ledger import Ledger, Page
 from fedadamw.flower.members import Members
 from fedadamw.flower.post import Content, Post
 from fedadamw.flower.wire import digest, named
@@ -64,6 +64,7 @@ class Rounds:
         self.collector = Collector(federation, post, members, inbox, events, clients_per_round)
         self.ledger = Ledger()
         self._lengths: dict[int, Mapping[str, float]] = {}  # of the present round's uploads that count, by client
+        self._samples: dict[int, int] = {}  # that these clients say they have
         self._state = state
         self._begun = False
         self._moved: Moved | None = None
@@ -124,6 +125,7 @@ class Rounds:
             client: {name: min(length, limits[name]) for name, length in upload.lengths.items()}
             for client, upload in uploads.items()
         }
+        self._samples = {client: upload.samples for client, upload in uploads.items()} if f.sample_counts else {}
         for client in sorted(uploads):
             yield self.inbox.give(client, uploads[client], limits)
 
@@ -139,8 +141,9 @@ class Rounds:
         self._moved = Moved(round_, up, lr, participation)
         bounds = self.collector.bounds
         bounds.accepted(list(self._lengths.values()))
-        counted = {**self.ledger.page.counted, **dict.fromkeys(self._lengths, round_ + 1)}
-        self.ledger.turn(round_ + 1, Page(counted, list(bounds.past)))
+        page = self.ledger.page
+        counted = {**page.counted, **dict.fromkeys(self._lengths, round_ + 1)}
+        self.ledger.turn(round_ + 1, Page(counted, list(bounds.past), {**page.samples, **self._samples}))
 
     def _contents(self, round_: int, down: Any, statistics: Vector) -> tuple[Content, Content | None]:
         """What travels down: all of it, and, where that is less, what makes it of the last round's state."""

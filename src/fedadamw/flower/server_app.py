@@ -63,7 +63,7 @@ def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, 
     if resume and folder.started:
         folder.check_settings(experiment)
     else:
-        check(not folder.used, f"{out} holds a run already; go on with resume=true, or choose another out")
+        check(not folder.used, f"{out} {folder.content} already; go on with resume=true, or choose another out")
 
     def on_round(record: Record) -> None:
         progress.round(record)

@@ -62,8 +62,9 @@ def by_value(results: Results, setting: str, *, width: Width = "container", heig
             **_band(s["score"], s["score_sd"] or 0.0, bounds(results["metric"])),
         }
         for s in results["summary"]
+        if s["score"] is not None
     ]
-    order = sorted((row["value"] for row in rows), key=float)
+    order = sorted((s["label"][setting] for s in results["summary"]), key=float)
     x = alt.X("value:O", sort=order, title=setting.rpartition(".")[2], axis=alt.Axis(labelAngle=0))
     form, scale = alt.Axis(format="%"), alt.Scale(zero=False)
     base = alt.Chart(alt.Data(values=rows)).encode(x=x)
@@ -261,7 +262,8 @@ def kind_rows(results: Results, key: str) -> list[dict[str, Any]]:
         values: dict[str, list[float]] = {}
         for record in (record for result in group for record in result["diagnostics"]):
             for kind, value in (record.get(f"{key}_by_kind") or {}).items():
-                values.setdefault(kind, []).append(value)
+                if value is not None:
+                    values.setdefault(kind, []).append(value)
         rows += [{"variant": variant, "kind": kind, key: statistics.mean(v)} for kind, v in values.items()]
     return rows
 

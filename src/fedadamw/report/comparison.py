@@ -1,7 +1,5 @@
 """The page of a study: its charts, a table that sorts, the settings in which its runs differ, what is missing."""
 
-import html
-import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -9,6 +7,7 @@ from string import Template
 from typing import Any
 
 from fedadamw.checkpoint import write_atomically
+from fedadamw.escaping import in_html, in_script
 from fedadamw.report import charts
 from fedadamw.report.charts import Results, metric
 from fedadamw.report.figures import save, styled
@@ -29,16 +28,16 @@ def page(results: Results, title: str) -> str:
     drawn = charts.all_of(results)
     specs = {name: styled(chart).to_dict(validate=False) for name, (_, chart) in drawn.items()}
     return template.substitute(
-        title=html.escape(title),
-        about=html.escape(about(results)),
+        title=in_html(title),
+        about=in_html(about(results)),
         panels="".join(_panel(name, heading) for name, (heading, _) in drawn.items()),
         missing=_missing(results["missing"]),
-        columns="".join(f"<th><button>{html.escape(name)}</button>" for name, _ in columns(results)),
+        columns="".join(f"<th><button>{in_html(name)}</button>" for name, _ in columns(results)),
         rows="".join(_table_row(summary, columns(results)) for summary in results["summary"]),
         differing=_settings(results["settings"], differing=True),
         common=_settings(results["settings"], differing=False),
         library=library(),
-        specs=json.dumps(specs).replace("</", "<\\/"),
+        specs=in_script(specs),
     )
 
 
@@ -56,28 +55,30 @@ def columns(results: Results) -> list[tuple[str, Cell]]:
     """Headings of the table and, for each, a summary's number to sort by and its words."""
     goal = "target" if results["target"] is None else f"{results['target']:.1%}"
 
-    def number(key: str, form: Callable[[float], str]) -> Cell:
-        return lambda s: (s[key], "not reached" if s[key] is None else form(s[key]))
+    def number(key: str, form: Callable[[float], str], none: str = "-") -> Cell:
+        return lambda s: (s[key], none if s[key] is None else form(s[key]))
 
     return [
         ("variant", lambda s: (None, s["variant"])),
         ("lr", lambda s: (s["settings"]["lr"], f"{s['settings']['lr']:g}")),
         (f"test {metric(results)}", lambda s: (s["score"], percent(s["score"], s["score_sd"]))),
         ("training loss", number("train_loss", lambda v: f"{v:.3f}")),
-        (f"rounds to {goal}", number("rounds_to_target", lambda v: f"{v:,}")),
-        (f"MB to {goal}", number("bytes_to_target", lambda v: f"{v / 1e6:,.0f}")),
+        (f"rounds to {goal}", number("rounds_to_target", lambda v: f"{v:,}", "not reached")),
+        (f"MB to {goal}", number("bytes_to_target", lambda v: f"{v / 1e6:,.0f}", "not reached")),
         ("MB a client and round", number("up_bytes_a_client", lambda v: f"{v / 1e6:.3f}")),
         ("time", number("wall_s", lambda v: f"{v:,.0f} s")),
     ]
 
 
-def percent(mean: float, sd: float | None) -> str:
-    """Mean and standard deviation of a share, in percent."""
+def percent(mean: float | None, sd: float | None) -> str:
+    """Mean and standard deviation of a share, in percent; `-` where there is no mean."""
+    if mean is None:
+        return "-"
     return f"{100 * mean:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}") + " %"
 
 
 def _panel(name: str, heading: str) -> str:
-    return f"<section class=panel><h3>{html.escape(heading)}</h3><div id={name}></div></section>\n"
+    return f"<section class=panel><h3>{in_html(heading)}</h3><div id={name}></div></section>\n"
 
 
 def _table_row(summary: Mapping[str, Any], cells: Sequence[tuple[str, Cell]]) -> str:
@@ -85,7 +86,7 @@ def _table_row(summary: Mapping[str, Any], cells: Sequence[tuple[str, Cell]]) ->
     for _, cell in cells:
         number, text = cell(summary)
         value = "" if number is None else f' data-value="{number}"'
-        parts.append(f"<td{value}>{html.escape(text)}")
+        parts.append(f"<td{value}>{in_html(text)}")
     return f"<tr>{''.join(parts)}\n"
 
 
@@ -93,7 +94,7 @@ def _missing(missing: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"{m['variant']}, seed {m['seed']}: {m['error']}" for m in missing]
     if not lines:
         return ""
-    return f"<div class='panel warning'><b>Missing</b><br>{'<br>'.join(map(html.escape, lines))}</div>"
+    return f"<div class='panel warning'><b>Missing</b><br>{'<br>'.join(map(in_html, lines))}</div>"
 
 
 def _settings(settings: Mapping[str, Any], *, differing: bool) -> str:
@@ -102,5 +103,5 @@ def _settings(settings: Mapping[str, Any], *, differing: bool) -> str:
     for path, (differs, values) in settings.items():
         if differs == differing:
             text = ", ".join(map(str, values)) if differs else str(values)
-            rows.append(f"<tr><th>{html.escape(path)}<td>{html.escape(text)}\n")
+            rows.append(f"<tr><th>{in_html(path)}<td>{in_html(text)}\n")
     return "".join(rows)

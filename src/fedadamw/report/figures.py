@@ -10,6 +10,7 @@ import numpy as np
 
 from fedadamw import metrics
 from fedadamw.disk import writing
+from fedadamw.escaping import visible
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -77,9 +78,9 @@ def _megabytes(records: Records, until: int) -> float:
 
 def partition(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880) -> Any:
     """Clients x classes: how many samples of each class (clients, classes) each client has."""
-    shown = counts[:MOST_CLIENTS]
+    shown, names = counts[:MOST_CLIENTS], [visible(name) for name in classes]  # a picture cannot hold all characters
     rows = [
-        {"client": int(i), "class": classes[c], "samples": int(shown[i, c])}
+        {"client": int(i), "class": names[c], "samples": int(shown[i, c])}
         for i, c in zip(*np.nonzero(shown), strict=True)
     ]
     cut = "" if len(shown) == len(counts) else f" (the first {len(shown)} of {len(counts):,})"
@@ -91,7 +92,7 @@ def partition(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880)
         .mark_rect()
         .encode(
             x=alt.X("client:O", title="client", axis=alt.Axis(values=list(range(0, len(shown), step)), labelAngle=0)),
-            y=alt.Y("class:N", title=None, sort=list(classes), axis=labels),
+            y=alt.Y("class:N", title=None, sort=names, axis=labels),
             color=alt.Color("samples:Q", title="samples", scale=alt.Scale(scheme="blues", domainMin=0)),
             tooltip=["client:O", "class:N", "samples:Q"],
         )

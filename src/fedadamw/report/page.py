@@ -1,6 +1,5 @@
 """One HTML page of a run that opens without a network: charts, settings, bytes, partition."""
 
-import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -8,13 +7,14 @@ from string import Template
 from typing import Any
 
 import numpy as np
-import yaml
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.metrics import label, main, score, shown
+from fedadamw.escaping import in_html, in_script
+from fedadamw.metrics import evaluated, label, main, score, shown
 from fedadamw.report import figures
 from fedadamw.report.library import library
 from fedadamw.run_folder import RunFolder
+from fedadamw.yaml_text import read_yaml
 
 
 def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None
         charts["partition"] = figures.styled(figures.partition(counts, classes, width="container"))
     if records[-1].get("federation"):
         charts["answers"] = figures.styled(figures.answers(records))
-    settings = yaml.safe_load(folder.config.read_text())
+    settings = read_yaml(str(folder.config), folder.config.read_text())
     manifest = json.loads(folder.manifest.read_text())
     text = page(folder.path.name, records, settings, manifest, charts)
     write_atomically(folder.path / "report.html", text.encode())
@@ -46,24 +46,24 @@ def page(
     template = Template((resources.files("fedadamw.report") / "page.html").read_text())
     specs = {name: chart.to_dict(validate=False) for name, chart in charts.items()}
     return template.substitute(
-        title=html.escape(title),
+        title=in_html(title),
         cards="".join(_card(*card) for card in _summary(records)),
         settings=_rows(_flat(settings)),
         manifest=_rows(_flat(manifest)),
         library=library(),
         panels="".join(f"<div class=panel id={name}></div>" for name in charts if name not in ("score", "losses")),
-        specs=json.dumps(specs).replace("</", "<\\/"),
+        specs=in_script(specs),
     )
 
 
 def _summary(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The headline numbers, as (label, value)."""
     name, scores = main(records), {r["round"]: s for r in records if (s := score(r)) is not None}
-    best = max(scores, key=scores.__getitem__)
-    last, tested = records[-1], records[max(scores) - 1]["test_metrics"]
+    best = max(scores, key=scores.__getitem__, default=None)
+    last, tested = records[-1], records[evaluated(records)[-1]]["test_metrics"]
     return [
         (f"test {label(name)}", shown(name, tested[name])),
-        ("best, in round", f"{shown(name, scores[best])}, {best}"),
+        ("best, in round", "-" if best is None else f"{shown(name, scores[best])}, {best}"),
         *((f"test {label(other)}", shown(other, value)) for other, value in tested.items() if other != name),
         ("rounds", f"{last['round']:,}"),
         ("sent up by a client and round", size(last["up_bytes"] / last["clients"])),
@@ -93,11 +93,11 @@ def duration(seconds: float) -> str:
 
 
 def _card(label: str, value: str) -> str:
-    return f"<div class=card><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>\n"
+    return f"<div class=card><b>{in_html(value)}</b><span>{in_html(label)}</span></div>\n"
 
 
 def _rows(items: Iterable[tuple[str, Any]]) -> str:
-    return "".join(f"<tr><th>{html.escape(k)}<td>{html.escape(str(v))}\n" for k, v in items)
+    return "".join(f"<tr><th>{in_html(k)}<td>{in_html(v)}\n" for k, v in items)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -46,8 +46,8 @@ def compare(
 def held(out: Path) -> Iterator[None]:
     """A study's folder, its own while the block lasts; InputError where something else is there."""
     folder = RunFolder(out)
-    check(not folder.started, f"{out}: holds a single run; choose another --out")
     with folder.locked():
+        check(not folder.started, f"{out}: holds a single run; choose another --out")
         yield
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from fedadamw.experiment import Experiment, assemble
 from fedadamw.prepare import cores, on_gpu
 from fedadamw.run_folder import RunFolder, settings_digest
 from fedadamw.validation import InputError, check, nearest, one_of
+
+MOST_RUNS = 10_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def plan(
     jobs: how many will run at a time.
     """
     check_given(given, algorithms, "a comparison takes it from {option}")
+    _check_count(algorithms, seeds, given)
     runs = []
     for seed in seeds:
         for name in algorithms:
@@ -73,6 +77,13 @@ def plan(
                 runs.append(Run(sharing(experiment, jobs), label, parent))
     check_distinct(runs)
     return runs
+
+
+def _check_count(algorithms: Sequence[str], seeds: Sequence[int], given: Sequence[tuple[str, Any]]) -> None:
+    """Raise InputError where lists of values multiply to more runs than anybody waits for."""
+    sizes = (prod(len(_alternatives(name, *pair)) for pair in those_of(name, given)) for name in algorithms)
+    count = len(seeds) * sum(sizes)
+    check(count <= MOST_RUNS, f"the study would have {count:,} runs; use at most {MOST_RUNS:,}")
 
 
 def sharing(experiment: Experiment, jobs: int | None = None) -> Experiment:

@@ -5,11 +5,13 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
-from fedadamw.metrics import main, score
+from fedadamw.escaping import in_markdown, visible
+from fedadamw.metrics import evaluated, label, main, score
 from fedadamw.report.charts import Result, Results, variants
 from fedadamw.report.comparison import columns
 from fedadamw.study.plan import Run
@@ -21,6 +23,7 @@ FORMAT = 2
 def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), target: float | None = None) -> Results:
     """The records of all runs that are done, why the others are not, and a summary of each variant over its seeds.
 
+    A run whose last score is not a number is among both: it is drawn, and named among those that are missing.
     target: the score that `rounds and bytes to` are counted to; by default the median of the variants' final ones.
     """
     errors = {end.run.name: end.error for end in ended if end.error}
@@ -32,12 +35,15 @@ def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), targe
                 found.append(result_of(run, manifest, records))
                 manifests.append(manifest)
                 metrics.append(main(records))
+                if why := not_a_number(records):
+                    errors[run.name] = why
             except CheckpointError as error:
                 errors[run.name] = str(error)
     groups = list(variants(found).values())
-    there = {result["name"] for result in found}
-    if target is None and groups:
-        target = statistics.median(statistics.mean(final(r) for r in group) for group in groups)
+    there = {result["name"] for result in found if final(result) is not None}
+    if target is None:
+        means = [mean for group in groups if (mean := _mean_of_all([final(r) for r in group])) is not None]
+        target = statistics.median(means) if means else None
     return {
         "format": FORMAT,
         "recipe": recipe,
@@ -63,7 +69,7 @@ def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), targe
 def result_of(run: Run, manifest: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Result:
     """One run: its label, seed, own settings, and its records as columns."""
     sent = list(accumulate(record["up_bytes"] for record in records))
-    shown = [i for i, record in enumerate(records) if score(record) is not None]
+    shown = evaluated(records)
     return {
         "name": run.name,
         "variant": name_of(run.label),
@@ -92,30 +98,41 @@ def distinct(words: Iterable[str | None]) -> str | None:
     return " and ".join(dict.fromkeys(word for word in words if word is not None)) or None
 
 
-def final(result: Result) -> float:
-    """The score after the last round."""
-    return float(result["score"][-1])
+def final(result: Result) -> float | None:
+    """The score after the last round, None where that is not a number."""
+    last: float | None = result["score"][-1]
+    return last
+
+
+def not_a_number(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """What to say of a run whose last score is not a number; None of any other."""
+    return f"{label(main(records))} is not a number after the last round" if score(records[-1]) is None else None
 
 
 def summary(group: Sequence[Result], target: float | None) -> dict[str, Any]:
     """One variant over its seeds."""
     finals = [final(result) for result in group]
-    first = group[0]
-    mean_curve = [statistics.mean(values) for values in zip(*(r["score"] for r in group), strict=True)]
-    reached = next((i for i, a in enumerate(mean_curve) if target is not None and a >= target), None)
+    first, mean = group[0], _mean_of_all(finals)
+    mean_curve = [_mean_of_all(values) for values in zip(*(r["score"] for r in group), strict=True)]
+    reached = next((i for i, a in enumerate(mean_curve) if target is not None and a is not None and a >= target), None)
     return {
         "variant": first["variant"],
         "label": first["label"],
         "settings": first["settings"],
         "seeds": len(group),
-        "score": statistics.mean(finals),
-        "score_sd": statistics.stdev(finals) if len(finals) > 1 else None,
+        "score": mean,
+        "score_sd": None if mean is None or len(finals) == 1 else statistics.stdev(f for f in finals if f is not None),
         "train_loss": _mean([r["train_loss"][-1] for r in group]),
         "rounds_to_target": None if reached is None else first["round"][reached],
         "bytes_to_target": None if reached is None else first["sent_bytes"][reached],
         "up_bytes_a_client": first["up_bytes_a_client"],
         "wall_s": statistics.mean(r["wall_s"] for r in group),
     }
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    """The mean, None where one of them is not a number: without it the others would pass for all."""
+    return None if any(value is None for value in values) else _mean(values)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -148,7 +165,8 @@ def name_of(label: Mapping[str, str]) -> str:
     short = [path.rpartition(".")[2] for path in rest]
     unique = len(set(short)) == len(short)
     first = [value for path, value in label.items() if path in named]
-    return ", ".join(first + [f"{s if unique else path} {rest[path]}" for s, path in zip(short, rest, strict=True)])
+    parts = first + [f"{s if unique else path} {rest[path]}" for s, path in zip(short, rest, strict=True)]
+    return visible(", ".join(parts))
 
 
 def write(results: Results, path: Path) -> None:
@@ -162,10 +180,10 @@ def markdown(results: Results) -> str:
     head = headings(results)
     lines = [f"| {' | '.join(head)} |", "| --- | " + " | ".join(["---:"] * (len(head) - 1)) + " |"]
     for row in rows(results):
-        cells = [cell.replace("|", r"\|") for cell in row]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(map(in_markdown, row))} |")
     for missing in results["missing"]:
-        lines.append(f"\n{missing['variant']}, seed {missing['seed']}: {missing['error']}")
+        said = f"{missing['variant']}, seed {missing['seed']}: {missing['error']}"
+        lines.append(f"\n{in_markdown(said)}")
     return "\n".join(lines) + "\n"
 
 
@@ -175,8 +193,8 @@ def headings(results: Results) -> list[str]:
 
 
 def rows(results: Results) -> list[list[str]]:
-    """The summary as words, best first: the cells of `markdown`."""
-    ranked = sorted(results["summary"], key=lambda s: -s["score"])
+    """The summary as words, best first and what is not a number last: the cells of `markdown`."""
+    ranked = sorted(results["summary"], key=lambda s: inf if s["score"] is None else -s["score"])
     return [[cell(summary)[1] for _, cell in columns(results)] for summary in ranked]
 
 

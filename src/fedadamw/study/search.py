@@ -13,6 +13,7 @@ from fedadamw.experiment import assemble
 from fedadamw.metrics import main, score
 from fedadamw.run_folder import settings_digest
 from fedadamw.study.plan import Run, sharing, those_of, words
+from fedadamw.study.results import not_a_number
 from fedadamw.validation import InputError
 
 if TYPE_CHECKING:
@@ -100,15 +101,16 @@ class Search:
 
         trial = self._told(run)
         del self._trials[run.name]
+        if not stopped and error is None:
+            error = not_a_number(run.records)  # worse than any score
         if error is not None:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
             self._failed[self._values[run.name]] = error
         elif stopped:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
-            records = run.records
-            self.study.set_user_attr("metric", main(records))
-            self.study.tell(trial, score(records[-1]))
+            self.study.set_user_attr("metric", main(run.records))
+            self.study.tell(trial, score(run.records[-1]))
         self._settle()
 
     def _told(self, run: Run) -> "optuna.Trial":

@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedadamw.escaping import visible
 from fedadamw.metrics import in_words
 from fedadamw.study.plan import Run
 from fedadamw.study.results import name_of
@@ -36,7 +37,10 @@ class Show:
         if self._before:
             print(f"{self._before} of {len(self.runs)} runs are done already", flush=True)
         if sys.stdout.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[status]}"))
+            description, status = (
+                TextColumn(part, markup=False) for part in ("{task.description}", "{task.fields[status]}")
+            )
+            columns = (description, BarColumn(bar_width=24), status)
             times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True))
             self._bars = Progress(
                 *columns, *times, console=Console(highlight=False, markup=False), refresh_per_second=4
@@ -72,9 +76,9 @@ class Show:
             wall = sum(record["wall_s"] for record in records)
             line = f"{place}: {in_words(records[-1]['test_metrics'])} in {wall:.0f} s"
         if self._bars is not None:
-            self._bars.print(line)
+            self._bars.print(visible(line))
         else:
-            print(line, flush=True)
+            print(visible(line), flush=True)
 
     def _look(self, running: Sequence[Run], over: Sequence[Ended]) -> None:
         assert self._bars is not None

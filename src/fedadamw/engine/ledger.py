@@ -17,13 +17,14 @@ class Page(NamedTuple):
 
     counted: dict[int, int]  # client -> the last round (from 1) in which its answer counted
     past: list[list[Mapping[str, float]]]  # lengths of the uploads of the last rounds
+    samples: dict[int, int]  # client -> how many it last said it has; none where that is not to be told
 
 
 class Ledger:
     """The store of a simulation whose clients keep their memories themselves: a page a round, the last two kept."""
 
     def __init__(self) -> None:
-        self._pages: dict[int, Page] = {0: Page({}, [])}
+        self._pages: dict[int, Page] = {0: Page({}, [], {})}
 
     @property
     def page(self) -> Page:
@@ -46,7 +47,7 @@ class Ledger:
     def tensors(self, round_: int) -> dict[str, Tensor]:
         """The page of round `round_`, as bytes of JSON."""
         page = self._pages[max(r for r in self._pages if r <= round_)]
-        text = json.dumps([sorted(page.counted.items()), page.past])
+        text = json.dumps([sorted(page.counted.items()), page.past, sorted(page.samples.items())])
         return {NAME: torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
 
     def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
@@ -55,5 +56,10 @@ class Ledger:
             return
         if NAME not in tensors:
             raise CheckpointError("the checkpoint is of a simulation, not of a federation")
-        counted, past = json.loads(bytes(tensors[NAME].tolist()))
-        self._pages = {round_: Page({int(client): last for client, last in counted}, past)}
+        self._pages = {round_: read_page(tensors[NAME])}
+
+
+def read_page(tensor: Tensor) -> Page:
+    """The page that a checkpoint has; those of earlier versions say nothing of samples."""
+    counted, past, *samples = json.loads(bytes(tensor.tolist()))
+    return Page(dict(counted), past, dict(samples[0]) if samples else {})

@@ -1,0 +1,71 @@
+"""Words from data, models and settings are words wherever they stand."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import yaml
+from test_metrics import LAST_IS_NONE, study_of
+
+from fedadamw import tables
+from fedadamw.cli.app import say
+from fedadamw.escaping import in_html, in_markdown, in_script, visible
+from fedadamw.study import results, show
+from fedadamw.study.tune import _write
+from fedadamw.study.workers import Ended
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("\x1b[31mred\x07\r", r"\x1b[31mred\x07\r"),
+        ("a\nb\tc", r"a\nb\tc"),
+        ("\u2028\u202e\x9b\x00", r"\u2028\u202e\x9b\x00"),
+        ("\ud800 \ufffe \U0001ffff", r"\ud800 \ufffe \U0001ffff"),
+        ("naïve 猫 👩‍🔬 می‌خواهم", "naïve 猫 👩‍🔬 می‌خواهم"),
+    ],
+)
+def test_what_steers_a_terminal_is_shown_and_letters_stay(given, shown):
+    assert visible(given) == shown
+    visible(given).encode()
+
+
+def test_a_script_holds_any_words_and_no_sign_that_ends_it():
+    words = {"<!--<script>": ["</script>", "&amp;", "\u2028", float("nan")]}
+    text = in_script(words)
+    assert not set(text) & set("<>&\u2028")
+    assert json.loads(text) == {"<!--<script>": ["</script>", "&amp;", "\u2028", None]}
+    assert in_html("<b>'\"&\x1b") == r"&lt;b&gt;&#x27;&quot;&amp;\x1b"
+
+
+def test_markdown_holds_any_words_in_a_cell():
+    assert in_markdown("a|b `c` *d* [e](f) <g>\n---") == r"a\|b \`c\` \*d\* \[e\](f) \<g\>\\n---"
+    assert in_markdown("weight_decay _x_") == r"weight_decay \_x\_"
+
+
+ODD = "[/x] [bold]\x1b[31m|\n"
+
+
+def test_names_with_markup_are_shown_as_they_are(tmp_path, capsys, monkeypatch):
+    (run,) = study_of(tmp_path, fedavg=LAST_IS_NONE)
+    odd = replace(run, label={"algorithm": ODD})
+    tables.print_grid(["variant", ODD], [[ODD, ODD + "\\"]])
+    say(f"error: {ODD}")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with show.Show([odd], quiet=False) as shown:
+        shown([odd], [])
+        shown([], [Ended(odd, f"failed: {ODD}")])
+    said = capsys.readouterr()
+    assert said.out.count(r"[/x] [bold]\x1b[31m|\n") >= 4
+    assert r"error: [/x] [bold]\x1b[31m|" in said.err
+    assert "\x1b[31m" not in said.out + said.err
+    table = results.markdown(results.collect("digits", [odd]))
+    assert table.splitlines()[2].startswith(r"| \[/x\] \[bold\]\\x1b\[31m\|\\n | 0.1 | - |")
+
+
+def test_a_recipes_name_adds_nothing_to_what_tuning_writes(tmp_path):
+    recipe = tmp_path / "a\nseed: 7\n#.yaml"
+    recipe.write_text("seed: 3\n")
+    path = _write(str(recipe), [], [], tmp_path)
+    assert yaml.safe_load(path.read_text())["seed"] == 3
