@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from fedadamw import registry
 from fedadamw.block_rules import GRANULARITIES
@@ -145,7 +146,8 @@ class Experiment(_Section):
     def _known_algorithm(cls, value: dict[str, Any]) -> dict[str, Any]:
         name = value.get("name", "fedadamw")
         check(isinstance(name, str), f"algorithm.name={name!r} must be a word")
-        return {"name": name, **registry.validated(name, {k: v for k, v in value.items() if k != "name"})}
+        given = {k: v for k, v in value.items() if k != "name"}
+        return {"name": name, **registry.validated(name, given, others=settings_elsewhere("algorithm"))}
 
     @model_validator(mode="after")
     def _of_its_task(self) -> "Experiment":
@@ -311,8 +313,9 @@ def _one_line(error: ValidationError) -> str:
     path = [str(part) for part in first["loc"]]
     where, given = ".".join(path), first["input"]
     if first["type"] == "extra_forbidden":
-        names = _names_at(path[:-1])
-        return f"{where} is unknown{nearest(path[-1], names)}; use one of {', '.join(names)}"
+        names = list(_fields_at(path[:-1]))
+        hint = nearest(path[-1], [*names, *settings_elsewhere(".".join(path[:-1]))], ".")
+        return f"{where} is unknown{hint}; use one of {', '.join(names)}"
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     hint = ""
@@ -323,10 +326,18 @@ def _one_line(error: ValidationError) -> str:
     return f"{where}={given!r}{hint}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-def _names_at(path: list[str]) -> list[str]:
-    """The settings of the section at `path`."""
+def _fields_at(path: Sequence[str]) -> Mapping[str, FieldInfo]:
+    """The settings of the section at `path`; none where a setting is there."""
     section: Any = Experiment
     for part in path:
         annotation = section.model_fields[part].annotation
         section = next((kind for kind in get_args(annotation) if kind is not NoneType), annotation)
-    return list(section.model_fields)
+    return section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
+
+
+def settings_elsewhere(section: str) -> list[str]:
+    """The paths of all settings, every algorithm's among them, that are not in `section`: training.rounds, ..."""
+    own = [f"algorithm.{key}" for name in registry.ALGORITHMS for key in ("name", *registry.settings_of(name))]
+    every = [*dict.fromkeys(own), *(f"{top}.{key}" for top in Experiment.model_fields for key in _fields_at([top]))]
+    every += Experiment.model_fields if section else []
+    return [path for path in every if not section or path.rpartition(".")[0] != section]

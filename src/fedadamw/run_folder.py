@@ -46,6 +46,12 @@ class RunFolder:
         """Whether a run is here that a new one would overwrite; a start that was killed half-way is none."""
         return self.config.exists() or self.state.exists() or bool(self._whole_lines())
 
+    @property
+    def contents(self) -> str:
+        """Where a finished run is and what is there, in a line."""
+        events = "events.jsonl, " if (self.path / "events.jsonl").exists() else ""
+        return f"{self.path}: report.html, curves.png, metrics.jsonl, {events}config.yaml, checkpoint/"
+
     def start(self, experiment: Experiment, manifest: Mapping[str, Any]) -> None:
         """Write what is known before the first round; the settings last, since they say that a run began."""
         self.state.parent.mkdir(parents=True, exist_ok=True)

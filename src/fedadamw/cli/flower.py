@@ -129,4 +129,4 @@ def demo(
     )
     if not quiet:
         print_run(RunFolder(folder).records())
-        typer.echo(f"{folder}: report.html, curves.png, metrics.jsonl, events.jsonl, config.yaml, checkpoint/")
+        typer.echo(RunFolder(folder).contents)
