@@ -223,7 +223,9 @@ def parse(settings: Mapping[str, Any]) -> Experiment:
     try:
         return Experiment.model_validate(dict(settings))
     except ValidationError as error:
-        raise InputError(_one_line(error)) from None
+        section = settings.get("algorithm")
+        name = section.get("name", "fedadamw") if isinstance(section, Mapping) else "fedadamw"
+        raise InputError(_one_line(error, name)) from None
 
 
 def read(recipe: str) -> dict[str, Any]:
@@ -307,14 +309,15 @@ def _numbers(value: Any) -> Any:
     return value
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, algorithm: str) -> str:
     """pydantic's first complaint as one line, with the nearest name for an unknown key or word."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     where, given = ".".join(path), first["input"]
     if first["type"] == "extra_forbidden":
         names = list(_fields_at(path[:-1]))
-        hint = nearest(path[-1], [*names, *settings_elsewhere(".".join(path[:-1]))], ".")
+        others = settings_elsewhere(".".join(path[:-1]), [algorithm] if path[:-1] else registry.ALGORITHMS)
+        hint = nearest(path[-1], [*names, *others], ".")
         return f"{where} is unknown{hint}; use one of {', '.join(names)}"
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
@@ -335,9 +338,10 @@ def _fields_at(path: Sequence[str]) -> Mapping[str, FieldInfo]:
     return section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
 
 
-def settings_elsewhere(section: str) -> list[str]:
-    """The paths of all settings, every algorithm's among them, that are not in `section`: training.rounds, ..."""
-    own = [f"algorithm.{key}" for name in registry.ALGORITHMS for key in ("name", *registry.settings_of(name))]
+def settings_elsewhere(section: str, algorithms: Iterable[str] = ()) -> list[str]:
+    """The paths of all settings that are not in `section`, those of `algorithms` among them: training.rounds, ..."""
+    known = [name for name in algorithms if name in registry.ALGORITHMS]
+    own = [f"algorithm.{key}" for name in known for key in ("name", *registry.settings_of(name))]
     every = [*dict.fromkeys(own), *(f"{top}.{key}" for top in Experiment.model_fields for key in _fields_at([top]))]
     every += Experiment.model_fields if section else []
     return [path for path in every if not section or path.rpartition(".")[0] != section]
