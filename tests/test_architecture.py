@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "fedadamw"
 LAYERS = (  # a file imports from its own row or from those above it
-    ("validation", "signals"),
+    ("validation", "signals", "names"),
     ("vector",),
     ("block_names",),
     ("block_heads", "block_roles"),

@@ -16,11 +16,11 @@ from fedadamw.data import glue
 from fedadamw.engine.settings import Federation, Training
 from fedadamw.models import vision
 from fedadamw.models.lora import Lora
+from fedadamw.names import RECIPES, recipes
 from fedadamw.validation import InputError, check, nearest, one_of
 
 NAMED = ("model", "algorithm")  # sections whose name may stand for them: -s model=DIR
 TOKENS = ("model.pad_token",)  # settings whose words may have brackets, which YAML takes for a list: [PAD]
-RECIPES = Path(__file__).parent / "recipes"
 
 
 class _Section(BaseModel):
@@ -168,15 +168,6 @@ class Experiment(_Section):
     def to_yaml(self) -> str:
         """Every setting, so that the file runs the same experiment again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def recipes() -> dict[str, str]:
-    """Names of the recipes that come with the package, each with the first line of its comment."""
-    files = sorted(RECIPES.rglob("*.yaml"))
-    return {
-        file.relative_to(RECIPES).with_suffix("").as_posix(): file.read_text().splitlines()[0].removeprefix("# ")
-        for file in files
-    }
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> Experiment:
