@@ -162,8 +162,9 @@ def test_nothing_that_came_in_is_changed(name):
         local = algorithm.client_step(local, down, gradient, lr)
         assert torch.equal(gradient, kept)
     up, _ = algorithm.client_finish(local, down, lr)
-    algorithm.server_update(server, up, lr, x.new_tensor(0.5))
+    after = algorithm.server_update(server, up, lr, x.new_tensor(0.5))
     assert all(torch.equal(a, b) for a, b in zip(down, copies, strict=True))
+    assert torch.allclose(after.x, x + up.delta) is algorithm.adds_mean
 
 
 @pytest.mark.parametrize("name", CASES)

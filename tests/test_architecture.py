@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "fedadamw"
 LAYERS = (  # a file imports from its own row or from those above it
-    ("validation", "signals", "disk", "escaping"),
+    ("validation", "signals", "disk", "escaping", "names"),
     ("vector", "yaml_text"),
     ("block_names",),
     ("block_heads", "block_roles"),

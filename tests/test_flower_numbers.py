@@ -1,6 +1,7 @@
 """Over a Grid come the simulation's numbers: every algorithm, codec and adapter, own data, a run of its own."""
 
 import json
+import re
 import socket
 import urllib.request
 
@@ -20,7 +21,7 @@ from fedadamw import checkpoint
 from fedadamw.engine.ledger import read_page
 from fedadamw.experiment import load
 from fedadamw.export import export
-from fedadamw.flower import certs
+from fedadamw.flower import certs, demo
 from fedadamw.flower.monitor import Monitor
 from fedadamw.flower.rounds import QuorumError
 from fedadamw.flower.server_app import run
@@ -255,7 +256,62 @@ def test_certificates_are_for_long_names_and_addresses(tmp_path):
     assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.5", "::1"]
 
 
-def test_a_run_goes_on_from_its_folder(tmp_path):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["training.diagnostics=true"], "training.diagnostics looks at clients while they train: not elsewhere"),
+        (["training.clients_per_round=4"], "clients_per_round=4 is more than the 3 clients there are"),
+        (["training.mean=krum"], "needs 5 clients a round, not 2 (training.clients_per_round)"),
+        (
+            ["training.mean=trimmed-mean", "training.clients_per_round=3"],
+            "3 clients a round, not 2 (federation.quorum)",
+        ),
+        (["federation.sample_counts=false", "training.weighting=samples"], "needs training.weighting=uniform"),
+        (["lora={aggregate: exact}", "algorithm.name=fedadam"], "this algorithm's server does not"),
+        (["model.name=vit-macro"], "(did you mean 'vit-micro'?)"),
+        (["model.name=resnet18", "model.depth=2"], "model.depth is a setting of vit-nano"),
+        (["data.task=text", "model.name=owner/name"], "data.task='text' needs data.source"),
+        (["data.resident=false", "data.max_train=9"], "data.resident=false takes all samples"),
+    ],
+)
+def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message, tmp_path, typed):
+    given = [part for setting in [*COMMON, *settings] for part in ("-s", setting)]
+    done = typed("flower", "new", str(tmp_path / "app"), "digits", *given)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+    assert not (tmp_path / "app").exists()
+    with pytest.raises(InputError, match=re.escape(message)):  # and again by the server, whose settings may be others
+        federated(tmp_path, settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-s", "partition.kind=nodes"], "the demonstration's nodes have no data of their own"),
+        (["-s", "partition.clients=5"], "--nodes 4: the run waits for 5 clients"),
+        (["-s", "federation.wait_for=1", "-s", "partition.clients=9", "--nodes", "1"], "waits for 2 clients"),
+        (["-s", "trackers=[tensorbored]"], "did you mean 'tensorboard'"),
+        (["-s", "training.diagnostics=true"], "not elsewhere"),
+    ],
+)
+def test_a_demonstration_that_can_only_fail_starts_nothing(arguments, message, tmp_path, typed):
+    fewer = ["-s", "training.clients_per_round=4"] if "--nodes" in arguments else []
+    done = typed("flower", "demo", *arguments, *fewer, "--out", str(tmp_path / "demo"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_demonstration_takes_paths_from_where_it_was_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.csv").touch()
+    given = ["data.source=../data", "data.test_source=data.csv", "model.name=owner/name", "model.tokenizer=./words"]
+    found = demo._from_anywhere(load("digits", ["data.task=text", *given]))
+    assert (found.data.source, found.data.test_source) == (str(tmp_path.parent / "data"), str(tmp_path / "data.csv"))
+    assert (found.model.name, found.model.tokenizer) == ("owner/name", str(tmp_path / "words"))
+
+
+def test_a_run_goes_on_from_its_folder(tmp_path, capsys):
     experiment = load("digits", [*COMMON, "training.rounds=3", "algorithm.name=scaffold", "training.lr=0.1"])
     grid = Here(3, tmp_path / "state")
     stopped = grid.pull_messages
@@ -272,6 +328,8 @@ def test_a_run_goes_on_from_its_folder(tmp_path):
         run(experiment, grid, tmp_path / "run")
     grid = Here(3, tmp_path / "state")
     run(experiment, grid, tmp_path / "run", resume=True)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"{tmp_path / 'run'}: report.html, curves.png, metrics.jsonl, events.jsonl, config.yaml, checkpoint/"
     found, _ = checkpoint.read(tmp_path / "run/checkpoint/state.safetensors", "checkpoint")
     theirs = simulated(["training.rounds=3", "algorithm.name=scaffold", "training.lr=0.1"])
     list(theirs.rounds())

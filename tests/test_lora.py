@@ -192,9 +192,14 @@ def test_the_exact_mean_survives_a_stop(place, upload):
     assert whole.evaluate() == second.evaluate()
 
 
-def test_exact_is_refused_where_the_server_does_more_than_take_the_mean(place):
-    sim = simulation(place, "lora.aggregate=exact", "algorithm=fedadam")
-    with pytest.raises(InputError, match="takes the clients' mean as it is; this algorithm's server does not"):
+def test_exact_is_refused_where_the_server_does_more_than_take_the_mean(place, monkeypatch):
+    settings = ["lora.aggregate=exact", "algorithm=fedadam"]
+    refused = pytest.raises(InputError, match="takes the clients' mean as it is; this algorithm's server does not")
+    with refused:
+        simulation(place, *settings)
+    monkeypatch.setattr(ALGORITHMS["fedadam"], "adds_mean", True)  # an algorithm of one's own that does not say so
+    sim = simulation(place, *settings)
+    with refused:
         sim.step()
 
 

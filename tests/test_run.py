@@ -192,6 +192,16 @@ def test_an_interrupted_run_says_how_to_go_on(finished, tmp_path, sent, code):
     [
         (["-s", "training.lrr=1"], "training.lrr is unknown (did you mean 'lr'?); use one of rounds, "),
         (["-s", "trainin.lr=1"], "trainin is unknown (did you mean 'training'?)"),
+        (["-s", "rounds=3"], "rounds is unknown (did you mean 'training.rounds'?); use one of seed, device"),
+        (["-s", "lr=1"], "lr is unknown (did you mean 'training.lr'?)"),
+        (["-s", "alpha=1"], "alpha is unknown (did you mean 'algorithm.alpha' or 'lora.alpha'?)"),
+        (["-s", "beta1=1"], "beta1 is unknown (did you mean 'algorithm.betas'?)"),
+        (["-s", "training.clients=9"], "training.clients is unknown (did you mean 'partition.clients'?)"),
+        (["-s", "model.lora={r: 4}"], "model.lora is unknown (did you mean 'lora'?)"),
+        (["-s", "algorithm.lr=1"], "algorithm.lr is unknown (did you mean 'training.lr'?); fedadamw has betas"),
+        (["-s", "algorithm.mu=1"], "alpha, share; mu is a setting of fedprox"),
+        (["glue-sst2"], "recipe 'glue-sst2' is unknown (did you mean 'paper/glue-sst2'?)"),
+        (["own.yaml"], "Rounds is unknown (did you mean 'training.rounds'?)"),
         (["-s", "training.lr=-1"], "training.lr=-1: input should be greater than 0"),
         (["-s", "training.lr=fast"], "training.lr='fast': input should be a valid number"),
         (["-s", "training.lr=["], "-s ...='[': not YAML: while parsing"),
@@ -225,6 +235,9 @@ def test_an_interrupted_run_says_how_to_go_on(finished, tmp_path, sent, code):
 )
 def test_wrong_input_is_one_line_and_nothing_is_left(arguments, message, tmp_path, monkeypatch, typed):
     monkeypatch.chdir(tmp_path)
+    if "own.yaml" in arguments:
+        (tmp_path.parent / "own.yaml").write_text("Rounds: 3\n")
+        arguments = ["../own.yaml"]
     done = typed("run", *arguments, "--ranks", "1")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr

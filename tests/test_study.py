@@ -265,6 +265,16 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["compare", "--out", "arun"], "arun: holds a single run; choose another --out"),
         (["ablate", "-s", "algorithm.name=fedavg"], "ablate takes fedadamw apart, no other algorithm"),
         (["ablate", "-s", "training.lr=[1,2]"], "ablate takes one value a setting, no lists (training.lr)"),
+        (["compare", "-a", "fedavg", "-s", "algorithm.rounds=1"], "of fedavg (did you mean 'training.rounds'?)"),
+        (["compare", "-s", "training.clients_per_round=[5,101]"], "clients_per_round=101 is more than the 100"),
+        (["compare", "-s", "partition.kind=nodes"], "it needs Flower, not a simulation"),
+        (["compare", "-s", "trackers=[tensorbored]"], "did you mean 'tensorboard'"),
+        (["compare", "-s", "model.name=[vit-nano,resnet18]", "-s", "model.depth=1"], "model.depth is a setting of"),
+        (["compare", "-a", "fedavg,fedadam", "-s", "lora.aggregate=exact"], "this algorithm's server does not"),
+        (["tune", "-s", "training.mean=krum", "-s", "training.byzantine=4"], "needs 11 clients a round, not 10"),
+        (["tune", "-s", "data.resident=false"], "data.resident=false takes all samples: no data.validation"),
+        (["ablate", "-s", "model.name=vit-macro"], "(did you mean 'vit-micro'?)"),
+        (["ablate", "-s", "data.task=text"], "classifies images; data.task='text' takes a text model"),
         (["partition", "--out", "p.txt"], "--out p.txt: must end in .png or .svg"),
         (["ablate", "--only", "alfa"], "--only='alfa' is unknown (did you mean 'alpha'?)"),
     ],
@@ -278,6 +288,7 @@ def test_wrong_input_is_one_line(arguments, message, tmp_path, monkeypatch, caps
     assert code == 2, said
     assert message in said
     assert said.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"afile", "arun"}
 
 
 def test_a_plan_is_algorithms_times_lists_times_seeds(tmp_path):

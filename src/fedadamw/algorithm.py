@@ -59,6 +59,9 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
     changes: ClassVar[tuple[str, ...]] = ("delta",)
     """The fields of Up, (..., d), that add to what the server has: a codec may send a part of them a round later."""
 
+    adds_mean: ClassVar[bool] = True
+    """Whether `server_update` moves x by exactly the clients' mean delta."""
+
     tuning: ClassVar[Mapping[str, Sequence[float]]]
     """The grids to start from when it is tuned, in the order of the search; `lr` is training.lr."""
 

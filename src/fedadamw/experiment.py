@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from fedadamw import registry
 from fedadamw.block_rules import GRANULARITIES
@@ -15,12 +16,12 @@ from fedadamw.data import glue
 from fedadamw.engine.settings import Federation, Training
 from fedadamw.models import vision
 from fedadamw.models.lora import Lora
+from fedadamw.names import RECIPES, recipes
 from fedadamw.validation import InputError, brief, check, nearest, one_of
 from fedadamw.yaml_text import LONGEST, read_yaml
 
 NAMED = ("model", "algorithm")  # sections whose name may stand for them: -s model=DIR
 TOKENS = ("model.pad_token",)  # settings whose words may have brackets, which YAML takes for a list: [PAD]
-RECIPES = Path(__file__).parent / "recipes"
 
 
 class _Section(BaseModel):
@@ -163,7 +164,8 @@ class Experiment(_Section):
     def _known_algorithm(cls, value: dict[str, Any]) -> dict[str, Any]:
         name = value.get("name", "fedadamw")
         check(isinstance(name, str), f"algorithm.name={brief(name)} must be a word")
-        return {"name": name, **registry.validated(name, {k: v for k, v in value.items() if k != "name"})}
+        given = {k: v for k, v in value.items() if k != "name"}
+        return {"name": name, **registry.validated(name, given, others=settings_elsewhere("algorithm"))}
 
     @model_validator(mode="after")
     def _of_its_task(self) -> "Experiment":
@@ -185,15 +187,6 @@ class Experiment(_Section):
     def to_yaml(self) -> str:
         """Every setting, so that the file runs the same experiment again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def recipes() -> dict[str, str]:
-    """Names of the recipes that come with the package, each with the first line of its comment."""
-    files = sorted(RECIPES.rglob("*.yaml"))
-    return {
-        file.relative_to(RECIPES).with_suffix("").as_posix(): file.read_text().splitlines()[0].removeprefix("# ")
-        for file in files
-    }
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> Experiment:
@@ -240,7 +233,9 @@ def parse(settings: Mapping[str, Any]) -> Experiment:
     try:
         return Experiment.model_validate(dict(settings))
     except ValidationError as error:
-        raise InputError(_one_line(error)) from None
+        section = settings.get("algorithm")
+        name = section.get("name", "fedadamw") if isinstance(section, Mapping) else "fedadamw"
+        raise InputError(_one_line(error, name)) from None
 
 
 def read(recipe: str) -> dict[str, Any]:
@@ -318,14 +313,16 @@ def _numbers(value: Any) -> Any:
     return value
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, algorithm: str) -> str:
     """pydantic's first complaint as one line, with the nearest name for an unknown key or word."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     where, given = ".".join(path), first["input"]
     if first["type"] == "extra_forbidden":
-        names = _names_at(path[:-1])
-        return f"{where} is unknown{nearest(path[-1], names)}; use one of {', '.join(names)}"
+        names = list(_fields_at(path[:-1]))
+        others = settings_elsewhere(".".join(path[:-1]), [algorithm] if path[:-1] else registry.ALGORITHMS)
+        hint = nearest(path[-1], [*names, *others], ".")
+        return f"{where} is unknown{hint}; use one of {', '.join(names)}"
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     hint = ""
@@ -336,10 +333,19 @@ def _one_line(error: ValidationError) -> str:
     return f"{where}={brief(given)}{hint}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-def _names_at(path: list[str]) -> list[str]:
-    """The settings of the section at `path`."""
+def _fields_at(path: Sequence[str]) -> Mapping[str, FieldInfo]:
+    """The settings of the section at `path`; none where a setting is there."""
     section: Any = Experiment
     for part in path:
         annotation = section.model_fields[part].annotation
         section = next((kind for kind in get_args(annotation) if kind is not NoneType), annotation)
-    return list(section.model_fields)
+    return section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
+
+
+def settings_elsewhere(section: str, algorithms: Iterable[str] = ()) -> list[str]:
+    """The paths of all settings that are not in `section`, those of `algorithms` among them: training.rounds, ..."""
+    known = [name for name in algorithms if name in registry.ALGORITHMS]
+    own = [f"algorithm.{key}" for name in known for key in ("name", *registry.settings_of(name))]
+    every = [*dict.fromkeys(own), *(f"{top}.{key}" for top in Experiment.model_fields for key in _fields_at([top]))]
+    every += Experiment.model_fields if section else []
+    return [path for path in every if not section or path.rpartition(".")[0] != section]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import wait
@@ -13,7 +14,8 @@ LIBRARIES = "fedadamw.libraries"
 def start_fork_server() -> ForkServerContext:
     """Start it, where it does not run yet, and return at once; processes of this context come from it."""
     context = get_context("forkserver")
-    context.set_forkserver_preload([LIBRARIES])
+    if sys.platform != "darwin":  # whose frameworks, once loaded, do not survive a fork: each process imports its own
+        context.set_forkserver_preload([LIBRARIES])
     resource_tracker.ensure_running()  # which would lift the mask that follows
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is ours: the server inherits this
     try:

@@ -18,7 +18,8 @@ from fedadamw.data.texts import Texts
 from fedadamw.engine.allocator import keep_freed_memory
 from fedadamw.engine.randomness import Purpose, numpy_generator
 from fedadamw.engine.ranks import Team, team
-from fedadamw.engine.simulate import Simulation
+from fedadamw.engine.robust import check_robust
+from fedadamw.engine.simulate import NOT_EXACT, Simulation
 from fedadamw.engine.step import compiling_pays
 from fedadamw.experiment import Experiment
 from fedadamw.models.lora import Folding
@@ -40,10 +41,7 @@ class Prepared(NamedTuple):
 
 def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     """Load the data, split it, build the model and the algorithm. remote: others train, with data that they have."""
-    own_data = experiment.partition.kind == "nodes"
-    check(
-        remote or not own_data, "partition.kind='nodes' is the data that nodes have: it needs Flower, not a simulation"
-    )
+    check_settings(experiment, remote=remote)
     device = device_of(experiment)
     ranks = team(device)
     if device.type == "cpu":
@@ -68,6 +66,40 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
         folding=Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None,
     )
     return Prepared(simulation, train, test, clients, device, ranks, about)
+
+
+def check_settings(experiment: Experiment, *, remote: bool) -> None:
+    """Raise InputError where settings that are each allowed do not go together, before anything is loaded or begun.
+
+    remote: clients are Flower's nodes, with data that they have.
+    """
+    t, data, clients = experiment.training, experiment.data, experiment.partition.clients
+    (texts if data.texts else images).check_named(experiment)
+    picks = data.validation or data.max_train
+    check(data.resident or not picks, "data.resident=false takes all samples: no data.validation, no data.max_train")
+    known = experiment.partition.kind != "column"  # which has as many clients as it has values
+    check(
+        t.clients_per_round <= clients or not known,
+        f"clients_per_round={t.clients_per_round} is more than the {clients} clients there are",
+    )
+    check_robust(t.mean, t.byzantine, t.clients_per_round, "training.clients_per_round")
+    exact = experiment.lora is not None and experiment.lora.aggregate == "exact"
+    check(not exact or registry.ALGORITHMS[experiment.algorithm["name"]].adds_mean, NOT_EXACT)
+    if remote:
+        _check_remote(experiment)
+    else:
+        own = experiment.partition.kind == "nodes"
+        check(not own, "partition.kind='nodes' is the data that nodes have: it needs Flower, not a simulation")
+
+
+def _check_remote(experiment: Experiment) -> None:
+    """`check_settings` of what holds for nodes alone."""
+    f, t = experiment.federation, experiment.training
+    check(not t.diagnostics, "training.diagnostics looks at clients while they train: not elsewhere")
+    check(
+        f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
+    )
+    check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
 
 
 def algorithm_of(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
@@ -137,8 +169,6 @@ def samples_of(experiment: Experiment) -> tuple[Samples, Samples]:
     data = experiment.data
     problem = texts if data.texts else images
     train, test = problem.load(experiment)
-    picks = data.validation or data.max_train
-    check(data.resident or not picks, "data.resident=false takes all samples: no data.validation, no data.max_train")
     generator = numpy_generator(experiment.seed, Purpose.SPLIT)
     if data.validation:
         rows = _rows(train)

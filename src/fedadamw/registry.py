@@ -1,7 +1,7 @@
 """Name -> algorithm: the only dispatch by string."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError, create_model
@@ -46,12 +46,18 @@ def settings_of(name: str) -> dict[str, Any]:
     return {f.name: f.default for f in fields if f.name != "blocks"}
 
 
-def validated(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of algorithm `name`: those given, checked, and the defaults of the others."""
+def validated(name: str, given: Mapping[str, Any], *, others: Sequence[str] = ()) -> dict[str, Any]:
+    """All settings of algorithm `name`: those given, checked, and the defaults of the others.
+
+    others: settings that are not an algorithm's, one of which may be meant.
+    """
     defaults = settings_of(name)
     for key in given:
         if key not in defaults:
-            raise InputError(f"algorithm.{key} is unknown{nearest(key, defaults)}; {name} has {', '.join(defaults)}")
+            owners = ", ".join(other for other in ALGORITHMS if key in settings_of(other))
+            theirs = f"; {key} is a setting of {owners}" if owners else ""
+            hint = nearest(key, [*defaults, *([] if owners else others)], ".")
+            raise InputError(f"algorithm.{key} is unknown{hint}; {name} has {', '.join(defaults)}{theirs}")
     hints = {f.name: f.type for f in dataclasses.fields(ALGORITHMS[name])}  # type: ignore[arg-type]
     fields: dict[str, Any] = {key: (hints[key], default) for key, default in defaults.items()}
     try:

@@ -58,6 +58,12 @@ class RunFolder:
         """What a folder that is used holds, in words."""
         return "holds a study" if any((self.path / name).exists() for name in OF_STUDY) else "holds a run"
 
+    @property
+    def contents(self) -> str:
+        """Where a finished run is and what is there, in a line."""
+        events = "events.jsonl, " if (self.path / "events.jsonl").exists() else ""
+        return f"{self.path}: report.html, curves.png, metrics.jsonl, {events}config.yaml, checkpoint/"
+
     def start(self, experiment: Experiment, manifest: Mapping[str, Any]) -> None:
         """Write what is known before the first round; the settings last, since they say that a run began."""
         self.state.parent.mkdir(parents=True, exist_ok=True)

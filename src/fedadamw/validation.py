@@ -1,7 +1,9 @@
 """Checks of settings at the edge: one clear line that says what was given and what is allowed."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
+
+NEAR = 0.6  # likeness of two words from which one may be meant for the other; 1 where they are the same
 
 MOST_SHOWN = 200  # characters of a value in a message
 
@@ -28,7 +30,19 @@ def brief(given: object) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
-def nearest(given: str, names: Iterable[str]) -> str:
-    """A hint such as ` (did you mean 'alpha'?)`, or nothing where no name is near."""
-    match = get_close_matches(str(given), list(names), n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+def nearest(given: str, names: Iterable[str], separator: str = "/") -> str:
+    """A hint such as ` (did you mean 'alpha'?)`, or nothing where no name is near.
+
+    Names are compared by what follows their last `separator`: `rounds` finds `training.rounds`, with a dot. Of those
+    equally near, one of the same section as `given` goes first; else two are named.
+    """
+    section, _, word = given.lower().rpartition(separator)
+    likeness = {name: _likeness(word, name.lower().rpartition(separator)[2]) for name in names}
+    best = max(likeness.values(), default=0.0)
+    near = [name for name, how in likeness.items() if how == best]
+    near = [name for name in near if name.lower().rpartition(separator)[0] == section] or near
+    return f" (did you mean {' or '.join(map(repr, near[:2]))}?)" if best >= NEAR else ""
+
+
+def _likeness(given: str, name: str) -> float:
+    return SequenceMatcher(None, name, given).ratio()

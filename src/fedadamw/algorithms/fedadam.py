@@ -61,6 +61,7 @@ class FedAdam(Algorithm[Server, Down, tuple[()], Local, Up]):
     weight_decay: float = 1e-3  # a local step, times lr
 
     elementwise: ClassVar = True
+    adds_mean: ClassVar = False
     tuning: ClassVar = {
         "lr": (0.03, 0.1, 0.3),
         "server_lr": (3e-3, 1e-2, 3e-2),

@@ -15,6 +15,9 @@ from fedadamw.validation import InputError
 
 def main() -> None:
     """The command `fedadamw`: wrong input is one line and exit code 2, a run that failed 1, an interrupted one 130."""
+    if sys.platform == "win32":
+        say("error: fedadamw's commands run on Linux and macOS; on Windows use WSL. `import fedadamw` works there")
+        sys.exit(2)
     guarded(app)
 
 

@@ -1,15 +1,33 @@
 """What every command shares: the application, its common options, and how it speaks."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
+import typer.main
+from click import Context
 
+from fedadamw.cli import complete
 from fedadamw.escaping import visible
 
+
+class _Argument(typer.core.TyperArgument):
+    """An argument whose help is shown: click 8.5 has a `help` of its own, which typer 0.20 leaves empty."""
+
+    def __init__(self, *, help: str | None = None, **others: Any) -> None:  # noqa: A002  (typer's name)
+        super().__init__(help=help, **others)
+        self._help = help
+
+    def get_help_record(self, ctx: Context) -> tuple[str, str]:
+        found = super().get_help_record(ctx)
+        assert found is not None  # no argument is hidden
+        return found if self.help or not self._help else (found[0], f"{self._help}  {found[1]}".rstrip())
+
+
+typer.core.HAS_RICH = False  # help is plain; for rich, typer would put a backslash before `[default: ...]`
+vars(typer.main)["TyperArgument"] = _Argument
 app = typer.Typer(
-    help="Federated learning of large models with adaptive optimizers.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -17,10 +35,20 @@ app = typer.Typer(
 DEFAULT = "digits"
 LONGEST_LINE = 4000  # characters
 Settings = Annotated[
-    list[str] | None, typer.Option("-s", "--set", metavar="KEY.PATH=VALUE", help="Change one setting; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "-s",
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="Change one setting; repeatable.",
+        autocompletion=complete.settings,
+    ),
 ]
 Recipe = Annotated[
-    str | None, typer.Argument(help="A recipe's name (see `list`) or a YAML file.", show_default="digits")
+    str | None,
+    typer.Argument(
+        help="A recipe's name (see `list`) or a YAML file.", show_default="digits", autocompletion=complete.recipes
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 
@@ -37,7 +65,13 @@ def _version(wanted: bool) -> None:  # noqa: FBT001  (typer calls it with the fl
 def _options(
     _version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,  # noqa: FBT002
 ) -> None:
-    """Federated learning of large models with adaptive optimizers."""
+    """Federated learning of large models with adaptive optimizers.
+
+    \b
+    fedadamw list
+    fedadamw run digits -s training.rounds=20 --out runs/digits
+    fedadamw run --help
+    """
 
 
 def names_in(text: str) -> list[str]:

@@ -8,10 +8,17 @@ import typer
 from fedadamw.cli.app import Quiet, Recipe, Settings, app, say
 
 flower = typer.Typer(
-    help="Real federation on Flower: apps, certificates, services, a demonstration.",
+    help="""Real federation on Flower: apps, certificates, services, a demonstration.
+
+    \b
+    fedadamw flower demo --nodes 2
+    fedadamw flower new app digits -s partition.clients=4
+    """,
+    short_help="Federate for real, on Flower.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+NewFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where it goes.")]
 app.add_typer(flower, name="flower")
 
 
@@ -26,8 +33,8 @@ def _installed() -> None:
     )
 
 
-@flower.command("new")
-def new(folder: Path, recipe: Recipe = None, settings: Settings = None) -> None:
+@flower.command("new", short_help="Write a Flower app for a recipe.")
+def new(folder: NewFolder, recipe: Recipe = None, settings: Settings = None) -> None:
     """Write a Flower app for a recipe into FOLDER, for `flwr run` to start.
 
     \b
@@ -41,9 +48,9 @@ def new(folder: Path, recipe: Recipe = None, settings: Settings = None) -> None:
     typer.echo(f"{folder}: pyproject.toml, and the app with its experiment.yaml; start it with: flwr run {folder}")
 
 
-@flower.command("certs")
+@flower.command("certs", short_help="Make a test bed's certificates and keys.")
 def certs(
-    folder: Path,
+    folder: NewFolder,
     host: Annotated[
         list[str] | None,
         typer.Option("--host", help="The server's name or address, besides localhost; repeatable."),
@@ -99,7 +106,7 @@ def supernode(context: typer.Context) -> None:
     services.supernode(context.args)
 
 
-@flower.command("demo")
+@flower.command("demo", short_help="Run a recipe on nodes of this machine.")
 def demo(
     recipe: Recipe = None,
     settings: Settings = None,
@@ -129,4 +136,4 @@ def demo(
     )
     if not quiet:
         print_run(RunFolder(folder).records())
-        typer.echo(f"{folder}: report.html, curves.png, metrics.jsonl, events.jsonl, config.yaml, checkpoint/")
+        typer.echo(RunFolder(folder).contents)

@@ -61,7 +61,7 @@ def run_command(
         lead(experiment, folder, resume=resume, quiet=quiet)
     if not quiet:
         print_run(folder.records())
-        typer.echo(f"{folder.path}: report.html, curves.png, metrics.jsonl, config.yaml, checkpoint/")
+        typer.echo(folder.contents)
 
 
 def lead(experiment: "Experiment", folder: "RunFolder", *, resume: bool, quiet: bool) -> None:

@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedadamw.cli import complete
 from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, app, names_in, say, short
 from fedadamw.signals import Terminated
 
 if TYPE_CHECKING:
     from fedadamw.report.charts import Results
 
-Algorithms = Annotated[str, typer.Option("-a", "--algorithms", metavar="NAME,NAME", help="Of those that `list` shows.")]
+Algorithms = Annotated[
+    str,
+    typer.Option(
+        "-a",
+        "--algorithms",
+        metavar="NAME,NAME",
+        help="Of those that `list` shows.",
+        autocompletion=complete.algorithms,
+    ),
+]
 Seeds = Annotated[int, typer.Option(min=1, help="Runs of each variant, with seeds 0, 1, ...")]
 Target = Annotated[
     float | None,
@@ -108,7 +118,7 @@ def tune_command(
 @app.command("ablate", short_help="Take FedAdamW apart, part by part.")
 def ablate_command(
     recipe: Recipe = None,
-    only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="These studies only, see below.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="These studies only, see above.")] = None,
     seeds: Seeds = 1,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/ablate-<recipe> by default.")] = None,

@@ -5,33 +5,39 @@ from typing import Annotated
 
 import typer
 
+from fedadamw.cli import complete
 from fedadamw.cli.app import DEFAULT, Recipe, Settings, app, names_in
 
 
 @app.command("list", short_help="Show recipes, algorithms and models.")
 def list_command() -> None:
-    """Show the recipes, algorithms and models that come with the package."""
-    from fedadamw.experiment import recipes
-    from fedadamw.models.vision import NAMES
-    from fedadamw.registry import ALGORITHMS, settings_of
+    """Show the recipes, algorithms and models that come with the package.
+
+    \b
+    fedadamw list
+    """
+    from fedadamw.names import algorithms, models, recipes
 
     typer.echo("recipes")
     width = max(map(len, recipes()))
     for name, about in recipes().items():
         typer.echo(f"  {name:<{width}}  {about}")
     typer.echo("algorithms")
-    for name in ALGORITHMS:
-        given = ", ".join(f"{key}={value}" for key, value in settings_of(name).items())
+    for name, settings in algorithms().items():
+        given = ", ".join(f"{key}={value}" for key, value in settings.items())
         typer.echo(f"  {name:<16} {given}")
     typer.echo(
-        f"models\n  {', '.join(NAMES)}, any image classifier of the hub (owner/name) or a folder; "
+        f"models\n  {', '.join(models())}, any image classifier of the hub (owner/name) or a folder; "
         "with data.task for texts, any classifier or causal language model"
     )
 
 
 @app.command("blocks", short_help="Show a model's blocks, and bytes sent.")
 def blocks_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="vit-tiny, bert, a folder, a hub id, ...")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="vit-tiny, bert, a folder, a hub id, ...", autocompletion=complete.models),
+    ],
     granularity: Annotated[str, typer.Option(help="paper, coarse, tensor or coordinate.")] = "paper",
     lora: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Put LoRA on these modules.")] = None,
     rank: Annotated[int, typer.Option(min=1, help="Of the LoRA adapters.")] = 16,

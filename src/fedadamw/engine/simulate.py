@@ -28,6 +28,8 @@ from fedadamw.engine.uploads import Coded, Uploads
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector, finite, nbytes
 
+NOT_EXACT = "lora.aggregate='exact' takes the clients' mean as it is; this algorithm's server does not"
+
 
 class DivergedError(RuntimeError):
     """Every client of a round sent numbers that are not finite."""
@@ -297,7 +299,7 @@ class Simulation:
         base = state.base
         if self.folding is not None and result.folded is not None:
             plain = torch.allclose(server.x, state.server.x + result.up.delta, rtol=1e-4, atol=1e-6)
-            check(plain, "lora.aggregate='exact' takes the clients' mean as it is; this algorithm's server does not")
+            check(plain, NOT_EXACT)
             base, server = base + result.folded, server._replace(x=self.folding.restarted(server.x))
         return State(state.round + 1, server, result.statistics, last, base)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fedadamw.experiment import Experiment
+from fedadamw.prepare import check_settings
 from fedadamw.validation import check
 
 PYPROJECT = """\
@@ -53,9 +54,11 @@ app = client_app()
 
 
 def write(folder: Path, experiment: Experiment) -> None:
-    """Write the app of `experiment` into `folder`, which must be empty or new."""
+    """Write the app of `experiment` into `folder`, which must be empty or new; InputError where no run can be of it."""
+    check_settings(experiment, remote=True)
     check(not folder.exists() or (folder.is_dir() and not any(folder.iterdir())), f"{folder}: is there, and not empty")
-    name = "".join(c if c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-") or "app"
+    word = folder.resolve().name.lower()
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in word).strip("-") or "app"
     package = name.replace("-", "_")
     package = f"app_{package}" if package[0].isdigit() else package
     (folder / package).mkdir(parents=True)

@@ -170,7 +170,7 @@ class Bed:
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
     """SIGKILL a process and all that it started."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS's word for a group that has ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

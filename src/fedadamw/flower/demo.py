@@ -10,6 +10,7 @@ from fedadamw.experiment import Experiment
 from fedadamw.flower import app
 from fedadamw.flower.bed import Bed
 from fedadamw.metrics import label, shown
+from fedadamw.tracking import check_trackers
 from fedadamw.validation import InputError, check
 
 Say = Callable[[str], None]
@@ -17,9 +18,10 @@ Say = Callable[[str], None]
 
 def demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> Path:
     """Run `experiment` on as many nodes in `folder`, which must be new or empty; the run's folder in it."""
+    _check(experiment, nodes)
+    experiment = _from_anywhere(experiment)
     check(not folder.exists() or not any(folder.iterdir()), f"{folder}: is there, and not empty; choose another --out")
     folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     app.write(folder / "app", experiment)
     with Bed(folder, nodes) as bed:
         say("SuperLink: TLS, and only nodes with registered keys")
@@ -33,6 +35,33 @@ def demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> Path:
         if status != "finished:completed":
             raise InputError(f"the run is {status}; what it said last: {bed.run_log(run).strip()[-800:]}")
     return folder / "run"
+
+
+def _check(experiment: Experiment, nodes: int) -> None:
+    """Raise InputError where so many nodes of this machine cannot run `experiment`, before any is started."""
+    f, s, t = experiment.federation, experiment.partition, experiment.training
+    check_trackers(experiment.trackers)
+    check(s.kind != "nodes", "partition.kind='nodes': the demonstration's nodes have no data of their own")
+    wanted = max(f.quorum_of(t.clients_per_round), min(f.wait_for or s.clients, s.clients))
+    check(
+        nodes >= wanted or s.kind == "column",
+        f"--nodes {nodes}: the run waits for {wanted} clients (partition.clients, federation.wait_for)",
+    )
+
+
+def _from_anywhere(experiment: Experiment) -> Experiment:
+    """`experiment` with whole paths in place of those from here: server and nodes start in other folders."""
+    data = {name: _whole(getattr(experiment.data, name)) for name in ("source", "test_source")}
+    model = {name: _whole(getattr(experiment.model, name)) for name in ("name", "tokenizer")}
+    parts = {"data": experiment.data.model_copy(update=data), "model": experiment.model.model_copy(update=model)}
+    return experiment.model_copy(update=parts)
+
+
+def _whole(name: str | None) -> str | None:
+    """The whole path, where `name` is one from here."""
+    if name is None or not (name.startswith(".") or ("/" in name and Path(name).exists()) or Path(name).is_file()):
+        return name
+    return str(Path(name).resolve())
 
 
 def free(folder: Path) -> Path:

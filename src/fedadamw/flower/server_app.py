@@ -13,7 +13,6 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
-from fedadamw.engine.robust import check_robust
 from fedadamw.engine.simulate import Record
 from fedadamw.experiment import Experiment, load
 from fedadamw.flower.events import Events
@@ -22,7 +21,7 @@ from fedadamw.flower.members import Members
 from fedadamw.flower.monitor import UNSEEN, Monitor
 from fedadamw.flower.post import Post
 from fedadamw.flower.rounds import Rounds
-from fedadamw.prepare import Prepared
+from fedadamw.prepare import Prepared, check_settings
 from fedadamw.run_folder import RunFolder
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, statistics
@@ -78,6 +77,7 @@ def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, 
             on_round=on_round,
             elsewhere=lambda prepared: rounds_of(experiment, prepared, grid, folder, monitor),
         )
+    print(folder.contents, flush=True)  # which `flwr log` shows
 
 
 def federation_of(folder: RunFolder) -> str:
@@ -96,10 +96,7 @@ def rounds_of(
 ) -> Rounds:
     """The engine that asks the nodes of `grid`."""
     f, t, simulation = experiment.federation, experiment.training, prepared.simulation
-    check(
-        f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
-    )
-    check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
+    check_settings(experiment, remote=True)
     spool = folder.path / "spool"
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir(parents=True)

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from tempfile import gettempdir
@@ -29,8 +29,9 @@ from fedadamw.flower.names import STALE, LateError, StaleError
 
 START_S = 60.0  # that a worker may take to listen
 IDLE_S = 3600.0  # without work, after which it ends
-LONGEST = 100  # bytes of a socket's path; Linux takes 107
+LONGEST = 100  # bytes of a socket's path; Linux takes 107, macOS 103
 TOLD = 300  # letters of an error that leave the node
+LOOK_S = 0.5  # between looks whether the node is still there
 READY = 2  # runs whose model and data it keeps
 
 
@@ -152,18 +153,32 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:TOLD]
 
 
+def watching(process: int) -> Callable[[], bool]:
+    """A function that waits for half a second and says whether the process `process` has ended."""
+    if hasattr(os, "pidfd_open"):  # Linux; true also where nobody reaps the process
+        with contextlib.suppress(OSError):  # it has ended, which the other way finds, or the kernel is old
+            watched = os.pidfd_open(process)
+            return lambda: bool(select.select([watched], [], [], LOOK_S)[0])
+
+    def ended() -> bool:
+        try:
+            os.kill(process, 0)
+        except OSError:
+            return True
+        time.sleep(LOOK_S)
+        return False
+
+    return ended
+
+
 def serve(place: Path, parent: int) -> None:
     """Be the worker at the socket `place`, until the process `parent` is gone or no work came for long."""
     worker = Worker()
-    try:
-        watched = os.pidfd_open(parent)
-    except ProcessLookupError:
-        return
+    ended = watching(parent)
 
     def watch() -> None:
-        over = False
-        while not over and time.monotonic() - worker.since < IDLE_S:
-            over = bool(select.select([watched], [], [], 0.5)[0])  # also where nobody reaps the parent
+        while time.monotonic() - worker.since < IDLE_S and not ended():
+            pass
         place.unlink(missing_ok=True)
         os._exit(0)
 

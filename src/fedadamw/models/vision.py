@@ -9,7 +9,7 @@ from fedadamw.data.fitting import Fit, Size
 from fedadamw.models import processor
 from fedadamw.models.loading import config_from, loaded, pretrained, quiet_libraries, unloaded
 from fedadamw.models.processor import Processor
-from fedadamw.validation import InputError, check, one_of
+from fedadamw.validation import check, one_of
 
 
 class ImageShape(NamedTuple):
@@ -38,12 +38,10 @@ def build(
     depth: layers of a ViT, in place of its own number. norm: `group` or `batch`, for resnet18. fresh: the shape of a
     folder's or hub id's model, without its weights.
     """
-    check(norm == "group" or name in RESNETS, f"model.norm is a setting of {', '.join(RESNETS)}, not of {name!r}")
+    check_named(name, depth=depth, norm=norm)
     quiet_libraries()
     if name in VITS:
         return Vision(_vit(shape, VITS[name], depth))
-    if depth is not None:
-        raise InputError(f"model.depth is a setting of {', '.join(VITS)}, not of {name!r}")
     if name == "swin-nano":
         return Vision(_swin(shape, patch=shape.size // 8, width=32, depths=[2, 2], heads=[2, 4]))
     if name == "swin-tiny":
@@ -51,6 +49,13 @@ def build(
     if name in RESNETS:
         return Vision(_resnet(shape, norm, *RESNETS[name]))
     return _pretrained(name, shape, fresh=fresh)
+
+
+def check_named(name: str, *, depth: int | None, norm: str) -> None:
+    """Raise InputError where no classifier has that name and these settings; no folder is looked into."""
+    _check_name(name)
+    check(norm == "group" or name in RESNETS, f"model.norm is a setting of {', '.join(RESNETS)}, not of {name!r}")
+    check(depth is None or name in VITS, f"model.depth is a setting of {', '.join(VITS)}, not of {name!r}")
 
 
 class ViTSize(NamedTuple):
@@ -165,7 +170,6 @@ def _pretrained(name: str, shape: ImageShape, *, fresh: bool) -> Vision:
     """A hub id or local folder, with a fresh head where the number of classes differs."""
     from transformers import AutoModelForImageClassification as Auto
 
-    _check_name(name)
     config = loaded("model.name", name, lambda place: config_from(place, num_labels=shape.classes))
     own: list[str] = []
     if fresh:

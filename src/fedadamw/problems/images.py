@@ -123,6 +123,11 @@ def remaining_fit(built: vision.Vision, about: Mapping[str, Any]) -> Fit | None:
     return Fit(fit.size, resample=fit.resample) if kind == CROP and fit.size is not None else fit
 
 
+def check_named(experiment: Experiment) -> None:
+    """Raise InputError where the settings name no image classifier; no folder is looked into."""
+    vision.check_named(experiment.model.name, depth=experiment.model.depth, norm=experiment.model.norm)
+
+
 def model_of(experiment: Experiment, about: Mapping[str, Any]) -> vision.Vision:
     """The model, with fresh weights that depend on the seed alone."""
     m, lora = experiment.model, experiment.lora

@@ -21,17 +21,26 @@ from fedadamw.models import text, vision
 from fedadamw.models.loading import initial
 from fedadamw.models.lora import adapted
 from fedadamw.problems import Learned
-from fedadamw.validation import InputError, check
+from fedadamw.validation import check
 
 DIGITS = Data().source
+
+
+def check_named(experiment: Experiment) -> None:
+    """Raise InputError where the settings name no texts, or a model of images; nothing is looked into."""
+    _check_model(experiment)
+    _source(experiment.data)
+
+
+def _check_model(experiment: Experiment) -> None:
+    name, task = experiment.model.name, experiment.data.task
+    check(name not in vision.NAMES, f"model.name={name!r} classifies images; data.task={task!r} takes a text model")
 
 
 def tokenizer_of(experiment: Experiment) -> Any:
     """The model's tokenizer, or the one that the experiment names."""
     m = experiment.model
-    if m.name in vision.NAMES:
-        task = experiment.data.task
-        raise InputError(f"model.name={m.name!r} classifies images; data.task={task!r} takes a text model")
+    _check_model(experiment)
     return text.tokenizer_of(m.name, m.tokenizer, m.pad_token)
 
 

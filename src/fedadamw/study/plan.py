@@ -10,9 +10,10 @@ from typing import Any
 
 from fedadamw import registry
 from fedadamw.checkpoint import CheckpointError
-from fedadamw.experiment import Experiment, assemble
-from fedadamw.prepare import cores, on_gpu
+from fedadamw.experiment import Experiment, assemble, settings_elsewhere
+from fedadamw.prepare import check_settings, cores, on_gpu
 from fedadamw.run_folder import RunFolder, settings_digest
+from fedadamw.tracking import check_trackers
 from fedadamw.validation import InputError, check, nearest, one_of
 
 MOST_RUNS = 10_000
@@ -74,6 +75,7 @@ def plan(
                 experiment = assemble(recipe, [("algorithm.name", name), *pairs, ("seed", seed)])
                 varying = [(path, v) for (path, v), (_, value) in zip(pairs, own, strict=True) if v is not value]
                 label = {"algorithm": name, **{path: words(v) for path, v in varying}}
+                check_runnable(experiment)
                 runs.append(Run(sharing(experiment, jobs), label, parent))
     check_distinct(runs)
     return runs
@@ -84,6 +86,12 @@ def _check_count(algorithms: Sequence[str], seeds: Sequence[int], given: Sequenc
     sizes = (prod(len(_alternatives(name, *pair)) for pair in those_of(name, given)) for name in algorithms)
     count = len(seeds) * sum(sizes)
     check(count <= MOST_RUNS, f"the study would have {count:,} runs; use at most {MOST_RUNS:,}")
+
+
+def check_runnable(experiment: Experiment) -> None:
+    """Raise InputError where the settings can only fail, before the first of many processes starts."""
+    check_settings(experiment, remote=False)
+    check_trackers(experiment.trackers)
 
 
 def sharing(experiment: Experiment, jobs: int | None = None) -> Experiment:
@@ -172,5 +180,5 @@ def check_given(given: Sequence[tuple[str, Any]], algorithms: Sequence[str], els
             raise InputError(f"-s {path}: {elsewhere.format(option=option)}")
         if not any(those_of(name, [(path, value)]) for name in algorithms):
             known = sorted({key for name in algorithms for key in registry.settings_of(name)})
-            key = path.partition(".")[2]
-            raise InputError(f"{path} is no setting of {', '.join(algorithms)}{nearest(key, known)}")
+            hint = nearest(path.partition(".")[2], [*known, *settings_elsewhere("algorithm")], ".")
+            raise InputError(f"{path} is no setting of {', '.join(algorithms)}{hint}")

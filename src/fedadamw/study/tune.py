@@ -16,10 +16,10 @@ import yaml
 from fedadamw import registry
 from fedadamw.checkpoint import write_atomically
 from fedadamw.escaping import visible
-from fedadamw.experiment import put, read
+from fedadamw.experiment import assemble, put, read
 from fedadamw.metrics import label
 from fedadamw.study.compare import RUNS, held
-from fedadamw.study.plan import check_given, check_single, jobs_for, plan, single
+from fedadamw.study.plan import check_given, check_runnable, check_single, jobs_for, plan, single, those_of
 from fedadamw.study.results import distinct
 from fedadamw.study.search import VALIDATION, Search, journal, path_of
 from fedadamw.study.show import Show
@@ -57,6 +57,10 @@ def tune(
         one_of("--only", setting, sorted(known))
         check(path_of(setting) not in dict(given), f"--only {setting}: {path_of(setting)} is given")
     check("data.validation" not in dict(given), f"tune sets data.validation itself, to {VALIDATION:g}")
+    for name in algorithms:
+        check_runnable(
+            assemble(recipe, [("algorithm.name", name), *those_of(name, given), ("data.validation", VALIDATION)])
+        )
     with held(out):
         storage = journal(out / "optuna.log")
         searches = [Search(recipe, name, given, only, out / RUNS, storage, jobs) for name in algorithms]

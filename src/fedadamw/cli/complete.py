@@ -1,0 +1,32 @@
+"""What the shell's completion offers for recipes, algorithms, models and settings; nothing heavy is imported."""
+
+from collections.abc import Iterable
+
+from fedadamw import names
+
+
+def recipes(incomplete: str) -> list[str]:
+    """Recipes; where none fits, the shell offers files."""
+    return _beginning(incomplete, names.recipes())
+
+
+def algorithms(incomplete: str) -> list[str]:
+    """Algorithms, also behind those that are named already, with commas between."""
+    before, comma, last = incomplete.rpartition(",")
+    named = before.split(",")
+    return [f"{before}{comma}{name}" for name in _beginning(last, names.algorithms()) if name not in named]
+
+
+def models(incomplete: str) -> list[str]:
+    """Image classifiers that come with the package."""
+    return _beginning(incomplete, names.models())
+
+
+def settings(incomplete: str) -> list[str]:
+    """Settings, every algorithm's among them, up to the sign that their value follows."""
+    own = [f"algorithm.{key}" for found in names.algorithms().values() for key in ("name", *found)]
+    return [f"{path}=" for path in _beginning(incomplete, dict.fromkeys([*names.settings(), *own]))]
+
+
+def _beginning(incomplete: str, words: Iterable[str]) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)]

@@ -1,0 +1,102 @@
+"""Other systems than Linux: what it alone has is taken away here, and what is left must do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from fedadamw.engine.ranks import _File
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Processes that this one starts find what macOS has of `os`, and no more."""
+    names = ("pidfd_open", "memfd_create", "sched_getaffinity", "posix_fallocate", "posix_fadvise")
+    lines = [f"os.__dict__.pop({name!r}, None)" for name in names]
+    (tmp_path / "sitecustomize.py").write_text("\n".join(["import os", *lines]))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def test_a_worker_answers_and_ends_with_its_node_without_pidfds(elsewhere, tmp_path, monkeypatch):
+    pytest.importorskip("flwr", reason="Flower needs Python 3.11")
+    from fedadamw.flower import worker
+
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(worker.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    node = popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    place = worker._place(node.pid, {})
+    with worker._connected(place, node.pid) as connection:
+        worker.send(connection, {"ask": "hello"}, {})
+        assert "KeyError: 'settings'" in worker.receive(connection)[0]["error"]
+    assert started[0].poll() is None
+    node.communicate()
+    assert started[0].wait(10) == 0
+    assert not place.exists()
+    assert worker.watching(node.pid)()  # also by the way of Linux, for what has ended already
+    monkeypatch.delattr(os, "pidfd_open")
+    assert worker.watching(node.pid)()
+    assert not worker.watching(os.getpid())()
+    place.with_suffix(".lock").unlink()
+
+
+def test_ranks_share_files_without_memfds(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create")
+    tensor = torch.arange(5.0)
+    file = _File.of(tensor)
+    file.write(tensor)
+    mapped = file.mapped()
+    file.close()
+    assert torch.equal(mapped, tensor)
+    assert not Path(file.path).exists()
+
+
+def test_processes_import_their_own_libraries_where_frameworks_do_not_survive_a_fork():
+    look = "import os, sys; os._exit(len({'torch', 'transformers'} & set(sys.modules)))"
+    code = f"""
+import sys
+from fedadamw.fork_server import start_fork_server
+sys.platform = "darwin"
+process = start_fork_server().Process(target=exec, args=({look!r},))
+process.start()
+process.join()
+sys.exit(process.exitcode)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_the_optimizer_works_on_windows_and_the_commands_say_that_they_do_not(tmp_path, typed, monkeypatch):
+    code = """
+import os, sys
+for name in ("fcntl", "termios", "pwd", "grp"):
+    sys.modules[name] = None
+import torch, fedadamw
+del os.O_DIRECTORY, os.getuid, os.pidfd_open
+model = torch.nn.Linear(2, 2)
+blocks = fedadamw.Blocks.of(model)
+server = fedadamw.Server(model, blocks)
+fedadamw.save(server.broadcast(), "down")
+opt = fedadamw.FedAdamW(model.named_parameters(), blocks=blocks)
+opt.start_round(fedadamw.load("down"))
+model(torch.ones(1, 2)).sum().backward()
+opt.step()
+server.update([opt.finish_round()])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "platform", "win32")
+    done = typed("list")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "use WSL" in done.stderr
+
+
+def test_what_is_said_of_systems_is_the_same_everywhere():
+    classifiers = (ROOT / "pyproject.toml").read_text()
+    assert '"Operating System :: POSIX :: Linux"' in classifiers
+    assert '"Operating System :: MacOS"' in classifiers
+    assert "Operating System :: Microsoft" not in classifiers
+    assert "On Linux and macOS" in (ROOT / "README.md").read_text()
