@@ -17,6 +17,7 @@ from fedadamw.engine.ledger import Page, read_page
 from fedadamw.engine.randomness import Purpose, numpy_generator
 from fedadamw.engine.task import Evaluation, Task
 from fedadamw.experiment import LANGUAGE, Experiment, assemble, load, parse
+from fedadamw.extras import missing
 from fedadamw.models.loading import loaded
 from fedadamw.models.lora import Folding
 from fedadamw.models.text import Text
@@ -138,8 +139,10 @@ def _of_exported(path: Path, given: list[tuple[str, Any]]) -> Trained:
     moved = (path / ADAPTER).is_file() and is_path(BASE, name) and not Path(name).expanduser().is_dir()
     check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its folder: -s model.name=DIR")
     if (path / ADAPTER).is_file():
-        from peft import PeftModel
-
+        try:
+            from peft import PeftModel
+        except ImportError:
+            raise missing(f"{path}: an adapter needs peft", "lora") from None
         bare = parse({**settings, "lora": None})
         built = _built(bare, about)
         built = built._replace(model=PeftModel.from_pretrained(built.model, str(path)))

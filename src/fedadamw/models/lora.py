@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from fedadamw.block_names import HEAD, TOP_LEVEL_HEAD
+from fedadamw.extras import missing
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, Vector, bind
 
@@ -50,7 +51,7 @@ def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise InputError("lora needs peft: pip install 'fedadamw[lora]'") from None
+        raise missing("lora needs peft", "lora") from None
     heads = [] if task_type == "CAUSAL_LM" else [n for n, _ in model.named_children() if n in HEAD | TOP_LEVEL_HEAD]
     heads += [name for name in fresh if name.split(".")[0] not in heads]
     _check_targets(model, lora.target_modules, heads)
