@@ -10,7 +10,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "src" / "fedadamw"
 LAYERS = (  # a file imports from its own row or from those above it
     ("validation", "signals", "disk", "escaping", "names"),
-    ("vector", "yaml_text"),
+    ("vector", "yaml_text", "extras"),
     ("block_names",),
     ("block_heads", "block_roles"),
     ("block_rules",),

@@ -12,7 +12,7 @@ from conftest import command
 
 from fedadamw.engine.simulate import Simulation
 from fedadamw.experiment import load
-from fedadamw.export import card, export
+from fedadamw.export import _rename, card, export
 from fedadamw.places import seen_from, tell_base, told, without_paths
 from fedadamw.prepare import prepare
 from fedadamw.run import execute
@@ -358,3 +358,14 @@ def test_a_push_that_fails_loses_nothing(trained, tmp_path):
     assert "error: --push nobody/nothing: " in done.stderr
     assert done.stderr.count("\n") == 1
     assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_what_came_to_the_place_of_an_export_meanwhile_is_kept(tmp_path):
+    (tmp_path / "aside").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "other").touch()
+    (tmp_path / "file").touch()
+    for name in ("out", "file"):
+        with pytest.raises(InputError, match=f"{name}: .*; give a new folder"):
+            _rename(tmp_path / "aside", tmp_path / name)
+    assert (tmp_path / "out" / "other").exists()

@@ -25,6 +25,7 @@ from fedadamw.flower import certs, demo
 from fedadamw.flower.monitor import Monitor
 from fedadamw.flower.rounds import QuorumError
 from fedadamw.flower.server_app import run
+from fedadamw.run_folder import RunFolder
 from fedadamw.trained import _nodes, of_run
 from fedadamw.validation import InputError
 
@@ -194,6 +195,15 @@ def test_a_card_tells_of_nodes_what_they_tell_and_not_what_the_server_has(tmp_pa
     nodes = json.loads((tmp_path / "out/fedadamw.json").read_text())["nodes"]
     assert nodes == {"counted": 3, "samples": 24 if counts == "true" else None}
     assert str(tmp_path) not in card
+    report = (tmp_path / "run/report.html").read_text()
+    assert "data.server&#x27;s own, not trained on.samples<td>9" in report
+    assert "data.train" not in report
+
+
+def test_two_demonstrations_never_share_a_folder(tmp_path):
+    with RunFolder(tmp_path).locked(), pytest.raises(InputError, match="another process is running"):
+        demo.demo(load("digits", COMMON), tmp_path, nodes=1, say=print)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_of_an_earlier_version_says_nothing_of_samples():

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedadamw.engine.simulate import Record
 from fedadamw.experiment import Experiment
+from fedadamw.extras import missing
 from fedadamw.validation import InputError, nearest
 
 
@@ -19,7 +20,7 @@ def check_trackers(names: Sequence[str]) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
         from accelerate.utils import LoggerType
     except ImportError:
-        raise InputError("trackers need accelerate: pip install 'fedadamw[track]'") from None
+        raise missing("trackers need accelerate", "track") from None
     from accelerate.tracking import get_available_trackers
 
     known = [str(kind) for kind in LOGGER_TYPE_TO_CLASS]

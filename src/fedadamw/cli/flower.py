@@ -26,11 +26,11 @@ def _installed() -> None:
     """InputError where Flower is not there."""
     from importlib.util import find_spec
 
-    from fedadamw.validation import check
+    from fedadamw.extras import missing
 
-    check(
-        find_spec("flwr") is not None, "Flower is not installed: pip install 'fedadamw[flower]' (Python 3.11 or later)"
-    )
+    for name, module in {"Flower": "flwr", "cryptography": "cryptography"}.items():
+        if find_spec(module) is None:
+            raise missing(f"{name} is not installed", "flower")
 
 
 @flower.command("new", short_help="Write a Flower app for a recipe.")

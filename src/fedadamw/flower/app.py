@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fedadamw.experiment import Experiment
+from fedadamw.extras import EXTRAS
 from fedadamw.prepare import check_settings
 from fedadamw.validation import check
 
@@ -16,7 +17,8 @@ name = "{name}"
 version = "0.1.0"
 description = "An experiment of fedadamw on Flower"
 license = "Apache-2.0"
-dependencies = ["fedadamw[flower]"]
+# fedadamw itself is installed on every machine before: it is on no package index (its docs/federation.md)
+dependencies = ["{flwr}"]
 
 [tool.hatch.build.targets.wheel]
 packages = ["."]
@@ -63,7 +65,7 @@ def write(folder: Path, experiment: Experiment) -> None:
     package = f"app_{package}" if package[0].isdigit() else package
     (folder / package).mkdir(parents=True)
     files = {
-        "pyproject.toml": PYPROJECT.format(name=name, package=package),
+        "pyproject.toml": PYPROJECT.format(name=name, package=package, flwr=EXTRAS["flower"][0]),
         f"{package}/__init__.py": f'"""The Flower app {name}."""\n',
         f"{package}/server_app.py": SERVER,
         f"{package}/client_app.py": CLIENT,

@@ -10,6 +10,7 @@ from fedadamw.experiment import Experiment
 from fedadamw.flower import app
 from fedadamw.flower.bed import Bed
 from fedadamw.metrics import label, shown
+from fedadamw.run_folder import RunFolder
 from fedadamw.tracking import check_trackers
 from fedadamw.validation import InputError, check
 
@@ -20,9 +21,16 @@ def demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> Path:
     """Run `experiment` on as many nodes in `folder`, which must be new or empty; the run's folder in it."""
     _check(experiment, nodes)
     experiment = _from_anywhere(experiment)
-    check(not folder.exists() or not any(folder.iterdir()), f"{folder}: is there, and not empty; choose another --out")
     folder = folder.resolve()
-    app.write(folder / "app", experiment)
+    with RunFolder(folder).locked():
+        check(not any(folder.iterdir()), f"{folder}: is there, and not empty; choose another --out")
+        app.write(folder / "app", experiment)
+        _held(folder, nodes, say)
+    return folder / "run"
+
+
+def _held(folder: Path, nodes: int, say: Say) -> None:
+    """The demonstration, in a folder of its own with its app."""
     with Bed(folder, nodes) as bed:
         say("SuperLink: TLS, and only nodes with registered keys")
         bed.start_link()
@@ -34,7 +42,6 @@ def demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> Path:
         status = _followed(bed, run, folder / "run", say)
         if status != "finished:completed":
             raise InputError(f"the run is {status}; what it said last: {bed.run_log(run).strip()[-800:]}")
-    return folder / "run"
 
 
 def _check(experiment: Experiment, nodes: int) -> None:

@@ -3,6 +3,7 @@
 from types import TracebackType
 
 from fedadamw.engine.simulate import Record
+from fedadamw.extras import missing
 from fedadamw.metrics import main
 from fedadamw.validation import InputError, check
 
@@ -15,8 +16,10 @@ class Monitor:
         if not port:
             return
         check(0 < port < 2**16, f"metrics-port={port}: give 1 to 65535, or 0 for none")
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, start_http_server
-
+        try:
+            from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, start_http_server
+        except ImportError:
+            raise missing(f"metrics-port={port} needs prometheus-client", "flower") from None
         registry = CollectorRegistry()
         self._round = Gauge("fedadamw_round", "Rounds done", registry=registry)
         self._online = Gauge("fedadamw_clients_online", "Clients that are online", registry=registry)

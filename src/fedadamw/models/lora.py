@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from fedadamw.block_names import HEAD, TOP_LEVEL_HEAD
+from fedadamw.extras import missing
 from fedadamw.models.loading import LONGEST, read
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, Vector, bind
@@ -60,7 +61,7 @@ def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise InputError("lora needs peft: pip install 'fedadamw[lora]'") from None
+        raise missing("lora needs peft", "lora") from None
     heads = [] if task_type == "CAUSAL_LM" else [n for n, _ in model.named_children() if n in HEAD | TOP_LEVEL_HEAD]
     heads += [name for name in fresh if name.split(".")[0] not in heads]
     _check_targets(model, lora.target_modules, heads)
@@ -98,10 +99,12 @@ def with_adapter(model: nn.Module, folder: Path) -> nn.Module:
     """`model` with the adapter that an exported folder holds."""
     weights = folder / "adapter_model.safetensors"  # peft would take a .bin file, too, or one of the hub
     check(weights.is_file(), f"{weights}: no such file")
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise missing(f"{folder}: an adapter needs peft", "lora") from None
 
     def load() -> nn.Module:
-        from peft import PeftModel
-
         return PeftModel.from_pretrained(model, str(folder))  # type: ignore[no-any-return]
 
     return read(f"{folder}", str(folder), load)

@@ -31,6 +31,8 @@ def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None
         charts["answers"] = figures.styled(figures.answers(records))
     settings = read_yaml(str(folder.config), folder.config.read_text())
     manifest = json.loads(folder.manifest.read_text())
+    if settings["partition"]["kind"] == "nodes":
+        manifest["data"]["server's own, not trained on"] = manifest["data"].pop("train")
     text = page(folder.path.name, records, settings, manifest, charts)
     write_atomically(folder.path / "report.html", text.encode())
 

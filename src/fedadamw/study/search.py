@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from fedadamw import registry
 from fedadamw.experiment import assemble
+from fedadamw.extras import missing
 from fedadamw.metrics import main, score
 from fedadamw.run_folder import settings_digest
 from fedadamw.study.plan import Run, sharing, those_of, words
 from fedadamw.study.results import not_a_number
-from fedadamw.validation import InputError
 
 if TYPE_CHECKING:
     import optuna
@@ -231,7 +231,7 @@ def journal(path: Path) -> "optuna.storages.BaseStorage":
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
     except ImportError:
-        raise InputError("tune needs optuna: pip install 'fedadamw[tune]'") from None
+        raise missing("tune needs optuna", "tune") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # left by a killed one: the folder is ours alone
     if path.exists():

@@ -1,0 +1,87 @@
+"""How to install what is not there: from a clone and from a wheel of it, since no package index has this package."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from fedadamw.cli.flower import _installed
+from fedadamw.experiment import load
+from fedadamw.extras import EXTRAS, missing
+from fedadamw.flower.app import write
+from fedadamw.study.search import journal
+from fedadamw.tracking import check_trackers
+from fedadamw.validation import InputError
+
+
+def test_the_extras_are_those_of_the_package():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has it")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    own = {
+        name: tuple(line.partition(";")[0] for line in lines)
+        for name, lines in project["optional-dependencies"].items()
+    }
+    assert EXTRAS.items() <= own.items()
+
+
+def test_what_is_missing_is_named_with_its_packages(monkeypatch, tmp_path):
+    for library in ("accelerate.tracking", "optuna"):
+        monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(
+        InputError, match=r"^trackers need accelerate: pip install 'accelerate>=1.10' 'tensorboard>=2.15'$"
+    ):
+        check_trackers(["tensorboard"])
+    with pytest.raises(InputError, match=r"^tune needs optuna: pip install 'optuna>=4.0'$"):
+        journal(tmp_path / "optuna.log")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "cryptography" else name)
+    with pytest.raises(InputError, match=r"^cryptography is not installed: pip install 'flwr>=1.41,<1.42' 'cryptog"):
+        _installed()
+    assert str(missing("it", "lora")) == "it: pip install 'peft>=0.17'"
+
+
+def test_nothing_asks_an_index_for_this_package():
+    """There is no release: what is found by this name would be a stranger's."""
+    files = [ROOT / "README.md", *(ROOT / "src").rglob("*.py")]
+    files += [path for part in ("docs", "deploy", "examples") for path in (ROOT / part).rglob("*")]
+    texts = [path for path in files if path.suffix in (".md", ".py", ".toml", ".yaml", "") and path.is_file()]
+    asks = re.compile(r"pip install [^`\n]*['\" ]fedadamw(\[[\w,]*\])?['\"\s]|^dependencies = .*fedadamw", re.MULTILINE)
+    assert [str(path) for path in texts if asks.search(path.read_text())] == []
+
+
+def test_an_app_asks_for_nothing_but_flower(tmp_path):
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has it")
+    write(tmp_path / "app", load("digits"))
+    for path in (tmp_path / "app/pyproject.toml", ROOT / "examples/flower_app/pyproject.toml"):
+        assert tomllib.loads(path.read_text())["project"]["dependencies"] == [EXTRAS["flower"][0]]
+
+
+@pytest.mark.slow
+def test_a_wheel_of_a_clone_is_complete_and_makes_apps(tmp_path):
+    def pip(*arguments):
+        return subprocess.run([sys.executable, "-m", "pip", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+    if pip("wheel", "--no-deps", "--wheel-dir", str(tmp_path), ".").returncode != 0:
+        pytest.skip("pip cannot get hatchling, which makes wheels")
+    (wheel,) = tmp_path.glob(f"fedadamw-{version('fedadamw')}-*.whl")
+    page = (ROOT / "docs/federation.md").read_text()
+    assert f"{wheel.name}[flower]" in page, "as the operator's page names it"
+    done = pip("install", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel))
+    assert done.returncode == 0, done.stderr
+    of_clone, installed = (
+        {
+            path.relative_to(root).as_posix()
+            for path in (root / "fedadamw").rglob("*")
+            if path.suffix not in ("", ".pyc")
+        }
+        for root in (ROOT / "src", tmp_path / "site")
+    )
+    assert installed == of_clone
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from fedadamw.cli import main; main()"
+    new = [sys.executable, "-c", code, "flower", "new", str(tmp_path / "app"), "small/sst2-minilm-lora"]
+    done = subprocess.run(new, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(tmp_path / "app/app/experiment.yaml").is_file()
