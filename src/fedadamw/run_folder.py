@@ -26,6 +26,26 @@ from fedadamw.engine.simulate import Record
 from fedadamw.experiment import Experiment, load
 from fedadamw.validation import InputError
 
+ASIDE = (  # settings that decide no number of a run, but for rounding
+    "device",
+    "threads",
+    "trackers",
+    "checkpoint_every",
+    "client_memory",
+    "stack",
+    "compile",
+    "federation",
+    "data.resident",
+    "training.micro_batch",
+    "training.channels_last",
+    "training.evaluate_batch",
+)
+LATER = {  # settings that came after the first runs: at these values all is as it was before there were any
+    "data.image_size": None,
+    "data.image_mode": "auto",
+    "data.on_bad": "error",
+}
+
 
 class RunFolder:
     """One run's folder."""
@@ -154,11 +174,23 @@ def _identity(part: Any) -> Any:
 
 def settings_digest(experiment: Experiment) -> str:
     """A digest of the settings that decide a run's numbers."""
-    aside = {"device", "threads", "trackers", "checkpoint_every", "client_memory", "stack", "compile", "federation"}
-    deciding = experiment.model_dump(mode="json", exclude=aside)
-    for part, name in (("training", "micro_batch"), ("training", "channels_last"), ("data", "resident")):
-        del deciding[part][name]
+    deciding = experiment.model_dump(mode="json")
+    for path in ASIDE:
+        section, name = _place(deciding, path)
+        del section[name]
+    for path, usual in LATER.items():
+        section, name = _place(deciding, path)
+        if section.get(name, usual) == usual:
+            section.pop(name, None)
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _place(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The section that the setting at `path` is in, {} where there is none, and the setting's own name."""
+    *sections, name = path.split(".")
+    for section in sections:
+        settings = settings.get(section) or {}
+    return settings, name
 
 
 def _finite(value: Any) -> Any:
