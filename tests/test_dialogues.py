@@ -206,6 +206,30 @@ def test_a_language_models_loss_is_that_of_what_is_learned(place, tmp_path):
     assert found.metrics["perplexity"] == pytest.approx(np.exp(found.loss))
 
 
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        (("training.batch_size=50",), 20),
+        (("training.batch_size=7",), 7),
+        (("training.batch_size=50", "training.micro_batch=3"), 3),
+        (("training.micro_batch=3", "training.evaluate_batch=5"), 5),
+    ],
+)
+def test_an_evaluation_takes_no_more_texts_at_once_than_it_is_told(place, tmp_path, settings, most):
+    rows = [{"text": "the film was very good " * (i % 5 + 1)} for i in range(60)]
+    whole = ("data.validation=0.5", "training.evaluate_batch=30")
+    simulation = prepare(language(place, tmp_path, rows, *whole)).simulation
+    expected = simulation.evaluate()
+    own = prepare(language(place, tmp_path, rows, "data.validation=0.5", *settings)).simulation
+    rows_at_once = []
+    hook = own.workspace.module.register_forward_hook(lambda _, __, out: rows_at_once.append(len(out.logits)))
+    found = own.evaluate()
+    hook.remove()
+    assert max(rows_at_once) == most
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.metrics == pytest.approx(expected.metrics, rel=1e-5)
+
+
 def test_a_language_model_with_fresh_weights_learns_real_text(place):
     """A model of the folder's shape from scratch on reviews of films, from real sentences to a lower perplexity."""
     source = need(SHARED / "glue-sst2")

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SHORT, command
+from conftest import ROOT, SHORT, command
 
 import fedadamw
+from fedadamw import run_folder
 from fedadamw.checkpoint import read
 from fedadamw.experiment import Experiment, load, parse, parsed, recipes
+from fedadamw.run import execute
+from fedadamw.run_folder import RunFolder, settings_digest
 
 
 def records(out: Path) -> list[dict]:
@@ -110,6 +114,36 @@ def test_killed_at_ten_random_moments_and_resumed_gives_identical_files(finished
     last = command("run", "digits", *SHORT, "--out", str(out), "--resume")
     assert last.returncode == 0, last.stderr
     assert_same_files(finished, out)
+
+
+def test_a_run_that_an_earlier_version_began_goes_on(tmp_path):
+    """tests/data/begun: two of four rounds, from before there were settings such as training.evaluate_batch."""
+    out = RunFolder(shutil.copytree(ROOT / "tests" / "data" / "begun", tmp_path / "begun"))
+    before, experiment = out.metrics.read_bytes(), load(str(out.config))
+    assert read(out.state, "checkpoint")[1]["settings"] == settings_digest(experiment), (
+        "a new setting is in run_folder.ASIDE, or in LATER with the value at which all is as before"
+    )
+    out.check_settings(load(str(out.config), ["training.evaluate_batch=3"]))
+    execute(load(str(out.config), ["training.evaluate_batch=3"]), out, resume=True, report=False)
+    assert out.metrics.read_bytes().startswith(before)
+    rows = out.records()
+    assert [row["round"] for row in rows] == [1, 2, 3, 4]
+    assert rows[2]["train_loss"] == pytest.approx(2.39569, rel=1e-3), "as that version came to without a stop"
+    assert rows[3]["test_loss"] == pytest.approx(2.48696, rel=1e-3)
+
+
+def test_only_settings_that_decide_numbers_are_in_the_digest(monkeypatch):
+    def digest(*settings):
+        return settings_digest(load("digits", settings))
+
+    assert digest() == digest("training.evaluate_batch=3", "training.micro_batch=2", "data.resident=false", "stack=2")
+    assert digest() != digest("training.lr=0.1")
+    monkeypatch.setitem(run_folder.LATER, "data.flip", False)  # as a setting that came later
+    assert digest() == digest("data.flip=false")
+    assert digest() != digest("data.flip=true")
+    monkeypatch.setitem(run_folder.LATER, "lora.r", 16)
+    assert digest() != digest("lora.r=16"), "a section that is not there is none with its usual values"
+    assert digest("lora.r=16") == digest("lora.alpha=32")
 
 
 DIES_AT_A_RENAME = """

@@ -144,23 +144,28 @@ def on_gpu(experiment: Experiment) -> bool:
     """Whether the experiment will run on something else than a CPU; asks, and takes nothing of it."""
     if experiment.device == "auto":
         return torch.cuda.is_available()
-    return not experiment.device.startswith("cpu")
+    return experiment.device != "cpu"
 
 
-def device_of(experiment: Experiment) -> torch.device:
-    """The device that the experiment names; InputError where there is none."""
-    name = experiment.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # torchrun's: a GPU a rank
+def device_of(experiment: Experiment, name: str | None = None) -> torch.device:
+    """The device `name`, by default the one that the experiment names, set up for it; InputError where there is none.
+
+    Float32 is float32 there: torch would have cuDNN's convolutions round to TF32, 10 bits of 23.
+    """
+    torch.backends.cudnn.allow_tf32 = experiment.training.precision != "float32"
+    given = name or experiment.device
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if given == "cpu" or (given == "auto" and not gpus):
+        return torch.device("cpu")
+    number = int(given.partition(":")[2] or os.environ.get("LOCAL_RANK", "0"))  # torchrun's: a GPU a rank
+    there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(gpus))])
+    check(number < gpus, f"device={given!r}: torch sees no such GPU here; there is {there}")
+    device = torch.device("cuda", number)
     try:
-        device = torch.device(name)
         torch.zeros(1, device=device).item()
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name!r}: {str(error).splitlines()[0]}") from None
+        torch.cuda.set_device(device)
+    except RuntimeError as error:
+        raise InputError(f"device={given!r}: {str(error).splitlines()[0]}") from None
     return device
 
 

@@ -27,9 +27,27 @@ from fedadamw.engine.simulate import Record
 from fedadamw.experiment import Experiment, load
 from fedadamw.validation import InputError
 
-LATER = {"image_size": None, "image_mode": "auto", "on_bad": "error"}  # settings that earlier runs do not have
 OF_STUDY = ("results.json", "optuna.log", "table.md")  # files of a comparison, a tuning or an ablation
 DRAWN = ("curves.png", "report.html")
+ASIDE = (  # settings that decide no number of a run, but for rounding
+    "device",
+    "threads",
+    "trackers",
+    "checkpoint_every",
+    "client_memory",
+    "stack",
+    "compile",
+    "federation",
+    "data.resident",
+    "training.micro_batch",
+    "training.channels_last",
+    "training.evaluate_batch",
+)
+LATER = {  # settings that came after the first runs: at these values all is as it was before there were any
+    "data.image_size": None,
+    "data.image_mode": "auto",
+    "data.on_bad": "error",
+}
 
 
 class RunFolder:
@@ -193,14 +211,23 @@ def _close(was: float, now: float) -> bool:
 
 def settings_digest(experiment: Experiment) -> str:
     """A digest of the settings that decide a run's numbers."""
-    aside = {"device", "threads", "trackers", "checkpoint_every", "client_memory", "stack", "compile", "federation"}
-    deciding = experiment.model_dump(mode="json", exclude=aside)
-    for part, name in (("training", "micro_batch"), ("training", "channels_last"), ("data", "resident")):
-        del deciding[part][name]
-    for name, default in LATER.items():
-        if deciding["data"][name] == default:
-            del deciding["data"][name]
+    deciding = experiment.model_dump(mode="json")
+    for path in ASIDE:
+        section, name = _place(deciding, path)
+        del section[name]
+    for path, usual in LATER.items():
+        section, name = _place(deciding, path)
+        if section.get(name, usual) == usual:
+            section.pop(name, None)
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _place(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The section that the setting at `path` is in, {} where there is none, and the setting's own name."""
+    *sections, name = path.split(".")
+    for section in sections:
+        settings = settings.get(section) or {}
+    return settings, name
 
 
 def _finite(value: Any) -> Any:

@@ -28,7 +28,12 @@ from fedadamw.run_folder import RunFolder
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, statistics, trainable
 
-EVALUATED = ("device", "threads", "training.precision")  # settings of an evaluation, besides its data
+EVALUATED = (
+    "device",
+    "threads",
+    "training.precision",
+    "training.evaluate_batch",
+)  # settings of an evaluation, besides its data
 OF_ANYBODY = ("model.tokenizer", "model.pad_token")  # and of a model that comes without settings
 BASE, ADAPTER = "model.name", "adapter_config.json"
 FACTS = "fedadamw.json"  # in an exported folder: the run's settings and what is known of its data

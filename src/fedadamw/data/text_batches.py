@@ -151,12 +151,12 @@ class LanguageTask:
 
     def _tokens(self, model: Model, ids: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, whether it counts, and whether the likeliest is right, of each token but the first: (n, length - 1)."""
-        logits = self.form.logits(model, [ids], use_cache=False)[:, :-1]
-        following = ids[:, 1:]
-        loss = F.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none").view(following.shape)
+        logits = self.form.logits(model, [ids], use_cache=False)
+        following = ids.roll(-1, 1)  # the last token is followed by none: cutting off its loss copies no logits
+        loss = F.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none").view(ids.shape)[:, :-1]
         loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # as counts of many tokens need it, too
         learned = marks[:, 1:].to(loss)
-        return loss * learned, learned, (logits.argmax(-1) == following) * learned
+        return loss * learned, learned, (logits.argmax(-1) == following)[:, :-1] * learned
 
     def outputs(self, model: Model, start: int, stop: int) -> Tensor:
         """Sums over each held-out text's learned tokens of loss, their number and the right ones, (stop - start, 3)."""

@@ -47,6 +47,12 @@ class Training(BaseModel):
         default=1, ge=0, description="lying clients a round that a trimmed mean (at each end) or Krum leaves out"
     )
     diagnostics: bool = Field(default=False, description="record each round's second moments, drift and alignment")
+    evaluate_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="held-out samples that go through the model at once; micro_batch where that is set, at most 500 "
+        "images, 100 texts, or 20 texts (and no more than batch_size) of a language model",
+    )
     evaluate_every: int = Field(default=1, ge=1, description="rounds between evaluations; the last is evaluated")
 
     @model_validator(mode="after")
@@ -56,6 +62,10 @@ class Training(BaseModel):
         if self.warmup_rounds >= self.rounds:
             raise InputError(f"training.warmup_rounds={self.warmup_rounds} must be less than rounds={self.rounds}")
         return self
+
+    def evaluated_at_once(self, most: int) -> int:
+        """How many held-out samples go through the model at once; at most `most` where that is not set."""
+        return self.evaluate_batch or min(most, self.micro_batch or most)
 
     def work(self, samples: int) -> int:
         """How many samples a client that has `samples` trains on in a round."""

@@ -38,22 +38,30 @@ class Store(Protocol):
 
 
 class InMemory:
-    """Memories in this process; a checkpoint holds them all."""
+    """Memories in this process, on the CPU; a checkpoint holds them all. They are read to the template's device."""
 
     def __init__(self, template: Memory) -> None:
         self.template = template
         self._kept: dict[int, list[tuple[int, Memory]]] = {}  # client -> (round, memory), at most the last two
 
     def get(self, client: int, round_: int) -> Memory | None:
-        found = [memory for of, memory in self._kept.get(client, ()) if of <= round_]
-        return found[-1] if found else None
+        found = self._held(client, round_)
+        return (
+            None
+            if found is None
+            else type(found)(*(t.to(own.device) for t, own in zip(found, self.template, strict=True)))
+        )
 
     def put(self, client: int, round_: int, memory: Memory) -> None:
         before = [kept for kept in self._kept.get(client, ()) if kept[0] < round_]
-        self._kept[client] = [*before[-1:], (round_, memory)]
+        self._kept[client] = [*before[-1:], (round_, type(memory)(*(t.cpu() for t in memory)))]
+
+    def _held(self, client: int, round_: int) -> Memory | None:
+        """As `get`, where it is."""
+        return next((memory for of, memory in reversed(self._kept.get(client, [])) if of <= round_), None)
 
     def tensors(self, round_: int) -> dict[str, Tensor]:
-        kept = {client: self.get(client, round_) for client in sorted(self._kept)}
+        kept = {client: self._held(client, round_) for client in sorted(self._kept)}
         return {
             f"memory.{client}.{field}": t
             for client, memory in kept.items()
@@ -67,9 +75,9 @@ class InMemory:
             raise CheckpointError("clients' memories were kept on disk: resume with client_memory=disk")
         if round_ and self.template != () and not clients:
             raise CheckpointError("the checkpoint has no clients' memories")
-        own, device = type(self.template), next(iter(self.template), torch.empty(0)).device
+        own = type(self.template)
         self._kept = {
-            i: [(round_, own(*(tensors[f"memory.{i}.{field}"].to(device) for field in own._fields)))] for i in clients
+            i: [(round_, own(*(tensors[f"memory.{i}.{field}"].cpu() for field in own._fields)))] for i in clients
         }
 
 

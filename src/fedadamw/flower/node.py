@@ -26,7 +26,7 @@ from fedadamw.engine.step import stepper
 from fedadamw.engine.store import OnDisk
 from fedadamw.engine.task import Task
 from fedadamw.engine.uploads import Coded, Uploads
-from fedadamw.experiment import Data, Experiment
+from fedadamw.experiment import Data, Experiment, check_device
 from fedadamw.flower.names import LateError, StaleError
 from fedadamw.flower.wire import Expected, digest, named, read, to_array
 from fedadamw.models.lora import Folding
@@ -49,13 +49,14 @@ class Node:
     """One client, ready to train.
 
     about: what the server says of the data, so that both build the same model. config: `partition-id`, its number
-    among the clients, and `data`, its own folder or file where the partition's kind is `nodes`. home: its own folder.
+    among the clients, `device`, and `data`, its own folder or file where the partition's kind is `nodes`. home: its own
+    folder.
     """
 
     def __init__(self, experiment: Experiment, about: Mapping[str, Any], config: Config, home: Path) -> None:
         self.number, self.home = number_of(config), home
         self.experiment = experiment
-        device = device_of(experiment)
+        device = device_of(experiment, device_in(config))
         if threads := config.get("threads", experiment.threads):
             torch.set_num_threads(int(threads))
         model, task, self.samples = _learned(experiment, about, config, self.number, device)
@@ -175,6 +176,13 @@ def number_of(config: Config) -> int:
     fine = isinstance(given, int) and not isinstance(given, bool) and given >= 0
     check(fine, f"this node's partition-id is {given!r}: give --node-config 'partition-id=NUMBER', its own from 0")
     return int(given)  # type: ignore[arg-type]  # as just checked
+
+
+def device_in(config: Config) -> str:
+    """The device that the node was started with; the first GPU, if there is one, where that is not said."""
+    given = config.get("device", "auto")
+    check_device("this node's device", given)
+    return str(given)
 
 
 def _learned(

@@ -121,20 +121,30 @@ class Worker:
 
     def answer(self, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
         """Numbers and arrays for one message, or its error."""
-        node = None
+        from fedadamw.engine.device_memory import give_back, is_out_of_memory
+
         try:
-            wanted = [facts[key] for key in ("settings", "about", "config", "federation")]
-            key = json.dumps(wanted, sort_keys=True)  # a node's settings come in any order
-            if facts["ask"] != "hello" and time.time() - facts["came"] > facts["seconds"]:
-                raise LateError("the time for it was over before it was begun")
-            node = self._nodes.pop(key, None) or self._loaded(wanted)
-            reply = node.hello() if facts["ask"] == "hello" else node.train(arrays, facts)
+            return self._worked(facts, arrays)
         except Exception as error:  # to the server, with its reason
-            if isinstance(error, StaleError | LateError) and node is not None:
-                self._nodes[key] = node  # any other is loaded again: it may be half-way
-            elif "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
-                self._nodes.clear()
-            return ({STALE: 1} if isinstance(error, StaleError) else {"error": _told(error)}), {}
+            told: dict[str, Any] = {STALE: 1} if isinstance(error, StaleError) else {"error": _told(error)}
+            full = is_out_of_memory(error)
+        if full:  # not before: the error held what it met
+            self._nodes.clear()
+            give_back()
+        return told, {}
+
+    def _worked(self, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
+        """What a node answers to one message."""
+        wanted = [facts[key] for key in ("settings", "about", "config", "federation")]
+        key = json.dumps(wanted, sort_keys=True)  # a node's settings come in any order
+        if facts["ask"] != "hello" and time.time() - facts["came"] > facts["seconds"]:
+            raise LateError("the time for it was over before it was begun")
+        node = self._nodes.pop(key, None) or self._loaded(wanted)
+        try:
+            reply = node.hello() if facts["ask"] == "hello" else node.train(arrays, facts)
+        except (StaleError, LateError):
+            self._nodes[key] = node  # after any other error it is loaded again: it may be half-way
+            raise
         self._nodes[key] = node
         while len(self._nodes) > READY:
             self._nodes.popitem(last=False)

@@ -187,7 +187,7 @@ def quiet_libraries() -> None:
 
 
 def initial(build: Callable[[], Built], seed: int) -> Built:
-    """`build()` with torch's global generator at `seed`, which is put back afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    """`build()` with torch's global generator of the CPU at `seed`, which is put back afterwards."""
+    with torch.random.fork_rng(devices=[]):  # models are built on the CPU: GPUs are neither seeded nor begun
+        torch.default_generator.manual_seed(seed)
         return build()

@@ -106,6 +106,7 @@ def task_of(
         channels=built.channels,
         mean=tuple(about["mean"]),
         std=tuple(about["std"]),
+        test_batch_size=experiment.training.evaluated_at_once(500),
         resident=experiment.data.resident,
     )
 

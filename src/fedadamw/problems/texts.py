@@ -134,13 +134,17 @@ def build(experiment: Experiment, train: Texts, test: Texts, device: torch.devic
 
 def task_of(experiment: Experiment, form: text.Form, train: Texts, test: Texts, device: torch.device) -> Task:
     """What is learned of the texts."""
+    training = experiment.training
     if experiment.data.task == LANGUAGE:
-        return LanguageTask(train, test, form, device=device)
+        most = min(20, training.batch_size)  # a token's logits are as many as the tokenizer has words
+        return LanguageTask(train, test, form, device=device, test_batch_size=training.evaluated_at_once(most))
     task, numbers = glue.TASKS.get(experiment.data.task), train.targets is not None
     fits = task is None or (task.metrics[0] in REGRESSION) == numbers
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")
     check(fits, f"data.task={experiment.data.task!r}: the labels are {kinds[0]}, where {kinds[1]} are wanted")
-    return TextTask(train, test, form, device=device, metrics=task.metrics if task else None)
+    metrics = task.metrics if task else None
+    at_once = training.evaluated_at_once(100)
+    return TextTask(train, test, form, device=device, metrics=metrics, test_batch_size=at_once)
 
 
 def model_of(experiment: Experiment, about: Mapping[str, Any]) -> text.Text:
