@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from cases import CASES
+from cases import CASES, EVERYWHERE
 from PIL import Image
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
@@ -27,9 +27,10 @@ from fedadamw.validation import InputError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.usefixtures("everywhere")
 def test_every_algorithm_comes_to_the_loops_numbers(tmp_path, name):
-    case = CASES[name]
+    case = EVERYWHERE[name]
     settings = [f"algorithm={json.dumps({'name': case.name, **case.settings})}", f"training.lr={case.lr}"]
     ours, _ = federated(tmp_path, settings)
     theirs = simulated(settings)
