@@ -149,23 +149,46 @@ def test_a_node_without_its_data_says_so(tmp_path):
     assert "give --node-config" in found["101"]
 
 
-def test_a_node_may_have_images_of_one_class_alone(tmp_path):
-    def images(folder, *classes):
-        for name in classes:
-            (tmp_path / folder / name).mkdir(parents=True)
-            for i in range(6):
-                pixels = np.random.default_rng(i).integers(0, 255, (8, 8), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / folder / name / f"{i}.png")
-        return str(tmp_path / folder)
+def images(folder, **counts):
+    """A folder of so many images of each class."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.random.default_rng(i).integers(0, 255, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return str(folder)
 
-    source = images("server", "cat", "dog", "owl")
+
+def test_a_node_may_have_images_of_one_class_alone(tmp_path):
+    source = images(tmp_path / "server", cat=6, dog=6, owl=6)
     settings = [f"data={{source: {source}, validation: 0.5}}", "partition.kind=nodes", "training.clients_per_round=3"]
     grid = Here(3, tmp_path / "state")
-    for i, classes in enumerate((["cat"], ["owl"], ["owl", "dog"])):
-        grid.configs[100 + i]["data"] = images(f"node-{i}", *classes)
+    for i, classes in enumerate(({"cat": 6}, {"owl": 6}, {"owl": 6, "dog": 6})):
+        grid.configs[100 + i]["data"] = images(tmp_path / f"node-{i}", **classes)
     ours, _ = federated(tmp_path, settings, grid)
     assert ours.step().federation == {"asked": 3, "answered": 3}
     assert [ours.remote.members.known[i].samples for i in range(3)] == [6, 6, 12]
+
+
+@pytest.mark.filterwarnings("ignore:BatchNorm takes no batch of one")
+def test_a_node_with_one_sample_says_what_batch_norm_needs_and_lives_on(tmp_path):
+    """8 x 8 pixels leave ResNet's last BatchNorm one place: it averages over the batch alone."""
+    source = images(tmp_path / "server", cat=6, owl=6)
+    settings = [
+        f"data={{source: {source}, validation: 0.5}}",
+        "model={name: resnet-nano, norm: batch}",
+        "partition.kind=nodes",
+        "training={rounds: 1, clients_per_round: 3, epochs: 1, batch_size: 4, lr: 0.001}",
+        "federation={quorum: 2, retries: 0}",
+    ]
+    grid = Here(3, tmp_path / "state")
+    for i, count in enumerate((1, 5, 4)):
+        grid.configs[100 + i]["data"] = images(tmp_path / f"node-{i}", owl=count)
+    ours, _ = federated(tmp_path, settings, grid)
+    assert ours.step().federation == {"asked": 3, "answered": 2, "failed": 1, "failed: failed": 1}
+    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    (detail,) = [event["detail"] for event in events if event["event"] == "failed"]
+    assert "client 0 has a single sample, and this model's BatchNorm" in detail
 
 
 def test_nodes_that_tell_no_counts(tmp_path):
