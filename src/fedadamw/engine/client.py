@@ -176,7 +176,7 @@ def check_company(training: Training, client: int, samples: int) -> None:
     """Raise InputError where the batches of a client with so many samples are of one sample each."""
     why = "this model's BatchNorm averages over a batch, of two samples at least"
     check(training.batch_size > 1, f"training.batch_size=1: {why}")
-    check(samples > 1, f"client {client} has a single sample, and {why}: give it more (fewer clients, partition.minimum=2)")
+    check(samples > 1, f"client {client} has a single sample, and {why}: give it more (partition.minimum=2)")
 
 
 def in_company(sizes: Sequence[int]) -> tuple[int, ...]:
