@@ -5,6 +5,8 @@ from typing import NamedTuple
 import reference
 
 from fedadamw.algorithms.fedadamw import SHARES
+from fedadamw.algorithms.fedavg import FedAvg, Local
+from fedadamw.registry import ALGORITHMS
 
 
 class Case(NamedTuple):
@@ -41,4 +43,22 @@ CASES = {
     "fedlion": Case("fedlion", {}, reference.fedlion, 0.01, "d + 1", "2*d"),
     "fedlamb": Case("fedlamb", {}, reference.fedlamb, 0.02, "d + B + 1", "2*d + B + 1"),
 }
+
+
+class Elsewhere(FedAvg):
+    """FedAvg whose clients do not start at x, which an algorithm may do."""
+
+    def client_start(self, down, memory):
+        return Local(0.9 * down.x)
+
+
+# what every engine and the wire come to the same numbers of
+EVERYWHERE = {**CASES, "elsewhere": Case("elsewhere", {}, reference.elsewhere, 0.1, "d", "d")}
+
+
+def register(put=ALGORITHMS.__setitem__):
+    """Make known by name what is no algorithm of the package."""
+    put("elsewhere", Elsewhere)
+
+
 assert {case.settings["share"] for case in CASES.values() if "share" in case.settings} == set(SHARES)

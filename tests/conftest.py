@@ -18,6 +18,7 @@ from torch import nn
 
 from fedadamw.cli import main
 from fedadamw.engine.task import Evaluation
+from fedadamw.registry import ALGORITHMS
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
@@ -168,6 +169,14 @@ def finished(once) -> Path:
 @pytest.fixture
 def task() -> SequenceTask:
     return SequenceTask()
+
+
+@pytest.fixture
+def everywhere(monkeypatch) -> None:
+    """The registry has what cases.EVERYWHERE names."""
+    from cases import register
+
+    register(lambda name, algorithm: monkeypatch.setitem(ALGORITHMS, name, algorithm))
 
 
 @pytest.fixture

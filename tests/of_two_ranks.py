@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from cases import CASES
+from cases import EVERYWHERE, register
 from conftest import SequenceTask
 from test_algorithms import simulation
 
@@ -19,9 +19,10 @@ def main(folder: Path, stack: int) -> None:
     """Write one checkpoint an algorithm, by rank 0."""
     ranks = team(torch.device("cpu"))
     check_shared(ranks)
-    for name, upload in [*((name, "float32") for name in CASES), *CODED]:
+    register()
+    for name, upload in [*((name, "float32") for name in EVERYWHERE), *CODED]:
         how = {"clients_per_round": 5, "clip": 1.0, "upload": upload, "stack": stack}
-        sim = simulation(CASES[name], SequenceTask(), **how, ranks=ranks)
+        sim = simulation(EVERYWHERE[name], SequenceTask(), **how, ranks=ranks)
         losses = [(record.train_loss, record.test_loss, record.up_bytes) for record in sim.rounds()]
         if ranks.rank == 0:
             write(folder / f"{name}-{upload}", "checkpoint", sim.tensors(), {"losses": losses})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, EVERYWHERE
 from conftest import attention_model, batch_of, unequal_clients
 from reference import Problem
 
@@ -80,9 +80,10 @@ def gradients_of_round(task, clients, round_, training, seed=0):
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.usefixtures("everywhere")
 def test_engine_equals_the_literal_twin(name, task):
-    case = CASES[name]
+    case = EVERYWHERE[name]
     sim = simulation(case, task)
     clients, training = sim.clients, sim.training
     rounds = [(training.lr_at(r), gradients_of_round(task, clients, r, training)) for r in range(ROUNDS)]

@@ -17,12 +17,13 @@ from fedadamw import registry
 from fedadamw.algorithm import Algorithm
 from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.blocks import Blocks
-from fedadamw.engine.client import Shard, Workspace
+from fedadamw.engine.client import Shard, Workspace, work_of
 from fedadamw.engine.randomness import batches, sample_clients, torch_seed
 from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import DivergedError, Simulation
 from fedadamw.engine.step import clipped
 from fedadamw.engine.task import Evaluation
+from fedadamw.validation import InputError
 from fedadamw.vector import Vector
 
 
@@ -67,6 +68,88 @@ def test_a_client_does_not_feel_who_trained_before_it(task):
     again = sim.engine.train(Shard(1, clients[1], None), 0, sim.state.server, sim.state.statistics)
     assert torch.equal(first.up.delta, again.up.delta)
     assert torch.equal(first.statistics, again.statistics)
+
+
+class Buffered(nn.Module):
+    """Has constants that no mean would leave as they are, and a running number that is not saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(3, 3)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf, 0.0]))
+        self.register_buffer("least", torch.full((3,), torch.finfo(torch.float32).min))
+        self.register_buffer("third", torch.tensor(1 / 3))
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.seen += 0.1
+        kept = torch.softmax(self.mask + x.mean(1), -1) + torch.softmax(self.least.clamp(max=0) + x.mean(1), -1)
+        return self.classifier(kept * self.third + torch.tanh(self.seen))
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "samples"])
+@pytest.mark.parametrize("stack", [1, 3])
+def test_constants_among_the_buffers_stay_and_others_begin_anew(task, stack, weighting):
+    def run(clients, rows=stack):
+        torch.manual_seed(0)
+        model = Buffered()
+        model.classifier.double()
+        training = Training(rounds=3, clients_per_round=3, steps=2, batch_size=8, lr=0.05, weighting=weighting)
+        sim = Simulation(model, FedAvg(), task, clients, training, stack=rows)
+        assert [record.rejected for record in sim.rounds()] == [0, 0, 0]
+        return sim, model
+
+    clients = unequal_clients(task)[:3]
+    sim, model = run(clients)
+    assert sim.state.statistics.tolist() == model.third.reshape(1).tolist() == torch.tensor([1 / 3]).tolist()
+    assert model.mask.tolist() == [0.0, -torch.inf, 0.0]
+    assert bool((model.least == torch.finfo(torch.float32).min).all())
+    torch.testing.assert_close(sim.state.server.x, run(clients, rows=1)[0].state.server.x, rtol=0, atol=1e-10)
+
+
+def batch_norm_over(what):
+    """A model whose BatchNorm averages over a batch alone, or over places too."""
+    torch.manual_seed(0)
+    model = NormModel().double()
+    model.norm.momentum = 0.1
+    if what == "places":
+        model.norm.register_forward_pre_hook(lambda _, inputs: inputs[0].unsqueeze(-1).expand(-1, -1, 2))
+        model.norm.register_forward_hook(lambda _, inputs, output: output.mean(-1))
+    return model
+
+
+@pytest.mark.parametrize("what", ["batch", "places"])
+@pytest.mark.filterwarnings("ignore:BatchNorm takes no batch of one")
+def test_a_last_batch_of_one_sample_joins_the_one_before_it_where_batch_norm_needs_it(task, what):
+    """9, 12 and 14 samples in batches of 4: the first client has one left over, the last one two."""
+    clients = [np.arange(0, 9), np.arange(9, 21), np.arange(21, 35)]
+    sizes = {"batch": [(4, 5), (4, 4, 4), (4, 4, 4, 2)], "places": [(4, 4, 1), (4, 4, 4), (4, 4, 4, 2)]}[what]
+    ends = []
+    for stack in (1, 3):
+        training = Training(rounds=2, clients_per_round=3, epochs=1, batch_size=4, lr=0.05)
+        sim = Simulation(batch_norm_over(what), FedAvg(), task, clients, training, stack=stack)
+        works = [work_of(task, training, 0, i, clients[i], 0, sim.workspace) for i in range(3)]
+        assert [work.sizes for work in works] == sizes
+        assert [sorted(work.samples.tolist()) for work in works] == [list(own) for own in clients]
+        assert sim.workspace.statistics.tolist() == [0.0] * 4 + [1.0] * 4, "to try it left nothing behind"
+        list(sim.rounds())
+        ends.append(sim.state)
+    torch.testing.assert_close(ends[0].server.x, ends[1].server.x, rtol=0, atol=1e-10)
+    torch.testing.assert_close(ends[0].statistics, ends[1].statistics, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "said"),
+    [
+        ((9, 1, 12), 4, "client 1 has a single sample, and this model's BatchNorm .* partition.minimum=2"),
+        ((9, 5, 12), 1, "training.batch_size=1: this model's BatchNorm averages over a batch, of two samples at least"),
+    ],
+)
+def test_a_client_that_batch_norm_cannot_train_is_named_before_the_first_round(task, sizes, batch_size, said):
+    clients = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    with pytest.raises(InputError, match=said):
+        make(batch_norm_over("batch"), task, clients, batch_size=batch_size)
+    make(batch_norm_over("places"), task, clients, batch_size=batch_size).step()
 
 
 def test_weights_by_sample_count(task):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from cases import CASES
+from cases import CASES, EVERYWHERE
 from PIL import Image
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
@@ -32,9 +32,10 @@ from fedadamw.validation import InputError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.usefixtures("everywhere")
 def test_every_algorithm_comes_to_the_loops_numbers(tmp_path, name):
-    case = CASES[name]
+    case = EVERYWHERE[name]
     settings = [f"algorithm={json.dumps({'name': case.name, **case.settings})}", f"training.lr={case.lr}"]
     ours, _ = federated(tmp_path, settings)
     theirs = simulated(settings)
@@ -153,11 +154,11 @@ def test_a_node_without_its_data_says_so(tmp_path):
     assert "give --node-config" in found["101"]
 
 
-def images_in(folder, *classes):
-    """A folder of six images a class; its path."""
-    for name in classes:
+def images(folder, **counts):
+    """A folder of so many images of each class."""
+    for name, count in counts.items():
         (folder / name).mkdir(parents=True)
-        for i in range(6):
+        for i in range(count):
             pixels = np.random.default_rng(i).integers(0, 255, (8, 8), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i}.png")
     return str(folder)
@@ -165,10 +166,10 @@ def images_in(folder, *classes):
 
 def with_images(tmp_path, *more):
     """Settings, and a grid of three nodes with images of their own."""
-    source = images_in(tmp_path / "server", "cat", "dog", "owl")
+    source = images(tmp_path / "server", cat=6, dog=6, owl=6)
     grid = Here(3, tmp_path / "state")
-    for i, classes in enumerate((["cat"], ["owl"], ["owl", "dog"])):
-        grid.configs[100 + i]["data"] = images_in(tmp_path / f"node-{i}", *classes)
+    for i, classes in enumerate(({"cat": 6}, {"owl": 6}, {"owl": 6, "dog": 6})):
+        grid.configs[100 + i]["data"] = images(tmp_path / f"node-{i}", **classes)
     own = ["partition.kind=nodes", "training.clients_per_round=3"]
     return [f"data={{source: {source}, validation: 0.5}}", *own, *more], grid
 
@@ -211,6 +212,27 @@ def test_a_checkpoint_of_an_earlier_version_says_nothing_of_samples():
     page = read_page(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8))
     assert page == ({0: 1, 2: 4}, [[{"delta": 1.5}]], {})
     assert _nodes(page) == {"counted": 2, "samples": None}
+
+
+@pytest.mark.filterwarnings("ignore:BatchNorm takes no batch of one")
+def test_a_node_with_one_sample_says_what_batch_norm_needs_and_lives_on(tmp_path):
+    """8 x 8 pixels leave ResNet's last BatchNorm one place: it averages over the batch alone."""
+    source = images(tmp_path / "server", cat=6, owl=6)
+    settings = [
+        f"data={{source: {source}, validation: 0.5}}",
+        "model={name: resnet-nano, norm: batch}",
+        "partition.kind=nodes",
+        "training={rounds: 1, clients_per_round: 3, epochs: 1, batch_size: 4, lr: 0.001}",
+        "federation={quorum: 2, retries: 0}",
+    ]
+    grid = Here(3, tmp_path / "state")
+    for i, count in enumerate((1, 5, 4)):
+        grid.configs[100 + i]["data"] = images(tmp_path / f"node-{i}", owl=count)
+    ours, _ = federated(tmp_path, settings, grid)
+    assert ours.step().federation == {"asked": 3, "answered": 2, "failed": 1, "failed: failed": 1}
+    events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    (detail,) = [event["detail"] for event in events if event["event"] == "failed"]
+    assert "client 0 has a single sample, and this model's BatchNorm" in detail
 
 
 def test_nodes_that_tell_no_counts(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES
+from cases import EVERYWHERE
 from conftest import SequenceTask, command
 from of_two_ranks import CODED
 from test_algorithms import simulation
@@ -41,10 +41,11 @@ def of_two_ranks(request, once) -> Path:
     return once(f"ranks-{request.param}", make)
 
 
-@pytest.mark.parametrize(("name", "upload"), [*((name, "float32") for name in CASES), *CODED])
+@pytest.mark.parametrize(("name", "upload"), [*((name, "float32") for name in EVERYWHERE), *CODED])
+@pytest.mark.usefixtures("everywhere")
 def test_two_ranks_come_to_the_numbers_of_one(name, upload, of_two_ranks):
     tensors, facts = read(of_two_ranks / f"{name}-{upload}", "checkpoint")
-    alone = simulation(CASES[name], SequenceTask(), clients_per_round=5, clip=1.0, upload=upload)
+    alone = simulation(EVERYWHERE[name], SequenceTask(), clients_per_round=5, clip=1.0, upload=upload)
     losses = [(record.train_loss, record.test_loss, record.up_bytes) for record in alone.rounds()]
     expected = alone.tensors()
     assert tensors.keys() == expected.keys(), "clients' memories and residuals among them"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, EVERYWHERE
 from conftest import attention_model, unequal_clients
 from test_algorithms import simulation
 from test_models import images
@@ -29,10 +29,11 @@ from fedadamw.validation import InputError
 
 
 @pytest.mark.parametrize("stack", [2, 5])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.usefixtures("everywhere")
 def test_stacked_clients_come_to_the_loops_numbers(name, stack, task):
-    loop = simulation(CASES[name], task, clients_per_round=5, clip=1.0)
-    stacked = simulation(CASES[name], task, clients_per_round=5, clip=1.0, stack=stack)
+    loop = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0)
+    stacked = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0, stack=stack)
     for ours, theirs in zip(stacked.rounds(), loop.rounds(), strict=True):
         for a, b in zip(stacked.state.server, loop.state.server, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

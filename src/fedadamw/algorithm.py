@@ -82,7 +82,7 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
 
     @abstractmethod
     def client_start(self, down: Down, memory: Memory) -> Local:
-        """What lives on a client for one round; its field `y` is the local model."""
+        """What lives on a client for one round; its field `y` is the model that the client begins with."""
 
     @abstractmethod
     def client_step(self, local: Local, down: Down, g: Vector, lr: Tensor) -> Local:

@@ -239,8 +239,10 @@ class FedAdamW(torch.optim.Optimizer):
 def _is_plain(p: Tensor, state: Mapping[str, Tensor]) -> bool:
     """Whether torch's fused kernels take this parameter, its gradient and its moments."""
     assert p.grad is not None
-    together = (p, p.grad, state["m"], state["v"])
-    return all(t.is_contiguous() and t.dtype == p.dtype for t in together) and p.device.type in ("cpu", "cuda")
+    g, m, v = p.grad, state["m"], state["v"]
+    one_type = p.dtype == g.dtype == m.dtype == v.dtype
+    one_order = p.is_contiguous() and g.is_contiguous() and m.is_contiguous() and v.is_contiguous()
+    return one_type and one_order and (p.is_cpu or p.is_cuda)
 
 
 def _real(t: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedadamw.validation import check
 
+HUGE = 1e15  # what no number of a model comes near; squares and sums over clients stay finite
 Vector = Tensor  # (..., d): d trainable numbers of a model; a leading axis, where there is one, is clients
 
 
@@ -108,10 +109,14 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def statistics(module: nn.Module) -> dict[str, Tensor]:
-    """The floating-point buffers that `module` saves (BatchNorm's running statistics), by name."""
+    """The floating-point buffers that `module` saves (BatchNorm's running statistics), by name.
+
+    One that begins with numbers of which there is no mean (-inf, the least float) is a constant, such as a mask.
+    """
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     state = module.state_dict(keep_vars=True)
-    return {n: t for n, t in state.items() if n not in parameters and t.is_floating_point()}
+    floating = {n: t for n, t in state.items() if n not in parameters and t.is_floating_point()}
+    return {n: t for n, t in floating.items() if bool((t.float().abs() < HUGE).all())}
 
 
 def bind(tensors: Mapping[str, Tensor], vector: Vector) -> None:

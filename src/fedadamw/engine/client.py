@@ -1,5 +1,6 @@
 """What the engines share of a client: the module in flat vectors, its work of a round, its answer."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from fedadamw.engine.randomness import Purpose, batches, numpy_generator, torch_generator
 from fedadamw.engine.settings import Training
 from fedadamw.engine.task import Batch, Task
-from fedadamw.validation import InputError
+from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, Vector, bind, bind_gradients, finite, statistics, trainable
 
 
@@ -35,14 +36,41 @@ class Workspace:
         floating = statistics(module)
         self.statistics: Vector = Layout.named(floating).flatten(floating).to(self.y)
         bind(floating, self.statistics)
-        self._counters = [(b, b.clone()) for b in module.buffers() if not b.is_floating_point()]
+        self._others = [(b, b.clone()) for name, b in module.named_buffers() if name not in floating]
+        self._takes_one: bool | None = None  # once it is known
 
     def load(self, y: Vector, statistics: Vector) -> None:
-        """Put a model and its statistics into the module; counting buffers go back to their start."""
+        """Put a model and its statistics into the module; its other buffers (counters) go back to their start."""
         self.y.copy_(y)
         self.statistics.copy_(statistics)
-        for buffer, start in self._counters:
+        for buffer, start in self._others:
             buffer.copy_(start)
+
+    def takes_one(self, task: Task, sample: int) -> bool:
+        """Whether the module trains on a batch of one sample: not where a BatchNorm has only the batch to average over.
+
+        Tried once, with this sample, where it has a BatchNorm at all.
+        """
+        if self._takes_one is None:
+            self._takes_one = not batches_mix(self.module) or self._tried(task, sample)
+        return self._takes_one
+
+    @torch.no_grad()
+    def _tried(self, task: Task, sample: int) -> bool:
+        before = self.statistics.clone()
+        place = self.y.device if task.resident else "cpu"
+        drawn = task.draw(1, torch.Generator().manual_seed(0))
+        batch = task.batch(torch.tensor([sample], device=place), drawn.to(place))
+        self.module.train()
+        try:
+            task.losses(self.module, batch)
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):
+                raise
+            return False
+        finally:
+            self.load(self.y, before)
+        return True
 
 
 def autocast(training: Training, device: torch.device) -> torch.autocast:
@@ -109,8 +137,19 @@ class Work(NamedTuple):
         return zip(self.samples.split(self.sizes), self.drawn.split(self.sizes), strict=True)
 
 
-def work_of(task: Task, training: Training, seed: int, client: int, samples: np.ndarray, round_: int) -> Work:
-    """The work of `client` with the `samples` (n,) in round `round_`: the same in every engine."""
+def work_of(
+    task: Task,
+    training: Training,
+    seed: int,
+    client: int,
+    samples: np.ndarray,
+    round_: int,
+    workspace: Workspace | None = None,
+) -> Work:
+    """The work of `client` with the `samples` (n,) in round `round_`: the same in every engine.
+
+    workspace: whose module does it; where that takes no batch of one sample, there is none.
+    """
     parts = batches(
         samples,
         numpy_generator(seed, Purpose.BATCHES, round_, client),
@@ -120,11 +159,35 @@ def work_of(task: Task, training: Training, seed: int, client: int, samples: np.
     )
     order = torch.from_numpy(np.concatenate(parts))
     sizes = tuple(len(part) for part in parts)
+    if workspace is not None and 1 in sizes and not workspace.takes_one(task, int(samples[0])):
+        check_company(training, client, len(samples))
+        warnings.warn(
+            "BatchNorm takes no batch of one sample: where one is left, it joins the batch before", stacklevel=2
+        )
+        sizes = in_company(sizes)
     if training.group_by_length and task.lengths is not None:
         generator = torch_generator(seed, Purpose.GROUPING, round_, client, device=torch.device("cpu"))
         order, sizes = grouped(order, sizes, task.lengths, generator)
     drawn = task.draw(len(order), torch_generator(seed, Purpose.AUGMENT, round_, client, device=torch.device("cpu")))
     return Work(order, drawn, sizes)
+
+
+def check_company(training: Training, client: int, samples: int) -> None:
+    """Raise InputError where the batches of a client with so many samples are of one sample each."""
+    why = "this model's BatchNorm averages over a batch, of two samples at least"
+    check(training.batch_size > 1, f"training.batch_size=1: {why}")
+    check(samples > 1, f"client {client} has a single sample, and {why}: give it more (partition.minimum=2)")
+
+
+def in_company(sizes: Sequence[int]) -> tuple[int, ...]:
+    """The same samples in other batches: one that would be alone at the end of a pass joins the batch before it."""
+    found: list[int] = []
+    for size in sizes:
+        if size == 1:
+            found[-1] += 1
+        else:
+            found.append(size)
+    return tuple(found)
 
 
 def grouped(

@@ -40,13 +40,15 @@ class Loop:
     def train(self, shard: Shard, round_: int, down: Any, statistics: Vector) -> Answer:
         """One client's local steps in round `round_`, from what came down to what goes up."""
         algorithm, task, work = self.algorithm, self.task, self.workspace
+        todo = work_of(task, self.training, self.seed, shard.client, shard.samples, round_, work)
         work.load(down.x, statistics)
         work.module.train()
-        todo = work_of(task, self.training, self.seed, shard.client, shard.samples, round_)
         torch.manual_seed(torch_seed(self.seed, Purpose.MODULE, round_, shard.client))
         lr = work.y.new_tensor(self.training.lr_at(round_))
         memory = algorithm.client_init(down) if shard.memory is None else shard.memory
-        local = own(algorithm.client_start(down, memory))._replace(y=work.y)  # steps move the module itself
+        start = algorithm.client_start(down, memory)
+        work.y.copy_(start.y)
+        local = own(start)._replace(y=work.y)  # steps move the module itself
         losses = []
         for batch in self._batches(todo):
             work.gradient.zero_()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedadamw import codecs
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.engine.client import Answer, Shard, Workspace, autocast, batches_mix
+from fedadamw.engine.client import Answer, Shard, Workspace, autocast, batches_mix, check_company
 from fedadamw.engine.diagnostics import Numbers, Watch
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.randomness import sample_clients
@@ -153,6 +153,7 @@ class Simulation:
             f"training.micro_batch={training.micro_batch}: BatchNorm needs whole batches",
         )
         self.workspace = Workspace(model)
+        self._check_company()
         step = stepper(algorithm, training.clip, compiled=compiled)
         common = (self.workspace, algorithm, task, training, seed, step)
         loop = Loop(*common)
@@ -164,6 +165,15 @@ class Simulation:
         self.state = State(0, server, self.workspace.statistics.clone(), none.clone(), base.clone())
         self.remote: Remote | None = None
         self.store: Store = InMemory(self.memory_template)
+
+    def _check_company(self) -> None:
+        """Raise InputError where a client cannot train because its BatchNorm would see one sample."""
+        if not batches_mix(self.workspace.module):
+            return
+        for client, samples in enumerate(self.clients):
+            alone = min(len(samples), self.training.batch_size) == 1
+            if alone and not self.workspace.takes_one(self.task, int(samples[0])):
+                check_company(self.training, client, len(samples))
 
     @property
     def memory_template(self) -> Any:

@@ -80,7 +80,7 @@ class Stacked:
     def _groups(self, shards: Sequence[Shard], round_: int) -> "Iterator[list[tuple[Shard, Work]]]":
         """The clients with their work, those with the most steps first; in a group all may be stacked."""
         todo = [
-            (shard, work_of(self.task, self.training, self.seed, shard.client, shard.samples, round_))
+            (shard, work_of(self.task, self.training, self.seed, shard.client, shard.samples, round_, self.workspace))
             for shard in shards
         ]
         todo.sort(key=lambda pair: -len(pair[1].sizes))
@@ -198,6 +198,7 @@ class Plan(NamedTuple):
     weights: Tensor  # (S, K, n) 1 / size of the batch, 0 for what was filled up
     active: list[int]  # (K,) how many clients, the first ones, have such a step
     sizes: list[tuple[int, ...]]  # of each client's batches
+    widths: list[int]  # (K,) samples of the largest batch at each step: all have as many where batches mix
 
     @staticmethod
     def of(works: Sequence[Work], *, like: Tensor, resident: bool) -> "Plan":
@@ -211,14 +212,15 @@ class Plan(NamedTuple):
         active = [sum(len(work.sizes) > k for work in works) for k in range(steps)]
         device = like.device if resident else samples.device
         sizes = [work.sizes for work in works]
-        return Plan(resident, samples.to(device), drawn.to(device), weights, active, sizes)
+        widths = [max(own[k] for own in sizes[: active[k]]) for k in range(steps)]
+        return Plan(resident, samples.to(device), drawn.to(device), weights, active, sizes, widths)
 
     def batch(self, task: Task, k: int) -> tuple[Batch, Tensor]:
         """The batches (active, n, ...) of step `k` and the weights (active, n) of their samples' losses."""
-        active = self.active[k]
-        samples, drawn = self.samples[:active, k], self.drawn[:active, k]
+        active, width = self.active[k], self.widths[k]
+        samples, drawn = self.samples[:active, k, :width], self.drawn[:active, k, :width]
         batch = task.batch(samples.flatten(), drawn.flatten(0, 1))
-        return tuple(t.unflatten(0, samples.shape).contiguous() for t in batch), self.weights[:active, k]
+        return tuple(t.unflatten(0, samples.shape).contiguous() for t in batch), self.weights[:active, k, :width]
 
 
 def _slots(sizes: tuple[int, ...], steps: int, n: int) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fedadamw.engine.settings import Federation
 from fedadamw.flower.wire import RefusedError
+from fedadamw.vector import HUGE
 
 STATISTICS = "statistics"  # BatchNorm's, beside the fields of an upload
-HUGE = 1e15  # what no number of an honest upload comes near; squares and sums over clients stay finite
 LOSS = 1e6  # nats; a model that is this wrong has nothing to say
 ROUNDS = 5  # whose accepted lengths the bound looks back on
 
