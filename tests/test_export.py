@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import tiny_models
@@ -248,7 +249,10 @@ def test_two_classes_without_names_are_evaluated(place, tmp_path):
     assert "id2label" not in json.loads((tmp_path / "config.json").read_text())
     given = [("data.task", "text"), ("data.source", str(place / "more.csv"))]
     found = opened(tmp_path, given)
-    words, rows = AutoTokenizer.from_pretrained(tmp_path), list(csv.DictReader((place / "more.csv").read_text().splitlines()))
+    words, rows = (
+        AutoTokenizer.from_pretrained(tmp_path),
+        list(csv.DictReader((place / "more.csv").read_text().splitlines())),
+    )
     with torch.no_grad():
         likeliest = [int(found.model.eval()(**words(row["text"], return_tensors="pt")).logits.argmax()) for row in rows]
     names = sorted({row["label"] for row in rows})
@@ -298,3 +302,19 @@ def test_a_push_that_fails_loses_nothing(trained, tmp_path):
     assert "error: --push nobody/nothing: " in done.stderr
     assert done.stderr.count("\n") == 1
     assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_a_chat_templates_name_is_no_path(place, trained, tmp_path):
+    hostile = tmp_path / "hostile"
+    shutil.copytree(place / "bert", hostile)
+    settings = json.loads((hostile / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [{"name": name, "template": "x"} for name in ("default", "../../precious")]
+    (hostile / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "precious.jinja").write_text("kept")
+    found = of_run(trained.path)
+    model = found.experiment.model.model_copy(update={"tokenizer": str(hostile)})
+    changed = found._replace(experiment=found.experiment.model_copy(update={"model": model}))
+    with pytest.raises(InputError, match=r"its tokenizer cannot be written: .*\.\./\.\./precious"):
+        export(changed, tmp_path / "out")
+    assert (tmp_path / "precious.jinja").read_text() == "kept"
+    assert not (tmp_path / "out").exists()

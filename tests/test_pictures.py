@@ -218,6 +218,15 @@ def test_damaged_pictures_are_left_out_counted_and_said(damaged):
         assert isinstance(train.pixels, np.memmap)
 
 
+def test_twelve_bits_in_sixteen_are_said_to_be_dark(tmp_path):
+    source = pictures.folder(
+        tmp_path / "d", **{s: {"a": [_of("I;16", 3900)], "b": [_of("I;16", 9)]} for s in ("train", "test")}
+    )
+    with pytest.warns(UserWarning, match="no pixel is brighter than 15 of 255; 16-bit pictures should reach 65,535"):
+        train, _ = load_images(source)
+    assert train.pixels.max() == 15
+
+
 def test_fractions_are_no_classes(tmp_path):
     content = {"image": cells([noise(8, 8)] * 3), "label": [0.5, 1.8, 3.1]}
     with pytest.raises(InputError, match="column 'label' holds fractions, where classes are wanted"):

@@ -67,7 +67,10 @@ def _write(trained: Trained, folder: Path, *, whole: bool) -> None:
     if isinstance(trained.built, Vision):
         (folder / "preprocessor_config.json").write_text(json.dumps(_pixels(trained), indent=1) + "\n")
     else:
-        texts.tokenizer_of(experiment).save_pretrained(folder)
+        try:
+            texts.tokenizer_of(experiment).save_pretrained(folder)
+        except ValueError as error:  # such as a chat template whose name is a path
+            raise InputError(f"{folder}: its tokenizer cannot be written: {error}") from None
     settings = experiment.model_dump(mode="json")
     name = settings["model"]["name"]
     if not is_hub_id(name) and name not in NAMES and not name.startswith(PACKAGE):

@@ -88,6 +88,7 @@ class Notes:
     bad: dict[int, str]  # rows, and why they cannot be used
     coloured: int = 0  # pictures that lost their colour
     resized: int = 0  # pictures of another size
+    brightest: int = 0  # of all bytes
 
 
 def is_grey(mode: str) -> bool:
@@ -105,6 +106,7 @@ def decode(split: "Dataset", column: str, form: Form, pixels: Array) -> Notes:
         except BadPictureError as error:
             notes.bad[i] = str(error)
             continue
+        notes.brightest = max(notes.brightest, int(pixels[place].max()))
         notes.coloured += form.grey and not is_grey(picture.mode)
         notes.resized += (picture.height, picture.width) != form.size
         place += 1
