@@ -208,8 +208,10 @@ def _load(
     if classes is None:
         classes = classes_of(split, label)
         check(not has_fractions(split, label), f"{place}: column {label!r} holds fractions, where classes are wanted")
-        if notes.brightest < DARK:
-            said = f"{place}: no pixel is brighter than {notes.brightest} of 255; 16-bit pictures should reach 65,535"
+        if notes.brightest is not None and notes.brightest < DARK:
+            said = (
+                f"{place}: of the 16-bit pictures no pixel is over {notes.brightest} of 255; they should reach 65,535"
+            )
             warnings.warn(said, stacklevel=2)
     elif notes.resized and form.kind == SIZE:
         size = f"{form.size[0]} x {form.size[1]}"
