@@ -1,5 +1,6 @@
 """After training: what is exported loads elsewhere and says the same, and is evaluated by one command."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -313,7 +314,16 @@ def test_two_classes_without_names_are_evaluated(place, tmp_path):
     AutoTokenizer.from_pretrained(place / "bert").save_pretrained(tmp_path)
     assert "id2label" not in json.loads((tmp_path / "config.json").read_text())
     given = [("data.task", "text"), ("data.source", str(place / "more.csv"))]
-    assert 0 <= evaluate(opened(tmp_path, given))[0].metrics["accuracy"] <= 1
+    found = opened(tmp_path, given)
+    words, rows = (
+        AutoTokenizer.from_pretrained(tmp_path),
+        list(csv.DictReader((place / "more.csv").read_text().splitlines())),
+    )
+    with torch.no_grad():
+        likeliest = [int(found.model.eval()(**words(row["text"], return_tensors="pt")).logits.argmax()) for row in rows]
+    names = sorted({row["label"] for row in rows})
+    right = sum(names[i] == row["label"] for i, row in zip(likeliest, rows, strict=True)) / len(rows)
+    assert evaluate(found)[0].metrics["accuracy"] == pytest.approx(right)
 
 
 def test_somebody_elses_regression_is_evaluated(place, tmp_path):
@@ -369,3 +379,19 @@ def test_what_came_to_the_place_of_an_export_meanwhile_is_kept(tmp_path):
         with pytest.raises(InputError, match=f"{name}: .*; give a new folder"):
             _rename(tmp_path / "aside", tmp_path / name)
     assert (tmp_path / "out" / "other").exists()
+
+
+def test_a_chat_templates_name_is_no_path(place, trained, tmp_path):
+    hostile = tmp_path / "hostile"
+    shutil.copytree(place / "bert", hostile)
+    settings = json.loads((hostile / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [{"name": name, "template": "x"} for name in ("default", "../../precious")]
+    (hostile / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "precious.jinja").write_text("kept")
+    found = of_run(trained.path)
+    model = found.experiment.model.model_copy(update={"tokenizer": str(hostile)})
+    changed = found._replace(experiment=found.experiment.model_copy(update={"model": model}))
+    with pytest.raises(InputError, match=r"its tokenizer cannot be written: .*\.\./\.\./precious"):
+        export(changed, tmp_path / "out")
+    assert (tmp_path / "precious.jinja").read_text() == "kept"
+    assert not (tmp_path / "out").exists()

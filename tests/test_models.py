@@ -134,6 +134,7 @@ def test_cifar10_as_it_lies_on_disk():
     assert test.pixels.shape == (10_000, 3, 32, 32)
     assert train.classes[0] == "airplane"
     assert np.bincount(train.labels).tolist() == [5000] * 10
+    assert (train.fingerprint, test.fingerprint) == ("41dd134238b10695", "1c813cd29c9c9bce"), "as of earlier versions"
 
 
 def test_images_are_decoded_once_and_a_damaged_cache_is_not_believed(tmp_path, monkeypatch):

@@ -81,7 +81,10 @@ def _write(trained: Trained, folder: Path, to: Path, *, whole: bool) -> None:
     if isinstance(trained.built, Vision):
         (folder / "preprocessor_config.json").write_text(json.dumps(_pixels(trained), indent=1) + "\n")
     else:
-        texts.tokenizer_of(experiment).save_pretrained(folder)
+        try:
+            texts.tokenizer_of(experiment).save_pretrained(folder)
+        except ValueError as error:  # such as a chat template whose name is a path
+            raise InputError(f"{folder}: its tokenizer cannot be written: {error}") from None
     tell_base(folder, told("model.name", experiment.model.name, to))
     settings, relative = without_paths(experiment.model_dump(mode="json"), to)
     facts = {"settings": settings, "relative": relative, **trained.facts, "records": trained.records[-1:]}

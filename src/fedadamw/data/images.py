@@ -21,6 +21,8 @@ from fedadamw.data.pixels import pixels_of, survey_of
 from fedadamw.data.sources import Array, held_out_split, read, read_held_out
 from fedadamw.validation import InputError, check
 
+DARK = 16  # of 255; the range of 12 bits within 16
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -206,6 +208,11 @@ def _load(
     if classes is None:
         classes = classes_of(split, label)
         check(not has_fractions(split, label), f"{place}: column {label!r} holds fractions, where classes are wanted")
+        if notes.brightest is not None and notes.brightest < DARK:
+            said = (
+                f"{place}: of the 16-bit pictures no pixel is over {notes.brightest} of 255; they should reach 65,535"
+            )
+            warnings.warn(said, stacklevel=2)
     elif notes.resized and form.kind == SIZE:
         size = f"{form.size[0]} x {form.size[1]}"
         said = f"{place}: {notes.resized:,} of {rows:,} pictures are resized to the training pictures' {size}"

@@ -88,11 +88,17 @@ class Notes:
     bad: dict[int, str]  # rows, and why they cannot be used
     coloured: int = 0  # pictures that lost their colour
     resized: int = 0  # pictures of another size
+    brightest: int | None = None  # byte of those that had 16 bits
 
 
 def is_grey(mode: str) -> bool:
     """Whether pictures of one of Pillow's modes have no colour."""
-    return mode in GREY or mode.startswith("I;16")
+    return mode in GREY or is_deep(mode)
+
+
+def is_deep(mode: str) -> bool:
+    """Whether pictures of one of Pillow's modes have 16 bits a pixel, or whole numbers of 32."""
+    return mode == "I" or mode.startswith("I;16")
 
 
 def decode(split: "Dataset", column: str, form: Form, pixels: Array) -> Notes:
@@ -105,6 +111,8 @@ def decode(split: "Dataset", column: str, form: Form, pixels: Array) -> Notes:
         except BadPictureError as error:
             notes.bad[i] = str(error)
             continue
+        if is_deep(picture.mode):
+            notes.brightest = max(notes.brightest or 0, int(pixels[place].max()))
         notes.coloured += form.grey and not is_grey(picture.mode)
         notes.resized += (picture.height, picture.width) != form.size
         place += 1
@@ -125,7 +133,7 @@ def _in_bytes(picture: "Image") -> "Image":
 
     if picture.mode == "F":
         most, what = 1.0, "fractions from 0 to 1"
-    elif picture.mode == "I" or picture.mode.startswith("I;16"):
+    elif is_deep(picture.mode):
         most, what = 65535.0, "whole numbers from 0 to 65,535"
     else:
         return picture

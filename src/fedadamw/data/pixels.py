@@ -60,7 +60,8 @@ def _cache(split: "Dataset", column: str, wanted: str) -> Path:
 def _read(cache: Path, rows: int, form: Form) -> tuple[Array, Notes]:
     """What `_keep` wrote; one of DAMAGE where it is not whole."""
     facts = json.loads(cache.with_suffix(".json").read_text())
-    notes = Notes({int(row): str(why) for row, why in facts.pop("bad").items()}, **facts)
+    bad = {int(row): str(why) for row, why in facts["bad"].items()}
+    notes = Notes(bad, int(facts["coloured"]), int(facts["resized"]), facts["brightest"])
     pixels = np.load(cache, mmap_mode="r")
     if pixels.shape != (rows - len(notes.bad), *form.shape) or pixels.dtype != np.uint8:
         raise ValueError(f"{cache} holds {pixels.shape}")
