@@ -304,6 +304,7 @@ def test_certificates_are_for_long_names_and_addresses(tmp_path):
         (["model.name=resnet18", "model.depth=2"], "model.depth is a setting of vit-nano"),
         (["data.task=text", "model.name=owner/name"], "data.task='text' needs data.source"),
         (["data.resident=false", "data.max_train=9"], "data.resident=false takes all samples"),
+        (["trackers=[tensorbored]"], "did you mean 'tensorboard'"),
     ],
 )
 def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message, tmp_path, typed):
@@ -313,7 +314,7 @@ def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message
     assert message in done.stderr
     assert not (tmp_path / "app").exists()
     with pytest.raises(InputError, match=re.escape(message)):  # and again by the server, whose settings may be others
-        federated(tmp_path, settings)
+        run(load("digits", [*COMMON, *settings]), Here(3, tmp_path / "state"), tmp_path / "run")
 
 
 @pytest.mark.parametrize(

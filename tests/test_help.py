@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 import click
 import pytest
 import typer
+from conftest import ROOT
 
 from fedadamw import names, registry
+from fedadamw.cli import flower
 from fedadamw.cli.app import app
 from fedadamw.experiment import settings_elsewhere
 from fedadamw.models import vision
@@ -44,6 +47,19 @@ def test_help_has_examples_as_they_are_typed_and_no_stray_marks(path, command, m
         assert re.search(
             rf"^  \[?{argument.make_metavar(click.Context(command)).strip('[]')}\]?  +[A-Za-z]", said, re.M
         )
+
+
+def test_the_examples_of_apps_can_run(tmp_path, typed):
+    pages = ["README.md", "docs/federation.md", "deploy/README.md"]
+    text = "".join((ROOT / page).read_text().replace("\\\n", "") for page in pages)
+    lines = re.findall(
+        r"^ *(fedadamw flower new .*?)(?:  #.*)?$", flower.new.__doc__ + flower.flower.info.help + text, re.M
+    )
+    assert len(lines) >= 7
+    for number, line in enumerate(lines):
+        arguments = shlex.split(line)[1:]
+        arguments[2] = str(tmp_path / str(number))
+        assert typed(*arguments).returncode == 0, line
 
 
 def test_names_are_those_of_the_modules():

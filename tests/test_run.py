@@ -234,7 +234,7 @@ def test_an_interrupted_run_says_how_to_go_on(finished, tmp_path, sent, code):
         (["-s", "model.lora={r: 4}"], "model.lora is unknown (did you mean 'lora'?)"),
         (["-s", "algorithm.lr=1"], "algorithm.lr is unknown (did you mean 'training.lr'?); fedadamw has betas"),
         (["-s", "algorithm.mu=1"], "alpha, share; mu is a setting of fedprox"),
-        (["glue-sst2"], "recipe 'glue-sst2' is unknown (did you mean 'paper/glue-sst2'?)"),
+        (["sst2"], "recipe 'sst2' is unknown (did you mean 'paper/glue-sst2'?)"),
         (["own.yaml"], "Rounds is unknown (did you mean 'training.rounds'?)"),
         (["-s", "training.lr=-1"], "training.lr=-1: input should be greater than 0"),
         (["-s", "training.lr=fast"], "training.lr='fast': input should be a valid number"),

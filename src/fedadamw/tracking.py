@@ -12,14 +12,16 @@ from fedadamw.extras import missing
 from fedadamw.validation import InputError, nearest
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Raise ValueError where a tracker is unknown or its library is not installed."""
+def check_trackers(names: Sequence[str], *, here: bool = True) -> None:
+    """Raise InputError where a tracker is unknown or, if the run will be `here`, its library is not installed."""
     if not names:
         return
     try:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
         from accelerate.utils import LoggerType
     except ImportError:
+        if not here:
+            return
         raise missing("trackers need accelerate", "track") from None
     from accelerate.tracking import get_available_trackers
 
@@ -28,7 +30,7 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             raise InputError(f"trackers: {name!r} is unknown{nearest(name, known)}; use {', '.join(known)}")
-        if name not in ready:
+        if here and name not in ready:
             raise InputError(f"trackers: {name!r} needs its library: pip install {name}")
 
 

@@ -12,7 +12,7 @@ flower = typer.Typer(
 
     \b
     fedadamw flower demo --nodes 2
-    fedadamw flower new app digits -s partition.clients=4
+    fedadamw flower new app digits -s partition.clients=12
     """,
     short_help="Federate for real, on Flower.",
     no_args_is_help=True,
@@ -38,7 +38,7 @@ def new(folder: NewFolder, recipe: Recipe = None, settings: Settings = None) -> 
     """Write a Flower app for a recipe into FOLDER, for `flwr run` to start.
 
     \b
-    fedadamw flower new app digits -s training.rounds=10 -s partition.clients=4
+    fedadamw flower new app digits -s partition.clients=4 -s training.clients_per_round=4
     fedadamw flower new app paper/glue-sst2 -s partition.kind=nodes -s partition.clients=12
     """
     from fedadamw.experiment import load

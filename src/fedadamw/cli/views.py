@@ -51,11 +51,12 @@ def blocks_command(
     """
     from fedadamw.blocks import Blocks
     from fedadamw.models.hub import skeleton
-    from fedadamw.models.lora import Lora, adapted
     from fedadamw.tables import print_blocks
 
     found = skeleton(model)
     if lora is not None:
+        from fedadamw.models.lora import Lora, adapted
+
         found = adapted(found, Lora(r=rank, target_modules=tuple(names_in(lora))), None)
     print_blocks(model, Blocks.of(found, granularity))
 

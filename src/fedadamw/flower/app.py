@@ -5,6 +5,7 @@ from pathlib import Path
 from fedadamw.experiment import Experiment
 from fedadamw.extras import EXTRAS
 from fedadamw.prepare import check_settings
+from fedadamw.tracking import check_trackers
 from fedadamw.validation import check
 
 PYPROJECT = """\
@@ -58,6 +59,7 @@ app = client_app()
 def write(folder: Path, experiment: Experiment) -> None:
     """Write the app of `experiment` into `folder`, which must be empty or new; InputError where no run can be of it."""
     check_settings(experiment, remote=True)
+    check_trackers(experiment.trackers, here=False)
     check(not folder.exists() or (folder.is_dir() and not any(folder.iterdir())), f"{folder}: is there, and not empty")
     word = folder.resolve().name.lower()
     name = "".join(c if c.isascii() and c.isalnum() else "-" for c in word).strip("-") or "app"
