@@ -36,8 +36,10 @@ within a table only.
 | a CPU | `fedadamw run RECIPE`: it starts a rank a core by itself where the run is long enough | ranks with one thread each beat threads, which wait for each other in every small operation |
 | a small run on a CPU, diagnostics | `--ranks 1` | starting ranks costs seconds; diagnostics want all clients of a round in one place |
 | one GPU | nothing: the sampled clients of a round are stacked | one client's step is too small to fill it |
+| a GPU and a model that cannot be stacked | nothing: one warning, and its clients train one after the other | vmap does not take every model's code; where `stack` is set, such a model is refused |
 | a GPU with too little memory | nothing, or `-s stack=4` | a group that does not fit is halved for the rest of the run |
 | activations that do not fit, or not the processor's cache | `-s training.micro_batch=16` | a step's samples go through the model in parts; the same step (no BatchNorm) |
+| an evaluation that does not fit | `-s training.evaluate_batch=4` | so many held-out samples at once; where it is not set, no more than `micro_batch` (a language model: than `batch_size`) |
 | convolutions and pooling, on a CPU | `-s training.channels_last=true` | a pixel's channels lie together in memory |
 | many GPUs or machines | `torchrun --nproc-per-node 8 -m fedadamw run ... --out runs/x` | a rank a GPU, stacked within the rank, one all_reduce a field |
 | a long run of a large model | nothing: the local step is compiled where that saves more than it costs | `-s compile=on` or `off` decides it |
@@ -60,6 +62,17 @@ The stacked engine, compiled steps, bfloat16, NCCL ranks and the benchmarks' `--
 had for these pages, so no number of one stands here. `python benchmarks/step.py --device cuda` and
 `python benchmarks/engines.py --device cuda --models vit-tiny,resnet18 --clients 10 --steps 50 --batch 50` measure them
 and leave `benchmarks/results/*_cuda_<yyyymm>.json`.
+
+When compiling pays on a GPU is estimated for the same reason (`engine/step.py`), not measured.
+
+`training.precision=float32` is float32 on a GPU, too: torch's default would have cuDNN's convolutions round to TF32.
+
+What is the same bit for bit: on a CPU with the same number of threads all of a run, stopped and resumed or not. On a GPU
+what is drawn beforehand, on the CPU: the partition, the clients of a round, their batches, crops and flips, the initial
+model and the codecs' rounding. What the GPU computes is the same up to rounding alone: cuDNN chooses its algorithms, and
+sums of atomic additions come in any order. Dropout and drop path are drawn there, by seeds of the round and the client (of
+a group's first, where clients are stacked), so they are the same again on the same kind of device with the same `stack`.
+No GPU was to be had to try this.
 """
 
 

@@ -23,6 +23,9 @@ from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import DivergedError, Simulation
 from fedadamw.engine.step import clipped
 from fedadamw.engine.task import Evaluation
+from fedadamw.experiment import load
+from fedadamw.models.loading import initial
+from fedadamw.prepare import device_of
 from fedadamw.validation import InputError
 from fedadamw.vector import Vector
 
@@ -384,3 +387,22 @@ def test_memory_does_not_grow_with_the_clients_of_a_round():
     few, many = megabytes(5), megabytes(200)
     kept = 195 * 8  # MB, if one vector stayed for each further client
     assert many < few + kept / 10, f"{few} MB with 5 clients a round, {many} MB with 200"
+
+
+def test_a_model_is_built_without_a_gpu_being_asked_for_its_generator(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *_: pytest.fail("a GPU was begun"))
+    before = torch.get_rng_state()
+    first, second = (initial(lambda: torch.rand(3), 7) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_float32_is_not_rounded_to_tf32():
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for precision in ("float32", "bf16"):
+            device_of(load("digits", ["device=cpu", f"training.precision={precision}"]))
+            assert torch.backends.cudnn.allow_tf32 is (precision == "bf16")
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

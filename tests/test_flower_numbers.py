@@ -3,7 +3,9 @@
 import json
 import re
 import socket
+import time
 import urllib.request
+import weakref
 
 import numpy as np
 import pytest
@@ -21,10 +23,11 @@ from fedadamw import checkpoint
 from fedadamw.engine.ledger import read_page
 from fedadamw.experiment import load
 from fedadamw.export import export
-from fedadamw.flower import certs, demo
+from fedadamw.flower import certs, demo, node
 from fedadamw.flower.monitor import Monitor
 from fedadamw.flower.rounds import QuorumError
 from fedadamw.flower.server_app import run
+from fedadamw.flower.worker import Worker
 from fedadamw.run_folder import RunFolder
 from fedadamw.trained import _nodes, of_run
 from fedadamw.validation import InputError
@@ -152,6 +155,32 @@ def test_a_node_without_its_data_says_so(tmp_path):
     found = {event["node"]: event["detail"] for event in events if event["event"] == "stranger"}
     assert "no such" in found["100"].lower()
     assert "give --node-config" in found["101"]
+
+
+@pytest.mark.parametrize("given", ["mps", "xpu:0", "cuda:x", "cuda:99", 1, True])
+def test_a_node_trains_on_the_device_that_it_is_told(tmp_path, given):
+    settings, config = load("digits", COMMON).to_yaml(), {"partition-id": 0, "state-dir": str(tmp_path)}
+    assert node.device_in(config) == "auto"
+    assert node.device_in({**config, "device": "cuda:1"}) == "cuda:1"
+    with pytest.raises(InputError, match="no device to train on; use one of auto, cpu, cuda|sees no such GPU here"):
+        node.load(settings, "{}", {**config, "device": given}, "run")
+
+
+def test_a_node_whose_memory_is_full_lets_go_of_all_it_held(monkeypatch):
+    class Full:
+        def train(self, arrays, facts):
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    made, worker, given_back = [Full()], Worker(), []
+    full = weakref.ref(made[0])
+    monkeypatch.setattr(worker, "_loaded", lambda _: made.pop())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(full() is None))
+    worker._nodes["of another run"] = None
+    about = dict.fromkeys(("settings", "about", "config", "federation"), "")
+    numbers, _ = worker.answer({"ask": "train", "came": time.time(), "seconds": 60, **about}, {})
+    assert "CUBLAS_STATUS_ALLOC_FAILED" in numbers["error"]
+    assert given_back == [True]
+    assert not worker._nodes
 
 
 def images(folder, **counts):

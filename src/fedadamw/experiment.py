@@ -136,7 +136,7 @@ class Experiment(_Section):
     """A whole run. `Experiment()` is much like the recipe `digits`, untuned."""
 
     seed: int = Field(default=0, ge=0, description="everything random derives from it")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    device: str = Field(default="auto", description="auto, cpu, cuda or one of several: cuda:1")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's own choice where not set")
     data: Data = Data()
     partition: Split = Split()
