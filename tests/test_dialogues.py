@@ -9,7 +9,7 @@ import torch
 from conftest import SHARED, need
 from test_texts import experiment, told
 
-from fedadamw.data import dialogues
+from fedadamw.data.conversations import conversation
 from fedadamw.data.text_batches import LanguageTask
 from fedadamw.data.texts import Texts
 from fedadamw.models import text
@@ -96,7 +96,7 @@ def test_an_answer_is_found_after_what_announces_it(template, asked, answer, exp
     words = tiny_models.tokenizer(template=template)
     words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     talk = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    ids, marks = dialogues._conversation(words, talk)
+    ids, marks = conversation(words, talk)
     learned = [i for i, mark in zip(ids, marks, strict=True) if mark]
     assert words.decode(learned).strip() == expected.strip()
     before = words.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True)
@@ -117,8 +117,97 @@ THINKS = CHATML.replace("assistant\\n{% endif", "assistant\\n<think>\\n{% endif"
 def test_every_answer_is_found_in_its_own_message(template, talk):
     words = tiny_models.tokenizer(template=template)
     words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    ids, marks = dialogues._conversation(words, [{"role": role, "content": said} for role, said in talk])
+    ids, marks = conversation(words, [{"role": role, "content": said} for role, said in talk])
     assert words.decode([i for i, mark in zip(ids, marks, strict=True) if mark]) == "a<|im_end|>" * 2
+
+
+DROPS = """{%- set ns = namespace(last=0) -%}
+{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
+{%- for m in messages -%}
+{%- set c, thought = m.content, m.reasoning_content or '' -%}
+{%- if m.role == 'assistant' and '</think>' in c -%}
+{%- set thought, c = c.split('</think>')[0].split('<think>')[-1], c.split('</think>')[-1].lstrip('\\n') -%}
+{%- endif -%}
+{{- '<|im_start|>' + m.role + '\\n' -}}
+{%- if m.role == 'assistant' and loop.index0 > ns.last -%}
+{{- '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' -}}
+{%- endif -%}
+{{- c -}}
+{%- for call in m.tool_calls or [] -%}
+{{- '\\n<tool_call>\\n' + call.function.name + call.function.arguments | tojson + '\\n</tool_call>' -}}
+{%- endfor -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}"""  # as Qwen3's: thoughts before the last question are left out
+STRICT = """{%- set ns = namespace(asked=false) -%}
+{%- for m in messages -%}
+{%- if m.role == 'user' or (m.role == 'assistant' and m.tool_calls is undefined) -%}
+{%- if (m.role == 'user') == ns.asked -%}{{ raise_exception('roles must alternate') }}{%- endif -%}
+{%- set ns.asked = not ns.asked -%}
+{%- endif -%}
+{%- if m.role == 'user' -%}[INST] {{ m.content }} [/INST]
+{%- elif m.role == 'tool' -%}[RESULT]{{ m.content }}[/RESULT]
+{%- elif m.tool_calls is defined -%}[CALL]{{ m.tool_calls | tojson }}<|im_end|>
+{%- else -%} {{ m.content }}</s>
+{%- endif -%}{%- endfor -%}"""  # as Mistral's: an answer to a call is refused where there is no call
+LOOK = [{"id": "1", "type": "function", "function": {"name": "look", "arguments": {"at": "film", "then": None}}}]
+OTHER_END = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.tool_calls %}look<|im_end|>{% else %}</s>{% endif %}"
+    "{% endfor %}"
+)
+
+
+def said(role, content, **more):
+    return {"role": role, "content": content, **more}
+
+
+@pytest.mark.parametrize(
+    ("template", "talk", "expected"),
+    [
+        (
+            DROPS,
+            [
+                said("assistant", "<think>\nlazy\n</think>\n\na dog"),
+                said("user", "and?"),
+                said("assistant", "<think>\nquick\n</think>\n\na fox"),
+            ],
+            ["a dog<|im_end|>", "<think>\nquick\n</think>\n\na fox<|im_end|>"],
+        ),
+        (DROPS, [said("assistant", "<think>quick</think>a fox")], ["<think>\nquick\n</think>\n\na fox<|im_end|>"]),
+        (DROPS, [said("assistant", "a fox", reasoning_content="quick")], ["quick\n</think>\n\na fox<|im_end|>"]),
+        (DROPS, [said("assistant", "a fox", reasoning_content="quick"), said("user", "a")], ["a fox<|im_end|>"]),
+        (DROPS, [said("assistant", "a fox")], ["a fox<|im_end|>"]),
+        (
+            DROPS,
+            [
+                said("assistant", None, tool_calls=LOOK),
+                said("user", "dog"),
+                said("assistant", "it is", tool_calls=None),
+            ],
+            ['<tool_call>\nlook{"at": "film"}\n</tool_call><|im_end|>', "it is<|im_end|>"],
+        ),
+        (
+            STRICT,
+            [said("assistant", None, tool_calls=LOOK[:1]), said("tool", "dog"), said("assistant", "a dog")],
+            [
+                '[CALL][{"id": "1", "type": "function", '
+                '"function": {"name": "look", "arguments": {"at": "film"}}}]<|im_end|>',
+                "a dog</s>",
+            ],
+        ),
+        (OTHER_END, [said("assistant", "see: ", tool_calls=LOOK), said("tool", "dog")], ["see: look<|im_end|>"]),
+        (CHATML.replace("m['content']", "m['content'] | upper"), [said("assistant", "good")], ["GOOD<|im_end|>"]),
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+            [said("assistant", "b")],
+            [],
+        ),
+    ],
+)
+def test_what_a_template_shows_of_thoughts_and_calls_is_learned(template, talk, expected):
+    words = tiny_models.tokenizer(template=template)
+    words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    ids, marks = conversation(words, [said("user", "was it a or b", name=None), *talk])
+    assert words.decode([i for i, mark in zip(ids, marks, strict=True) if mark]) == "".join(expected)
 
 
 def test_empty_texts_are_left_out_and_counted(place, tmp_path):
@@ -128,25 +217,64 @@ def test_empty_texts_are_left_out_and_counted(place, tmp_path):
     assert len(train) == 4
 
 
+GOOD = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
 @pytest.mark.parametrize(
     ("talk", "line"),
     [
         (None, "column 'messages' holds None where a list of role and content is wanted"),
         ([], r"column 'messages' holds \[\] where"),
-        ([{"role": "user", "content": None}], "where a list of role and content is wanted"),
-        ([{"role": "assistant", "content": "first"}], "the chat template refuses a conversation"),
+        (
+            [{"role": "user", "content": "a"}, {"role": None, "content": "b"}],
+            "where a list of role and content is wanted",
+        ),
+        ([{"role": "assistant", "content": "first"}], "the chat template refuses a conversation: .*user first"),
+        (
+            [*GOOD, {"role": "user", "content": "break"}],
+            "the chat template refuses a conversation: ZeroDivisionError: ",
+        ),
     ],
 )
-def test_conversations_that_are_none_are_one_clear_line(place, tmp_path, talk, line):
+def test_conversations_that_cannot_be_used_are_left_out_and_counted(place, tmp_path, talk, line):
     strict = (
-        "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}" + tiny_models.TEMPLATE
+        "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}"
+        "{% if messages[-1]['content'] == 'break' %}{{ 1 / 0 }}{% endif %}" + tiny_models.TEMPLATE
     )
     tiny_models.folder(tmp_path / "strict", "llama", template=strict)
-    good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    with pytest.raises(InputError, match=line):
-        samples_of(
-            language(place, tmp_path, [{"messages": good}, {"messages": talk}] * 3, f"model={tmp_path / 'strict'}")
+    model = f"model={tmp_path / 'strict'}"
+    rows = [{"messages": GOOD}, {"messages": talk}] * 3
+    first = f"3 of 6 conversations cannot be used and are left out; the first in row 2: .*{line}"
+    whole = ("data.validation=0", f"data.test_source={tmp_path / 'talk.jsonl'}")
+    with pytest.warns(UserWarning, match=first) as said:
+        prepared = prepare(language(place, tmp_path, rows, model, *whole))
+    assert len([one for one in said if "cannot be used" in str(one.message)]) == 2  # of the training and held-out set
+    for found in (prepared.train, prepared.test):
+        assert found.rows.tolist() == [0, 2, 4]
+        assert learned(place, found, "chat") == ["b</s>"] * 3
+    assert prepared.about["skipped"] == [3, 3]
+    with pytest.raises(InputError, match=f"none of 3 conversations can be used; the first in row 1: .*{line}") as none:
+        samples_of(language(place, tmp_path, rows[1::2], model))
+    assert "\n" not in str(none.value)
+
+
+def test_groups_and_labels_stay_with_their_conversations(place, tmp_path):
+    rows = [{"messages": GOOD if i % 3 else [], "who": f"critic {i % 2}", "label": i % 2} for i in range(12)]
+    own = ("partition={kind: column, column: who}", "data.label_column=label", "data.validation=0")
+    with pytest.warns(UserWarning, match="4 of 12 conversations cannot be used"):
+        train, _ = samples_of(
+            language(place, tmp_path, rows, *own, f"data.test_source={tmp_path / 'talk.jsonl'}", kind="chat")
         )
+    assert train.rows.tolist() == [i for i in range(12) if i % 3]
+    assert train.labels.tolist() == [i % 2 for i in train.rows]
+    assert train.groups.tolist() == [f"critic {i % 2}" for i in train.rows]
+
+
+def test_a_null_content_is_an_empty_one(place, tmp_path):
+    talk = [{"role": "user", "content": None}, {"role": "assistant", "content": "good"}]
+    train, _ = samples_of(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
+    assert told(place, train, "chat")[0] == "<user></s><assistant>good</s>"
+    assert learned(place, train, "chat")[0] == "good</s>"
 
 
 def test_prompts_that_leave_nothing_to_learn_are_left_out(place, tmp_path):

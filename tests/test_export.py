@@ -236,12 +236,51 @@ def test_a_fresh_base_is_never_left_behind(place, tmp_path):
     torch.testing.assert_close(logits(found, simulation), expected, rtol=0, atol=1e-6)
 
 
+def cards_model(folder) -> torch.nn.Module:
+    """What the code on an exported folder's card makes."""
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code.replace("FOLDER", repr(str(folder))), names)
+    return names["model"]
+
+
 def test_the_cards_code_loads_the_adapter(place, trained, tmp_path):
     export(of_run(trained.path), tmp_path / "out")
-    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    names: dict = {}
-    exec(code.replace("FOLDER", repr(str(tmp_path / "out"))), names)
-    assert names["model"].peft_config["default"].r == 4
+    assert cards_model(tmp_path / "out").peft_config["default"].r == 4
+
+
+def test_the_cards_code_loads_an_adapter_whose_base_has_a_head_of_other_classes(place, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = AutoModelForSequenceClassification.from_pretrained(place / "bert", num_labels=3)
+    base.save_pretrained(tmp_path / "three")
+    AutoTokenizer.from_pretrained(place / "bert").save_pretrained(tmp_path / "three")
+    own = [f"model={tmp_path / 'three'}", "training.rounds=1", "lora.target_modules=all-linear", "lora.r=2"]
+    folder, simulation = run(tmp_path / "run", settings_of(place, "bert", "text", *own))
+    export(of_run(folder.path), tmp_path / "out")
+    expected = logits(simulation.workspace.module, simulation)
+    assert expected.shape[-1] == 2
+    torch.testing.assert_close(logits(cards_model(tmp_path / "out"), simulation), expected, rtol=0, atol=1e-6)
+    again, _ = evaluate(opened(tmp_path / "out", []))
+    assert again.loss == pytest.approx(folder.records()[-1]["test_loss"], abs=1e-5)
+
+
+def test_an_adapter_that_is_damaged_or_pickled_is_one_line(trained, tmp_path):
+    out = tmp_path / "out"
+    export(of_run(trained.path), out)
+    weights, settings = out / "adapter_model.safetensors", out / "adapter_config.json"
+    whole = weights.read_bytes(), settings.read_bytes()
+    weights.write_bytes(whole[0][:100])
+    with pytest.raises(InputError, match=f"{out} could not be loaded: SafetensorError") as found:
+        opened(out, [])
+    assert "\n" not in str(found.value)
+    weights.rename(out / "adapter_model.bin")
+    with pytest.raises(InputError, match="adapter_model.safetensors: no such file"):
+        opened(out, [])
+    weights.write_bytes(whole[0])
+    settings.write_bytes(whole[1][:100])
+    with pytest.raises(InputError, match=f"{out} could not be loaded: "):
+        opened(out, [])
 
 
 def test_eval_takes_the_runs_own_share_or_another_split(place, tmp_path):

@@ -218,7 +218,8 @@ def _code(trained: Trained, to: Path, *, whole: bool) -> str:
     kind = "AutoModelForImageClassification" if isinstance(trained.built, Vision) else _auto(experiment.data.task)
     if whole:
         return f"from transformers import {kind}\n\nmodel = {kind}.from_pretrained(FOLDER)"
-    wanted = "" if experiment.data.task == LANGUAGE else f", num_labels={_outputs(trained)}"
+    head = f", num_labels={_outputs(trained)}, ignore_mismatched_sizes=True"  # the base's own may be of other classes
+    wanted = "" if experiment.data.task == LANGUAGE else head
     needed, base = _base(experiment.model.name, to)
     return (
         f"{needed}from peft import PeftModel\nfrom transformers import {kind}\n\n"

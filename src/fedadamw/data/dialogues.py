@@ -1,7 +1,9 @@
 """Text for language models as token numbers: plain text, prompts with their answers, conversations."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,12 +11,12 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
+from fedadamw.data.conversations import Ids, conversation
 from fedadamw.data.labels import check_columns, classes_of, groups_of, labels_of
 from fedadamw.data.sources import Array
-from fedadamw.data.texts import Encoder, Rows, Texts, check_words, text_column, tokenised
+from fedadamw.data.texts import Encoder, Rows, Texts, Tokenised, check_words, text_column, tokenised
 from fedadamw.validation import InputError, check
 
-Ids = list[int]
 PAIRS = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"))
 
 
@@ -51,17 +53,28 @@ class Dialogues:
         encode = _encoder_for(
             place or self.place, split, self.text, self.prompt, self.response, self.tokenizer, self.max_length
         )
-        tokens, marks, starts, cut, rows = tokenised(split, self.tokenizer, encode)
-        labels = np.zeros(len(rows), dtype=np.int64)
+        found = tokenised(split, self.tokenizer, encode)
+        labels = np.zeros(len(split), dtype=np.int64)
         if self.label is not None:
-            labels = labels_of(split, self.label, self.classes)[rows]
+            labels = labels_of(split, self.label, self.classes)
         groups = groups_of(split, self.group)
-        found = None if groups is None else groups[rows]
+        rows = found.rows
         empty = len(split) - len(np.unique(rows))
         if empty:
             warnings.warn(f"{empty:,} of {len(split):,} texts are empty and are left out", stacklevel=2)
-        whole = Texts(tokens, marks, starts, labels, self.classes, None, None, found, rows)
-        return self._learnable(whole, cut, place or self.place)
+        whole = Texts(
+            found.tokens,
+            found.marks,
+            found.starts,
+            labels[rows],
+            self.classes,
+            groups=None if groups is None else groups[rows],
+            rows=rows,
+        )
+        usable = _usable(found, place or self.place)
+        if len(usable) < len(rows):
+            whole = replace(whole.take(usable), skipped=len(rows) - len(usable))
+        return self._learnable(whole, found.cut[usable], place or self.place)
 
     def _learnable(self, texts: Texts, cut: Array, place: str) -> Texts:
         """Those texts of which something is learned: a token that is marked, and not the first."""
@@ -80,6 +93,17 @@ class Dialogues:
         )
         warnings.warn(f"{left_out} and are left out", stacklevel=2)
         return texts.take(np.flatnonzero(learned))
+
+
+def _usable(found: Tokenised, place: str) -> Array:
+    """Those that became tokens; how many did not is said, and why the first did not."""
+    refused = [i for i, why in enumerate(found.refused) if why]
+    if refused:
+        first = f"the first in row {found.rows[refused[0]] + 1:,}: {found.refused[refused[0]]}"
+        check(len(refused) < len(found.rows), f"{place}: none of {len(refused):,} conversations can be used; {first}")
+        count = f"{len(refused):,} of {len(found.rows):,} conversations cannot be used and are left out"
+        warnings.warn(f"{place}: {count}; {first}", stacklevel=2)
+    return np.setdiff1d(np.arange(len(found.rows)), refused)
 
 
 def _encoder_for(
@@ -132,7 +156,7 @@ def _of_pairs(tokenizer: Any, prompt: str, response: str, more: str, max_length:
         if more:
             asked = [f"{a}\n{b}" if b else a for a, b in zip(asked, rows[more], strict=True)]
         pairs = zip(asked, answers, strict=True)
-        return _cut([_answered(tokenizer, a, b) for a, b in pairs], max_length)
+        return _cut([partial(_answered, tokenizer, a, b) for a, b in pairs], max_length)
 
     return encode
 
@@ -141,7 +165,7 @@ def _answered(tokenizer: Any, prompt: str, answer: str) -> tuple[Ids, Ids]:
     """Tokens and marks of one prompt and its answer."""
     if tokenizer.chat_template:
         talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        return _conversation(tokenizer, talk)
+        return conversation(tokenizer, talk)
     before = tokenizer(prompt + "\n")["input_ids"]
     if before and before[-1] == tokenizer.eos_token_id:  # which some tokenizers put after each text
         before = before[:-1]
@@ -157,67 +181,9 @@ def _of_messages(tokenizer: Any, max_length: int) -> Encoder:
         )
 
     def encode(rows: Rows) -> dict[str, list[Any]]:
-        return _cut([_conversation(tokenizer, talk) for talk in rows["messages"]], max_length)
+        return _cut([partial(conversation, tokenizer, talk) for talk in rows["messages"]], max_length)
 
     return encode
-
-
-def _conversation(tokenizer: Any, talk: Any) -> tuple[Ids, Ids]:
-    """Tokens and marks of a conversation in the tokenizer's chat template.
-
-    Marked is what the assistant says, and the token after it, which ends its turn; nothing where it says nothing.
-    """
-    _check_conversation(talk)
-    text = _templated(tokenizer, talk)
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    marks, at = [0] * len(found["input_ids"]), 0
-    for i, message in enumerate(talk):
-        said, answer = message["content"].lstrip(), message["role"] == "assistant"
-        if answer:
-            at = max(at, _length_before(tokenizer, talk, i, text))
-        start = text.find(said.rstrip(), at)
-        if start < 0:
-            raise InputError(f"the chat template does not show what is said as it is: {said[:60]!r}")
-        at = start + len(said if text.startswith(said, start) else said.rstrip())  # some keep the blanks at its end
-        if answer and said:
-            here = _tokens_of(found["offset_mapping"], start, at)
-            marks[here] = [1] * len(marks[here])
-    return found["input_ids"], marks
-
-
-def _templated(tokenizer: Any, talk: Any) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(talk, tokenize=False))
-    except (TemplateError, ValueError) as error:
-        raise InputError(f"the chat template refuses a conversation ({error}): it begins {talk[0]}") from None
-
-
-def _length_before(tokenizer: Any, talk: Any, i: int, text: str) -> int:
-    """How much of a conversation's `text` comes before its message i: as much as with another one in its place."""
-    other = "0" if talk[i]["content"].lstrip()[:1] != "0" else "1"
-    try:
-        changed = _templated(tokenizer, [*talk[:i], {**talk[i], "content": other}, *talk[i + 1 :]])
-    except InputError:
-        return 0
-    pairs = zip(text, changed, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), 0)
-
-
-def _tokens_of(offsets: list[tuple[int, int]], start: int, end: int) -> slice:
-    """The tokens that have a part of the characters from `start` to `end`, and the next one."""
-    first = next((token for token, (_, stop) in enumerate(offsets) if stop > start), len(offsets))
-    last = next((token for token in range(first, len(offsets)) if offsets[token][0] >= end), len(offsets))
-    return slice(first, last + 1)
-
-
-def _check_conversation(talk: Any) -> None:
-    fine = isinstance(talk, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in talk
-    )
-    if not fine or not talk:
-        raise InputError(f"column 'messages' holds {str(talk)[:60]} where a list of role and content is wanted")
 
 
 def _ended(ids: Ids, tokenizer: Any) -> Ids:
@@ -226,9 +192,16 @@ def _ended(ids: Ids, tokenizer: Any) -> Ids:
     return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
 
 
-def _cut(found: list[tuple[Ids, Ids]], max_length: int) -> dict[str, list[Any]]:
-    return {
-        "tokens": [tokens[:max_length] for tokens, _ in found],
-        "marks": [marks[:max_length] for _, marks in found],
-        "cut": [len(tokens) > max_length for tokens, _ in found],
-    }
+def _cut(make: list[Callable[[], tuple[Ids, Ids]]], max_length: int) -> dict[str, list[Any]]:
+    """What each of `make` gives, in at most `max_length` tokens, or why it gives nothing."""
+    found: dict[str, list[Any]] = {"tokens": [], "marks": [], "cut": [], "refused": []}
+    for one in make:
+        try:
+            (tokens, marks), why = one(), ""
+        except InputError as error:
+            tokens, marks, why = [], [], str(error)
+        found["tokens"].append(tokens[:max_length])
+        found["marks"].append(marks[:max_length])
+        found["cut"].append(len(tokens) > max_length)
+        found["refused"].append(why)
+    return found

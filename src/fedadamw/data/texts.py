@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 from fedadamw.data.labels import check_columns, classes_of, find_label_column, groups_of, has_fractions, labels_of
 from fedadamw.data.sources import Array
+from fedadamw.models.loading import in_one_line
 from fedadamw.validation import InputError, check
 
 Rows = Mapping[str, list[Any]]  # columns of some rows
-VERSION = 2  # of what `tokenised` leaves in the cache
+VERSION = 3  # of what `tokenised` leaves in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class Texts:
     groups: Array | None = None  # (n,) natural clients, where a column of the data names them
     rows: Array | None = None  # (n,) of the data, where several samples may come from one
     truncated: int = 0  # texts of the whole split that were longer than the model takes
+    skipped: int = 0  # conversations of the whole split that could not be used
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,6 +61,7 @@ class Texts:
             groups,
             None if self.rows is None else self.rows[samples],
             self.truncated,
+            self.skipped,
         )
 
     @cached_property
@@ -136,7 +139,7 @@ class Labelled:
         check_columns(place or f"data.source={self.source!r}", split, (*self.columns, self.label))
         check_words(split, self.columns)
         encode = _encoder(self.tokenizer, self.columns, self.max_length)
-        tokens, marks, starts, cut, _ = tokenised(split, self.tokenizer, encode)
+        tokens, marks, starts, cut, *_ = tokenised(split, self.tokenizer, encode)
         if self.edges is None:
             labels, targets = labels_of(split, self.label, self.classes), None
         else:
@@ -190,8 +193,19 @@ def check_words(split: "Dataset", columns: Collection[str]) -> None:
                 )
 
 
-def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> tuple[Array, Array, Array, Array, Array]:
-    """(tokens, marks, starts, whether each text was cut, its row): `encode` done once for each split and kept.
+class Tokenised(NamedTuple):
+    """Texts one after the other, as in `Texts`."""
+
+    tokens: Array
+    marks: Array
+    starts: Array
+    cut: Array  # (n,) bool
+    rows: Array  # (n,) of the split
+    refused: list[str]  # why a text became no tokens, or ''
+
+
+def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> Tokenised:
+    """`encode` done once for each split and kept.
 
     What `encode` closes over must be words and numbers, besides the tokenizer: they tell what is in the cache.
     """
@@ -205,11 +219,14 @@ def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> tuple[Array,
             "marks": datasets.List(datasets.Value("int8")),
             "cut": datasets.Value("bool"),
             "row": datasets.Value("int64"),
+            "refused": datasets.Value("string"),
         }
     )
 
     def with_rows(rows: Rows, numbers: list[int]) -> dict[str, list[Any]]:
-        found = encode(rows)
+        with in_one_line("the tokenizer cannot read a text"):
+            found = encode(rows)
+        found.setdefault("refused", [""] * len(found["tokens"]))
         found["row"] = [numbers[i] for i in found.pop("of", range(len(numbers)))]
         return found
 
@@ -224,7 +241,7 @@ def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> tuple[Array,
     tokens, starts = _ragged(done, "tokens", np.int32)
     marks, _ = _ragged(done, "marks", np.int8)
     rows = np.asarray(done["row"][:], dtype=np.int64)
-    return tokens, marks, starts, np.asarray(done["cut"][:], dtype=bool), rows
+    return Tokenised(tokens, marks, starts, np.asarray(done["cut"][:], dtype=bool), rows, list(done["refused"][:]))
 
 
 def _ragged(split: "Dataset", column: str, dtype: Any) -> tuple[Array, Array]:

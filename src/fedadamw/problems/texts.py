@@ -128,6 +128,8 @@ def _warn_of_cut(texts: Texts, which: str, max_length: int) -> None:
 def build(experiment: Experiment, train: Texts, test: Texts, device: torch.device) -> Learned:
     """The model on `device`, and its task."""
     about: dict[str, Any] = {"classes": train.classes, "edges": train.edges, "cut": [train.truncated, test.truncated]}
+    if train.skipped or test.skipped:
+        about["skipped"] = [train.skipped, test.skipped]
     built = model_of(experiment, about)
     return Learned(built.model.to(device), task_of(experiment, built.form, train, test, device), about)
 

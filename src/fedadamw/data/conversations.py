@@ -1,0 +1,111 @@
+"""Conversations as token numbers in a tokenizer's chat template, and what of them is to be learned."""
+
+from contextlib import suppress
+from typing import Any
+
+from fedadamw.models.loading import in_one_line
+from fedadamw.validation import InputError, check
+
+Ids = list[int]
+Message = dict[str, Any]
+CALLS = ("tool_calls", "function_call")
+SAID = ("content", "reasoning_content", "reasoning", "thinking", *CALLS)  # by an assistant
+
+
+def conversation(tokenizer: Any, talk: Any) -> tuple[Ids, Ids]:
+    """Tokens and marks of a conversation in the tokenizer's chat template; InputError where it cannot be used.
+
+    Marked is what the template shows of what the assistant says, thinks and calls, and the token after it, which ends
+    its turn; nothing where it says nothing, or what it says is not shown.
+    """
+    talk = _messages(talk)
+    text = _templated(tokenizer, talk)
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = found["input_ids"], found["offset_mapping"]
+    check(bool(ids), "the chat template shows nothing of it")
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    marks, at = [0] * len(ids), 0
+    for i, message in enumerate(talk):
+        if message["role"] == "assistant" and any(message.get(part) for part in SAID):
+            start, end = _place(tokenizer, talk, i, text, at)
+            if start == end:
+                continue
+            first, last = _tokens_of(offsets, start, end)
+            ended = any(message.get(part) for part in CALLS) and ids[last - 1] in special  # by a token of calls
+            stop = last if ended else min(last + 1, len(ids))
+            marks[first:stop] = [1] * (stop - first)
+            at = end
+    return ids, marks
+
+
+def _messages(talk: Any) -> list[Message]:
+    """The messages of a conversation without what is null in them, which a column adds; a null content is ''."""
+    fine = isinstance(talk, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str | None)
+        for m in talk
+    )
+    if not fine or not talk:
+        raise InputError(f"column 'messages' holds {repr(talk)[:60]} where a list of role and content is wanted")
+    return [{"content": "", **_without_null(message)} for message in talk]
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_null(part) for key, part in value.items() if part is not None}
+    return [_without_null(part) for part in value] if isinstance(value, list) else value
+
+
+def _templated(tokenizer: Any, talk: Any) -> str:
+    with in_one_line("the chat template refuses a conversation"):
+        return str(tokenizer.apply_chat_template(talk, tokenize=False))
+
+
+def _place(tokenizer: Any, talk: list[Message], i: int, text: str, after: int) -> tuple[int, int]:
+    """Where in a conversation's `text` stands what its message i says: the part that another one would change.
+
+    after: where the message before it ends.
+    """
+    other = next(chr(n) for n in range(0xE000, 0xF8FF) if chr(n) not in text)  # of nobody's language
+    changed = {**{name: part for name, part in talk[i].items() if name not in SAID}, "content": other}
+    for following in (talk[i + 1 :], []):  # some templates refuse the answer to a call where there is no call
+        with suppress(InputError):
+            whole = text if following else _templated(tokenizer, talk[: i + 1])
+            start, end = _differs(whole, _templated(tokenizer, [*talk[:i], changed, *following]))
+            if text.startswith(whole[:end]):
+                return _moved_back(text, start, end, talk[i]["content"], after), end
+    said = talk[i]["content"].strip()
+    start = text.find(said, after)
+    check(start >= 0, f"the chat template does not show what is said as it is: {said[:60]!r}")
+    return start, start + len(said)
+
+
+def _differs(text: str, other: str) -> tuple[int, int]:
+    """From where to where `text` is not as `other`."""
+    start = _common(text, other)
+    return start, len(text) - _common(text[start:][::-1], other[start:][::-1])
+
+
+def _common(a: str, b: str) -> int:
+    """How many characters `a` and `b` have in common at their beginning."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
+
+
+def _moved_back(text: str, start: int, end: int, said: str, after: int) -> int:
+    """`start` without blanks; or before it where the rest of `said` stands, as of a <think> that templates put in."""
+    shown, whole = ("".join(part.split()) for part in (text[start:end], said))
+    missing, place = whole.removesuffix(shown) if shown else "", start
+    while missing and place > after and (text[place - 1].isspace() or missing.endswith(text[place - 1])):
+        place -= 1
+        missing = missing.removesuffix(text[place])
+    found = start if missing else place
+    return found + len(text[found:end]) - len(text[found:end].lstrip())
+
+
+def _tokens_of(offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """The first of the tokens that have a part of the characters from `start` to `end`, and the one after them."""
+    first = next((token for token, (_, stop) in enumerate(offsets) if stop > start), len(offsets))
+    return first, next((token for token in range(first, len(offsets)) if offsets[token][0] >= end), len(offsets))
