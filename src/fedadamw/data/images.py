@@ -16,7 +16,15 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.labels import check_columns, classes_of, find_label_column, groups_of, labels_of
+from fedadamw.data.labels import (
+    Outputs,
+    check_columns,
+    classes_of,
+    find_label_column,
+    groups_of,
+    labels_of,
+    no_head,
+)
 from fedadamw.data.sources import Array, held_out_split, read, read_held_out
 from fedadamw.validation import InputError, check
 
@@ -57,11 +65,13 @@ def load_images(
     test_source: str | None = None,
     test_split: str | None = None,
     want_test: bool = True,
+    outputs: Outputs = no_head,
 ) -> tuple[Images, Images]:
     """Training and held-out images of `source`: `digits`, a folder (Parquet, image folder) or a hub id.
 
     Columns are found by their types where they are not named: the first image column, the first class label.
-    Without `want_test` the second is empty, and the data needs no test split.
+    Without `want_test` the second is empty, and the data needs no test split. outputs: of the model's own head, whose
+    classes numbers may count.
     """
     if source == "digits":
         check(group_column is None, f"partition.column={group_column!r}: digits have no columns")
@@ -69,9 +79,9 @@ def load_images(
     splits = read(source, config, test_source)
     test_name = held_out_split(f"data.source={source!r}", splits, test_split) if want_test else None
     columns = _columns(source, splits["train"], image_column, label_column, group_column)
-    classes = classes_of(splits["train"], columns[1])
+    classes = classes_of(splits["train"], columns[1], outputs)
     train = _decode(splits["train"], *columns, classes)
-    return train, _decode(splits[test_name], *columns, classes) if test_name else train.take(np.arange(0))
+    return train, _decode(splits[test_name], *columns[:2], None, classes) if test_name else train.take(np.arange(0))
 
 
 def load_held_out(

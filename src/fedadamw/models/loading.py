@@ -1,6 +1,7 @@
 """Loading models and tokenizers by a hub id, a folder, or a folder inside an installed package."""
 
 import logging
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +17,11 @@ Built = TypeVar("Built")
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name is a folder's, or that of one in a package: on this machine alone."""
-    return name.startswith((".", "/", "~", PACKAGE))
+    """Whether a model's name is a folder's, or that of one in a package: on this machine alone.
+
+    A folder that exists is meant by its plain name, too: `bert` is `./bert`, and not a hub id.
+    """
+    return name.startswith((".", "/", "~", PACKAGE)) or (bool(name.strip()) and os.path.isdir(name))  # noqa: PTH112  (Path.is_dir raises if a name is too long)
 
 
 def is_hub_id(name: str) -> bool:
@@ -36,7 +40,7 @@ def place_of(setting: str, name: str) -> str:
         if found is None or not found.submodule_search_locations:
             raise InputError(f"{setting}={name!r}: no package {package!r} is installed (pip install {package})")
         path = Path(found.submodule_search_locations[0]) / inside
-    elif name.startswith((".", "/", "~")):
+    elif is_local(name):
         path = Path(name).expanduser()
     else:
         check(bool(name.strip("/")), f"{setting}={name!r}: give a folder (./path) or a hub id (owner/name)")
@@ -72,6 +76,14 @@ def pretrained(kind: Any, place: str, config: Any) -> tuple[Any, list[str]]:
     )
     fresh = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     return model, sorted({key.rpartition(".")[0] for key in fresh} - {""})
+
+
+def outputs_of(name: str) -> int | None:
+    """How many classes the head of a folder's or hub id's model was trained for, None where that is not said."""
+    from transformers import AutoConfig
+
+    config = loaded("model.name", name, lambda place: AutoConfig.from_pretrained(place, trust_remote_code=False))
+    return len(config.id2label) if "id2label" in config.to_diff_dict() else None
 
 
 def _first_line(error: Exception) -> str:

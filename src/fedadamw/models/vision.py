@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fedadamw.models.loading import loaded, place_of, pretrained, quiet_libraries
+from fedadamw.models.loading import is_local, loaded, place_of, pretrained, quiet_libraries
 from fedadamw.validation import InputError, check, one_of
 
 
@@ -164,7 +164,7 @@ def _pretrained(name: str, shape: ImageShape, *, fresh: bool) -> Vision:
     from transformers import AutoConfig
     from transformers import AutoModelForImageClassification as Auto
 
-    if "/" not in name and not name.startswith(("~", ".")):
+    if "/" not in name and not is_local(name):
         one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
     path = place_of("model.name", name)
     config = loaded("model.name", name, lambda place: AutoConfig.from_pretrained(place, num_labels=shape.classes))

@@ -1,17 +1,19 @@
 """Classes of images."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from fedadamw.data.batches import ImageTask, moments
 from fedadamw.data.images import Images, load_held_out, load_images
+from fedadamw.data.labels import no_head
 from fedadamw.engine.randomness import Purpose, torch_seed
 from fedadamw.engine.task import Task
 from fedadamw.experiment import Experiment
 from fedadamw.models import vision
-from fedadamw.models.loading import initial
+from fedadamw.models.loading import initial, outputs_of
 from fedadamw.models.lora import adapted
 from fedadamw.problems import Learned
 from fedadamw.validation import check
@@ -19,16 +21,17 @@ from fedadamw.validation import check
 
 def load(experiment: Experiment) -> tuple[Images, Images]:
     """The training and held-out images that the experiment names."""
-    data = experiment.data
+    data, model = experiment.data, experiment.model
     return load_images(
         data.source,
         config=data.config,
         image_column=data.image_column,
         label_column=data.label_column,
-        group_column=experiment.partition.column,
+        group_column=experiment.partition.natural,
         test_source=data.test_source,
         test_split=data.test_split,
         want_test=not data.validation,
+        outputs=no_head if model.fresh or model.name in vision.NAMES else partial(outputs_of, model.name),
     )
 
 
