@@ -153,9 +153,9 @@ def _renamed(values: Array, column: str, names: Sequence[str], classes: tuple[st
 def _values(split: "Dataset", column: str) -> Array:
     """A column of classes as an array, whole numbers as integers; InputError where a row of it is empty."""
     array = _filled(split, column, (str, int, float), "a class is wanted: a word or a number")
-    if array.dtype == bool or (np.issubdtype(array.dtype, np.floating) and (array % 1 == 0).all()):
-        return array.astype(np.int64)
-    return array
+    floats = np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all()
+    whole = floats and (array == np.round(array)).all()
+    return array.astype(np.int64) if whole or array.dtype == bool else array
 
 
 def _filled(split: "Dataset", column: str, kinds: tuple[type, ...], wanted: str) -> Array:
