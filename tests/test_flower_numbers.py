@@ -133,7 +133,9 @@ def test_each_node_trains_on_its_own_folder(tmp_path, monkeypatch):
         grid.configs[100 + i] |= {"data": str(tmp_path / f"node-{i}.csv")}
     monkeypatch.chdir(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
-    assert "name: ./roberta" in ours.remote.members.post.facts["settings"]  # no node takes a folder of the server for a hub id
+    assert (
+        "name: ./roberta" in ours.remote.members.post.facts["settings"]
+    )  # no node takes a folder of the server for a hub id
     losses = [record.test_loss for record in ours.rounds()]
     assert losses[-1] < losses[0]
     assert [known.samples for _, known in sorted(ours.remote.members.known.items())] == [len(part) for part in parts]

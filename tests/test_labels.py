@@ -15,14 +15,15 @@ from fedadamw.data.labels import classes_of, groups_of, has_fractions, labels_of
 from fedadamw.experiment import load
 from fedadamw.models import text
 from fedadamw.prepare import partition_of, samples_of
-from fedadamw.problems import images
+from fedadamw.problems import images, texts
 from fedadamw.validation import InputError
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     path = tmp_path_factory.mktemp("labels")
-    tiny_models.folder(path / "bert", "bert")
+    for kind in ("bert", "llama"):
+        tiny_models.folder(path / kind, kind)
     return path
 
 
@@ -207,3 +208,26 @@ def test_an_empty_client_matters_only_where_clients_are_natural(place, tmp_path)
     assert samples("whole.csv", "gap.csv", *by_column) == ([7, 12], 3)
     assert samples("whole.csv", "bare.csv", *by_column) == ([7, 2], 3)
     assert samples("gap.csv", "bare.csv", *by_column, "partition.kind=iid") == ([12, 2], 1)
+
+
+def test_numbers_count_the_classes_of_a_trained_head_for_images_too(tmp_path):
+    from transformers import ViTConfig
+
+    ViTConfig(num_labels=5).save_pretrained(tmp_path / "five")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": [Image.new("L", (8, 8), i) for i in range(8)], "label": [0, 1, 3, 4] * 2}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    given = [f"data.source={tmp_path / 'train.parquet'}", "data.validation=0.25"]
+    kept, _ = images.load(load("digits", [*given, f"model={tmp_path / 'five'}"]))
+    fresh, _ = images.load(load("digits", given))
+    assert (kept.classes, kept.labels.tolist()) == (("0", "1", "2", "3", "4"), [0, 1, 3, 4] * 2)
+    assert (fresh.classes, fresh.labels.tolist()) == (("0", "1", "3", "4"), [0, 1, 2, 3] * 2)
+
+
+def test_classes_by_which_language_is_split_are_known_on_held_out_text(place, tmp_path):
+    rows = ["good film,up", "bad film,down"] * 6
+    (tmp_path / "own.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    settings = [f"data.source={tmp_path / 'own.csv'}", "data.label_column=label", "data.validation=0"]
+    chosen = experiment(place, *settings, kind="llama", task="causal-lm")
+    found = texts.held_out(chosen, {"classes": ["down", "up"], "edges": None})
+    assert (found.classes, found.labels.tolist()) == (("down", "up"), [1, 0] * 6)
