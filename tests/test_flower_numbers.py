@@ -121,7 +121,7 @@ def test_adapters_of_a_text_model(tmp_path, aggregate):
     assert_same(ours, theirs)
 
 
-def test_each_node_trains_on_its_own_folder(tmp_path):
+def test_each_node_trains_on_its_own_folder(tmp_path, monkeypatch):
     """Parts of the digits as each node's own Parquet, classes by name: the loop's numbers on the same partition."""
     tiny_models.folder(tmp_path / "roberta", "roberta")
     tiny_models.reviews(tmp_path / "reviews.csv")
@@ -132,7 +132,7 @@ def test_each_node_trains_on_its_own_folder(tmp_path):
         (tmp_path / f"{name}.csv").write_text("\n".join([head, *lines]) + "\n")
     settings = [
         "data={task: text, source: %s, validation: 0.5}" % (tmp_path / "server.csv"),
-        f"model={tmp_path / 'roberta'}",
+        "model=roberta",
         "partition.kind=nodes",
         "training.weighting=samples",
         "training.clients_per_round=3",
@@ -140,7 +140,11 @@ def test_each_node_trains_on_its_own_folder(tmp_path):
     grid = Here(3, tmp_path / "state")
     for i in range(3):
         grid.configs[100 + i] |= {"data": str(tmp_path / f"node-{i}.csv")}
+    monkeypatch.chdir(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
+    assert (
+        "name: ./roberta" in ours.remote.members.post.facts["settings"]
+    )  # no node takes a folder of the server for a hub id
     losses = [record.test_loss for record in ours.rounds()]
     assert losses[-1] < losses[0]
     assert [known.samples for _, known in sorted(ours.remote.members.known.items())] == [len(part) for part in parts]

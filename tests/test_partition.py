@@ -96,6 +96,22 @@ def test_iid_and_classes_and_columns():
         split.by_classes(labels, 2, 2, generator)
 
 
+def test_a_class_that_no_sample_has_is_handed_to_nobody():
+    labels = 1 + 2 * labels_of(600, 5)  # 1, 3, 5, 7 and 9
+    generator = np.random.default_rng(0)
+    for each in (1, 2, 5):
+        classes = split.by_classes(labels, 10, each, generator)
+        assert ((classes.counts(labels, 11) > 0).sum(1) == each).all()
+        same = split.by_classes(labels // 2, 10, each, np.random.default_rng(1))
+        assert same.fingerprint == split.by_classes(labels, 10, each, np.random.default_rng(1)).fingerprint
+    with pytest.raises(ValueError, match="6 classes a client, but the data has 5"):
+        split.by_classes(labels, 10, 6, generator)
+    for found in (split.mix(labels, 10, 0.1, generator), split.dirichlet(labels, 10, 0.1, 5, generator)):
+        assert_used_once(found)
+        assert len(found.samples) == 600
+        assert found.sizes.min() >= 5
+
+
 def test_a_hundred_thousand_samples_are_drawn_in_well_under_a_second():
     labels = labels_of(100_000, 100)
     generator = np.random.default_rng(0)

@@ -239,7 +239,7 @@ def test_wrong_input_is_one_clear_line(place, settings, line):
     ("rows", "line"),
     [
         ([{"text": "good", "label": 0}, {"text": None, "label": 1}], "column 'text' holds None where a text is wanted"),
-        ([{"text": "good", "label": -1}, {"text": "bad", "label": 1}], r"column 'label' holds -1, which is not one of"),
+        ([{"text": "good", "label": "up"}, {"text": "bad", "label": ""}], "column 'label' has nothing in row 2 of 20"),
         ([{"text": "good", "label": 0}, {"text": "bad", "label": None}], "column 'label'"),
         ([{"text": "good", "label": 5_000_000}] * 2, "column 'label' holds 5000000: no number of a class"),
         ([{"text": "good"}, {"text": "bad"}], "no label column found among text"),

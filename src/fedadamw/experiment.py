@@ -110,6 +110,11 @@ class Split(_Section):
     classes_per_client: int = Field(default=2, ge=1, description="for classes")
     column: str | None = Field(default=None, description="the data's column that names the client, for column")
 
+    @property
+    def natural(self) -> str | None:
+        """The column that names the clients, if that is how the samples are split."""
+        return self.column if self.kind == "column" else None
+
 
 class Model(_Section):
     """Which model."""

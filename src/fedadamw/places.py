@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedadamw.models.loading import PACKAGE, is_hub_id
+from fedadamw.data.sources import is_local as is_local_data
+from fedadamw.experiment import Data
+from fedadamw.models.loading import PACKAGE
+from fedadamw.models.loading import is_local as is_local_model
 from fedadamw.models.vision import NAMES
 
 OF_DATA = ("source", "test_source")
@@ -22,9 +25,9 @@ def is_path(setting: str, value: str | None) -> bool:
     """Whether the value of a setting among PATHS is a folder or a file of this machine."""
     if value is None or value.startswith(PACKAGE):
         return False
-    if value.startswith((".", "/", "~")) or Path(value).exists():
-        return value not in NAMES
-    return setting.startswith("model.") and value not in NAMES and not is_hub_id(value)
+    if setting.startswith("data."):
+        return value != Data().source and is_local_data(value)
+    return value not in NAMES and is_local_model(value)
 
 
 def seen_from(folder: Path, path: str) -> str | None:

@@ -15,6 +15,7 @@ import torch
 from fedadamw.engine.ranks import RankLostError
 from fedadamw.engine.simulate import DivergedError, Record, Remote, Simulation
 from fedadamw.experiment import Experiment
+from fedadamw.origins import DATA, MODEL, check_origins, plain_folders
 from fedadamw.prepare import Prepared, prepare
 from fedadamw.registry import needs_blocks
 from fedadamw.run_folder import RunFolder, settings_digest
@@ -47,6 +48,8 @@ def execute(
     Under torchrun this is for rank 0, and `follow` for the others.
     """
     check_trackers(experiment.trackers)
+    if resume and folder.started:
+        check_origins(experiment, folder.read_manifest().get("folders"), (*MODEL, *DATA))
     prepared = prepare(experiment, remote=elsewhere is not None)
     with folder.locked():
         folder.check_startable(experiment, resume=resume)  # what came before the lock may have changed since
@@ -117,7 +120,8 @@ def follow(experiment: Experiment) -> None:
 
 def agree(experiment: Experiment, prepared: Prepared) -> None:
     """Raise InputError in a rank whose settings, data or partition are not those of rank 0."""
-    parts = (settings_digest(experiment), prepared.train.fingerprint, prepared.partition.fingerprint)
+    parts = [settings_digest(experiment), prepared.train.fingerprint, prepared.partition.fingerprint]
+    parts += plain_folders(experiment)
     digest = int(hashlib.sha256(" ".join(parts).encode()).hexdigest()[:15], 16)
     of_first = torch.tensor([digest], device=prepared.device)
     prepared.ranks.broadcast([of_first])
@@ -150,6 +154,7 @@ def manifest_of(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
             "test": {"samples": len(prepared.test), "fingerprint": prepared.test.fingerprint},
             **json.loads(json.dumps(prepared.about)),  # as it is read again
         },
+        "folders": plain_folders(experiment),
         "partition": {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint},
         "model": model,
     }

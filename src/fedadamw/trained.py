@@ -21,6 +21,7 @@ from fedadamw.models.loading import config_from, in_one_line, loaded
 from fedadamw.models.lora import Folding, with_adapter
 from fedadamw.models.text import Text
 from fedadamw.models.vision import Vision
+from fedadamw.origins import DATA, MODEL, check_origins
 from fedadamw.places import is_path, with_paths
 from fedadamw.prepare import device_of, samples_of
 from fedadamw.problems import images, texts
@@ -87,7 +88,9 @@ def of_run(path: Path, given: list[tuple[str, Any]] | None = None) -> Trained:
     )
     check(folder.state.exists(), f"{path}: the run has no checkpoint yet")
     tensors, kept = checkpoint.read(folder.state, "checkpoint")
-    own = load(str(folder.config))
+    own, other_data = load(str(folder.config)), _of_data(given or [])
+    data = () if given is None or other_data else DATA  # an export reads none
+    check_origins(own, facts.get("folders"), (*MODEL, *data))
     built = _built(own, facts["data"])
     _put(built.model, tensors, facts)
     if LEDGER in tensors:
@@ -95,7 +98,7 @@ def of_run(path: Path, given: list[tuple[str, Any]] | None = None) -> Trained:
     experiment = assemble(str(folder.config), given) if given else own
     _check_same_kind(own, experiment)
     records = folder.records()[: kept["round"]]  # a run that was killed may have recorded more
-    return Trained(experiment, built, facts["data"], facts, records, _of_data(given or []))
+    return Trained(experiment, built, facts["data"], facts, records, other_data)
 
 
 def _nodes(page: Page) -> dict[str, int | None]:

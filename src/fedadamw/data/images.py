@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 from fedadamw.data.fitting import BILINEAR, Fit
-from fedadamw.data.labels import check_columns, classes_of, find_label_column, groups_of, has_fractions, labels_of
+from fedadamw.data.labels import (
+    Outputs,
+    check_columns,
+    classes_of,
+    find_label_column,
+    groups_of,
+    has_fractions,
+    labels_of,
+    no_head,
+)
 from fedadamw.data.pictures import CROP, MODEL, SIZE, Form, Survey, as_bytes, describe
 from fedadamw.data.pixels import pixels_of, survey_of
 from fedadamw.data.sources import Array, held_out_split, read, read_held_out
@@ -58,13 +67,15 @@ class Wanted:
 
     size: the shorter side is resized to it and the middle is cut out, size x size. grey: without colour, or with.
     skip_bad: leave out pictures that cannot be used, in place of refusing them. fit: how the model's own image
-    processor brings a picture to its size, asked for where the data has several.
+    processor brings a picture to its size, asked for where the data has several. outputs: of the model's own head,
+    whose classes numbers may count.
     """
 
     size: int | None = None
     grey: bool | None = None
     skip_bad: bool = False
     fit: Callable[[], Fit | None] = lambda: None
+    outputs: Outputs = no_head
 
 
 AS_THEY_ARE = Wanted()
@@ -206,8 +217,8 @@ def _load(
         warnings.warn(_said(place, split, image, notes.bad) + "; left out", stacklevel=2)
         split = split.select([row for row in range(rows) if row not in notes.bad])
     if classes is None:
-        classes = classes_of(split, label)
         check(not has_fractions(split, label), f"{place}: column {label!r} holds fractions, where classes are wanted")
+        classes = classes_of(split, label, wanted.outputs)
         if notes.brightest is not None and notes.brightest < DARK:
             said = (
                 f"{place}: of the 16-bit pictures no pixel is over {notes.brightest} of 255; they should reach 65,535"

@@ -2,7 +2,9 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from fedadamw.validation import InputError, check
 
 MOST_CLASSES = 100_000  # where labels are numbers
 MOST_WITH_POINT = 100  # and where these are written with a point
+CLIENTS = (str, int, float, date, time, timedelta, Decimal, bytes)  # what a natural client may be called
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?")
 
 
@@ -34,23 +37,50 @@ def find_label_column(split: "Dataset") -> str | None:
 
 
 def groups_of(split: "Dataset", column: str | None) -> Array | None:
-    """The natural clients (n,) that `column` names."""
-    return None if column is None else np.asarray(split[column])
+    """The natural clients (n,) that `column` names; InputError where a row of it names none."""
+    return (
+        None
+        if column is None
+        else _filled(split, column, CLIENTS, "a client's name is wanted: a word, a number, a date")
+    )
 
 
-def classes_of(train: "Dataset", column: str) -> tuple[str, ...]:
-    """Class names, whether the column is a class label, numbers from 0 or words."""
+Outputs = Callable[[], int | None]  # how many classes the model's own head was trained for, None where it has none
+
+
+def no_head() -> int | None:
+    """The outputs of a model without a trained head."""
+    return None
+
+
+def classes_of(train: "Dataset", column: str, outputs: Outputs = no_head) -> tuple[str, ...]:
+    """Class names, whether the column is a class label, whole numbers or words."""
     names = getattr(train.features[column], "names", None)
     if names is not None:
         return tuple(names)
     values = np.unique(_values(train, column))
     if np.issubdtype(values.dtype, np.integer):
-        check(int(values.max()) < MOST_CLASSES, f"column {column!r} holds {values.max()}: no number of a class")
-        return tuple(str(c) for c in range(int(values.max()) + 1))
+        return _numbered(values.tolist(), column, outputs)
+    fraction = next((value for value in values.tolist() if isinstance(value, float) and value % 1 != 0), None)
+    check(fraction is None, f"column {column!r} holds {fraction} where a class is wanted: a word or a whole number")
     odd = [value for value in values.tolist() if not NUMBER.fullmatch(str(value))]
     mixed = 0 < 10 * len(odd) < len(values) and any("." in str(value) for value in values)  # fractions, but for a few
     check(not mixed, f"column {column!r} holds numbers, but for {_some(odd)}")
     return tuple(str(v) for v in values)
+
+
+def _numbered(numbers: list[int], column: str, outputs: Outputs) -> tuple[str, ...]:
+    """Classes of these rising numbers: one for each, or all that a trained head counts if the last is its last."""
+    low, high = numbers[0], numbers[-1]
+    far = high if high >= MOST_CLASSES else low
+    check(low > -MOST_CLASSES and high < MOST_CLASSES, f"column {column!r} holds {far}: no number of a class")
+    gaps = low >= 0 and len(numbers) <= high
+    if gaps and outputs() == high + 1:
+        return tuple(str(c) for c in range(high + 1))
+    if low == -1 and 0 in numbers:
+        said = "is taken for a class; if it marks rows without a label, leave these out"
+        warnings.warn(f"column {column!r} holds -1 beside 0 to {high}: it {said}", stacklevel=2)
+    return tuple(str(number) for number in numbers)
 
 
 def labels_of(split: "Dataset", column: str, classes: tuple[str, ...]) -> Array:
@@ -61,8 +91,8 @@ def labels_of(split: "Dataset", column: str, classes: tuple[str, ...]) -> Array:
     if numbers and names is not None and tuple(names) != classes:
         values = _renamed(values, column, names, classes)
     elif numbers and names is None:
-        numbers = _are_positions(values, column, classes)
-    labels = values.astype(np.int64) if numbers else _positions(values.astype(str), classes)
+        numbers = _are_positions(column, classes)
+    labels = values.astype(np.int64) if numbers else _positions(values, classes)
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(wrong):
         raise InputError(
@@ -72,12 +102,12 @@ def labels_of(split: "Dataset", column: str, classes: tuple[str, ...]) -> Array:
     return labels
 
 
-def _are_positions(values: Array, column: str, classes: tuple[str, ...]) -> bool:
-    """Whether numbers without names count `classes`: they do where no class is called by a number."""
+def _are_positions(column: str, classes: tuple[str, ...]) -> bool:
+    """Whether numbers without names count `classes`: they do if no class is called by a number."""
     if classes == tuple(str(i) for i in range(len(classes))):
         return True
-    if set(classes) & {str(value) for value in np.unique(values)}:
-        return False  # classes some of which are words, in a file that has the others alone
+    if any(NUMBER.fullmatch(name) for name in classes):
+        return False  # 1 to 5, or classes some of which are words
     if not _unnamed(classes):
         said = f"column {column!r} holds numbers, which are taken for the classes in their order: {_some(classes)}"
         warnings.warn(said, stacklevel=2)
@@ -89,40 +119,67 @@ def _unnamed(classes: Sequence[str]) -> bool:
     return all(name.startswith("LABEL_") for name in classes)
 
 
+def places_of(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
+    """The place among `classes` of each of `names`, None for a name that is not there.
+
+    A and a are the same name only if neither side has two names that differ by case alone.
+    """
+    exact = {name: i for i, name in enumerate(classes)}
+    if _case_matters(names) or _case_matters(classes):
+        return [exact.get(name) for name in names]
+    lower = {name.lower(): i for name, i in exact.items()}
+    return [lower.get(name.lower()) for name in names]
+
+
+def _case_matters(names: Sequence[str]) -> bool:
+    return len({name.lower() for name in names}) < len(set(names))
+
+
 def _renamed(values: Array, column: str, names: Sequence[str], classes: tuple[str, ...]) -> Array:
     """Labels that number `names` as numbers of `classes`, which have other names or another order."""
     if _unnamed(classes) and len(names) <= len(classes):
         return values
-    number = {name.lower(): i for i, name in enumerate(classes)}
-    missing = [name for name in names if name.lower() not in number]
+    places = places_of(names, classes)
+    missing = [name for name, place in zip(names, places, strict=True) if place is None]
     if missing:
         raise InputError(
             f"column {column!r} has a class {missing[0]!r}, which is not one of the {len(classes)} training classes "
             f"({_some(classes)})"
         )
-    new = np.array([number[name.lower()] for name in names], dtype=np.int64)
+    new = np.array(places, dtype=np.int64)
     return np.where((values >= 0) & (values < len(names)), new[np.clip(values, 0, len(names) - 1)], values)
 
 
 def _values(split: "Dataset", column: str) -> Array:
-    """A column as an array; InputError where a row of it is empty."""
+    """A column of classes as an array, whole numbers as integers; InputError where a row of it is empty."""
+    array = _filled(split, column, (str, int, float), "a class is wanted: a word or a number")
+    floats = np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all()
+    whole = floats and (array == np.round(array)).all()
+    return array.astype(np.int64) if whole or array.dtype == bool else array
+
+
+def _filled(split: "Dataset", column: str, kinds: tuple[type, ...], wanted: str) -> Array:
+    """A column of single values (n,) as an array; InputError where a row has nothing, or none of `kinds`."""
     values: list[Any] = split[column][:]
-    if None in values:
-        raise InputError(f"column {column!r} has nothing in row {values.index(None) + 1:,} of {len(values):,}")
-    odd = next((value for value in values[:1] if not isinstance(value, str | int | float)), None)
-    check(odd is None, f"column {column!r} holds {str(odd)[:60]} where a class is wanted: a word or a number")
-    array = np.asarray(values)
-    if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
-        row = int(np.flatnonzero(np.isnan(array))[0])
-        raise InputError(f"column {column!r} has no number in row {row + 1:,} of {len(values):,}")
-    return array.astype(np.int64) if array.dtype == bool or _count_classes(array) else array
+    check(len(values) > 0, f"column {column!r} has no rows")
+    empty = next((row for row, value in enumerate(values, start=1) if _is_nothing(value)), None)
+    check(empty is None, f"column {column!r} has nothing in row {empty or 0:,} of {len(values):,}")
+    check(isinstance(values[0], kinds), f"column {column!r} holds {str(values[0])[:60]} where {wanted}")
+    return np.asarray(values)
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a cell is empty: null, no number, or a word without a letter."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or bool(value != value)  # noqa: PLR0124  (NaN and NaT alone differ from themselves)
 
 
 def _count_classes(numbers: Array) -> bool:
-    """Whether numbers with a point (1.0) are classes, written so since a row of theirs was missing once."""
+    """Whether numbers with a point (1.0, or -1.0) are classes, written so since a row of theirs was missing once."""
     if not np.issubdtype(numbers.dtype, np.floating) or not len(numbers):
         return False
-    return bool((numbers == np.round(numbers)).all() and numbers.min() >= 0 and numbers.max() < MOST_WITH_POINT)
+    return bool((numbers == np.round(numbers)).all() and numbers.min() >= -1 and numbers.max() < MOST_WITH_POINT)
 
 
 def has_fractions(split: "Dataset", column: str) -> bool:
@@ -132,8 +189,10 @@ def has_fractions(split: "Dataset", column: str) -> bool:
 
 
 def _positions(values: Array, classes: tuple[str, ...]) -> Array:
+    """The place among `classes` of each value (n,) by its name, -1 where it is none."""
     number = {name: i for i, name in enumerate(classes)}
-    return np.array([number.get(value, -1) for value in values], dtype=np.int64)
+    names, where = np.unique(values, return_inverse=True)
+    return np.array([number.get(name, -1) for name in names.astype(str)], dtype=np.int64)[where]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -138,7 +138,8 @@ def iid(labels: Array, clients: int, generator: np.random.Generator) -> Partitio
 
 def by_classes(labels: Array, clients: int, per_client: int, generator: np.random.Generator) -> Partition:
     """Each client holds `per_client` classes; each class is split evenly among the clients that hold it."""
-    classes = int(labels.max()) + 1
+    names, labels = np.unique(labels, return_inverse=True)  # without classes that no sample has
+    classes = len(names)
     if per_client > classes:
         raise InputError(f"{per_client} classes a client, but the data has {classes}")
     if clients * per_client < classes:

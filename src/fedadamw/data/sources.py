@@ -1,6 +1,7 @@
 """Data sets by name: a hub id, a folder or a file, as `datasets` reads them."""
 
 import logging
+import os
 import re
 import threading
 from collections import Counter
@@ -53,7 +54,7 @@ def read(source: str, config: str | None = None, test_source: str | None = None)
     if "train" not in found:
         raise InputError(f"data.source={source!r} has no split named 'train'; it has {', '.join(found)}")
     if test_source is not None:
-        held_out = _read("data.test_source", test_source, None if _is_local(test_source) else config)
+        held_out = _read("data.test_source", test_source, None if is_local(test_source) else config)
         found["test"] = held_out["test"] if "test" in held_out else next(iter(held_out.values()))
     return found
 
@@ -66,7 +67,7 @@ def read_held_out(
     `wanted`; or `usual`, where there is one of that name; or the only one; or the first of TEST_SPLITS.
     """
     setting, name = ("data.source", source) if test_source is None else ("data.test_source", test_source)
-    splits = _read(setting, name, None if test_source and _is_local(name) else config)
+    splits = _read(setting, name, None if test_source and is_local(name) else config)
     wanted = wanted or (usual if usual in splits else None)
     alone = len(splits) == 1 and not wanted
     return splits[next(iter(splits)) if alone else held_out_split(f"{setting}={name!r}", splits, wanted)]
@@ -77,17 +78,15 @@ def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
     from tqdm import tqdm
 
     path = Path(source).expanduser()
-    kind, local = FILES.get(path.suffix), _is_local(source)
-    if local and not path.exists():
-        raise InputError(f"{setting}={source!r}: no such {'file' if kind else 'folder'}")
-    check(not path.is_file() or kind is not None, f"{setting}={source!r}: a file must end in {', '.join(FILES)}")
-    check(not path.is_file() or path.stat().st_size > 0, f"{setting}={source!r}: the file is empty")
+    kind, local = FILES.get(path.suffix), is_local(source)
+    if local:
+        _check_place(setting, source, path)
     datasets.disable_progress_bars()
     tqdm.set_lock(threading.RLock())  # its own would be a semaphore of the system, left behind where a rank is ended
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces each retry
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it cannot read is said below
     try:
-        if kind is not None and path.is_file():
+        if local and path.is_file():
             return datasets.load_dataset(kind, data_files={"train": str(path)}, **(WORDS if kind == "csv" else {}))
         if local and _is_images(path):
             return datasets.load_dataset(
@@ -101,9 +100,19 @@ def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
         raise InputError(f"{setting}={source!r} could not be read: {_why(error)}") from error
 
 
-def _is_local(source: str) -> bool:
-    """Whether a source is a folder or a file, and no hub id."""
-    return source.startswith((".", "/", "~")) or Path(source).suffix in FILES
+def _check_place(setting: str, source: str, path: Path) -> None:
+    """Raise InputError where `path`, which `source` names, is no folder and no file of a known kind."""
+    kind = FILES.get(path.suffix)
+    check(path.exists(), f"{setting}={source!r}: no such {'file' if kind else 'folder'}")
+    if path.is_file():
+        check(kind is not None, f"{setting}={source!r}: a file must end in {', '.join(FILES)}")
+        check(path.stat().st_size > 0, f"{setting}={source!r}: the file is empty")
+
+
+def is_local(source: str) -> bool:
+    """Whether a source is a folder or a file, and no hub id: one that exists is meant by its plain name, too."""
+    signed = source.startswith((".", "/", "~")) or Path(source).suffix in FILES
+    return signed or (bool(source.strip()) and os.path.exists(source))  # noqa: PTH110  (Path.exists raises if a name is too long)
 
 
 def _is_csv(folder: Path) -> bool:

@@ -11,7 +11,16 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.labels import check_columns, classes_of, find_label_column, groups_of, has_fractions, labels_of
+from fedadamw.data.labels import (
+    Outputs,
+    check_columns,
+    classes_of,
+    find_label_column,
+    groups_of,
+    has_fractions,
+    labels_of,
+    no_head,
+)
 from fedadamw.data.sources import Array
 from fedadamw.models.loading import in_one_line
 from fedadamw.validation import InputError, check
@@ -116,11 +125,12 @@ class Labelled:
         classes: tuple[str, ...] | None = None,
         edges: tuple[float, ...] | None = None,
         numbers: bool = False,
+        outputs: Outputs = no_head,
     ) -> "Labelled":
         """As the training split has them: words and whole numbers are classes, fractions are to be predicted.
 
         classes, edges: known from an earlier training split, in place of this one's. numbers: whole ones are to be
-        predicted, too.
+        predicted, too. outputs: of the model's own head, whose classes numbers may count.
         """
         label, place = label or find_label_column(train), f"data.source={source!r}"
         if label is None:
@@ -130,7 +140,7 @@ class Labelled:
         check_columns(place, train, (*columns, label, group))
         if classes is None and (numbers or has_fractions(train, label)):
             edges, classes = _bins(train, label)
-        classes = classes or classes_of(train, label)
+        classes = classes or classes_of(train, label, outputs)
         check(edges is not None or len(classes) > 1, f"{place}: column {label!r} has one class alone, {classes[0]!r}")
         return Labelled(source, columns, label, group, tokenizer, max_length, classes, edges)
 

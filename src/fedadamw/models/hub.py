@@ -14,7 +14,7 @@ MICRO = vision.ImageShape(size=8, channels=1, classes=10)
 
 
 def skeleton(name: str) -> nn.Module:
-    """The model `name` on the meta device: one of this package's, a transformers type (bert), a folder or a hub id."""
+    """The model `name` on the meta device: one of this package's, a folder, a transformers type (bert) or a hub id."""
     quiet_libraries()
     with torch.device("meta"):
         if name in vision.NAMES:
@@ -25,7 +25,7 @@ def skeleton(name: str) -> nn.Module:
 def _transformers(name: str) -> nn.Module:
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    if name in CONFIG_MAPPING:
+    if name in CONFIG_MAPPING and not (Path(name) / "config.json").is_file():
         return _from_config(AutoConfig.for_model(name))
     place, what = name if Path(name).is_file() else place_of("model", name), f"model {name!r}"
     if not Path(place).exists():

@@ -1,6 +1,7 @@
 """Loading models and tokenizers by a hub id, a folder, or a folder inside an installed package."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,8 +19,11 @@ Built = TypeVar("Built")
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name is a folder's, or that of one in a package: on this machine alone."""
-    return name.startswith((".", "/", "~", PACKAGE))
+    """Whether a model's name is a folder's, or that of one in a package: on this machine alone.
+
+    A folder that exists is meant by its plain name, too: `bert` is `./bert`, and not a hub id.
+    """
+    return name.startswith((".", "/", "~", PACKAGE)) or (bool(name.strip()) and os.path.isdir(name))  # noqa: PTH112  (Path.is_dir raises if a name is too long)
 
 
 def is_hub_id(name: str) -> bool:
@@ -31,7 +35,7 @@ def place_of(setting: str, name: str) -> str:
     """A folder's path, or the hub id; `package:name/folder` is a folder inside an installed package."""
     if name.startswith(PACKAGE):
         path = _in_package(setting, name)
-    elif name.startswith((".", "/", "~")):
+    elif is_local(name):
         path = Path(name).expanduser()
     else:
         check(bool(name.strip("/")), f"{setting}={name!r}: give a folder (./path) or a hub id (owner/name)")
@@ -175,6 +179,12 @@ def _warn_of_fresh(model: Any, fresh: list[str]) -> None:
         more = f" and {len(body) - 3:,} more" if len(body) > 3 else ""
         named = f"{', '.join(body[:3])}{more}"
         warnings.warn(f"begin afresh, as the model's files have no weights of their shape: {named}", stacklevel=2)
+
+
+def outputs_of(name: str) -> int | None:
+    """How many classes the head of a folder's or hub id's model was trained for, None where that is not said."""
+    config = loaded("model.name", name, config_from)
+    return len(config.id2label) if "id2label" in config.to_diff_dict() else None
 
 
 def quiet_libraries() -> None:

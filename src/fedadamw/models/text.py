@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fedadamw.data.labels import places_of
 from fedadamw.models.loading import config_from, loaded, pretrained, tokenizer_from, unloaded
 from fedadamw.validation import InputError, check
 
@@ -132,9 +133,9 @@ def in_own_order(name: str, classes: tuple[str, ...]) -> tuple[str, ...]:
     """`classes` in the order that the trained head of model `name` has them in, where it knows them by their names."""
     config = loaded("model.name", name, config_from)
     own = [str(config.id2label[i]) for i in sorted(config.id2label)]
-    order = {label.lower(): i for i, label in enumerate(own)}
-    if len(order) == len(classes) and order.keys() == {c.lower() for c in classes}:
-        return tuple(sorted(classes, key=lambda c: order[c.lower()]))
+    places = [place for place in places_of(own, classes) if place is not None]
+    if len(own) == len(classes) == len(set(places)):
+        return tuple(classes[place] for place in places)
     named = "id2label" in config.to_diff_dict() and not all(label.startswith("LABEL_") for label in own)
     if named and len(own) == len(classes):
         warnings.warn(f"{name!r} tells {', '.join(own)} apart; they are now called {', '.join(classes)}", stacklevel=2)

@@ -7,7 +7,7 @@ from torch import nn
 
 from fedadamw.data.fitting import Fit, Size
 from fedadamw.models import processor
-from fedadamw.models.loading import config_from, loaded, pretrained, quiet_libraries, unloaded
+from fedadamw.models.loading import config_from, is_local, loaded, pretrained, quiet_libraries, unloaded
 from fedadamw.models.processor import Processor
 from fedadamw.validation import check, one_of
 
@@ -181,7 +181,7 @@ def _pretrained(name: str, shape: ImageShape, *, fresh: bool) -> Vision:
 
 
 def _check_name(name: str) -> None:
-    if "/" not in name and not name.startswith(("~", ".")):
+    if "/" not in name and not is_local(name):
         one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
 
 

@@ -1,6 +1,7 @@
 """Classes of images."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,12 +9,13 @@ import torch
 from fedadamw.data.batches import ImageTask, moments
 from fedadamw.data.fitting import BILINEAR, Fit
 from fedadamw.data.images import Images, Wanted, load_held_out, load_images
+from fedadamw.data.labels import no_head
 from fedadamw.data.pictures import CROP, MODEL, SIZE, Form
 from fedadamw.engine.randomness import Purpose, torch_seed
 from fedadamw.engine.task import Task
 from fedadamw.experiment import Experiment
 from fedadamw.models import vision
-from fedadamw.models.loading import initial
+from fedadamw.models.loading import initial, outputs_of
 from fedadamw.models.lora import adapted
 from fedadamw.models.processor import Processor
 from fedadamw.problems import Learned
@@ -28,7 +30,7 @@ def load(experiment: Experiment) -> tuple[Images, Images]:
         config=data.config,
         image_column=data.image_column,
         label_column=data.label_column,
-        group_column=experiment.partition.column,
+        group_column=experiment.partition.natural,
         test_source=data.test_source,
         test_split=data.test_split,
         want_test=not data.validation,
@@ -38,9 +40,14 @@ def load(experiment: Experiment) -> tuple[Images, Images]:
 
 def _wanted(experiment: Experiment) -> Wanted:
     """What the settings say of the form of images."""
-    data, name = experiment.data, experiment.model.name
-    grey = None if data.image_mode == "auto" else data.image_mode == "grey"
-    return Wanted(data.image_size, grey, data.on_bad == "skip", lambda: vision.fit_of(name))
+    data, model = experiment.data, experiment.model
+    return Wanted(
+        size=data.image_size,
+        grey=None if data.image_mode == "auto" else data.image_mode == "grey",
+        skip_bad=data.on_bad == "skip",
+        fit=partial(vision.fit_of, model.name),
+        outputs=no_head if model.fresh or model.name in vision.NAMES else partial(outputs_of, model.name),
+    )
 
 
 def held_out(experiment: Experiment, about: Mapping[str, Any]) -> Images:

@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from fedadamw.data import glue
 from fedadamw.data.dialogues import Dialogues
-from fedadamw.data.labels import find_label_column
+from fedadamw.data.labels import find_label_column, no_head
 from fedadamw.data.scoring import REGRESSION
 from fedadamw.data.sources import held_out_split, read, read_held_out
 from fedadamw.data.text_batches import LanguageTask, TextTask
@@ -18,7 +19,7 @@ from fedadamw.engine.randomness import Purpose, torch_seed
 from fedadamw.engine.task import Task
 from fedadamw.experiment import LANGUAGE, Data, Experiment
 from fedadamw.models import text, vision
-from fedadamw.models.loading import initial
+from fedadamw.models.loading import initial, outputs_of
 from fedadamw.models.lora import adapted
 from fedadamw.problems import Learned
 from fedadamw.validation import check
@@ -59,7 +60,8 @@ def load(experiment: Experiment) -> tuple[Texts, Texts]:
     usual = _usual_split(data)
     wanted = data.test_split or (usual if usual in splits and data.test_source is None else None)
     place = None if data.test_source is None else f"data.test_source={data.test_source!r}"
-    test = reader.texts(splits[held_out_split(place or f"data.source={source!r}", splits, wanted)], place)
+    held_out_reader = replace(reader, group=None)
+    test = held_out_reader.texts(splits[held_out_split(place or f"data.source={source!r}", splits, wanted)], place)
     _warn_of_cut(test, "held-out", reader.max_length)
     return train, test
 
@@ -94,13 +96,13 @@ def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> La
     tokenizer = tokenizer_of(experiment)
     common: dict[str, Any] = {
         "label": data.label_column,
-        "group": experiment.partition.column,
+        "group": None if known else experiment.partition.natural,
         "tokenizer": tokenizer,
         "max_length": text.max_length_of(experiment.model.name, tokenizer, data.max_length),
     }
     if data.task == LANGUAGE:
         reader = Dialogues(source, data.text_column, data.prompt_column, data.response_column, **common)
-        return reader if known else reader.of(train)
+        return replace(reader, classes=known["classes"]) if known else reader.of(train)
     task, pair = glue.TASKS.get(data.task), data.text_pair_column
     if task and not (data.text_column or pair):
         columns: tuple[str, ...] = task.columns
@@ -111,7 +113,8 @@ def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> La
         )
         columns = (first, pair) if pair else (first,)
     numbers = task is not None and task.metrics[0] in REGRESSION
-    labelled = Labelled.of(source, train, columns, **common, **known, numbers=numbers)
+    outputs = no_head if experiment.model.fresh else partial(outputs_of, experiment.model.name)
+    labelled = Labelled.of(source, train, columns, **common, **known, numbers=numbers, outputs=outputs)
     if known or labelled.edges is not None or experiment.model.fresh:
         return labelled
     return replace(labelled, classes=text.in_own_order(experiment.model.name, labelled.classes))

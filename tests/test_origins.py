@@ -1,0 +1,162 @@
+"""Plain names of folders: `x` is `./x` wherever a folder may be named, stays so for a run, and is called no hub id."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models
+import yaml
+
+from fedadamw.checkpoint import CheckpointError
+from fedadamw.data.sources import read, read_held_out
+from fedadamw.experiment import load
+from fedadamw.export import export
+from fedadamw.models import text, vision
+from fedadamw.models.hub import skeleton
+from fedadamw.models.loading import is_hub_id, place_of
+from fedadamw.origins import plain_folders, signed
+from fedadamw.run import execute
+from fedadamw.run_folder import RunFolder
+from fedadamw.trained import evaluate, of_run, opened
+from fedadamw.validation import InputError
+
+LORA = ["lora.target_modules=[query,value,dense]", "lora.r=4"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Folders `own/bert` and `texts`, with the word None among the classes."""
+    path = tmp_path_factory.mktemp("origins")
+    tiny_models.folder(path / "own" / "bert", "bert")
+    (path / "texts").mkdir()
+    for split in ("train", "test"):
+        rows = [f"good film {i},None\nbad film {i},Some" for i in range(6)]
+        (path / "texts" / f"{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    return path
+
+
+def settings(*more):
+    return [
+        "data={task: text, source: texts}",
+        "model=own/bert",
+        "partition={kind: iid, clients: 2}",
+        "training={rounds: 1, clients_per_round: 2, steps: 1, batch_size: 4}",
+        "device=cpu",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def ended(place, tmp_path_factory):
+    """A run of adapters that began in `place`."""
+    folder = RunFolder(tmp_path_factory.mktemp("ended") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        execute(load("digits", settings(*LORA)), folder, resume=False, report=False)
+    return folder
+
+
+def test_a_folder_of_data_is_read_by_its_plain_name_as_by_its_path(place, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    for i, split in enumerate(("train", "validation_matched", "validation_mismatched")):
+        rows = [{"premise": "good", "hypothesis": "film", "label": row % 3} for row in range(6 + i)]
+        Path("nli").mkdir(exist_ok=True)
+        datasets.Dataset.from_list(rows).to_parquet(f"nli/{split}-00000-of-00001.parquet")
+    Path("words").symlink_to(place / "texts")
+    for plain in ("nli", "words"):
+        theirs, ours = read(f"./{plain}"), read(plain)
+        assert {name: split[:] for name, split in theirs.items()} == {name: split[:] for name, split in ours.items()}
+        held_out = read_held_out("nyu-mll/glue", "sst2", plain, "train")  # a configuration is of the hub's data alone
+        assert held_out[:] == ours["train"][:]
+    assert set(read("words")["train"]["label"]) == {"None", "Some"}
+    assert set(read("nli")) == {"train", "validation_matched", "validation_mismatched"}
+    Path("notes").write_text("nothing")
+    with pytest.raises(InputError, match=r"data.source='notes': a file must end in .csv"):
+        read("notes")
+
+
+def test_a_models_folder_is_meant_by_its_plain_name(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    assert place_of("model.name", "own/bert") == place_of("model.name", "./own/bert") == str(place / "own" / "bert")
+    assert not is_hub_id("own/bert")
+    assert is_hub_id("other/bert")
+    assert len(text.tokenizer_of("own/bert", "own/bert")) == 302
+    monkeypatch.chdir(place / "own")
+    width = skeleton("./bert").get_input_embeddings().weight.shape
+    assert skeleton("bert").get_input_embeddings().weight.shape == width
+    monkeypatch.chdir(tmp_path)
+    assert skeleton("bert").get_input_embeddings().weight.shape[1] == 768
+    (tmp_path / "bert").mkdir()  # of something else
+    assert skeleton("bert").get_input_embeddings().weight.shape[1] == 768
+    with pytest.raises(InputError, match=r"model.name='bert': no model's folder \(no config.json\)"):
+        text.tokenizer_of("bert")
+    with pytest.raises(InputError, match=r"model.name='bert': no model's folder \(no config.json\)"):
+        vision.build("bert", vision.ImageShape(8, 1, 2))
+
+
+def test_names_of_the_package_come_before_folders(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("vit-micro", "digits"):
+        (tmp_path / name).mkdir()
+    assert skeleton("vit-micro").config.hidden_size == 64
+    assert plain_folders(load("digits", [])) == []
+
+
+def test_an_export_names_no_folder_as_a_hubs_model(place, ended, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    export(of_run(ended.path), tmp_path / "adapter")
+    assert (
+        json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] != "own/bert"
+    )
+    head = yaml.safe_load((tmp_path / "adapter" / "README.md").read_text().split("---")[1])
+    assert "base_model" not in head
+    with pytest.raises(InputError, match="--push: the adapter's base 'own/bert' is on this machine alone"):
+        export(of_run(ended.path), tmp_path / "other", shared=True)
+    export(of_run(ended.path), tmp_path / "whole", merged=True)
+    assert "own/bert" not in (tmp_path / "whole" / "config.json").read_text()
+
+
+def test_what_was_a_folder_is_not_taken_from_the_hub_elsewhere(place, ended, tmp_path, monkeypatch):
+    assert ended.read_manifest()["folders"] == ["model.name", "data.source"]
+    monkeypatch.chdir(tmp_path)
+    lost = "model.name='own/bert' was a folder or a file when the run began, and .* has none"
+    experiment = load(str(ended.config))
+    assert experiment.model.name == "own/bert"
+    for go_on in (
+        lambda: execute(experiment, ended, resume=True, report=False),
+        lambda: export(of_run(ended.path), tmp_path / "out"),
+        lambda: opened(ended.path, []),
+    ):
+        with pytest.raises(InputError, match=lost):
+            go_on()
+    (tmp_path / "own").symlink_to(place / "own")
+    with pytest.raises(InputError, match="data.source='texts' was a folder or a file when the run began"):
+        opened(ended.path, [])
+    assert evaluate(opened(ended.path, [("data.source", str(place / "texts"))]))[1] == 12
+    (tmp_path / "texts").mkdir()  # other texts of the same name
+    for split in ("train", "test"):
+        (tmp_path / "texts" / f"{split}.csv").write_text("text,label\n" + "dull film,None\ngreat film,Some\n" * 6)
+    with pytest.raises(CheckpointError, match="the data changed since the run began"):
+        execute(experiment, ended, resume=True, report=False)
+
+
+def test_what_was_of_the_hub_is_not_taken_from_a_folder(place, ended, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    manifest = json.loads(ended.manifest.read_text())
+    copy = RunFolder(tmp_path / "run")
+    copy.path.mkdir()
+    copy.config.write_text(ended.config.read_text())
+    copy.manifest.write_text(json.dumps({**manifest, "folders": ["data.source"]}))
+    with pytest.raises(InputError, match="model.name='own/bert' was a hub id when the run began, and .* has a folder"):
+        execute(load(str(copy.config)), copy, resume=True, report=False)
+
+
+def test_nodes_are_sent_paths_where_the_server_has_folders(place, monkeypatch):
+    monkeypatch.chdir(place)
+    given = load("digits", settings("data.test_source=texts/test.csv", "model.tokenizer=other/bert"))
+    sent = signed(given)
+    assert (sent.model.name, sent.data.source, sent.data.test_source) == ("./own/bert", "./texts", "./texts/test.csv")
+    assert sent.model.tokenizer == "other/bert"
+    assert signed(sent) == sent
