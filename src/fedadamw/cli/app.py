@@ -1,32 +1,15 @@
 """What every command shares: the application, its common options, and how it speaks."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import typer.core
-import typer.main
-from click import Context
 
 from fedadamw.cli import complete
 from fedadamw.escaping import visible
 
-
-class _Argument(typer.core.TyperArgument):
-    """An argument whose help is shown: click 8.5 has a `help` of its own, which typer 0.20 leaves empty."""
-
-    def __init__(self, *, help: str | None = None, **others: Any) -> None:  # noqa: A002  (typer's name)
-        super().__init__(help=help, **others)
-        self._help = help
-
-    def get_help_record(self, ctx: Context) -> tuple[str, str]:
-        found = super().get_help_record(ctx)
-        assert found is not None  # no argument is hidden
-        return found if self.help or not self._help else (found[0], f"{self._help}  {found[1]}".rstrip())
-
-
 typer.core.HAS_RICH = False  # help is plain; for rich, typer would put a backslash before `[default: ...]`
-vars(typer.main)["TyperArgument"] = _Argument
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedadamw.data.pictures import Form, Notes, Survey, decode
 from fedadamw.data.sources import Array
+from fedadamw.disk import take_space
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,17 +110,10 @@ def _new_file(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
         if shutil.disk_usage(path.parent).free < 1.1 * math.prod(shape):
             return None
         pixels: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        _take_space(path)
+        take_space(path)
     except OSError:
         return None
     return pixels
-
-
-def _take_space(path: Path) -> None:
-    """Have the disk set aside what a sparse file will hold: else a full one kills who writes to its mapping."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _write(path: Path, text: str) -> None:

@@ -140,6 +140,13 @@ def tokenizer_from(place: str, config: Any) -> Any:
     return AutoTokenizer.from_pretrained(place, config=config, trust_remote_code=False)
 
 
+def image_processor_from(place: str, config: Any, **settings: Any) -> Any:
+    """The image processor of a folder or hub id, which works with Pillow; `config`: the model's."""
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(place, config=config, backend="pil", trust_remote_code=False, **settings)
+
+
 def unloaded(auto: Any, config: Any, **settings: Any) -> Any:
     """A model of the automatic class `auto`, of a configuration's shape and with fresh weights."""
     return auto.from_config(config, trust_remote_code=False, **settings)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.data.fitting import BILINEAR, Fit, Size
-from fedadamw.models.loading import loaded, place_of, quiet_libraries
+from fedadamw.models.loading import image_processor_from, loaded, place_of
 from fedadamw.validation import InputError, check
 
 BYTE = 1 / 255
@@ -57,14 +57,7 @@ def of(name: str, config: Any) -> Processor:
     own = _sized(settings, size)
     code = settings.get("auto_map") and not settings.get("image_processor_type")
     check(not code, f"model.name={name!r}: its image processor is code of its own, which is not run")
-    quiet_libraries()
-
-    def load(place: str) -> Any:
-        from transformers import AutoImageProcessor
-
-        return AutoImageProcessor.from_pretrained(place, config=config, backend="pil", trust_remote_code=False, **own)
-
-    theirs = loaded("model.name", name, load)
+    theirs = loaded("model.name", name, lambda place: image_processor_from(place, config, **own))
     kind = type(theirs).__name__.removesuffix("Pil")
     try:
         ours = _read(theirs, kind, channels)
