@@ -144,7 +144,7 @@ def test_a_last_batch_of_one_sample_joins_the_one_before_it_where_batch_norm_nee
 @pytest.mark.parametrize(
     ("sizes", "batch_size", "said"),
     [
-        ((9, 1, 12), 4, "client 1 has a single sample, and this model's BatchNorm .* partition.minimum=2"),
+        ((9, 1, 12), 4, "client 1 has a single sample, and this model's BatchNorm .*partition.minimum=2"),
         ((9, 5, 12), 1, "training.batch_size=1: this model's BatchNorm averages over a batch, of two samples at least"),
     ],
 )

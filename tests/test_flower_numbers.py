@@ -236,7 +236,7 @@ def test_a_card_tells_of_nodes_what_they_tell_and_not_what_the_server_has(tmp_pa
 
 def test_two_demonstrations_never_share_a_folder(tmp_path):
     with RunFolder(tmp_path).locked(), pytest.raises(InputError, match="another process is running"):
-        demo.demo(load("digits", COMMON), tmp_path, nodes=1, say=print)
+        demo.demo(load("digits", COMMON), tmp_path, nodes=3, say=print)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -36,7 +36,7 @@ def nearest(given: str, names: Iterable[str], separator: str = "/") -> str:
     Names are compared by what follows their last `separator`: `rounds` finds `training.rounds`, with a dot. Of those
     equally near, one of the same section as `given` goes first; else two are named.
     """
-    section, _, word = given.lower().rpartition(separator)
+    section, _, word = str(given).lower().rpartition(separator)
     likeness = {name: _likeness(word, name.lower().rpartition(separator)[2]) for name in names}
     best = max(likeness.values(), default=0.0)
     near = [name for name, how in likeness.items() if how == best]

@@ -10,6 +10,8 @@ from fedadamw.experiment import Experiment
 from fedadamw.flower import app
 from fedadamw.flower.bed import Bed
 from fedadamw.metrics import label, shown
+from fedadamw.places import OF_DATA, OF_MODEL, is_path
+from fedadamw.prepare import check_settings
 from fedadamw.run_folder import RunFolder
 from fedadamw.tracking import check_trackers
 from fedadamw.validation import InputError, check
@@ -47,6 +49,7 @@ def _held(folder: Path, nodes: int, say: Say) -> None:
 def _check(experiment: Experiment, nodes: int) -> None:
     """Raise InputError where so many nodes of this machine cannot run `experiment`, before any is started."""
     f, s, t = experiment.federation, experiment.partition, experiment.training
+    check_settings(experiment, remote=True)
     check_trackers(experiment.trackers)
     check(s.kind != "nodes", "partition.kind='nodes': the demonstration's nodes have no data of their own")
     wanted = max(f.quorum_of(t.clients_per_round), min(f.wait_for or s.clients, s.clients))
@@ -58,17 +61,15 @@ def _check(experiment: Experiment, nodes: int) -> None:
 
 def _from_anywhere(experiment: Experiment) -> Experiment:
     """`experiment` with whole paths in place of those from here: server and nodes start in other folders."""
-    data = {name: _whole(getattr(experiment.data, name)) for name in ("source", "test_source")}
-    model = {name: _whole(getattr(experiment.model, name)) for name in ("name", "tokenizer")}
+    data = {key: _whole(f"data.{key}", getattr(experiment.data, key)) for key in OF_DATA}
+    model = {key: _whole(f"model.{key}", getattr(experiment.model, key)) for key in OF_MODEL}
     parts = {"data": experiment.data.model_copy(update=data), "model": experiment.model.model_copy(update=model)}
     return experiment.model_copy(update=parts)
 
 
-def _whole(name: str | None) -> str | None:
-    """The whole path, where `name` is one from here."""
-    if name is None or not (name.startswith(".") or ("/" in name and Path(name).exists()) or Path(name).is_file()):
-        return name
-    return str(Path(name).resolve())
+def _whole(setting: str, value: str | None) -> str | None:
+    """The whole path, where the value of a setting is one from here."""
+    return str(Path(value).expanduser().resolve()) if value is not None and is_path(setting, value) else value
 
 
 def free(folder: Path) -> Path:
