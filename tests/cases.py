@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import pytest
 import reference
 
 from fedadamw.algorithms.fedadamw import SHARES
@@ -54,6 +55,14 @@ class Elsewhere(FedAvg):
 
 # what every engine and the wire come to the same numbers of
 EVERYWHERE = {**CASES, "elsewhere": Case("elsewhere", {}, reference.elsewhere, 0.1, "d", "d")}
+
+
+VARIANTS = {"fedadamw-none", "fedadamw-m", "fedadamw-v", "fedadamw-vm", "fedmuon", "local-adam", "fedprox"}
+
+
+def rows(table):
+    """Names of the table's rows, for tests of seconds each: those near another row are left to `make test-all`."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else []) for name in table]
 
 
 def register(put=ALGORITHMS.__setitem__):

@@ -55,6 +55,7 @@ def test_the_page_touches_the_four_places_and_no_other():
     assert PAGE.count("\n**`") == len(BLOCKS), "every block that names a file is read"
 
 
+@pytest.mark.slow
 def test_what_the_page_adds_passes_every_shared_test(checkout):
     source = checkout / "src"
     done = subprocess.run(

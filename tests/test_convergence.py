@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, rows
 
 from fedadamw import registry
 from fedadamw.blocks import Blocks
@@ -48,7 +48,7 @@ class QuadraticTask:
         return Evaluation(float(outputs), {})
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "fedadamw-m"])
+@pytest.mark.parametrize("name", rows(name for name in CASES if name != "fedadamw-m"))
 def test_finds_the_optimum_between_clients_that_disagree(name):
     case = CASES[name]
     task = QuadraticTask()
@@ -115,6 +115,7 @@ def run_curved(name, task, **training):
     return sim, list(sim.rounds())[-1].test_loss
 
 
+@pytest.mark.slow
 def test_fedavg_with_many_local_steps_stops_beside_the_optimum_and_scaffold_does_not():
     task, lr, steps = CurvedTask(noise=0.0), 0.05, 30
     settings = {"rounds": 150, "steps": steps, "lr": lr, "schedule": "constant", "evaluate_every": 150}
@@ -127,7 +128,7 @@ def test_fedavg_with_many_local_steps_stops_beside_the_optimum_and_scaffold_does
     assert distance < 1e-6
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", rows(CASES))
 def test_comes_near_the_optimum_of_clients_with_other_curvatures(name):
     task = CurvedTask(noise=5.0)
     lr = 0.01 if name == "fedlion" else 0.02

@@ -61,6 +61,7 @@ def test_an_example_runs_as_written_and_learns(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_trainer_example_learns_where_nothing_is_at_hand(example, fresh, monkeypatch, capsys, tmp_path):
     sentences = example("sentences")
     monkeypatch.setattr(sentences, "SST2", tmp_path / "missing")

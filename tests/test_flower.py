@@ -144,6 +144,7 @@ def test_a_lying_node_is_counted_and_changes_nothing(bed, tmp_path):
         assert_same(found, honest)
 
 
+@pytest.mark.slow
 def test_only_registered_nodes_with_tls_get_in(bed):
     stranger = bed.start_node(NODES, {})  # its key was never registered
     plain = bed.start_node(NODES + 1, tls=False)
@@ -173,6 +174,7 @@ def locked(bed):
         database.execute("ROLLBACK")
 
 
+@pytest.mark.slow
 def test_a_locked_database_costs_no_node(bed):
     names = ["link", *(f"node-{node}" for node in range(NODES))]
     before = {name: len(bed.log(name)) for name in names}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from cases import CASES, EVERYWHERE
+from cases import CASES, EVERYWHERE, rows
 from PIL import Image
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
@@ -35,7 +35,7 @@ from fedadamw.validation import InputError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize("name", rows(EVERYWHERE))
 @pytest.mark.usefixtures("everywhere")
 def test_every_algorithm_comes_to_the_loops_numbers(tmp_path, name):
     case = EVERYWHERE[name]
@@ -51,7 +51,7 @@ def test_every_algorithm_comes_to_the_loops_numbers(tmp_path, name):
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["fedadamw-mean-v", "fedadamw-vm", "fedcm", "fedlada", "fedmuon-rank", "fedavg"])
+@pytest.mark.parametrize("name", rows(["fedadamw-mean-v", "fedadamw-vm", "fedcm", "fedlada", "fedmuon-rank", "fedavg"]))
 def test_a_client_with_the_last_state_is_sent_what_changed(tmp_path, name):
     case = CASES[name]
     algorithm = f"algorithm={json.dumps({'name': case.name, **case.settings})}"

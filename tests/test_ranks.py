@@ -108,6 +108,7 @@ def test_wrong_input_is_one_line_whatever_the_ranks(tmp_path):
     assert done.stderr == "error: partition.clients=5,000 is more than the 1,437 training samples\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopping_the_launcher_stops_the_ranks_and_frees_the_folder(number, tmp_path):
     out = tmp_path / "out"

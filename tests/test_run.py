@@ -182,6 +182,7 @@ def test_killed_in_the_middle_of_every_kind_of_write(finished, tmp_path):
     assert_same_files(finished, Path(out))
 
 
+@pytest.mark.slow
 def test_a_start_that_was_killed_half_way_can_start_again(tmp_path):
     out = tmp_path / "run"
     arguments = [str(out), "3", "before", "run", "digits", *SHORT, "--out", str(out)]
@@ -371,6 +372,7 @@ def test_a_token_keeps_its_brackets(tmp_path):
         load(str(tmp_path / "own.yaml"))
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_rounds(tmp_path):
     pytest.importorskip("tensorboard")
     out = tmp_path / "run"

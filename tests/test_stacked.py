@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from cases import CASES, EVERYWHERE
+from cases import CASES, EVERYWHERE, rows
 from conftest import attention_model, unequal_clients
 from test_algorithms import simulation
 from test_models import images
@@ -29,7 +29,7 @@ from fedadamw.validation import InputError
 
 
 @pytest.mark.parametrize("stack", [2, 5])
-@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize("name", rows(EVERYWHERE))
 @pytest.mark.usefixtures("everywhere")
 def test_stacked_clients_come_to_the_loops_numbers(name, stack, task):
     loop = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0)
@@ -94,7 +94,7 @@ def test_micro_batches_are_refused_where_batches_mix(task):
         Simulation(NormModel().double(), FedAvg(), task, unequal_clients(task), training)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", rows(CASES))
 def test_steps_in_pieces_come_to_the_numbers_of_whole_ones(name, task, monkeypatch):
     whole = simulation(CASES[name], task, clients_per_round=5, clip=1.0)
     list(whole.rounds())

@@ -75,6 +75,7 @@ def test_a_comparison_leaves_what_it_promises(finished):
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_run_again_and_a_study_can_grow(finished, tmp_path):
     grown = tmp_path / "grown"
     shutil.copytree(finished, grown)
@@ -160,6 +161,7 @@ def test_a_damaged_run_is_missing_and_the_rest_is_shown(finished, tmp_path):
     assert [(r["variant"], r["seed"]) for r in read(out)["runs"]] == [("fedadamw", 0), ("fedadamw", 1)]
 
 
+@pytest.mark.slow
 def test_where_every_run_fails_no_page_is_promised_and_none_left_over(finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished, out, ignore=shutil.ignore_patterns("runs"))
@@ -170,6 +172,7 @@ def test_where_every_run_fails_no_page_is_promised_and_none_left_over(finished, 
     assert {p.name for p in out.iterdir()} == {"results.json", "table.md", "runs"}
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_every_process_and_the_same_command_goes_on(tmp_path):
     arguments = ["compare", "digits", *TINY, "-s", "training.rounds=400", "-a", "fedadamw,fedavg", "--seeds", "1"]
     arguments += ["--out", str(tmp_path / "out")]
@@ -186,6 +189,7 @@ def test_ctrl_c_stops_every_process_and_the_same_command_goes_on(tmp_path):
     wait_for(lambda: not living(process.pid), seconds=10)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_it_starts_says_one_line(tmp_path):
     arguments = ["compare", "digits", *TINY, "-a", "fedavg", "--seeds", "1", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(

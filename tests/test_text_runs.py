@@ -26,6 +26,7 @@ def roberta(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["sst2", "mrpc"])
 def test_the_published_recipe_takes_any_folder_with_a_roberta(roberta, tmp_path, task):
     data = need(SHARED / f"glue-{task}")

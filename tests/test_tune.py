@@ -125,6 +125,7 @@ def test_a_trial_that_was_stopped_ahead_of_where_the_best_ended_goes_on(tmp_path
     assert again.grid[-1] > lr(run), "it is the best now, and the grid grows beyond it"
 
 
+@pytest.mark.slow
 def test_a_hopeless_run_is_stopped_while_it_runs_and_the_stage_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "LOOK_S", 0.0)
     given = [("training.rounds", 60), ("training.steps", 1), ("training.lr", 1e-3), ("data.max_test", 50)]
@@ -182,6 +183,7 @@ def test_a_setting_that_the_algorithm_lacks_is_left_out(tmp_path):
     assert lr(found.wanted[0]) == 0.2
 
 
+@pytest.mark.slow
 def test_one_algorithm_that_never_works_does_not_end_the_others(tmp_path):
     out = tmp_path / "out"
     given = ("-s", "training.rounds=2", "-s", "training.steps=1", "-s", "algorithm.server_lr=1e38")

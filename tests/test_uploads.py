@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, rows
 from conftest import attention_model, unequal_clients
 from test_algorithms import simulation
 from test_engine import PoisonedTask
@@ -29,7 +29,7 @@ def coded(name, upload, task, **changes):
 
 
 @pytest.mark.parametrize("upload", LOSSY)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", rows(CASES))
 def test_stacked_clients_come_to_the_loops_numbers(name, upload, task):
     loop, stacked = (coded(name, upload, task, rounds=2, stack=stack) for stack in (1, 3))
     exact = coded(name, "float32", task, rounds=2)
