@@ -25,7 +25,7 @@ from fedadamw.data.labels import (
     labels_of,
     no_head,
 )
-from fedadamw.data.pictures import CROP, MODEL, SIZE, Form, Survey, as_bytes, describe
+from fedadamw.data.pictures import CROP, MODEL, SIZE, Form, Notes, Survey, as_bytes, describe
 from fedadamw.data.pixels import pixels_of, survey_of
 from fedadamw.data.sources import Array, held_out_split, read, read_held_out
 from fedadamw.validation import InputError, check
@@ -212,13 +212,15 @@ def _load(
     check_columns(place, split, columns)
     pixels, notes = pixels_of(split, image, form)
     _check_bad(place, split, image, notes.bad, wanted)
-    rows = len(split)
+    rows, good = len(split), None
     if notes.bad:
         warnings.warn(_said(place, split, image, notes.bad) + "; left out", stacklevel=2)
-        split = split.select([row for row in range(rows) if row not in notes.bad])
+        good = [row for row in range(rows) if row not in notes.bad]
     if classes is None:
-        check(not has_fractions(split, label), f"{place}: column {label!r} holds fractions, where classes are wanted")
-        classes = classes_of(split, label, wanted.outputs)
+        _check_as_surveyed(place, rows, form, notes)
+        fractions = has_fractions(split, label, good)
+        check(not fractions, f"{place}: column {label!r} holds fractions, where classes are wanted")
+        classes = classes_of(split, label, wanted.outputs, good)
         if notes.brightest is not None and notes.brightest < DARK:
             said = (
                 f"{place}: of the 16-bit pictures no pixel is over {notes.brightest} of 255; they should reach 65,535"
@@ -231,8 +233,17 @@ def _load(
     if notes.coloured and wanted.grey is None:
         said = f"{place}: {notes.coloured:,} of {rows:,} pictures have colour and are made grey, as all of training are"
         warnings.warn(said, stacklevel=2)
-    labels, groups = labels_of(split, label, classes), groups_of(split, group)
+    labels, groups = labels_of(split, label, classes, good), groups_of(split, group, good)
     return Images(pixels, labels, classes, groups, fit=form.kind, skipped=len(notes.bad))
+
+
+def _check_as_surveyed(place: str, rows: int, form: Form, notes: Notes) -> None:
+    """Raise InputError where training pictures that keep their size have another one than their headers say."""
+    check(
+        form.kind != SIZE or not notes.resized,
+        f"{place}: {notes.resized:,} of {rows:,} pictures have another size than their files' headers say; set "
+        "data.image_size=N, to which the shorter side is resized before the middle is cut out",
+    )
 
 
 def _check_bad(place: str, split: "Dataset", image: str, bad: Mapping[int, str], wanted: Wanted) -> None:

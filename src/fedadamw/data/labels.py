@@ -36,13 +36,14 @@ def find_label_column(split: "Dataset") -> str | None:
     return found or ("label" if "label" in split.features else None)
 
 
-def groups_of(split: "Dataset", column: str | None) -> Array | None:
+Rows = Sequence[int] | None  # which of a split are wanted; None: all
+
+
+def groups_of(split: "Dataset", column: str | None, rows: Rows = None) -> Array | None:
     """The natural clients (n,) that `column` names; InputError where a row of it names none."""
-    return (
-        None
-        if column is None
-        else _filled(split, column, CLIENTS, "a client's name is wanted: a word, a number, a date")
-    )
+    if column is None:
+        return None
+    return _filled(split, column, CLIENTS, "a client's name is wanted: a word, a number, a date", rows)
 
 
 Outputs = Callable[[], int | None]  # how many classes the model's own head was trained for, None where it has none
@@ -53,12 +54,12 @@ def no_head() -> int | None:
     return None
 
 
-def classes_of(train: "Dataset", column: str, outputs: Outputs = no_head) -> tuple[str, ...]:
+def classes_of(train: "Dataset", column: str, outputs: Outputs = no_head, rows: Rows = None) -> tuple[str, ...]:
     """Class names, whether the column is a class label, whole numbers or words."""
     names = getattr(train.features[column], "names", None)
     if names is not None:
         return tuple(names)
-    values = np.unique(_values(train, column))
+    values = np.unique(_values(train, column, rows))
     if np.issubdtype(values.dtype, np.integer):
         return _numbered(values.tolist(), column, outputs)
     fraction = next((value for value in values.tolist() if isinstance(value, float) and value % 1 != 0), None)
@@ -79,13 +80,13 @@ def _numbered(numbers: list[int], column: str, outputs: Outputs) -> tuple[str, .
         return tuple(str(c) for c in range(high + 1))
     if low == -1 and 0 in numbers:
         said = "is taken for a class; if it marks rows without a label, leave these out"
-        warnings.warn(f"column {column!r} holds -1 beside 0 to {high}: it {said}", stacklevel=2)
+        warnings.warn(f"column {column!r} holds -1 beside 0 to {high}: it {said}", stacklevel=5)
     return tuple(str(number) for number in numbers)
 
 
-def labels_of(split: "Dataset", column: str, classes: tuple[str, ...]) -> Array:
+def labels_of(split: "Dataset", column: str, classes: tuple[str, ...], rows: Rows = None) -> Array:
     """Labels (n,) as numbers of `classes`."""
-    values = _values(split, column)
+    values = _values(split, column, rows)
     numbers = np.issubdtype(values.dtype, np.integer)
     names = getattr(split.features[column], "names", None)
     if numbers and names is not None and tuple(names) != classes:
@@ -96,7 +97,7 @@ def labels_of(split: "Dataset", column: str, classes: tuple[str, ...]) -> Array:
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(wrong):
         raise InputError(
-            f"column {column!r} holds {values[wrong[0]].item()!r}, which is not one of the {len(classes)} "
+            f"column {column!r} holds {values[wrong].tolist()[0]!r}, which is not one of the {len(classes)} "
             f"training classes ({_some(classes)})"
         )
     return labels
@@ -110,7 +111,7 @@ def _are_positions(column: str, classes: tuple[str, ...]) -> bool:
         return False  # 1 to 5, or classes some of which are words
     if not _unnamed(classes):
         said = f"column {column!r} holds numbers, which are taken for the classes in their order: {_some(classes)}"
-        warnings.warn(said, stacklevel=2)
+        warnings.warn(said, stacklevel=5)
     return True
 
 
@@ -150,22 +151,30 @@ def _renamed(values: Array, column: str, names: Sequence[str], classes: tuple[st
     return np.where((values >= 0) & (values < len(names)), new[np.clip(values, 0, len(names) - 1)], values)
 
 
-def _values(split: "Dataset", column: str) -> Array:
+def _values(split: "Dataset", column: str, rows: Rows) -> Array:
     """A column of classes as an array, whole numbers as integers; InputError where a row of it is empty."""
-    array = _filled(split, column, (str, int, float), "a class is wanted: a word or a number")
+    array = _filled(split, column, (str, int, float), "a class is wanted: a word or a number", rows)
     floats = np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all()
     whole = floats and (array == np.round(array)).all()
     return array.astype(np.int64) if whole or array.dtype == bool else array
 
 
-def _filled(split: "Dataset", column: str, kinds: tuple[type, ...], wanted: str) -> Array:
+def _filled(split: "Dataset", column: str, kinds: tuple[type, ...], wanted: str, rows: Rows) -> Array:
     """A column of single values (n,) as an array; InputError where a row has nothing, or none of `kinds`."""
-    values: list[Any] = split[column][:]
+    rows = range(len(split)) if rows is None else rows
+    values = _cells(split, column, rows)
     check(len(values) > 0, f"column {column!r} has no rows")
-    empty = next((row for row, value in enumerate(values, start=1) if _is_nothing(value)), None)
-    check(empty is None, f"column {column!r} has nothing in row {empty or 0:,} of {len(values):,}")
+    empty = next((row + 1 for row, value in zip(rows, values, strict=True) if _is_nothing(value)), None)
+    check(empty is None, f"column {column!r} has nothing in row {empty or 0:,} of {len(split):,}")
     check(isinstance(values[0], kinds), f"column {column!r} holds {str(values[0])[:60]} where {wanted}")
-    return np.asarray(values)
+    words = isinstance(values[0], str | bytes)
+    return np.asarray(values, dtype=object if words else None)  # numpy's own words end before their last zeros
+
+
+def _cells(split: "Dataset", column: str, rows: Rows) -> list[Any]:
+    """What the wanted rows of a column hold."""
+    values: list[Any] = split[column][:]
+    return values if rows is None else [values[row] for row in rows]
 
 
 def _is_nothing(value: Any) -> bool:
@@ -176,23 +185,25 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _count_classes(numbers: Array) -> bool:
-    """Whether numbers with a point (1.0, or -1.0) are classes, written so since a row of theirs was missing once."""
-    if not np.issubdtype(numbers.dtype, np.floating) or not len(numbers):
-        return False
-    return bool((numbers == np.round(numbers)).all() and numbers.min() >= -1 and numbers.max() < MOST_WITH_POINT)
+    """Whether numbers with a point (1.0, or -1.0) are classes, written so since a row of theirs was missing once.
+
+    Rows that are missing now, or infinite, say nothing of it; they are refused by whatever reads them.
+    """
+    known = numbers[np.isfinite(numbers)]
+    return bool(((known == np.round(known)) & (known >= -1) & (known < MOST_WITH_POINT)).all())
 
 
-def has_fractions(split: "Dataset", column: str) -> bool:
+def has_fractions(split: "Dataset", column: str, rows: Rows = None) -> bool:
     """Whether a column holds numbers that are to be predicted: with a point, and not all of them small whole ones."""
     fractional = getattr(split.features[column], "dtype", "").startswith("float")
-    return fractional and not _count_classes(np.asarray(split[column][:], dtype=np.float64))
+    return fractional and not _count_classes(np.asarray(_cells(split, column, rows), dtype=np.float64))
 
 
 def _positions(values: Array, classes: tuple[str, ...]) -> Array:
     """The place among `classes` of each value (n,) by its name, -1 where it is none."""
-    number = {name: i for i, name in enumerate(classes)}
     names, where = np.unique(values, return_inverse=True)
-    return np.array([number.get(name, -1) for name in names.astype(str)], dtype=np.int64)[where]
+    places = places_of([str(name) for name in names.tolist()], classes)
+    return np.array([-1 if place is None else place for place in places], dtype=np.int64)[where]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """One picture as bytes: opened, turned as its EXIF says, made grey or RGB, and brought to the size of its set."""
 
+import errno
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SIZE, CROP, MODEL = "size", "crop", "model"  # what gave pictures their size: their own, data.image_size, the model
 GREY = ("L", "1", "I", "F")  # Pillow's modes without colour and transparency; and I;16 of whatever byte order
 TURNED = (5, 6, 7, 8)  # orientations of EXIF that change width and height
+OF_CONTENT = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # of errors that a picture makes
 Result = TypeVar("Result")
 
 
@@ -153,14 +155,25 @@ def _cells(split: "Dataset", column: str) -> Iterator[Mapping[str, Any] | None]:
 
 
 def _careful(work: Callable[..., Result], *arguments: Any) -> Result:
-    """`work(*arguments)`; whatever a decoder stumbles over becomes a BadPictureError."""
+    """`work(*arguments)`; whatever a decoder stumbles over becomes a BadPictureError.
+
+    What says nothing about the picture, as too many open files do, is an InputError: no picture is left out for it.
+    """
     try:
         return work(*arguments)
     except (BadPictureError, MemoryError):
         raise
+    except OSError as error:
+        if error.errno not in OF_CONTENT or isinstance(error, ConnectionError | TimeoutError):
+            raise InputError(f"a picture could not be read: {_first_line(error)}") from None
+        raise BadPictureError(_first_line(error)) from None
     except Exception as error:  # Pillow's decoders raise what their formats make them: SyntaxError, struct.error, ...
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadPictureError("is no picture" if "cannot identify" in why else why) from None
+        raise BadPictureError(_first_line(error)) from None
+
+
+def _first_line(error: Exception) -> str:
+    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return "is no picture" if "cannot identify" in why else why
 
 
 def _opened(cell: Mapping[str, Any] | None) -> "Image":
@@ -192,8 +205,12 @@ def _header(cell: Mapping[str, Any] | None) -> tuple[Size, str]:
             orientation = image.getexif().get(ExifTags.Base.Orientation) if late else None
         else:
             orientation = image.getexif().get(ExifTags.Base.Orientation)
-        size = (image.width, image.height) if orientation in TURNED else (image.height, image.width)
-        return size, image.mode
+        if orientation not in TURNED:
+            return (image.height, image.width), image.mode
+        if image.format != "TIFF":
+            return (image.width, image.height), image.mode
+    turned = _opened(cell)  # whether a TIFF's own size is turned already depends on Pillow's version
+    return (turned.height, turned.width), turned.mode
 
 
 def describe(split: "Dataset", column: str, bad: Mapping[int, str]) -> str:

@@ -19,24 +19,27 @@ from fedadamw.disk import take_space
 if TYPE_CHECKING:
     from datasets import Dataset
 
+VERSION = 2  # of what is in the cache, besides Pillow's
 DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, IndexError, AttributeError)  # of a file of the cache
 
 
 def survey_of(split: "Dataset", column: str) -> Survey:
-    """What the headers of a split's pictures say, looked at once."""
+    """What the headers of a split's pictures say, looked at once; again where some were bad, which may be mended."""
     cache = _cache(split, column, "survey").with_suffix(".json")
     try:
         return Survey.from_json(cache.read_text())
     except DAMAGE:
         found = Survey.of(split, column)
-    _write(cache, found.to_json())
+    if not found.bad:
+        _write(cache, found.to_json())
     return found
 
 
 def pixels_of(split: "Dataset", column: str, form: Form) -> tuple[Array, Notes]:
     """The pictures that can be used as bytes (n, c, h, w) in `form`; and which cannot, with all else that was found.
 
-    They are decoded into a file, never all of them in memory; or in memory where there is no disk for it.
+    They are decoded into a file, never all of them in memory; or in memory where there is no disk for it. The file is
+    kept for the next time, unless pictures are bad: these may be mended until then.
     """
     cache = _cache(split, column, repr(form))
     try:
@@ -53,18 +56,19 @@ def pixels_of(split: "Dataset", column: str, form: Form) -> tuple[Array, Notes]:
 def _cache(split: "Dataset", column: str, wanted: str) -> Path:
     """The file of what is `wanted` of a column; its name holds nothing that the data can choose."""
     import datasets
+    import PIL
 
-    key = hashlib.sha256(json.dumps([split._fingerprint, column, wanted]).encode()).hexdigest()[:32]
+    facts = [VERSION, PIL.__version__, split._fingerprint, column, wanted]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     return Path(datasets.config.HF_DATASETS_CACHE) / "fedadamw-pixels" / f"{key}.npy"
 
 
 def _read(cache: Path, rows: int, form: Form) -> tuple[Array, Notes]:
     """What `_keep` wrote; one of DAMAGE where it is not whole."""
     facts = json.loads(cache.with_suffix(".json").read_text())
-    bad = {int(row): str(why) for row, why in facts["bad"].items()}
-    notes = Notes(bad, int(facts["coloured"]), int(facts["resized"]), facts["brightest"])
+    notes = Notes({}, int(facts["coloured"]), int(facts["resized"]), facts["brightest"])
     pixels = np.load(cache, mmap_mode="r")
-    if pixels.shape != (rows - len(notes.bad), *form.shape) or pixels.dtype != np.uint8:
+    if pixels.shape != (rows, *form.shape) or pixels.dtype != np.uint8:
         raise ValueError(f"{cache} holds {pixels.shape}")
     return pixels, notes
 
@@ -72,24 +76,20 @@ def _read(cache: Path, rows: int, form: Form) -> tuple[Array, Notes]:
 def _keep(split: "Dataset", column: str, form: Form, cache: Path) -> tuple[Array, Notes] | None:
     """Decode into the cache; None where there is no disk for it.
 
-    The file is made aside and renamed, since several processes may do it at once.
+    The file is made aside and renamed, since several processes may do it at once. With bad pictures it is not: it then
+    has no name, and is gone with the array.
     """
-    aside, shorter = _aside(cache), _aside(cache)
+    aside = _aside(cache)
     try:
         pixels = _new_file(aside, (len(split), *form.shape))
         if pixels is None:
             return None
         notes = decode(split, column, form, pixels)  # it raises what reading the data raises: no fault of this disk
         if notes.bad:
-            good = pixels[: len(split) - len(notes.bad)]
-            pixels = _new_file(shorter, good.shape) if len(good) else None
-            if pixels is None:
-                return np.array(good), notes
-            pixels[:] = good
-        return _put(pixels, notes, shorter if notes.bad else aside, cache)
+            return pixels[: len(split) - len(notes.bad)], notes
+        return _put(pixels, notes, aside, cache)
     finally:
         aside.unlink(missing_ok=True)
-        shorter.unlink(missing_ok=True)
 
 
 def _put(pixels: np.memmap, notes: Notes, made: Path, cache: Path) -> tuple[Array, Notes] | None:

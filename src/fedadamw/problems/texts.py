@@ -130,9 +130,12 @@ def _warn_of_cut(texts: Texts, which: str, max_length: int) -> None:
 
 def build(experiment: Experiment, train: Texts, test: Texts, device: torch.device) -> Learned:
     """The model on `device`, and its task."""
-    about: dict[str, Any] = {"classes": train.classes, "edges": train.edges, "cut": [train.truncated, test.truncated]}
-    if train.skipped or test.skipped:
-        about["skipped"] = [train.skipped, test.skipped]
+    cut, skipped = [train.truncated, test.truncated], [train.skipped, test.skipped]
+    if experiment.data.validation:  # all of it is of one split
+        cut[1] = skipped[1] = 0
+    about: dict[str, Any] = {"classes": train.classes, "edges": train.edges, "cut": cut}
+    if any(skipped):
+        about["skipped"] = skipped
     built = model_of(experiment, about)
     return Learned(built.model.to(device), task_of(experiment, built.form, train, test, device), about)
 
