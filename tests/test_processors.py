@@ -82,6 +82,31 @@ def test_a_file_that_says_nothing_is_refused(tmp_path, content, line):
         vision.build(place, SHAPE)
 
 
+def test_only_what_is_truly_absent_is_no_processor(tmp_path, monkeypatch):
+    """A file that is not in the cache of an offline machine may well be on the hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--owner--name"
+    for path, content in (("refs/main", "abc"), ("snapshots/abc/config.json", "{}")):
+        (cached / path).parent.mkdir(parents=True)
+        (cached / path).write_text(content)
+    with pytest.raises(InputError, match="model.name='owner/name': whether it has an image processor cannot be") as said:
+        processor._settings("owner/name")
+    assert "\n" not in str(said.value)
+    for file in processor.FILES:  # as the hub said, once
+        (cached / ".no_exist/abc").mkdir(parents=True, exist_ok=True)
+        (cached / ".no_exist/abc" / file).touch()
+    assert processor._settings("owner/name") is None
+    local = tmp_path / "local"
+    local.mkdir()
+    (local / "processor_config.json").write_text("{}")  # of a text's part alone
+    assert processor._settings(str(local)) is None
+    (local / "preprocessor_config.json").mkdir()  # there, but it cannot be read
+    with pytest.raises(InputError, match="whether it has an image processor cannot be read"):
+        processor._settings(str(local))
+
+
 def test_sizes_are_found_wherever_a_configuration_has_them():
     from transformers import CLIPConfig, SiglipConfig, ViTConfig
 

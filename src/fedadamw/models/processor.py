@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from fedadamw.data.fitting import BILINEAR, Fit, Size
-from fedadamw.models.loading import image_processor_from, loaded, place_of
+from fedadamw.models.loading import image_processor_from, in_one_line, loaded, place_of
 from fedadamw.validation import InputError, check
 
+FILES = ("preprocessor_config.json", "processor_config.json")  # that may hold an image processor
 BYTE = 1 / 255
 PROBES = ((40, 56), (300, 260))  # height and width of pictures that the processor itself is asked about
 CLOSE = 1e-4  # of what it says, in the units that the model takes
@@ -103,14 +105,36 @@ def _settings(name: str) -> dict[str, Any] | None:
     """What the folder or hub id says of its image processor; None where it has none."""
     from transformers.image_processing_base import ImageProcessingMixin
 
+    place = place_of("model.name", name)
     try:
-        found, _ = ImageProcessingMixin.get_image_processor_dict(place_of("model.name", name))
+        found, _ = ImageProcessingMixin.get_image_processor_dict(place)
     except OSError as error:
         if "valid JSON" in str(error):
             raise InputError(f"model.name={name!r}: its preprocessor_config.json is not JSON") from None
-        return None
+        with in_one_line(f"model.name={name!r}: whether it has an image processor cannot be read"):
+            if [_is_absent(place, file) for file in FILES][0]:  # the other one was read, or is absent, too
+                return None
+            raise
     check(isinstance(found, dict), f"model.name={name!r}: its preprocessor_config.json holds no settings")
     return dict(found)
+
+
+def _is_absent(place: str, file: str) -> bool:
+    """Whether a folder or hub id has no such file; that it cannot be fetched now does not say so, and is raised."""
+    if Path(place).is_dir():
+        return not (Path(place) / file).exists()
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if try_to_load_from_cache(place, file) is _CACHED_NO_EXIST:
+        return True
+    try:
+        hf_hub_download(place, file)
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise
+        return True
+    return False
 
 
 def _sized(settings: Mapping[str, Any], size: Size | None) -> dict[str, Any]:
