@@ -91,7 +91,9 @@ def test_only_what_is_truly_absent_is_no_processor(tmp_path, monkeypatch):
     for path, content in (("refs/main", "abc"), ("snapshots/abc/config.json", "{}")):
         (cached / path).parent.mkdir(parents=True)
         (cached / path).write_text(content)
-    with pytest.raises(InputError, match="model.name='owner/name': whether it has an image processor cannot be") as said:
+    with pytest.raises(
+        InputError, match="model.name='owner/name': whether it has an image processor cannot be"
+    ) as said:
         processor._settings("owner/name")
     assert "\n" not in str(said.value)
     for file in processor.FILES:  # as the hub said, once

@@ -22,11 +22,13 @@ from torch import Tensor
 
 from fedadamw import checkpoint
 from fedadamw.checkpoint import CheckpointError, write_atomically
+from fedadamw.data.pictures import SIZE
 from fedadamw.disk import writing
 from fedadamw.engine.simulate import Record
 from fedadamw.experiment import Experiment, load
 from fedadamw.validation import InputError
 
+ELSEWHERE = "start in another folder"
 OF_STUDY = ("results.json", "optuna.log", "table.md")  # files of a comparison, a tuning or an ablation
 DRAWN = ("curves.png", "report.html")
 ASIDE = (  # settings that decide no number of a run, but for rounding
@@ -123,19 +125,13 @@ class RunFolder:
     def check_same(self, manifest: Mapping[str, Any]) -> None:
         """Raise CheckpointError where data, partition or model are not those that the run began with."""
         before = self.read_manifest()
+        check_pixels(self.path, before.get("data") or {}, manifest["data"])
         for key in ("data", "partition", "model"):
             was, now = _identity(before.get(key)), _identity(manifest[key])
             if was != now:
                 raise CheckpointError(
                     f"{self.path}: the {key} changed since the run began "
                     f"(was {was}, is {now}); resume with the same, or start in another folder"
-                )
-        for name in ("mean", "std"):  # of an earlier version, which read a model's image processor otherwise
-            was, now = before["data"].get(name), manifest["data"].get(name)
-            if was and now and not all(map(_close, was, now)):
-                raise CheckpointError(
-                    f"{self.path}: the {name} that pixels are normalised by changed since the run began (was {was}, "
-                    f"is {now}): start in another folder"
                 )
 
     def read_manifest(self) -> dict[str, Any]:
@@ -197,6 +193,33 @@ class RunFolder:
 
     def _keep(self, records: int) -> None:
         write_atomically(self.metrics, b"".join(self._whole_lines()[:records]))
+
+
+def check_pixels(path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where pictures became what the model takes in another way: `before`, when the run began.
+
+    Both are what manifests say of the data. An earlier version made all pictures those of the model's size, by an
+    interpolation of its own, and did not say so.
+    """
+    if "shape" not in before or "shape" not in after:
+        return  # no pictures
+    fits = before.get("fit", SIZE), after["fit"]
+    steps = before.get("steps", after["steps"] if "fit" in before else {}), after["steps"]
+    if fits[0] == fits[1] and before["shape"] != after["shape"]:
+        return  # other data, as their fingerprints say
+    if "fit" not in before and (fits[0] != fits[1] or steps[0] != steps[1]):
+        raise CheckpointError(
+            f"{path}: was trained by an earlier version, which resized pictures to the model's size in another way; "
+            f"{ELSEWHERE}"
+        )
+    for what, (was, now) in (("form that pictures are kept in", fits), ("way that pictures are prepared", steps)):
+        if was != now:
+            raise CheckpointError(f"{path}: the {what} changed since the run began (was {was}, is {now}): {ELSEWHERE}")
+    for name in ("mean", "std"):  # of an earlier version, which read a model's image processor otherwise
+        was, now = before.get(name), after.get(name)
+        if was and now and not all(map(_close, was, now)):
+            what = f"{name} that pixels are normalised by"
+            raise CheckpointError(f"{path}: the {what} changed since the run began (was {was}, is {now}): {ELSEWHERE}")
 
 
 def _identity(part: Any) -> Any:

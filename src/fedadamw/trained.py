@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedadamw import checkpoint
 from fedadamw.data.images import Images
+from fedadamw.data.pictures import SIZE
 from fedadamw.data.texts import Texts
 from fedadamw.engine.client import autocast
 from fedadamw.engine.ledger import NAME as LEDGER
@@ -25,7 +26,7 @@ from fedadamw.origins import DATA, MODEL, check_origins
 from fedadamw.places import is_path, with_paths
 from fedadamw.prepare import device_of, samples_of
 from fedadamw.problems import images, texts
-from fedadamw.run_folder import RunFolder
+from fedadamw.run_folder import RunFolder, check_pixels
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, statistics, trainable
 
@@ -92,6 +93,8 @@ def of_run(path: Path, given: list[tuple[str, Any]] | None = None) -> Trained:
     data = () if given is None or other_data else DATA  # an export reads none
     check_origins(own, facts.get("folders"), (*MODEL, *data))
     built = _built(own, facts["data"])
+    if isinstance(built, Vision):
+        check_pixels(path, facts["data"], images.pixels_of(built, facts["data"]))
     _put(built.model, tensors, facts)
     if LEDGER in tensors:
         facts["nodes"] = _nodes(read_page(tensors[LEDGER]))
@@ -228,4 +231,6 @@ def _held_out(trained: Trained, device: torch.device) -> tuple[Texts | Images, T
         return found, texts.task_of(experiment, built.form, found, found, device)
     seen = _picked(experiment, images.held_out(experiment, about)) if own is None else own
     assert isinstance(seen, Images)
+    same = (list(seen.pixels.shape[1:]), seen.fit) == (list(about["shape"]), about.get("fit", SIZE))
+    check(same, "the run's pictures were kept in another form, by an earlier version: evaluate it with --data")
     return seen, images.task_of(experiment, built, seen, seen, device, about)

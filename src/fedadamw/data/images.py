@@ -1,6 +1,7 @@
 """Images as arrays: the embedded digits, or any hub id or local folder that `datasets` can read."""
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -67,8 +68,8 @@ class Wanted:
 
     size: the shorter side is resized to it and the middle is cut out, size x size. grey: without colour, or with.
     skip_bad: leave out pictures that cannot be used, in place of refusing them. fit: how the model's own image
-    processor brings a picture to its size, asked for where the data has several. outputs: of the model's own head,
-    whose classes numbers may count.
+    processor brings a picture to its size, taken where the data has several or a larger one. outputs: of the model's
+    own head, whose classes numbers may count.
     """
 
     size: int | None = None
@@ -187,11 +188,11 @@ def _decide(place: str, survey: Survey, wanted: Wanted) -> Form:
     if wanted.size is not None:
         model, square = wanted.fit(), (wanted.size, wanted.size)
         return Form(grey, square, Fit(wanted.size, square, model.resample if model else BILINEAR), CROP)
-    if survey.same and survey.smallest is not None:
-        return Form(grey, survey.smallest, Fit(survey.smallest))
-    model = wanted.fit()
-    if model is not None and model.size is not None:
-        return Form(grey, model.size, model, MODEL)
+    model, own = wanted.fit(), survey.smallest if survey.same else None
+    if model is not None and model.size is not None and (own is None or math.prod(model.size) < math.prod(own)):
+        return Form(grey, model.size, model, MODEL)  # larger ones would be made smaller again in every batch
+    if own is not None:
+        return Form(grey, own, Fit(own))
     least, most = (f"{size[0]} x {size[1]}" for size in (survey.smallest, survey.largest) if size)
     raise InputError(
         f"{place}: the training pictures are of several sizes, {least} to {most}; "

@@ -112,7 +112,8 @@ def _settings(name: str) -> dict[str, Any] | None:
         if "valid JSON" in str(error):
             raise InputError(f"model.name={name!r}: its preprocessor_config.json is not JSON") from None
         with in_one_line(f"model.name={name!r}: whether it has an image processor cannot be read"):
-            if [_is_absent(place, file) for file in FILES][0]:  # the other one was read, or is absent, too
+            absent, _ = (_is_absent(place, file) for file in FILES)  # the second was read, or is absent, too
+            if absent:
                 return None
             raise
     check(isinstance(found, dict), f"model.name={name!r}: its preprocessor_config.json holds no settings")

@@ -1,6 +1,8 @@
 """Classes of images."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -17,7 +19,7 @@ from fedadamw.experiment import Experiment
 from fedadamw.models import vision
 from fedadamw.models.loading import initial, outputs_of
 from fedadamw.models.lora import adapted
-from fedadamw.models.processor import Processor
+from fedadamw.models.processor import BYTE, Processor
 from fedadamw.problems import Learned
 from fedadamw.validation import InputError, check
 
@@ -88,6 +90,7 @@ def build(experiment: Experiment, train: Images, test: Images, device: torch.dev
     about: dict[str, Any] = {"classes": train.classes, "shape": list(train.pixels.shape[1:]), "fit": train.fit}
     about["skipped"] = [train.skipped, 0 if experiment.data.validation else test.skipped]
     built = model_of(experiment, about)
+    about["steps"] = steps_of(built, about)
     _check_size(experiment.model.name, built, about)
     own = (built.processor.mean, built.processor.std)
     about["mean"], about["std"] = own if all(own) else moments(train.pixels)
@@ -129,6 +132,23 @@ def remaining_fit(built: vision.Vision, about: Mapping[str, Any]) -> Fit | None:
     if fit is None or kind == MODEL:
         return None
     return Fit(fit.size, resample=fit.resample) if kind == CROP and fit.size is not None else fit
+
+
+def steps_of(built: vision.Vision, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What is done to images of the data's form before they are normalised, as in a manifest; {}: scaled to [0, 1]."""
+    _, height, width = about["shape"]
+    fit, processor = remaining_fit(built, about) or Fit(), built.processor
+    sizes = {(height, width), fit.resized((height, width)), fit.output((height, width)), built.size or (height, width)}
+    steps = asdict(fit) if len(sizes) > 1 else {}
+    steps |= {} if processor.scale == BYTE else {"scale": processor.scale}
+    steps |= {"bgr": True} if processor.bgr else {}
+    return dict(json.loads(json.dumps(steps)))  # as it is read again
+
+
+def pixels_of(built: vision.Vision, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run that went on with `built` would write of its pictures in place of `about`."""
+    own = {"mean": built.processor.mean, "std": built.processor.std, "steps": steps_of(built, about)}
+    return {**about, "fit": about.get("fit", SIZE)} | {name: value for name, value in own.items() if value is not None}
 
 
 def check_named(experiment: Experiment) -> None:
