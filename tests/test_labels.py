@@ -117,9 +117,37 @@ def test_a_number_that_training_does_not_have_is_no_position_of_a_class(value):
         labels_of(column([value] * 3), "label", ("1", "2", "3", "4", "5"))
 
 
-def test_minus_one_beside_zero_is_said_to_be_a_class():
-    with pytest.warns(UserWarning, match="holds -1 beside 0 to 2: it is taken for a class; if it marks rows without"):
-        assert classes_of(column([-1, 0, 1, 2]), "label") == ("-1", "0", "1", "2")
+def test_minus_one_beside_zero_is_said_to_be_a_class(tmp_path):
+    for split in ("train", "test"):
+        features = datasets.Features({"label": datasets.Value("int64"), "image": datasets.Image()})
+        rows = {"label": [-1, 0, 1, 2], "image": [Image.new("L", (8, 8))] * 4}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    line = "holds -1 beside 0 to 2: it is taken for a class; if it marks rows without"
+    with pytest.warns(UserWarning, match=line) as said:
+        assert load_images(str(tmp_path), label_column="label")[0].classes == ("-1", "0", "1", "2")
+    assert [found.filename for found in said if "-1" in str(found.message)] == [__file__]
+
+
+def test_an_empty_cell_makes_no_fractions_of_classes():
+    empty = column([0.0, 0.0, None, 1.0])
+    assert not has_fractions(empty, "label")
+    with pytest.raises(InputError, match="column 'label' has nothing in row 3 of 4"):
+        classes_of(empty, "label")
+    assert has_fractions(column([0.5, None]), "label")
+
+
+def test_words_find_their_classes_as_named_ones_do():
+    assert labels_of(column(["UP", "down"]), "label", ("down", "up")).tolist() == [1, 0]
+    with pytest.raises(InputError, match="holds 'A', which is not one of the 3 training classes"):
+        labels_of(column(["A", "b"]), "label", ("a", "B", "b"))
+
+
+def test_names_that_differ_by_their_last_zeros_are_kept_apart():
+    names = ["a", "a\0", "b"]
+    assert classes_of(column(names), "label") == ("a", "a\0", "b")
+    assert labels_of(column(names), "label", ("a", "a\0", "b")).tolist() == [0, 1, 2]
+    assert len(np.unique(groups_of(column(names), "label"))) == 3
+    assert len(np.unique(groups_of(column([b"a", b"a\0"]), "label"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What pictures become: their colours and sizes are decided by the training set, and no picture is lost unsaid."""
 
+import errno
 import warnings
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from PIL import Image
 
 from fedadamw.data.fitting import Fit
 from fedadamw.data.images import Wanted, load_images
-from fedadamw.data.pictures import BadPictureError, Form, as_bytes
+from fedadamw.data.pictures import BadPictureError, Form, Notes, _careful, as_bytes
+from fedadamw.data.pixels import pixels_of, survey_of
 from fedadamw.experiment import load
 from fedadamw.problems import images as problem
 from fedadamw.validation import InputError
@@ -151,6 +153,46 @@ def test_a_palette_and_a_turned_picture_are_as_they_are_seen(tmp_path):
         assert np.abs(train.pixels[:, :, 3, x].astype(int) - colour).max() <= 2
 
 
+def test_a_turned_tiff_has_one_size_whatever_its_plugin_says_of_it(tmp_path):
+    from fedadamw.data.images import _check_as_surveyed
+
+    exif, two = Image.Exif(), Image.new("RGB", (6, 4), RED)
+    exif[0x0112] = 6
+    two.paste(GREEN, (3, 0, 6, 4))
+    for name in ("train/a", "test/a"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        two.save(tmp_path / "d" / name / "0.tif", exif=exif)
+    train, _ = load_images(str(tmp_path / "d"))
+    assert np.array_equal(train.pixels[0], np.asarray(two.rotate(-90, expand=True)).transpose(2, 0, 1))
+    with pytest.raises(InputError, match="1 of 5 pictures have another size than their files' headers say"):
+        _check_as_surveyed("data.source='d'", 5, Form(grey=False, size=(4, 6), fit=Fit((4, 6))), Notes({}, resized=1))
+
+
+def test_a_mended_picture_is_no_longer_bad(tmp_path):
+    import datasets
+
+    places = [tmp_path / "0.png", tmp_path / "1.png"]
+    noise(8, 8).save(places[0])
+    split = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(place)} for place in places]})
+    split, form = split.cast_column("image", datasets.Image()), Form(grey=False, size=(8, 8), fit=Fit((8, 8)))
+    for bad in ([1], [], []):
+        pixels, notes = pixels_of(split, "image", form)
+        assert [*survey_of(split, "image").bad] == [*notes.bad] == bad
+        assert np.array_equal(pixels, np.stack([np.asarray(noise(8, 8)).transpose(2, 0, 1)] * (2 - len(bad))))
+        assert not bad or not [*(tmp_path / "cache" / "fedadamw-pixels").iterdir()]
+        noise(8, 8).save(places[1])
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO, errno.ENOENT, None])
+def test_what_says_nothing_of_a_picture_does_not_make_it_bad(number):
+    def work():
+        raise OSError(number, "why") if number else OSError("image file is truncated")
+
+    with pytest.raises(InputError, match="why|truncated") as raised:
+        _careful(work)
+    assert isinstance(raised.value, BadPictureError) == (number in (errno.ENOENT, None))
+
+
 def test_pictures_of_several_sizes_need_one_and_keep_their_shape(tmp_path):
     found = {"a": [noise(20, 30)], "b": [noise(40, 20)]}
     source = pictures.folder(tmp_path / "d", train=found, test=found)
@@ -208,13 +250,25 @@ def test_a_truncated_picture_is_named_and_not_taken_for_a_full_disk(tmp_path):
 
 def test_damaged_pictures_are_left_out_counted_and_said(damaged):
     source, good = damaged
-    for _ in range(2):  # also from the cache
+    for _ in range(2):
         with pytest.warns(UserWarning, match="3 of 5 pictures cannot be used: row 2 of 5: .*; left out"):
             train, test = load_images(source, wanted=Wanted(skip_bad=True))
         assert (len(train), train.skipped, test.skipped) == (2, 3, 0)
         assert np.array_equal(train.pixels, np.stack([np.asarray(good).transpose(2, 0, 1)] * 2))
         assert train.labels.tolist() == [0, 1]
         assert isinstance(train.pixels, np.memmap)
+
+
+def test_rows_are_those_of_the_data_also_where_pictures_are_left_out(tmp_path):
+    content = cells([b"no picture", *[noise(8, 8)] * 5])
+    test = {"image": cells([noise(8, 8)]), "label": ["a"]}
+    skip = Wanted(skip_bad=True)
+    unnamed = table(tmp_path / "d", train={"image": content, "label": ["a", "a", "b", None, "a", "b"]}, test=test)
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(InputError, match="has nothing in row 4 of 6"):
+        load_images(unnamed, wanted=skip)
+    bad = table(tmp_path / "e", train={"image": content, "label": [None, "a", "b", "b", "a", "b"]}, test=test)
+    with pytest.warns(UserWarning, match="left out"):
+        assert load_images(bad, wanted=skip)[0].labels.tolist() == [0, 1, 1, 0, 1]
 
 
 def test_twelve_bits_in_sixteen_are_said_to_be_dark(tmp_path):

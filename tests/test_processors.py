@@ -1,6 +1,8 @@
 """A pretrained image model gets the pixels that its own image processor makes, or is refused by name."""
 
 import json
+from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -209,3 +211,61 @@ def test_a_run_whose_pixels_were_normalised_otherwise_is_not_resumed(tmp_path):
     changed = {**manifest, "data": {**manifest["data"], "mean": [0.5]}}
     with pytest.raises(ValueError, match="the mean that pixels are normalised by changed since the run began"):
         folder.check_same(changed)
+
+
+def test_a_run_goes_on_with_the_pixels_that_it_began_with_or_is_refused(tmp_path):
+    """An earlier version interpolated pictures to the model's size, and its manifests do not say how."""
+    from fedadamw.checkpoint import CheckpointError
+    from fedadamw.run import execute
+    from fedadamw.run_folder import RunFolder
+    from fedadamw.trained import of_run
+
+    model = pictures.vit(tmp_path / "vit", {"image_std": 0.25, "size": 32, "resample": 3})
+    for side, earlier in ((32, None), (24, "was trained by an earlier version, which resized pictures")):
+        raw = {name: [noise(side, side, seed=i)] for i, name in enumerate("ab")}
+        source = pictures.folder(tmp_path / f"{side}", train=raw, test=raw)
+        experiment, folder = load("digits", settings_of(source, model)), RunFolder(tmp_path / f"run-{side}")
+        execute(experiment, folder, resume=False, report=False)
+        written = folder.read_manifest()
+        assert written["data"]["steps"] == (
+            {} if earlier is None else {"resize": [32, 32], "crop": None, "resample": 3}
+        )
+        other = {"steps": {"resize": [32, 32], "crop": None, "resample": 0}}
+        old = {name: value for name, value in written["data"].items() if name not in ("fit", "steps")}
+        for data, line in ((old, earlier), (written["data"] | other, "the way that pictures are prepared changed")):
+            folder.manifest.write_text(json.dumps({**written, "data": data}))
+            resume = partial(execute, experiment, folder, resume=True, report=False)
+            for again in (resume, partial(of_run, folder.path)):
+                with nullcontext() if line is None else pytest.raises(CheckpointError, match=line):
+                    again()
+
+
+def test_pictures_larger_than_a_model_takes_are_decoded_to_its_size(tmp_path):
+    """The pixels are those that are made in batches of the pictures as they are."""
+    from fedadamw.checkpoint import CheckpointError
+    from fedadamw.problems import images as problem
+    from fedadamw.run import execute
+    from fedadamw.run_folder import RunFolder
+    from fedadamw.trained import evaluate, opened
+
+    raw = {name: [noise(40, 56, seed=i)] for i, name in enumerate("ab")}
+    source = pictures.folder(tmp_path / "d", train=raw, test=raw)
+    clip = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 36}, "crop_size": 32, "resample": 3}
+    experiment = load("digits", settings_of(source, pictures.vit(tmp_path / "clip", clip)))
+    train, test = problem.load(experiment)
+    assert (train.pixels.shape, test.pixels.shape, train.fit) == ((2, 3, 32, 32), (2, 3, 32, 32), "model")
+    whole = torch.from_numpy(np.stack([np.asarray(found[0]).transpose(2, 0, 1) for found in raw.values()]))
+    fit = vision.fit_of(experiment.model.name)
+    assert np.array_equal(train.pixels, fit.pixels(whole).numpy())
+    folder = RunFolder(tmp_path / "run")
+    execute(experiment, folder, resume=False, report=False)
+    found, _ = evaluate(opened(folder.path, []))
+    assert found.loss == pytest.approx(folder.records()[-1]["test_loss"], abs=1e-5)
+    written = folder.read_manifest()
+    kept = {**written["data"], "fit": "size", "shape": [3, 40, 56]}
+    del kept["steps"]
+    folder.manifest.write_text(json.dumps({**written, "data": kept}))
+    with pytest.raises(CheckpointError, match=r"form that pictures are kept in changed .*\(was size, is model\)"):
+        execute(experiment, folder, resume=True, report=False)
+    with pytest.raises(InputError, match="pictures were kept in another form, by an earlier version"):
+        evaluate(opened(folder.path, []))

@@ -186,6 +186,9 @@ def test_long_texts_are_cut_and_counted(place):
     assert train.lengths.max() == 8
     parts = samples_of(experiment(place, kind="roberta"))
     assert train.truncated == sum((part.lengths > 8).sum() for part in parts)
+    with pytest.warns(UserWarning, match="were cut"):
+        about = prepare(experiment(place, "data.max_length=8", kind="roberta")).about
+    assert about["cut"] == [train.truncated, 0], "what is held out of the training split is counted there"
 
 
 def test_roberta_has_fewer_places_than_positions(place):
