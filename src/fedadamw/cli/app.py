@@ -14,6 +14,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    suggest_commands=False,  # click itself does
 )
 DEFAULT = "digits"
 LONGEST_LINE = 4000  # characters
