@@ -71,6 +71,12 @@ def short(recipe: str) -> str:
     return path.stem if path.suffix in (".yaml", ".yml") else path.name
 
 
+def memory_full(error: Exception) -> str:
+    """What is said of an error of full memory."""
+    why = (str(error) or type(error).__name__).splitlines()[0]
+    return f"memory is full ({why}); training.micro_batch, and training.evaluate_batch, take less of it"
+
+
 def say(text: str) -> None:
     """One line on standard error; a library's may be several. A very long one is cut."""
     shown = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."

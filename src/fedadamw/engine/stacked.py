@@ -33,7 +33,6 @@ from fedadamw.engine.task import Batch, Task
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, statistics
 
-
 OF_STACKING = re.compile(r"vmap|functorch|autograd\.Function|batching rule", re.IGNORECASE)
 
 
