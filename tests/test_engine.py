@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from fedadamw import registry
 from fedadamw.algorithm import Algorithm
-from fedadamw.algorithms.fedavg import FedAvg
+from fedadamw.algorithms.fedavg import FedAvg, Server
 from fedadamw.blocks import Blocks
-from fedadamw.engine.client import Shard, Workspace, work_of
+from fedadamw.engine.client import Answer, Shard, Workspace, work_of
 from fedadamw.engine.randomness import batches, sample_clients, torch_seed
+from fedadamw.engine.robust import Robust
+from fedadamw.engine.round import run_round
 from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import DivergedError, Simulation
 from fedadamw.engine.step import clipped
@@ -74,7 +76,7 @@ def test_a_client_does_not_feel_who_trained_before_it(task):
 
 
 class Buffered(nn.Module):
-    """Has constants that no mean would leave as they are, and a running number that is not saved."""
+    """Has constants that no mean in single precision leaves as they are, and a running number that is not saved."""
 
     def __init__(self):
         super().__init__()
@@ -83,11 +85,12 @@ class Buffered(nn.Module):
         self.register_buffer("least", torch.full((3,), torch.finfo(torch.float32).min))
         self.register_buffer("third", torch.tensor(1 / 3))
         self.register_buffer("seen", torch.zeros(()), persistent=False)
+        self.register_buffer("spread", torch.zeros(1).expand(3), persistent=False)
 
     def forward(self, x):
         self.seen += 0.1
         kept = torch.softmax(self.mask + x.mean(1), -1) + torch.softmax(self.least.clamp(max=0) + x.mean(1), -1)
-        return self.classifier(kept * self.third + torch.tanh(self.seen))
+        return self.classifier(kept * self.third + torch.tanh(self.seen) + self.spread)
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "samples"])
@@ -104,10 +107,33 @@ def test_constants_among_the_buffers_stay_and_others_begin_anew(task, stack, wei
 
     clients = unequal_clients(task)[:3]
     sim, model = run(clients)
-    assert sim.state.statistics.tolist() == model.third.reshape(1).tolist() == torch.tensor([1 / 3]).tolist()
+    least = torch.finfo(torch.float32).min
+    assert sim.state.statistics.tolist() == [*[least] * 3, *torch.tensor([1 / 3]).tolist()]
     assert model.mask.tolist() == [0.0, -torch.inf, 0.0]
-    assert bool((model.least == torch.finfo(torch.float32).min).all())
+    assert model.least.tolist() == [least] * 3
     torch.testing.assert_close(sim.state.server.x, run(clients, rows=1)[0].state.server.x, rtol=0, atol=1e-10)
+
+
+class Told:
+    """An engine whose clients answer with these statistics."""
+
+    def __init__(self, told):
+        self.told = told
+
+    def answers(self, shards, round_, down, statistics):
+        for shard, told in zip(shards, self.told, strict=True):
+            yield shard, Answer(down, (), told, torch.zeros(()), len(shard.samples), None)
+
+
+@pytest.mark.parametrize("mean", [None, Robust("median", 1), Robust("trimmed-mean", 1), Robust("krum", 1)])
+@pytest.mark.parametrize("before", [300.0, 5000.0])
+def test_variances_that_fall_far_stay_variances(before, mean):
+    shards = [Shard(i, np.arange(size), None) for i, size in enumerate((7, 9, 12, 20, 31))]
+    told = [torch.tensor([1e-6, torch.finfo(torch.float32).min, 1 / 3])] * 5
+    start = torch.cat([torch.tensor([before]), told[0][1:]])
+    result = run_round(Told(told), 0, Server(torch.zeros(2)), start, shards, weighting="samples", mean=mean)
+    assert result.statistics.dtype == torch.float32
+    assert result.statistics.tolist() == told[0].tolist()
 
 
 def batch_norm_over(what):

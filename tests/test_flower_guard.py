@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from flwr.app import Array
 
 from fedadamw.flower.rounds import QuorumError
 from fedadamw.flower.wire import Expected, RefusedError, read
+from fedadamw.models import vision
 from fedadamw.validation import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,6 +119,21 @@ def test_statistics_are_bounded_and_variances_positive(tmp_path):
     for lie, reason in ((lambda a: -np.abs(a) - 1e-3, "negative"), (lambda a: 1e4 * a, "too-long")):
         ours, _ = federated(tmp_path / reason, settings, _2=changed("statistics", lie))
         assert ours.step().federation == {"asked": 3, "answered": 2, "refused": 1, f"refused: {reason}": 1}
+
+
+def test_a_huge_constant_among_the_statistics_passes_and_stays_as_it_is(tmp_path, monkeypatch):
+    build, least = vision.build, torch.finfo(torch.float32).min
+
+    def masked(*args, **how):
+        built = build(*args, **how)
+        built.model.register_buffer("mask", torch.tensor([0.0, least]))
+        return built
+
+    monkeypatch.setattr(vision, "build", masked)
+    settings = ["training.clients_per_round=3", "training.rounds=1", "federation.retries=0"]
+    ours, _ = federated(tmp_path, settings, _2=changed("statistics", lambda a: a / 2))
+    assert ours.step().federation == {"asked": 3, "answered": 2, "refused": 1, "refused: too-long": 1}
+    assert ours.state.statistics.tolist() == [0.0, least]
 
 
 def test_a_node_cannot_say_that_it_has_more_than_its_part(tmp_path):

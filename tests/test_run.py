@@ -12,12 +12,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, SHORT, command
 
 import fedadamw
 from fedadamw import run_folder
 from fedadamw.checkpoint import read
+from fedadamw.engine.simulate import Simulation
 from fedadamw.experiment import Experiment, load, parse, parsed, recipes
 from fedadamw.run import execute
 from fedadamw.run_folder import RunFolder, settings_digest
@@ -345,6 +347,34 @@ def test_a_diverging_run_says_what_to_try(tmp_path):
     assert done.returncode == 1
     assert "clients sent numbers that are not finite; try a smaller training.lr" in done.stderr
     assert (tmp_path / "run" / "checkpoint" / "state.safetensors").exists(), "the last whole round is kept"
+
+
+@pytest.mark.parametrize("saves", [True, False])
+@pytest.mark.filterwarnings("always:round 2 is not in the checkpoint")
+def test_full_memory_is_one_line_that_says_how_to_go_on_also_where_saving_fails(saves, tmp_path, typed, monkeypatch):
+    step, out, second = Simulation.step, tmp_path / "run", "CUDA error: an illegal memory access was encountered"
+
+    def full(simulation):
+        if simulation.state.round == 2:
+            if not saves:
+                monkeypatch.setattr(simulation, "tensors", lost)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(simulation)
+
+    def lost(state):
+        raise RuntimeError(second)
+
+    monkeypatch.setattr(Simulation, "step", full)
+    done = typed("run", "digits", *SHORT, "--out", str(out), "--ranks", "1", "-q")
+    assert done.returncode == 1
+    *before, last = done.stderr.splitlines()
+    assert last.startswith(
+        "error: memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.); training.micro_batch"
+    )
+    assert last.endswith(f"take less of it; go on with: fedadamw run --resume --out {out}")
+    assert before == ([] if saves else [f"warning: round 2 is not in the checkpoint: {second}"])
+    if saves:
+        assert read(out / "checkpoint" / "state.safetensors", "checkpoint")[1]["round"] == 2
 
 
 def test_every_recipe_is_valid_and_survives_its_own_yaml():

@@ -168,6 +168,9 @@ MESSAGES = (
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
     "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    "cuFFT error: CUFFT_ALLOC_FAILED",
+    "[Errno 12] Cannot allocate memory",
     "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
     "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ...",
@@ -286,6 +289,26 @@ def test_a_fault_of_the_model_is_told_as_the_loop_meets_it(task):
         warnings.simplefilter("ignore")
         with pytest.raises(TypeError, match="a fault of its own"):
             of_model(Broken, task, stack=5, may_loop=True).step()
+
+
+@pytest.mark.parametrize(
+    ("fault", "may_loop"),
+    [
+        (IndexError("Target 9 is out of bounds."), False),
+        (AssertionError(), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), True),
+    ],
+)
+@pytest.mark.filterwarnings("error:this model does not train stacked")
+def test_a_fault_of_the_model_is_not_told_as_one_of_stacking(task, fault, may_loop):
+    class Faulty(Asks):
+        def forward(self, x):
+            raise fault
+
+    with pytest.raises(type(fault)) as raised:
+        of_model(Faulty, task, stack=5, may_loop=may_loop).step()
+    assert raised.value is fault
 
 
 def test_clients_are_stacked_on_a_gpu_where_it_is_not_said():

@@ -20,6 +20,8 @@ from fedadamw.vector import Layout, at_least_single
 
 ZERO = torch.zeros((), dtype=torch.float64)
 BEFORE_A_ROUND: dict[str, Any] = {"share": "vm", "t": 0.0, "lr_sum": 0.0}  # nothing restarts, as in AdamW
+THEIRS, OURS = {"step", "exp_avg", "exp_avg_sq"}, {"step", "m", "v"}  # of a parameter, in a state
+IN_A_ROUND = {"x", "delta"}  # and these of ours
 NOT_HERE = ("maximize", "amsgrad", "differentiable")  # settings of torch's AdamW that change what it comes to
 
 
@@ -57,8 +59,11 @@ class FedAdamW(torch.optim.Optimizer):
         for group in state["param_groups"]:
             _check_group(group)
         for own in state["state"].values():
-            known = {"step", "m", "v"} <= own.keys() or {"step", "exp_avg", "exp_avg_sq"} <= own.keys()
+            known = own.keys() in (THEIRS, OURS, OURS | IN_A_ROUND)
             check(not own or known, f"this state is not AdamW's: it has {', '.join(own)} of a parameter")
+        for group in state["param_groups"]:  # which are all that tells SGD and RAdam
+            known = "amsgrad" in group or "share" in group
+            check(known, f"this state is not AdamW's: its settings are {', '.join(k for k in group if k != 'params')}")
         super().__setstate__(state)
         for group in self.param_groups:
             for key, value in {**self.defaults, **BEFORE_A_ROUND}.items():

@@ -5,6 +5,7 @@ import json
 import platform
 import signal
 import subprocess
+import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -101,7 +102,10 @@ def _train(
     except (RuntimeError, MemoryError) as error:  # it diverged, another rank is gone, memory is full
         if isinstance(error, RankLostError):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever started the ranks ends them all now
-        folder.save(settled.round, simulation.tensors(settled), experiment)
+        try:
+            folder.save(settled.round, simulation.tensors(settled), experiment)
+        except (RuntimeError, MemoryError, OSError) as second:
+            warnings.warn(f"round {settled.round} is not in the checkpoint: {second}", stacklevel=2)
         raise
 
 

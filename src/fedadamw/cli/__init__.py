@@ -8,7 +8,7 @@ from collections.abc import Callable
 import typer
 
 from fedadamw.cli import flower, models, run, studies, views  # noqa: F401  (they add their commands)
-from fedadamw.cli.app import app, say
+from fedadamw.cli.app import app, memory_full, say
 from fedadamw.signals import terminate
 from fedadamw.validation import InputError
 
@@ -49,7 +49,4 @@ def _told(error: Exception) -> str | None:
 
     if isinstance(error, DivergedError | RankLostError | OSError):
         return str(error)
-    if not is_out_of_memory(error):
-        return None
-    why = (str(error) or type(error).__name__).splitlines()[0]
-    return f"memory is full ({why}); training.micro_batch, and training.evaluate_batch, take less of it"
+    return memory_full(error) if is_out_of_memory(error) else None

@@ -14,6 +14,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    suggest_commands=False,  # click itself does
 )
 DEFAULT = "digits"
 LONGEST_LINE = 4000  # characters
@@ -68,6 +69,12 @@ def short(recipe: str) -> str:
     if path.name == "tuned.yaml" and path.parent.name:
         return path.parent.name
     return path.stem if path.suffix in (".yaml", ".yml") else path.name
+
+
+def memory_full(error: Exception) -> str:
+    """What is said of an error of full memory."""
+    why = (str(error) or type(error).__name__).splitlines()[0]
+    return f"memory is full ({why}); training.micro_batch, and training.evaluate_batch, take less of it"
 
 
 def say(text: str) -> None:

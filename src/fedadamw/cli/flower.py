@@ -17,6 +17,7 @@ flower = typer.Typer(
     short_help="Federate for real, on Flower.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    suggest_commands=False,  # click itself does
 )
 NewFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where it goes.")]
 app.add_typer(flower, name="flower")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, app, say, short
+from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, app, memory_full, say, short
 from fedadamw.signals import Terminated
 from fedadamw.validation import check
 
@@ -67,18 +67,24 @@ def run_command(
 def lead(experiment: "Experiment", folder: "RunFolder", *, resume: bool, quiet: bool) -> None:
     """The run, shown as it goes; how to go on where it is stopped."""
     from fedadamw.disk import DiskFullError
+    from fedadamw.engine.device_memory import is_out_of_memory
     from fedadamw.progress import Progress
     from fedadamw.run import Interrupted, execute
 
+    again = f"go on with: fedadamw run --resume --out {folder.path}"
     try:
         with Progress(experiment.training, quiet=quiet) as progress:
             execute(experiment, folder, resume=resume, on_start=progress.start, on_round=progress.round)
     except Interrupted as stopped:
-        say(f"stopped; go on with: fedadamw run --resume --out {folder.path}")
+        say(f"stopped; {again}")
         raise typer.Exit(143 if isinstance(stopped.__cause__, Terminated) else 130) from None
     except DiskFullError as error:
-        on = f"; once there is room, go on with: fedadamw run --resume --out {folder.path}" if folder.started else ""
-        say(f"error: {error}{on}")
+        say(f"error: {error}{f'; once there is room, {again}' if folder.started else ''}")
+        raise typer.Exit(1) from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        say(f"error: {memory_full(error)}{f'; {again}' if folder.started else ''}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:  # while loading or reporting: all that was done is on disk
         say("stopped; the same command with --resume --out goes on, if the run had begun")

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedadamw.validation import check
 from fedadamw.vector import Vector
 
-LEAST = torch.finfo(torch.float32).tiny  # number above 0 that float32 holds with all its digits
+LEAST = torch.finfo(torch.float32).tiny  # smallest normal float32
 
 
 class Moments(NamedTuple):
@@ -26,7 +26,7 @@ def adamw(
 
     m_steps, v_steps: how many gradients, this one included, each moment has seen since it was zero (..., 1).
     """
-    beta1, beta2 = betas  # weights are 1 - beta: of a beta near 1, float32 has too few digits of what it lacks
+    beta1, beta2 = betas  # 1 - beta is exact in double; float32(beta) would lose its digits
     m = torch.lerp(moments.m, g, 1 - beta1)
     v = torch.lerp(moments.v, g * g, 1 - beta2)
     root = (v / debias(beta2, v_steps)).rsqrt().reciprocal()  # MKL's sqrt takes tenfold for zeros, and worse for less

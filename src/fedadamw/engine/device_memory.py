@@ -6,9 +6,9 @@ import re
 import torch
 
 FULL = re.compile(
-    r"out of memory|not enough memory|can't allocate memory|cudaErrorMemoryAllocation"  # CUDA's, and a CPU's
-    r"|STATUS_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED"  # of cuBLAS, cuSOLVER, cuSPARSE, cuDNN
-    r"|CUBLAS_STATUS_NOT_INITIALIZED",  # a handle of cuBLAS wants memory of its own
+    r"out of memory|not enough memory|can(no|')t allocate memory|cudaErrorMemoryAllocation"  # CUDA's, and a CPU's
+    r"|STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED"  # of cuBLAS, cuSOLVER, cuSPARSE, cuDNN, cuFFT
+    r"|(CUBLAS|CUDNN)_STATUS_NOT_INITIALIZED",  # a handle wants memory of its own
     re.IGNORECASE,
 )
 
@@ -21,6 +21,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def give_back() -> None:
-    """Give what nobody holds any more back to the device; not from where an error is handled, which holds it all."""
+    """Give what nobody holds any more back to the device.
+
+    Do not call inside an except block: the traceback keeps the tensors alive.
+    """
     gc.collect()
     torch.cuda.empty_cache()

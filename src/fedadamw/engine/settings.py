@@ -50,8 +50,8 @@ class Training(BaseModel):
     evaluate_batch: int | None = Field(
         default=None,
         ge=1,
-        description="held-out samples that go through the model at once; micro_batch where that is set, at most 500 "
-        "images, 100 texts, or 20 texts (and no more than batch_size) of a language model",
+        description="held-out samples that go through the model at once; unset, micro_batch up to a limit. "
+        "Images: at most 500. Texts: at most 100. A language model: at most 20 texts, and at most batch_size",
     )
     evaluate_every: int = Field(default=1, ge=1, description="rounds between evaluations; the last is evaluated")
 

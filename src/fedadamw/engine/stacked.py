@@ -9,6 +9,7 @@ and for what the module drops at random:
 - clients are sorted by their number of steps, longest first, so that those still at work are always the first rows.
 """
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from fedadamw.engine.step import Step, mapped
 from fedadamw.engine.task import Batch, Task
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, statistics
+
+OF_STACKING = re.compile(r"vmap|functorch|autograd\.Function|batching rule", re.IGNORECASE)
 
 
 class NotStackedError(Exception):
@@ -87,7 +90,7 @@ class Stacked:
         yield from self._alike(todo)
 
     def _tried(self, part: "Sequence[tuple[Shard, Work]]", round_: int, down: Any, statistics: Vector) -> list[Answer]:
-        """`_train`; nothing where from now on fewer clients are to train at once, or one: what it held is free then."""
+        """Returns [] after halving the group or falling back to the loop; memory is released."""
         try:
             return self._train(part, round_, down, statistics)
         except NotStackedError as error:
@@ -131,7 +134,7 @@ class Stacked:
         losses = local.y.new_zeros(s)
         for active, (batch, weights) in zip(plan.active, batches if plan.resident else ahead(batches), strict=True):
             first = local if active == s else mapped(local, lambda t: t[:active])  # noqa: B023  (called at once)
-            with _stackable():
+            with _stackable(asked=self.instead is None):
                 g, found = self._backward(first.y, {n: b[:active] for n, b in buffers.items()}, batch, weights)
             with torch.no_grad():
                 self.step(first, down, g, lr)
@@ -178,12 +181,16 @@ class Stacked:
 
 
 @contextmanager
-def _stackable() -> Iterator[None]:
-    """A block that calls the model with a client axis; NotStackedError where it does not take that."""
+def _stackable(*, asked: bool) -> Iterator[None]:
+    """A block that calls the model with a client axis; NotStackedError where it does not take that.
+
+    asked: nothing trains its clients instead, so only what vmap says of the model is told as that.
+    """
     try:
         yield
     except Exception as error:  # vmap's own, or whatever the model's code makes of tensors that are not as they seem
-        if is_out_of_memory(error):
+        of_device = is_out_of_memory(error) or str(error).startswith("CUDA error:")
+        if of_device or (asked and not OF_STACKING.search(str(error))):
             raise
         why = (str(error) or type(error).__name__).splitlines()[0].split(". ", 1)[0]
         raise NotStackedError(why) from error
