@@ -192,8 +192,8 @@ def test_no_export_tells_a_path_of_the_machine_and_it_is_evaluated_where_it_is_m
 
 
 def test_what_is_far_is_told_by_its_name_alone(tmp_path):
-    assert seen_from(Path("/a/out"), "/a/models/bert") == "../models/bert"
-    assert seen_from(Path("/a/out"), "/b/bert") is None
+    assert seen_from(Path("/a/out"), Path("/a/models/bert")) == "../models/bert"
+    assert seen_from(Path("/a/out"), Path("/b/bert")) is None
     assert told("model.name", "/b/bert", Path("/a/out")) == "./bert"
     settings, relative = without_paths(
         {"data": {"source": "/b/x.csv", "test_source": None}, "model": NAMED}, Path("/a")
@@ -201,7 +201,9 @@ def test_what_is_far_is_told_by_its_name_alone(tmp_path):
     assert settings == {"data": {"source": "./x.csv", "test_source": None}, "model": NAMED}
     assert relative == []
     (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "/b/bert", "text": {"_name_or_path": "/b/x"}}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"name_or_path": "/c/words", "pad_token": "[PAD]"}))
     tell_base(tmp_path, "./bert")
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"pad_token": "[PAD]"}
     assert json.loads((tmp_path / "config.json").read_text())["text"] == {"_name_or_path": "./bert"}
 
 

@@ -124,7 +124,7 @@ class Model(_Section):
         description=f"{', '.join(vision.NAMES)}, a hub id, a folder, or package:NAME/FOLDER inside a package",
     )
     tokenizer: str | None = Field(default=None, description="the model's own where not set; a hub id or a folder")
-    pad_token: str | None = Field(default=None, description="for a tokenizer that has none to fill up with")
+    pad_token: str | None = Field(default=None, description="for a tokenizer that has none")
     fresh: bool = Field(default=False, description="the shape of a folder's or hub id's model, with fresh weights")
     depth: int | None = Field(default=None, ge=1, description="layers, for the ViTs")
     norm: Literal["group", "batch"] = Field(default="group", description="for the ResNets")

@@ -20,7 +20,7 @@ from fedadamw.models.vision import NAMES, RESNETS, Vision
 from fedadamw.places import is_path, seen_from, tell_base, told, without_paths
 from fedadamw.problems import images, texts
 from fedadamw.trained import FACTS, Trained
-from fedadamw.validation import InputError, check
+from fedadamw.validation import InputError, check, path_of
 
 OF_THEIR_OWN = ("EfficientNet", "MobileViT")  # image processors that do more than CLIP's to the pixels
 
@@ -234,7 +234,7 @@ def _base(name: str, to: Path) -> tuple[str, str]:
         package, _, inside = name.removeprefix(PACKAGE).partition("/")
         return "from importlib.resources import files\n\n", f"files({package!r}) / {inside!r}"
     place = told("model.name", name, to)
-    if place != name and seen_from(to, name) is not None:
+    if place != name and seen_from(to, path_of("model.name", name)) is not None:
         return "from pathlib import Path\n\n", f"Path(FOLDER) / {place!r}"
     return "", repr(place)
 
@@ -259,7 +259,7 @@ def _settings(trained: Trained) -> list[tuple[str, Any]]:
 
 def _name_of(setting: str, value: str) -> str:
     """A hub id, or the last name of a path of this machine."""
-    return Path(value).expanduser().resolve().name if is_path(setting, value) else value
+    return path_of(setting, value).resolve().name if is_path(setting, value) else value
 
 
 HOME = "https://arxiv.org/abs/2510.27486"

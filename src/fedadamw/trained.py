@@ -21,8 +21,7 @@ from fedadamw.models.loading import config_from, in_one_line, loaded
 from fedadamw.models.lora import Folding, with_adapter
 from fedadamw.models.text import Text
 from fedadamw.models.vision import Vision
-from fedadamw.origins import DATA, MODEL, check_origins
-from fedadamw.places import is_path, with_paths
+from fedadamw.places import DATA, MODEL, check_origins, is_path, whole, with_paths
 from fedadamw.prepare import device_of, samples_of
 from fedadamw.problems import images, texts
 from fedadamw.run_folder import RunFolder
@@ -158,7 +157,7 @@ def _of_exported(path: Path, given: list[tuple[str, Any]]) -> Trained:
 
 def _check_base(path: Path, name: str) -> None:
     """Raise InputError where the folder of an adapter's base is not where the export says."""
-    moved = is_path(BASE, name) and not Path(name).expanduser().is_dir()
+    moved = is_path(BASE, name) and not whole(BASE, name).is_dir()
     check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its folder: -s model.name=DIR")
 
 

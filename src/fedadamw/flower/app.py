@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fedadamw.experiment import Experiment
 from fedadamw.extras import EXTRAS
+from fedadamw.places import mark_folders
 from fedadamw.prepare import check_settings
 from fedadamw.tracking import check_trackers
 from fedadamw.validation import check
@@ -71,7 +72,7 @@ def write(folder: Path, experiment: Experiment) -> None:
         f"{package}/__init__.py": f'"""The Flower app {name}."""\n',
         f"{package}/server_app.py": SERVER,
         f"{package}/client_app.py": CLIENT,
-        f"{package}/experiment.yaml": experiment.to_yaml(),
+        f"{package}/experiment.yaml": mark_folders(experiment).to_yaml(),
     }
     for path, content in files.items():
         (folder / path).write_text(content)
