@@ -9,7 +9,13 @@ from fedadamw.validation import InputError, check
 LONGEST = 100_000  # characters of a text, and of all that its aliases stand for
 NODE = 20  # characters that a value counts as, besides its own
 LARGEST = 2**63  # of whole numbers: Python cannot even say those of over 4,300 digits
-OF_TAGS = (ValueError, ArithmeticError, LookupError, AttributeError, TypeError)  # what it raises of !!int x, 1:01.5, ...
+OF_TAGS = (
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    TypeError,
+)  # what it raises of !!int x, 1:01.5, ...
 DEEPEST = 20  # sections or lists in each other
 
 
