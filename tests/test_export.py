@@ -11,9 +11,10 @@ import torch
 import yaml
 from conftest import command
 
+from fedadamw.disk import new_folder
 from fedadamw.engine.simulate import Simulation
 from fedadamw.experiment import load
-from fedadamw.export import _rename, card, export
+from fedadamw.export import card, export
 from fedadamw.places import seen_from, tell_base, told, without_paths
 from fedadamw.prepare import prepare
 from fedadamw.run import execute
@@ -412,14 +413,15 @@ def test_a_push_that_fails_loses_nothing(trained, tmp_path):
 
 
 def test_what_came_to_the_place_of_an_export_meanwhile_is_kept(tmp_path):
-    (tmp_path / "aside").mkdir()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "other").touch()
-    (tmp_path / "file").touch()
-    for name in ("out", "file"):
-        with pytest.raises(InputError, match=f"{name}: .*; give a new folder"):
-            _rename(tmp_path / "aside", tmp_path / name)
-    assert (tmp_path / "out" / "other").exists()
+    for name, other in (("out", "out/other"), ("file", "file")):
+        with (
+            pytest.raises(InputError, match=f"{name}: .*; give a new folder"),
+            new_folder(tmp_path / name) as aside,
+        ):
+            (aside / "model").touch()
+            (tmp_path / other).parent.mkdir(exist_ok=True)
+            (tmp_path / other).touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "other", "out"]
 
 
 def test_a_chat_templates_name_is_no_path(place, trained, tmp_path):

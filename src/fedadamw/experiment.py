@@ -164,12 +164,6 @@ class Experiment(_Section):
     )
     trackers: tuple[str, ...] = Field(default=(), description="tensorboard, wandb, mlflow, ...: see accelerate")
 
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, value: str) -> str:
-        check_device("device", value)
-        return value
-
     @field_validator("algorithm")
     @classmethod
     def _known_algorithm(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -198,12 +192,6 @@ class Experiment(_Section):
     def to_yaml(self) -> str:
         """Every setting, so that the file runs the same experiment again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def check_device(setting: str, given: object) -> None:
-    """Raise InputError where `given` names no kind of device that everything here runs on."""
-    known = isinstance(given, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", given)
-    check(bool(known), f"{setting}={given!r} is no device to train on; use one of auto, cpu, cuda, cuda:0, cuda:1, ...")
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> Experiment:

@@ -1,10 +1,6 @@
 """A trained model as a folder that transformers' and peft's `from_pretrained` load, with a model card."""
 
-import errno
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +9,7 @@ import yaml
 
 from fedadamw.data.fitting import Fit
 from fedadamw.data.pictures import CROP
+from fedadamw.disk import new_folder
 from fedadamw.escaping import in_markdown
 from fedadamw.experiment import LANGUAGE, Experiment, Split
 from fedadamw.models.loading import PACKAGE, is_hub_id, is_local
@@ -34,7 +31,6 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
     """
     experiment = trained.experiment
     to = to.absolute()
-    check(not to.exists() or (to.is_dir() and not any(to.iterdir())), f"{to}: exists; give a new folder")
     check(
         experiment.model.name not in RESNETS,
         f"{experiment.model.name}: its stem and norms are not those of transformers' ResNet, which could not load it",
@@ -46,26 +42,9 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
         whole or not is_local(name) or not shared,
         f"--push: the adapter's base {name!r} is on this machine alone; push the whole model with --merged",
     )
-    aside = to.with_name(f"{to.name}.{uuid.uuid4().hex[:8]}")
-    aside.mkdir(parents=True)
-    try:
+    with new_folder(to) as aside:
         _write(trained, aside, to, whole=whole)
-        _rename(aside, to)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return "the whole model" if whole else "an adapter"
-
-
-def _rename(aside: Path, to: Path) -> None:
-    """Put the folder `aside` at `to`, where an empty folder may be, but nothing that came there in the meantime."""
-    try:
-        os.replace(aside, to)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{to}: {(error.strerror or 'exists').lower()}; give a new folder") from None
-    except OSError as error:
-        if error.errno != errno.ENOTEMPTY:
-            raise
-        raise InputError(f"{to}: exists; give a new folder") from None
 
 
 def _write(trained: Trained, folder: Path, to: Path, *, whole: bool) -> None:
