@@ -413,14 +413,15 @@ def test_a_push_that_fails_loses_nothing(trained, tmp_path):
 
 
 def test_what_came_to_the_place_of_an_export_meanwhile_is_kept(tmp_path):
-    for name, other in (("out", "out/other"), ("file", "file")):
-        with (
-            pytest.raises(InputError, match=f"{name}: .*; give a new folder"),
-            new_folder(tmp_path / name) as aside,
-        ):
+    def written_while_another_is(name, other):
+        with new_folder(tmp_path / name) as aside:
             (aside / "model").touch()
             (tmp_path / other).parent.mkdir(exist_ok=True)
             (tmp_path / other).touch()
+
+    for name, other in (("out", "out/other"), ("file", "file")):
+        with pytest.raises(InputError, match=f"{name}: .*; give a new folder"):
+            written_while_another_is(name, other)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "other", "out"]
 
 
