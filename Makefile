@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PARALLEL = -n $$(( 2 * $$(nproc) )) --dist worksteal --durations 12  # two a core: many tests wait for processes of theirs
+PARALLEL = -n $$(( 2 * $$(getconf _NPROCESSORS_ONLN) )) --dist worksteal --durations 12  # two a core: many tests wait for processes of theirs
 
 .PHONY: demo test test-all test-slow test-flower flower-demo check format clean
 

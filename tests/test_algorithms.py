@@ -363,5 +363,5 @@ def test_one_client_with_every_sample_is_central_training(task):
 )
 def test_a_wrong_setting_is_one_clear_line(name, given, message):
     with pytest.raises(ValueError, match=message) as caught:
-        registry.validated(name, given)
+        registry.check_startable({"name": name, **registry.validated(name, given)})
     assert "\n" not in str(caught.value)

@@ -24,7 +24,7 @@ LAYERS = (  # a file imports from its own row or from those above it
     ("engine",),
     ("data", "models"),
     ("experiment",),
-    ("problems", "origins"),
+    ("problems",),
     ("prepare", "metrics", "places"),
     ("run_folder", "tracking", "tables", "progress"),
     ("report",),

@@ -6,12 +6,16 @@ import resource
 import subprocess
 
 import pytest
+import tiny_models
 import torch
+from safetensors.torch import save_file
 from test_store import kept
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.disk import DiskFullError, _write_again, take_space
+from fedadamw.disk import DiskFullError, _write_again, new_folder, take_space
 from fedadamw.engine.store import OnDisk
+from fedadamw.experiment import load
+from fedadamw.flower import app
 
 SMALL = "model.name=vit-nano model.depth=1 algorithm.name=scaffold client_memory=disk threads=1 training.rounds=4"
 SMALL += " training.steps=1 training.batch_size=5 training.clients_per_round=2 partition.clients=4 checkpoint_every=1"
@@ -106,3 +110,23 @@ def test_a_memory_that_does_not_fit_leaves_the_one_before(tmp_path, short_files)
     with pytest.raises(DiskFullError, match=r"memories\.bin: not written"):
         store.put(3, 2, template)
     assert float(store.get(3, 2).c.sum()) == 1000
+
+
+FOLDERS = {  # as libraries and this package write them
+    "weights": lambda to: _in_new(to, lambda aside: save_file({"x": torch.zeros(1000)}, aside / "model.safetensors")),
+    "a tokenizer": lambda to: _in_new(to, tiny_models.tokenizer().save_pretrained),
+    "an app": lambda to: app.write(to, load("digits")),
+}
+
+
+def _in_new(to, write):
+    with new_folder(to) as aside:
+        write(aside)
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+def test_a_folder_that_does_not_fit_is_named_and_leaves_nothing(what, tmp_path, short_files):
+    short_files(500)
+    with pytest.raises(DiskFullError, match=rf"^{tmp_path / 'out'}: not written, file too large$"):
+        FOLDERS[what](tmp_path / "out")
+    assert [*tmp_path.iterdir()] == []

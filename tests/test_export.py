@@ -11,9 +11,10 @@ import torch
 import yaml
 from conftest import command
 
+from fedadamw.disk import new_folder
 from fedadamw.engine.simulate import Simulation
 from fedadamw.experiment import load
-from fedadamw.export import _rename, card, export
+from fedadamw.export import card, export
 from fedadamw.places import seen_from, tell_base, told, without_paths
 from fedadamw.prepare import prepare
 from fedadamw.run import execute
@@ -192,8 +193,8 @@ def test_no_export_tells_a_path_of_the_machine_and_it_is_evaluated_where_it_is_m
 
 
 def test_what_is_far_is_told_by_its_name_alone(tmp_path):
-    assert seen_from(Path("/a/out"), "/a/models/bert") == "../models/bert"
-    assert seen_from(Path("/a/out"), "/b/bert") is None
+    assert seen_from(Path("/a/out"), Path("/a/models/bert")) == "../models/bert"
+    assert seen_from(Path("/a/out"), Path("/b/bert")) is None
     assert told("model.name", "/b/bert", Path("/a/out")) == "./bert"
     settings, relative = without_paths(
         {"data": {"source": "/b/x.csv", "test_source": None}, "model": NAMED}, Path("/a")
@@ -201,7 +202,9 @@ def test_what_is_far_is_told_by_its_name_alone(tmp_path):
     assert settings == {"data": {"source": "./x.csv", "test_source": None}, "model": NAMED}
     assert relative == []
     (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "/b/bert", "text": {"_name_or_path": "/b/x"}}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"name_or_path": "/c/words", "pad_token": "[PAD]"}))
     tell_base(tmp_path, "./bert")
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"pad_token": "[PAD]"}
     assert json.loads((tmp_path / "config.json").read_text())["text"] == {"_name_or_path": "./bert"}
 
 
@@ -410,14 +413,16 @@ def test_a_push_that_fails_loses_nothing(trained, tmp_path):
 
 
 def test_what_came_to_the_place_of_an_export_meanwhile_is_kept(tmp_path):
-    (tmp_path / "aside").mkdir()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "other").touch()
-    (tmp_path / "file").touch()
-    for name in ("out", "file"):
+    def written_while_another_is(name, other):
+        with new_folder(tmp_path / name) as aside:
+            (aside / "model").touch()
+            (tmp_path / other).parent.mkdir(exist_ok=True)
+            (tmp_path / other).touch()
+
+    for name, other in (("out", "out/other"), ("file", "file")):
         with pytest.raises(InputError, match=f"{name}: .*; give a new folder"):
-            _rename(tmp_path / "aside", tmp_path / name)
-    assert (tmp_path / "out" / "other").exists()
+            written_while_another_is(name, other)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "other", "out"]
 
 
 def test_a_chat_templates_name_is_no_path(place, trained, tmp_path):

@@ -28,6 +28,7 @@ from fedadamw.flower.monitor import Monitor
 from fedadamw.flower.rounds import QuorumError
 from fedadamw.flower.server_app import run
 from fedadamw.flower.worker import Worker
+from fedadamw.places import from_anywhere
 from fedadamw.run_folder import RunFolder
 from fedadamw.trained import _nodes, of_run
 from fedadamw.validation import InputError
@@ -372,7 +373,7 @@ def test_a_demonstration_takes_paths_from_where_it_was_started(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.csv").touch()
     given = ["data.source=../data", "data.test_source=data.csv", "model.name=owner/name", "model.tokenizer=./words"]
-    found = demo._from_anywhere(load("digits", ["data.task=text", *given]))
+    found = from_anywhere(load("digits", ["data.task=text", *given]))
     assert (found.data.source, found.data.test_source) == (str(tmp_path.parent / "data"), str(tmp_path / "data.csv"))
     assert (found.model.name, found.model.tokenizer) == ("owner/name", str(tmp_path / "words"))
 

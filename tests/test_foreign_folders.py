@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+import torch
 
 import fedadamw
+from fedadamw.experiment import load
 from fedadamw.models import text, vision
 from fedadamw.models.hub import skeleton
 from fedadamw.models.loading import in_one_line, place_of
+from fedadamw.models.lora import with_adapter
 from fedadamw.trained import opened
 from fedadamw.validation import InputError
 
@@ -185,6 +188,20 @@ DAMAGES = {
     "no heads": (lambda f: change(f / "config.json", num_attention_heads=0), "ZeroDivisionError: "),
     "no such kind": (lambda f: change(f / "config.json", model_type="future"), "has model type `future`"),
     "a kind that is none": (lambda f: change(f / "config.json", model_type=["bert"]), "TypeError: unhashable type"),
+    "a dropout that is none": (
+        lambda f: change(f / "config.json", hidden_dropout_prob=float("nan")),
+        "does not take two short texts: dropout probability has to be between 0 and 1",
+    ),
+    "no positions": (lambda f: change(f / "config.json", max_position_embeddings=0), "does not take two short texts: "),
+    "fewer heads than none": (lambda f: change(f / "config.json", num_attention_heads=-1), "two short texts: "),
+    "code with a number for a name": (
+        lambda f: change(f / "config.json", model_type="its-own", auto_map={"AutoConfig": "own.A", "AutoModel": 7}),
+        r"wants code of its own to be run \(own.py\)",
+    ),
+    "code in lists of lists": (
+        lambda f: change(f / "config.json", model_type="its-own", auto_map={"AutoConfig": [["a"], None]}),
+        "",
+    ),
     "no such activation": (lambda f: change(f / "config.json", hidden_act="none of them"), "KeyError: 'none of them'"),
     "classes in a list": (lambda f: change(f / "config.json", id2label=["a", "b"]), ""),
     "bits and bytes": (lambda f: change(f / "config.json", quantization_config=BITS), "requires bitsandbytes"),
@@ -233,6 +250,30 @@ def test_a_damaged_folder_is_one_line_that_names_it(folder, damage):
     assert len(str(found.value)) < 500
 
 
+def test_a_language_model_that_takes_no_text_is_one_line(whole, tmp_path):
+    shutil.copytree(whole / "llama", tmp_path / "model")
+    change(tmp_path / "model" / "config.json", num_key_value_heads=3)
+    with pytest.raises(InputError, match=r"^model.name=.*: does not take a short text: [^\n]*$"):
+        text.causal(str(tmp_path / "model"), tiny_models.tokenizer(), 32, fresh=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; LORA alone is loaded"),
+        ({}, "peft_type is None"),
+        ({"peft_type": "LORA", "megatron_config": {"a": 1}}, "megatron_config is not loaded"),
+        ({"peft_type": "LORA", "megatron_core": "antigravity"}, "megatron_core is not loaded"),
+        ([1], "cannot be read: "),
+    ],
+)
+def test_an_adapter_of_another_kind_is_refused_before_it_is_read(tmp_path, config, line):
+    (tmp_path / "adapter_model.safetensors").touch()
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=rf"adapter_config.json: {line}[^\n]*$"):
+        with_adapter(torch.nn.Linear(1, 1), tmp_path)
+
+
 def test_modules_without_weights_in_the_folder_are_said(folder):
     change(folder / "config.json", num_hidden_layers=3)
     with pytest.warns(UserWarning, match=r"begin afresh, .*: bert.encoder.layer.2.attention.* and 5 more"):
@@ -244,11 +285,30 @@ def test_the_hand_that_stops_a_load_is_obeyed():
         raise KeyboardInterrupt
 
 
+SETTINGS = load("digits").model_dump(mode="json")
+ABOUT = {"classes": ["a", "b"], "shape": [3, 16, 16], "mean": [0.5] * 3, "std": [0.5] * 3}
+
+
 @pytest.mark.parametrize(
     "facts", ["{", "[]", '{"settings": 3}', '{"settings": {}, "data": {}}', '{"settings": {"model": 1}, "data": {}}']
 )
 def test_damaged_facts_of_an_exported_model_are_one_line(folder, facts):
     (folder / "fedadamw.json").write_text(facts)
     with pytest.raises(InputError) as found:
+        opened(folder, [])
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        ({"relative": [1]}, "AttributeError: 'int' object has no attribute 'partition'"),
+        ({"data": {**ABOUT, "mean": "abc"}}, "mean has 'a', which is no number"),
+        ({"data": {**ABOUT, "std": 7}}, "TypeError: 'int' object is not iterable"),
+    ],
+)
+def test_facts_of_other_types_are_one_line(folder, facts, line):
+    (folder / "fedadamw.json").write_text(json.dumps({"settings": SETTINGS, "data": ABOUT, **facts}))
+    with pytest.raises(InputError, match=line) as found:
         opened(folder, [])
     assert "\n" not in str(found.value)

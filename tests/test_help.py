@@ -111,3 +111,8 @@ def test_bash_completes_commands_recipes_algorithms_models_and_settings():
         ["bash", "-c", "\n".join(script)], env={**os.environ, "PATH": path}, capture_output=True, text=True
     )
     assert done.stdout.splitlines() == list(lines.values()), done.stderr
+
+
+def test_an_unknown_command_is_given_its_hint_once(typed):
+    for words in (("evl",), ("flower", "demmo")):
+        assert len(re.findall("did you mean", typed(*words).stderr, re.I)) == 1

@@ -9,12 +9,13 @@ import yaml
 
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.data.sources import read, read_held_out
-from fedadamw.experiment import load
+from fedadamw.experiment import load, parse
 from fedadamw.export import export
+from fedadamw.flower import app
 from fedadamw.models import text, vision
 from fedadamw.models.hub import skeleton
 from fedadamw.models.loading import is_hub_id, place_of
-from fedadamw.origins import plain_folders, signed
+from fedadamw.places import PATHS, from_anywhere, mark_folders, plain_folders, told
 from fedadamw.run import execute
 from fedadamw.run_folder import RunFolder
 from fedadamw.trained import evaluate, of_run, opened
@@ -156,7 +157,51 @@ def test_what_was_of_the_hub_is_not_taken_from_a_folder(place, ended, tmp_path, 
 def test_nodes_are_sent_paths_where_the_server_has_folders(place, monkeypatch):
     monkeypatch.chdir(place)
     given = load("digits", settings("data.test_source=texts/test.csv", "model.tokenizer=other/bert"))
-    sent = signed(given)
+    sent = mark_folders(given)
     assert (sent.model.name, sent.data.source, sent.data.test_source) == ("./own/bert", "./texts", "./texts/test.csv")
     assert sent.model.tokenizer == "other/bert"
-    assert signed(sent) == sent
+    assert mark_folders(sent) == sent
+
+
+def test_flowers_apps_and_demonstrations_keep_folders_of_plain_names(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    given = load("digits", settings("model.tokenizer=other/bert", "data.test_source=texts/test.csv"))
+    app.write(tmp_path / "app", given)
+    (written,) = tmp_path.glob("app/*/experiment.yaml")
+    sent = load(str(written))
+    assert (sent.model.name, sent.data.source, sent.data.test_source) == ("./own/bert", "./texts", "./texts/test.csv")
+    sent = from_anywhere(given)
+    assert (sent.model.name, sent.data.source) == (str(place / "own" / "bert"), str(place / "texts"))
+    assert (sent.model.tokenizer, from_anywhere(sent)) == ("other/bert", sent)
+
+
+HOPELESS = ["~nobody-of-this-name/x", "./" + "a" * 300, "/" + "a" * 5000, "./a\0b", "./" + "b" * 5000 + ".csv"]
+
+
+@pytest.mark.parametrize("named", HOPELESS, ids=[f"{len(name)} characters" for name in HOPELESS])
+def test_a_path_that_nothing_could_have_is_one_line_that_names_the_setting(named, tmp_path):
+    given = load("digits", settings()).model_dump(mode="json")
+    for setting in PATHS:
+        section, key = setting.split(".")
+        experiment = parse({**given, section: {**given[section], key: named}})
+        with pytest.raises(InputError, match=rf"^{setting}=.*: no such folder") as found:
+            from_anywhere(experiment)
+        assert len(str(found.value)) < 400
+        for reads in (place_of, told_in(tmp_path)):
+            with pytest.raises(InputError, match=rf"^{setting}=.*: no such folder"):
+                reads(setting, named)
+    for reads in (lambda: read(named), lambda: skeleton(named), lambda: read_held_out("digits", None, named, None)):
+        with pytest.raises(InputError, match=": no such (folder|file)") as found:
+            reads()
+        assert len(str(found.value)) < 400
+
+
+def told_in(folder):
+    return lambda setting, value: told(setting, value, folder)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "package:" + "a" * 5000 + "/x", "package:fedadamw/" + "a" * 5000])
+def test_a_models_name_of_any_length_is_one_short_line(name):
+    with pytest.raises(InputError) as found:
+        skeleton(name)
+    assert len(str(found.value)) < 1500

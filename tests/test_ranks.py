@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from test_algorithms import simulation
 from test_study import wait_for
 
 from fedadamw.checkpoint import read
+from fedadamw.cli.run import one_rank
 from fedadamw.engine.ranks import handed_out
 from fedadamw.engine.settings import Training
 from fedadamw.experiment import load
@@ -152,3 +154,23 @@ def holds(pid: int, out: Path) -> bool:
     """Whether a process has a file of this folder open."""
     files = (str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir())
     return any(file.startswith(str(out)) for file in files)
+
+
+def test_a_fault_that_nobody_foresaw_is_told_by_the_rank_that_met_it(tmp_path, monkeypatch, capsys):
+    def fails(*_args, **_settings):
+        raise KeyError("nobody foresaw this")
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("fedadamw.launch.join", lambda *, leads: None)  # it would give this process a rank's signals
+    monkeypatch.setattr("fedadamw.cli.run.lead", fails)
+    terminate, shown = signal.getsignal(signal.SIGTERM), warnings.showwarning
+    try:
+        with pytest.raises(SystemExit) as ended:
+            one_rank(load("digits").to_yaml(), str(tmp_path / "run"), resume=False, quiet=True)
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+        warnings.showwarning = shown
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("rank 0:\nTraceback")
+    assert "KeyError: 'nobody foresaw this'" in said

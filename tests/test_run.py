@@ -21,8 +21,11 @@ from fedadamw import run_folder
 from fedadamw.checkpoint import read
 from fedadamw.engine.simulate import Simulation
 from fedadamw.experiment import Experiment, load, parse, parsed, recipes
+from fedadamw.export import export
 from fedadamw.run import execute
 from fedadamw.run_folder import RunFolder, settings_digest
+from fedadamw.trained import of_run
+from fedadamw.validation import InputError
 
 
 def records(out: Path) -> list[dict]:
@@ -132,6 +135,23 @@ def test_a_run_that_an_earlier_version_began_goes_on(tmp_path):
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
     assert rows[2]["train_loss"] == pytest.approx(2.39569, rel=1e-3), "as that version came to without a stop"
     assert rows[3]["test_loss"] == pytest.approx(2.48696, rel=1e-3)
+
+
+def test_what_no_run_may_start_with_today_can_be_exported_where_an_earlier_version_took_it(tmp_path):
+    out = RunFolder(shutil.copytree(ROOT / "tests" / "data" / "begun", tmp_path / "begun"))
+    begun = out.config.read_text()
+    for was, now in (("device: cpu", "device: mps"), ("eps: 1.0e-08", "eps: 0.0")):
+        assert was in begun
+        out.config.write_text(begun.replace(was, now))
+        export(of_run(out.path), tmp_path / now)
+        assert (tmp_path / now / "model.safetensors").is_file()
+        with pytest.raises(InputError, match="is no device to train on|eps=0.0 must be at least"):
+            execute(load(str(out.config)), out, resume=True, report=False)
+    out.config.write_text(begun.replace("device: cpu", "device: mps"))
+    experiment = load(str(out.config), ["device=cpu"])
+    out.check_settings(experiment)
+    execute(experiment, out, resume=True, report=False)
+    assert len(out.records()) == 4
 
 
 def test_only_settings_that_decide_numbers_are_in_the_digest(monkeypatch):
@@ -245,6 +265,7 @@ def test_an_interrupted_run_says_how_to_go_on(finished, tmp_path, sent, code):
         (["-s", "training.schedule=cosin"], "training.schedule='cosin' (did you mean 'cosine'?)"),
         (["-s", "algorithm.name=5"], "algorithm.name=5 must be a word"),
         (["-s", "data.validation=1e-9"], "holds out 0 of 1,437 samples"),
+        (["-s", "algorithm.eps=0"], "algorithm: eps=0.0 must be at least 1.18e-38"),
         (["-s", "device=meta"], "device='meta' is no device to train on; use one of auto, cpu, cuda, cuda:0"),
         (["-s", "device=mps"], "device='mps' is no device to train on"),
         (["-s", "device=cuda:-1"], "device='cuda:-1' is no device to train on"),
@@ -316,6 +337,10 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("seed: 2024-13-45", "not YAML: month must be in 1..12"),
         ("seed: !!int ''", "not YAML: "),
         (f"seed: {'9' * 5_000}", "not YAML: Exceeds the limit"),
+        (f"seed: 0x{'f' * 9_000}", "holds a whole number beyond 2**63"),
+        (f"algorithm: [0, {{a: 0x{'f' * 9_000}}}]", "holds a whole number beyond 2**63"),
+        (f"? 0x{'f' * 9_000}\n: 1", "holds a whole number beyond 2**63"),
+        (f"seed: 1{':01' * 200}.5", "not YAML: "),
         ("algorithms: {1: {lr: 1}}", "algorithms=1 is unknown; use one of"),
         (f"seed: {'x' * 50_000}", f"seed='{'x' * 199}...: input should be a valid integer"),
         (f"? {'x' * 50_000}\n: 1", "xxx..."),

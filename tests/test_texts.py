@@ -269,9 +269,7 @@ def test_glue_with_labels_of_another_kind_is_refused(place, tmp_path):
 
 
 def test_a_tokenizer_without_padding_is_refused_for_classes_and_taken_for_language(place):
-    with pytest.raises(
-        InputError, match="no token to fill up with; name one of its own with model.pad_token, such as </s>"
-    ):
+    with pytest.raises(InputError, match="no padding token; name one of its own with model.pad_token, such as </s>"):
         prepare(experiment(place, kind="unpadded"))
     assert prepare(experiment(place, "model.pad_token=</s>", kind="unpadded")).simulation.task.form.pad == 2
     prepare(experiment(place, kind="unpadded", task="causal-lm"))

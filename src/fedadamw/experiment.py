@@ -124,7 +124,7 @@ class Model(_Section):
         description=f"{', '.join(vision.NAMES)}, a hub id, a folder, or package:NAME/FOLDER inside a package",
     )
     tokenizer: str | None = Field(default=None, description="the model's own where not set; a hub id or a folder")
-    pad_token: str | None = Field(default=None, description="for a tokenizer that has none to fill up with")
+    pad_token: str | None = Field(default=None, description="for a tokenizer that has none")
     fresh: bool = Field(default=False, description="the shape of a folder's or hub id's model, with fresh weights")
     depth: int | None = Field(default=None, ge=1, description="layers, for the ViTs")
     norm: Literal["group", "batch"] = Field(default="group", description="for the ResNets")
@@ -164,12 +164,6 @@ class Experiment(_Section):
     )
     trackers: tuple[str, ...] = Field(default=(), description="tensorboard, wandb, mlflow, ...: see accelerate")
 
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, value: str) -> str:
-        check_device("device", value)
-        return value
-
     @field_validator("algorithm")
     @classmethod
     def _known_algorithm(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -198,12 +192,6 @@ class Experiment(_Section):
     def to_yaml(self) -> str:
         """Every setting, so that the file runs the same experiment again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def check_device(setting: str, given: object) -> None:
-    """Raise InputError where `given` names no kind of device that everything here runs on."""
-    known = isinstance(given, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", given)
-    check(bool(known), f"{setting}={given!r} is no device to train on; use one of auto, cpu, cuda, cuda:0, cuda:1, ...")
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> Experiment:

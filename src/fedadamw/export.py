@@ -1,10 +1,6 @@
 """A trained model as a folder that transformers' and peft's `from_pretrained` load, with a model card."""
 
-import errno
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +9,7 @@ import yaml
 
 from fedadamw.data.fitting import Fit
 from fedadamw.data.pictures import CROP
+from fedadamw.disk import new_folder
 from fedadamw.escaping import in_markdown
 from fedadamw.experiment import LANGUAGE, Experiment, Split
 from fedadamw.models.loading import PACKAGE, is_hub_id, is_local
@@ -20,7 +17,7 @@ from fedadamw.models.vision import NAMES, RESNETS, Vision
 from fedadamw.places import is_path, seen_from, tell_base, told, without_paths
 from fedadamw.problems import images, texts
 from fedadamw.trained import FACTS, Trained
-from fedadamw.validation import InputError, check
+from fedadamw.validation import InputError, check, path_of
 
 OF_THEIR_OWN = ("EfficientNet", "MobileViT")  # image processors that do more than CLIP's to the pixels
 
@@ -34,7 +31,6 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
     """
     experiment = trained.experiment
     to = to.absolute()
-    check(not to.exists() or (to.is_dir() and not any(to.iterdir())), f"{to}: exists; give a new folder")
     check(
         experiment.model.name not in RESNETS,
         f"{experiment.model.name}: its stem and norms are not those of transformers' ResNet, which could not load it",
@@ -46,26 +42,9 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
         whole or not is_local(name) or not shared,
         f"--push: the adapter's base {name!r} is on this machine alone; push the whole model with --merged",
     )
-    aside = to.with_name(f"{to.name}.{uuid.uuid4().hex[:8]}")
-    aside.mkdir(parents=True)
-    try:
+    with new_folder(to) as aside:
         _write(trained, aside, to, whole=whole)
-        _rename(aside, to)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return "the whole model" if whole else "an adapter"
-
-
-def _rename(aside: Path, to: Path) -> None:
-    """Put the folder `aside` at `to`, where an empty folder may be, but nothing that came there in the meantime."""
-    try:
-        os.replace(aside, to)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{to}: {(error.strerror or 'exists').lower()}; give a new folder") from None
-    except OSError as error:
-        if error.errno != errno.ENOTEMPTY:
-            raise
-        raise InputError(f"{to}: exists; give a new folder") from None
 
 
 def _write(trained: Trained, folder: Path, to: Path, *, whole: bool) -> None:
@@ -234,7 +213,7 @@ def _base(name: str, to: Path) -> tuple[str, str]:
         package, _, inside = name.removeprefix(PACKAGE).partition("/")
         return "from importlib.resources import files\n\n", f"files({package!r}) / {inside!r}"
     place = told("model.name", name, to)
-    if place != name and seen_from(to, name) is not None:
+    if place != name and seen_from(to, path_of("model.name", name)) is not None:
         return "from pathlib import Path\n\n", f"Path(FOLDER) / {place!r}"
     return "", repr(place)
 
@@ -259,7 +238,7 @@ def _settings(trained: Trained) -> list[tuple[str, Any]]:
 
 def _name_of(setting: str, value: str) -> str:
     """A hub id, or the last name of a path of this machine."""
-    return Path(value).expanduser().resolve().name if is_path(setting, value) else value
+    return path_of(setting, value).resolve().name if is_path(setting, value) else value
 
 
 HOME = "https://arxiv.org/abs/2510.27486"

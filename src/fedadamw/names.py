@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).parent
-RECIPES = PACKAGE / "recipes"
+HERE = Path(__file__).parent
+RECIPES = HERE / "recipes"
 
 
 def recipes() -> dict[str, str]:
@@ -60,7 +60,7 @@ def _settings(module: str, section: str) -> Iterator[str]:
 
 @cache
 def _tree(module: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    return ast.parse((HERE / f"{module}.py").read_text(encoding="utf-8"))
 
 
 def _home(module: str, name: str) -> str:

@@ -1,6 +1,7 @@
 """From settings to a simulation: data, partition, model and algorithm, built and checked before any work starts."""
 
 import os
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,6 +75,8 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     remote: clients are Flower's nodes, with data that they have.
     """
     t, data, clients = experiment.training, experiment.data, experiment.partition.clients
+    check_device("device", experiment.device)
+    registry.check_startable(experiment.algorithm)
     (texts if data.texts else images).check_named(experiment)
     picks = data.validation or data.max_train
     check(data.resident or not picks, "data.resident=false takes all samples: no data.validation, no data.max_train")
@@ -104,8 +107,7 @@ def _check_remote(experiment: Experiment) -> None:
 
 def algorithm_of(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
     """The algorithm that the experiment names, for the blocks of `model` where it wants them."""
-    name = experiment.algorithm["name"]
-    settings = {k: v for k, v in experiment.algorithm.items() if k != "name"}
+    name, settings = registry.named(experiment.algorithm)
     blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else registry.NO_BLOCKS
     return registry.make(name, settings, blocks)
 
@@ -147,6 +149,12 @@ def on_gpu(experiment: Experiment) -> bool:
     return experiment.device != "cpu"
 
 
+def check_device(setting: str, given: object) -> None:
+    """Raise InputError where `given` names no kind of device that everything here runs on."""
+    known = isinstance(given, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", given)
+    check(bool(known), f"{setting}={given!r} is no device to train on; use one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+
+
 def device_of(experiment: Experiment, name: str | None = None) -> torch.device:
     """The device `name`, by default the one that the experiment names, set up for it; InputError where there is none.
 
@@ -154,6 +162,7 @@ def device_of(experiment: Experiment, name: str | None = None) -> torch.device:
     """
     torch.backends.cudnn.allow_tf32 = experiment.training.precision != "float32"
     given = name or experiment.device
+    check_device("device", given)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if given == "cpu" or (given == "auto" and not gpus):
         return torch.device("cpu")

@@ -66,11 +66,21 @@ def validated(name: str, given: Mapping[str, Any], *, others: Sequence[str] = ()
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"algorithm.{where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+    check_startable({"name": name, **settings, **{key: defaults[key] for key in LATER if settings.get(key, -1) >= 0}})
+    return settings
+
+
+def check_startable(algorithm: Mapping[str, Any]) -> None:
+    """Raise InputError where no run may start with such settings of an algorithm, though an older one may have them."""
     try:
-        make(name, settings, NO_BLOCKS)
+        make(*named(algorithm), NO_BLOCKS)
     except InputError as error:
         raise InputError(f"algorithm: {error}") from None
-    return settings
+
+
+def named(algorithm: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of an algorithm and its settings, of an experiment's section."""
+    return algorithm["name"], {key: value for key, value in algorithm.items() if key != "name"}
 
 
 def make(name: str, settings: Mapping[str, Any], blocks: Blocks) -> AnyAlgorithm:
@@ -83,4 +93,5 @@ def needs_blocks(name: str) -> bool:
     return any(f.name == "blocks" for f in dataclasses.fields(ALGORITHMS[name]))  # type: ignore[arg-type]
 
 
+LATER = ("eps",)  # settings that an older run may have at 0: it can be exported, though none starts with it
 NO_BLOCKS = Blocks(Layout((), ()), (), ())

@@ -16,7 +16,7 @@ import torch
 from fedadamw.engine.ranks import RankLostError
 from fedadamw.engine.simulate import DivergedError, Record, Remote, Simulation
 from fedadamw.experiment import Experiment
-from fedadamw.origins import DATA, MODEL, check_origins, plain_folders
+from fedadamw.places import DATA, MODEL, check_origins, plain_folders
 from fedadamw.prepare import Prepared, prepare
 from fedadamw.registry import needs_blocks
 from fedadamw.run_folder import RunFolder, settings_digest

@@ -1,7 +1,7 @@
 """A model that a run has trained, built again from its folder; or one that was exported, or anybody's."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,12 +22,11 @@ from fedadamw.models.loading import config_from, in_one_line, loaded
 from fedadamw.models.lora import Folding, with_adapter
 from fedadamw.models.text import Text
 from fedadamw.models.vision import Vision
-from fedadamw.origins import DATA, MODEL, check_origins
-from fedadamw.places import is_path, with_paths
+from fedadamw.places import DATA, MODEL, check_origins, is_path, whole, with_paths
 from fedadamw.prepare import device_of, samples_of
 from fedadamw.problems import images, texts
 from fedadamw.run_folder import RunFolder, check_pixels
-from fedadamw.validation import InputError, check
+from fedadamw.validation import InputError, brief, check
 from fedadamw.vector import Layout, statistics, trainable
 
 EVALUATED = (
@@ -136,16 +135,17 @@ def _put(model: nn.Module, tensors: Mapping[str, Tensor], facts: Mapping[str, An
 def _of_exported(path: Path, given: list[tuple[str, Any]]) -> Trained:
     try:
         facts = json.loads((path / FACTS).read_text())
-        settings, about = with_paths(facts["settings"], facts.get("relative", []), path), facts["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path / FACTS}: cannot be read ({error})") from None
     given, base = [pair for pair in given if pair[0] != BASE], dict(given).get(BASE)
     with in_one_line(f"{path / FACTS}: does not tell of a model"):
+        settings, about = with_paths(facts["settings"], facts.get("relative", []), path), facts["data"]
         if base is not None:
             settings["model"]["name"] = base
         if settings["model"]["tokenizer"] is not None:
             settings["model"]["tokenizer"] = str(path.resolve())  # the exported one
         experiment = parse(settings)
+        _check_numbers(about, ("edges",) if experiment.data.texts else ("mean", "std"))
         if (path / ADAPTER).is_file():
             _check_base(path, experiment.model.name)
             built = _built(parse({**settings, "lora": None}), about)
@@ -159,9 +159,16 @@ def _of_exported(path: Path, given: list[tuple[str, Any]]) -> Trained:
     return Trained(changed, built, about, facts, facts.get("records", []), _of_data(given))
 
 
+def _check_numbers(about: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise whatever it be where one of `names` is in place of numbers something else."""
+    for name in names:
+        for number in about[name] or ():
+            check(isinstance(number, int | float), f"{name} has {brief(number)}, which is no number")
+
+
 def _check_base(path: Path, name: str) -> None:
     """Raise InputError where the folder of an adapter's base is not where the export says."""
-    moved = is_path(BASE, name) and not Path(name).expanduser().is_dir()
+    moved = is_path(BASE, name) and not whole(BASE, name).is_dir()
     check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its folder: -s model.name=DIR")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
+from pathlib import Path
 
 NEAR = 0.6  # likeness of two words from which one may be meant for the other; 1 where they are the same
 
@@ -16,6 +17,18 @@ def check(fine: bool, complaint: str) -> None:  # noqa: FBT001  (the condition i
     """Raise InputError with `complaint` unless `fine`."""
     if not fine:
         raise InputError(complaint)
+
+
+def path_of(setting: str, given: str) -> Path:
+    """The path that a setting names, with the home folder for ~; InputError where nothing could be called that."""
+    try:
+        path = Path(given).expanduser()
+        path.exists()
+        path.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a null in it, or of a user that is none
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{setting}={brief(given)}: no such folder ({why})") from None
+    return path
 
 
 def one_of(name: str, given: str, allowed: Iterable[str]) -> None:

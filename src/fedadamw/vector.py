@@ -111,12 +111,12 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 def statistics(module: nn.Module) -> dict[str, Tensor]:
     """The floating-point buffers that `module` saves (BatchNorm's running statistics), by name.
 
-    One that begins with numbers of which there is no mean (-inf, the least float) is a constant, such as a mask.
+    One that begins with numbers of which there is no mean (-inf, NaN) is a constant, such as a mask.
     """
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     state = module.state_dict(keep_vars=True)
     floating = {n: t for n, t in state.items() if n not in parameters and t.is_floating_point()}
-    return {n: t for n, t in floating.items() if bool((t.float().abs() < HUGE).all())}
+    return {n: t for n, t in floating.items() if bool(t.float().isfinite().all())}
 
 
 def bind(tensors: Mapping[str, Tensor], vector: Vector) -> None:

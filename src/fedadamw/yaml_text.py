@@ -8,6 +8,14 @@ from fedadamw.validation import InputError, check
 
 LONGEST = 100_000  # characters of a text, and of all that its aliases stand for
 NODE = 20  # characters that a value counts as, besides its own
+LARGEST = 2**63  # of whole numbers: Python cannot even say those of over 4,300 digits
+OF_TAGS = (
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    TypeError,
+)  # what it raises of !!int x, 1:01.5, ...
 DEEPEST = 20  # sections or lists in each other
 
 
@@ -15,11 +23,23 @@ def read_yaml(name: str, text: str) -> Any:
     """The value of YAML `text`; InputError, which calls it `name`, where it is none, or too large for settings."""
     try:
         _check_size(name, text)
-        return yaml.safe_load(text)
+        found = yaml.safe_load(text)
+        _check_numbers(name, found)
+        return found
     except InputError:
         raise
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # the last three of tags: !!int x
+    except (yaml.YAMLError, *OF_TAGS) as error:
         raise InputError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _check_numbers(name: str, value: Any) -> None:
+    """Raise InputError where a whole number in `value`, which has no loops, is too large for any setting."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set):
+        for inner in value:
+            _check_numbers(name, inner)
+    check(not isinstance(value, int) or abs(value) < LARGEST, f"{name}: holds a whole number beyond 2**63")
 
 
 def _check_size(name: str, text: str) -> None:

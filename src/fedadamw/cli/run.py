@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -119,7 +120,12 @@ def one_rank(settings: str, path: str, resume: bool, quiet: bool) -> None:  # no
                 time.sleep(60)
                 raise
 
-    guarded(of_rank)
+    try:
+        guarded(of_rank)
+    except Exception:  # a fault of this package, which torch's launcher would keep to itself
+        say(f"rank {os.environ['RANK']}:")
+        traceback.print_exc()
+        sys.exit(1)
 
 
 def _loaded(recipe: str, settings: list[str]) -> "Experiment":

@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-from fedadamw.validation import InputError, check
+from fedadamw.validation import InputError, check, path_of
 
 Array = np.ndarray
 TEST_SPLITS = ("test", "validation", "valid", "val")
@@ -77,8 +77,9 @@ def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
     import datasets
     from tqdm import tqdm
 
-    path = Path(source).expanduser()
-    kind, local = FILES.get(path.suffix), is_local(source)
+    local = is_local(source)
+    path = path_of(setting, source) if local else Path(source)
+    kind = FILES.get(path.suffix)
     if local:
         _check_place(setting, source, path)
     datasets.disable_progress_bars()

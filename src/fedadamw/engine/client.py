@@ -36,7 +36,11 @@ class Workspace:
         floating = statistics(module)
         self.statistics: Vector = Layout.named(floating).flatten(floating).to(self.y)
         bind(floating, self.statistics)
-        self._others = [(b, b.clone()) for name, b in module.named_buffers() if name not in floating]
+        others = [b for name, b in module.named_buffers() if name not in floating]
+        for buffer in others:
+            if any(step == 0 and n > 1 for step, n in zip(buffer.stride(), buffer.shape, strict=True)):
+                buffer.data = buffer.clone()  # one that was expanded, into which nothing can be copied
+        self._others = [(b, b.clone()) for b in others]
         self._takes_one: bool | None = None  # once it is known
 
     def load(self, y: Vector, statistics: Vector) -> None:
@@ -148,7 +152,7 @@ def work_of(
 ) -> Work:
     """The work of `client` with the `samples` (n,) in round `round_`: the same in every engine.
 
-    workspace: whose module does it; where that takes no batch of one sample, there is none.
+    workspace: if its BatchNorm rejects a batch of one, such a batch joins the one before.
     """
     parts = batches(
         samples,

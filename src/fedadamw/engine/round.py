@@ -112,7 +112,7 @@ def run_round(
     for shard, answer in engine.answers(shards, round_, down, statistics):
         up_type = type(answer.up)
         made = () if folded is None else (folded(answer.up),)
-        sent = (*answer.up, answer.statistics - statistics, answer.loss, *made)  # no change of a constant, exactly
+        sent = (*answer.up, answer.statistics.double(), answer.loss, *made)  # a constant's mean rounds back to it
         if answer.finite:
             mean.add(sent, float(answer.samples) if weighting == "samples" else 1.0)
             up_bytes += nbytes(answer.travels)
@@ -128,5 +128,6 @@ def run_round(
         return RoundResult(None, None, None, float("nan"), 0, rejected, 0)
     means = mean.result()
     mean_folded = None if folded is None else means.pop()
-    *up, change, loss = means
-    return RoundResult(up_type(*up), statistics + change, mean_folded, float(loss), answered, rejected, up_bytes)
+    *up, averaged, loss = means
+    averaged = averaged.to(statistics)
+    return RoundResult(up_type(*up), averaged, mean_folded, float(loss), answered, rejected, up_bytes)

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from fedadamw.disk import new_folder
 from fedadamw.experiment import Experiment
 from fedadamw.extras import EXTRAS
+from fedadamw.places import mark_folders
 from fedadamw.prepare import check_settings
 from fedadamw.tracking import check_trackers
-from fedadamw.validation import check
 
 PYPROJECT = """\
 [build-system]
@@ -60,18 +61,18 @@ def write(folder: Path, experiment: Experiment) -> None:
     """Write the app of `experiment` into `folder`, which must be empty or new; InputError where no run can be of it."""
     check_settings(experiment, remote=True)
     check_trackers(experiment.trackers, here=False)
-    check(not folder.exists() or (folder.is_dir() and not any(folder.iterdir())), f"{folder}: is there, and not empty")
     word = folder.resolve().name.lower()
     name = "".join(c if c.isascii() and c.isalnum() else "-" for c in word).strip("-") or "app"
     package = name.replace("-", "_")
     package = f"app_{package}" if package[0].isdigit() else package
-    (folder / package).mkdir(parents=True)
     files = {
         "pyproject.toml": PYPROJECT.format(name=name, package=package, flwr=EXTRAS["flower"][0]),
         f"{package}/__init__.py": f'"""The Flower app {name}."""\n',
         f"{package}/server_app.py": SERVER,
         f"{package}/client_app.py": CLIENT,
-        f"{package}/experiment.yaml": experiment.to_yaml(),
+        f"{package}/experiment.yaml": mark_folders(experiment).to_yaml(),
     }
-    for path, content in files.items():
-        (folder / path).write_text(content)
+    with new_folder(folder) as aside:
+        (aside / package).mkdir()
+        for path, content in files.items():
+            (aside / path).write_text(content)

@@ -10,7 +10,7 @@ from fedadamw.experiment import Experiment
 from fedadamw.flower import app
 from fedadamw.flower.bed import Bed
 from fedadamw.metrics import label, shown
-from fedadamw.places import OF_DATA, OF_MODEL, is_path
+from fedadamw.places import from_anywhere
 from fedadamw.prepare import check_settings
 from fedadamw.run_folder import RunFolder
 from fedadamw.tracking import check_trackers
@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 def demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> Path:
     """Run `experiment` on as many nodes in `folder`, which must be new or empty; the run's folder in it."""
     _check(experiment, nodes)
-    experiment = _from_anywhere(experiment)
+    experiment = from_anywhere(experiment)  # server and nodes start in other folders
     folder = folder.resolve()
     with RunFolder(folder).locked():
         check(not any(folder.iterdir()), f"{folder}: is there, and not empty; choose another --out")
@@ -57,19 +57,6 @@ def _check(experiment: Experiment, nodes: int) -> None:
         nodes >= wanted or s.kind == "column",
         f"--nodes {nodes}: the run waits for {wanted} clients (partition.clients, federation.wait_for)",
     )
-
-
-def _from_anywhere(experiment: Experiment) -> Experiment:
-    """`experiment` with whole paths in place of those from here: server and nodes start in other folders."""
-    data = {key: _whole(f"data.{key}", getattr(experiment.data, key)) for key in OF_DATA}
-    model = {key: _whole(f"model.{key}", getattr(experiment.model, key)) for key in OF_MODEL}
-    parts = {"data": experiment.data.model_copy(update=data), "model": experiment.model.model_copy(update=model)}
-    return experiment.model_copy(update=parts)
-
-
-def _whole(setting: str, value: str | None) -> str | None:
-    """The whole path, where the value of a setting is one from here."""
-    return str(Path(value).expanduser().resolve()) if value is not None and is_path(setting, value) else value
 
 
 def free(folder: Path) -> Path:

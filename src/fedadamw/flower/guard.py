@@ -44,6 +44,11 @@ def check_numbers(up: Any, statistics: Mapping[str, Tensor], *, nonnegative: Seq
         raise RefusedError("steps", f"{float(k.flatten()[0]):g} steps are said to be done, {asked} asked for")
 
 
+def without_constants(statistics: Tensor, begun: Tensor) -> Tensor:
+    """The statistics, with 0 for what no running number comes near and is as it has `begun`: a mask, say."""
+    return statistics.masked_fill((statistics.abs() > HUGE) & (statistics == begun), 0)
+
+
 def check_metrics(numbers: Mapping[str, Any], client: int, samples: int | None) -> float:
     """The mean loss that an answer tells; RefusedError where it or the number of samples cannot be.
 

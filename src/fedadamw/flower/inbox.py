@@ -45,7 +45,7 @@ class Inbox:
         self, training: Training, uploads: Uploads, up: Any, statistics: Vector, layout: Layout, spool: Path
     ) -> None:
         self.training, self.uploads, self.spool, self._statistics = training, uploads, spool, layout
-        self._up, self._like = up, statistics
+        self._up, self._like, self._begun = up, statistics, statistics.cpu()
         sent = uploads.code(up, uploads.no_residual(up.delta), torch.Generator()).payload
         self._expected = {f"up.{name}": Expected.of(t) for name, t in sent.items()}
         self._expected["statistics"] = Expected.of(statistics)
@@ -67,11 +67,11 @@ class Inbox:
         tensors = read(dict(records[ARRAYS]), self._expected)
         up, _ = self._decoded(tensors)
         nonnegative, steps = self.uploads.algorithm.nonnegative, self._steps(size)
-        statistics = self._statistics.views(tensors["statistics"])
-        guard.check_numbers(up, statistics, nonnegative=nonnegative, steps=steps)
+        statistics = guard.without_constants(tensors["statistics"], self._begun)
+        guard.check_numbers(up, self._statistics.views(statistics), nonnegative=nonnegative, steps=steps)
         with writing(self._file(client)):
             self._file(client).write_bytes(save(tensors))
-        lengths = guard.lengths(up, tensors["statistics"], steps=steps is None)
+        lengths = guard.lengths(up, statistics, steps=steps is None)
         return Upload(lengths, loss, samples or 1, nbytes(tensors.values()), bool(numbers.get("fresh")))
 
     def give(self, client: int, upload: Upload, limits: Mapping[str, float]) -> tuple[Shard, Answer]:

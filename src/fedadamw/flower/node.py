@@ -26,11 +26,11 @@ from fedadamw.engine.step import stepper
 from fedadamw.engine.store import OnDisk
 from fedadamw.engine.task import Task
 from fedadamw.engine.uploads import Coded, Uploads
-from fedadamw.experiment import Data, Experiment, check_device
+from fedadamw.experiment import Data, Experiment
 from fedadamw.flower.names import LateError, StaleError
 from fedadamw.flower.wire import Expected, digest, named, read, to_array
 from fedadamw.models.lora import Folding
-from fedadamw.prepare import algorithm_of, device_of, partition_of, samples_of
+from fedadamw.prepare import algorithm_of, check_device, device_of, partition_of, samples_of
 from fedadamw.problems import images, texts
 from fedadamw.validation import InputError, check
 from fedadamw.yaml_text import read_yaml

@@ -21,7 +21,7 @@ from fedadamw.flower.members import Members
 from fedadamw.flower.monitor import UNSEEN, Monitor
 from fedadamw.flower.post import Post
 from fedadamw.flower.rounds import Rounds
-from fedadamw.origins import signed
+from fedadamw.places import mark_folders
 from fedadamw.prepare import Prepared, check_settings
 from fedadamw.run_folder import RunFolder
 from fedadamw.validation import InputError, check
@@ -104,7 +104,7 @@ def rounds_of(
     about: Mapping[str, Any] = json.loads(json.dumps(prepared.about))
     facts = {
         "settings": yaml.safe_dump(
-            signed(experiment).model_dump(mode="json", exclude={"device", "threads", "trackers"})
+            mark_folders(experiment).model_dump(mode="json", exclude={"device", "threads", "trackers"})
         ),
         "about": json.dumps(about),
         "federation": federation_of(folder),

@@ -1,5 +1,6 @@
 """Any transformers model as a skeleton without weights: enough to see its blocks, whatever its size."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 
 from fedadamw.models import vision
 from fedadamw.models.loading import config_from, place_of, quiet_libraries, read, unloaded
+from fedadamw.validation import brief
 
 SHAPE = vision.ImageShape(size=32, channels=3, classes=10)
 MICRO = vision.ImageShape(size=8, channels=1, classes=10)
@@ -27,8 +29,8 @@ def _transformers(name: str) -> nn.Module:
 
     if name in CONFIG_MAPPING and not (Path(name) / "config.json").is_file():
         return _from_config(AutoConfig.for_model(name))
-    place, what = name if Path(name).is_file() else place_of("model", name), f"model {name!r}"
-    if not Path(place).exists():
+    place, what = name if os.path.isfile(name) else place_of("model", name), f"model {brief(name)}"  # noqa: PTH113  (Path.is_file raises if a name is too long)
+    if not os.path.exists(place):  # noqa: PTH110
         what += f" is none of {', '.join(vision.NAMES)}, no type of transformers (bert, llama, ...), no folder, and"
     return read(what, place, lambda: _from_config(config_from(place)))
 

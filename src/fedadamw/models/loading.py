@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fedadamw.validation import InputError, check
+from fedadamw.validation import MOST_SHOWN, InputError, brief, check, path_of
 
 PACKAGE = "package:"
 LONGEST = 300  # characters of what a library says
@@ -36,11 +36,11 @@ def place_of(setting: str, name: str) -> str:
     if name.startswith(PACKAGE):
         path = _in_package(setting, name)
     elif is_local(name):
-        path = Path(name).expanduser()
+        path = path_of(setting, name)
     else:
         check(bool(name.strip("/")), f"{setting}={name!r}: give a folder (./path) or a hub id (owner/name)")
         return name
-    check(path.is_dir(), f"{setting}={name!r}: no such folder")
+    check(os.path.isdir(path), f"{setting}={brief(name)}: no such folder")  # noqa: PTH112  (as in is_local)
     return str(path.resolve())
 
 
@@ -53,9 +53,11 @@ def _in_package(setting: str, name: str) -> Path:
     except ValueError:  # of what is running, as __main__
         found = None
     places = (found and found.submodule_search_locations) or ()
-    there = next((path for place in places if (path := Path(place, *parts)).is_dir()), None)
+    there = next((path for place in places if os.path.isdir(path := Path(place, *parts))), None)  # noqa: PTH112
     if there is None:
-        raise InputError(f"{setting}={name!r}: no package {package!r} is installed (pip install {package})")
+        raise InputError(
+            f"{setting}={brief(name)}: no package {brief(package)} is installed (pip install {package[:MOST_SHOWN]})"
+        )
     return there / inside
 
 
@@ -117,9 +119,10 @@ def _own_code(place: str) -> list[str]:
     with suppress(OSError, ValueError):
         settings.append(get_tokenizer_config(place))
     files: set[str] = set()
-    for given in (given for found in settings for given in dict(found.get("auto_map") or {}).values()):
-        names = [given] if isinstance(given, str) else given  # a tokenizer's may be two, one of them None
-        files |= {f"{name.rpartition('.')[0]}.py" for name in names if name}
+    maps = [found.get("auto_map") for found in settings]
+    for given in (given for found in maps if isinstance(found, dict) for given in found.values()):
+        names = given if isinstance(given, list) else [given]  # a tokenizer's may be two, one of them None
+        files |= {f"{name.rpartition('.')[0]}.py" for name in names if isinstance(name, str)}
     return sorted(files)
 
 

@@ -1,5 +1,6 @@
 """LoRA (arXiv 2106.09685) through peft: which layers are adapted, what is trained, and the exact mean of B A."""
 
+import json
 import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -12,11 +13,12 @@ from torch import nn
 
 from fedadamw.block_names import HEAD, TOP_LEVEL_HEAD
 from fedadamw.extras import missing
-from fedadamw.models.loading import LONGEST, read
-from fedadamw.validation import InputError, check
+from fedadamw.models.loading import LONGEST, in_one_line, read
+from fedadamw.validation import InputError, brief, check
 from fedadamw.vector import Layout, Vector, bind
 
 ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output's
+MEGATRON = {"megatron_config": None, "megatron_core": "megatron.core"}  # with what peft writes into every file
 ADAPTER = "default"  # peft's name of the one adapter
 
 
@@ -103,11 +105,22 @@ def with_adapter(model: nn.Module, folder: Path) -> nn.Module:
         from peft import PeftModel
     except ImportError:
         raise missing(f"{folder}: an adapter needs peft", "lora") from None
+    _check_adapter(folder / "adapter_config.json")
 
     def load() -> nn.Module:
         return PeftModel.from_pretrained(model, str(folder))  # type: ignore[no-any-return]
 
     return read(f"{folder}", str(folder), load)
+
+
+def _check_adapter(file: Path) -> None:
+    """Raise InputError where an adapter is of a kind that is not made here, or one that imports modules by name."""
+    with in_one_line(f"{file}: cannot be read"):
+        found = dict(json.loads(file.read_text(encoding="utf-8")))
+        kind = found.get("peft_type")
+        check(kind == "LORA", f"{file}: peft_type is {brief(kind)}; LORA alone is loaded")
+        for name, usual in MEGATRON.items():
+            check(found.get(name) in (None, usual), f"{file}: {name} is not loaded: it imports what the file names")
 
 
 def _check_targets(model: nn.Module, targets: Sequence[str] | str | None, heads: Sequence[str]) -> None:

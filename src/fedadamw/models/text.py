@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw.data.labels import places_of
-from fedadamw.models.loading import config_from, loaded, pretrained, tokenizer_from, unloaded
+from fedadamw.models.loading import config_from, in_one_line, loaded, pretrained, tokenizer_from, unloaded
 from fedadamw.validation import InputError, check
 
 Mask = Literal["4d", "none", "2d"]
@@ -18,9 +18,9 @@ NO_LIMIT = 10**6  # a tokenizer that knows no limit says a number beyond this
 class Form(NamedTuple):
     """How texts are given to a model."""
 
-    pad: int  # the number of the token that fills up
+    pad: int  # the number of the padding token
     max_length: int  # tokens
-    mask: Mask = "none"  # 4d: (n, 1, 1, length), ready for attention; none: what fills up comes last, and is not seen
+    mask: Mask = "none"  # 4d: (n, 1, 1, length), ready for attention; none: padding comes last, and is not seen
     types: bool = False  # whether it is told which sentence a token belongs to
 
     def inputs(self, ids: Tensor, types: Tensor, real: Tensor) -> tuple[Tensor, ...]:
@@ -44,7 +44,7 @@ class Text(NamedTuple):
 
 
 def tokenizer_of(model: str, tokenizer: str | None = None, pad_token: str | None = None) -> Any:
-    """The tokenizer of a model's hub id or folder, or the one of `tokenizer`; `pad_token`: what it fills up with."""
+    """The tokenizer of a model's hub id or folder, or the one of `tokenizer`; `pad_token`: what it pads with."""
     setting, name = ("model.name", model) if tokenizer is None else ("model.tokenizer", tokenizer)
     # a folder of nothing but words and rules does not say what they are: the model's configuration does
     config = loaded("model.name", model, config_from)
@@ -85,7 +85,7 @@ def classifier(
 
     if tokenizer.pad_token_id is None:
         raise InputError(
-            f"model.name={name!r}: its tokenizer has no token to fill up with; name one of its own with "
+            f"model.name={name!r}: its tokenizer has no padding token; name one of its own with "
             f"model.pad_token{f', such as {tokenizer.eos_token}' if tokenizer.eos_token else ''}"
         )
     _check_padding(name, tokenizer)
@@ -180,7 +180,7 @@ def _check_causal(name: str, model: Any) -> None:
     other[:, -1] = (ids[:, -1] + 3) % words
     training = model.training
     model.eval()
-    with torch.no_grad():
+    with in_one_line(f"model.name={name!r}: does not take a short text"), torch.no_grad():
         a, b = (model(input_ids=i).logits[:, :-1] for i in (ids, other))
     model.train(training)
     check(
@@ -190,7 +190,7 @@ def _check_causal(name: str, model: Any) -> None:
 
 
 def _mask(name: str, model: nn.Module, form: Form) -> Mask:
-    """The first kind of mask under which what fills up a text changes nothing, found in a trial."""
+    """The first kind of mask under which the padding of a text changes nothing, found in a trial."""
     training = model.training
     model.eval()
     words: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
@@ -200,7 +200,7 @@ def _mask(name: str, model: nn.Module, form: Form) -> Mask:
     short = torch.where(real, ids, form.pad)
     types = torch.zeros_like(ids)
     try:
-        with torch.no_grad():
+        with in_one_line(f"model.name={name!r}: does not take two short texts"), torch.no_grad():
             alone = [form._replace(mask="none").inputs(i[:, :n], i[:, :n] * 0, i[:, :n]) for i, n in _each(ids)]
             expected = torch.cat([form._replace(mask="none").logits(model, inputs) for inputs in alone])
             kinds: tuple[Mask, ...] = ("4d", "none", "2d")
@@ -209,12 +209,9 @@ def _mask(name: str, model: nn.Module, form: Form) -> Mask:
                 found = tried.logits(model, tried.inputs(short, types, real))
                 if torch.allclose(found, expected, rtol=1e-3, atol=1e-5):
                     return kind
-    except (ValueError, IndexError, TypeError) as error:
-        why = str(error).splitlines()[0]
-        raise InputError(f"model.name={name!r}: does not take two short texts ({why})") from error
     finally:
         model.train(training)
-    raise InputError(f"model.name={name!r}: what fills up a short text changes what the model says of it")
+    raise InputError(f"model.name={name!r}: padding a short text changes what the model says of it")
 
 
 def _each(ids: Tensor) -> list[tuple[Tensor, int]]:
