@@ -282,7 +282,7 @@ def test_an_adapter_that_is_damaged_or_pickled_is_one_line(trained, tmp_path):
         opened(out, [])
     weights.write_bytes(whole[0])
     settings.write_bytes(whole[1][:100])
-    with pytest.raises(InputError, match=f"{out} could not be loaded: "):
+    with pytest.raises(InputError, match=f"{settings}: cannot be read: "):
         opened(out, [])
 
 
