@@ -223,11 +223,11 @@ GOOD = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 @pytest.mark.parametrize(
     ("talk", "line"),
     [
-        (None, "column 'messages' holds None where a list of role and content is wanted"),
+        (None, "column 'messages' holds None where a list of role and content"),
         ([], r"column 'messages' holds \[\] where"),
         (
             [{"role": "user", "content": "a"}, {"role": None, "content": "b"}],
-            "where a list of role and content is wanted",
+            "where a list of role and content",
         ),
         ([{"role": "assistant", "content": "first"}], "the chat template refuses a conversation: .*user first"),
         (

@@ -259,3 +259,19 @@ def test_classes_by_which_language_is_split_are_known_on_held_out_text(place, tm
     chosen = experiment(place, *settings, kind="llama", task="causal-lm")
     found = texts.held_out(chosen, {"classes": ["down", "up"], "edges": None})
     assert (found.classes, found.labels.tolist()) == (("down", "up"), [1, 0] * 6)
+
+
+def test_folders_of_classes_that_only_the_held_out_split_has_are_no_classes(tmp_path):
+    def folders(root, *names):
+        for name in names:
+            (tmp_path / root / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new("L", (8, 8), 10 * i).save(tmp_path / root / name / f"{i}.png")
+
+    folders("set/train", "cat", "dog")
+    folders("set/test", "Cat")
+    train, test = load_images(str(tmp_path / "set"))
+    assert (train.classes, test.labels.tolist()) == (("cat", "dog"), [0, 0, 0])
+    folders("set/test", "bird")
+    with pytest.raises(InputError, match="a class 'bird', which is not one of the 2 training classes"):
+        load_images(str(tmp_path / "set"))

@@ -66,6 +66,7 @@ class Data(_Section):
     image_size: int | None = Field(
         default=None,
         ge=1,
+        le=8192,
         description="resize the shorter side to so many pixels and cut out the middle; the images' own size, if they "
         "have one, or that of a pretrained model's image processor",
     )

@@ -96,7 +96,10 @@ class RunFolder:
         """Hold the folder, so that two processes never run in it at once; the lock goes with the process."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file, not a folder")
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path}: no folder can be made there ({error.strerror})") from None
         folder = os.open(self.path, os.O_RDONLY)
         try:
             try:

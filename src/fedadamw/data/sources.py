@@ -90,9 +90,10 @@ def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
         if local and path.is_file():
             return datasets.load_dataset(kind, data_files={"train": str(path)}, **(WORDS if kind == "csv" else {}))
         if local and _is_images(path):
-            return datasets.load_dataset(
+            found = datasets.load_dataset(
                 "imagefolder", data_dir=str(path), drop_labels=False
             )  # also of one class alone
+            return datasets.DatasetDict({name: _with_own_classes(split) for name, split in found.items()})
         if local and (files := _split_files(path)):
             return datasets.load_dataset("parquet", data_files=files)
         words = WORDS if local and config is None and _is_csv(path) else {}
@@ -128,6 +129,20 @@ def _is_images(folder: Path) -> bool:
     if first is None or first.suffix.lower() not in IMAGES or any(folder.rglob("metadata.*")):
         return False
     return first.parent != folder and first.parent.name.lower() not in SPLITS
+
+
+def _with_own_classes(split: "Dataset") -> "Dataset":
+    """The split with the classes that it has folders of; `datasets` gives all splits those of any."""
+    import datasets
+
+    if "label" not in split.features:
+        return split
+    names, numbers = split.features["label"].names, np.asarray(split["label"][:])
+    own, places = np.unique(numbers, return_inverse=True)
+    if len(own) == len(names):
+        return split
+    classes = datasets.ClassLabel(names=[names[number] for number in own])
+    return split.remove_columns("label").add_column("label", places, feature=classes)
 
 
 def _split_files(folder: Path) -> dict[str, list[str]]:
