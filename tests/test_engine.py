@@ -401,6 +401,7 @@ def test_a_thousand_clients_with_4_to_400_samples_each_run():
     assert (record.clients, record.rejected) == (1000, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_clients_of_a_round():
     def megabytes(clients_per_round):

@@ -142,6 +142,7 @@ def trained(place, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_commands_and_the_card(place, trained, tmp_path):
     out = tmp_path / "adapter"
     done = command("export", str(trained.path), "--to", str(out))

@@ -217,6 +217,7 @@ def test_natural_clients_from_a_column(tmp_path):
     assert prepared.simulation.step().clients == 2
 
 
+@pytest.mark.slow
 def test_tiny_imagenet_trains_a_round():
     need(SHARED / "tiny-imagenet-32")
     settings = [f"data.source={SHARED / 'tiny-imagenet-32'}", "data.max_train=2000", "data.max_test=200"]

@@ -99,4 +99,4 @@ def test_what_is_said_of_systems_is_the_same_everywhere():
     assert '"Operating System :: POSIX :: Linux"' in classifiers
     assert '"Operating System :: MacOS"' in classifiers
     assert "Operating System :: Microsoft" not in classifiers
-    assert "On Linux and macOS" in (ROOT / "README.md").read_text()
+    assert "It runs on Linux, and on macOS" in (ROOT / "README.md").read_text()

@@ -103,6 +103,7 @@ def test_a_run_that_needs_one_rank_has_one_by_itself(setting):
     assert ranks_that_pay(load("digits", ["device=cpu", setting])) == 1
 
 
+@pytest.mark.slow
 def test_wrong_input_is_one_line_whatever_the_ranks(tmp_path):
     out = tmp_path / "out"
     done = command("run", "digits", "-s", "partition.clients=5000", "--ranks", "2", "--out", str(out))

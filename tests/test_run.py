@@ -226,7 +226,9 @@ def test_two_processes_never_run_in_one_folder(tmp_path):
     assert "another process is running in this folder" in second.stderr
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_says_how_to_go_on(finished, tmp_path, sent, code):
     out = tmp_path / "run"
     process = start("digits", *SHORT, "--out", str(out))

@@ -6,7 +6,7 @@ EXTRAS = {  # as pyproject.toml has them
     "lora": ("peft>=0.17",),
     "tune": ("optuna>=4.0",),
     "track": ("accelerate>=1.10", "tensorboard>=2.15"),
-    "flower": ("flwr>=1.41,<1.42", "cryptography>=44", "prometheus-client>=0.21"),
+    "flower": ("flwr>=1.41,<1.42", "click<8.5", "cryptography>=44", "prometheus-client>=0.21"),
 }
 
 
