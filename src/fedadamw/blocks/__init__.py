@@ -1,0 +1,1 @@
+"""Hessian blocks: which coordinates of a model share one second moment."""

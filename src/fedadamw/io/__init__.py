@@ -1,0 +1,1 @@
+"""Files and text from outside: full disks, hostile YAML, safe output."""

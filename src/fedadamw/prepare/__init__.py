@@ -1,0 +1,1 @@
+"""From settings to a simulation: data, partition, model, task and algorithm."""

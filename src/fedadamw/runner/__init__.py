@@ -1,0 +1,1 @@
+"""One run: its process, folder, progress and end."""

@@ -1,0 +1,1 @@
+"""Every setting, and how recipes, files and overrides become one experiment."""
