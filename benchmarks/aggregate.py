@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedadamw.engine.round import Mean
 from fedadamw.models.vision import ImageShape, build
-from fedadamw.run import commit, device_name
+from fedadamw.runner.execute import commit, device_name
 from fedadamw.vector import Layout
 
 CLIENTS = 100

@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import nn
 
-from fedadamw.blocks import Blocks
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.models.hub import _from_config
 from fedadamw.models.vision import quiet_libraries
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.experiment import load
-from fedadamw.prepare import prepare
-from fedadamw.run import commit
+from fedadamw.prepare.simulation import prepare
+from fedadamw.runner.execute import commit
+from fedadamw.settings.load import load
 
 RESULTS = Path(__file__).parent / "results" / "cifar10-models_cpu_202611.json"
 SETTINGS = (

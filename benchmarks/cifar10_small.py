@@ -19,11 +19,11 @@ import altair as alt
 import torch
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.experiment import load
-from fedadamw.metrics import in_words, score
-from fedadamw.prepare import prepare
-from fedadamw.report.figures import save
-from fedadamw.run import commit
+from fedadamw.prepare.simulation import prepare
+from fedadamw.report.metrics import in_words, score
+from fedadamw.report.run_charts import save
+from fedadamw.runner.execute import commit
+from fedadamw.settings.load import load
 
 RESULTS = Path(__file__).parent / "results" / "cifar10-small_cpu_202611.json"
 PICTURE = Path(__file__).parent.parent / "docs" / "cifar10-small.png"

@@ -20,16 +20,16 @@ import records
 import torch
 
 from fedadamw.algorithms.fedadamw import FedAdamW
-from fedadamw.blocks import Blocks
-from fedadamw.data.batches import ImageTask
+from fedadamw.blocks.blocks import Blocks
+from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
 from fedadamw.engine.ranks import team
-from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.loading import initial
-from fedadamw.run import commit, device_name
+from fedadamw.runner.execute import commit, device_name
+from fedadamw.settings.training import Training
 
 CORES = len(os.sched_getaffinity(0))
 EACH = 100  # samples a client

@@ -29,12 +29,12 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 
-from fedadamw.experiment import load
-from fedadamw.flower import app
-from fedadamw.flower.bed import HOST, Bed
+from fedadamw.flower import new_app as app
 from fedadamw.flower.client_app import packed
-from fedadamw.flower.names import ARRAYS, ASK
-from fedadamw.flower.worker import Worker
+from fedadamw.flower.local.testbed import HOST, Bed
+from fedadamw.flower.node.worker import Worker
+from fedadamw.flower.protocol import ARRAYS, ASK
+from fedadamw.settings.load import load
 
 POLL_S = 3.0  # as a SuperNode
 LARGE = ["model=vit-tiny", "model.depth=4"]
@@ -201,7 +201,7 @@ def main() -> None:
     import flwr
     import torch
 
-    from fedadamw.run import commit
+    from fedadamw.runner.execute import commit
 
     versions = {"python": platform.python_version(), "torch": torch.__version__, "flwr": flwr.__version__}
     about = {"device": f"cpu: {os.cpu_count()} cores", "versions": versions, "commit": commit()}

@@ -21,11 +21,11 @@ import flwr
 import records
 import torch
 
-from fedadamw.experiment import load
-from fedadamw.flower import app
-from fedadamw.flower.bed import Bed
-from fedadamw.prepare import prepare
-from fedadamw.run import commit
+from fedadamw.flower import new_app as app
+from fedadamw.flower.local.testbed import Bed
+from fedadamw.prepare.simulation import prepare
+from fedadamw.runner.execute import commit
+from fedadamw.settings.load import load
 
 CLIENT = """
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict

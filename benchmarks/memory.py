@@ -20,15 +20,15 @@ import numpy as np
 import records
 import torch
 
-from fedadamw import registry
-from fedadamw.blocks import Blocks
-from fedadamw.data.batches import ImageTask
+from fedadamw.algorithms import registry
+from fedadamw.blocks.blocks import Blocks
+from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
-from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
-from fedadamw.run import commit, device_name
+from fedadamw.runner.execute import commit, device_name
+from fedadamw.settings.training import Training
 
 CASES = {
     "loop, S=2": ("fedadamw", 2, 1, "memory"),

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import records
 import torch
 
-from fedadamw.run import commit, device_name
+from fedadamw.runner.execute import commit, device_name
 
 HERE = Path(__file__).parent / "peers"
 ENVIRONMENTS = HERE / "environments"

@@ -13,9 +13,9 @@ import altair as alt
 import records
 
 from fedadamw.algorithms.fedadamw import FedAdamW
-from fedadamw.blocks import Blocks
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.models.vision import ImageShape, build
-from fedadamw.report.figures import save
+from fedadamw.report.run_charts import save
 from fedadamw.vector import Layout, nbytes, trainable
 
 ROOT = Path(__file__).parent.parent

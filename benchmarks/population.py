@@ -17,12 +17,12 @@ from torch import nn
 
 from fedadamw.algorithms.scaffold import Scaffold
 from fedadamw.data import partition as split
-from fedadamw.data.batches import ImageTask
+from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
-from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
-from fedadamw.run import commit, device_name
+from fedadamw.runner.execute import commit, device_name
+from fedadamw.settings.training import Training
 
 CLIENTS = 1_000_000
 EACH = 8  # samples a client

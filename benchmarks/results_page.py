@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedadamw.report import charts, comparison
-from fedadamw.report.figures import save
+from fedadamw.report import study_charts as charts
+from fedadamw.report import study_page as comparison
+from fedadamw.report.run_charts import save
 from fedadamw.study.results import markdown
 
 ROOT = Path(__file__).parent.parent

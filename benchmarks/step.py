@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 import fedadamw
 from fedadamw.algorithms.fedadamw import FedAdamW
-from fedadamw.engine.step import own, stepper
+from fedadamw.engine.states import own
+from fedadamw.engine.step import stepper
 from fedadamw.models.vision import ImageShape, build
-from fedadamw.run import commit, device_name
+from fedadamw.runner.execute import commit, device_name
 from fedadamw.vector import Layout, trainable
 
 LR, CLIP = 1e-3, 10.0

@@ -7,7 +7,7 @@ import reference
 
 from fedadamw.algorithms.fedadamw import SHARES
 from fedadamw.algorithms.fedavg import FedAvg, Local
-from fedadamw.registry import ALGORITHMS
+from fedadamw.algorithms.registry import ALGORITHMS
 
 
 class Case(NamedTuple):

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fedadamw.algorithms.registry import ALGORITHMS
 from fedadamw.cli import main
-from fedadamw.engine.task import Evaluation
-from fedadamw.registry import ALGORITHMS
+from fedadamw.task import Evaluation
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)

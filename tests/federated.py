@@ -7,10 +7,10 @@ import torch
 from flwr.app import Array
 from grids import Here
 
-from fedadamw.experiment import load
 from fedadamw.flower.server_app import rounds_of
-from fedadamw.prepare import prepare
-from fedadamw.run_folder import RunFolder
+from fedadamw.prepare.simulation import prepare
+from fedadamw.runner.folder import RunFolder
+from fedadamw.settings.load import load
 
 COMMON = [
     "partition.clients=3",

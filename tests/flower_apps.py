@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from fedadamw.experiment import load
-from fedadamw.flower import app
+from fedadamw.flower import new_app as app
+from fedadamw.settings.load import load
 
 SERVER = '''
 import json
@@ -18,7 +18,7 @@ from fedadamw import checkpoint
 from fedadamw.experiment import load
 from fedadamw.flower.server_app import rounds_of
 from fedadamw.prepare import prepare
-from fedadamw.run_folder import RunFolder
+from fedadamw.runner.folder import RunFolder
 
 app = ServerApp()
 

@@ -8,8 +8,8 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedadamw.flower.client_app import packed
-from fedadamw.flower.names import ARRAYS, ASK
-from fedadamw.flower.worker import Worker
+from fedadamw.flower.node.worker import Worker
+from fedadamw.flower.protocol import ARRAYS, ASK
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # as Flower's processes set it first
 

@@ -13,15 +13,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from fedadamw import registry
-from fedadamw.blocks import Blocks
-from fedadamw.data.batches import ImageTask
-from fedadamw.data.text_batches import LanguageTask, TextTask
+from fedadamw.algorithms import registry
+from fedadamw.blocks.blocks import Blocks
+from fedadamw.data.image_task import ImageTask
+from fedadamw.data.text_tasks import LanguageTask, TextTask
 from fedadamw.data.texts import Texts
-from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.text import Form
+from fedadamw.settings.training import Training
 
 
 class Backend(backend_registration._DummyBackendModule):

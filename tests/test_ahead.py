@@ -9,13 +9,13 @@ import torch
 from test_models import images
 
 from fedadamw.algorithms.fedadamw import FedAdamW
-from fedadamw.blocks import Blocks
-from fedadamw.data.batches import ImageTask
-from fedadamw.engine.ahead import DEPTH, ahead
-from fedadamw.engine.settings import Training
+from fedadamw.blocks.blocks import Blocks
+from fedadamw.data.image_task import ImageTask
+from fedadamw.engine.prefetch import DEPTH, ahead
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.loading import initial
+from fedadamw.settings.training import Training
 
 
 def test_items_come_in_order_from_another_thread_and_not_too_far_ahead():

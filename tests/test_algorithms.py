@@ -7,15 +7,14 @@ from cases import CASES, EVERYWHERE
 from conftest import attention_model, batch_of, unequal_clients
 from reference import Problem
 
-from fedadamw import registry
-from fedadamw.algorithms import fedadam
-from fedadamw.blocks import Blocks
+from fedadamw.algorithms import fedadam, registry
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.client import Shard
-from fedadamw.engine.randomness import Purpose, batches, numpy_generator, sample_clients
 from fedadamw.engine.ranks import ALONE
 from fedadamw.engine.round import run_round
-from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
+from fedadamw.randomness import Purpose, batches, numpy_generator, sample_clients
+from fedadamw.settings.training import Training
 from fedadamw.vector import Layout, nbytes, trainable
 
 ROUNDS = 5

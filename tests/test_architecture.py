@@ -88,7 +88,7 @@ def test_the_literal_twins_import_nothing_of_ours():
 def test_every_algorithm_has_a_row_and_a_page():
     from cases import CASES
 
-    from fedadamw.registry import ALGORITHMS
+    from fedadamw.algorithms.registry import ALGORITHMS
 
     assert {case.name for case in CASES.values()} == set(ALGORITHMS)
     for name in ALGORITHMS:

@@ -12,8 +12,8 @@ from architectures import KINDS, tiny, tiny_config
 from peft import LoraConfig, get_peft_model
 from torch.overrides import TorchFunctionMode
 
-from fedadamw.block_rules import Parameter, parameters_of
-from fedadamw.blocks import Blocks
+from fedadamw.blocks.blocks import Blocks
+from fedadamw.blocks.cuts import Parameter, parameters_of
 from fedadamw.models.hub import _from_config
 
 DO_NOT_BUILD = {  # a library is missing, or the default configuration is incomplete

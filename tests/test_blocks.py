@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from fedadamw.block_rules import GRANULARITIES
-from fedadamw.blocks import Blocks
+from fedadamw.blocks.blocks import Blocks
+from fedadamw.blocks.cuts import GRANULARITIES
 from fedadamw.models.hub import skeleton
 from fedadamw.models.lora import Lora, adapted
 from fedadamw.vector import Layout, bind, bind_gradients, trainable

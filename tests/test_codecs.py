@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedadamw.codecs import CHUNK, CODECS, BFloat16, Int8, Plain, TopK, made
+from fedadamw.engine.codecs import CHUNK, CODECS, BFloat16, Int8, Plain, TopK, made
 from fedadamw.validation import InputError
 from fedadamw.vector import nbytes
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from cases import CASES, rows
 
-from fedadamw import registry
-from fedadamw.blocks import Blocks
-from fedadamw.engine.settings import Training
+from fedadamw.algorithms import registry
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.simulate import Simulation
-from fedadamw.engine.task import Evaluation
+from fedadamw.settings.training import Training
+from fedadamw.task import Evaluation
 
 NORMALISED = ("local-adamw", "local-adam", "fedadamw-none", "fedlion")  # steps keep their size where gradients vanish
 WITHOUT_DECAY = {"fedadam": {"server_lr": 0.1, "tau": 0.1}}  # the server's own rate, which no schedule lowers

@@ -9,9 +9,9 @@ import pytest
 from conftest import SHORT, command
 
 from fedadamw.checkpoint import CheckpointError, read, write
-from fedadamw.experiment import load
-from fedadamw.run import execute
-from fedadamw.run_folder import RunFolder
+from fedadamw.runner.execute import execute
+from fedadamw.runner.folder import RunFolder
+from fedadamw.settings.load import load
 from fedadamw.study.compare import held
 from fedadamw.validation import InputError
 

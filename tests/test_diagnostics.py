@@ -7,10 +7,10 @@ import torch
 from cases import CASES
 from test_algorithms import simulation
 
-from fedadamw.blocks import Blocks
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.client import Shard
-from fedadamw.engine.randomness import sample_clients
-from fedadamw.engine.step import own
+from fedadamw.engine.states import own
+from fedadamw.randomness import sample_clients
 
 
 @pytest.mark.parametrize("name", ["fedadamw-mean-v", "local-adamw", "fedavg"])

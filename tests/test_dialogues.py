@@ -10,10 +10,10 @@ from conftest import SHARED, need
 from test_texts import experiment, told
 
 from fedadamw.data.conversations import conversation
-from fedadamw.data.text_batches import LanguageTask
+from fedadamw.data.text_tasks import LanguageTask
 from fedadamw.data.texts import Texts
-from fedadamw.models import text
-from fedadamw.prepare import prepare, samples_of
+from fedadamw.models import tokenizers
+from fedadamw.prepare.simulation import prepare, samples_of
 from fedadamw.validation import InputError
 
 
@@ -33,7 +33,7 @@ def language(place, tmp_path, rows, *settings, kind="llama"):
 
 def learned(place, texts: Texts, kind="llama") -> list[str]:
     """The marked parts of the texts, in words."""
-    words = text.tokenizer_of(str(place / kind))
+    words = tokenizers.tokenizer_of(str(place / kind))
     parts = zip(np.split(texts.tokens, texts.starts[1:-1]), np.split(texts.marks, texts.starts[1:-1]), strict=True)
     return [words.decode(tokens[marks == 1]) for tokens, marks in parts]
 

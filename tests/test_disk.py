@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from test_store import kept
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.disk import DiskFullError, _write_again, new_folder, take_space
 from fedadamw.engine.store import OnDisk
-from fedadamw.experiment import load
-from fedadamw.flower import app
+from fedadamw.flower import new_app as app
+from fedadamw.io.disk import DiskFullError, _write_again, new_folder, take_space
+from fedadamw.settings.load import load
 
 SMALL = "model.name=vit-nano model.depth=1 algorithm.name=scaffold client_memory=disk threads=1 training.rounds=4"
 SMALL += " training.steps=1 training.batch_size=5 training.clients_per_round=2 partition.clients=4 checkpoint_every=1"

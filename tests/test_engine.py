@@ -13,21 +13,22 @@ import torch
 from conftest import SequenceTask, attention_model, unequal_clients
 from torch import Tensor, nn
 
-from fedadamw import registry
 from fedadamw.algorithm import Algorithm
+from fedadamw.algorithms import registry
 from fedadamw.algorithms.fedavg import FedAvg, Server
-from fedadamw.blocks import Blocks
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.client import Answer, Shard, Workspace, work_of
-from fedadamw.engine.randomness import batches, sample_clients, torch_seed
+from fedadamw.engine.record import DivergedError
 from fedadamw.engine.robust import Robust
 from fedadamw.engine.round import run_round
-from fedadamw.engine.settings import Training
-from fedadamw.engine.simulate import DivergedError, Simulation
+from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.step import clipped
-from fedadamw.engine.task import Evaluation
-from fedadamw.experiment import load
 from fedadamw.models.loading import initial
-from fedadamw.prepare import device_of
+from fedadamw.prepare.device import device_of
+from fedadamw.randomness import batches, sample_clients, torch_seed
+from fedadamw.settings.load import load
+from fedadamw.settings.training import Training
+from fedadamw.task import Evaluation
 from fedadamw.validation import InputError
 from fedadamw.vector import Vector
 

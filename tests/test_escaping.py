@@ -8,10 +8,11 @@ import pytest
 import yaml
 from test_metrics import LAST_IS_NONE, study_of
 
-from fedadamw import tables
+from fedadamw.cli import tables
 from fedadamw.cli.app import say
-from fedadamw.escaping import in_html, in_markdown, in_script, visible
-from fedadamw.study import results, show
+from fedadamw.io.escaping import in_html, in_markdown, in_script, visible
+from fedadamw.study import progress as show
+from fedadamw.study import results
 from fedadamw.study.tune import _write
 from fedadamw.study.workers import Ended
 

@@ -11,15 +11,17 @@ import torch
 import yaml
 from conftest import command
 
-from fedadamw.disk import new_folder
 from fedadamw.engine.simulate import Simulation
-from fedadamw.experiment import load
-from fedadamw.export import card, export
-from fedadamw.places import seen_from, tell_base, told, without_paths
-from fedadamw.prepare import prepare
-from fedadamw.run import execute
-from fedadamw.run_folder import RunFolder
-from fedadamw.trained import evaluate, of_run, opened
+from fedadamw.io.disk import new_folder
+from fedadamw.prepare.simulation import prepare
+from fedadamw.runner.execute import execute
+from fedadamw.runner.folder import RunFolder
+from fedadamw.settings.load import load
+from fedadamw.settings.paths import seen_from, tell_base, told, without_paths
+from fedadamw.trained.card import card
+from fedadamw.trained.evaluate import evaluate
+from fedadamw.trained.export import export
+from fedadamw.trained.load import of_run, opened
 from fedadamw.validation import InputError
 
 TARGETS = {"bert": "[query,value,dense]", "llama": "[q_proj,v_proj]"}

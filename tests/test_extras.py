@@ -10,12 +10,11 @@ import pytest
 from conftest import ROOT
 
 from fedadamw.cli.flower import _installed
-from fedadamw.experiment import load
-from fedadamw.extras import EXTRAS, missing
-from fedadamw.flower.app import write
+from fedadamw.flower.new_app import write
+from fedadamw.runner.tracking import check_trackers
+from fedadamw.settings.load import load
 from fedadamw.study.search import journal
-from fedadamw.tracking import check_trackers
-from fedadamw.validation import InputError
+from fedadamw.validation import EXTRAS, InputError, missing
 
 
 def test_the_extras_are_those_of_the_package():

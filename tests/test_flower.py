@@ -18,9 +18,9 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 import flower_apps
 
 from fedadamw import checkpoint
-from fedadamw.experiment import load
-from fedadamw.flower.bed import Bed, kill
-from fedadamw.prepare import prepare
+from fedadamw.flower.local.testbed import Bed, kill
+from fedadamw.prepare.simulation import prepare
+from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 NODES = 3

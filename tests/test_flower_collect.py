@@ -18,9 +18,10 @@ from flwr.app.message.arraychunk import ArrayChunk
 from flwr.supercore.inflatable.inflatable_object import add_header_to_object_body, get_object_body
 
 from fedadamw.checkpoint import CheckpointError
-from fedadamw.engine.simulate import DivergedError
-from fedadamw.flower import members, post
-from fedadamw.flower.rounds import QuorumError
+from fedadamw.engine.record import DivergedError
+from fedadamw.flower.server import grid as post
+from fedadamw.flower.server import members
+from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.wire import RefusedError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,7 +13,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from federated import LIES, assert_same, changed, federated, federated_step, simulated
 from flwr.app import Array
 
-from fedadamw.flower.rounds import QuorumError
+from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.wire import Expected, RefusedError, read
 from fedadamw.models import vision
 from fedadamw.validation import InputError

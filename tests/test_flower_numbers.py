@@ -21,16 +21,17 @@ from grids import Here
 
 from fedadamw import checkpoint
 from fedadamw.engine.ledger import read_page
-from fedadamw.experiment import load
-from fedadamw.export import export
-from fedadamw.flower import certs, demo, node
-from fedadamw.flower.monitor import Monitor
-from fedadamw.flower.rounds import QuorumError
+from fedadamw.flower.local import certs, demo
+from fedadamw.flower.node import node
+from fedadamw.flower.node.worker import Worker
+from fedadamw.flower.server.monitor import Monitor
+from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.server_app import run
-from fedadamw.flower.worker import Worker
-from fedadamw.places import from_anywhere
-from fedadamw.run_folder import RunFolder
-from fedadamw.trained import _nodes, of_run
+from fedadamw.runner.folder import RunFolder
+from fedadamw.settings.load import load
+from fedadamw.settings.paths import from_anywhere
+from fedadamw.trained.export import export
+from fedadamw.trained.load import _nodes, of_run
 from fedadamw.validation import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from flwr.app import Array
 
 import fedadamw
-from fedadamw.flower.own import broadcast_of, packed, upload_of
+from fedadamw.flower.records import broadcast_of, packed, upload_of
 from fedadamw.flower.wire import RefusedError
 from fedadamw.validation import InputError
 

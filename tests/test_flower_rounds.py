@@ -12,10 +12,10 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from federated import LIES, assert_same, federated, simulated
 
 from fedadamw.checkpoint import CheckpointError
-from fedadamw.engine.settings import Federation
-from fedadamw.experiment import load
-from fedadamw.flower.rounds import QuorumError
-from fedadamw.prepare import prepare
+from fedadamw.flower.server.rounds import QuorumError
+from fedadamw.prepare.simulation import prepare
+from fedadamw.settings.federation import Federation
+from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

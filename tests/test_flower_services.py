@@ -19,7 +19,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal
 from flwr.supernode.nodestate import NodeStateFactory
 
-from fedadamw.flower import bed, services
+from fedadamw.flower.local import services
+from fedadamw.flower.local import testbed as bed
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import tiny_models
 import torch
 
 import fedadamw
-from fedadamw.experiment import load
 from fedadamw.models import text, vision
 from fedadamw.models.hub import skeleton
 from fedadamw.models.loading import in_one_line, place_of
 from fedadamw.models.lora import with_adapter
-from fedadamw.trained import opened
+from fedadamw.settings.load import load
+from fedadamw.trained.load import opened
 from fedadamw.validation import InputError
 
 CODE = """

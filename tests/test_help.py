@@ -14,11 +14,12 @@ import pytest
 import typer
 from conftest import ROOT
 
-from fedadamw import names, registry
+from fedadamw.algorithms import registry
+from fedadamw.cli import choices as names
 from fedadamw.cli import flower
 from fedadamw.cli.app import app
-from fedadamw.experiment import settings_elsewhere
 from fedadamw.models import vision
+from fedadamw.settings.experiment import settings_elsewhere
 
 
 def commands(command=None, path=("fedadamw",)):

@@ -12,10 +12,10 @@ from test_texts import experiment
 
 from fedadamw.data.images import load_images
 from fedadamw.data.labels import classes_of, groups_of, has_fractions, labels_of, places_of
-from fedadamw.experiment import load
-from fedadamw.models import text
-from fedadamw.prepare import partition_of, samples_of
-from fedadamw.problems import images, texts
+from fedadamw.models import tokenizers
+from fedadamw.prepare import images, texts
+from fedadamw.prepare.simulation import partition_of, samples_of
+from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 
@@ -84,7 +84,7 @@ def test_a_trained_heads_letters_keep_their_order(place, tmp_path):
     BertConfig(id2label={0: "b", 1: "B", 2: "a"}, label2id={"b": 0, "B": 1, "a": 2}).save_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert text.in_own_order(str(tmp_path), ("B", "a", "b")) == ("b", "B", "a")
+        assert tokenizers.in_own_order(str(tmp_path), ("B", "a", "b")) == ("b", "B", "a")
 
 
 @pytest.mark.parametrize(

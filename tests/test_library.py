@@ -4,7 +4,7 @@ import pwd
 
 import pytest
 
-from fedadamw.report import library
+from fedadamw.report import vega as library
 
 
 def test_it_is_put_together_once(tmp_path, monkeypatch):

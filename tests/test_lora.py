@@ -8,14 +8,14 @@ import pytest
 import tiny_models
 import torch
 
-from fedadamw.data.text_batches import TextTask
+from fedadamw.algorithms.registry import ALGORITHMS
+from fedadamw.data.text_tasks import TextTask
 from fedadamw.engine.client import work_of
-from fedadamw.experiment import load
 from fedadamw.models import vision
 from fedadamw.models.lora import Folding, Lora, adapted
-from fedadamw.prepare import prepare
-from fedadamw.problems import texts
-from fedadamw.registry import ALGORITHMS
+from fedadamw.prepare import texts
+from fedadamw.prepare.simulation import prepare
+from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 TARGETS = {"roberta": "[query,key,value,dense]", "bert": "[query,value]", "llama": "[q_proj,v_proj,down_proj]"}

@@ -5,13 +5,17 @@ import json
 import numpy as np
 import pytest
 
-from fedadamw import metrics, tables
-from fedadamw.engine.simulate import Record
-from fedadamw.flower import demo
-from fedadamw.progress import Progress
-from fedadamw.report import charts, comparison, page
-from fedadamw.run_folder import RunFolder
-from fedadamw.study import results, show
+from fedadamw.cli import tables
+from fedadamw.engine.record import Record
+from fedadamw.flower.local import demo
+from fedadamw.report import metrics
+from fedadamw.report import run_page as page
+from fedadamw.report import study_charts as charts
+from fedadamw.report import study_page as comparison
+from fedadamw.runner.folder import RunFolder
+from fedadamw.runner.progress import Progress
+from fedadamw.study import progress as show
+from fedadamw.study import results
 from fedadamw.study.plan import plan
 from fedadamw.study.workers import Ended
 

@@ -9,11 +9,11 @@ import torch
 from conftest import SHARED, batch_of, need
 from sklearn.datasets import load_digits
 
-from fedadamw.data.batches import ImageTask
+from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images, load_images
-from fedadamw.experiment import load
 from fedadamw.models import vision
-from fedadamw.prepare import prepare
+from fedadamw.prepare.simulation import prepare
+from fedadamw.settings.load import load
 
 SMALL = vision.ImageShape(size=32, channels=3, classes=10)
 CPU = torch.device("cpu")
@@ -229,7 +229,7 @@ def test_tiny_imagenet_trains_a_round():
 
 
 def test_held_out_training_samples_take_the_place_of_the_test_set():
-    from fedadamw.prepare import samples_of
+    from fedadamw.prepare.simulation import samples_of
 
     train, test = samples_of(load("digits", ["data.validation=0.25"]))
     whole, _ = samples_of(load("digits"))
@@ -239,8 +239,8 @@ def test_held_out_training_samples_take_the_place_of_the_test_set():
 
 
 def test_what_fedadamw_sends_of_vit_tiny_against_fedavg():
-    from fedadamw import registry
-    from fedadamw.blocks import Blocks
+    from fedadamw.algorithms import registry
+    from fedadamw.blocks.blocks import Blocks
     from fedadamw.vector import Layout, nbytes, trainable
 
     model = vision.build("vit-tiny", vision.ImageShape(32, 3, 10)).model

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from test_algorithms import ROUNDS, gradients_of_round, literal_problem, training_of
 
 import fedadamw
-from fedadamw import optim
 from fedadamw.checkpoint import CheckpointError, write
-from fedadamw.engine.randomness import Purpose, batches, numpy_generator, sample_clients
+from fedadamw.optim import optimizer as optim
+from fedadamw.randomness import Purpose, batches, numpy_generator, sample_clients
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, trainable
 

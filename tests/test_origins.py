@@ -9,16 +9,17 @@ import yaml
 
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.data.sources import read, read_held_out
-from fedadamw.experiment import load, parse
-from fedadamw.export import export
-from fedadamw.flower import app
-from fedadamw.models import text, vision
+from fedadamw.flower import new_app as app
+from fedadamw.models import tokenizers, vision
 from fedadamw.models.hub import skeleton
 from fedadamw.models.loading import is_hub_id, place_of
-from fedadamw.places import PATHS, from_anywhere, mark_folders, plain_folders, told
-from fedadamw.run import execute
-from fedadamw.run_folder import RunFolder
-from fedadamw.trained import evaluate, of_run, opened
+from fedadamw.runner.execute import execute
+from fedadamw.runner.folder import RunFolder
+from fedadamw.settings.load import load, parse
+from fedadamw.settings.paths import PATHS, from_anywhere, mark_folders, plain_folders, told
+from fedadamw.trained.evaluate import evaluate
+from fedadamw.trained.export import export
+from fedadamw.trained.load import of_run, opened
 from fedadamw.validation import InputError
 
 LORA = ["lora.target_modules=[query,value,dense]", "lora.r=4"]
@@ -83,7 +84,7 @@ def test_a_models_folder_is_meant_by_its_plain_name(place, tmp_path, monkeypatch
     assert place_of("model.name", "own/bert") == place_of("model.name", "./own/bert") == str(place / "own" / "bert")
     assert not is_hub_id("own/bert")
     assert is_hub_id("other/bert")
-    assert len(text.tokenizer_of("own/bert", "own/bert")) == 302
+    assert len(tokenizers.tokenizer_of("own/bert", "own/bert")) == 302
     monkeypatch.chdir(place / "own")
     width = skeleton("./bert").get_input_embeddings().weight.shape
     assert skeleton("bert").get_input_embeddings().weight.shape == width
@@ -92,7 +93,7 @@ def test_a_models_folder_is_meant_by_its_plain_name(place, tmp_path, monkeypatch
     (tmp_path / "bert").mkdir()  # of something else
     assert skeleton("bert").get_input_embeddings().weight.shape[1] == 768
     with pytest.raises(InputError, match=r"model.name='bert': no model's folder \(no config.json\)"):
-        text.tokenizer_of("bert")
+        tokenizers.tokenizer_of("bert")
     with pytest.raises(InputError, match=r"model.name='bert': no model's folder \(no config.json\)"):
         vision.build("bert", vision.ImageShape(8, 1, 2))
 

@@ -15,8 +15,8 @@ from fedadamw.data.fitting import Fit
 from fedadamw.data.images import Wanted, load_images
 from fedadamw.data.pictures import BadPictureError, Form, Notes, _careful, as_bytes
 from fedadamw.data.pixels import pixels_of, survey_of
-from fedadamw.experiment import load
-from fedadamw.problems import images as problem
+from fedadamw.prepare import images as problem
+from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def test_held_out_pictures_take_the_form_of_the_training_set_and_it_is_said(tmp_
 
 
 def test_a_node_brings_its_own_pictures_to_the_training_form(tmp_path):
-    from fedadamw.flower.node import _own
+    from fedadamw.flower.node.node import _own
 
     own = pictures.folder(tmp_path / "own", train={"a": [noise(20, 10, 1)], "b": [Image.new("L", (8, 8), 9)]})
     (tmp_path / "own/train/b/1.png").write_bytes(pictures.truncated(noise(8, 8)))
@@ -323,7 +323,7 @@ def test_a_batch_comes_to_its_size_as_pillow_brings_a_picture(before, fit, resam
 
 def test_runs_begun_earlier_have_the_same_pixels_and_settings():
     """Digests that an earlier version wrote."""
-    from fedadamw.run_folder import settings_digest
+    from fedadamw.runner.folder import settings_digest
 
     assert [found.fingerprint for found in load_images("digits")] == ["ce36cf39979a9f9c", "0ec5e72913a6aae2"]
     assert settings_digest(load("digits")) == "e0f568804902e74f"
@@ -361,10 +361,11 @@ def expected(colour: tuple[int, int, int]) -> list[tuple[int, int, int]]:
 def test_photos_train_a_hub_model_and_a_built_in_one(tmp_path):
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    from fedadamw.export import export
-    from fedadamw.run import execute
-    from fedadamw.run_folder import RunFolder
-    from fedadamw.trained import evaluate, of_run, opened
+    from fedadamw.runner.execute import execute
+    from fedadamw.runner.folder import RunFolder
+    from fedadamw.trained.evaluate import evaluate
+    from fedadamw.trained.export import export
+    from fedadamw.trained.load import of_run, opened
 
     source = photos(tmp_path / "photos")
     own = {"image_processor_type": "ViTImageProcessor", "size": 64, "resample": 3}

@@ -23,7 +23,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_a_worker_answers_and_ends_with_its_node_without_pidfds(elsewhere, tmp_path, monkeypatch):
     pytest.importorskip("flwr", reason="Flower needs Python 3.11")
-    from fedadamw.flower import worker
+    from fedadamw.flower.node import worker
 
     started = []
     popen = subprocess.Popen

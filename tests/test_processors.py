@@ -11,9 +11,9 @@ import pytest
 import torch
 from pictures import noise
 
-from fedadamw.experiment import load
 from fedadamw.models import processor, vision
-from fedadamw.prepare import prepare
+from fedadamw.prepare.simulation import prepare
+from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 SHAPE = vision.ImageShape(32, 3, 2)
@@ -138,11 +138,12 @@ def test_pictures_of_several_sizes_take_the_models_own_and_the_export_makes_the_
     """Of a raw picture: what the run gave its model is what the exported folder's processor makes."""
     from transformers import AutoImageProcessor
 
-    from fedadamw.export import export
-    from fedadamw.problems import images as problem
-    from fedadamw.run import execute
-    from fedadamw.run_folder import RunFolder
-    from fedadamw.trained import evaluate, of_run, opened
+    from fedadamw.prepare import images as problem
+    from fedadamw.runner.execute import execute
+    from fedadamw.runner.folder import RunFolder
+    from fedadamw.trained.evaluate import evaluate
+    from fedadamw.trained.export import export
+    from fedadamw.trained.load import of_run, opened
 
     raw = [noise(40, 30), noise(28, 50, seed=1)]
     source = pictures.folder(tmp_path / "d", train={"a": raw, "b": raw}, test={"a": raw, "b": raw})
@@ -168,15 +169,15 @@ def test_pictures_of_several_sizes_take_the_models_own_and_the_export_makes_the_
 def test_a_grey_set_trains_a_model_of_three_channels_and_its_export_takes_grey_pictures(tmp_path):
     from transformers import AutoImageProcessor
 
-    from fedadamw.export import _pixels
-    from fedadamw.trained import Trained
+    from fedadamw.trained.export import _pixels
+    from fedadamw.trained.load import Trained
 
     raw = noise(24, 24, 1)
     source = pictures.folder(tmp_path / "d", train={"a": [raw], "b": [raw]}, test={"a": [raw], "b": [raw]})
     experiment = load("digits", settings_of(source, pictures.vit(tmp_path / "vit", {"image_std": 0.25})))
     prepared = prepare(experiment)
     task = prepared.simulation.task
-    from fedadamw.problems import images as problem
+    from fedadamw.prepare import images as problem
 
     trained = Trained(experiment, problem.model_of(experiment, prepared.about), prepared.about, {}, [], False)
     (tmp_path / "out").mkdir()
@@ -200,8 +201,8 @@ def test_images_of_a_size_that_a_model_does_not_take_are_refused_before_the_firs
 
 
 def test_a_run_whose_pixels_were_normalised_otherwise_is_not_resumed(tmp_path):
-    from fedadamw.run import execute
-    from fedadamw.run_folder import RunFolder
+    from fedadamw.runner.execute import execute
+    from fedadamw.runner.folder import RunFolder
 
     experiment = load("digits", ["training={rounds: 1, clients_per_round: 2, steps: 1}", "device=cpu"])
     folder = RunFolder(tmp_path / "run")
@@ -216,9 +217,9 @@ def test_a_run_whose_pixels_were_normalised_otherwise_is_not_resumed(tmp_path):
 def test_a_run_goes_on_with_the_pixels_that_it_began_with_or_is_refused(tmp_path):
     """An earlier version interpolated pictures to the model's size, and its manifests do not say how."""
     from fedadamw.checkpoint import CheckpointError
-    from fedadamw.run import execute
-    from fedadamw.run_folder import RunFolder
-    from fedadamw.trained import of_run
+    from fedadamw.runner.execute import execute
+    from fedadamw.runner.folder import RunFolder
+    from fedadamw.trained.load import of_run
 
     model = pictures.vit(tmp_path / "vit", {"image_std": 0.25, "size": 32, "resample": 3})
     for side, earlier in ((32, None), (24, "was trained by an earlier version, which resized pictures")):
@@ -243,10 +244,11 @@ def test_a_run_goes_on_with_the_pixels_that_it_began_with_or_is_refused(tmp_path
 def test_pictures_larger_than_a_model_takes_are_decoded_to_its_size(tmp_path):
     """The pixels are those that are made in batches of the pictures as they are."""
     from fedadamw.checkpoint import CheckpointError
-    from fedadamw.problems import images as problem
-    from fedadamw.run import execute
-    from fedadamw.run_folder import RunFolder
-    from fedadamw.trained import evaluate, opened
+    from fedadamw.prepare import images as problem
+    from fedadamw.runner.execute import execute
+    from fedadamw.runner.folder import RunFolder
+    from fedadamw.trained.evaluate import evaluate
+    from fedadamw.trained.load import opened
 
     raw = {name: [noise(40, 56, seed=i)] for i, name in enumerate("ab")}
     source = pictures.folder(tmp_path / "d", train=raw, test=raw)

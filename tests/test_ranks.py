@@ -21,10 +21,10 @@ from test_study import wait_for
 from fedadamw.checkpoint import read
 from fedadamw.cli.run import one_rank
 from fedadamw.engine.ranks import handed_out
-from fedadamw.engine.settings import Training
-from fedadamw.experiment import load
-from fedadamw.launch import ranks_that_pay
-from fedadamw.run_folder import RunFolder
+from fedadamw.runner.folder import RunFolder
+from fedadamw.runner.launch import ranks_that_pay
+from fedadamw.settings.load import load
+from fedadamw.settings.training import Training
 from fedadamw.validation import InputError
 
 RUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -162,7 +162,9 @@ def test_a_fault_that_nobody_foresaw_is_told_by_the_rank_that_met_it(tmp_path, m
         raise KeyError("nobody foresaw this")
 
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr("fedadamw.launch.join", lambda *, leads: None)  # it would give this process a rank's signals
+    monkeypatch.setattr(
+        "fedadamw.runner.launch.join", lambda *, leads: None
+    )  # it would give this process a rank's signals
     monkeypatch.setattr("fedadamw.cli.run.lead", fails)
     terminate, shown = signal.getsignal(signal.SIGTERM), warnings.showwarning
     try:

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT, SHARED
 
-from fedadamw.experiment import load
+from fedadamw.settings.load import load
 
 README = (ROOT / "README.md").read_text()
 BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)

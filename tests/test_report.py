@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedadamw.experiment import load
-from fedadamw.report import charts, comparison, page
-from fedadamw.run_folder import RunFolder
+from fedadamw.report import run_page as page
+from fedadamw.report import study_charts as charts
+from fedadamw.report import study_page as comparison
+from fedadamw.runner.folder import RunFolder
+from fedadamw.settings.load import load
 from fedadamw.study.results import name_of
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

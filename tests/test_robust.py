@@ -6,8 +6,8 @@ import torch
 from scipy.stats import trim_mean
 
 from fedadamw.engine.robust import Robust, krum, median, trimmed
-from fedadamw.experiment import load
-from fedadamw.prepare import prepare
+from fedadamw.prepare.simulation import prepare
+from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 

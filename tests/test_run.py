@@ -17,14 +17,15 @@ import yaml
 from conftest import ROOT, SHORT, command
 
 import fedadamw
-from fedadamw import run_folder
 from fedadamw.checkpoint import read
 from fedadamw.engine.simulate import Simulation
-from fedadamw.experiment import Experiment, load, parse, parsed, recipes
-from fedadamw.export import export
-from fedadamw.run import execute
-from fedadamw.run_folder import RunFolder, settings_digest
-from fedadamw.trained import of_run
+from fedadamw.runner import folder as run_folder
+from fedadamw.runner.execute import execute
+from fedadamw.runner.folder import RunFolder, settings_digest
+from fedadamw.settings.experiment import Experiment, recipes
+from fedadamw.settings.load import load, parse, parsed
+from fedadamw.trained.export import export
+from fedadamw.trained.load import of_run
 from fedadamw.validation import InputError
 
 

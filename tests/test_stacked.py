@@ -14,17 +14,18 @@ from test_algorithms import simulation
 from test_models import images
 from torch import nn
 
-from fedadamw import prepare, registry
+from fedadamw.algorithms import registry
 from fedadamw.algorithms.fedavg import FedAvg
-from fedadamw.blocks import Blocks
-from fedadamw.data.batches import ImageTask
+from fedadamw.blocks.blocks import Blocks
+from fedadamw.data.image_task import ImageTask
 from fedadamw.engine import step
 from fedadamw.engine.device_memory import is_out_of_memory
-from fedadamw.engine.settings import Training
 from fedadamw.engine.simulate import Simulation
-from fedadamw.experiment import parse
 from fedadamw.models import vision
 from fedadamw.models.loading import initial
+from fedadamw.prepare import simulation as prepare
+from fedadamw.settings.load import parse
+from fedadamw.settings.training import Training
 from fedadamw.validation import InputError
 
 

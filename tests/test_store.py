@@ -129,7 +129,7 @@ def test_an_interrupted_run_with_memories_on_disk_goes_on_bit_for_bit(tmp_path):
     assert command(*arguments, "-s", "training.rounds=5", "--out", str(whole)).returncode == 0
     dies = """
 import os, sys
-from fedadamw.run_folder import RunFolder
+from fedadamw.runner.folder import RunFolder
 append = RunFolder.append
 def dying(self, record):
     append(self, record)

@@ -15,8 +15,8 @@ import yaml
 from conftest import command
 
 from fedadamw import cli
-from fedadamw.experiment import load
-from fedadamw.prepare import cores
+from fedadamw.prepare.device import cores
+from fedadamw.settings.load import load
 from fedadamw.study import results as outcome
 from fedadamw.study.plan import plan
 

@@ -7,7 +7,8 @@ import pytest
 import tiny_models
 from conftest import SHARED, command, need
 
-from fedadamw.experiment import load, recipes
+from fedadamw.settings.experiment import recipes
+from fedadamw.settings.load import load
 
 SHORT = ["-s", "training.rounds=2", "-s", "training.steps=2", "-s", "training.batch_size=4", "-s", "device=cpu"]
 

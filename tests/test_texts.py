@@ -10,9 +10,9 @@ from conftest import SHARED, need
 
 from fedadamw.data.scoring import scores
 from fedadamw.data.texts import Texts
-from fedadamw.experiment import load
-from fedadamw.models import text
-from fedadamw.prepare import prepare, samples_of
+from fedadamw.models import tokenizers
+from fedadamw.prepare.simulation import prepare, samples_of
+from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 ONE = ["partition={kind: iid, clients: 1}", "training={rounds: 1, clients_per_round: 1, steps: 1}", "device=cpu"]
@@ -35,7 +35,7 @@ def experiment(place, *settings, kind="bert", task="text", source="reviews.csv")
 
 def told(place, texts: Texts, kind="bert") -> list[str]:
     """The texts in words."""
-    words = text.tokenizer_of(str(place / kind))
+    words = tokenizers.tokenizer_of(str(place / kind))
     return [words.decode(part) for part in np.split(texts.tokens, texts.starts[1:-1])]
 
 
@@ -101,7 +101,7 @@ def test_pairs_are_read_together_and_told_apart(place, pairs, tmp_path):
     prepared = prepare(experiment(place, *named, f"model={types}"))
     assert prepared.train.fingerprint != plain.fingerprint  # the same rules and words, and yet not the same tokens
     ids, _, marks, _ = prepared.simulation.task.batch(torch.arange(1), torch.empty(1, 0))
-    words = text.tokenizer_of(str(place / "bert"))
+    words = tokenizers.tokenizer_of(str(place / "bert"))
     assert words.decode(ids[0][marks[0] == 1]) == "bad film</s>"
 
 
@@ -192,10 +192,10 @@ def test_long_texts_are_cut_and_counted(place):
 
 
 def test_roberta_has_fewer_places_than_positions(place):
-    words = text.tokenizer_of(str(place / "roberta"))
+    words = tokenizers.tokenizer_of(str(place / "roberta"))
     words.model_max_length = 10**30
-    assert text.max_length_of(str(place / "roberta"), words, None) == 64  # 66 less those up to the padding's
-    assert text.max_length_of(str(place / "bert"), words, None) == 66
+    assert tokenizers.max_length_of(str(place / "roberta"), words, None) == 64  # 66 less those up to the padding's
+    assert tokenizers.max_length_of(str(place / "bert"), words, None) == 66
 
 
 def test_taking_samples_takes_their_tokens(place):

@@ -11,7 +11,7 @@ from conftest import command
 from test_study import TINY, wait_for
 
 from fedadamw.algorithms.fedadamw import FedAdamW
-from fedadamw.experiment import load
+from fedadamw.settings.load import load
 from fedadamw.study import tune
 from fedadamw.study.search import MOST_GROWN, Search, journal
 

@@ -9,13 +9,13 @@ from test_algorithms import simulation
 from test_engine import PoisonedTask
 
 from fedadamw.algorithms.fedavg import FedAvg
-from fedadamw.codecs import BFloat16, Int8, Plain, TopK
 from fedadamw.engine.client import Shard
-from fedadamw.engine.randomness import Purpose, torch_generator
-from fedadamw.engine.settings import Training
+from fedadamw.engine.codecs import BFloat16, Int8, Plain, TopK
 from fedadamw.engine.simulate import Simulation
-from fedadamw.engine.task import Evaluation
 from fedadamw.engine.uploads import Coded, Uploads
+from fedadamw.randomness import Purpose, torch_generator
+from fedadamw.settings.training import Training
+from fedadamw.task import Evaluation
 from fedadamw.validation import InputError
 from fedadamw.vector import nbytes
 
@@ -158,8 +158,8 @@ def test_bytes_are_counted_from_what_travels(task):
 
 def test_int8_costs_a_quarter_of_float32(task):
     """FedAdamW whole, with its block means and scales, in float32."""
-    from fedadamw.experiment import load
-    from fedadamw.prepare import prepare
+    from fedadamw.prepare.simulation import prepare
+    from fedadamw.settings.load import load
 
     sent = {}
     for upload in ("float32", "int8"):

@@ -12,11 +12,11 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa:
 
 from fedadamw.algorithms.local_adamw import LocalAdamW  # noqa: E402
 from fedadamw.data.partition import Partition  # noqa: E402
-from fedadamw.engine.allocator import keep_freed_memory  # noqa: E402
 from fedadamw.engine.ranks import Alone, team  # noqa: E402
-from fedadamw.engine.settings import Training  # noqa: E402
 from fedadamw.engine.simulate import Simulation  # noqa: E402
-from fedadamw.engine.task import Batch, Evaluation  # noqa: E402
+from fedadamw.prepare.malloc import keep_freed_memory  # noqa: E402
+from fedadamw.settings.training import Training  # noqa: E402
+from fedadamw.task import Batch, Evaluation  # noqa: E402
 
 MICRO_BATCH = {"vit": 13}  # the same step in parts that the processor's cache holds, and with less memory
 

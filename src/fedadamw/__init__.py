@@ -8,19 +8,19 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedadamw.blocks import Blocks
-    from fedadamw.messages import Broadcast, Upload, load, save
-    from fedadamw.optim import FedAdamW
-    from fedadamw.server import Server
+    from fedadamw.blocks.blocks import Blocks
+    from fedadamw.optim.messages import Broadcast, Upload, load, save
+    from fedadamw.optim.optimizer import FedAdamW
+    from fedadamw.optim.server import Server
 
 __version__ = version("fedadamw")
 __all__ = ["Blocks", "Broadcast", "FedAdamW", "Server", "Upload", "load", "save"]
 
-_HOMES = {"Blocks": "blocks", "FedAdamW": "optim", "Server": "server"}
+_HOMES = {"Blocks": "blocks.blocks", "FedAdamW": "optim.optimizer", "Server": "optim.server"}
 
 
 def __getattr__(name: str) -> Any:
     """The public names, imported when asked for: who needs none of them does not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"fedadamw.{_HOMES.get(name, 'messages')}"), name)
+    return getattr(import_module(f"fedadamw.{_HOMES.get(name, 'optim.messages')}"), name)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedadamw.disk import writing
+from fedadamw.io.disk import writing
 from fedadamw.validation import InputError
 
 FORMAT = 1  # of the facts and the names of the tensors

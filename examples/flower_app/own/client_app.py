@@ -6,7 +6,7 @@ from torch import Generator, nn
 from torch.utils.data import DataLoader
 
 import fedadamw
-from fedadamw.flower.own import broadcast_of, packed
+from fedadamw.flower.records import broadcast_of, packed
 from own.task import NODES, data, network
 
 app = ClientApp()

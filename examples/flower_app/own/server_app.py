@@ -6,7 +6,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 import fedadamw
-from fedadamw.flower.own import packed, upload_of
+from fedadamw.flower.records import packed, upload_of
 from fedadamw.validation import InputError
 from own.task import NODES, data, network
 

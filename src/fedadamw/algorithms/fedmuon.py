@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
-from fedadamw.blocks import Blocks
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
 from fedadamw.directions.align import aligned_step
 from fedadamw.directions.muon import as_matrix, muon

@@ -19,7 +19,7 @@ from fedadamw.algorithms.fedprox import FedProx
 from fedadamw.algorithms.local_adam import LocalAdam
 from fedadamw.algorithms.local_adamw import LocalAdamW
 from fedadamw.algorithms.scaffold import Scaffold
-from fedadamw.blocks import Blocks
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.validation import InputError, nearest, one_of
 from fedadamw.vector import Layout
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedadamw.block_rules import GRANULARITIES, Cut, Parameter, cut, parameters_of, row
+from fedadamw.blocks.cuts import GRANULARITIES, Cut, Parameter, cut, parameters_of, row
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector
 

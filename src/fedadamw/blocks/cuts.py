@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from fedadamw.block_heads import Part, Parts, nearest, parts_of, plain
-from fedadamw.block_roles import adapted_by, role_of
+from fedadamw.blocks.heads import Part, Parts, nearest, parts_of, plain
+from fedadamw.blocks.roles import adapted_by, role_of
 
 GRANULARITIES = ("paper", "coarse", "tensor", "coordinate")
 EXPERTS = ("moe_num_experts",)  # what a module says that keeps them in one matrix

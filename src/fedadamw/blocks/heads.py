@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fedadamw.block_names import Role
+from fedadamw.blocks.names import Role
 
 HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_k_heads")
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "num_k_heads")

@@ -9,7 +9,7 @@ import typer
 
 from fedadamw.cli import flower, models, run, studies, views  # noqa: F401  (they add their commands)
 from fedadamw.cli.app import app, memory_full, say
-from fedadamw.signals import terminate
+from fedadamw.runner.signals import terminate
 from fedadamw.validation import InputError
 
 
@@ -45,7 +45,7 @@ def _told(error: Exception) -> str | None:
     """What an error says, where that is all that a user needs to know; torch is imported for the answer alone."""
     from fedadamw.engine.device_memory import is_out_of_memory
     from fedadamw.engine.ranks import RankLostError
-    from fedadamw.engine.simulate import DivergedError
+    from fedadamw.engine.record import DivergedError
 
     if isinstance(error, DivergedError | RankLostError | OSError):
         return str(error)

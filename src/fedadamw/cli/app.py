@@ -7,7 +7,7 @@ import typer
 import typer.core
 
 from fedadamw.cli import complete
-from fedadamw.escaping import visible
+from fedadamw.io.escaping import visible
 
 typer.core.HAS_RICH = False  # help is plain; for rich, typer would put a backslash before `[default: ...]`
 app = typer.Typer(

@@ -9,25 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-RECIPES = HERE / "recipes"
-
-
-def recipes() -> dict[str, str]:
-    """Names of the recipes that come with the package, each with the first line of its comment."""
-    files = sorted(RECIPES.rglob("*.yaml"))
-    return {
-        file.relative_to(RECIPES).with_suffix("").as_posix(): file.read_text().splitlines()[0].removeprefix("# ")
-        for file in files
-    }
+HERE = Path(__file__).parent.parent
 
 
 def algorithms() -> dict[str, dict[str, Any]]:
     """Names of the algorithms, each with its settings and their defaults."""
-    table = _value("registry", "ALGORITHMS")
+    table = _value("algorithms/registry", "ALGORITHMS")
     found = {}
     for key, kind in zip(table.keys, table.values, strict=True):
-        fields = _fields(_home("registry", kind.id), kind.id)
+        fields = _fields(_home("algorithms/registry", kind.id), kind.id)
         found[ast.literal_eval(key)] = {f.target.id: ast.literal_eval(f.value) for f in fields if f.value}
     return found
 
@@ -45,7 +35,7 @@ def models() -> list[str]:
 
 def settings() -> list[str]:
     """The paths of all settings but the algorithms' own: seed, data.source, training.rounds, ..."""
-    return [path for path in _settings("experiment", "Experiment") if path != "algorithm"]
+    return [path for path in _settings("settings/experiment", "Experiment") if path != "algorithm"]
 
 
 def _settings(module: str, section: str) -> Iterator[str]:

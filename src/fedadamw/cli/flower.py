@@ -27,7 +27,7 @@ def _installed() -> None:
     """InputError where Flower is not there."""
     from importlib.util import find_spec
 
-    from fedadamw.extras import missing
+    from fedadamw.validation import missing
 
     for name, module in {"Flower": "flwr", "cryptography": "cryptography"}.items():
         if find_spec(module) is None:
@@ -42,8 +42,8 @@ def new(folder: NewFolder, recipe: Recipe = None, settings: Settings = None) -> 
     fedadamw flower new app digits -s partition.clients=4 -s training.clients_per_round=4
     fedadamw flower new app paper/glue-sst2 -s partition.kind=nodes -s partition.clients=12
     """
-    from fedadamw.experiment import load
-    from fedadamw.flower.app import write
+    from fedadamw.flower.new_app import write
+    from fedadamw.settings.load import load
 
     write(folder, load(recipe or "digits", settings or []))
     typer.echo(f"{folder}: pyproject.toml, and the app with its experiment.yaml; start it with: flwr run {folder}")
@@ -64,7 +64,7 @@ def certs(
     fedadamw flower certs certs --host fl.example.org --host 10.0.0.5 --nodes 12
     """
     _installed()
-    from fedadamw.flower.certs import write
+    from fedadamw.flower.local.certs import write
 
     host = list(dict.fromkeys([*(host or []), "localhost", "127.0.0.1"]))  # the SuperLink's own processes ask here
     write(folder, host, nodes)
@@ -86,7 +86,7 @@ def superlink(context: typer.Context) -> None:
     It takes all options that `flower-superlink --help` tells; docs/federation.md says what is mended.
     """
     _installed()
-    from fedadamw.flower import services
+    from fedadamw.flower.local import services
 
     services.superlink(context.args)
 
@@ -102,7 +102,7 @@ def supernode(context: typer.Context) -> None:
     It takes all options that `flower-supernode --help` tells; docs/federation.md says what is mended.
     """
     _installed()
-    from fedadamw.flower import services
+    from fedadamw.flower.local import services
 
     services.supernode(context.args)
 
@@ -124,11 +124,11 @@ def demo(
     fedadamw flower demo digits --nodes 2 -s training.rounds=3 --out runs/small-demo
     """
     _installed()
-    from fedadamw.experiment import load
-    from fedadamw.flower.demo import demo as held
-    from fedadamw.flower.demo import free
-    from fedadamw.run_folder import RunFolder
-    from fedadamw.tables import print_run
+    from fedadamw.cli.tables import print_run
+    from fedadamw.flower.local.demo import demo as held
+    from fedadamw.flower.local.demo import free
+    from fedadamw.runner.folder import RunFolder
+    from fedadamw.settings.load import load
 
     few = [f"partition.clients={nodes}", f"training.clients_per_round={nodes}", "training.rounds=10"]
     experiment = load(recipe or "digits", [*few, "training.evaluate_every=1", "threads=1", *(settings or [])])

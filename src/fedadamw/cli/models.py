@@ -25,9 +25,9 @@ def export_command(
     fedadamw export runs/sst2 --to sst2-adapter
     fedadamw export runs/sst2 --to sst2-model --merged --push me/sst2-model
     """
-    from fedadamw.export import export
-    from fedadamw.export import push as upload
-    from fedadamw.trained import of_run
+    from fedadamw.trained.export import export
+    from fedadamw.trained.export import push as upload
+    from fedadamw.trained.load import of_run
 
     what = export(of_run(run), to, merged=merged, shared=push is not None)
     typer.echo(f"{to}: {what}, README.md (model card), fedadamw.json (settings)")
@@ -49,9 +49,10 @@ def eval_command(
     fedadamw eval sst2-adapter --data ../data/glue-sst2 --split validation
     fedadamw eval ./any-classifier --data reviews.csv -s data.task=text
     """
-    from fedadamw.experiment import parsed
-    from fedadamw.tables import print_evaluation
-    from fedadamw.trained import evaluate, opened
+    from fedadamw.cli.tables import print_evaluation
+    from fedadamw.settings.load import parsed
+    from fedadamw.trained.evaluate import evaluate
+    from fedadamw.trained.load import opened
 
     other: dict[str, object] = {"data.config": None, "data.test_source": None, "data.validation": 0.0}
     given = [] if data is None else [*other.items(), ("data.source", data)]

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, app, memory_full, say, short
-from fedadamw.signals import Terminated
+from fedadamw.runner.signals import Terminated
 from fedadamw.validation import check
 
 if TYPE_CHECKING:
-    from fedadamw.experiment import Experiment
-    from fedadamw.run_folder import RunFolder
+    from fedadamw.runner.folder import RunFolder
+    from fedadamw.settings.experiment import Experiment
 
 
 @app.command("run", short_help="Train a federated model.")
@@ -42,9 +42,9 @@ def run_command(
     fedadamw run digits --ranks 2
     torchrun --nproc-per-node 8 -m fedadamw run paper/cifar100-vit-dir0.1 --out runs/vit
     """
-    from fedadamw.launch import launch, ranks_that_pay
-    from fedadamw.run import follow
-    from fedadamw.tables import print_run
+    from fedadamw.cli.tables import print_run
+    from fedadamw.runner.execute import follow
+    from fedadamw.runner.launch import launch, ranks_that_pay
 
     if int(os.environ.get("RANK", "0")) > 0:
         known = out is not None and resume and (out / "config.yaml").is_file()
@@ -67,10 +67,10 @@ def run_command(
 
 def lead(experiment: "Experiment", folder: "RunFolder", *, resume: bool, quiet: bool) -> None:
     """The run, shown as it goes; how to go on where it is stopped."""
-    from fedadamw.disk import DiskFullError
     from fedadamw.engine.device_memory import is_out_of_memory
-    from fedadamw.progress import Progress
-    from fedadamw.run import Interrupted, execute
+    from fedadamw.io.disk import DiskFullError
+    from fedadamw.runner.execute import Interrupted, execute
+    from fedadamw.runner.progress import Progress
 
     again = f"go on with: fedadamw run --resume --out {folder.path}"
     try:
@@ -98,10 +98,10 @@ def one_rank(settings: str, path: str, resume: bool, quiet: bool) -> None:  # no
 
     from fedadamw.cli import guarded
     from fedadamw.engine.ranks import RankLostError
-    from fedadamw.experiment import parse
-    from fedadamw.launch import join
-    from fedadamw.run import follow
-    from fedadamw.run_folder import RunFolder
+    from fedadamw.runner.execute import follow
+    from fedadamw.runner.folder import RunFolder
+    from fedadamw.runner.launch import join
+    from fedadamw.settings.load import parse
     from fedadamw.validation import InputError
 
     def of_rank() -> None:
@@ -129,7 +129,7 @@ def one_rank(settings: str, path: str, resume: bool, quiet: bool) -> None:  # no
 
 
 def _loaded(recipe: str, settings: list[str]) -> "Experiment":
-    from fedadamw.experiment import load
+    from fedadamw.settings.load import load
 
     return load(recipe, settings)
 
@@ -138,8 +138,8 @@ def _place(
     recipe: str | None, settings: list[str], out: Path | None, *, resume: bool
 ) -> "tuple[RunFolder, Experiment]":
     """The folder and the experiment to run in it, new or begun; InputError where they do not go together."""
-    from fedadamw.experiment import load
-    from fedadamw.run_folder import RunFolder
+    from fedadamw.runner.folder import RunFolder
+    from fedadamw.settings.load import load
     from fedadamw.validation import check
 
     name = recipe or DEFAULT

@@ -9,10 +9,10 @@ import typer
 
 from fedadamw.cli import complete
 from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, app, names_in, say, short
-from fedadamw.signals import Terminated
+from fedadamw.runner.signals import Terminated
 
 if TYPE_CHECKING:
-    from fedadamw.report.charts import Results
+    from fedadamw.report.study_charts import Results
 
 Algorithms = Annotated[
     str,
@@ -56,11 +56,11 @@ def compare_command(
     fedadamw compare digits -a fedadamw,local-adamw,fedavg --seeds 3
     fedadamw compare digits -a fedadamw -s algorithm.alpha=[0,0.5] -s partition.concentration=[0.1,0.6]
     """
-    from fedadamw.experiment import parsed
+    from fedadamw.cli.tables import print_grid
+    from fedadamw.settings.load import parsed
     from fedadamw.study.compare import compare
     from fedadamw.study.results import headings, rows
     from fedadamw.study.tune import tune_for_comparison
-    from fedadamw.tables import print_grid
 
     place = out or Path("runs") / f"compare-{short(recipe or DEFAULT)}"
     given = [parsed(text) for text in settings or ()]
@@ -101,7 +101,7 @@ def tune_command(
     fedadamw run runs/tune-digits/tuned.yaml
     fedadamw tune runs/tune-digits/tuned.yaml --only alpha
     """
-    from fedadamw.experiment import parsed
+    from fedadamw.settings.load import parsed
     from fedadamw.study.tune import tune
 
     place = out or Path("runs") / f"tune-{short(recipe or DEFAULT)}"
@@ -133,10 +133,10 @@ def ablate_command(
     fedadamw ablate digits --only sharing,alpha
     fedadamw ablate digits --seeds 3 --out runs/ablations
     """
-    from fedadamw.experiment import parsed
+    from fedadamw.cli.tables import print_grid
+    from fedadamw.settings.load import parsed
     from fedadamw.study.ablate import STUDIES, ablate
     from fedadamw.study.results import headings, rows
-    from fedadamw.tables import print_grid
 
     place = out or Path("runs") / f"ablate-{short(recipe or DEFAULT)}"
     given = [parsed(text) for text in settings or ()]

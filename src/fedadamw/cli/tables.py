@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedadamw.blocks import Blocks
-from fedadamw.engine.task import Evaluation
-from fedadamw.escaping import visible
-from fedadamw.metrics import evaluated, label, shown
+from fedadamw.blocks.blocks import Blocks
+from fedadamw.io.escaping import visible
+from fedadamw.report.metrics import evaluated, label, shown
+from fedadamw.task import Evaluation
 
 SHADES = " ░▒▓█"
 BYTES = 4  # a float32

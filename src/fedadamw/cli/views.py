@@ -16,7 +16,8 @@ def list_command() -> None:
     \b
     fedadamw list
     """
-    from fedadamw.names import algorithms, models, recipes
+    from fedadamw.cli.choices import algorithms, models
+    from fedadamw.settings.recipes import recipes
 
     typer.echo("recipes")
     width = max(map(len, recipes()))
@@ -49,9 +50,9 @@ def blocks_command(
     fedadamw blocks roberta --lora query,key,value,dense --rank 16
     fedadamw blocks ./my-model --granularity coarse
     """
-    from fedadamw.blocks import Blocks
+    from fedadamw.blocks.blocks import Blocks
+    from fedadamw.cli.tables import print_blocks
     from fedadamw.models.hub import skeleton
-    from fedadamw.tables import print_blocks
 
     found = skeleton(model)
     if lora is not None:
@@ -73,10 +74,10 @@ def partition_command(
     fedadamw partition digits
     fedadamw partition digits -s partition.concentration=0.1 --out dir01.png
     """
-    from fedadamw.experiment import load
-    from fedadamw.prepare import partition_of, samples_of
-    from fedadamw.report.figures import partition, save
-    from fedadamw.tables import print_partition
+    from fedadamw.cli.tables import print_partition
+    from fedadamw.prepare.simulation import partition_of, samples_of
+    from fedadamw.report.run_charts import partition, save
+    from fedadamw.settings.load import load
     from fedadamw.validation import check
 
     check(out.suffix in (".png", ".svg"), f"--out {out}: must end in .png or .svg")

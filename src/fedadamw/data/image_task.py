@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fedadamw.data.images import Images
-from fedadamw.engine.task import Batch, Evaluation, Model
+from fedadamw.task import Batch, Evaluation, Model
 
 PART = 2**24  # pixels
 Inputs = Callable[[Tensor, Tensor, Tensor], Tensor]

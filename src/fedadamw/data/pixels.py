@@ -14,7 +14,7 @@ import numpy as np
 
 from fedadamw.data.pictures import Form, Notes, Survey, decode
 from fedadamw.data.sources import Array
-from fedadamw.disk import take_space
+from fedadamw.io.disk import take_space
 
 if TYPE_CHECKING:
     from datasets import Dataset

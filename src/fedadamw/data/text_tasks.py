@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fedadamw.data.scoring import CLASSIFICATION, REGRESSION, scores
 from fedadamw.data.texts import Texts
-from fedadamw.engine.task import Batch, Evaluation, Model
 from fedadamw.models.text import Form
+from fedadamw.task import Batch, Evaluation, Model
 
 MULTIPLE = 8
 

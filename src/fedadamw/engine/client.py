@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedadamw.engine.randomness import Purpose, batches, numpy_generator, torch_generator
-from fedadamw.engine.settings import Training
-from fedadamw.engine.task import Batch, Task
+from fedadamw.randomness import Purpose, batches, numpy_generator, torch_generator
+from fedadamw.settings.training import Training
+from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, Vector, bind, bind_gradients, finite, statistics, trainable
 

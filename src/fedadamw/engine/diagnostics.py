@@ -6,7 +6,7 @@ The quantities of FedAdamW's figures (arXiv 2510.27486). Where they are off, not
 import torch
 from torch import Tensor, nn
 
-from fedadamw.blocks import Blocks
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.vector import Vector
 
 Numbers = dict[str, float | dict[str, float] | None]

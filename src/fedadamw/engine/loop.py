@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.engine.ahead import ahead
 from fedadamw.engine.client import Answer, Shard, Work, Workspace, autocast, micro_batches, work_of
-from fedadamw.engine.randomness import Purpose, torch_seed
-from fedadamw.engine.settings import Training
-from fedadamw.engine.step import Step, own
-from fedadamw.engine.task import Batch, Task
+from fedadamw.engine.prefetch import ahead
+from fedadamw.engine.states import own
+from fedadamw.engine.step import Step
+from fedadamw.randomness import Purpose, torch_seed
+from fedadamw.settings.training import Training
+from fedadamw.task import Batch, Task
 from fedadamw.vector import Vector, trainable
 
 

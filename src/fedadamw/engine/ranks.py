@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fedadamw.disk import writing
 from fedadamw.engine.client import Shard
-from fedadamw.engine.step import leaves, mapped
+from fedadamw.engine.states import leaves, mapped
+from fedadamw.io.disk import writing
 
 
 class RankLostError(RuntimeError):

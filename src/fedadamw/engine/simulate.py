@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -10,47 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedadamw import codecs
 from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.engine import codecs
 from fedadamw.engine.client import Answer, Shard, Workspace, autocast, batches_mix, check_company
-from fedadamw.engine.diagnostics import Numbers, Watch
+from fedadamw.engine.diagnostics import Watch
 from fedadamw.engine.loop import Loop
-from fedadamw.engine.randomness import sample_clients
 from fedadamw.engine.ranks import ALONE, Team, gathered, spread
+from fedadamw.engine.record import DivergedError, Record
 from fedadamw.engine.robust import check_robust, mean_of
 from fedadamw.engine.round import Engine, Listener, RoundResult, run_round
-from fedadamw.engine.settings import Training
 from fedadamw.engine.stacked import Stacked
 from fedadamw.engine.step import stepper
 from fedadamw.engine.store import InMemory, OnDisk, Store
-from fedadamw.engine.task import Evaluation, Task
 from fedadamw.engine.uploads import Coded, Uploads
+from fedadamw.randomness import sample_clients
+from fedadamw.settings.training import Training
+from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector, finite, nbytes
 
 NOT_EXACT = "lora.aggregate='exact' takes the clients' mean as it is; this algorithm's server does not"
-
-
-class DivergedError(RuntimeError):
-    """Every client of a round sent numbers that are not finite."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One round, as it is logged; bytes are of all clients of the round, counted from the tensors."""
-
-    round: int  # from 1
-    lr: float
-    train_loss: float
-    test_loss: float | None  # None in rounds without an evaluation
-    test_metrics: dict[str, float] | None  # by name, the main one first
-    clients: int  # that answered
-    rejected: int  # whose numbers were not finite
-    up_bytes: int
-    down_bytes: int
-    wall_s: float
-    diagnostics: Numbers | None = None  # where training.diagnostics asks for them
-    federation: dict[str, int] | None = None  # where clients are elsewhere: what came of those asked, counted
 
 
 class State(NamedTuple):

@@ -21,15 +21,16 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.engine.ahead import ahead
-from fedadamw.engine.batching import batched
 from fedadamw.engine.client import Answer, Shard, Work, Workspace, autocast, batches_mix, micro_batches, work_of
 from fedadamw.engine.device_memory import give_back, is_out_of_memory
 from fedadamw.engine.loop import Loop
-from fedadamw.engine.randomness import Purpose, torch_seed
-from fedadamw.engine.settings import Training
-from fedadamw.engine.step import Step, mapped
-from fedadamw.engine.task import Batch, Task
+from fedadamw.engine.prefetch import ahead
+from fedadamw.engine.states import mapped, stacked
+from fedadamw.engine.step import Step
+from fedadamw.engine.vmap_rules import batched
+from fedadamw.randomness import Purpose, torch_seed
+from fedadamw.settings.training import Training
+from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, statistics
 
@@ -237,11 +238,3 @@ def _slots(sizes: tuple[int, ...], steps: int, n: int) -> tuple[Tensor, Tensor]:
     at = (size.cumsum(0) - size)[:, None] + place
     real = place < size[:, None]
     return torch.where(real, at, 0), real.double() / size.clamp(min=1)[:, None]
-
-
-def stacked(states: Sequence[Any]) -> Any:
-    """States with a new first axis: one state of stacked tensors."""
-    first = states[0]
-    if isinstance(first, Tensor):
-        return torch.stack(list(states))
-    return type(first)(*(stacked(fields) for fields in zip(*states, strict=True))) if first != () else first

@@ -6,13 +6,14 @@ torch's fused AdamW moves 7). Without a compiler, vectors are worked through in 
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.engine.states import leaves, mapped
 from fedadamw.vector import Vector
 
 PIECE = 131_072  # coordinates a piece, 0.5 MB in float32
@@ -83,20 +84,6 @@ def compiling_pays(d: int, steps: int, device: torch.device) -> bool:
     return compiler_found(device) and d * steps * saved > COMPILE_S
 
 
-def own(local: Any) -> Any:
-    """`local` with tensors of its own, which steps may change."""
-    return mapped(local, torch.clone)
-
-
-def leaves(state: Any) -> Iterator[Tensor]:
-    """The tensors of a state: of a NamedTuple of tensors and of such tuples."""
-    for field in state:
-        if isinstance(field, Tensor):
-            yield field
-        else:
-            yield from leaves(field)
-
-
 def clip_scale(g: Vector, norm: float | None) -> Tensor | None:
     """What `g` (..., d) is multiplied with so that it is no longer than `norm`, (..., 1)."""
     if norm is None:
@@ -123,10 +110,3 @@ def compiler_found(device: torch.device) -> bool:
 def _sliced(state: Any, d: int, here: slice) -> Any:
     """The state with views of its vectors; what is not d long stays whole."""
     return mapped(state, lambda t: t[..., here] if t.shape[-1:] == (d,) else t)
-
-
-def mapped(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The state with every tensor changed."""
-    if isinstance(state, Tensor):
-        return change(state)
-    return type(state)(*(mapped(field, change) for field in state)) if state != () else state

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
-from fedadamw.disk import take_space, writing
+from fedadamw.io.disk import take_space, writing
 
 COUNT = "memories_on_disk"  # in a checkpoint: how many clients' memories are in the files beside it
 Memory = Any  # the algorithm's: a NamedTuple of tensors

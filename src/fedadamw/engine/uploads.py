@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.codecs import Codec, Plain
 from fedadamw.engine.client import Answer, Shard
-from fedadamw.engine.randomness import Purpose, torch_generator
+from fedadamw.engine.codecs import Codec, Plain
 from fedadamw.engine.round import Engine
+from fedadamw.randomness import Purpose, torch_generator
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector, finite
 

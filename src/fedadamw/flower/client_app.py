@@ -7,8 +7,8 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedadamw.flower.names import ARRAYS, ASK, NUMBERS, PROTOCOL
-from fedadamw.flower.worker import ask
+from fedadamw.flower.node.worker import ask
+from fedadamw.flower.protocol import ARRAYS, ASK, NUMBERS, PROTOCOL
 
 
 def client_app() -> ClientApp:

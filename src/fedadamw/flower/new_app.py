@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from fedadamw.disk import new_folder
-from fedadamw.experiment import Experiment
-from fedadamw.extras import EXTRAS
-from fedadamw.places import mark_folders
-from fedadamw.prepare import check_settings
-from fedadamw.tracking import check_trackers
+from fedadamw.io.disk import new_folder
+from fedadamw.prepare.simulation import check_settings
+from fedadamw.runner.tracking import check_trackers
+from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.paths import mark_folders
+from fedadamw.validation import EXTRAS
 
 PYPROJECT = """\
 [build-system]

@@ -13,9 +13,9 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from fedadamw.algorithms import fedadamw as algorithm
-from fedadamw.blocks import Blocks
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.flower.wire import Expected, RefusedError, read, to_array
-from fedadamw.messages import Broadcast, Message, Upload, check_message
+from fedadamw.optim.messages import Broadcast, Message, Upload, check_message
 from fedadamw.validation import InputError, one_of
 
 Sent = TypeVar("Sent", Broadcast, Upload)

@@ -13,17 +13,18 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
-from fedadamw.engine.simulate import Record
-from fedadamw.experiment import Experiment, load
-from fedadamw.flower.events import Events
-from fedadamw.flower.inbox import Inbox
-from fedadamw.flower.members import Members
-from fedadamw.flower.monitor import UNSEEN, Monitor
-from fedadamw.flower.post import Post
-from fedadamw.flower.rounds import Rounds
-from fedadamw.places import mark_folders
-from fedadamw.prepare import Prepared, check_settings
-from fedadamw.run_folder import RunFolder
+from fedadamw.engine.record import Record
+from fedadamw.flower.server.events import Events
+from fedadamw.flower.server.grid import Post
+from fedadamw.flower.server.inbox import Inbox
+from fedadamw.flower.server.members import Members
+from fedadamw.flower.server.monitor import UNSEEN, Monitor
+from fedadamw.flower.server.rounds import Rounds
+from fedadamw.prepare.simulation import Prepared, check_settings
+from fedadamw.runner.folder import RunFolder
+from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.load import load
+from fedadamw.settings.paths import mark_folders
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, statistics
 
@@ -55,8 +56,8 @@ def server_app(experiment: Path) -> ServerApp:
 
 def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, monitor: Monitor = UNSEEN) -> None:
     """Run `experiment` in the folder `out`, new or to be gone on with, on the nodes of `grid`."""
-    from fedadamw.progress import Progress
-    from fedadamw.run import execute
+    from fedadamw.runner.execute import execute
+    from fedadamw.runner.progress import Progress
 
     experiment = experiment.model_copy(update={"checkpoint_every": 1})  # so that no round is lost, here or on a node
     folder = RunFolder(out.resolve())

@@ -11,10 +11,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
-from fedadamw.block_names import HEAD, TOP_LEVEL_HEAD
-from fedadamw.extras import missing
+from fedadamw.blocks.names import HEAD, TOP_LEVEL_HEAD
 from fedadamw.models.loading import LONGEST, in_one_line, read
-from fedadamw.validation import InputError, brief, check
+from fedadamw.validation import InputError, brief, check, missing
 from fedadamw.vector import Layout, Vector, bind
 
 ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output's

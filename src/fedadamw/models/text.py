@@ -1,18 +1,16 @@
 """Text classifiers and language models of transformers, with their tokenizers: any hub id or folder."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fedadamw.data.labels import places_of
-from fedadamw.models.loading import config_from, in_one_line, loaded, pretrained, tokenizer_from, unloaded
+from fedadamw.models.loading import config_from, in_one_line, loaded, pretrained, unloaded
+from fedadamw.models.tokenizers import _check_padding
 from fedadamw.validation import InputError, check
 
 Mask = Literal["4d", "none", "2d"]
-NO_LIMIT = 10**6  # a tokenizer that knows no limit says a number beyond this
 
 
 class Form(NamedTuple):
@@ -41,31 +39,6 @@ class Text(NamedTuple):
     model: nn.Module
     form: Form
     fresh: Sequence[str] = ()  # modules whose weights are not from where the others are
-
-
-def tokenizer_of(model: str, tokenizer: str | None = None, pad_token: str | None = None) -> Any:
-    """The tokenizer of a model's hub id or folder, or the one of `tokenizer`; `pad_token`: what it pads with."""
-    setting, name = ("model.name", model) if tokenizer is None else ("model.tokenizer", tokenizer)
-    # a folder of nothing but words and rules does not say what they are: the model's configuration does
-    config = loaded("model.name", model, config_from)
-    found = loaded(setting, name, lambda place: _tried(tokenizer_from(place, config)), "its tokenizer")
-    check(found.is_fast, f"{setting}={name!r}: its tokenizer has no fast form (tokenizer.json)")
-    if pad_token is not None:
-        check(
-            pad_token in found.get_vocab(),
-            f"model.pad_token={pad_token!r} is not among the {len(found):,} tokens that there are",
-        )
-        found.pad_token = pad_token
-    return found
-
-
-def _tried(tokenizer: Any) -> Any:
-    """The tokenizer, of which some are read and yet fail at a text."""
-    if tokenizer.is_fast:
-        tokenizer.backend_tokenizer.encode("a text")
-    if not isinstance(tokenizer.model_max_length, int | float):
-        raise TypeError(f"model_max_length is {tokenizer.model_max_length!r}, and no number")
-    return tokenizer
 
 
 def classifier(
@@ -116,50 +89,6 @@ def _model(auto: Any, name: str, fresh: bool, **settings: Any) -> tuple[Any, lis
     if fresh:
         return loaded("model.name", name, lambda _: unloaded(auto, config, dtype=torch.float32)), [], config
     return *loaded("model.name", name, lambda place: pretrained(auto, place, config)), config
-
-
-def max_length_of(name: str, tokenizer: Any, wanted: int | None) -> int:
-    """Tokens of the longest text: `wanted`, or what the positions and the tokenizer allow; no weights are read."""
-    config = loaded("model.name", name, config_from)
-    positions = _padded_positions(name, config) or getattr(config, "max_position_embeddings", None)
-    if wanted is None:
-        limits = [n for n in (positions, tokenizer.model_max_length) if n is not None and n < NO_LIMIT]
-        return min(limits, default=512)
-    check(positions is None or wanted <= positions, f"data.max_length={wanted}: {name!r} takes {positions} tokens")
-    return wanted
-
-
-def in_own_order(name: str, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """`classes` in the order that the trained head of model `name` has them in, where it knows them by their names."""
-    config = loaded("model.name", name, config_from)
-    own = [str(config.id2label[i]) for i in sorted(config.id2label)]
-    places = [place for place in places_of(own, classes) if place is not None]
-    if len(own) == len(classes) == len(set(places)):
-        return tuple(classes[place] for place in places)
-    named = "id2label" in config.to_diff_dict() and not all(label.startswith("LABEL_") for label in own)
-    if named and len(own) == len(classes):
-        warnings.warn(f"{name!r} tells {', '.join(own)} apart; they are now called {', '.join(classes)}", stacklevel=2)
-    return classes
-
-
-def _check_padding(name: str, tokenizer: Any) -> None:
-    """Raise InputError where another padding than its own would move a model's positions."""
-    config = loaded("model.name", name, config_from)
-    own = getattr(config, "pad_token_id", None)
-    moved = own is not None and own != tokenizer.pad_token_id and _padded_positions(name, config) is not None
-    check(not moved, f"model.pad_token={tokenizer.pad_token!r}: {name!r} counts positions from its own, token {own}")
-
-
-def _padded_positions(name: str, config: Any) -> int | None:
-    """Positions of a model that counts them from after the padding's number, as RoBERTa does; None for others."""
-    from transformers import AutoModel
-
-    with torch.device("meta"):
-        skeleton = loaded("model.name", name, lambda _: unloaded(AutoModel, config))
-    for path, module in skeleton.named_modules():
-        if path.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module.num_embeddings - module.padding_idx - 1
-    return None
 
 
 def _check_words(name: str, model: Any, tokenizer: Any) -> None:

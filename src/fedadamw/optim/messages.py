@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedadamw import checkpoint
 from fedadamw.algorithms import fedadamw as algorithm
-from fedadamw.blocks import Blocks
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout

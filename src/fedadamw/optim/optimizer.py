@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.optim.adamw import adamw as adamw_
 
 from fedadamw.algorithms import fedadamw as algorithm
-from fedadamw.blocks import Blocks
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw, check_adamw, debias
 from fedadamw.directions.align import aligned_step
-from fedadamw.messages import Broadcast, Upload, check_message
+from fedadamw.optim.messages import Broadcast, Upload, check_message
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, at_least_single
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw.algorithms import fedadamw as algorithm
-from fedadamw.blocks import Blocks
-from fedadamw.messages import Broadcast, Upload, check_message
+from fedadamw.blocks.blocks import Blocks
+from fedadamw.optim.messages import Broadcast, Upload, check_message
 from fedadamw.validation import InputError, check, one_of
 from fedadamw.vector import Layout, at_least_single, trainable
 

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from fedadamw.data.batches import ImageTask, moments
 from fedadamw.data.fitting import BILINEAR, Fit
+from fedadamw.data.image_task import ImageTask, moments
 from fedadamw.data.images import Images, Wanted, load_held_out, load_images
 from fedadamw.data.labels import no_head
 from fedadamw.data.pictures import CROP, MODEL, SIZE, Form
-from fedadamw.engine.randomness import Purpose, torch_seed
-from fedadamw.engine.task import Task
-from fedadamw.experiment import Experiment
 from fedadamw.models import vision
 from fedadamw.models.loading import initial, outputs_of
 from fedadamw.models.lora import adapted
 from fedadamw.models.processor import BYTE, Processor
-from fedadamw.problems import Learned
+from fedadamw.prepare.learned import Learned
+from fedadamw.randomness import Purpose, torch_seed
+from fedadamw.settings.experiment import Experiment
+from fedadamw.task import Task
 from fedadamw.validation import InputError, check
 
 

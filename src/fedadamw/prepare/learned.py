@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fedadamw.engine.task import Task
+from fedadamw.task import Task
 
 
 class Learned(NamedTuple):

@@ -1,30 +1,30 @@
 """From settings to a simulation: data, partition, model and algorithm, built and checked before any work starts."""
 
-import os
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from fedadamw import registry
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.blocks import Blocks
+from fedadamw.algorithms import registry
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.data import partition as split
 from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
 from fedadamw.data.sources import Samples
 from fedadamw.data.texts import Texts
-from fedadamw.engine.allocator import keep_freed_memory
-from fedadamw.engine.randomness import Purpose, numpy_generator
 from fedadamw.engine.ranks import Team, team
 from fedadamw.engine.robust import check_robust
 from fedadamw.engine.simulate import NOT_EXACT, Simulation
 from fedadamw.engine.step import compiling_pays
-from fedadamw.experiment import Experiment
 from fedadamw.models.lora import Folding
-from fedadamw.problems import Learned, images, texts
+from fedadamw.prepare import images, texts
+from fedadamw.prepare.device import check_device, device_of
+from fedadamw.prepare.learned import Learned
+from fedadamw.prepare.malloc import keep_freed_memory
+from fedadamw.randomness import Purpose, numpy_generator
+from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, check
 
 
@@ -135,47 +135,6 @@ def compiled(experiment: Experiment, model: nn.Module, clients: Partition, devic
     steps = t.steps or -(-int(clients.sizes.mean()) * (t.epochs or 1) // t.batch_size)
     d = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return compiling_pays(d, t.rounds * t.clients_per_round * steps, device)
-
-
-def cores() -> int:
-    """Of this machine, as many as this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def on_gpu(experiment: Experiment) -> bool:
-    """Whether the experiment will run on something else than a CPU; asks, and takes nothing of it."""
-    if experiment.device == "auto":
-        return torch.cuda.is_available()
-    return experiment.device != "cpu"
-
-
-def check_device(setting: str, given: object) -> None:
-    """Raise InputError where `given` names no kind of device that everything here runs on."""
-    known = isinstance(given, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", given)
-    check(bool(known), f"{setting}={given!r} is no device to train on; use one of auto, cpu, cuda, cuda:0, cuda:1, ...")
-
-
-def device_of(experiment: Experiment, name: str | None = None) -> torch.device:
-    """The device `name`, by default the one that the experiment names, set up for it; InputError where there is none.
-
-    Float32 is float32 there: torch would have cuDNN's convolutions round to TF32, 10 bits of 23.
-    """
-    torch.backends.cudnn.allow_tf32 = experiment.training.precision != "float32"
-    given = name or experiment.device
-    check_device("device", given)
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if given == "cpu" or (given == "auto" and not gpus):
-        return torch.device("cpu")
-    number = int(given.partition(":")[2] or os.environ.get("LOCAL_RANK", "0"))  # torchrun's: a GPU a rank
-    there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(gpus))])
-    check(number < gpus, f"device={given!r}: torch sees no such GPU here; there is {there}")
-    device = torch.device("cuda", number)
-    try:
-        torch.zeros(1, device=device).item()
-        torch.cuda.set_device(device)
-    except RuntimeError as error:
-        raise InputError(f"device={given!r}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def samples_of(experiment: Experiment) -> tuple[Samples, Samples]:

@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from fedadamw.data import glue
 from fedadamw.data.dialogues import Dialogues
 from fedadamw.data.labels import find_label_column, no_head
 from fedadamw.data.scoring import REGRESSION
 from fedadamw.data.sources import held_out_split, read, read_held_out
-from fedadamw.data.text_batches import LanguageTask, TextTask
+from fedadamw.data.text_tasks import LanguageTask, TextTask
 from fedadamw.data.texts import Labelled, Texts, text_column
-from fedadamw.engine.randomness import Purpose, torch_seed
-from fedadamw.engine.task import Task
-from fedadamw.experiment import LANGUAGE, Data, Experiment
-from fedadamw.models import text, vision
+from fedadamw.models import text, tokenizers, vision
 from fedadamw.models.loading import initial, outputs_of
 from fedadamw.models.lora import adapted
-from fedadamw.problems import Learned
+from fedadamw.prepare.learned import Learned
+from fedadamw.randomness import Purpose, torch_seed
+from fedadamw.settings import glue
+from fedadamw.settings.experiment import LANGUAGE, Data, Experiment
+from fedadamw.task import Task
 from fedadamw.validation import check
 
 DIGITS = Data().source
@@ -42,7 +42,7 @@ def tokenizer_of(experiment: Experiment) -> Any:
     """The model's tokenizer, or the one that the experiment names."""
     m = experiment.model
     _check_model(experiment)
-    return text.tokenizer_of(m.name, m.tokenizer, m.pad_token)
+    return tokenizers.tokenizer_of(m.name, m.tokenizer, m.pad_token)
 
 
 def load(experiment: Experiment) -> tuple[Texts, Texts]:
@@ -98,7 +98,7 @@ def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> La
         "label": data.label_column,
         "group": None if known else experiment.partition.natural,
         "tokenizer": tokenizer,
-        "max_length": text.max_length_of(experiment.model.name, tokenizer, data.max_length),
+        "max_length": tokenizers.max_length_of(experiment.model.name, tokenizer, data.max_length),
     }
     if data.task == LANGUAGE:
         reader = Dialogues(source, data.text_column, data.prompt_column, data.response_column, **common)
@@ -117,7 +117,7 @@ def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> La
     labelled = Labelled.of(source, train, columns, **common, **known, numbers=numbers, outputs=outputs)
     if known or labelled.edges is not None or experiment.model.fresh:
         return labelled
-    return replace(labelled, classes=text.in_own_order(experiment.model.name, labelled.classes))
+    return replace(labelled, classes=tokenizers.in_own_order(experiment.model.name, labelled.classes))
 
 
 def _warn_of_cut(texts: Texts, which: str, max_length: int) -> None:
@@ -159,7 +159,7 @@ def model_of(experiment: Experiment, about: Mapping[str, Any]) -> text.Text:
     """The model, whose fresh weights depend on the seed alone."""
     m, lora, language = experiment.model, experiment.lora, experiment.data.task == LANGUAGE
     tokenizer = tokenizer_of(experiment)
-    max_length = text.max_length_of(m.name, tokenizer, experiment.data.max_length)
+    max_length = tokenizers.max_length_of(m.name, tokenizer, experiment.data.max_length)
     numbers = about["edges"] is not None
 
     def build() -> text.Text:

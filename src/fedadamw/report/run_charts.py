@@ -8,9 +8,9 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from fedadamw import metrics
-from fedadamw.disk import writing
-from fedadamw.escaping import visible
+from fedadamw.io.disk import writing
+from fedadamw.io.escaping import visible
+from fedadamw.report import metrics
 
 Records = Sequence[Mapping[str, Any]]
 

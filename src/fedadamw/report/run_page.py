@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.escaping import in_html, in_script
-from fedadamw.metrics import evaluated, label, main, score, shown
-from fedadamw.report import figures
-from fedadamw.report.library import library
-from fedadamw.run_folder import RunFolder
-from fedadamw.yaml_text import read_yaml
+from fedadamw.io.escaping import in_html, in_script
+from fedadamw.io.yaml_text import read_yaml
+from fedadamw.report import run_charts as figures
+from fedadamw.report.metrics import evaluated, label, main, score, shown
+from fedadamw.report.vega import library
+from fedadamw.runner.folder import RunFolder
 
 
 def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None:

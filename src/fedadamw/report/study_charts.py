@@ -7,8 +7,8 @@ from typing import Any
 
 import altair as alt
 
-from fedadamw.metrics import bounds, label
-from fedadamw.report.figures import Width
+from fedadamw.report.metrics import bounds, label
+from fedadamw.report.run_charts import Width
 
 Result = Mapping[str, Any]  # one run
 Results = Mapping[str, Any]  # a study

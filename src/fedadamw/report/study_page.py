@@ -7,11 +7,11 @@ from string import Template
 from typing import Any
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.escaping import in_html, in_script
-from fedadamw.report import charts
-from fedadamw.report.charts import Results, metric
-from fedadamw.report.figures import save, styled
-from fedadamw.report.library import library
+from fedadamw.io.escaping import in_html, in_script
+from fedadamw.report import study_charts as charts
+from fedadamw.report.run_charts import save, styled
+from fedadamw.report.study_charts import Results, metric
+from fedadamw.report.vega import library
 
 FILES = ("curves.png", "report.html")
 

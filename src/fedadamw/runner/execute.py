@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
+from fedadamw.algorithms.registry import needs_blocks
 from fedadamw.engine.ranks import RankLostError
-from fedadamw.engine.simulate import DivergedError, Record, Remote, Simulation
-from fedadamw.experiment import Experiment
-from fedadamw.places import DATA, MODEL, check_origins, plain_folders
-from fedadamw.prepare import Prepared, prepare
-from fedadamw.registry import needs_blocks
-from fedadamw.run_folder import RunFolder, settings_digest
-from fedadamw.tracking import Trackers, check_trackers
+from fedadamw.engine.record import DivergedError, Record
+from fedadamw.engine.simulate import Remote, Simulation
+from fedadamw.prepare.simulation import Prepared, prepare
+from fedadamw.runner.folder import RunFolder, settings_digest
+from fedadamw.runner.tracking import Trackers, check_trackers
+from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.paths import DATA, MODEL, check_origins, plain_folders
 from fedadamw.validation import check
 
 PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetensors")
@@ -135,7 +136,7 @@ def agree(experiment: Experiment, prepared: Prepared) -> None:
 
 def write_report(folder: RunFolder, prepared: Prepared) -> None:
     """curves.png and report.html of a run that is done."""
-    from fedadamw.report.page import write
+    from fedadamw.report.run_page import write
 
     counts = prepared.partition.counts(prepared.train.labels, len(prepared.train.classes))
     write(folder, counts, prepared.train.classes)
@@ -173,11 +174,11 @@ def device_name(device: torch.device) -> str:
 
 def commit() -> str | None:
     """The commit of this package's own checkout, `+changes` where it was edited; None where it is installed."""
-    here = Path(__file__).parent
-    if not _git(here, "ls-files", "--error-unmatch", Path(__file__).name):
+    package = Path(__file__).parent.parent
+    if not _git(package, "ls-files", "--error-unmatch", "__init__.py"):
         return None
-    revision = _git(here, "rev-parse", "HEAD")
-    return revision + "+changes" if _git(here, "status", "--porcelain", ".") else revision
+    revision = _git(package, "rev-parse", "HEAD")
+    return revision + "+changes" if _git(package, "status", "--porcelain", ".") else revision
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -23,9 +23,10 @@ from torch import Tensor
 from fedadamw import checkpoint
 from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.data.pictures import SIZE
-from fedadamw.disk import writing
-from fedadamw.engine.simulate import Record
-from fedadamw.experiment import Experiment, load
+from fedadamw.engine.record import Record
+from fedadamw.io.disk import writing
+from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 ELSEWHERE = "start in another folder"

@@ -8,7 +8,7 @@ from multiprocessing import forkserver, get_context, parent_process, resource_tr
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 
-LIBRARIES = "fedadamw.libraries"
+LIBRARIES = "fedadamw.runner.preload"
 
 
 def start_fork_server() -> ForkServerContext:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from fedadamw.engine.ranks import RankLostError
-from fedadamw.experiment import Experiment
-from fedadamw.fork_server import end_with_parent, start_fork_server
-from fedadamw.prepare import cores, on_gpu
-from fedadamw.signals import stop_once
+from fedadamw.prepare.device import cores, on_gpu
+from fedadamw.runner.fork_server import end_with_parent, start_fork_server
+from fedadamw.runner.signals import stop_once
+from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError
 
 STEPS_THAT_PAY = 2000  # local steps of a run above which starting ranks is worth its seconds

@@ -3,4 +3,4 @@
 import datasets  # noqa: F401
 from transformers import ResNetForImageClassification, SwinForImageClassification, ViTForImageClassification  # noqa: F401
 
-from fedadamw.run import execute  # noqa: F401
+from fedadamw.runner.execute import execute  # noqa: F401

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from fedadamw.engine.settings import Training
-from fedadamw.engine.simulate import Record
-from fedadamw.metrics import in_words
+from fedadamw.engine.record import Record
+from fedadamw.report.metrics import in_words
+from fedadamw.settings.training import Training
 
 LINES = 20  # about so many of them a run, where there is no terminal
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fedadamw.engine.simulate import Record
-from fedadamw.experiment import Experiment
-from fedadamw.extras import missing
-from fedadamw.validation import InputError, nearest
+from fedadamw.engine.record import Record
+from fedadamw.settings.experiment import Experiment
+from fedadamw.validation import InputError, missing, nearest
 
 
 def check_trackers(names: Sequence[str], *, here: bool = True) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fedadamw.data.sources import is_local as is_local_data
-from fedadamw.experiment import Data, Experiment
 from fedadamw.models.loading import PACKAGE
 from fedadamw.models.loading import is_local as is_local_model
 from fedadamw.models.vision import NAMES
+from fedadamw.settings.experiment import Data, Experiment
 from fedadamw.validation import check, path_of
 
 SIGNS = (".", "/", "~", PACKAGE)  # with one of these a name is never a hub id

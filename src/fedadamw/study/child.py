@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from fedadamw.engine.simulate import DivergedError
-from fedadamw.experiment import parse
-from fedadamw.fork_server import end_with_parent
-from fedadamw.run import Interrupted, execute
-from fedadamw.run_folder import RunFolder
-from fedadamw.signals import stop_once
+from fedadamw.engine.record import DivergedError
+from fedadamw.runner.execute import Interrupted, execute
+from fedadamw.runner.folder import RunFolder
+from fedadamw.runner.fork_server import end_with_parent
+from fedadamw.runner.signals import stop_once
+from fedadamw.settings.load import parse
 from fedadamw.validation import InputError
 
 LOG = "log.txt"

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.report import comparison
-from fedadamw.report.charts import Results
-from fedadamw.run_folder import RunFolder
+from fedadamw.report import study_page as comparison
+from fedadamw.report.study_charts import Results
+from fedadamw.runner.folder import RunFolder
 from fedadamw.study.plan import Run, jobs_for, plan
+from fedadamw.study.progress import Show
 from fedadamw.study.results import collect, markdown, write
-from fedadamw.study.show import Show
 from fedadamw.study.workers import Ended, Workers, run_all
 from fedadamw.validation import check
 

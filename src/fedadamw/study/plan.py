@@ -8,12 +8,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from fedadamw import registry
+from fedadamw.algorithms import registry
 from fedadamw.checkpoint import CheckpointError
-from fedadamw.experiment import Experiment, assemble, settings_elsewhere
-from fedadamw.prepare import check_settings, cores, on_gpu
-from fedadamw.run_folder import RunFolder, settings_digest
-from fedadamw.tracking import check_trackers
+from fedadamw.prepare.device import cores, on_gpu
+from fedadamw.prepare.simulation import check_settings
+from fedadamw.runner.folder import RunFolder, settings_digest
+from fedadamw.runner.tracking import check_trackers
+from fedadamw.settings.experiment import Experiment, settings_elsewhere
+from fedadamw.settings.load import assemble
 from fedadamw.validation import InputError, check, nearest, one_of
 
 MOST_RUNS = 10_000

@@ -8,8 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedadamw.escaping import visible
-from fedadamw.metrics import in_words
+from fedadamw.io.escaping import visible
+from fedadamw.report.metrics import in_words
 from fedadamw.study.plan import Run
 from fedadamw.study.results import name_of
 from fedadamw.study.workers import Ended

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
-from fedadamw.escaping import in_markdown, visible
-from fedadamw.metrics import evaluated, label, main, score
-from fedadamw.report.charts import Result, Results, variants
-from fedadamw.report.comparison import columns
+from fedadamw.io.escaping import in_markdown, visible
+from fedadamw.report.metrics import evaluated, label, main, score
+from fedadamw.report.study_charts import Result, Results, variants
+from fedadamw.report.study_page import columns
 from fedadamw.study.plan import Run
 from fedadamw.study.workers import Ended
 

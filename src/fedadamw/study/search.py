@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedadamw import registry
-from fedadamw.experiment import assemble
-from fedadamw.extras import missing
-from fedadamw.metrics import main, score
-from fedadamw.run_folder import settings_digest
+from fedadamw.algorithms import registry
+from fedadamw.report.metrics import main, score
+from fedadamw.runner.folder import settings_digest
+from fedadamw.settings.load import assemble
 from fedadamw.study.plan import Run, sharing, those_of, words
 from fedadamw.study.results import not_a_number
+from fedadamw.validation import missing
 
 if TYPE_CHECKING:
     import optuna

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from fedadamw import registry
+from fedadamw.algorithms import registry
 from fedadamw.checkpoint import write_atomically
-from fedadamw.escaping import visible
-from fedadamw.experiment import assemble, put, read
-from fedadamw.metrics import label
+from fedadamw.io.escaping import visible
+from fedadamw.report.metrics import label
+from fedadamw.settings.load import assemble, put, read
 from fedadamw.study.compare import RUNS, held
 from fedadamw.study.plan import check_given, check_runnable, check_single, jobs_for, plan, single, those_of
+from fedadamw.study.progress import Show
 from fedadamw.study.results import distinct
 from fedadamw.study.search import VALIDATION, Search, journal, path_of
-from fedadamw.study.show import Show
 from fedadamw.study.workers import TICK_S, Ended, Workers
 from fedadamw.validation import check, one_of
 

@@ -7,7 +7,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import NamedTuple
 
-from fedadamw.fork_server import start_fork_server
+from fedadamw.runner.fork_server import start_fork_server
 from fedadamw.study.child import LOG, work
 from fedadamw.study.plan import Run
 

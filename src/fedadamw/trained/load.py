@@ -3,29 +3,23 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fedadamw import checkpoint
-from fedadamw.data.images import Images
-from fedadamw.data.pictures import SIZE
-from fedadamw.data.texts import Texts
-from fedadamw.engine.client import autocast
 from fedadamw.engine.ledger import NAME as LEDGER
 from fedadamw.engine.ledger import Page, read_page
-from fedadamw.engine.randomness import Purpose, numpy_generator
-from fedadamw.engine.task import Evaluation, Task
-from fedadamw.experiment import LANGUAGE, Experiment, assemble, load, parse
 from fedadamw.models.loading import config_from, in_one_line, loaded
 from fedadamw.models.lora import Folding, with_adapter
 from fedadamw.models.text import Text
 from fedadamw.models.vision import Vision
-from fedadamw.places import DATA, MODEL, check_origins, is_path, whole, with_paths
-from fedadamw.prepare import device_of, samples_of
-from fedadamw.problems import images, texts
-from fedadamw.run_folder import RunFolder, check_pixels
+from fedadamw.prepare import images, texts
+from fedadamw.runner.folder import RunFolder, check_pixels
+from fedadamw.settings.experiment import LANGUAGE, Experiment
+from fedadamw.settings.load import assemble, load, parse
+from fedadamw.settings.paths import DATA, MODEL, check_origins, is_path, whole, with_paths
 from fedadamw.validation import InputError, brief, check
 from fedadamw.vector import Layout, statistics, trainable
 
@@ -38,9 +32,6 @@ EVALUATED = (
 OF_ANYBODY = ("model.tokenizer", "model.pad_token")  # and of a model that comes without settings
 BASE, ADAPTER = "model.name", "adapter_config.json"
 FACTS = "fedadamw.json"  # in an exported folder: the run's settings and what is known of its data
-
-
-Held = TypeVar("Held", Texts, Images)
 
 
 class Trained(NamedTuple):
@@ -199,45 +190,9 @@ def _of_data(given: list[tuple[str, Any]]) -> bool:
 
 
 def _changed(experiment: Experiment, given: list[tuple[str, Any]]) -> Experiment:
-    from fedadamw.experiment import put
+    from fedadamw.settings.load import put
 
     settings = experiment.model_dump(mode="json")
     for path, value in given:
         put(settings, path, value)
     return parse(settings)
-
-
-def evaluate(trained: Trained) -> tuple[Evaluation, int]:
-    """Loss and metrics on the held-out samples that the experiment names, and how many these are."""
-    experiment, built = trained.experiment, trained.built
-    device = device_of(experiment)
-    if experiment.threads:
-        torch.set_num_threads(experiment.threads)
-    held_out, task = _held_out(trained, device)
-    model = built.model.to(device).eval()
-    with torch.no_grad(), autocast(experiment.training, device):
-        return task.score(task.outputs(model, 0, task.held_out)), len(held_out)
-
-
-def _picked(experiment: Experiment, found: Held) -> Held:
-    """As many of the held-out samples as data.max_test says."""
-    most = experiment.data.max_test
-    if not most or most >= len(found):
-        return found
-    return found.take(numpy_generator(experiment.seed, Purpose.SPLIT).permutation(len(found))[:most])
-
-
-def _held_out(trained: Trained, device: torch.device) -> tuple[Texts | Images, Task]:
-    experiment, built, about = trained.experiment, trained.built, trained.about
-    own = None if trained.other_data else samples_of(experiment)[1]
-    if isinstance(built, Text):
-        found = _picked(experiment, texts.held_out(experiment, about)) if own is None else own
-        assert isinstance(found, Texts)
-        same = list(found.classes) == list(about["classes"]) and (found.edges is None) == (about["edges"] is None)
-        check(same, "the run's classes were numbered otherwise, by an earlier version: evaluate it with --data")
-        return found, texts.task_of(experiment, built.form, found, found, device)
-    seen = _picked(experiment, images.held_out(experiment, about)) if own is None else own
-    assert isinstance(seen, Images)
-    same = (list(seen.pixels.shape[1:]), seen.fit) == (list(about["shape"]), about.get("fit", SIZE))
-    check(same, "the run's pictures were kept in another form, by an earlier version: evaluate it with --data")
-    return seen, images.task_of(experiment, built, seen, seen, device, about)

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedadamw.experiment import Experiment
-from fedadamw.flower import app
-from fedadamw.flower.bed import Bed
-from fedadamw.metrics import label, shown
-from fedadamw.places import from_anywhere
-from fedadamw.prepare import check_settings
-from fedadamw.run_folder import RunFolder
-from fedadamw.tracking import check_trackers
+from fedadamw.flower import new_app as app
+from fedadamw.flower.local.testbed import Bed
+from fedadamw.prepare.simulation import check_settings
+from fedadamw.report.metrics import label, shown
+from fedadamw.runner.folder import RunFolder
+from fedadamw.runner.tracking import check_trackers
+from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.paths import from_anywhere
 from fedadamw.validation import InputError, check
 
 Say = Callable[[str], None]

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fedadamw.flower import certs
+from fedadamw.flower.local import certs
 from fedadamw.validation import InputError, check
 
 HOST = "127.0.0.1"

@@ -14,26 +14,27 @@ import torch
 from flwr.app import Array
 from torch import Tensor, nn
 
-from fedadamw import codecs
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.data.images import Images
 from fedadamw.data.texts import Texts
+from fedadamw.engine import codecs
 from fedadamw.engine.client import Shard, Workspace
 from fedadamw.engine.loop import Loop
-from fedadamw.engine.simulate import DivergedError
+from fedadamw.engine.record import DivergedError
 from fedadamw.engine.step import stepper
 from fedadamw.engine.store import OnDisk
-from fedadamw.engine.task import Task
 from fedadamw.engine.uploads import Coded, Uploads
-from fedadamw.experiment import Data, Experiment
-from fedadamw.flower.names import LateError, StaleError
+from fedadamw.flower.protocol import LateError, StaleError
 from fedadamw.flower.wire import Expected, digest, named, read, to_array
+from fedadamw.io.yaml_text import read_yaml
 from fedadamw.models.lora import Folding
-from fedadamw.prepare import algorithm_of, check_device, device_of, partition_of, samples_of
-from fedadamw.problems import images, texts
+from fedadamw.prepare import images, texts
+from fedadamw.prepare.device import check_device, device_of
+from fedadamw.prepare.simulation import algorithm_of, partition_of, samples_of
+from fedadamw.settings.experiment import Data, Experiment
+from fedadamw.task import Task
 from fedadamw.validation import InputError, check
-from fedadamw.yaml_text import read_yaml
 
 Config = Mapping[str, str | int | float | bool]  # what a node is started with: --node-config
 
@@ -226,7 +227,7 @@ def home_of(config: Config, federation: str, number: int) -> Path:
 
 def load(settings: str, about: str, config: Config, federation: str) -> Node:
     """The node of a run, from what travels as text: its settings (YAML) and what is known of the data (JSON)."""
-    from fedadamw.experiment import parse
+    from fedadamw.settings.load import parse
 
     try:
         given, known = read_yaml("settings", settings), json.loads(about)

@@ -25,7 +25,7 @@ from typing import Any
 
 from flwr.app import Array
 
-from fedadamw.flower.names import STALE, LateError, StaleError
+from fedadamw.flower.protocol import STALE, LateError, StaleError
 
 START_S = 60.0  # that a worker may take to listen
 IDLE_S = 3600.0  # without work, after which it ends
@@ -88,7 +88,14 @@ def _connected(place: Path, parent: int) -> Connection:
         with contextlib.suppress(OSError):
             return Client(str(place), "AF_UNIX")
         place.unlink(missing_ok=True)  # of a worker that was killed
-        command = [sys.executable, "-P", "-m", "fedadamw.flower.worker", str(place), str(parent)]  # -P: not from here
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "fedadamw.flower.node.worker",
+            str(place),
+            str(parent),
+        ]  # -P: not from here
         worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         until = time.monotonic() + START_S
         while time.monotonic() < until:
@@ -152,7 +159,7 @@ class Worker:
 
     def _loaded(self, wanted: list[Any]) -> Any:
         """A node for a run; it takes the place of one of the same run with other settings."""
-        from fedadamw.flower import node
+        from fedadamw.flower.node import node
 
         run = json.dumps(wanted[2:], sort_keys=True)
         self._nodes = OrderedDict((k, n) for k, n in self._nodes.items() if json.dumps(json.loads(k)[2:]) != run)

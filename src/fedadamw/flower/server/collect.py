@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
-from fedadamw.engine.settings import Federation
-from fedadamw.flower import guard
-from fedadamw.flower.events import Events
-from fedadamw.flower.inbox import Inbox, Upload
-from fedadamw.flower.members import Members
-from fedadamw.flower.names import STALE
-from fedadamw.flower.post import SURE_S, Content, Post
+from fedadamw.flower.protocol import STALE
+from fedadamw.flower.server import guard
+from fedadamw.flower.server.events import Events
+from fedadamw.flower.server.grid import SURE_S, Content, Post
+from fedadamw.flower.server.inbox import Inbox, Upload
+from fedadamw.flower.server.members import Members
 from fedadamw.flower.wire import RefusedError
+from fedadamw.settings.federation import Federation
 
 POLL_S = (0.05, 0.5)  # between looks for answers: at first, and at most
 LOOK_S = 2.0  # between looks for nodes that came or went

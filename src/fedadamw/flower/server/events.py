@@ -5,8 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from fedadamw.disk import writing
-from fedadamw.flower.monitor import Monitor
+from fedadamw.flower.server.monitor import Monitor
+from fedadamw.io.disk import writing
 
 
 class Events:

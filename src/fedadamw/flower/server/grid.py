@@ -20,7 +20,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 from flwr.supercore.run import RunNotRunningException
 from torch import Tensor
 
-from fedadamw.flower.names import ARRAYS, ASK, NUMBERS, PROTOCOL, STALE, TOLD
+from fedadamw.flower.protocol import ARRAYS, ASK, NUMBERS, PROTOCOL, STALE, TOLD
 from fedadamw.flower.wire import RefusedError, to_array
 from fedadamw.vector import nbytes
 

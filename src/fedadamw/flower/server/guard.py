@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedadamw.engine.settings import Federation
 from fedadamw.flower.wire import RefusedError
+from fedadamw.settings.federation import Federation
 from fedadamw.vector import HUGE
 
 STATISTICS = "statistics"  # BatchNorm's, beside the fields of an upload

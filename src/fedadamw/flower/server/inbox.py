@@ -11,14 +11,14 @@ from flwr.app import Message
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fedadamw.disk import writing
 from fedadamw.engine.client import Answer, Shard
-from fedadamw.engine.settings import Training
 from fedadamw.engine.uploads import Uploads
-from fedadamw.flower import guard
-from fedadamw.flower.names import ARRAYS
-from fedadamw.flower.post import numbers_of
+from fedadamw.flower.protocol import ARRAYS
+from fedadamw.flower.server import guard
+from fedadamw.flower.server.grid import numbers_of
 from fedadamw.flower.wire import HEADER, Expected, RefusedError, read
+from fedadamw.io.disk import writing
+from fedadamw.settings.training import Training
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, nbytes
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from flwr.app import Message
 
-from fedadamw.flower.events import Events
-from fedadamw.flower.post import Post, numbers_of
+from fedadamw.flower.server.events import Events
+from fedadamw.flower.server.grid import Post, numbers_of
 from fedadamw.flower.wire import RefusedError
 
 HELLO_S = 300.0  # that a node may take to say who it is: it loads data and model

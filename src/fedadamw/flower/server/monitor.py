@@ -2,10 +2,9 @@
 
 from types import TracebackType
 
-from fedadamw.engine.simulate import Record
-from fedadamw.extras import missing
-from fedadamw.metrics import main
-from fedadamw.validation import InputError, check
+from fedadamw.engine.record import Record
+from fedadamw.report.metrics import main
+from fedadamw.validation import InputError, check, missing
 
 
 class Monitor:

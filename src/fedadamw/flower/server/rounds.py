@@ -12,14 +12,14 @@ import torch
 
 from fedadamw.engine.client import Answer, Shard
 from fedadamw.engine.ledger import Ledger, Page
-from fedadamw.engine.randomness import Purpose, numpy_generator
-from fedadamw.engine.settings import Federation
-from fedadamw.flower.collect import Collector
-from fedadamw.flower.events import Events
-from fedadamw.flower.inbox import Inbox
-from fedadamw.flower.members import Members
-from fedadamw.flower.post import Content, Post
+from fedadamw.flower.server.collect import Collector
+from fedadamw.flower.server.events import Events
+from fedadamw.flower.server.grid import Content, Post
+from fedadamw.flower.server.inbox import Inbox
+from fedadamw.flower.server.members import Members
 from fedadamw.flower.wire import digest, named
+from fedadamw.randomness import Purpose, numpy_generator
+from fedadamw.settings.federation import Federation
 from fedadamw.vector import Vector, nbytes
 
 AGAIN_S = (1.0, 30.0)  # before clients are asked again where too few answered: at first, and at most
