@@ -18,13 +18,13 @@ test: .venv/.dev
 test-all: test test-slow test-flower
 
 test-slow: .venv/.dev
-	$(BIN)/pytest $(PARALLEL) -m slow --ignore tests/test_flower.py
+	$(BIN)/pytest $(PARALLEL) -m slow --ignore tests/flower/test_superlinks.py
 
 flower-demo: .venv/.dev
 	$(BIN)/fedadamw flower demo
 
 test-flower: .venv/.dev
-	$(BIN)/pytest -m slow tests/test_flower.py
+	$(BIN)/pytest -m slow tests/flower/test_superlinks.py
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / "results"
 
 
 def write(what: str, device: str, record: dict[str, Any]) -> Path:

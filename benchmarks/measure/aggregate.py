@@ -2,7 +2,7 @@
 
 The engine adds each flat vector to one running sum as it comes, so it never holds two of them.
 
-    python benchmarks/aggregate.py            # writes benchmarks/results/aggregate_<device>_<yyyymm>.json
+    python -m benchmarks.measure.aggregate            # writes benchmarks/results/aggregate_<device>_<yyyymm>.json
 """
 
 import argparse
@@ -13,10 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-import records
 import torch
 from torch import Tensor
 
+from benchmarks.common import records
 from fedadamw.engine.round import Mean
 from fedadamw.models.vision import ImageShape, build
 from fedadamw.runner.execute import commit, device_name
@@ -73,7 +73,7 @@ def main() -> None:
         return
     ways = {}
     for name in WAYS:  # each in a process of its own, for its peak of memory
-        command = [sys.executable, __file__, "--one", name, "--device", given.device]
+        command = [sys.executable, "-m", __spec__.name, "--one", name, "--device", given.device]
         ways[name] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         print(f"{name:24} {1e3 * ways[name]['s']:8.0f} ms {ways[name]['extra_mb']:8,} MB more", flush=True)
     if len({round(way["sum"], 3) for way in ways.values()}) != 1:

@@ -1,6 +1,6 @@
 """A few rounds of FedAdamW with vit-tiny, swin-tiny and resnet18 on CIFAR-10, Dirichlet 0.1: does the loss fall?
 
-python benchmarks/cifar10_models.py --data ../shared/data/cifar10
+python -m benchmarks.measure.cifar10_models --data ../shared/data/cifar10
 """
 
 import argparse
@@ -16,7 +16,7 @@ from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.execute import commit
 from fedadamw.settings.load import load
 
-RESULTS = Path(__file__).parent / "results" / "cifar10-models_cpu_202611.json"
+RESULTS = Path(__file__).parent.parent / "results" / "cifar10-models_cpu_202611.json"
 SETTINGS = (
     "training.rounds=6 training.schedule=constant training.clients_per_round=20 training.steps=1 training.batch_size=8"
     " training.evaluate_every=1 data.max_test=200 partition.concentration=0.1"

@@ -4,7 +4,7 @@ The learning rate is chosen on a tenth of the training set that is held out for 
 best is not at its edge; the curves are then run on the test set, over several seeds. Finished runs are kept in the
 results file and not run again.
 
-    python benchmarks/cifar10_small.py --data ../shared/data/cifar10 --workers 2 --seeds 3
+    python -m benchmarks.measure.cifar10_small --data ../shared/data/cifar10 --workers 2 --seeds 3
 """
 
 import argparse
@@ -25,8 +25,8 @@ from fedadamw.report.run_charts import save
 from fedadamw.runner.execute import commit
 from fedadamw.settings.load import load
 
-RESULTS = Path(__file__).parent / "results" / "cifar10-small_cpu_202611.json"
-PICTURE = Path(__file__).parent.parent / "docs" / "cifar10-small.png"
+RESULTS = Path(__file__).parent.parent / "results" / "cifar10-small_cpu_202611.json"
+PICTURE = Path(__file__).parent.parent.parent / "docs" / "cifar10-small.png"
 GRIDS = {"fedadamw": [3e-4, 1e-3, 3e-3], "local-adamw": [3e-4, 1e-3, 3e-3], "fedavg": [0.03, 0.1, 0.3]}
 
 

@@ -2,8 +2,8 @@
 
 All engines train the same clients on the same batches, so the losses of a model must agree before a time is believed.
 
-    python benchmarks/engines.py                       # writes benchmarks/results/engines_<device>_<yyyymm>.json
-    python benchmarks/engines.py --device cuda --models vit-tiny,resnet18 --clients 10
+    python -m benchmarks.measure.engines   # writes benchmarks/results/engines_<device>_<yyyymm>.json
+    python -m benchmarks.measure.engines --device cuda --models vit-tiny,resnet18 --clients 10
 """
 
 import argparse
@@ -16,9 +16,9 @@ import sys
 from typing import Any, NamedTuple
 
 import numpy as np
-import records
 import torch
 
+from benchmarks.common import records
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.image_task import ImageTask

@@ -1,6 +1,6 @@
 """Many nodes against one SuperLink: rounds, memory of the server's processes, bytes on the socket.
 
-python benchmarks/federation_nodes.py [--nodes 100] [--rounds 50]
+python -m benchmarks.measure.federation_nodes [--nodes 100] [--rounds 50]
 
 A SuperLink with TLS and a ServerApp are real processes. The nodes are threads of this one that speak Flower's protocol
 over real connections, as a SuperNode does, and answer with fedadamw's own half of a node; so that a hundred of them fit
@@ -19,7 +19,6 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import records
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import (
@@ -29,6 +28,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 
+from benchmarks.common import records
 from fedadamw.flower import new_app as app
 from fedadamw.flower.client_app import packed
 from fedadamw.flower.local.testbed import HOST, Bed

@@ -1,6 +1,6 @@
 """What fedadamw adds to a round of Flower: against Flower's FedAvg with an empty ClientApp and the same payload.
 
-python benchmarks/federation_overhead.py [--nodes 2] [--rounds 8] [--turns 3]
+python -m benchmarks.measure.federation_overhead [--nodes 2] [--rounds 8] [--turns 3]
 
 Both run in turns on one test bed (TLS, node keys, a process each), and send the same bytes down and up in each round. A
 round lasts from the end of the one before to its own: ours with the guard, the spool, the mean, metrics.jsonl and the
@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 
 import flwr
-import records
 import torch
 
+from benchmarks.common import records
 from fedadamw.flower import new_app as app
 from fedadamw.flower.local.testbed import Bed
 from fedadamw.prepare.simulation import prepare

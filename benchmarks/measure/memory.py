@@ -4,7 +4,7 @@ Peak resident memory (on a GPU: allocated) above that of the same process before
 vector of the model: FedAdamW needs x, y, g, m, v, Delta_G, the running sum and what the server makes of it, however
 many clients train one after the other.
 
-    python benchmarks/memory.py            # writes benchmarks/results/memory_<device>_<yyyymm>.json
+    python -m benchmarks.measure.memory            # writes benchmarks/results/memory_<device>_<yyyymm>.json
 """
 
 import argparse
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import records
 import torch
 
+from benchmarks.common import records
 from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.image_task import ImageTask
@@ -52,7 +52,7 @@ def main() -> None:
         return
     cases = {}
     for name in CASES:
-        command = [sys.executable, __file__, "--one", name, "--device", given.device, "--model", given.model]
+        command = [sys.executable, "-m", __spec__.name, "--one", name, "--device", given.device, "--model", given.model]
         cases[name] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         print(f"{name:38} {cases[name]['mb']:8,} MB {cases[name]['vectors']:8.1f} vectors", flush=True)
     record = {

@@ -1,11 +1,12 @@
 """The same job in other frameworks: seconds a round, seconds before the first, peak memory.
 
-benchmarks/peers/job.py is the job; each file beside it does it in one framework, with the same clients and batches, and
-prints its losses, which must agree before any number is believed. Each framework has an environment of its own.
+benchmarks/measure/peer_jobs/job.py is the job; each file beside it does it in one framework, with the same clients and
+batches, and prints its losses, which must agree before any number is believed. Each framework has an environment of
+its own.
 
-    python benchmarks/peers.py --install     # makes the environments, once
-    python benchmarks/peers.py               # writes benchmarks/results/peers_cpu_<yyyymm>.json
-    python benchmarks/peers.py --only plain,fedadamw --models cnn --rounds 5
+    python -m benchmarks.measure.peers --install     # makes the environments, once
+    python -m benchmarks.measure.peers               # writes benchmarks/results/peers_cpu_<yyyymm>.json
+    python -m benchmarks.measure.peers --only plain,fedadamw --models cnn --rounds 5
 """
 
 import argparse
@@ -20,12 +21,12 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import records
 import torch
 
+from benchmarks.common import records
 from fedadamw.runner.execute import commit, device_name
 
-HERE = Path(__file__).parent / "peers"
+HERE = Path(__file__).parent / "peer_jobs"
 ENVIRONMENTS = HERE / "environments"
 CORES = len(os.sched_getaffinity(0))
 MODELS = "cnn,vit"

@@ -1,6 +1,6 @@
 """Very many clients: how long a partition takes, what it takes of memory, and whether a round feels how many there are.
 
-python benchmarks/population.py          # writes benchmarks/results/population_cpu_<yyyymm>.json
+python -m benchmarks.measure.population          # writes benchmarks/results/population_cpu_<yyyymm>.json
 """
 
 import argparse
@@ -11,10 +11,10 @@ import sys
 import time
 
 import numpy as np
-import records
 import torch
 from torch import nn
 
+from benchmarks.common import records
 from fedadamw.algorithms.scaffold import Scaffold
 from fedadamw.data import partition as split
 from fedadamw.data.image_task import ImageTask
@@ -43,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(1)
     partitions = {}
     for name in KINDS:  # each in a process of its own, for its peak of memory
-        command = [sys.executable, __file__, "--kind", name]
+        command = [sys.executable, "-m", __spec__.name, "--kind", name]
         partitions[name] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         print(
             f"{name:10} {CLIENTS:,} clients in {partitions[name]['s']} s, {partitions[name]['peak_mb']} MB", flush=True

@@ -3,19 +3,19 @@
 All move ViT-Tiny's 5.4M parameters. Without alignment and sharing FedAdamW is AdamW, so after the same steps the flat
 ones must have come to its weights: that is checked before anything is timed. With them it reads one vector more.
 
-    python benchmarks/step.py                # writes benchmarks/results/step_<device>_<yyyymm>.json
-    python benchmarks/step.py --device cuda
+    python -m benchmarks.measure.step                # writes benchmarks/results/step_<device>_<yyyymm>.json
+    python -m benchmarks.measure.step --device cuda
 """
 
 import argparse
 import time
 from collections.abc import Callable
 
-import records
 import torch
 from torch import Tensor, nn
 
 import fedadamw
+from benchmarks.common import records
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.engine.states import own
 from fedadamw.engine.step import stepper

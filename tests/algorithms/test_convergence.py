@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import CASES, rows
+from support.cases import CASES, rows
 
 from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import KINDS, tiny, tiny_config
 from peft import LoraConfig, get_peft_model
+from support.architectures import KINDS, tiny, tiny_config
 from torch.overrides import TorchFunctionMode
 
 from fedadamw.blocks.blocks import Blocks

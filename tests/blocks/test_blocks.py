@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import SmallTransformer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from support.sequences import SmallTransformer
 from torch import nn
 
 from fedadamw.blocks.blocks import Blocks

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from support.checkout import ROOT
 
 from fedadamw.cli.flower import _installed
 from fedadamw.flower.new_app import write

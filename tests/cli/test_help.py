@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 import typer
-from conftest import ROOT
+from support.checkout import ROOT
 
 from fedadamw.algorithms import registry
 from fedadamw.cli import choices as names

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from support.checkout import ROOT
 
 from fedadamw.engine.ranks import _File
 
@@ -59,7 +59,7 @@ def test_processes_import_their_own_libraries_where_frameworks_do_not_survive_a_
     look = "import os, sys; os._exit(len({'torch', 'transformers'} & set(sys.modules)))"
     code = f"""
 import sys
-from fedadamw.fork_server import start_fork_server
+from fedadamw.runner.fork_server import start_fork_server
 sys.platform = "darwin"
 process = start_fork_server().Process(target=exec, args=({look!r},))
 process.start()

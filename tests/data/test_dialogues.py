@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
-from conftest import SHARED, need
-from test_texts import experiment, told
+from support import tiny_models
+from support.checkout import SHARED, need
+from support.text_experiments import experiment, told
 
 from fedadamw.data.conversations import conversation
 from fedadamw.data.text_tasks import LanguageTask

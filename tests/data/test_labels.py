@@ -6,9 +6,9 @@ import warnings
 import datasets
 import numpy as np
 import pytest
-import tiny_models
 from PIL import Image
-from test_texts import experiment
+from support import tiny_models
+from support.text_experiments import experiment
 
 from fedadamw.data.images import load_images
 from fedadamw.data.labels import classes_of, groups_of, has_fractions, labels_of, places_of

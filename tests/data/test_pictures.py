@@ -5,11 +5,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pictures
 import pytest
 import torch
-from pictures import GREEN, RED, noise
 from PIL import Image
+from support import pictures
+from support.pictures import GREEN, RED, noise
 
 from fedadamw.data.fitting import Fit
 from fedadamw.data.images import Wanted, load_images

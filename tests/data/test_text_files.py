@@ -3,9 +3,9 @@
 import json
 
 import pytest
-import tiny_models
 import torch
-from test_texts import experiment
+from support import tiny_models
+from support.text_experiments import experiment
 
 from fedadamw.data.sources import read, read_held_out
 from fedadamw.models import tokenizers

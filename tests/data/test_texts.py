@@ -4,18 +4,15 @@ import json
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
-from conftest import SHARED, need
+from support import tiny_models
+from support.checkout import SHARED, need
+from support.text_experiments import experiment, told
 
 from fedadamw.data.scoring import scores
-from fedadamw.data.texts import Texts
 from fedadamw.models import tokenizers
 from fedadamw.prepare.simulation import prepare, samples_of
-from fedadamw.settings.load import load
 from fedadamw.validation import InputError
-
-ONE = ["partition={kind: iid, clients: 1}", "training={rounds: 1, clients_per_round: 1, steps: 1}", "device=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +23,6 @@ def place(tmp_path_factory):
     tiny_models.folder(path / "unpadded", "llama", pad=False)
     tiny_models.reviews(path / "reviews.csv")
     return path
-
-
-def experiment(place, *settings, kind="bert", task="text", source="reviews.csv"):
-    own = [f"data.task={task}", f"data.source={place / source}", f"model={place / kind}", "data.validation=0.2"]
-    return load("digits", [*ONE, *own, *settings])
-
-
-def told(place, texts: Texts, kind="bert") -> list[str]:
-    """The texts in words."""
-    words = tokenizers.tokenizer_of(str(place / kind))
-    return [words.decode(part) for part in np.split(texts.tokens, texts.starts[1:-1])]
 
 
 ROWS = [{"review": "good film", "mood": "up", "n": 2.5}, {"review": "bad, dull film", "mood": "down", "n": 1.5}] * 4

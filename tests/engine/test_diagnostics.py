@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from cases import CASES
-from test_algorithms import simulation
+from support.cases import CASES
+from support.runs import simulation
 
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.client import Shard

@@ -1,7 +1,6 @@
 """The loop engine and the simulation: unequal clients, statistics, rejected updates, memory, schedules."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import SequenceTask, attention_model, unequal_clients
+from support.engine import PoisonedTask
+from support.sequences import SequenceTask, attention_model, unequal_clients
 from torch import Tensor, nn
 
 from fedadamw.algorithm import Algorithm
@@ -28,9 +28,7 @@ from fedadamw.prepare.device import device_of
 from fedadamw.randomness import batches, sample_clients, torch_seed
 from fedadamw.settings.load import load
 from fedadamw.settings.training import Training
-from fedadamw.task import Evaluation
 from fedadamw.validation import InputError
-from fedadamw.vector import Vector
 
 
 class NormModel(nn.Module):
@@ -193,18 +191,6 @@ def test_weights_by_sample_count(task):
     torch.testing.assert_close(sim.state.server.x, expected, rtol=0, atol=1e-12)
 
 
-class PoisonedTask(SequenceTask):
-    """Clients that hold one of `poison` get a loss that is not a number."""
-
-    poison = frozenset[int]()
-
-    def batch(self, samples, drawn):
-        inputs, labels = super().batch(samples, drawn)
-        if self.poison & set(samples.tolist()):
-            inputs = inputs * float("nan")
-        return inputs, labels
-
-
 def test_a_client_that_is_not_finite_is_left_out_and_counted():
     task = PoisonedTask()
     clients = unequal_clients(task)
@@ -352,44 +338,6 @@ def test_more_clients_a_round_than_there_are(task):
         make(attention_model(), task, unequal_clients(task), clients_per_round=6)
 
 
-class WideTask:
-    """One sample is one number; the model is one wide vector: memory is the model's, not the data's."""
-
-    def draw(self, count, generator):
-        return torch.zeros(count, 0)
-
-    def batch(self, samples, drawn):
-        return (samples.float(),)
-
-    def losses(self, model: nn.Module, batch) -> Tensor:
-        weight: Vector = model.weight
-        return weight.square().mean() * batch[0]
-
-    held_out, resident = 1, True
-
-    def outputs(self, model, start, stop):
-        return torch.zeros(1, 1)
-
-    def score(self, outputs):
-        return Evaluation(0.0, {})
-
-
-def peak_memory(clients_per_round: int) -> None:
-    """Prints the peak resident memory of one round; run in a process of its own."""
-    torch.set_num_threads(1)
-    model = nn.Linear(2_000_000, 1, bias=False)  # 8 MB a vector
-    generator = np.random.default_rng(0)
-    sizes = generator.integers(4, 401, 1000)
-    ends = np.cumsum(sizes)
-    clients = [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    algorithm = registry.make("fedadamw", registry.settings_of("fedadamw"), Blocks.of(model))
-    training = Training(rounds=1, clients_per_round=clients_per_round, steps=1, batch_size=16)
-    record = Simulation(model, algorithm, WideTask(), clients, training).step()
-    assert record.clients == clients_per_round
-    status = Path("/proc/self/status").read_text()  # ru_maxrss would inherit the peak of the process that started it
-    print(json.dumps(int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) // 1024))
-
-
 def test_a_thousand_clients_with_4_to_400_samples_each_run():
     generator = np.random.default_rng(0)
     sizes = generator.permutation(np.r_[4, 400, generator.integers(4, 401, 998)])
@@ -406,7 +354,7 @@ def test_a_thousand_clients_with_4_to_400_samples_each_run():
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory_does_not_grow_with_the_clients_of_a_round():
     def megabytes(clients_per_round):
-        code = f"import test_engine; test_engine.peak_memory({clients_per_round})"
+        code = f"from support.engine import peak_memory; peak_memory({clients_per_round})"
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="tests", timeout=200
         )

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from test_models import images
+from support.image_sets import images
 
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.blocks.blocks import Blocks

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import EVERYWHERE
-from conftest import SequenceTask, command
-from of_two_ranks import CODED
-from test_algorithms import simulation
-from test_study import wait_for
+from support.cases import EVERYWHERE
+from support.checkout import ROOT
+from support.command import command
+from support.of_two_ranks import CODED
+from support.runs import simulation
+from support.sequences import SequenceTask
+from support.studies import wait_for
 
 from fedadamw.checkpoint import read
 from fedadamw.cli.run import one_rank
@@ -35,9 +37,8 @@ def of_two_ranks(request, once) -> Path:
     """What two ranks left of every algorithm; each trains its clients one after the other, or stacked."""
 
     def make(folder: Path) -> None:
-        worker = Path(__file__).parent / "of_two_ranks.py"
-        arguments = [sys.executable, *RUN, str(worker), str(folder), str(request.param)]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+        arguments = [sys.executable, *RUN, "-m", "support.of_two_ranks", str(folder), str(request.param)]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=ROOT / "tests")
         assert done.returncode == 0, done.stderr
 
     return once(f"ranks-{request.param}", make)

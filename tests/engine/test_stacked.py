@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from cases import CASES, EVERYWHERE, rows
-from conftest import attention_model, unequal_clients
-from test_algorithms import simulation
-from test_models import images
+from support.cases import CASES, EVERYWHERE, rows
+from support.image_sets import images
+from support.runs import simulation
+from support.sequences import attention_model, unequal_clients
 from torch import nn
 
 from fedadamw.algorithms import registry

@@ -1,24 +1,15 @@
 """What clients keep between rounds: in memory and on disk alike, through crashes, for very many clients."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
-from cases import CASES
-from conftest import attention_model, command
-from test_algorithms import simulation
+from support.cases import CASES
+from support.command import command
+from support.memories import Kept, kept
+from support.runs import simulation
+from support.sequences import attention_model
 
 from fedadamw.checkpoint import CheckpointError, read
 from fedadamw.engine.store import InMemory, OnDisk
-
-
-class Kept(NamedTuple):
-    c: torch.Tensor
-    rounds: torch.Tensor
-
-
-def kept(value: float) -> Kept:
-    return Kept(torch.full((3,), float(value)), torch.full((1,), value, dtype=torch.float64))
 
 
 @pytest.fixture(params=["memory", "disk"])

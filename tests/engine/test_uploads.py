@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from cases import CASES, rows
-from conftest import attention_model, unequal_clients
-from test_algorithms import simulation
-from test_engine import PoisonedTask
+from support.cases import CASES, rows
+from support.engine import PoisonedTask
+from support.runs import simulation
+from support.sequences import attention_model, unequal_clients
 
 from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.engine.client import Shard

@@ -12,10 +12,10 @@ import torch
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
 import httpx
-from federated import assert_same, changed, federated, simulated
 from flwr.app import Array
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.supercore.inflatable.inflatable_object import add_header_to_object_body, get_object_body
+from support.federated import assert_same, changed, federated, simulated
 
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.record import DivergedError

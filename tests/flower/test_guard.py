@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
-from federated import LIES, assert_same, changed, federated, federated_step, simulated
 from flwr.app import Array
+from support.federated import LIES, assert_same, changed, federated, federated_step, simulated
 
 from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.wire import Expected, RefusedError, read

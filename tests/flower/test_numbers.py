@@ -9,15 +9,15 @@ import weakref
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
-from cases import CASES, EVERYWHERE, rows
 from PIL import Image
+from support import tiny_models
+from support.cases import CASES, EVERYWHERE, rows
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
-from federated import COMMON, LIES, assert_same, federated, simulated
-from grids import Here
+from support.federated import COMMON, LIES, assert_same, federated, simulated
+from support.grids import Here
 
 from fedadamw import checkpoint
 from fedadamw.engine.ledger import read_page

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
-from federated import LIES, assert_same, federated, simulated
+from support.federated import LIES, assert_same, federated, simulated
 
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.flower.server.rounds import QuorumError

@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
-import grids  # noqa: F401  (it tells Flower which process this is)
 import httpx
 from flwr.app import Message, RecordDict
 from flwr.supercore.heartbeat import HeartbeatFailure
@@ -18,6 +17,7 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal
 from flwr.supernode.nodestate import NodeStateFactory
+from support import grids  # noqa: F401  (it tells Flower which process this is)
 
 from fedadamw.flower.local import services
 from fedadamw.flower.local import testbed as bed

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES
-from conftest import ROOT
+from support.cases import CASES
+from support.checkout import ROOT
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
-import flower_apps
+from support import flower_apps
 
 from fedadamw import checkpoint
 from fedadamw.flower.local.testbed import Bed, kill

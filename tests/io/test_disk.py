@@ -6,10 +6,10 @@ import resource
 import subprocess
 
 import pytest
-import tiny_models
 import torch
 from safetensors.torch import save_file
-from test_store import kept
+from support import tiny_models
+from support.memories import kept
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.engine.store import OnDisk

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from test_metrics import LAST_IS_NONE, study_of
+from support.studies import LAST_IS_NONE, study_of
 
 from fedadamw.cli import tables
 from fedadamw.cli.app import say

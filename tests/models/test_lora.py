@@ -5,8 +5,8 @@ import itertools
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
+from support import tiny_models
 
 from fedadamw.algorithms.registry import ALGORITHMS
 from fedadamw.data.text_tasks import TextTask

@@ -6,23 +6,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, batch_of, need
 from sklearn.datasets import load_digits
+from support.checkout import SHARED, need
+from support.image_sets import images
+from support.sequences import batch_of
 
 from fedadamw.data.image_task import ImageTask
-from fedadamw.data.images import Images, load_images
+from fedadamw.data.images import load_images
 from fedadamw.models import vision
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 
 SMALL = vision.ImageShape(size=32, channels=3, classes=10)
 CPU = torch.device("cpu")
-
-
-def images(n=40, size=32, channels=3, classes=10, seed=0) -> Images:
-    generator = np.random.default_rng(seed)
-    pixels = generator.integers(0, 256, (n, channels, size, size), dtype=np.uint8)
-    return Images(pixels, np.arange(n) % classes, tuple(map(str, range(classes))))
 
 
 @pytest.mark.parametrize("name", ["vit-mini", "vit-tiny", "swin-tiny", "resnet18"])

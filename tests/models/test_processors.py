@@ -6,10 +6,10 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
-import pictures
 import pytest
 import torch
-from pictures import noise
+from support import pictures
+from support.pictures import noise
 
 from fedadamw.models import processor, vision
 from fedadamw.prepare.simulation import prepare

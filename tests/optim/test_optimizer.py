@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from cases import CASES
-from conftest import SmallTransformer, attention_model, batch_of, unequal_clients
 from safetensors.torch import save_file
-from test_algorithms import ROUNDS, gradients_of_round, literal_problem, training_of
+from support.cases import CASES
+from support.runs import ROUNDS, gradients_of_round, literal_problem, training_of
+from support.sequences import SmallTransformer, attention_model, batch_of, unequal_clients
 
 import fedadamw
 from fedadamw.checkpoint import CheckpointError, write

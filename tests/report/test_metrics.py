@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from support.studies import LAST_IS_NONE, MANIFEST, NAN, rounds, study_of
 
 from fedadamw.cli import tables
-from fedadamw.engine.record import Record
 from fedadamw.flower.local import demo
 from fedadamw.report import metrics
 from fedadamw.report import run_page as page
@@ -18,19 +18,6 @@ from fedadamw.study import progress as show
 from fedadamw.study import results
 from fedadamw.study.plan import plan
 from fedadamw.study.workers import Ended
-
-MANIFEST = {"commit": None, "device": "cpu", "versions": {}}
-EVALUATED = ({"matthews": -0.0625, "accuracy": 0.75}, {"matthews": 0.4125, "accuracy": 0.875})
-
-
-def rounds(evaluated=EVALUATED) -> list[Record]:
-    """Four rounds, every other one evaluated."""
-    common = {"lr": 0.1, "train_loss": 1.0, "clients": 2, "rejected": 0, "up_bytes": 8, "down_bytes": 8, "wall_s": 1.0}
-    found = []
-    for i, tested in enumerate(evaluated, start=1):
-        found.append(Record(round=2 * i - 1, test_loss=None, test_metrics=None, **common))
-        found.append(Record(round=2 * i, test_loss=0.5, test_metrics=tested, **common))
-    return found
 
 
 @pytest.fixture
@@ -117,19 +104,7 @@ def test_the_order_lasts_and_a_perplexity_is_no_share(tmp_path):
     assert demo.in_words(found[-1]) == "round 4  loss 1.0000  accuracy 50.00%  perplexity -  1.0 s"
 
 
-NAN = float("nan")
-LAST_IS_NONE = ({"spearman": 0.25}, {"spearman": NAN})
 NONE_AT_ALL = ({"spearman": NAN}, {"spearman": NAN})
-
-
-def study_of(parent, **scores):
-    """Runs of a study that are done, one an algorithm, by what their two evaluations came to."""
-    runs = plan("digits", list(scores), [0], [("training.rounds", 4)], parent)
-    for run, evaluated in zip(runs, scores.values(), strict=True):
-        run.folder.start(run.experiment, MANIFEST)
-        for record in rounds(evaluated):
-            run.folder.append(record)
-    return runs
 
 
 @pytest.mark.parametrize(("evaluated", "best"), [(LAST_IS_NONE, "25.00%, 2"), (NONE_AT_ALL, "-")])

@@ -188,7 +188,7 @@ def drawn(browser, path: Path, count: int):
 
 
 def test_hostile_names_of_classes_folders_and_settings_are_words_on_a_runs_page(browser, tmp_path):
-    from test_metrics import MANIFEST, rounds
+    from support.studies import MANIFEST, rounds
 
     folder = RunFolder(tmp_path / "<!--<script><img src=x onerror='hostile=1'>")
     folder.start(load("digits", ["data.label_column=<!--<script>"]), {**MANIFEST, "data": {"classes": HOSTILE}})
@@ -220,7 +220,7 @@ def test_hostile_names_of_recipes_and_variants_are_words_on_a_studys_page(browse
 
 
 def test_a_single_run_has_its_page_too(browser, tmp_path):
-    from conftest import command
+    from support.command import command
 
     arguments = ("-s", "training.rounds=2", "-s", "training.steps=1", "--out", str(tmp_path / "run"), "-q")
     assert command("run", "digits", *arguments).returncode == 0

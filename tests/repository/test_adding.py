@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from support.checkout import ROOT
 
 PAGE = (ROOT / "docs" / "adding-an-algorithm.md").read_text()
 BLOCK = re.compile(r"^\*\*`([^`\n]+)`\*\* \(([^)\n]+)\)\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -46,10 +46,10 @@ def checkout(tmp_path):
 def test_the_page_touches_the_four_places_and_no_other():
     assert [(file, where) for file, where, _ in BLOCKS] == [
         ("src/fedadamw/algorithms/fedavgm.py", "new"),
-        ("src/fedadamw/registry.py", "add to the imports"),
-        ("src/fedadamw/registry.py", "add to ALGORITHMS"),
-        ("tests/cases.py", "add to CASES"),
-        ("tests/reference.py", "append"),
+        ("src/fedadamw/algorithms/registry.py", "add to the imports"),
+        ("src/fedadamw/algorithms/registry.py", "add to ALGORITHMS"),
+        ("tests/support/cases.py", "add to CASES"),
+        ("tests/support/reference.py", "append"),
         ("docs/algorithms/fedavgm.md", "new"),
     ]
     assert PAGE.count("\n**`") == len(BLOCKS), "every block that names a file is read"
@@ -61,9 +61,9 @@ def test_what_the_page_adds_passes_every_shared_test(checkout):
     done = subprocess.run(
         [
             *(sys.executable, "-c", RUN, "-p", "no:cacheprovider", "-k", "fedavgm or every_algorithm"),
-            "tests/test_algorithms.py",
-            "tests/test_convergence.py",
-            "tests/test_architecture.py::test_every_algorithm_has_a_row_and_a_page",
+            "tests/algorithms/test_algorithms.py",
+            "tests/algorithms/test_convergence.py",
+            "tests/repository/test_architecture.py::test_every_algorithm_has_a_row_and_a_page",
         ],
         cwd=checkout,
         env={**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"},

@@ -5,35 +5,28 @@ import re
 import subprocess
 import sys
 
-from conftest import ROOT
+from support.checkout import ROOT
 
 PACKAGE = ROOT / "src" / "fedadamw"
 LAYERS = (  # a file imports from its own row or from those above it
-    ("validation", "signals", "disk", "escaping", "names"),
-    ("vector", "yaml_text", "extras"),
-    ("block_names",),
-    ("block_heads", "block_roles"),
-    ("block_rules",),
+    ("validation", "io"),
+    ("randomness", "vector"),
+    ("task",),
     ("blocks",),
     ("algorithm",),
     ("directions",),
-    ("algorithms",),
-    ("registry", "checkpoint", "codecs"),
-    ("messages",),
-    ("optim", "server"),
+    ("algorithms", "checkpoint"),
+    ("optim",),
+    ("settings.training", "settings.federation", "settings.glue", "settings.recipes"),
     ("engine",),
     ("data", "models"),
-    ("experiment",),
-    ("problems",),
-    ("prepare", "metrics", "places"),
-    ("run_folder", "tracking", "tables", "progress"),
+    ("settings",),
+    ("prepare",),
+    ("report.metrics",),
+    ("runner",),
     ("report",),
     ("trained",),
-    ("export",),
-    ("run",),
     ("flower",),
-    ("fork_server", "libraries"),
-    ("launch",),
     ("study",),
     ("cli", "__init__"),
     ("__main__",),
@@ -82,11 +75,11 @@ def test_importing_the_package_brings_in_no_heavy_library():
 
 def test_the_literal_twins_import_nothing_of_ours():
     for file in ("reference.py", "literal_algebra.py"):
-        assert not any("fedadamw" in name for name in imports_of(ROOT / "tests" / file))
+        assert not any("fedadamw" in name for name in imports_of(ROOT / "tests" / "support" / file))
 
 
 def test_every_algorithm_has_a_row_and_a_page():
-    from cases import CASES
+    from support.cases import CASES
 
     from fedadamw.algorithms.registry import ALGORITHMS
 

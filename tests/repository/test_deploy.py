@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.checkout import ROOT
 
-DEPLOY = Path(__file__).parent.parent / "deploy"
+DEPLOY = ROOT / "deploy"
 SERVICES = ("superlink", "supernode")
 MANIFESTS = sorted(DEPLOY.glob("kubernetes/*.yaml"))
 UNITS = sorted(DEPLOY.glob("systemd/*.service"))

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, attention_model
+from support.checkout import ROOT
+from support.sequences import attention_model
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

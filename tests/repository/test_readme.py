@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SHARED
+from support.checkout import ROOT, SHARED
 
 from fedadamw.settings.load import load
 
@@ -109,7 +109,7 @@ def test_no_placeholder_is_left():
 
 def test_the_tests_that_the_docs_name_are_there():
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
-        for file, test in re.findall(r"(tests/\w+\.py)(?:::(\w+))?", page.read_text()):
+        for file, test in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text()):
             assert test in (ROOT / file).read_text(), f"{page.name}: {file}::{test}"
 
 

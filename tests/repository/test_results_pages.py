@@ -1,18 +1,16 @@
 """docs/results.md says what the committed records say."""
 
-import importlib.util
 import json
 
-from conftest import ROOT
+from support.checkout import ROOT
 
-SPEC = importlib.util.spec_from_file_location("results_page", ROOT / "benchmarks" / "results_page.py")
-results_page = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(results_page)
+from benchmarks.pages import results as results_page
+
 FOUND = {name: json.loads(path.read_text()) for name, path in results_page.studies().items()}
 
 
 def test_the_page_is_made_of_the_committed_records():
-    said = "run python benchmarks/results_page.py"
+    said = "run python -m benchmarks.pages.results"
     assert results_page.page(FOUND) == (ROOT / "docs" / "results.md").read_text(), said
 
 

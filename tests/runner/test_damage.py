@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import SHORT, command
+from support.command import SHORT, command
 
 from fedadamw.checkpoint import CheckpointError, read, write
 from fedadamw.runner.execute import execute

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SHORT, command
+from support.checkout import ROOT
+from support.command import SHORT, command
 
 import fedadamw
 from fedadamw.checkpoint import read
@@ -22,8 +23,9 @@ from fedadamw.engine.simulate import Simulation
 from fedadamw.runner import folder as run_folder
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder, settings_digest
-from fedadamw.settings.experiment import Experiment, recipes
+from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load, parse, parsed
+from fedadamw.settings.recipes import recipes
 from fedadamw.trained.export import export
 from fedadamw.trained.load import of_run
 from fedadamw.validation import InputError
@@ -123,8 +125,8 @@ def test_killed_at_ten_random_moments_and_resumed_gives_identical_files(finished
 
 
 def test_a_run_that_an_earlier_version_began_goes_on(tmp_path):
-    """tests/data/begun: two of four rounds, from before there were settings such as training.evaluate_batch."""
-    out = RunFolder(shutil.copytree(ROOT / "tests" / "data" / "begun", tmp_path / "begun"))
+    """tests/runner/begun: two of four rounds, from before there were settings such as training.evaluate_batch."""
+    out = RunFolder(shutil.copytree(ROOT / "tests" / "runner" / "begun", tmp_path / "begun"))
     before, experiment = out.metrics.read_bytes(), load(str(out.config))
     assert read(out.state, "checkpoint")[1]["settings"] == settings_digest(experiment), (
         "a new setting is in run_folder.ASIDE, or in LATER with the value at which all is as before"
@@ -139,7 +141,7 @@ def test_a_run_that_an_earlier_version_began_goes_on(tmp_path):
 
 
 def test_what_no_run_may_start_with_today_can_be_exported_where_an_earlier_version_took_it(tmp_path):
-    out = RunFolder(shutil.copytree(ROOT / "tests" / "data" / "begun", tmp_path / "begun"))
+    out = RunFolder(shutil.copytree(ROOT / "tests" / "runner" / "begun", tmp_path / "begun"))
     begun = out.config.read_text()
     for was, now in (("device: cpu", "device: mps"), ("eps: 1.0e-08", "eps: 0.0")):
         assert was in begun

@@ -4,11 +4,12 @@ import json
 import shutil
 
 import pytest
-import tiny_models
-from conftest import SHARED, command, need
+from support import tiny_models
+from support.checkout import SHARED, need
+from support.command import command
 
-from fedadamw.settings.experiment import recipes
 from fedadamw.settings.load import load
+from fedadamw.settings.recipes import recipes
 
 SHORT = ["-s", "training.rounds=2", "-s", "training.steps=2", "-s", "training.batch_size=4", "-s", "device=cpu"]
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_models
 import yaml
+from support import tiny_models
 
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.data.sources import read, read_held_out

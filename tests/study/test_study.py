@@ -7,20 +7,18 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import command
+from support.command import command
+from support.studies import TINY, wait_for
 
 from fedadamw import cli
 from fedadamw.prepare.device import cores
 from fedadamw.settings.load import load
 from fedadamw.study import results as outcome
 from fedadamw.study.plan import plan
-
-TINY = ("-s", "training.steps=1", "-s", "training.clients_per_round=2", "-s", "checkpoint_every=2")
 
 
 def compare(out: Path, *arguments: str, rounds: int = 3) -> subprocess.CompletedProcess:
@@ -111,13 +109,6 @@ def test_killed_with_its_children_it_goes_on_and_comes_to_the_same(finished, tmp
 def rounds_in(folder: Path) -> int:
     """How many rounds the runs under `folder` have recorded."""
     return sum(path.read_bytes().count(b"\n") for path in folder.rglob("metrics.jsonl"))
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_a_run_that_fails_is_reported_and_the_rest_goes_on(tmp_path):

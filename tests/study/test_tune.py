@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import command
-from test_study import TINY, wait_for
+from support.command import command
+from support.studies import TINY, wait_for
 
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.settings.load import load

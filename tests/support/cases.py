@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import pytest
-import reference
 
 from fedadamw.algorithms.fedadamw import SHARES
 from fedadamw.algorithms.fedavg import FedAvg, Local
 from fedadamw.algorithms.registry import ALGORITHMS
+from support import reference
 
 
 class Case(NamedTuple):

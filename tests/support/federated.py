@@ -5,12 +5,12 @@ import io
 import numpy as np
 import torch
 from flwr.app import Array
-from grids import Here
 
 from fedadamw.flower.server_app import rounds_of
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
+from support.grids import Here
 
 COMMON = [
     "partition.clients=3",

@@ -15,9 +15,9 @@ from threading import RLock
 from flwr.serverapp import ServerApp
 
 from fedadamw import checkpoint
-from fedadamw.experiment import load
+from fedadamw.settings.load import load
 from fedadamw.flower.server_app import rounds_of
-from fedadamw.prepare import prepare
+from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.folder import RunFolder
 
 app = ServerApp()
@@ -65,7 +65,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 
 from fedadamw.flower.client_app import answered
-from fedadamw.flower.names import ARRAYS, ASK, NUMBERS
+from fedadamw.flower.protocol import ARRAYS, ASK, NUMBERS
 
 app = ClientApp()
 

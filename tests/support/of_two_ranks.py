@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from cases import EVERYWHERE, register
-from conftest import SequenceTask
-from test_algorithms import simulation
 
 from fedadamw.checkpoint import write
 from fedadamw.engine.ranks import Team, team
+from support.cases import EVERYWHERE, register
+from support.runs import simulation
+from support.sequences import SequenceTask
 
 CODED = [(name, upload) for name in ("fedadamw-vm", "scaffold") for upload in ("bfloat16", "int8", "top-k")]
 

@@ -6,8 +6,6 @@ A private backend of torch, with tensors that have a device and no numbers, stan
 import numpy as np
 import pytest
 import torch
-from cases import CASES
-from test_models import images
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
@@ -22,6 +20,8 @@ from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.text import Form
 from fedadamw.settings.training import Training
+from support.cases import CASES
+from support.image_sets import images
 
 
 class Backend(backend_registration._DummyBackendModule):

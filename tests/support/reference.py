@@ -8,7 +8,7 @@ of x after each round.
 import math
 from typing import NamedTuple
 
-from literal_algebra import mean_of, newton_schulz, normalised, unit
+from support.literal_algebra import mean_of, newton_schulz, normalised, unit
 
 
 class Problem(NamedTuple):

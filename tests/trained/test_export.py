@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
 import yaml
-from conftest import command
+from support import tiny_models
+from support.command import command
 
 from fedadamw.engine.simulate import Simulation
 from fedadamw.io.disk import new_folder

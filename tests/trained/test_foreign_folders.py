@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
+from support import tiny_models
 
 import fedadamw
 from fedadamw.models import text, vision

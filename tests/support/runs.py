@@ -1,0 +1,78 @@
+"""Simulations of the small problem, and the literal twins' view of the same."""
+
+import torch
+
+from fedadamw.algorithms import registry
+from fedadamw.blocks.blocks import Blocks
+from fedadamw.engine.ranks import ALONE
+from fedadamw.engine.simulate import Simulation
+from fedadamw.randomness import Purpose, batches, numpy_generator, sample_clients
+from fedadamw.settings.training import Training
+from fedadamw.vector import Layout
+from support.reference import Problem
+from support.sequences import attention_model, batch_of, unequal_clients
+
+ROUNDS = 5
+
+
+def training_of(case, **changes):
+    settings = {"rounds": ROUNDS, "clients_per_round": 3, "epochs": EPOCHS, "batch_size": BATCH, "lr": case.lr}
+    return Training(**{**settings, "clip": None, **changes})
+
+
+def simulation(case, task, *, clients=None, stack=1, compiled=False, ranks=ALONE, **changes):
+    model = attention_model()
+    algorithm = registry.make(case.name, registry.validated(case.name, case.settings), Blocks.of(model))
+    clients = unequal_clients(task) if clients is None else clients
+    how = {"stack": stack, "compiled": compiled, "ranks": ranks}
+    return Simulation(model, algorithm, task, clients, training_of(case, **changes), **how)
+
+
+def literal_problem(model, clients):
+    """The paper's blocks of conftest.SmallTransformer, its tensors and hidden matrices, coordinate by coordinate."""
+    blocks, tensors, hidden, start = [], [], [], 0
+    for name, p in model.named_parameters():
+        rows, n = p.shape[0], p.numel()
+        unit = n // rows
+        coordinates = list(range(start, start + n))
+        tensors.append((coordinates, p.numel() > max(p.shape)))
+        if p.dim() > 1 and not name.startswith("classifier"):
+            hidden.append([coordinates[r * unit : (r + 1) * unit] for r in range(rows)])
+        if p.dim() == 1:
+            blocks.append(coordinates)
+        elif name == "attention.in_proj_weight":  # width 4, 2 heads: two rows a head in queries and keys
+            blocks += [coordinates[h * 2 * unit : (h + 1) * 2 * unit] for h in range(4)]
+            blocks += [coordinates[r * unit : (r + 1) * unit] for r in range(8, 12)]
+        else:
+            blocks += [coordinates[r * unit : (r + 1) * unit] for r in range(rows)]
+        start += n
+    return Problem(blocks, tensors, hidden, clients)
+
+
+def gradients_of_round(task, clients, round_, training, seed=0):
+    """For each sampled client by number, its gradient functions, one a local step, each y -> list of numbers."""
+    model = attention_model()
+    layout = Layout.of(model)
+
+    def gradient_at(indices):
+        batch = batch_of(task, indices)
+
+        def gradient(y):
+            leaf = torch.tensor(y, dtype=torch.float64, requires_grad=True)
+            logits = torch.func.functional_call(model, layout.views(leaf), (batch[0],))
+            return torch.autograd.grad(torch.nn.functional.cross_entropy(logits, batch[1]), leaf)[0].tolist()
+
+        return gradient
+
+    found = {}
+    for i in sample_clients(seed, round_, len(clients), training.clients_per_round):
+        generator = numpy_generator(seed, Purpose.BATCHES, round_, i)
+        steps = batches(clients[i], generator, batch_size=BATCH, steps=None, epochs=EPOCHS)
+        found[int(i)] = [gradient_at(indices) for indices in steps]
+    return found
+
+
+EPOCHS = 2
+
+
+BATCH = 8
