@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedadamw.data.labels import places_of
+from fedadamw.data.classes import match_names
 from fedadamw.models.loading import config_from, loaded, tokenizer_from, unloaded
 from fedadamw.validation import check
 
@@ -53,7 +53,7 @@ def in_own_order(name: str, classes: tuple[str, ...]) -> tuple[str, ...]:
     """`classes` in the order that the trained head of model `name` has them in, where it knows them by their names."""
     config = loaded("model.name", name, config_from)
     own = [str(config.id2label[i]) for i in sorted(config.id2label)]
-    places = [place for place in places_of(own, classes) if place is not None]
+    places = [place for place in match_names(own, classes) if place is not None]
     if len(own) == len(classes) == len(set(places)):
         return tuple(classes[place] for place in places)
     named = "id2label" in config.to_diff_dict() and not all(label.startswith("LABEL_") for label in own)
