@@ -18,7 +18,7 @@ from fedadamw.vector import Layout, nbytes, trainable
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("all_algorithms")
 def test_engine_equals_the_literal_twin(name, task):
     case = EVERYWHERE[name]
     sim = simulation(case, task)

@@ -31,7 +31,7 @@ from fedadamw.validation import InputError
 
 @pytest.mark.parametrize("stack", [2, 5])
 @pytest.mark.parametrize("name", rows(EVERYWHERE))
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("all_algorithms")
 def test_stacked_clients_come_to_the_loops_numbers(name, stack, task):
     loop = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0)
     stacked = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0, stack=stack)

@@ -24,7 +24,7 @@ from fedadamw.flower.server import members
 from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.wire import RefusedError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("restore_threads")
 SCAFFOLD = ["algorithm.name=scaffold", "training.lr=0.1", "training.clients_per_round=3", "federation.retries=0"]
 
 

@@ -18,7 +18,7 @@ from fedadamw.flower.wire import Expected, RefusedError, read
 from fedadamw.models import vision
 from fedadamw.validation import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
 @pytest.mark.parametrize("name", LIES)

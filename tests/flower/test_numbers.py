@@ -34,11 +34,11 @@ from fedadamw.trained.export import export
 from fedadamw.trained.load import _nodes, of_run
 from fedadamw.validation import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
 @pytest.mark.parametrize("name", rows(EVERYWHERE))
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("all_algorithms")
 def test_every_algorithm_comes_to_the_loops_numbers(tmp_path, name):
     case = EVERYWHERE[name]
     settings = [f"algorithm={json.dumps({'name': case.name, **case.settings})}", f"training.lr={case.lr}"]
@@ -342,9 +342,9 @@ def test_certificates_are_for_long_names_and_addresses(tmp_path):
         (["trackers=[tensorbored]"], "did you mean 'tensorboard'"),
     ],
 )
-def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message, tmp_path, typed):
+def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message, tmp_path, run_main):
     given = [part for setting in [*COMMON, *settings] for part in ("-s", setting)]
-    done = typed("flower", "new", str(tmp_path / "app"), "digits", *given)
+    done = run_main("flower", "new", str(tmp_path / "app"), "digits", *given)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
     assert not (tmp_path / "app").exists()
@@ -362,9 +362,9 @@ def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message
         (["-s", "training.diagnostics=true"], "not elsewhere"),
     ],
 )
-def test_a_demonstration_that_can_only_fail_starts_nothing(arguments, message, tmp_path, typed):
+def test_a_demonstration_that_can_only_fail_starts_nothing(arguments, message, tmp_path, run_main):
     fewer = ["-s", "training.clients_per_round=4"] if "--nodes" in arguments else []
-    done = typed("flower", "demo", *arguments, *fewer, "--out", str(tmp_path / "demo"))
+    done = run_main("flower", "demo", *arguments, *fewer, "--out", str(tmp_path / "demo"))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
     assert not (tmp_path / "demo").exists()

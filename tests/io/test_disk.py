@@ -51,12 +51,12 @@ def leave(disk, room):
         os.posix_fallocate(file.fileno(), 0, about.f_bavail * about.f_frsize - room)
 
 
-def test_a_run_stops_on_a_full_disk_with_one_line_and_goes_on_when_there_is_room(small_disk, typed):
+def test_a_run_stops_on_a_full_disk_with_one_line_and_goes_on_when_there_is_room(small_disk, run_main):
     settings = [word for setting in SMALL.split() for word in ("-s", setting)]
     stopped, out = [], small_disk / "run"
     for room in (8, 64, 2000, 15000):  # kB
         leave(small_disk, room * 1000 - sum(p.stat().st_size for p in out.rglob("*") if p.is_file()))
-        done = typed("run", "digits", *settings, "--out", str(out), "--resume", "--ranks", "1", "-q")
+        done = run_main("run", "digits", *settings, "--out", str(out), "--resume", "--ranks", "1", "-q")
         assert not [*out.rglob("*.new"), *out.rglob("new.*")], "nothing half-written is left"
         if done.returncode:
             assert done.returncode == 1
