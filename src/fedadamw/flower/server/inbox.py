@@ -17,7 +17,7 @@ from fedadamw.flower.protocol import ARRAYS
 from fedadamw.flower.server import guard
 from fedadamw.flower.server.grid import numbers_of
 from fedadamw.flower.wire import HEADER, Expected, RefusedError, read
-from fedadamw.io.disk import writing
+from fedadamw.io.disk import report_full_disk
 from fedadamw.settings.training import Training
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, nbytes
@@ -69,7 +69,7 @@ class Inbox:
         nonnegative, steps = self.uploads.algorithm.nonnegative, self._steps(size)
         statistics = guard.without_constants(tensors["statistics"], self._begun)
         guard.check_numbers(up, self._statistics.views(statistics), nonnegative=nonnegative, steps=steps)
-        with writing(self._file(client)):
+        with report_full_disk(self._file(client)):
             self._file(client).write_bytes(save(tensors))
         lengths = guard.lengths(up, statistics, steps=steps is None)
         return Upload(lengths, loss, samples or 1, nbytes(tensors.values()), bool(numbers.get("fresh")))
