@@ -66,13 +66,8 @@ def validate(name: str, given: Mapping[str, Any], *, others: Sequence[str] = ())
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"algorithm.{where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
-    check_startable(
-        {
-            "name": name,
-            **settings,
-            **{key: defaults[key] for key in MAY_BE_ZERO_IN_OLD_RUNS if settings.get(key, -1) >= 0},
-        }
-    )
+    accepted = {key: defaults[key] for key in ZERO_IN_OLD_RUNS if settings.get(key, -1) >= 0}
+    check_startable({"name": name, **settings, **accepted})
     return settings
 
 
@@ -99,7 +94,5 @@ def needs_blocks(name: str) -> bool:
     return any(f.name == "blocks" for f in dataclasses.fields(ALGORITHMS[name]))  # type: ignore[arg-type]
 
 
-MAY_BE_ZERO_IN_OLD_RUNS = (
-    "eps",
-)  # settings that an older run may have at 0: it can be exported, though none starts with it
+ZERO_IN_OLD_RUNS = ("eps",)  # may be 0 in an older run, which can be exported; no new run starts with it
 NO_BLOCKS = Blocks(Layout((), ()), (), ())

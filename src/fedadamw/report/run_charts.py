@@ -78,10 +78,7 @@ def _megabytes(records: Records, until: int) -> float:
 
 def partition(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880) -> Any:
     """Clients x classes: how many samples of each class (clients, classes) each client has."""
-    shown, names = (
-        counts[:MOST_CLIENTS],
-        [escape_text(name) for name in classes],
-    )  # a picture cannot hold all
+    shown, names = counts[:MOST_CLIENTS], list(map(escape_text, classes))  # a picture cannot hold all characters
     rows = [
         {"client": int(i), "class": names[c], "samples": int(shown[i, c])}
         for i, c in zip(*np.nonzero(shown), strict=True)

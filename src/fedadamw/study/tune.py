@@ -140,10 +140,8 @@ def _write(recipe: str, given: Iterable[tuple[str, Any]], searches: Sequence[Sea
         put(settings, "algorithm.name", searches[0].algorithm)
     history = [stage for search in searches for stage in search.history]
     names = ", ".join(search.algorithm for search in searches)
-    head = (
-        f"# {escape_text(recipe)} with tuned settings for {names}, chosen on {VALIDATION:.0%} "
-    head += "of the training data.\n"
-    )
+    head = f"# {escape_text(recipe)} with tuned settings for {names}, "
+    head += f"chosen on {VALIDATION:.0%} of the training data.\n"
     path = out / "tuned.yaml"
     write_atomically(path, (head + yaml.safe_dump(settings, sort_keys=False)).encode())
     write_atomically(out / "trials.json", (json.dumps(history, indent=1) + "\n").encode())
