@@ -10,7 +10,7 @@ import pytest
 from support.checkout import ROOT
 
 from fedadamw.cli.flower import _installed
-from fedadamw.flower.new_app import write
+from fedadamw.flower.new_app import write_app
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.load import load
 from fedadamw.study.search import journal
@@ -53,7 +53,7 @@ def test_nothing_asks_an_index_for_this_package():
 
 def test_an_app_asks_for_nothing_but_flower(tmp_path):
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has it")
-    write(tmp_path / "app", load("digits"))
+    write_app(tmp_path / "app", load("digits"))
     for path in (tmp_path / "app/pyproject.toml", ROOT / "examples/flower_app/pyproject.toml"):
         assert tomllib.loads(path.read_text())["project"]["dependencies"] == [EXTRAS["flower"][0]]
 

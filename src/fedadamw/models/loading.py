@@ -192,12 +192,6 @@ def _warn_of_fresh(model: Any, fresh: list[str]) -> None:
         warnings.warn(f"begin afresh, as the model's files have no weights of their shape: {named}", stacklevel=2)
 
 
-def outputs_of(name: str) -> int | None:
-    """How many classes the head of a folder's or hub id's model was trained for, None where that is not said."""
-    config = loaded("model.name", name, config_from)
-    return len(config.id2label) if "id2label" in config.to_diff_dict() else None
-
-
 def quiet_libraries() -> None:
     """transformers announces a fresh head and every image processor that would like torchvision; the hub, retries."""
     from transformers.utils.logging import disable_progress_bar

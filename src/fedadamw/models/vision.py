@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fedadamw.data.fitting import Fit, Size
 from fedadamw.models import processor
+from fedadamw.models.fitting import Fit, Size
 from fedadamw.models.loading import config_from, is_local, loaded, pretrained, quiet_libraries, unloaded
 from fedadamw.models.processor import Processor
 from fedadamw.validation import check, check_one_of

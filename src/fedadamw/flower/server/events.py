@@ -18,7 +18,7 @@ class Events:
 
     def write(self, event: str, **facts: str | float | None) -> None:
         """One event, with what is to be known of it."""
-        self.monitor.event(event)
+        self.monitor.count_event(event)
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
         with report_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
