@@ -11,10 +11,10 @@ from PIL import Image
 from support import pictures
 from support.pictures import GREEN, RED, noise
 
-from fedadamw.data.fitting import Fit
 from fedadamw.data.images import Wanted, load_images
 from fedadamw.data.pictures import BadPictureError, Form, Notes, _careful, as_bytes
 from fedadamw.data.pixels import pixels_of, survey_of
+from fedadamw.models.fitting import Fit
 from fedadamw.prepare import images as problem
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError

@@ -410,8 +410,6 @@ def test_an_adapter_of_a_base_on_this_machine_alone_is_not_pushed(trained, tmp_p
 def test_a_push_that_fails_loses_nothing(trained, tmp_path):
     out = str(tmp_path / "out")
     done = run_command("export", str(trained.path), "--to", out, "--merged", "--push", "nobody/nothing")
-        "export", str(trained.path), "--to", str(tmp_path / "out"), "--merged", "--push", "nobody/nothing"
-    )
     assert done.returncode == 2
     assert "error: --push nobody/nothing: " in done.stderr
     assert done.stderr.count("\n") == 1

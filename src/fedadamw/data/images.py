@@ -15,7 +15,6 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.fitting import BILINEAR, Fit
 from fedadamw.data.labels import (
     Outputs,
     check_columns,
@@ -29,6 +28,7 @@ from fedadamw.data.labels import (
 from fedadamw.data.pictures import CROP, MODEL, SIZE, Form, Notes, Survey, as_bytes, describe
 from fedadamw.data.pixels import pixels_of, survey_of
 from fedadamw.data.sources import Array, held_out_split, read, read_held_out
+from fedadamw.models.fitting import BILINEAR, Fit
 from fedadamw.validation import InputError, check
 
 DARK = 16  # of 255; the range of 12 bits within 16

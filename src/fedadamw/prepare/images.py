@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from fedadamw.data.fitting import BILINEAR, Fit
 from fedadamw.data.image_task import ImageTask, moments
 from fedadamw.data.images import Images, Wanted, load_held_out, load_images
 from fedadamw.data.labels import no_head
 from fedadamw.data.pictures import CROP, MODEL, SIZE, Form
 from fedadamw.models import vision
-from fedadamw.models.loading import initial, outputs_of
+from fedadamw.models.fitting import BILINEAR, Fit
+from fedadamw.models.heads import outputs_of
+from fedadamw.models.loading import initial
 from fedadamw.models.lora import adapted
 from fedadamw.models.processor import BYTE, Processor
 from fedadamw.prepare.learned import Learned
