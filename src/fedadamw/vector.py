@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedadamw.validation import check
 
-HUGE = 1e15  # what no number of a model comes near; squares and sums over clients stay finite
+LARGEST_PLAUSIBLE = 1e15  # what no number of a model comes near; squares and sums over clients stay finite
 Vector = Tensor  # (..., d): d trainable numbers of a model; a leading axis, where there is one, is clients
 
 
@@ -143,7 +143,7 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def finite(tensors: Iterable[Tensor]) -> bool:
+def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every number is finite; from the least and the largest, which one pass finds, and NaN spreads to both."""
     ends = [end for t in tensors if t.numel() for end in torch.aminmax(t)]
     return all(bool(end.isfinite()) for end in ends)

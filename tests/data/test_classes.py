@@ -10,9 +10,10 @@ from PIL import Image
 from support import tiny_models
 from support.text_experiments import experiment
 
-from fedadamw.data.classes import has_fractions, match_names, read_classes, read_groups, read_labels
+from fedadamw.data.classes import has_fractions, read_classes, read_groups, read_labels
 from fedadamw.data.images import load_images
-from fedadamw.models import tokenizers
+from fedadamw.models import heads
+from fedadamw.models.heads import match_classes
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.simulation import partition_of, samples_of
 from fedadamw.settings.load import load
@@ -68,7 +69,7 @@ def test_letters_that_differ_by_case_keep_their_classes_held_out_and_on_a_node(t
     ],
 )
 def test_names_are_matched_but_for_case_only_where_that_is_plain(names, classes, places):
-    assert match_names(names, classes) == places
+    assert match_classes(names, classes) == places
 
 
 def test_a_letter_that_might_be_another_class_is_refused():
@@ -84,7 +85,7 @@ def test_a_trained_heads_letters_keep_their_order(place, tmp_path):
     BertConfig(id2label={0: "b", 1: "B", 2: "a"}, label2id={"b": 0, "B": 1, "a": 2}).save_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert tokenizers.in_own_order(str(tmp_path), ("B", "a", "b")) == ("b", "B", "a")
+        assert heads.in_own_order(str(tmp_path), ("B", "a", "b")) == ("b", "B", "a")
 
 
 @pytest.mark.parametrize(

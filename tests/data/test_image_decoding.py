@@ -11,10 +11,10 @@ from PIL import Image
 from support import image_files
 from support.image_files import GREEN, RED, noise
 
-from fedadamw.data.fitting import Fit
 from fedadamw.data.image_decoding import BadImageError, DecodeSummary, PixelFormat, _careful, image_to_array
 from fedadamw.data.images import ImageOptions, load_images
 from fedadamw.data.pixel_cache import load_pixels, load_survey
+from fedadamw.models.fitting import Fit
 from fedadamw.prepare import images as problem
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError

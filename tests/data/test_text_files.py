@@ -8,7 +8,7 @@ from support import tiny_models
 from support.text_experiments import experiment
 
 from fedadamw.data.sources import read_held_out, read_splits
-from fedadamw.models import tokenizers
+from fedadamw.models import heads
 from fedadamw.prepare.simulation import prepare, samples_of
 from fedadamw.validation import InputError
 
@@ -87,7 +87,7 @@ def test_a_trained_heads_order_of_classes_is_kept(place, tmp_path):
     assert prepared.train.classes == ("up", "down")
     assert prepared.simulation.workspace.module.config.id2label == {0: "up", 1: "down"}
     with pytest.warns(UserWarning, match="tells UP, DOWN apart; they are now called bad, good"):
-        tokenizers.in_own_order(str(tmp_path / "own"), ("bad", "good"))
+        heads.in_own_order(str(tmp_path / "own"), ("bad", "good"))
 
 
 def test_both_held_out_splits_of_mnli_are_there(place, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.cases import CASES
-from support.command import command
+from support.command import run_command
 from support.memories import Kept, kept
 from support.runs import simulation
 from support.sequences import attention_model
@@ -117,7 +117,7 @@ def test_an_interrupted_run_with_memories_on_disk_goes_on_bit_for_bit(tmp_path):
     arguments += ["-s", "training.evaluate_every=10", "-s", "checkpoint_every=2", "-s", "client_memory=disk"]
     arguments += ["-s", "training.clients_per_round=10", "-s", "partition.clients=20", "-q"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert command(*arguments, "-s", "training.rounds=5", "--out", str(whole)).returncode == 0
+    assert run_command(*arguments, "-s", "training.rounds=5", "--out", str(whole)).returncode == 0
     dies = """
 import os, sys
 from fedadamw.runner.folder import RunFolder
@@ -136,7 +136,7 @@ main()
     given = [*arguments, "-s", "training.rounds=5", "--out", str(parts)]
     died = subprocess.run([sys.executable, "-c", dies, *given], capture_output=True, text=True)
     assert died.returncode == 9, died.stderr
-    done = command("run", "--resume", "--out", str(parts), "-q")
+    done = run_command("run", "--resume", "--out", str(parts), "-q")
     assert done.returncode == 0, done.stderr
     state = "checkpoint/state.safetensors"
     assert torch.equal(

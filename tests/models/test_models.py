@@ -243,7 +243,7 @@ def test_what_fedadamw_sends_of_vit_tiny_against_fedavg():
     x = Layout.of(model).flatten(trainable(model))
 
     def sent(name, **settings):
-        algorithm = registry.make(name, registry.validated(name, settings), Blocks.of(model))
+        algorithm = registry.make(name, registry.validate(name, settings), Blocks.of(model))
         down = algorithm.broadcast(algorithm.server_init(x))
         local = algorithm.client_step(algorithm.client_start(down, ()), down, torch.ones_like(x), x.new_tensor(0.1))
         return nbytes(algorithm.client_finish(local, down, x.new_tensor(0.1))[0])

@@ -9,7 +9,7 @@ from support import tiny_models
 
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.data.sources import read_held_out, read_splits
-from fedadamw.flower import new_app as app
+from fedadamw.flower import new_app
 from fedadamw.models import tokenizers, vision
 from fedadamw.models.hub import skeleton
 from fedadamw.models.loading import is_hub_id, place_of
@@ -167,7 +167,7 @@ def test_nodes_are_sent_paths_where_the_server_has_folders(place, monkeypatch):
 def test_flowers_apps_and_demonstrations_keep_folders_of_plain_names(place, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
     given = load("digits", settings("model.tokenizer=other/bert", "data.test_source=texts/test.csv"))
-    app.write(tmp_path / "app", given)
+    new_app.write_app(tmp_path / "app", given)
     (written,) = tmp_path.glob("app/*/experiment.yaml")
     sent = load(str(written))
     assert (sent.model.name, sent.data.source, sent.data.test_source) == ("./own/bert", "./texts", "./texts/test.csv")

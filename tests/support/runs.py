@@ -22,7 +22,7 @@ def training_of(case, **changes):
 
 def simulation(case, task, *, clients=None, stack=1, compiled=False, ranks=ALONE, **changes):
     model = attention_model()
-    algorithm = registry.make(case.name, registry.validated(case.name, case.settings), Blocks.of(model))
+    algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
     clients = unequal_clients(task) if clients is None else clients
     how = {"stack": stack, "compiled": compiled, "ranks": ranks}
     return Simulation(model, algorithm, task, clients, training_of(case, **changes), **how)

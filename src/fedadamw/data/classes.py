@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 from fedadamw.data.sources import Array
+from fedadamw.models.heads import match_classes
 from fedadamw.validation import InputError, check
 
 MOST_CLASSES = 100_000  # where labels are numbers
@@ -120,27 +121,11 @@ def _unnamed(classes: Sequence[str]) -> bool:
     return all(name.startswith("LABEL_") for name in classes)
 
 
-def match_names(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
-    """The place among `classes` of each of `names`, None for a name that is not there.
-
-    A and a are the same name only if neither side has two names that differ by case alone.
-    """
-    exact = {name: i for i, name in enumerate(classes)}
-    if _case_matters(names) or _case_matters(classes):
-        return [exact.get(name) for name in names]
-    lower = {name.lower(): i for name, i in exact.items()}
-    return [lower.get(name.lower()) for name in names]
-
-
-def _case_matters(names: Sequence[str]) -> bool:
-    return len({name.lower() for name in names}) < len(set(names))
-
-
 def _renamed(values: Array, column: str, names: Sequence[str], classes: tuple[str, ...]) -> Array:
     """Labels that number `names` as numbers of `classes`, which have other names or another order."""
     if _unnamed(classes) and len(names) <= len(classes):
         return values
-    places = match_names(names, classes)
+    places = match_classes(names, classes)
     missing = [name for name, place in zip(names, places, strict=True) if place is None]
     if missing:
         raise InputError(
@@ -202,7 +187,7 @@ def has_fractions(split: "Dataset", column: str, rows: Rows = None) -> bool:
 def _positions(values: Array, classes: tuple[str, ...]) -> Array:
     """The place among `classes` of each value (n,) by its name, -1 where it is none."""
     names, where = np.unique(values, return_inverse=True)
-    places = match_names([str(name) for name in names.tolist()], classes)
+    places = match_classes([str(name) for name in names.tolist()], classes)
     return np.array([-1 if place is None else place for place in places], dtype=np.int64)[where]
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fedadamw.data.fitting import Fit, Size
 from fedadamw.data.sources import Array
+from fedadamw.models.fitting import Fit, Size
 from fedadamw.validation import InputError
 
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ from fedadamw.data.classes import (
     read_groups,
     read_labels,
 )
-from fedadamw.data.fitting import BILINEAR, Fit
 from fedadamw.data.image_decoding import (
     CROPPED,
     MODEL_SIZE,
@@ -38,6 +37,7 @@ from fedadamw.data.image_decoding import (
 )
 from fedadamw.data.pixel_cache import load_pixels, load_survey
 from fedadamw.data.sources import Array, choose_held_out_split, read_held_out, read_splits
+from fedadamw.models.fitting import BILINEAR, Fit
 from fedadamw.validation import InputError, check
 
 DARK = 16  # of 255; the range of 12 bits within 16

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedadamw.data.image_decoding import DecodeSummary, PixelFormat, Survey, decode
 from fedadamw.data.sources import Array
-from fedadamw.io.disk import take_space
+from fedadamw.io.disk import reserve_space
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -110,7 +110,7 @@ def _new_file(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
         if shutil.disk_usage(path.parent).free < 1.1 * math.prod(shape):
             return None
         pixels: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        take_space(path)
+        reserve_space(path)
     except OSError:
         return None
     return pixels

@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-from fedadamw.validation import InputError, check, path_of
+from fedadamw.validation import InputError, check, parse_path
 
 Array = np.ndarray
 TEST_SPLITS = ("test", "validation", "valid", "val")
@@ -78,7 +78,7 @@ def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
     from tqdm import tqdm
 
     local = is_local(source)
-    path = path_of(setting, source) if local else Path(source)
+    path = parse_path(setting, source) if local else Path(source)
     kind = FILES.get(path.suffix)
     if local:
         _check_place(setting, source, path)

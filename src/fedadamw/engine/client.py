@@ -12,7 +12,7 @@ from fedadamw.randomness import Purpose, batches, numpy_generator, torch_generat
 from fedadamw.settings.training import Training
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Layout, Vector, bind, bind_gradients, finite, statistics, trainable
+from fedadamw.vector import Layout, Vector, all_finite, bind, bind_gradients, statistics, trainable
 
 
 class Workspace:
@@ -114,7 +114,7 @@ class Answer(NamedTuple):
     @property
     def finite(self) -> bool:
         """Whether every number that arrives is finite."""
-        return finite((*self.up, self.statistics))
+        return all_finite((*self.up, self.statistics))
 
 
 class Shard(NamedTuple):

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from fedadamw.data.classes import no_head
-from fedadamw.data.fitting import BILINEAR, Fit
 from fedadamw.data.image_decoding import CROPPED, MODEL_SIZE, OWN_SIZE, PixelFormat
 from fedadamw.data.image_task import ImageTask, channel_statistics
 from fedadamw.data.images import ImageOptions, Images, load_held_out, load_images
 from fedadamw.models import vision
-from fedadamw.models.loading import initial, outputs_of
+from fedadamw.models.fitting import BILINEAR, Fit
+from fedadamw.models.heads import outputs_of
+from fedadamw.models.loading import initial
 from fedadamw.models.lora import adapted
 from fedadamw.models.processor import BYTE, Processor
 from fedadamw.prepare.learned import Learned

@@ -113,7 +113,7 @@ def _check_remote(experiment: Experiment) -> None:
 
 def algorithm_of(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
     """The algorithm that the experiment names, for the blocks of `model` where it wants them."""
-    name, settings = registry.named(experiment.algorithm)
+    name, settings = registry.parse_section(experiment.algorithm)
     blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else registry.NO_BLOCKS
     return registry.make(name, settings, blocks)
 

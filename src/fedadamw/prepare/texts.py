@@ -14,8 +14,9 @@ from fedadamw.data.scoring import REGRESSION
 from fedadamw.data.sources import choose_held_out_split, read_held_out, read_splits
 from fedadamw.data.text_tasks import LanguageTask, TextTask
 from fedadamw.data.texts import Labelled, Texts, text_column
-from fedadamw.models import text, tokenizers, vision
-from fedadamw.models.loading import initial, outputs_of
+from fedadamw.models import heads, text, tokenizers, vision
+from fedadamw.models.heads import outputs_of
+from fedadamw.models.loading import initial
 from fedadamw.models.lora import adapted
 from fedadamw.prepare.learned import Learned
 from fedadamw.randomness import Purpose, torch_seed
@@ -119,7 +120,7 @@ def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> La
     labelled = Labelled.of(source, train, columns, **common, **known, numbers=numbers, outputs=outputs)
     if known or labelled.edges is not None or experiment.model.fresh:
         return labelled
-    return replace(labelled, classes=tokenizers.in_own_order(experiment.model.name, labelled.classes))
+    return replace(labelled, classes=heads.in_own_order(experiment.model.name, labelled.classes))
 
 
 def _warn_of_cut(texts: Texts, which: str, max_length: int) -> None:

@@ -24,7 +24,7 @@ from fedadamw import checkpoint
 from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.data.image_decoding import OWN_SIZE
 from fedadamw.engine.record import Record
-from fedadamw.io.disk import writing
+from fedadamw.io.disk import report_full_disk
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
@@ -164,7 +164,7 @@ class RunFolder:
             k: _finite(v) for k, v in asdict(record).items() if v is not None or k not in ("diagnostics", "federation")
         }
         line = json.dumps(columns, allow_nan=False) + "\n"
-        with writing(self.metrics), open(self.metrics, "ab") as file:
+        with report_full_disk(self.metrics), open(self.metrics, "ab") as file:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())

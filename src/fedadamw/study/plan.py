@@ -16,7 +16,7 @@ from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.experiment import Experiment, settings_elsewhere
 from fedadamw.settings.load import assemble
-from fedadamw.validation import InputError, check, nearest, one_of
+from fedadamw.validation import InputError, check, check_one_of, suggest
 
 MOST_RUNS = 10_000
 
@@ -171,7 +171,7 @@ def check_given(given: Sequence[tuple[str, Any]], algorithms: Sequence[str], els
     given twice, as a whole section, or belongs `elsewhere`, a sentence with an {option}.
     """
     for name in algorithms:
-        one_of("algorithm", name, registry.ALGORITHMS)
+        check_one_of("algorithm", name, registry.ALGORITHMS)
     check(len(set(algorithms)) == len(algorithms), f"-a {','.join(algorithms)}: names one algorithm twice")
     paths = [path for path, _ in given]
     for path, value in given:
@@ -182,5 +182,5 @@ def check_given(given: Sequence[tuple[str, Any]], algorithms: Sequence[str], els
             raise InputError(f"-s {path}: {elsewhere.format(option=option)}")
         if not any(those_of(name, [(path, value)]) for name in algorithms):
             known = sorted({key for name in algorithms for key in registry.settings_of(name)})
-            hint = nearest(path.partition(".")[2], [*known, *settings_elsewhere("algorithm")], ".")
+            hint = suggest(path.partition(".")[2], [*known, *settings_elsewhere("algorithm")], ".")
             raise InputError(f"{path} is no setting of {', '.join(algorithms)}{hint}")

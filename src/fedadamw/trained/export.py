@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedadamw.data.fitting import Fit
 from fedadamw.data.image_decoding import CROPPED
 from fedadamw.io.disk import new_folder
+from fedadamw.models.fitting import Fit
 from fedadamw.models.loading import is_local
 from fedadamw.models.vision import NAMES, RESNETS, Vision
 from fedadamw.prepare import images, texts
