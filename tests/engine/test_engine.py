@@ -24,7 +24,7 @@ from fedadamw.engine.round import run_round
 from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.step import clipped
 from fedadamw.models.loading import initial
-from fedadamw.prepare.device import device_of
+from fedadamw.prepare.device import select_device
 from fedadamw.randomness import draw_batches, sample_clients, torch_seed
 from fedadamw.settings.load import load
 from fedadamw.settings.training import Training
@@ -378,7 +378,7 @@ def test_float32_is_not_rounded_to_tf32():
     before = torch.backends.cudnn.allow_tf32
     try:
         for precision in ("float32", "bf16"):
-            device_of(load("digits", ["device=cpu", f"training.precision={precision}"]))
+            select_device(load("digits", ["device=cpu", f"training.precision={precision}"]))
             assert torch.backends.cudnn.allow_tf32 is (precision == "bf16")
     finally:
         torch.backends.cudnn.allow_tf32 = before

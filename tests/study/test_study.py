@@ -15,7 +15,7 @@ from support.command import run_command
 from support.studies import TINY, wait_for
 
 from fedadamw import cli
-from fedadamw.prepare.device import cores
+from fedadamw.prepare.device import count_cores
 from fedadamw.settings.load import load
 from fedadamw.study import results as outcome
 from fedadamw.study.plan import plan
@@ -316,7 +316,7 @@ def test_runs_share_the_cores_unless_told_otherwise(tmp_path):
         return run.experiment.threads
 
     assert threads() == 1
-    assert threads(jobs=1) == cores()
+    assert threads(jobs=1) == count_cores()
     assert threads(("threads", 3), jobs=1) == 3
 
 

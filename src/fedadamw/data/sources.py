@@ -45,7 +45,7 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
 
-def read(source: str, config: str | None = None, test_source: str | None = None) -> "DatasetDict":
+def read_splits(source: str, config: str | None = None, test_source: str | None = None) -> "DatasetDict":
     """The splits of `source`: a folder, a CSV, JSON lines or Parquet file, or a hub id; `train` is among them.
 
     test_source: another such, whose train split becomes the split named `test`.
@@ -70,7 +70,7 @@ def read_held_out(
     splits = _read(setting, name, None if test_source and is_local(name) else config)
     wanted = wanted or (usual if usual in splits else None)
     alone = len(splits) == 1 and not wanted
-    return splits[next(iter(splits)) if alone else held_out_split(f"{setting}={name!r}", splits, wanted)]
+    return splits[next(iter(splits)) if alone else choose_held_out_split(f"{setting}={name!r}", splits, wanted)]
 
 
 def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
@@ -170,7 +170,7 @@ def _why(error: Exception) -> str:
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
-def held_out_split(place: str, splits: "DatasetDict", wanted: str | None) -> str:
+def choose_held_out_split(place: str, splits: "DatasetDict", wanted: str | None) -> str:
     """The name of the split of `place` to hold out: `wanted`, or the first of TEST_SPLITS that there is."""
     names = (wanted,) if wanted else TEST_SPLITS
     for name in names:

@@ -30,7 +30,7 @@ from fedadamw.flower.wire import ArraySpec, digest, name_fields, read_arrays, to
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.models.lora import Folding
 from fedadamw.prepare import images, texts
-from fedadamw.prepare.device import check_device, device_of
+from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.simulation import algorithm_of, partition_of, samples_of
 from fedadamw.settings.experiment import Data, Experiment
 from fedadamw.task import Task
@@ -57,7 +57,7 @@ class Node:
     def __init__(self, experiment: Experiment, about: Mapping[str, Any], config: Config, home: Path) -> None:
         self.number, self.home = read_number(config), home
         self.experiment = experiment
-        device = device_of(experiment, read_device(config))
+        device = select_device(experiment, read_device(config))
         if threads := config.get("threads", experiment.threads):
             torch.set_num_threads(int(threads))
         model, task, self.samples = _learned(experiment, about, config, self.number, device)
@@ -191,7 +191,7 @@ def _learned(
 ) -> tuple[nn.Module, Task, np.ndarray]:
     """The model, its task, and the numbers of this node's samples."""
     train, samples = _own(experiment, about, config, number)
-    nothing: Any = train.take(np.arange(0))
+    nothing: Any = train.select(np.arange(0))
     if isinstance(train, Texts):
         text = texts.model_of(experiment, about)
         return text.model.to(device), texts.task_of(experiment, text.form, train, nothing, device), samples
