@@ -124,7 +124,7 @@ def alone(given: argparse.Namespace, engine: Engine) -> None:
     labels = np.arange(n) % 10
     data = Images(generator.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), labels, tuple(map(str, range(10))))
     model = built.model.to(device)
-    task = ImageTask(data, data.take(np.arange(50)), device=device, crop_padding=4, flip=True)
+    task = ImageTask(data, data.select(np.arange(50)), device=device, crop_padding=4, flip=True)
     clients = Partition(np.arange(n), np.arange(EACH, n + 1, EACH))
     training = Training(
         rounds=given.rounds,

@@ -31,7 +31,7 @@ from fedadamw.validation import InputError
 
 @pytest.mark.parametrize("stack", [2, 5])
 @pytest.mark.parametrize("name", rows(EVERYWHERE))
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("all_algorithms")
 def test_stacked_clients_come_to_the_loops_numbers(name, stack, task):
     loop = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0)
     stacked = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0, stack=stack)
@@ -136,7 +136,7 @@ def test_parameters_without_numbers_and_single_ones_are_trained_in_every_engine(
     def run(stack, **changes):
         torch.manual_seed(0)
         model = OddModel().double()
-        algorithm = registry.make(name, registry.validated(name, {}), Blocks.of(model))
+        algorithm = registry.make(name, registry.validate(name, {}), Blocks.of(model))
         training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.01, **changes)
         sim = Simulation(model, algorithm, task, unequal_clients(task), training, stack=stack)
         return sim.state.server.x, list(sim.rounds()), sim.state.server.x

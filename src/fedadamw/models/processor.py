@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedadamw.data.fitting import BILINEAR, Fit, Size
+from fedadamw.models.fitting import BILINEAR, Fit, Size
 from fedadamw.models.loading import image_processor_from, in_one_line, loaded, place_of
 from fedadamw.validation import InputError, check
 

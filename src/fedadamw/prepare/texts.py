@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
+from fedadamw.data.classes import find_label_column, no_head
 from fedadamw.data.dialogues import Dialogues
-from fedadamw.data.labels import find_label_column, no_head
 from fedadamw.data.scoring import REGRESSION
-from fedadamw.data.sources import held_out_split, read, read_held_out
+from fedadamw.data.sources import choose_held_out_split, read_held_out, read_splits
 from fedadamw.data.text_tasks import LanguageTask, TextTask
 from fedadamw.data.texts import Labelled, Texts, text_column
-from fedadamw.models import text, tokenizers, vision
-from fedadamw.models.loading import initial, outputs_of
+from fedadamw.models import heads, text, tokenizers, vision
+from fedadamw.models.heads import outputs_of
+from fedadamw.models.loading import initial
 from fedadamw.models.lora import adapted
 from fedadamw.prepare.learned import Learned
 from fedadamw.randomness import Purpose, torch_seed
@@ -51,17 +52,19 @@ def load(experiment: Experiment) -> tuple[Texts, Texts]:
     With data.validation the second is empty.
     """
     data, (source, config) = experiment.data, _source(experiment.data)
-    splits = read(source, config, data.test_source)
+    splits = read_splits(source, config, data.test_source)
     reader = _reader(experiment, source, splits["train"])
     train = reader.texts(splits["train"])
     _warn_of_cut(train, "training", reader.max_length)
     if data.validation:
-        return train, train.take(train.labels[:0])
+        return train, train.select(train.labels[:0])
     usual = _usual_split(data)
     wanted = data.test_split or (usual if usual in splits and data.test_source is None else None)
     place = None if data.test_source is None else f"data.test_source={data.test_source!r}"
     held_out_reader = replace(reader, group=None)
-    test = held_out_reader.texts(splits[held_out_split(place or f"data.source={source!r}", splits, wanted)], place)
+    test = held_out_reader.texts(
+        splits[choose_held_out_split(place or f"data.source={source!r}", splits, wanted)], place
+    )
     _warn_of_cut(test, "held-out", reader.max_length)
     return train, test
 
@@ -117,7 +120,7 @@ def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> La
     labelled = Labelled.of(source, train, columns, **common, **known, numbers=numbers, outputs=outputs)
     if known or labelled.edges is not None or experiment.model.fresh:
         return labelled
-    return replace(labelled, classes=tokenizers.in_own_order(experiment.model.name, labelled.classes))
+    return replace(labelled, classes=heads.in_own_order(experiment.model.name, labelled.classes))
 
 
 def _warn_of_cut(texts: Texts, which: str, max_length: int) -> None:

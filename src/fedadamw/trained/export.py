@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedadamw.data.fitting import Fit
-from fedadamw.data.pictures import CROP
+from fedadamw.data.image_decoding import CROPPED
 from fedadamw.io.disk import new_folder
+from fedadamw.models.fitting import Fit
 from fedadamw.models.loading import is_local
 from fedadamw.models.vision import NAMES, RESNETS, Vision
 from fedadamw.prepare import images, texts
@@ -100,7 +100,7 @@ def _pixels(trained: Trained) -> dict[str, Any]:
         }
     if channels == 3:
         found["do_convert_rgb"] = True
-    cut = about.get("fit") == CROP and output[0] == output[1]
+    cut = about.get("fit") == CROPPED and output[0] == output[1]
     return found | _square(output[0], found) if cut else found
 
 
