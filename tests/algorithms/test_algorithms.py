@@ -12,7 +12,7 @@ from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.client import Shard
 from fedadamw.engine.round import run_round
 from fedadamw.engine.simulate import Simulation
-from fedadamw.randomness import Purpose, batches, numpy_generator
+from fedadamw.randomness import Purpose, draw_batches, numpy_generator
 from fedadamw.settings.training import Training
 from fedadamw.vector import Layout, nbytes, trainable
 
@@ -147,7 +147,7 @@ def test_without_alignment_and_sharing_it_is_torch_adamw_on_each_client(task):
                     p.copy_(layout.views(x)[name])
             opt = torch.optim.AdamW(own.parameters(), lr=training.lr_at(round_), weight_decay=0.01)
             generator = numpy_generator(0, Purpose.BATCHES, round_, i)
-            for indices in batches(samples, generator, batch_size=8, steps=None, epochs=1):
+            for indices in draw_batches(samples, generator, batch_size=8, steps=None, epochs=1):
                 opt.zero_grad()
                 task.losses(own, batch_of(task, indices)).mean().backward()
                 opt.step()

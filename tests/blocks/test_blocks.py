@@ -269,7 +269,7 @@ def test_an_unknown_granularity_says_what_there_is():
 @given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3), min_size=1, max_size=5), st.integers(0, 3))
 def test_a_layout_gives_back_what_went_in(shapes, lead):
     tensors = {f"t{i}": torch.randn(*shape) for i, shape in enumerate(shapes)}
-    layout = Layout.named(tensors)
+    layout = Layout.of_tensors(tensors)
     vector = layout.flatten(tensors)
     assert layout.d == len(vector) == sum(t.numel() for t in tensors.values())
     stacked = vector.expand(lead, -1) if lead else vector

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import tiny_models
-from support.memories import kept
+from support.memories import memory_of
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.engine.store import OnDisk
@@ -71,14 +71,14 @@ def test_a_run_stops_on_a_full_disk_with_one_line_and_goes_on_when_there_is_room
 
 
 def test_an_index_of_clients_has_its_place_on_the_disk(tmp_path):
-    OnDisk(tmp_path, 100_000, kept(0.0))
+    OnDisk(tmp_path, 100_000, memory_of(0.0))
     assert (tmp_path / "index.bin").stat().st_blocks * 512 >= 100_000 * 32, "else writing to it may kill the process"
 
 
 def test_an_index_that_the_disk_does_not_take_is_refused_before_it_is_mapped(small_disk):
     leave(small_disk, 100_000)
     with pytest.raises(DiskFullError, match=r"index\.bin: not written, no space left on device"):
-        OnDisk(small_disk / "clients", 1_000_000, kept(0.0))
+        OnDisk(small_disk / "clients", 1_000_000, memory_of(0.0))
 
 
 def test_space_is_taken_where_the_system_has_no_call_for_it(tmp_path):
@@ -103,7 +103,7 @@ def test_what_does_not_fit_leaves_the_old_content_and_nothing_beside_it(tmp_path
 
 
 def test_a_memory_that_does_not_fit_leaves_the_one_before(tmp_path, short_files):
-    template = kept(0.0)._replace(c=torch.zeros(1000))
+    template = memory_of(0.0)._replace(c=torch.zeros(1000))
     store = OnDisk(tmp_path, 10, template)
     store.put(3, 1, template._replace(c=torch.ones(1000)))
     short_files(6000)

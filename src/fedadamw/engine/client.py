@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedadamw.randomness import Purpose, batches, numpy_generator, torch_generator
+from fedadamw.randomness import Purpose, draw_batches, numpy_generator, torch_generator
 from fedadamw.settings.training import Training
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError, check
@@ -34,7 +34,7 @@ class Workspace:
         bind(parameters, self.y)
         bind_gradients(parameters, self.gradient)
         floating = statistics(module)
-        self.statistics: Vector = Layout.named(floating).flatten(floating).to(self.y)
+        self.statistics: Vector = Layout.of_tensors(floating).flatten(floating).to(self.y)
         bind(floating, self.statistics)
         others = [b for name, b in module.named_buffers() if name not in floating]
         for buffer in others:
@@ -154,7 +154,7 @@ def work_of(
 
     workspace: if its BatchNorm rejects a batch of one, such a batch joins the one before.
     """
-    parts = batches(
+    parts = draw_batches(
         samples,
         numpy_generator(seed, Purpose.BATCHES, round_, client),
         batch_size=training.batch_size,

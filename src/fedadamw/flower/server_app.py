@@ -113,7 +113,7 @@ def rounds_of(
     state, events = simulation.state, Events(folder.path / "events.jsonl", monitor)
     model, like = simulation.workspace.module, simulation.uploads.like(simulation.algorithm.broadcast(state.server))
     up = type(like)(*(t.new_zeros(()).expand(t.shape) for t in like))  # their shapes, not their memory
-    spool = UploadSpool(t, simulation.uploads, up, state.statistics, Layout.named(statistics(model)), spool_folder)
+    spool = UploadSpool(t, simulation.uploads, up, state.statistics, Layout.of_tensors(statistics(model)), spool_folder)
     messenger = Messenger(grid, facts, spool.most)
     layout = int(simulation.workspace.layout.fingerprint[:12], 16)
     registry = ClientRegistry(

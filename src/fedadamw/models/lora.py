@@ -213,7 +213,7 @@ class Folding:
         check(bool(self._layers), "lora.aggregate='exact' needs adapters of linear layers")
         self._layout = Layout.of(model)
         weights = {layer.a: layer.weight for layer in self._layers}
-        self._weights = Layout.named(weights)
+        self._weights = Layout.of_tensors(weights)
         self.base: Vector = self._weights.flatten(weights)  # (w,) the frozen weights as the module has them
         bind(weights, self.base)
 

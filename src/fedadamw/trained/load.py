@@ -117,7 +117,7 @@ def _put(model: nn.Module, tensors: Mapping[str, Tensor], facts: Mapping[str, An
     with torch.no_grad():
         for name, value in layout.views(tensors["server.x"]).items():
             trainable(model)[name].copy_(value)
-        for name, value in Layout.named(floating).views(tensors["statistics"]).items():
+        for name, value in Layout.of_tensors(floating).views(tensors["statistics"]).items():
             floating[name].copy_(value)
     if tensors["base"].numel():
         Folding(model).load(tensors["base"])
