@@ -21,7 +21,7 @@ MEGATRON = {"megatron_config": None, "megatron_core": "megatron.core"}  # with w
 ADAPTER = "default"  # peft's name of the one adapter
 
 
-class Lora(BaseModel):
+class LoraSettings(BaseModel):
     """LoRA's settings, as peft names them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,7 +53,7 @@ class Lora(BaseModel):
         return ALL_LINEAR if every else value
 
 
-def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:
+def adapted(model: nn.Module, lora: LoraSettings, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:
     """`model` with adapters on the layers that `lora` names; all else is frozen but a classifier's head.
 
     task_type: peft's (SEQ_CLS, CAUSAL_LM), which a saved adapter is loaded by. fresh: modules whose weights come from

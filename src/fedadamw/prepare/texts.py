@@ -21,11 +21,11 @@ from fedadamw.models.lora import adapted
 from fedadamw.prepare.learned import Learned
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings import glue
-from fedadamw.settings.experiment import LANGUAGE, Data, Experiment
+from fedadamw.settings.experiment import LANGUAGE, DataSettings, Experiment
 from fedadamw.task import Task
 from fedadamw.validation import check
 
-DIGITS = Data().source
+DIGITS = DataSettings().source
 
 
 def check_named(experiment: Experiment) -> None:
@@ -80,7 +80,7 @@ def held_out(experiment: Experiment, about: Mapping[str, Any]) -> Texts:
     return found
 
 
-def _source(data: Data) -> tuple[str, str | None]:
+def _source(data: DataSettings) -> tuple[str, str | None]:
     """Where the data is, and its configuration there: GLUE's own for its tasks."""
     known = data.task in glue.TASKS
     check(known or data.source != DIGITS, f"data.task={data.task!r} needs data.source: a folder, a file or a hub id")
@@ -88,7 +88,7 @@ def _source(data: Data) -> tuple[str, str | None]:
     return source, data.task if known and source == glue.HUB_ID and data.config is None else data.config
 
 
-def _usual_split(data: Data) -> str | None:
+def _usual_split(data: DataSettings) -> str | None:
     """The held-out split of a task of GLUE."""
     return glue.TASKS[data.task].test_split if data.task in glue.TASKS else None
 

@@ -9,7 +9,7 @@ import yaml
 from fedadamw.io.escaping import escape_markdown
 from fedadamw.models.loading import PACKAGE, is_hub_id
 from fedadamw.models.vision import Vision
-from fedadamw.settings.experiment import LANGUAGE, Experiment, Split
+from fedadamw.settings.experiment import LANGUAGE, Experiment, PartitionSettings
 from fedadamw.settings.paths import is_path, seen_from, told
 from fedadamw.trained.load import FACTS, Trained
 from fedadamw.validation import parse_path
@@ -143,7 +143,7 @@ def _outputs(trained: Trained) -> int:
     return 1 if trained.about.get("edges") is not None else len(trained.about["classes"])
 
 
-def _split(partition: Split) -> str:
+def _split(partition: PartitionSettings) -> str:
     """How the data is split, in words."""
     concentrated = partition.kind in ("dirichlet", "mix")
     return f"{partition.kind}, concentration {partition.concentration:g}" if concentrated else partition.kind

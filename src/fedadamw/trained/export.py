@@ -7,8 +7,8 @@ from typing import Any
 
 from fedadamw.data.image_decoding import CROPPED
 from fedadamw.io.disk import new_folder
-from fedadamw.models.fitting import Fit
 from fedadamw.models.loading import is_local
+from fedadamw.models.resizing import ResizeCrop
 from fedadamw.models.vision import NAMES, RESNETS, Vision
 from fedadamw.prepare import images, texts
 from fedadamw.settings.paths import tell_base, told, without_paths
@@ -82,8 +82,8 @@ def _pixels(trained: Trained) -> dict[str, Any]:
     about, processor = trained.about, trained.built.processor
     data_channels, height, width = about["shape"]
     channels = trained.built.channels or data_channels
-    fit = images.remaining_fit(trained.built, about) or Fit()
-    output = fit.output((height, width))
+    fit = images.remaining_fit(trained.built, about) or ResizeCrop()
+    output = fit.output_size((height, width))
     if processor.settings is not None:
         found = dict(processor.settings)
     else:

@@ -32,7 +32,7 @@ from fedadamw.models.lora import Folding
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.simulation import algorithm_of, partition_of, samples_of
-from fedadamw.settings.experiment import Data, Experiment
+from fedadamw.settings.experiment import DataSettings, Experiment
 from fedadamw.task import Task
 from fedadamw.validation import InputError, check
 
@@ -212,7 +212,7 @@ def _own(
     place, split = config.get("data"), config.get("split", "train")
     check(isinstance(place, str), "this node has no data: give --node-config 'data=\"FOLDER\"'")
     own = {**experiment.data.model_dump(), "source": place, "config": None, "test_source": None, "test_split": split}
-    here = experiment.model_copy(update={"data": Data(**own)})
+    here = experiment.model_copy(update={"data": DataSettings(**own)})
     found = texts.held_out(here, about) if here.data.texts else images.held_out(here, about)
     check(len(found) > 0, f"{place}: holds no samples")
     return found, np.arange(len(found))

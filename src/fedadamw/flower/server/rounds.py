@@ -19,7 +19,7 @@ from fedadamw.flower.server.messenger import Content, Messenger
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.flower.wire import digest, name_fields
 from fedadamw.randomness import Purpose, numpy_generator
-from fedadamw.settings.federation import Federation
+from fedadamw.settings.federation import FederationSettings
 from fedadamw.vector import Vector, nbytes
 
 AGAIN_S = (1.0, 30.0)  # before clients are asked again where too few answered: at first, and at most
@@ -47,7 +47,7 @@ class Rounds:
 
     def __init__(
         self,
-        federation: Federation,
+        federation: FederationSettings,
         messenger: Messenger,
         registry: ClientRegistry,
         spool: UploadSpool,
