@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.checkout import ROOT
 
-from fedadamw.cli.flower import _installed
+from fedadamw.cli.flower import _require_flower
 from fedadamw.flower.new_app import write_app
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.load import load
@@ -38,7 +38,7 @@ def test_what_is_missing_is_named_with_its_packages(monkeypatch, tmp_path):
         journal(tmp_path / "optuna.log")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "cryptography" else name)
     with pytest.raises(InputError, match=r"^cryptography is not installed: pip install 'flwr>=1.41,<1.42' 'click<"):
-        _installed()
+        _require_flower()
     assert str(missing_extra_error("it", "lora")) == "it: pip install 'peft>=0.17'"
 
 

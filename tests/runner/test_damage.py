@@ -103,7 +103,7 @@ def test_a_run_is_never_overwritten(finished_run, tmp_path, run_main):
     before = (out / "metrics.jsonl").read_bytes()
     done = run_main("run", "digits", *SHORT_RUN, "--out", str(out))
     assert done.returncode == 2
-    assert "holds a run already; go on with --resume" in done.stderr
+    assert "holds a run already; resume it with --resume" in done.stderr
     done = run_main("run", "digits", *SHORT_RUN, "-s", "seed=1", "--out", str(out), "--resume")
     assert done.returncode == 2
     assert "was run with other settings" in done.stderr
