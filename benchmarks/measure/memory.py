@@ -73,7 +73,7 @@ def measured(name: str, device: torch.device, algorithm: str, sampled: int, stac
     training = Training(rounds=2, clients_per_round=sampled, steps=1, batch_size=1, evaluate_every=2)
     blocks = Blocks.of(model) if registry.needs_blocks(algorithm) else registry.NO_BLOCKS
     made = registry.make(algorithm, registry.settings_of(algorithm), blocks)
-    task = ImageTask(data, data.take(np.arange(2)), device=device)
+    task = ImageTask(data, data.select(np.arange(2)), device=device)
     before = resident_mb(device, "RSS")
     clients = Partition(np.arange(100), np.arange(1, 101))
     simulation = Simulation(model, made, task, clients, training, stack=stack)

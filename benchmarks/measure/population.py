@@ -16,10 +16,14 @@ from torch import nn
 
 from benchmarks.common import records
 from fedadamw.algorithms.scaffold import Scaffold
-from fedadamw.data import partition as split
 from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
-from fedadamw.data.partition import Partition
+from fedadamw.data.partition import (
+    Partition,
+    partition_dirichlet,
+    partition_iid,
+    partition_mix,
+)
 from fedadamw.engine.simulate import Simulation
 from fedadamw.runner.execute import commit, device_name
 from fedadamw.settings.training import Training
@@ -27,9 +31,9 @@ from fedadamw.settings.training import Training
 CLIENTS = 1_000_000
 EACH = 8  # samples a client
 KINDS = {
-    "mix": lambda labels, g: split.mix(labels, CLIENTS, 0.1, g),
-    "dirichlet": lambda labels, g: split.dirichlet(labels, CLIENTS, 0.1, 1, g),
-    "iid": lambda labels, g: split.iid(labels, CLIENTS, g),
+    "mix": lambda labels, g: partition_mix(labels, CLIENTS, 0.1, g),
+    "dirichlet": lambda labels, g: partition_dirichlet(labels, CLIENTS, 0.1, 1, g),
+    "iid": lambda labels, g: partition_iid(labels, CLIENTS, g),
 }
 
 

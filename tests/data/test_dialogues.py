@@ -12,7 +12,7 @@ from support.text_experiments import experiment, told
 from fedadamw.data.conversations import conversation
 from fedadamw.data.text_tasks import LanguageTask
 from fedadamw.data.texts import Texts
-from fedadamw.models import tokenizers
+from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare.simulation import prepare, samples_of
 from fedadamw.validation import InputError
 
@@ -33,7 +33,7 @@ def language(place, tmp_path, rows, *settings, kind="llama"):
 
 def learned(place, texts: Texts, kind="llama") -> list[str]:
     """The marked parts of the texts, in words."""
-    words = tokenizers.tokenizer_of(str(place / kind))
+    words = Pretrained(str(place / kind)).tokenizer
     parts = zip(np.split(texts.tokens, texts.starts[1:-1]), np.split(texts.marks, texts.starts[1:-1]), strict=True)
     return [words.decode(tokens[marks == 1]) for tokens, marks in parts]
 
@@ -252,7 +252,7 @@ def test_conversations_that_cannot_be_used_are_left_out_and_counted(place, tmp_p
     for found in (prepared.train, prepared.test):
         assert found.rows.tolist() == [0, 2, 4]
         assert learned(place, found, "chat") == ["b</s>"] * 3
-    assert prepared.about["skipped"] == [3, 3]
+    assert prepared.facts["skipped"] == [3, 3]
     with pytest.raises(InputError, match=f"none of 3 conversations can be used; the first in row 1: .*{line}") as none:
         samples_of(language(place, tmp_path, rows[1::2], model))
     assert "\n" not in str(none.value)

@@ -23,9 +23,9 @@ from fedadamw.engine.robust import Robust
 from fedadamw.engine.round import run_round
 from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.step import clipped
-from fedadamw.models.loading import initial
-from fedadamw.prepare.device import device_of
-from fedadamw.randomness import batches, sample_clients, torch_seed
+from fedadamw.models.loading import build_seeded
+from fedadamw.prepare.device import select_device
+from fedadamw.randomness import draw_batches, sample_clients, torch_seed
 from fedadamw.settings.load import load
 from fedadamw.settings.training import Training
 from fedadamw.validation import InputError
@@ -268,14 +268,14 @@ def test_memories_of_clients_are_kept_and_restored(task):
 def test_batches_cover_every_sample_and_are_never_short():
     samples = np.arange(100, 123)
     generator = np.random.default_rng(0)
-    steps = batches(samples, generator, batch_size=10, steps=7, epochs=None)
+    steps = draw_batches(samples, generator, batch_size=10, steps=7, epochs=None)
     assert [len(b) for b in steps] == [10] * 7
     counts = np.bincount(np.concatenate(steps) - 100, minlength=23)
     assert set(counts) <= {3, 4}
-    passes = batches(samples, generator, batch_size=10, steps=None, epochs=2)
+    passes = draw_batches(samples, generator, batch_size=10, steps=None, epochs=2)
     assert [len(b) for b in passes] == [10, 10, 3] * 2
     assert sorted(np.concatenate(passes[:3])) == list(samples)
-    small = batches(samples[:4], generator, batch_size=10, steps=3, epochs=None)
+    small = draw_batches(samples[:4], generator, batch_size=10, steps=3, epochs=None)
     assert [sorted(b) for b in small] == [[100, 101, 102, 103]] * 3
 
 
@@ -369,7 +369,7 @@ def test_a_model_is_built_without_a_gpu_being_asked_for_its_generator(monkeypatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *_: pytest.fail("a GPU was begun"))
     before = torch.get_rng_state()
-    first, second = (initial(lambda: torch.rand(3), 7) for _ in range(2))
+    first, second = (build_seeded(lambda: torch.rand(3), 7) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -378,7 +378,7 @@ def test_float32_is_not_rounded_to_tf32():
     before = torch.backends.cudnn.allow_tf32
     try:
         for precision in ("float32", "bf16"):
-            device_of(load("digits", ["device=cpu", f"training.precision={precision}"]))
+            select_device(load("digits", ["device=cpu", f"training.precision={precision}"]))
             assert torch.backends.cudnn.allow_tf32 is (precision == "bf16")
     finally:
         torch.backends.cudnn.allow_tf32 = before

@@ -22,7 +22,7 @@ from fedadamw.engine import step
 from fedadamw.engine.device_memory import is_out_of_memory
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
-from fedadamw.models.loading import initial
+from fedadamw.models.loading import build_seeded
 from fedadamw.prepare import simulation as prepare
 from fedadamw.settings.load import parse
 from fedadamw.settings.training import Training
@@ -31,7 +31,7 @@ from fedadamw.validation import InputError
 
 @pytest.mark.parametrize("stack", [2, 5])
 @pytest.mark.parametrize("name", rows(EVERYWHERE))
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("all_algorithms")
 def test_stacked_clients_come_to_the_loops_numbers(name, stack, task):
     loop = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0)
     stacked = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0, stack=stack)
@@ -46,7 +46,7 @@ def test_stacked_clients_come_to_the_loops_numbers(name, stack, task):
 @pytest.mark.filterwarnings("error")
 def test_every_architecture_stacks_without_a_slow_path(name):
     def run(stack):
-        built = initial(lambda: vision.build(name, vision.ImageShape(32, 3, 10)), 0)
+        built = build_seeded(lambda: vision.build(name, vision.ImageShape(32, 3, 10)), 0)
         for module in built.model.modules():  # what is dropped is drawn, and cannot be the same in both
             if hasattr(module, "drop_prob"):
                 module.drop_prob = 0.0
@@ -136,7 +136,7 @@ def test_parameters_without_numbers_and_single_ones_are_trained_in_every_engine(
     def run(stack, **changes):
         torch.manual_seed(0)
         model = OddModel().double()
-        algorithm = registry.make(name, registry.validated(name, {}), Blocks.of(model))
+        algorithm = registry.make(name, registry.validate(name, {}), Blocks.of(model))
         training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.01, **changes)
         sim = Simulation(model, algorithm, task, unequal_clients(task), training, stack=stack)
         return sim.state.server.x, list(sim.rounds()), sim.state.server.x

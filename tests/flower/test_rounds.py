@@ -18,7 +18,7 @@ from fedadamw.settings.federation import Federation
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
 def test_a_node_that_stops_while_its_answer_is_taken_holds_up_nobody(tmp_path):

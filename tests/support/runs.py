@@ -6,7 +6,7 @@ from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.ranks import ALONE
 from fedadamw.engine.simulate import Simulation
-from fedadamw.randomness import Purpose, batches, numpy_generator, sample_clients
+from fedadamw.randomness import Purpose, draw_batches, numpy_generator, sample_clients
 from fedadamw.settings.training import Training
 from fedadamw.vector import Layout
 from support.reference import Problem
@@ -22,7 +22,7 @@ def training_of(case, **changes):
 
 def simulation(case, task, *, clients=None, stack=1, compiled=False, ranks=ALONE, **changes):
     model = attention_model()
-    algorithm = registry.make(case.name, registry.validated(case.name, case.settings), Blocks.of(model))
+    algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
     clients = unequal_clients(task) if clients is None else clients
     how = {"stack": stack, "compiled": compiled, "ranks": ranks}
     return Simulation(model, algorithm, task, clients, training_of(case, **changes), **how)
@@ -67,7 +67,7 @@ def gradients_of_round(task, clients, round_, training, seed=0):
     found = {}
     for i in sample_clients(seed, round_, len(clients), training.clients_per_round):
         generator = numpy_generator(seed, Purpose.BATCHES, round_, i)
-        steps = batches(clients[i], generator, batch_size=BATCH, steps=None, epochs=EPOCHS)
+        steps = draw_batches(clients[i], generator, batch_size=BATCH, steps=None, epochs=EPOCHS)
         found[int(i)] = [gradient_at(indices) for indices in steps]
     return found
 

@@ -52,13 +52,13 @@ def blocks_command(
     """
     from fedadamw.blocks.blocks import Blocks
     from fedadamw.cli.tables import print_blocks
-    from fedadamw.models.hub import skeleton
+    from fedadamw.models.skeleton import build_skeleton
 
-    found = skeleton(model)
+    found = build_skeleton(model)
     if lora is not None:
-        from fedadamw.models.lora import Lora, adapted
+        from fedadamw.models.lora import Lora, add_adapters
 
-        found = adapted(found, Lora(r=rank, target_modules=tuple(names_in(lora))), None)
+        found = add_adapters(found, Lora(r=rank, target_modules=tuple(names_in(lora))), None)
     print_blocks(model, Blocks.of(found, granularity))
 
 

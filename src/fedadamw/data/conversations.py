@@ -3,8 +3,8 @@
 from contextlib import suppress
 from typing import Any
 
-from fedadamw.models.loading import in_one_line
-from fedadamw.validation import InputError, brief, check
+from fedadamw.models.loading import as_input_error
+from fedadamw.validation import InputError, check, shorten
 
 Ids = list[int]
 Message = dict[str, Any]
@@ -45,7 +45,7 @@ def _messages(talk: Any) -> list[Message]:
         for m in talk
     )
     if not fine or not talk:
-        raise InputError(f"column 'messages' holds {brief(talk)} where a list of role and content (a text) is wanted")
+        raise InputError(f"column 'messages' holds {shorten(talk)} where a list of role and content (a text) is wanted")
     return [{"content": "", **_without_null(message)} for message in talk]
 
 
@@ -56,7 +56,7 @@ def _without_null(value: Any) -> Any:
 
 
 def _templated(tokenizer: Any, talk: Any) -> str:
-    with in_one_line("the chat template refuses a conversation"):
+    with as_input_error("the chat template refuses a conversation"):
         return str(tokenizer.apply_chat_template(talk, tokenize=False))
 
 

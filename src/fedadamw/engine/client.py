@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedadamw.randomness import Purpose, batches, numpy_generator, torch_generator
+from fedadamw.randomness import Purpose, draw_batches, numpy_generator, torch_generator
 from fedadamw.settings.training import Training
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Layout, Vector, bind, bind_gradients, finite, statistics, trainable
+from fedadamw.vector import Layout, Vector, all_finite, bind, bind_gradients, statistics, trainable
 
 
 class Workspace:
@@ -34,7 +34,7 @@ class Workspace:
         bind(parameters, self.y)
         bind_gradients(parameters, self.gradient)
         floating = statistics(module)
-        self.statistics: Vector = Layout.named(floating).flatten(floating).to(self.y)
+        self.statistics: Vector = Layout.of_tensors(floating).flatten(floating).to(self.y)
         bind(floating, self.statistics)
         others = [b for name, b in module.named_buffers() if name not in floating]
         for buffer in others:
@@ -114,7 +114,7 @@ class Answer(NamedTuple):
     @property
     def finite(self) -> bool:
         """Whether every number that arrives is finite."""
-        return finite((*self.up, self.statistics))
+        return all_finite((*self.up, self.statistics))
 
 
 class Shard(NamedTuple):
@@ -154,7 +154,7 @@ def work_of(
 
     workspace: if its BatchNorm rejects a batch of one, such a batch joins the one before.
     """
-    parts = batches(
+    parts = draw_batches(
         samples,
         numpy_generator(seed, Purpose.BATCHES, round_, client),
         batch_size=training.batch_size,

@@ -26,7 +26,7 @@ from fedadamw.randomness import sample_clients
 from fedadamw.settings.training import Training
 from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Vector, finite, nbytes
+from fedadamw.vector import Vector, all_finite, nbytes
 
 NOT_EXACT = "lora.aggregate='exact' takes the clients' mean as it is; this algorithm's server does not"
 
@@ -176,7 +176,7 @@ class Simulation:
         if result.answered == 0:
             raise DivergedError(_diverged(state.round + 1, len(sampled), lr, training))
         after = self._after(state, result, lr)
-        if not finite(after.server):
+        if not all_finite(after.server):
             raise DivergedError(f"round {after.round}: the clients' mean is not finite; try a smaller training.lr")
         sent, wasted = nbytes((*down, state.statistics, state.base)) * len(sampled), 0
         if self.remote is not None:

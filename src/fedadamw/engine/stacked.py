@@ -61,7 +61,7 @@ class Stacked:
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.seed, self.step, self.group = training, seed, step, group
         self.instead, self.stacks = instead, True
-        self._statistics = Layout.named(statistics(workspace.module))
+        self._statistics = Layout.of_tensors(statistics(workspace.module))
         self._batches_mix = batches_mix(workspace.module)
 
     def answers(

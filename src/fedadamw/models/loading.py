@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fedadamw.validation import MOST_SHOWN, InputError, brief, check, path_of
+from fedadamw.validation import MAX_SHOWN_CHARACTERS, InputError, check, parse_path, shorten
 
 PACKAGE = "package:"
 MAX_REASON_CHARACTERS = 300  # of a library's error message
@@ -39,11 +39,11 @@ def locate(setting: str, name: str) -> str:
     if name.startswith(PACKAGE):
         path = _locate_in_package(setting, name)
     elif is_local(name):
-        path = path_of(setting, name)
+        path = parse_path(setting, name)
     else:
         check(bool(name.strip("/")), f"{setting}={name!r}: give a folder (./path) or a hub id (owner/name)")
         return name
-    check(os.path.isdir(path), f"{setting}={brief(name)}: no such folder")  # noqa: PTH112  (as in is_local)
+    check(os.path.isdir(path), f"{setting}={shorten(name)}: no such folder")  # noqa: PTH112  (as in is_local)
     return str(path.resolve())
 
 
@@ -59,7 +59,8 @@ def _locate_in_package(setting: str, name: str) -> Path:
     folder = next((path for place in places if os.path.isdir(path := Path(place, *subpackages))), None)  # noqa: PTH112
     if folder is None:
         raise InputError(
-            f"{setting}={brief(name)}: no package {brief(package)} is installed (pip install {package[:MOST_SHOWN]})"
+            f"{setting}={shorten(name)}: no package {shorten(package)} is installed "
+            f"(pip install {package[:MAX_SHOWN_CHARACTERS]})"
         )
     return folder / inside
 

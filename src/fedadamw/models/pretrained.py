@@ -72,9 +72,8 @@ class Pretrained:
         if wanted is None:
             limits = [n for n in (positions, self.tokenizer.model_max_length) if n is not None and n < NO_LIMIT]
             return min(limits, default=DEFAULT_LENGTH)
-        check(
-            positions is None or wanted <= positions, f"data.max_length={wanted}: {self.name!r} takes {positions} tokens"
-        )
+        fits = positions is None or wanted <= positions
+        check(fits, f"data.max_length={wanted}: {self.name!r} takes {positions} tokens")
         return wanted
 
     def build(self, auto: Any, *, fresh: bool, **changes: Any) -> tuple[Any, list[str]]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from fedadamw.models import vision
 from fedadamw.models.loading import build_fresh, load_config, load_place, locate, silence_libraries
-from fedadamw.validation import brief
+from fedadamw.validation import shorten
 
 SHAPE = vision.ImageShape(size=32, channels=3, classes=10)
 MICRO = vision.ImageShape(size=8, channels=1, classes=10)
@@ -29,7 +29,7 @@ def _build_transformers(name: str) -> nn.Module:
 
     if name in CONFIG_MAPPING and not (Path(name) / "config.json").is_file():
         return build_from_config(AutoConfig.for_model(name))
-    place, what = name if os.path.isfile(name) else locate("model", name), f"model {brief(name)}"  # noqa: PTH113  (Path.is_file raises if a name is too long)
+    place, what = name if os.path.isfile(name) else locate("model", name), f"model {shorten(name)}"  # noqa: PTH113  (Path.is_file raises if a name is too long)
     if not os.path.exists(place):  # noqa: PTH110
         what += f" is none of {', '.join(vision.NAMES)}, no type of transformers (bert, llama, ...), no folder, and"
     return load_place(what, place, lambda: build_from_config(load_config(place)))

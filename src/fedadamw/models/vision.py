@@ -9,7 +9,7 @@ from fedadamw.models.fitting import Size
 from fedadamw.models.loading import is_hub_id, is_local, silence_libraries
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.processor import Processor, input_channels, input_size
-from fedadamw.validation import check, one_of
+from fedadamw.validation import check, check_one_of
 
 
 class ImageShape(NamedTuple):
@@ -35,7 +35,7 @@ def build(name: str, shape: ImageShape, *, depth: int | None = None, norm: str =
 
     depth: layers of a ViT, instead of its own number. norm: `group` or `batch`, for ResNets.
     """
-    one_of("model.name", name, NAMES)
+    check_one_of("model.name", name, NAMES)
     check_named(name, depth=depth, norm=norm)
     silence_libraries()
     if name in VITS:
@@ -63,7 +63,7 @@ def build_pretrained(pretrained: Pretrained, shape: ImageShape, *, fresh: bool =
 def check_named(name: str, *, depth: int | None, norm: str) -> None:
     """Raise InputError if `name` cannot be a classifier or does not have these settings; no folder is read."""
     if not is_hub_id(name) and not is_local(name):
-        one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
+        check_one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
     check(norm == "group" or name in RESNETS, f"model.norm is a setting of {', '.join(RESNETS)}, not of {name!r}")
     check(depth is None or name in VITS, f"model.depth is a setting of {', '.join(VITS)}, not of {name!r}")
 
@@ -138,7 +138,9 @@ def _build_swin(shape: ImageShape, *, patch: int, width: int, depths: list[int],
     return model
 
 
-def _build_resnet(shape: ImageShape, norm: str, widths: list[int], blocks: int, stride: int, channels: int) -> nn.Module:
+def _build_resnet(
+    shape: ImageShape, norm: str, widths: list[int], blocks: int, stride: int, channels: int
+) -> nn.Module:
     """A ResNet (arXiv 1512.03385) for small images: a 3x3 stem without pooling; GroupNorm or BatchNorm.
 
     GroupNorm by default, of at most 32 groups: BatchNorm's statistics differ between clients (arXiv 1910.00189).

@@ -6,10 +6,10 @@ from functools import partial
 
 import torch
 
-from fedadamw.data.image_task import ImageTask, moments
-from fedadamw.data.images import Images, Wanted, load_held_out, load_images
-from fedadamw.data.labels import no_head
-from fedadamw.data.pictures import CROP, MODEL, SIZE, Form
+from fedadamw.data.classes import no_head
+from fedadamw.data.image_decoding import CROPPED, MODEL_SIZE, OWN_SIZE, PixelFormat
+from fedadamw.data.image_task import ImageTask, channel_statistics
+from fedadamw.data.images import ImageOptions, Images, load_held_out, load_images
 from fedadamw.models import vision
 from fedadamw.models.fitting import BILINEAR, Fit
 from fedadamw.models.heads import count_outputs
@@ -62,10 +62,10 @@ def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: Imag
     )
 
 
-def _wanted(experiment: Experiment, pretrained: Pretrained | None) -> Wanted:
+def _wanted(experiment: Experiment, pretrained: Pretrained | None) -> ImageOptions:
     """What the settings and the model say of the form of images."""
     data, fresh = experiment.data, experiment.model.fresh
-    return Wanted(
+    return ImageOptions(
         size=data.image_size,
         grey=None if data.image_mode == "auto" else data.image_mode == "grey",
         skip_bad=data.on_bad == "skip",
@@ -79,35 +79,35 @@ def _fit_of(pretrained: Pretrained | None) -> Fit | None:
     return None if pretrained is None else pretrained.processor.fit
 
 
-def _form(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFacts) -> Form:
+def _form(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFacts) -> PixelFormat:
     """The form of the training images, for other images."""
     data, (channels, height, width) = experiment.data, facts["shape"]
     check(
         data.image_size is None or (height, width) == (data.image_size, data.image_size),
         f"data.image_size={data.image_size}: the model was trained on images of {height} x {width}",
     )
-    mode, kind = "grey" if channels == 1 else "rgb", facts.get("fit", SIZE)
+    mode, kind = "grey" if channels == 1 else "rgb", facts.get("fit", OWN_SIZE)
     check(data.image_mode in ("auto", mode), f"data.image_mode={data.image_mode}: the model was trained on {mode}")
     size = (height, width)
-    if data.image_size is None and kind != MODEL:
-        return Form(channels == 1, size, Fit(size), kind)
+    if data.image_size is None and kind != MODEL_SIZE:
+        return PixelFormat(channels == 1, size, Fit(size), kind)
     fit = _fit_of(pretrained)
-    if fit is None or kind != MODEL:
+    if fit is None or kind != MODEL_SIZE:
         fit = Fit(height, size, fit.resample if fit else BILINEAR)
-    return Form(channels == 1, size, fit, CROP if data.image_size is not None else kind)
+    return PixelFormat(channels == 1, size, fit, CROPPED if data.image_size is not None else kind)
 
 
 def build(
     experiment: Experiment, pretrained: Pretrained | None, train: Images, test: Images, device: torch.device
 ) -> Problem:
     """Build the classifier on `device`, and its task."""
-    facts: ImageFacts = {"classes": train.classes, "shape": list(train.pixels.shape[1:]), "fit": train.fit}
+    facts: ImageFacts = {"classes": train.classes, "shape": list(train.pixels.shape[1:]), "fit": train.size_from}
     facts["skipped"] = [train.skipped, 0 if experiment.data.validation else test.skipped]
     built = build_model(experiment, pretrained, facts)
     facts["steps"] = steps_of(built, facts)
     _check_size(experiment.model.name, built, facts)
     mean, std = built.processor.mean, built.processor.std
-    facts["mean"], facts["std"] = (mean, std) if mean and std else moments(train.pixels)
+    facts["mean"], facts["std"] = (mean, std) if mean and std else channel_statistics(train.pixels)
     return Problem(built.model.to(device), build_task(experiment, built, train, test, device, facts), facts)
 
 
@@ -159,9 +159,9 @@ def build_task(
 def remaining_fit(built: ImageModel, facts: ImageFacts) -> Fit | None:
     """How stored images are still resized and cropped in each batch."""
     fit, kind = built.processor.fit, facts.get("fit")
-    if fit is None or kind == MODEL:
+    if fit is None or kind == MODEL_SIZE:
         return None
-    return Fit(fit.size, resample=fit.resample) if kind == CROP and fit.size is not None else fit
+    return Fit(fit.size, resample=fit.resample) if kind == CROPPED and fit.size is not None else fit
 
 
 def steps_of(built: ImageModel, facts: ImageFacts) -> PixelSteps:
@@ -177,7 +177,7 @@ def steps_of(built: ImageModel, facts: ImageFacts) -> PixelSteps:
 
 def with_own_pixels(built: ImageModel, facts: ImageFacts) -> ImageFacts:
     """`facts` as a run that is resumed with `built` would write them."""
-    changed: ImageFacts = {**facts, "fit": facts.get("fit", SIZE), "steps": steps_of(built, facts)}
+    changed: ImageFacts = {**facts, "fit": facts.get("fit", OWN_SIZE), "steps": steps_of(built, facts)}
     if built.processor.mean is not None:
         changed["mean"] = built.processor.mean
     if built.processor.std is not None:

@@ -1,7 +1,7 @@
 """What a run learns: a model, its task, and the facts of the data that the model is built from again."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, TypedDict
 
 from torch import nn
 
@@ -21,25 +21,31 @@ class PixelSteps(TypedDict, total=False):
     bgr: bool
 
 
-class ImageFacts(TypedDict):
-    """What building and evaluating an image classifier needs to know of its training images."""
-
+class _ImageForm(TypedDict):
     classes: Sequence[str]
     shape: Sequence[int]  # channels, height, width
-    fit: NotRequired[str]  # what gave the images their size: SIZE (also if missing), CROP or MODEL
-    skipped: NotRequired[list[int]]  # training and held-out images that could not be used
-    steps: NotRequired[PixelSteps]
-    mean: NotRequired[Sequence[float]]  # of each channel; known once the model is built
-    std: NotRequired[Sequence[float]]
 
 
-class TextFacts(TypedDict):
-    """What building and evaluating a model of texts needs to know of its training texts."""
+class ImageFacts(_ImageForm, total=False):
+    """What building and evaluating an image classifier needs to know of its training images."""
 
+    fit: str  # what gave the images their size: OWN_SIZE (also if missing), CROPPED or MODEL_SIZE
+    skipped: list[int]  # training and held-out images that could not be used
+    steps: PixelSteps
+    mean: Sequence[float]  # of each channel; known once the model is built, as are std and steps
+    std: Sequence[float]
+
+
+class _TextClasses(TypedDict):
     classes: Sequence[str]
     edges: Sequence[float] | None  # of the bins, if numbers are predicted
-    cut: NotRequired[list[int]]  # training and held-out texts that were too long
-    skipped: NotRequired[list[int]]  # and conversations that could not be used
+
+
+class TextFacts(_TextClasses, total=False):
+    """What building and evaluating a model of texts needs to know of its training texts."""
+
+    cut: list[int]  # training and held-out texts that were too long
+    skipped: list[int]  # and conversations that could not be used
 
 
 Facts = ImageFacts | TextFacts  # JSON in a run's manifest, in an exported folder, and sent to nodes

@@ -1,6 +1,6 @@
 """From settings to a simulation: data, partition, model and algorithm, built and checked before any work starts."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,9 +9,15 @@ from torch import nn
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.data import partition as split
 from fedadamw.data.images import Images
-from fedadamw.data.partition import Partition
+from fedadamw.data.partition import (
+    Partition,
+    partition_by_classes,
+    partition_by_column,
+    partition_dirichlet,
+    partition_iid,
+    partition_mix,
+)
 from fedadamw.data.sources import Samples
 from fedadamw.data.texts import Texts
 from fedadamw.engine.ranks import Team, team
@@ -19,10 +25,11 @@ from fedadamw.engine.robust import check_robust
 from fedadamw.engine.simulate import NOT_EXACT, Simulation
 from fedadamw.engine.step import compiling_pays
 from fedadamw.models.lora import Folding
+from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
-from fedadamw.prepare.device import check_device, device_of
-from fedadamw.prepare.learned import Learned
+from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
+from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.randomness import Purpose, numpy_generator
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, check
@@ -37,21 +44,22 @@ class Prepared(NamedTuple):
     partition: Partition
     device: torch.device
     ranks: Team
-    about: dict[str, Any]  # of the data: what the model must be built again with
+    facts: Facts  # of the data: what the model is built from again
 
 
 def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     """Load the data, split it, build the model and the algorithm. remote: others train, with data that they have."""
     check_settings(experiment, remote=remote)
-    device = device_of(experiment)
+    device = select_device(experiment)
     ranks = team(device)
     if device.type == "cpu":
         keep_freed_memory()
     if experiment.threads or ranks.size > 1:
         torch.set_num_threads(experiment.threads or 1)
-    train, test = samples_of(experiment)
+    pretrained = open_pretrained(experiment)
+    train, test = samples_of(experiment, pretrained)
     clients = partition_of(experiment, train)
-    model, task, about = learned(experiment, train, test, device)
+    model, task, facts = build_problem(experiment, pretrained, train, test, device)
     algorithm = algorithm_of(experiment, model)
     simulation = Simulation(
         model,
@@ -66,7 +74,7 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
         ranks=ranks,
         folding=Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None,
     )
-    return Prepared(simulation, train, test, clients, device, ranks, about)
+    return Prepared(simulation, train, test, clients, device, ranks, facts)
 
 
 def check_settings(experiment: Experiment, *, remote: bool) -> None:
@@ -107,19 +115,21 @@ def _check_remote(experiment: Experiment) -> None:
 
 def algorithm_of(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
     """The algorithm that the experiment names, for the blocks of `model` where it wants them."""
-    name, settings = registry.named(experiment.algorithm)
+    name, settings = registry.parse_section(experiment.algorithm)
     blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else registry.NO_BLOCKS
     return registry.make(name, settings, blocks)
 
 
-def learned(experiment: Experiment, train: Samples, test: Samples, device: torch.device) -> Learned:
-    """The model on `device`, its fresh weights by the seed alone, and what it learns of the samples."""
+def build_problem(
+    experiment: Experiment, pretrained: Pretrained | None, train: Samples, test: Samples, device: torch.device
+) -> Problem:
+    """Build the model on `device`, its fresh weights from the seed alone, and its task."""
     if isinstance(train, Texts):
         assert isinstance(test, Texts)
-        return texts.build(experiment, train, test, device)
+        return texts.build(experiment, pretrained, train, test, device)
     assert isinstance(train, Images)
     assert isinstance(test, Images)
-    return images.build(experiment, train, test, device)
+    return images.build(experiment, pretrained, train, test, device)
 
 
 def stack_for(experiment: Experiment, device: torch.device) -> int:
@@ -137,22 +147,25 @@ def compiled(experiment: Experiment, model: nn.Module, clients: Partition, devic
     return compiling_pays(d, t.rounds * t.clients_per_round * steps, device)
 
 
-def samples_of(experiment: Experiment) -> tuple[Samples, Samples]:
-    """The training and held-out samples that the experiment names, cut down as it says."""
-    data = experiment.data
+def samples_of(experiment: Experiment, pretrained: Pretrained | None = None) -> tuple[Samples, Samples]:
+    """The training and held-out samples that the experiment names, cut down as it says.
+
+    pretrained: the experiment's model if it is open already.
+    """
+    data, pretrained = experiment.data, pretrained or open_pretrained(experiment)
     problem = texts if data.texts else images
-    train, test = problem.load(experiment)
+    train, test = problem.load(experiment, pretrained)
     generator = numpy_generator(experiment.seed, Purpose.SPLIT)
     if data.validation:
         rows = _rows(train)
         order = generator.permutation(rows[-1] + 1)
         held = round(len(order) * data.validation)
         check(0 < held < len(order), f"data.validation={data.validation:g} holds out {held} of {len(order):,} samples")
-        train, test = (train.take(_places(rows, part)) for part in (order[held:], order[:held]))
+        train, test = (train.select(_places(rows, part)) for part in (order[held:], order[:held]))
     if data.max_train and data.max_train < len(train):
-        train = train.take(generator.permutation(len(train))[: data.max_train])
+        train = train.select(generator.permutation(len(train))[: data.max_train])
     if data.max_test and data.max_test < len(test) and not data.validation:  # a choice wants all that is held out
-        test = test.take(generator.permutation(len(test))[: data.max_test])
+        test = test.select(generator.permutation(len(test))[: data.max_test])
     return train, test
 
 
@@ -184,13 +197,13 @@ def _split(experiment: Experiment, train: Samples) -> Partition:
     if s.kind == "column":
         check(train.groups is not None, "partition.kind='column' needs partition.column, a column of the data")
         assert train.groups is not None
-        return split.by_column(train.groups)
+        return partition_by_column(train.groups)
     if s.clients > len(labels):
         raise InputError(f"partition.clients={s.clients:,} is more than the {len(labels):,} training samples")
     if s.kind == "mix":
-        return split.mix(labels, s.clients, s.concentration, generator)
+        return partition_mix(labels, s.clients, s.concentration, generator)
     if s.kind == "dirichlet":
-        return split.dirichlet(labels, s.clients, s.concentration, s.minimum, generator)
+        return partition_dirichlet(labels, s.clients, s.concentration, s.minimum, generator)
     if s.kind == "iid":
-        return split.iid(labels, s.clients, generator)
-    return split.by_classes(labels, s.clients, s.classes_per_client, generator)
+        return partition_iid(labels, s.clients, generator)
+    return partition_by_classes(labels, s.clients, s.classes_per_client, generator)

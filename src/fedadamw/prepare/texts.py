@@ -10,10 +10,10 @@ import torch
 if TYPE_CHECKING:
     from datasets import Dataset
 
+from fedadamw.data.classes import find_label_column, no_head
 from fedadamw.data.dialogues import Dialogues
-from fedadamw.data.labels import find_label_column, no_head
 from fedadamw.data.scoring import REGRESSION
-from fedadamw.data.sources import held_out_split, read, read_held_out
+from fedadamw.data.sources import choose_held_out_split, read_held_out, read_splits
 from fedadamw.data.text_tasks import LanguageTask, TextTask
 from fedadamw.data.texts import Labelled, Texts, text_column
 from fedadamw.models.heads import count_outputs, sort_like_head
@@ -50,16 +50,16 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Texts, 
     With data.validation the second is empty.
     """
     data, (source, config) = experiment.data, _source(experiment.data)
-    splits = read(source, config, data.test_source)
+    splits = read_splits(source, config, data.test_source)
     reader = _reader(experiment, pretrained, source, splits["train"])
     train = reader.texts(splits["train"])
     _warn_if_cut(train, "training", reader.max_length)
     if data.validation:
-        return train, train.take(train.labels[:0])
+        return train, train.select(train.labels[:0])
     usual = _usual_split(data)
     wanted = data.test_split or (usual if usual in splits and data.test_source is None else None)
     place = None if data.test_source is None else f"data.test_source={data.test_source!r}"
-    held_out = splits[held_out_split(place or f"data.source={source!r}", splits, wanted)]
+    held_out = splits[choose_held_out_split(place or f"data.source={source!r}", splits, wanted)]
     test = replace(reader, group=None).texts(held_out, place)
     _warn_if_cut(test, "held-out", reader.max_length)
     return train, test
@@ -135,7 +135,7 @@ def _label_reader(
         tokenizer=pretrained.tokenizer,
         max_length=max_length,
         classes=tuple(facts["classes"]) if facts else None,
-        edges=edges and tuple(edges),
+        edges=None if edges is None else tuple(edges),
         numbers=task is not None and task.metrics[0] in REGRESSION,
         outputs=no_head if fresh else partial(count_outputs, pretrained),
     )

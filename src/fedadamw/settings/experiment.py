@@ -15,7 +15,7 @@ from fedadamw.models.lora import Lora
 from fedadamw.settings import glue
 from fedadamw.settings.federation import Federation
 from fedadamw.settings.training import Training
-from fedadamw.validation import brief, check, one_of
+from fedadamw.validation import check, check_one_of, shorten
 
 
 class _Section(BaseModel):
@@ -76,7 +76,7 @@ class Data(_Section):
     @field_validator("task")
     @classmethod
     def _known_task(cls, value: str) -> str:
-        one_of("data.task", value, DATA_TASKS)
+        check_one_of("data.task", value, DATA_TASKS)
         return value
 
     @field_validator("image_mode", mode="before")
@@ -128,7 +128,7 @@ class Model(_Section):
     @field_validator("blocks")
     @classmethod
     def _known_granularity(cls, value: str) -> str:
-        one_of("model.blocks", value, GRANULARITIES)
+        check_one_of("model.blocks", value, GRANULARITIES)
         return value
 
 
@@ -163,9 +163,9 @@ class Experiment(_Section):
     @classmethod
     def _known_algorithm(cls, value: dict[str, Any]) -> dict[str, Any]:
         name = value.get("name", "fedadamw")
-        check(isinstance(name, str), f"algorithm.name={brief(name)} must be a word")
+        check(isinstance(name, str), f"algorithm.name={shorten(name)} must be a word")
         given = {k: v for k, v in value.items() if k != "name"}
-        return {"name": name, **registry.validated(name, given, others=settings_elsewhere("algorithm"))}
+        return {"name": name, **registry.validate(name, given, others=settings_elsewhere("algorithm"))}
 
     @model_validator(mode="after")
     def _of_its_task(self) -> "Experiment":

@@ -17,7 +17,7 @@ from fedadamw.models.loading import PACKAGE
 from fedadamw.models.loading import is_local as is_local_model
 from fedadamw.models.vision import NAMES
 from fedadamw.settings.experiment import Data, Experiment
-from fedadamw.validation import check, path_of
+from fedadamw.validation import check, parse_path
 
 SIGNS = (".", "/", "~", PACKAGE)  # with one of these a name is never a hub id
 PATHS: dict[str, tuple[Callable[[str], bool], Collection[str]]] = {  # what tells a path, and names that are none
@@ -38,7 +38,7 @@ def is_path(setting: str, value: str | None) -> bool:
 
 def whole(setting: str, value: str) -> Path:
     """The absolute path that the value of such a setting means here."""
-    return path_of(setting, value).resolve()
+    return parse_path(setting, value).resolve()
 
 
 def plain_folders(experiment: Experiment) -> list[str]:

@@ -7,7 +7,7 @@ with the same samples sends the same numbers.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -26,11 +26,13 @@ from fedadamw.engine.step import stepper
 from fedadamw.engine.store import OnDisk
 from fedadamw.engine.uploads import Coded, Uploads
 from fedadamw.flower.protocol import LateError, StaleError
-from fedadamw.flower.wire import Expected, digest, named, read, to_array
+from fedadamw.flower.wire import ArraySpec, digest, name_fields, read_arrays, to_array
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.models.lora import Folding
+from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
-from fedadamw.prepare.device import check_device, device_of
+from fedadamw.prepare.device import check_device, select_device
+from fedadamw.prepare.problem import Facts, ImageFacts, TextFacts, open_pretrained
 from fedadamw.prepare.simulation import algorithm_of, partition_of, samples_of
 from fedadamw.settings.experiment import Data, Experiment
 from fedadamw.task import Task
@@ -54,10 +56,10 @@ class Node:
     folder.
     """
 
-    def __init__(self, experiment: Experiment, about: Mapping[str, Any], config: Config, home: Path) -> None:
-        self.number, self.home = number_of(config), home
+    def __init__(self, experiment: Experiment, about: Facts, config: Config, home: Path) -> None:
+        self.number, self.home = read_number(config), home
         self.experiment = experiment
-        device = device_of(experiment, device_in(config))
+        device = select_device(experiment, read_device(config))
         if threads := config.get("threads", experiment.threads):
             torch.set_num_threads(int(threads))
         model, task, self.samples = _learned(experiment, about, config, self.number, device)
@@ -71,13 +73,13 @@ class Node:
         self.folding = Folding(model) if exact else None
         down = self.algorithm.broadcast(self.algorithm.server_init(self.workspace.y.clone()))
         self._down = type(down)
-        self._expected = {name: Expected.of(t) for name, t in named("down", down).items()}
-        self._expected["statistics"] = Expected.of(self.workspace.statistics)
+        self._expected = {name: ArraySpec.of(t) for name, t in name_fields("down", down).items()}
+        self._expected["statistics"] = ArraySpec.of(self.workspace.statistics)
         if self.folding is not None:
-            self._expected["base"] = Expected.of(self.folding.base)
+            self._expected["base"] = ArraySpec.of(self.folding.base)
         like = uploads.like(down)
         self._up = type(like)
-        self._expected_change = {name: Expected.of(t) for name, t in named("up", like).items()}
+        self._expected_change = {name: ArraySpec.of(t) for name, t in name_fields("up", like).items()}
         self._expected_change["statistics"] = self._expected["statistics"]
         self._last: tuple[int, Any] | None = None  # the last round that was trained here, and what it began from
         memory = uploads.memory(down)
@@ -89,7 +91,7 @@ class Node:
         """What came down, or is made of what has changed since the last round, and the tensors that came with it."""
         device = self.workspace.y.device
         changed = "digest" in facts
-        found = read(arrays, self._expected_change if changed else self._expected)
+        found = read_arrays(arrays, self._expected_change if changed else self._expected)
         tensors = {name: t.to(device) for name, t in found.items()}
         if not changed:
             return self._down(*(tensors[f"down.{field}"] for field in self._down._fields)), tensors
@@ -171,7 +173,7 @@ class Node:
         return None, True
 
 
-def number_of(config: Config) -> int:
+def read_number(config: Config) -> int:
     """The node's number among the clients, from what it was started with."""
     given = config.get("partition-id")
     fine = isinstance(given, int) and not isinstance(given, bool) and given >= 0
@@ -179,7 +181,7 @@ def number_of(config: Config) -> int:
     return int(given)  # type: ignore[arg-type]  # as just checked
 
 
-def device_in(config: Config) -> str:
+def read_device(config: Config) -> str:
     """The device that the node was started with; the first GPU, if there is one, where that is not said."""
     given = config.get("device", "auto")
     check_device("this node's device", given)
@@ -187,24 +189,26 @@ def device_in(config: Config) -> str:
 
 
 def _learned(
-    experiment: Experiment, about: Mapping[str, Any], config: Config, number: int, device: torch.device
+    experiment: Experiment, about: Facts, config: Config, number: int, device: torch.device
 ) -> tuple[nn.Module, Task, np.ndarray]:
     """The model, its task, and the numbers of this node's samples."""
-    train, samples = _own(experiment, about, config, number)
-    nothing: Any = train.take(np.arange(0))
+    pretrained = open_pretrained(experiment)
+    train, samples = _own(experiment, pretrained, about, config, number)
+    nothing: Any = train.select(np.arange(0))
     if isinstance(train, Texts):
-        text = texts.model_of(experiment, about)
-        return text.model.to(device), texts.task_of(experiment, text.form, train, nothing, device), samples
-    image = images.model_of(experiment, about)
-    return image.model.to(device), images.task_of(experiment, image, train, nothing, device, about), samples
+        text = texts.build_model(experiment, pretrained, cast("TextFacts", about))
+        return text.model.to(device), texts.build_task(experiment, text.form, train, nothing, device), samples
+    facts = cast("ImageFacts", about)
+    image = images.build_model(experiment, pretrained, facts)
+    return image.model.to(device), images.build_task(experiment, image, train, nothing, device, facts), samples
 
 
 def _own(
-    experiment: Experiment, about: Mapping[str, Any], config: Config, number: int
+    experiment: Experiment, pretrained: Pretrained | None, about: Facts, config: Config, number: int
 ) -> tuple[Texts | Images, np.ndarray]:
     """Samples, and which of them are this node's: a part of the experiment's own, or all in the node's folder."""
     if experiment.partition.kind != "nodes":
-        train, _ = samples_of(experiment)
+        train, _ = samples_of(experiment, pretrained)
         assert isinstance(train, Texts | Images)
         clients = partition_of(experiment, train)
         check(number < len(clients), f"this node's partition-id is {number}; there are {len(clients)} clients")
@@ -213,19 +217,23 @@ def _own(
     check(isinstance(place, str), "this node has no data: give --node-config 'data=\"FOLDER\"'")
     own = {**experiment.data.model_dump(), "source": place, "config": None, "test_source": None, "test_split": split}
     here = experiment.model_copy(update={"data": Data(**own)})
-    found = texts.held_out(here, about) if here.data.texts else images.held_out(here, about)
+    found: Texts | Images
+    if here.data.texts:
+        found = texts.load_test(here, pretrained, cast("TextFacts", about))
+    else:
+        found = images.load_test(here, pretrained, cast("ImageFacts", about))
     check(len(found) > 0, f"{place}: holds no samples")
     return found, np.arange(len(found))
 
 
-def home_of(config: Config, federation: str, number: int) -> Path:
+def memory_folder(config: Config, federation: str, number: int) -> Path:
     """Where a node keeps what it remembers of a run: in `state-dir`, or in the user's own state folder."""
     check(federation.isalnum(), f"the run's name {federation!r} is none")
     base = config.get("state-dir") or Path.home() / ".local/state/fedadamw"
     return Path(str(base)) / federation / f"client-{number}"
 
 
-def load(settings: str, about: str, config: Config, federation: str) -> Node:
+def load_node(settings: str, about: str, config: Config, federation: str) -> Node:
     """The node of a run, from what travels as text: its settings (YAML) and what is known of the data (JSON)."""
     from fedadamw.settings.load import parse
 
@@ -233,8 +241,8 @@ def load(settings: str, about: str, config: Config, federation: str) -> Node:
         given, known = read_yaml("settings", settings), json.loads(about)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the server's settings cannot be read ({error})") from None
-    number = number_of(config)
-    home = home_of(config, federation, number)
+    number = read_number(config)
+    home = memory_folder(config, federation, number)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         return Node(parse(given), known, config, home)

@@ -40,7 +40,7 @@ def find_label_column(split: "Dataset") -> str | None:
 Rows = Sequence[int] | None  # which of a split are wanted; None: all
 
 
-def groups_of(split: "Dataset", column: str | None, rows: Rows = None) -> Array | None:
+def read_groups(split: "Dataset", column: str | None, rows: Rows = None) -> Array | None:
     """The natural clients (n,) that `column` names; InputError where a row of it names none."""
     if column is None:
         return None
@@ -55,7 +55,7 @@ def no_head() -> int | None:
     return None
 
 
-def classes_of(train: "Dataset", column: str, outputs: Outputs = no_head, rows: Rows = None) -> tuple[str, ...]:
+def read_classes(train: "Dataset", column: str, outputs: Outputs = no_head, rows: Rows = None) -> tuple[str, ...]:
     """Class names, whether the column is a class label, whole numbers or words."""
     names = getattr(train.features[column], "names", None)
     if names is not None:
@@ -85,7 +85,7 @@ def _numbered(numbers: list[int], column: str, outputs: Outputs) -> tuple[str, .
     return tuple(str(number) for number in numbers)
 
 
-def labels_of(split: "Dataset", column: str, classes: tuple[str, ...], rows: Rows = None) -> Array:
+def read_labels(split: "Dataset", column: str, classes: tuple[str, ...], rows: Rows = None) -> Array:
     """Labels (n,) as numbers of `classes`."""
     values = _values(split, column, rows)
     numbers = np.issubdtype(values.dtype, np.integer)
