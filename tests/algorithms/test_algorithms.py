@@ -13,7 +13,7 @@ from fedadamw.engine.client import Shard
 from fedadamw.engine.round import run_round
 from fedadamw.engine.simulate import Simulation
 from fedadamw.randomness import Purpose, draw_batches, numpy_generator
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.vector import Layout, nbytes, trainable
 
 
@@ -134,7 +134,7 @@ def test_without_alignment_and_sharing_it_is_torch_adamw_on_each_client(task):
     settings = registry.validate("fedadamw", {"alpha": 0.0, "share": "none"})
     algorithm = registry.make("fedadamw", settings, Blocks.of(model))
     clients = unequal_clients(task)
-    training = Training(rounds=2, clients_per_round=5, epochs=1, batch_size=8, lr=0.01, clip=None)
+    training = TrainingSettings(rounds=2, clients_per_round=5, epochs=1, batch_size=8, lr=0.01, clip=None)
     sim = Simulation(model, algorithm, task, clients, training)
     x = Layout.of(attention_model()).flatten(trainable(attention_model()))
     for round_ in range(2):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import tiny_models
 from support.checkout import SHARED, need
-from support.text_experiments import experiment, told
+from support.text_experiments import decode_texts, experiment
 
 from fedadamw.data.conversations import conversation
 from fedadamw.data.text_tasks import LanguageTask
@@ -41,7 +41,7 @@ def learned(place, texts: Texts, kind="llama") -> list[str]:
 def test_of_a_prompt_and_its_answer_the_answer_is_learned(place, tmp_path):
     rows = [{"instruction": "how was it", "input": "the film", "output": "very good"}] * 5
     train, _ = samples_of(language(place, tmp_path, rows))
-    assert told(place, train, "llama")[0] == "how was it\nthe film\nvery good</s>"
+    assert decode_texts(place, train, "llama")[0] == "how was it\nthe film\nvery good</s>"
     assert learned(place, train) == ["very good</s>"] * 4
 
 
@@ -53,7 +53,10 @@ def test_of_a_conversation_what_the_assistant_says_is_learned(place, tmp_path):
         {"role": "assistant", "content": "great"},
     ]
     train, _ = samples_of(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
-    assert told(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s><user>very</s><assistant>great</s>"
+    assert (
+        decode_texts(place, train, "chat")[0]
+        == "<user>how was it</s><assistant>good</s><user>very</s><assistant>great</s>"
+    )
     assert learned(place, train, "chat")[0] == "good</s>great</s>"
 
 
@@ -273,7 +276,7 @@ def test_groups_and_labels_stay_with_their_conversations(place, tmp_path):
 def test_a_null_content_is_an_empty_one(place, tmp_path):
     talk = [{"role": "user", "content": None}, {"role": "assistant", "content": "good"}]
     train, _ = samples_of(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
-    assert told(place, train, "chat")[0] == "<user></s><assistant>good</s>"
+    assert decode_texts(place, train, "chat")[0] == "<user></s><assistant>good</s>"
     assert learned(place, train, "chat")[0] == "good</s>"
 
 
@@ -298,13 +301,13 @@ def test_a_named_prompt_is_not_asked_twice(place, tmp_path):
     rows = [{"input": "how was it", "output": "good"}] * 5
     named = ["data.prompt_column=input", "data.response_column=output"]
     train, _ = samples_of(language(place, tmp_path, rows, *named))
-    assert told(place, train, "llama")[0] == "how was it\ngood</s>"
+    assert decode_texts(place, train, "llama")[0] == "how was it\ngood</s>"
 
 
 def test_a_chat_template_is_used_for_prompts_too(place, tmp_path):
     rows = [{"prompt": "how was it", "completion": "good"}] * 5
     train, _ = samples_of(language(place, tmp_path, rows, kind="chat"))
-    assert told(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s>"
+    assert decode_texts(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s>"
     assert learned(place, train, "chat")[0] == "good</s>"
 
 
@@ -314,8 +317,8 @@ def test_plain_text_is_learned_whole_in_pieces_that_fit(place, tmp_path):
         language(place, tmp_path, rows, "data.validation=0", f"data.test_source={tmp_path / 'talk.jsonl'}")
     )
     assert train.lengths.max() == 64
-    assert "".join(told(place, train, "llama")[:-1]).startswith(rows[0]["text"] + "</s>")
-    assert learned(place, train) == told(place, train, "llama")
+    assert "".join(decode_texts(place, train, "llama")[:-1]).startswith(rows[0]["text"] + "</s>")
+    assert learned(place, train) == decode_texts(place, train, "llama")
 
 
 def test_a_language_models_loss_is_that_of_what_is_learned(place, tmp_path):

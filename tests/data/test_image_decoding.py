@@ -14,7 +14,7 @@ from support.image_files import GREEN, RED, noise
 from fedadamw.data.image_decoding import BadImageError, DecodeSummary, PixelFormat, _careful, image_to_array
 from fedadamw.data.images import ImageOptions, load_images
 from fedadamw.data.pixel_cache import load_pixels, load_survey
-from fedadamw.models.fitting import Fit
+from fedadamw.models.resizing import ResizeCrop
 from fedadamw.prepare import images as problem
 from fedadamw.prepare.problem import open_pretrained
 from fedadamw.settings.load import load
@@ -124,11 +124,10 @@ def _of(mode: str, value: float | tuple[int, ...]) -> Image.Image:
 )
 def test_every_mode_is_scaled_by_its_own_range(mode, value, grey, colour):
     picture = _of(mode, value)
-    assert image_to_array(picture, PixelFormat(grey=False, size=(4, 4), fit=Fit((4, 4))))[:, 0, 0].tolist() == list(
-        colour
-    )
+    size = (4, 4)
+    assert image_to_array(picture, PixelFormat(False, size, ResizeCrop(size)))[:, 0, 0].tolist() == list(colour)
     if grey is not None:
-        assert image_to_array(picture, PixelFormat(grey=True, size=(4, 4), fit=Fit((4, 4))))[:, 0, 0].tolist() == [grey]
+        assert image_to_array(picture, PixelFormat(True, size, ResizeCrop(size)))[:, 0, 0].tolist() == [grey]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +136,7 @@ def test_every_mode_is_scaled_by_its_own_range(mode, value, grey, colour):
 )
 def test_numbers_of_no_known_range_are_refused(mode, value, line):
     with pytest.raises(BadImageError, match=line):
-        image_to_array(_of(mode, value), PixelFormat(grey=True, size=(4, 4), fit=Fit((4, 4))))
+        image_to_array(_of(mode, value), PixelFormat(grey=True, size=(4, 4), fit=ResizeCrop((4, 4))))
 
 
 def test_a_palette_and_a_turned_picture_are_as_they_are_seen(tmp_path):
@@ -169,7 +168,10 @@ def test_a_turned_tiff_has_one_size_whatever_its_plugin_says_of_it(tmp_path):
     assert np.array_equal(train.pixels[0], np.asarray(two.rotate(-90, expand=True)).transpose(2, 0, 1))
     with pytest.raises(InputError, match="1 of 5 pictures have another size than their files' headers say"):
         _check_as_surveyed(
-            "data.source='d'", 5, PixelFormat(grey=False, size=(4, 6), fit=Fit((4, 6))), DecodeSummary({}, resized=1)
+            "data.source='d'",
+            5,
+            PixelFormat(grey=False, size=(4, 6), fit=ResizeCrop((4, 6))),
+            DecodeSummary({}, resized=1),
         )
 
 
@@ -179,7 +181,10 @@ def test_a_mended_picture_is_no_longer_bad(tmp_path):
     places = [tmp_path / "0.png", tmp_path / "1.png"]
     noise(8, 8).save(places[0])
     split = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(place)} for place in places]})
-    split, form = split.cast_column("image", datasets.Image()), PixelFormat(grey=False, size=(8, 8), fit=Fit((8, 8)))
+    split, form = (
+        split.cast_column("image", datasets.Image()),
+        PixelFormat(grey=False, size=(8, 8), fit=ResizeCrop((8, 8))),
+    )
     for bad in ([1], [], []):
         pixels, notes = load_pixels(split, "image", form)
         assert [*load_survey(split, "image").bad] == [*notes.bad] == bad
@@ -220,7 +225,7 @@ def test_the_settings_hold_for_the_digits_too():
         load("digits", ["data.image_size=0"])
     with pytest.raises(InputError, match=r"data\.image_mode='blue'"):
         load("digits", ["data.image_mode=blue"])
-    with pytest.raises(InputError, match=r"data.on_bad is no setting of data.task='text'"):
+    with pytest.raises(InputError, match=r"data.on_bad is not a setting of data.task='text'"):
         load("digits", ["data.task=text", "data.on_bad=skip"])
 
 
@@ -319,11 +324,11 @@ def test_a_columns_name_is_no_path(tmp_path, column):
     [((30, 26), ((22, 22), None)), ((8, 12), (20, (24, 16))), ((9, 9), ((31, 17), (16, 16))), ((5, 7), (None, (3, 9)))],
 )
 def test_a_batch_comes_to_its_size_as_pillow_brings_a_picture(before, fit, resample):
-    fit, picture = Fit(*fit, resample), noise(*before)
+    fit, picture = ResizeCrop(*fit, resample), noise(*before)
     batch = torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())[None]
-    expected = np.asarray(fit.picture(picture)).transpose(2, 0, 1)
-    assert expected.shape[1:] == fit.output(before)
-    assert np.array_equal(fit.pixels(batch)[0].numpy(), expected)
+    expected = np.asarray(fit.resize_image(picture)).transpose(2, 0, 1)
+    assert expected.shape[1:] == fit.output_size(before)
+    assert np.array_equal(fit.resize_batch(batch)[0].numpy(), expected)
 
 
 def test_runs_begun_earlier_have_the_same_pixels_and_settings():

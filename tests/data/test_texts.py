@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import tiny_models
 from support.checkout import SHARED, need
-from support.text_experiments import experiment, told
+from support.text_experiments import decode_texts, experiment
 
 from fedadamw.data.scoring import scores
 from fedadamw.models.pretrained import Pretrained
@@ -39,7 +39,7 @@ def test_files_of_every_kind_with_named_columns(place, tmp_path, suffix):
     named = ["data.text_column=review", "data.label_column=mood", "data.validation=0", f"data.test_source={path}"]
     train, test = samples_of(experiment(place, f"data.source={path}", *named))
     assert train.classes == ("down", "up")
-    assert told(place, train)[:2] == ["good film", "bad, dull film"]
+    assert decode_texts(place, train)[:2] == ["good film", "bad, dull film"]
     assert train.labels.tolist() == test.labels.tolist() == [1, 0] * 4
 
 
@@ -82,7 +82,7 @@ def test_pairs_are_read_together_and_told_apart(place, pairs, tmp_path):
     tiny_models.folder(types, "bert", types=True)
     named = [f"data.source={pairs}", "data.text_column=a", "data.text_pair_column=b"]
     plain, _ = samples_of(experiment(place, *named))
-    assert told(place, plain)[0] == "goodbad film"
+    assert decode_texts(place, plain)[0] == "goodbad film"
     assert plain.marks.sum() == 0
     prepared = prepare(experiment(place, *named, f"model={types}"))
     assert prepared.train.fingerprint != plain.fingerprint  # the same rules and words, and yet not the same tokens
@@ -100,7 +100,7 @@ def test_the_labels_are_never_taken_for_the_text(place, tmp_path):
     path = tmp_path / "words.csv"
     path.write_text("label,review\n" + "up,good film\ndown,bad film\n" * 5)
     train, _ = samples_of(experiment(place, f"data.source={path}"))
-    assert set(told(place, train)) == {"good film", "bad film"}
+    assert set(decode_texts(place, train)) == {"good film", "bad film"}
 
 
 def test_classes_of_another_order_are_matched_by_name(place, tmp_path):
@@ -187,7 +187,7 @@ def test_roberta_has_fewer_places_than_positions(place):
 def test_taking_samples_takes_their_tokens(place):
     train, _ = samples_of(experiment(place, kind="roberta"))
     some = train.select(np.array([5, 1, 1]))
-    assert told(place, some) == [told(place, train)[i] for i in (5, 1, 1)]
+    assert decode_texts(place, some) == [decode_texts(place, train)[i] for i in (5, 1, 1)]
     assert some.labels.tolist() == train.labels[[5, 1, 1]].tolist()
     assert some.fingerprint != train.fingerprint
 
@@ -211,8 +211,8 @@ def test_taking_samples_takes_their_tokens(place):
         (["model.pad_token=<fill>"], "model.pad_token='<fill>' is not among the tokenizer's 30. tokens"),
         (["data.max_length=500"], "data.max_length=500: '.*' takes 66 tokens"),
         (["data.validation=0"], "has no split named test or validation or valid or val; it has train"),
-        (["data.flip=true"], "data.flip is no setting of data.task='text'"),
-        (["data.prompt_column=text"], "data.prompt_column is no setting of data.task='text'"),
+        (["data.flip=true"], "data.flip is not a setting of data.task='text'"),
+        (["data.prompt_column=text"], "data.prompt_column is not a setting of data.task='text'"),
         (["data.task=causal-lm"], "it attends to later tokens, so it cannot predict the next"),
         (["lora.rank=4"], "lora.rank is unknown; use one of r, alpha, dropout, target_modules, aggregate"),
         (["lora.aggregate=mean"], "lora.aggregate='mean'"),

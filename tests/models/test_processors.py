@@ -257,7 +257,7 @@ def test_pictures_larger_than_a_model_takes_are_decoded_to_its_size(tmp_path):
     assert (train.pixels.shape, test.pixels.shape, train.size_from) == ((2, 3, 32, 32), (2, 3, 32, 32), "model")
     whole = torch.from_numpy(np.stack([np.asarray(found[0]).transpose(2, 0, 1) for found in raw.values()]))
     fit = pretrained.processor.fit
-    assert np.array_equal(train.pixels, fit.pixels(whole).numpy())
+    assert np.array_equal(train.pixels, fit.resize_batch(whole).numpy())
     folder = RunFolder(tmp_path / "run")
     execute(experiment, folder, resume=False, report=False)
     found, _ = evaluate(open_trained(folder.path, []))

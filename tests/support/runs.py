@@ -7,7 +7,7 @@ from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.ranks import ALONE
 from fedadamw.engine.simulate import Simulation
 from fedadamw.randomness import Purpose, draw_batches, numpy_generator, sample_clients
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.vector import Layout
 from support.reference import Problem
 from support.sequences import attention_model, batch_of, unequal_clients
@@ -17,7 +17,7 @@ ROUNDS = 5
 
 def training_of(case, **changes):
     settings = {"rounds": ROUNDS, "clients_per_round": 3, "epochs": EPOCHS, "batch_size": BATCH, "lr": case.lr}
-    return Training(**{**settings, "clip": None, **changes})
+    return TrainingSettings(**{**settings, "clip": None, **changes})
 
 
 def simulation(case, task, *, clients=None, stack=1, compiled=False, ranks=ALONE, **changes):

@@ -14,7 +14,7 @@ def experiment(place, *settings, kind="bert", task="text", source="reviews.csv")
     return load("digits", [*ONE, *own, *settings])
 
 
-def told(place, texts: Texts, kind="bert") -> list[str]:
+def decode_texts(place, texts: Texts, kind="bert") -> list[str]:
     """The texts in words."""
     words = Pretrained(str(place / kind)).tokenizer
     return [words.decode(part) for part in np.split(texts.tokens, texts.starts[1:-1])]

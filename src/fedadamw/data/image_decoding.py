@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fedadamw.data.sources import Array
-from fedadamw.models.fitting import Fit, Size
+from fedadamw.models.resizing import ResizeCrop, Size
 from fedadamw.validation import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class PixelFormat:
 
     grey: bool
     size: Size
-    fit: Fit
+    fit: ResizeCrop
     size_from: str = field(default=OWN_SIZE, repr=False)  # or CROPPED or MODEL_SIZE; no pixel depends on it
 
     @property
@@ -125,7 +125,7 @@ def image_to_array(picture: "Image", form: PixelFormat) -> Array:
     """A picture as bytes (c, h, w); BadImageError where its numbers have no known range."""
     mode = "L" if form.grey else "RGB"
     picture = _in_bytes(picture)
-    array = np.asarray(form.fit.picture(picture if picture.mode == mode else picture.convert(mode)))
+    array = np.asarray(form.fit.resize_image(picture if picture.mode == mode else picture.convert(mode)))
     return array[None] if form.grey else array.transpose(2, 0, 1)
 
 

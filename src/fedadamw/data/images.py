@@ -37,7 +37,7 @@ from fedadamw.data.image_decoding import (
 )
 from fedadamw.data.pixel_cache import load_pixels, load_survey
 from fedadamw.data.sources import Array, choose_held_out_split, read_held_out, read_splits
-from fedadamw.models.fitting import BILINEAR, Fit
+from fedadamw.models.resizing import BILINEAR, ResizeCrop
 from fedadamw.validation import InputError, check
 
 DARK = 16  # of 255; the range of 12 bits within 16
@@ -84,7 +84,7 @@ class ImageOptions:
     size: int | None = None
     grey: bool | None = None
     skip_bad: bool = False
-    fit: Callable[[], Fit | None] = lambda: None
+    fit: Callable[[], ResizeCrop | None] = lambda: None
     outputs: Outputs = no_head
 
 
@@ -198,14 +198,20 @@ def _decide(place: str, survey: Survey, wanted: ImageOptions) -> PixelFormat:
     grey = not survey.colour if wanted.grey is None else wanted.grey
     if wanted.size is not None:
         model, square = wanted.fit(), (wanted.size, wanted.size)
-        return PixelFormat(grey, square, Fit(wanted.size, square, model.resample if model else BILINEAR), CROPPED)
-    model, own = wanted.fit(), survey.smallest if survey.same else None
-    if model is not None and model.size is not None and (own is None or math.prod(model.size) < math.prod(own)):
         return PixelFormat(
-            grey, model.size, model, MODEL_SIZE
+            grey, square, ResizeCrop(wanted.size, square, model.resample if model else BILINEAR), CROPPED
+        )
+    model, own = wanted.fit(), survey.smallest if survey.same else None
+    if (
+        model is not None
+        and model.fixed_size is not None
+        and (own is None or math.prod(model.fixed_size) < math.prod(own))
+    ):
+        return PixelFormat(
+            grey, model.fixed_size, model, MODEL_SIZE
         )  # larger ones would be made smaller again in every batch
     if own is not None:
-        return PixelFormat(grey, own, Fit(own))
+        return PixelFormat(grey, own, ResizeCrop(own))
     least, most = (f"{size[0]} x {size[1]}" for size in (survey.smallest, survey.largest) if size)
     raise InputError(
         f"{place}: the training pictures are of several sizes, {least} to {most}; "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw.randomness import Purpose, draw_batches, numpy_generator, torch_generator
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, Vector, all_finite, bind, bind_gradients, statistics, trainable
@@ -77,7 +77,7 @@ class Workspace:
         return True
 
 
-def autocast(training: Training, device: torch.device) -> torch.autocast:
+def autocast(training: TrainingSettings, device: torch.device) -> torch.autocast:
     """The block that a model is called in: in bfloat16 where the training says so."""
     return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16")
 
@@ -143,7 +143,7 @@ class Work(NamedTuple):
 
 def work_of(
     task: Task,
-    training: Training,
+    training: TrainingSettings,
     seed: int,
     client: int,
     samples: np.ndarray,
@@ -176,7 +176,7 @@ def work_of(
     return Work(order, drawn, sizes)
 
 
-def check_company(training: Training, client: int, samples: int) -> None:
+def check_company(training: TrainingSettings, client: int, samples: int) -> None:
     """Raise InputError where the batches of a client with so many samples are of one sample each."""
     why = "this model's BatchNorm averages over a batch, of two samples at least"
     check(training.batch_size > 1, f"training.batch_size=1: {why}")

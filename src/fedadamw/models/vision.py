@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fedadamw.models.fitting import Size
 from fedadamw.models.loading import is_hub_id, is_local, silence_libraries
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.processor import Processor, input_channels, input_size
+from fedadamw.models.resizing import Size
 from fedadamw.validation import check, check_one_of
 
 

@@ -11,12 +11,12 @@ from fedadamw.data.image_decoding import CROPPED, MODEL_SIZE, OWN_SIZE, PixelFor
 from fedadamw.data.image_task import ImageTask, channel_statistics
 from fedadamw.data.images import ImageOptions, Images, load_held_out, load_images
 from fedadamw.models import vision
-from fedadamw.models.fitting import BILINEAR, Fit
 from fedadamw.models.heads import count_outputs
 from fedadamw.models.loading import build_seeded
 from fedadamw.models.lora import add_adapters
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.processor import BYTE
+from fedadamw.models.resizing import BILINEAR, ResizeCrop
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare.problem import ImageFacts, PixelSteps, Problem
 from fedadamw.randomness import Purpose, torch_seed
@@ -38,7 +38,7 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Images,
         config=data.config,
         image_column=data.image_column,
         label_column=data.label_column,
-        group_column=experiment.partition.natural,
+        group_column=experiment.partition.client_column,
         test_source=data.test_source,
         test_split=data.test_split,
         want_test=not data.validation,
@@ -74,7 +74,7 @@ def _wanted(experiment: Experiment, pretrained: Pretrained | None) -> ImageOptio
     )
 
 
-def _fit_of(pretrained: Pretrained | None) -> Fit | None:
+def _fit_of(pretrained: Pretrained | None) -> ResizeCrop | None:
     """How the model's own image processor resizes and crops, if it has one."""
     return None if pretrained is None else pretrained.processor.fit
 
@@ -90,10 +90,10 @@ def _form(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFac
     check(data.image_mode in ("auto", mode), f"data.image_mode={data.image_mode}: the model was trained on {mode}")
     size = (height, width)
     if data.image_size is None and kind != MODEL_SIZE:
-        return PixelFormat(channels == 1, size, Fit(size), kind)
+        return PixelFormat(channels == 1, size, ResizeCrop(size), kind)
     fit = _fit_of(pretrained)
     if fit is None or kind != MODEL_SIZE:
-        fit = Fit(height, size, fit.resample if fit else BILINEAR)
+        fit = ResizeCrop(height, size, fit.resample if fit else BILINEAR)
     return PixelFormat(channels == 1, size, fit, CROPPED if data.image_size is not None else kind)
 
 
@@ -151,24 +151,25 @@ def build_task(
         channels=built.channels,
         mean=tuple(facts["mean"]),
         std=tuple(facts["std"]),
-        test_batch_size=experiment.training.evaluated_at_once(500),
+        test_batch_size=experiment.training.evaluation_batch(500),
         resident=experiment.data.resident,
     )
 
 
-def remaining_fit(built: ImageModel, facts: ImageFacts) -> Fit | None:
+def remaining_fit(built: ImageModel, facts: ImageFacts) -> ResizeCrop | None:
     """How stored images are still resized and cropped in each batch."""
     fit, kind = built.processor.fit, facts.get("fit")
     if fit is None or kind == MODEL_SIZE:
         return None
-    return Fit(fit.size, resample=fit.resample) if kind == CROPPED and fit.size is not None else fit
+    return ResizeCrop(fit.fixed_size, resample=fit.resample) if kind == CROPPED and fit.fixed_size is not None else fit
 
 
 def steps_of(built: ImageModel, facts: ImageFacts) -> PixelSteps:
     """How stored images are prepared before they are normalised, as JSON."""
     _, height, width = facts["shape"]
-    fit, processor = remaining_fit(built, facts) or Fit(), built.processor
-    sizes = {(height, width), fit.resized((height, width)), fit.output((height, width)), built.size or (height, width)}
+    fit, processor = remaining_fit(built, facts) or ResizeCrop(), built.processor
+    size = (height, width)
+    sizes = {size, fit.resized_size(size), fit.output_size(size), built.size or size}
     steps = asdict(fit) if len(sizes) > 1 else {}
     steps |= {} if processor.scale == BYTE else {"scale": processor.scale}
     steps |= {"bgr": True} if processor.bgr else {}
@@ -188,8 +189,8 @@ def with_own_pixels(built: ImageModel, facts: ImageFacts) -> ImageFacts:
 def _check_size(name: str, built: ImageModel, facts: ImageFacts) -> None:
     """Raise InputError if images are not of the model's own size, and it takes no other."""
     channels, height, width = facts["shape"]
-    fit = remaining_fit(built, facts) or Fit()
-    size = fit.output((height, width))
+    fit = remaining_fit(built, facts) or ResizeCrop()
+    size = fit.output_size((height, width))
     if built.size in (None, size):
         return
     try:

@@ -25,11 +25,12 @@ from fedadamw.models.vision import NAMES
 from fedadamw.prepare.problem import Problem, TextFacts
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings import glue
-from fedadamw.settings.experiment import LANGUAGE, Data, Experiment
+from fedadamw.settings.data import LANGUAGE, DataSettings
+from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
 from fedadamw.validation import InputError, check
 
-DIGITS = Data().source
+DIGITS = DataSettings().source
 
 
 def check_named(experiment: Experiment) -> None:
@@ -75,7 +76,7 @@ def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: Text
     return texts
 
 
-def _source(data: Data) -> tuple[str, str | None]:
+def _source(data: DataSettings) -> tuple[str, str | None]:
     """The data's source and its configuration there: GLUE's own for its tasks."""
     is_glue = data.task in glue.TASKS
     check(is_glue or data.source != DIGITS, f"data.task={data.task!r} needs data.source: a folder, a file or a hub id")
@@ -83,7 +84,7 @@ def _source(data: Data) -> tuple[str, str | None]:
     return source, data.task if is_glue and source == glue.HUB_ID and data.config is None else data.config
 
 
-def _usual_split(data: Data) -> str | None:
+def _usual_split(data: DataSettings) -> str | None:
     """The held-out split of a GLUE task."""
     return glue.TASKS[data.task].test_split if data.task in glue.TASKS else None
 
@@ -94,7 +95,7 @@ def _reader(
     """A reader of the experiment's columns. facts: the classes to use instead of those of the training `split`."""
     if pretrained is None:
         raise _refuse_image_model(experiment)
-    group = experiment.partition.natural if facts is None else None
+    group = experiment.partition.client_column if facts is None else None
     max_length = pretrained.max_length(experiment.data.max_length)
     if experiment.data.task == LANGUAGE:
         return _language_reader(experiment.data, pretrained, source, split, group, max_length, facts)
@@ -102,7 +103,7 @@ def _reader(
 
 
 def _language_reader(
-    data: Data,
+    data: DataSettings,
     pretrained: Pretrained,
     source: str,
     split: "Dataset",
@@ -201,11 +202,11 @@ def build_task(experiment: Experiment, form: Form, train: Texts, test: Texts, de
     training = experiment.training
     if experiment.data.task == LANGUAGE:
         most = min(20, training.batch_size)  # the logits of one token are as many as the vocabulary has tokens
-        return LanguageTask(train, test, form, device=device, test_batch_size=training.evaluated_at_once(most))
+        return LanguageTask(train, test, form, device=device, test_batch_size=training.evaluation_batch(most))
     task, numbers = glue.TASKS.get(experiment.data.task), train.targets is not None
     fits = task is None or (task.metrics[0] in REGRESSION) == numbers
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")
     check(fits, f"data.task={experiment.data.task!r}: the labels are {kinds[0]}; it needs {kinds[1]}")
     metrics = task.metrics if task else None
-    at_once = training.evaluated_at_once(100)
+    at_once = training.evaluation_batch(100)
     return TextTask(train, test, form, device=device, metrics=metrics, test_batch_size=at_once)

@@ -9,9 +9,11 @@ import yaml
 from fedadamw.io.escaping import escape_markdown
 from fedadamw.models.loading import PACKAGE, is_hub_id
 from fedadamw.models.vision import ImageModel
-from fedadamw.settings.experiment import LANGUAGE, Experiment, Split
-from fedadamw.settings.paths import is_path, seen_from, told
-from fedadamw.settings.training import Training
+from fedadamw.settings.data import LANGUAGE
+from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.partition import PartitionSettings
+from fedadamw.settings.paths import is_path, make_portable, relative_path
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.trained.load import FACTS, Origin, Trained
 from fedadamw.validation import parse_path
 
@@ -23,7 +25,7 @@ def write_card(trained: Trained, to: Path, *, whole: bool) -> str:
     results = {"loss": last.get("test_loss"), **last.get("test_metrics", {})}
     head = {
         "library_name": "transformers" if whole else "peft",
-        "tags": ["federated-learning", *sorted({"fedadamw", experiment.algorithm["name"]})],
+        "tags": ["federated-learning", *sorted({"fedadamw", experiment.algorithm_name})],
         **({"base_model": experiment.model.name} if is_hub_id(experiment.model.name) else {}),
     }
     scores = {name: "-" if value is None else f"{value:.4f}" for name, value in results.items()}
@@ -31,7 +33,7 @@ def write_card(trained: Trained, to: Path, *, whole: bool) -> str:
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
 
-# {experiment.data.task}, trained by {experiment.algorithm["name"]} over {count_clients(origin)} clients
+# {experiment.data.task}, trained by {experiment.algorithm_name} over {count_clients(origin)} clients
 
 Trained with [fedadamw]({HOME}) {origin["versions"].get("fedadamw")}, commit {origin.get("commit") or "unknown"}.
 
@@ -105,8 +107,8 @@ def _base(name: str, to: Path) -> tuple[str, str]:
     if name.startswith(PACKAGE):
         package, _, inside = name.removeprefix(PACKAGE).partition("/")
         return "from importlib.resources import files\n\n", f"files({package!r}) / {inside!r}"
-    place = told("model.name", name, to)
-    if place != name and seen_from(to, parse_path("model.name", name)) is not None:
+    place = make_portable("model.name", name, to)
+    if place != name and relative_path(to, parse_path("model.name", name)) is not None:
         return "from pathlib import Path\n\n", f"Path(FOLDER) / {place!r}"
     return "", repr(place)
 
@@ -145,7 +147,7 @@ def _count_outputs(trained: Trained) -> int:
     return 1 if trained.facts.get("edges") is not None else len(trained.facts["classes"])
 
 
-def _partition(partition: Split) -> str:
+def _partition(partition: PartitionSettings) -> str:
     """How the data is partitioned, in words."""
     concentrated = partition.kind in ("dirichlet", "mix")
     return f"{partition.kind}, concentration {partition.concentration:g}" if concentrated else partition.kind
@@ -155,5 +157,5 @@ def _words(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def _work(training: Training) -> str:
+def _work(training: TrainingSettings) -> str:
     return f"{training.steps} steps" if training.steps else f"{training.epochs} passes"

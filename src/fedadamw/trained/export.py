@@ -7,12 +7,12 @@ from typing import Any, cast
 
 from fedadamw.data.image_decoding import CROPPED
 from fedadamw.io.disk import new_folder
-from fedadamw.models.fitting import Fit
 from fedadamw.models.loading import is_local
+from fedadamw.models.resizing import ResizeCrop
 from fedadamw.models.vision import NAMES, RESNETS, ImageModel
 from fedadamw.prepare import images
 from fedadamw.prepare.problem import ImageFacts
-from fedadamw.settings.paths import tell_base, told, without_paths
+from fedadamw.settings.paths import make_portable, make_settings_portable, replace_model_paths
 from fedadamw.trained.card import write_card
 from fedadamw.trained.load import FACTS, ExportFacts, Trained
 from fedadamw.validation import InputError, check
@@ -54,8 +54,8 @@ def _write(trained: Trained, folder: Path, to: Path, *, whole: bool) -> None:
         (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
     else:
         _write_tokenizer(trained, folder)
-    tell_base(folder, told("model.name", experiment.model.name, to))
-    settings, relative = without_paths(experiment.model_dump(mode="json"), to)
+    replace_model_paths(folder, make_portable("model.name", experiment.model.name, to))
+    settings, relative = make_settings_portable(experiment.model_dump(mode="json"), to)
     facts = cast("ExportFacts", {"settings": settings, "relative": relative, **trained.origin})
     facts["records"] = trained.records[-1:]
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
@@ -88,8 +88,8 @@ def _processor_settings(built: ImageModel, facts: ImageFacts) -> dict[str, Any]:
     """The settings of an image processor of transformers that prepares images as the run did."""
     data_channels, height, width = facts["shape"]
     channels = built.channels or data_channels
-    fit = images.remaining_fit(built, facts) or Fit()
-    output = fit.output((height, width))
+    fit = images.remaining_fit(built, facts) or ResizeCrop()
+    output = fit.output_size((height, width))
     if built.processor.settings is not None:
         settings = dict(built.processor.settings)
     else:

@@ -20,9 +20,10 @@ from fedadamw.models.vision import ImageModel
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.problem import Facts, ImageFacts, TextFacts, open_pretrained
 from fedadamw.runner.folder import RunFolder, check_pixels
-from fedadamw.settings.experiment import LANGUAGE, Experiment
-from fedadamw.settings.load import assemble, load, parse, put
-from fedadamw.settings.paths import DATA, MODEL, check_origins, is_path, whole, with_paths
+from fedadamw.settings.data import LANGUAGE
+from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.load import build_experiment, load, parse_settings, set_path
+from fedadamw.settings.paths import DATA_PATHS, MODEL_PATHS, check_origins, is_path, resolve_path, restore_paths
 from fedadamw.validation import InputError, check, shorten
 from fedadamw.vector import Layout, statistics, trainable
 
@@ -114,8 +115,8 @@ def open_run(path: Path, overrides: Overrides | None = None) -> Trained:
     check(folder.state.exists(), f"{path}: the run has no checkpoint yet")
     tensors, state = checkpoint.read(folder.state, "checkpoint")
     experiment, other_data = load(str(folder.config)), _has_data(overrides or ())
-    data_settings = () if overrides is None or other_data else DATA
-    check_origins(experiment, origin.get("folders"), (*MODEL, *data_settings))
+    data_settings = () if overrides is None or other_data else DATA_PATHS
+    check_origins(experiment, origin.get("folders"), (*MODEL_PATHS, *data_settings))
     facts, pretrained = cast("Facts", origin["data"]), open_pretrained(experiment)
     built = _build(experiment, pretrained, facts)
     if isinstance(built, ImageModel):
@@ -123,7 +124,7 @@ def open_run(path: Path, overrides: Overrides | None = None) -> Trained:
     _load_tensors(built.model, tensors, origin["model"]["layout"])
     if LEDGER in tensors:
         origin["nodes"] = _count_nodes(read_page(tensors[LEDGER]))
-    changed = assemble(str(folder.config), overrides) if overrides else experiment
+    changed = build_experiment(str(folder.config), overrides) if overrides else experiment
     _check_same_kind(experiment, changed)
     records = folder.records()[: state["round"]]  # a killed run may have recorded more
     return Trained(changed, pretrained, built, facts, origin, records, other_data)
@@ -136,7 +137,7 @@ def _count_nodes(page: Page) -> NodeCounts:
 
 
 def _build(experiment: Experiment, pretrained: Pretrained | None, facts: Facts) -> TextModel | ImageModel:
-    if experiment.data.texts:
+    if experiment.data.is_text:
         return texts.build_model(experiment, pretrained, cast("TextFacts", facts))
     return images.build_model(experiment, pretrained, cast("ImageFacts", facts))
 
@@ -168,12 +169,12 @@ def _open_export(path: Path, overrides: Overrides) -> Trained:
     base = dict(overrides).get(BASE)
     overrides = [pair for pair in overrides if pair[0] != BASE]
     with as_input_error(f"{path / FACTS}: does not describe a model"):
-        settings, facts = with_paths(origin["settings"], origin.get("relative", []), path), origin["data"]
+        settings, facts = restore_paths(origin["settings"], origin.get("relative", []), path), origin["data"]
         if base is not None:
             settings["model"]["name"] = base
         if settings["model"]["tokenizer"] is not None:
             settings["model"]["tokenizer"] = str(path.resolve())  # the exported one
-        _check_numbers(facts, ("edges",) if parse(settings).data.texts else ("mean", "std"))
+        _check_numbers(facts, ("edges",) if parse_settings(settings).data.is_text else ("mean", "std"))
         opened = _open_exported_adapter if (path / ADAPTER).is_file() else _open_exported_model
         experiment, pretrained, built = opened(path, settings, cast("Facts", facts))
     changed = _with_overrides(experiment, overrides)
@@ -186,16 +187,16 @@ Opened = tuple[Experiment, Pretrained | None, TextModel | ImageModel]
 
 
 def _open_exported_adapter(path: Path, settings: Mapping[str, Any], facts: Facts) -> Opened:
-    experiment = parse(settings)
+    experiment = parse_settings(settings)
     _check_base(path, experiment.model.name)
     pretrained = open_pretrained(experiment)
-    base = _build(parse({**settings, "lora": None}), pretrained, facts)
+    base = _build(parse_settings({**settings, "lora": None}), pretrained, facts)
     return experiment, pretrained, base._replace(model=load_adapter(base.model, path))
 
 
 def _open_exported_model(path: Path, settings: Mapping[str, Any], facts: Facts) -> Opened:
     model = {**settings["model"], "name": str(path.resolve()), "tokenizer": None, "fresh": False}
-    experiment = parse({**settings, "lora": None, "model": model})
+    experiment = parse_settings({**settings, "lora": None, "model": model})
     pretrained = open_pretrained(experiment)
     return experiment, pretrained, _build(experiment, pretrained, facts)
 
@@ -209,16 +210,16 @@ def _check_numbers(facts: Mapping[str, Any], names: Sequence[str]) -> None:
 
 def _check_base(path: Path, name: str) -> None:
     """Raise InputError if an adapter's base is not in the folder that the export names."""
-    moved = is_path(BASE, name) and not whole(BASE, name).is_dir()
+    moved = is_path(BASE, name) and not resolve_path(BASE, name).is_dir()
     check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its folder: -s model.name=DIR")
 
 
 def _open_transformers_folder(path: Path, overrides: Overrides) -> Trained:
     """Load a folder without settings: a text classifier or language model."""
-    experiment = _with_overrides(parse({"model": {"name": str(path.resolve())}}), overrides)
+    experiment = _with_overrides(parse_settings({"model": {"name": str(path.resolve())}}), overrides)
     pretrained = Pretrained(experiment.model.name, experiment.model.tokenizer, experiment.model.pad_token)
     classes = class_names(pretrained)
-    check(experiment.data.texts, f"{path}: say what it is to be evaluated on, for example -s data.task=sst2")
+    check(experiment.data.is_text, f"{path}: say what it is to be evaluated on, for example -s data.task=sst2")
     facts: TextFacts = {"classes": classes, "edges": [] if len(classes) == 1 else None}
     built = texts.build_model(experiment, pretrained, facts)
     check(
@@ -232,7 +233,7 @@ def _open_transformers_folder(path: Path, overrides: Overrides) -> Trained:
 def _check_same_kind(trained: Experiment, changed: Experiment) -> None:
     """Raise InputError if overrides ask for another kind of task than the model was trained for."""
     task, wanted = trained.data.task, changed.data.task
-    same = (task == LANGUAGE) == (wanted == LANGUAGE) and trained.data.texts == changed.data.texts
+    same = (task == LANGUAGE) == (wanted == LANGUAGE) and trained.data.is_text == changed.data.is_text
     check(same, f"data.task={wanted!r}: the model was trained for {task!r}")
 
 
@@ -243,5 +244,5 @@ def _has_data(overrides: Overrides) -> bool:
 def _with_overrides(experiment: Experiment, overrides: Overrides) -> Experiment:
     settings = experiment.model_dump(mode="json")
     for setting, value in overrides:
-        put(settings, setting, value)
-    return parse(settings)
+        set_path(settings, setting, value)
+    return parse_settings(settings)

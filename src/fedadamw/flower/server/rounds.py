@@ -19,7 +19,7 @@ from fedadamw.flower.server.messenger import Content, Messenger
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.flower.wire import digest, name_fields
 from fedadamw.randomness import Purpose, numpy_generator
-from fedadamw.settings.federation import Federation
+from fedadamw.settings.federation import FederationSettings
 from fedadamw.vector import Vector, nbytes
 
 AGAIN_S = (1.0, 30.0)  # before clients are asked again where too few answered: at first, and at most
@@ -47,7 +47,7 @@ class Rounds:
 
     def __init__(
         self,
-        federation: Federation,
+        federation: FederationSettings,
         messenger: Messenger,
         registry: ClientRegistry,
         spool: UploadSpool,
@@ -91,7 +91,7 @@ class Rounds:
         first round, for a quorum before the others.
         """
         f, clients = self.federation, self.registry.clients
-        wanted = min(f.asked_of(self.clients_per_round), clients)
+        wanted = min(f.clients_to_ask(self.clients_per_round), clients)
         hoped = self.quorum if self._begun else max(self.quorum, min(f.wait_for or clients, clients))
         online = self._awaited(round_, hoped)
         self._begun = True
