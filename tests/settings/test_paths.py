@@ -15,7 +15,7 @@ from fedadamw.models.hub import skeleton
 from fedadamw.models.loading import is_hub_id, place_of
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
-from fedadamw.settings.load import load, parse
+from fedadamw.settings.load import load, parse_settings
 from fedadamw.settings.paths import PATHS, from_anywhere, mark_folders, plain_folders, told
 from fedadamw.trained.evaluate import evaluate
 from fedadamw.trained.export import export
@@ -184,7 +184,7 @@ def test_a_path_that_nothing_could_have_is_one_line_that_names_the_setting(named
     given = load("digits", settings()).model_dump(mode="json")
     for setting in PATHS:
         section, key = setting.split(".")
-        experiment = parse({**given, section: {**given[section], key: named}})
+        experiment = parse_settings({**given, section: {**given[section], key: named}})
         with pytest.raises(InputError, match=rf"^{setting}=.*: no such folder") as found:
             from_anywhere(experiment)
         assert len(str(found.value)) < 400

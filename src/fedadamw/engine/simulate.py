@@ -265,7 +265,7 @@ class Simulation:
             state.round,
             down,
             state.statistics,
-            ranks.share(shards, lambda shard: self.training.work(len(shard.samples))),
+            ranks.share(shards, lambda shard: self.training.samples_per_round(len(shard.samples))),
             weighting=self.training.weighting,
             listeners=[keep, *listeners],
             ranks=ranks,

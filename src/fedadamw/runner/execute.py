@@ -147,7 +147,7 @@ def manifest_of(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     simulation = prepared.simulation
     layout = simulation.workspace.layout
     model: dict[str, Any] = {"layout": layout.fingerprint, "d": layout.d}
-    if needs_blocks(experiment.algorithm["name"]):
+    if needs_blocks(experiment.algorithm_name):
         model["B"] = simulation.algorithm.blocks.B  # type: ignore[attr-defined]  # it has them, as just asked
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},

@@ -16,7 +16,8 @@ from fedadamw.data.sources import is_local as is_local_data
 from fedadamw.models.loading import PACKAGE
 from fedadamw.models.loading import is_local as is_local_model
 from fedadamw.models.vision import NAMES
-from fedadamw.settings.experiment import DataSettings, Experiment
+from fedadamw.settings.data import DataSettings
+from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import check, parse_path
 
 SIGNS = (".", "/", "~", PACKAGE)  # with one of these a name is never a hub id

@@ -91,7 +91,7 @@ class Rounds:
         first round, for a quorum before the others.
         """
         f, clients = self.federation, self.registry.clients
-        wanted = min(f.asked_of(self.clients_per_round), clients)
+        wanted = min(f.clients_to_ask(self.clients_per_round), clients)
         hoped = self.quorum if self._begun else max(self.quorum, min(f.wait_for or clients, clients))
         online = self._awaited(round_, hoped)
         self._begun = True
