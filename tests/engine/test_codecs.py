@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedadamw.engine.codecs import CHUNK, CODECS, BFloat16, Int8, Plain, TopK, made
+from fedadamw.engine.codecs import CHUNK, CODECS, BFloat16, Int8, Plain, TopK
 from fedadamw.validation import InputError
 from fedadamw.vector import nbytes
 
@@ -102,7 +102,7 @@ def test_of_equals_top_k_sends_the_first():
 @given(st.integers(200, 20_000), st.floats(0.001, 1.0))
 def test_bytes(d, keep):
     x = torch.randn(d, generator=seeded(d))
-    sizes = {name: nbytes(made(name, keep).encode(x, seeded())) for name in CODECS}
+    sizes = {name: nbytes(make_codec(name, keep).encode(x, seeded())) for name in CODECS}
     assert sizes["float32"] == 4 * d
     assert sizes["bfloat16"] == 2 * d
     assert sizes["int8"] == d + 4 * -(-d // CHUNK) <= 0.27 * sizes["float32"]
@@ -119,7 +119,7 @@ def test_the_same_generator_gives_the_same_bytes():
 def test_numbers_survive_numpy():
     x = torch.randn(3000, generator=seeded())
     for name in CODECS:
-        codec = made(name, 0.1)
+        codec = make_codec(name, 0.1)
         sent = codec.encode(x, seeded())
         arrays = [np.frombuffer(t.numpy().tobytes(), t.numpy().dtype) for t in sent]
         again = tuple(torch.from_numpy(a.copy()) for a in arrays)
@@ -160,4 +160,4 @@ def test_what_no_encoder_makes_is_refused_in_one_line(codec, sent, complaint):
 
 def test_an_unknown_codec_is_named():
     with pytest.raises(InputError, match=r"training.upload='int4' is unknown.*; use one of float32, bfloat16, int8"):
-        made("int4", 0.1)
+        make_codec("int4", 0.1)

@@ -54,7 +54,7 @@ def test_every_architecture_stacks_without_a_slow_path(name):
         task = ImageTask(data, data, device=torch.device("cpu"), crop_padding=4, flip=True)
         clients = [np.arange(0, 9), np.arange(9, 40), np.arange(40, 60)]
         training = Training(rounds=2, clients_per_round=3, steps=2, batch_size=10, lr=0.01)
-        sim = Simulation(built.model.double(), FedAvg(), DoubleTask(task), clients, training, stack=stack)
+        sim = Simulation.in_process(built.model.double(), FedAvg(), DoubleTask(task), clients, training, stack=stack)
         return [record.train_loss for record in sim.rounds()], sim.state.server.x
 
     losses, x = run(2)  # and one that is left over
@@ -92,7 +92,7 @@ def test_micro_batches_come_to_the_numbers_of_whole_ones(stack, task):
 def test_micro_batches_are_refused_where_batches_mix(task):
     training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05, micro_batch=4)
     with pytest.raises(InputError, match="micro_batch=4: BatchNorm"):
-        Simulation(NormModel().double(), FedAvg(), task, unequal_clients(task), training)
+        Simulation.in_process(NormModel().double(), FedAvg(), task, unequal_clients(task), training)
 
 
 @pytest.mark.parametrize("name", rows(CASES))
@@ -138,7 +138,7 @@ def test_parameters_without_numbers_and_single_ones_are_trained_in_every_engine(
         model = OddModel().double()
         algorithm = registry.make(name, registry.validated(name, {}), Blocks.of(model))
         training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.01, **changes)
-        sim = Simulation(model, algorithm, task, unequal_clients(task), training, stack=stack)
+        sim = Simulation.in_process(model, algorithm, task, unequal_clients(task), training, stack=stack)
         return sim.state.server.x, list(sim.rounds()), sim.state.server.x
 
     (x0, _, stacked), (_, records, loop) = run(5), run(1, diagnostics=True)
@@ -193,7 +193,7 @@ def test_a_group_that_memory_does_not_hold_is_halved_for_good(task, monkeypatch,
     loop = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5)
     list(loop.rounds())
     stacked = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, stack=5)
-    train, seen = stacked.engine._train, []
+    train, seen = stacked.clients.engine._train, []
 
     def small(part, *args):
         seen.append(len(part))
@@ -201,7 +201,7 @@ def test_a_group_that_memory_does_not_hold_is_halved_for_good(task, monkeypatch,
             raise full
         return train(part, *args)
 
-    monkeypatch.setattr(stacked.engine, "_train", small)
+    monkeypatch.setattr(stacked.clients.engine, "_train", small)
     list(stacked.rounds())
     assert seen[:5] == [5, 2, 2, 1, 2], "refused once, then by twos"
     torch.testing.assert_close(stacked.state.server.x, loop.state.server.x, rtol=0, atol=1e-10)
@@ -226,7 +226,7 @@ SEEN: list[int] = []
 def test_a_group_trains_when_nothing_is_left_of_the_one_before(task, rejected, monkeypatch):
     SEEN.clear()
     training = Training(rounds=1, clients_per_round=5, steps=2, batch_size=4, lr=0.05)
-    sim = Simulation(attention_model(), Counting(), task, unequal_clients(task), training, stack=2)
+    sim = Simulation.in_process(attention_model(), Counting(), task, unequal_clients(task), training, stack=2)
     if rejected:
         monkeypatch.setattr("fedadamw.engine.client.finite", lambda _: len(SEEN) > 1)  # not those of the first group
     sim.step()
@@ -266,7 +266,7 @@ class Own(Asks):
 def of_model(kind, task, **how):
     torch.manual_seed(0)
     training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05)
-    return Simulation(kind(), FedAvg(), task, unequal_clients(task), training, **how)
+    return Simulation.in_process(kind(), FedAvg(), task, unequal_clients(task), training, **how)
 
 
 @pytest.mark.parametrize("kind", [Asks, Own])
@@ -334,7 +334,7 @@ def test_batches_that_mix_are_stacked_with_their_like(task):
         torch.manual_seed(0)
         clients = unequal_clients(task)
         training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05)
-        sim = Simulation(NormModel().double(), FedAvg(), task, clients, training, stack=stack)
+        sim = Simulation.in_process(NormModel().double(), FedAvg(), task, clients, training, stack=stack)
         list(sim.rounds())
         return sim.state
 

@@ -145,11 +145,11 @@ def test_each_node_trains_on_its_own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
     assert (
-        "name: ./roberta" in ours.remote.members.post.facts["settings"]
+        "name: ./roberta" in ours.clients.members.post.facts["settings"]
     )  # no node takes a folder of the server for a hub id
     losses = [record.test_loss for record in ours.rounds()]
     assert losses[-1] < losses[0]
-    assert [known.samples for _, known in sorted(ours.remote.members.known.items())] == [len(part) for part in parts]
+    assert [known.samples for _, known in sorted(ours.clients.members.known.items())] == [len(part) for part in parts]
 
 
 def test_a_node_without_its_data_says_so(tmp_path):
@@ -213,7 +213,7 @@ def test_a_node_may_have_images_of_one_class_alone(tmp_path):
     settings, grid = with_images(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
     assert ours.step().federation == {"asked": 3, "answered": 3}
-    assert [ours.remote.members.known[i].samples for i in range(3)] == [6, 6, 12]
+    assert [ours.clients.members.known[i].samples for i in range(3)] == [6, 6, 12]
 
 
 @pytest.mark.parametrize(("counts", "samples"), [("true", "24, as the nodes tell"), ("false", "not told")])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw import checkpoint
-from fedadamw.engine.ledger import NAME as LEDGER
+from fedadamw.engine.ledger import TENSOR_NAME as LEDGER
 from fedadamw.engine.ledger import Page, read_page
 from fedadamw.models.loading import config_from, in_one_line, loaded
 from fedadamw.models.lora import Folding, with_adapter
