@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import fedadamw
 from benchmarks.common import records
 from fedadamw.algorithms.fedadamw import FedAdamW
+from fedadamw.engine.states import clone_tensors
 from fedadamw.engine.step import make_step
 from fedadamw.models.vision import ImageShape, build
 from fedadamw.runner.execute import commit, device_name

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedadamw.engine.codecs import CHUNK, CODECS, BFloat16, Int8, Plain, TopK
+from fedadamw.engine.codecs import CHUNK, CODECS, BFloat16, Int8, Plain, TopK, make_codec
 from fedadamw.validation import InputError
 from fedadamw.vector import nbytes
 

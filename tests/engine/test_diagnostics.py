@@ -10,6 +10,7 @@ from support.runs import NO_BASE, simulation
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.client import Broadcast, Shard
 from fedadamw.engine.simulate import Saved
+from fedadamw.engine.states import clone_tensors
 from fedadamw.randomness import sample_clients
 
 

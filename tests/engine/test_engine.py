@@ -26,10 +26,10 @@ from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import clip_gradient
 from fedadamw.engine.workspace import Workspace
 from fedadamw.models.loading import initial
-from fedadamw.prepare.device import device_of
+from fedadamw.prepare.device import select_device
 from fedadamw.randomness import batches, sample_clients, torch_seed
 from fedadamw.settings.load import load
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import InputError
 
 
@@ -46,7 +46,7 @@ class NormModel(nn.Module):
 
 def make(model, task, clients, *, algorithm=None, **training):
     settings = {"rounds": 3, "clients_per_round": 3, "steps": 4, "batch_size": 8, "lr": 0.05, **training}
-    return Simulation.in_process(model, algorithm or FedAvg(), task, clients, Training(**settings))
+    return Simulation.in_process(model, algorithm or FedAvg(), task, clients, TrainingSettings(**settings))
 
 
 def test_batch_norm_statistics_are_averaged_over_clients(task):
@@ -112,7 +112,7 @@ def test_constants_among_the_buffers_stay_and_others_begin_anew(task, stack, wei
         torch.manual_seed(0)
         model = Buffered()
         model.classifier.double()
-        training = Training(rounds=3, clients_per_round=3, steps=2, batch_size=8, lr=0.05, weighting=weighting)
+        training = TrainingSettings(rounds=3, clients_per_round=3, steps=2, batch_size=8, lr=0.05, weighting=weighting)
         sim = Simulation.in_process(model, FedAvg(), task, clients, training, stack=rows)
         assert [record.rejected for record in sim.rounds()] == [0, 0, 0]
         return sim, model
@@ -169,7 +169,7 @@ def test_a_last_batch_of_one_sample_joins_the_one_before_it_where_batch_norm_nee
     sizes = {"batch": [(4, 5), (4, 4, 4), (4, 4, 4, 2)], "places": [(4, 4, 1), (4, 4, 4), (4, 4, 4, 2)]}[what]
     ends = []
     for stack in (1, 3):
-        training = Training(rounds=2, clients_per_round=3, epochs=1, batch_size=4, lr=0.05)
+        training = TrainingSettings(rounds=2, clients_per_round=3, epochs=1, batch_size=4, lr=0.05)
         sim = Simulation.in_process(batch_norm_over(what), FedAvg(), task, clients, training, stack=stack)
         works = [plan_work(task, training, 0, i, clients[i], 0, sim.workspace) for i in range(3)]
         assert [work.sizes for work in works] == sizes
@@ -306,13 +306,13 @@ def test_generators_differ_by_every_coordinate():
 
 
 def test_learning_rates_over_rounds():
-    cosine = Training(rounds=10, steps=1, lr=1.0, warmup_rounds=2)
+    cosine = TrainingSettings(rounds=10, steps=1, lr=1.0, warmup_rounds=2)
     rates = [cosine.lr_at(r) for r in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[6] == pytest.approx(0.5)
     assert rates[2:] == sorted(rates[2:], reverse=True)
     assert min(rates) > 0
-    assert {Training(rounds=5, steps=1, lr=0.1, schedule="constant").lr_at(r) for r in range(5)} == {0.1}
+    assert {TrainingSettings(rounds=5, steps=1, lr=0.1, schedule="constant").lr_at(r) for r in range(5)} == {0.1}
 
 
 def test_clipping_is_torchs():
@@ -399,7 +399,7 @@ def test_float32_is_not_rounded_to_tf32():
     before = torch.backends.cudnn.allow_tf32
     try:
         for precision in ("float32", "bf16"):
-            device_of(load("digits", ["device=cpu", f"training.precision={precision}"]))
+            select_device(load("digits", ["device=cpu", f"training.precision={precision}"]))
             assert torch.backends.cudnn.allow_tf32 is (precision == "bf16")
     finally:
         torch.backends.cudnn.allow_tf32 = before

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import trim_mean
 
-from fedadamw.engine.robust import krum, median
+from fedadamw.engine.robust import RobustMean, krum, median, trimmed_mean
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fedadamw.engine.workspace import Workspace, check_not_single
-from fedadamw.randomness import Purpose, batches, numpy_generator, torch_generator
-from fedadamw.settings.training import Training
+from fedadamw.randomness import Purpose, draw_batches, numpy_generator, torch_generator
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Task
-from fedadamw.vector import Vector, finite, nbytes
+from fedadamw.vector import Vector, all_finite, nbytes
 
 
 class Broadcast(NamedTuple):
@@ -56,7 +56,7 @@ class Answer(NamedTuple):
     @property
     def finite(self) -> bool:
         """Whether every number that arrives is finite."""
-        return finite((*self.up, self.statistics))
+        return all_finite((*self.up, self.statistics))
 
 
 class LocalWork(NamedTuple):
@@ -77,7 +77,7 @@ class LocalWork(NamedTuple):
 
 def plan_work(
     task: Task,
-    training: Training,
+    training: TrainingSettings,
     seed: int,
     client: int,
     samples: np.ndarray,
@@ -88,7 +88,7 @@ def plan_work(
 
     workspace: if its BatchNorm rejects a batch of one sample, such a batch is merged into the one before.
     """
-    parts = batches(
+    parts = draw_batches(
         samples,
         numpy_generator(seed, Purpose.BATCHES, round_, client),
         batch_size=training.batch_size,

@@ -19,10 +19,10 @@ from fedadamw.engine.robust import check_robust
 from fedadamw.engine.round import Aggregation, Folding, Listener, RoundResult, run_round
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.workspace import Workspace, autocast, check_batch_norm, mixes_samples
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Vector, finite
+from fedadamw.vector import Vector, all_finite
 
 NOT_EXACT = "lora.aggregate='exact' takes the clients' mean as it is; this algorithm's server does not"
 
@@ -62,7 +62,7 @@ class Simulation:
         workspace: Workspace,
         algorithm: AnyAlgorithm,
         task: Task,
-        training: Training,
+        training: TrainingSettings,
         clients: Clients,
         *,
         ranks: Team = ALONE,
@@ -88,7 +88,7 @@ class Simulation:
         algorithm: AnyAlgorithm,
         task: Task,
         partition: Sequence[np.ndarray],
-        training: Training,
+        training: TrainingSettings,
         *,
         seed: int = 0,
         stack: int = 1,
@@ -210,7 +210,7 @@ class Simulation:
             check(plain, NOT_EXACT)
             base, server = base + result.product, server._replace(x=self.folding.restarted(server.x))
         after = State(state.round + 1, server, result.statistics, last, base)
-        if not finite(server):
+        if not all_finite(server):
             raise DivergedError(f"round {after.round}: the clients' mean is not finite; try a smaller training.lr")
         return after
 
@@ -226,7 +226,7 @@ class Simulation:
         return self.state._replace(round=int(round_))
 
 
-def _check_round(workspace: Workspace, training: Training, clients: int, ranks: Team) -> None:
+def _check_round(workspace: Workspace, training: TrainingSettings, clients: int, ranks: Team) -> None:
     """Raise InputError if a round of these settings cannot be run with so many clients and ranks."""
     asked, mean = training.clients_per_round, training.mean
     check(asked <= clients, f"clients_per_round={asked} is more than the {clients} clients there are")
@@ -250,7 +250,7 @@ def _listener(diagnostics: Diagnostics, broadcast: Broadcast) -> Listener:
     return listen
 
 
-def _describe_divergence(round_: int, clients: int, lr: float, training: Training) -> str:
+def _describe_divergence(round_: int, clients: int, lr: float, training: TrainingSettings) -> str:
     clip = f"clip={training.clip:g}" if training.clip else "no clipping"
     return (
         f"round {round_}: all {clients} clients sent numbers that are not finite; "

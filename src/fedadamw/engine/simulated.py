@@ -19,7 +19,7 @@ from fedadamw.engine.store import InMemory, OnDisk, Store
 from fedadamw.engine.uploads import CodedEngine, Engine, Uploads
 from fedadamw.engine.workspace import Workspace
 from fedadamw.randomness import sample_clients
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Task
 
 
@@ -37,7 +37,7 @@ class SimulatedClients(Clients):
         algorithm: AnyAlgorithm,
         task: Task,
         partition: Sequence[np.ndarray],
-        training: Training,
+        training: TrainingSettings,
         *,
         seed: int,
         stack: int,

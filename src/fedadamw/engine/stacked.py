@@ -30,7 +30,7 @@ from fedadamw.engine.step import Step
 from fedadamw.engine.vmap_rules import batched_kernels
 from fedadamw.engine.workspace import Workspace, autocast, micro_batches, mixes_samples
 from fedadamw.randomness import Purpose, torch_seed
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, statistics
@@ -54,7 +54,7 @@ class Stacked:
         workspace: Workspace,
         algorithm: AnyAlgorithm,
         task: Task,
-        training: Training,
+        training: TrainingSettings,
         seed: int,
         step: Step,
         group: int,
@@ -63,7 +63,7 @@ class Stacked:
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.seed, self.step, self.group = training, seed, step, group
         self.fallback, self.stacks = fallback, True
-        self._statistics = Layout.named(statistics(workspace.module))
+        self._statistics = Layout.of_tensors(statistics(workspace.module))
         self._mixes_samples = mixes_samples(workspace.module)
 
     def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
-from fedadamw.io.disk import take_space, writing
+from fedadamw.io.disk import report_full_disk, reserve_space
 
 COUNT = "memories_on_disk"  # in a checkpoint: the number of clients with a memory in the files beside it
 Memory = Any  # the algorithm's: a NamedTuple of tensors
@@ -80,8 +80,8 @@ class InMemory:
 
 
 class OnDisk:
-    """Memories in one file with three slots for each client: those of the last checkpoint and of the round before are never
-    overwritten. A client gets its slots in its first round; an index of all clients says where they are.
+    """Memories in one file with three slots for each client, so that those of the last checkpoint and of the round before
+    stay. A client gets its slots in its first round; an index of all clients says where they are.
     """
 
     def __init__(self, folder: Path, clients: int, template: Memory) -> None:
@@ -113,7 +113,7 @@ class OnDisk:
             self._places += 1
             self._place[client] = self._places
         parts = [t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for t in memory]
-        with writing(self._file), open(self._file, "r+b") as file:
+        with report_full_disk(self._file), open(self._file, "r+b") as file:
             file.seek(self._start(client, slot))
             for part in parts:
                 file.write(part)
@@ -129,7 +129,7 @@ class OnDisk:
 
     def sync(self) -> None:
         """Flush data first, then the index."""
-        with writing(self._file), open(self._file, "r+b") as file:
+        with report_full_disk(self._file), open(self._file, "r+b") as file:
             os.fsync(file.fileno())
         self._flush_index()
 
@@ -189,8 +189,8 @@ class OnDisk:
 def _map_integers(path: Path, shape: tuple[int, int]) -> "np.memmap[tuple[int, int], np.dtype[np.int64]]":
     """The 8-byte integers of a file as an array; a new file is filled with zeros."""
     size = shape[0] * shape[1] * 8
-    with writing(path), open(path, "ab") as file:
+    with report_full_disk(path), open(path, "ab") as file:
         if file.tell() != size:
             os.truncate(path, size)
-    take_space(path)
+    reserve_space(path)
     return np.memmap(path, dtype=np.int64, mode="r+", shape=shape)

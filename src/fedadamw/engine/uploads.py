@@ -23,7 +23,7 @@ from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.codecs import Codec, Plain
 from fedadamw.randomness import Purpose, torch_generator
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Vector, finite
+from fedadamw.vector import Vector, all_finite
 
 Payload = dict[str, Tensor]  # what travels, by name: fields of Up such as `delta`, and parts such as `delta.scales`
 Residual = tuple[Vector, ...]  # (d,) for each change that the codec loses something of
@@ -117,13 +117,13 @@ class Uploads:
         try:
             codec.check(sent, like)
             t = codec.decode(sent, like)
-            check(finite([t]), "has a number that is not finite")
+            check(all_finite([t]), "has a number that is not finite")
         except InputError as error:
             raise InputError(f"the upload's {name}: {error}") from None
         return t
 
     def _codec(self, up: Any, name: str) -> Codec:
-        """The codec of field `name`: ours for a change, that for states for a state half as long as a change or longer."""
+        """The codec of field `name`: `codec` for a change, its codec for states for a state at least half as long."""
         changes = self.algorithm.changes
         if name in changes:
             return self.codec

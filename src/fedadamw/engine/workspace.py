@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, Vector, bind, bind_gradients, statistics, trainable
@@ -31,7 +31,7 @@ class Workspace:
         bind(parameters, self.y)
         bind_gradients(parameters, self.gradient)
         floating = statistics(module)
-        self.statistics: Vector = Layout.named(floating).flatten(floating).to(self.y)
+        self.statistics: Vector = Layout.of_tensors(floating).flatten(floating).to(self.y)
         bind(floating, self.statistics)
         others = [b for name, b in module.named_buffers() if name not in floating]
         for buffer in others:
@@ -79,7 +79,9 @@ def mixes_samples(module: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
 
 
-def check_batch_norm(workspace: Workspace, task: Task, partition: Sequence[np.ndarray], training: Training) -> None:
+def check_batch_norm(
+    workspace: Workspace, task: Task, partition: Sequence[np.ndarray], training: TrainingSettings
+) -> None:
     """Raise InputError if BatchNorm would see a single sample because a client, or every batch, has only one."""
     if not mixes_samples(workspace.module):
         return
@@ -89,14 +91,14 @@ def check_batch_norm(workspace: Workspace, task: Task, partition: Sequence[np.nd
             check_not_single(training, client, len(samples))
 
 
-def check_not_single(training: Training, client: int, samples: int) -> None:
+def check_not_single(training: TrainingSettings, client: int, samples: int) -> None:
     """Raise InputError if every batch of a client with so many samples has one sample, where BatchNorm needs two."""
     why = "this model's BatchNorm averages over a batch, of two samples at least"
     check(training.batch_size > 1, f"training.batch_size=1: {why}")
     check(samples > 1, f"client {client} has a single sample, and {why}: give it more (partition.minimum=2)")
 
 
-def autocast(training: Training, device: torch.device) -> torch.autocast:
+def autocast(training: TrainingSettings, device: torch.device) -> torch.autocast:
     """The context to call a model in: bfloat16 with training.precision=bf16."""
     return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16")
 

@@ -14,12 +14,12 @@ from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.record import Record
 from fedadamw.engine.uploads import Uploads
+from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.events import Events
-from fedadamw.flower.server.grid import Post
-from fedadamw.flower.server.inbox import Inbox
-from fedadamw.flower.server.members import Members
-from fedadamw.flower.server.monitor import UNSEEN, Monitor
+from fedadamw.flower.server.messenger import Messenger
+from fedadamw.flower.server.monitor import NO_MONITOR, Monitor
 from fedadamw.flower.server.rounds import Nodes
+from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.prepare.simulation import Prepared, check_settings
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.experiment import Experiment
@@ -54,7 +54,7 @@ def server_app(experiment: Path) -> ServerApp:
     return app
 
 
-def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, monitor: Monitor = UNSEEN) -> None:
+def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, monitor: Monitor = NO_MONITOR) -> None:
     """Run `experiment` in the folder `out`, new or to be gone on with, on the nodes of `grid`."""
     from fedadamw.runner.execute import execute
     from fedadamw.runner.progress import Progress
@@ -68,7 +68,7 @@ def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, 
 
     def on_round(record: Record) -> None:
         progress.round(record)
-        monitor.round(record)
+        monitor.record_round(record)
 
     with Progress(experiment.training, quiet=False) as progress:
         execute(
@@ -94,15 +94,15 @@ def federation_of(folder: RunFolder) -> str:
 
 
 def nodes_of(
-    experiment: Experiment, prepared: Prepared, grid: Grid, folder: RunFolder, monitor: Monitor = UNSEEN
+    experiment: Experiment, prepared: Prepared, grid: Grid, folder: RunFolder, monitor: Monitor = NO_MONITOR
 ) -> Nodes:
     """The nodes of `grid` as the clients of the prepared run."""
     f, t, algorithm, workspace = experiment.federation, experiment.training, prepared.algorithm, prepared.workspace
     check_settings(experiment, remote=True)
     check(prepared.ranks.size == 1, "a federation's server is one process")
-    spool = folder.path / "spool"
-    shutil.rmtree(spool, ignore_errors=True)
-    spool.mkdir(parents=True)
+    spool_folder = folder.path / "spool"
+    shutil.rmtree(spool_folder, ignore_errors=True)
+    spool_folder.mkdir(parents=True)
     facts = {
         "settings": yaml.safe_dump(
             mark_folders(experiment).model_dump(mode="json", exclude={"device", "threads", "trackers"})
@@ -114,11 +114,11 @@ def nodes_of(
     server = algorithm.server_init(workspace.y.clone())
     template = uploads.template(algorithm.broadcast(server))
     shapes = type(template)(*(t.new_zeros(()).expand(t.shape) for t in template))  # without their memory
-    layout = Layout.named(statistics(workspace.module))
-    inbox = Inbox(t, uploads, shapes, workspace.statistics.clone(), layout, spool)
-    events, post = Events(folder.path / "events.jsonl", monitor), Post(grid, facts, inbox.most)
-    members = Members(
-        post,
+    layout = Layout.of_tensors(statistics(workspace.module))
+    spool = UploadSpool(t, uploads, shapes, workspace.statistics.clone(), layout, spool_folder)
+    events, messenger = Events(folder.path / "events.jsonl", monitor), Messenger(grid, facts, spool.most)
+    registry = ClientRegistry(
+        messenger,
         events,
         clients=len(prepared.partition),
         layout=int(workspace.layout.fingerprint[:12], 16),
@@ -128,9 +128,9 @@ def nodes_of(
     )
     return Nodes(
         f,
-        post,
-        members,
-        inbox,
+        messenger,
+        registry,
+        spool,
         events,
         seed=experiment.seed,
         clients_per_round=t.clients_per_round,

@@ -14,14 +14,14 @@ from fedadamw.algorithm import ServerState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Traffic, Update
 from fedadamw.engine.ledger import Ledger, Page
+from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.collect import Collector
 from fedadamw.flower.server.events import Events
-from fedadamw.flower.server.grid import Content, Post
-from fedadamw.flower.server.inbox import Inbox
-from fedadamw.flower.server.members import Members
-from fedadamw.flower.wire import digest, named
+from fedadamw.flower.server.messenger import Content, Messenger
+from fedadamw.flower.server.spool import UploadSpool
+from fedadamw.flower.wire import digest, name_fields
 from fedadamw.randomness import Purpose, numpy_generator
-from fedadamw.settings.federation import Federation
+from fedadamw.settings.federation import FederationSettings
 from fedadamw.vector import Vector, nbytes
 
 RETRY_S = (1.0, 30.0)  # pause before asking more clients without a quorum: at first, and at most
@@ -40,10 +40,10 @@ class Nodes(Clients):
 
     def __init__(
         self,
-        federation: Federation,
-        post: Post,
-        members: Members,
-        inbox: Inbox,
+        federation: FederationSettings,
+        messenger: Messenger,
+        registry: ClientRegistry,
+        spool: UploadSpool,
         events: Events,
         *,
         seed: int,
@@ -51,10 +51,10 @@ class Nodes(Clients):
         state: type[ServerState],
         sends_base: bool,
     ) -> None:
-        self.federation, self.members, self.inbox, self.events = federation, members, inbox, events
+        self.federation, self.registry, self.spool, self.events = federation, registry, spool, events
         self.seed, self.clients_per_round, self.sends_base = seed, clients_per_round, sends_base
         self.quorum = federation.quorum_of(clients_per_round)
-        self.collector = Collector(federation, post, members, inbox, events, clients_per_round)
+        self.collector = Collector(federation, messenger, registry, spool, events, clients_per_round)
         self.ledger = Ledger()
         self._norms: dict[int, Mapping[str, float]] = {}  # of the present round's accepted uploads, by client
         self._samples: dict[int, int] = {}  # sample counts that these clients report
@@ -63,7 +63,7 @@ class Nodes(Clients):
         self._update: Update | None = None  # of the last round
 
     def __len__(self) -> int:
-        return self.members.clients
+        return self.registry.clients
 
     @property
     def traffic(self) -> Traffic:
@@ -82,7 +82,7 @@ class Nodes(Clients):
 
         Waits for federation.wait_for clients before the first round of this process, for a quorum before the others.
         """
-        f, clients = self.federation, self.members.clients
+        f, clients = self.federation, self.registry.clients
         wanted = min(f.asked_of(self.clients_per_round), clients)
         expected = max(self.quorum, min(f.wait_for or clients, clients)) if self._first_round else self.quorum
         online = self._wait_for_clients(round_, expected)
@@ -111,7 +111,7 @@ class Nodes(Clients):
                 raise self._no_quorum(round_, f"{len(uploads)} clients answered")
             time.sleep(pause)
             pause = min(2 * pause, RETRY_S[1])
-            others = self._others(self.members.online())
+            others = self._others(self.registry.online())
             collector.collect(others, self.quorum, min(f.deadline_s, max(until - time.monotonic(), 0.0)))
         limits = collector.close()
         self._norms = {
@@ -120,7 +120,7 @@ class Nodes(Clients):
         }
         self._samples = {client: upload.samples for client, upload in uploads.items()} if f.sample_counts else {}
         for client in sorted(uploads):
-            yield self.inbox.give(client, uploads[client], limits)
+            yield self.spool.give(client, uploads[client], limits)
 
     def _others(self, online: Iterable[int]) -> list[int]:
         """The clients to ask in a round without quorum: as many as are missing, those not asked before first."""
@@ -145,24 +145,24 @@ class Nodes(Clients):
         """
         round_, down, statistics, base = broadcast
         base_too = {"base": base} if self.sends_base else {}
-        whole = Content.of({"round": round_}, {**named("down", down), "statistics": statistics, **base_too})
+        whole = Content.of({"round": round_}, {**name_fields("down", down), "statistics": statistics, **base_too})
         last = self._update
         if not self.federation.reuse or self.sends_base or last is None or last.round != round_ - 1:
             return whole, None
         if not self.collector.holds or nbytes(last.up) >= nbytes(down) or type(down) is not self._state:
             return whole, None
         about = {"round": round_, "lr": last.lr, "participation": last.participation, "digest": digest(down)}
-        return whole, Content.of(about, {**named("up", last.up), "statistics": statistics})
+        return whole, Content.of(about, {**name_fields("up", last.up), "statistics": statistics})
 
     def _wait_for_clients(self, round_: int, expected: int) -> list[int]:
         """The clients that are online, once there are `expected`, or a quorum after wait_s."""
         until = time.monotonic() + self.federation.wait_s
         waiting = False
-        while len(online := self.members.online()) < expected:
+        while len(online := self.registry.online()) < expected:
             if time.monotonic() > until:
                 if len(online) >= self.quorum:
                     break
-                raise self._no_quorum(round_, f"{len(online)} of {self.members.clients} clients are online")
+                raise self._no_quorum(round_, f"{len(online)} of {self.registry.clients} clients are online")
             if not waiting:
                 self.events.write("waiting", round=round_ + 1, online=len(online), wanted=expected)
                 waiting = True
