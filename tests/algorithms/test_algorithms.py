@@ -22,7 +22,7 @@ from fedadamw.vector import Layout, nbytes, trainable
 def test_engine_equals_the_literal_twin(name, task):
     case = EVERYWHERE[name]
     sim = simulation(case, task)
-    clients, training = sim.clients, sim.training
+    clients, training = sim.clients.partition, sim.training
     rounds = [(training.lr_at(r), gradients_of_round(task, clients, r, training)) for r in range(ROUNDS)]
     assert len({len(steps) for _, c in rounds for steps in c.values()}) > 2, "clients take different numbers of steps"
     x0 = Layout.of(attention_model()).flatten(trainable(attention_model())).tolist()

@@ -27,7 +27,7 @@ from fedadamw.engine.step import clip_gradient
 from fedadamw.engine.workspace import Workspace
 from fedadamw.models.loading import initial
 from fedadamw.prepare.device import select_device
-from fedadamw.randomness import batches, sample_clients, torch_seed
+from fedadamw.randomness import draw_batches, sample_clients, torch_seed
 from fedadamw.settings.load import load
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import InputError
@@ -162,7 +162,7 @@ def batch_norm_over(what):
 
 
 @pytest.mark.parametrize("what", ["batch", "places"])
-@pytest.mark.filterwarnings("ignore:BatchNorm takes no batch of one")
+@pytest.mark.filterwarnings("ignore:BatchNorm needs two samples")
 def test_a_last_batch_of_one_sample_joins_the_one_before_it_where_batch_norm_needs_it(task, what):
     """9, 12 and 14 samples in batches of 4: the first client has one left over, the last one two."""
     clients = [np.arange(0, 9), np.arange(9, 21), np.arange(21, 35)]
@@ -289,14 +289,14 @@ def test_memories_of_clients_are_kept_and_restored(task):
 def test_batches_cover_every_sample_and_are_never_short():
     samples = np.arange(100, 123)
     generator = np.random.default_rng(0)
-    steps = batches(samples, generator, batch_size=10, steps=7, epochs=None)
+    steps = draw_batches(samples, generator, batch_size=10, steps=7, epochs=None)
     assert [len(b) for b in steps] == [10] * 7
     counts = np.bincount(np.concatenate(steps) - 100, minlength=23)
     assert set(counts) <= {3, 4}
-    passes = batches(samples, generator, batch_size=10, steps=None, epochs=2)
+    passes = draw_batches(samples, generator, batch_size=10, steps=None, epochs=2)
     assert [len(b) for b in passes] == [10, 10, 3] * 2
     assert sorted(np.concatenate(passes[:3])) == list(samples)
-    small = batches(samples[:4], generator, batch_size=10, steps=3, epochs=None)
+    small = draw_batches(samples[:4], generator, batch_size=10, steps=3, epochs=None)
     assert [sorted(b) for b in small] == [[100, 101, 102, 103]] * 3
 
 

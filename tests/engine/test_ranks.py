@@ -33,7 +33,7 @@ RUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="module", params=[1, 3])
-def of_two_ranks(request, once) -> Path:
+def of_two_ranks(request, shared_folder) -> Path:
     """What two ranks left of every algorithm; each trains its clients one after the other, or stacked."""
 
     def make(folder: Path) -> None:
@@ -41,11 +41,11 @@ def of_two_ranks(request, once) -> Path:
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=ROOT / "tests")
         assert done.returncode == 0, done.stderr
 
-    return once(f"ranks-{request.param}", make)
+    return shared_folder(f"ranks-{request.param}", make)
 
 
 @pytest.mark.parametrize(("name", "upload"), [*((name, "float32") for name in EVERYWHERE), *CODED])
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("all_algorithms")
 def test_two_ranks_come_to_the_numbers_of_one(name, upload, of_two_ranks):
     tensors, facts = read(of_two_ranks / f"{name}-{upload}", "checkpoint")
     alone = simulation(EVERYWHERE[name], SequenceTask(), clients_per_round=5, clip=1.0, upload=upload)

@@ -31,7 +31,7 @@ from fedadamw.validation import InputError
 
 @pytest.mark.parametrize("stack", [2, 5])
 @pytest.mark.parametrize("name", rows(EVERYWHERE))
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("all_algorithms")
 def test_stacked_clients_come_to_the_loops_numbers(name, stack, task):
     loop = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0)
     stacked = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0, stack=stack)
@@ -99,7 +99,7 @@ def test_micro_batches_are_refused_where_batches_mix(task):
 def test_steps_in_pieces_come_to_the_numbers_of_whole_ones(name, task, monkeypatch):
     whole = simulation(CASES[name], task, clients_per_round=5, clip=1.0)
     list(whole.rounds())
-    monkeypatch.setattr(step, "PIECE", 7)
+    monkeypatch.setattr(step, "CHUNK", 7)
     pieces = simulation(CASES[name], task, clients_per_round=5, clip=1.0)
     list(pieces.rounds())
     for a, b in zip(pieces.state.server, whole.state.server, strict=True):
@@ -136,7 +136,7 @@ def test_parameters_without_numbers_and_single_ones_are_trained_in_every_engine(
     def run(stack, **changes):
         torch.manual_seed(0)
         model = OddModel().double()
-        algorithm = registry.make(name, registry.validated(name, {}), Blocks.of(model))
+        algorithm = registry.make(name, registry.validate(name, {}), Blocks.of(model))
         training = TrainingSettings(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.01, **changes)
         sim = Simulation.in_process(model, algorithm, task, unequal_clients(task), training, stack=stack)
         return sim.state.server.x, list(sim.rounds()), sim.state.server.x
@@ -193,7 +193,7 @@ def test_a_group_that_memory_does_not_hold_is_halved_for_good(task, monkeypatch,
     loop = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5)
     list(loop.rounds())
     stacked = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, stack=5)
-    train, seen = stacked.clients.engine._train, []
+    train, seen = stacked.clients.engine._train_group, []
 
     def small(part, *args):
         seen.append(len(part))
@@ -201,7 +201,7 @@ def test_a_group_that_memory_does_not_hold_is_halved_for_good(task, monkeypatch,
             raise full
         return train(part, *args)
 
-    monkeypatch.setattr(stacked.clients.engine, "_train", small)
+    monkeypatch.setattr(stacked.clients.engine, "_train_group", small)
     list(stacked.rounds())
     assert seen[:5] == [5, 2, 2, 1, 2], "refused once, then by twos"
     torch.testing.assert_close(stacked.state.server.x, loop.state.server.x, rtol=0, atol=1e-10)
@@ -228,7 +228,9 @@ def test_a_group_trains_when_nothing_is_left_of_the_one_before(task, rejected, m
     training = TrainingSettings(rounds=1, clients_per_round=5, steps=2, batch_size=4, lr=0.05)
     sim = Simulation.in_process(attention_model(), Counting(), task, unequal_clients(task), training, stack=2)
     if rejected:
-        monkeypatch.setattr("fedadamw.engine.client.finite", lambda _: len(SEEN) > 1)  # not those of the first group
+        monkeypatch.setattr(
+            "fedadamw.engine.client.all_finite", lambda _: len(SEEN) > 1
+        )  # not those of the first group
     sim.step()
     assert SEEN == [0, 0, 0]
 
@@ -314,8 +316,8 @@ def test_a_fault_of_the_model_is_not_told_as_one_of_stacking(task, fault, may_lo
 
 def test_clients_are_stacked_on_a_gpu_where_it_is_not_said():
     experiment = parse({"training": {"clients_per_round": 7, "steps": 1}})
-    assert prepare.stack_for(experiment, torch.device("cuda", 0)) == 7
-    assert prepare.stack_for(experiment, torch.device("cpu")) == 1
+    assert prepare.default_stack(experiment, torch.device("cuda", 0)) == 7
+    assert prepare.default_stack(experiment, torch.device("cpu")) == 1
 
 
 class NormModel(nn.Module):

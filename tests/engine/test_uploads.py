@@ -211,7 +211,10 @@ def good(task):
         ({"k": torch.zeros(2, dtype=torch.float64)}, r"the upload's k: has shape \(2,\)"),
         ({"k": torch.full((1,), torch.inf, dtype=torch.float64)}, "the upload's k: has a number that is not finite"),
         ({"v": torch.full((163,), 0x7F80, dtype=torch.int16)}, "the upload's v: has a number that is not finite"),
-        ({"delta.places": torch.zeros(16, dtype=torch.int32)}, "the upload's delta: has places that do not rise"),
+        (
+            {"delta.places": torch.zeros(16, dtype=torch.int32)},
+            "the upload's delta: has indices that are not in rising order",
+        ),
         ({"delta": torch.full((16,), torch.nan, dtype=torch.float64)}, "the upload's delta: has a number that is not"),
     ],
 )

@@ -249,7 +249,7 @@ def test_a_checkpoint_of_an_earlier_version_says_nothing_of_samples():
     assert _nodes(page) == {"counted": 2, "samples": None}
 
 
-@pytest.mark.filterwarnings("ignore:BatchNorm takes no batch of one")
+@pytest.mark.filterwarnings("ignore:BatchNorm needs two samples")
 def test_a_node_with_one_sample_says_what_batch_norm_needs_and_lives_on(tmp_path):
     """8 x 8 pixels leave ResNet's last BatchNorm one place: it averages over the batch alone."""
     source = images(tmp_path / "server", cat=6, owl=6)

@@ -42,11 +42,13 @@ class Clients(ABC):
     def train(self, sampled: Sequence[int], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         """Each sampled client's answer to `broadcast`; it is valid until the next one is asked for."""
 
+    @abstractmethod
     def accept(self, shard: Shard, answer: Answer) -> None:
-        """An answer counts: keep what its client remembers."""
+        """Keep what the client of an accepted answer remembers."""
 
+    @abstractmethod
     def finish_round(self, update: Update) -> None:
-        """The round is over, and the server has moved."""
+        """Take note of how the server moved, at the end of a round."""
 
     @property
     @abstractmethod

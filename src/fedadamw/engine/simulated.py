@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.engine.client import Answer, Broadcast, Shard
-from fedadamw.engine.clients import Clients, Traffic
+from fedadamw.engine.clients import Clients, Traffic, Update
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.ranks import Team, gather_states, scatter_states
@@ -87,6 +87,9 @@ class SimulatedClients(Clients):
             self.store.put(shard.client, self._round + 1, answer.memory)
         else:
             self._memories[shard.client] = answer.memory
+
+    def finish_round(self, update: Update) -> None:
+        """Nothing to do: clients get the new state with the next broadcast."""
 
     def _store_memories_of_all_ranks(self, sampled: Sequence[int]) -> None:
         """Bring the memories of the round's clients to rank 0, which stores them."""

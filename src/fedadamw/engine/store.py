@@ -80,7 +80,7 @@ class InMemory:
 
 
 class OnDisk:
-    """Memories in one file with three slots for each client, so that those of the last checkpoint and of the round before
+    """Memories in one file with three slots for each client, so that those of the last checkpoint and of the last round
     stay. A client gets its slots in its first round; an index of all clients says where they are.
     """
 

@@ -129,6 +129,9 @@ class Nodes(Clients):
         free.sort(key=lambda client: client in collector.asked)
         return free[: self.clients_per_round - len(collector.uploads)]
 
+    def accept(self, shard: Shard, answer: Answer) -> None:
+        """Nothing to do: nodes keep their memories."""
+
     def finish_round(self, update: Update) -> None:
         """Keep what clients need to compute the new state, and whose answers were accepted."""
         self._update = update
