@@ -11,7 +11,8 @@ from torch import nn
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.blocks.cuts import GRANULARITIES
 from fedadamw.models.hub import skeleton
-from fedadamw.models.lora import LoraSettings, adapted
+from fedadamw.models.lora import adapted
+from fedadamw.settings.lora import LoraSettings
 from fedadamw.vector import Layout, bind, bind_gradients, trainable
 
 MODELS = ("vit", "deit", "swin", "resnet", "bert", "roberta", "distilbert", "gpt2", "llama")

@@ -224,7 +224,7 @@ def test_the_settings_hold_for_the_digits_too():
         load("digits", ["data.image_size=0"])
     with pytest.raises(InputError, match=r"data\.image_mode='blue'"):
         load("digits", ["data.image_mode=blue"])
-    with pytest.raises(InputError, match=r"data.on_bad is no setting of data.task='text'"):
+    with pytest.raises(InputError, match=r"data.on_bad is not a setting of data.task='text'"):
         load("digits", ["data.task=text", "data.on_bad=skip"])
 
 

@@ -24,7 +24,7 @@ from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.loading import initial
 from fedadamw.prepare import simulation as prepare
-from fedadamw.settings.load import parse
+from fedadamw.settings.load import parse_settings
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import InputError
 
@@ -315,7 +315,7 @@ def test_a_fault_of_the_model_is_not_told_as_one_of_stacking(task, fault, may_lo
 
 
 def test_clients_are_stacked_on_a_gpu_where_it_is_not_said():
-    experiment = parse({"training": {"clients_per_round": 7, "steps": 1}})
+    experiment = parse_settings({"training": {"clients_per_round": 7, "steps": 1}})
     assert prepare.default_stack(experiment, torch.device("cuda", 0)) == 7
     assert prepare.default_stack(experiment, torch.device("cpu")) == 1
 

@@ -29,7 +29,7 @@ from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.server_app import run
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
-from fedadamw.settings.paths import from_anywhere
+from fedadamw.settings.paths import make_absolute
 from fedadamw.trained.export import export
 from fedadamw.trained.load import _nodes, of_run
 from fedadamw.validation import InputError
@@ -374,7 +374,7 @@ def test_a_demonstration_takes_paths_from_where_it_was_started(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.csv").touch()
     given = ["data.source=../data", "data.test_source=data.csv", "model.name=owner/name", "model.tokenizer=./words"]
-    found = from_anywhere(load("digits", ["data.task=text", *given]))
+    found = make_absolute(load("digits", ["data.task=text", *given]))
     assert (found.data.source, found.data.test_source) == (str(tmp_path.parent / "data"), str(tmp_path / "data.csv"))
     assert (found.model.name, found.model.tokenizer) == ("owner/name", str(tmp_path / "words"))
 

@@ -190,4 +190,4 @@ def test_a_simulation_has_no_nodes_with_own_data():
 def test_quorum_and_over_selection():
     assert FederationSettings().quorum_of(5) == 3
     assert FederationSettings(quorum=9).quorum_of(5) == 5
-    assert FederationSettings(over_selection=0.3).asked_of(10) == 13
+    assert FederationSettings(over_selection=0.3).clients_to_ask(10) == 13

@@ -13,10 +13,11 @@ from fedadamw.data.text_tasks import TextTask
 from fedadamw.engine.client import plan_work
 from fedadamw.engine.simulate import Saved
 from fedadamw.models import vision
-from fedadamw.models.lora import Folding, LoraSettings, adapted
+from fedadamw.models.lora import Folding, adapted
 from fedadamw.prepare import texts
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
+from fedadamw.settings.lora import LoraSettings
 from fedadamw.validation import InputError
 
 TARGETS = {"roberta": "[query,key,value,dense]", "bert": "[query,value]", "llama": "[q_proj,v_proj,down_proj]"}
@@ -92,7 +93,7 @@ def test_grouping_by_length_pads_less_and_changes_no_sample(place, batch_size):
 
 
 def test_grouping_by_length_is_for_texts():
-    with pytest.raises(InputError, match="training.group_by_length is no setting of data.task='image'"):
+    with pytest.raises(InputError, match="training.group_by_length is not a setting of data.task='image'"):
         load("digits", ["training.group_by_length=true"])
 
 

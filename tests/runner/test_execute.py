@@ -24,8 +24,8 @@ from fedadamw.runner import folder as run_folder
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.settings.experiment import Experiment
-from fedadamw.settings.load import load, parse, parsed
-from fedadamw.settings.recipes import recipes
+from fedadamw.settings.load import load, parse_override, parse_settings
+from fedadamw.settings.recipes import list_recipes
 from fedadamw.trained.export import export
 from fedadamw.trained.load import of_run
 from fedadamw.validation import InputError
@@ -408,10 +408,10 @@ def test_full_memory_is_one_line_that_says_how_to_resume_even_if_saving_fails(sa
 
 
 def test_every_recipe_is_valid_and_survives_its_own_yaml():
-    for name in recipes():
+    for name in list_recipes():
         experiment = load(name)
-        assert parse(yaml.safe_load(experiment.to_yaml())) == experiment
-    assert parse({}) == Experiment()
+        assert parse_settings(yaml.safe_load(experiment.to_yaml())) == experiment
+    assert parse_settings({}) == Experiment()
 
 
 def test_overrides_are_yaml_and_another_algorithm_starts_from_its_own_defaults():
@@ -425,8 +425,8 @@ def test_a_token_keeps_its_brackets(tmp_path):
     texts = ["data.task=text", "data.source=./reviews"]
     assert load("digits", [*texts, "model.pad_token=[PAD]"]).model.pad_token == "[PAD]"
     assert load("digits", [*texts, "model.pad_token=</s>"]).model.pad_token == "</s>"
-    assert parsed("model.pad_token=[PAD, </s>]") == ("model.pad_token", ["PAD", "</s>"]), "two to compare"
-    assert parsed("model.name=[vit-nano]") == ("model.name", ["vit-nano"])
+    assert parse_override("model.pad_token=[PAD, </s>]") == ("model.pad_token", ["PAD", "</s>"]), "two to compare"
+    assert parse_override("model.name=[vit-nano]") == ("model.name", ["vit-nano"])
     (tmp_path / "own.yaml").write_text("data: {task: text, source: ./reviews}\nmodel: {pad_token: [PAD]}\n")
     with pytest.raises(ValueError, match=r"is a list of one word; in YAML the word with its brackets is \"\[PAD\]\""):
         load(str(tmp_path / "own.yaml"))

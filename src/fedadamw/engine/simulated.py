@@ -75,7 +75,7 @@ class SimulatedClients(Clients):
         if self.ranks.size > 1:
             memories = iter(scatter_states(list(memories), self._no_memory, self.ranks))
         shards = (Shard(i, self.partition[i], memory) for i, memory in zip(sampled, memories, strict=True))
-        mine = self.ranks.share(shards, lambda shard: self.training.work(len(shard.samples)))
+        mine = self.ranks.share(shards, lambda shard: self.training.samples_per_round(len(shard.samples)))
         yield from CodedEngine(self.engine, self.uploads, self.seed).train(mine, broadcast)
         if self.ranks.size > 1:
             self._store_memories_of_all_ranks(sampled)

@@ -33,7 +33,7 @@ def load(experiment: Experiment) -> tuple[Images, Images]:
         config=data.config,
         image_column=data.image_column,
         label_column=data.label_column,
-        group_column=experiment.partition.natural,
+        group_column=experiment.partition.client_column,
         test_source=data.test_source,
         test_split=data.test_split,
         want_test=not data.validation,
@@ -119,7 +119,7 @@ def task_of(
         channels=built.channels,
         mean=tuple(about["mean"]),
         std=tuple(about["std"]),
-        test_batch_size=experiment.training.evaluated_at_once(500),
+        test_batch_size=experiment.training.evaluation_batch(500),
         resident=experiment.data.resident,
     )
 

@@ -121,7 +121,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     t, data, clients = experiment.training, experiment.data, experiment.partition.clients
     check_device("device", experiment.device)
     registry.check_startable(experiment.algorithm)
-    (texts if data.texts else images).check_named(experiment)
+    (texts if data.is_text else images).check_named(experiment)
     picks = data.validation or data.max_train
     check(data.resident or not picks, "data.resident=false takes all samples: no data.validation, no data.max_train")
     known = experiment.partition.kind != "column"  # which has as many clients as it has values
@@ -131,7 +131,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     )
     check_robust(t.mean, t.byzantine, t.clients_per_round, "training.clients_per_round")
     exact = experiment.lora is not None and experiment.lora.aggregate == "exact"
-    check(not exact or registry.ALGORITHMS[experiment.algorithm["name"]].adds_mean, NOT_EXACT)
+    check(not exact or registry.ALGORITHMS[experiment.algorithm_name].adds_mean, NOT_EXACT)
     if remote:
         _check_remote(experiment)
     else:
@@ -184,7 +184,7 @@ def compiles_steps(experiment: Experiment, model: nn.Module, partition: Partitio
 def samples_of(experiment: Experiment) -> tuple[Samples, Samples]:
     """The training and held-out samples that the experiment names, cut down as it says."""
     data = experiment.data
-    problem = texts if data.texts else images
+    problem = texts if data.is_text else images
     train, test = problem.load(experiment)
     generator = numpy_generator(experiment.seed, Purpose.SPLIT)
     if data.validation:

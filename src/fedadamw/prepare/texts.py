@@ -21,7 +21,8 @@ from fedadamw.models.lora import adapted
 from fedadamw.prepare.learned import Learned
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings import glue
-from fedadamw.settings.experiment import LANGUAGE, DataSettings, Experiment
+from fedadamw.settings.data import LANGUAGE, DataSettings
+from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
 from fedadamw.validation import check
 
@@ -99,7 +100,7 @@ def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> La
     tokenizer = tokenizer_of(experiment)
     common: dict[str, Any] = {
         "label": data.label_column,
-        "group": None if known else experiment.partition.natural,
+        "group": None if known else experiment.partition.client_column,
         "tokenizer": tokenizer,
         "max_length": tokenizers.max_length_of(experiment.model.name, tokenizer, data.max_length),
     }
@@ -148,13 +149,13 @@ def task_of(experiment: Experiment, form: text.Form, train: Texts, test: Texts, 
     training = experiment.training
     if experiment.data.task == LANGUAGE:
         most = min(20, training.batch_size)  # a token's logits are as many as the tokenizer has words
-        return LanguageTask(train, test, form, device=device, test_batch_size=training.evaluated_at_once(most))
+        return LanguageTask(train, test, form, device=device, test_batch_size=training.evaluation_batch(most))
     task, numbers = glue.TASKS.get(experiment.data.task), train.targets is not None
     fits = task is None or (task.metrics[0] in REGRESSION) == numbers
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")
     check(fits, f"data.task={experiment.data.task!r}: the labels are {kinds[0]}, where {kinds[1]} are wanted")
     metrics = task.metrics if task else None
-    at_once = training.evaluated_at_once(100)
+    at_once = training.evaluation_batch(100)
     return TextTask(train, test, form, device=device, metrics=metrics, test_batch_size=at_once)
 
 

@@ -22,7 +22,7 @@ from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.tracking import Trackers, check_trackers
 from fedadamw.settings.experiment import Experiment
-from fedadamw.settings.paths import DATA, MODEL, check_origins, plain_folders
+from fedadamw.settings.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.validation import check
 
 PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetensors")
@@ -52,7 +52,7 @@ def execute(
     """
     check_trackers(experiment.trackers)
     if resume and folder.started:
-        check_origins(experiment, folder.read_manifest().get("folders"), (*MODEL, *DATA))
+        check_origins(experiment, folder.read_manifest().get("folders"), (*MODEL_PATHS, *DATA_PATHS))
     prepared = prepare(experiment, remote=make_clients is not None)
     with folder.locked():
         folder.check_startable(experiment, resume=resume)  # what came before the lock may have changed since
@@ -121,7 +121,7 @@ def follow(experiment: Experiment) -> None:
 def check_ranks_agree(experiment: Experiment, prepared: Prepared) -> None:
     """Raise InputError in a rank whose settings, data or partition differ from those of rank 0."""
     parts = [settings_digest(experiment), prepared.train.fingerprint, prepared.partition.fingerprint]
-    parts += plain_folders(experiment)
+    parts += list_plain_folders(experiment)
     digest = int(hashlib.sha256(" ".join(parts).encode()).hexdigest()[:15], 16)
     of_first = torch.tensor([digest], device=prepared.device)
     prepared.ranks.broadcast([of_first])
@@ -141,7 +141,7 @@ def manifest_of(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
     """What a reader needs to repeat the run, besides its settings."""
     layout = prepared.workspace.layout
     model: dict[str, Any] = {"layout": layout.fingerprint, "d": layout.d}
-    if needs_blocks(experiment.algorithm["name"]):
+    if needs_blocks(experiment.algorithm_name):
         model["B"] = prepared.algorithm.blocks.B  # type: ignore[attr-defined]  # it has them, as just asked
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
@@ -153,7 +153,7 @@ def manifest_of(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
             "test": {"samples": len(prepared.test), "fingerprint": prepared.test.fingerprint},
             **json.loads(json.dumps(prepared.about)),  # as it is read again
         },
-        "folders": plain_folders(experiment),
+        "folders": list_plain_folders(experiment),
         "partition": {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint},
         "model": model,
     }

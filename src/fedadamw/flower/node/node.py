@@ -33,7 +33,8 @@ from fedadamw.models.lora import Folding
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.simulation import algorithm_of, partition_of, samples_of
-from fedadamw.settings.experiment import DataSettings, Experiment
+from fedadamw.settings.data import DataSettings
+from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
 from fedadamw.validation import InputError, check
 
@@ -215,7 +216,7 @@ def _own(
     check(isinstance(place, str), "this node has no data: give --node-config 'data=\"FOLDER\"'")
     own = {**experiment.data.model_dump(), "source": place, "config": None, "test_source": None, "test_split": split}
     here = experiment.model_copy(update={"data": DataSettings(**own)})
-    found = texts.held_out(here, about) if here.data.texts else images.held_out(here, about)
+    found = texts.held_out(here, about) if here.data.is_text else images.held_out(here, about)
     check(len(found) > 0, f"{place}: holds no samples")
     return found, np.arange(len(found))
 
@@ -229,7 +230,7 @@ def memory_folder(config: Config, federation: str, number: int) -> Path:
 
 def load_node(settings: str, about: str, config: Config, federation: str) -> Node:
     """The node of a run, from what travels as text: its settings (YAML) and what is known of the data (JSON)."""
-    from fedadamw.settings.load import parse
+    from fedadamw.settings.load import parse_settings
 
     try:
         given, known = read_yaml("settings", settings), json.loads(about)
@@ -239,6 +240,6 @@ def load_node(settings: str, about: str, config: Config, federation: str) -> Nod
     home = memory_folder(config, federation, number)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        return Node(parse(given), known, config, home)
+        return Node(parse_settings(given), known, config, home)
     except OSError as error:
         raise CheckpointError(f"{home}: {error}") from None

@@ -83,7 +83,7 @@ class Nodes(Clients):
         Waits for federation.wait_for clients before the first round of this process, for a quorum before the others.
         """
         f, clients = self.federation, self.registry.clients
-        wanted = min(f.asked_of(self.clients_per_round), clients)
+        wanted = min(f.clients_to_ask(self.clients_per_round), clients)
         expected = max(self.quorum, min(f.wait_for or clients, clients)) if self._first_round else self.quorum
         online = self._wait_for_clients(round_, expected)
         self._first_round = False
