@@ -18,7 +18,7 @@ from fedadamw.data.partition import (
     partition_iid,
     partition_mix,
 )
-from fedadamw.data.sources import Samples
+from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
 from fedadamw.engine.ranks import Team, team
 from fedadamw.engine.robust import check_robust
