@@ -152,7 +152,7 @@ def test_a_broken_file_is_one_clear_line(place, tmp_path, content, line):
 @pytest.mark.parametrize("label", [[1, 2], {"a": 1}])
 def test_labels_that_are_no_words_or_numbers_are_refused(place, tmp_path, label):
     (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": "good", "label": label}) + "\n" for _ in range(4)))
-    with pytest.raises(InputError, match="column 'label' holds .* where a class is wanted: a word or a number"):
+    with pytest.raises(InputError, match="column 'label' holds .* where a class is expected: a word or a number"):
         prepare(experiment(place, f"data.source={tmp_path / 'own.jsonl'}"))
 
 

@@ -228,9 +228,12 @@ def test_wrong_input_is_one_clear_line(place, settings, line):
     ("rows", "line"),
     [
         ([{"text": "good", "label": 0}, {"text": None, "label": 1}], "column 'text' holds None where a text is wanted"),
-        ([{"text": "good", "label": "up"}, {"text": "bad", "label": ""}], "column 'label' has nothing in row 2 of 20"),
+        ([{"text": "good", "label": "up"}, {"text": "bad", "label": ""}], "column 'label' is empty in row 2 of 20"),
         ([{"text": "good", "label": 0}, {"text": "bad", "label": None}], "column 'label'"),
-        ([{"text": "good", "label": 5_000_000}] * 2, "column 'label' holds 5000000: no number of a class"),
+        (
+            [{"text": "good", "label": 5_000_000}] * 2,
+            "column 'label' holds 5000000: class numbers must be below 100,000",
+        ),
         ([{"text": "good"}, {"text": "bad"}], "no label column found among text"),
         ([{"label": 0}, {"label": 1}], "no column of text among label"),
     ],

@@ -168,7 +168,7 @@ def test_a_node_trains_on_the_device_that_it_is_told(tmp_path, given):
     settings, config = load("digits", COMMON).to_yaml(), {"partition-id": 0, "state-dir": str(tmp_path)}
     assert node.read_device(config) == "auto"
     assert node.read_device({**config, "device": "cuda:1"}) == "cuda:1"
-    with pytest.raises(InputError, match="no device to train on; use one of auto, cpu, cuda|sees no such GPU here"):
+    with pytest.raises(InputError, match="not a device to train on; use one of auto, cpu, cuda|finds no such GPU here"):
         node.load_node(settings, "{}", {**config, "device": given}, "run")
 
 

@@ -146,8 +146,8 @@ def test_images_are_decoded_once_and_a_damaged_cache_is_not_believed(tmp_path, m
             folder.mkdir(parents=True)
             Image.effect_noise((8, 8), 50).save(folder / "0.png")
     first, _ = load_images(str(tmp_path / "images"))
-    decoded, decode = [], pixel_cache.decode
-    monkeypatch.setattr(pixel_cache, "decode", lambda *args: decoded.append(args) or decode(*args))
+    decoded, decode = [], pixel_cache.decode_images
+    monkeypatch.setattr(pixel_cache, "decode_images", lambda *args: decoded.append(args) or decode(*args))
     again, _ = load_images(str(tmp_path / "images"))
     assert again.fingerprint == first.fingerprint
     assert decoded == []

@@ -20,7 +20,7 @@ from fedadamw.data.partition import (
     partition_iid,
     partition_mix,
 )
-from fedadamw.data.sources import Samples
+from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.ranks import Team, current_team
