@@ -176,7 +176,7 @@ def test_a_grey_set_trains_a_model_of_three_channels_and_its_export_takes_grey_p
     source = image_files.folder(tmp_path / "d", train={"a": [raw], "b": [raw]}, test={"a": [raw], "b": [raw]})
     experiment = load("digits", settings_of(source, image_files.vit(tmp_path / "vit", {"image_std": 0.25})))
     prepared = prepare(experiment)
-    task = prepared.simulation.task
+    task = prepared.task
     from fedadamw.prepare import images as problem
 
     trained = Trained(experiment, problem.model_of(experiment, prepared.about), prepared.about, {}, [], False)

@@ -195,4 +195,7 @@ def fit_of(name: str) -> ResizeCrop | None:
 
 
 def _divides(what: str, divisor: int, size: int) -> None:
-    check(size % divisor == 0, f"images of {size} px do not divide by the model's {what} of {divisor}")
+    check(
+        size % divisor == 0,
+        f"images of {size} px cannot be divided by the model's {what} of {divisor}: set data.image_size to a multiple",
+    )

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from fedadamw.data.classes import no_head
 from fedadamw.data.image_decoding import CROPPED, MODEL_SIZE, OWN_SIZE, PixelFormat
 from fedadamw.data.image_task import ImageTask, channel_statistics
 from fedadamw.data.images import ImageOptions, Images, load_held_out, load_images
@@ -37,7 +36,7 @@ def load(experiment: Experiment) -> tuple[Images, Images]:
         test_source=data.test_source,
         test_split=data.test_split,
         want_test=not data.validation,
-        wanted=_wanted(experiment),
+        options=_wanted(experiment),
     )
 
 
@@ -48,8 +47,8 @@ def _wanted(experiment: Experiment) -> ImageOptions:
         size=data.image_size,
         grey=None if data.image_mode == "auto" else data.image_mode == "grey",
         skip_bad=data.on_bad == "skip",
-        fit=partial(vision.fit_of, model.name),
-        outputs=no_head if model.fresh or model.name in vision.NAMES else partial(outputs_of, model.name),
+        model_resize=partial(vision.fit_of, model.name),
+        head_size=None if model.fresh or model.name in vision.NAMES else partial(outputs_of, model.name),
     )
 
 
@@ -65,7 +64,7 @@ def held_out(experiment: Experiment, about: Mapping[str, Any]) -> Images:
         label_column=data.label_column,
         test_source=data.test_source,
         test_split=data.test_split,
-        wanted=_wanted(experiment),
+        options=_wanted(experiment),
     )
 
 

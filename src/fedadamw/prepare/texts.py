@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fedadamw.data.classes import find_label_column, no_head
+from fedadamw.data.columns import find_label_column
 from fedadamw.data.dialogues import Dialogues
 from fedadamw.data.scoring import REGRESSION
 from fedadamw.data.sources import choose_held_out_split, read_held_out, read_splits
@@ -117,7 +117,7 @@ def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> La
         )
         columns = (first, pair) if pair else (first,)
     numbers = task is not None and task.metrics[0] in REGRESSION
-    outputs = no_head if experiment.model.fresh else partial(outputs_of, experiment.model.name)
+    outputs = None if experiment.model.fresh else partial(outputs_of, experiment.model.name)
     labelled = Labelled.of(source, train, columns, **common, **known, numbers=numbers, outputs=outputs)
     if known or labelled.edges is not None or experiment.model.fresh:
         return labelled

@@ -12,7 +12,7 @@ from fedadamw.models.vision import Vision
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.partition import PartitionSettings
-from fedadamw.settings.paths import is_path, seen_from, told
+from fedadamw.settings.paths import is_path, make_portable, relative_path
 from fedadamw.trained.load import FACTS, Trained
 from fedadamw.validation import parse_path
 
@@ -105,8 +105,8 @@ def _base(name: str, to: Path) -> tuple[str, str]:
     if name.startswith(PACKAGE):
         package, _, inside = name.removeprefix(PACKAGE).partition("/")
         return "from importlib.resources import files\n\n", f"files({package!r}) / {inside!r}"
-    place = told("model.name", name, to)
-    if place != name and seen_from(to, parse_path("model.name", name)) is not None:
+    place = make_portable("model.name", name, to)
+    if place != name and relative_path(to, parse_path("model.name", name)) is not None:
         return "from pathlib import Path\n\n", f"Path(FOLDER) / {place!r}"
     return "", repr(place)
 

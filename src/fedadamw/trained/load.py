@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw import checkpoint
-from fedadamw.engine.ledger import NAME as LEDGER
+from fedadamw.engine.ledger import TENSOR_NAME as LEDGER
 from fedadamw.engine.ledger import Page, read_page
 from fedadamw.models.loading import config_from, in_one_line, loaded
 from fedadamw.models.lora import Folding, with_adapter
@@ -20,7 +20,7 @@ from fedadamw.runner.folder import RunFolder, check_pixels
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import build_experiment, load, parse_settings
-from fedadamw.settings.paths import DATA, MODEL, check_origins, is_path, whole, with_paths
+from fedadamw.settings.paths import DATA_PATHS, MODEL_PATHS, check_origins, is_path, resolve_path, restore_paths
 from fedadamw.validation import InputError, check, shorten
 from fedadamw.vector import Layout, statistics, trainable
 
@@ -81,8 +81,8 @@ def of_run(path: Path, given: list[tuple[str, Any]] | None = None) -> Trained:
     check(folder.state.exists(), f"{path}: the run has no checkpoint yet")
     tensors, kept = checkpoint.read(folder.state, "checkpoint")
     own, other_data = load(str(folder.config)), _of_data(given or [])
-    data = () if given is None or other_data else DATA  # an export reads none
-    check_origins(own, facts.get("folders"), (*MODEL, *data))
+    data = () if given is None or other_data else DATA_PATHS  # an export reads none
+    check_origins(own, facts.get("folders"), (*MODEL_PATHS, *data))
     built = _built(own, facts["data"])
     if isinstance(built, Vision):
         check_pixels(path, facts["data"], images.pixels_of(built, facts["data"]))
@@ -131,7 +131,7 @@ def _of_exported(path: Path, given: list[tuple[str, Any]]) -> Trained:
         raise InputError(f"{path / FACTS}: cannot be read ({error})") from None
     given, base = [pair for pair in given if pair[0] != BASE], dict(given).get(BASE)
     with in_one_line(f"{path / FACTS}: does not tell of a model"):
-        settings, about = with_paths(facts["settings"], facts.get("relative", []), path), facts["data"]
+        settings, about = restore_paths(facts["settings"], facts.get("relative", []), path), facts["data"]
         if base is not None:
             settings["model"]["name"] = base
         if settings["model"]["tokenizer"] is not None:
@@ -160,7 +160,7 @@ def _check_numbers(about: Mapping[str, Any], names: Sequence[str]) -> None:
 
 def _check_base(path: Path, name: str) -> None:
     """Raise InputError where the folder of an adapter's base is not where the export says."""
-    moved = is_path(BASE, name) and not whole(BASE, name).is_dir()
+    moved = is_path(BASE, name) and not resolve_path(BASE, name).is_dir()
     check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its folder: -s model.name=DIR")
 
 
