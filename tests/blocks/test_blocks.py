@@ -11,7 +11,8 @@ from torch import nn
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.blocks.cuts import GRANULARITIES
 from fedadamw.models.hub import skeleton
-from fedadamw.models.lora import Lora, adapted
+from fedadamw.models.lora import adapted
+from fedadamw.settings.lora import LoraSettings
 from fedadamw.vector import Layout, bind, bind_gradients, trainable
 
 MODELS = ("vit", "deit", "swin", "resnet", "bert", "roberta", "distilbert", "gpt2", "llama")
@@ -91,7 +92,7 @@ def test_every_coordinate_lies_in_one_block(kind, granularity):
 
 @pytest.mark.parametrize("kind", LORA)
 def test_lora_is_cut_as_the_layer_it_adapts(kind):
-    model = adapted(tiny(kind), Lora(r=4, target_modules=tuple(LORA[kind])), None).to_empty(device="cpu")
+    model = adapted(tiny(kind), LoraSettings(r=4, target_modules=tuple(LORA[kind])), None).to_empty(device="cpu")
     blocks = Blocks.of(model)
     assert "unknown" not in blocks.kinds
     assert_cuts_every_coordinate_once(blocks)

@@ -10,7 +10,8 @@ from PIL import Image
 from support import tiny_models
 from support.text_experiments import experiment
 
-from fedadamw.data.classes import has_fractions, read_classes, read_groups, read_labels
+from fedadamw.data.classes import has_fractions, read_classes, read_labels
+from fedadamw.data.columns import read_groups
 from fedadamw.data.images import load_images
 from fedadamw.models import heads
 from fedadamw.models.heads import match_classes
@@ -132,7 +133,7 @@ def test_minus_one_beside_zero_is_said_to_be_a_class(tmp_path):
 def test_an_empty_cell_makes_no_fractions_of_classes():
     empty = column([0.0, 0.0, None, 1.0])
     assert not has_fractions(empty, "label")
-    with pytest.raises(InputError, match="column 'label' has nothing in row 3 of 4"):
+    with pytest.raises(InputError, match="column 'label' is empty in row 3 of 4"):
         read_classes(empty, "label")
     assert has_fractions(column([0.5, None]), "label")
 
@@ -154,13 +155,13 @@ def test_names_that_differ_by_their_last_zeros_are_kept_apart():
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ([0.5, 1.0], "holds 0.5 where a class is wanted: a word or a whole number"),
-        ([1.0, float("inf")], "holds inf where a class is wanted"),
-        ([0, 100_000], "holds 100000: no number of a class"),
-        ([-100_000, 0], "holds -100000: no number of a class"),
-        ([0, None], "column 'label' has nothing in row 2 of 2"),
-        ([0.5, float("nan")], "column 'label' has nothing in row 2 of 2"),
-        (["up", " "], "column 'label' has nothing in row 2 of 2"),
+        ([0.5, 1.0], "holds 0.5 where a class is expected: a word or a whole number"),
+        ([1.0, float("inf")], "holds inf where a class is expected"),
+        ([0, 100_000], "holds 100000: class numbers must be below 100,000"),
+        ([-100_000, 0], "holds -100000: class numbers must be"),
+        ([0, None], "column 'label' is empty in row 2 of 2"),
+        ([0.5, float("nan")], "column 'label' is empty in row 2 of 2"),
+        (["up", " "], "column 'label' is empty in row 2 of 2"),
     ],
 )
 def test_what_names_no_class_is_refused(values, line):
@@ -208,14 +209,14 @@ CLIENTS = {
 @pytest.mark.parametrize("kind", CLIENTS)
 def test_an_empty_cell_is_no_client(kind):
     values = CLIENTS[kind]
-    with pytest.raises(InputError, match="column 'who' has nothing in row 2 of 3"):
+    with pytest.raises(InputError, match="column 'who' is empty in row 2 of 3"):
         read_groups(column(values, name="who"), "who")
     whole = read_groups(column([values[0], values[2], values[0]], name="who"), "who")
     assert np.unique(whole, return_inverse=True)[1].tolist() == [0, 1, 0]
 
 
 def test_a_list_is_no_client():
-    with pytest.raises(InputError, match=r"holds \[1, 2\] where a client's name is wanted: a word, a number, a date"):
+    with pytest.raises(InputError, match=r"holds \[1, 2\] where a client's name is expected: a word, a number, a date"):
         read_groups(column([[1, 2], [3, 4]], name="who"), "who")
 
 
@@ -232,7 +233,7 @@ def test_an_empty_client_matters_only_where_clients_are_natural(place, tmp_path)
         found = samples_of(chosen)
         return [len(part) for part in found], len(partition_of(chosen, found[0]))
 
-    with pytest.raises(InputError, match="column 'who' has nothing in row 5 of 12"):
+    with pytest.raises(InputError, match="column 'who' is empty in row 5 of 12"):
         samples("gap.csv", "bare.csv", *by_column)
     assert samples("whole.csv", "gap.csv", *by_column) == ([7, 12], 3)
     assert samples("whole.csv", "bare.csv", *by_column) == ([7, 2], 3)

@@ -176,7 +176,7 @@ def test_a_grey_set_trains_a_model_of_three_channels_and_its_export_takes_grey_p
     source = image_files.folder(tmp_path / "d", train={"a": [raw], "b": [raw]}, test={"a": [raw], "b": [raw]})
     experiment = load("digits", settings_of(source, image_files.vit(tmp_path / "vit", {"image_std": 0.25})))
     prepared = prepare(experiment)
-    task = prepared.simulation.task
+    task = prepared.task
     from fedadamw.prepare import images as problem
 
     trained = Trained(experiment, problem.model_of(experiment, prepared.about), prepared.about, {}, [], False)
@@ -258,7 +258,7 @@ def test_pictures_larger_than_a_model_takes_are_decoded_to_its_size(tmp_path):
     assert (train.pixels.shape, test.pixels.shape, train.size_from) == ((2, 3, 32, 32), (2, 3, 32, 32), "model")
     whole = torch.from_numpy(np.stack([np.asarray(found[0]).transpose(2, 0, 1) for found in raw.values()]))
     fit = vision.fit_of(experiment.model.name)
-    assert np.array_equal(train.pixels, fit.pixels(whole).numpy())
+    assert np.array_equal(train.pixels, fit.resize_batch(whole).numpy())
     folder = RunFolder(tmp_path / "run")
     execute(experiment, folder, resume=False, report=False)
     found, _ = evaluate(opened(folder.path, []))

@@ -11,13 +11,13 @@ import yaml
 from support import tiny_models
 from support.command import run_command
 
-from fedadamw.engine.simulate import Simulation
+from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.io.disk import new_folder
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
-from fedadamw.settings.paths import seen_from, tell_base, told, without_paths
+from fedadamw.settings.paths import make_portable, make_settings_portable, relative_path, replace_model_paths
 from fedadamw.trained.card import card
 from fedadamw.trained.evaluate import evaluate
 from fedadamw.trained.export import export
@@ -58,8 +58,8 @@ def run(path, settings) -> tuple[RunFolder, Simulation]:
     """A run in `path`, and its model as the run itself has it."""
     experiment, folder = load("digits", settings), RunFolder(path)
     execute(experiment, folder, resume=False, report=False)
-    simulation = prepare(experiment).simulation
-    simulation.restore(*folder.load(experiment))
+    simulation = prepare(experiment).simulation()
+    simulation.restore(Saved(*folder.load(experiment)))
     simulation.load()
     simulation.workspace.module.eval()
     return folder, simulation
@@ -107,8 +107,8 @@ def test_an_image_classifier_is_exported_with_its_classes_and_pixels(tmp_path):
     settings = ["training.rounds=1", "training.steps=2", "device=cpu"]
     experiment, folder = load("digits", settings), RunFolder(tmp_path / "run")
     execute(experiment, folder, resume=False, report=False)
-    simulation = prepare(experiment).simulation
-    simulation.restore(*folder.load(experiment))
+    simulation = prepare(experiment).simulation()
+    simulation.restore(Saved(*folder.load(experiment)))
     simulation.load()
     images, _ = simulation.task.batch(torch.arange(5), simulation.task.draw(5, torch.Generator()))
     export(of_run(folder.path), tmp_path / "out")
@@ -196,17 +196,17 @@ def test_no_export_tells_a_path_of_the_machine_and_it_is_evaluated_where_it_is_m
 
 
 def test_what_is_far_is_told_by_its_name_alone(tmp_path):
-    assert seen_from(Path("/a/out"), Path("/a/models/bert")) == "../models/bert"
-    assert seen_from(Path("/a/out"), Path("/b/bert")) is None
-    assert told("model.name", "/b/bert", Path("/a/out")) == "./bert"
-    settings, relative = without_paths(
+    assert relative_path(Path("/a/out"), Path("/a/models/bert")) == "../models/bert"
+    assert relative_path(Path("/a/out"), Path("/b/bert")) is None
+    assert make_portable("model.name", "/b/bert", Path("/a/out")) == "./bert"
+    settings, relative = make_settings_portable(
         {"data": {"source": "/b/x.csv", "test_source": None}, "model": NAMED}, Path("/a")
     )
     assert settings == {"data": {"source": "./x.csv", "test_source": None}, "model": NAMED}
     assert relative == []
     (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "/b/bert", "text": {"_name_or_path": "/b/x"}}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"name_or_path": "/c/words", "pad_token": "[PAD]"}))
-    tell_base(tmp_path, "./bert")
+    replace_model_paths(tmp_path, "./bert")
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"pad_token": "[PAD]"}
     assert json.loads((tmp_path / "config.json").read_text())["text"] == {"_name_or_path": "./bert"}
 

@@ -5,55 +5,22 @@ import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from fedadamw.blocks.names import HEAD, TOP_LEVEL_HEAD
 from fedadamw.models.loading import LONGEST, in_one_line, read
+from fedadamw.settings.lora import ALL_LINEAR, LoraSettings
 from fedadamw.validation import InputError, check, missing_extra_error, shorten
 from fedadamw.vector import Layout, Vector, bind
 
-ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output's
 MEGATRON = {"megatron_config": None, "megatron_core": "megatron.core"}  # with what peft writes into every file
 ADAPTER = "default"  # peft's name of the one adapter
 
 
-class Lora(BaseModel):
-    """LoRA's settings, as peft names them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    r: int = Field(default=16, ge=1, description="rank of the adapters")
-    alpha: float = Field(default=32, gt=0, description="an adapter counts alpha / r times")
-    dropout: float = Field(default=0.05, ge=0, lt=1, description="of an adapter's inputs")
-    target_modules: tuple[str, ...] | str | None = Field(
-        default=None,
-        description="names of the layers to adapt (query, value, ...), a pattern of their whole names, or all-linear; "
-        "peft's choice where not set",
-    )
-
-    aggregate: Literal["factors", "frozen-a", "exact"] = Field(
-        default="factors",
-        description="factors: the means of A and of B; frozen-a: B alone is trained and sent; "
-        "exact: the mean of B A, folded into the base",
-    )
-
-    @field_validator("target_modules", mode="before")
-    @classmethod
-    def _names_or_pattern(cls, value: Any) -> Any:
-        """Names, or a word: a pattern or all-linear, which is one in a list, too."""
-        names = list(value) if isinstance(value, list | tuple) else [value]
-        fine = bool(names) and all(isinstance(name, str) and name for name in names)
-        check(value is None or fine, f"lora.target_modules={value}: give names in a list, a pattern, or {ALL_LINEAR}")
-        every = any(str(name).lower() == ALL_LINEAR for name in names)
-        check(not every or len(names) == 1, f"lora.target_modules: {ALL_LINEAR} stands alone, without other names")
-        return ALL_LINEAR if every else value
-
-
-def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:
+def adapted(model: nn.Module, lora: LoraSettings, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:
     """`model` with adapters on the layers that `lora` names; all else is frozen but a classifier's head.
 
     task_type: peft's (SEQ_CLS, CAUSAL_LM), which a saved adapter is loaded by. fresh: modules whose weights come from

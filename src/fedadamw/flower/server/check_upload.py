@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.flower.wire import RefusedError
-from fedadamw.settings.federation import Federation
+from fedadamw.settings.federation import FederationSettings
 from fedadamw.vector import LARGEST_PLAUSIBLE
 
 STATISTICS = "statistics"  # BatchNorm's, beside the fields of an upload
@@ -78,7 +78,7 @@ def lengths(up: Any, statistics: Tensor, *, steps: bool) -> dict[str, float]:
 class Bounds:
     """How long an upload's vectors may be: a fixed bound on the update, and a multiple of what is usual for each."""
 
-    def __init__(self, federation: Federation) -> None:
+    def __init__(self, federation: FederationSettings) -> None:
         self.federation = federation
         self.past: deque[list[Mapping[str, float]]] = deque(maxlen=ROUNDS)  # lengths of each round's accepted uploads
 

@@ -19,7 +19,7 @@ from fedadamw.flower.server.events import Events
 from fedadamw.flower.server.messenger import SURE_S, Content, Messenger
 from fedadamw.flower.server.spool import Upload, UploadSpool
 from fedadamw.flower.wire import RefusedError
-from fedadamw.settings.federation import Federation
+from fedadamw.settings.federation import FederationSettings
 
 POLL_S = (0.05, 0.5)  # between looks for answers: at first, and at most
 LOOK_S = 2.0  # between looks for nodes that came or went
@@ -51,7 +51,7 @@ class Collector:
 
     def __init__(
         self,
-        federation: Federation,
+        federation: FederationSettings,
         messenger: Messenger,
         registry: ClientRegistry,
         spool: UploadSpool,

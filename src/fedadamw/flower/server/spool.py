@@ -18,7 +18,7 @@ from fedadamw.flower.server import check_upload as guard
 from fedadamw.flower.server.messenger import read_numbers
 from fedadamw.flower.wire import HEADER, ArraySpec, RefusedError, read_arrays
 from fedadamw.io.disk import report_full_disk
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, nbytes
 
@@ -42,11 +42,11 @@ class UploadSpool:
     """
 
     def __init__(
-        self, training: Training, uploads: Uploads, up: Any, statistics: Vector, layout: Layout, spool: Path
+        self, training: TrainingSettings, uploads: Uploads, up: Any, statistics: Vector, layout: Layout, spool: Path
     ) -> None:
         self.training, self.uploads, self.spool, self._statistics = training, uploads, spool, layout
         self._up, self._like, self._begun = up, statistics, statistics.cpu()
-        sent = uploads.code(up, uploads.no_residual(up.delta), torch.Generator()).payload
+        sent = uploads.encode(up, uploads.zero_residual(up.delta), torch.Generator()).payload
         self._expected = {f"up.{name}": ArraySpec.of(t) for name, t in sent.items()}
         self._expected["statistics"] = ArraySpec.of(statistics)
         honest = sum(wanted.nbytes + HEADER for wanted in self._expected.values())
