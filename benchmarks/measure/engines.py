@@ -24,7 +24,7 @@ from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
-from fedadamw.engine.ranks import team
+from fedadamw.engine.ranks import current_team
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.loading import build_seeded
@@ -134,8 +134,8 @@ def alone(given: argparse.Namespace, engine: Engine) -> None:
         evaluate_every=given.rounds,
         precision=engine.precision,
     )
-    ranks = team(device)
-    simulation = Simulation(
+    ranks = current_team(device)
+    simulation = Simulation.in_process(
         model,
         FedAdamW(blocks=Blocks.of(model)),
         task,

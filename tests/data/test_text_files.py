@@ -48,7 +48,7 @@ def test_many_classes_by_number_may_have_one_by_a_word(place, tmp_path):
 
 
 def test_numbers_that_are_no_names_are_positions_and_that_is_said(place, tmp_path):
-    with pytest.warns(UserWarning, match="holds numbers, which are taken for the classes in their order: down, up"):
+    with pytest.warns(UserWarning, match="holds numbers, which are taken as the classes in order: down, up"):
         _, test, _ = both(place, tmp_path, ["up", "down"], [0, 1, 1])
     assert test == [0, 1, 1]
 
@@ -86,7 +86,7 @@ def test_a_trained_heads_order_of_classes_is_kept(place, tmp_path):
     path = csv(tmp_path / "data.csv", ["up", "down"] * 10)
     prepared = prepare(experiment(place, f"model={tmp_path / 'own'}", f"data.source={path}"))
     assert prepared.train.classes == ("up", "down")
-    assert prepared.simulation.workspace.module.config.id2label == {0: "up", 1: "down"}
+    assert prepared.workspace.module.config.id2label == {0: "up", 1: "down"}
     with pytest.warns(UserWarning, match="has the classes UP, DOWN; they are renamed to bad, good"):
         sort_like_head(Pretrained(str(tmp_path / "own")), ("bad", "good"))
 
@@ -124,7 +124,7 @@ def test_a_configuration_is_of_the_training_data_alone(tmp_path):
 def test_f1_is_of_one_kind_whatever_a_file_holds(place, tmp_path):
     files = [csv(tmp_path / "train.csv", ["a", "b", "c"] * 4), csv(tmp_path / "test.csv", ["a", "b"] * 4)]
     given = [f"data.source={files[0]}", f"data.test_source={files[1]}", "data.validation=0"]
-    task = prepare(experiment(place, *given)).simulation.task
+    task = prepare(experiment(place, *given)).task
     outputs = torch.tensor([[0.0, i % 2, 1] for i in range(8)])  # loss, label, prediction: always b
     assert task.score(outputs).metrics["f1"] == pytest.approx((0 + 2 / 3) / 2)  # macro, of a and b
 
@@ -136,7 +136,7 @@ def test_f1_is_of_one_kind_whatever_a_file_holds(place, tmp_path):
         ("text,label\n", "own.csv' could not be read: it has no rows"),
         (
             "text,label\n" + "".join(f"good,{i}.5\n" for i in range(30)) + "bad,NA\n",
-            "'label' holds numbers, but for NA",
+            "'label' holds numbers, except for NA",
         ),
         ("text,label\ngood,1\nbad,0,2,3\n", "could not be read: .*Expected 2 fields in line 3, saw 4"),
         ("text,label\ngood,up\nbad,up\n", "column 'label' has one class alone, 'up'"),
@@ -153,7 +153,7 @@ def test_a_broken_file_is_one_clear_line(place, tmp_path, content, line):
 @pytest.mark.parametrize("label", [[1, 2], {"a": 1}])
 def test_labels_that_are_no_words_or_numbers_are_refused(place, tmp_path, label):
     (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": "good", "label": label}) + "\n" for _ in range(4)))
-    with pytest.raises(InputError, match="column 'label' holds .* where a class is wanted: a word or a number"):
+    with pytest.raises(InputError, match="column 'label' holds .* where a class is expected: a word or a number"):
         prepare(experiment(place, f"data.source={tmp_path / 'own.jsonl'}"))
 
 

@@ -145,11 +145,11 @@ def test_each_node_trains_on_its_own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
     assert (
-        "name: ./roberta" in ours.remote.registry.messenger.facts["settings"]
+        "name: ./roberta" in ours.clients.members.post.facts["settings"]
     )  # no node takes a folder of the server for a hub id
     losses = [record.test_loss for record in ours.rounds()]
     assert losses[-1] < losses[0]
-    assert [known.samples for _, known in sorted(ours.remote.registry.known.items())] == [len(part) for part in parts]
+    assert [known.samples for _, known in sorted(ours.clients.members.known.items())] == [len(part) for part in parts]
 
 
 def test_a_node_without_its_data_says_so(tmp_path):
@@ -168,7 +168,7 @@ def test_a_node_trains_on_the_device_that_it_is_told(tmp_path, given):
     settings, config = load("digits", COMMON).to_yaml(), {"partition-id": 0, "state-dir": str(tmp_path)}
     assert node.read_device(config) == "auto"
     assert node.read_device({**config, "device": "cuda:1"}) == "cuda:1"
-    with pytest.raises(InputError, match="no device to train on; use one of auto, cpu, cuda|sees no such GPU here"):
+    with pytest.raises(InputError, match="not a device to train on; use one of auto, cpu, cuda|finds no such GPU here"):
         node.load_node(settings, "{}", {**config, "device": given}, "run")
 
 
@@ -213,7 +213,7 @@ def test_a_node_may_have_images_of_one_class_alone(tmp_path):
     settings, grid = with_images(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
     assert ours.step().federation == {"asked": 3, "answered": 3}
-    assert [ours.remote.registry.known[i].samples for i in range(3)] == [6, 6, 12]
+    assert [ours.clients.members.known[i].samples for i in range(3)] == [6, 6, 12]
 
 
 @pytest.mark.parametrize(("counts", "samples"), [("true", "24, as the nodes tell"), ("false", "not told")])
@@ -249,7 +249,7 @@ def test_a_checkpoint_of_an_earlier_version_says_nothing_of_samples():
     assert _count_nodes(page) == {"counted": 2, "samples": None}
 
 
-@pytest.mark.filterwarnings("ignore:BatchNorm takes no batch of one")
+@pytest.mark.filterwarnings("ignore:BatchNorm needs two samples")
 def test_a_node_with_one_sample_says_what_batch_norm_needs_and_lives_on(tmp_path):
     """8 x 8 pixels leave ResNet's last BatchNorm one place: it averages over the batch alone."""
     source = images(tmp_path / "server", cat=6, owl=6)

@@ -10,7 +10,8 @@ from support import tiny_models
 
 from fedadamw.algorithms.registry import ALGORITHMS
 from fedadamw.data.text_tasks import TextTask
-from fedadamw.engine.client import work_of
+from fedadamw.engine.client import plan_work
+from fedadamw.engine.simulate import Saved
 from fedadamw.models import vision
 from fedadamw.models.lora import Folding, add_adapters
 from fedadamw.prepare import texts
@@ -56,7 +57,7 @@ def simulation(place, *settings, kind="roberta", lora=True, stack=1, task="text"
         f"stack={stack}",
         "device=cpu",
     ]
-    return prepare(load("digits", [*common, *adapters, *settings])).simulation
+    return prepare(load("digits", [*common, *adapters, *settings])).simulation()
 
 
 @pytest.mark.parametrize("upload", ["float32", "top-k"])
@@ -78,11 +79,11 @@ def test_grouping_by_length_pads_less_and_changes_no_sample(place, batch_size):
     plain, grouped = (simulation(place, size, f"training.group_by_length={on}") for on in ("false", "true"))
     task, padded = grouped.task, []
     for client, samples in enumerate(grouped.clients):
-        works = [work_of(task, sim.training, 0, client, samples, 0) for sim in (plain, grouped)]
+        works = [plan_work(task, sim.training, 0, client, samples, 0) for sim in (plain, grouped)]
         assert sorted(works[0].samples.tolist()) == sorted(works[1].samples.tolist())
         assert works[0].sizes == works[1].sizes
         padded.append([sum(task.batch(*part)[0].numel() for part in work.batches()) for work in works])
-        again = work_of(task, grouped.training, 0, client, samples, 0)
+        again = plan_work(task, grouped.training, 0, client, samples, 0)
         assert torch.equal(works[1].samples, again.samples)
     without, with_ = map(sum, zip(*padded, strict=True))
     assert with_ < without
@@ -157,7 +158,7 @@ def test_the_exact_mean_is_that_of_the_dense_weights(place, kind, targets):
         plain, LoraSettings(r=3, alpha=5, dropout=0.0, target_modules=targets, aggregate="exact"), None
     ).eval()
     folding = Folding(model)
-    from fedadamw.engine.client import Workspace
+    from fedadamw.engine.workspace import Workspace
 
     work = Workspace(model)
     g = torch.Generator().manual_seed(0)
@@ -188,7 +189,7 @@ def test_the_exact_mean_survives_a_stop(place, upload):
     whole, first, second = (simulation(place, *given) for _ in range(3))
     list(whole.rounds())
     first.step()
-    second.restore(1, {name: t.clone() for name, t in first.tensors().items()})
+    second.restore(Saved(1, {name: t.clone() for name, t in first.tensors().items()}))
     list(second.rounds())
     for name, t in whole.tensors().items():
         assert torch.equal(second.tensors()[name], t), name

@@ -147,8 +147,8 @@ def test_images_are_decoded_once_and_a_damaged_cache_is_not_believed(tmp_path, m
             folder.mkdir(parents=True)
             Image.effect_noise((8, 8), 50).save(folder / "0.png")
     first, _ = load_images(str(tmp_path / "images"))
-    decoded, decode = [], pixel_cache.decode
-    monkeypatch.setattr(pixel_cache, "decode", lambda *args: decoded.append(args) or decode(*args))
+    decoded, decode = [], pixel_cache.decode_images
+    monkeypatch.setattr(pixel_cache, "decode_images", lambda *args: decoded.append(args) or decode(*args))
     again, _ = load_images(str(tmp_path / "images"))
     assert again.fingerprint == first.fingerprint
     assert decoded == []
@@ -211,7 +211,7 @@ def test_natural_clients_from_a_column(tmp_path):
     prepared = prepare(experiment)
     assert prepared.train.classes == ("no", "yes")
     assert prepared.partition.sizes.tolist() == [4, 4, 4]
-    assert prepared.simulation.step().clients == 2
+    assert prepared.simulation().step().clients == 2
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_tiny_imagenet_trains_a_round():
     settings = [f"data.source={SHARED / 'tiny-imagenet-32'}", "data.max_train=2000", "data.max_test=200"]
     quick = ["training.rounds=1", "training.clients_per_round=2", "training.steps=2", "partition.concentration=0.1"]
     prepared = prepare(load("cifar10-small", [*settings, *quick]))
-    record = prepared.simulation.step()
+    record = prepared.simulation().step()
     assert len(prepared.train.classes) == 200
     assert np.isfinite(record.test_loss)
 

@@ -97,12 +97,12 @@ def test_only_what_is_truly_absent_is_no_processor(tmp_path, monkeypatch):
         (cached / path).parent.mkdir(parents=True)
         (cached / path).write_text(content)
     with pytest.raises(InputError, match="model.name='owner/name': its image processor cannot be") as said:
-        processor._read_settings("owner/name")
+        processor._read_read_settings("owner/name")
     assert "\n" not in str(said.value)
     for file in processor.FILES:  # as the hub said, once
         (cached / ".no_exist/abc").mkdir(parents=True, exist_ok=True)
         (cached / ".no_exist/abc" / file).touch()
-    assert processor._read_settings("owner/name") is None
+    assert processor._read_read_settings("owner/name") is None
     local = tmp_path / "local"
     local.mkdir()
     (local / "processor_config.json").write_text("{}")  # of a text's part alone
@@ -155,6 +155,7 @@ def test_pictures_of_several_sizes_take_the_models_own_and_the_export_makes_the_
         assert folder.read_manifest()["data"]["fit"] == "model"
         export(open_run(folder.path), tmp_path / f"out-{name}")
         pretrained = open_pretrained(experiment)
+        pretrained = open_pretrained(experiment)
         train, test = images.load(experiment, pretrained)
         task = images.build(experiment, pretrained, train, test, torch.device("cpu")).task
         theirs = AutoImageProcessor.from_pretrained(tmp_path / f"out-{name}", backend="pil")
@@ -176,7 +177,7 @@ def test_a_grey_set_trains_a_model_of_three_channels_and_its_export_takes_grey_p
     source = image_files.folder(tmp_path / "d", train={"a": [raw], "b": [raw]}, test={"a": [raw], "b": [raw]})
     experiment = load("digits", settings_of(source, image_files.vit(tmp_path / "vit", {"image_std": 0.25})))
     prepared = prepare(experiment)
-    task = prepared.simulation.task
+    task = prepared.task
 
     built = images.build_model(experiment, open_pretrained(experiment), prepared.facts)
     (tmp_path / "out").mkdir()
@@ -252,6 +253,7 @@ def test_pictures_larger_than_a_model_takes_are_decoded_to_its_size(tmp_path):
     source = image_files.folder(tmp_path / "d", train=raw, test=raw)
     clip = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 36}, "crop_size": 32, "resample": 3}
     experiment = load("digits", settings_of(source, image_files.vit(tmp_path / "clip", clip)))
+    pretrained = open_pretrained(experiment)
     pretrained = open_pretrained(experiment)
     train, test = images.load(experiment, pretrained)
     assert (train.pixels.shape, test.pixels.shape, train.size_from) == ((2, 3, 32, 32), (2, 3, 32, 32), "model")

@@ -115,7 +115,7 @@ def test_an_export_names_no_folder_as_a_hubs_model(place, ended, tmp_path, monke
     )
     head = yaml.safe_load((tmp_path / "adapter" / "README.md").read_text().split("---")[1])
     assert "base_model" not in head
-    with pytest.raises(InputError, match="--push: the adapter's base 'own/bert' is on this machine alone"):
+    with pytest.raises(InputError, match="--push: the adapter's base 'own/bert' is on this machine only"):
         export(open_run(ended.path), tmp_path / "other", shared=True)
     export(open_run(ended.path), tmp_path / "whole", merged=True)
     assert "own/bert" not in (tmp_path / "whole" / "config.json").read_text()

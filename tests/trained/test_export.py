@@ -11,7 +11,7 @@ import yaml
 from support import tiny_models
 from support.command import run_command
 
-from fedadamw.engine.simulate import Simulation
+from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.io.disk import new_folder
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare.simulation import prepare
@@ -59,8 +59,8 @@ def run(path, settings) -> tuple[RunFolder, Simulation]:
     """A run in `path`, and its model as the run itself has it."""
     experiment, folder = load("digits", settings), RunFolder(path)
     execute(experiment, folder, resume=False, report=False)
-    simulation = prepare(experiment).simulation
-    simulation.restore(*folder.load(experiment))
+    simulation = prepare(experiment).simulation()
+    simulation.restore(Saved(*folder.load(experiment)))
     simulation.load()
     simulation.workspace.module.eval()
     return folder, simulation
@@ -108,8 +108,8 @@ def test_an_image_classifier_is_exported_with_its_classes_and_pixels(tmp_path):
     settings = ["training.rounds=1", "training.steps=2", "device=cpu"]
     experiment, folder = load("digits", settings), RunFolder(tmp_path / "run")
     execute(experiment, folder, resume=False, report=False)
-    simulation = prepare(experiment).simulation
-    simulation.restore(*folder.load(experiment))
+    simulation = prepare(experiment).simulation()
+    simulation.restore(Saved(*folder.load(experiment)))
     simulation.load()
     images, _ = simulation.task.batch(torch.arange(5), simulation.task.draw(5, torch.Generator()))
     export(open_run(folder.path), tmp_path / "out")

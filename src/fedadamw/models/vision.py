@@ -179,4 +179,7 @@ def _replace(model: nn.Module, kind: type[nn.Module], new: Callable[[Any], nn.Mo
 
 
 def _check_divides(what: str, divisor: int, size: int) -> None:
-    check(size % divisor == 0, f"images of {size} px do not divide by the model's {what} of {divisor}")
+    check(
+        size % divisor == 0,
+        f"images of {size} px cannot be divided by the model's {what} of {divisor}: set data.image_size to a multiple",
+    )

@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 
-from fedadamw.data.classes import no_head
 from fedadamw.data.image_decoding import CROPPED, MODEL_SIZE, OWN_SIZE, PixelFormat
 from fedadamw.data.image_task import ImageTask, channel_statistics
 from fedadamw.data.images import ImageOptions, Images, load_held_out, load_images
@@ -42,7 +41,7 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Images,
         test_source=data.test_source,
         test_split=data.test_split,
         want_test=not data.validation,
-        wanted=_wanted(experiment, pretrained),
+        options=_wanted(experiment, pretrained),
     )
 
 
@@ -58,7 +57,7 @@ def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: Imag
         label_column=data.label_column,
         test_source=data.test_source,
         test_split=data.test_split,
-        wanted=_wanted(experiment, pretrained),
+        options=_wanted(experiment, pretrained),
     )
 
 
@@ -69,8 +68,8 @@ def _wanted(experiment: Experiment, pretrained: Pretrained | None) -> ImageOptio
         size=data.image_size,
         grey=None if data.image_mode == "auto" else data.image_mode == "grey",
         skip_bad=data.on_bad == "skip",
-        fit=partial(_fit_of, pretrained),
-        outputs=no_head if fresh or pretrained is None else partial(count_outputs, pretrained),
+        model_resize=partial(_fit_of, pretrained),
+        head_size=None if fresh or pretrained is None else partial(count_outputs, pretrained),
     )
 
 

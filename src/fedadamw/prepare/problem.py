@@ -5,6 +5,7 @@ from typing import NamedTuple, TypedDict
 
 from torch import nn
 
+from fedadamw.data.image_decoding import SizeSource
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.vision import NAMES
 from fedadamw.settings.experiment import Experiment
@@ -29,7 +30,7 @@ class _ImageForm(TypedDict):
 class ImageFacts(_ImageForm, total=False):
     """What building and evaluating an image classifier needs to know of its training images."""
 
-    fit: str  # what gave the images their size: OWN_SIZE (also if missing), CROPPED or MODEL_SIZE
+    fit: SizeSource  # what gave the images their size: OWN_SIZE (also if missing), CROPPED or MODEL_SIZE
     skipped: list[int]  # training and held-out images that could not be used
     steps: PixelSteps
     mean: Sequence[float]  # of each channel; known once the model is built, as are std and steps

@@ -1,6 +1,7 @@
 """From settings to a simulation: data, partition, model and algorithm, built and checked before any work starts."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,12 +19,15 @@ from fedadamw.data.partition import (
     partition_iid,
     partition_mix,
 )
-from fedadamw.data.sources import Samples
+from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
-from fedadamw.engine.ranks import Team, team
+from fedadamw.engine.clients import Clients
+from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
-from fedadamw.engine.simulate import NOT_EXACT, Simulation
+from fedadamw.engine.simulate import NOT_EXACT, Saved, Simulation
+from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import compiling_pays
+from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.lora import Folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
@@ -32,49 +36,82 @@ from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.randomness import Purpose, numpy_generator
 from fedadamw.settings.experiment import Experiment
+from fedadamw.task import Task
 from fedadamw.validation import InputError, check
 
 
-class Prepared(NamedTuple):
-    """Everything a run needs, built."""
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run needs, loaded and checked; `simulation` makes it a run."""
 
-    simulation: Simulation
+    experiment: Experiment
+    workspace: Workspace
+    algorithm: AnyAlgorithm
+    task: Task
     train: Samples
     test: Samples
     partition: Partition
     device: torch.device
     ranks: Team
-    facts: Facts  # of the data: what the model is built from again
+    folding: Folding | None
+    facts: Facts  # of the data: what is needed to build the model again
+
+    def simulation(
+        self, clients: Clients | None = None, *, memory_folder: Path | None = None, saved: Saved | None = None
+    ) -> Simulation:
+        """The run, from its beginning or from `saved`; its clients are simulated in this process unless given.
+
+        memory_folder: keep simulated clients' memories in files there.
+        """
+        return Simulation(
+            self.workspace,
+            self.algorithm,
+            self.task,
+            self.experiment.training,
+            self._simulated_clients(memory_folder) if clients is None else clients,
+            ranks=self.ranks,
+            folding=self.folding,
+            saved=saved,
+        )
+
+    def _simulated_clients(self, memory_folder: Path | None) -> SimulatedClients:
+        experiment = self.experiment
+        return SimulatedClients(
+            self.workspace,
+            self.algorithm,
+            self.task,
+            self.partition,
+            experiment.training,
+            seed=experiment.seed,
+            stack=experiment.stack or default_stack(experiment, self.device),
+            may_loop=experiment.stack is None,
+            compiled=compiles_steps(experiment, self.workspace.module, self.partition, self.device),
+            memory_folder=memory_folder,
+            ranks=self.ranks,
+        )
 
 
 def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
-    """Load the data, split it, build the model and the algorithm. remote: others train, with data that they have."""
+    """Load and partition the data, build the model and the algorithm, and check that they fit.
+
+    remote: the clients are Flower's nodes.
+    """
     check_settings(experiment, remote=remote)
     device = select_device(experiment)
-    ranks = team(device)
+    ranks = current_team(device)
     if device.type == "cpu":
         keep_freed_memory()
     if experiment.threads or ranks.size > 1:
         torch.set_num_threads(experiment.threads or 1)
     pretrained = open_pretrained(experiment)
     train, test = samples_of(experiment, pretrained)
-    clients = partition_of(experiment, train)
+    partition = partition_of(experiment, train)
     model, task, facts = build_problem(experiment, pretrained, train, test, device)
     algorithm = algorithm_of(experiment, model)
-    simulation = Simulation(
-        model,
-        algorithm,
-        task,
-        clients,
-        experiment.training,
-        seed=experiment.seed,
-        stack=experiment.stack or stack_for(experiment, device),
-        may_loop=experiment.stack is None,
-        compiled=compiled(experiment, model, clients, device),
-        ranks=ranks,
-        folding=Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None,
-    )
-    return Prepared(simulation, train, test, clients, device, ranks, facts)
+    workspace = Workspace(model)
+    check_batch_norm(workspace, task, partition, experiment.training)
+    folding = Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None
+    return Prepared(experiment, workspace, algorithm, task, train, test, partition, device, ranks, folding, facts)
 
 
 def check_settings(experiment: Experiment, *, remote: bool) -> None:
@@ -132,17 +169,17 @@ def build_problem(
     return images.build(experiment, pretrained, train, test, device)
 
 
-def stack_for(experiment: Experiment, device: torch.device) -> int:
-    """How many clients train at once where the experiment does not say."""
+def default_stack(experiment: Experiment, device: torch.device) -> int:
+    """How many clients train at once unless the experiment says: one on a CPU, all of a round on a GPU."""
     return 1 if device.type == "cpu" else experiment.training.clients_per_round
 
 
-def compiled(experiment: Experiment, model: nn.Module, clients: Partition, device: torch.device) -> bool:
-    """Whether local steps are compiled, as the experiment says or as it pays."""
+def compiles_steps(experiment: Experiment, model: nn.Module, partition: Partition, device: torch.device) -> bool:
+    """Whether local steps are compiled: as the experiment says, or if it saves time."""
     if experiment.compile != "auto":
         return experiment.compile == "on"
     t = experiment.training
-    steps = t.steps or -(-int(clients.sizes.mean()) * (t.epochs or 1) // t.batch_size)
+    steps = t.steps or -(-int(partition.sizes.mean()) * (t.epochs or 1) // t.batch_size)
     d = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return compiling_pays(d, t.rounds * t.clients_per_round * steps, device)
 

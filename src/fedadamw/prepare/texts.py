@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.classes import find_label_column, no_head
+from fedadamw.data.columns import find_label_column
 from fedadamw.data.dialogues import Dialogues
 from fedadamw.data.scoring import REGRESSION
 from fedadamw.data.sources import choose_held_out_split, read_held_out, read_splits
@@ -138,7 +138,7 @@ def _label_reader(
         classes=tuple(facts["classes"]) if facts else None,
         edges=None if edges is None else tuple(edges),
         numbers=task is not None and task.metrics[0] in REGRESSION,
-        outputs=no_head if fresh else partial(count_outputs, pretrained),
+        outputs=None if fresh else partial(count_outputs, pretrained),
     )
     if facts or reader.edges is not None or fresh:
         return reader

@@ -7,7 +7,7 @@ import torch
 from fedadamw.data.image_decoding import OWN_SIZE
 from fedadamw.data.images import Images
 from fedadamw.data.texts import Texts
-from fedadamw.engine.client import autocast
+from fedadamw.engine.workspace import autocast
 from fedadamw.models.text import TextModel
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.device import select_device

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw import checkpoint
-from fedadamw.engine.ledger import NAME as LEDGER
+from fedadamw.engine.ledger import TENSOR_NAME as LEDGER
 from fedadamw.engine.ledger import Page, read_page
 from fedadamw.models.heads import class_names
 from fedadamw.models.loading import as_input_error

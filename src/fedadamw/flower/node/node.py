@@ -18,13 +18,14 @@ from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.data.images import Images
 from fedadamw.data.texts import Texts
-from fedadamw.engine import codecs
-from fedadamw.engine.client import Shard, Workspace
+from fedadamw.engine.client import Broadcast, Shard
+from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.record import DivergedError
-from fedadamw.engine.step import stepper
+from fedadamw.engine.step import make_step
 from fedadamw.engine.store import OnDisk
-from fedadamw.engine.uploads import Coded, Uploads
+from fedadamw.engine.uploads import CodedEngine, Uploads
+from fedadamw.engine.workspace import Workspace
 from fedadamw.flower.protocol import LateError, StaleError
 from fedadamw.flower.wire import ArraySpec, digest, name_fields, read_arrays, to_array
 from fedadamw.io.yaml_text import read_yaml
@@ -66,10 +67,10 @@ class Node:
         model, task, self.samples = _learned(experiment, about, config, self.number, device)
         self.workspace = Workspace(model)
         self.algorithm: AnyAlgorithm = algorithm_of(experiment, model)
-        step = stepper(self.algorithm, experiment.training.clip, compiled=experiment.compile == "on")
-        uploads = Uploads(self.algorithm, codecs.made(experiment.training.upload, experiment.training.keep))
+        step = make_step(self.algorithm, experiment.training.clip, compiled=experiment.compile == "on")
+        uploads = Uploads(self.algorithm, make_codec(experiment.training.upload, experiment.training.keep))
         loop = Loop(self.workspace, self.algorithm, task, experiment.training, experiment.seed, step)
-        self.engine = Coded(loop, uploads, experiment.seed)
+        self.engine = CodedEngine(loop, uploads, experiment.seed)
         exact = experiment.lora is not None and experiment.lora.aggregate == "exact"
         self.folding = Folding(model) if exact else None
         down = self.algorithm.broadcast(self.algorithm.server_init(self.workspace.y.clone()))
@@ -78,12 +79,12 @@ class Node:
         self._expected["statistics"] = ArraySpec.of(self.workspace.statistics)
         if self.folding is not None:
             self._expected["base"] = ArraySpec.of(self.folding.base)
-        like = uploads.like(down)
+        like = uploads.template(down)
         self._up = type(like)
         self._expected_change = {name: ArraySpec.of(t) for name, t in name_fields("up", like).items()}
         self._expected_change["statistics"] = self._expected["statistics"]
         self._last: tuple[int, Any] | None = None  # the last round that was trained here, and what it began from
-        memory = uploads.memory(down)
+        memory = uploads.initial_memory(down)
         self.store = OnDisk(home, 1, memory) if memory != () else None
 
     def _received(
@@ -132,7 +133,8 @@ class Node:
             self.folding.load(tensors["base"])
         memory, fresh = self._remembered(int(facts["counted"]))
         shard = Shard(self.number, self.samples, memory)
-        ((_, answer),) = self.engine.answers([shard], round_, down, tensors["statistics"])
+        base = tensors.get("base", down.x[:0])
+        ((_, answer),) = self.engine.train([shard], Broadcast(round_, down, tensors["statistics"], base))
         if not answer.finite:
             lr = self.experiment.training.lr_at(round_)
             raise DivergedError(f"its numbers are not finite any more; try a smaller training.lr (now {lr:.3g})")

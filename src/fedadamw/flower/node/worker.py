@@ -128,7 +128,7 @@ class Worker:
 
     def answer(self, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
         """Numbers and arrays for one message, or its error."""
-        from fedadamw.engine.device_memory import give_back, is_out_of_memory
+        from fedadamw.engine.device_memory import is_out_of_memory, release_memory
 
         try:
             return self._worked(facts, arrays)
@@ -137,7 +137,7 @@ class Worker:
             full = is_out_of_memory(error)
         if full:  # not before: the error held what it met
             self._nodes.clear()
-            give_back()
+            release_memory()
         return told, {}
 
     def _worked(self, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:

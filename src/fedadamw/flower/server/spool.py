@@ -46,7 +46,7 @@ class UploadSpool:
     ) -> None:
         self.training, self.uploads, self.spool, self._statistics = training, uploads, spool, layout
         self._up, self._like, self._begun = up, statistics, statistics.cpu()
-        sent = uploads.code(up, uploads.no_residual(up.delta), torch.Generator()).payload
+        sent = uploads.encode(up, uploads.zero_residual(up.delta), torch.Generator()).payload
         self._expected = {f"up.{name}": ArraySpec.of(t) for name, t in sent.items()}
         self._expected["statistics"] = ArraySpec.of(statistics)
         honest = sum(wanted.nbytes + HEADER for wanted in self._expected.values())
