@@ -14,6 +14,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.engine.record import Record
+from fedadamw.flower.protocol import RunFacts
+from fedadamw.flower.server.check_upload import UploadChecker
 from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.events import Events
 from fedadamw.flower.server.messenger import Messenger
@@ -103,7 +105,7 @@ def rounds_of(
     shutil.rmtree(spool_folder, ignore_errors=True)
     spool_folder.mkdir(parents=True)
     about: Mapping[str, Any] = json.loads(json.dumps(prepared.about))
-    facts = {
+    facts: RunFacts = {
         "settings": yaml.safe_dump(
             mark_folders(experiment).model_dump(mode="json", exclude={"device", "threads", "trackers"})
         ),
@@ -113,8 +115,9 @@ def rounds_of(
     state, events = simulation.state, Events(folder.path / "events.jsonl", monitor)
     model, like = simulation.workspace.module, simulation.uploads.like(simulation.algorithm.broadcast(state.server))
     up = type(like)(*(t.new_zeros(()).expand(t.shape) for t in like))  # their shapes, not their memory
-    spool = UploadSpool(t, simulation.uploads, up, state.statistics, Layout.named(statistics(model)), spool_folder)
-    messenger = Messenger(grid, facts, spool.most)
+    checker = UploadChecker(t, simulation.uploads, up, state.statistics, Layout.named(statistics(model)))
+    spool = UploadSpool(checker, state.statistics, spool_folder)
+    messenger = Messenger(grid, facts, checker.max_nbytes)
     layout = int(simulation.workspace.layout.fingerprint[:12], 16)
     registry = ClientRegistry(
         messenger,

@@ -12,6 +12,7 @@ import torch
 
 from fedadamw.engine.client import Answer, Shard
 from fedadamw.engine.ledger import Ledger, Page
+from fedadamw.flower.protocol import RoundFacts
 from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.collect import Collector
 from fedadamw.flower.server.events import Events
@@ -118,16 +119,16 @@ class Rounds:
                 raise self._no_quorum(round_, f"{len(uploads)} clients answered")
             time.sleep(pause)
             pause = min(2 * pause, AGAIN_S[1])
-            others = self._others(self.registry.online())
+            others = self._others(self.registry.poll_online())
             collector.collect(others, self.quorum, min(f.deadline_s, max(until - time.monotonic(), 0.0)))
         limits = collector.close()
         self._lengths = {
-            client: {name: min(length, limits[name]) for name, length in upload.lengths.items()}
+            client: {name: min(length, limits[name]) for name, length in upload.norms.items()}
             for client, upload in uploads.items()
         }
         self._samples = {client: upload.samples for client, upload in uploads.items()} if f.sample_counts else {}
         for client in sorted(uploads):
-            yield self.spool.give(client, uploads[client], limits)
+            yield self.spool.load(client, uploads[client], limits)
 
     def _others(self, online: Iterable[int]) -> list[int]:
         """Whom to ask in a round without quorum: as many as are missing, those first who were not asked before."""
@@ -140,7 +141,7 @@ class Rounds:
         """Round `round_` is over: keep what its clients need to make the new state, and whose answers counted."""
         self._moved = Moved(round_, up, lr, participation)
         bounds = self.collector.bounds
-        bounds.accepted(list(self._lengths.values()))
+        bounds.record_round(list(self._lengths.values()))
         page = self.ledger.page
         counted = {**page.counted, **dict.fromkeys(self._lengths, round_ + 1)}
         self.ledger.turn(round_ + 1, Page(counted, list(bounds.past), {**page.samples, **self._samples}))
@@ -152,16 +153,17 @@ class Rounds:
         whole = Content.of({"round": round_}, {**name_fields("down", down), **statistics_too, **extra})
         if not self.federation.reuse or base is not None or moved is None or moved.round != round_ - 1:
             return whole, None
-        if not self.collector.holds or nbytes(moved.up) >= nbytes(down) or type(down) is not self._state:
+        reusable = self.collector.broadcast.has_state_anywhere and type(down) is self._state
+        if not reusable or nbytes(moved.up) >= nbytes(down):
             return whole, None
-        about = {"round": round_, "lr": moved.lr, "participation": moved.participation, "digest": digest(down)}
+        about = RoundFacts(round=round_, lr=moved.lr, participation=moved.participation, digest=digest(down))
         return whole, Content.of(about, {**name_fields("up", moved.up), **statistics_too})
 
     def _awaited(self, round_: int, hoped: int) -> list[int]:
         """The clients that are online, once they are as many as `hoped`, or, after wait_s, a quorum."""
         until = time.monotonic() + self.federation.wait_s
         waiting = False
-        while len(online := self.registry.online()) < hoped:
+        while len(online := self.registry.poll_online()) < hoped:
             if time.monotonic() > until:
                 if len(online) >= self.quorum:
                     break
