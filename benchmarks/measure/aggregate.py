@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import records
-from fedadamw.engine.round import Mean
+from fedadamw.engine.average import Mean
 from fedadamw.models.vision import ImageShape, build
 from fedadamw.runner.execute import commit, device_name
 from fedadamw.vector import Layout

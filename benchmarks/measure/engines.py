@@ -24,12 +24,12 @@ from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
-from fedadamw.engine.ranks import team
+from fedadamw.engine.ranks import current_team
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.loading import initial
 from fedadamw.runner.execute import commit, device_name
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 
 CORES = len(os.sched_getaffinity(0))
 EACH = 100  # samples a client
@@ -124,9 +124,9 @@ def alone(given: argparse.Namespace, engine: Engine) -> None:
     labels = np.arange(n) % 10
     data = Images(generator.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), labels, tuple(map(str, range(10))))
     model = built.model.to(device)
-    task = ImageTask(data, data.take(np.arange(50)), device=device, crop_padding=4, flip=True)
+    task = ImageTask(data, data.select(np.arange(50)), device=device, crop_padding=4, flip=True)
     clients = Partition(np.arange(n), np.arange(EACH, n + 1, EACH))
-    training = Training(
+    training = TrainingSettings(
         rounds=given.rounds,
         clients_per_round=sampled,
         steps=given.steps,
@@ -134,8 +134,8 @@ def alone(given: argparse.Namespace, engine: Engine) -> None:
         evaluate_every=given.rounds,
         precision=engine.precision,
     )
-    ranks = team(device)
-    simulation = Simulation(
+    ranks = current_team(device)
+    simulation = Simulation.in_process(
         model,
         FedAdamW(blocks=Blocks.of(model)),
         task,

@@ -141,7 +141,7 @@ def main() -> None:
         "threads=1",
         "device=cpu",
     ]
-    record = next(iter(prepare(load("digits", [*settings, "training.rounds=1"])).simulation.rounds()))
+    record = next(iter(prepare(load("digits", [*settings, "training.rounds=1"])).simulation().rounds()))
     up, down = record.up_bytes // options.nodes, record.down_bytes // options.nodes
     seconds: dict[str, list[float]] = {"flower": [], "fedadamw": []}
     with tempfile.TemporaryDirectory() as folder, LocalFederation(Path(folder) / "bed", options.nodes) as bed:

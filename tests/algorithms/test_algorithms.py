@@ -9,20 +9,20 @@ from support.sequences import attention_model, batch_of, unequal_clients
 
 from fedadamw.algorithms import fedadam, registry
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.engine.client import Shard
-from fedadamw.engine.round import run_round
-from fedadamw.engine.simulate import Simulation
-from fedadamw.randomness import Purpose, batches, numpy_generator
-from fedadamw.settings.training import Training
+from fedadamw.engine.client import Broadcast
+from fedadamw.engine.round import Aggregation, run_round
+from fedadamw.engine.simulate import Saved, Simulation
+from fedadamw.randomness import Purpose, draw_batches, numpy_generator
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.vector import Layout, nbytes, trainable
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("all_algorithms")
 def test_engine_equals_the_literal_twin(name, task):
     case = EVERYWHERE[name]
     sim = simulation(case, task)
-    clients, training = sim.clients, sim.training
+    clients, training = sim.clients.partition, sim.training
     rounds = [(training.lr_at(r), gradients_of_round(task, clients, r, training)) for r in range(ROUNDS)]
     assert len({len(steps) for _, c in rounds for steps in c.values()}) > 2, "clients take different numbers of steps"
     x0 = Layout.of(attention_model()).flatten(trainable(attention_model())).tolist()
@@ -48,8 +48,7 @@ def test_bytes_are_the_documented_count(name, task):
 @pytest.mark.parametrize("name", CASES)
 def test_same_seed_same_numbers_another_seed_others(name, task):
     def run(seed):
-        sim = simulation(CASES[name], task)
-        sim.seed = sim.engine.seed = seed
+        sim = simulation(CASES[name], task, seed=seed)
         list(sim.rounds())
         return sim.state.server.x
 
@@ -60,10 +59,9 @@ def test_same_seed_same_numbers_another_seed_others(name, task):
 @pytest.mark.parametrize("name", CASES)
 def test_order_of_clients_is_irrelevant(name, task):
     sim = simulation(CASES[name], task)
-    down = sim.algorithm.broadcast(sim.state.server)
-    shards = [Shard(i, sim.clients[i], None) for i in range(5)]
-    forwards = run_round(sim.engine, 0, down, sim.state.statistics, shards, weighting="uniform")
-    backwards = run_round(sim.engine, 0, down, sim.state.statistics, shards[::-1], weighting="uniform")
+    broadcast = Broadcast(0, sim.algorithm.broadcast(sim.state.server), sim.state.statistics, sim.state.base)
+    forwards = run_round(sim.clients, [0, 1, 2, 3, 4], broadcast, Aggregation())
+    backwards = run_round(sim.clients, [4, 3, 2, 1, 0], broadcast, Aggregation())
     for a, b in zip(forwards.up, backwards.up, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -76,7 +74,7 @@ def test_saved_and_restored_between_rounds_bit_for_bit(name, task):
     first.step()
     first.step()
     second = simulation(CASES[name], task)
-    second.restore(first.state.round, first.tensors())
+    second.restore(Saved(first.state.round, first.tensors()))
     list(second.rounds())
     for a, b in zip(second.state.server, whole.state.server, strict=True):
         assert torch.equal(a, b)
@@ -86,7 +84,7 @@ def test_saved_and_restored_between_rounds_bit_for_bit(name, task):
 def test_nothing_that_came_in_is_changed(name):
     case = CASES[name]
     model = attention_model()
-    algorithm = registry.make(case.name, registry.validated(case.name, case.settings), Blocks.of(model))
+    algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
     g = torch.Generator().manual_seed(0)
     x = torch.randn(Layout.of(model).d, generator=g, dtype=torch.float64)
     server = algorithm.server_init(x)
@@ -109,7 +107,7 @@ def test_nothing_that_came_in_is_changed(name):
 def test_clients_stacked_on_a_leading_axis_give_the_same(name):
     case = CASES[name]
     model = attention_model()
-    algorithm = registry.make(case.name, registry.validated(case.name, case.settings), Blocks.of(model))
+    algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
     g = torch.Generator().manual_seed(0)
     x = torch.randn(Layout.of(model).d, generator=g, dtype=torch.float64)
     gradients = torch.randn(4, 3, len(x), generator=g, dtype=torch.float64)  # (steps, clients, d)
@@ -131,11 +129,11 @@ def test_clients_stacked_on_a_leading_axis_give_the_same(name):
 
 def test_without_alignment_and_sharing_it_is_torch_adamw_on_each_client(task):
     model = attention_model()
-    settings = registry.validated("fedadamw", {"alpha": 0.0, "share": "none"})
+    settings = registry.validate("fedadamw", {"alpha": 0.0, "share": "none"})
     algorithm = registry.make("fedadamw", settings, Blocks.of(model))
     clients = unequal_clients(task)
-    training = Training(rounds=2, clients_per_round=5, epochs=1, batch_size=8, lr=0.01, clip=None)
-    sim = Simulation(model, algorithm, task, clients, training)
+    training = TrainingSettings(rounds=2, clients_per_round=5, epochs=1, batch_size=8, lr=0.01, clip=None)
+    sim = Simulation.in_process(model, algorithm, task, clients, training)
     x = Layout.of(attention_model()).flatten(trainable(attention_model()))
     for round_ in range(2):
         finals = []
@@ -147,7 +145,7 @@ def test_without_alignment_and_sharing_it_is_torch_adamw_on_each_client(task):
                     p.copy_(layout.views(x)[name])
             opt = torch.optim.AdamW(own.parameters(), lr=training.lr_at(round_), weight_decay=0.01)
             generator = numpy_generator(0, Purpose.BATCHES, round_, i)
-            for indices in batches(samples, generator, batch_size=8, steps=None, epochs=1):
+            for indices in draw_batches(samples, generator, batch_size=8, steps=None, epochs=1):
                 opt.zero_grad()
                 task.losses(own, batch_of(task, indices)).mean().backward()
                 opt.step()
@@ -168,7 +166,7 @@ def test_share_none_without_alignment_is_local_adamw(task):
 def ends(name, settings, dtype, rounds=2, steps=250):
     """x (d,) after rounds of one client, by gradients that are the same in every precision; lr is 1e-3."""
     model = attention_model()
-    algorithm = registry.make(name, registry.validated(name, settings), Blocks.of(model))
+    algorithm = registry.make(name, registry.validate(name, settings), Blocks.of(model))
     g = torch.Generator().manual_seed(0)
     gradients = torch.randn(rounds, steps, Layout.of(model).d, generator=g) + 1.0
     server = algorithm.server_init(torch.zeros(Layout.of(model).d, dtype=dtype))
@@ -211,7 +209,7 @@ def test_moments_that_remember_long_have_float32s_accuracy(name):
 
 def test_fedadams_moments_have_float32s_accuracy():
     algorithm = registry.make(
-        "fedadam", registry.validated("fedadam", {"betas": [0.9, 0.99999]}), Blocks.of(attention_model())
+        "fedadam", registry.validate("fedadam", {"betas": [0.9, 0.99999]}), Blocks.of(attention_model())
     )
     updates = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
     found = []
@@ -252,7 +250,7 @@ def test_scaffolds_first_round_is_fedavgs_and_its_second_is_not(task):
 def test_scaffolds_control_variate_is_the_mean_over_all_clients(task):
     sim = simulation(CASES["scaffold"], task)
     list(sim.rounds())
-    memories = [sim.store.get(i, ROUNDS) for i in range(len(sim.clients))]
+    memories = [sim.clients.store.get(i, ROUNDS) for i in range(len(sim.clients))]
     own = torch.stack([memory.c for memory in memories if memory is not None])
     torch.testing.assert_close(sim.state.server.c, own.sum(0) / len(sim.clients), rtol=0, atol=1e-12)
 
@@ -300,5 +298,5 @@ def test_one_client_with_every_sample_is_central_training(task):
 )
 def test_a_wrong_setting_is_one_clear_line(name, given, message):
     with pytest.raises(ValueError, match=message) as caught:
-        registry.check_startable({"name": name, **registry.validated(name, given)})
+        registry.check_startable({"name": name, **registry.validate(name, given)})
     assert "\n" not in str(caught.value)

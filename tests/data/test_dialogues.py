@@ -320,7 +320,7 @@ def test_plain_text_is_learned_whole_in_pieces_that_fit(place, tmp_path):
 
 def test_a_language_models_loss_is_that_of_what_is_learned(place, tmp_path):
     rows = [{"prompt": "how was it", "completion": w} for w in ("very good", "bad", "the plot was poor", "dull", "a")]
-    sim = prepare(language(place, tmp_path, rows)).simulation
+    sim = prepare(language(place, tmp_path, rows)).simulation()
     task: LanguageTask = sim.task
     model = sim.workspace.module.eval()
     everything = torch.arange(4)
@@ -346,9 +346,9 @@ def test_a_language_models_loss_is_that_of_what_is_learned(place, tmp_path):
 def test_an_evaluation_takes_no_more_texts_at_once_than_it_is_told(place, tmp_path, settings, most):
     rows = [{"text": "the film was very good " * (i % 5 + 1)} for i in range(60)]
     whole = ("data.validation=0.5", "training.evaluate_batch=30")
-    simulation = prepare(language(place, tmp_path, rows, *whole)).simulation
+    simulation = prepare(language(place, tmp_path, rows, *whole)).simulation()
     expected = simulation.evaluate()
-    own = prepare(language(place, tmp_path, rows, "data.validation=0.5", *settings)).simulation
+    own = prepare(language(place, tmp_path, rows, "data.validation=0.5", *settings)).simulation()
     rows_at_once = []
     hook = own.workspace.module.register_forward_hook(lambda _, __, out: rows_at_once.append(len(out.logits)))
     found = own.evaluate()
@@ -367,7 +367,7 @@ def test_a_language_model_with_fresh_weights_learns_real_text(place):
         experiment(
             place, *settings, train, "partition.clients=4", f"data.source={source}", kind="llama", task="causal-lm"
         )
-    ).simulation
+    ).simulation()
     before = sim.evaluate().metrics["perplexity"]
     records = list(sim.rounds())
     assert before > 300

@@ -7,7 +7,7 @@ import torch
 from support import tiny_models
 from support.text_experiments import experiment
 
-from fedadamw.data.sources import read, read_held_out
+from fedadamw.data.sources import read_held_out, read_splits
 from fedadamw.models import heads
 from fedadamw.prepare.simulation import prepare, samples_of
 from fedadamw.validation import InputError
@@ -85,7 +85,7 @@ def test_a_trained_heads_order_of_classes_is_kept(place, tmp_path):
     path = csv(tmp_path / "data.csv", ["up", "down"] * 10)
     prepared = prepare(experiment(place, f"model={tmp_path / 'own'}", f"data.source={path}"))
     assert prepared.train.classes == ("up", "down")
-    assert prepared.simulation.workspace.module.config.id2label == {0: "up", 1: "down"}
+    assert prepared.workspace.module.config.id2label == {0: "up", 1: "down"}
     with pytest.warns(UserWarning, match="tells UP, DOWN apart; they are now called bad, good"):
         heads.in_own_order(str(tmp_path / "own"), ("bad", "good"))
 
@@ -96,7 +96,7 @@ def test_both_held_out_splits_of_mnli_are_there(place, tmp_path):
     for i, split in enumerate(("train", "validation_matched", "validation_mismatched")):
         rows = [{"premise": "good", "hypothesis": f"film {i}", "label": row % 3} for row in range(6 + i)]
         datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / f"{split}-00000-of-00001.parquet"))
-    assert {name: len(rows) for name, rows in read(str(tmp_path)).items()} == {
+    assert {name: len(rows) for name, rows in read_splits(str(tmp_path)).items()} == {
         "train": 6,
         "validation_matched": 7,
         "validation_mismatched": 8,
@@ -111,7 +111,7 @@ def test_splits_that_datasets_tells_apart_are_left_to_it(tmp_path):
 
     for name, count in (("train", 4), ("train_extra", 5), ("test", 2)):
         datasets.Dataset.from_list([{"text": "good"}] * count).to_parquet(str(tmp_path / f"{name}.parquet"))
-    assert {name: len(rows) for name, rows in read(str(tmp_path)).items()} == {"train": 9, "test": 2}
+    assert {name: len(rows) for name, rows in read_splits(str(tmp_path)).items()} == {"train": 9, "test": 2}
 
 
 def test_a_configuration_is_of_the_training_data_alone(tmp_path):
@@ -123,7 +123,7 @@ def test_a_configuration_is_of_the_training_data_alone(tmp_path):
 def test_f1_is_of_one_kind_whatever_a_file_holds(place, tmp_path):
     files = [csv(tmp_path / "train.csv", ["a", "b", "c"] * 4), csv(tmp_path / "test.csv", ["a", "b"] * 4)]
     given = [f"data.source={files[0]}", f"data.test_source={files[1]}", "data.validation=0"]
-    task = prepare(experiment(place, *given)).simulation.task
+    task = prepare(experiment(place, *given)).task
     outputs = torch.tensor([[0.0, i % 2, 1] for i in range(8)])  # loss, label, prediction: always b
     assert task.score(outputs).metrics["f1"] == pytest.approx((0 + 2 / 3) / 2)  # macro, of a and b
 
@@ -152,7 +152,7 @@ def test_a_broken_file_is_one_clear_line(place, tmp_path, content, line):
 @pytest.mark.parametrize("label", [[1, 2], {"a": 1}])
 def test_labels_that_are_no_words_or_numbers_are_refused(place, tmp_path, label):
     (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": "good", "label": label}) + "\n" for _ in range(4)))
-    with pytest.raises(InputError, match="column 'label' holds .* where a class is wanted: a word or a number"):
+    with pytest.raises(InputError, match="column 'label' holds .* where a class is expected: a word or a number"):
         prepare(experiment(place, f"data.source={tmp_path / 'own.jsonl'}"))
 
 

@@ -53,9 +53,9 @@ def test_numbers_are_predicted_and_partitioned_by_bins(place, tmp_path):
     assert every == np.arange(0.5, 10.5, 0.5).tolist()
     assert (np.bincount(prepared.train.labels) <= 5).all()
     assert len(prepared.train.classes) == 5
-    record = prepared.simulation.step()
+    record = prepared.simulation().step()
     assert list(record.test_metrics) == ["spearman", "pearson"]
-    assert prepared.simulation.workspace.module.num_labels == 1
+    assert prepared.workspace.module.num_labels == 1
 
 
 def test_natural_clients_come_from_a_column(place):
@@ -86,7 +86,7 @@ def test_pairs_are_read_together_and_told_apart(place, pairs, tmp_path):
     assert plain.marks.sum() == 0
     prepared = prepare(experiment(place, *named, f"model={types}"))
     assert prepared.train.fingerprint != plain.fingerprint  # the same rules and words, and yet not the same tokens
-    ids, _, marks, _ = prepared.simulation.task.batch(torch.arange(1), torch.empty(1, 0))
+    ids, _, marks, _ = prepared.task.batch(torch.arange(1), torch.empty(1, 0))
     words = tokenizers.tokenizer_of(str(place / "bert"))
     assert words.decode(ids[0][marks[0] == 1]) == "bad film</s>"
 
@@ -150,7 +150,7 @@ def test_glue_as_it_lies_on_disk(place, task, count, held_out, main):
     prepared = prepare(experiment(place, "data.validation=0", "data.max_length=48", f"data.source={source}", task=task))
     assert (len(prepared.train), len(prepared.test)) == (count, held_out)
     assert len(prepared.train.classes) == 2
-    assert next(iter(prepared.simulation.evaluate().metrics)) == main
+    assert next(iter(prepared.simulation().evaluate().metrics)) == main
 
 
 def test_texts_are_tokenised_once(place, monkeypatch):
@@ -186,7 +186,7 @@ def test_roberta_has_fewer_places_than_positions(place):
 
 def test_taking_samples_takes_their_tokens(place):
     train, _ = samples_of(experiment(place, kind="roberta"))
-    some = train.take(np.array([5, 1, 1]))
+    some = train.select(np.array([5, 1, 1]))
     assert told(place, some) == [told(place, train)[i] for i in (5, 1, 1)]
     assert some.labels.tolist() == train.labels[[5, 1, 1]].tolist()
     assert some.fingerprint != train.fingerprint
@@ -211,8 +211,8 @@ def test_taking_samples_takes_their_tokens(place):
         (["model.pad_token=<fill>"], "model.pad_token='<fill>' is not among the 30. tokens that there are"),
         (["data.max_length=500"], "data.max_length=500: '.*' takes 66 tokens"),
         (["data.validation=0"], "has no split named test or validation or valid or val; it has train"),
-        (["data.flip=true"], "data.flip is no setting of data.task='text'"),
-        (["data.prompt_column=text"], "data.prompt_column is no setting of data.task='text'"),
+        (["data.flip=true"], "data.flip is not a setting of data.task='text'"),
+        (["data.prompt_column=text"], "data.prompt_column is not a setting of data.task='text'"),
         (["data.task=causal-lm"], "it sees later tokens, so it cannot predict the next"),
         (["lora.rank=4"], "lora.rank is unknown; use one of r, alpha, dropout, target_modules, aggregate"),
         (["lora.aggregate=mean"], "lora.aggregate='mean'"),
@@ -228,9 +228,12 @@ def test_wrong_input_is_one_clear_line(place, settings, line):
     ("rows", "line"),
     [
         ([{"text": "good", "label": 0}, {"text": None, "label": 1}], "column 'text' holds None where a text is wanted"),
-        ([{"text": "good", "label": "up"}, {"text": "bad", "label": ""}], "column 'label' has nothing in row 2 of 20"),
+        ([{"text": "good", "label": "up"}, {"text": "bad", "label": ""}], "column 'label' is empty in row 2 of 20"),
         ([{"text": "good", "label": 0}, {"text": "bad", "label": None}], "column 'label'"),
-        ([{"text": "good", "label": 5_000_000}] * 2, "column 'label' holds 5000000: no number of a class"),
+        (
+            [{"text": "good", "label": 5_000_000}] * 2,
+            "column 'label' holds 5000000: class numbers must be below 100,000",
+        ),
         ([{"text": "good"}, {"text": "bad"}], "no label column found among text"),
         ([{"label": 0}, {"label": 1}], "no column of text among label"),
     ],
@@ -257,7 +260,7 @@ def test_glue_with_labels_of_another_kind_is_refused(place, tmp_path):
 def test_a_tokenizer_without_padding_is_refused_for_classes_and_taken_for_language(place):
     with pytest.raises(InputError, match="no padding token; name one of its own with model.pad_token, such as </s>"):
         prepare(experiment(place, kind="unpadded"))
-    assert prepare(experiment(place, "model.pad_token=</s>", kind="unpadded")).simulation.task.form.pad == 2
+    assert prepare(experiment(place, "model.pad_token=</s>", kind="unpadded")).task.form.pad == 2
     prepare(experiment(place, kind="unpadded", task="causal-lm"))
 
 

@@ -29,16 +29,16 @@ from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.server_app import run
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
-from fedadamw.settings.paths import from_anywhere
+from fedadamw.settings.paths import make_absolute
 from fedadamw.trained.export import export
 from fedadamw.trained.load import _nodes, of_run
 from fedadamw.validation import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
 @pytest.mark.parametrize("name", rows(EVERYWHERE))
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("all_algorithms")
 def test_every_algorithm_comes_to_the_loops_numbers(tmp_path, name):
     case = EVERYWHERE[name]
     settings = [f"algorithm={json.dumps({'name': case.name, **case.settings})}", f"training.lr={case.lr}"]
@@ -145,13 +145,11 @@ def test_each_node_trains_on_its_own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
     assert (
-        "name: ./roberta" in ours.remote.registry.messenger.facts["settings"]
+        "name: ./roberta" in ours.clients.registry.messenger.facts["settings"]
     )  # no node takes a folder of the server for a hub id
     losses = [record.test_loss for record in ours.rounds()]
     assert losses[-1] < losses[0]
-    assert [joined.samples for _, joined in sorted(ours.remote.registry.joined.items())] == [
-        len(part) for part in parts
-    ]
+    assert {i: c.samples for i, c in ours.clients.registry.joined.items()} == dict(enumerate(map(len, parts)))
 
 
 def test_a_node_without_its_data_says_so(tmp_path):
@@ -170,7 +168,7 @@ def test_a_node_trains_on_the_device_that_it_is_told(tmp_path, given):
     settings, told = load("digits", COMMON).to_yaml(), {"partition-id": 0, "state-dir": str(tmp_path)}
     assert config.read_device(told) == "auto"
     assert config.read_device({**told, "device": "cuda:1"}) == "cuda:1"
-    with pytest.raises(InputError, match="no device to train on; use one of auto, cpu, cuda|sees no such GPU here"):
+    with pytest.raises(InputError, match="not a device to train on; use one of auto, cpu, cuda|finds no such GPU here"):
         node.load_node(settings, "{}", {**told, "device": given}, "run")
 
 
@@ -215,7 +213,7 @@ def test_a_node_may_have_images_of_one_class_alone(tmp_path):
     settings, grid = with_images(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
     assert ours.step().federation == {"asked": 3, "answered": 3}
-    assert [ours.remote.registry.joined[i].samples for i in range(3)] == [6, 6, 12]
+    assert [ours.clients.registry.joined[i].samples for i in range(3)] == [6, 6, 12]
 
 
 @pytest.mark.parametrize(("counts", "samples"), [("true", "24, as the nodes tell"), ("false", "not told")])
@@ -251,7 +249,7 @@ def test_a_checkpoint_of_an_earlier_version_says_nothing_of_samples():
     assert _nodes(page) == {"counted": 2, "samples": None}
 
 
-@pytest.mark.filterwarnings("ignore:BatchNorm takes no batch of one")
+@pytest.mark.filterwarnings("ignore:BatchNorm needs two samples")
 def test_a_node_with_one_sample_says_what_batch_norm_needs_and_lives_on(tmp_path):
     """8 x 8 pixels leave ResNet's last BatchNorm one place: it averages over the batch alone."""
     source = images(tmp_path / "server", cat=6, owl=6)
@@ -344,9 +342,9 @@ def test_certificates_are_for_long_names_and_addresses(tmp_path):
         (["trackers=[tensorbored]"], "did you mean 'tensorboard'"),
     ],
 )
-def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message, tmp_path, typed):
+def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message, tmp_path, run_main):
     given = [part for setting in [*COMMON, *settings] for part in ("-s", setting)]
-    done = typed("flower", "new", str(tmp_path / "app"), "digits", *given)
+    done = run_main("flower", "new", str(tmp_path / "app"), "digits", *given)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
     assert not (tmp_path / "app").exists()
@@ -364,9 +362,9 @@ def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message
         (["-s", "training.diagnostics=true"], "not elsewhere"),
     ],
 )
-def test_a_demonstration_that_can_only_fail_starts_nothing(arguments, message, tmp_path, typed):
+def test_a_demonstration_that_can_only_fail_starts_nothing(arguments, message, tmp_path, run_main):
     fewer = ["-s", "training.clients_per_round=4"] if "--nodes" in arguments else []
-    done = typed("flower", "demo", *arguments, *fewer, "--out", str(tmp_path / "demo"))
+    done = run_main("flower", "demo", *arguments, *fewer, "--out", str(tmp_path / "demo"))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
     assert not (tmp_path / "demo").exists()
@@ -376,7 +374,7 @@ def test_a_demonstration_takes_paths_from_where_it_was_started(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.csv").touch()
     given = ["data.source=../data", "data.test_source=data.csv", "model.name=owner/name", "model.tokenizer=./words"]
-    found = from_anywhere(load("digits", ["data.task=text", *given]))
+    found = make_absolute(load("digits", ["data.task=text", *given]))
     assert (found.data.source, found.data.test_source) == (str(tmp_path.parent / "data"), str(tmp_path / "data.csv"))
     assert (found.model.name, found.model.tokenizer) == ("owner/name", str(tmp_path / "words"))
 

@@ -62,11 +62,11 @@ def test_an_answer_does_not_wait_for_the_next_message(take, receive):
 
 
 @pytest.mark.parametrize("service", ["superlink", "supernode"])
-def test_a_command_passes_its_options_on(typed, monkeypatch, service):
+def test_a_command_passes_its_options_on(run_main, monkeypatch, service):
     given = ["--node-config", '-x=1 y="a b"', "--max-retries", "-1", "-V", "--name", ""]
     passed = []
     monkeypatch.setattr(services, f"run_{service}", passed.extend)
-    assert typed("flower", service, *given).returncode == 0
+    assert run_main("flower", service, *given).returncode == 0
     assert passed == given
 
 

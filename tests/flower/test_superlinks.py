@@ -86,9 +86,9 @@ def awaited(condition, seconds, what):
 
 def simulated(settings, clients=None):
     """The simulation of the same experiment, at its end; with these clients in every round, or its own choice."""
-    simulation = prepare(load("digits", settings)).simulation
+    simulation = prepare(load("digits", settings)).simulation()
     if clients is not None:
-        simulation._sampled = lambda _: clients
+        simulation.clients.sample = lambda _: clients
     for _ in simulation.rounds():
         pass
     return simulation

@@ -27,11 +27,11 @@ def _installed() -> None:
     """InputError where Flower is not there."""
     from importlib.util import find_spec
 
-    from fedadamw.validation import missing
+    from fedadamw.validation import missing_extra_error
 
     for name, module in {"Flower": "flwr", "cryptography": "cryptography"}.items():
         if find_spec(module) is None:
-            raise missing(f"{name} is not installed", "flower")
+            raise missing_extra_error(f"{name} is not installed", "flower")
 
 
 @flower.command("new", short_help="Write a Flower app for a recipe.")

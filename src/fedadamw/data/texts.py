@@ -11,17 +11,9 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.labels import (
-    Outputs,
-    check_columns,
-    classes_of,
-    find_label_column,
-    groups_of,
-    has_fractions,
-    labels_of,
-    no_head,
-)
-from fedadamw.data.sources import Array
+from fedadamw.data.classes import HeadSize, has_fractions, read_classes, read_labels
+from fedadamw.data.columns import check_columns, find_label_column, read_groups, require_column
+from fedadamw.data.samples import Array
 from fedadamw.models.loading import in_one_line
 from fedadamw.validation import InputError, check
 
@@ -53,7 +45,7 @@ class Texts:
         """Tokens of each text, (n,)."""
         return np.diff(self.starts)
 
-    def take(self, samples: Array) -> "Texts":
+    def select(self, samples: Array) -> "Texts":
         """The given samples only."""
         lengths = self.lengths[samples]
         starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -125,22 +117,19 @@ class Labelled:
         classes: tuple[str, ...] | None = None,
         edges: tuple[float, ...] | None = None,
         numbers: bool = False,
-        outputs: Outputs = no_head,
+        outputs: HeadSize | None = None,
     ) -> "Labelled":
         """As the training split has them: words and whole numbers are classes, fractions are to be predicted.
 
         classes, edges: known from an earlier training split, in place of this one's. numbers: whole ones are to be
         predicted, too. outputs: of the model's own head, whose classes numbers may count.
         """
-        label, place = label or find_label_column(train), f"data.source={source!r}"
-        if label is None:
-            raise InputError(
-                f"{place}: no label column found among {', '.join(train.features)}; name it with data.label_column"
-            )
+        place = f"data.source={source!r}"
+        label = require_column(place, train, "label", label or find_label_column(train))
         check_columns(place, train, (*columns, label, group))
         if classes is None and (numbers or has_fractions(train, label)):
             edges, classes = _bins(train, label)
-        classes = classes or classes_of(train, label, outputs)
+        classes = classes or read_classes(train, label, outputs)
         check(edges is not None or len(classes) > 1, f"{place}: column {label!r} has one class alone, {classes[0]!r}")
         return Labelled(source, columns, label, group, tokenizer, max_length, classes, edges)
 
@@ -151,11 +140,11 @@ class Labelled:
         encode = _encoder(self.tokenizer, self.columns, self.max_length)
         tokens, marks, starts, cut, *_ = tokenised(split, self.tokenizer, encode)
         if self.edges is None:
-            labels, targets = labels_of(split, self.label, self.classes), None
+            labels, targets = read_labels(split, self.label, self.classes), None
         else:
             targets = _numbers(split, self.label)
             labels = np.searchsorted(np.asarray(self.edges, dtype=np.float32), targets)
-        groups = groups_of(split, self.group)
+        groups = read_groups(split, self.group)
         return Texts(tokens, marks, starts, labels, self.classes, targets, self.edges, groups, None, int(cut.sum()))
 
 

@@ -16,7 +16,7 @@ from fedadamw.algorithms import fedadamw as algorithm
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.flower.wire import ArraySpec, RefusedError, read_arrays, to_array
 from fedadamw.optim.messages import Broadcast, Message, Upload, check_message
-from fedadamw.validation import InputError, one_of
+from fedadamw.validation import InputError, check_one_of
 
 Sent = TypeVar("Sent", Broadcast, Upload)
 ABOUT = "about"  # the array that says which model, cut and share a message is of, as text
@@ -63,7 +63,7 @@ def unpack_upload(
 
 def _tensors(record: Mapping[str, Array], blocks: Blocks, share: str, sizes: dict[str, int]) -> dict[str, Tensor]:
     """The record's numbers, each field as long as it must be."""
-    one_of("share", share, algorithm.SHARES)
+    check_one_of("share", share, algorithm.SHARES)
     counts = {"restart": 0, "whole": blocks.d, "mean": blocks.B}
     how_m, how_v = algorithm.SHARES[share]
     sizes = {**sizes, "m": counts[how_m], "v": counts[how_v]}

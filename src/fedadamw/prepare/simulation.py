@@ -1,6 +1,8 @@
 """From settings to a simulation: data, partition, model and algorithm, built and checked before any work starts."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,64 +11,106 @@ from torch import nn
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.data import partition as split
 from fedadamw.data.images import Images
-from fedadamw.data.partition import Partition
-from fedadamw.data.sources import Samples
+from fedadamw.data.partition import (
+    Partition,
+    partition_by_classes,
+    partition_by_column,
+    partition_dirichlet,
+    partition_iid,
+    partition_mix,
+)
+from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
-from fedadamw.engine.ranks import Team, team
+from fedadamw.engine.clients import Clients
+from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
-from fedadamw.engine.simulate import NOT_EXACT, Simulation
+from fedadamw.engine.simulate import NOT_EXACT, Saved, Simulation
+from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import compiling_pays
+from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.lora import Folding
 from fedadamw.prepare import images, texts
-from fedadamw.prepare.device import check_device, device_of
+from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.learned import Learned
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.randomness import Purpose, numpy_generator
 from fedadamw.settings.experiment import Experiment
+from fedadamw.task import Task
 from fedadamw.validation import InputError, check
 
 
-class Prepared(NamedTuple):
-    """Everything a run needs, built."""
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run needs, loaded and checked; `simulation` makes it a run."""
 
-    simulation: Simulation
+    experiment: Experiment
+    workspace: Workspace
+    algorithm: AnyAlgorithm
+    task: Task
     train: Samples
     test: Samples
     partition: Partition
     device: torch.device
     ranks: Team
-    about: dict[str, Any]  # of the data: what the model must be built again with
+    folding: Folding | None
+    about: dict[str, Any]  # of the data: what is needed to build the model again
+
+    def simulation(
+        self, clients: Clients | None = None, *, memory_folder: Path | None = None, saved: Saved | None = None
+    ) -> Simulation:
+        """The run, from its beginning or from `saved`; its clients are simulated in this process unless given.
+
+        memory_folder: keep simulated clients' memories in files there.
+        """
+        return Simulation(
+            self.workspace,
+            self.algorithm,
+            self.task,
+            self.experiment.training,
+            self._simulated_clients(memory_folder) if clients is None else clients,
+            ranks=self.ranks,
+            folding=self.folding,
+            saved=saved,
+        )
+
+    def _simulated_clients(self, memory_folder: Path | None) -> SimulatedClients:
+        experiment = self.experiment
+        return SimulatedClients(
+            self.workspace,
+            self.algorithm,
+            self.task,
+            self.partition,
+            experiment.training,
+            seed=experiment.seed,
+            stack=experiment.stack or default_stack(experiment, self.device),
+            may_loop=experiment.stack is None,
+            compiled=compiles_steps(experiment, self.workspace.module, self.partition, self.device),
+            memory_folder=memory_folder,
+            ranks=self.ranks,
+        )
 
 
 def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
-    """Load the data, split it, build the model and the algorithm. remote: others train, with data that they have."""
+    """Load and partition the data, build the model and the algorithm, and check that they fit.
+
+    remote: the clients are Flower's nodes.
+    """
     check_settings(experiment, remote=remote)
-    device = device_of(experiment)
-    ranks = team(device)
+    device = select_device(experiment)
+    ranks = current_team(device)
     if device.type == "cpu":
         keep_freed_memory()
     if experiment.threads or ranks.size > 1:
         torch.set_num_threads(experiment.threads or 1)
     train, test = samples_of(experiment)
-    clients = partition_of(experiment, train)
+    partition = partition_of(experiment, train)
     model, task, about = learned(experiment, train, test, device)
     algorithm = algorithm_of(experiment, model)
-    simulation = Simulation(
-        model,
-        algorithm,
-        task,
-        clients,
-        experiment.training,
-        seed=experiment.seed,
-        stack=experiment.stack or stack_for(experiment, device),
-        may_loop=experiment.stack is None,
-        compiled=compiled(experiment, model, clients, device),
-        ranks=ranks,
-        folding=Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None,
-    )
-    return Prepared(simulation, train, test, clients, device, ranks, about)
+    workspace = Workspace(model)
+    check_batch_norm(workspace, task, partition, experiment.training)
+    folding = Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None
+    return Prepared(experiment, workspace, algorithm, task, train, test, partition, device, ranks, folding, about)
 
 
 def check_settings(experiment: Experiment, *, remote: bool) -> None:
@@ -77,7 +121,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     t, data, clients = experiment.training, experiment.data, experiment.partition.clients
     check_device("device", experiment.device)
     registry.check_startable(experiment.algorithm)
-    (texts if data.texts else images).check_named(experiment)
+    (texts if data.is_text else images).check_named(experiment)
     picks = data.validation or data.max_train
     check(data.resident or not picks, "data.resident=false takes all samples: no data.validation, no data.max_train")
     known = experiment.partition.kind != "column"  # which has as many clients as it has values
@@ -87,7 +131,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     )
     check_robust(t.mean, t.byzantine, t.clients_per_round, "training.clients_per_round")
     exact = experiment.lora is not None and experiment.lora.aggregate == "exact"
-    check(not exact or registry.ALGORITHMS[experiment.algorithm["name"]].adds_mean, NOT_EXACT)
+    check(not exact or registry.ALGORITHMS[experiment.algorithm_name].adds_mean, NOT_EXACT)
     if remote:
         _check_remote(experiment)
     else:
@@ -107,7 +151,7 @@ def _check_remote(experiment: Experiment) -> None:
 
 def algorithm_of(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
     """The algorithm that the experiment names, for the blocks of `model` where it wants them."""
-    name, settings = registry.named(experiment.algorithm)
+    name, settings = registry.parse_section(experiment.algorithm)
     blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else registry.NO_BLOCKS
     return registry.make(name, settings, blocks)
 
@@ -122,17 +166,17 @@ def learned(experiment: Experiment, train: Samples, test: Samples, device: torch
     return images.build(experiment, train, test, device)
 
 
-def stack_for(experiment: Experiment, device: torch.device) -> int:
-    """How many clients train at once where the experiment does not say."""
+def default_stack(experiment: Experiment, device: torch.device) -> int:
+    """How many clients train at once unless the experiment says: one on a CPU, all of a round on a GPU."""
     return 1 if device.type == "cpu" else experiment.training.clients_per_round
 
 
-def compiled(experiment: Experiment, model: nn.Module, clients: Partition, device: torch.device) -> bool:
-    """Whether local steps are compiled, as the experiment says or as it pays."""
+def compiles_steps(experiment: Experiment, model: nn.Module, partition: Partition, device: torch.device) -> bool:
+    """Whether local steps are compiled: as the experiment says, or if it saves time."""
     if experiment.compile != "auto":
         return experiment.compile == "on"
     t = experiment.training
-    steps = t.steps or -(-int(clients.sizes.mean()) * (t.epochs or 1) // t.batch_size)
+    steps = t.steps or -(-int(partition.sizes.mean()) * (t.epochs or 1) // t.batch_size)
     d = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return compiling_pays(d, t.rounds * t.clients_per_round * steps, device)
 
@@ -140,7 +184,7 @@ def compiled(experiment: Experiment, model: nn.Module, clients: Partition, devic
 def samples_of(experiment: Experiment) -> tuple[Samples, Samples]:
     """The training and held-out samples that the experiment names, cut down as it says."""
     data = experiment.data
-    problem = texts if data.texts else images
+    problem = texts if data.is_text else images
     train, test = problem.load(experiment)
     generator = numpy_generator(experiment.seed, Purpose.SPLIT)
     if data.validation:
@@ -148,11 +192,11 @@ def samples_of(experiment: Experiment) -> tuple[Samples, Samples]:
         order = generator.permutation(rows[-1] + 1)
         held = round(len(order) * data.validation)
         check(0 < held < len(order), f"data.validation={data.validation:g} holds out {held} of {len(order):,} samples")
-        train, test = (train.take(_places(rows, part)) for part in (order[held:], order[:held]))
+        train, test = (train.select(_places(rows, part)) for part in (order[held:], order[:held]))
     if data.max_train and data.max_train < len(train):
-        train = train.take(generator.permutation(len(train))[: data.max_train])
+        train = train.select(generator.permutation(len(train))[: data.max_train])
     if data.max_test and data.max_test < len(test) and not data.validation:  # a choice wants all that is held out
-        test = test.take(generator.permutation(len(test))[: data.max_test])
+        test = test.select(generator.permutation(len(test))[: data.max_test])
     return train, test
 
 
@@ -184,13 +228,13 @@ def _split(experiment: Experiment, train: Samples) -> Partition:
     if s.kind == "column":
         check(train.groups is not None, "partition.kind='column' needs partition.column, a column of the data")
         assert train.groups is not None
-        return split.by_column(train.groups)
+        return partition_by_column(train.groups)
     if s.clients > len(labels):
         raise InputError(f"partition.clients={s.clients:,} is more than the {len(labels):,} training samples")
     if s.kind == "mix":
-        return split.mix(labels, s.clients, s.concentration, generator)
+        return partition_mix(labels, s.clients, s.concentration, generator)
     if s.kind == "dirichlet":
-        return split.dirichlet(labels, s.clients, s.concentration, s.minimum, generator)
+        return partition_dirichlet(labels, s.clients, s.concentration, s.minimum, generator)
     if s.kind == "iid":
-        return split.iid(labels, s.clients, generator)
-    return split.by_classes(labels, s.clients, s.classes_per_client, generator)
+        return partition_iid(labels, s.clients, generator)
+    return partition_by_classes(labels, s.clients, s.classes_per_client, generator)

@@ -13,7 +13,7 @@ from fedadamw.report.metrics import label, shown
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.experiment import Experiment
-from fedadamw.settings.paths import from_anywhere
+from fedadamw.settings.paths import make_absolute
 from fedadamw.validation import InputError, check
 
 Say = Callable[[str], None]
@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 def run_demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> Path:
     """Run `experiment` on as many nodes in `folder`, which must be new or empty; the run's folder in it."""
     _check(experiment, nodes)
-    experiment = from_anywhere(experiment)  # server and nodes start in other folders
+    experiment = make_absolute(experiment)  # server and nodes start in other folders
     folder = folder.resolve()
     with RunFolder(folder).locked():
         check(not any(folder.iterdir()), f"{folder}: is there, and not empty; choose another --out")

@@ -1,24 +1,17 @@
 """Reads the server's broadcast on a node: the whole state, or the change since the round before."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from flwr.app import Array
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.engine.client import Workspace
+from fedadamw.engine.client import Broadcast
+from fedadamw.engine.workspace import Workspace
 from fedadamw.flower.protocol import Request, StaleError
 from fedadamw.flower.wire import ArraySpec, digest, name_fields, read_arrays
 from fedadamw.vector import Vector
-
-
-class Broadcast(NamedTuple):
-    """What a round starts from."""
-
-    down: Any  # the algorithm's Down
-    statistics: Vector
-    base: Vector | None  # the frozen weights, if they travel
 
 
 class BroadcastReader:
@@ -50,8 +43,9 @@ class BroadcastReader:
             down = self._apply_change(tensors, request)
         else:
             down = self._down(*(tensors[f"down.{field}"] for field in self._down._fields))
-        self._last = int(request["round"]), down
-        return Broadcast(down, tensors["statistics"], tensors.get("base"))
+        round_ = int(request["round"])
+        self._last = round_, down
+        return Broadcast(round_, down, tensors["statistics"], tensors.get("base", down.x[:0]))
 
     def _apply_change(self, tensors: Mapping[str, Tensor], request: Request) -> Any:
         """Redo the server's update of the last round from the clients' mean upload."""

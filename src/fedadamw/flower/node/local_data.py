@@ -12,7 +12,8 @@ from fedadamw.data.texts import Texts
 from fedadamw.flower.protocol import NodeConfig
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.simulation import partition_of, samples_of
-from fedadamw.settings.experiment import Data, Experiment
+from fedadamw.settings.data import DataSettings
+from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
 from fedadamw.validation import check
 
@@ -22,7 +23,7 @@ def build_task(
 ) -> tuple[nn.Module, Task, np.ndarray]:
     """Return the model, its task, and the numbers of this node's samples. about: what the server knows of the data."""
     train, samples = load_samples(experiment, about, config, number)
-    no_held_out: Any = train.take(np.arange(0))
+    no_held_out: Any = train.select(np.arange(0))
     if isinstance(train, Texts):
         text = texts.model_of(experiment, about)
         return text.model.to(device), texts.task_of(experiment, text.form, train, no_held_out, device), samples
@@ -49,7 +50,7 @@ def _load_folder(experiment: Experiment, about: Mapping[str, Any], config: NodeC
     place, split = config.get("data"), config.get("split", "train")
     check(isinstance(place, str), "this node has no data: give --node-config 'data=\"FOLDER\"'")
     data = {**experiment.data.model_dump(), "source": place, "config": None, "test_source": None, "test_split": split}
-    local = experiment.model_copy(update={"data": Data(**data)})
-    samples = texts.held_out(local, about) if local.data.texts else images.held_out(local, about)
+    local = experiment.model_copy(update={"data": DataSettings(**data)})
+    samples = texts.held_out(local, about) if local.data.is_text else images.held_out(local, about)
     check(len(samples) > 0, f"{place}: holds no samples")
     return samples

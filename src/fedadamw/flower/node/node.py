@@ -14,12 +14,13 @@ from flwr.app import Array
 
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.checkpoint import CheckpointError
-from fedadamw.engine import codecs
-from fedadamw.engine.client import Answer, Shard, Workspace
+from fedadamw.engine.client import Answer, Shard
+from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.record import DivergedError
-from fedadamw.engine.step import stepper
-from fedadamw.engine.uploads import Coded, Uploads
+from fedadamw.engine.step import make_step
+from fedadamw.engine.uploads import CodedEngine, Uploads
+from fedadamw.engine.workspace import Workspace
 from fedadamw.flower.node.broadcast import BroadcastReader
 from fedadamw.flower.node.config import memory_folder, read_device, read_number
 from fedadamw.flower.node.local_data import build_task
@@ -28,7 +29,7 @@ from fedadamw.flower.protocol import NodeConfig, Numbers, Request
 from fedadamw.flower.wire import to_array
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.models.lora import Folding
-from fedadamw.prepare.device import device_of
+from fedadamw.prepare.device import select_device
 from fedadamw.prepare.simulation import algorithm_of
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError
@@ -51,23 +52,23 @@ class Node:
     def __init__(self, experiment: Experiment, about: Mapping[str, Any], config: NodeConfig, home: Path) -> None:
         self.experiment, self.number = experiment, read_number(config)
         training = experiment.training
-        device = device_of(experiment, read_device(config))
+        device = select_device(experiment, read_device(config))
         if threads := config.get("threads", experiment.threads):
             torch.set_num_threads(int(threads))
         model, task, self.samples = build_task(experiment, about, config, self.number, device)
         self.workspace = Workspace(model)
         algorithm: AnyAlgorithm = algorithm_of(experiment, model)
-        step = stepper(algorithm, training.clip, compiled=experiment.compile == "on")
+        step = make_step(algorithm, training.clip, compiled=experiment.compile == "on")
         loop = Loop(self.workspace, algorithm, task, training, experiment.seed, step)
-        uploads = Uploads(algorithm, codecs.made(training.upload, training.keep))
-        self.engine = Coded(loop, uploads, experiment.seed)
+        uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
+        self.engine = CodedEngine(loop, uploads, experiment.seed)
         exact = experiment.lora is not None and experiment.lora.aggregate == "exact"
         self.folding = Folding(model) if exact else None
         base = None if self.folding is None else self.folding.base
         down = algorithm.broadcast(algorithm.server_init(self.workspace.y.clone()))
-        self.broadcasts = BroadcastReader(algorithm, self.workspace, down, uploads.like(down), base)
+        self.broadcasts = BroadcastReader(algorithm, self.workspace, down, uploads.template(down), base)
         fresh_if_lost = experiment.federation.lost_memory == "fresh"
-        self.memory = ClientMemory(home, uploads.memory(down), fresh_if_lost=fresh_if_lost)
+        self.memory = ClientMemory(home, uploads.initial_memory(down), fresh_if_lost=fresh_if_lost)
 
     @property
     def sample_count(self) -> Numbers:
@@ -88,11 +89,11 @@ class Node:
         self.memory.check_order(float(request["sent"]))
         round_ = int(request["round"])
         broadcast = self.broadcasts.read(arrays, request)
-        if self.folding is not None and broadcast.base is not None:
+        if self.folding is not None:
             self.folding.load(broadcast.base)
         memory, fresh = self.memory.load(int(request["counted"]))
         shard = Shard(self.number, self.samples, memory)
-        ((_, answer),) = self.engine.answers([shard], round_, broadcast.down, broadcast.statistics)
+        ((_, answer),) = self.engine.train([shard], broadcast)
         self._check_finite(answer, round_)
         self.memory.save(round_ + 1, answer.memory)
         return self._pack(answer, fresh=fresh)
@@ -114,7 +115,7 @@ class Node:
 
 def load_node(settings: str, about: str, config: NodeConfig, federation: str) -> Node:
     """Build the node of a run from a request's texts: settings (YAML) and what the server knows of the data (JSON)."""
-    from fedadamw.settings.load import parse
+    from fedadamw.settings.load import parse_settings
 
     try:
         raw_settings, known = read_yaml("settings", settings), json.loads(about)
@@ -123,6 +124,6 @@ def load_node(settings: str, about: str, config: NodeConfig, federation: str) ->
     home = memory_folder(config, federation, read_number(config))
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        return Node(parse(raw_settings), known, config, home)
+        return Node(parse_settings(raw_settings), known, config, home)
     except OSError as error:
         raise CheckpointError(f"{home}: {error}") from None

@@ -56,7 +56,7 @@ class Worker:
         self, request: WorkerRequest, arrays: Mapping[str, Array]
     ) -> tuple[Mapping[str, int | float | str], dict[str, Array]]:
         """Return numbers and arrays for a request; on an error, {"error": text} or {"stale": 1} and no arrays."""
-        from fedadamw.engine.device_memory import give_back, is_out_of_memory
+        from fedadamw.engine.device_memory import is_out_of_memory, release_memory
 
         try:
             return self._handle(request, arrays)
@@ -65,7 +65,7 @@ class Worker:
             out_of_memory = is_out_of_memory(error)
         if out_of_memory:  # only now: the error's traceback referred to the node's tensors
             self._nodes.clear()
-            give_back()
+            release_memory()
         return numbers, {}
 
     def _handle(

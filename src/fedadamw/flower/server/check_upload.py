@@ -16,9 +16,9 @@ from fedadamw.flower.protocol import ARRAYS
 from fedadamw.flower.server.norm_bounds import Norms, measure_norms
 from fedadamw.flower.server.replies import read_numbers
 from fedadamw.flower.wire import MAX_HEADER_BYTES, ArraySpec, RefusedError, read_arrays
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import InputError
-from fedadamw.vector import HUGE, Layout, Vector, nbytes
+from fedadamw.vector import LARGEST_PLAUSIBLE, Layout, Vector, nbytes
 
 MAX_LOSS = 1e6  # nats
 SPARE = 4  # reply arrays may have so many times an honest upload's bytes: a little too many get their own reason
@@ -40,10 +40,12 @@ class UploadChecker:
     up, statistics: of the shapes and types that an honest client sends. layout: of the statistics.
     """
 
-    def __init__(self, training: Training, uploads: Uploads, up: Any, statistics: Vector, layout: Layout) -> None:
+    def __init__(
+        self, training: TrainingSettings, uploads: Uploads, up: Any, statistics: Vector, layout: Layout
+    ) -> None:
         self.training, self.uploads, self.up, self.layout = training, uploads, up, layout
         self._first_statistics = statistics.cpu()
-        payload = uploads.code(up, uploads.no_residual(up.delta), torch.Generator()).payload
+        payload = uploads.encode(up, uploads.zero_residual(up.delta), torch.Generator()).payload
         self._specs = {f"up.{name}": ArraySpec.of(t) for name, t in payload.items()}
         self._specs["statistics"] = ArraySpec.of(statistics)
         self.max_nbytes = SPARE * sum(spec.nbytes + MAX_HEADER_BYTES for spec in self._specs.values())
@@ -62,7 +64,7 @@ class UploadChecker:
         3. names, shapes, types and bytes of the arrays: `missing-array`, `extra-array`, `wrong-shape`,
            `wrong-dtype`, `garbage`
         4. the codec decodes them: `garbage`, `not-finite`
-        5. numbers finite and below HUGE, counts and variances not negative, steps no more than asked for:
+        5. numbers finite and below LARGEST_PLAUSIBLE; counts and variances not negative, steps no more than asked for:
            `not-finite`, `too-long`, `negative`, `steps`
         After it, when the round's other uploads are known, the norms (norm_bounds.py): `too-long`, or clipped.
         """
@@ -128,22 +130,22 @@ def check_numbers(up: Any, statistics: Mapping[str, Tensor], *, nonnegative: Seq
         if t.numel():
             _check_range(name, t, nonnegative=name in nonnegative or name.endswith("running_var"))
     k = getattr(up, "k", None)
-    if k is not None and not bool(((k >= 1) & (k <= (steps or HUGE))).all()):
+    if k is not None and not bool(((k >= 1) & (k <= (steps or LARGEST_PLAUSIBLE))).all()):
         asked = "at least 1 was" if steps is None else f"{steps} were"
         raise RefusedError("steps", f"it reports {float(k.flatten()[0]):g} steps, {asked} asked for")
 
 
 def _check_range(name: str, t: Tensor, *, nonnegative: bool) -> None:
-    """Raise RefusedError unless every number is finite, below HUGE, and not negative if it must not be."""
+    """Raise RefusedError unless every number is finite, below LARGEST_PLAUSIBLE, and not negative if it must not be."""
     least, most = map(float, torch.aminmax(t))  # NaN if any number is
     if not math.isfinite(least + most):
         raise RefusedError("not-finite", f"{name!r} has numbers that are not finite")
-    if max(-least, most) > HUGE:
-        raise RefusedError("too-long", f"{name!r} has numbers above {HUGE:g}")
+    if max(-least, most) > LARGEST_PLAUSIBLE:
+        raise RefusedError("too-long", f"{name!r} has numbers above {LARGEST_PLAUSIBLE:g}")
     if least < 0 and nonnegative:
         raise RefusedError("negative", f"{name!r} has numbers below 0")
 
 
 def zero_unchanged_constants(statistics: Tensor, first: Tensor) -> Tensor:
     """Return the statistics with 0 for huge numbers that are as they were at first: a constant such as a mask."""
-    return statistics.masked_fill((statistics.abs() > HUGE) & (statistics == first), 0)
+    return statistics.masked_fill((statistics.abs() > LARGEST_PLAUSIBLE) & (statistics == first), 0)

@@ -22,7 +22,7 @@ from fedadamw.flower.server.norm_bounds import STATISTICS, NormBounds, Norms, fi
 from fedadamw.flower.server.replies import count_bytes, is_node_gone
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.flower.wire import RefusedError
-from fedadamw.settings.federation import Federation
+from fedadamw.settings.federation import FederationSettings
 
 POLL_S = (0.05, 0.5)  # between polls for replies: at first, and at most
 POLL_NODES_S = 2.0  # between polls for nodes that came or left
@@ -54,7 +54,7 @@ class Collector:
 
     def __init__(
         self,
-        federation: Federation,
+        federation: FederationSettings,
         messenger: Messenger,
         registry: ClientRegistry,
         spool: UploadSpool,

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from fedadamw.flower.server.monitor import Monitor
-from fedadamw.io.disk import writing
+from fedadamw.io.disk import report_full_disk
 
 
 class Events:
@@ -20,6 +20,6 @@ class Events:
         """Write one event with its facts."""
         self.monitor.count_event(event)
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
-        with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
+        with report_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from types import TracebackType
 
 from fedadamw.engine.record import Record
 from fedadamw.report.metrics import main
-from fedadamw.validation import InputError, check, missing
+from fedadamw.validation import InputError, check, missing_extra_error
 
 
 class Monitor:
@@ -18,7 +18,7 @@ class Monitor:
         try:
             from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, start_http_server
         except ImportError:
-            raise missing(f"metrics-port={port} needs prometheus-client", "flower") from None
+            raise missing_extra_error(f"metrics-port={port} needs prometheus-client", "flower") from None
         registry = CollectorRegistry()
         self._round = Gauge("fedadamw_round", "Rounds done", registry=registry)
         self._online = Gauge("fedadamw_clients_online", "Clients that are online", registry=registry)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedadamw.settings.federation import Federation
+from fedadamw.settings.federation import FederationSettings
 
 STATISTICS = "statistics"  # BatchNorm's, beside the fields of an upload
 ROUNDS = 5  # that the usual norm looks back on
@@ -27,7 +27,7 @@ def measure_norms(up: Any, statistics: Tensor, *, steps: bool) -> dict[str, floa
 class NormBounds:
     """The bound on each field: `norm_factor` times its usual norm, and `max_norm` for the update."""
 
-    def __init__(self, federation: Federation) -> None:
+    def __init__(self, federation: FederationSettings) -> None:
         self.federation = federation
         self.past: deque[list[Norms]] = deque(maxlen=ROUNDS)  # of each round's uploads that counted
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save
 from fedadamw.engine.client import Answer, Shard
 from fedadamw.flower.server.check_upload import CheckedUpload, UploadChecker
 from fedadamw.flower.server.norm_bounds import Norms, clip
-from fedadamw.io.disk import writing
+from fedadamw.io.disk import report_full_disk
 from fedadamw.vector import Vector
 
 
@@ -24,7 +24,7 @@ class UploadSpool:
     ) -> CheckedUpload:
         """Check a reply and write its upload to disk; raises RefusedError as UploadChecker.check does."""
         upload, tensors = self.checker.check(reply, client, registered, samples)
-        with writing(self._file(client)):
+        with report_full_disk(self._file(client)):
             self._file(client).write_bytes(save(tensors))
         return upload
 
