@@ -21,7 +21,7 @@ from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.server_app import run
 from fedadamw.settings.load import load
 from fedadamw.trained.export import export
-from fedadamw.trained.load import of_run
+from fedadamw.trained.load import open_run
 from fedadamw.validation import InputError
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
@@ -125,7 +125,7 @@ def test_a_card_tells_of_nodes_what_they_tell_and_not_what_the_server_has(tmp_pa
     federation = f"federation={{quorum: 3, wait_for: 3, wait_s: 5, sample_counts: {counts}}}"
     settings, grid = with_images(tmp_path, "partition.clients=5", "training.rounds=1", federation)
     run(load("digits", [*COMMON, *settings]), grid, tmp_path / "run")
-    export(of_run(tmp_path / "run"), tmp_path / "out")
+    export(open_run(tmp_path / "run"), tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
     assert "# image, trained by fedadamw over 3 clients" in card
     assert f"| training data, on the nodes | {samples} | not known to the server |" in card

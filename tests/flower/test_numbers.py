@@ -12,7 +12,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from support.federated import assert_same, federated, simulated
 
 from fedadamw.engine.ledger import read_page
-from fedadamw.trained.load import _nodes
+from fedadamw.trained.load import _count_nodes
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
 
@@ -107,4 +107,4 @@ def test_a_checkpoint_of_an_earlier_version_says_nothing_of_samples():
     text = json.dumps([[[0, 1], [2, 4]], [[{"delta": 1.5}]]])
     page = read_page(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8))
     assert page == ({0: 1, 2: 4}, [[{"delta": 1.5}]], {})
-    assert _nodes(page) == {"counted": 2, "samples": None}
+    assert _count_nodes(page) == {"counted": 2, "samples": None}
