@@ -16,7 +16,7 @@ class Server:
     """FedAdamW's server: x (d,), Delta_G (d,), v_bar (B,) and t, updated by the clients' uploads.
 
     model: gives the initial x and the layout; it is not changed. blocks: `Blocks.of(model)` by default.
-    share: the moments that survive a round: `mean-v` (the paper, block means of v), or an ablation: `none`, `m`, `v`, `vm`.
+    share: the moments that survive a round: `mean-v` (the paper), or the ablations `none`, `m`, `v`, `vm`.
 
     Half precision models have a float32 server. Raises InputError for another model's blocks or an unknown share.
     """
