@@ -326,7 +326,7 @@ def test_certificates_are_for_long_names_and_addresses(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["training.diagnostics=true"], "training.diagnostics looks at clients while they train: not elsewhere"),
+        (["training.diagnostics=true"], "training.diagnostics needs simulated clients, not Flower's nodes"),
         (["training.clients_per_round=4"], "clients_per_round=4 is more than the 3 clients there are"),
         (["training.mean=krum"], "needs 5 clients a round, not 2 (training.clients_per_round)"),
         (

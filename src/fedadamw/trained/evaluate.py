@@ -11,7 +11,7 @@ from fedadamw.engine.workspace import autocast
 from fedadamw.models.text import Text
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.device import select_device
-from fedadamw.prepare.simulation import samples_of
+from fedadamw.prepare.samples import load_samples
 from fedadamw.randomness import Purpose, numpy_generator
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Evaluation, Task
@@ -43,7 +43,7 @@ def _picked(experiment: Experiment, found: Held) -> Held:
 
 def _held_out(trained: Trained, device: torch.device) -> tuple[Texts | Images, Task]:
     experiment, built, about = trained.experiment, trained.built, trained.about
-    own = None if trained.other_data else samples_of(experiment)[1]
+    own = None if trained.other_data else load_samples(experiment)[1]
     if isinstance(built, Text):
         found = _picked(experiment, texts.held_out(experiment, about)) if own is None else own
         assert isinstance(found, Texts)

@@ -32,7 +32,8 @@ from fedadamw.io.yaml_text import read_yaml
 from fedadamw.models.lora import Folding
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.device import check_device, select_device
-from fedadamw.prepare.simulation import algorithm_of, partition_of, samples_of
+from fedadamw.prepare.samples import load_samples, make_partition
+from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.settings.data import DataSettings
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
@@ -64,7 +65,7 @@ class Node:
             torch.set_num_threads(int(threads))
         model, task, self.samples = _learned(experiment, about, config, self.number, device)
         self.workspace = Workspace(model)
-        self.algorithm: AnyAlgorithm = algorithm_of(experiment, model)
+        self.algorithm: AnyAlgorithm = build_algorithm(experiment, model)
         step = make_step(self.algorithm, experiment.training.clip, compiled=experiment.compile == "on")
         uploads = Uploads(self.algorithm, make_codec(experiment.training.upload, experiment.training.keep))
         loop = Loop(self.workspace, self.algorithm, task, experiment.training, experiment.seed, step)
@@ -207,9 +208,9 @@ def _own(
 ) -> tuple[Texts | Images, np.ndarray]:
     """Samples, and which of them are this node's: a part of the experiment's own, or all in the node's folder."""
     if experiment.partition.kind != "nodes":
-        train, _ = samples_of(experiment)
+        train, _ = load_samples(experiment)
         assert isinstance(train, Texts | Images)
-        clients = partition_of(experiment, train)
+        clients = make_partition(experiment, train)
         check(number < len(clients), f"this node's partition-id is {number}; there are {len(clients)} clients")
         return train, clients[number]
     place, split = config.get("data"), config.get("split", "train")
