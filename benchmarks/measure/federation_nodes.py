@@ -31,7 +31,7 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from benchmarks.common import records
 from fedadamw.flower import new_app
 from fedadamw.flower.client_app import pack_reply
-from fedadamw.flower.local.testbed import HOST, Testbed
+from fedadamw.flower.local.testbed import HOST, LocalFederation
 from fedadamw.flower.node.worker import Worker
 from fedadamw.flower.protocol import ARRAYS, REQUEST
 from fedadamw.settings.load import load
@@ -122,7 +122,7 @@ def held(nodes: int, settings: list[str]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         new_app.write_app(place / "app", load("digits", settings))
-        with Testbed(place, 0, authenticated=False) as bed:
+        with LocalFederation(place, 0, authenticated=False) as bed:
             bed.start_superlink()
             proxy, stop = Proxy(bed.port), threading.Event()
             certificate = (bed.certs / "ca.crt").read_bytes()
@@ -170,7 +170,7 @@ def held(nodes: int, settings: list[str]) -> dict:
             }
 
 
-def bed_status(bed: Testbed, run: int, out: Path, seen: list[dict]) -> str:
+def bed_status(bed: LocalFederation, run: int, out: Path, seen: list[dict]) -> str:
     """The run's state; `seen` gets its new records."""
     status = bed.status(run)
     path = out / "metrics.jsonl"

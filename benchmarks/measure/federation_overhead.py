@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.common import records
 from fedadamw.flower import new_app
-from fedadamw.flower.local.testbed import Testbed
+from fedadamw.flower.local.testbed import LocalFederation
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.execute import commit
 from fedadamw.settings.load import load
@@ -96,7 +96,7 @@ Rounds.sample = timed
 """
 
 
-def stock(folder: Path, bed: Testbed, nodes: int, rounds: int, up: int, down: int) -> list[float]:
+def stock(folder: Path, bed: LocalFederation, nodes: int, rounds: int, up: int, down: int) -> list[float]:
     """Seconds of Flower's rounds but the first."""
     new_app.write_app(folder, load("digits"))
     package = next(folder.glob("*/client_app.py")).parent
@@ -111,7 +111,7 @@ def stock(folder: Path, bed: Testbed, nodes: int, rounds: int, up: int, down: in
     return [round(b - a, 3) for a, b in itertools.pairwise(times)]
 
 
-def ours(folder: Path, bed: Testbed, settings: list[str], look: float | None) -> list[float]:
+def ours(folder: Path, bed: LocalFederation, settings: list[str], look: float | None) -> list[float]:
     """Seconds of our rounds but the first and the last, which ends with report and picture."""
     new_app.write_app(folder, load("digits", settings))
     place = next(folder.glob("*/server_app.py"))
@@ -144,7 +144,7 @@ def main() -> None:
     record = next(iter(prepare(load("digits", [*settings, "training.rounds=1"])).simulation().rounds()))
     up, down = record.up_bytes // options.nodes, record.down_bytes // options.nodes
     seconds: dict[str, list[float]] = {"flower": [], "fedadamw": []}
-    with tempfile.TemporaryDirectory() as folder, Testbed(Path(folder) / "bed", options.nodes) as bed:
+    with tempfile.TemporaryDirectory() as folder, LocalFederation(Path(folder) / "bed", options.nodes) as bed:
         bed.start_superlink()
         for node in range(options.nodes):
             bed.register(node)

@@ -19,7 +19,7 @@ from support.federated import assert_same, changed, federated, simulated
 
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.record import DivergedError
-from fedadamw.flower.server import clients, messenger
+from fedadamw.flower.server import clients, messenger, pull
 from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.wire import RefusedError
 
@@ -51,7 +51,7 @@ def test_late_answers_that_last_do_not_hold_up_the_next_round(tmp_path):
     grid.silent = {104, 105, 106, 107}
     assert ours.step().federation == {"asked": 8, "answered": 4, "overdue": 4}
     grid.silent = set()
-    late = set(ours.clients.collector._late)
+    late = set(ours.clients.collector.late.overdue)
     slowed(grid, lambda name, _: time.sleep(2 if name in late else 0))
     start = time.monotonic()
     assert ours.step().federation["answered"] == 4
@@ -60,7 +60,7 @@ def test_late_answers_that_last_do_not_hold_up_the_next_round(tmp_path):
 
 @pytest.mark.parametrize("asked", ["train", "hello"])
 def test_nodes_that_never_end_their_answers_hold_up_the_others_for_a_while_only(tmp_path, monkeypatch, asked):
-    monkeypatch.setattr(messenger, "HELD_S", 1.0)
+    monkeypatch.setattr(messenger, "SLOW_PULL_S", 1.0)
     federation = "federation={quorum: 5, deadline_s: 30, wait_s: 8, retries: 0, wait_for: 6}"
     ours, grid = federated(tmp_path, ["partition.clients=10", "training.clients_per_round=6", federation])
     over, hung = threading.Event(), {100, 101, 102, 103, 104}
@@ -70,8 +70,8 @@ def test_nodes_that_never_end_their_answers_hold_up_the_others_for_a_while_only(
     slowed(grid, lambda _, node: over.wait(60) if node in hung else None)
     ours.clients.sample = lambda _: list(range(4, 10)) if asked == "train" else list(range(5, 10))
     ours.clients._wait_for_clients(0, 5)
-    ours.clients.collector.members.online()
-    found = ours.step().federation if asked == "train" else ours.clients.members.online()
+    ours.clients.collector.registry.poll_online()
+    found = ours.step().federation if asked == "train" else ours.clients.registry.poll_online()
     over.set()
     assert found == ({"asked": 6, "answered": 6} if asked == "train" else [5, 6, 7, 8, 9])
 
@@ -83,7 +83,7 @@ def test_a_node_that_never_ends_its_answers_costs_two_threads_and_is_not_asked_a
     over = threading.Event()
     slowed(grid, lambda _, node: over.wait(60) if node == 102 else None)
     came = [record.federation for record in ours.rounds()]
-    assert sum(isinstance(thread, messenger._Pull) for thread in threading.enumerate()) <= messenger.OF_A_NODE
+    assert sum(isinstance(thread, pull.Pull) for thread in threading.enumerate()) <= messenger.MAX_PULLS_PER_NODE
     over.set()
     assert came[-1] == {"asked": 2, "answered": 2, "unreachable": 1}
 
@@ -135,7 +135,7 @@ def test_an_error_of_the_superlink_itself_is_borne_for_a_while(tmp_path, monkeyp
 
     slowed(grid, fails)
     assert ours.step().federation == {"asked": 3, "answered": 3}
-    monkeypatch.setattr(messenger, "BROKEN_S", 0.0)
+    monkeypatch.setattr(messenger, "MAX_OUTAGE_S", 0.0)
     broken += [True] * 1000
     with pytest.raises(httpx.HTTPStatusError):
         ours.step()
@@ -161,7 +161,7 @@ def test_a_hello_that_flower_lost_is_said_once_again(tmp_path, monkeypatch):
     assert ours.clients.sample(0) == [0, 1]
     time.sleep(1)
     for _ in range(3):
-        ours.clients.members.online()
+        ours.clients.registry.poll_online()
     hellos = [message.metadata.dst_node_id for message in grid.waiting.values()]
     assert [hellos.count(node) for node in (101, 102)] == [2, 2]
     assert sorted(event["client"] for event in events(tmp_path, "joined")) == [0, 1]
@@ -252,7 +252,7 @@ def test_steps_that_nobody_can_know_are_held_to_what_is_usual(tmp_path):
     settings = ["training={rounds: 2, clients_per_round: 3, epochs: 1, batch_size: 20, lr: 0.001, steps: null}"]
     settings += ["federation={sample_counts: false, retries: 0}", "data.max_train=90"]
     ours, _ = federated(tmp_path, settings, _2=changed("up.k", lambda a: a * 0 + 1e9))
-    ours.clients.members.sizes = None  # as with data of the nodes' own
+    ours.clients.registry.sizes = None  # as with data of the nodes' own
     assert ours.step().federation == {"asked": 3, "answered": 2, "refused": 1, "refused: too-long": 1}
 
 
@@ -274,14 +274,14 @@ def test_a_piece_that_is_named_many_times_is_not_put_together(tmp_path):
     array = Array("float32", (4,), "numpy.ndarray", bytes(2**20))
     about = json.loads(get_object_body(array.deflate(), Array))
     bomb = add_header_to_object_body(json.dumps({**about, "arraychunk_ids": [0] * 1000}).encode(), array)
-    messenger._allowed.nbytes = 2**21
+    pull._budget.nbytes = 2**21
     try:
-        assert len(messenger._Limited.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20
-        with pytest.raises(RefusedError, match="too many"):
-            messenger._Limited.inflate(bomb, {piece.object_id: piece})
+        assert len(pull.LimitedArray.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20
+        with pytest.raises(RefusedError, match="too large"):
+            pull.LimitedArray.inflate(bomb, {piece.object_id: piece})
     finally:
-        del messenger._allowed.nbytes
-    assert len(messenger._Limited.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20, "another caller's"
+        del pull._budget.nbytes
+    assert len(pull.LimitedArray.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20, "another caller's"
 
 
 def test_a_message_that_comes_after_a_later_one_is_refused(tmp_path):
@@ -311,7 +311,7 @@ def test_a_message_whose_time_was_over_is_not_worked_on(tmp_path):
     answer = grid.workers[101].answer
     grid.workers[101].answer = lambda facts, arrays: answer({**facts, "came": facts["came"] - 1e4}, arrays)
     assert ours.step().federation == {"asked": 3, "answered": 2, "failed": 1, "failed: failed": 1}
-    assert "before it was begun" in events(tmp_path, "failed")[0]["detail"]
+    assert "before the work began" in events(tmp_path, "failed")[0]["detail"]
 
 
 @pytest.mark.parametrize("lost", ["refuse", "fresh"])

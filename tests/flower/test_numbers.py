@@ -22,7 +22,7 @@ from support.grids import Here
 from fedadamw import checkpoint
 from fedadamw.engine.ledger import read_page
 from fedadamw.flower.local import certs, demo
-from fedadamw.flower.node import node
+from fedadamw.flower.node import config, node
 from fedadamw.flower.node.worker import Worker
 from fedadamw.flower.server.monitor import Monitor
 from fedadamw.flower.server.rounds import QuorumError
@@ -145,11 +145,11 @@ def test_each_node_trains_on_its_own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
     assert (
-        "name: ./roberta" in ours.clients.members.post.facts["settings"]
+        "name: ./roberta" in ours.clients.registry.messenger.facts["settings"]
     )  # no node takes a folder of the server for a hub id
     losses = [record.test_loss for record in ours.rounds()]
     assert losses[-1] < losses[0]
-    assert [known.samples for _, known in sorted(ours.clients.members.known.items())] == [len(part) for part in parts]
+    assert {i: c.samples for i, c in ours.clients.registry.joined.items()} == dict(enumerate(map(len, parts)))
 
 
 def test_a_node_without_its_data_says_so(tmp_path):
@@ -165,11 +165,11 @@ def test_a_node_without_its_data_says_so(tmp_path):
 
 @pytest.mark.parametrize("given", ["mps", "xpu:0", "cuda:x", "cuda:99", 1, True])
 def test_a_node_trains_on_the_device_that_it_is_told(tmp_path, given):
-    settings, config = load("digits", COMMON).to_yaml(), {"partition-id": 0, "state-dir": str(tmp_path)}
-    assert node.read_device(config) == "auto"
-    assert node.read_device({**config, "device": "cuda:1"}) == "cuda:1"
+    settings, told = load("digits", COMMON).to_yaml(), {"partition-id": 0, "state-dir": str(tmp_path)}
+    assert config.read_device(told) == "auto"
+    assert config.read_device({**told, "device": "cuda:1"}) == "cuda:1"
     with pytest.raises(InputError, match="not a device to train on; use one of auto, cpu, cuda|finds no such GPU here"):
-        node.load_node(settings, "{}", {**config, "device": given}, "run")
+        node.load_node(settings, "{}", {**told, "device": given}, "run")
 
 
 def test_a_node_whose_memory_is_full_lets_go_of_all_it_held(monkeypatch):
@@ -179,7 +179,7 @@ def test_a_node_whose_memory_is_full_lets_go_of_all_it_held(monkeypatch):
 
     made, worker, given_back = [Full()], Worker(), []
     full = weakref.ref(made[0])
-    monkeypatch.setattr(worker, "_loaded", lambda _: made.pop())
+    monkeypatch.setattr(worker, "_load", lambda _: made.pop())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(full() is None))
     worker._nodes["of another run"] = None
     about = dict.fromkeys(("settings", "about", "config", "federation"), "")
@@ -213,7 +213,7 @@ def test_a_node_may_have_images_of_one_class_alone(tmp_path):
     settings, grid = with_images(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
     assert ours.step().federation == {"asked": 3, "answered": 3}
-    assert [ours.clients.members.known[i].samples for i in range(3)] == [6, 6, 12]
+    assert [ours.clients.registry.joined[i].samples for i in range(3)] == [6, 6, 12]
 
 
 @pytest.mark.parametrize(("counts", "samples"), [("true", "24, as the nodes tell"), ("false", "not told")])

@@ -18,7 +18,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from support import flower_apps
 
 from fedadamw import checkpoint
-from fedadamw.flower.local.testbed import Testbed, kill
+from fedadamw.flower.local.testbed import LocalFederation, kill
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
@@ -36,7 +36,7 @@ COMMON = [
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory):
     """A SuperLink and three nodes."""
-    with Testbed(tmp_path_factory.mktemp("bed"), NODES + 1) as bed:
+    with LocalFederation(tmp_path_factory.mktemp("bed"), NODES + 1) as bed:
         bed.start_superlink()
         for node in range(NODES):
             bed.register(node)
@@ -187,7 +187,7 @@ def test_a_locked_database_costs_no_node(bed):
 
 @pytest.mark.slow
 def test_a_superlink_and_a_node_that_cannot_go_on_end(tmp_path):
-    with Testbed(tmp_path, 1) as bed:
+    with LocalFederation(tmp_path, 1) as bed:
         bed.start_superlink()
         bed.register(0)
         node = bed.start_node(0)

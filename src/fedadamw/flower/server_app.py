@@ -14,6 +14,8 @@ from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.record import Record
 from fedadamw.engine.uploads import Uploads
+from fedadamw.flower.protocol import RunFacts
+from fedadamw.flower.server.check_upload import UploadChecker
 from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.events import Events
 from fedadamw.flower.server.messenger import Messenger
@@ -103,7 +105,7 @@ def nodes_of(
     spool_folder = folder.path / "spool"
     shutil.rmtree(spool_folder, ignore_errors=True)
     spool_folder.mkdir(parents=True)
-    facts = {
+    facts: RunFacts = {
         "settings": yaml.safe_dump(
             mark_folders(experiment).model_dump(mode="json", exclude={"device", "threads", "trackers"})
         ),
@@ -115,8 +117,10 @@ def nodes_of(
     template = uploads.template(algorithm.broadcast(server))
     shapes = type(template)(*(t.new_zeros(()).expand(t.shape) for t in template))  # without their memory
     layout = Layout.of_tensors(statistics(workspace.module))
-    spool = UploadSpool(t, uploads, shapes, workspace.statistics.clone(), layout, spool_folder)
-    events, messenger = Events(folder.path / "events.jsonl", monitor), Messenger(grid, facts, spool.most)
+    first = workspace.statistics.clone()
+    checker = UploadChecker(t, uploads, shapes, first, layout)
+    spool = UploadSpool(checker, first, spool_folder)
+    events, messenger = Events(folder.path / "events.jsonl", monitor), Messenger(grid, facts, checker.max_nbytes)
     registry = ClientRegistry(
         messenger,
         events,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedadamw.flower import new_app
-from fedadamw.flower.local.testbed import Testbed
+from fedadamw.flower.local.testbed import LocalFederation
 from fedadamw.prepare.simulation import check_settings
 from fedadamw.report.metrics import label, shown
 from fedadamw.runner.folder import RunFolder
@@ -33,7 +33,7 @@ def run_demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> P
 
 def _held(folder: Path, nodes: int, say: Say) -> None:
     """The demonstration, in a folder of its own with its app."""
-    with Testbed(folder, nodes) as bed:
+    with LocalFederation(folder, nodes) as bed:
         say("SuperLink: TLS, and only nodes with registered keys")
         bed.start_superlink()
         for node in range(nodes):
@@ -68,7 +68,7 @@ def next_free_folder(folder: Path) -> Path:
     return found
 
 
-def _followed(bed: Testbed, run: int, out: Path, say: Say) -> str:
+def _followed(bed: LocalFederation, run: int, out: Path, say: Say) -> str:
     """Tell each round and what happened, until the run is over; its state then."""
     seen = {"metrics.jsonl": 0, "events.jsonl": 0}
     while True:

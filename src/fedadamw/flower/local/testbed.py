@@ -23,7 +23,7 @@ HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
 
 
-class Testbed:
+class LocalFederation:
     """SuperLink and SuperNodes in `folder`; all of them end with the `with` block.
 
     nodes: keys to make. authenticated: whether only nodes with registered keys get in.
@@ -129,7 +129,7 @@ class Testbed:
         """What the process `link` or `node-<i>` has said."""
         return (self.logs / f"{name}.log").read_text(errors="replace")
 
-    def __enter__(self) -> "Testbed":
+    def __enter__(self) -> "LocalFederation":
         return self
 
     def __exit__(

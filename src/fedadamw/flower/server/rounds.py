@@ -14,6 +14,7 @@ from fedadamw.algorithm import ServerState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Traffic, Update
 from fedadamw.engine.ledger import Ledger, Page
+from fedadamw.flower.protocol import RoundFacts
 from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.collect import Collector
 from fedadamw.flower.server.events import Events
@@ -111,16 +112,16 @@ class Nodes(Clients):
                 raise self._no_quorum(round_, f"{len(uploads)} clients answered")
             time.sleep(pause)
             pause = min(2 * pause, RETRY_S[1])
-            others = self._others(self.registry.online())
+            others = self._others(self.registry.poll_online())
             collector.collect(others, self.quorum, min(f.deadline_s, max(until - time.monotonic(), 0.0)))
         limits = collector.close()
         self._norms = {
-            client: {name: min(length, limits[name]) for name, length in upload.lengths.items()}
+            client: {name: min(norm, limits[name]) for name, norm in upload.norms.items()}
             for client, upload in uploads.items()
         }
         self._samples = {client: upload.samples for client, upload in uploads.items()} if f.sample_counts else {}
         for client in sorted(uploads):
-            yield self.spool.give(client, uploads[client], limits)
+            yield self.spool.load(client, uploads[client], limits)
 
     def _others(self, online: Iterable[int]) -> list[int]:
         """The clients to ask in a round without quorum: as many as are missing, those not asked before first."""
@@ -136,7 +137,7 @@ class Nodes(Clients):
         """Keep what clients need to compute the new state, and whose answers were accepted."""
         self._update = update
         bounds = self.collector.bounds
-        bounds.accepted(list(self._norms.values()))
+        bounds.record_round(list(self._norms.values()))
         page, done = self.ledger.page, update.round + 1
         counted = {**page.counted, **dict.fromkeys(self._norms, done)}
         self.ledger.add(done, Page(counted, list(bounds.past), {**page.samples, **self._samples}))
@@ -152,16 +153,17 @@ class Nodes(Clients):
         last = self._update
         if not self.federation.reuse or self.sends_base or last is None or last.round != round_ - 1:
             return whole, None
-        if not self.collector.holds or nbytes(last.up) >= nbytes(down) or type(down) is not self._state:
+        reusable = self.collector.broadcast.has_state_anywhere and type(down) is self._state
+        if not reusable or nbytes(last.up) >= nbytes(down):
             return whole, None
-        about = {"round": round_, "lr": last.lr, "participation": last.participation, "digest": digest(down)}
+        about = RoundFacts(round=round_, lr=last.lr, participation=last.participation, digest=digest(down))
         return whole, Content.of(about, {**name_fields("up", last.up), "statistics": statistics})
 
     def _wait_for_clients(self, round_: int, expected: int) -> list[int]:
         """The clients that are online, once there are `expected`, or a quorum after wait_s."""
         until = time.monotonic() + self.federation.wait_s
         waiting = False
-        while len(online := self.registry.online()) < expected:
+        while len(online := self.registry.poll_online()) < expected:
             if time.monotonic() > until:
                 if len(online) >= self.quorum:
                     break
