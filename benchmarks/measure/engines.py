@@ -27,7 +27,7 @@ from fedadamw.data.partition import Partition
 from fedadamw.engine.ranks import current_team
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
-from fedadamw.models.loading import initial
+from fedadamw.models.loading import build_seeded
 from fedadamw.runner.execute import commit, device_name
 from fedadamw.settings.training import TrainingSettings
 
@@ -115,7 +115,7 @@ def alone(given: argparse.Namespace, engine: Engine) -> None:
     """One engine's rounds; prints the median time of all but the first, and the losses."""
     torch.set_num_threads(engine.threads)
     device, sampled = torch.device(given.device), int(given.clients)
-    built = initial(lambda: vision.build(given.models, vision.ImageShape(32, 3, 10)), 0)
+    built = build_seeded(lambda: vision.build(given.models, vision.ImageShape(32, 3, 10)), 0)
     for module in built.model.modules():  # what is dropped is drawn, and is not the same in a loop and stacked
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0

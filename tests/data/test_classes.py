@@ -13,9 +13,10 @@ from support.text_experiments import experiment
 from fedadamw.data.classes import has_fractions, read_classes, read_labels
 from fedadamw.data.columns import read_groups
 from fedadamw.data.images import load_images
-from fedadamw.models import heads
-from fedadamw.models.heads import match_classes
+from fedadamw.models.heads import match_classes, sort_like_head
+from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
+from fedadamw.prepare.problem import open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partition
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
@@ -53,7 +54,7 @@ def letters(folder, names):
 def test_letters_that_differ_by_case_keep_their_classes_held_out_and_on_a_node(tmp_path):
     train, test = load_images(letters(tmp_path / "train", "ABab"), test_source=letters(tmp_path / "held", "Aab"))
     node = load("digits", [f"data.source={letters(tmp_path / 'node', 'Bb')}", "data.test_split=train"])
-    own = images.held_out(node, {"classes": train.classes, "shape": [1, 8, 8]})
+    own = images.load_test(node, None, {"classes": train.classes, "shape": [1, 8, 8]})
     for found in (train, test, own):
         assert [LEVELS[found.classes[label]] for label in found.labels] == found.pixels[:, 0, 0, 0].tolist()
     assert (train.classes, len(test), len(own)) == (("A", "B", "a", "b"), 9, 6)
@@ -86,7 +87,7 @@ def test_a_trained_heads_letters_keep_their_order(place, tmp_path):
     BertConfig(id2label={0: "b", 1: "B", 2: "a"}, label2id={"b": 0, "B": 1, "a": 2}).save_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert heads.in_own_order(str(tmp_path), ("B", "a", "b")) == ("b", "B", "a")
+        assert sort_like_head(Pretrained(str(tmp_path)), ("B", "a", "b")) == ("b", "B", "a")
 
 
 @pytest.mark.parametrize(
@@ -248,8 +249,9 @@ def test_numbers_count_the_classes_of_a_trained_head_for_images_too(tmp_path):
     rows = {"image": [Image.new("L", (8, 8), i) for i in range(8)], "label": [0, 1, 3, 4] * 2}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     given = [f"data.source={tmp_path / 'train.parquet'}", "data.validation=0.25"]
-    kept, _ = images.load(load("digits", [*given, f"model={tmp_path / 'five'}"]))
-    fresh, _ = images.load(load("digits", given))
+    five = load("digits", [*given, f"model={tmp_path / 'five'}"])
+    kept, _ = images.load(five, open_pretrained(five))
+    fresh, _ = images.load(load("digits", given), None)
     assert (kept.classes, kept.labels.tolist()) == (("0", "1", "2", "3", "4"), [0, 1, 3, 4] * 2)
     assert (fresh.classes, fresh.labels.tolist()) == (("0", "1", "3", "4"), [0, 1, 2, 3] * 2)
 
@@ -259,7 +261,7 @@ def test_classes_by_which_language_is_split_are_known_on_held_out_text(place, tm
     (tmp_path / "own.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     settings = [f"data.source={tmp_path / 'own.csv'}", "data.label_column=label", "data.validation=0"]
     chosen = experiment(place, *settings, kind="llama", task="causal-lm")
-    found = texts.held_out(chosen, {"classes": ["down", "up"], "edges": None})
+    found = texts.load_test(chosen, open_pretrained(chosen), {"classes": ["down", "up"], "edges": None})
     assert (found.classes, found.labels.tolist()) == (("down", "up"), [1, 0] * 6)
 
 

@@ -16,6 +16,7 @@ from fedadamw.data.images import ImageOptions, load_images
 from fedadamw.data.pixel_cache import load_pixels, load_survey
 from fedadamw.models.resizing import ResizeCrop
 from fedadamw.prepare import images as problem
+from fedadamw.prepare.problem import open_pretrained
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
@@ -94,7 +95,7 @@ def test_a_node_brings_its_own_pictures_to_the_training_form(tmp_path):
     about = {"classes": ["a", "b"], "shape": [3, 6, 6], "fit": "crop"}
     config = {"partition-id": 0, "data": own, "split": "train"}
     with pytest.warns(UserWarning, match=r"1 of 3 images cannot be used: row 3 of 3 \(b/1.png\)"):
-        found, samples = load_samples(load("digits", settings), about, config, 0)
+        found, samples = load_samples(load("digits", settings), None, about, config, 0)
     assert found.pixels.shape == (2, 3, 6, 6)
     assert len(samples) == 2
     cut = noise(20, 10, 1).convert("RGB").resize((6, 12), Image.Resampling.BILINEAR).crop((0, 3, 6, 9))
@@ -221,7 +222,7 @@ def test_pictures_of_several_sizes_need_one_and_keep_their_shape(tmp_path):
 
 
 def test_the_settings_hold_for_the_digits_too():
-    train, test = problem.load(load("digits", ["data.image_size=16", "data.image_mode=RGB"]))
+    train, test = problem.load(load("digits", ["data.image_size=16", "data.image_mode=RGB"]), None)
     assert train.pixels.shape == (1437, 3, 16, 16)
     assert test.pixels.shape == (360, 3, 16, 16)
     with pytest.raises(InputError, match="data.image_size=0"):
@@ -382,7 +383,7 @@ def test_photos_train_a_hub_model_and_a_built_in_one(tmp_path):
     from fedadamw.runner.folder import RunFolder
     from fedadamw.trained.evaluate import evaluate
     from fedadamw.trained.export import export
-    from fedadamw.trained.load import of_run, opened
+    from fedadamw.trained.load import open_run, open_trained
 
     source = photos(tmp_path / "photos")
     own = {"image_processor_type": "ViTImageProcessor", "size": 64, "resample": 3}
@@ -395,7 +396,7 @@ def test_photos_train_a_hub_model_and_a_built_in_one(tmp_path):
         experiment = load("digits", [*settings, "partition={kind: iid, clients: 2}", *more])
         folder = RunFolder(tmp_path / f"run-{Path(model).name}")
         execute(experiment, folder, resume=False, report=False)
-        train, test = problem.load(experiment)
+        train, test = problem.load(experiment, open_pretrained(experiment))
         assert train.pixels.shape == test.pixels.shape == (14, 3, 64, 64)
         for found in (train, test):
             colours = found.pixels[:, :, 32, 32].astype(int)
@@ -404,14 +405,14 @@ def test_photos_train_a_hub_model_and_a_built_in_one(tmp_path):
         assert train.pixels[6, :, 32, 60].max() <= 8, "the dark side of the turned one"
         assert folder.read_manifest()["data"]["skipped"] == [1, 0]
         out = tmp_path / f"out-{Path(model).name}"
-        trained = of_run(folder.path)
+        trained = open_run(folder.path)
         export(trained, out)
-        again, count = evaluate(opened(out, []))
+        again, count = evaluate(open_trained(out, []))
         assert count == 14
         assert again.loss == pytest.approx(folder.records()[-1]["test_loss"], abs=1e-5)
         with Image.open(tmp_path / "photos/test/a-red/0-landscape.jpg") as raw:
             inputs = AutoImageProcessor.from_pretrained(out, backend="pil")(raw, return_tensors="pt")
-        _, task, _ = problem.build(experiment, train, test, CPU)
+        _, task, _ = problem.build(experiment, open_pretrained(experiment), train, test, CPU)
         torch.testing.assert_close(inputs["pixel_values"][0], task._inputs(task.test_pixels[:1])[0], rtol=0, atol=1e-6)
         exported = AutoModelForImageClassification.from_pretrained(out).eval()
         with torch.no_grad():

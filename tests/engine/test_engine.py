@@ -25,7 +25,7 @@ from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import clip_gradient
 from fedadamw.engine.workspace import Workspace
-from fedadamw.models.loading import initial
+from fedadamw.models.loading import build_seeded
 from fedadamw.prepare.device import select_device
 from fedadamw.randomness import draw_batches, sample_clients, torch_seed
 from fedadamw.settings.load import load
@@ -390,7 +390,7 @@ def test_a_model_is_built_without_a_gpu_being_asked_for_its_generator(monkeypatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *_: pytest.fail("a GPU was begun"))
     before = torch.get_rng_state()
-    first, second = (initial(lambda: torch.rand(3), 7) for _ in range(2))
+    first, second = (build_seeded(lambda: torch.rand(3), 7) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -14,7 +14,7 @@ from fedadamw.data.image_task import ImageTask
 from fedadamw.engine.prefetch import DEPTH, prefetch
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
-from fedadamw.models.loading import initial
+from fedadamw.models.loading import build_seeded
 from fedadamw.settings.training import TrainingSettings
 
 
@@ -53,7 +53,7 @@ def test_pixels_left_on_disk_train_the_same(stack, tmp_path):
     on_disk = type(data)(np.load(path, mmap_mode="r"), data.labels, data.classes)
 
     def run(train, *, resident):
-        built = initial(lambda: vision.build("vit-nano", vision.ImageShape(32, 3, 10)), 0)
+        built = build_seeded(lambda: vision.build("vit-nano", vision.ImageShape(32, 3, 10)), 0)
         task = ImageTask(train, data, device=torch.device("cpu"), crop_padding=4, flip=True, resident=resident)
         clients = [np.arange(0, 9), np.arange(9, 40), np.arange(40, 60)]
         training = TrainingSettings(rounds=2, clients_per_round=3, steps=3, batch_size=10, lr=0.01)

@@ -22,7 +22,7 @@ from fedadamw.engine import step
 from fedadamw.engine.device_memory import is_out_of_memory
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
-from fedadamw.models.loading import initial
+from fedadamw.models.loading import build_seeded
 from fedadamw.prepare import simulation as prepare
 from fedadamw.settings.load import parse_settings
 from fedadamw.settings.training import TrainingSettings
@@ -46,7 +46,7 @@ def test_stacked_clients_come_to_the_loops_numbers(name, stack, task):
 @pytest.mark.filterwarnings("error")
 def test_every_architecture_stacks_without_a_slow_path(name):
     def run(stack):
-        built = initial(lambda: vision.build(name, vision.ImageShape(32, 3, 10)), 0)
+        built = build_seeded(lambda: vision.build(name, vision.ImageShape(32, 3, 10)), 0)
         for module in built.model.modules():  # what is dropped is drawn, and cannot be the same in both
             if hasattr(module, "drop_prob"):
                 module.drop_prob = 0.0

@@ -196,7 +196,7 @@ def test_a_superlink_and_a_node_that_cannot_go_on_end(tmp_path):
             awaited(lambda: node.poll() is not None, 90, "the node's end")
             awaited(lambda: bed.superlink.poll() is not None, 90, "the SuperLink's end")
         assert node.returncode == 1
-        assert "The SuperNode cannot go on" in bed.log("node-0")
+        assert "The SuperNode cannot continue" in bed.log("node-0")
         assert "The SuperExec, which starts runs, has ended" in bed.log("link")
 
 

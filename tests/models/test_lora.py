@@ -13,7 +13,7 @@ from fedadamw.data.text_tasks import TextTask
 from fedadamw.engine.client import plan_work
 from fedadamw.engine.simulate import Saved
 from fedadamw.models import vision
-from fedadamw.models.lora import Folding, adapted
+from fedadamw.models.lora import Folding, add_adapters
 from fedadamw.prepare import texts
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
@@ -35,13 +35,13 @@ def place(tmp_path_factory):
 @pytest.fixture
 def double(monkeypatch):
     """Text models in float64."""
-    build = texts.model_of
+    build = texts.build_model
 
-    def model_of(*arguments, **settings):
+    def build_model(*arguments, **settings):
         built = build(*arguments, **settings)
         return built._replace(model=built.model.double())
 
-    monkeypatch.setattr(texts, "model_of", model_of)
+    monkeypatch.setattr(texts, "build_model", build_model)
 
 
 def simulation(place, *settings, kind="roberta", lora=True, stack=1, task="text"):
@@ -154,7 +154,7 @@ def test_the_exact_mean_is_that_of_the_dense_weights(place, kind, targets):
 
     auto = AutoModelForCausalLM if kind == "gpt2" else AutoModelForSequenceClassification
     plain = auto.from_pretrained(place / kind).double().eval()
-    model = adapted(
+    model = add_adapters(
         plain, LoraSettings(r=3, alpha=5, dropout=0.0, target_modules=targets, aggregate="exact"), None
     ).eval()
     folding = Folding(model)
@@ -223,9 +223,9 @@ def test_a_layer_whose_weight_another_has_too_is_refused(place, tmp_path):
 
     shape = {**tiny_models.SIZES, "vocab_size": 302, "num_key_value_heads": 2, "head_dim": 8}
     tied = AutoModelForCausalLM.from_config(LlamaConfig(**shape, tie_word_embeddings=True))
-    adapted(copy.deepcopy(tied), LoraSettings(target_modules=("q_proj",)), "CAUSAL_LM")
+    add_adapters(copy.deepcopy(tied), LoraSettings(target_modules=("q_proj",)), "CAUSAL_LM")
     with pytest.raises(InputError, match=r"lm_head.*is tied to .*embed_tokens.*; leave it out"):
-        adapted(tied, LoraSettings(target_modules=("lm_head", "q_proj")), "CAUSAL_LM")
+        add_adapters(tied, LoraSettings(target_modules=("lm_head", "q_proj")), "CAUSAL_LM")
 
 
 def test_full_fine_tuning_is_the_same_without_the_section(place):
@@ -242,12 +242,12 @@ def test_full_fine_tuning_is_the_same_without_the_section(place):
         ("[attention]", "'attention' matches no layer; there are dense, key, position_embeddings, query"),
         (
             "[.*query]",
-            "matches no layer; .*; as a pattern it stands alone, without brackets: lora.target_modules=.*query",
+            "matches no layer; .*; give a pattern alone, without brackets: lora.target_modules=.*query",
         ),
         (".*qeury", "=.*qeury: matches no layer .it must match a whole name, such as roberta.*; there are dense, key"),
         (".*out_proj", "=.*out_proj: matches no layer"),
-        ("'(query'", "is no pattern .missing"),
-        (".*attention.*", "matches roberta.encoder.layer.0.attention, too, which is no layer"),
+        ("'(query'", "not a valid pattern .missing"),
+        (".*attention.*", "also matches roberta.encoder.layer.0.attention, which is not a layer"),
         ("query,key", r"give a list, \[query,key\]"),
         ("[all-linear,query]", "all-linear stands alone, without other names"),
         ("[]", "give names in a list, a pattern, or all-linear"),
@@ -289,9 +289,9 @@ def test_a_pattern_is_matched_against_whole_names_as_peft_does(place):
 def test_all_linear_of_a_model_without_a_linear_layer_is_refused():
     model = vision.build("resnet-nano", vision.ImageShape(8, 1, 10)).model
     with pytest.raises(InputError, match="=all-linear: no layer below the head is linear; there are convolution"):
-        adapted(model, LoraSettings(target_modules="all-linear"), None)
-    with pytest.raises(InputError, match="peft has no choice for this model; name its layers"):
-        adapted(model, LoraSettings(), None)
+        add_adapters(model, LoraSettings(target_modules="all-linear"), None)
+    with pytest.raises(InputError, match="peft has no default for this model; name its layers"):
+        add_adapters(model, LoraSettings(), None)
 
 
 def test_padding_changes_nothing(place):

@@ -27,7 +27,7 @@ from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load, parse_override, parse_settings
 from fedadamw.settings.recipes import list_recipes
 from fedadamw.trained.export import export
-from fedadamw.trained.load import of_run
+from fedadamw.trained.load import open_run
 from fedadamw.validation import InputError
 
 
@@ -146,7 +146,7 @@ def test_what_no_run_may_start_with_today_can_be_exported_where_an_earlier_versi
     for was, now in (("device: cpu", "device: mps"), ("eps: 1.0e-08", "eps: 0.0")):
         assert was in begun
         out.config.write_text(begun.replace(was, now))
-        export(of_run(out.path), tmp_path / now)
+        export(open_run(out.path), tmp_path / now)
         assert (tmp_path / now / "model.safetensors").is_file()
         with pytest.raises(InputError, match="is not a device to train on|eps=0.0 must be at least"):
             execute(load(str(out.config)), out, resume=True, report=False)

@@ -52,14 +52,14 @@ def blocks_command(
     """
     from fedadamw.blocks.blocks import Blocks
     from fedadamw.cli.tables import print_blocks
-    from fedadamw.models.hub import skeleton
+    from fedadamw.models.skeleton import build_skeleton
 
-    found = skeleton(model)
+    found = build_skeleton(model)
     if lora is not None:
-        from fedadamw.models.lora import adapted
+        from fedadamw.models.lora import add_adapters
         from fedadamw.settings.lora import LoraSettings
 
-        found = adapted(found, LoraSettings(r=rank, target_modules=tuple(names_in(lora))), None)
+        found = add_adapters(found, LoraSettings(r=rank, target_modules=tuple(names_in(lora))), None)
     print_blocks(model, Blocks.of(found, granularity))
 
 

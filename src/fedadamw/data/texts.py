@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 from fedadamw.data.classes import HeadSize, has_fractions, read_classes, read_labels
 from fedadamw.data.columns import check_columns, find_label_column, read_groups, require_column
 from fedadamw.data.samples import Array
-from fedadamw.models.loading import in_one_line
+from fedadamw.models.loading import as_input_error
 from fedadamw.validation import InputError, check
 
 Rows = Mapping[str, list[Any]]  # columns of some rows
@@ -223,7 +223,7 @@ def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> Tokenised:
     )
 
     def with_rows(rows: Rows, numbers: list[int]) -> dict[str, list[Any]]:
-        with in_one_line("the tokenizer cannot read a text"):
+        with as_input_error("the tokenizer cannot read a text"):
             found = encode(rows)
         found.setdefault("refused", [""] * len(found["tokens"]))
         found["row"] = [numbers[i] for i in found.pop("of", range(len(numbers)))]

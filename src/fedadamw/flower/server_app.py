@@ -109,7 +109,7 @@ def nodes_of(
         "settings": yaml.safe_dump(
             mark_folders(experiment).model_dump(mode="json", exclude={"device", "threads", "trackers"})
         ),
-        "about": json.dumps(prepared.about),
+        "about": json.dumps(prepared.facts),
         "federation": federation_of(folder),
     }
     uploads = Uploads(algorithm, make_codec(t.upload, t.keep))

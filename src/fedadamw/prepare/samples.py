@@ -12,17 +12,22 @@ from fedadamw.data.partition import (
 )
 from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
+from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
+from fedadamw.prepare.problem import open_pretrained
 from fedadamw.randomness import Purpose, numpy_generator
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, check
 
 
-def load_samples(experiment: Experiment) -> tuple[Samples, Samples]:
-    """The training and held-out samples of the experiment, after data.validation, max_train and max_test."""
-    data = experiment.data
+def load_samples(experiment: Experiment, pretrained: Pretrained | None = None) -> tuple[Samples, Samples]:
+    """The training and held-out samples of the experiment, after data.validation, max_train and max_test.
+
+    pretrained: the experiment's model if it is open already.
+    """
+    data, pretrained = experiment.data, pretrained or open_pretrained(experiment)
     problem = texts if data.is_text else images
-    train, test = problem.load(experiment)
+    train, test = problem.load(experiment, pretrained)
     generator = numpy_generator(experiment.seed, Purpose.SPLIT)
     if data.validation:
         rows = _rows(train)

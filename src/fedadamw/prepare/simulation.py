@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,10 +23,11 @@ from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import compiling_pays
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.lora import Folding
+from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.device import check_device, select_device
-from fedadamw.prepare.learned import Learned
 from fedadamw.prepare.malloc import keep_freed_memory
+from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partition
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
@@ -48,7 +48,7 @@ class Prepared:
     device: torch.device
     ranks: Team
     folding: Folding | None
-    about: dict[str, Any]  # of the data: what is needed to build the model again
+    facts: Facts  # of the data: what is needed to build the model again
 
     def simulation(
         self, clients: Clients | None = None, *, memory_folder: Path | None = None, saved: Saved | None = None
@@ -97,14 +97,15 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
         keep_freed_memory()
     if experiment.threads or ranks.size > 1:
         torch.set_num_threads(experiment.threads or 1)
-    train, test = load_samples(experiment)
+    pretrained = open_pretrained(experiment)
+    train, test = load_samples(experiment, pretrained)
     partition = make_partition(experiment, train)
-    model, task, about = learned(experiment, train, test, device)
+    model, task, facts = build_problem(experiment, pretrained, train, test, device)
     algorithm = build_algorithm(experiment, model)
     workspace = Workspace(model)
     check_batch_norm(workspace, task, partition, experiment.training)
     folding = Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None
-    return Prepared(experiment, workspace, algorithm, task, train, test, partition, device, ranks, folding, about)
+    return Prepared(experiment, workspace, algorithm, task, train, test, partition, device, ranks, folding, facts)
 
 
 def check_settings(experiment: Experiment, *, remote: bool) -> None:
@@ -150,14 +151,16 @@ def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
     return registry.make(name, settings, blocks)
 
 
-def learned(experiment: Experiment, train: Samples, test: Samples, device: torch.device) -> Learned:
-    """The model on `device`, its fresh weights by the seed alone, and what it learns of the samples."""
+def build_problem(
+    experiment: Experiment, pretrained: Pretrained | None, train: Samples, test: Samples, device: torch.device
+) -> Problem:
+    """Build the model on `device`, its fresh weights from the seed alone, and its task."""
     if isinstance(train, Texts):
         assert isinstance(test, Texts)
-        return texts.build(experiment, train, test, device)
+        return texts.build(experiment, pretrained, train, test, device)
     assert isinstance(train, Images)
     assert isinstance(test, Images)
-    return images.build(experiment, train, test, device)
+    return images.build(experiment, pretrained, train, test, device)
 
 
 def default_stack(experiment: Experiment, device: torch.device) -> int:

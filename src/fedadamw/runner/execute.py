@@ -151,7 +151,7 @@ def manifest_of(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
         "data": {
             "train": {"samples": len(prepared.train), "fingerprint": prepared.train.fingerprint},
             "test": {"samples": len(prepared.test), "fingerprint": prepared.test.fingerprint},
-            **json.loads(json.dumps(prepared.about)),  # as it is read again
+            **json.loads(json.dumps(prepared.facts)),  # as it is read again
         },
         "folders": list_plain_folders(experiment),
         "partition": {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint},

@@ -7,7 +7,7 @@ the same samples sends the same numbers.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from flwr.app import Array
@@ -30,6 +30,7 @@ from fedadamw.flower.wire import to_array
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.models.lora import Folding
 from fedadamw.prepare.device import select_device
+from fedadamw.prepare.problem import Facts
 from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError
@@ -49,7 +50,7 @@ class Node:
     home: the folder of its memory.
     """
 
-    def __init__(self, experiment: Experiment, about: Mapping[str, Any], config: NodeConfig, home: Path) -> None:
+    def __init__(self, experiment: Experiment, about: Facts, config: NodeConfig, home: Path) -> None:
         self.experiment, self.number = experiment, read_number(config)
         training = experiment.training
         device = select_device(experiment, read_device(config))
