@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fedadamw.checkpoint import write_atomically
+
 ROOT = Path(__file__).parent.parent.parent
 COMMITTED = ROOT / "benchmarks" / "results"
 SCRATCH = ROOT / "runs" / "benchmarks"
@@ -24,7 +26,7 @@ def write(what: str, device: str, content: dict[str, Any], *, record: bool) -> P
     """Write `content` to `path_of` and print where it is."""
     path = path_of(what, device, record=record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     print(f"written: {path}")
     return path
 

@@ -63,7 +63,7 @@ WAYS: dict[str, Callable[[Layout, Iterator[Tensor]], Tensor]] = {
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--one", choices=WAYS, help="measure this way in this process and print it as JSON")
+    parser.add_argument("--one", choices=WAYS, metavar="NAME", help="measure this way in this process")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.one:

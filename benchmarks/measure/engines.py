@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=4, help="the first and the last are not timed")
-    parser.add_argument("--one", metavar="JSON", help="measure this engine in this process and print it as JSON")
+    parser.add_argument("--one", metavar="JSON", help="measure this engine in this process")
     args = parser.parse_args()
     if args.one:
         measure(args, Engine(*json.loads(args.one)))

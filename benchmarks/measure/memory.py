@@ -43,7 +43,7 @@ CASES = {
 def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--model", default="vit-tiny")
-    parser.add_argument("--one", choices=CASES, help="measure this case in this process and print it as JSON")
+    parser.add_argument("--one", choices=CASES, metavar="NAME", help="measure this case in this process")
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.model, torch.device(args.device), *CASES[args.one])))

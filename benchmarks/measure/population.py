@@ -33,7 +33,7 @@ KINDS = {
 
 def main() -> None:
     parser = new_parser(__doc__, devices=("cpu",))
-    parser.add_argument("--one", choices=KINDS, help="build this partition in this process and print its cost as JSON")
+    parser.add_argument("--one", choices=KINDS, metavar="NAME", help="build this partition in this process")
     args = parser.parse_args()
     if args.one:
         print(json.dumps(build_partition(args.one)))
