@@ -33,10 +33,10 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from fedadamw.flower import new_app
-from fedadamw.flower.client_app import packed
-from fedadamw.flower.local.testbed import HOST, Bed
+from fedadamw.flower.client_app import pack_reply
+from fedadamw.flower.local.testbed import HOST, Testbed
 from fedadamw.flower.node.worker import Worker
-from fedadamw.flower.protocol import ARRAYS, ASK
+from fedadamw.flower.protocol import ARRAYS, REQUEST
 from fedadamw.runner.execute import commit
 from fedadamw.settings.load import load
 
@@ -97,8 +97,8 @@ def answer_messages(number: int, port: int, certificate: bytes, home: str, stop:
                     tree, partial(pull, run), partial(confirm, run), return_type=Message
                 )
                 message.metadata.__dict__["_message_id"] = tree.object_id
-                asked, arrays = dict(message.content.config_records[ASK]), message.content.array_records
-                reply = packed(
+                asked, arrays = dict(message.content.config_records[REQUEST]), message.content.array_records
+                reply = pack_reply(
                     message,
                     *worker.answer({**asked, "came": time.time(), "config": config}, dict(arrays.get(ARRAYS, {}))),
                 )
@@ -125,9 +125,9 @@ def measure_run(nodes: int, settings: list[str]) -> dict:
     """Run a federation of `nodes`; return the records of its rounds, peak memory and bytes on the socket."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        new_app.write(place / "app", load("digits", settings))
-        with Bed(place, 0, authenticated=False) as bed:
-            bed.start_link()
+        new_app.write_app(place / "app", load("digits", settings))
+        with Testbed(place, 0, authenticated=False) as bed:
+            bed.start_superlink()
             proxy, stop = Proxy(bed.port), threading.Event()
             certificate, home = (bed.certs / "ca.crt").read_bytes(), str(place / "state")
             for number in range(nodes):
@@ -147,7 +147,7 @@ def measure_run(nodes: int, settings: list[str]) -> dict:
     }
 
 
-def follow_run(bed: Bed, run: int, out: Path) -> tuple[list[dict], dict[str, float]]:
+def follow_run(bed: Testbed, run: int, out: Path) -> tuple[list[dict], dict[str, float]]:
     """Wait for the end of a run; return its rounds, each with the memory of the server's processes, and their peaks."""
     rounds: list[dict] = []
     peak = {"server_app": 0.0, "superlink": 0.0}
@@ -156,9 +156,9 @@ def follow_run(bed: Bed, run: int, out: Path) -> tuple[list[dict], dict[str, flo
         until = time.monotonic() + 5
         while time.monotonic() < until:
             app_mb = max(resident_mb("flwr-serverapp").values(), default=0.0)
-            link_mb = resident_mb("flower superlink").get(bed.link.pid, 0.0)
+            link_mb = resident_mb("flower superlink").get(bed.superlink.pid, 0.0)
             peak["server_app"] = max([peak["server_app"], *resident_mb("flwr-serverapp", "VmHWM").values()])
-            peak["superlink"] = resident_mb("flower superlink", "VmHWM").get(bed.link.pid, peak["superlink"])
+            peak["superlink"] = resident_mb("flower superlink", "VmHWM").get(bed.superlink.pid, peak["superlink"])
             for record in rounds:
                 record.setdefault("server_app_mb", round(app_mb, 1))
                 record.setdefault("superlink_mb", round(link_mb, 1))

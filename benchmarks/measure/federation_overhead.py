@@ -22,7 +22,7 @@ import torch
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from fedadamw.flower import new_app
-from fedadamw.flower.local.testbed import Bed
+from fedadamw.flower.local.testbed import Testbed
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.execute import commit
 from fedadamw.settings.load import load
@@ -96,9 +96,9 @@ Rounds.sample = sample_and_note_the_time
 """
 
 
-def time_flower(folder: Path, bed: Bed, nodes: int, rounds: int, up: int, down: int) -> list[float]:
+def time_flower(folder: Path, bed: Testbed, nodes: int, rounds: int, up: int, down: int) -> list[float]:
     """Run Flower's FedAvg; return the seconds of its rounds except the first."""
-    new_app.write(folder, load("digits"))
+    new_app.write_app(folder, load("digits"))
     package = next(folder.glob("*/client_app.py")).parent
     (package / "client_app.py").write_text(CLIENT)
     (package / "server_app.py").write_text(SERVER)
@@ -106,19 +106,19 @@ def time_flower(folder: Path, bed: Bed, nodes: int, rounds: int, up: int, down: 
     (folder / "pyproject.toml").write_text(toml + "nodes = 0\nrounds = 0\nup = 0\ndown = 0\n")
     out = folder / "times"
     config = {"out": str(out), "nodes": nodes, "rounds": rounds, "up": up, "down": down}
-    assert bed.await_end(bed.submit(folder, config), 1200) == "finished:completed"
+    assert bed.wait_for_end(bed.submit(folder, config), 1200) == "finished:completed"
     times = [float(line) for line in out.read_text().split()]
     return [round(b - a, 3) for a, b in itertools.pairwise(times)]
 
 
-def time_fedadamw(folder: Path, bed: Bed, settings: list[str], look: float | None) -> list[float]:
+def time_fedadamw(folder: Path, bed: Testbed, settings: list[str], look: float | None) -> list[float]:
     """Run ours; return the seconds of its rounds except the first and the last, which writes report and picture."""
-    new_app.write(folder, load("digits", settings))
+    new_app.write_app(folder, load("digits", settings))
     app = next(folder.glob("*/server_app.py"))
     app.write_text(app.read_text() + TIMED.replace("OUT", repr(str(folder / "times"))))
     if look is not None:
         app.write_text(app.read_text() + f"\ncollect.POLL_S = ({look}, {look})\n")
-    assert bed.await_end(bed.submit(folder, {"out": str(folder / "run")}), 1200) == "finished:completed"
+    assert bed.wait_for_end(bed.submit(folder, {"out": str(folder / "run")}), 1200) == "finished:completed"
     times = [float(line) for line in (folder / "times").read_text().split()][1:]
     return [round(b - a, 3) for a, b in itertools.pairwise(times)]
 
@@ -143,8 +143,8 @@ def main() -> None:
     record = next(iter(prepare(load("digits", [*settings, "training.rounds=1"])).simulation.rounds()))
     up, down = record.up_bytes // args.nodes, record.down_bytes // args.nodes
     seconds: dict[str, list[float]] = {"flower": [], "fedadamw": []}
-    with tempfile.TemporaryDirectory() as folder, Bed(Path(folder) / "bed", args.nodes) as bed:
-        bed.start_link()
+    with tempfile.TemporaryDirectory() as folder, Testbed(Path(folder) / "bed", args.nodes) as bed:
+        bed.start_superlink()
         for node in range(args.nodes):
             bed.register(node)
             bed.start_node(node, {"threads": 1})

@@ -50,7 +50,7 @@ def test_help_has_examples_as_they_are_typed_and_no_stray_marks(path, command, m
         )
 
 
-def test_the_examples_of_apps_can_run(tmp_path, typed):
+def test_the_examples_of_apps_can_run(tmp_path, run_main):
     pages = ["README.md", "docs/federation.md", "deploy/README.md"]
     text = "".join((ROOT / page).read_text().replace("\\\n", "") for page in pages)
     lines = re.findall(
@@ -60,7 +60,7 @@ def test_the_examples_of_apps_can_run(tmp_path, typed):
     for number, line in enumerate(lines):
         arguments = shlex.split(line)[1:]
         arguments[2] = str(tmp_path / str(number))
-        assert typed(*arguments).returncode == 0, line
+        assert run_main(*arguments).returncode == 0, line
 
 
 def test_names_are_those_of_the_modules():
@@ -114,6 +114,6 @@ def test_bash_completes_commands_recipes_algorithms_models_and_settings():
     assert done.stdout.splitlines() == list(lines.values()), done.stderr
 
 
-def test_an_unknown_command_is_given_its_hint_once(typed):
+def test_an_unknown_command_is_given_its_hint_once(run_main):
     for words in (("evl",), ("flower", "demmo")):
-        assert len(re.findall("did you mean", typed(*words).stderr, re.I)) == 1
+        assert len(re.findall("did you mean", run_main(*words).stderr, re.I)) == 1

@@ -186,7 +186,7 @@ def test_roberta_has_fewer_places_than_positions(place):
 
 def test_taking_samples_takes_their_tokens(place):
     train, _ = samples_of(experiment(place, kind="roberta"))
-    some = train.take(np.array([5, 1, 1]))
+    some = train.select(np.array([5, 1, 1]))
     assert told(place, some) == [told(place, train)[i] for i in (5, 1, 1)]
     assert some.labels.tolist() == train.labels[[5, 1, 1]].tolist()
     assert some.fingerprint != train.fingerprint

@@ -12,7 +12,7 @@ from fedadamw.algorithms.registry import ALGORITHMS
 from fedadamw.data.text_tasks import TextTask
 from fedadamw.engine.client import work_of
 from fedadamw.models import vision
-from fedadamw.models.lora import Folding, Lora, adapted
+from fedadamw.models.lora import Folding, LoraSettings, adapted
 from fedadamw.prepare import texts
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
@@ -152,7 +152,9 @@ def test_the_exact_mean_is_that_of_the_dense_weights(place, kind, targets):
 
     auto = AutoModelForCausalLM if kind == "gpt2" else AutoModelForSequenceClassification
     plain = auto.from_pretrained(place / kind).double().eval()
-    model = adapted(plain, Lora(r=3, alpha=5, dropout=0.0, target_modules=targets, aggregate="exact"), None).eval()
+    model = adapted(
+        plain, LoraSettings(r=3, alpha=5, dropout=0.0, target_modules=targets, aggregate="exact"), None
+    ).eval()
     folding = Folding(model)
     from fedadamw.engine.client import Workspace
 
@@ -219,9 +221,9 @@ def test_a_layer_whose_weight_another_has_too_is_refused(place, tmp_path):
 
     shape = {**tiny_models.SIZES, "vocab_size": 302, "num_key_value_heads": 2, "head_dim": 8}
     tied = AutoModelForCausalLM.from_config(LlamaConfig(**shape, tie_word_embeddings=True))
-    adapted(copy.deepcopy(tied), Lora(target_modules=("q_proj",)), "CAUSAL_LM")
+    adapted(copy.deepcopy(tied), LoraSettings(target_modules=("q_proj",)), "CAUSAL_LM")
     with pytest.raises(InputError, match=r"lm_head.*is tied to .*embed_tokens.*; leave it out"):
-        adapted(tied, Lora(target_modules=("lm_head", "q_proj")), "CAUSAL_LM")
+        adapted(tied, LoraSettings(target_modules=("lm_head", "q_proj")), "CAUSAL_LM")
 
 
 def test_full_fine_tuning_is_the_same_without_the_section(place):
@@ -285,9 +287,9 @@ def test_a_pattern_is_matched_against_whole_names_as_peft_does(place):
 def test_all_linear_of_a_model_without_a_linear_layer_is_refused():
     model = vision.build("resnet-nano", vision.ImageShape(8, 1, 10)).model
     with pytest.raises(InputError, match="=all-linear: no layer below the head is linear; there are convolution"):
-        adapted(model, Lora(target_modules="all-linear"), None)
+        adapted(model, LoraSettings(target_modules="all-linear"), None)
     with pytest.raises(InputError, match="peft has no choice for this model; name its layers"):
-        adapted(model, Lora(), None)
+        adapted(model, LoraSettings(), None)
 
 
 def test_padding_changes_nothing(place):

@@ -8,8 +8,8 @@ import yaml
 from support import tiny_models
 
 from fedadamw.checkpoint import CheckpointError
-from fedadamw.data.sources import read, read_held_out
-from fedadamw.flower import new_app as app
+from fedadamw.data.sources import read_held_out, read_splits
+from fedadamw.flower import new_app
 from fedadamw.models import tokenizers, vision
 from fedadamw.models.hub import skeleton
 from fedadamw.models.loading import is_hub_id, place_of
@@ -68,15 +68,15 @@ def test_a_folder_of_data_is_read_by_its_plain_name_as_by_its_path(place, tmp_pa
         datasets.Dataset.from_list(rows).to_parquet(f"nli/{split}-00000-of-00001.parquet")
     Path("words").symlink_to(place / "texts")
     for plain in ("nli", "words"):
-        theirs, ours = read(f"./{plain}"), read(plain)
+        theirs, ours = read_splits(f"./{plain}"), read_splits(plain)
         assert {name: split[:] for name, split in theirs.items()} == {name: split[:] for name, split in ours.items()}
         held_out = read_held_out("nyu-mll/glue", "sst2", plain, "train")  # a configuration is of the hub's data alone
         assert held_out[:] == ours["train"][:]
-    assert set(read("words")["train"]["label"]) == {"None", "Some"}
-    assert set(read("nli")) == {"train", "validation_matched", "validation_mismatched"}
+    assert set(read_splits("words")["train"]["label"]) == {"None", "Some"}
+    assert set(read_splits("nli")) == {"train", "validation_matched", "validation_mismatched"}
     Path("notes").write_text("nothing")
     with pytest.raises(InputError, match=r"data.source='notes': a file must end in .csv"):
-        read("notes")
+        read_splits("notes")
 
 
 def test_a_models_folder_is_meant_by_its_plain_name(place, tmp_path, monkeypatch):
@@ -167,7 +167,7 @@ def test_nodes_are_sent_paths_where_the_server_has_folders(place, monkeypatch):
 def test_flowers_apps_and_demonstrations_keep_folders_of_plain_names(place, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
     given = load("digits", settings("model.tokenizer=other/bert", "data.test_source=texts/test.csv"))
-    app.write(tmp_path / "app", given)
+    new_app.write_app(tmp_path / "app", given)
     (written,) = tmp_path.glob("app/*/experiment.yaml")
     sent = load(str(written))
     assert (sent.model.name, sent.data.source, sent.data.test_source) == ("./own/bert", "./texts", "./texts/test.csv")
@@ -191,7 +191,11 @@ def test_a_path_that_nothing_could_have_is_one_line_that_names_the_setting(named
         for reads in (place_of, told_in(tmp_path)):
             with pytest.raises(InputError, match=rf"^{setting}=.*: no such folder"):
                 reads(setting, named)
-    for reads in (lambda: read(named), lambda: skeleton(named), lambda: read_held_out("digits", None, named, None)):
+    for reads in (
+        lambda: read_splits(named),
+        lambda: skeleton(named),
+        lambda: read_held_out("digits", None, named, None),
+    ):
         with pytest.raises(InputError, match=": no such (folder|file)") as found:
             reads()
         assert len(str(found.value)) < 400

@@ -56,9 +56,9 @@ def blocks_command(
 
     found = skeleton(model)
     if lora is not None:
-        from fedadamw.models.lora import Lora, adapted
+        from fedadamw.models.lora import LoraSettings, adapted
 
-        found = adapted(found, Lora(r=rank, target_modules=tuple(names_in(lora))), None)
+        found = adapted(found, LoraSettings(r=rank, target_modules=tuple(names_in(lora))), None)
     print_blocks(model, Blocks.of(found, granularity))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from fedadamw.blocks.names import HEAD, TOP_LEVEL_HEAD
 from fedadamw.models.loading import LONGEST, in_one_line, read
-from fedadamw.validation import InputError, brief, check, missing
+from fedadamw.validation import InputError, check, missing_extra_error, shorten
 from fedadamw.vector import Layout, Vector, bind
 
 ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output's
@@ -21,7 +21,7 @@ MEGATRON = {"megatron_config": None, "megatron_core": "megatron.core"}  # with w
 ADAPTER = "default"  # peft's name of the one adapter
 
 
-class Lora(BaseModel):
+class LoraSettings(BaseModel):
     """LoRA's settings, as peft names them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,7 +53,7 @@ class Lora(BaseModel):
         return ALL_LINEAR if every else value
 
 
-def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:
+def adapted(model: nn.Module, lora: LoraSettings, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:
     """`model` with adapters on the layers that `lora` names; all else is frozen but a classifier's head.
 
     task_type: peft's (SEQ_CLS, CAUSAL_LM), which a saved adapter is loaded by. fresh: modules whose weights come from
@@ -62,7 +62,7 @@ def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise missing("lora needs peft", "lora") from None
+        raise missing_extra_error("lora needs peft", "lora") from None
     heads = [] if task_type == "CAUSAL_LM" else [n for n, _ in model.named_children() if n in HEAD | TOP_LEVEL_HEAD]
     heads += [name for name in fresh if name.split(".")[0] not in heads]
     _check_targets(model, lora.target_modules, heads)
@@ -103,7 +103,7 @@ def with_adapter(model: nn.Module, folder: Path) -> nn.Module:
     try:
         from peft import PeftModel
     except ImportError:
-        raise missing(f"{folder}: an adapter needs peft", "lora") from None
+        raise missing_extra_error(f"{folder}: an adapter needs peft", "lora") from None
     _check_adapter(folder / "adapter_config.json")
 
     def load() -> nn.Module:
@@ -117,7 +117,7 @@ def _check_adapter(file: Path) -> None:
     with in_one_line(f"{file}: cannot be read"):
         found = dict(json.loads(file.read_text(encoding="utf-8")))
         kind = found.get("peft_type")
-        check(kind == "LORA", f"{file}: peft_type is {brief(kind)}; LORA alone is loaded")
+        check(kind == "LORA", f"{file}: peft_type is {shorten(kind)}; LORA alone is loaded")
         for name, usual in MEGATRON.items():
             check(found.get(name) in (None, usual), f"{file}: {name} is not loaded: it imports what the file names")
 
@@ -213,7 +213,7 @@ class Folding:
         check(bool(self._layers), "lora.aggregate='exact' needs adapters of linear layers")
         self._layout = Layout.of(model)
         weights = {layer.a: layer.weight for layer in self._layers}
-        self._weights = Layout.named(weights)
+        self._weights = Layout.of_tensors(weights)
         self.base: Vector = self._weights.flatten(weights)  # (w,) the frozen weights as the module has them
         bind(weights, self.base)
 

@@ -11,11 +11,11 @@ from pydantic.fields import FieldInfo
 from fedadamw.algorithms import registry
 from fedadamw.blocks.cuts import GRANULARITIES
 from fedadamw.models import vision
-from fedadamw.models.lora import Lora
+from fedadamw.models.lora import LoraSettings
 from fedadamw.settings import glue
-from fedadamw.settings.federation import Federation
-from fedadamw.settings.training import Training
-from fedadamw.validation import brief, check, one_of
+from fedadamw.settings.federation import FederationSettings
+from fedadamw.settings.training import TrainingSettings
+from fedadamw.validation import check, check_one_of, shorten
 
 
 class _Section(BaseModel):
@@ -26,7 +26,7 @@ IMAGE, TEXT, LANGUAGE = "image", "text", "causal-lm"
 DATA_TASKS = (IMAGE, TEXT, LANGUAGE, *glue.TASKS)
 
 
-class Data(_Section):
+class DataSettings(_Section):
     """Which samples, what is to be learned of them, and how they are augmented."""
 
     task: str = Field(
@@ -76,7 +76,7 @@ class Data(_Section):
     @field_validator("task")
     @classmethod
     def _known_task(cls, value: str) -> str:
-        one_of("data.task", value, DATA_TASKS)
+        check_one_of("data.task", value, DATA_TASKS)
         return value
 
     @field_validator("image_mode", mode="before")
@@ -90,7 +90,7 @@ class Data(_Section):
         return self.task != IMAGE
 
 
-class Split(_Section):
+class PartitionSettings(_Section):
     """Who holds which samples."""
 
     kind: Literal["mix", "dirichlet", "iid", "classes", "column", "nodes"] = Field(
@@ -111,7 +111,7 @@ class Split(_Section):
         return self.column if self.kind == "column" else None
 
 
-class Model(_Section):
+class ModelSettings(_Section):
     """Which model."""
 
     name: str = Field(
@@ -128,7 +128,7 @@ class Model(_Section):
     @field_validator("blocks")
     @classmethod
     def _known_granularity(cls, value: str) -> str:
-        one_of("model.blocks", value, GRANULARITIES)
+        check_one_of("model.blocks", value, GRANULARITIES)
         return value
 
 
@@ -138,15 +138,17 @@ class Experiment(_Section):
     seed: int = Field(default=0, ge=0, description="everything random derives from it")
     device: str = Field(default="auto", description="auto, cpu, cuda or one of several: cuda:1")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's own choice where not set")
-    data: Data = Data()
-    partition: Split = Split()
-    model: Model = Model()
-    lora: Lora | None = Field(default=None, description="train adapters of some layers in place of the whole model")
+    data: DataSettings = DataSettings()
+    partition: PartitionSettings = PartitionSettings()
+    model: ModelSettings = ModelSettings()
+    lora: LoraSettings | None = Field(
+        default=None, description="train adapters of some layers in place of the whole model"
+    )
     algorithm: dict[str, Any] = Field(
         default={"name": "fedadamw"}, validate_default=True, description="name and the algorithm's own settings"
     )
-    training: Training = Training(steps=20)
-    federation: Federation = Federation()
+    training: TrainingSettings = TrainingSettings(steps=20)
+    federation: FederationSettings = FederationSettings()
     stack: int | None = Field(
         default=None, ge=1, description="clients to train at once; all of a round on a GPU, one on a CPU where not set"
     )
@@ -163,9 +165,9 @@ class Experiment(_Section):
     @classmethod
     def _known_algorithm(cls, value: dict[str, Any]) -> dict[str, Any]:
         name = value.get("name", "fedadamw")
-        check(isinstance(name, str), f"algorithm.name={brief(name)} must be a word")
+        check(isinstance(name, str), f"algorithm.name={shorten(name)} must be a word")
         given = {k: v for k, v in value.items() if k != "name"}
-        return {"name": name, **registry.validated(name, given, others=settings_elsewhere("algorithm"))}
+        return {"name": name, **registry.validate(name, given, others=settings_elsewhere("algorithm"))}
 
     @model_validator(mode="after")
     def _of_its_task(self) -> "Experiment":

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Federation(BaseModel):
+class FederationSettings(BaseModel):
     """Rounds over a network; the simulator does not look at it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

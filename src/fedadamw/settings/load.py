@@ -11,7 +11,7 @@ from fedadamw.algorithms import registry
 from fedadamw.io.yaml_text import LONGEST, read_yaml
 from fedadamw.settings.experiment import Experiment, _fields_at, settings_elsewhere
 from fedadamw.settings.recipes import RECIPES, recipes
-from fedadamw.validation import InputError, brief, check, nearest, one_of
+from fedadamw.validation import InputError, check, check_one_of, shorten, suggest
 
 NAMED = ("model", "algorithm")  # sections whose name may stand for them: -s model=DIR
 
@@ -38,9 +38,9 @@ def assemble(recipe: str, given: Sequence[tuple[str, Any]]) -> Experiment:
         if path == "algorithm.name":
             put(settings, path, value)
     section = settings.get("algorithm") or {}
-    check(isinstance(section, dict), f"algorithm={brief(section)}: is a section; set algorithm.name")
+    check(isinstance(section, dict), f"algorithm={shorten(section)}: is a section; set algorithm.name")
     name = section.get("name", "fedadamw")
-    check(isinstance(name, str), f"algorithm.name={brief(name)} must be a word")
+    check(isinstance(name, str), f"algorithm.name={shorten(name)} must be a word")
     for key, value in own_settings(recipe, own, name).items():
         put(settings, "training.lr" if key == "lr" else f"algorithm.{key}", value)
     for path, value in given:
@@ -51,7 +51,7 @@ def assemble(recipe: str, given: Sequence[tuple[str, Any]]) -> Experiment:
 def own_settings(recipe: str, own: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What the section `algorithms` of a recipe says of algorithm `name`; every name in it must be one."""
     for known in own:
-        one_of(f"{recipe}: algorithms", known, registry.ALGORITHMS)
+        check_one_of(f"{recipe}: algorithms", known, registry.ALGORITHMS)
     found = own.get(name) or {}
     if not isinstance(found, dict):
         raise InputError(f"{recipe}: algorithms.{name} must be a section of settings, lr among them")
@@ -83,7 +83,7 @@ def read(recipe: str) -> dict[str, Any]:
         known = recipes()
         if recipe not in known:
             raise InputError(
-                f"recipe {recipe!r} is unknown{nearest(recipe, known)}; use one of {', '.join(known)}, or a YAML file"
+                f"recipe {recipe!r} is unknown{suggest(recipe, known)}; use one of {', '.join(known)}, or a YAML file"
             )
         text = (RECIPES / f"{recipe}.yaml").read_text()
     settings = read_yaml(recipe, text) or {}
@@ -96,7 +96,7 @@ def parsed(override: str) -> tuple[str, Any]:
     """The path and the value, read as YAML, of `key.path=value`."""
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise InputError(f"-s {brief(override)}: give key.path=value, for example training.lr=0.001")
+        raise InputError(f"-s {shorten(override)}: give key.path=value, for example training.lr=0.001")
     value = _value(text)
     if path in TOKENS and _is_word_in_brackets(value):
         value = text.strip()
@@ -111,7 +111,7 @@ def put(settings: dict[str, Any], path: str, value: Any) -> None:
         inner[section] = {} if inner.get(section) is None else inner[section]  # an empty section is none
         inner = inner[section]
         if not isinstance(inner, dict):
-            raise InputError(f"-s {path}={brief(value)}: {section} is a setting, not a section")
+            raise InputError(f"-s {path}={shorten(value)}: {section} is a setting, not a section")
     if path == "algorithm.name" and inner.get("name", "fedadamw") != value:
         inner.clear()  # another algorithm has other settings
     if path == "training.epochs":
@@ -123,7 +123,7 @@ def put(settings: dict[str, Any], path: str, value: Any) -> None:
 
 def _value(text: str) -> Any:
     """A YAML value; `1e-3`, which YAML 1.1 takes for a word, is a number here."""
-    return _numbers(read_yaml(f"-s ...={brief(text)}", text))
+    return _numbers(read_yaml(f"-s ...={shorten(text)}", text))
 
 
 def _is_word_in_brackets(value: Any) -> bool:
@@ -151,7 +151,7 @@ def _one_line(error: ValidationError, algorithm: str) -> str:
     if first["type"] == "extra_forbidden":
         names = list(_fields_at(path[:-1]))
         others = settings_elsewhere(".".join(path[:-1]), [algorithm] if path[:-1] else registry.ALGORITHMS)
-        hint = nearest(path[-1], [*names, *others], ".")
+        hint = suggest(path[-1], [*names, *others], ".")
         return f"{where} is unknown{hint}; use one of {', '.join(names)}"
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
@@ -159,5 +159,5 @@ def _one_line(error: ValidationError, algorithm: str) -> str:
     if first["type"] == "string_type" and _is_word_in_brackets(given):
         hint = f' is a list of one word; in YAML the word with its brackets is "[{given[0]}]"'
     if first["type"] == "literal_error":
-        hint = nearest(str(given), re.findall(r"'(.*?)'", first["ctx"]["expected"]))
-    return f"{where}={brief(given)}{hint}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        hint = suggest(str(given), re.findall(r"'(.*?)'", first["ctx"]["expected"]))
+    return f"{where}={shorten(given)}{hint}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -16,14 +16,14 @@ from fedadamw.data.sources import is_local as is_local_data
 from fedadamw.models.loading import PACKAGE
 from fedadamw.models.loading import is_local as is_local_model
 from fedadamw.models.vision import NAMES
-from fedadamw.settings.experiment import Data, Experiment
-from fedadamw.validation import check, path_of
+from fedadamw.settings.experiment import DataSettings, Experiment
+from fedadamw.validation import check, parse_path
 
 SIGNS = (".", "/", "~", PACKAGE)  # with one of these a name is never a hub id
 PATHS: dict[str, tuple[Callable[[str], bool], Collection[str]]] = {  # what tells a path, and names that are none
     "model.name": (is_local_model, NAMES),
     "model.tokenizer": (is_local_model, ()),
-    "data.source": (is_local_data, (Data().source,)),
+    "data.source": (is_local_data, (DataSettings().source,)),
     "data.test_source": (is_local_data, ()),
 }
 MODEL, DATA = (tuple(setting for setting in PATHS if setting.startswith(part)) for part in ("model.", "data."))
@@ -38,7 +38,7 @@ def is_path(setting: str, value: str | None) -> bool:
 
 def whole(setting: str, value: str) -> Path:
     """The absolute path that the value of such a setting means here."""
-    return path_of(setting, value).resolve()
+    return parse_path(setting, value).resolve()
 
 
 def plain_folders(experiment: Experiment) -> list[str]:

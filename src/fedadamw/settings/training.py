@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fedadamw.validation import InputError
 
 
-class Training(BaseModel):
+class TrainingSettings(BaseModel):
     """Rounds, local work and learning rate."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -56,7 +56,7 @@ class Training(BaseModel):
     evaluate_every: int = Field(default=1, ge=1, description="rounds between evaluations; the last is evaluated")
 
     @model_validator(mode="after")
-    def _steps_or_epochs(self) -> "Training":
+    def _steps_or_epochs(self) -> "TrainingSettings":
         if (self.steps is None) == (self.epochs is None):
             raise InputError("training: give one of steps and epochs")
         if self.warmup_rounds >= self.rounds:

@@ -14,7 +14,7 @@ from fedadamw.runner.folder import settings_digest
 from fedadamw.settings.load import assemble
 from fedadamw.study.plan import Run, sharing, those_of, words
 from fedadamw.study.results import not_a_number
-from fedadamw.validation import missing
+from fedadamw.validation import missing_extra_error
 
 if TYPE_CHECKING:
     import optuna
@@ -231,7 +231,7 @@ def journal(path: Path) -> "optuna.storages.BaseStorage":
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
     except ImportError:
-        raise missing("tune needs optuna", "tune") from None
+        raise missing_extra_error("tune needs optuna", "tune") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # left by a killed one: the folder is ours alone
     if path.exists():

@@ -15,7 +15,7 @@ import yaml
 
 from fedadamw.algorithms import registry
 from fedadamw.checkpoint import write_atomically
-from fedadamw.io.escaping import visible
+from fedadamw.io.escaping import escape_text
 from fedadamw.report.metrics import label
 from fedadamw.settings.load import assemble, put, read
 from fedadamw.study.compare import RUNS, held
@@ -24,7 +24,7 @@ from fedadamw.study.progress import Show
 from fedadamw.study.results import distinct
 from fedadamw.study.search import VALIDATION, Search, journal, path_of
 from fedadamw.study.workers import TICK_S, Ended, Workers
-from fedadamw.validation import check, one_of
+from fedadamw.validation import check, check_one_of
 
 LOOK_S = 2.0  # between two looks at what the trials have come to
 
@@ -54,7 +54,7 @@ def tune(
     check_single(given, algorithms, "tune")
     known = {setting for name in algorithms for setting in registry.ALGORITHMS[name].tuning}
     for setting in only or ():
-        one_of("--only", setting, sorted(known))
+        check_one_of("--only", setting, sorted(known))
         check(path_of(setting) not in dict(given), f"--only {setting}: {path_of(setting)} is given")
     check("data.validation" not in dict(given), f"tune sets data.validation itself, to {VALIDATION:g}")
     for name in algorithms:
@@ -140,7 +140,8 @@ def _write(recipe: str, given: Iterable[tuple[str, Any]], searches: Sequence[Sea
         put(settings, "algorithm.name", searches[0].algorithm)
     history = [stage for search in searches for stage in search.history]
     names = ", ".join(search.algorithm for search in searches)
-    head = f"# {visible(recipe)} with tuned settings for {names}, chosen on {VALIDATION:.0%} of the training data.\n"
+    head = f"# {escape_text(recipe)} with tuned settings for {names}, "
+    head += f"chosen on {VALIDATION:.0%} of the training data.\n"
     path = out / "tuned.yaml"
     write_atomically(path, (head + yaml.safe_dump(settings, sort_keys=False)).encode())
     write_atomically(out / "trials.json", (json.dumps(history, indent=1) + "\n").encode())

@@ -6,13 +6,13 @@ from typing import Any
 
 import yaml
 
-from fedadamw.io.escaping import in_markdown
+from fedadamw.io.escaping import escape_markdown
 from fedadamw.models.loading import PACKAGE, is_hub_id
 from fedadamw.models.vision import Vision
-from fedadamw.settings.experiment import LANGUAGE, Experiment, Split
+from fedadamw.settings.experiment import LANGUAGE, Experiment, PartitionSettings
 from fedadamw.settings.paths import is_path, seen_from, told
 from fedadamw.trained.load import FACTS, Trained
-from fedadamw.validation import path_of
+from fedadamw.validation import parse_path
 
 
 def card(trained: Trained, to: Path, *, whole: bool) -> str:
@@ -56,7 +56,7 @@ All settings and versions are in `{FACTS}`.
 
 def _rows(rows: Iterable[Iterable[Any]]) -> str:
     """Rows of a table in Markdown."""
-    return "\n".join(f"| {' | '.join(map(in_markdown, row))} |" for row in rows)
+    return "\n".join(f"| {' | '.join(map(escape_markdown, row))} |" for row in rows)
 
 
 def clients_of(facts: Mapping[str, Any]) -> int:
@@ -104,7 +104,7 @@ def _base(name: str, to: Path) -> tuple[str, str]:
         package, _, inside = name.removeprefix(PACKAGE).partition("/")
         return "from importlib.resources import files\n\n", f"files({package!r}) / {inside!r}"
     place = told("model.name", name, to)
-    if place != name and seen_from(to, path_of("model.name", name)) is not None:
+    if place != name and seen_from(to, parse_path("model.name", name)) is not None:
         return "from pathlib import Path\n\n", f"Path(FOLDER) / {place!r}"
     return "", repr(place)
 
@@ -129,7 +129,7 @@ def _settings(trained: Trained) -> list[tuple[str, Any]]:
 
 def _name_of(setting: str, value: str) -> str:
     """A hub id, or the last name of a path of this machine."""
-    return path_of(setting, value).resolve().name if is_path(setting, value) else value
+    return parse_path(setting, value).resolve().name if is_path(setting, value) else value
 
 
 HOME = "https://arxiv.org/abs/2510.27486"
@@ -143,7 +143,7 @@ def _outputs(trained: Trained) -> int:
     return 1 if trained.about.get("edges") is not None else len(trained.about["classes"])
 
 
-def _split(partition: Split) -> str:
+def _split(partition: PartitionSettings) -> str:
     """How the data is split, in words."""
     concentrated = partition.kind in ("dirichlet", "mix")
     return f"{partition.kind}, concentration {partition.concentration:g}" if concentrated else partition.kind

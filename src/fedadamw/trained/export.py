@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedadamw.data.fitting import Fit
-from fedadamw.data.pictures import CROP
+from fedadamw.data.image_decoding import CROPPED
 from fedadamw.io.disk import new_folder
 from fedadamw.models.loading import is_local
+from fedadamw.models.resizing import ResizeCrop
 from fedadamw.models.vision import NAMES, RESNETS, Vision
 from fedadamw.prepare import images, texts
 from fedadamw.settings.paths import tell_base, told, without_paths
@@ -82,8 +82,8 @@ def _pixels(trained: Trained) -> dict[str, Any]:
     about, processor = trained.about, trained.built.processor
     data_channels, height, width = about["shape"]
     channels = trained.built.channels or data_channels
-    fit = images.remaining_fit(trained.built, about) or Fit()
-    output = fit.output((height, width))
+    fit = images.remaining_fit(trained.built, about) or ResizeCrop()
+    output = fit.output_size((height, width))
     if processor.settings is not None:
         found = dict(processor.settings)
     else:
@@ -100,7 +100,7 @@ def _pixels(trained: Trained) -> dict[str, Any]:
         }
     if channels == 3:
         found["do_convert_rgb"] = True
-    cut = about.get("fit") == CROP and output[0] == output[1]
+    cut = about.get("fit") == CROPPED and output[0] == output[1]
     return found | _square(output[0], found) if cut else found
 
 

@@ -20,7 +20,7 @@ from fedadamw.runner.folder import RunFolder, check_pixels
 from fedadamw.settings.experiment import LANGUAGE, Experiment
 from fedadamw.settings.load import assemble, load, parse
 from fedadamw.settings.paths import DATA, MODEL, check_origins, is_path, whole, with_paths
-from fedadamw.validation import InputError, brief, check
+from fedadamw.validation import InputError, check, shorten
 from fedadamw.vector import Layout, statistics, trainable
 
 EVALUATED = (
@@ -117,7 +117,7 @@ def _put(model: nn.Module, tensors: Mapping[str, Tensor], facts: Mapping[str, An
     with torch.no_grad():
         for name, value in layout.views(tensors["server.x"]).items():
             trainable(model)[name].copy_(value)
-        for name, value in Layout.named(floating).views(tensors["statistics"]).items():
+        for name, value in Layout.of_tensors(floating).views(tensors["statistics"]).items():
             floating[name].copy_(value)
     if tensors["base"].numel():
         Folding(model).load(tensors["base"])
@@ -154,7 +154,7 @@ def _check_numbers(about: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise whatever it be where one of `names` is in place of numbers something else."""
     for name in names:
         for number in about[name] or ():
-            check(isinstance(number, int | float), f"{name} has {brief(number)}, which is no number")
+            check(isinstance(number, int | float), f"{name} has {shorten(number)}, which is no number")
 
 
 def _check_base(path: Path, name: str) -> None:
