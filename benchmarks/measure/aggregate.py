@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from benchmarks.common.processes import run_again
-from fedadamw.engine.round import Mean
+from fedadamw.engine.average import Mean
 from fedadamw.models.vision import ImageShape, build
 from fedadamw.runner.execute import commit, device_name
 from fedadamw.vector import Layout

@@ -30,7 +30,7 @@ def run(model: str, data: str, threads: int) -> dict:
         f"threads={threads}",
         "device=cpu",
     ]
-    simulation = prepare(load("cifar10-small", [*SETTINGS.split(), *chosen])).simulation
+    simulation = prepare(load("cifar10-small", [*SETTINGS.split(), *chosen])).simulation()
     start = simulation.evaluate()
     print(f"{model:<12} d={simulation.workspace.layout.d:,}  start: test loss {start.loss:.4f}", flush=True)
     rounds = []

@@ -35,7 +35,7 @@ def run(data: str, algorithm: str, lr: float, seed: int, validation: float) -> d
     settings = [f"algorithm.name={algorithm}", f"training.lr={lr}", f"seed={seed}", f"data.validation={validation}"]
     revision = commit()  # of the code that runs; the checkout can change until the end
     experiment = load("cifar10-small", [*settings, f"data.source={data}", "threads=1", "device=cpu"])
-    rounds = [asdict(record) for record in prepare(experiment).simulation.rounds()]
+    rounds = [asdict(record) for record in prepare(experiment).simulation().rounds()]
     evaluated = [r for r in rounds if score(r) is not None]
     about = {"algorithm": algorithm, "lr": lr, "seed": seed, "validation": validation, "commit": revision}
     return {**about, "wall_s": round(sum(r["wall_s"] for r in rounds), 1), "records": evaluated}

@@ -24,10 +24,10 @@ from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
-from fedadamw.engine.ranks import team
+from fedadamw.engine.ranks import current_team
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
-from fedadamw.models.loading import initial
+from fedadamw.models.loading import build_seeded
 from fedadamw.runner.execute import commit, device_name
 from fedadamw.settings.training import TrainingSettings
 
@@ -107,7 +107,7 @@ def measure(args: argparse.Namespace, engine: Engine) -> None:
     """Run one engine's rounds; print the median time of all but the first and last, and the losses."""
     torch.set_num_threads(engine.threads)
     device, sampled = torch.device(args.device), int(args.clients)
-    built = initial(lambda: vision.build(args.models, vision.ImageShape(32, 3, 10)), 0)
+    built = build_seeded(lambda: vision.build(args.models, vision.ImageShape(32, 3, 10)), 0)
     for module in built.model.modules():  # drop path draws other numbers in a loop than stacked
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0
@@ -126,8 +126,8 @@ def measure(args: argparse.Namespace, engine: Engine) -> None:
         evaluate_every=args.rounds,
         precision=engine.precision,
     )
-    ranks = team(device)
-    simulation = Simulation(
+    ranks = current_team(device)
+    simulation = Simulation.in_process(
         model,
         FedAdamW(blocks=Blocks.of(model)),
         task,

@@ -34,7 +34,7 @@ from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from fedadamw.flower import new_app
 from fedadamw.flower.client_app import pack_reply
-from fedadamw.flower.local.testbed import HOST, Testbed
+from fedadamw.flower.local.testbed import HOST, LocalFederation
 from fedadamw.flower.node.worker import Worker
 from fedadamw.flower.protocol import ARRAYS, REQUEST
 from fedadamw.runner.execute import commit
@@ -126,7 +126,7 @@ def measure_run(nodes: int, settings: list[str]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         new_app.write_app(place / "app", load("digits", settings))
-        with Testbed(place, 0, authenticated=False) as bed:
+        with LocalFederation(place, 0, authenticated=False) as bed:
             bed.start_superlink()
             proxy, stop = Proxy(bed.port), threading.Event()
             certificate, home = (bed.certs / "ca.crt").read_bytes(), str(place / "state")
@@ -147,7 +147,7 @@ def measure_run(nodes: int, settings: list[str]) -> dict:
     }
 
 
-def follow_run(bed: Testbed, run: int, out: Path) -> tuple[list[dict], dict[str, float]]:
+def follow_run(bed: LocalFederation, run: int, out: Path) -> tuple[list[dict], dict[str, float]]:
     """Wait for the end of a run; return its rounds, each with the memory of the server's processes, and their peaks."""
     rounds: list[dict] = []
     peak = {"server_app": 0.0, "superlink": 0.0}

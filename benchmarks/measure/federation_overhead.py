@@ -22,7 +22,7 @@ import torch
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from fedadamw.flower import new_app
-from fedadamw.flower.local.testbed import Testbed
+from fedadamw.flower.local.testbed import LocalFederation
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.execute import commit
 from fedadamw.settings.load import load
@@ -96,7 +96,7 @@ Rounds.sample = sample_and_note_the_time
 """
 
 
-def time_flower(folder: Path, bed: Testbed, nodes: int, rounds: int, up: int, down: int) -> list[float]:
+def time_flower(folder: Path, bed: LocalFederation, nodes: int, rounds: int, up: int, down: int) -> list[float]:
     """Run Flower's FedAvg; return the seconds of its rounds except the first."""
     new_app.write_app(folder, load("digits"))
     package = next(folder.glob("*/client_app.py")).parent
@@ -111,7 +111,7 @@ def time_flower(folder: Path, bed: Testbed, nodes: int, rounds: int, up: int, do
     return [round(b - a, 3) for a, b in itertools.pairwise(times)]
 
 
-def time_fedadamw(folder: Path, bed: Testbed, settings: list[str], look: float | None) -> list[float]:
+def time_fedadamw(folder: Path, bed: LocalFederation, settings: list[str], look: float | None) -> list[float]:
     """Run ours; return the seconds of its rounds except the first and the last, which writes report and picture."""
     new_app.write_app(folder, load("digits", settings))
     app = next(folder.glob("*/server_app.py"))
@@ -140,10 +140,10 @@ def main() -> None:
         "threads=1",
         "device=cpu",
     ]
-    record = next(iter(prepare(load("digits", [*settings, "training.rounds=1"])).simulation.rounds()))
+    record = next(iter(prepare(load("digits", [*settings, "training.rounds=1"])).simulation().rounds()))
     up, down = record.up_bytes // args.nodes, record.down_bytes // args.nodes
     seconds: dict[str, list[float]] = {"flower": [], "fedadamw": []}
-    with tempfile.TemporaryDirectory() as folder, Testbed(Path(folder) / "bed", args.nodes) as bed:
+    with tempfile.TemporaryDirectory() as folder, LocalFederation(Path(folder) / "bed", args.nodes) as bed:
         bed.start_superlink()
         for node in range(args.nodes):
             bed.register(node)

@@ -73,10 +73,9 @@ def measure(name: str, device: torch.device, algorithm: str, sampled: int, stack
     task = ImageTask(data, data.select(np.arange(2)), device=device)
     before = resident_mb(device, "RSS")
     clients = Partition(np.arange(100), np.arange(1, 101))
-    simulation = Simulation(model, made, task, clients, training, stack=stack)
     with tempfile.TemporaryDirectory() as folder:
-        if memory == "disk":
-            simulation.keep_on_disk(Path(folder))
+        kept = Path(folder) if memory == "disk" else None
+        simulation = Simulation.in_process(model, made, task, clients, training, stack=stack, memory_folder=kept)
         for _ in simulation.rounds():
             pass
     extra = resident_mb(device, "HWM") - before

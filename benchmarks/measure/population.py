@@ -81,7 +81,7 @@ def time_rounds(populations: tuple[int, ...]) -> dict[int, float]:
         model = nn.Sequential(nn.Flatten(), nn.Linear(192, 256), nn.ReLU(), nn.Linear(256, 10))
         samples = np.tile(np.arange(800), -(-n * EACH // 800))[: n * EACH]
         clients = Partition(samples, np.arange(EACH, n * EACH + 1, EACH))
-        simulations[n] = Simulation(model, Scaffold(), task, clients, training)
+        simulations[n] = Simulation.in_process(model, Scaffold(), task, clients, training)
     best = dict.fromkeys(populations, float("inf"))
     for _ in range(200):
         for n, simulation in simulations.items():

@@ -16,8 +16,8 @@ import fedadamw
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from fedadamw.algorithms.fedadamw import FedAdamW
-from fedadamw.engine.states import own
-from fedadamw.engine.step import stepper
+from fedadamw.engine.states import clone_tensors
+from fedadamw.engine.step import make_step
 from fedadamw.models.vision import ImageShape, build
 from fedadamw.runner.execute import commit, device_name
 from fedadamw.vector import Layout, trainable
@@ -93,9 +93,9 @@ def flat_step(
     algorithm = FedAdamW(blocks=blocks, alpha=alpha, share=share)
     server = algorithm.server_init(blocks.layout.flatten(trainable(model)))
     down = algorithm.broadcast(server)
-    local = own(algorithm.client_start(down, ()))
+    local = clone_tensors(algorithm.client_start(down, ()))
     g, lr = blocks.layout.flatten(gradients), server.x.new_tensor(LR)
-    advance = stepper(algorithm, clip, compiled=compiled)
+    advance = make_step(algorithm, clip, compiled=compiled)
 
     def step() -> None:
         with torch.no_grad():

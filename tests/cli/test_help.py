@@ -19,7 +19,7 @@ from fedadamw.cli import choices as names
 from fedadamw.cli import flower
 from fedadamw.cli.app import app
 from fedadamw.models import vision
-from fedadamw.settings.experiment import settings_elsewhere
+from fedadamw.settings.experiment import list_settings_outside
 
 
 def commands(command=None, path=("fedadamw",)):
@@ -67,7 +67,7 @@ def test_names_are_those_of_the_modules():
     assert names.algorithms() == {name: registry.settings_of(name) for name in registry.ALGORITHMS}
     assert list(names.algorithms()) == list(registry.ALGORITHMS)
     assert tuple(names.models()) == vision.NAMES
-    assert {path for path in names.settings() if "." in path} == set(settings_elsewhere(""))
+    assert {path for path in names.settings() if "." in path} == set(list_settings_outside(""))
     assert {"seed", "trackers"} < set(names.settings())
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from support import tiny_models
 from support.checkout import SHARED, need
-from support.text_experiments import experiment, told
+from support.text_experiments import decode_texts, experiment
 
 from fedadamw.data.conversations import conversation
 from fedadamw.data.text_tasks import LanguageTask
 from fedadamw.data.texts import Texts
-from fedadamw.models import tokenizers
+from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare.simulation import prepare, samples_of
 from fedadamw.validation import InputError
 
@@ -33,7 +33,7 @@ def language(place, tmp_path, rows, *settings, kind="llama"):
 
 def learned(place, texts: Texts, kind="llama") -> list[str]:
     """The marked parts of the texts, in words."""
-    words = tokenizers.tokenizer_of(str(place / kind))
+    words = Pretrained(str(place / kind)).tokenizer
     parts = zip(np.split(texts.tokens, texts.starts[1:-1]), np.split(texts.marks, texts.starts[1:-1]), strict=True)
     return [words.decode(tokens[marks == 1]) for tokens, marks in parts]
 
@@ -41,7 +41,7 @@ def learned(place, texts: Texts, kind="llama") -> list[str]:
 def test_of_a_prompt_and_its_answer_the_answer_is_learned(place, tmp_path):
     rows = [{"instruction": "how was it", "input": "the film", "output": "very good"}] * 5
     train, _ = samples_of(language(place, tmp_path, rows))
-    assert told(place, train, "llama")[0] == "how was it\nthe film\nvery good</s>"
+    assert decode_texts(place, train, "llama")[0] == "how was it\nthe film\nvery good</s>"
     assert learned(place, train) == ["very good</s>"] * 4
 
 
@@ -53,7 +53,10 @@ def test_of_a_conversation_what_the_assistant_says_is_learned(place, tmp_path):
         {"role": "assistant", "content": "great"},
     ]
     train, _ = samples_of(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
-    assert told(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s><user>very</s><assistant>great</s>"
+    assert (
+        decode_texts(place, train, "chat")[0]
+        == "<user>how was it</s><assistant>good</s><user>very</s><assistant>great</s>"
+    )
     assert learned(place, train, "chat")[0] == "good</s>great</s>"
 
 
@@ -252,7 +255,7 @@ def test_conversations_that_cannot_be_used_are_left_out_and_counted(place, tmp_p
     for found in (prepared.train, prepared.test):
         assert found.rows.tolist() == [0, 2, 4]
         assert learned(place, found, "chat") == ["b</s>"] * 3
-    assert prepared.about["skipped"] == [3, 3]
+    assert prepared.facts["skipped"] == [3, 3]
     with pytest.raises(InputError, match=f"none of 3 conversations can be used; the first in row 1: .*{line}") as none:
         samples_of(language(place, tmp_path, rows[1::2], model))
     assert "\n" not in str(none.value)
@@ -273,7 +276,7 @@ def test_groups_and_labels_stay_with_their_conversations(place, tmp_path):
 def test_a_null_content_is_an_empty_one(place, tmp_path):
     talk = [{"role": "user", "content": None}, {"role": "assistant", "content": "good"}]
     train, _ = samples_of(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
-    assert told(place, train, "chat")[0] == "<user></s><assistant>good</s>"
+    assert decode_texts(place, train, "chat")[0] == "<user></s><assistant>good</s>"
     assert learned(place, train, "chat")[0] == "good</s>"
 
 
@@ -298,13 +301,13 @@ def test_a_named_prompt_is_not_asked_twice(place, tmp_path):
     rows = [{"input": "how was it", "output": "good"}] * 5
     named = ["data.prompt_column=input", "data.response_column=output"]
     train, _ = samples_of(language(place, tmp_path, rows, *named))
-    assert told(place, train, "llama")[0] == "how was it\ngood</s>"
+    assert decode_texts(place, train, "llama")[0] == "how was it\ngood</s>"
 
 
 def test_a_chat_template_is_used_for_prompts_too(place, tmp_path):
     rows = [{"prompt": "how was it", "completion": "good"}] * 5
     train, _ = samples_of(language(place, tmp_path, rows, kind="chat"))
-    assert told(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s>"
+    assert decode_texts(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s>"
     assert learned(place, train, "chat")[0] == "good</s>"
 
 
@@ -314,13 +317,13 @@ def test_plain_text_is_learned_whole_in_pieces_that_fit(place, tmp_path):
         language(place, tmp_path, rows, "data.validation=0", f"data.test_source={tmp_path / 'talk.jsonl'}")
     )
     assert train.lengths.max() == 64
-    assert "".join(told(place, train, "llama")[:-1]).startswith(rows[0]["text"] + "</s>")
-    assert learned(place, train) == told(place, train, "llama")
+    assert "".join(decode_texts(place, train, "llama")[:-1]).startswith(rows[0]["text"] + "</s>")
+    assert learned(place, train) == decode_texts(place, train, "llama")
 
 
 def test_a_language_models_loss_is_that_of_what_is_learned(place, tmp_path):
     rows = [{"prompt": "how was it", "completion": w} for w in ("very good", "bad", "the plot was poor", "dull", "a")]
-    sim = prepare(language(place, tmp_path, rows)).simulation
+    sim = prepare(language(place, tmp_path, rows)).simulation()
     task: LanguageTask = sim.task
     model = sim.workspace.module.eval()
     everything = torch.arange(4)
@@ -346,9 +349,9 @@ def test_a_language_models_loss_is_that_of_what_is_learned(place, tmp_path):
 def test_an_evaluation_takes_no_more_texts_at_once_than_it_is_told(place, tmp_path, settings, most):
     rows = [{"text": "the film was very good " * (i % 5 + 1)} for i in range(60)]
     whole = ("data.validation=0.5", "training.evaluate_batch=30")
-    simulation = prepare(language(place, tmp_path, rows, *whole)).simulation
+    simulation = prepare(language(place, tmp_path, rows, *whole)).simulation()
     expected = simulation.evaluate()
-    own = prepare(language(place, tmp_path, rows, "data.validation=0.5", *settings)).simulation
+    own = prepare(language(place, tmp_path, rows, "data.validation=0.5", *settings)).simulation()
     rows_at_once = []
     hook = own.workspace.module.register_forward_hook(lambda _, __, out: rows_at_once.append(len(out.logits)))
     found = own.evaluate()
@@ -367,7 +370,7 @@ def test_a_language_model_with_fresh_weights_learns_real_text(place):
         experiment(
             place, *settings, train, "partition.clients=4", f"data.source={source}", kind="llama", task="causal-lm"
         )
-    ).simulation
+    ).simulation()
     before = sim.evaluate().metrics["perplexity"]
     records = list(sim.rounds())
     assert before > 300

@@ -8,7 +8,8 @@ from support import tiny_models
 from support.text_experiments import experiment
 
 from fedadamw.data.sources import read_held_out, read_splits
-from fedadamw.models import heads
+from fedadamw.models.heads import sort_like_head
+from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare.simulation import prepare, samples_of
 from fedadamw.validation import InputError
 
@@ -47,7 +48,7 @@ def test_many_classes_by_number_may_have_one_by_a_word(place, tmp_path):
 
 
 def test_numbers_that_are_no_names_are_positions_and_that_is_said(place, tmp_path):
-    with pytest.warns(UserWarning, match="holds numbers, which are taken for the classes in their order: down, up"):
+    with pytest.warns(UserWarning, match="holds numbers, which are taken as the classes in order: down, up"):
         _, test, _ = both(place, tmp_path, ["up", "down"], [0, 1, 1])
     assert test == [0, 1, 1]
 
@@ -85,9 +86,9 @@ def test_a_trained_heads_order_of_classes_is_kept(place, tmp_path):
     path = csv(tmp_path / "data.csv", ["up", "down"] * 10)
     prepared = prepare(experiment(place, f"model={tmp_path / 'own'}", f"data.source={path}"))
     assert prepared.train.classes == ("up", "down")
-    assert prepared.simulation.workspace.module.config.id2label == {0: "up", 1: "down"}
-    with pytest.warns(UserWarning, match="tells UP, DOWN apart; they are now called bad, good"):
-        heads.in_own_order(str(tmp_path / "own"), ("bad", "good"))
+    assert prepared.workspace.module.config.id2label == {0: "up", 1: "down"}
+    with pytest.warns(UserWarning, match="has the classes UP, DOWN; they are renamed to bad, good"):
+        sort_like_head(Pretrained(str(tmp_path / "own")), ("bad", "good"))
 
 
 def test_both_held_out_splits_of_mnli_are_there(place, tmp_path):
@@ -123,7 +124,7 @@ def test_a_configuration_is_of_the_training_data_alone(tmp_path):
 def test_f1_is_of_one_kind_whatever_a_file_holds(place, tmp_path):
     files = [csv(tmp_path / "train.csv", ["a", "b", "c"] * 4), csv(tmp_path / "test.csv", ["a", "b"] * 4)]
     given = [f"data.source={files[0]}", f"data.test_source={files[1]}", "data.validation=0"]
-    task = prepare(experiment(place, *given)).simulation.task
+    task = prepare(experiment(place, *given)).task
     outputs = torch.tensor([[0.0, i % 2, 1] for i in range(8)])  # loss, label, prediction: always b
     assert task.score(outputs).metrics["f1"] == pytest.approx((0 + 2 / 3) / 2)  # macro, of a and b
 
@@ -135,7 +136,7 @@ def test_f1_is_of_one_kind_whatever_a_file_holds(place, tmp_path):
         ("text,label\n", "own.csv' could not be read: it has no rows"),
         (
             "text,label\n" + "".join(f"good,{i}.5\n" for i in range(30)) + "bad,NA\n",
-            "'label' holds numbers, but for NA",
+            "'label' holds numbers, except for NA",
         ),
         ("text,label\ngood,1\nbad,0,2,3\n", "could not be read: .*Expected 2 fields in line 3, saw 4"),
         ("text,label\ngood,up\nbad,up\n", "column 'label' has one class alone, 'up'"),
@@ -152,7 +153,7 @@ def test_a_broken_file_is_one_clear_line(place, tmp_path, content, line):
 @pytest.mark.parametrize("label", [[1, 2], {"a": 1}])
 def test_labels_that_are_no_words_or_numbers_are_refused(place, tmp_path, label):
     (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": "good", "label": label}) + "\n" for _ in range(4)))
-    with pytest.raises(InputError, match="column 'label' holds .* where a class is wanted: a word or a number"):
+    with pytest.raises(InputError, match="column 'label' holds .* where a class is expected: a word or a number"):
         prepare(experiment(place, f"data.source={tmp_path / 'own.jsonl'}"))
 
 
@@ -166,7 +167,7 @@ def test_a_held_out_file_is_named_where_it_lacks_a_column(place, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (["model=."], r"model.name='.': no model's folder \(no config.json\)"),
+        (["model=."], r"model.name='.': not a model's folder \(no config.json\)"),
         (["model=package:not.there/model"], "no package 'not.there' is installed"),
         (["lora.target_modules=query"], r"lora.target_modules=query: give a list, \[query\]"),
     ],

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedadamw.engine.codecs import CHUNK, CODECS, BFloat16, Int8, Plain, TopK, made
+from fedadamw.engine.codecs import CHUNK, CODECS, BFloat16, Int8, Plain, TopK, make_codec
 from fedadamw.validation import InputError
 from fedadamw.vector import nbytes
 
@@ -102,7 +102,7 @@ def test_of_equals_top_k_sends_the_first():
 @given(st.integers(200, 20_000), st.floats(0.001, 1.0))
 def test_bytes(d, keep):
     x = torch.randn(d, generator=seeded(d))
-    sizes = {name: nbytes(made(name, keep).encode(x, seeded())) for name in CODECS}
+    sizes = {name: nbytes(make_codec(name, keep).encode(x, seeded())) for name in CODECS}
     assert sizes["float32"] == 4 * d
     assert sizes["bfloat16"] == 2 * d
     assert sizes["int8"] == d + 4 * -(-d // CHUNK) <= 0.27 * sizes["float32"]
@@ -119,7 +119,7 @@ def test_the_same_generator_gives_the_same_bytes():
 def test_numbers_survive_numpy():
     x = torch.randn(3000, generator=seeded())
     for name in CODECS:
-        codec = made(name, 0.1)
+        codec = make_codec(name, 0.1)
         sent = codec.encode(x, seeded())
         arrays = [np.frombuffer(t.numpy().tobytes(), t.numpy().dtype) for t in sent]
         again = tuple(torch.from_numpy(a.copy()) for a in arrays)
@@ -142,14 +142,14 @@ VALUES, PLACES = torch.ones(3), torch.tensor([4, 5, 2999], dtype=torch.int32)
         (Int8(), (LONG, SCALES[:1]), r"has shape \(1,\) .* not \(2,\)"),
         (Int8(), (LONG, SCALES.double()), "torch.float64, not .* torch.float32"),
         (Int8(), (LONG - 128, SCALES), "has a code below -127"),
-        (Int8(), (LONG, -SCALES), "has a scale that is negative or no number"),
-        (Int8(), (LONG, SCALES * torch.nan), "has a scale that is negative or no number"),
+        (Int8(), (LONG, -SCALES), "has a scale that is negative or not a number"),
+        (Int8(), (LONG, SCALES * torch.nan), "has a scale that is negative or not a number"),
         (TopK(0.001), (VALUES[:2], PLACES), r"has shape \(2,\)"),
         (TopK(0.001), (VALUES, PLACES.long()), "torch.int64, not .* torch.int32"),
-        (TopK(0.001), (VALUES, PLACES + 1), r"has a place outside 0 \.\. 2999"),
-        (TopK(0.001), (VALUES, PLACES - 5), r"has a place outside 0 \.\. 2999"),
-        (TopK(0.001), (VALUES, PLACES[[0, 0, 2]]), "has places that do not rise"),
-        (TopK(0.001), (VALUES, PLACES[[1, 0, 2]]), "has places that do not rise"),
+        (TopK(0.001), (VALUES, PLACES + 1), r"has an index outside 0 \.\. 2999"),
+        (TopK(0.001), (VALUES, PLACES - 5), r"has an index outside 0 \.\. 2999"),
+        (TopK(0.001), (VALUES, PLACES[[0, 0, 2]]), "has indices that are not in rising order"),
+        (TopK(0.001), (VALUES, PLACES[[1, 0, 2]]), "has indices that are not in rising order"),
     ],
 )
 def test_what_no_encoder_makes_is_refused_in_one_line(codec, sent, complaint):
@@ -160,4 +160,4 @@ def test_what_no_encoder_makes_is_refused_in_one_line(codec, sent, complaint):
 
 def test_an_unknown_codec_is_named():
     with pytest.raises(InputError, match=r"training.upload='int4' is unknown.*; use one of float32, bfloat16, int8"):
-        made("int4", 0.1)
+        make_codec("int4", 0.1)

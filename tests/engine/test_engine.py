@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.engine import PoisonedTask
+from support.runs import NO_BASE
 from support.sequences import SequenceTask, attention_model, unequal_clients
 from torch import Tensor, nn
 
@@ -17,13 +18,14 @@ from fedadamw.algorithm import Algorithm
 from fedadamw.algorithms import registry
 from fedadamw.algorithms.fedavg import FedAvg, Server
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.engine.client import Answer, Shard, Workspace, work_of
+from fedadamw.engine.client import Answer, Broadcast, Shard, plan_work
 from fedadamw.engine.record import DivergedError
-from fedadamw.engine.robust import Robust
-from fedadamw.engine.round import run_round
-from fedadamw.engine.simulate import Simulation
-from fedadamw.engine.step import clipped
-from fedadamw.models.loading import initial
+from fedadamw.engine.round import Aggregation, run_round
+from fedadamw.engine.simulate import Saved, Simulation
+from fedadamw.engine.simulated import SimulatedClients
+from fedadamw.engine.step import clip_gradient
+from fedadamw.engine.workspace import Workspace
+from fedadamw.models.loading import build_seeded
 from fedadamw.prepare.device import select_device
 from fedadamw.randomness import draw_batches, sample_clients, torch_seed
 from fedadamw.settings.load import load
@@ -44,7 +46,7 @@ class NormModel(nn.Module):
 
 def make(model, task, clients, *, algorithm=None, **training):
     settings = {"rounds": 3, "clients_per_round": 3, "steps": 4, "batch_size": 8, "lr": 0.05, **training}
-    return Simulation(model, algorithm or FedAvg(), task, clients, TrainingSettings(**settings))
+    return Simulation.in_process(model, algorithm or FedAvg(), task, clients, TrainingSettings(**settings))
 
 
 def test_batch_norm_statistics_are_averaged_over_clients(task):
@@ -54,7 +56,12 @@ def test_batch_norm_statistics_are_averaged_over_clients(task):
     sim = make(model, task, clients)
     start = sim.state.statistics.clone()
     assert len(start) == 8
-    own = [sim.engine.train(Shard(i, clients[i], None), 0, sim.state.server, start).statistics for i in range(5)]
+    own = [
+        sim.clients.engine.train_client(
+            Shard(i, clients[i], None), Broadcast(0, sim.state.server, start, NO_BASE)
+        ).statistics
+        for i in range(5)
+    ]
     sampled = sample_clients(0, 0, 5, 3)
     record = sim.step()
     expected = torch.stack([own[i] for i in sampled]).mean(0)
@@ -67,9 +74,15 @@ def test_batch_norm_statistics_are_averaged_over_clients(task):
 def test_a_client_does_not_feel_who_trained_before_it(task):
     clients = unequal_clients(task)
     sim = make(NormModel().double(), task, clients)
-    first = sim.engine.train(Shard(1, clients[1], None), 0, sim.state.server, sim.state.statistics)
-    sim.engine.train(Shard(2, clients[2], None), 0, sim.state.server, sim.state.statistics)
-    again = sim.engine.train(Shard(1, clients[1], None), 0, sim.state.server, sim.state.statistics)
+    first = sim.clients.engine.train_client(
+        Shard(1, clients[1], None), Broadcast(0, sim.state.server, sim.state.statistics, NO_BASE)
+    )
+    sim.clients.engine.train_client(
+        Shard(2, clients[2], None), Broadcast(0, sim.state.server, sim.state.statistics, NO_BASE)
+    )
+    again = sim.clients.engine.train_client(
+        Shard(1, clients[1], None), Broadcast(0, sim.state.server, sim.state.statistics, NO_BASE)
+    )
     assert torch.equal(first.up.delta, again.up.delta)
     assert torch.equal(first.statistics, again.statistics)
 
@@ -100,7 +113,7 @@ def test_constants_among_the_buffers_stay_and_others_begin_anew(task, stack, wei
         model = Buffered()
         model.classifier.double()
         training = TrainingSettings(rounds=3, clients_per_round=3, steps=2, batch_size=8, lr=0.05, weighting=weighting)
-        sim = Simulation(model, FedAvg(), task, clients, training, stack=rows)
+        sim = Simulation.in_process(model, FedAvg(), task, clients, training, stack=rows)
         assert [record.rejected for record in sim.rounds()] == [0, 0, 0]
         return sim, model
 
@@ -113,24 +126,26 @@ def test_constants_among_the_buffers_stay_and_others_begin_anew(task, stack, wei
     torch.testing.assert_close(sim.state.server.x, run(clients, rows=1)[0].state.server.x, rtol=0, atol=1e-10)
 
 
-class Told:
-    """An engine whose clients answer with these statistics."""
+class FixedClients(SimulatedClients):
+    """Clients that answer with these statistics."""
 
-    def __init__(self, told):
-        self.told = told
+    def __init__(self, partition, statistics):
+        self.partition, self.statistics = partition, statistics
 
-    def answers(self, shards, round_, down, statistics):
-        for shard, told in zip(shards, self.told, strict=True):
-            yield shard, Answer(down, (), told, torch.zeros(()), len(shard.samples), None)
+    def train(self, sampled, broadcast):
+        for i in sampled:
+            shard = Shard(i, self.partition[i], None)
+            yield shard, Answer(broadcast.down, (), self.statistics[i], torch.zeros(()), len(shard.samples), None)
 
 
-@pytest.mark.parametrize("mean", [None, Robust("median", 1), Robust("trimmed-mean", 1), Robust("krum", 1)])
+@pytest.mark.parametrize("mean", ["weighted", "median", "trimmed-mean", "krum"])
 @pytest.mark.parametrize("before", [300.0, 5000.0])
 def test_variances_that_fall_far_stay_variances(before, mean):
-    shards = [Shard(i, np.arange(size), None) for i, size in enumerate((7, 9, 12, 20, 31))]
+    partition = [np.arange(size) for size in (7, 9, 12, 20, 31)]
     told = [torch.tensor([1e-6, torch.finfo(torch.float32).min, 1 / 3])] * 5
     start = torch.cat([torch.tensor([before]), told[0][1:]])
-    result = run_round(Told(told), 0, Server(torch.zeros(2)), start, shards, weighting="samples", mean=mean)
+    broadcast = Broadcast(0, Server(torch.zeros(2)), start, NO_BASE)
+    result = run_round(FixedClients(partition, told), range(5), broadcast, Aggregation("samples", mean, 1))
     assert result.statistics.dtype == torch.float32
     assert result.statistics.tolist() == told[0].tolist()
 
@@ -147,7 +162,7 @@ def batch_norm_over(what):
 
 
 @pytest.mark.parametrize("what", ["batch", "places"])
-@pytest.mark.filterwarnings("ignore:BatchNorm takes no batch of one")
+@pytest.mark.filterwarnings("ignore:BatchNorm needs two samples")
 def test_a_last_batch_of_one_sample_joins_the_one_before_it_where_batch_norm_needs_it(task, what):
     """9, 12 and 14 samples in batches of 4: the first client has one left over, the last one two."""
     clients = [np.arange(0, 9), np.arange(9, 21), np.arange(21, 35)]
@@ -155,8 +170,8 @@ def test_a_last_batch_of_one_sample_joins_the_one_before_it_where_batch_norm_nee
     ends = []
     for stack in (1, 3):
         training = TrainingSettings(rounds=2, clients_per_round=3, epochs=1, batch_size=4, lr=0.05)
-        sim = Simulation(batch_norm_over(what), FedAvg(), task, clients, training, stack=stack)
-        works = [work_of(task, training, 0, i, clients[i], 0, sim.workspace) for i in range(3)]
+        sim = Simulation.in_process(batch_norm_over(what), FedAvg(), task, clients, training, stack=stack)
+        works = [plan_work(task, training, 0, i, clients[i], 0, sim.workspace) for i in range(3)]
         assert [work.sizes for work in works] == sizes
         assert [sorted(work.samples.tolist()) for work in works] == [list(own) for own in clients]
         assert sim.workspace.statistics.tolist() == [0.0] * 4 + [1.0] * 4, "to try it left nothing behind"
@@ -184,7 +199,10 @@ def test_weights_by_sample_count(task):
     clients = unequal_clients(task)
     sim = make(attention_model(), task, clients, weighting="samples", clients_per_round=5)
     down, start = sim.state.server, sim.state.statistics
-    ups = [sim.engine.train(Shard(i, c, None), 0, down, start).up for i, c in enumerate(clients)]
+    ups = [
+        sim.clients.engine.train_client(Shard(i, c, None), Broadcast(0, down, start, NO_BASE)).up
+        for i, c in enumerate(clients)
+    ]
     sizes = torch.tensor([len(c) for c in clients], dtype=torch.float64)
     expected = sim.state.server.x + (torch.stack([up.delta for up in ups]) * sizes[:, None]).sum(0) / sizes.sum()
     sim.step()
@@ -197,7 +215,10 @@ def test_a_client_that_is_not_finite_is_left_out_and_counted():
     task.poison = frozenset(clients[0].tolist())
     sim = make(attention_model(), task, clients, clients_per_round=5)
     down, start = sim.state.server, sim.state.statistics
-    healthy = [sim.engine.train(Shard(i, clients[i], None), 0, down, start).up for i in range(1, 5)]
+    healthy = [
+        sim.clients.engine.train_client(Shard(i, clients[i], None), Broadcast(0, down, start, NO_BASE)).up
+        for i in range(1, 5)
+    ]
     expected = sim.state.server.x + torch.stack([up.delta for up in healthy]).mean(0)
     record = sim.step()
     assert (record.clients, record.rejected) == (4, 1)
@@ -255,14 +276,14 @@ def test_memories_of_clients_are_kept_and_restored(task):
     clients = unequal_clients(task)
     sim = make(attention_model(), task, clients, algorithm=Counting(), clients_per_round=2)
     sim.step()
-    kept = [i for i in range(5) if sim.store.get(i, 1) is not None]
+    kept = [i for i in range(5) if sim.clients.store.get(i, 1) is not None]
     assert kept == sample_clients(0, 0, 5, 2).tolist()
     other = make(attention_model(), task, clients, algorithm=Counting(), clients_per_round=2)
-    other.restore(1, sim.tensors())
+    other.restore(Saved(1, sim.tensors()))
     list(other.rounds())
     drawn = np.concatenate([sample_clients(0, r, 5, 2) for r in range(3)])
     expected = {int(i): int((drawn == i).sum()) for i in set(drawn)}
-    assert {i: int(other.store.get(i, 3).rounds) for i in expected} == expected
+    assert {i: int(other.clients.store.get(i, 3).rounds) for i in expected} == expected
 
 
 def test_batches_cover_every_sample_and_are_never_short():
@@ -299,8 +320,8 @@ def test_clipping_is_torchs():
     p = nn.Parameter(torch.zeros(50, dtype=torch.float64))
     p.grad = g.clone()
     nn.utils.clip_grad_norm_([p], 3.0)
-    torch.testing.assert_close(clipped(g, 3.0), p.grad, rtol=0, atol=1e-12)
-    torch.testing.assert_close(clipped(g, 1e6), g, rtol=0, atol=1e-12)
+    torch.testing.assert_close(clip_gradient(g, 3.0), p.grad, rtol=0, atol=1e-12)
+    torch.testing.assert_close(clip_gradient(g, 1e6), g, rtol=0, atol=1e-12)
 
 
 class Unused(nn.Module):
@@ -369,7 +390,7 @@ def test_a_model_is_built_without_a_gpu_being_asked_for_its_generator(monkeypatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *_: pytest.fail("a GPU was begun"))
     before = torch.get_rng_state()
-    first, second = (initial(lambda: torch.rand(3), 7) for _ in range(2))
+    first, second = (build_seeded(lambda: torch.rand(3), 7) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -22,7 +22,7 @@ from support.studies import wait_for
 
 from fedadamw.checkpoint import read
 from fedadamw.cli.run import one_rank
-from fedadamw.engine.ranks import handed_out
+from fedadamw.engine.ranks import assign_clients
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.launch import ranks_that_pay
 from fedadamw.settings.load import load
@@ -59,11 +59,11 @@ def test_two_ranks_come_to_the_numbers_of_one(name, upload, of_two_ranks):
 
 
 def test_ranks_get_like_shares_of_the_work():
-    assert handed_out([9, 1, 1, 1, 1, 1, 1, 1, 1, 1], 2) == [{0}, set(range(1, 10))]
-    assert sorted(len(places) for places in handed_out([50] * 10, 3)) == [3, 3, 4]
-    assert TrainingSettings(steps=10, batch_size=50).work(30) == 300
-    assert TrainingSettings(steps=10, batch_size=50).work(3000) == 500, "whoever holds more does not train on more"
-    assert TrainingSettings(epochs=2, batch_size=50).work(30) == 60
+    assert assign_clients([9, 1, 1, 1, 1, 1, 1, 1, 1, 1], 2) == [{0}, set(range(1, 10))]
+    assert sorted(len(places) for places in assign_clients([50] * 10, 3)) == [3, 3, 4]
+    assert TrainingSettings(steps=10, batch_size=50).samples_per_round(30) == 300
+    assert TrainingSettings(steps=10, batch_size=50).samples_per_round(3000) == 500, "more samples are not more steps"
+    assert TrainingSettings(epochs=2, batch_size=50).samples_per_round(30) == 60
 
 
 SETTINGS = ("algorithm.name=scaffold", "training.steps=1", "training.rounds=32", "checkpoint_every=1000")

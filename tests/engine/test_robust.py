@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import trim_mean
 
-from fedadamw.engine.robust import Robust, krum, median, trimmed
+from fedadamw.engine.robust import RobustMean, krum, median, trimmed_mean
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
@@ -16,7 +16,7 @@ def test_median_and_trimmed_mean_are_numpys_and_scipys(clients):
     x = torch.randn(clients, 40, dtype=torch.float64)
     np.testing.assert_allclose(median(x), np.median(x, 0), rtol=1e-12)
     count = 1 if clients > 2 else 0
-    np.testing.assert_allclose(trimmed(x, count), trim_mean(x.numpy(), count / clients + 1e-9, 0), rtol=1e-12)
+    np.testing.assert_allclose(trimmed_mean(x, count), trim_mean(x.numpy(), count / clients + 1e-9, 0), rtol=1e-12)
 
 
 def test_krum_is_its_definition():
@@ -37,7 +37,7 @@ def test_krum_leaves_out_who_is_far_away():
 @pytest.mark.parametrize("kind", ["median", "trimmed-mean", "krum"])
 def test_one_lying_client_does_not_move_a_robust_mean_far(kind):
     honest = [torch.randn(50, generator=torch.Generator().manual_seed(i)) for i in range(6)]
-    mean = Robust(kind, 1)
+    mean = RobustMean(kind, 1)
     for t in [*honest, torch.full((50,), 1e6)]:
         mean.add([t, t[:1]], 1.0)
     mean.add([torch.full((50,), torch.nan), torch.zeros(1)], 0.0)  # who is left out counts nothing
@@ -51,7 +51,7 @@ def test_one_lying_client_does_not_move_a_robust_mean_far(kind):
 def test_runs_with_robust_means_learn(kind, name):
     settings = [f"training.mean={kind}", "training.rounds=4", "training.steps=10", f"algorithm.name={name}"]
     lr = {"fedadamw": 1e-3, "scaffold": 0.1}[name]
-    simulation = prepare(load("digits", [*settings, f"training.lr={lr}", "training.evaluate_every=1"])).simulation
+    simulation = prepare(load("digits", [*settings, f"training.lr={lr}", "training.evaluate_every=1"])).simulation()
     losses = [record.test_loss for record in simulation.rounds()]
     assert losses[-1] < losses[0]
 
@@ -64,7 +64,7 @@ def test_krum_holds_against_liars_that_agree(clients, liars):
 
 
 def test_krum_takes_the_median_of_what_comes_beside_the_update():
-    mean = Robust("krum", 1)
+    mean = RobustMean("krum", 1)
     for number in range(5):
         mean.add([torch.randn(10), torch.tensor([1e6 if number == 2 else 1.0])], 1.0)
     assert mean.result()[1].tolist() == [1.0]

@@ -9,6 +9,7 @@ from support.runs import simulation
 from support.sequences import attention_model
 
 from fedadamw.checkpoint import CheckpointError, read
+from fedadamw.engine.simulate import Saved
 from fedadamw.engine.store import InMemory, OnDisk
 
 
@@ -44,8 +45,8 @@ def test_what_came_after_the_checkpoint_is_gone_after_a_crash(store, tmp_path):
 
 
 def test_on_disk_scaffold_is_the_same_bit_for_bit(task, tmp_path):
-    here, there = simulation(CASES["scaffold"], task), simulation(CASES["scaffold"], task)
-    there.keep_on_disk(tmp_path / "clients")
+    here = simulation(CASES["scaffold"], task)
+    there = simulation(CASES["scaffold"], task, memory_folder=tmp_path / "clients")
     for _ in range(3):
         here.step()
         there.step()
@@ -55,8 +56,7 @@ def test_on_disk_scaffold_is_the_same_bit_for_bit(task, tmp_path):
 
 
 def test_an_algorithm_without_memories_leaves_no_file(task, tmp_path):
-    sim = simulation(CASES["fedavg"], task)
-    sim.keep_on_disk(tmp_path / "clients")
+    sim = simulation(CASES["fedavg"], task, memory_folder=tmp_path / "clients")
     sim.step()
     assert not (tmp_path / "clients").exists()
 
@@ -99,18 +99,17 @@ def test_a_hundred_thousand_clients_take_the_space_of_those_that_took_part(tmp_p
 
 
 def test_lost_or_moved_memories_are_refused_not_forgotten(task, tmp_path):
-    there, here = simulation(CASES["scaffold"], task), simulation(CASES["scaffold"], task)
-    there.keep_on_disk(tmp_path / "clients")
+    here = simulation(CASES["scaffold"], task)
+    there = simulation(CASES["scaffold"], task, memory_folder=tmp_path / "clients")
     there.step()
     here.step()
     with pytest.raises(CheckpointError, match="resume with client_memory=disk"):
-        simulation(CASES["scaffold"], task).restore(1, there.tensors())
-    other = simulation(CASES["scaffold"], task)
-    other.keep_on_disk(tmp_path / "other")
+        simulation(CASES["scaffold"], task).restore(Saved(1, there.tensors()))
+    other = simulation(CASES["scaffold"], task, memory_folder=tmp_path / "other")
     with pytest.raises(CheckpointError, match="resume with client_memory=memory"):
-        other.restore(1, here.tensors())
+        other.restore(Saved(1, here.tensors()))
     with pytest.raises(CheckpointError, match="has memories of 0 clients, the checkpoint of 3"):
-        other.restore(1, there.tensors())
+        other.restore(Saved(1, there.tensors()))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from support.checkout import SHARED, need
 from support.command import run_command
 
 from fedadamw.settings.load import load
-from fedadamw.settings.recipes import recipes
+from fedadamw.settings.recipes import list_recipes
 
 SHORT = ["-s", "training.rounds=2", "-s", "training.steps=2", "-s", "training.batch_size=4", "-s", "device=cpu"]
 
@@ -47,7 +47,7 @@ def test_the_published_recipe_takes_any_folder_with_a_roberta(roberta, tmp_path,
 
 
 def test_the_published_settings():
-    tasks = {name.removeprefix("paper/glue-") for name in recipes() if name.startswith("paper/glue-")}
+    tasks = {name.removeprefix("paper/glue-") for name in list_recipes() if name.startswith("paper/glue-")}
     assert tasks == {"sst2", "rte", "mrpc", "cola", "qnli", "qqp", "mnli", "stsb", "wnli"}
     for task in tasks:
         e = load(f"paper/glue-{task}")

@@ -13,6 +13,7 @@ from support.reference import Problem
 from support.sequences import attention_model, batch_of, unequal_clients
 
 ROUNDS = 5
+NO_BASE = torch.zeros(0)  # of a broadcast without frozen weights that change
 
 
 def training_of(case, **changes):
@@ -20,12 +21,21 @@ def training_of(case, **changes):
     return TrainingSettings(**{**settings, "clip": None, **changes})
 
 
-def simulation(case, task, *, clients=None, stack=1, compiled=False, ranks=ALONE, **changes):
+def simulation(
+    case, task, *, clients=None, stack=1, compiled=False, ranks=ALONE, seed=0, memory_folder=None, saved=None, **changes
+):
     model = attention_model()
     algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
     clients = unequal_clients(task) if clients is None else clients
-    how = {"stack": stack, "compiled": compiled, "ranks": ranks}
-    return Simulation(model, algorithm, task, clients, training_of(case, **changes), **how)
+    how = {
+        "stack": stack,
+        "compiled": compiled,
+        "ranks": ranks,
+        "seed": seed,
+        "memory_folder": memory_folder,
+        "saved": saved,
+    }
+    return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
 
 
 def literal_problem(model, clients):

@@ -12,7 +12,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa:
 
 from fedadamw.algorithms.local_adamw import LocalAdamW  # noqa: E402
 from fedadamw.data.partition import Partition  # noqa: E402
-from fedadamw.engine.ranks import Alone, team  # noqa: E402
+from fedadamw.engine.ranks import Alone, current_team  # noqa: E402
 from fedadamw.engine.simulate import Simulation  # noqa: E402
 from fedadamw.prepare.malloc import keep_freed_memory  # noqa: E402
 from fedadamw.settings.training import TrainingSettings  # noqa: E402
@@ -27,7 +27,7 @@ class Job:
     held_out, resident = 1, True
 
     def __init__(self, ranks: Alone) -> None:
-        self.images, self.labels = ranks.shared(data)
+        self.images, self.labels = ranks.share_tensors(data)
 
     def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Samples have no random augmentation."""
@@ -69,9 +69,9 @@ def main() -> None:
         precision=os.environ.get("PRECISION", "float32"),
     )
     algorithm = LocalAdamW(weight_decay=WEIGHT_DECAY)
-    ranks = team(torch.device("cpu"))
+    ranks = current_team(torch.device("cpu"))
     keep_freed_memory()
-    for record in Simulation(model_of(name), algorithm, Job(ranks), clients, training, ranks=ranks).rounds():
+    for record in Simulation.in_process(model_of(name), algorithm, Job(ranks), clients, training, ranks=ranks).rounds():
         watch.round(record.train_loss)
     if ranks.rank == 0:
         watch.report()

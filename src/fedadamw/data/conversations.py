@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
-from fedadamw.models.loading import in_one_line
+from fedadamw.models.loading import as_input_error
 from fedadamw.validation import InputError, check, shorten
 
 Ids = list[int]
@@ -56,7 +56,7 @@ def _without_null(value: Any) -> Any:
 
 
 def _templated(tokenizer: Any, talk: Any) -> str:
-    with in_one_line("the chat template refuses a conversation"):
+    with as_input_error("the chat template refuses a conversation"):
         return str(tokenizer.apply_chat_template(talk, tokenize=False))
 
 

@@ -11,9 +11,10 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.classes import check_columns, read_classes, read_groups, read_labels
+from fedadamw.data.classes import read_classes, read_labels
+from fedadamw.data.columns import check_columns, read_groups
 from fedadamw.data.conversations import Ids, conversation
-from fedadamw.data.sources import Array
+from fedadamw.data.samples import Array
 from fedadamw.data.texts import Encoder, Rows, Texts, Tokenised, check_words, text_column, tokenised
 from fedadamw.validation import InputError, check
 

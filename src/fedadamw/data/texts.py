@@ -11,18 +11,10 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.classes import (
-    Outputs,
-    check_columns,
-    find_label_column,
-    has_fractions,
-    no_head,
-    read_classes,
-    read_groups,
-    read_labels,
-)
-from fedadamw.data.sources import Array
-from fedadamw.models.loading import in_one_line
+from fedadamw.data.classes import HeadSize, has_fractions, read_classes, read_labels
+from fedadamw.data.columns import check_columns, find_label_column, read_groups, require_column
+from fedadamw.data.samples import Array
+from fedadamw.models.loading import as_input_error
 from fedadamw.validation import InputError, check
 
 Rows = Mapping[str, list[Any]]  # columns of some rows
@@ -125,18 +117,15 @@ class Labelled:
         classes: tuple[str, ...] | None = None,
         edges: tuple[float, ...] | None = None,
         numbers: bool = False,
-        outputs: Outputs = no_head,
+        outputs: HeadSize | None = None,
     ) -> "Labelled":
         """As the training split has them: words and whole numbers are classes, fractions are to be predicted.
 
         classes, edges: known from an earlier training split, in place of this one's. numbers: whole ones are to be
         predicted, too. outputs: of the model's own head, whose classes numbers may count.
         """
-        label, place = label or find_label_column(train), f"data.source={source!r}"
-        if label is None:
-            raise InputError(
-                f"{place}: no label column found among {', '.join(train.features)}; name it with data.label_column"
-            )
+        place = f"data.source={source!r}"
+        label = require_column(place, train, "label", label or find_label_column(train))
         check_columns(place, train, (*columns, label, group))
         if classes is None and (numbers or has_fractions(train, label)):
             edges, classes = _bins(train, label)
@@ -234,7 +223,7 @@ def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> Tokenised:
     )
 
     def with_rows(rows: Rows, numbers: list[int]) -> dict[str, list[Any]]:
-        with in_one_line("the tokenizer cannot read a text"):
+        with as_input_error("the tokenizer cannot read a text"):
             found = encode(rows)
         found.setdefault("refused", [""] * len(found["tokens"]))
         found["row"] = [numbers[i] for i in found.pop("of", range(len(numbers)))]

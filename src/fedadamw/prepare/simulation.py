@@ -1,6 +1,7 @@
 """From settings to a simulation: data, partition, model and algorithm, built and checked before any work starts."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,61 +19,99 @@ from fedadamw.data.partition import (
     partition_iid,
     partition_mix,
 )
-from fedadamw.data.sources import Samples
+from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
-from fedadamw.engine.ranks import Team, team
+from fedadamw.engine.clients import Clients
+from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
-from fedadamw.engine.simulate import NOT_EXACT, Simulation
+from fedadamw.engine.simulate import NOT_EXACT, Saved, Simulation
+from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import compiling_pays
+from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.lora import Folding
+from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.device import check_device, select_device
-from fedadamw.prepare.learned import Learned
 from fedadamw.prepare.malloc import keep_freed_memory
+from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.randomness import Purpose, numpy_generator
 from fedadamw.settings.experiment import Experiment
+from fedadamw.task import Task
 from fedadamw.validation import InputError, check
 
 
-class Prepared(NamedTuple):
-    """Everything a run needs, built."""
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run needs, loaded and checked; `simulation` makes it a run."""
 
-    simulation: Simulation
+    experiment: Experiment
+    workspace: Workspace
+    algorithm: AnyAlgorithm
+    task: Task
     train: Samples
     test: Samples
     partition: Partition
     device: torch.device
     ranks: Team
-    about: dict[str, Any]  # of the data: what the model must be built again with
+    folding: Folding | None
+    facts: Facts  # of the data: what is needed to build the model again
+
+    def simulation(
+        self, clients: Clients | None = None, *, memory_folder: Path | None = None, saved: Saved | None = None
+    ) -> Simulation:
+        """The run, from its beginning or from `saved`; its clients are simulated in this process unless given.
+
+        memory_folder: keep simulated clients' memories in files there.
+        """
+        return Simulation(
+            self.workspace,
+            self.algorithm,
+            self.task,
+            self.experiment.training,
+            self._simulated_clients(memory_folder) if clients is None else clients,
+            ranks=self.ranks,
+            folding=self.folding,
+            saved=saved,
+        )
+
+    def _simulated_clients(self, memory_folder: Path | None) -> SimulatedClients:
+        experiment = self.experiment
+        return SimulatedClients(
+            self.workspace,
+            self.algorithm,
+            self.task,
+            self.partition,
+            experiment.training,
+            seed=experiment.seed,
+            stack=experiment.stack or default_stack(experiment, self.device),
+            may_loop=experiment.stack is None,
+            compiled=compiles_steps(experiment, self.workspace.module, self.partition, self.device),
+            memory_folder=memory_folder,
+            ranks=self.ranks,
+        )
 
 
 def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
-    """Load the data, split it, build the model and the algorithm. remote: others train, with data that they have."""
+    """Load and partition the data, build the model and the algorithm, and check that they fit.
+
+    remote: the clients are Flower's nodes.
+    """
     check_settings(experiment, remote=remote)
     device = select_device(experiment)
-    ranks = team(device)
+    ranks = current_team(device)
     if device.type == "cpu":
         keep_freed_memory()
     if experiment.threads or ranks.size > 1:
         torch.set_num_threads(experiment.threads or 1)
-    train, test = samples_of(experiment)
-    clients = partition_of(experiment, train)
-    model, task, about = learned(experiment, train, test, device)
+    pretrained = open_pretrained(experiment)
+    train, test = samples_of(experiment, pretrained)
+    partition = partition_of(experiment, train)
+    model, task, facts = build_problem(experiment, pretrained, train, test, device)
     algorithm = algorithm_of(experiment, model)
-    simulation = Simulation(
-        model,
-        algorithm,
-        task,
-        clients,
-        experiment.training,
-        seed=experiment.seed,
-        stack=experiment.stack or stack_for(experiment, device),
-        may_loop=experiment.stack is None,
-        compiled=compiled(experiment, model, clients, device),
-        ranks=ranks,
-        folding=Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None,
-    )
-    return Prepared(simulation, train, test, clients, device, ranks, about)
+    workspace = Workspace(model)
+    check_batch_norm(workspace, task, partition, experiment.training)
+    folding = Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None
+    return Prepared(experiment, workspace, algorithm, task, train, test, partition, device, ranks, folding, facts)
 
 
 def check_settings(experiment: Experiment, *, remote: bool) -> None:
@@ -83,7 +122,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     t, data, clients = experiment.training, experiment.data, experiment.partition.clients
     check_device("device", experiment.device)
     registry.check_startable(experiment.algorithm)
-    (texts if data.texts else images).check_named(experiment)
+    (texts if data.is_text else images).check_named(experiment)
     picks = data.validation or data.max_train
     check(data.resident or not picks, "data.resident=false takes all samples: no data.validation, no data.max_train")
     known = experiment.partition.kind != "column"  # which has as many clients as it has values
@@ -93,7 +132,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     )
     check_robust(t.mean, t.byzantine, t.clients_per_round, "training.clients_per_round")
     exact = experiment.lora is not None and experiment.lora.aggregate == "exact"
-    check(not exact or registry.ALGORITHMS[experiment.algorithm["name"]].adds_mean, NOT_EXACT)
+    check(not exact or registry.ALGORITHMS[experiment.algorithm_name].adds_mean, NOT_EXACT)
     if remote:
         _check_remote(experiment)
     else:
@@ -118,36 +157,41 @@ def algorithm_of(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
     return registry.make(name, settings, blocks)
 
 
-def learned(experiment: Experiment, train: Samples, test: Samples, device: torch.device) -> Learned:
-    """The model on `device`, its fresh weights by the seed alone, and what it learns of the samples."""
+def build_problem(
+    experiment: Experiment, pretrained: Pretrained | None, train: Samples, test: Samples, device: torch.device
+) -> Problem:
+    """Build the model on `device`, its fresh weights from the seed alone, and its task."""
     if isinstance(train, Texts):
         assert isinstance(test, Texts)
-        return texts.build(experiment, train, test, device)
+        return texts.build(experiment, pretrained, train, test, device)
     assert isinstance(train, Images)
     assert isinstance(test, Images)
-    return images.build(experiment, train, test, device)
+    return images.build(experiment, pretrained, train, test, device)
 
 
-def stack_for(experiment: Experiment, device: torch.device) -> int:
-    """How many clients train at once where the experiment does not say."""
+def default_stack(experiment: Experiment, device: torch.device) -> int:
+    """How many clients train at once unless the experiment says: one on a CPU, all of a round on a GPU."""
     return 1 if device.type == "cpu" else experiment.training.clients_per_round
 
 
-def compiled(experiment: Experiment, model: nn.Module, clients: Partition, device: torch.device) -> bool:
-    """Whether local steps are compiled, as the experiment says or as it pays."""
+def compiles_steps(experiment: Experiment, model: nn.Module, partition: Partition, device: torch.device) -> bool:
+    """Whether local steps are compiled: as the experiment says, or if it saves time."""
     if experiment.compile != "auto":
         return experiment.compile == "on"
     t = experiment.training
-    steps = t.steps or -(-int(clients.sizes.mean()) * (t.epochs or 1) // t.batch_size)
+    steps = t.steps or -(-int(partition.sizes.mean()) * (t.epochs or 1) // t.batch_size)
     d = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return compiling_pays(d, t.rounds * t.clients_per_round * steps, device)
 
 
-def samples_of(experiment: Experiment) -> tuple[Samples, Samples]:
-    """The training and held-out samples that the experiment names, cut down as it says."""
-    data = experiment.data
-    problem = texts if data.texts else images
-    train, test = problem.load(experiment)
+def samples_of(experiment: Experiment, pretrained: Pretrained | None = None) -> tuple[Samples, Samples]:
+    """The training and held-out samples that the experiment names, cut down as it says.
+
+    pretrained: the experiment's model if it is open already.
+    """
+    data, pretrained = experiment.data, pretrained or open_pretrained(experiment)
+    problem = texts if data.is_text else images
+    train, test = problem.load(experiment, pretrained)
     generator = numpy_generator(experiment.seed, Purpose.SPLIT)
     if data.validation:
         rows = _rows(train)

@@ -24,7 +24,7 @@ def ranks_that_pay(experiment: Experiment) -> int:
     """
     t = experiment.training
     local = t.steps or 10 * (t.epochs or 1)
-    pay = TEXT_STEPS_THAT_PAY if experiment.data.texts else STEPS_THAT_PAY
+    pay = TEXT_STEPS_THAT_PAY if experiment.data.is_text else STEPS_THAT_PAY
     short = t.rounds * t.clients_per_round * local < pay
     alone = t.diagnostics or t.mean != "weighted"
     if uses_gpu(experiment) or short or alone or experiment.stack or (experiment.threads or 1) > 1:

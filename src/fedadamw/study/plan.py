@@ -14,8 +14,8 @@ from fedadamw.prepare.device import count_cores, uses_gpu
 from fedadamw.prepare.simulation import check_settings
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.tracking import check_trackers
-from fedadamw.settings.experiment import Experiment, settings_elsewhere
-from fedadamw.settings.load import assemble
+from fedadamw.settings.experiment import Experiment, list_settings_outside
+from fedadamw.settings.load import build_experiment
 from fedadamw.validation import InputError, check, check_one_of, suggest
 
 MOST_RUNS = 10_000
@@ -32,7 +32,7 @@ class Run:
     @cached_property
     def name(self) -> str:
         """The same for the same settings, in whatever study: a run that two have in common is run once."""
-        algorithm = self.experiment.algorithm["name"]
+        algorithm = self.experiment.algorithm_name
         return f"{algorithm}-seed{self.experiment.seed}-{settings_digest(self.experiment)[:10]}"
 
     @property
@@ -74,7 +74,7 @@ def plan(
         for name in algorithms:
             own = those_of(name, given)
             for pairs in product(*(_alternatives(name, path, value) for path, value in own)):
-                experiment = assemble(recipe, [("algorithm.name", name), *pairs, ("seed", seed)])
+                experiment = build_experiment(recipe, [("algorithm.name", name), *pairs, ("seed", seed)])
                 varying = [(path, v) for (path, v), (_, value) in zip(pairs, own, strict=True) if v is not value]
                 label = {"algorithm": name, **{path: words(v) for path, v in varying}}
                 check_runnable(experiment)
@@ -182,5 +182,5 @@ def check_given(given: Sequence[tuple[str, Any]], algorithms: Sequence[str], els
             raise InputError(f"-s {path}: {elsewhere.format(option=option)}")
         if not any(those_of(name, [(path, value)]) for name in algorithms):
             known = sorted({key for name in algorithms for key in registry.settings_of(name)})
-            hint = suggest(path.partition(".")[2], [*known, *settings_elsewhere("algorithm")], ".")
+            hint = suggest(path.partition(".")[2], [*known, *list_settings_outside("algorithm")], ".")
             raise InputError(f"{path} is no setting of {', '.join(algorithms)}{hint}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedadamw.algorithms import registry
 from fedadamw.report.metrics import main, score
 from fedadamw.runner.folder import settings_digest
-from fedadamw.settings.load import assemble
+from fedadamw.settings.load import build_experiment
 from fedadamw.study.plan import Run, sharing, those_of, words
 from fedadamw.study.results import not_a_number
 from fedadamw.validation import missing_extra_error
@@ -128,7 +128,7 @@ class Search:
             chosen = [(path_of(name), v) for name, v in {**self.best, self.stage: value}.items()]
             base = [("algorithm.name", self.algorithm), *self.given, ("data.validation", VALIDATION), ("seed", 0)]
             label = {"algorithm": self.algorithm, **{path: words(v) for path, v in chosen}}
-            experiment = sharing(assemble(self.recipe, [*base, *chosen]), self.jobs)
+            experiment = sharing(build_experiment(self.recipe, [*base, *chosen]), self.jobs)
             self._runs[value] = Run(experiment, label, self.parent)
             self._values[self._runs[value].name] = value
         return self._runs[value]
