@@ -131,7 +131,7 @@ def test_a_card_tells_of_nodes_what_they_tell_and_not_what_the_server_has(tmp_pa
     assert f"| training data, on the nodes | {samples} | not known to the server |" in card
     assert "| the server's own, not trained on | 9 | " in card
     assert "| partition | each of 3 nodes its own data |" in card
-    assert "| clients | 5, 3 a round; answers of 3 counted, split nodes |" in card
+    assert "| clients | 5, 3 a round; answers of 3 counted, partitioned nodes |" in card
     nodes = json.loads((tmp_path / "out/fedadamw.json").read_text())["nodes"]
     assert nodes == {"counted": 3, "samples": 24 if counts == "true" else None}
     assert str(tmp_path) not in card

@@ -1,1 +1,1 @@
-"""A Flower app with its own model and data loader that trains with FedAdamW."""
+"""A Flower app of your own that trains with FedAdamW."""
