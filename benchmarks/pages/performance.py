@@ -84,7 +84,7 @@ def main() -> None:
 
 def read(name: str) -> Record | None:
     """A benchmark's record; None where it was not run."""
-    return records.newest(name, "cpu")
+    return records.read_newest(name, "cpu")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

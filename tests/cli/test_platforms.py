@@ -51,7 +51,7 @@ def test_ranks_share_files_without_memfds(monkeypatch):
     tensor = torch.arange(5.0)
     file = _File.of(tensor)
     file.write(tensor)
-    mapped = file.mapped()
+    mapped = file.map_tensor()
     file.close()
     assert torch.equal(mapped, tensor)
     assert not Path(file.path).exists()

@@ -17,7 +17,7 @@ from fedadamw.models.heads import match_classes, sort_like_head
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.problem import open_pretrained
-from fedadamw.prepare.simulation import partition_of, samples_of
+from fedadamw.prepare.samples import load_samples, make_partition
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
@@ -193,7 +193,7 @@ def test_numbers_count_a_trained_heads_classes_where_the_last_is_its_last(place,
     rows = [f"good film,{labels[i % len(labels)]}" for i in range(20)]
     (tmp_path / "own.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     chosen = experiment(place, f"model={tmp_path / 'five'}", f"data.source={tmp_path / 'own.csv'}")
-    train, _ = samples_of(chosen)
+    train, _ = load_samples(chosen)
     assert train.classes == classes
     assert {int(train.classes[label]) for label in train.labels} == set(labels)
 
@@ -231,8 +231,8 @@ def test_an_empty_client_matters_only_where_clients_are_natural(place, tmp_path)
     def samples(source, test, *settings):
         files = [f"data.source={tmp_path / source}", f"data.test_source={tmp_path / test}"]
         chosen = experiment(place, *files, *settings)
-        found = samples_of(chosen)
-        return [len(part) for part in found], len(partition_of(chosen, found[0]))
+        found = load_samples(chosen)
+        return [len(part) for part in found], len(make_partition(chosen, found[0]))
 
     with pytest.raises(InputError, match="column 'who' is empty in row 5 of 12"):
         samples("gap.csv", "bare.csv", *by_column)

@@ -13,7 +13,8 @@ from fedadamw.data.conversations import conversation
 from fedadamw.data.text_tasks import LanguageTask
 from fedadamw.data.texts import Texts
 from fedadamw.models.pretrained import Pretrained
-from fedadamw.prepare.simulation import prepare, samples_of
+from fedadamw.prepare.samples import load_samples
+from fedadamw.prepare.simulation import prepare
 from fedadamw.validation import InputError
 
 
@@ -40,7 +41,7 @@ def learned(place, texts: Texts, kind="llama") -> list[str]:
 
 def test_of_a_prompt_and_its_answer_the_answer_is_learned(place, tmp_path):
     rows = [{"instruction": "how was it", "input": "the film", "output": "very good"}] * 5
-    train, _ = samples_of(language(place, tmp_path, rows))
+    train, _ = load_samples(language(place, tmp_path, rows))
     assert decode_texts(place, train, "llama")[0] == "how was it\nthe film\nvery good</s>"
     assert learned(place, train) == ["very good</s>"] * 4
 
@@ -52,7 +53,7 @@ def test_of_a_conversation_what_the_assistant_says_is_learned(place, tmp_path):
         {"role": "user", "content": "very"},
         {"role": "assistant", "content": "great"},
     ]
-    train, _ = samples_of(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
+    train, _ = load_samples(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
     assert (
         decode_texts(place, train, "chat")[0]
         == "<user>how was it</s><assistant>good</s><user>very</s><assistant>great</s>"
@@ -71,7 +72,7 @@ def test_every_answer_is_learned_where_the_template_shows_the_last_one_otherwise
         for r, c in (("user", "a"), ("assistant", "good"), ("user", "b"), ("assistant", "bad"))
     ]
     rows = [{"messages": talk}] * 5
-    train, _ = samples_of(language(place, tmp_path, rows, f"model={tmp_path / 'thinks'}"))
+    train, _ = load_samples(language(place, tmp_path, rows, f"model={tmp_path / 'thinks'}"))
     assert learned(place, train)[0] == "good</s>bad</s>"
 
 
@@ -216,7 +217,7 @@ def test_what_a_template_shows_of_thoughts_and_calls_is_learned(template, talk, 
 def test_empty_texts_are_left_out_and_counted(place, tmp_path):
     rows = [{"text": "good film" if i % 2 else ""} for i in range(10)]
     with pytest.warns(UserWarning, match="5 of 10 texts are empty and are left out"):
-        train, _ = samples_of(language(place, tmp_path, rows))
+        train, _ = load_samples(language(place, tmp_path, rows))
     assert len(train) == 4
 
 
@@ -257,7 +258,7 @@ def test_conversations_that_cannot_be_used_are_left_out_and_counted(place, tmp_p
         assert learned(place, found, "chat") == ["b</s>"] * 3
     assert prepared.facts["skipped"] == [3, 3]
     with pytest.raises(InputError, match=f"none of 3 conversations can be used; the first in row 1: .*{line}") as none:
-        samples_of(language(place, tmp_path, rows[1::2], model))
+        load_samples(language(place, tmp_path, rows[1::2], model))
     assert "\n" not in str(none.value)
 
 
@@ -265,7 +266,7 @@ def test_groups_and_labels_stay_with_their_conversations(place, tmp_path):
     rows = [{"messages": GOOD if i % 3 else [], "who": f"critic {i % 2}", "label": i % 2} for i in range(12)]
     own = ("partition={kind: column, column: who}", "data.label_column=label", "data.validation=0")
     with pytest.warns(UserWarning, match="4 of 12 conversations cannot be used"):
-        train, _ = samples_of(
+        train, _ = load_samples(
             language(place, tmp_path, rows, *own, f"data.test_source={tmp_path / 'talk.jsonl'}", kind="chat")
         )
     assert train.rows.tolist() == [i for i in range(12) if i % 3]
@@ -275,7 +276,7 @@ def test_groups_and_labels_stay_with_their_conversations(place, tmp_path):
 
 def test_a_null_content_is_an_empty_one(place, tmp_path):
     talk = [{"role": "user", "content": None}, {"role": "assistant", "content": "good"}]
-    train, _ = samples_of(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
+    train, _ = load_samples(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
     assert decode_texts(place, train, "chat")[0] == "<user></s><assistant>good</s>"
     assert learned(place, train, "chat")[0] == "good</s>"
 
@@ -283,15 +284,15 @@ def test_a_null_content_is_an_empty_one(place, tmp_path):
 def test_prompts_that_leave_nothing_to_learn_are_left_out(place, tmp_path):
     rows = [{"prompt": "it was a film " * i, "completion": "good"} for i in (1, 60)] * 5
     with pytest.warns(UserWarning, match="5 of 10 texts have nothing to learn within 64 tokens and are left out"):
-        train, test = samples_of(language(place, tmp_path, rows))
+        train, test = load_samples(language(place, tmp_path, rows))
     assert len(train) + len(test) == 5
     with pytest.raises(InputError, match="nothing is left to learn within 64 tokens"):
-        samples_of(language(place, tmp_path, rows[1::2]))
+        load_samples(language(place, tmp_path, rows[1::2]))
 
 
 def test_no_text_is_both_trained_on_and_held_out(place, tmp_path):
     rows = [{"text": f"{word} film " * 60} for word in tiny_models.WORDS[:10]]
-    train, test = samples_of(language(place, tmp_path, rows))
+    train, test = load_samples(language(place, tmp_path, rows))
     assert len(test) > 2
     assert set(train.rows) & set(test.rows) == set()
     assert len(set(train.rows) | set(test.rows)) == 10
@@ -300,20 +301,20 @@ def test_no_text_is_both_trained_on_and_held_out(place, tmp_path):
 def test_a_named_prompt_is_not_asked_twice(place, tmp_path):
     rows = [{"input": "how was it", "output": "good"}] * 5
     named = ["data.prompt_column=input", "data.response_column=output"]
-    train, _ = samples_of(language(place, tmp_path, rows, *named))
+    train, _ = load_samples(language(place, tmp_path, rows, *named))
     assert decode_texts(place, train, "llama")[0] == "how was it\ngood</s>"
 
 
 def test_a_chat_template_is_used_for_prompts_too(place, tmp_path):
     rows = [{"prompt": "how was it", "completion": "good"}] * 5
-    train, _ = samples_of(language(place, tmp_path, rows, kind="chat"))
+    train, _ = load_samples(language(place, tmp_path, rows, kind="chat"))
     assert decode_texts(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s>"
     assert learned(place, train, "chat")[0] == "good</s>"
 
 
 def test_plain_text_is_learned_whole_in_pieces_that_fit(place, tmp_path):
     rows = [{"text": "the film was very good " * 40, "who": "a"}, {"text": "bad", "who": "b"}] * 2
-    train, _ = samples_of(
+    train, _ = load_samples(
         language(place, tmp_path, rows, "data.validation=0", f"data.test_source={tmp_path / 'talk.jsonl'}")
     )
     assert train.lengths.max() == 64

@@ -1,4 +1,4 @@
-"""What pictures become: their colours and sizes are decided by the training set, and no picture is lost unsaid."""
+"""Decoding of images: the training set decides their format, and bad images are reported."""
 
 import errno
 import warnings
@@ -16,7 +16,6 @@ from fedadamw.data.images import ImageOptions, load_images
 from fedadamw.data.pixel_cache import load_pixels, load_survey
 from fedadamw.models.resizing import ResizeCrop
 from fedadamw.prepare import images as problem
-from fedadamw.prepare.problem import open_pretrained
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
@@ -69,7 +68,7 @@ def test_one_picture_with_colour_keeps_the_colour_of_all(tmp_path):
     assert test.pixels[:, :, 0, 0].tolist() == [[77] * 3, list(RED)]
 
 
-def test_held_out_pictures_take_the_form_of_the_training_set_and_it_is_said(tmp_path):
+def test_held_out_images_get_the_training_format_with_a_warning(tmp_path):
     source = image_files.folder(
         tmp_path / "d",
         train={"a": [noise(8, 8, 1)], "b": [noise(8, 8, 1, 1)]},
@@ -86,7 +85,7 @@ def test_held_out_pictures_take_the_form_of_the_training_set_and_it_is_said(tmp_
     assert any("1 of 2 images are converted to grey" in line for line in text)
 
 
-def test_a_node_brings_its_own_pictures_to_the_training_form(tmp_path):
+def test_a_node_converts_its_images_to_the_training_format(tmp_path):
     from fedadamw.flower.node.local_data import load_samples
 
     own = image_files.folder(tmp_path / "own", train={"a": [noise(20, 10, 1)], "b": [Image.new("L", (8, 8), 9)]})
@@ -138,12 +137,12 @@ def test_every_mode_is_scaled_by_its_own_range(mode, value, grey, colour):
         ("I", -1, "whole numbers from 0 to"),
     ],
 )
-def test_numbers_of_no_known_range_are_refused(mode, value, line):
+def test_values_outside_the_modes_range_are_refused(mode, value, line):
     with pytest.raises(BadImageError, match=line):
         image_to_array(_of(mode, value), PixelFormat(grey=True, size=(4, 4), resize=ResizeCrop((4, 4))))
 
 
-def test_a_palette_and_a_turned_picture_are_as_they_are_seen(tmp_path):
+def test_palettes_are_converted_and_exif_rotation_is_applied(tmp_path):
     place = tmp_path / "d"
     two = Image.new("RGB", (10, 6), RED)
     two.paste(GREEN, (5, 0, 10, 6))
@@ -159,7 +158,7 @@ def test_a_palette_and_a_turned_picture_are_as_they_are_seen(tmp_path):
         assert np.abs(train.pixels[:, :, 3, x].astype(int) - colour).max() <= 2
 
 
-def test_a_turned_tiff_has_one_size_whatever_its_plugin_says_of_it(tmp_path):
+def test_a_rotated_tiff_has_its_rotated_size(tmp_path):
     from fedadamw.data.images import _check_header_sizes
 
     exif, two = Image.Exif(), Image.new("RGB", (6, 4), RED)
@@ -179,7 +178,7 @@ def test_a_turned_tiff_has_one_size_whatever_its_plugin_says_of_it(tmp_path):
         )
 
 
-def test_a_mended_picture_is_no_longer_bad(tmp_path):
+def test_a_repaired_image_is_no_longer_bad(tmp_path):
     import datasets
 
     places = [tmp_path / "0.png", tmp_path / "1.png"]
@@ -198,7 +197,7 @@ def test_a_mended_picture_is_no_longer_bad(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO, errno.ENOENT, None])
-def test_what_says_nothing_of_a_picture_does_not_make_it_bad(number):
+def test_system_errors_do_not_make_an_image_bad(number):
     def work():
         raise OSError(number, "why") if number else OSError("image file is truncated")
 
@@ -207,7 +206,7 @@ def test_what_says_nothing_of_a_picture_does_not_make_it_bad(number):
     assert isinstance(raised.value, BadImageError) == (number in (errno.ENOENT, None))
 
 
-def test_pictures_of_several_sizes_need_one_and_keep_their_shape(tmp_path):
+def test_images_of_several_sizes_need_image_size_and_keep_their_aspect(tmp_path):
     found = {"a": [noise(20, 30)], "b": [noise(40, 20)]}
     source = image_files.folder(tmp_path / "d", train=found, test=found)
     with pytest.raises(InputError, match=r"of several sizes, 20 x 30 to 40 x 20; set data.image_size=N"):
@@ -242,7 +241,7 @@ def damaged(tmp_path):
     return table(tmp_path / "d", train={"image": content, "label": [*"abbbb"]}, test=test), good
 
 
-def test_a_damaged_picture_is_named(damaged):
+def test_a_damaged_image_is_named(damaged):
     source, _ = damaged
     with pytest.raises(
         InputError, match=r"images cannot be used: row 3 of 5: is not an image; row 4 of 5: there is no"
@@ -250,7 +249,7 @@ def test_a_damaged_picture_is_named(damaged):
         load_images(source)
 
 
-def test_a_truncated_picture_is_named_and_not_taken_for_a_full_disk(tmp_path):
+def test_a_truncated_image_is_named_and_not_mistaken_for_a_full_disk(tmp_path):
     source = image_files.folder(
         tmp_path / "d", **{s: {"a": [noise(64, 64)], "b": [noise(64, 64)]} for s in ("train", "test")}
     )
@@ -264,7 +263,7 @@ def test_a_truncated_picture_is_named_and_not_taken_for_a_full_disk(tmp_path):
         load_images(source, options=ImageOptions(skip_bad=True))
 
 
-def test_damaged_pictures_are_left_out_counted_and_said(damaged):
+def test_bad_images_are_skipped_counted_and_reported(damaged):
     source, good = damaged
     for _ in range(2):
         with pytest.warns(UserWarning, match="3 of 5 images cannot be used: row 2 of 5: .*; skipped"):
@@ -275,7 +274,7 @@ def test_damaged_pictures_are_left_out_counted_and_said(damaged):
         assert isinstance(train.pixels, np.memmap)
 
 
-def test_rows_are_those_of_the_data_also_where_pictures_are_left_out(tmp_path):
+def test_row_numbers_count_skipped_images(tmp_path):
     content = cells([b"no picture", *[noise(8, 8)] * 5])
     test = {"image": cells([noise(8, 8)]), "label": ["a"]}
     skip = ImageOptions(skip_bad=True)
@@ -287,7 +286,7 @@ def test_rows_are_those_of_the_data_also_where_pictures_are_left_out(tmp_path):
         assert load_images(bad, options=skip)[0].labels.tolist() == [0, 1, 1, 0, 1]
 
 
-def test_twelve_bits_in_sixteen_are_said_to_be_dark(tmp_path):
+def test_dark_16_bit_images_are_reported(tmp_path):
     source = image_files.folder(
         tmp_path / "d", **{s: {"a": [_of("I;16", 3900)], "b": [_of("I;16", 9)]} for s in ("train", "test")}
     )
@@ -304,14 +303,14 @@ def test_fractions_are_no_classes(tmp_path):
         load_images(table(tmp_path / "d", train=content, test=content))
 
 
-def test_a_column_of_no_pictures_is_refused(tmp_path):
+def test_a_column_without_images_is_refused(tmp_path):
     content = {"image": cells([noise(8, 8)] * 2), "label": [0, 1]}
     with pytest.raises(InputError, match="column 'label' holds int64 where images are expected"):
         load_images(table(tmp_path / "d", train=content, test=content), image_column="label", label_column="label")
 
 
 @pytest.mark.parametrize("column", ["x/../../../precious", "/tmp/x", "a\nb", "..", "x" * 300])
-def test_a_columns_name_is_no_path(tmp_path, column):
+def test_a_column_name_cannot_escape_the_cache_folder(tmp_path, column):
     content = {column: cells([noise(8, 8)] * 2), "label": [0, 1]}
     precious = tmp_path / "precious.npy"
     precious.write_bytes(b"kept")
@@ -331,7 +330,7 @@ def test_a_columns_name_is_no_path(tmp_path, column):
     ("before", "fit"),
     [((30, 26), ((22, 22), None)), ((8, 12), (20, (24, 16))), ((9, 9), ((31, 17), (16, 16))), ((5, 7), (None, (3, 9)))],
 )
-def test_a_batch_comes_to_its_size_as_pillow_brings_a_picture(before, fit, resample):
+def test_resizing_a_batch_gives_the_bytes_of_pillow(before, fit, resample):
     fit, picture = ResizeCrop(*fit, resample), noise(*before)
     batch = torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())[None]
     expected = np.asarray(fit.resize_image(picture)).transpose(2, 0, 1)
@@ -346,75 +345,3 @@ def test_runs_begun_earlier_have_the_same_pixels_and_settings():
     assert [found.fingerprint for found in load_images("digits")] == ["ce36cf39979a9f9c", "0ec5e72913a6aae2"]
     assert settings_digest(load("digits")) == "e0f568804902e74f"
     assert settings_digest(load("digits", ["data.image_size=16"])) != "e0f568804902e74f"
-
-
-def photos(place: Path) -> str:
-    """What a phone and a scanner leave: two classes of each kind of picture, and one that is cut short."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for split in ("train", "test"):
-        for name, colour in (("a-red", RED), ("b-green", GREEN)):
-            folder = place / split / name
-            folder.mkdir(parents=True)
-            Image.new("RGB", (120, 80), colour).save(folder / "0-landscape.jpg", quality=95)
-            Image.new("RGB", (70, 100), colour).save(folder / "1-portrait.png")
-            Image.new("L", (90, 90), colour[0]).save(folder / "2-grey.png")
-            Image.new("RGBA", (90, 80), (*colour, 255)).save(folder / "3-rgba.png")
-            Image.new("RGB", (90, 80), colour).convert("CMYK").save(folder / "4-cmyk.jpg", quality=95)
-            Image.frombytes("I;16", (80, 70), (257 * colour[0]).to_bytes(2, "little") * 5600).save(folder / "5-16.png")
-            turned = Image.new("RGB", (100, 200), (0, 0, 0))
-            turned.paste(colour, (0, 80, 100, 200))  # dark above; once turned, on the right
-            turned.save(folder / "6-turned.jpg", exif=exif, quality=95)
-    (place / "train/b-green/7-short.jpg").write_bytes(image_files.truncated(noise(90, 90), "JPEG"))
-    return str(place)
-
-
-def expected(colour: tuple[int, int, int]) -> list[tuple[int, int, int]]:
-    """The colour of each of a class's photos, in the order of their files."""
-    grey = (colour[0],) * 3
-    return [colour, colour, grey, colour, colour, grey, colour]
-
-
-@pytest.mark.filterwarnings("ignore:.*cannot be used:UserWarning")
-def test_photos_train_a_hub_model_and_a_built_in_one(tmp_path):
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-    from fedadamw.runner.execute import execute
-    from fedadamw.runner.folder import RunFolder
-    from fedadamw.trained.evaluate import evaluate
-    from fedadamw.trained.export import export
-    from fedadamw.trained.load import open_run, open_trained
-
-    source = photos(tmp_path / "photos")
-    own = {"image_processor_type": "ViTImageProcessor", "size": 64, "resample": 3}
-    hub = image_files.vit(
-        tmp_path / "hub", {**own, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.2]}, side=64
-    )
-    for model in ("vit-nano", hub):
-        settings = [f"data.source={source}", f"model.name={model}", "data.image_size=64", "data.on_bad=skip"]
-        more = ["training={rounds: 1, clients_per_round: 2, steps: 2, batch_size: 4, lr: 0.01}", "device=cpu"]
-        experiment = load("digits", [*settings, "partition={kind: iid, clients: 2}", *more])
-        folder = RunFolder(tmp_path / f"run-{Path(model).name}")
-        execute(experiment, folder, resume=False, report=False)
-        train, test = problem.load(experiment, open_pretrained(experiment))
-        assert train.pixels.shape == test.pixels.shape == (14, 3, 64, 64)
-        for found in (train, test):
-            colours = found.pixels[:, :, 32, 32].astype(int)
-            assert np.abs(colours - np.array(expected(RED) + expected(GREEN))).max() <= 4
-            assert np.ptp(found.pixels[:6].reshape(6, 3, -1).astype(int), axis=2).max() <= 4, "one colour all over"
-        assert train.pixels[6, :, 32, 60].max() <= 8, "the dark side of the turned one"
-        assert folder.read_manifest()["data"]["skipped"] == [1, 0]
-        out = tmp_path / f"out-{Path(model).name}"
-        trained = open_run(folder.path)
-        export(trained, out)
-        again, count = evaluate(open_trained(out, []))
-        assert count == 14
-        assert again.loss == pytest.approx(folder.records()[-1]["test_loss"], abs=1e-5)
-        with Image.open(tmp_path / "photos/test/a-red/0-landscape.jpg") as raw:
-            inputs = AutoImageProcessor.from_pretrained(out, backend="pil")(raw, return_tensors="pt")
-        _, task, _ = problem.build(experiment, open_pretrained(experiment), train, test, CPU)
-        torch.testing.assert_close(inputs["pixel_values"][0], task._inputs(task.test_pixels[:1])[0], rtol=0, atol=1e-6)
-        exported = AutoModelForImageClassification.from_pretrained(out).eval()
-        with torch.no_grad():
-            ours, theirs = (m(**inputs).logits for m in (trained.model.eval(), exported))
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)

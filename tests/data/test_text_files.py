@@ -10,7 +10,8 @@ from support.text_experiments import experiment
 from fedadamw.data.sources import read_held_out, read_splits
 from fedadamw.models.heads import sort_like_head
 from fedadamw.models.pretrained import Pretrained
-from fedadamw.prepare.simulation import prepare, samples_of
+from fedadamw.prepare.samples import load_samples
+from fedadamw.prepare.simulation import prepare
 from fedadamw.validation import InputError
 
 
@@ -32,7 +33,7 @@ def both(place, tmp_path, train, test, *settings):
     """The labels of a training and a held-out file, and the classes."""
     files = [csv(tmp_path / "train.csv", train), csv(tmp_path / "test.csv", test)]
     given = [f"data.source={files[0]}", f"data.test_source={files[1]}", "data.validation=0", *settings]
-    found = samples_of(experiment(place, *given))
+    found = load_samples(experiment(place, *given))
     return *(samples.labels.tolist() for samples in found), found[0].classes
 
 
@@ -56,10 +57,10 @@ def test_numbers_that_are_no_names_are_positions_and_that_is_said(place, tmp_pat
 def test_whole_numbers_are_predicted_where_the_task_is_so_and_large_ones_anywhere(place, tmp_path):
     rows = [{"sentence1": "good", "sentence2": "film", "label": float(i % 4)} for i in range(20)]
     (tmp_path / "similar.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train, _ = samples_of(experiment(place, f"data.source={tmp_path / 'similar.jsonl'}", task="stsb"))
+    train, _ = load_samples(experiment(place, f"data.source={tmp_path / 'similar.jsonl'}", task="stsb"))
     assert sorted(set(train.targets)) == [0, 1, 2, 3]
     prices = csv(tmp_path / "prices.csv", [f"{100_000 + i}.0" for i in range(20)])
-    assert samples_of(experiment(place, f"data.source={prices}"))[0].targets.max() > 100_000
+    assert load_samples(experiment(place, f"data.source={prices}"))[0].targets.max() > 100_000
 
 
 def test_whole_numbers_with_a_point_are_classes(place, tmp_path):
@@ -70,7 +71,7 @@ def test_whole_numbers_with_a_point_are_classes(place, tmp_path):
 @pytest.mark.parametrize("of", ["a file", "a folder"])
 def test_the_words_none_and_null_are_words(place, tmp_path, of):
     path = csv(tmp_path / "train.csv", ["None", "null"] * 5, texts=("n/a", "good"))
-    train, _ = samples_of(experiment(place, f"data.source={path if of == 'a file' else tmp_path}"))
+    train, _ = load_samples(experiment(place, f"data.source={path if of == 'a file' else tmp_path}"))
     assert train.classes == ("None", "null")
 
 
@@ -104,7 +105,7 @@ def test_both_held_out_splits_of_mnli_are_there(place, tmp_path):
     }
     for settings, held_out in (([], 7), (["data.test_split=validation_mismatched"], 8)):
         given = [f"data.source={tmp_path}", "data.validation=0", *settings]
-        assert len(samples_of(experiment(place, *given, task="mnli"))[1]) == held_out
+        assert len(load_samples(experiment(place, *given, task="mnli"))[1]) == held_out
 
 
 def test_splits_that_datasets_tells_apart_are_left_to_it(tmp_path):
@@ -161,7 +162,7 @@ def test_a_held_out_file_is_named_where_it_lacks_a_column(place, tmp_path):
     ours, theirs = csv(tmp_path / "train.csv", [0, 1]), tmp_path / "test.csv"
     theirs.write_text("text;label\ngood;1\n")
     with pytest.raises(InputError, match="data.test_source=.*test.csv' has no column 'text'; it has text;label"):
-        samples_of(experiment(place, f"data.source={ours}", f"data.test_source={theirs}", "data.validation=0"))
+        load_samples(experiment(place, f"data.source={ours}", f"data.test_source={theirs}", "data.validation=0"))
 
 
 @pytest.mark.parametrize(

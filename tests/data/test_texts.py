@@ -11,7 +11,8 @@ from support.text_experiments import decode_texts, experiment
 
 from fedadamw.data.scoring import scores
 from fedadamw.models.pretrained import Pretrained
-from fedadamw.prepare.simulation import prepare, samples_of
+from fedadamw.prepare.samples import load_samples
+from fedadamw.prepare.simulation import prepare
 from fedadamw.validation import InputError
 
 
@@ -37,7 +38,7 @@ def test_files_of_every_kind_with_named_columns(place, tmp_path, suffix):
     write = {"csv": data.to_csv, "jsonl": data.to_json, "parquet": data.to_parquet}[suffix]
     write(str(path))
     named = ["data.text_column=review", "data.label_column=mood", "data.validation=0", f"data.test_source={path}"]
-    train, test = samples_of(experiment(place, f"data.source={path}", *named))
+    train, test = load_samples(experiment(place, f"data.source={path}", *named))
     assert train.classes == ("down", "up")
     assert decode_texts(place, train)[:2] == ["good film", "bad, dull film"]
     assert train.labels.tolist() == test.labels.tolist() == [1, 0] * 4
@@ -81,7 +82,7 @@ def test_pairs_are_read_together_and_told_apart(place, pairs, tmp_path):
     types = tmp_path / "types"
     tiny_models.folder(types, "bert", types=True)
     named = [f"data.source={pairs}", "data.text_column=a", "data.text_pair_column=b"]
-    plain, _ = samples_of(experiment(place, *named))
+    plain, _ = load_samples(experiment(place, *named))
     assert decode_texts(place, plain)[0] == "goodbad film"
     assert plain.marks.sum() == 0
     prepared = prepare(experiment(place, *named, f"model={types}"))
@@ -93,13 +94,13 @@ def test_pairs_are_read_together_and_told_apart(place, pairs, tmp_path):
 
 def test_the_text_is_never_guessed_among_several_columns(place, pairs):
     with pytest.raises(InputError, match=r"several columns with words \(id, a, b\) among .*data.text_column"):
-        samples_of(experiment(place, f"data.source={pairs}"))
+        load_samples(experiment(place, f"data.source={pairs}"))
 
 
 def test_the_labels_are_never_taken_for_the_text(place, tmp_path):
     path = tmp_path / "words.csv"
     path.write_text("label,review\n" + "up,good film\ndown,bad film\n" * 5)
-    train, _ = samples_of(experiment(place, f"data.source={path}"))
+    train, _ = load_samples(experiment(place, f"data.source={path}"))
     assert set(decode_texts(place, train)) == {"good film", "bad film"}
 
 
@@ -113,7 +114,7 @@ def test_classes_of_another_order_are_matched_by_name(place, tmp_path):
         return tmp_path / name
 
     ours, theirs = written("a.parquet", ["neg", "pos"]), written("b.parquet", ["pos", "neg"])
-    train, test = samples_of(
+    train, test = load_samples(
         experiment(place, f"data.source={ours}", f"data.test_source={theirs}", "data.validation=0")
     )
     assert train.labels.tolist() == test.labels.tolist() == [1, 0] * 5
@@ -154,23 +155,23 @@ def test_glue_as_it_lies_on_disk(place, task, count, held_out, main):
 
 
 def test_texts_are_tokenised_once(place, monkeypatch):
-    train, _ = samples_of(experiment(place))
+    train, _ = load_samples(experiment(place))
 
     def never(*_arguments, **_settings):
         raise AssertionError("tokenised again")
 
     monkeypatch.setattr("transformers.tokenization_utils_base.PreTrainedTokenizerBase.__call__", never)
-    again, _ = samples_of(experiment(place))
+    again, _ = load_samples(experiment(place))
     assert again.fingerprint == train.fingerprint
     with pytest.raises(Exception, match="tokenised again"):
-        samples_of(experiment(place, "data.max_length=16"))
+        load_samples(experiment(place, "data.max_length=16"))
 
 
 def test_long_texts_are_cut_and_counted(place):
     with pytest.warns(UserWarning, match=r"\d+ of 60 training texts are longer than 8 tokens and were cut"):
-        train, _ = samples_of(experiment(place, "data.max_length=8", kind="roberta"))
+        train, _ = load_samples(experiment(place, "data.max_length=8", kind="roberta"))
     assert train.lengths.max() == 8
-    parts = samples_of(experiment(place, kind="roberta"))
+    parts = load_samples(experiment(place, kind="roberta"))
     assert train.truncated == sum((part.lengths > 8).sum() for part in parts)
     with pytest.warns(UserWarning, match="were cut"):
         facts = prepare(experiment(place, "data.max_length=8", kind="roberta")).facts
@@ -185,7 +186,7 @@ def test_roberta_has_fewer_places_than_positions(place):
 
 
 def test_taking_samples_takes_their_tokens(place):
-    train, _ = samples_of(experiment(place, kind="roberta"))
+    train, _ = load_samples(experiment(place, kind="roberta"))
     some = train.select(np.array([5, 1, 1]))
     assert decode_texts(place, some) == [decode_texts(place, train)[i] for i in (5, 1, 1)]
     assert some.labels.tolist() == train.labels[[5, 1, 1]].tolist()

@@ -65,7 +65,7 @@ def test_a_run_stops_on_a_full_disk_with_one_line_and_goes_on_when_there_is_room
             assert "not written, no space left on device" in done.stderr
             stopped.append(done.stderr.split(":")[1].split("/run/")[-1])
     assert done.returncode == 0
-    assert stopped == ["clients/index.bin", "clients/memories.bin", "checkpoint/state.safetensors"]
+    assert stopped == ["config.yaml", "clients/memories.bin", "checkpoint/state.safetensors"]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [1, 2, 3, 4]
 

@@ -226,10 +226,10 @@ def test_tiny_imagenet_trains_a_round():
 
 
 def test_held_out_training_samples_take_the_place_of_the_test_set():
-    from fedadamw.prepare.simulation import samples_of
+    from fedadamw.prepare.samples import load_samples
 
-    train, test = samples_of(load("digits", ["data.validation=0.25"]))
-    whole, _ = samples_of(load("digits"))
+    train, test = load_samples(load("digits", ["data.validation=0.25"]))
+    whole, _ = load_samples(load("digits"))
     assert len(train) + len(test) == len(whole)
     rows = {row.tobytes() for row in train.pixels}
     assert not any(row.tobytes() in rows for row in test.pixels)

@@ -1,4 +1,4 @@
-"""The job by this package: Local AdamW in the simulation, on as many ranks as RANKS says."""
+"""The job in this package: Local AdamW in the simulation, with RANKS ranks."""
 
 import os
 
@@ -18,7 +18,7 @@ from fedadamw.prepare.malloc import keep_freed_memory  # noqa: E402
 from fedadamw.settings.training import TrainingSettings  # noqa: E402
 from fedadamw.task import Batch, Evaluation  # noqa: E402
 
-MICRO_BATCH = {"vit": 13}  # the same step in parts that the processor's cache holds, and with less memory
+MICRO_BATCH = {"vit": 13}  # the same step in parts that fit the processor's cache, with less memory
 
 
 class Job:
@@ -30,7 +30,7 @@ class Job:
         self.images, self.labels = ranks.share_tensors(data)
 
     def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Nothing is random about a sample."""
+        """Samples have no random augmentation."""
         return torch.zeros(count, 0)
 
     def batch(self, samples: torch.Tensor, drawn: torch.Tensor) -> Batch:
@@ -38,16 +38,16 @@ class Job:
         return self.images[samples], self.labels[samples]
 
     def losses(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Cross-entropy of each."""
+        """The cross-entropy of each sample."""
         images, labels = batch
         return F.cross_entropy(model(images), labels, reduction="none")
 
     def outputs(self, model: torch.nn.Module, start: int, stop: int) -> torch.Tensor:
-        """Nothing to score."""
+        """No outputs: nothing is held out."""
         return torch.zeros(1, 1)
 
     def score(self, outputs: torch.Tensor) -> Evaluation:
-        """Nothing."""
+        """An empty evaluation."""
         return Evaluation(0.0, {})
 
 

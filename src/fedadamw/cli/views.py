@@ -76,15 +76,15 @@ def partition_command(
     fedadamw partition digits -s partition.concentration=0.1 --out dir01.png
     """
     from fedadamw.cli.tables import print_partition
-    from fedadamw.prepare.simulation import partition_of, samples_of
+    from fedadamw.prepare.samples import load_samples, make_partition
     from fedadamw.report.run_charts import partition, save
     from fedadamw.settings.load import load
     from fedadamw.validation import check
 
     check(out.suffix in (".png", ".svg"), f"--out {out}: must end in .png or .svg")
     experiment = load(recipe or DEFAULT, settings or ())
-    train, _ = samples_of(experiment)
-    clients = partition_of(experiment, train)
+    train, _ = load_samples(experiment)
+    clients = make_partition(experiment, train)
     counts = clients.counts(train.labels, len(train.classes))
     save(partition(counts, train.classes), out)
     print_partition(counts, clients.fingerprint)

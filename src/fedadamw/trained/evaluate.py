@@ -12,7 +12,7 @@ from fedadamw.models.text import TextModel
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.device import select_device
 from fedadamw.prepare.problem import ImageFacts, TextFacts
-from fedadamw.prepare.simulation import samples_of
+from fedadamw.prepare.samples import load_samples
 from fedadamw.randomness import Purpose, numpy_generator
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Evaluation, Task
@@ -37,7 +37,7 @@ def evaluate(trained: Trained) -> tuple[Evaluation, int]:
 def _load_held_out(trained: Trained, device: torch.device) -> tuple[Texts | Images, Task]:
     """Load the held-out samples, and their task on `device`."""
     experiment, pretrained, built = trained.experiment, trained.pretrained, trained.built
-    split = None if trained.other_data else samples_of(experiment, pretrained)[1]
+    split = None if trained.other_data else load_samples(experiment, pretrained)[1]
     if isinstance(built, TextModel):
         facts = cast("TextFacts", trained.facts)
         text = _draw(experiment, texts.load_test(experiment, pretrained, facts)) if split is None else split

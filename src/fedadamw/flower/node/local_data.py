@@ -12,7 +12,7 @@ from fedadamw.flower.protocol import NodeConfig
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.problem import Facts, ImageFacts, TextFacts, open_pretrained
-from fedadamw.prepare.simulation import partition_of, samples_of
+from fedadamw.prepare.samples import load_samples, make_partition
 from fedadamw.settings.data import DataSettings
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
@@ -24,7 +24,7 @@ def build_task(
 ) -> tuple[nn.Module, Task, np.ndarray]:
     """Return the model, its task, and the numbers of this node's samples. about: what the server knows of the data."""
     pretrained = open_pretrained(experiment)
-    train, samples = load_samples(experiment, pretrained, about, config, number)
+    train, samples = load_node_samples(experiment, pretrained, about, config, number)
     no_held_out: Any = train.select(np.arange(0))
     if isinstance(train, Texts):
         text = texts.build_model(experiment, pretrained, cast("TextFacts", about))
@@ -34,16 +34,16 @@ def build_task(
     return image.model.to(device), images.build_task(experiment, image, train, no_held_out, device, facts), samples
 
 
-def load_samples(
+def load_node_samples(
     experiment: Experiment, pretrained: Pretrained | None, about: Facts, config: NodeConfig, number: int
 ) -> tuple[Texts | Images, np.ndarray]:
     """Return samples and which of them are this node's: all of its own folder, or its part of the common data set."""
     if experiment.partition.kind == "nodes":
         samples = _load_folder(experiment, pretrained, about, config)
         return samples, np.arange(len(samples))
-    train, _ = samples_of(experiment, pretrained)
+    train, _ = load_samples(experiment, pretrained)
     assert isinstance(train, Texts | Images)
-    clients = partition_of(experiment, train)
+    clients = make_partition(experiment, train)
     check(number < len(clients), f"this node's partition-id is {number}; there are {len(clients)} clients")
     return train, clients[number]
 

@@ -31,7 +31,7 @@ from fedadamw.io.yaml_text import read_yaml
 from fedadamw.models.lora import Folding
 from fedadamw.prepare.device import select_device
 from fedadamw.prepare.problem import Facts
-from fedadamw.prepare.simulation import algorithm_of
+from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError
 
@@ -58,7 +58,7 @@ class Node:
             torch.set_num_threads(int(threads))
         model, task, self.samples = build_task(experiment, about, config, self.number, device)
         self.workspace = Workspace(model)
-        algorithm: AnyAlgorithm = algorithm_of(experiment, model)
+        algorithm: AnyAlgorithm = build_algorithm(experiment, model)
         step = make_step(algorithm, training.clip, compiled=experiment.compile == "on")
         loop = Loop(self.workspace, algorithm, task, training, experiment.seed, step)
         uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
