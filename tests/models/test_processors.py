@@ -97,12 +97,12 @@ def test_only_what_is_truly_absent_is_no_processor(tmp_path, monkeypatch):
         (cached / path).parent.mkdir(parents=True)
         (cached / path).write_text(content)
     with pytest.raises(InputError, match="model.name='owner/name': its image processor cannot be") as said:
-        processor._read_read_settings("owner/name")
+        processor._read_settings("owner/name")
     assert "\n" not in str(said.value)
     for file in processor.FILES:  # as the hub said, once
         (cached / ".no_exist/abc").mkdir(parents=True, exist_ok=True)
         (cached / ".no_exist/abc" / file).touch()
-    assert processor._read_read_settings("owner/name") is None
+    assert processor._read_settings("owner/name") is None
     local = tmp_path / "local"
     local.mkdir()
     (local / "processor_config.json").write_text("{}")  # of a text's part alone
