@@ -1,4 +1,4 @@
-"""The diagnostics of a round against the same quantities written out."""
+"""Diagnostics of a round against the same quantities written out."""
 
 import math
 
@@ -15,7 +15,7 @@ from fedadamw.randomness import sample_clients
 
 
 @pytest.mark.parametrize("name", ["fedadamw-mean-v", "local-adamw", "fedavg"])
-def test_a_rounds_numbers_are_those_of_its_clients(name, task):
+def test_diagnostics_match_the_clients_of_the_round(name, task):
     sim = simulation(CASES[name], task, diagnostics=True)
     first = sim.step().diagnostics
     assert first["cosine"] is None, "there was no round before"
@@ -48,7 +48,7 @@ def test_a_rounds_numbers_are_those_of_its_clients(name, task):
     assert found["v_variance_by_kind"]["head"] == pytest.approx(float(of_head.mean()))
 
 
-def test_they_change_nothing_and_are_not_there_when_off(task):
+def test_diagnostics_change_nothing_and_are_absent_when_off(task):
     quiet, loud = (
         simulation(CASES["fedadamw-mean-v"], task),
         simulation(CASES["fedadamw-mean-v"], task, diagnostics=True),

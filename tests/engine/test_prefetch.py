@@ -1,4 +1,4 @@
-"""Batches that are made ahead of the steps: the same ones, in the same order, errors included."""
+"""Prefetched batches: the same, in the same order, errors included."""
 
 import itertools
 import threading
@@ -18,7 +18,7 @@ from fedadamw.models.loading import build_seeded
 from fedadamw.settings.training import TrainingSettings
 
 
-def test_items_come_in_order_from_another_thread_and_not_too_far_ahead():
+def test_items_are_prefetched_in_order_and_at_most_depth_ahead():
     made = []
 
     def items():
@@ -34,7 +34,7 @@ def test_items_come_in_order_from_another_thread_and_not_too_far_ahead():
     assert threading.current_thread() not in {thread for _, thread in made}
 
 
-def test_an_error_comes_after_what_was_made_before_it():
+def test_an_error_is_raised_after_the_items_before_it():
     def items():
         yield from (1, 2)
         raise OSError("the disk is gone")
@@ -46,7 +46,7 @@ def test_an_error_comes_after_what_was_made_before_it():
 
 
 @pytest.mark.parametrize("stack", [1, 3])
-def test_pixels_left_on_disk_train_the_same(stack, tmp_path):
+def test_training_from_disk_matches_training_from_memory(stack, tmp_path):
     data = images(60)
     path = tmp_path / "pixels.npy"
     np.save(path, data.pixels)

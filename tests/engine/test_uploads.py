@@ -1,4 +1,4 @@
-"""Uploads through codecs in whole rounds: engines that agree, residuals that are kept, bytes, where they end."""
+"""Encoded uploads in whole rounds: engines agree, residuals, bytes, convergence."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def coded(name, upload, task, **changes):
 
 @pytest.mark.parametrize("upload", LOSSY)
 @pytest.mark.parametrize("name", rows(CASES))
-def test_stacked_clients_come_to_the_loops_numbers(name, upload, task):
+def test_stacked_clients_match_the_loop(name, upload, task):
     loop, stacked = (coded(name, upload, task, rounds=2, stack=stack) for stack in (1, 3))
     exact = coded(name, "float32", task, rounds=2)
     for ours, theirs, plain in zip(stacked.rounds(), loop.rounds(), exact.rounds(), strict=True):
@@ -45,7 +45,7 @@ def test_stacked_clients_come_to_the_loops_numbers(name, upload, task):
 
 @pytest.mark.parametrize("upload", LOSSY)
 @pytest.mark.parametrize("name", NAMES)
-def test_saved_and_restored_between_rounds_bit_for_bit(name, upload, task, tmp_path):
+def test_resume_between_rounds_is_bit_identical(name, upload, task, tmp_path):
     def run(folder, saved=None):
         memory_folder = None if folder is None else tmp_path / folder
         return coded(name, upload, task, clients_per_round=3, memory_folder=memory_folder, saved=saved)
@@ -70,7 +70,7 @@ def test_saved_and_restored_between_rounds_bit_for_bit(name, upload, task, tmp_p
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_residuals_are_kept_of_changes_beside_the_algorithms_own_memory(name, task):
+def test_residuals_are_stored_beside_the_algorithms_memory(name, task):
     sim = coded(name, "top-k", task)
     sim.step()
     own = {"scaffold": ("c", "residual_delta", "residual_dc")}
@@ -82,7 +82,7 @@ def test_residuals_are_kept_of_changes_beside_the_algorithms_own_memory(name, ta
 
 
 @pytest.mark.parametrize("upload", ["int8", "top-k"])
-def test_what_a_client_has_sent_and_still_keeps_is_what_it_had_to_say(upload, task):
+def test_sent_updates_plus_residual_equal_exact_updates(upload, task):
     """Over three rounds from the same model: the decoded changes and the last residual are the exact changes."""
     exact, lossy = coded("scaffold", "float32", task), coded("scaffold", upload, task)
     down, memory, kept = exact.state.server, None, None
@@ -122,7 +122,7 @@ def test_the_server_decodes_the_payload_to_what_the_engine_averages(name, upload
 
 
 @pytest.mark.parametrize("upload", ["float32", *LOSSY])
-def test_second_moments_stay_positive_and_near(upload, task):
+def test_second_moments_stay_positive_and_close(upload, task):
     sim = coded("fedlada", upload, task)
     down = sim.algorithm.broadcast(sim.state.server)
     plain = sim.clients.engine.train_client(
@@ -137,7 +137,7 @@ def test_second_moments_stay_positive_and_near(upload, task):
     assert bool((answer.up.v[plain > 0] > 0).all())
 
 
-def test_how_each_field_goes(task):
+def test_codec_of_each_field(task):
     sim = coded("fedadamw-vm", "int8", task)
     like = sim.clients.uploads.template(sim.state.server)
     assert [sim.clients.uploads._codec(like, name) for name in like._fields] == [
@@ -180,7 +180,7 @@ def test_int8_costs_a_quarter_of_float32(task):
     assert sent["int8"] <= 0.27 * sent["float32"]
 
 
-def test_a_client_that_is_not_finite_is_left_out_and_keeps_its_residual():
+def test_a_client_with_non_finite_numbers_is_rejected_and_keeps_its_residual():
     task = PoisonedTask()
     clients = unequal_clients(task)
     training = TrainingSettings(rounds=3, clients_per_round=5, steps=4, batch_size=8, lr=0.05, upload="int8")
@@ -218,7 +218,7 @@ def good(task):
         ({"delta": torch.full((16,), torch.nan, dtype=torch.float64)}, "the upload's delta: has a number that is not"),
     ],
 )
-def test_a_payload_that_is_none_is_refused_in_one_line(change, complaint, task):
+def test_invalid_payloads_are_refused_in_one_line(change, complaint, task):
     uploads, payload, like = good(task)
     uploads.decode(payload, like)
     payload = {n: t for n, t in {**payload, **change}.items() if t is not None}

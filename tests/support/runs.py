@@ -3,6 +3,7 @@
 import torch
 
 from fedadamw.algorithms import registry
+from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.ranks import ALONE
 from fedadamw.engine.simulate import Simulation
@@ -86,3 +87,8 @@ EPOCHS = 2
 
 
 BATCH = 8
+
+
+def simulate(model, task, clients, *, algorithm=None, **training):
+    settings = {"rounds": 3, "clients_per_round": 3, "steps": 4, "batch_size": 8, "lr": 0.05, **training}
+    return Simulation.in_process(model, algorithm or FedAvg(), task, clients, TrainingSettings(**settings))
