@@ -27,9 +27,9 @@ def export_command(
     """
     from fedadamw.trained.export import export
     from fedadamw.trained.export import push as upload
-    from fedadamw.trained.load import of_run
+    from fedadamw.trained.load import open_run
 
-    what = export(of_run(run), to, merged=merged, shared=push is not None)
+    what = export(open_run(run), to, merged=merged, shared=push is not None)
     typer.echo(f"{to}: {what}, README.md (model card), fedadamw.json (settings)")
     if push is not None:
         typer.echo(upload(to, push))
@@ -52,7 +52,7 @@ def eval_command(
     from fedadamw.cli.tables import print_evaluation
     from fedadamw.settings.load import Override, parse_override
     from fedadamw.trained.evaluate import evaluate
-    from fedadamw.trained.load import opened
+    from fedadamw.trained.load import open_trained
 
     overrides: list[Override] = []
     if data is not None:
@@ -60,5 +60,5 @@ def eval_command(
         overrides.append(("data.source", data))
     if split is not None:
         overrides.append(("data.test_split", split))
-    trained = opened(where, [*overrides, *(parse_override(setting) for setting in settings or ())])
+    trained = open_trained(where, [*overrides, *(parse_override(setting) for setting in settings or ())])
     print_evaluation(*evaluate(trained))
