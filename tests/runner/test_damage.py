@@ -91,7 +91,7 @@ def test_damaged_records_are_refused_and_kept(finished_run, tmp_path, run_main):
 
 def test_an_upload_is_not_a_checkpoint(tmp_path):
     write(tmp_path / "a", "upload", {}, {})
-    with pytest.raises(CheckpointError, match="no checkpoint of fedadamw"):
+    with pytest.raises(CheckpointError, match="not a fedadamw checkpoint"):
         read(tmp_path / "a", "checkpoint")
     with pytest.raises(CheckpointError, match="no such file"):
         read(tmp_path / "b", "checkpoint")
