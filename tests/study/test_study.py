@@ -262,7 +262,7 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["ablate", "-s", "training.lr=[1,2]"], "ablate takes one value a setting, no lists (training.lr)"),
         (["compare", "-a", "fedavg", "-s", "algorithm.rounds=1"], "of fedavg (did you mean 'training.rounds'?)"),
         (["compare", "-s", "training.clients_per_round=[5,101]"], "clients_per_round=101 is more than the 100"),
-        (["compare", "-s", "partition.kind=nodes"], "it needs Flower, not a simulation"),
+        (["compare", "-s", "partition.kind=nodes"], "it cannot be simulated"),
         (["compare", "-s", "trackers=[tensorbored]"], "did you mean 'tensorboard'"),
         (["compare", "-s", "model.name=[vit-nano,resnet18]", "-s", "model.depth=1"], "model.depth is a setting of"),
         (["compare", "-a", "fedavg,fedadam", "-s", "lora.aggregate=exact"], "this algorithm's server does not"),

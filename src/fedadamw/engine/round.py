@@ -35,7 +35,7 @@ class Folding(Protocol):
     def product(self, y: Vector) -> Vector:
         """What the adapters of the models `y` (..., d) add to the frozen weights, (..., w)."""
 
-    def restarted(self, x: Vector) -> Vector:
+    def reset_adapters(self, x: Vector) -> Vector:
         """`x` (d,) with adapters that add nothing."""
 
 

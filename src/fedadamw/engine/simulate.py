@@ -208,7 +208,7 @@ class Simulation:
         if self.folding is not None and result.product is not None:
             plain = torch.allclose(server.x, state.server.x + result.up.delta, rtol=1e-4, atol=1e-6)
             check(plain, NOT_EXACT)
-            base, server = base + result.product, server._replace(x=self.folding.restarted(server.x))
+            base, server = base + result.product, server._replace(x=self.folding.reset_adapters(server.x))
         after = State(state.round + 1, server, result.statistics, last, base)
         if not all_finite(server):
             raise DivergedError(f"round {after.round}: the clients' mean is not finite; try a smaller training.lr")

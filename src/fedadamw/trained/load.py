@@ -18,12 +18,12 @@ from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import TextModel
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare import images, texts
+from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, is_path, resolve_path, restore_paths
 from fedadamw.prepare.problem import Facts, ImageFacts, TextFacts, open_pretrained
 from fedadamw.runner.folder import RunFolder, check_pixels
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import build_experiment, load, parse_settings, set_path
-from fedadamw.settings.paths import DATA_PATHS, MODEL_PATHS, check_origins, is_path, resolve_path, restore_paths
 from fedadamw.validation import InputError, check, shorten
 from fedadamw.vector import Layout, statistics, trainable
 
