@@ -1,7 +1,7 @@
 """One HTML page of a run that opens without a network: charts, settings, bytes, partition."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from string import Template
 from typing import Any
@@ -15,6 +15,7 @@ from fedadamw.report import run_charts as figures
 from fedadamw.report.metrics import evaluated, label, main, score, shown
 from fedadamw.report.vega import library
 from fedadamw.runner.folder import RunFolder
+from fedadamw.settings.section import flatten_settings
 
 
 def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None:
@@ -50,8 +51,8 @@ def page(
     return template.substitute(
         title=escape_html(title),
         cards="".join(_card(*card) for card in _summary(records)),
-        settings=_rows(_flat(settings)),
-        manifest=_rows(_flat(manifest)),
+        settings=_setting_rows(settings),
+        manifest=_setting_rows(manifest),
         library=library(),
         panels="".join(f"<div class=panel id={name}></div>" for name in charts if name not in ("score", "losses")),
         specs=escape_script(specs),
@@ -98,13 +99,6 @@ def _card(label: str, value: str) -> str:
     return f"<div class=card><b>{escape_html(value)}</b><span>{escape_html(label)}</span></div>\n"
 
 
-def _rows(items: Iterable[tuple[str, Any]]) -> str:
-    return "".join(f"<tr><th>{escape_html(k)}<td>{escape_html(v)}\n" for k, v in items)
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, "not set" if value in (None, []) else value
+def _setting_rows(settings: Mapping[str, Any]) -> str:
+    rows = ((path, "not set" if value in (None, []) else value) for path, value in flatten_settings(settings))
+    return "".join(f"<tr><th>{escape_html(path)}<td>{escape_html(value)}\n" for path, value in rows)
