@@ -257,7 +257,7 @@ def test_padding_that_would_move_positions_is_refused(place):
 def test_glue_with_labels_of_another_kind_is_refused(place, tmp_path):
     path = tmp_path / "half.jsonl"
     path.write_text("".join(json.dumps({"sentence": "good", "label": i / 3}) + "\n" for i in range(20)))
-    with pytest.raises(InputError, match="data.task='cola': the labels are fractions; it needs classes"):
+    with pytest.raises(InputError, match="data.task='cola': the labels are fractions; the task needs classes"):
         prepare(experiment(place, f"data.source={path}", task="cola"))
 
 

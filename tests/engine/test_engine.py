@@ -190,7 +190,7 @@ def test_a_model_without_anything_to_train_is_refused():
 
 
 def test_more_clients_per_round_than_clients_is_refused(task):
-    with pytest.raises(ValueError, match="clients_per_round=6 is more than the 5 clients there are"):
+    with pytest.raises(ValueError, match="clients_per_round=6 is more than the 5 clients of the partition"):
         simulate(attention_model(), task, unequal_clients(task), clients_per_round=6)
 
 

@@ -76,7 +76,7 @@ def test_certificates_are_for_long_names_and_addresses(tmp_path):
     ("settings", "message"),
     [
         (["training.diagnostics=true"], "training.diagnostics needs simulated clients, not Flower's nodes"),
-        (["training.clients_per_round=4"], "clients_per_round=4 is more than the 3 clients there are"),
+        (["training.clients_per_round=4"], "clients_per_round=4 is more than the 3 clients of the partition"),
         (["training.mean=krum"], "needs 5 clients a round, not 2 (training.clients_per_round)"),
         (
             ["training.mean=trimmed-mean", "training.clients_per_round=3"],

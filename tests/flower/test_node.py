@@ -120,7 +120,7 @@ def test_a_node_may_have_images_of_one_class_alone(tmp_path):
     assert [ours.clients.registry.joined[i].samples for i in range(3)] == [6, 6, 12]
 
 
-@pytest.mark.parametrize(("counts", "samples"), [("true", "24, as the nodes tell"), ("false", "not told")])
+@pytest.mark.parametrize(("counts", "samples"), [("true", "24, as the nodes report"), ("false", "not reported")])
 def test_a_card_tells_of_nodes_what_they_tell_and_not_what_the_server_has(tmp_path, counts, samples):
     federation = f"federation={{quorum: 3, wait_for: 3, wait_s: 5, sample_counts: {counts}}}"
     settings, grid = with_images(tmp_path, "partition.clients=5", "training.rounds=1", federation)

@@ -237,14 +237,17 @@ def test_full_fine_tuning_is_the_same_without_the_section(place):
 @pytest.mark.parametrize(
     ("targets", "line"),
     [
-        ("[qeury]", "'qeury' matches no layer; there are dense, key, position_embeddings, query"),
+        ("[qeury]", "'qeury' matches no layer; the model has dense, key, position_embeddings, query"),
         ("[query,out_proj]", "'out_proj' matches no layer"),  # the head's own, which is trained whole
-        ("[attention]", "'attention' matches no layer; there are dense, key, position_embeddings, query"),
+        ("[attention]", "'attention' matches no layer; the model has dense, key, position_embeddings, query"),
         (
             "[.*query]",
             "matches no layer; .*; give a pattern alone, without brackets: lora.target_modules=.*query",
         ),
-        (".*qeury", "=.*qeury: matches no layer .it must match a whole name, such as roberta.*; there are dense, key"),
+        (
+            ".*qeury",
+            "=.*qeury: matches no layer .it must match a whole name, such as roberta.*; the model has dense, key",
+        ),
         (".*out_proj", "=.*out_proj: matches no layer"),
         ("'(query'", "not a valid pattern .missing"),
         (".*attention.*", "also matches roberta.encoder.layer.0.attention, which is not a layer"),
@@ -288,7 +291,7 @@ def test_a_pattern_is_matched_against_whole_names_as_peft_does(place):
 
 def test_all_linear_of_a_model_without_a_linear_layer_is_refused():
     model = vision.build("resnet-nano", vision.ImageShape(8, 1, 10)).model
-    with pytest.raises(InputError, match="=all-linear: no layer below the head is linear; there are convolution"):
+    with pytest.raises(InputError, match="=all-linear: no layer below the head is linear; the model has convolution"):
         add_adapters(model, LoraSettings(target_modules="all-linear"), None)
     with pytest.raises(InputError, match="peft has no default for this model; name its layers"):
         add_adapters(model, LoraSettings(), None)

@@ -191,7 +191,7 @@ def test_images_of_a_size_that_a_model_does_not_take_are_refused_before_the_firs
         tmp_path / "d", **{s: {"a": [noise(24, 24)], "b": [noise(24, 24)]} for s in ("train", "test")}
     )
     model = image_files.vit(tmp_path / "vit", {"do_resize": False})
-    with pytest.raises(InputError, match="images come to 24 x 24: Input image size .* doesn't match model"):
+    with pytest.raises(InputError, match="it does not take images of 24 x 24: Input image size .* doesn't match model"):
         prepare(load("digits", settings_of(source, model)))
     assert prepare(load("digits", settings_of(source, model, "data.image_size=32"))).train.pixels.shape[2:] == (32, 32)
     grey = image_files.vit(tmp_path / "grey", channels=1)
@@ -270,5 +270,5 @@ def test_pictures_larger_than_a_model_takes_are_decoded_to_its_size(tmp_path):
     folder.manifest.write_text(json.dumps({**written, "data": kept}))
     with pytest.raises(CheckpointError, match=r"form that images are stored in changed .*\(was size, is model\)"):
         execute(experiment, folder, resume=True, report=False)
-    with pytest.raises(InputError, match="the data's images are not of the run's form"):
+    with pytest.raises(InputError, match="the data's images are not in the run's pixel format"):
         evaluate(open_trained(folder.path, []))

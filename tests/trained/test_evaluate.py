@@ -55,8 +55,8 @@ def test_a_missing_folder_is_one_clear_line(tmp_path, arguments, line):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ([("model.name", "other")], "model.name: evaluating does not change a model; what can be set is data"),
-        ([("lora.r", 4)], "lora.r: evaluating does not change a model"),
+        ([("model.name", "other")], "model.name: would change the model; an evaluation can set data"),
+        ([("lora.r", 4)], "lora.r: would change the model"),
         ([("data.task", "causal-lm")], "data.task='causal-lm': the model was trained for 'text'"),
     ],
 )
@@ -72,7 +72,9 @@ def test_max_test_limits_the_evaluated_samples(place, trained):
 
 def test_a_model_without_a_trained_head_is_not_evaluated(place):
     given = [("data.task", "text"), ("data.source", str(place / "more.csv"))]
-    with pytest.raises(InputError, match=r"has no trained weights of .*classifier.*; it is no model of data.task=text"):
+    with pytest.raises(
+        InputError, match=r"has no trained weights of .*classifier.*; it is not a model for data.task=text"
+    ):
         open_trained(place / "bert", given)
 
 

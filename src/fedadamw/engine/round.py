@@ -26,18 +26,18 @@ class Listener(Protocol):
 
 
 class Folding(Protocol):
-    """Adds the exact mean of what clients' adapters contribute, a product of their factors, to frozen weights."""
+    """Adds the exact mean of the clients' adapters, each a product of two factors, to frozen weights."""
 
     base: Vector  # (w,) the frozen weights
 
     def load(self, base: Vector) -> None:
-        """Put frozen weights (w,) into the module."""
+        """Copy frozen weights (w,) into the module."""
 
     def product(self, y: Vector) -> Vector:
-        """What the adapters of the models `y` (..., d) add to the frozen weights, (..., w)."""
+        """Return what the adapters of the models `y` (..., d) add to the frozen weights, (..., w)."""
 
     def reset_adapters(self, x: Vector) -> Vector:
-        """`x` (d,) with adapters that add nothing."""
+        """Return a copy of `x` (d,) whose adapters add nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The classes of a model's trained head: how many, their names, and which of a data set's classes they are."""
+"""The classes of a model's trained head: their number and names, matched with those of a data set."""
 
 import warnings
 from collections.abc import Sequence
@@ -39,12 +39,12 @@ def sort_like_head(pretrained: Pretrained, classes: tuple[str, ...]) -> tuple[st
 
 
 def class_names(pretrained: Pretrained) -> list[str]:
-    """The names of the head's classes in their order: LABEL_0, LABEL_1 if the configuration has none."""
+    """Return the names of the head's classes in order; LABEL_0, LABEL_1, ... if the configuration has none."""
     labels = pretrained.config.id2label
     return [str(labels[i]) for i in sorted(labels)]
 
 
 def count_outputs(pretrained: Pretrained) -> int | None:
-    """How many classes the head was trained for, None if the configuration does not say."""
+    """Return the number of classes of the trained head, None if the configuration does not say."""
     config = pretrained.config
     return len(config.id2label) if "id2label" in config.to_diff_dict() else None

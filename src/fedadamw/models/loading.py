@@ -80,7 +80,7 @@ def load_place(what: str, place: str, load: Callable[[], Loaded]) -> Loaded:
         with as_input_error(f"{what} could not be loaded"):
             return load()
     except InputError as error:
-        if "trust_remote_code" in str(error.__cause__) and (files := _custom_code(place)):
+        if "trust_remote_code" in str(error.__cause__) and (files := _find_custom_code(place)):
             raise InputError(
                 f"{what} needs custom code ({', '.join(files)}), which is never run: give a model that transformers "
                 "itself supports"
@@ -100,20 +100,20 @@ def as_input_error(what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise InputError(f"{what}: {_reason(error)}") from error
+            raise InputError(f"{what}: {_describe(error)}") from error
         raise
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of a library's error message, with the next one if the first ends in a colon or comma."""
+def _describe(error: BaseException) -> str:
+    """Return the first line of a library's error, and the next ones as long as a line ends in a colon or comma."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[: next((i for i, line in enumerate(lines, 1) if line[-1] not in ":,"), None)])
     clear = isinstance(error, OSError | ValueError | ImportError | RuntimeError) or type(error) is Exception
     return (text if text and clear else f"{type(error).__name__}: {text}").rstrip(": ")[:MAX_REASON_CHARACTERS]
 
 
-def _custom_code(place: str) -> list[str]:
-    """The code files that the configurations of a folder or hub id name."""
+def _find_custom_code(place: str) -> list[str]:
+    """Return the code files that the configurations of a folder or hub id name."""
     from transformers import PreTrainedConfig
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -125,7 +125,7 @@ def _custom_code(place: str) -> list[str]:
     files: set[str] = set()
     maps = [config.get("auto_map") for config in configs]
     for value in (value for auto_map in maps if isinstance(auto_map, dict) for value in auto_map.values()):
-        names = value if isinstance(value, list) else [value]  # a tokenizer's may be two, one of them None
+        names = value if isinstance(value, list) else [value]  # a tokenizer may name two, one of them None
         files |= {f"{name.rpartition('.')[0]}.py" for name in names if isinstance(name, str)}
     return sorted(files)
 
@@ -147,14 +147,14 @@ def load_tokenizer(place: str, config: Any) -> Any:
     return AutoTokenizer.from_pretrained(place, config=config, trust_remote_code=False)
 
 
-def load_image_processor(place: str, config: Any, **settings: Any) -> Any:
+def load_image_processor(place: str, config: Any, **settings: object) -> Any:
     """Load the Pillow version of the image processor of a folder or hub id; `config`: the model's."""
     from transformers import AutoImageProcessor
 
     return AutoImageProcessor.from_pretrained(place, config=config, backend="pil", trust_remote_code=False, **settings)
 
 
-def build_fresh(auto: Any, config: Any, **settings: Any) -> Any:
+def build_fresh(auto: Any, config: Any, **settings: object) -> Any:
     """Return a model of class `auto` (AutoModel, ...) with fresh weights."""
     return auto.from_config(config, trust_remote_code=False, **settings)
 
@@ -183,16 +183,18 @@ def load_weights(auto: Any, place: str, config: Any) -> tuple[Any, list[str]]:
 
 
 def _warn_if_fresh(model: Any, fresh: list[str]) -> None:
-    """Warn about modules below the head without weights; raises ValueError if that is all of them."""
+    """Warn if modules below the head have no weights in the files; raises ValueError if none has."""
     prefix = f"{model.base_model_prefix}."
     names = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name.startswith(prefix)}
     body = [name for name in fresh if name.startswith(prefix) and "pooler" not in name]
     if names and names <= set(fresh):
-        raise ValueError("none of its weights have the names and shapes that its configuration asks for")
+        raise ValueError("none of its weights have the names and shapes of its configuration")
     if body:
         more = f" and {len(body) - 3:,} more" if len(body) > 3 else ""
         shown = f"{', '.join(body[:3])}{more}"
-        warnings.warn(f"the model's files have no weights of the right shape for {shown}: fresh ones", stacklevel=2)
+        warnings.warn(
+            f"the model's files have no weights of the right shape for {shown}: these start fresh", stacklevel=2
+        )
 
 
 def silence_libraries() -> None:

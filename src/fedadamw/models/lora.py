@@ -1,11 +1,11 @@
-"""LoRA (arXiv 2106.09685) through peft: adapters on some layers, and the exact mean of their products B A."""
+"""LoRA (arXiv 2106.09685) with peft: add adapters, load them, and average their products B A exactly."""
 
 import json
 import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from fedadamw.settings.lora import ALL_LINEAR, LoraSettings
 from fedadamw.validation import InputError, check, missing_extra_error, shorten
 from fedadamw.vector import Layout, Vector, bind
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 MEGATRON = {"megatron_config": None, "megatron_core": "megatron.core"}  # peft writes these into every file
 ADAPTER = "default"  # peft's name of the one adapter
 
@@ -23,11 +26,11 @@ ADAPTER = "default"  # peft's name of the one adapter
 def add_adapters(model: nn.Module, lora: LoraSettings, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:
     """Return `model` with adapters on the layers that `lora` names; the rest is frozen, except a classifier's head.
 
-    task_type: peft's (SEQ_CLS, CAUSAL_LM), kept in a saved adapter. fresh: modules without pretrained weights, which
-    are trained like a head.
+    task_type: peft's (SEQ_CLS, CAUSAL_LM), saved with the adapter. fresh: modules without pretrained weights, trained
+    like a head.
     """
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
     except ImportError:
         raise missing_extra_error("lora needs peft", "lora") from None
     heads = [] if task_type == "CAUSAL_LM" else [n for n, _ in model.named_children() if n in HEAD | TOP_LEVEL_HEAD]
@@ -42,25 +45,28 @@ def add_adapters(model: nn.Module, lora: LoraSettings, task_type: str | None, fr
         task_type=task_type,
         modules_to_save=heads or None,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="fan_in_fan_out is set to False"
-        )  # peft handles a transposed Conv1D itself
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # which is checked below
-        try:
-            peft_model = get_peft_model(model, config)
-        except ValueError as error:
-            check(
-                lora.target_modules is not None,
-                "lora.target_modules: peft has no default for this model; name its layers",
-            )
-            raise InputError(f"lora.target_modules: {' '.join(str(error).split())[:MAX_REASON_CHARACTERS]}") from None
+    peft_model = _wrap(model, config)
     _check_ties(peft_model)
     if lora.aggregate == "frozen-a":
         for name, parameter in peft_model.named_parameters():
             if "lora_A" in name or "lora_embedding_A" in name:
-                parameter.requires_grad_(requires_grad=False)
-    return peft_model  # type: ignore[no-any-return]
+                parameter.requires_grad = False
+    return peft_model
+
+
+def _wrap(model: nn.Module, config: "LoraConfig") -> nn.Module:
+    """Return peft's model with the adapters of `config`; raises InputError if peft cannot place them."""
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft corrects it for a Conv1D
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # see `_check_ties`
+        try:
+            return get_peft_model(model, config)  # type: ignore[no-any-return]
+        except ValueError as error:
+            unnamed = config.target_modules is None
+            check(not unnamed, "lora.target_modules: peft has no default for this model; name its layers")
+            raise InputError(f"lora.target_modules: {' '.join(str(error).split())[:MAX_REASON_CHARACTERS]}") from None
 
 
 def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
@@ -90,7 +96,7 @@ def _check_adapter(file: Path) -> None:
 
 
 def _check_targets(model: nn.Module, targets: Sequence[str] | str | None, heads: Sequence[str]) -> None:
-    """Raise InputError if one of `targets`, or a pattern, matches no layer of `model`; it names the layers."""
+    """Raise InputError if `targets` (names or a pattern) match no layer of `model`; the message lists its layers."""
     modules = {
         name: module
         for name, module in model.named_modules()
@@ -98,22 +104,24 @@ def _check_targets(model: nn.Module, targets: Sequence[str] | str | None, heads:
     }
     layers = {name: module for name, module in modules.items() if _is_layer(module)}
     words = sorted({name.rsplit(".", 1)[-1] for name in layers})
-    there = f"there are {', '.join(word for word in words if not word.isdigit())}"
+    known = f"the model has {', '.join(word for word in words if not word.isdigit())}"
     if targets is None:
         return
     if targets == ALL_LINEAR:
         linear = any(isinstance(module, nn.Linear) or _is_conv1d(module) for module in layers.values())
-        check(linear, f"lora.target_modules={ALL_LINEAR}: no layer below the head is linear; {there}")
+        check(linear, f"lora.target_modules={ALL_LINEAR}: no layer below the head is linear; {known}")
     elif isinstance(targets, str):
-        _check_pattern(targets, modules, list(layers), there)
+        _check_pattern(targets, modules, list(layers), known)
     else:
         for target in targets:
             if not any(name == target or name.endswith(f".{target}") for name in layers):
-                raise InputError(f"lora.target_modules: {target!r} matches no layer; {there}{_hint(target, layers)}")
+                raise InputError(
+                    f"lora.target_modules: {target!r} matches no layer; {known}{_suggest_pattern(target, layers)}"
+                )
 
 
-def _hint(target: str, layers: Collection[str]) -> str:
-    """A hint for a pattern in a list, where only names are allowed."""
+def _suggest_pattern(target: str, layers: Collection[str]) -> str:
+    """Return a hint if a list, which holds names only, has a pattern; else an empty text."""
     try:
         pattern = any(re.fullmatch(target, name) for name in layers)
     except re.error:
@@ -121,21 +129,21 @@ def _hint(target: str, layers: Collection[str]) -> str:
     return f"; give a pattern alone, without brackets: lora.target_modules={target}" if pattern else ""
 
 
-def _check_pattern(pattern: str, modules: Collection[str], layers: Sequence[str], there: str) -> None:
+def _check_pattern(pattern: str, modules: Collection[str], layers: Sequence[str], known: str) -> None:
     """Raise InputError unless `pattern` matches whole names of `layers`, and of no other modules."""
-    given = f"lora.target_modules={pattern}"
+    setting = f"lora.target_modules={pattern}"
     try:
         matched = [name for name in modules if re.fullmatch(pattern, name)]
     except re.error as error:
-        raise InputError(f"{given}: not a valid pattern ({error})") from None
+        raise InputError(f"{setting}: not a valid pattern ({error})") from None
     if not any(name in layers for name in matched):
         words = [word.strip() for word in pattern.split(",")]
         as_list = all(any(layer.endswith(f".{word}") for layer in layers) for word in words)
-        check(not as_list, f"{given}: give a list, [{pattern}]")
+        check(not as_list, f"{setting}: give a list, [{pattern}]")
         whole = f" (it must match a whole name, such as {layers[0]})" if layers else ""
-        raise InputError(f"{given}: matches no layer{whole}; {there}")
+        raise InputError(f"{setting}: matches no layer{whole}; {known}")
     other = next((name or "the whole model" for name in matched if name not in layers), None)
-    check(other is None, f"{given}: also matches {other}, which is not a layer")
+    check(other is None, f"{setting}: also matches {other}, which is not a layer")
 
 
 def _check_ties(model: nn.Module) -> None:
@@ -147,8 +155,8 @@ def _check_ties(model: nn.Module) -> None:
         (shared for shared in names.values() if len(shared) > 1 and any("base_layer" in n for n in shared)), None
     )
     if tied is not None:
-        adapted_one, other = sorted(tied, key=lambda name: "base_layer" not in name)[:2]
-        raise InputError(f"lora.target_modules: {adapted_one} is tied to {other}; leave it out")
+        adapted, other = sorted(tied, key=lambda name: "base_layer" not in name)[:2]
+        raise InputError(f"lora.target_modules: {adapted} is tied to {other}; leave it out")
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -172,7 +180,7 @@ class _Layer(NamedTuple):
 class Folding:
     """Adds the exact mean of the clients' adapters, sum_i w_i s B_i A_i, to the frozen weights, and resets B to 0.
 
-    It differs from the mean of the A times the mean of the B. The next A is the mean of the A.
+    It differs from the mean of the A times the mean of the B. The next round starts from the mean of the A.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -198,7 +206,7 @@ class Folding:
         return torch.cat(parts, -1)
 
     def reset_adapters(self, x: Vector) -> Vector:
-        """Return a copy of `x` (d,) with every B at 0, after its product was added to the base."""
+        """Return a copy of `x` (d,) with every B set to 0: the adapters then add nothing."""
         reset = x.clone()
         named = self._layout.views(reset)
         for layer in self._layers:

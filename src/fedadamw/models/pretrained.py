@@ -1,4 +1,4 @@
-"""A pretrained model as one value: its configuration, tokenizer and image processor, each read at most once."""
+"""A pretrained model's configuration, tokenizer and image processor, each read at most once."""
 
 import copy
 from functools import cached_property
@@ -16,10 +16,10 @@ DEFAULT_LENGTH = 512  # tokens, if neither the model nor its tokenizer has a lim
 
 
 class Pretrained:
-    """The model of a folder or hub id. Nothing is read before it is needed, and everything only once.
+    """The model of a folder or hub id; each part is read when first needed.
 
-    tokenizer: another folder or hub id to take the tokenizer from. pad_token: which of its tokens is padding, for a
-    tokenizer without one.
+    tokenizer: another folder or hub id to take the tokenizer from. pad_token: the token to pad with, if the tokenizer
+    has no padding token.
     """
 
     def __init__(self, name: str, tokenizer: str | None = None, pad_token: str | None = None) -> None:
@@ -36,7 +36,7 @@ class Pretrained:
     def tokenizer(self) -> Any:
         """The fast tokenizer; raises InputError if it has none, or no such padding token."""
         setting, name = self._tokenizer_source
-        # a folder with the vocabulary alone does not say the tokenizer's class: the model's configuration does
+        # if the folder has only a vocabulary, the model's configuration names the tokenizer's class
         config = self.config
         tokenizer = load_named(setting, name, lambda place: _try(load_tokenizer(place, config)), "its tokenizer")
         check(tokenizer.is_fast, f"{setting}={name!r}: its tokenizer has no fast form (tokenizer.json)")
@@ -50,12 +50,12 @@ class Pretrained:
 
     @cached_property
     def processor(self) -> Processor:
-        """What the model's own image processor does."""
+        """The steps of the model's own image processor."""
         return read_processor(self.name, self.config)
 
     @cached_property
     def positions_after_padding(self) -> int | None:
-        """Positions of a model that counts them from the padding token's number on, as RoBERTa; None for others."""
+        """Usable positions of a model that counts them from the padding token's number, as RoBERTa; else None."""
         from transformers import AutoModel
 
         with torch.device("meta"):
@@ -67,7 +67,7 @@ class Pretrained:
         return None
 
     def max_length(self, wanted: int | None) -> int:
-        """Tokens of the longest text: `wanted`, or what the positions and the tokenizer allow."""
+        """Return the tokens of the longest text: `wanted`, or what the positions and the tokenizer allow."""
         positions = self.positions_after_padding or getattr(self.config, "max_position_embeddings", None)
         if wanted is None:
             limits = [n for n in (positions, self.tokenizer.model_max_length) if n is not None and n < NO_LIMIT]
@@ -76,18 +76,18 @@ class Pretrained:
         check(fits, f"data.max_length={wanted}: {self.name!r} takes {positions} tokens")
         return wanted
 
-    def build(self, auto: Any, *, fresh: bool, **changes: Any) -> tuple[Any, list[str]]:
-        """Return a model of class `auto` (AutoModel, ...), and which of its modules the pretrained weights lack.
+    def build(self, auto: Any, *, fresh: bool, **changes: object) -> tuple[Any, list[str]]:
+        """Return a model of class `auto` (AutoModel, ...), and the modules that the pretrained weights lack.
 
-        changes: of the configuration, such as the number of classes. fresh: take the shape alone, not the weights.
+        changes: of the configuration, such as the number of classes. fresh: use the architecture without the weights.
         """
         config = self._config_with(**changes)
         if fresh:
             return load_named("model.name", self.name, lambda _: build_fresh(auto, config, dtype=torch.float32)), []
         return load_named("model.name", self.name, lambda place: load_weights(auto, place, config))
 
-    def _config_with(self, **changes: Any) -> Any:
-        """A copy of the configuration with `changes` of settings that it has: its model keeps it, and may change it."""
+    def _config_with(self, **changes: object) -> Any:
+        """Return a copy of the configuration, which the model may modify, with `changes` of settings that it has."""
         config = copy.deepcopy(self.config)
         for name, value in changes.items():
             if hasattr(config, name):  # as from_pretrained does

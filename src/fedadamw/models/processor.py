@@ -1,4 +1,4 @@
-"""What a model's own image processor does to a picture; one that cannot be reproduced exactly here is refused."""
+"""Reproduce the image processor of a model; one that cannot be reproduced exactly is refused."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from fedadamw.validation import InputError, check
 
 FILES = ("preprocessor_config.json", "processor_config.json")  # either may hold an image processor
 BYTE = 1 / 255
-PROBES = ((40, 56), (300, 260))  # height and width of pictures on which both are compared
+PROBES = ((40, 56), (300, 260))  # height and width of the images on which both processors are compared
 TOLERANCE = 1e-4  # of the comparison, relative to the largest input
 USUAL = (
     *("image_processor_type", "feature_extractor_type", "processor_class", "do_resize", "size", "resample"),
@@ -26,7 +26,7 @@ UNCROPPED = 384  # from this size on, a ConvNeXt's processor does not crop
 
 
 class Processor(NamedTuple):
-    """From bytes to a model's input: resize and crop, scale, normalise each channel, swap red and blue.
+    """The steps from bytes to a model's input: resize and crop, scale, normalise each channel, swap red and blue.
 
     mean, std: of scaled pixels; None: the training set's own. settings: the processor's file for transformers; None if
     the model has no image processor.
@@ -63,21 +63,21 @@ def read_processor(name: str, config: Any) -> Processor:
     kind = type(theirs).__name__.removesuffix("Pil")
     try:
         ours = _translate(theirs, kind, channels)
-        difference = _difference(ours, theirs, channels)
+        difference = _describe_difference(ours, theirs, channels)
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"model.name={name!r}: its image processor ({kind}) cannot be reproduced: {why}") from None
     check(
         difference is None,
-        f"model.name={name!r}: its image processor ({kind}) cannot be reproduced: {difference}{_unusual(settings)}; "
-        "give it a preprocessor_config.json of a ViTImageProcessor",
+        f"model.name={name!r}: its image processor ({kind}) cannot be reproduced: {difference}"
+        f"{_name_unusual(settings)}; give it a preprocessor_config.json of a ViTImageProcessor",
     )
     return ours
 
 
 def input_size(config: Any) -> Size | None:
-    """The height and width of a model's input, None if its configuration does not say."""
-    size = _vision(config, "image_size")
+    """Return the height and width of a model's input, None if its configuration does not say."""
+    size = _get_vision_setting(config, "image_size")
     if isinstance(size, int) and not isinstance(size, bool):
         return size, size
     if isinstance(size, Mapping):
@@ -90,15 +90,15 @@ def input_size(config: Any) -> Size | None:
 
 
 def input_channels(config: Any) -> int:
-    """How many channels a model takes."""
-    channels = _vision(config, "num_channels")
+    """Return the number of channels that a model takes."""
+    channels = _get_vision_setting(config, "num_channels")
     return channels if isinstance(channels, int) else 3
 
 
-def _vision(config: Any, name: str) -> Any:
-    """A setting of a configuration, or of its vision_config."""
+def _get_vision_setting(config: Any, name: str) -> Any:
+    """Return a setting of a configuration, or of its vision_config; None if both lack it."""
     parts = (config, getattr(config, "vision_config", None))
-    return next((found for part in parts if (found := getattr(part, name, None)) is not None), None)
+    return next((value for part in parts if (value := getattr(part, name, None)) is not None), None)
 
 
 def _read_settings(name: str) -> dict[str, Any] | None:
@@ -107,7 +107,7 @@ def _read_settings(name: str) -> dict[str, Any] | None:
 
     place = locate("model.name", name)
     try:
-        found, _ = ImageProcessingMixin.get_image_processor_dict(place)
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(place)
     except OSError as error:
         if "valid JSON" in str(error):
             raise InputError(f"model.name={name!r}: its preprocessor_config.json is not JSON") from None
@@ -116,8 +116,8 @@ def _read_settings(name: str) -> dict[str, Any] | None:
             if absent:
                 return None
             raise
-    check(isinstance(found, dict), f"model.name={name!r}: its preprocessor_config.json holds no settings")
-    return dict(found)
+    check(isinstance(settings, dict), f"model.name={name!r}: its preprocessor_config.json holds no settings")
+    return dict(settings)
 
 
 def _is_absent(place: str, file: str) -> bool:
@@ -139,7 +139,7 @@ def _is_absent(place: str, file: str) -> bool:
 
 
 def _default_sizes(settings: Mapping[str, Any], size: Size | None) -> dict[str, Any]:
-    """The size of the model's input, for a processor whose file has none."""
+    """Return the model's input size as settings for a processor whose file has no size; else {}."""
     if size is None or settings.get("size") is not None or settings.get("crop_size") is not None:
         return {}
     square = {"height": size[0], "width": size[1]}
@@ -155,24 +155,25 @@ def _translate(theirs: Any, kind: str, channels: int) -> Processor:
     scale = float(setting("rescale_factor")) if setting("do_rescale") else 1.0
     mean, std = (0.0,) * channels, (1.0,) * channels
     if setting("do_normalize"):
-        mean, std = (_channels(setting(name), channels, name) for name in ("image_mean", "image_std"))
+        mean, std = (_per_channel(setting(name), channels, name) for name in ("image_mean", "image_std"))
     if kind.startswith("EfficientNet"):
         mean = tuple(m + bool(setting("rescale_offset") and setting("do_rescale")) for m in mean)
         if setting("include_top"):
             std = tuple(
-                s * again for s, again in zip(std, _channels(setting("image_std"), channels, "image_std"), strict=True)
+                s * again
+                for s, again in zip(std, _per_channel(setting("image_std"), channels, "image_std"), strict=True)
             )
     check(all(s > 0 for s in std), f"image_std is {list(std)}")
-    fit = _fit(theirs, kind)
+    fit = _read_resize(theirs, kind)
     settings = json.loads(theirs.to_json_string())
     return Processor(fit, scale, mean, std, bgr=bool(setting("do_flip_channel_order")), settings=settings)
 
 
-def _fit(theirs: Any, kind: str) -> ResizeCrop | None:
-    """How an image processor resizes and crops."""
+def _read_resize(theirs: Any, kind: str) -> ResizeCrop | None:
+    """Return how an image processor resizes and crops."""
     resample = BILINEAR if theirs.resample is None else int(theirs.resample)
-    size = _side(theirs.size) if theirs.do_resize else None
-    crop = _side(getattr(theirs, "crop_size", None)) if getattr(theirs, "do_center_crop", None) else None
+    size = _read_size(theirs.size) if theirs.do_resize else None
+    crop = _read_size(getattr(theirs, "crop_size", None)) if getattr(theirs, "do_center_crop", None) else None
     if isinstance(crop, int):
         crop = (crop, crop)
     if kind.startswith("ConvNext") and isinstance(size, int):
@@ -180,7 +181,7 @@ def _fit(theirs: Any, kind: str) -> ResizeCrop | None:
         if size >= UNCROPPED:
             size = square
         else:
-            check(crop in (None, square), f"crop_size is {crop} where size and crop_pct make {square}")
+            check(crop in (None, square), f"crop_size is {crop} but size and crop_pct give {square}")
             size, crop = int(size / theirs.crop_pct), square
     elif kind.startswith("Levit") and isinstance(size, int):
         size = int(256 / 224 * size)
@@ -189,49 +190,49 @@ def _fit(theirs: Any, kind: str) -> ResizeCrop | None:
     return ResizeCrop(size, crop, resample) if size or crop else None
 
 
-def _side(size: Any) -> Size | int | None:
-    """A height and width, or the length of the shorter side."""
+def _read_size(size: Any) -> Size | int | None:
+    """Return height and width, or the length of the shorter side."""
     if size is None:
         return None
-    given = {key: value for key, value in dict(size).items() if value is not None}
-    if set(given) == {"height", "width"}:
-        return int(given["height"]), int(given["width"])
-    check(set(given) == {"shortest_edge"}, f"its size is {given}")
-    return int(given["shortest_edge"])
+    sides = {key: value for key, value in dict(size).items() if value is not None}
+    if set(sides) == {"height", "width"}:
+        return int(sides["height"]), int(sides["width"])
+    check(set(sides) == {"shortest_edge"}, f"its size is {sides}")
+    return int(sides["shortest_edge"])
 
 
-def _channels(value: Any, channels: int, name: str) -> tuple[float, ...]:
-    """A number for each channel, from one for each or one for all."""
+def _per_channel(value: Any, channels: int, name: str) -> tuple[float, ...]:
+    """Return one number per channel, from one per channel or one for all."""
     check(value is not None, f"{name} is missing")
-    found = (float(value),) * channels if isinstance(value, int | float) else tuple(map(float, value))
-    check(len(found) == channels, f"{name} has {len(found)} numbers, and the model takes {channels} channels")
-    return found
+    numbers = (float(value),) * channels if isinstance(value, int | float) else tuple(map(float, value))
+    check(len(numbers) == channels, f"{name} has {len(numbers)} numbers, but the model takes {channels} channels")
+    return numbers
 
 
-def _difference(ours: Processor, theirs: Any, channels: int) -> str | None:
-    """How the processor's own output for some pictures differs from ours, in words; None if it does not."""
+def _describe_difference(ours: Processor, theirs: Any, channels: int) -> str | None:
+    """Return in words how the output of `theirs` for two images differs from ours; None if it does not."""
     from PIL import Image
 
     generator = np.random.default_rng(0)
     mean, std = (torch.tensor(m, dtype=torch.float32).view(-1, 1, 1) for m in (ours.mean, ours.std))
     for height, width in PROBES:
         pixels = generator.integers(0, 256, (height, width, channels), dtype=np.uint8)
-        picture = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])
-        found = dict(theirs(picture, return_tensors="np"))
-        if set(found) != {"pixel_values"}:
-            return f"it makes {', '.join(found)}"
-        wanted = torch.from_numpy(np.asarray(found["pixel_values"], dtype=np.float32))
-        made = ours.inputs(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()), mean, std)
-        if made.shape != wanted.shape:
-            said = f"its settings say {_words(made.shape[2:])}"
-            return f"it makes {_words(wanted.shape[1:])} of {_words(pixels.shape)}, where {said}"
-        if (made - wanted).abs().max() > TOLERANCE * max(1.0, float(wanted.abs().max())):
+        image = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])
+        output = dict(theirs(image, return_tensors="np"))
+        if set(output) != {"pixel_values"}:
+            return f"it makes {', '.join(output)}"
+        expected = torch.from_numpy(np.asarray(output["pixel_values"], dtype=np.float32))
+        result = ours.inputs(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()), mean, std)
+        if result.shape != expected.shape:
+            stated = f"its settings say {_words(result.shape[2:])}"
+            return f"it makes {_words(expected.shape[1:])} of {_words(pixels.shape)}, but {stated}"
+        if (result - expected).abs().max() > TOLERANCE * max(1.0, float(expected.abs().max())):
             return "its pixels are not what its settings say"
     return None
 
 
-def _unusual(settings: Mapping[str, Any]) -> str:
-    """The rare settings of a file, in words."""
+def _name_unusual(settings: Mapping[str, Any]) -> str:
+    """Name the unusual settings of a file, in words."""
     odd = sorted(key for key, value in settings.items() if key not in USUAL and value not in (None, False))
     return f" (it sets {', '.join(odd)})" if odd else ""
 

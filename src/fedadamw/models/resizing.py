@@ -26,7 +26,7 @@ WEIGHT_BITS = 22  # Pillow's weights are fixed-point numbers
 
 @dataclass(frozen=True)
 class ResizeCrop:
-    """A resize, then a centre crop; an image smaller than the crop is padded with zeros."""
+    """Resizes, then crops the centre; an image smaller than the crop is padded with zeros."""
 
     resize: Size | int | None = None  # height and width, or the length of the shorter side
     crop: Size | None = None
@@ -138,7 +138,7 @@ def _filter_taps(size: int, length: int, resample: int) -> tuple[Tensor, Tensor]
 
 
 def _nearest_taps(size: int, length: int) -> tuple[Tensor, Tensor]:
-    """`_filter_taps` of the nearest-neighbour filter: one pixel each."""
+    """Return `_filter_taps` of the nearest-neighbour filter: one pixel each."""
     scale = size / length
     centres = accumulate([scale / 2, *[scale] * (length - 1)])  # a running sum, as in Pillow
     nearest = torch.tensor([[int(centre) for centre in centres]])

@@ -1,4 +1,4 @@
-"""Any transformers model as a skeleton without weights, to see its blocks whatever its size."""
+"""Build any transformers model without weights, to inspect its blocks whatever its size."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Text classifiers and language models of transformers, and how a batch of texts is given to them."""
+"""Text classifiers and language models of transformers, and the inputs that they take."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,14 +19,14 @@ class Form(NamedTuple):
     pad: int  # the padding token's number
     max_length: int  # tokens
     mask: Mask = "none"  # 4d: (n, 1, 1, length), as attention uses it; none: padding comes last and is not attended to
-    types: bool = False  # whether it takes token types: which of two sentences a token belongs to
+    types: bool = False  # whether it takes token types, which tell the two texts of a pair apart
 
     def inputs(self, ids: Tensor, types: Tensor, real: Tensor) -> tuple[Tensor, ...]:
         """Return the model's inputs from token numbers, types, and which tokens are not padding, (n, length) each."""
         masks = {"4d": (real[:, None, None, :],), "none": (), "2d": (real.long(),)}[self.mask]
         return (ids, *masks, *((types.long(),) if self.types else ()))
 
-    def logits(self, model: Any, inputs: Sequence[Tensor], **settings: Any) -> Tensor:
+    def logits(self, model: Any, inputs: Sequence[Tensor], **settings: object) -> Tensor:
         """Return the model's logits; `settings` are passed to its forward."""
         names = ["input_ids", *(["attention_mask"] if self.mask != "none" else []), "token_type_ids"]
         out = model(**dict(zip(names, inputs, strict=False)), **settings)
@@ -34,7 +34,7 @@ class Form(NamedTuple):
 
 
 class TextModel(NamedTuple):
-    """A model of texts, and how they are given to it."""
+    """A text model, and the inputs that it takes."""
 
     model: nn.Module
     form: Form
@@ -46,7 +46,7 @@ def build_classifier(
 ) -> TextModel:
     """Build a text classifier, with a fresh head if its own has other classes.
 
-    numbers: it predicts a number instead of a class. fresh: take the shape alone, not the weights.
+    numbers: it predicts a number instead of a class. fresh: use the architecture without the weights.
     """
     from transformers import AutoModelForSequenceClassification as Auto
 
@@ -63,7 +63,7 @@ def build_classifier(
 
 
 def build_language_model(pretrained: Pretrained, max_length: int, *, fresh: bool = False) -> TextModel:
-    """Build a language model, which predicts the next token. fresh: take the shape alone, not the weights."""
+    """Build a language model, which predicts the next token. fresh: use the architecture without the weights."""
     from transformers import AutoModelForCausalLM
 
     model, fresh_modules = pretrained.build(AutoModelForCausalLM, fresh=fresh)
@@ -73,7 +73,7 @@ def build_language_model(pretrained: Pretrained, max_length: int, *, fresh: bool
 
 
 def _check_padding(pretrained: Pretrained) -> None:
-    """Raise InputError if there is no padding token, or another one than the model counts its positions from."""
+    """Raise InputError if there is no padding token, or it is not the one from which the model counts positions."""
     tokenizer, name = pretrained.tokenizer, pretrained.name
     if tokenizer.pad_token_id is None:
         raise InputError(

@@ -13,7 +13,7 @@ from fedadamw.validation import check, check_one_of
 
 
 class ImageShape(NamedTuple):
-    """What the data gives a classifier."""
+    """Size, channels and classes of the data."""
 
     size: int
     channels: int
@@ -51,7 +51,7 @@ def build(name: str, shape: ImageShape, *, depth: int | None = None, norm: str =
 def build_pretrained(pretrained: Pretrained, shape: ImageShape, *, fresh: bool = False) -> ImageModel:
     """Build a pretrained classifier, with a fresh head if its own has another number of classes.
 
-    fresh: take the shape alone, not the weights.
+    fresh: use the architecture without the weights.
     """
     from transformers import AutoModelForImageClassification
 
@@ -92,7 +92,7 @@ NAMES = (*VITS, "swin-nano", "swin-tiny", "resnet-nano", "resnet18")
 
 
 def _build_vit(shape: ImageShape, size: ViTSize, depth: int | None) -> nn.Module:
-    """A ViT (arXiv 2010.11929) with 4 x width in its MLPs."""
+    """Build a ViT (arXiv 2010.11929) whose MLPs are 4 x width wide."""
     from transformers import ViTConfig, ViTForImageClassification
 
     _check_divides("patch", size.patch, shape.size)
@@ -115,10 +115,10 @@ def _build_vit(shape: ImageShape, size: ViTSize, depth: int | None) -> nn.Module
 
 
 def _build_swin(shape: ImageShape, *, patch: int, width: int, depths: list[int], heads: list[int]) -> nn.Module:
-    """Swin (arXiv 2103.14030) with a window of 4 patches.
+    """Build a Swin (arXiv 2103.14030) with a window of 4 patches.
 
-    Swin-Tiny has its own geometry, 8, 4, 2 and 1 windows a side in its four stages: at 224 px that is a patch of 4 and
-    a window of 7; here a patch of 1/32 of the image and a window of 4.
+    swin-tiny has 8, 4, 2 and 1 windows a side in its four stages, as the original at 224 px with a patch of 4 and a
+    window of 7; here the patch is 1/32 of the image.
     """
     from transformers import SwinConfig, SwinForImageClassification
 
@@ -141,7 +141,7 @@ def _build_swin(shape: ImageShape, *, patch: int, width: int, depths: list[int],
 def _build_resnet(
     shape: ImageShape, norm: str, widths: list[int], blocks: int, stride: int, channels: int
 ) -> nn.Module:
-    """A ResNet (arXiv 1512.03385) for small images: a 3x3 stem without pooling; GroupNorm or BatchNorm.
+    """Build a ResNet (arXiv 1512.03385) for small images: a 3x3 stem without pooling; GroupNorm or BatchNorm.
 
     GroupNorm by default, of at most 32 groups: BatchNorm's statistics differ between clients (arXiv 1910.00189).
     """

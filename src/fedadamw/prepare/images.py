@@ -55,7 +55,7 @@ def _image_source(experiment: Experiment) -> ImageSource:
 
 
 def _image_options(experiment: Experiment, pretrained: Pretrained | None) -> ImageOptions:
-    """What the settings and the model say of the form of images."""
+    """Return how the settings and the model convert images."""
     data, fresh = experiment.data, experiment.model.fresh
     return ImageOptions(
         size=data.image_size,
@@ -67,12 +67,12 @@ def _image_options(experiment: Experiment, pretrained: Pretrained | None) -> Ima
 
 
 def _model_resize(pretrained: Pretrained | None) -> ResizeCrop | None:
-    """How the model's own image processor resizes and crops, if it has one."""
+    """Return how the model's own image processor resizes and crops, if it has one."""
     return None if pretrained is None else pretrained.processor.fit
 
 
 def _training_format(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFacts) -> PixelFormat:
-    """The form of the training images, for other images."""
+    """Return the pixel format of the training images, to convert other images to."""
     data, (channels, height, width) = experiment.data, facts["shape"]
     check(
         data.image_size is None or (height, width) == (data.image_size, data.image_size),
@@ -149,7 +149,7 @@ def build_task(
 
 
 def remaining_fit(built: ImageModel, facts: ImageFacts) -> ResizeCrop | None:
-    """How stored images are still resized and cropped in each batch."""
+    """Return how stored images are resized and cropped in each batch; None if they are not."""
     fit, kind = built.processor.fit, facts.get("fit")
     if fit is None or kind == MODEL_SIZE:
         return None
@@ -157,7 +157,7 @@ def remaining_fit(built: ImageModel, facts: ImageFacts) -> ResizeCrop | None:
 
 
 def steps_of(built: ImageModel, facts: ImageFacts) -> PixelSteps:
-    """How stored images are prepared before they are normalised, as JSON."""
+    """Return how stored images are prepared before they are normalised, as JSON."""
     _, height, width = facts["shape"]
     fit, processor = remaining_fit(built, facts) or ResizeCrop(), built.processor
     size = (height, width)
@@ -169,7 +169,7 @@ def steps_of(built: ImageModel, facts: ImageFacts) -> PixelSteps:
 
 
 def with_own_pixels(built: ImageModel, facts: ImageFacts) -> ImageFacts:
-    """`facts` as a run that is resumed with `built` would write them."""
+    """Return `facts` as a run resumed with `built` would write them."""
     changed: ImageFacts = {**facts, "fit": facts.get("fit", OWN_SIZE), "steps": steps_of(built, facts)}
     if built.processor.mean is not None:
         changed["mean"] = built.processor.mean
@@ -179,7 +179,7 @@ def with_own_pixels(built: ImageModel, facts: ImageFacts) -> ImageFacts:
 
 
 def _check_size(name: str, built: ImageModel, facts: ImageFacts) -> None:
-    """Raise InputError if images are not of the model's own size, and it takes no other."""
+    """Raise InputError if images do not have the model's size and it takes no other."""
     channels, height, width = facts["shape"]
     fit = remaining_fit(built, facts) or ResizeCrop()
     size = fit.output_size((height, width))
@@ -190,6 +190,6 @@ def _check_size(name: str, built: ImageModel, facts: ImageFacts) -> None:
             built.model.eval()(torch.zeros(1, built.channels or channels, *size))
     except (ValueError, RuntimeError) as error:
         why = str(error).strip().splitlines()[0]
-        raise InputError(f"model.name={name!r}: images come to {size[0]} x {size[1]}: {why}") from None
+        raise InputError(f"model.name={name!r}: it does not take images of {size[0]} x {size[1]}: {why}") from None
     finally:
         built.model.train()

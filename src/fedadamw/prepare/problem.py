@@ -1,4 +1,4 @@
-"""What a run learns: a model, its task, and the facts of the data that the model is built from again."""
+"""What a run learns: its model, its task, and the facts of the data that are needed to build the model again."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypedDict

@@ -21,7 +21,7 @@ from fedadamw.validation import InputError, check
 
 
 def load_samples(experiment: Experiment, pretrained: Pretrained | None = None) -> tuple[Samples, Samples]:
-    """The training and held-out samples of the experiment, after data.validation, max_train and max_test.
+    """Load the training and held-out samples of the experiment, after data.validation, max_train and max_test.
 
     pretrained: the experiment's model if it is open already.
     """
@@ -32,9 +32,11 @@ def load_samples(experiment: Experiment, pretrained: Pretrained | None = None) -
     if data.validation:
         rows = _rows(train)
         order = generator.permutation(rows[-1] + 1)
-        held = round(len(order) * data.validation)
-        check(0 < held < len(order), f"data.validation={data.validation:g} holds out {held} of {len(order):,} samples")
-        train, test = (train.select(_indices(rows, part)) for part in (order[held:], order[:held]))
+        count = round(len(order) * data.validation)
+        check(
+            0 < count < len(order), f"data.validation={data.validation:g} holds out {count} of {len(order):,} samples"
+        )
+        train, test = (train.select(_indices(rows, part)) for part in (order[count:], order[:count]))
     if data.max_train and data.max_train < len(train):
         train = train.select(generator.permutation(len(train))[: data.max_train])
     if data.max_test and data.max_test < len(test) and not data.validation:  # tuning uses all held-out samples
@@ -43,19 +45,19 @@ def load_samples(experiment: Experiment, pretrained: Pretrained | None = None) -
 
 
 def _rows(samples: Samples) -> np.ndarray:
-    """The row of the data that each sample comes from, (n,) ascending: a long text may be several samples."""
+    """Return the row of each sample in the data, (n,) ascending: a long text may be several samples."""
     rows = samples.rows if isinstance(samples, Texts) else None
     return np.arange(len(samples)) if rows is None else np.unique(rows, return_inverse=True)[1]
 
 
 def _indices(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The indices of `wanted` in the ascending `rows`, in the order of `wanted`."""
+    """Return the indices of `wanted` in the ascending `rows`, in the order of `wanted`."""
     first, stop = np.searchsorted(rows, wanted), np.searchsorted(rows, wanted, side="right")
     return np.concatenate([np.arange(a, b) for a, b in zip(first, stop, strict=True)])
 
 
 def make_partition(experiment: Experiment, train: Samples) -> Partition:
-    """The training samples of each client; InputError if a client has none."""
+    """Partition the training samples; raises InputError if a client has none."""
     partition = _draw_partition(experiment, train)
     empty = int((partition.sizes == 0).sum()) if experiment.partition.kind != "nodes" else 0
     check(empty == 0, f"partition: {empty} of {len(partition)} clients have no samples; use fewer clients")

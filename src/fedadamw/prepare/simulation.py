@@ -1,4 +1,4 @@
-"""From settings to a simulation: data, partition, model and algorithm, built and checked before any work starts."""
+"""Build and check data, partition, model and algorithm from settings, before any training starts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +48,12 @@ class Prepared:
     device: torch.device
     ranks: Team
     folding: Folding | None
-    facts: Facts  # of the data: what is needed to build the model again
+    facts: Facts  # of the data, needed to build the model again
 
     def simulation(
         self, clients: Clients | None = None, *, memory_folder: Path | None = None, saved: Saved | None = None
     ) -> Simulation:
-        """The run, from its beginning or from `saved`; its clients are simulated in this process unless given.
+        """Return the simulation, new or resumed from `saved`; without `clients` they are simulated in this process.
 
         memory_folder: keep simulated clients' memories in files there.
         """
@@ -119,10 +119,10 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     (texts if data.is_text else images).check_named(experiment)
     selects = data.validation or data.max_train
     check(data.resident or not selects, "data.resident=false takes all samples: no data.validation, no data.max_train")
-    by_column = experiment.partition.kind == "column"  # the column's values say how many clients there are
+    by_column = experiment.partition.kind == "column"  # the number of clients is that of the column's values
     check(
         t.clients_per_round <= clients or by_column,
-        f"clients_per_round={t.clients_per_round} is more than the {clients} clients there are",
+        f"clients_per_round={t.clients_per_round} is more than the {clients} clients of the partition",
     )
     check_robust(t.mean, t.byzantine, t.clients_per_round, "training.clients_per_round")
     exact = experiment.lora is not None and experiment.lora.aggregate == "exact"
@@ -135,7 +135,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
 
 
 def _check_remote(experiment: Experiment) -> None:
-    """`check_settings` for Flower's nodes."""
+    """Raise InputError if settings contradict each other or Flower's nodes."""
     f, t = experiment.federation, experiment.training
     check(not t.diagnostics, "training.diagnostics needs simulated clients, not Flower's nodes")
     check(
@@ -145,7 +145,7 @@ def _check_remote(experiment: Experiment) -> None:
 
 
 def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
-    """The algorithm that the experiment names, with the blocks of `model` if it uses them."""
+    """Return the algorithm that the experiment names, with the blocks of `model` if it uses them."""
     name, settings = registry.parse_section(experiment.algorithm)
     blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else registry.NO_BLOCKS
     return registry.make(name, settings, blocks)
@@ -164,12 +164,12 @@ def build_problem(
 
 
 def default_stack(experiment: Experiment, device: torch.device) -> int:
-    """How many clients train at once unless the experiment says: one on a CPU, all of a round on a GPU."""
+    """Return how many clients train at once by default: one on a CPU, all of a round on a GPU."""
     return 1 if device.type == "cpu" else experiment.training.clients_per_round
 
 
 def compiles_steps(experiment: Experiment, model: nn.Module, partition: Partition, device: torch.device) -> bool:
-    """Whether local steps are compiled: as the experiment says, or if it saves time."""
+    """Whether local steps are compiled: as the experiment says, or with `auto` if it saves time."""
     if experiment.compile != "auto":
         return experiment.compile == "on"
     t = experiment.training

@@ -77,7 +77,7 @@ def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: Text
 
 
 def _source(data: DataSettings) -> tuple[str, str | None]:
-    """The data's source and its configuration there: GLUE's own for its tasks."""
+    """Return the data's source and its configuration there; for GLUE's tasks these are known."""
     is_glue = data.task in glue.TASKS
     check(is_glue or data.source != DIGITS, f"data.task={data.task!r} needs data.source: a folder, a file or a hub id")
     source = glue.HUB_ID if data.source == DIGITS else data.source
@@ -85,14 +85,14 @@ def _source(data: DataSettings) -> tuple[str, str | None]:
 
 
 def _usual_split(data: DataSettings) -> str | None:
-    """The held-out split of a GLUE task."""
+    """Return the held-out split of a GLUE task; None for other tasks."""
     return glue.TASKS[data.task].test_split if data.task in glue.TASKS else None
 
 
 def _reader(
     experiment: Experiment, pretrained: Pretrained | None, source: str, split: "Dataset", facts: TextFacts | None = None
 ) -> Labelled | Dialogues:
-    """A reader of the experiment's columns. facts: the classes to use instead of those of the training `split`."""
+    """Return a reader of the experiment's columns. facts: classes to use instead of those of the training `split`."""
     if pretrained is None:
         raise _refuse_image_model(experiment)
     group = experiment.partition.client_column if facts is None else None
@@ -146,7 +146,7 @@ def _label_reader(
 
 
 def _text_columns(experiment: Experiment, source: str, split: "Dataset") -> tuple[str, ...]:
-    """The column of the text, or the two of a pair: GLUE's own for its tasks."""
+    """Return the column of the text, or the two of a pair; for GLUE's tasks they are known."""
     data, pair = experiment.data, experiment.data.text_pair_column
     if data.task in glue.TASKS and not (data.text_column or pair):
         return glue.TASKS[data.task].columns
@@ -169,7 +169,7 @@ def build(
 ) -> Problem:
     """Build the model on `device`, and its task."""
     cut, skipped = [train.truncated, test.truncated], [train.skipped, test.skipped]
-    if experiment.data.validation:  # both are parts of one split, whose counts they have
+    if experiment.data.validation:  # both come from one split and have its counts
         cut[1] = skipped[1] = 0
     facts: TextFacts = {"classes": train.classes, "edges": train.edges, "cut": cut}
     if any(skipped):
@@ -201,12 +201,12 @@ def build_task(experiment: Experiment, form: Form, train: Texts, test: Texts, de
     """Build the task of learning the texts' classes, numbers or next tokens."""
     training = experiment.training
     if experiment.data.task == LANGUAGE:
-        most = min(20, training.batch_size)  # the logits of one token are as many as the vocabulary has tokens
+        most = min(20, training.batch_size)  # a token has as many logits as the vocabulary has tokens
         return LanguageTask(train, test, form, device=device, test_batch_size=training.evaluation_batch(most))
     task, numbers = glue.TASKS.get(experiment.data.task), train.targets is not None
     fits = task is None or (task.metrics[0] in REGRESSION) == numbers
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")
-    check(fits, f"data.task={experiment.data.task!r}: the labels are {kinds[0]}; it needs {kinds[1]}")
+    check(fits, f"data.task={experiment.data.task!r}: the labels are {kinds[0]}; the task needs {kinds[1]}")
     metrics = task.metrics if task else None
     at_once = training.evaluation_batch(100)
     return TextTask(train, test, form, device=device, metrics=metrics, test_batch_size=at_once)

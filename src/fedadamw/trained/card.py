@@ -58,17 +58,17 @@ All settings and versions are in `{FACTS}`.
 
 
 def _rows(rows: Iterable[Iterable[Any]]) -> str:
-    """Rows of a table in Markdown."""
+    """Return the rows of a table in Markdown."""
     return "\n".join(f"| {' | '.join(map(escape_markdown, row))} |" for row in rows)
 
 
 def count_clients(origin: Origin) -> int:
-    """How many clients trained the model; in a federation, those with an accepted answer."""
+    """Return how many clients trained the model; in a federation, those with an accepted answer."""
     return int(origin["nodes"]["counted"] if "nodes" in origin else origin["partition"]["clients"])
 
 
 def list_data(experiment: Experiment, origin: Origin) -> list[tuple[str, str, str]]:
-    """The data, how much it is, and its fingerprint; of nodes' own data only what the nodes say."""
+    """Return the data, how much it is, and its fingerprint; for the nodes' own data, only what the nodes report."""
     data, partition = origin["data"], origin["partition"]
     train, test = ((f"{data[split]['samples']:,}", data[split]["fingerprint"]) for split in ("train", "test"))
     held_out = ("held-out data", *test)
@@ -76,7 +76,7 @@ def list_data(experiment: Experiment, origin: Origin) -> list[tuple[str, str, st
         clients = f"{partition['clients']} clients"
         return [("training data", *train), held_out, ("partition", clients, partition["fingerprint"])]
     nodes = origin.get("nodes", {"counted": 0, "samples": None})
-    samples = "not told" if nodes["samples"] is None else f"{nodes['samples']:,}, as the nodes tell"
+    samples = "not reported" if nodes["samples"] is None else f"{nodes['samples']:,}, as the nodes report"
     return [
         ("training data, on the nodes", samples, "not known to the server"),
         ("the server's own, not trained on", *train),
@@ -86,7 +86,7 @@ def list_data(experiment: Experiment, origin: Origin) -> list[tuple[str, str, st
 
 
 def _code(trained: Trained, to: Path, *, whole: bool) -> str:
-    """Python code that loads the folder."""
+    """Return Python code that loads the folder."""
     experiment = trained.experiment
     is_image = isinstance(trained.built, ImageModel)
     kind = "AutoModelForImageClassification" if is_image else _auto_class(experiment.data.task)
@@ -103,7 +103,7 @@ def _code(trained: Trained, to: Path, *, whole: bool) -> str:
 
 
 def _base(name: str, to: Path) -> tuple[str, str]:
-    """Imports and expression for the place of an adapter's base."""
+    """Return the imports and the expression for the path of an adapter's base."""
     if name.startswith(PACKAGE):
         package, _, inside = name.removeprefix(PACKAGE).partition("/")
         return "from importlib.resources import files\n\n", f"files({package!r}) / {inside!r}"
@@ -114,7 +114,7 @@ def _base(name: str, to: Path) -> tuple[str, str]:
 
 
 def _settings(trained: Trained) -> list[tuple[str, Any]]:
-    """The settings that the card shows, by name."""
+    """Return the settings that the card shows, by name."""
     experiment, last = trained.experiment, trained.records[-1] if trained.records else {}
     t, origin = experiment.training, trained.origin
     sampled = f"{origin['partition']['clients']}, {t.clients_per_round} a round"
@@ -132,7 +132,7 @@ def _settings(trained: Trained) -> list[tuple[str, Any]]:
 
 
 def _name_of(setting: str, value: str) -> str:
-    """A hub id, or the last part of a path on this machine."""
+    """Return a hub id, or the last part of a path on this machine."""
     return parse_path(setting, value).resolve().name if is_path(setting, value) else value
 
 
@@ -148,7 +148,7 @@ def _count_outputs(trained: Trained) -> int:
 
 
 def _partition(partition: PartitionSettings) -> str:
-    """How the data is partitioned, in words."""
+    """Describe the partition in words."""
     concentrated = partition.kind in ("dirichlet", "mix")
     return f"{partition.kind}, concentration {partition.concentration:g}" if concentrated else partition.kind
 

@@ -1,4 +1,4 @@
-"""Loss and metrics of a trained model on held-out samples."""
+"""Evaluate a trained model on held-out samples."""
 
 from typing import TypeVar, cast
 
@@ -52,7 +52,7 @@ def _load_held_out(trained: Trained, device: torch.device) -> tuple[Texts | Imag
         list(of_images["shape"]),
         of_images.get("fit", OWN_SIZE),
     )
-    check(same, "the data's images are not of the run's form: evaluate it on other data with --data")
+    check(same, "the data's images are not in the run's pixel format: evaluate it on other data with --data")
     return image, images.build_task(experiment, built, image, image, device, of_images)
 
 

@@ -17,21 +17,21 @@ from fedadamw.trained.card import write_card
 from fedadamw.trained.load import FACTS, ExportFacts, Trained
 from fedadamw.validation import InputError, check
 
-KEPT_PROCESSORS = ("EfficientNet", "MobileViT")  # do more than CLIP's, so they are not replaced by it
+KEPT_PROCESSORS = ("EfficientNet", "MobileViT")  # with steps that CLIP's lacks, so not replaced by it
 
 
 def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = False) -> str:
-    """Write the model to the new folder `to`, completely or not at all; returns in words what was written.
+    """Write the model to the new folder `to`, completely or not at all; return in words what was written.
 
-    A model with adapters becomes an adapter, or with `merged` a whole model. It is always whole if the base exists
-    nowhere else: it was fresh, or the exact mean changed it. shared: it will be uploaded, so an adapter's base must be
-    on the hub.
+    A model with adapters is written as an adapter, or with `merged` as a whole model: always so if its base exists
+    nowhere else (it was fresh, or the exact mean changed it). shared: it will be uploaded, so an adapter's base must
+    be on the hub.
     """
     experiment = trained.experiment
     to = to.absolute()
     check(
         experiment.model.name not in RESNETS,
-        f"{experiment.model.name}: its stem and norms are not those of transformers' ResNet, which could not load it",
+        f"{experiment.model.name}: its stem and norms differ from those of transformers' ResNet, which cannot load it",
     )
     lora, name = experiment.lora, experiment.model.name
     unpublished = experiment.model.fresh or name in NAMES
@@ -85,7 +85,7 @@ def _write_tokenizer(trained: Trained, folder: Path) -> None:
 
 
 def _processor_settings(built: ImageModel, facts: ImageFacts) -> dict[str, Any]:
-    """The settings of an image processor of transformers that prepares images as the run did."""
+    """Return the settings of a transformers image processor that prepares images as the run did."""
     data_channels, height, width = facts["shape"]
     channels = built.channels or data_channels
     fit = images.remaining_fit(built, facts) or ResizeCrop()
@@ -115,7 +115,7 @@ def _repeat(values: Sequence[float], channels: int) -> list[float]:
 
 
 def _crop_settings(side: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that resize the shorter side and crop the centre."""
+    """Return settings that resize the shorter side and crop the centre."""
     kind = settings["image_processor_type"]
     return {
         "image_processor_type": kind if kind.startswith(KEPT_PROCESSORS) else "CLIPImageProcessor",
@@ -138,4 +138,4 @@ def push(folder: Path, repository: str) -> str:
         return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="fedadamw export"))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"--push {repository}: {why}; the folder {folder} is written") from None
+        raise InputError(f"--push {repository}: {why}; the folder {folder} was written") from None

@@ -38,7 +38,7 @@ class NodeCounts(TypedDict):
     """The nodes of a federation."""
 
     counted: int  # nodes with an accepted answer
-    samples: int | None  # that these say they have; None unless all say it
+    samples: int | None  # that these report; None unless all do
 
 
 class Origin(TypedDict, total=False):
@@ -54,7 +54,7 @@ class Origin(TypedDict, total=False):
 
 
 class ExportFacts(Origin, total=False):
-    """What an exported folder says of its model."""
+    """What an exported folder records of its model."""
 
     settings: dict[str, Any]
     relative: list[str]  # settings that are paths relative to the folder
@@ -74,7 +74,7 @@ class Trained(NamedTuple):
 
     @property
     def model(self) -> nn.Module:
-        """The module, its weights in place."""
+        """The module with the trained weights."""
         return self.built.model
 
 
@@ -83,7 +83,7 @@ def open_trained(path: Path, overrides: Overrides = ()) -> Trained:
     check(path.is_dir(), f"{path}: no such folder")
     is_run, is_export = RunFolder(path).started, (path / FACTS).is_file()
     _check_overrides(path, overrides, without_settings=not (is_run or is_export))
-    if _has_data(overrides):  # all of that data unless max_test is given: the run's own is for its evaluations
+    if _has_data(overrides):  # use all of that data unless max_test is given; the run's max_test is for its own data
         overrides = [("data.max_test", None), *overrides]
     if is_run:
         return open_run(path, overrides)
@@ -101,8 +101,7 @@ def _check_overrides(path: Path, overrides: Overrides, *, without_settings: bool
         is_base = setting == BASE and (path / ADAPTER).is_file()  # an adapter's base may have moved
         check(
             setting.startswith("data.") or setting in allowed or is_base,
-            f"{setting}: evaluating does not change a model; what can be set is data.* and "
-            f"{', '.join(EVALUATION_SETTINGS)}",
+            f"{setting}: would change the model; an evaluation can set data.* and {', '.join(EVALUATION_SETTINGS)}",
         )
 
 
@@ -219,12 +218,12 @@ def _open_transformers_folder(path: Path, overrides: Overrides) -> Trained:
     experiment = _with_overrides(parse_settings({"model": {"name": str(path.resolve())}}), overrides)
     pretrained = Pretrained(experiment.model.name, experiment.model.tokenizer, experiment.model.pad_token)
     classes = class_names(pretrained)
-    check(experiment.data.is_text, f"{path}: say what it is to be evaluated on, for example -s data.task=sst2")
+    check(experiment.data.is_text, f"{path}: name the data to evaluate it on, for example -s data.task=sst2")
     facts: TextFacts = {"classes": classes, "edges": [] if len(classes) == 1 else None}
     built = texts.build_model(experiment, pretrained, facts)
     check(
         not built.fresh,
-        f"{path}: has no trained weights of {', '.join(built.fresh)}; it is no model of "
+        f"{path}: has no trained weights of {', '.join(built.fresh)}; it is not a model for "
         f"data.task={experiment.data.task}",
     )
     return Trained(experiment, pretrained, built, facts, {}, [], other_data=True)
@@ -232,9 +231,9 @@ def _open_transformers_folder(path: Path, overrides: Overrides) -> Trained:
 
 def _check_same_kind(trained: Experiment, changed: Experiment) -> None:
     """Raise InputError if overrides ask for another kind of task than the model was trained for."""
-    task, wanted = trained.data.task, changed.data.task
-    same = (task == LANGUAGE) == (wanted == LANGUAGE) and trained.data.is_text == changed.data.is_text
-    check(same, f"data.task={wanted!r}: the model was trained for {task!r}")
+    trained_task, task = trained.data.task, changed.data.task
+    same = (trained_task == LANGUAGE) == (task == LANGUAGE) and trained.data.is_text == changed.data.is_text
+    check(same, f"data.task={task!r}: the model was trained for {trained_task!r}")
 
 
 def _has_data(overrides: Overrides) -> bool:
