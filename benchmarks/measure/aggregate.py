@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.common import records
 from fedadamw.engine.round import Mean
 from fedadamw.models.vision import ImageShape, build
-from fedadamw.runner.execute import commit, device_name
+from fedadamw.runner.manifest import commit, device_name
 from fedadamw.vector import Layout
 
 CLIENTS = 100

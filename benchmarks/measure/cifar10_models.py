@@ -13,7 +13,7 @@ import torch
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.prepare.simulation import prepare
-from fedadamw.runner.execute import commit
+from fedadamw.runner.manifest import commit
 from fedadamw.settings.load import load
 
 RESULTS = Path(__file__).parent.parent / "results" / "cifar10-models_cpu_202611.json"

@@ -22,7 +22,7 @@ from fedadamw.checkpoint import write_atomically
 from fedadamw.prepare.simulation import prepare
 from fedadamw.report.metrics import in_words, score
 from fedadamw.report.run_charts import save
-from fedadamw.runner.execute import commit
+from fedadamw.runner.manifest import commit
 from fedadamw.settings.load import load
 
 RESULTS = Path(__file__).parent.parent / "results" / "cifar10-small_cpu_202611.json"

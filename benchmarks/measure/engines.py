@@ -28,7 +28,7 @@ from fedadamw.engine.ranks import team
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.loading import initial
-from fedadamw.runner.execute import commit, device_name
+from fedadamw.runner.manifest import commit, device_name
 from fedadamw.settings.training import Training
 
 CORES = len(os.sched_getaffinity(0))

@@ -201,7 +201,7 @@ def main() -> None:
     import flwr
     import torch
 
-    from fedadamw.runner.execute import commit
+    from fedadamw.runner.manifest import commit
 
     versions = {"python": platform.python_version(), "torch": torch.__version__, "flwr": flwr.__version__}
     about = {"device": f"cpu: {os.cpu_count()} cores", "versions": versions, "commit": commit()}

@@ -24,7 +24,7 @@ from benchmarks.common import records
 from fedadamw.flower import new_app as app
 from fedadamw.flower.local.testbed import Bed
 from fedadamw.prepare.simulation import prepare
-from fedadamw.runner.execute import commit
+from fedadamw.runner.manifest import commit
 from fedadamw.settings.load import load
 
 CLIENT = """

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.common import records
-from fedadamw.runner.execute import commit, device_name
+from fedadamw.runner.manifest import commit, device_name
 
 HERE = Path(__file__).parent / "peer_jobs"
 ENVIRONMENTS = HERE / "environments"

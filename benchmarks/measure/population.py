@@ -21,7 +21,7 @@ from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
 from fedadamw.engine.simulate import Simulation
-from fedadamw.runner.execute import commit, device_name
+from fedadamw.runner.manifest import commit, device_name
 from fedadamw.settings.training import Training
 
 CLIENTS = 1_000_000

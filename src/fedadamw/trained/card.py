@@ -18,8 +18,8 @@ from fedadamw.validation import path_of
 def card(trained: Trained, to: Path, *, whole: bool) -> str:
     """The model card in the folder `to`: what it is, how it was trained, on what, and how it did."""
     experiment, facts = trained.experiment, trained.facts
-    last: dict[str, Any] = next((r for r in reversed(trained.records) if r.get("test_metrics")), {})
-    results = {"loss": last.get("test_loss"), **last.get("test_metrics", {})}
+    last = next((r for r in reversed(trained.records) if r.get("test_metrics")), None)
+    results = {"loss": last.get("test_loss"), **(last["test_metrics"] or {})} if last else {"loss": None}
     head = {
         "library_name": "transformers" if whole else "peft",
         "tags": ["federated-learning", *sorted({"fedadamw", experiment.algorithm["name"]})],
@@ -38,7 +38,7 @@ Trained with [fedadamw]({HOME}) {facts["versions"].get("fedadamw")}, commit {fac
 {_code(trained, to, whole=whole)}
 ```
 
-| held out, after round {last.get("round", 0)} | |
+| held out, after round {last.get("round", 0) if last else 0} | |
 | --- | ---: |
 {_rows(measured.items())}
 
@@ -111,7 +111,7 @@ def _base(name: str, to: Path) -> tuple[str, str]:
 
 def _settings(trained: Trained) -> list[tuple[str, Any]]:
     """How the model was trained, in rows of words."""
-    experiment, last = trained.experiment, trained.records[-1] if trained.records else {}
+    experiment, rounds = trained.experiment, trained.records[-1].get("round", 0) if trained.records else 0
     t, facts = experiment.training, trained.facts
     sampled = f"{facts['partition']['clients']}, {t.clients_per_round} a round"
     counted = f"; answers of {facts['nodes']['counted']} counted" if "nodes" in facts else ""
@@ -122,7 +122,7 @@ def _settings(trained: Trained) -> list[tuple[str, Any]]:
         ("data", f"{experiment.data.task}, {_name_of('data.source', experiment.data.source)}"),
         ("clients", f"{sampled}{counted}, split {_split(experiment.partition)}"),
         ("local work", f"{_work(t)}, batches of {t.batch_size}, learning rate {t.lr:g} ({t.schedule})"),
-        ("rounds", f"{last.get('round', 0)} of {t.rounds}"),
+        ("rounds", f"{rounds} of {t.rounds}"),
         ("seed", experiment.seed),
     ]
 

@@ -16,6 +16,7 @@ from fedadamw.models.lora import Folding, with_adapter
 from fedadamw.models.text import Text
 from fedadamw.models.vision import Vision
 from fedadamw.prepare import images, texts
+from fedadamw.report.run_files import RecordDict
 from fedadamw.runner.folder import RunFolder, check_pixels
 from fedadamw.settings.experiment import LANGUAGE, Experiment
 from fedadamw.settings.load import assemble, load, parse
@@ -41,7 +42,7 @@ class Trained(NamedTuple):
     built: Text | Vision
     about: Mapping[str, Any]  # of the data: see problems
     facts: Mapping[str, Any]  # the run's manifest; {} of somebody else's model
-    records: list[dict[str, Any]]
+    records: list[RecordDict]
     other_data: bool  # than the run's own held-out samples is to be evaluated on
 
     @property
@@ -73,7 +74,7 @@ def of_run(path: Path, given: list[tuple[str, Any]] | None = None) -> Trained:
     """The model of a run's last checkpoint."""
     folder = RunFolder(path)
     check(folder.started, f"{path} holds no run (no config.yaml)")
-    facts = folder.read_manifest()
+    facts: dict[str, Any] = {**folder.read_manifest()}
     check(
         "classes" in facts.get("data", {}), f"{path}: the run was made by an earlier version; it cannot be built again"
     )
