@@ -1,4 +1,4 @@
-"""Fixtures: the command in this process, runs that several tests look at, the registry with more algorithms."""
+"""Fixtures: the command in this process, runs that several tests share, the registry with test algorithms."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.command import SHORT, command
+from support.command import SHORT_RUN, run_command
 from support.sequences import SequenceTask
 
 from fedadamw.algorithms.registry import ALGORITHMS
@@ -24,8 +24,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: they 
 
 
 @pytest.fixture
-def typed(monkeypatch, capsys) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
-    """`command` in this process, for what is refused: it saves a start of seconds."""
+def run_main(monkeypatch, capsys) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """Run `fedadamw` in this process, which saves seconds: for commands that are refused."""
     terminate, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets these for a process of its own
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
@@ -34,8 +34,8 @@ def typed(monkeypatch, capsys) -> Iterator[Callable[..., subprocess.CompletedPro
         monkeypatch.setattr(sys, "argv", ["fedadamw", *arguments])
         with pytest.raises(SystemExit) as ended:
             main()
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, ended.value.code, said.out, said.err)
+        output = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, ended.value.code, output.out, output.err)
 
     yield run
     signal.signal(signal.SIGTERM, terminate)
@@ -43,14 +43,14 @@ def typed(monkeypatch, capsys) -> Iterator[Callable[..., subprocess.CompletedPro
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """once(name, make): the folder that make(folder) filled, in the first of the parallel test processes that asks."""
+def shared_folder(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """shared_folder(name, make): a folder filled by make(folder), once for all parallel test processes."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    def made(name: str, make: Callable[[Path], None]) -> Path:
-        folder, done = base / f"once-{name}", base / f"once-{name}.done"
-        with open(base / f"once-{name}.lock", "w") as lock:
+    def make_once(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = base / f"shared-{name}", base / f"shared-{name}.done"
+        with open(base / f"shared-{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not done.exists():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -59,18 +59,18 @@ def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
                 done.touch()
         return folder
 
-    return made
+    return make_once
 
 
 @pytest.fixture(scope="session")
-def finished(once) -> Path:
+def finished_run(shared_folder) -> Path:
     """A whole run of digits, never interrupted."""
 
     def make(folder: Path) -> None:
-        done = command("run", "digits", *SHORT, "--out", str(folder / "run"))
+        done = run_command("run", "digits", *SHORT_RUN, "--out", str(folder / "run"))
         assert done.returncode == 0, done.stderr
 
-    return once("run", make) / "run"
+    return shared_folder("run", make) / "run"
 
 
 @pytest.fixture
@@ -79,16 +79,16 @@ def task() -> SequenceTask:
 
 
 @pytest.fixture
-def everywhere(monkeypatch) -> None:
-    """The registry has what cases.EVERYWHERE names."""
+def all_algorithms(monkeypatch) -> None:
+    """The registry with every algorithm in cases.EVERYWHERE."""
     from support.cases import register
 
     register(lambda name, algorithm: monkeypatch.setitem(ALGORITHMS, name, algorithm))
 
 
 @pytest.fixture
-def one_thread():
-    """torch with as many threads after the test as before it."""
+def restore_threads():
+    """Restore torch's number of threads after the test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

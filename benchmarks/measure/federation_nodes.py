@@ -29,11 +29,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from benchmarks.common import records
-from fedadamw.flower import new_app as app
-from fedadamw.flower.client_app import packed
-from fedadamw.flower.local.testbed import HOST, Bed
+from fedadamw.flower import new_app
+from fedadamw.flower.client_app import pack_reply
+from fedadamw.flower.local.testbed import HOST, Testbed
 from fedadamw.flower.node.worker import Worker
-from fedadamw.flower.protocol import ARRAYS, ASK
+from fedadamw.flower.protocol import ARRAYS, REQUEST
 from fedadamw.settings.load import load
 
 POLL_S = 3.0  # as a SuperNode
@@ -93,8 +93,8 @@ def connected(number: int, port: int, certificate: bytes, home: str, stop: threa
                     tree, partial(pull, run), partial(confirm, run), return_type=Message
                 )
                 message.metadata.__dict__["_message_id"] = tree.object_id
-                asked, arrays = dict(message.content.config_records[ASK]), message.content.array_records
-                reply = packed(
+                asked, arrays = dict(message.content.config_records[REQUEST]), message.content.array_records
+                reply = pack_reply(
                     message,
                     *worker.answer({**asked, "came": time.time(), "config": config}, dict(arrays.get(ARRAYS, {}))),
                 )
@@ -121,9 +121,9 @@ def held(nodes: int, settings: list[str]) -> dict:
     """A run with so many nodes: per round seconds, MB of ServerApp and SuperLink; bytes on the socket."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        app.write(place / "app", load("digits", settings))
-        with Bed(place, 0, authenticated=False) as bed:
-            bed.start_link()
+        new_app.write_app(place / "app", load("digits", settings))
+        with Testbed(place, 0, authenticated=False) as bed:
+            bed.start_superlink()
             proxy, stop = Proxy(bed.port), threading.Event()
             certificate = (bed.certs / "ca.crt").read_bytes()
             threads = [
@@ -135,7 +135,7 @@ def held(nodes: int, settings: list[str]) -> dict:
             for thread in threads:
                 thread.start()
             run = bed.submit(place / "app", {"out": str(place / "run")})
-            link = bed.link.pid
+            link = bed.superlink.pid
             seen: list[dict] = []
             peak = {"server_app": 0.0, "superlink": 0.0}
             while not (status := bed_status(bed, run, place / "run", seen)).startswith("finished"):
@@ -170,7 +170,7 @@ def held(nodes: int, settings: list[str]) -> dict:
             }
 
 
-def bed_status(bed: Bed, run: int, out: Path, seen: list[dict]) -> str:
+def bed_status(bed: Testbed, run: int, out: Path, seen: list[dict]) -> str:
     """The run's state; `seen` gets its new records."""
     status = bed.status(run)
     path = out / "metrics.jsonl"

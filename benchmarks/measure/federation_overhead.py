@@ -21,8 +21,8 @@ import flwr
 import torch
 
 from benchmarks.common import records
-from fedadamw.flower import new_app as app
-from fedadamw.flower.local.testbed import Bed
+from fedadamw.flower import new_app
+from fedadamw.flower.local.testbed import Testbed
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.manifest import commit
 from fedadamw.settings.load import load
@@ -80,8 +80,8 @@ TIMED = """
 
 import time
 
-from fedadamw.flower import collect
-from fedadamw.flower.rounds import Rounds
+from fedadamw.flower.server import collect
+from fedadamw.flower.server.rounds import Rounds
 
 sample = Rounds.sample
 
@@ -96,9 +96,9 @@ Rounds.sample = timed
 """
 
 
-def stock(folder: Path, bed: Bed, nodes: int, rounds: int, up: int, down: int) -> list[float]:
+def stock(folder: Path, bed: Testbed, nodes: int, rounds: int, up: int, down: int) -> list[float]:
     """Seconds of Flower's rounds but the first."""
-    app.write(folder, load("digits"))
+    new_app.write_app(folder, load("digits"))
     package = next(folder.glob("*/client_app.py")).parent
     (package / "client_app.py").write_text(CLIENT)
     (package / "server_app.py").write_text(SERVER)
@@ -106,19 +106,19 @@ def stock(folder: Path, bed: Bed, nodes: int, rounds: int, up: int, down: int) -
     (folder / "pyproject.toml").write_text(toml + "nodes = 0\nrounds = 0\nup = 0\ndown = 0\n")
     out = folder / "times"
     config = {"out": str(out), "nodes": nodes, "rounds": rounds, "up": up, "down": down}
-    assert bed.await_end(bed.submit(folder, config), 1200) == "finished:completed"
+    assert bed.wait_for_end(bed.submit(folder, config), 1200) == "finished:completed"
     times = [float(line) for line in out.read_text().split()]
     return [round(b - a, 3) for a, b in itertools.pairwise(times)]
 
 
-def ours(folder: Path, bed: Bed, settings: list[str], look: float | None) -> list[float]:
+def ours(folder: Path, bed: Testbed, settings: list[str], look: float | None) -> list[float]:
     """Seconds of our rounds but the first and the last, which ends with report and picture."""
-    app.write(folder, load("digits", settings))
+    new_app.write_app(folder, load("digits", settings))
     place = next(folder.glob("*/server_app.py"))
     place.write_text(place.read_text() + TIMED.replace("OUT", repr(str(folder / "times"))))
     if look is not None:
         place.write_text(place.read_text() + f"\ncollect.POLL_S = ({look}, {look})\n")
-    assert bed.await_end(bed.submit(folder, {"out": str(folder / "run")}), 1200) == "finished:completed"
+    assert bed.wait_for_end(bed.submit(folder, {"out": str(folder / "run")}), 1200) == "finished:completed"
     times = [float(line) for line in (folder / "times").read_text().split()][1:]
     return [round(b - a, 3) for a, b in itertools.pairwise(times)]
 
@@ -144,8 +144,8 @@ def main() -> None:
     record = next(iter(prepare(load("digits", [*settings, "training.rounds=1"])).simulation.rounds()))
     up, down = record.up_bytes // options.nodes, record.down_bytes // options.nodes
     seconds: dict[str, list[float]] = {"flower": [], "fedadamw": []}
-    with tempfile.TemporaryDirectory() as folder, Bed(Path(folder) / "bed", options.nodes) as bed:
-        bed.start_link()
+    with tempfile.TemporaryDirectory() as folder, Testbed(Path(folder) / "bed", options.nodes) as bed:
+        bed.start_superlink()
         for node in range(options.nodes):
             bed.register(node)
             bed.start_node(node, {"threads": 1})

@@ -28,7 +28,7 @@ from fedadamw.data.partition import Partition
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.runner.manifest import commit, device_name
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 
 CASES = {
     "loop, S=2": ("fedadamw", 2, 1, "memory"),
@@ -70,10 +70,10 @@ def measured(name: str, device: torch.device, algorithm: str, sampled: int, stac
     model = vision.build(name, vision.ImageShape(32, 3, 10)).model.to(device)
     pixels = np.random.default_rng(0).integers(0, 256, (100, 3, 32, 32), dtype=np.uint8)
     data = Images(pixels, np.arange(100) % 10, tuple(map(str, range(10))))
-    training = Training(rounds=2, clients_per_round=sampled, steps=1, batch_size=1, evaluate_every=2)
+    training = TrainingSettings(rounds=2, clients_per_round=sampled, steps=1, batch_size=1, evaluate_every=2)
     blocks = Blocks.of(model) if registry.needs_blocks(algorithm) else registry.NO_BLOCKS
     made = registry.make(algorithm, registry.settings_of(algorithm), blocks)
-    task = ImageTask(data, data.take(np.arange(2)), device=device)
+    task = ImageTask(data, data.select(np.arange(2)), device=device)
     before = resident_mb(device, "RSS")
     clients = Partition(np.arange(100), np.arange(1, 101))
     simulation = Simulation(model, made, task, clients, training, stack=stack)

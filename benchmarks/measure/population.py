@@ -16,20 +16,24 @@ from torch import nn
 
 from benchmarks.common import records
 from fedadamw.algorithms.scaffold import Scaffold
-from fedadamw.data import partition as split
 from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
-from fedadamw.data.partition import Partition
+from fedadamw.data.partition import (
+    Partition,
+    partition_dirichlet,
+    partition_iid,
+    partition_mix,
+)
 from fedadamw.engine.simulate import Simulation
 from fedadamw.runner.manifest import commit, device_name
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 
 CLIENTS = 1_000_000
 EACH = 8  # samples a client
 KINDS = {
-    "mix": lambda labels, g: split.mix(labels, CLIENTS, 0.1, g),
-    "dirichlet": lambda labels, g: split.dirichlet(labels, CLIENTS, 0.1, 1, g),
-    "iid": lambda labels, g: split.iid(labels, CLIENTS, g),
+    "mix": lambda labels, g: partition_mix(labels, CLIENTS, 0.1, g),
+    "dirichlet": lambda labels, g: partition_dirichlet(labels, CLIENTS, 0.1, 1, g),
+    "iid": lambda labels, g: partition_iid(labels, CLIENTS, g),
 }
 
 
@@ -78,7 +82,7 @@ def round_times(populations: tuple[int, ...]) -> dict[int, float]:
     pixels = np.random.default_rng(0).integers(0, 256, (800, 3, 8, 8), dtype=np.uint8)
     data = Images(pixels, np.arange(800) % 10, tuple(map(str, range(10))))
     task = ImageTask(data, data, device=torch.device("cpu"))
-    training = Training(rounds=10_000, clients_per_round=10, steps=5, batch_size=8, evaluate_every=10_000)
+    training = TrainingSettings(rounds=10_000, clients_per_round=10, steps=5, batch_size=8, evaluate_every=10_000)
     simulations = {}
     for n in populations:
         model = nn.Sequential(nn.Flatten(), nn.Linear(192, 256), nn.ReLU(), nn.Linear(256, 10))

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fedadamw.io.disk import writing
+from fedadamw.io.disk import report_full_disk
 from fedadamw.validation import InputError
 
 FORMAT = 1  # of the facts and the names of the tensors
@@ -31,7 +31,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """`content` to `path`: after a crash, or on a full disk, the file holds the old or the new content, whole."""
     aside = path.with_name(path.name + ".new")
     try:
-        with writing(path), open(aside, "wb") as file:
+        with report_full_disk(path), open(aside, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -47,7 +47,7 @@ def sample_clients(seed: int, round_: int, clients: int, count: int) -> np.ndarr
     return np.sort(drawn)
 
 
-def batches(
+def draw_batches(
     samples: np.ndarray, generator: np.random.Generator, *, batch_size: int, steps: int | None, epochs: int | None
 ) -> list[np.ndarray]:
     """The index arrays of one client's local steps in one round.

@@ -4,22 +4,22 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 from pathlib import Path
 
-NEAR = 0.6  # likeness of two words from which one may be meant for the other; 1 where they are the same
+SUGGESTED_LIKENESS = 0.6  # likeness of two words from which one may be meant for the other; 1 where they are the same
 
-MOST_SHOWN = 200  # characters of a value in a message
+MAX_SHOWN_CHARACTERS = 200  # characters of a value in a message
 
 
 class InputError(ValueError):
     """What was given is not what is allowed; the message is one line that says both."""
 
 
-def check(fine: bool, complaint: str) -> None:  # noqa: FBT001  (the condition is the argument)
+def check(condition: bool, message: str) -> None:  # noqa: FBT001  (the condition is the argument)
     """Raise InputError with `complaint` unless `fine`."""
-    if not fine:
-        raise InputError(complaint)
+    if not condition:
+        raise InputError(message)
 
 
-def path_of(setting: str, given: str) -> Path:
+def parse_path(setting: str, given: str) -> Path:
     """The path that a setting names, with the home folder for ~; InputError where nothing could be called that."""
     try:
         path = Path(given).expanduser()
@@ -27,23 +27,23 @@ def path_of(setting: str, given: str) -> Path:
         path.resolve()
     except (OSError, ValueError, RuntimeError) as error:  # too long, with a null in it, or of a user that is none
         why = getattr(error, "strerror", None) or error
-        raise InputError(f"{setting}={brief(given)}: no such folder ({why})") from None
+        raise InputError(f"{setting}={shorten(given)}: no such folder ({why})") from None
     return path
 
 
-def one_of(name: str, given: str, allowed: Iterable[str]) -> None:
+def check_one_of(name: str, given: str, allowed: Iterable[str]) -> None:
     """Raise InputError unless `given` is one of `allowed`."""
     names = list(allowed)
-    check(given in names, f"{name}={brief(given)} is unknown{nearest(given, names)}; use one of {', '.join(names)}")
+    check(given in names, f"{name}={shorten(given)} is unknown{suggest(given, names)}; use one of {', '.join(names)}")
 
 
-def brief(given: object) -> str:
+def shorten(given: object) -> str:
     """What was given, as a message shows it: a long value is cut."""
     text = repr(given)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
 
 
-def nearest(given: str, names: Iterable[str], separator: str = "/") -> str:
+def suggest(given: str, names: Iterable[str], separator: str = "/") -> str:
     """A hint such as ` (did you mean 'alpha'?)`, or nothing where no name is near.
 
     Names are compared by what follows their last `separator`: `rounds` finds `training.rounds`, with a dot. Of those
@@ -54,7 +54,7 @@ def nearest(given: str, names: Iterable[str], separator: str = "/") -> str:
     best = max(likeness.values(), default=0.0)
     near = [name for name, how in likeness.items() if how == best]
     near = [name for name in near if name.lower().rpartition(separator)[0] == section] or near
-    return f" (did you mean {' or '.join(map(repr, near[:2]))}?)" if best >= NEAR else ""
+    return f" (did you mean {' or '.join(map(repr, near[:2]))}?)" if best >= SUGGESTED_LIKENESS else ""
 
 
 def _likeness(given: str, name: str) -> float:
@@ -69,7 +69,7 @@ EXTRAS = {  # as pyproject.toml has them
 }
 
 
-def missing(what: str, extra: str) -> InputError:
+def missing_extra_error(what: str, extra: str) -> InputError:
     """The error for `what`, which needs an extra that is not installed; it names the extra's packages."""
     packages = " ".join(f"'{package}'" for package in EXTRAS[extra])
     note = " (Python 3.11 or later)" if extra == "flower" else ""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedadamw.validation import check
 
-HUGE = 1e15  # what no number of a model comes near; squares and sums over clients stay finite
+LARGEST_PLAUSIBLE = 1e15  # what no number of a model comes near; squares and sums over clients stay finite
 Vector = Tensor  # (..., d): d trainable numbers of a model; a leading axis, where there is one, is clients
 
 
@@ -31,10 +31,10 @@ class Layout:
         found = trainable(module)
         for name, p in found.items():
             check(not p.is_complex(), f"{name!r} is complex: make it a real parameter (..., 2), see torch.view_as_real")
-        return Layout.named(found)
+        return Layout.of_tensors(found)
 
     @staticmethod
-    def named(tensors: Mapping[str, Tensor]) -> "Layout":
+    def of_tensors(tensors: Mapping[str, Tensor]) -> "Layout":
         """The layout of any named tensors, in the order of the mapping."""
         return Layout(tuple(tensors), tuple(t.shape for t in tensors.values()))
 
@@ -121,14 +121,14 @@ def statistics(module: nn.Module) -> dict[str, Tensor]:
 
 def bind(tensors: Mapping[str, Tensor], vector: Vector) -> None:
     """Make each named tensor a view into `vector` (d,): writing the vector writes them all, nothing is copied."""
-    views = Layout.named(tensors).views(vector)
+    views = Layout.of_tensors(tensors).views(vector)
     for name, tensor in tensors.items():
         tensor.data = views[name]
 
 
 def bind_gradients(parameters: Mapping[str, nn.Parameter], gradient: Vector) -> None:
     """Make each parameter's `.grad` a view into `gradient` (d,), where backward then accumulates."""
-    views = Layout.named(parameters).views(gradient)
+    views = Layout.of_tensors(parameters).views(gradient)
     for name, parameter in parameters.items():
         parameter.grad = views[name]
 
@@ -143,7 +143,7 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def finite(tensors: Iterable[Tensor]) -> bool:
+def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every number is finite; from the least and the largest, which one pass finds, and NaN spreads to both."""
     ends = [end for t in tensors if t.numel() for end in torch.aminmax(t)]
     return all(bool(end.isfinite()) for end in ends)

@@ -12,13 +12,13 @@ from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.client import Shard
 from fedadamw.engine.round import run_round
 from fedadamw.engine.simulate import Simulation
-from fedadamw.randomness import Purpose, batches, numpy_generator
-from fedadamw.settings.training import Training
+from fedadamw.randomness import Purpose, draw_batches, numpy_generator
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.vector import Layout, nbytes, trainable
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("all_algorithms")
 def test_engine_equals_the_literal_twin(name, task):
     case = EVERYWHERE[name]
     sim = simulation(case, task)
@@ -86,7 +86,7 @@ def test_saved_and_restored_between_rounds_bit_for_bit(name, task):
 def test_nothing_that_came_in_is_changed(name):
     case = CASES[name]
     model = attention_model()
-    algorithm = registry.make(case.name, registry.validated(case.name, case.settings), Blocks.of(model))
+    algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
     g = torch.Generator().manual_seed(0)
     x = torch.randn(Layout.of(model).d, generator=g, dtype=torch.float64)
     server = algorithm.server_init(x)
@@ -109,7 +109,7 @@ def test_nothing_that_came_in_is_changed(name):
 def test_clients_stacked_on_a_leading_axis_give_the_same(name):
     case = CASES[name]
     model = attention_model()
-    algorithm = registry.make(case.name, registry.validated(case.name, case.settings), Blocks.of(model))
+    algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
     g = torch.Generator().manual_seed(0)
     x = torch.randn(Layout.of(model).d, generator=g, dtype=torch.float64)
     gradients = torch.randn(4, 3, len(x), generator=g, dtype=torch.float64)  # (steps, clients, d)
@@ -131,10 +131,10 @@ def test_clients_stacked_on_a_leading_axis_give_the_same(name):
 
 def test_without_alignment_and_sharing_it_is_torch_adamw_on_each_client(task):
     model = attention_model()
-    settings = registry.validated("fedadamw", {"alpha": 0.0, "share": "none"})
+    settings = registry.validate("fedadamw", {"alpha": 0.0, "share": "none"})
     algorithm = registry.make("fedadamw", settings, Blocks.of(model))
     clients = unequal_clients(task)
-    training = Training(rounds=2, clients_per_round=5, epochs=1, batch_size=8, lr=0.01, clip=None)
+    training = TrainingSettings(rounds=2, clients_per_round=5, epochs=1, batch_size=8, lr=0.01, clip=None)
     sim = Simulation(model, algorithm, task, clients, training)
     x = Layout.of(attention_model()).flatten(trainable(attention_model()))
     for round_ in range(2):
@@ -147,7 +147,7 @@ def test_without_alignment_and_sharing_it_is_torch_adamw_on_each_client(task):
                     p.copy_(layout.views(x)[name])
             opt = torch.optim.AdamW(own.parameters(), lr=training.lr_at(round_), weight_decay=0.01)
             generator = numpy_generator(0, Purpose.BATCHES, round_, i)
-            for indices in batches(samples, generator, batch_size=8, steps=None, epochs=1):
+            for indices in draw_batches(samples, generator, batch_size=8, steps=None, epochs=1):
                 opt.zero_grad()
                 task.losses(own, batch_of(task, indices)).mean().backward()
                 opt.step()
@@ -168,7 +168,7 @@ def test_share_none_without_alignment_is_local_adamw(task):
 def ends(name, settings, dtype, rounds=2, steps=250):
     """x (d,) after rounds of one client, by gradients that are the same in every precision; lr is 1e-3."""
     model = attention_model()
-    algorithm = registry.make(name, registry.validated(name, settings), Blocks.of(model))
+    algorithm = registry.make(name, registry.validate(name, settings), Blocks.of(model))
     g = torch.Generator().manual_seed(0)
     gradients = torch.randn(rounds, steps, Layout.of(model).d, generator=g) + 1.0
     server = algorithm.server_init(torch.zeros(Layout.of(model).d, dtype=dtype))
@@ -211,7 +211,7 @@ def test_moments_that_remember_long_have_float32s_accuracy(name):
 
 def test_fedadams_moments_have_float32s_accuracy():
     algorithm = registry.make(
-        "fedadam", registry.validated("fedadam", {"betas": [0.9, 0.99999]}), Blocks.of(attention_model())
+        "fedadam", registry.validate("fedadam", {"betas": [0.9, 0.99999]}), Blocks.of(attention_model())
     )
     updates = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
     found = []
@@ -300,5 +300,5 @@ def test_one_client_with_every_sample_is_central_training(task):
 )
 def test_a_wrong_setting_is_one_clear_line(name, given, message):
     with pytest.raises(ValueError, match=message) as caught:
-        registry.check_startable({"name": name, **registry.validated(name, given)})
+        registry.check_startable({"name": name, **registry.validate(name, given)})
     assert "\n" not in str(caught.value)

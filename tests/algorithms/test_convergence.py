@@ -8,7 +8,7 @@ from support.cases import CASES, rows
 from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.simulate import Simulation
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation
 
 NORMALISED = ("local-adamw", "local-adam", "fedadamw-none", "fedlion")  # steps keep their size where gradients vanish
@@ -55,9 +55,9 @@ def test_finds_the_optimum_between_clients_that_disagree(name):
     model = torch.nn.Linear(6, 1, bias=False).double()
     torch.nn.init.zeros_(model.weight)
     settings = {**case.settings, **WITHOUT_DECAY.get(name, {}), "weight_decay": 0.0}
-    algorithm = registry.make(case.name, registry.validated(case.name, settings), Blocks.of(model, "coordinate"))
+    algorithm = registry.make(case.name, registry.validate(case.name, settings), Blocks.of(model, "coordinate"))
     clients = [np.array([i]) for i in range(8)]
-    training = Training(rounds=100, clients_per_round=8, steps=5, lr=0.05, clip=None, evaluate_every=100)
+    training = TrainingSettings(rounds=100, clients_per_round=8, steps=5, lr=0.05, clip=None, evaluate_every=100)
     records = list(Simulation(model, algorithm, task, clients, training, stack=8).rounds())
     # fresh moments make a step nearly the gradient's sign, so every point with as many clients on either side is at
     # rest: without shared v the method stops short of the optimum
@@ -109,9 +109,11 @@ def run_curved(name, task, **training):
         model = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False)).double()
     torch.nn.init.zeros_(model[0].weight)
     settings = {**case.settings, **WITHOUT_DECAY.get(name, {}), "weight_decay": 0.0}
-    algorithm = registry.make(case.name, registry.validated(case.name, settings), Blocks.of(model))
+    algorithm = registry.make(case.name, registry.validate(case.name, settings), Blocks.of(model))
     clients = [np.arange(32 * i, 32 * i + 32) for i in range(8)]
-    sim = Simulation(model, algorithm, task, clients, Training(clients_per_round=8, clip=None, **training), stack=8)
+    sim = Simulation(
+        model, algorithm, task, clients, TrainingSettings(clients_per_round=8, clip=None, **training), stack=8
+    )
     return sim, list(sim.rounds())[-1].test_loss
 
 

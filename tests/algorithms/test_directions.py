@@ -6,7 +6,7 @@ import torch
 from fedadamw.directions.lamb import lamb
 from fedadamw.directions.lion import lion
 from fedadamw.directions.muon import muon, orthogonal
-from fedadamw.directions.sketch import Sketch, received, sent
+from fedadamw.directions.sketch import Sketch, decode, encode
 from fedadamw.vector import Layout
 
 
@@ -64,14 +64,14 @@ def unknown(rows, columns, r):
 
 
 def test_sketches_can_be_averaged_and_never_grow():
-    known = received(*sent(random(7, 5), unknown(7, 5, 2)), unknown(7, 5, 2))
+    known = decode(*encode(random(7, 5), unknown(7, 5, 2)), unknown(7, 5, 2))
     first, second = random(7, 5, seed=1), random(7, 5, seed=2)
-    mean = [(a + b) / 2 for a, b in zip(sent(first, known), sent(second, known), strict=True)]
-    for a, b in zip(mean, sent((first + second) / 2, known), strict=True):
+    mean = [(a + b) / 2 for a, b in zip(encode(first, known), encode(second, known), strict=True)]
+    for a, b in zip(mean, encode((first + second) / 2, known), strict=True):
         torch.testing.assert_close(a, b)
     for seed in range(20):
         matrix = random(7, 5, seed=seed)
-        found = received(*sent(matrix, known), known).matrix()
+        found = decode(*encode(matrix, known), known).matrix()
         assert float((found - matrix).norm()) <= float(matrix.norm())
 
 
@@ -81,10 +81,10 @@ def test_repeated_sketches_find_the_largest_singular_values():
     matrix = u * values @ vt
     known = unknown(20, 12, 2)
     for _ in range(6):
-        known = received(*sent(matrix, known), known)
+        known = decode(*encode(matrix, known), known)
     best = float(values[2:].norm())  # of any matrix of rank 2
     assert float((known.matrix() - matrix).norm()) < 1.05 * best
     low = u[:, :2] * values[:2] @ vt[:2]
     for _ in range(6):
-        known = received(*sent(low, known), known)
+        known = decode(*encode(low, known), known)
     torch.testing.assert_close(known.matrix(), low)

@@ -11,7 +11,8 @@ from torch import nn
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.blocks.cuts import GRANULARITIES
 from fedadamw.models.hub import skeleton
-from fedadamw.models.lora import Lora, adapted
+from fedadamw.models.lora import adapted
+from fedadamw.settings.lora import LoraSettings
 from fedadamw.vector import Layout, bind, bind_gradients, trainable
 
 MODELS = ("vit", "deit", "swin", "resnet", "bert", "roberta", "distilbert", "gpt2", "llama")
@@ -91,7 +92,7 @@ def test_every_coordinate_lies_in_one_block(kind, granularity):
 
 @pytest.mark.parametrize("kind", LORA)
 def test_lora_is_cut_as_the_layer_it_adapts(kind):
-    model = adapted(tiny(kind), Lora(r=4, target_modules=tuple(LORA[kind])), None).to_empty(device="cpu")
+    model = adapted(tiny(kind), LoraSettings(r=4, target_modules=tuple(LORA[kind])), None).to_empty(device="cpu")
     blocks = Blocks.of(model)
     assert "unknown" not in blocks.kinds
     assert_cuts_every_coordinate_once(blocks)
@@ -269,7 +270,7 @@ def test_an_unknown_granularity_says_what_there_is():
 @given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3), min_size=1, max_size=5), st.integers(0, 3))
 def test_a_layout_gives_back_what_went_in(shapes, lead):
     tensors = {f"t{i}": torch.randn(*shape) for i, shape in enumerate(shapes)}
-    layout = Layout.named(tensors)
+    layout = Layout.of_tensors(tensors)
     vector = layout.flatten(tensors)
     assert layout.d == len(vector) == sum(t.numel() for t in tensors.values())
     stacked = vector.expand(lead, -1) if lead else vector

@@ -10,11 +10,11 @@ import pytest
 from support.checkout import ROOT
 
 from fedadamw.cli.flower import _installed
-from fedadamw.flower.new_app import write
+from fedadamw.flower.new_app import write_app
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.load import load
 from fedadamw.study.search import journal
-from fedadamw.validation import EXTRAS, InputError, missing
+from fedadamw.validation import EXTRAS, InputError, missing_extra_error
 
 
 def test_the_extras_are_those_of_the_package():
@@ -39,7 +39,7 @@ def test_what_is_missing_is_named_with_its_packages(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "cryptography" else name)
     with pytest.raises(InputError, match=r"^cryptography is not installed: pip install 'flwr>=1.41,<1.42' 'click<"):
         _installed()
-    assert str(missing("it", "lora")) == "it: pip install 'peft>=0.17'"
+    assert str(missing_extra_error("it", "lora")) == "it: pip install 'peft>=0.17'"
 
 
 def test_nothing_asks_an_index_for_this_package():
@@ -53,7 +53,7 @@ def test_nothing_asks_an_index_for_this_package():
 
 def test_an_app_asks_for_nothing_but_flower(tmp_path):
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has it")
-    write(tmp_path / "app", load("digits"))
+    write_app(tmp_path / "app", load("digits"))
     for path in (tmp_path / "app/pyproject.toml", ROOT / "examples/flower_app/pyproject.toml"):
         assert tomllib.loads(path.read_text())["project"]["dependencies"] == [EXTRAS["flower"][0]]
 

@@ -19,7 +19,7 @@ from fedadamw.cli import choices as names
 from fedadamw.cli import flower
 from fedadamw.cli.app import app
 from fedadamw.models import vision
-from fedadamw.settings.experiment import settings_elsewhere
+from fedadamw.settings.experiment import list_settings_outside
 
 
 def commands(command=None, path=("fedadamw",)):
@@ -50,7 +50,7 @@ def test_help_has_examples_as_they_are_typed_and_no_stray_marks(path, command, m
         )
 
 
-def test_the_examples_of_apps_can_run(tmp_path, typed):
+def test_the_examples_of_apps_can_run(tmp_path, run_main):
     pages = ["README.md", "docs/federation.md", "deploy/README.md"]
     text = "".join((ROOT / page).read_text().replace("\\\n", "") for page in pages)
     lines = re.findall(
@@ -60,14 +60,14 @@ def test_the_examples_of_apps_can_run(tmp_path, typed):
     for number, line in enumerate(lines):
         arguments = shlex.split(line)[1:]
         arguments[2] = str(tmp_path / str(number))
-        assert typed(*arguments).returncode == 0, line
+        assert run_main(*arguments).returncode == 0, line
 
 
 def test_names_are_those_of_the_modules():
     assert names.algorithms() == {name: registry.settings_of(name) for name in registry.ALGORITHMS}
     assert list(names.algorithms()) == list(registry.ALGORITHMS)
     assert tuple(names.models()) == vision.NAMES
-    assert {path for path in names.settings() if "." in path} == set(settings_elsewhere(""))
+    assert {path for path in names.settings() if "." in path} == set(list_settings_outside(""))
     assert {"seed", "trackers"} < set(names.settings())
 
 
@@ -114,6 +114,6 @@ def test_bash_completes_commands_recipes_algorithms_models_and_settings():
     assert done.stdout.splitlines() == list(lines.values()), done.stderr
 
 
-def test_an_unknown_command_is_given_its_hint_once(typed):
+def test_an_unknown_command_is_given_its_hint_once(run_main):
     for words in (("evl",), ("flower", "demmo")):
-        assert len(re.findall("did you mean", typed(*words).stderr, re.I)) == 1
+        assert len(re.findall("did you mean", run_main(*words).stderr, re.I)) == 1

@@ -69,7 +69,7 @@ sys.exit(process.exitcode)
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-def test_the_optimizer_works_on_windows_and_the_commands_say_that_they_do_not(tmp_path, typed, monkeypatch):
+def test_the_optimizer_works_on_windows_and_the_commands_say_that_they_do_not(tmp_path, run_main, monkeypatch):
     code = """
 import os, sys
 for name in ("fcntl", "termios", "pwd", "grp"):
@@ -89,7 +89,7 @@ server.update([opt.finish_round()])
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     monkeypatch.setattr(sys, "platform", "win32")
-    done = typed("list")
+    done = run_main("list")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "use WSL" in done.stderr
 

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedadamw.data import partition as split
+from fedadamw.data.partition import (
+    partition_by_classes,
+    partition_by_column,
+    partition_dirichlet,
+    partition_iid,
+    partition_mix,
+)
 
 
 def labels_of(samples, classes, seed=0):
@@ -27,7 +33,7 @@ CONCENTRATIONS = st.sampled_from([1e-6, 1e-3, 0.01, 0.1, 0.6, 10.0, 1e4])
 def test_mix_has_equal_sizes_and_uses_no_sample_twice(clients, concentration, classes, samples, seed):
     labels = labels_of(samples, classes, seed)
     labels[-1] = classes - 1
-    partition = split.mix(labels, clients, concentration, np.random.default_rng(seed))
+    partition = partition_mix(labels, clients, concentration, np.random.default_rng(seed))
     assert_used_once(partition)
     assert set(partition.sizes) == {samples // clients}
     assert (partition.counts(labels, classes).sum(1) == partition.sizes).all()
@@ -37,7 +43,7 @@ def test_mix_has_equal_sizes_and_uses_no_sample_twice(clients, concentration, cl
 @given(st.integers(1, 40), CONCENTRATIONS, st.integers(0, 5), st.integers(200, 400), st.integers(0, 10))
 def test_dirichlet_uses_every_sample_and_meets_the_minimum(clients, concentration, minimum, samples, seed):
     labels = labels_of(samples, 7, seed)
-    partition = split.dirichlet(labels, clients, concentration, minimum, np.random.default_rng(seed))
+    partition = partition_dirichlet(labels, clients, concentration, minimum, np.random.default_rng(seed))
     assert_used_once(partition)
     assert len(partition.samples) == samples
     assert partition.sizes.min() >= minimum
@@ -45,21 +51,21 @@ def test_dirichlet_uses_every_sample_and_meets_the_minimum(clients, concentratio
 
 def test_the_standard_case_that_other_splitters_give_up_on():
     labels = labels_of(5000, 10)
-    partition = split.dirichlet(labels, 100, 0.1, 5, np.random.default_rng(0))
+    partition = partition_dirichlet(labels, 100, 0.1, 5, np.random.default_rng(0))
     assert partition.sizes.min() >= 5
     assert partition.sizes.max() > 5 * partition.sizes.mean(), "and it is still unequal"
 
 
 def test_too_many_clients_for_the_minimum():
     with pytest.raises(ValueError, match="100 clients with at least 5 samples each need 500; there are 400"):
-        split.dirichlet(labels_of(400, 3), 100, 0.1, 5, np.random.default_rng(0))
+        partition_dirichlet(labels_of(400, 3), 100, 0.1, 5, np.random.default_rng(0))
 
 
 def test_a_smaller_concentration_is_harder():
     labels = labels_of(20_000, 10)
 
     def classes_seen(concentration):
-        partition = split.mix(labels, 100, concentration, np.random.default_rng(0))
+        partition = partition_mix(labels, 100, concentration, np.random.default_rng(0))
         share = partition.counts(labels, 10) / partition.sizes[:, None]
         return (1 / (share**2).sum(1)).mean()  # the effective number of classes a client
 
@@ -72,7 +78,7 @@ def test_a_smaller_concentration_is_harder():
 def test_class_mixes_follow_the_dirichlet_distribution():
     """Mean and variance of a Dirichlet(0.6) over 10 classes: 1/10, and 0.09 / 7."""
     labels = np.repeat(np.arange(10), 10_000)
-    partition = split.mix(labels, 200, 0.6, np.random.default_rng(1))
+    partition = partition_mix(labels, 200, 0.6, np.random.default_rng(1))
     shares = partition.counts(labels, 10) / partition.sizes[:, None]
     assert shares.mean() == pytest.approx(0.1)
     assert shares.var() == pytest.approx(0.09 / 7, rel=0.15)
@@ -81,32 +87,32 @@ def test_class_mixes_follow_the_dirichlet_distribution():
 def test_iid_and_classes_and_columns():
     labels = labels_of(1003, 10)
     generator = np.random.default_rng(0)
-    iid = split.iid(labels, 10, generator)
+    iid = partition_iid(labels, 10, generator)
     assert_used_once(iid)
     assert set(iid.sizes) == {100, 101}
-    classes = split.by_classes(labels, 20, 2, generator)
+    classes = partition_by_classes(labels, 20, 2, generator)
     assert_used_once(classes)
     assert len(classes.samples) == 1003
     assert ((classes.counts(labels, 10) > 0).sum(1) == 2).all()
-    natural = split.by_column(np.array(["b", "a", "b", "c"]))
+    natural = partition_by_column(np.array(["b", "a", "b", "c"]))
     assert [list(natural[i]) for i in range(3)] == [[1], [0, 2], [3]]
     with pytest.raises(ValueError, match="11 classes a client"):
-        split.by_classes(labels, 20, 11, generator)
+        partition_by_classes(labels, 20, 11, generator)
     with pytest.raises(ValueError, match="cannot hold all 10"):
-        split.by_classes(labels, 2, 2, generator)
+        partition_by_classes(labels, 2, 2, generator)
 
 
 def test_a_class_that_no_sample_has_is_handed_to_nobody():
     labels = 1 + 2 * labels_of(600, 5)  # 1, 3, 5, 7 and 9
     generator = np.random.default_rng(0)
     for each in (1, 2, 5):
-        classes = split.by_classes(labels, 10, each, generator)
+        classes = partition_by_classes(labels, 10, each, generator)
         assert ((classes.counts(labels, 11) > 0).sum(1) == each).all()
-        same = split.by_classes(labels // 2, 10, each, np.random.default_rng(1))
-        assert same.fingerprint == split.by_classes(labels, 10, each, np.random.default_rng(1)).fingerprint
+        same = partition_by_classes(labels // 2, 10, each, np.random.default_rng(1))
+        assert same.fingerprint == partition_by_classes(labels, 10, each, np.random.default_rng(1)).fingerprint
     with pytest.raises(ValueError, match="6 classes a client, but the data has 5"):
-        split.by_classes(labels, 10, 6, generator)
-    for found in (split.mix(labels, 10, 0.1, generator), split.dirichlet(labels, 10, 0.1, 5, generator)):
+        partition_by_classes(labels, 10, 6, generator)
+    for found in (partition_mix(labels, 10, 0.1, generator), partition_dirichlet(labels, 10, 0.1, 5, generator)):
         assert_used_once(found)
         assert len(found.samples) == 600
         assert found.sizes.min() >= 5
@@ -116,9 +122,9 @@ def test_a_hundred_thousand_samples_are_drawn_in_well_under_a_second():
     labels = labels_of(100_000, 100)
     generator = np.random.default_rng(0)
     draws = [
-        lambda: split.mix(labels, 100, 0.1, generator),
-        lambda: split.dirichlet(labels, 100, 0.1, 10, generator),
-        lambda: split.by_classes(labels, 100, 2, generator),
+        lambda: partition_mix(labels, 100, 0.1, generator),
+        lambda: partition_dirichlet(labels, 100, 0.1, 10, generator),
+        lambda: partition_by_classes(labels, 100, 2, generator),
     ]
     for draw in draws:
         best = min(_seconds(draw) for _ in range(3))
@@ -135,13 +141,13 @@ def test_a_fingerprint_tells_partitions_apart():
     labels = labels_of(500, 5)
 
     def draw(seed):
-        return split.mix(labels, 10, 0.5, np.random.default_rng(seed)).fingerprint
+        return partition_mix(labels, 10, 0.5, np.random.default_rng(seed)).fingerprint
 
     assert draw(0) == draw(0) != draw(1)
 
 
 def test_a_client_that_does_not_exist():
-    partition = split.iid(labels_of(10, 2), 2, np.random.default_rng(0))
+    partition = partition_iid(labels_of(10, 2), 2, np.random.default_rng(0))
     assert len(list(partition)) == 2
     with pytest.raises(IndexError, match="client 2 of 2"):
         partition[2]

@@ -7,8 +7,8 @@ import torch
 from support import tiny_models
 from support.text_experiments import experiment
 
-from fedadamw.data.sources import read, read_held_out
-from fedadamw.models import tokenizers
+from fedadamw.data.sources import read_held_out, read_splits
+from fedadamw.models import heads
 from fedadamw.prepare.simulation import prepare, samples_of
 from fedadamw.validation import InputError
 
@@ -87,7 +87,7 @@ def test_a_trained_heads_order_of_classes_is_kept(place, tmp_path):
     assert prepared.train.classes == ("up", "down")
     assert prepared.simulation.workspace.module.config.id2label == {0: "up", 1: "down"}
     with pytest.warns(UserWarning, match="tells UP, DOWN apart; they are now called bad, good"):
-        tokenizers.in_own_order(str(tmp_path / "own"), ("bad", "good"))
+        heads.in_own_order(str(tmp_path / "own"), ("bad", "good"))
 
 
 def test_both_held_out_splits_of_mnli_are_there(place, tmp_path):
@@ -96,7 +96,7 @@ def test_both_held_out_splits_of_mnli_are_there(place, tmp_path):
     for i, split in enumerate(("train", "validation_matched", "validation_mismatched")):
         rows = [{"premise": "good", "hypothesis": f"film {i}", "label": row % 3} for row in range(6 + i)]
         datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / f"{split}-00000-of-00001.parquet"))
-    assert {name: len(rows) for name, rows in read(str(tmp_path)).items()} == {
+    assert {name: len(rows) for name, rows in read_splits(str(tmp_path)).items()} == {
         "train": 6,
         "validation_matched": 7,
         "validation_mismatched": 8,
@@ -111,7 +111,7 @@ def test_splits_that_datasets_tells_apart_are_left_to_it(tmp_path):
 
     for name, count in (("train", 4), ("train_extra", 5), ("test", 2)):
         datasets.Dataset.from_list([{"text": "good"}] * count).to_parquet(str(tmp_path / f"{name}.parquet"))
-    assert {name: len(rows) for name, rows in read(str(tmp_path)).items()} == {"train": 9, "test": 2}
+    assert {name: len(rows) for name, rows in read_splits(str(tmp_path)).items()} == {"train": 9, "test": 2}
 
 
 def test_a_configuration_is_of_the_training_data_alone(tmp_path):

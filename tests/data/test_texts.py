@@ -186,7 +186,7 @@ def test_roberta_has_fewer_places_than_positions(place):
 
 def test_taking_samples_takes_their_tokens(place):
     train, _ = samples_of(experiment(place, kind="roberta"))
-    some = train.take(np.array([5, 1, 1]))
+    some = train.select(np.array([5, 1, 1]))
     assert told(place, some) == [told(place, train)[i] for i in (5, 1, 1)]
     assert some.labels.tolist() == train.labels[[5, 1, 1]].tolist()
     assert some.fingerprint != train.fingerprint
@@ -211,8 +211,8 @@ def test_taking_samples_takes_their_tokens(place):
         (["model.pad_token=<fill>"], "model.pad_token='<fill>' is not among the 30. tokens that there are"),
         (["data.max_length=500"], "data.max_length=500: '.*' takes 66 tokens"),
         (["data.validation=0"], "has no split named test or validation or valid or val; it has train"),
-        (["data.flip=true"], "data.flip is no setting of data.task='text'"),
-        (["data.prompt_column=text"], "data.prompt_column is no setting of data.task='text'"),
+        (["data.flip=true"], "data.flip is not a setting of data.task='text'"),
+        (["data.prompt_column=text"], "data.prompt_column is not a setting of data.task='text'"),
         (["data.task=causal-lm"], "it sees later tokens, so it cannot predict the next"),
         (["lora.rank=4"], "lora.rank is unknown; use one of r, alpha, dropout, target_modules, aggregate"),
         (["lora.aggregate=mean"], "lora.aggregate='mean'"),

@@ -24,10 +24,10 @@ from fedadamw.engine.round import run_round
 from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.step import clipped
 from fedadamw.models.loading import initial
-from fedadamw.prepare.device import device_of
-from fedadamw.randomness import batches, sample_clients, torch_seed
+from fedadamw.prepare.device import select_device
+from fedadamw.randomness import draw_batches, sample_clients, torch_seed
 from fedadamw.settings.load import load
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import InputError
 
 
@@ -44,7 +44,7 @@ class NormModel(nn.Module):
 
 def make(model, task, clients, *, algorithm=None, **training):
     settings = {"rounds": 3, "clients_per_round": 3, "steps": 4, "batch_size": 8, "lr": 0.05, **training}
-    return Simulation(model, algorithm or FedAvg(), task, clients, Training(**settings))
+    return Simulation(model, algorithm or FedAvg(), task, clients, TrainingSettings(**settings))
 
 
 def test_batch_norm_statistics_are_averaged_over_clients(task):
@@ -99,7 +99,7 @@ def test_constants_among_the_buffers_stay_and_others_begin_anew(task, stack, wei
         torch.manual_seed(0)
         model = Buffered()
         model.classifier.double()
-        training = Training(rounds=3, clients_per_round=3, steps=2, batch_size=8, lr=0.05, weighting=weighting)
+        training = TrainingSettings(rounds=3, clients_per_round=3, steps=2, batch_size=8, lr=0.05, weighting=weighting)
         sim = Simulation(model, FedAvg(), task, clients, training, stack=rows)
         assert [record.rejected for record in sim.rounds()] == [0, 0, 0]
         return sim, model
@@ -154,7 +154,7 @@ def test_a_last_batch_of_one_sample_joins_the_one_before_it_where_batch_norm_nee
     sizes = {"batch": [(4, 5), (4, 4, 4), (4, 4, 4, 2)], "places": [(4, 4, 1), (4, 4, 4), (4, 4, 4, 2)]}[what]
     ends = []
     for stack in (1, 3):
-        training = Training(rounds=2, clients_per_round=3, epochs=1, batch_size=4, lr=0.05)
+        training = TrainingSettings(rounds=2, clients_per_round=3, epochs=1, batch_size=4, lr=0.05)
         sim = Simulation(batch_norm_over(what), FedAvg(), task, clients, training, stack=stack)
         works = [work_of(task, training, 0, i, clients[i], 0, sim.workspace) for i in range(3)]
         assert [work.sizes for work in works] == sizes
@@ -268,14 +268,14 @@ def test_memories_of_clients_are_kept_and_restored(task):
 def test_batches_cover_every_sample_and_are_never_short():
     samples = np.arange(100, 123)
     generator = np.random.default_rng(0)
-    steps = batches(samples, generator, batch_size=10, steps=7, epochs=None)
+    steps = draw_batches(samples, generator, batch_size=10, steps=7, epochs=None)
     assert [len(b) for b in steps] == [10] * 7
     counts = np.bincount(np.concatenate(steps) - 100, minlength=23)
     assert set(counts) <= {3, 4}
-    passes = batches(samples, generator, batch_size=10, steps=None, epochs=2)
+    passes = draw_batches(samples, generator, batch_size=10, steps=None, epochs=2)
     assert [len(b) for b in passes] == [10, 10, 3] * 2
     assert sorted(np.concatenate(passes[:3])) == list(samples)
-    small = batches(samples[:4], generator, batch_size=10, steps=3, epochs=None)
+    small = draw_batches(samples[:4], generator, batch_size=10, steps=3, epochs=None)
     assert [sorted(b) for b in small] == [[100, 101, 102, 103]] * 3
 
 
@@ -285,13 +285,13 @@ def test_generators_differ_by_every_coordinate():
 
 
 def test_learning_rates_over_rounds():
-    cosine = Training(rounds=10, steps=1, lr=1.0, warmup_rounds=2)
+    cosine = TrainingSettings(rounds=10, steps=1, lr=1.0, warmup_rounds=2)
     rates = [cosine.lr_at(r) for r in range(10)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[6] == pytest.approx(0.5)
     assert rates[2:] == sorted(rates[2:], reverse=True)
     assert min(rates) > 0
-    assert {Training(rounds=5, steps=1, lr=0.1, schedule="constant").lr_at(r) for r in range(5)} == {0.1}
+    assert {TrainingSettings(rounds=5, steps=1, lr=0.1, schedule="constant").lr_at(r) for r in range(5)} == {0.1}
 
 
 def test_clipping_is_torchs():
@@ -378,7 +378,7 @@ def test_float32_is_not_rounded_to_tf32():
     before = torch.backends.cudnn.allow_tf32
     try:
         for precision in ("float32", "bf16"):
-            device_of(load("digits", ["device=cpu", f"training.precision={precision}"]))
+            select_device(load("digits", ["device=cpu", f"training.precision={precision}"]))
             assert torch.backends.cudnn.allow_tf32 is (precision == "bf16")
     finally:
         torch.backends.cudnn.allow_tf32 = before

@@ -15,7 +15,7 @@ from fedadamw.engine.prefetch import DEPTH, ahead
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.loading import initial
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 
 
 def test_items_come_in_order_from_another_thread_and_not_too_far_ahead():
@@ -56,7 +56,7 @@ def test_pixels_left_on_disk_train_the_same(stack, tmp_path):
         built = initial(lambda: vision.build("vit-nano", vision.ImageShape(32, 3, 10)), 0)
         task = ImageTask(train, data, device=torch.device("cpu"), crop_padding=4, flip=True, resident=resident)
         clients = [np.arange(0, 9), np.arange(9, 40), np.arange(40, 60)]
-        training = Training(rounds=2, clients_per_round=3, steps=3, batch_size=10, lr=0.01)
+        training = TrainingSettings(rounds=2, clients_per_round=3, steps=3, batch_size=10, lr=0.01)
         sim = Simulation(built.model, FedAdamW(blocks=Blocks.of(built.model)), task, clients, training, stack=stack)
         return [record.train_loss for record in sim.rounds()]
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.cases import EVERYWHERE
 from support.checkout import ROOT
-from support.command import command
+from support.command import run_command
 from support.of_two_ranks import CODED
 from support.runs import simulation
 from support.sequences import SequenceTask
@@ -26,14 +26,14 @@ from fedadamw.engine.ranks import handed_out
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.launch import ranks_that_pay
 from fedadamw.settings.load import load
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import InputError
 
 RUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="module", params=[1, 3])
-def of_two_ranks(request, once) -> Path:
+def of_two_ranks(request, shared_folder) -> Path:
     """What two ranks left of every algorithm; each trains its clients one after the other, or stacked."""
 
     def make(folder: Path) -> None:
@@ -41,11 +41,11 @@ def of_two_ranks(request, once) -> Path:
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=ROOT / "tests")
         assert done.returncode == 0, done.stderr
 
-    return once(f"ranks-{request.param}", make)
+    return shared_folder(f"ranks-{request.param}", make)
 
 
 @pytest.mark.parametrize(("name", "upload"), [*((name, "float32") for name in EVERYWHERE), *CODED])
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("all_algorithms")
 def test_two_ranks_come_to_the_numbers_of_one(name, upload, of_two_ranks):
     tensors, facts = read(of_two_ranks / f"{name}-{upload}", "checkpoint")
     alone = simulation(EVERYWHERE[name], SequenceTask(), clients_per_round=5, clip=1.0, upload=upload)
@@ -61,9 +61,9 @@ def test_two_ranks_come_to_the_numbers_of_one(name, upload, of_two_ranks):
 def test_ranks_get_like_shares_of_the_work():
     assert handed_out([9, 1, 1, 1, 1, 1, 1, 1, 1, 1], 2) == [{0}, set(range(1, 10))]
     assert sorted(len(places) for places in handed_out([50] * 10, 3)) == [3, 3, 4]
-    assert Training(steps=10, batch_size=50).work(30) == 300
-    assert Training(steps=10, batch_size=50).work(3000) == 500, "whoever holds more does not train on more"
-    assert Training(epochs=2, batch_size=50).work(30) == 60
+    assert TrainingSettings(steps=10, batch_size=50).samples_per_round(30) == 300
+    assert TrainingSettings(steps=10, batch_size=50).samples_per_round(3000) == 500, "more samples are not more steps"
+    assert TrainingSettings(epochs=2, batch_size=50).samples_per_round(30) == 60
 
 
 SETTINGS = ("algorithm.name=scaffold", "training.steps=1", "training.rounds=32", "checkpoint_every=1000")
@@ -77,8 +77,8 @@ def losses(out: Path) -> list[float]:
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_run_which_resumes_exactly_on_any_number(tmp_path):
     one, two, killed = tmp_path / "one", tmp_path / "two", tmp_path / "killed"
-    assert command(*SHORT, "--ranks", "1", "--out", str(one), "-q").returncode == 0
-    assert command(*SHORT, "--ranks", "2", "--out", str(two), "-q").returncode == 0
+    assert run_command(*SHORT, "--ranks", "1", "--out", str(one), "-q").returncode == 0
+    assert run_command(*SHORT, "--ranks", "2", "--out", str(two), "-q").returncode == 0
     arguments = [sys.executable, "-m", "fedadamw", *SHORT, "--ranks", "2", "--out", str(killed), "-q"]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: (killed / "metrics.jsonl").exists() and len(losses(killed)) > 2)
@@ -91,9 +91,9 @@ def test_a_killed_rank_ends_the_run_which_resumes_exactly_on_any_number(tmp_path
     assert (killed / "checkpoint" / "state.safetensors").exists(), "rank 0 saved the last whole round"
     on_one = tmp_path / "on-one"
     shutil.copytree(killed, on_one)
-    assert command("run", "--resume", "--out", str(killed), "--ranks", "2", "-q").returncode == 0
+    assert run_command("run", "--resume", "--out", str(killed), "--ranks", "2", "-q").returncode == 0
     assert losses(killed) == losses(two), "bit for bit, as if nothing had happened"
-    assert command("run", "--resume", "--out", str(on_one), "--ranks", "1", "-q").returncode == 0
+    assert run_command("run", "--resume", "--out", str(on_one), "--ranks", "1", "-q").returncode == 0
     for folder in (two, on_one):  # in float32 rounding grows with the rounds
         assert losses(folder) == pytest.approx(losses(one), rel=0.02)
         assert losses(folder)[:20] == pytest.approx(losses(one)[:20], rel=1e-5)
@@ -107,7 +107,7 @@ def test_a_run_that_needs_one_rank_has_one_by_itself(setting):
 @pytest.mark.slow
 def test_wrong_input_is_one_line_whatever_the_ranks(tmp_path):
     out = tmp_path / "out"
-    done = command("run", "digits", "-s", "partition.clients=5000", "--ranks", "2", "--out", str(out))
+    done = run_command("run", "digits", "-s", "partition.clients=5000", "--ranks", "2", "--out", str(out))
     assert done.returncode == 2
     assert done.stderr == "error: partition.clients=5,000 is more than the 1,437 training samples\n"
 

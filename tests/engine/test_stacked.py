@@ -24,14 +24,14 @@ from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.loading import initial
 from fedadamw.prepare import simulation as prepare
-from fedadamw.settings.load import parse
-from fedadamw.settings.training import Training
+from fedadamw.settings.load import parse_settings
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import InputError
 
 
 @pytest.mark.parametrize("stack", [2, 5])
 @pytest.mark.parametrize("name", rows(EVERYWHERE))
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("all_algorithms")
 def test_stacked_clients_come_to_the_loops_numbers(name, stack, task):
     loop = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0)
     stacked = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0, stack=stack)
@@ -53,7 +53,7 @@ def test_every_architecture_stacks_without_a_slow_path(name):
         data = images(60)
         task = ImageTask(data, data, device=torch.device("cpu"), crop_padding=4, flip=True)
         clients = [np.arange(0, 9), np.arange(9, 40), np.arange(40, 60)]
-        training = Training(rounds=2, clients_per_round=3, steps=2, batch_size=10, lr=0.01)
+        training = TrainingSettings(rounds=2, clients_per_round=3, steps=2, batch_size=10, lr=0.01)
         sim = Simulation(built.model.double(), FedAvg(), DoubleTask(task), clients, training, stack=stack)
         return [record.train_loss for record in sim.rounds()], sim.state.server.x
 
@@ -90,7 +90,7 @@ def test_micro_batches_come_to_the_numbers_of_whole_ones(stack, task):
 
 
 def test_micro_batches_are_refused_where_batches_mix(task):
-    training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05, micro_batch=4)
+    training = TrainingSettings(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05, micro_batch=4)
     with pytest.raises(InputError, match="micro_batch=4: BatchNorm"):
         Simulation(NormModel().double(), FedAvg(), task, unequal_clients(task), training)
 
@@ -136,8 +136,8 @@ def test_parameters_without_numbers_and_single_ones_are_trained_in_every_engine(
     def run(stack, **changes):
         torch.manual_seed(0)
         model = OddModel().double()
-        algorithm = registry.make(name, registry.validated(name, {}), Blocks.of(model))
-        training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.01, **changes)
+        algorithm = registry.make(name, registry.validate(name, {}), Blocks.of(model))
+        training = TrainingSettings(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.01, **changes)
         sim = Simulation(model, algorithm, task, unequal_clients(task), training, stack=stack)
         return sim.state.server.x, list(sim.rounds()), sim.state.server.x
 
@@ -225,7 +225,7 @@ SEEN: list[int] = []
 @pytest.mark.parametrize("rejected", [False, True])
 def test_a_group_trains_when_nothing_is_left_of_the_one_before(task, rejected, monkeypatch):
     SEEN.clear()
-    training = Training(rounds=1, clients_per_round=5, steps=2, batch_size=4, lr=0.05)
+    training = TrainingSettings(rounds=1, clients_per_round=5, steps=2, batch_size=4, lr=0.05)
     sim = Simulation(attention_model(), Counting(), task, unequal_clients(task), training, stack=2)
     if rejected:
         monkeypatch.setattr("fedadamw.engine.client.finite", lambda _: len(SEEN) > 1)  # not those of the first group
@@ -265,7 +265,7 @@ class Own(Asks):
 
 def of_model(kind, task, **how):
     torch.manual_seed(0)
-    training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05)
+    training = TrainingSettings(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05)
     return Simulation(kind(), FedAvg(), task, unequal_clients(task), training, **how)
 
 
@@ -313,7 +313,7 @@ def test_a_fault_of_the_model_is_not_told_as_one_of_stacking(task, fault, may_lo
 
 
 def test_clients_are_stacked_on_a_gpu_where_it_is_not_said():
-    experiment = parse({"training": {"clients_per_round": 7, "steps": 1}})
+    experiment = parse_settings({"training": {"clients_per_round": 7, "steps": 1}})
     assert prepare.stack_for(experiment, torch.device("cuda", 0)) == 7
     assert prepare.stack_for(experiment, torch.device("cpu")) == 1
 
@@ -333,7 +333,7 @@ def test_batches_that_mix_are_stacked_with_their_like(task):
     def run(stack):
         torch.manual_seed(0)
         clients = unequal_clients(task)
-        training = Training(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05)
+        training = TrainingSettings(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05)
         sim = Simulation(NormModel().double(), FedAvg(), task, clients, training, stack=stack)
         list(sim.rounds())
         return sim.state

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from support.cases import CASES
-from support.command import command
-from support.memories import Kept, kept
+from support.command import run_command
+from support.memories import Memory, memory_of
 from support.runs import simulation
 from support.sequences import attention_model
 
@@ -14,28 +14,30 @@ from fedadamw.engine.store import InMemory, OnDisk
 
 @pytest.fixture(params=["memory", "disk"])
 def store(request, tmp_path):
-    return InMemory(kept(0.0)) if request.param == "memory" else OnDisk(tmp_path / "clients", 10, kept(0.0))
+    return InMemory(memory_of(0.0)) if request.param == "memory" else OnDisk(tmp_path / "clients", 10, memory_of(0.0))
 
 
 def test_a_memory_is_read_as_of_a_round(store):
     assert store.get(4, 0) is None
-    store.put(4, 1, kept(1.5))
+    store.put(4, 1, memory_of(1.5))
     assert store.get(4, 0) is None, "round 1 is not over"
     assert store.get(4, 1).c.tolist() == [1.5] * 3
     assert store.get(4, 9).rounds.dtype == torch.float64
-    store.put(4, 2, kept(2.5))
+    store.put(4, 2, memory_of(2.5))
     assert float(store.get(4, 1).rounds) == 1.5
     assert float(store.get(4, 2).rounds) == 2.5
     assert store.get(5, 9) is None
 
 
 def test_what_came_after_the_checkpoint_is_gone_after_a_crash(store, tmp_path):
-    store.put(1, 3, kept(3))
+    store.put(1, 3, memory_of(3))
     saved = store.tensors(3)
     for round_ in (4, 5, 6):
-        store.put(1, round_, kept(round_))
-        store.put(2, round_, kept(round_))
-    again = InMemory(kept(0.0)) if isinstance(store, InMemory) else OnDisk(tmp_path / "clients", 10, kept(0.0))
+        store.put(1, round_, memory_of(round_))
+        store.put(2, round_, memory_of(round_))
+    again = (
+        InMemory(memory_of(0.0)) if isinstance(store, InMemory) else OnDisk(tmp_path / "clients", 10, memory_of(0.0))
+    )
     again.restore(3, saved)
     assert float(again.get(1, 3).rounds) == 3
     assert again.get(2, 3) is None
@@ -60,35 +62,35 @@ def test_an_algorithm_without_memories_leaves_no_file(task, tmp_path):
 
 
 def test_memories_of_other_clients_are_refused(tmp_path):
-    OnDisk(tmp_path, 10, kept(0.0))
+    OnDisk(tmp_path, 10, memory_of(0.0))
     with pytest.raises(CheckpointError, match="holds memories of other clients"):
-        OnDisk(tmp_path, 11, kept(0.0))
+        OnDisk(tmp_path, 11, memory_of(0.0))
 
 
 def test_a_file_of_memories_that_was_cut_short_is_refused(tmp_path):
-    store = OnDisk(tmp_path, 10, kept(0.0))
+    store = OnDisk(tmp_path, 10, memory_of(0.0))
     for client in (3, 7):
-        store.put(client, 1, kept(client))
+        store.put(client, 1, memory_of(client))
     saved = store.tensors(1)
-    OnDisk(tmp_path, 10, kept(0.0)).restore(1, saved)
+    OnDisk(tmp_path, 10, memory_of(0.0)).restore(1, saved)
     with pytest.raises(CheckpointError, match="the checkpoint has no clients' memories"):
-        OnDisk(tmp_path, 10, kept(0.0)).restore(1, {})
+        OnDisk(tmp_path, 10, memory_of(0.0)).restore(1, {})
     with pytest.raises(CheckpointError, match="the checkpoint has no clients' memories"):
-        InMemory(kept(0.0)).restore(1, {})
+        InMemory(memory_of(0.0)).restore(1, {})
     (tmp_path / "memories.bin").write_bytes((tmp_path / "memories.bin").read_bytes()[:-60])
     with pytest.raises(CheckpointError, match="is cut short or missing"):
-        OnDisk(tmp_path, 10, kept(0.0)).restore(1, saved)
+        OnDisk(tmp_path, 10, memory_of(0.0)).restore(1, saved)
     (tmp_path / "shape.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"shape\.json: cannot be read"):
-        OnDisk(tmp_path, 10, kept(0.0))
+        OnDisk(tmp_path, 10, memory_of(0.0))
 
 
 def test_a_hundred_thousand_clients_take_the_space_of_those_that_took_part(tmp_path):
     d = sum(p.numel() for p in attention_model().parameters())
-    template = Kept(torch.zeros(1000 * d), torch.zeros(1))
+    template = Memory(torch.zeros(1000 * d), torch.zeros(1))
     store = OnDisk(tmp_path, 100_000, template)
     for client in range(0, 100_000, 5_000):
-        store.put(client, 1, Kept(torch.full((1000 * d,), float(client)), torch.ones(1)))
+        store.put(client, 1, Memory(torch.full((1000 * d,), float(client)), torch.ones(1)))
     assert float(store.get(95_000, 1).c[-1]) == 95_000
     assert store.get(95_001, 1) is None
     width = 4 * (1000 * d + 1)
@@ -117,7 +119,7 @@ def test_an_interrupted_run_with_memories_on_disk_goes_on_bit_for_bit(tmp_path):
     arguments += ["-s", "training.evaluate_every=10", "-s", "checkpoint_every=2", "-s", "client_memory=disk"]
     arguments += ["-s", "training.clients_per_round=10", "-s", "partition.clients=20", "-q"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert command(*arguments, "-s", "training.rounds=5", "--out", str(whole)).returncode == 0
+    assert run_command(*arguments, "-s", "training.rounds=5", "--out", str(whole)).returncode == 0
     dies = """
 import os, sys
 from fedadamw.runner.folder import RunFolder
@@ -136,7 +138,7 @@ main()
     given = [*arguments, "-s", "training.rounds=5", "--out", str(parts)]
     died = subprocess.run([sys.executable, "-c", dies, *given], capture_output=True, text=True)
     assert died.returncode == 9, died.stderr
-    done = command("run", "--resume", "--out", str(parts), "-q")
+    done = run_command("run", "--resume", "--out", str(parts), "-q")
     assert done.returncode == 0, done.stderr
     state = "checkpoint/state.safetensors"
     assert torch.equal(

@@ -14,7 +14,7 @@ from fedadamw.engine.codecs import BFloat16, Int8, Plain, TopK
 from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.uploads import Coded, Uploads
 from fedadamw.randomness import Purpose, torch_generator
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation
 from fedadamw.validation import InputError
 from fedadamw.vector import nbytes
@@ -171,7 +171,7 @@ def test_int8_costs_a_quarter_of_float32(task):
 def test_a_client_that_is_not_finite_is_left_out_and_keeps_its_residual():
     task = PoisonedTask()
     clients = unequal_clients(task)
-    training = Training(rounds=3, clients_per_round=5, steps=4, batch_size=8, lr=0.05, upload="int8")
+    training = TrainingSettings(rounds=3, clients_per_round=5, steps=4, batch_size=8, lr=0.05, upload="int8")
     sim = Simulation(attention_model(), FedAvg(), task, clients, training)
     sim.step()
     before = sim.store.get(0, 1)
@@ -253,7 +253,7 @@ class Forgetful(TopK):
 def test_top_k_stalls_without_feedback_and_converges_with_it(codec, feedback):
     model = torch.nn.Linear(3, 1, bias=False).double()
     torch.nn.init.zeros_(model.weight)
-    training = Training(rounds=1000, clients_per_round=2, steps=1, lr=0.1, clip=None, evaluate_every=1000)
+    training = TrainingSettings(rounds=1000, clients_per_round=2, steps=1, lr=0.1, clip=None, evaluate_every=1000)
     sim = Simulation(model, FedAvg(weight_decay=0.0), OpposedTask(), [np.array([0]), np.array([1])], training)
     sim.uploads = Uploads(sim.algorithm, codec)
     sim.store.template = sim.memory_template

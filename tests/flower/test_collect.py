@@ -19,12 +19,11 @@ from support.federated import assert_same, changed, federated, simulated
 
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.record import DivergedError
-from fedadamw.flower.server import grid as post
-from fedadamw.flower.server import members
+from fedadamw.flower.server import clients, messenger
 from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.wire import RefusedError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("restore_threads")
 SCAFFOLD = ["algorithm.name=scaffold", "training.lr=0.1", "training.clients_per_round=3", "federation.retries=0"]
 
 
@@ -61,7 +60,7 @@ def test_late_answers_that_last_do_not_hold_up_the_next_round(tmp_path):
 
 @pytest.mark.parametrize("asked", ["train", "hello"])
 def test_nodes_that_never_end_their_answers_hold_up_the_others_for_a_while_only(tmp_path, monkeypatch, asked):
-    monkeypatch.setattr(post, "HELD_S", 1.0)
+    monkeypatch.setattr(messenger, "HELD_S", 1.0)
     federation = "federation={quorum: 5, deadline_s: 30, wait_s: 8, retries: 0, wait_for: 6}"
     ours, grid = federated(tmp_path, ["partition.clients=10", "training.clients_per_round=6", federation])
     over, hung = threading.Event(), {100, 101, 102, 103, 104}
@@ -71,8 +70,8 @@ def test_nodes_that_never_end_their_answers_hold_up_the_others_for_a_while_only(
     slowed(grid, lambda _, node: over.wait(60) if node in hung else None)
     ours.remote.sample = lambda _: list(range(4, 10)) if asked == "train" else list(range(5, 10))
     ours.remote._awaited(0, 5)
-    ours.remote.collector.members.online()
-    found = ours.step().federation if asked == "train" else ours.remote.members.online()
+    ours.remote.collector.registry.online()
+    found = ours.step().federation if asked == "train" else ours.remote.registry.online()
     over.set()
     assert found == ({"asked": 6, "answered": 6} if asked == "train" else [5, 6, 7, 8, 9])
 
@@ -84,7 +83,7 @@ def test_a_node_that_never_ends_its_answers_costs_two_threads_and_is_not_asked_a
     over = threading.Event()
     slowed(grid, lambda _, node: over.wait(60) if node == 102 else None)
     came = [record.federation for record in ours.rounds()]
-    assert sum(isinstance(thread, post._Pull) for thread in threading.enumerate()) <= post.OF_A_NODE
+    assert sum(isinstance(thread, messenger._Pull) for thread in threading.enumerate()) <= messenger.OF_A_NODE
     over.set()
     assert came[-1] == {"asked": 2, "answered": 2, "unreachable": 1}
 
@@ -136,7 +135,7 @@ def test_an_error_of_the_superlink_itself_is_borne_for_a_while(tmp_path, monkeyp
 
     slowed(grid, fails)
     assert ours.step().federation == {"asked": 3, "answered": 3}
-    monkeypatch.setattr(post, "BROKEN_S", 0.0)
+    monkeypatch.setattr(messenger, "BROKEN_S", 0.0)
     broken += [True] * 1000
     with pytest.raises(httpx.HTTPStatusError):
         ours.step()
@@ -152,7 +151,7 @@ def test_a_node_that_became_another_client_is_refused_and_asked_who_it_is(tmp_pa
 
 
 def test_a_hello_that_flower_lost_is_said_once_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(members, "AGAIN_S", 0.5)
+    monkeypatch.setattr(clients, "AGAIN_S", 0.5)
     ours, grid = federated(
         tmp_path, ["training.clients_per_round=3", "federation={wait_s: 30, quorum: 1, wait_for: 2}"]
     )
@@ -162,7 +161,7 @@ def test_a_hello_that_flower_lost_is_said_once_again(tmp_path, monkeypatch):
     assert ours.remote.sample(0) == [0, 1]
     time.sleep(1)
     for _ in range(3):
-        ours.remote.members.online()
+        ours.remote.registry.online()
     hellos = [message.metadata.dst_node_id for message in grid.waiting.values()]
     assert [hellos.count(node) for node in (101, 102)] == [2, 2]
     assert sorted(event["client"] for event in events(tmp_path, "joined")) == [0, 1]
@@ -253,7 +252,7 @@ def test_steps_that_nobody_can_know_are_held_to_what_is_usual(tmp_path):
     settings = ["training={rounds: 2, clients_per_round: 3, epochs: 1, batch_size: 20, lr: 0.001, steps: null}"]
     settings += ["federation={sample_counts: false, retries: 0}", "data.max_train=90"]
     ours, _ = federated(tmp_path, settings, _2=changed("up.k", lambda a: a * 0 + 1e9))
-    ours.remote.members.sizes = None  # as with data of the nodes' own
+    ours.remote.registry.sizes = None  # as with data of the nodes' own
     assert ours.step().federation == {"asked": 3, "answered": 2, "refused": 1, "refused: too-long": 1}
 
 
@@ -275,14 +274,14 @@ def test_a_piece_that_is_named_many_times_is_not_put_together(tmp_path):
     array = Array("float32", (4,), "numpy.ndarray", bytes(2**20))
     about = json.loads(get_object_body(array.deflate(), Array))
     bomb = add_header_to_object_body(json.dumps({**about, "arraychunk_ids": [0] * 1000}).encode(), array)
-    post._allowed.nbytes = 2**21
+    messenger._allowed.nbytes = 2**21
     try:
-        assert len(post._Limited.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20
+        assert len(messenger._Limited.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20
         with pytest.raises(RefusedError, match="too many"):
-            post._Limited.inflate(bomb, {piece.object_id: piece})
+            messenger._Limited.inflate(bomb, {piece.object_id: piece})
     finally:
-        del post._allowed.nbytes
-    assert len(post._Limited.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20, "anybody else's pull"
+        del messenger._allowed.nbytes
+    assert len(messenger._Limited.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20, "another caller's"
 
 
 def test_a_message_that_comes_after_a_later_one_is_refused(tmp_path):

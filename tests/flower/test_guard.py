@@ -14,11 +14,11 @@ from flwr.app import Array
 from support.federated import LIES, assert_same, changed, federated, federated_step, simulated
 
 from fedadamw.flower.server.rounds import QuorumError
-from fedadamw.flower.wire import Expected, RefusedError, read
+from fedadamw.flower.wire import ArraySpec, RefusedError, read_arrays
 from fedadamw.models import vision
 from fedadamw.validation import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
 @pytest.mark.parametrize("name", LIES)
@@ -60,7 +60,7 @@ def npy(header: bytes) -> bytes:
 )
 def test_bytes_that_are_no_array_are_refused(data):
     with pytest.raises(RefusedError) as refused:
-        read({"a": Array("float32", (4,), "numpy.ndarray", data)}, {"a": Expected((4,), "float32")})
+        read_arrays({"a": Array("float32", (4,), "numpy.ndarray", data)}, {"a": ArraySpec((4,), "float32")})
     assert refused.value.reason == "garbage"
 
 
@@ -68,12 +68,12 @@ def test_bytes_that_are_no_array_are_refused(data):
 def test_any_bytes_are_refused_and_nothing_else_happens(data, magic):
     data = b"\x93NUMPY\x01\x00" + data if magic else data
     with pytest.raises(RefusedError):
-        read({"a": Array("float32", (4,), "numpy.ndarray", data)}, {"a": Expected((4,), "float32")})
+        read_arrays({"a": Array("float32", (4,), "numpy.ndarray", data)}, {"a": ArraySpec((4,), "float32")})
 
 
 def test_a_long_story_is_cut():
     with pytest.raises(RefusedError) as refused:
-        read({"x" * 10**6: Array(np.zeros(1))}, {})
+        read_arrays({"x" * 10**6: Array(np.zeros(1))}, {})
     assert len(str(refused.value)) < 400
 
 

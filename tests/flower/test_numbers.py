@@ -29,16 +29,16 @@ from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.server_app import run
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
-from fedadamw.settings.paths import from_anywhere
+from fedadamw.settings.paths import make_absolute
 from fedadamw.trained.export import export
 from fedadamw.trained.load import _nodes, of_run
 from fedadamw.validation import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
 @pytest.mark.parametrize("name", rows(EVERYWHERE))
-@pytest.mark.usefixtures("everywhere")
+@pytest.mark.usefixtures("all_algorithms")
 def test_every_algorithm_comes_to_the_loops_numbers(tmp_path, name):
     case = EVERYWHERE[name]
     settings = [f"algorithm={json.dumps({'name': case.name, **case.settings})}", f"training.lr={case.lr}"]
@@ -145,11 +145,11 @@ def test_each_node_trains_on_its_own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
     assert (
-        "name: ./roberta" in ours.remote.members.post.facts["settings"]
+        "name: ./roberta" in ours.remote.registry.messenger.facts["settings"]
     )  # no node takes a folder of the server for a hub id
     losses = [record.test_loss for record in ours.rounds()]
     assert losses[-1] < losses[0]
-    assert [known.samples for _, known in sorted(ours.remote.members.known.items())] == [len(part) for part in parts]
+    assert [known.samples for _, known in sorted(ours.remote.registry.known.items())] == [len(part) for part in parts]
 
 
 def test_a_node_without_its_data_says_so(tmp_path):
@@ -166,10 +166,10 @@ def test_a_node_without_its_data_says_so(tmp_path):
 @pytest.mark.parametrize("given", ["mps", "xpu:0", "cuda:x", "cuda:99", 1, True])
 def test_a_node_trains_on_the_device_that_it_is_told(tmp_path, given):
     settings, config = load("digits", COMMON).to_yaml(), {"partition-id": 0, "state-dir": str(tmp_path)}
-    assert node.device_in(config) == "auto"
-    assert node.device_in({**config, "device": "cuda:1"}) == "cuda:1"
+    assert node.read_device(config) == "auto"
+    assert node.read_device({**config, "device": "cuda:1"}) == "cuda:1"
     with pytest.raises(InputError, match="no device to train on; use one of auto, cpu, cuda|sees no such GPU here"):
-        node.load(settings, "{}", {**config, "device": given}, "run")
+        node.load_node(settings, "{}", {**config, "device": given}, "run")
 
 
 def test_a_node_whose_memory_is_full_lets_go_of_all_it_held(monkeypatch):
@@ -213,7 +213,7 @@ def test_a_node_may_have_images_of_one_class_alone(tmp_path):
     settings, grid = with_images(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
     assert ours.step().federation == {"asked": 3, "answered": 3}
-    assert [ours.remote.members.known[i].samples for i in range(3)] == [6, 6, 12]
+    assert [ours.remote.registry.known[i].samples for i in range(3)] == [6, 6, 12]
 
 
 @pytest.mark.parametrize(("counts", "samples"), [("true", "24, as the nodes tell"), ("false", "not told")])
@@ -238,7 +238,7 @@ def test_a_card_tells_of_nodes_what_they_tell_and_not_what_the_server_has(tmp_pa
 
 def test_two_demonstrations_never_share_a_folder(tmp_path):
     with RunFolder(tmp_path).locked(), pytest.raises(InputError, match="another process is running"):
-        demo.demo(load("digits", COMMON), tmp_path, nodes=3, say=print)
+        demo.run_demo(load("digits", COMMON), tmp_path, nodes=3, say=print)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -308,7 +308,7 @@ def test_a_monitor_sees_the_run(tmp_path):
 @pytest.mark.parametrize("host", ["", "fl.example.org:8443", "http://fl.example.org", "h\u00f6st", "a" * 70])
 def test_a_host_that_no_certificate_is_for_is_refused(tmp_path, host):
     with pytest.raises(InputError, match="a server is called by a name"):
-        certs.write(tmp_path / "certs", [host], 1)
+        certs.write_certificates(tmp_path / "certs", [host], 1)
     assert not (tmp_path / "certs").exists()
 
 
@@ -316,7 +316,7 @@ def test_certificates_are_for_long_names_and_addresses(tmp_path):
     from cryptography import x509
 
     name = "node." + "a" * 63 + ".example.org"
-    certs.write(tmp_path / "certs", [name, "*.example.org", "10.0.0.5", "::1"], 1)
+    certs.write_certificates(tmp_path / "certs", [name, "*.example.org", "10.0.0.5", "::1"], 1)
     made = x509.load_pem_x509_certificate((tmp_path / "certs/server.pem").read_bytes())
     names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == [name, "*.example.org"]
@@ -342,9 +342,9 @@ def test_certificates_are_for_long_names_and_addresses(tmp_path):
         (["trackers=[tensorbored]"], "did you mean 'tensorboard'"),
     ],
 )
-def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message, tmp_path, typed):
+def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message, tmp_path, run_main):
     given = [part for setting in [*COMMON, *settings] for part in ("-s", setting)]
-    done = typed("flower", "new", str(tmp_path / "app"), "digits", *given)
+    done = run_main("flower", "new", str(tmp_path / "app"), "digits", *given)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
     assert not (tmp_path / "app").exists()
@@ -362,9 +362,9 @@ def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message
         (["-s", "training.diagnostics=true"], "not elsewhere"),
     ],
 )
-def test_a_demonstration_that_can_only_fail_starts_nothing(arguments, message, tmp_path, typed):
+def test_a_demonstration_that_can_only_fail_starts_nothing(arguments, message, tmp_path, run_main):
     fewer = ["-s", "training.clients_per_round=4"] if "--nodes" in arguments else []
-    done = typed("flower", "demo", *arguments, *fewer, "--out", str(tmp_path / "demo"))
+    done = run_main("flower", "demo", *arguments, *fewer, "--out", str(tmp_path / "demo"))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
     assert not (tmp_path / "demo").exists()
@@ -374,7 +374,7 @@ def test_a_demonstration_takes_paths_from_where_it_was_started(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.csv").touch()
     given = ["data.source=../data", "data.test_source=data.csv", "model.name=owner/name", "model.tokenizer=./words"]
-    found = from_anywhere(load("digits", ["data.task=text", *given]))
+    found = make_absolute(load("digits", ["data.task=text", *given]))
     assert (found.data.source, found.data.test_source) == (str(tmp_path.parent / "data"), str(tmp_path / "data.csv"))
     assert (found.model.name, found.model.tokenizer) == ("owner/name", str(tmp_path / "words"))
 

@@ -10,7 +10,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from flwr.app import Array
 
 import fedadamw
-from fedadamw.flower.records import broadcast_of, packed, upload_of
+from fedadamw.flower.records import pack, unpack_broadcast, unpack_upload
 from fedadamw.flower.wire import RefusedError
 from fedadamw.validation import InputError
 
@@ -36,23 +36,26 @@ def exchanged(request):
 
 def test_messages_come_through_as_they_were(exchanged):
     blocks, share, down, up = exchanged
-    for sent, found in ((down, broadcast_of(packed(down), blocks, share)), (up, upload_of(packed(up), blocks, share))):
+    for sent, found in (
+        (down, unpack_broadcast(pack(down), blocks, share)),
+        (up, unpack_upload(pack(up), blocks, share)),
+    ):
         for field, t in sent.state._asdict().items():
             assert torch.equal(getattr(found.state, field), t)
-    assert torch.equal(upload_of(packed(up), blocks, share).lr, up.lr)
+    assert torch.equal(unpack_upload(pack(up), blocks, share).lr, up.lr)
 
 
 def test_another_model_cut_or_share_is_refused(exchanged):
     blocks, share, down, up = exchanged
     other = fedadamw.Blocks.of(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)))
     with pytest.raises(RefusedError, match="wrong-shape"):
-        upload_of(packed(up), other, share)
+        unpack_upload(pack(up), other, share)
     tensorwise = fedadamw.Blocks.of(network(), "coordinate")
     if share != "mean-v":
         with pytest.raises(InputError, match="another model, cut or share"):
-            broadcast_of(packed(down), tensorwise, share)
+            unpack_broadcast(pack(down), tensorwise, share)
     with pytest.raises((RefusedError, InputError)):
-        upload_of(packed(up), blocks, "m" if share != "m" else "v")
+        unpack_upload(pack(up), blocks, "m" if share != "m" else "v")
 
 
 @pytest.mark.parametrize(
@@ -71,14 +74,14 @@ def test_another_model_cut_or_share_is_refused(exchanged):
 )
 def test_what_is_no_upload_is_refused(exchanged, field, value, complaint):
     blocks, share, _, up = exchanged
-    record = packed(up)
+    record = pack(up)
     if isinstance(value, str | float):
         numbers = record[field].numpy().astype(np.float64 if isinstance(value, float) else np.float32)
         numbers[0] = float(value)
         value = numbers
     record[field] = Array(value)
     with pytest.raises((RefusedError, InputError), match=complaint):
-        upload_of(record, blocks, share, steps=3)
+        unpack_upload(record, blocks, share, steps=3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -87,8 +90,8 @@ def test_half_precision_models_come_through(dtype):
     blocks = fedadamw.Blocks.of(model)
     server = fedadamw.Server(model, blocks=blocks)
     opt = fedadamw.FedAdamW(model.named_parameters(), lr=0.01, blocks=blocks)
-    opt.start_round(broadcast_of(packed(server.broadcast()), blocks))
+    opt.start_round(unpack_broadcast(pack(server.broadcast()), blocks))
     nn.functional.cross_entropy(model(torch.randn(4, 6).to(dtype)), torch.randint(3, (4,))).backward()
     opt.step()
-    server.update([upload_of(packed(opt.finish_round()), blocks)])
+    server.update([unpack_upload(pack(opt.finish_round()), blocks)])
     assert bool(torch.isfinite(server.broadcast().state.x).all())

@@ -14,11 +14,11 @@ from support.federated import LIES, assert_same, federated, simulated
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.prepare.simulation import prepare
-from fedadamw.settings.federation import Federation
+from fedadamw.settings.federation import FederationSettings
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
 def test_a_node_that_stops_while_its_answer_is_taken_holds_up_nobody(tmp_path):
@@ -187,6 +187,6 @@ def test_a_simulation_has_no_nodes_with_own_data():
 
 
 def test_quorum_and_over_selection():
-    assert Federation().quorum_of(5) == 3
-    assert Federation(quorum=9).quorum_of(5) == 5
-    assert Federation(over_selection=0.3).asked_of(10) == 13
+    assert FederationSettings().quorum_of(5) == 3
+    assert FederationSettings(quorum=9).quorum_of(5) == 5
+    assert FederationSettings(over_selection=0.3).clients_to_ask(10) == 13

@@ -27,7 +27,7 @@ from fedadamw.flower.local import testbed as bed
 def take():
     """Flower's own function and ours around it."""
     flowers = start_client_internal._pull_and_store_message
-    return {"flower": flowers, "ours": services.sending(flowers)}
+    return {"flower": flowers, "ours": services.send_pending_replies(flowers)}
 
 
 def named(message, name):
@@ -62,11 +62,11 @@ def test_an_answer_does_not_wait_for_the_next_message(take, receive):
 
 
 @pytest.mark.parametrize("service", ["superlink", "supernode"])
-def test_a_command_passes_its_options_on(typed, monkeypatch, service):
+def test_a_command_passes_its_options_on(run_main, monkeypatch, service):
     given = ["--node-config", '-x=1 y="a b"', "--max-retries", "-1", "-V", "--name", ""]
     passed = []
-    monkeypatch.setattr(services, service, passed.extend)
-    assert typed("flower", service, *given).returncode == 0
+    monkeypatch.setattr(services, f"run_{service}", passed.extend)
+    assert run_main("flower", service, *given).returncode == 0
     assert passed == given
 
 
@@ -75,7 +75,7 @@ def test_a_heartbeat_outlasts_an_error_of_the_superlink():
         raise httpx.HTTPStatusError("500", request=None, response=httpx.Response(500))
 
     with pytest.raises(HeartbeatFailure):
-        services.lasting(fails)(None)
+        services.retry_heartbeats(fails)(None)
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -88,7 +88,7 @@ def test_a_superlink_ends_with_its_superexec(monkeypatch, stopped):
     def start(lifespan):
         lifespan.superexec_process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
 
-    services.watching(start)(lifespan)
+    services.end_with_superexec(start)(lifespan)
     process = lifespan.superexec_process
     if stopped:
         lifespan.superexec_process = None  # as the SuperLink does when it ends itself

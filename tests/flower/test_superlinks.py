@@ -18,7 +18,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from support import flower_apps
 
 from fedadamw import checkpoint
-from fedadamw.flower.local.testbed import Bed, kill
+from fedadamw.flower.local.testbed import Testbed, kill
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
@@ -36,8 +36,8 @@ COMMON = [
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory):
     """A SuperLink and three nodes."""
-    with Bed(tmp_path_factory.mktemp("bed"), NODES + 1) as bed:
-        bed.start_link()
+    with Testbed(tmp_path_factory.mktemp("bed"), NODES + 1) as bed:
+        bed.start_superlink()
         for node in range(NODES):
             bed.register(node)
             odd = {"liar": 1, "slow-in-round": 1} if node == SLOW else {}
@@ -47,7 +47,7 @@ def bed(tmp_path_factory):
 
 def completed(bed, run, seconds=300):
     try:
-        status = bed.await_end(run, seconds)
+        status = bed.wait_for_end(run, seconds)
     except InputError as late:
         status = str(late)
     assert status == "finished:completed", f"{status}\n{said(bed, run)}"
@@ -187,14 +187,14 @@ def test_a_locked_database_costs_no_node(bed):
 
 @pytest.mark.slow
 def test_a_superlink_and_a_node_that_cannot_go_on_end(tmp_path):
-    with Bed(tmp_path, 1) as bed:
-        bed.start_link()
+    with Testbed(tmp_path, 1) as bed:
+        bed.start_superlink()
         bed.register(0)
         node = bed.start_node(0)
         awaited(lambda: "Starting Flower SuperExec" in bed.log("node-0"), 60, "the node")
         with locked(bed):
             awaited(lambda: node.poll() is not None, 90, "the node's end")
-            awaited(lambda: bed.link.poll() is not None, 90, "the SuperLink's end")
+            awaited(lambda: bed.superlink.poll() is not None, 90, "the SuperLink's end")
         assert node.returncode == 1
         assert "The SuperNode cannot go on" in bed.log("node-0")
         assert "The SuperExec, which starts runs, has ended" in bed.log("link")
@@ -226,8 +226,8 @@ def test_a_killed_server_goes_on_and_comes_to_the_same(bed, tmp_path, killed, se
     awaited(lambda: len(records(out)) == 1, 300, "the first round")
     time.sleep(2)  # into the second
     if killed == "superlink":
-        kill(bed.link)
-        bed.start_link()
+        kill(bed.superlink)
+        bed.start_superlink()
     else:
         (process,) = server_apps(bed)
         os.kill(process, signal.SIGKILL)
@@ -249,7 +249,7 @@ def test_a_killed_node_costs_its_work_and_a_lost_quorum_stops_the_run(bed, tmp_p
     kill(bed.nodes[SLOW])
     awaited(lambda: len(records(out)) == 2, 120, "the second round")
     kill(bed.nodes[0])
-    assert bed.await_end(run, 240) == "finished:failed"
+    assert bed.wait_for_end(run, 240) == "finished:failed"
     first, second, *_ = records(out)
     assert first["federation"] == {"asked": 3, "answered": 3}
     assert second["federation"] == {"asked": 3, "answered": 2, "overdue": 1}  # no node was stale

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support import tiny_models
-from support.memories import kept
+from support.memories import memory_of
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.engine.store import OnDisk
-from fedadamw.flower import new_app as app
-from fedadamw.io.disk import DiskFullError, _write_again, new_folder, take_space
+from fedadamw.flower import new_app
+from fedadamw.io.disk import DiskFullError, _write_again, new_folder, reserve_space
 from fedadamw.settings.load import load
 
 SMALL = "model.name=vit-nano model.depth=1 algorithm.name=scaffold client_memory=disk threads=1 training.rounds=4"
@@ -51,12 +51,12 @@ def leave(disk, room):
         os.posix_fallocate(file.fileno(), 0, about.f_bavail * about.f_frsize - room)
 
 
-def test_a_run_stops_on_a_full_disk_with_one_line_and_goes_on_when_there_is_room(small_disk, typed):
+def test_a_run_stops_on_a_full_disk_with_one_line_and_goes_on_when_there_is_room(small_disk, run_main):
     settings = [word for setting in SMALL.split() for word in ("-s", setting)]
     stopped, out = [], small_disk / "run"
     for room in (8, 64, 2000, 15000):  # kB
         leave(small_disk, room * 1000 - sum(p.stat().st_size for p in out.rglob("*") if p.is_file()))
-        done = typed("run", "digits", *settings, "--out", str(out), "--resume", "--ranks", "1", "-q")
+        done = run_main("run", "digits", *settings, "--out", str(out), "--resume", "--ranks", "1", "-q")
         assert not [*out.rglob("*.new"), *out.rglob("new.*")], "nothing half-written is left"
         if done.returncode:
             assert done.returncode == 1
@@ -71,14 +71,14 @@ def test_a_run_stops_on_a_full_disk_with_one_line_and_goes_on_when_there_is_room
 
 
 def test_an_index_of_clients_has_its_place_on_the_disk(tmp_path):
-    OnDisk(tmp_path, 100_000, kept(0.0))
+    OnDisk(tmp_path, 100_000, memory_of(0.0))
     assert (tmp_path / "index.bin").stat().st_blocks * 512 >= 100_000 * 32, "else writing to it may kill the process"
 
 
 def test_an_index_that_the_disk_does_not_take_is_refused_before_it_is_mapped(small_disk):
     leave(small_disk, 100_000)
     with pytest.raises(DiskFullError, match=r"index\.bin: not written, no space left on device"):
-        OnDisk(small_disk / "clients", 1_000_000, kept(0.0))
+        OnDisk(small_disk / "clients", 1_000_000, memory_of(0.0))
 
 
 def test_space_is_taken_where_the_system_has_no_call_for_it(tmp_path):
@@ -88,7 +88,7 @@ def test_space_is_taken_where_the_system_has_no_call_for_it(tmp_path):
     with open(path, "r+b") as file:
         _write_again(file.fileno(), 3_000_000)
     assert path.stat().st_blocks * 512 >= 3_000_000
-    take_space(path)
+    reserve_space(path)
     assert path.read_bytes() == b"begun" + bytes(3_000_000 - 5)
 
 
@@ -103,7 +103,7 @@ def test_what_does_not_fit_leaves_the_old_content_and_nothing_beside_it(tmp_path
 
 
 def test_a_memory_that_does_not_fit_leaves_the_one_before(tmp_path, short_files):
-    template = kept(0.0)._replace(c=torch.zeros(1000))
+    template = memory_of(0.0)._replace(c=torch.zeros(1000))
     store = OnDisk(tmp_path, 10, template)
     store.put(3, 1, template._replace(c=torch.ones(1000)))
     short_files(6000)
@@ -115,7 +115,7 @@ def test_a_memory_that_does_not_fit_leaves_the_one_before(tmp_path, short_files)
 FOLDERS = {  # as libraries and this package write them
     "weights": lambda to: _in_new(to, lambda aside: save_file({"x": torch.zeros(1000)}, aside / "model.safetensors")),
     "a tokenizer": lambda to: _in_new(to, tiny_models.tokenizer().save_pretrained),
-    "an app": lambda to: app.write(to, load("digits")),
+    "an app": lambda to: new_app.write_app(to, load("digits")),
 }
 
 

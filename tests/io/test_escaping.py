@@ -10,7 +10,7 @@ from support.studies import LAST_IS_NONE, study_of
 
 from fedadamw.cli import tables
 from fedadamw.cli.app import say
-from fedadamw.io.escaping import in_html, in_markdown, in_script, visible
+from fedadamw.io.escaping import escape_html, escape_markdown, escape_script, escape_text
 from fedadamw.study import progress as show
 from fedadamw.study import results
 from fedadamw.study.tune import _write
@@ -28,21 +28,21 @@ from fedadamw.study.workers import Ended
     ],
 )
 def test_what_steers_a_terminal_is_shown_and_letters_stay(given, shown):
-    assert visible(given) == shown
-    visible(given).encode()
+    assert escape_text(given) == shown
+    escape_text(given).encode()
 
 
 def test_a_script_holds_any_words_and_no_sign_that_ends_it():
     words = {"<!--<script>": ["</script>", "&amp;", "\u2028", float("nan")]}
-    text = in_script(words)
+    text = escape_script(words)
     assert not set(text) & set("<>&\u2028")
     assert json.loads(text) == {"<!--<script>": ["</script>", "&amp;", "\u2028", None]}
-    assert in_html("<b>'\"&\x1b") == r"&lt;b&gt;&#x27;&quot;&amp;\x1b"
+    assert escape_html("<b>'\"&\x1b") == r"&lt;b&gt;&#x27;&quot;&amp;\x1b"
 
 
 def test_markdown_holds_any_words_in_a_cell():
-    assert in_markdown("a|b `c` *d* [e](f) <g>\n---") == r"a\|b \`c\` \*d\* \[e\](f) \<g\>\\n---"
-    assert in_markdown("weight_decay _x_") == r"weight_decay \_x\_"
+    assert escape_markdown("a|b `c` *d* [e](f) <g>\n---") == r"a\|b \`c\` \*d\* \[e\](f) \<g\>\\n---"
+    assert escape_markdown("weight_decay _x_") == r"weight_decay \_x\_"
 
 
 ODD = "[/x] [bold]\x1b[31m|\n"

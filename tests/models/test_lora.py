@@ -12,10 +12,11 @@ from fedadamw.algorithms.registry import ALGORITHMS
 from fedadamw.data.text_tasks import TextTask
 from fedadamw.engine.client import work_of
 from fedadamw.models import vision
-from fedadamw.models.lora import Folding, Lora, adapted
+from fedadamw.models.lora import Folding, adapted
 from fedadamw.prepare import texts
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
+from fedadamw.settings.lora import LoraSettings
 from fedadamw.validation import InputError
 
 TARGETS = {"roberta": "[query,key,value,dense]", "bert": "[query,value]", "llama": "[q_proj,v_proj,down_proj]"}
@@ -91,7 +92,7 @@ def test_grouping_by_length_pads_less_and_changes_no_sample(place, batch_size):
 
 
 def test_grouping_by_length_is_for_texts():
-    with pytest.raises(InputError, match="training.group_by_length is no setting of data.task='image'"):
+    with pytest.raises(InputError, match="training.group_by_length is not a setting of data.task='image'"):
         load("digits", ["training.group_by_length=true"])
 
 
@@ -152,7 +153,9 @@ def test_the_exact_mean_is_that_of_the_dense_weights(place, kind, targets):
 
     auto = AutoModelForCausalLM if kind == "gpt2" else AutoModelForSequenceClassification
     plain = auto.from_pretrained(place / kind).double().eval()
-    model = adapted(plain, Lora(r=3, alpha=5, dropout=0.0, target_modules=targets, aggregate="exact"), None).eval()
+    model = adapted(
+        plain, LoraSettings(r=3, alpha=5, dropout=0.0, target_modules=targets, aggregate="exact"), None
+    ).eval()
     folding = Folding(model)
     from fedadamw.engine.client import Workspace
 
@@ -219,9 +222,9 @@ def test_a_layer_whose_weight_another_has_too_is_refused(place, tmp_path):
 
     shape = {**tiny_models.SIZES, "vocab_size": 302, "num_key_value_heads": 2, "head_dim": 8}
     tied = AutoModelForCausalLM.from_config(LlamaConfig(**shape, tie_word_embeddings=True))
-    adapted(copy.deepcopy(tied), Lora(target_modules=("q_proj",)), "CAUSAL_LM")
+    adapted(copy.deepcopy(tied), LoraSettings(target_modules=("q_proj",)), "CAUSAL_LM")
     with pytest.raises(InputError, match=r"lm_head.*is tied to .*embed_tokens.*; leave it out"):
-        adapted(tied, Lora(target_modules=("lm_head", "q_proj")), "CAUSAL_LM")
+        adapted(tied, LoraSettings(target_modules=("lm_head", "q_proj")), "CAUSAL_LM")
 
 
 def test_full_fine_tuning_is_the_same_without_the_section(place):
@@ -285,9 +288,9 @@ def test_a_pattern_is_matched_against_whole_names_as_peft_does(place):
 def test_all_linear_of_a_model_without_a_linear_layer_is_refused():
     model = vision.build("resnet-nano", vision.ImageShape(8, 1, 10)).model
     with pytest.raises(InputError, match="=all-linear: no layer below the head is linear; there are convolution"):
-        adapted(model, Lora(target_modules="all-linear"), None)
+        adapted(model, LoraSettings(target_modules="all-linear"), None)
     with pytest.raises(InputError, match="peft has no choice for this model; name its layers"):
-        adapted(model, Lora(), None)
+        adapted(model, LoraSettings(), None)
 
 
 def test_padding_changes_nothing(place):

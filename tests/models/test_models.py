@@ -137,7 +137,7 @@ def test_images_are_decoded_once_and_a_damaged_cache_is_not_believed(tmp_path, m
     import datasets
     from PIL import Image
 
-    from fedadamw.data import pixels as decoding
+    from fedadamw.data import pixel_cache
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for split in ("train", "test"):
@@ -146,8 +146,8 @@ def test_images_are_decoded_once_and_a_damaged_cache_is_not_believed(tmp_path, m
             folder.mkdir(parents=True)
             Image.effect_noise((8, 8), 50).save(folder / "0.png")
     first, _ = load_images(str(tmp_path / "images"))
-    decoded, decode = [], decoding.decode
-    monkeypatch.setattr(decoding, "decode", lambda *args: decoded.append(args) or decode(*args))
+    decoded, decode = [], pixel_cache.decode
+    monkeypatch.setattr(pixel_cache, "decode", lambda *args: decoded.append(args) or decode(*args))
     again, _ = load_images(str(tmp_path / "images"))
     assert again.fingerprint == first.fingerprint
     assert decoded == []
@@ -159,7 +159,7 @@ def test_images_are_decoded_once_and_a_damaged_cache_is_not_believed(tmp_path, m
     assert again.fingerprint == first.fingerprint
     assert len(decoded) == 2
     assert isinstance(again.pixels, np.memmap)
-    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     shutil.rmtree(tmp_path / "cache" / "fedadamw-pixels")
     again, _ = load_images(str(tmp_path / "images"))
     assert again.fingerprint == first.fingerprint, "in memory, where the disk is full"
@@ -243,7 +243,7 @@ def test_what_fedadamw_sends_of_vit_tiny_against_fedavg():
     x = Layout.of(model).flatten(trainable(model))
 
     def sent(name, **settings):
-        algorithm = registry.make(name, registry.validated(name, settings), Blocks.of(model))
+        algorithm = registry.make(name, registry.validate(name, settings), Blocks.of(model))
         down = algorithm.broadcast(algorithm.server_init(x))
         local = algorithm.client_step(algorithm.client_start(down, ()), down, torch.ones_like(x), x.new_tensor(0.1))
         return nbytes(algorithm.client_finish(local, down, x.new_tensor(0.1))[0])

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support import pictures
-from support.pictures import noise
+from support import image_files
+from support.image_files import noise
 
 from fedadamw.models import processor, vision
 from fedadamw.prepare.simulation import prepare
@@ -55,7 +55,7 @@ def test_the_model_sees_what_its_own_processor_makes_of_a_picture(tmp_path, name
     from transformers import AutoImageProcessor
 
     settings = OBEYED[name]
-    place = pictures.vit(tmp_path / "vit", settings)
+    place = image_files.vit(tmp_path / "vit", settings)
     side = (32, 32) if settings.get("do_resize") is False else (40, 56)
     picture, built = noise(*side, seed=3), vision.build(place, SHAPE)
     pixels = torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())[None]
@@ -70,7 +70,7 @@ def test_the_model_sees_what_its_own_processor_makes_of_a_picture(tmp_path, name
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_followed_is_refused_by_name(tmp_path, name):
-    place = pictures.vit(tmp_path / "vit", REFUSED[name])
+    place = image_files.vit(tmp_path / "vit", REFUSED[name])
     with pytest.raises(InputError, match=rf"model.name='.*': .*{name}") as refused:
         vision.build(place, SHAPE)
     assert "\n" not in str(refused.value)
@@ -78,7 +78,7 @@ def test_what_cannot_be_followed_is_refused_by_name(tmp_path, name):
 
 @pytest.mark.parametrize(("content", "line"), [("{", "is not JSON"), ("[1]", "holds no settings")])
 def test_a_file_that_says_nothing_is_refused(tmp_path, content, line):
-    place = pictures.vit(tmp_path / "vit")
+    place = image_files.vit(tmp_path / "vit")
     (tmp_path / "vit" / "preprocessor_config.json").write_text(content)
     with pytest.raises(InputError, match=f"its preprocessor_config.json {line}"):
         vision.build(place, SHAPE)
@@ -146,10 +146,10 @@ def test_pictures_of_several_sizes_take_the_models_own_and_the_export_makes_the_
     from fedadamw.trained.load import of_run, opened
 
     raw = [noise(40, 30), noise(28, 50, seed=1)]
-    source = pictures.folder(tmp_path / "d", train={"a": raw, "b": raw}, test={"a": raw, "b": raw})
+    source = image_files.folder(tmp_path / "d", train={"a": raw, "b": raw}, test={"a": raw, "b": raw})
     clip = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 36}, "crop_size": 32, "resample": 3}
     for name, processors in (("clip", clip), ("none", None)):
-        model = pictures.vit(tmp_path / name, processors)
+        model = image_files.vit(tmp_path / name, processors)
         experiment, folder = load("digits", settings_of(source, model)), RunFolder(tmp_path / f"run-{name}")
         execute(experiment, folder, resume=False, report=False)
         assert folder.read_manifest()["data"]["fit"] == "model"
@@ -173,8 +173,8 @@ def test_a_grey_set_trains_a_model_of_three_channels_and_its_export_takes_grey_p
     from fedadamw.trained.load import Trained
 
     raw = noise(24, 24, 1)
-    source = pictures.folder(tmp_path / "d", train={"a": [raw], "b": [raw]}, test={"a": [raw], "b": [raw]})
-    experiment = load("digits", settings_of(source, pictures.vit(tmp_path / "vit", {"image_std": 0.25})))
+    source = image_files.folder(tmp_path / "d", train={"a": [raw], "b": [raw]}, test={"a": [raw], "b": [raw]})
+    experiment = load("digits", settings_of(source, image_files.vit(tmp_path / "vit", {"image_std": 0.25})))
     prepared = prepare(experiment)
     task = prepared.simulation.task
     from fedadamw.prepare import images as problem
@@ -187,14 +187,14 @@ def test_a_grey_set_trains_a_model_of_three_channels_and_its_export_takes_grey_p
 
 
 def test_images_of_a_size_that_a_model_does_not_take_are_refused_before_the_first_round(tmp_path):
-    source = pictures.folder(
+    source = image_files.folder(
         tmp_path / "d", **{s: {"a": [noise(24, 24)], "b": [noise(24, 24)]} for s in ("train", "test")}
     )
-    model = pictures.vit(tmp_path / "vit", {"do_resize": False})
+    model = image_files.vit(tmp_path / "vit", {"do_resize": False})
     with pytest.raises(InputError, match="images come to 24 x 24: Input image size .* doesn't match model"):
         prepare(load("digits", settings_of(source, model)))
     assert prepare(load("digits", settings_of(source, model, "data.image_size=32"))).train.pixels.shape[2:] == (32, 32)
-    grey = pictures.vit(tmp_path / "grey", channels=1)
+    grey = image_files.vit(tmp_path / "grey", channels=1)
     with pytest.raises(InputError, match="takes 1 channels; the images have 3: set data.image_mode"):
         prepare(load("digits", settings_of(source, grey)))
     assert prepare(load("digits", settings_of(source, grey, "data.image_mode=grey"))).train.pixels.shape[1] == 1
@@ -221,10 +221,10 @@ def test_a_run_goes_on_with_the_pixels_that_it_began_with_or_is_refused(tmp_path
     from fedadamw.runner.folder import RunFolder
     from fedadamw.trained.load import of_run
 
-    model = pictures.vit(tmp_path / "vit", {"image_std": 0.25, "size": 32, "resample": 3})
+    model = image_files.vit(tmp_path / "vit", {"image_std": 0.25, "size": 32, "resample": 3})
     for side, earlier in ((32, None), (24, "was trained by an earlier version, which resized pictures")):
         raw = {name: [noise(side, side, seed=i)] for i, name in enumerate("ab")}
-        source = pictures.folder(tmp_path / f"{side}", train=raw, test=raw)
+        source = image_files.folder(tmp_path / f"{side}", train=raw, test=raw)
         experiment, folder = load("digits", settings_of(source, model)), RunFolder(tmp_path / f"run-{side}")
         execute(experiment, folder, resume=False, report=False)
         written = folder.read_manifest()
@@ -251,14 +251,14 @@ def test_pictures_larger_than_a_model_takes_are_decoded_to_its_size(tmp_path):
     from fedadamw.trained.load import opened
 
     raw = {name: [noise(40, 56, seed=i)] for i, name in enumerate("ab")}
-    source = pictures.folder(tmp_path / "d", train=raw, test=raw)
+    source = image_files.folder(tmp_path / "d", train=raw, test=raw)
     clip = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 36}, "crop_size": 32, "resample": 3}
-    experiment = load("digits", settings_of(source, pictures.vit(tmp_path / "clip", clip)))
+    experiment = load("digits", settings_of(source, image_files.vit(tmp_path / "clip", clip)))
     train, test = problem.load(experiment)
-    assert (train.pixels.shape, test.pixels.shape, train.fit) == ((2, 3, 32, 32), (2, 3, 32, 32), "model")
+    assert (train.pixels.shape, test.pixels.shape, train.size_from) == ((2, 3, 32, 32), (2, 3, 32, 32), "model")
     whole = torch.from_numpy(np.stack([np.asarray(found[0]).transpose(2, 0, 1) for found in raw.values()]))
     fit = vision.fit_of(experiment.model.name)
-    assert np.array_equal(train.pixels, fit.pixels(whole).numpy())
+    assert np.array_equal(train.pixels, fit.resize_batch(whole).numpy())
     folder = RunFolder(tmp_path / "run")
     execute(experiment, folder, resume=False, report=False)
     found, _ = evaluate(opened(folder.path, []))

@@ -13,7 +13,7 @@ from support.sequences import SmallTransformer, attention_model, batch_of, unequ
 import fedadamw
 from fedadamw.checkpoint import CheckpointError, write
 from fedadamw.optim import optimizer as optim
-from fedadamw.randomness import Purpose, batches, numpy_generator, sample_clients
+from fedadamw.randomness import Purpose, draw_batches, numpy_generator, sample_clients
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, trainable
 
@@ -64,7 +64,7 @@ def test_rounds_equal_the_literal_twin(name, one_by_one, task, monkeypatch):
             opt = fedadamw.FedAdamW(model.named_parameters(), lr=training.lr_at(round_), alpha=alpha, blocks=blocks)
             opt.start_round(server.broadcast())
             generator = numpy_generator(0, Purpose.BATCHES, round_, i)
-            for indices in batches(clients[i], generator, batch_size=training.batch_size, steps=None, epochs=2):
+            for indices in draw_batches(clients[i], generator, batch_size=training.batch_size, steps=None, epochs=2):
                 task.losses(model, batch_of(task, indices)).mean().backward()
                 opt.step()
                 opt.zero_grad()

@@ -103,7 +103,7 @@ def test_the_order_lasts_and_a_perplexity_is_no_share(tmp_path):
     assert (metrics.main(found), [metrics.score(r) for r in found]) == ("accuracy", [None, 0.25, None, 0.5])
     shown = [[metrics.shown(*pair) for pair in r["test_metrics"].items()] for r in found if r["test_metrics"]]
     assert shown == [["25.00%", "1235"], ["50.00%", "-"]]
-    assert demo.in_words(found[-1]) == "round 4  loss 1.0000  accuracy 50.00%  perplexity -  1.0 s"
+    assert demo.format_record(found[-1]) == "round 4  loss 1.0000  accuracy 50.00%  perplexity -  1.0 s"
 
 
 NONE_AT_ALL = ({"spearman": NAN}, {"spearman": NAN})
@@ -153,4 +153,4 @@ def test_a_seed_without_a_number_is_not_left_out_of_a_mean(tmp_path):
 
 def test_a_round_without_a_finite_loss_is_told(tmp_path):
     record = {"round": 1, "train_loss": None, "test_metrics": {"spearman": None}, "wall_s": 1.0}
-    assert demo.in_words(record) == "round 1  loss -  Spearman -  1.0 s"
+    assert demo.format_record(record) == "round 1  loss -  Spearman -  1.0 s"

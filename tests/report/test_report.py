@@ -222,10 +222,10 @@ def test_hostile_names_of_recipes_and_variants_are_words_on_a_studys_page(browse
 
 
 def test_a_single_run_has_its_page_too(browser, tmp_path):
-    from support.command import command
+    from support.command import run_command
 
     arguments = ("-s", "training.rounds=2", "-s", "training.steps=1", "--out", str(tmp_path / "run"), "-q")
-    assert command("run", "digits", *arguments).returncode == 0
+    assert run_command("run", "digits", *arguments).returncode == 0
     context = browser.new_context(viewport={"width": 390, "height": 900}, offline=True)
     page = context.new_page()
     said: list[str] = []

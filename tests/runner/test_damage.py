@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.command import SHORT, command
+from support.command import SHORT_RUN, run_command
 
 from fedadamw.checkpoint import CheckpointError, read, write
 from fedadamw.runner.execute import execute
@@ -18,14 +18,14 @@ from fedadamw.validation import InputError
 QUICK = ("training.rounds=1", "training.steps=1", "training.clients_per_round=2", "device=cpu", "threads=1")
 
 
-def damaged_copy(finished: Path, tmp_path: Path, damage) -> tuple[Path, bytes]:
+def damaged_copy(finished_run: Path, tmp_path: Path, damage) -> tuple[Path, bytes]:
     """A copy of the run cut back to before its end, with a checkpoint that `damage` changed."""
     out = tmp_path / "run"
     out.mkdir()
     (out / "checkpoint").mkdir()
     for name in ("config.yaml", "manifest.json", "metrics.jsonl"):
-        (out / name).write_bytes((finished / name).read_bytes())
-    content = damage((finished / "checkpoint" / "state.safetensors").read_bytes())
+        (out / name).write_bytes((finished_run / name).read_bytes())
+    content = damage((finished_run / "checkpoint" / "state.safetensors").read_bytes())
     (out / "checkpoint" / "state.safetensors").write_bytes(content)
     return out, content
 
@@ -49,11 +49,11 @@ def flipped(content: bytes) -> bytes:
         (lambda c: pickle.dumps(Hostile()), "damaged, or no safetensors file"),
     ],
 )
-def test_a_damaged_or_hostile_checkpoint_is_refused_and_kept(finished, tmp_path, typed, monkeypatch, damage, message):
-    out, content = damaged_copy(finished, tmp_path, damage)
+def test_a_damaged_checkpoint_is_refused_and_kept(finished_run, tmp_path, run_main, monkeypatch, damage, message):
+    out, content = damaged_copy(finished_run, tmp_path, damage)
     before = (out / "metrics.jsonl").read_bytes()
     monkeypatch.chdir(tmp_path)
-    done = typed("run", "--resume", "--out", str(out))
+    done = run_main("run", "--resume", "--out", str(out))
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -62,28 +62,28 @@ def test_a_damaged_or_hostile_checkpoint_is_refused_and_kept(finished, tmp_path,
     assert not (tmp_path / "hostile-was-here").exists()
 
 
-def test_a_foreign_checkpoint_is_refused_and_kept(finished, tmp_path):
-    out, content = damaged_copy(finished, tmp_path, lambda content: content)
+def test_a_foreign_checkpoint_is_refused_and_kept(finished_run, tmp_path):
+    out, content = damaged_copy(finished_run, tmp_path, lambda content: content)
     other = (out / "config.yaml").read_text().replace("alpha: 0.5", "alpha: 0.25")
     (out / "config.yaml").write_text(other)
-    done = command("run", "--resume", "--out", str(out))
+    done = run_command("run", "--resume", "--out", str(out))
     assert done.returncode == 2
     assert "belongs to a run with other settings" in done.stderr
     assert (out / "checkpoint" / "state.safetensors").read_bytes() == content
 
 
-def test_damaged_records_are_refused_and_kept(finished, tmp_path, typed):
-    out, _ = damaged_copy(finished, tmp_path, lambda content: content)
+def test_damaged_records_are_refused_and_kept(finished_run, tmp_path, run_main):
+    out, _ = damaged_copy(finished_run, tmp_path, lambda content: content)
     good = (out / "metrics.jsonl").read_bytes()
     for content, message in ((good.replace(b'"round": 4', b'"round": 9'), "line 4"), (b"{}\n" + good, "line 1")):
         (out / "metrics.jsonl").write_bytes(content)
-        done = typed("run", "--resume", "--out", str(out))
+        done = run_main("run", "--resume", "--out", str(out))
         assert done.returncode == 2
         assert f"{message} is not the record of round" in done.stderr
         assert (out / "metrics.jsonl").read_bytes() == content
     (out / "metrics.jsonl").write_bytes(good)
     (out / "checkpoint" / "state.safetensors").unlink()
-    done = typed("run", "--resume", "--out", str(out))
+    done = run_main("run", "--resume", "--out", str(out))
     assert done.returncode == 2
     assert "is missing, though" in done.stderr
     assert (out / "metrics.jsonl").read_bytes() == good
@@ -97,14 +97,14 @@ def test_an_upload_is_not_a_checkpoint(tmp_path):
         read(tmp_path / "b", "checkpoint")
 
 
-def test_a_run_is_never_overwritten(finished, tmp_path, typed):
+def test_a_run_is_never_overwritten(finished_run, tmp_path, run_main):
     out = tmp_path / "run"
-    shutil.copytree(finished, out)
+    shutil.copytree(finished_run, out)
     before = (out / "metrics.jsonl").read_bytes()
-    done = typed("run", "digits", *SHORT, "--out", str(out))
+    done = run_main("run", "digits", *SHORT_RUN, "--out", str(out))
     assert done.returncode == 2
     assert "holds a run already; go on with --resume" in done.stderr
-    done = typed("run", "digits", *SHORT, "-s", "seed=1", "--out", str(out), "--resume")
+    done = run_main("run", "digits", *SHORT_RUN, "-s", "seed=1", "--out", str(out), "--resume")
     assert done.returncode == 2
     assert "was run with other settings" in done.stderr
     assert (out / "metrics.jsonl").read_bytes() == before
@@ -124,9 +124,9 @@ def test_a_run_that_ended_after_the_start_was_checked_is_not_overwritten(tmp_pat
         assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
 
 
-def test_a_study_is_not_overwritten_by_a_run(tmp_path, typed):
+def test_a_study_is_not_overwritten_by_a_run(tmp_path, run_main):
     (tmp_path / "results.json").write_text("{}")
-    done = typed("run", "digits", "--out", str(tmp_path))
+    done = run_main("run", "digits", "--out", str(tmp_path))
     assert (done.returncode, done.stderr) == (
         2,
         f"error: {tmp_path} holds a study already; choose another --out\n",

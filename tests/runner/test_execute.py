@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from support.checkout import ROOT
-from support.command import SHORT, command
+from support.command import SHORT_RUN, run_command
 
 import fedadamw
 from fedadamw.checkpoint import read
@@ -24,8 +24,8 @@ from fedadamw.runner import folder as run_folder
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.settings.experiment import Experiment
-from fedadamw.settings.load import load, parse, parsed
-from fedadamw.settings.recipes import recipes
+from fedadamw.settings.load import load, parse_override, parse_settings
+from fedadamw.settings.recipes import list_recipes
 from fedadamw.trained.export import export
 from fedadamw.trained.load import of_run
 from fedadamw.validation import InputError
@@ -44,10 +44,10 @@ def assert_same_files(a: Path, b: Path) -> None:
     assert sorted(p.name for p in a.iterdir()) == sorted(p.name for p in b.iterdir())
 
 
-def test_a_run_leaves_what_it_promises(finished):
-    names = {p.name for p in finished.iterdir()}
+def test_a_run_leaves_what_it_promises(finished_run):
+    names = {p.name for p in finished_run.iterdir()}
     assert names == {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoint", "curves.png", "report.html"}
-    rows = records(finished)
+    rows = records(finished_run)
     assert [row["round"] for row in rows] == list(range(1, 13))
     wanted = {
         "round",
@@ -61,24 +61,24 @@ def test_a_run_leaves_what_it_promises(finished):
         "down_bytes",
     }
     assert set(rows[0]) == wanted
-    manifest = json.loads((finished / "manifest.json").read_text())
+    manifest = json.loads((finished_run / "manifest.json").read_text())
     d, B = manifest["model"]["d"], manifest["model"]["B"]  # noqa: N806
     assert rows[0]["up_bytes"] == 10 * 4 * (d + B + 1)
     assert manifest["seed"] == 0
     assert manifest["data"]["train"]["samples"] == 1437
     assert manifest["versions"]["fedadamw"] == fedadamw.__version__
-    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
-    page = (finished / "report.html").read_text()
+    assert (finished_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = (finished_run / "report.html").read_text()
     assert "window.vegaEmbed" in page, "the charts' library is inside"
     template = (files("fedadamw.report") / "page.html").read_text()
     assert not re.search(r"\bsrc=|\bhref=|@import|https?:", template), "and nothing else is fetched: it opens offline"
 
 
-def test_the_config_runs_the_same_again(finished, tmp_path):
-    done = command("run", str(finished / "config.yaml"), "--out", str(tmp_path / "again"), "--quiet")
+def test_the_config_runs_the_same_again(finished_run, tmp_path):
+    done = run_command("run", str(finished_run / "config.yaml"), "--out", str(tmp_path / "again"), "--quiet")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert_same_files(finished, tmp_path / "again")
+    assert_same_files(finished_run, tmp_path / "again")
 
 
 def start(*arguments: str) -> subprocess.Popen:
@@ -104,12 +104,12 @@ def wait_for_line(process: subprocess.Popen, start: str) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_moments_and_resumed_gives_identical_files(finished, tmp_path):
+def test_killed_at_ten_random_moments_and_resumed_gives_identical_files(finished_run, tmp_path):
     out = tmp_path / "run"
     rng = random.Random(11)
     done = kills = 0
     for _ in range(10):
-        process = start("digits", *SHORT, "--out", str(out), "--resume")
+        process = start("digits", *SHORT_RUN, "--out", str(out), "--resume")
         target = min(done + rng.randint(1, 3), 12)
         wait_for_line(process, f"round {target}/12" if done < 12 else "going on")
         time.sleep(rng.random() * 0.2)
@@ -119,9 +119,9 @@ def test_killed_at_ten_random_moments_and_resumed_gives_identical_files(finished
         state = out / "checkpoint" / "state.safetensors"
         done = read(state, "checkpoint")[1]["round"] if state.exists() else 0
     assert kills == 10, "each was killed while it trained or reported, not after it had ended"
-    last = command("run", "digits", *SHORT, "--out", str(out), "--resume")
+    last = run_command("run", "digits", *SHORT_RUN, "--out", str(out), "--resume")
     assert last.returncode == 0, last.stderr
-    assert_same_files(finished, out)
+    assert_same_files(finished_run, out)
 
 
 def test_a_run_that_an_earlier_version_began_goes_on(tmp_path):
@@ -192,37 +192,37 @@ main()
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_every_kind_of_write(finished, tmp_path):
+def test_killed_in_the_middle_of_every_kind_of_write(finished_run, tmp_path):
     """The renames of a fresh run are of manifest, metrics, settings, checkpoints; of a resumed one, metrics first."""
     out = str(tmp_path / "run")
     moments = [(1, "after"), (2, "after"), (3, "before"), (3, "after"), (2, "before"), (2, "after")]
     for n, when in moments:
-        arguments = [out, str(n), when, "run", "digits", *SHORT, "--out", out, "--resume", "--quiet"]
+        arguments = [out, str(n), when, "run", "digits", *SHORT_RUN, "--out", out, "--resume", "--quiet"]
         died = subprocess.run([sys.executable, "-c", DIES_AT_A_RENAME, *arguments], capture_output=True, text=True)
         assert died.returncode == -signal.SIGKILL, died.stderr
-    last = command("run", "digits", *SHORT, "--out", out, "--resume")
+    last = run_command("run", "digits", *SHORT_RUN, "--out", out, "--resume")
     assert last.returncode == 0, last.stderr
     leftover = Path(out) / "checkpoint" / "state.safetensors.new"
     assert not leftover.exists()
-    assert_same_files(finished, Path(out))
+    assert_same_files(finished_run, Path(out))
 
 
 @pytest.mark.slow
 def test_a_start_that_was_killed_half_way_can_start_again(tmp_path):
     out = tmp_path / "run"
-    arguments = [str(out), "3", "before", "run", "digits", *SHORT, "--out", str(out)]
+    arguments = [str(out), "3", "before", "run", "digits", *SHORT_RUN, "--out", str(out)]
     died = subprocess.run([sys.executable, "-c", DIES_AT_A_RENAME, *arguments], capture_output=True, text=True)
     assert died.returncode == -signal.SIGKILL
-    done = command("run", "digits", *SHORT, "-s", "training.rounds=1", "--out", str(out), "--quiet")
+    done = run_command("run", "digits", *SHORT_RUN, "-s", "training.rounds=1", "--out", str(out), "--quiet")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 def test_two_processes_never_run_in_one_folder(tmp_path):
     out = tmp_path / "run"
-    first = start("digits", *SHORT, "-s", "training.rounds=500", "--out", str(out))
+    first = start("digits", *SHORT_RUN, "-s", "training.rounds=500", "--out", str(out))
     wait_for_line(first, "round 1/")
-    second = command("run", "--resume", "--out", str(out))
+    second = run_command("run", "--resume", "--out", str(out))
     first.kill()
     first.communicate()
     assert second.returncode == 2
@@ -232,9 +232,9 @@ def test_two_processes_never_run_in_one_folder(tmp_path):
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
-def test_an_interrupted_run_says_how_to_go_on(finished, tmp_path, sent, code):
+def test_an_interrupted_run_says_how_to_go_on(finished_run, tmp_path, sent, code):
     out = tmp_path / "run"
-    process = start("digits", *SHORT, "--out", str(out))
+    process = start("digits", *SHORT_RUN, "--out", str(out))
     wait_for_rounds(out, 4, process)
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
@@ -243,10 +243,10 @@ def test_an_interrupted_run_says_how_to_go_on(finished, tmp_path, sent, code):
     assert "Traceback" not in stderr
     _, facts = read(out / "checkpoint" / "state.safetensors", "checkpoint")
     assert facts["round"] >= 3  # the round whose record was just written may still count as under way
-    done = command("run", "--resume", "--out", str(out))
+    done = run_command("run", "--resume", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert f"going on after round {facts['round']} of 12" in done.stdout
-    assert_same_files(finished, out)
+    assert_same_files(finished_run, out)
 
 
 @pytest.mark.parametrize(
@@ -298,12 +298,12 @@ def test_an_interrupted_run_says_how_to_go_on(finished, tmp_path, sent, code):
         (["--resum"], "No such option"),
     ],
 )
-def test_wrong_input_is_one_line_and_nothing_is_left(arguments, message, tmp_path, monkeypatch, typed):
+def test_wrong_input_is_one_line_and_nothing_is_left(arguments, message, tmp_path, monkeypatch, run_main):
     monkeypatch.chdir(tmp_path)
     if "own.yaml" in arguments:
         (tmp_path.parent / "own.yaml").write_text("Rounds: 3\n")
         arguments = ["../own.yaml"]
-    done = typed("run", *arguments, "--ranks", "1")
+    done = run_main("run", *arguments, "--ranks", "1")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     if "No such option" not in message:
@@ -351,17 +351,17 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (f"? {'x' * 50_000}\n: 1", "xxx..."),
     ],
 )
-def test_yaml_that_grows_is_refused_in_one_short_line_at_once(content, message, tmp_path, typed):
+def test_yaml_that_grows_is_refused_in_one_short_line_at_once(content, message, tmp_path, run_main):
     (tmp_path / "own.yaml").write_text(content)
     start = time.perf_counter()
-    done = typed("run", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "out"))
+    done = run_main("run", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "out"))
     assert time.perf_counter() - start < 3, "the first also loads libraries"
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
     assert len(done.stderr) < 5_000
     if "\n" not in content:
         value = content.partition(": ")[2]
-        assert typed("run", "-s", f"seed={value}", "--out", str(tmp_path / "out")).returncode == 2
+        assert run_main("run", "-s", f"seed={value}", "--out", str(tmp_path / "out")).returncode == 2
 
 
 def test_aliases_of_a_section_are_settings_still(tmp_path):
@@ -373,7 +373,7 @@ def test_aliases_of_a_section_are_settings_still(tmp_path):
 
 def test_a_diverging_run_says_what_to_try(tmp_path):
     settings = ("-s", "algorithm.name=fedavg", "-s", "training.lr=1e30", "-s", "training.clip=null")
-    done = command("run", "digits", *SHORT, *settings, "--out", str(tmp_path / "run"))
+    done = run_command("run", "digits", *SHORT_RUN, *settings, "--out", str(tmp_path / "run"))
     assert done.returncode == 1
     assert "clients sent numbers that are not finite; try a smaller training.lr" in done.stderr
     assert (tmp_path / "run" / "checkpoint" / "state.safetensors").exists(), "the last whole round is kept"
@@ -381,7 +381,7 @@ def test_a_diverging_run_says_what_to_try(tmp_path):
 
 @pytest.mark.parametrize("saves", [True, False])
 @pytest.mark.filterwarnings("always:round 2 is not in the checkpoint")
-def test_full_memory_is_one_line_that_says_how_to_go_on_also_where_saving_fails(saves, tmp_path, typed, monkeypatch):
+def test_full_memory_is_one_line_that_says_how_to_resume_even_if_saving_fails(saves, tmp_path, run_main, monkeypatch):
     step, out, second = Simulation.step, tmp_path / "run", "CUDA error: an illegal memory access was encountered"
 
     def full(simulation):
@@ -395,7 +395,7 @@ def test_full_memory_is_one_line_that_says_how_to_go_on_also_where_saving_fails(
         raise RuntimeError(second)
 
     monkeypatch.setattr(Simulation, "step", full)
-    done = typed("run", "digits", *SHORT, "--out", str(out), "--ranks", "1", "-q")
+    done = run_main("run", "digits", *SHORT_RUN, "--out", str(out), "--ranks", "1", "-q")
     assert done.returncode == 1
     *before, last = done.stderr.splitlines()
     assert last.startswith(
@@ -408,10 +408,10 @@ def test_full_memory_is_one_line_that_says_how_to_go_on_also_where_saving_fails(
 
 
 def test_every_recipe_is_valid_and_survives_its_own_yaml():
-    for name in recipes():
+    for name in list_recipes():
         experiment = load(name)
-        assert parse(yaml.safe_load(experiment.to_yaml())) == experiment
-    assert parse({}) == Experiment()
+        assert parse_settings(yaml.safe_load(experiment.to_yaml())) == experiment
+    assert parse_settings({}) == Experiment()
 
 
 def test_overrides_are_yaml_and_another_algorithm_starts_from_its_own_defaults():
@@ -425,8 +425,8 @@ def test_a_token_keeps_its_brackets(tmp_path):
     texts = ["data.task=text", "data.source=./reviews"]
     assert load("digits", [*texts, "model.pad_token=[PAD]"]).model.pad_token == "[PAD]"
     assert load("digits", [*texts, "model.pad_token=</s>"]).model.pad_token == "</s>"
-    assert parsed("model.pad_token=[PAD, </s>]") == ("model.pad_token", ["PAD", "</s>"]), "two to compare"
-    assert parsed("model.name=[vit-nano]") == ("model.name", ["vit-nano"])
+    assert parse_override("model.pad_token=[PAD, </s>]") == ("model.pad_token", ["PAD", "</s>"]), "two to compare"
+    assert parse_override("model.name=[vit-nano]") == ("model.name", ["vit-nano"])
     (tmp_path / "own.yaml").write_text("data: {task: text, source: ./reviews}\nmodel: {pad_token: [PAD]}\n")
     with pytest.raises(ValueError, match=r"is a list of one word; in YAML the word with its brackets is \"\[PAD\]\""):
         load(str(tmp_path / "own.yaml"))
@@ -437,7 +437,7 @@ def test_tensorboard_gets_the_rounds(tmp_path):
     pytest.importorskip("tensorboard")
     out = tmp_path / "run"
     settings = ("-s", "trackers=[tensorboard]", "-s", "training.rounds=2")
-    done = command("run", "digits", *SHORT, *settings, "--out", str(out), "--quiet")
+    done = run_command("run", "digits", *SHORT_RUN, *settings, "--out", str(out), "--quiet")
     assert done.returncode == 0, done.stderr
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

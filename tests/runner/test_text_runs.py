@@ -6,10 +6,10 @@ import shutil
 import pytest
 from support import tiny_models
 from support.checkout import SHARED, need
-from support.command import command
+from support.command import run_command
 
 from fedadamw.settings.load import load
-from fedadamw.settings.recipes import recipes
+from fedadamw.settings.recipes import list_recipes
 
 SHORT = ["-s", "training.rounds=2", "-s", "training.steps=2", "-s", "training.batch_size=4", "-s", "device=cpu"]
 
@@ -34,7 +34,7 @@ def test_the_published_recipe_takes_any_folder_with_a_roberta(roberta, tmp_path,
     data = need(SHARED / f"glue-{task}")
     out = tmp_path / "run"
     recipe = [f"paper/glue-{task}", "-s", f"model={roberta}", "-s", f"data.source={data}", "-s", "data.max_test=50"]
-    done = command("run", *recipe, *SHORT, "--ranks", "1", "--out", str(out))
+    done = run_command("run", *recipe, *SHORT, "--ranks", "1", "--out", str(out))
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert next(iter(records[-1]["test_metrics"])) == ("f1" if task == "mrpc" else "accuracy")
@@ -47,7 +47,7 @@ def test_the_published_recipe_takes_any_folder_with_a_roberta(roberta, tmp_path,
 
 
 def test_the_published_settings():
-    tasks = {name.removeprefix("paper/glue-") for name in recipes() if name.startswith("paper/glue-")}
+    tasks = {name.removeprefix("paper/glue-") for name in list_recipes() if name.startswith("paper/glue-")}
     assert tasks == {"sst2", "rte", "mrpc", "cola", "qnli", "qqp", "mnli", "stsb", "wnli"}
     for task in tasks:
         e = load(f"paper/glue-{task}")
@@ -76,7 +76,7 @@ device: cpu
 
 
 def run(place, out, *more) -> list[dict]:
-    done = command("run", str(place / "own.yaml"), "--out", str(out), *more)
+    done = run_command("run", str(place / "own.yaml"), "--out", str(out), *more)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
@@ -92,7 +92,7 @@ def test_two_ranks_with_exact_means_come_to_the_numbers_of_one(place, tmp_path):
 
 @pytest.mark.slow
 def test_algorithms_are_compared_on_texts(place, tmp_path):
-    done = command(
+    done = run_command(
         "compare", str(place / "own.yaml"), "-a", "fedadamw,scaffold", "--seeds", "2", "--out", str(tmp_path / "study")
     )
     assert done.returncode == 0, done.stderr

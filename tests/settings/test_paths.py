@@ -8,15 +8,15 @@ import yaml
 from support import tiny_models
 
 from fedadamw.checkpoint import CheckpointError
-from fedadamw.data.sources import read, read_held_out
-from fedadamw.flower import new_app as app
+from fedadamw.data.sources import read_held_out, read_splits
+from fedadamw.flower import new_app
 from fedadamw.models import tokenizers, vision
 from fedadamw.models.hub import skeleton
 from fedadamw.models.loading import is_hub_id, place_of
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
-from fedadamw.settings.load import load, parse
-from fedadamw.settings.paths import PATHS, from_anywhere, mark_folders, plain_folders, told
+from fedadamw.settings.load import load, parse_settings
+from fedadamw.settings.paths import PATHS, list_plain_folders, make_absolute, make_portable, mark_folders
 from fedadamw.trained.evaluate import evaluate
 from fedadamw.trained.export import export
 from fedadamw.trained.load import of_run, opened
@@ -68,15 +68,15 @@ def test_a_folder_of_data_is_read_by_its_plain_name_as_by_its_path(place, tmp_pa
         datasets.Dataset.from_list(rows).to_parquet(f"nli/{split}-00000-of-00001.parquet")
     Path("words").symlink_to(place / "texts")
     for plain in ("nli", "words"):
-        theirs, ours = read(f"./{plain}"), read(plain)
+        theirs, ours = read_splits(f"./{plain}"), read_splits(plain)
         assert {name: split[:] for name, split in theirs.items()} == {name: split[:] for name, split in ours.items()}
         held_out = read_held_out("nyu-mll/glue", "sst2", plain, "train")  # a configuration is of the hub's data alone
         assert held_out[:] == ours["train"][:]
-    assert set(read("words")["train"]["label"]) == {"None", "Some"}
-    assert set(read("nli")) == {"train", "validation_matched", "validation_mismatched"}
+    assert set(read_splits("words")["train"]["label"]) == {"None", "Some"}
+    assert set(read_splits("nli")) == {"train", "validation_matched", "validation_mismatched"}
     Path("notes").write_text("nothing")
     with pytest.raises(InputError, match=r"data.source='notes': a file must end in .csv"):
-        read("notes")
+        read_splits("notes")
 
 
 def test_a_models_folder_is_meant_by_its_plain_name(place, tmp_path, monkeypatch):
@@ -103,7 +103,7 @@ def test_names_of_the_package_come_before_folders(place, tmp_path, monkeypatch):
     for name in ("vit-micro", "digits"):
         (tmp_path / name).mkdir()
     assert skeleton("vit-micro").config.hidden_size == 64
-    assert plain_folders(load("digits", [])) == []
+    assert list_plain_folders(load("digits", [])) == []
 
 
 def test_an_export_names_no_folder_as_a_hubs_model(place, ended, tmp_path, monkeypatch):
@@ -167,13 +167,13 @@ def test_nodes_are_sent_paths_where_the_server_has_folders(place, monkeypatch):
 def test_flowers_apps_and_demonstrations_keep_folders_of_plain_names(place, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
     given = load("digits", settings("model.tokenizer=other/bert", "data.test_source=texts/test.csv"))
-    app.write(tmp_path / "app", given)
+    new_app.write_app(tmp_path / "app", given)
     (written,) = tmp_path.glob("app/*/experiment.yaml")
     sent = load(str(written))
     assert (sent.model.name, sent.data.source, sent.data.test_source) == ("./own/bert", "./texts", "./texts/test.csv")
-    sent = from_anywhere(given)
+    sent = make_absolute(given)
     assert (sent.model.name, sent.data.source) == (str(place / "own" / "bert"), str(place / "texts"))
-    assert (sent.model.tokenizer, from_anywhere(sent)) == ("other/bert", sent)
+    assert (sent.model.tokenizer, make_absolute(sent)) == ("other/bert", sent)
 
 
 HOPELESS = ["~nobody-of-this-name/x", "./" + "a" * 300, "/" + "a" * 5000, "./a\0b", "./" + "b" * 5000 + ".csv"]
@@ -184,21 +184,25 @@ def test_a_path_that_nothing_could_have_is_one_line_that_names_the_setting(named
     given = load("digits", settings()).model_dump(mode="json")
     for setting in PATHS:
         section, key = setting.split(".")
-        experiment = parse({**given, section: {**given[section], key: named}})
+        experiment = parse_settings({**given, section: {**given[section], key: named}})
         with pytest.raises(InputError, match=rf"^{setting}=.*: no such folder") as found:
-            from_anywhere(experiment)
+            make_absolute(experiment)
         assert len(str(found.value)) < 400
         for reads in (place_of, told_in(tmp_path)):
             with pytest.raises(InputError, match=rf"^{setting}=.*: no such folder"):
                 reads(setting, named)
-    for reads in (lambda: read(named), lambda: skeleton(named), lambda: read_held_out("digits", None, named, None)):
+    for reads in (
+        lambda: read_splits(named),
+        lambda: skeleton(named),
+        lambda: read_held_out("digits", None, named, None),
+    ):
         with pytest.raises(InputError, match=": no such (folder|file)") as found:
             reads()
         assert len(str(found.value)) < 400
 
 
 def told_in(folder):
-    return lambda setting, value: told(setting, value, folder)
+    return lambda setting, value: make_portable(setting, value, folder)
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "package:" + "a" * 5000 + "/x", "package:fedadamw/" + "a" * 5000])

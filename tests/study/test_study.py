@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.command import command
+from support.command import run_command
 from support.studies import TINY, wait_for
 
 from fedadamw import cli
-from fedadamw.prepare.device import cores
+from fedadamw.prepare.device import count_cores
 from fedadamw.settings.load import load
 from fedadamw.study import results as outcome
 from fedadamw.study.plan import plan
 
 
 def compare(out: Path, *arguments: str, rounds: int = 3) -> subprocess.CompletedProcess:
-    return command("compare", "digits", *TINY, "-s", f"training.rounds={rounds}", "--out", str(out), *arguments)
+    return run_command("compare", "digits", *TINY, "-s", f"training.rounds={rounds}", "--out", str(out), *arguments)
 
 
 def read(out: Path) -> dict:
@@ -39,7 +39,7 @@ def without_times(results: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
-def finished(once) -> Path:
+def finished(shared_folder) -> Path:
     """A comparison that was never interrupted."""
 
     def make(folder: Path) -> None:
@@ -47,7 +47,7 @@ def finished(once) -> Path:
         done = compare(folder / "whole", *both, rounds=6)
         assert done.returncode == 0, done.stderr
 
-    return once("study", make) / "whole"
+    return shared_folder("study", make) / "whole"
 
 
 def test_a_comparison_leaves_what_it_promises(finished):
@@ -101,7 +101,7 @@ def test_killed_with_its_children_it_goes_on_and_comes_to_the_same(finished, tmp
         assert process.wait() == -signal.SIGKILL
         wait_for(lambda: not living(process.pid), seconds=10)  # noqa: B023  (its children end with it)
         assert before < rounds_in(tmp_path) < 4 * 6, "in the middle of the work"
-    done = command(*arguments, "-q")
+    done = run_command(*arguments, "-q")
     assert done.returncode == 0, done.stderr
     assert without_times(read(tmp_path / "killed")) == without_times(read(finished))
 
@@ -116,7 +116,7 @@ def test_a_run_that_fails_is_reported_and_the_rest_goes_on(tmp_path):
     recipe["training"] |= {"rounds": 2, "steps": 1, "clients_per_round": 2, "clip": None}
     recipe["algorithms"] = {"fedavg": {"lr": 1e30}}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
-    done = command(
+    done = run_command(
         "compare",
         str(tmp_path / "own.yaml"),
         "-a",
@@ -316,7 +316,7 @@ def test_runs_share_the_cores_unless_told_otherwise(tmp_path):
         return run.experiment.threads
 
     assert threads() == 1
-    assert threads(jobs=1) == cores()
+    assert threads(jobs=1) == count_cores()
     assert threads(("threads", 3), jobs=1) == 3
 
 
@@ -369,18 +369,18 @@ def test_a_recipes_own_settings_hold_for_their_algorithm_alone(tmp_path):
 @pytest.mark.slow
 def test_ablations_have_a_table_and_a_figure_each(tmp_path):
     out = tmp_path / "out"
-    done = command("ablate", "digits", *TINY, "-s", "training.rounds=1", "--only", "parts,alpha", "--out", str(out))
+    done = run_command("ablate", "digits", *TINY, "-s", "training.rounds=1", "--only", "parts,alpha", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert len(list(out.glob("runs/*"))) == 8, "alpha 0.5 and 0 are in both and run once"
     assert {p.name for p in (out / "alpha").iterdir()} == {"results.json", "table.md", "curves.png", "report.html"}
     assert [s["variant"] for s in read(out / "parts")["summary"]][:2] == ["FedAdamW", "without shared v"]
     assert (out / "table.md").read_text().count("## ") == 2
-    done = command("ablate", "digits", *TINY, "-s", "training.rounds=1", "--only", "beta2", "--out", str(out))
+    done = run_command("ablate", "digits", *TINY, "-s", "training.rounds=1", "--only", "beta2", "--out", str(out))
     assert (out / "table.md").read_text().count("## ") == 3, "those of an earlier call with the same settings are kept"
-    done = command("ablate", "digits", *TINY, "-s", "training.rounds=2", "--only", "alpha", "--out", str(out))
+    done = run_command("ablate", "digits", *TINY, "-s", "training.rounds=2", "--only", "alpha", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert (out / "table.md").read_text().count("## ") == 1, "studies of other rounds do not stand beside it"
     (tmp_path / "own.yaml").write_text("algorithms: {fedadamw: {weight_decay: 0.0}}")
-    done = command("ablate", str(tmp_path / "own.yaml"), "--only", "parts", "--out", str(tmp_path / "same"))
+    done = run_command("ablate", str(tmp_path / "own.yaml"), "--only", "parts", "--out", str(tmp_path / "same"))
     assert done.returncode == 2
     assert "two runs are the same: part=FedAdamW and part=without weight decay, seed 0" in done.stderr

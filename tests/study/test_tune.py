@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.command import command
+from support.command import run_command
 from support.studies import TINY, wait_for
 
 from fedadamw.algorithms.fedadamw import FedAdamW
@@ -187,7 +187,7 @@ def test_a_setting_that_the_algorithm_lacks_is_left_out(tmp_path):
 def test_one_algorithm_that_never_works_does_not_end_the_others(tmp_path):
     out = tmp_path / "out"
     given = ("-s", "training.rounds=2", "-s", "training.steps=1", "-s", "algorithm.server_lr=1e38")
-    done = command("tune", "digits", "-a", "fedadam,fedavg", "--only", "lr", *given, "--out", str(out))
+    done = run_command("tune", "digits", "-a", "fedadam,fedavg", "--only", "lr", *given, "--out", str(out))
     assert done.returncode == 1
     assert "tuned.yaml: run it" in done.stdout
     assert "error: fedadam: no trial of lr came to its end" in done.stderr
@@ -206,7 +206,7 @@ def test_tuning_never_sees_the_test_set_resumes_and_writes_a_recipe(tmp_path):
     process.wait()
     early = whole(tmp_path)
     assert early
-    done = command(*arguments)
+    done = run_command(*arguments)
     assert done.returncode == 0, done.stderr
     assert all(p.stat().st_mtime_ns == then for p, then in early.items()), "finished trials are not run again"
     trials = json.loads((tmp_path / "out" / "trials.json").read_text())

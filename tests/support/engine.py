@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.simulate import Simulation
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation
 from fedadamw.vector import Vector
 from support.sequences import SequenceTask
@@ -38,7 +38,7 @@ def peak_memory(clients_per_round: int) -> None:
     ends = np.cumsum(sizes)
     clients = [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
     algorithm = registry.make("fedadamw", registry.settings_of("fedadamw"), Blocks.of(model))
-    training = Training(rounds=1, clients_per_round=clients_per_round, steps=1, batch_size=16)
+    training = TrainingSettings(rounds=1, clients_per_round=clients_per_round, steps=1, batch_size=16)
     record = Simulation(model, algorithm, WideTask(), clients, training).step()
     assert record.clients == clients_per_round
     status = Path("/proc/self/status").read_text()  # ru_maxrss would inherit the peak of the process that started it

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fedadamw.flower import new_app as app
+from fedadamw.flower import new_app
 from fedadamw.settings.load import load
 
 SERVER = '''
@@ -64,23 +64,23 @@ import yaml
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedadamw.flower.client_app import answered
-from fedadamw.flower.protocol import ARRAYS, ASK, NUMBERS
+from fedadamw.flower.client_app import answer_message
+from fedadamw.flower.protocol import ARRAYS, REQUEST, NUMBERS
 
 app = ClientApp()
 
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    return answered(message, context)
+    return answer_message(message, context)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    config, asked = context.node_config, message.content.config_records[ASK]
+    config, asked = context.node_config, message.content.config_records[REQUEST]
     if asked["round"] == config.get("slow-in-round"):
         time.sleep(60)
-    reply = answered(message, context)
+    reply = answer_message(message, context)
     if config.get("liar"):
         config = yaml.safe_load(asked["settings"])["data"]["config"] or ""  # which the digits do not use
         told(config.removeprefix("lie-"), reply.content[ARRAYS], reply.content[NUMBERS])
@@ -126,7 +126,7 @@ def many(folder: Path, settings: list[str], jobs: dict[str, list[str]], *, clien
 
 def own(folder: Path, settings: list[str], *, client: str | None = None) -> Path:
     """An app as users get it, with another client app where one is given."""
-    app.write(folder, load("digits", settings))
+    new_app.write_app(folder, load("digits", settings))
     if client is not None:
         next(folder.glob("*/client_app.py")).write_text(client)
     return folder

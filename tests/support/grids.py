@@ -7,9 +7,9 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedadamw.flower.client_app import packed
+from fedadamw.flower.client_app import pack_reply
 from fedadamw.flower.node.worker import Worker
-from fedadamw.flower.protocol import ARRAYS, ASK
+from fedadamw.flower.protocol import ARRAYS, REQUEST
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # as Flower's processes set it first
 
@@ -49,7 +49,7 @@ class Here:
             return [Message(Error(code=ErrorCode.NODE_UNAVAILABLE, reason="gone"), reply_to=message)]
         if node in self.silent or message is None:
             return []
-        asked, records = dict(message.content.config_records[ASK]), message.content.array_records
+        asked, records = dict(message.content.config_records[REQUEST]), message.content.array_records
         self.configs[node] = dict(reversed(self.configs[node].items()))  # over the wire they come in any order
         numbers, arrays = self.workers[node].answer(
             {**asked, "came": time.time(), "config": self.configs[node]},
@@ -60,4 +60,4 @@ class Here:
         if node in self.lies and asked["ask"] == "train":
             self.lies[node](arrays, numbers)
         self.pulled.append(node)
-        return [packed(message, numbers, arrays)]
+        return [pack_reply(message, numbers, arrays)]

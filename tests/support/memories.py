@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 
 
-class Kept(NamedTuple):
+class Memory(NamedTuple):
     c: torch.Tensor
     rounds: torch.Tensor
 
 
-def kept(value: float) -> Kept:
-    return Kept(torch.full((3,), float(value)), torch.full((1,), value, dtype=torch.float64))
+def memory_of(value: float) -> Memory:
+    return Memory(torch.full((3,), float(value)), torch.full((1,), value, dtype=torch.float64))

@@ -6,8 +6,8 @@ from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.ranks import ALONE
 from fedadamw.engine.simulate import Simulation
-from fedadamw.randomness import Purpose, batches, numpy_generator, sample_clients
-from fedadamw.settings.training import Training
+from fedadamw.randomness import Purpose, draw_batches, numpy_generator, sample_clients
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.vector import Layout
 from support.reference import Problem
 from support.sequences import attention_model, batch_of, unequal_clients
@@ -17,12 +17,12 @@ ROUNDS = 5
 
 def training_of(case, **changes):
     settings = {"rounds": ROUNDS, "clients_per_round": 3, "epochs": EPOCHS, "batch_size": BATCH, "lr": case.lr}
-    return Training(**{**settings, "clip": None, **changes})
+    return TrainingSettings(**{**settings, "clip": None, **changes})
 
 
 def simulation(case, task, *, clients=None, stack=1, compiled=False, ranks=ALONE, **changes):
     model = attention_model()
-    algorithm = registry.make(case.name, registry.validated(case.name, case.settings), Blocks.of(model))
+    algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
     clients = unequal_clients(task) if clients is None else clients
     how = {"stack": stack, "compiled": compiled, "ranks": ranks}
     return Simulation(model, algorithm, task, clients, training_of(case, **changes), **how)
@@ -67,7 +67,7 @@ def gradients_of_round(task, clients, round_, training, seed=0):
     found = {}
     for i in sample_clients(seed, round_, len(clients), training.clients_per_round):
         generator = numpy_generator(seed, Purpose.BATCHES, round_, i)
-        steps = batches(clients[i], generator, batch_size=BATCH, steps=None, epochs=EPOCHS)
+        steps = draw_batches(clients[i], generator, batch_size=BATCH, steps=None, epochs=EPOCHS)
         found[int(i)] = [gradient_at(indices) for indices in steps]
     return found
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from support import tiny_models
-from support.command import command
+from support.command import run_command
 
 from fedadamw.engine.simulate import Simulation
 from fedadamw.io.disk import new_folder
@@ -17,7 +17,7 @@ from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
-from fedadamw.settings.paths import seen_from, tell_base, told, without_paths
+from fedadamw.settings.paths import make_portable, make_settings_portable, relative_path, replace_model_paths
 from fedadamw.trained.card import card
 from fedadamw.trained.evaluate import evaluate
 from fedadamw.trained.export import export
@@ -147,7 +147,7 @@ def trained(place, tmp_path_factory):
 @pytest.mark.slow
 def test_the_commands_and_the_card(place, trained, tmp_path):
     out = tmp_path / "adapter"
-    done = command("export", str(trained.path), "--to", str(out))
+    done = run_command("export", str(trained.path), "--to", str(out))
     assert (done.returncode, done.stderr) == (0, "")
     text = (out / "README.md").read_text()
     head = yaml.safe_load(text.split("---")[1])
@@ -157,11 +157,11 @@ def test_the_commands_and_the_card(place, trained, tmp_path):
     assert facts["partition"]["fingerprint"] in text
     assert facts["data"]["train"]["fingerprint"] in text
     for where, more in ((trained.path, []), (out, []), (out, ["--data", str(place / "more.csv")])):
-        done = command("eval", str(where), *more)
+        done = run_command("eval", str(where), *more)
         assert (done.returncode, done.stderr) == (0, "")
         assert "held-out samples  30" in done.stdout
         assert f"loss              {last['test_loss']:.4f}" in done.stdout
-    again = command("export", str(trained.path), "--to", str(out))
+    again = run_command("export", str(trained.path), "--to", str(out))
     assert (again.returncode, again.stderr) == (2, f"error: {out}: exists; give a new folder\n")
 
 
@@ -196,17 +196,17 @@ def test_no_export_tells_a_path_of_the_machine_and_it_is_evaluated_where_it_is_m
 
 
 def test_what_is_far_is_told_by_its_name_alone(tmp_path):
-    assert seen_from(Path("/a/out"), Path("/a/models/bert")) == "../models/bert"
-    assert seen_from(Path("/a/out"), Path("/b/bert")) is None
-    assert told("model.name", "/b/bert", Path("/a/out")) == "./bert"
-    settings, relative = without_paths(
+    assert relative_path(Path("/a/out"), Path("/a/models/bert")) == "../models/bert"
+    assert relative_path(Path("/a/out"), Path("/b/bert")) is None
+    assert make_portable("model.name", "/b/bert", Path("/a/out")) == "./bert"
+    settings, relative = make_settings_portable(
         {"data": {"source": "/b/x.csv", "test_source": None}, "model": NAMED}, Path("/a")
     )
     assert settings == {"data": {"source": "./x.csv", "test_source": None}, "model": NAMED}
     assert relative == []
     (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": "/b/bert", "text": {"_name_or_path": "/b/x"}}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"name_or_path": "/c/words", "pad_token": "[PAD]"}))
-    tell_base(tmp_path, "./bert")
+    replace_model_paths(tmp_path, "./bert")
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"pad_token": "[PAD]"}
     assert json.loads((tmp_path / "config.json").read_text())["text"] == {"_name_or_path": "./bert"}
 
@@ -323,7 +323,7 @@ def test_somebody_elses_model_is_evaluated_too(place, trained, tmp_path):
     ],
 )
 def test_what_is_not_there_is_one_line(tmp_path, arguments, line):
-    done = command(*arguments, cwd=tmp_path)
+    done = run_command(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
 
 
@@ -401,14 +401,15 @@ def test_the_card_tells_the_round_of_the_weights(place, tmp_path):
 
 
 def test_an_adapter_of_a_base_on_this_machine_alone_is_not_pushed(trained, tmp_path):
-    done = command("export", str(trained.path), "--to", str(tmp_path / "out"), "--push", "nobody/nothing")
+    done = run_command("export", str(trained.path), "--to", str(tmp_path / "out"), "--push", "nobody/nothing")
     assert done.returncode == 2
     assert "is on this machine alone; push the whole model with --merged" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_a_push_that_fails_loses_nothing(trained, tmp_path):
-    done = command("export", str(trained.path), "--to", str(tmp_path / "out"), "--merged", "--push", "nobody/nothing")
+    out = str(tmp_path / "out")
+    done = run_command("export", str(trained.path), "--to", out, "--merged", "--push", "nobody/nothing")
     assert done.returncode == 2
     assert "error: --push nobody/nothing: " in done.stderr
     assert done.stderr.count("\n") == 1

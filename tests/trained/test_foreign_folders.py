@@ -116,10 +116,12 @@ def test_a_model_that_transformers_knows_is_loaded_without_the_code_beside_it(fo
     assert not marker.exists()
 
 
-def test_a_run_of_such_a_folder_ends_with_one_line(whole, folder, marker, typed):
+def test_a_run_of_such_a_folder_ends_with_one_line(whole, folder, marker, run_main):
     change(folder / "config.json", model_type="its-own", auto_map=CLASSES)
     data = ("-s", "data.task=text", "-s", f"data.source={whole / 'reviews.csv'}", "-s", "data.validation=0.2")
-    done = typed("run", "digits", *data, "-s", f"model={folder}", "--ranks", "1", "--out", str(folder.parent / "run"))
+    done = run_main(
+        "run", "digits", *data, "-s", f"model={folder}", "--ranks", "1", "--out", str(folder.parent / "run")
+    )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "wants code of its own" in done.stderr

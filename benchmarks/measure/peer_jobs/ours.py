@@ -15,7 +15,7 @@ from fedadamw.data.partition import Partition  # noqa: E402
 from fedadamw.engine.ranks import Alone, team  # noqa: E402
 from fedadamw.engine.simulate import Simulation  # noqa: E402
 from fedadamw.prepare.malloc import keep_freed_memory  # noqa: E402
-from fedadamw.settings.training import Training  # noqa: E402
+from fedadamw.settings.training import TrainingSettings  # noqa: E402
 from fedadamw.task import Batch, Evaluation  # noqa: E402
 
 MICRO_BATCH = {"vit": 13}  # the same step in parts that the processor's cache holds, and with less memory
@@ -55,7 +55,7 @@ def main() -> None:
     name, rounds, sampled = arguments()
     torch.set_num_threads(int(os.environ.get("THREADS", "1")))
     clients = Partition(np.arange(CLIENTS * EACH), np.arange(EACH, CLIENTS * EACH + 1, EACH))
-    training = Training(
+    training = TrainingSettings(
         rounds=rounds,
         clients_per_round=sampled,
         steps=STEPS,

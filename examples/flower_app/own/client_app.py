@@ -6,7 +6,7 @@ from torch import Generator, nn
 from torch.utils.data import DataLoader
 
 import fedadamw
-from fedadamw.flower.records import broadcast_of, packed
+from fedadamw.flower.records import pack, unpack_broadcast
 from own.task import NODES, data, network
 
 app = ClientApp()
@@ -21,10 +21,10 @@ def train(message: Message, context: Context) -> Message:
     own, model = data(part), network()
     blocks = fedadamw.Blocks.of(model)
     opt = fedadamw.FedAdamW(model.named_parameters(), lr=3e-3, blocks=blocks)
-    opt.start_round(broadcast_of(message.content["down"], blocks))
+    opt.start_round(unpack_broadcast(message.content["down"], blocks))
     for pixels, labels in DataLoader(own, batch_size=16, shuffle=True, generator=Generator().manual_seed(round_)):
         nn.functional.cross_entropy(model(pixels), labels).backward()
         opt.step()
         opt.zero_grad()
-    up = packed(opt.finish_round())
+    up = pack(opt.finish_round())
     return Message(RecordDict({"up": up, "numbers": MetricRecord({"num-examples": len(own)})}), reply_to=message)

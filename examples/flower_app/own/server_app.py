@@ -6,7 +6,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 import fedadamw
-from fedadamw.flower.records import packed, upload_of
+from fedadamw.flower.records import pack, unpack_upload
 from fedadamw.validation import InputError
 from own.task import NODES, data, network
 
@@ -23,12 +23,12 @@ def main(grid: Grid, context: Context) -> None:
     while len(list(grid.get_node_ids())) < NODES:
         time.sleep(1)
     for round_ in range(1, int(context.run_config["rounds"]) + 1):
-        down = RecordDict({"down": packed(server.broadcast()), "about": ConfigRecord({"round": round_})})
+        down = RecordDict({"down": pack(server.broadcast()), "about": ConfigRecord({"round": round_})})
         asked = [Message(down, node, "train") for node in grid.get_node_ids()]
         uploads, weights = [], []
         for reply in grid.send_and_receive(asked, timeout=120):
             try:
-                upload = upload_of(reply.content["up"], blocks, steps=MOST)
+                upload = unpack_upload(reply.content["up"], blocks, steps=MOST)
                 count = int(reply.content["numbers"]["num-examples"])
                 if not 0 < count <= MOST:
                     raise InputError(f"{count} examples")

@@ -26,7 +26,7 @@ from fedadamw.algorithm import Algorithm
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
 from fedadamw.directions.align import aligned_step
-from fedadamw.validation import check, one_of
+from fedadamw.validation import check, check_one_of
 from fedadamw.vector import Vector
 
 Packing = str  # how a moment travels: "restart" (not at all), "whole" (d numbers), "mean" (one a block)
@@ -85,7 +85,7 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
     }
 
     def __post_init__(self) -> None:
-        one_of("share", self.share, SHARES)
+        check_one_of("share", self.share, SHARES)
         check_adamw(self.betas, self.weight_decay)
         check_above_zero("eps", self.eps)
         check(self.alpha >= 0, f"alpha={self.alpha} must not be negative")

@@ -29,7 +29,7 @@ from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
 from fedadamw.directions.align import aligned_step
 from fedadamw.directions.muon import as_matrix, muon
-from fedadamw.directions.sketch import Sketch, received, sent
+from fedadamw.directions.sketch import Sketch, decode, encode
 from fedadamw.validation import check
 from fedadamw.vector import Layout, Vector
 
@@ -114,7 +114,7 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
         parts = [as_matrix(momenta[name], self.matrices, name) for name in self.matrices.names]
         if self.rank is not None:
             known = self._sketches(down.m)
-            parts = [torch.cat(sent(m, k), dim=-2) for m, k in zip(parts, known, strict=True)]
+            parts = [torch.cat(encode(m, k), dim=-2) for m, k in zip(parts, known, strict=True)]
         m = torch.cat([local.y[..., :0], *(part.flatten(-2) for part in parts)], dim=-1)
         return Up(local.y - down.x, m, local.k), ()
 
@@ -122,7 +122,7 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
         m = up.m
         if self.rank is not None:
             came = zip(self._pairs(up.m), self._sketches(server.m), strict=True)
-            after = [received(*pair, known) for pair, known in came]
+            after = [decode(*pair, known) for pair, known in came]
             thin = [torch.cat((s.p, s.q)) for s in after], [torch.cat((s.left, s.right)) for s in after]
             m = torch.cat([up.m[:0], *(part.flatten() for part in (*thin[0], *thin[1]))])
         return Server(server.x + up.delta, -up.delta / (up.k * lr), m)

@@ -20,7 +20,7 @@ from fedadamw.algorithms.local_adam import LocalAdam
 from fedadamw.algorithms.local_adamw import LocalAdamW
 from fedadamw.algorithms.scaffold import Scaffold
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.validation import InputError, nearest, one_of
+from fedadamw.validation import InputError, check_one_of, suggest
 from fedadamw.vector import Layout
 
 ALGORITHMS: dict[str, type[AnyAlgorithm]] = {
@@ -41,12 +41,12 @@ ALGORITHMS: dict[str, type[AnyAlgorithm]] = {
 
 def settings_of(name: str) -> dict[str, Any]:
     """The settings of algorithm `name` and their defaults; blocks are not a setting but come from the model."""
-    one_of("algorithm.name", name, ALGORITHMS)
+    check_one_of("algorithm.name", name, ALGORITHMS)
     fields: Any = dataclasses.fields(ALGORITHMS[name])  # type: ignore[arg-type]  # every algorithm is a dataclass
     return {f.name: f.default for f in fields if f.name != "blocks"}
 
 
-def validated(name: str, given: Mapping[str, Any], *, others: Sequence[str] = ()) -> dict[str, Any]:
+def validate(name: str, given: Mapping[str, Any], *, others: Sequence[str] = ()) -> dict[str, Any]:
     """All settings of algorithm `name`: those given, checked, and the defaults of the others.
 
     others: settings that are not an algorithm's, one of which may be meant.
@@ -56,7 +56,7 @@ def validated(name: str, given: Mapping[str, Any], *, others: Sequence[str] = ()
         if key not in defaults:
             owners = ", ".join(other for other in ALGORITHMS if key in settings_of(other))
             theirs = f"; {key} is a setting of {owners}" if owners else ""
-            hint = nearest(key, [*defaults, *([] if owners else others)], ".")
+            hint = suggest(key, [*defaults, *([] if owners else others)], ".")
             raise InputError(f"algorithm.{key} is unknown{hint}; {name} has {', '.join(defaults)}{theirs}")
     hints = {f.name: f.type for f in dataclasses.fields(ALGORITHMS[name])}  # type: ignore[arg-type]
     fields: dict[str, Any] = {key: (hints[key], default) for key, default in defaults.items()}
@@ -66,19 +66,20 @@ def validated(name: str, given: Mapping[str, Any], *, others: Sequence[str] = ()
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"algorithm.{where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
-    check_startable({"name": name, **settings, **{key: defaults[key] for key in LATER if settings.get(key, -1) >= 0}})
+    accepted = {key: defaults[key] for key in ZERO_IN_OLD_RUNS if settings.get(key, -1) >= 0}
+    check_startable({"name": name, **settings, **accepted})
     return settings
 
 
 def check_startable(algorithm: Mapping[str, Any]) -> None:
     """Raise InputError where no run may start with such settings of an algorithm, though an older one may have them."""
     try:
-        make(*named(algorithm), NO_BLOCKS)
+        make(*parse_section(algorithm), NO_BLOCKS)
     except InputError as error:
         raise InputError(f"algorithm: {error}") from None
 
 
-def named(algorithm: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def parse_section(algorithm: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The name of an algorithm and its settings, of an experiment's section."""
     return algorithm["name"], {key: value for key, value in algorithm.items() if key != "name"}
 
@@ -93,5 +94,5 @@ def needs_blocks(name: str) -> bool:
     return any(f.name == "blocks" for f in dataclasses.fields(ALGORITHMS[name]))  # type: ignore[arg-type]
 
 
-LATER = ("eps",)  # settings that an older run may have at 0: it can be exported, though none starts with it
+ZERO_IN_OLD_RUNS = ("eps",)  # may be 0 in an older run, which can be exported; no new run starts with it
 NO_BLOCKS = Blocks(Layout((), ()), (), ())

@@ -7,7 +7,7 @@ import typer
 import typer.core
 
 from fedadamw.cli import complete
-from fedadamw.io.escaping import visible
+from fedadamw.io.escaping import escape_text
 
 typer.core.HAS_RICH = False  # help is plain; for rich, typer would put a backslash before `[default: ...]`
 app = typer.Typer(
@@ -80,4 +80,4 @@ def memory_full(error: Exception) -> str:
 def say(text: str) -> None:
     """One line on standard error; a library's may be several. A very long one is cut."""
     shown = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
-    typer.echo("\n".join(map(visible, shown.split("\n"))), err=True)
+    typer.echo("\n".join(map(escape_text, shown.split("\n"))), err=True)

@@ -8,7 +8,7 @@ from fedadamw.settings import recipes as recipe_files
 
 def recipes(incomplete: str) -> list[str]:
     """Recipes; where none fits, the shell offers files."""
-    return _beginning(incomplete, recipe_files.recipes())
+    return _beginning(incomplete, recipe_files.list_recipes())
 
 
 def algorithms(incomplete: str) -> list[str]:

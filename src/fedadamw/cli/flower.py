@@ -27,11 +27,11 @@ def _installed() -> None:
     """InputError where Flower is not there."""
     from importlib.util import find_spec
 
-    from fedadamw.validation import missing
+    from fedadamw.validation import missing_extra_error
 
     for name, module in {"Flower": "flwr", "cryptography": "cryptography"}.items():
         if find_spec(module) is None:
-            raise missing(f"{name} is not installed", "flower")
+            raise missing_extra_error(f"{name} is not installed", "flower")
 
 
 @flower.command("new", short_help="Write a Flower app for a recipe.")
@@ -42,10 +42,10 @@ def new(folder: NewFolder, recipe: Recipe = None, settings: Settings = None) -> 
     fedadamw flower new app digits -s partition.clients=4 -s training.clients_per_round=4
     fedadamw flower new app paper/glue-sst2 -s partition.kind=nodes -s partition.clients=12
     """
-    from fedadamw.flower.new_app import write
+    from fedadamw.flower.new_app import write_app
     from fedadamw.settings.load import load
 
-    write(folder, load(recipe or "digits", settings or []))
+    write_app(folder, load(recipe or "digits", settings or []))
     typer.echo(f"{folder}: pyproject.toml, and the app with its experiment.yaml; start it with: flwr run {folder}")
 
 
@@ -64,10 +64,10 @@ def certs(
     fedadamw flower certs certs --host fl.example.org --host 10.0.0.5 --nodes 12
     """
     _installed()
-    from fedadamw.flower.local.certs import write
+    from fedadamw.flower.local.certs import write_certificates
 
     host = list(dict.fromkeys([*(host or []), "localhost", "127.0.0.1"]))  # the SuperLink's own processes ask here
-    write(folder, host, nodes)
+    write_certificates(folder, host, nodes)
     typer.echo(f"{folder}: ca.crt, server.pem, server.key for {', '.join(host)}; {nodes} node keys, node-0 and on")
 
 
@@ -88,7 +88,7 @@ def superlink(context: typer.Context) -> None:
     _installed()
     from fedadamw.flower.local import services
 
-    services.superlink(context.args)
+    services.run_superlink(context.args)
 
 
 @flower.command("supernode", context_settings=PASSED_ON)
@@ -104,7 +104,7 @@ def supernode(context: typer.Context) -> None:
     _installed()
     from fedadamw.flower.local import services
 
-    services.supernode(context.args)
+    services.run_supernode(context.args)
 
 
 @flower.command("demo", short_help="Run a recipe on nodes of this machine.")
@@ -125,15 +125,17 @@ def demo(
     """
     _installed()
     from fedadamw.cli.tables import print_run
-    from fedadamw.flower.local.demo import demo as held
-    from fedadamw.flower.local.demo import free
+    from fedadamw.flower.local.demo import next_free_folder, run_demo
     from fedadamw.runner.folder import RunFolder
     from fedadamw.settings.load import load
 
     few = [f"partition.clients={nodes}", f"training.clients_per_round={nodes}", "training.rounds=10"]
     experiment = load(recipe or "digits", [*few, "training.evaluate_every=1", "threads=1", *(settings or [])])
-    folder = held(
-        experiment, out or free(Path("runs/flower-demo")), nodes=nodes, say=(lambda _: None) if quiet else say
+    folder = run_demo(
+        experiment,
+        out or next_free_folder(Path("runs/flower-demo")),
+        nodes=nodes,
+        say=(lambda _: None) if quiet else say,
     )
     if not quiet:
         print_run(RunFolder(folder).records())

@@ -50,12 +50,12 @@ def eval_command(
     fedadamw eval ./any-classifier --data reviews.csv -s data.task=text
     """
     from fedadamw.cli.tables import print_evaluation
-    from fedadamw.settings.load import parsed
+    from fedadamw.settings.load import parse_override
     from fedadamw.trained.evaluate import evaluate
     from fedadamw.trained.load import opened
 
     other: dict[str, object] = {"data.config": None, "data.test_source": None, "data.validation": 0.0}
     given = [] if data is None else [*other.items(), ("data.source", data)]
     given += [] if split is None else [("data.test_split", split)]
-    found = opened(where, [*given, *(parsed(setting) for setting in settings or ())])
+    found = opened(where, [*given, *(parse_override(setting) for setting in settings or ())])
     print_evaluation(*evaluate(found))

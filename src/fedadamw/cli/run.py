@@ -101,11 +101,11 @@ def one_rank(settings: str, path: str, resume: bool, quiet: bool) -> None:  # no
     from fedadamw.runner.execute import follow
     from fedadamw.runner.folder import RunFolder
     from fedadamw.runner.launch import join
-    from fedadamw.settings.load import parse
+    from fedadamw.settings.load import parse_settings
     from fedadamw.validation import InputError
 
     def of_rank() -> None:
-        experiment, leads = parse(yaml.safe_load(settings)), os.environ["RANK"] == "0"
+        experiment, leads = parse_settings(yaml.safe_load(settings)), os.environ["RANK"] == "0"
         join(leads=leads)
         if leads:
             lead(experiment, RunFolder(Path(path)), resume=resume, quiet=quiet)

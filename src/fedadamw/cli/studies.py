@@ -57,13 +57,13 @@ def compare_command(
     fedadamw compare digits -a fedadamw -s algorithm.alpha=[0,0.5] -s partition.concentration=[0.1,0.6]
     """
     from fedadamw.cli.tables import print_grid
-    from fedadamw.settings.load import parsed
+    from fedadamw.settings.load import parse_override
     from fedadamw.study.compare import compare
     from fedadamw.study.results import headings, rows
     from fedadamw.study.tune import tune_for_comparison
 
     place = out or Path("runs") / f"compare-{short(recipe or DEFAULT)}"
-    given = [parsed(text) for text in settings or ()]
+    given = [parse_override(text) for text in settings or ()]
     names = names_in(algorithms)
     with _stoppable():
         failed: dict[str, str] = {}
@@ -101,11 +101,11 @@ def tune_command(
     fedadamw run runs/tune-digits/tuned.yaml
     fedadamw tune runs/tune-digits/tuned.yaml --only alpha
     """
-    from fedadamw.settings.load import parsed
+    from fedadamw.settings.load import parse_override
     from fedadamw.study.tune import tune
 
     place = out or Path("runs") / f"tune-{short(recipe or DEFAULT)}"
-    given = [parsed(text) for text in settings or ()]
+    given = [parse_override(text) for text in settings or ()]
     with _stoppable():
         wanted = names_in(only) if only else None
         found = tune(recipe or DEFAULT, names_in(algorithms), given, place, only=wanted, jobs=jobs, quiet=quiet)
@@ -134,12 +134,12 @@ def ablate_command(
     fedadamw ablate digits --seeds 3 --out runs/ablations
     """
     from fedadamw.cli.tables import print_grid
-    from fedadamw.settings.load import parsed
+    from fedadamw.settings.load import parse_override
     from fedadamw.study.ablate import STUDIES, ablate
     from fedadamw.study.results import headings, rows
 
     place = out or Path("runs") / f"ablate-{short(recipe or DEFAULT)}"
-    given = [parsed(text) for text in settings or ()]
+    given = [parse_override(text) for text in settings or ()]
     with _stoppable():
         wanted = names_in(only) if only else None
         found = ablate(recipe or DEFAULT, seeds, given, place, only=wanted, jobs=jobs, quiet=quiet)

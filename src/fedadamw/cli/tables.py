@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.io.escaping import visible
+from fedadamw.io.escaping import escape_text
 from fedadamw.report.metrics import evaluated, label, shown
 from fedadamw.report.run_files import RecordDict
 from fedadamw.task import Evaluation
@@ -46,9 +46,9 @@ def print_grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Cells under their headings, the first column to the left."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for i, name in enumerate(head):
-        table.add_column(Text(visible(name)), justify="right" if i else "left")
+        table.add_column(Text(escape_text(name)), justify="right" if i else "left")
     for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
+        table.add_row(*(Text(escape_text(cell)) for cell in row))
     _console(table).print(table)
 
 
@@ -60,7 +60,7 @@ def print_blocks(name: str, blocks: Blocks) -> None:
         table.add_row(Text(row.parameter), row.kind, " x ".join(map(str, row.shape)), f"{row.blocks:,}")
     _console(table).print(table)
     b, d = blocks.B, blocks.d
-    print(f"\n{visible(name)}: B = {b:,} blocks of d = {d:,} trainable numbers, B/d = {b / max(d, 1):.3%}")
+    print(f"\n{escape_text(name)}: B = {b:,} blocks of d = {d:,} trainable numbers, B/d = {b / max(d, 1):.3%}")
     uploads = (
         ("FedAdamW (delta, block means of v)", d + b + 1),
         ("Local AdamW (delta)", d),

@@ -17,11 +17,11 @@ def list_command() -> None:
     fedadamw list
     """
     from fedadamw.cli.choices import algorithms, models
-    from fedadamw.settings.recipes import recipes
+    from fedadamw.settings.recipes import list_recipes
 
     typer.echo("recipes")
-    width = max(map(len, recipes()))
-    for name, about in recipes().items():
+    width = max(map(len, list_recipes()))
+    for name, about in list_recipes().items():
         typer.echo(f"  {name:<{width}}  {about}")
     typer.echo("algorithms")
     for name, settings in algorithms().items():
@@ -56,9 +56,10 @@ def blocks_command(
 
     found = skeleton(model)
     if lora is not None:
-        from fedadamw.models.lora import Lora, adapted
+        from fedadamw.models.lora import adapted
+        from fedadamw.settings.lora import LoraSettings
 
-        found = adapted(found, Lora(r=rank, target_modules=tuple(names_in(lora))), None)
+        found = adapted(found, LoraSettings(r=rank, target_modules=tuple(names_in(lora))), None)
     print_blocks(model, Blocks.of(found, granularity))
 
 

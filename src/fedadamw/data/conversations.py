@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import Any
 
 from fedadamw.models.loading import in_one_line
-from fedadamw.validation import InputError, brief, check
+from fedadamw.validation import InputError, check, shorten
 
 Ids = list[int]
 Message = dict[str, Any]
@@ -45,7 +45,7 @@ def _messages(talk: Any) -> list[Message]:
         for m in talk
     )
     if not fine or not talk:
-        raise InputError(f"column 'messages' holds {brief(talk)} where a list of role and content (a text) is wanted")
+        raise InputError(f"column 'messages' holds {shorten(talk)} where a list of role and content (a text) is wanted")
     return [{"content": "", **_without_null(message)} for message in talk]
 
 

@@ -11,8 +11,8 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
+from fedadamw.data.classes import check_columns, read_classes, read_groups, read_labels
 from fedadamw.data.conversations import Ids, conversation
-from fedadamw.data.labels import check_columns, classes_of, groups_of, labels_of
 from fedadamw.data.sources import Array
 from fedadamw.data.texts import Encoder, Rows, Texts, Tokenised, check_words, text_column, tokenised
 from fedadamw.validation import InputError, check
@@ -46,7 +46,7 @@ class Dialogues:
     def of(self, train: "Dataset") -> "Dialogues":
         """The same with the classes of the training split."""
         check_columns(self.place, train, (self.label, self.group))
-        return self if self.label is None else replace(self, classes=classes_of(train, self.label))
+        return self if self.label is None else replace(self, classes=read_classes(train, self.label))
 
     def texts(self, split: "Dataset", place: str | None = None) -> Texts:
         """The text of a split, tokenised, and what is to be learned of it; place: where it is from, for errors."""
@@ -56,8 +56,8 @@ class Dialogues:
         found = tokenised(split, self.tokenizer, encode)
         labels = np.zeros(len(split), dtype=np.int64)
         if self.label is not None:
-            labels = labels_of(split, self.label, self.classes)
-        groups = groups_of(split, self.group)
+            labels = read_labels(split, self.label, self.classes)
+        groups = read_groups(split, self.group)
         rows = found.rows
         empty = len(split) - len(np.unique(rows))
         if empty:
@@ -73,7 +73,7 @@ class Dialogues:
         )
         usable = _usable(found, place or self.place)
         if len(usable) < len(rows):
-            whole = replace(whole.take(usable), skipped=len(rows) - len(usable))
+            whole = replace(whole.select(usable), skipped=len(rows) - len(usable))
         return self._learnable(whole, found.cut[usable], place or self.place)
 
     def _learnable(self, texts: Texts, cut: Array, place: str) -> Texts:
@@ -92,7 +92,7 @@ class Dialogues:
             f"{int((~learned).sum()):,} of {len(texts):,} texts have nothing to learn within {self.max_length} tokens"
         )
         warnings.warn(f"{left_out} and are left out", stacklevel=2)
-        return texts.take(np.flatnonzero(learned))
+        return texts.select(np.flatnonzero(learned))
 
 
 def _usable(found: Tokenised, place: str) -> Array:

@@ -16,7 +16,7 @@ PART = 2**24  # pixels
 Inputs = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Bytes (n, c, h, w) scaled to [0, 1] and normalised a channel."""
     return (pixels.float() / 255 - mean) / std
 
@@ -39,7 +39,7 @@ class ImageTask:
         device: torch.device,
         crop_padding: int = 0,
         flip: bool = False,
-        inputs: Inputs = normalised,
+        inputs: Inputs = normalise,
         channels: int | None = None,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
@@ -53,7 +53,7 @@ class ImageTask:
         self.crop_padding, self.flip = crop_padding, flip
         self.inputs, self.channels = inputs, channels
         if mean is None or std is None:
-            own_mean, own_std = moments(train.pixels)
+            own_mean, own_std = channel_statistics(train.pixels)
             mean, std = mean or own_mean, std or own_std
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
@@ -115,7 +115,7 @@ class ImageTask:
         return x
 
 
-def moments(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation a channel, of pixels in [0, 1], from counts of the 256 byte values."""
     levels = np.arange(256) / 255
     means, stds = [], []

@@ -15,20 +15,29 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.fitting import BILINEAR, Fit
-from fedadamw.data.labels import (
+from fedadamw.data.classes import (
     Outputs,
     check_columns,
-    classes_of,
     find_label_column,
-    groups_of,
     has_fractions,
-    labels_of,
     no_head,
+    read_classes,
+    read_groups,
+    read_labels,
 )
-from fedadamw.data.pictures import CROP, MODEL, SIZE, Form, Notes, Survey, as_bytes, describe
-from fedadamw.data.pixels import pixels_of, survey_of
-from fedadamw.data.sources import Array, held_out_split, read, read_held_out
+from fedadamw.data.image_decoding import (
+    CROPPED,
+    MODEL_SIZE,
+    OWN_SIZE,
+    DecodeSummary,
+    PixelFormat,
+    Survey,
+    describe_bad_images,
+    image_to_array,
+)
+from fedadamw.data.pixel_cache import load_pixels, load_survey
+from fedadamw.data.sources import Array, choose_held_out_split, read_held_out, read_splits
+from fedadamw.models.resizing import BILINEAR, ResizeCrop
 from fedadamw.validation import InputError, check
 
 DARK = 16  # of 255; the range of 12 bits within 16
@@ -42,13 +51,13 @@ class Images:
     labels: Array  # (n,) int64
     classes: tuple[str, ...]
     groups: Array | None = None  # (n,) natural clients, where a column of the data names them
-    fit: str = SIZE  # or CROP or MODEL
+    size_from: str = OWN_SIZE  # or CROPPED or MODEL_SIZE
     skipped: int = 0  # rows whose picture cannot be used
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, samples: Array) -> "Images":
+    def select(self, samples: Array) -> "Images":
         """The given samples only."""
         groups = None if self.groups is None else self.groups[samples]
         return replace(self, pixels=self.pixels[samples], labels=self.labels[samples], groups=groups)
@@ -63,7 +72,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ImageOptions:
     """What the images are to be; what is not said is decided by the training set.
 
     size: the shorter side is resized to it and the middle is cut out, size x size. grey: without colour, or with.
@@ -75,11 +84,11 @@ class Wanted:
     size: int | None = None
     grey: bool | None = None
     skip_bad: bool = False
-    fit: Callable[[], Fit | None] = lambda: None
+    fit: Callable[[], ResizeCrop | None] = lambda: None
     outputs: Outputs = no_head
 
 
-AS_THEY_ARE = Wanted()
+DEFAULT_OPTIONS = ImageOptions()
 
 
 def load_images(
@@ -92,7 +101,7 @@ def load_images(
     test_source: str | None = None,
     test_split: str | None = None,
     want_test: bool = True,
-    wanted: Wanted = AS_THEY_ARE,
+    wanted: ImageOptions = DEFAULT_OPTIONS,
 ) -> tuple[Images, Images]:
     """Training and held-out images of `source`: `digits`, a folder (Parquet, image folder) or a hub id.
 
@@ -103,15 +112,15 @@ def load_images(
     if source == "digits":
         check(group_column is None, f"partition.column={group_column!r}: digits have no columns")
         return _digits(_decide(place, Survey(colour=False, smallest=(8, 8), largest=(8, 8), same=True, bad={}), wanted))
-    splits = read(source, config, test_source)
-    test_name = held_out_split(place, splits, test_split) if want_test else None
+    splits = read_splits(source, config, test_source)
+    test_name = choose_held_out_split(place, splits, test_split) if want_test else None
     columns = _columns(place, splits["train"], image_column, label_column, group_column)
-    survey = survey_of(splits["train"], columns[0])
+    survey = load_survey(splits["train"], columns[0])
     _check_bad(place, splits["train"], columns[0], survey.bad, wanted)
     form = _decide(place, survey, wanted)
     train = _load(place, splits["train"], columns, form, wanted)
     if test_name is None:
-        return train, replace(train.take(np.arange(0)), skipped=0)
+        return train, replace(train.select(np.arange(0)), skipped=0)
     if test_source is not None:
         place = f"data.test_source={test_source!r}"
     return train, _load(place, splits[test_name], (*columns[:2], None), form, wanted, train.classes)
@@ -120,14 +129,14 @@ def load_images(
 def load_held_out(
     source: str,
     classes: tuple[str, ...],
-    form: Form,
+    form: PixelFormat,
     *,
     config: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     test_source: str | None = None,
     test_split: str | None = None,
-    wanted: Wanted = AS_THEY_ARE,
+    wanted: ImageOptions = DEFAULT_OPTIONS,
 ) -> Images:
     """The held-out images of `source` alone, of the training set's `form`, their labels among `classes`."""
     if source == "digits":
@@ -138,7 +147,7 @@ def load_held_out(
     return _load(place, split, columns, form, wanted, classes)
 
 
-def _digits(form: Form) -> tuple[Images, Images]:
+def _digits(form: PixelFormat) -> tuple[Images, Images]:
     """scikit-learn's 1,797 handwritten digits of 8x8 pixels; every fifth is held out.
 
     Its file is read as it lies in the package: to import `sklearn.datasets` takes 2 s, a third of the start.
@@ -152,10 +161,12 @@ def _digits(form: Form) -> tuple[Images, Images]:
     if form.shape != pixels.shape[1:]:
         from PIL import Image
 
-        pixels = np.stack([as_bytes(Image.fromarray(digit), form) for digit in pixels[:, 0]])
-    everything = Images(pixels, table[:, -1].astype(np.int64), tuple(str(c) for c in range(10)), fit=form.kind)
+        pixels = np.stack([image_to_array(Image.fromarray(digit), form) for digit in pixels[:, 0]])
+    everything = Images(
+        pixels, table[:, -1].astype(np.int64), tuple(str(c) for c in range(10)), size_from=form.size_from
+    )
     numbers = np.arange(len(everything))
-    return everything.take(numbers[numbers % 5 != 0]), everything.take(numbers[numbers % 5 == 0])
+    return everything.select(numbers[numbers % 5 != 0]), everything.select(numbers[numbers % 5 == 0])
 
 
 def _columns(
@@ -182,17 +193,25 @@ def _columns(
     return image, label, group
 
 
-def _decide(place: str, survey: Survey, wanted: Wanted) -> Form:
+def _decide(place: str, survey: Survey, wanted: ImageOptions) -> PixelFormat:
     """What every picture is made, by what the training set has."""
     grey = not survey.colour if wanted.grey is None else wanted.grey
     if wanted.size is not None:
         model, square = wanted.fit(), (wanted.size, wanted.size)
-        return Form(grey, square, Fit(wanted.size, square, model.resample if model else BILINEAR), CROP)
+        return PixelFormat(
+            grey, square, ResizeCrop(wanted.size, square, model.resample if model else BILINEAR), CROPPED
+        )
     model, own = wanted.fit(), survey.smallest if survey.same else None
-    if model is not None and model.size is not None and (own is None or math.prod(model.size) < math.prod(own)):
-        return Form(grey, model.size, model, MODEL)  # larger ones would be made smaller again in every batch
+    if (
+        model is not None
+        and model.fixed_size is not None
+        and (own is None or math.prod(model.fixed_size) < math.prod(own))
+    ):
+        return PixelFormat(
+            grey, model.fixed_size, model, MODEL_SIZE
+        )  # larger ones would be made smaller again in every batch
     if own is not None:
-        return Form(grey, own, Fit(own))
+        return PixelFormat(grey, own, ResizeCrop(own))
     least, most = (f"{size[0]} x {size[1]}" for size in (survey.smallest, survey.largest) if size)
     raise InputError(
         f"{place}: the training pictures are of several sizes, {least} to {most}; "
@@ -204,14 +223,14 @@ def _load(
     place: str,
     split: "Dataset",
     columns: tuple[str, str, str | None],
-    form: Form,
-    wanted: Wanted,
+    form: PixelFormat,
+    wanted: ImageOptions,
     classes: tuple[str, ...] | None = None,
 ) -> Images:
     """A split in the form of the training set; it is the training set itself where there are no `classes` yet."""
     image, label, group = columns
     check_columns(place, split, columns)
-    pixels, notes = pixels_of(split, image, form)
+    pixels, notes = load_pixels(split, image, form)
     _check_bad(place, split, image, notes.bad, wanted)
     rows, good = len(split), None
     if notes.bad:
@@ -221,33 +240,33 @@ def _load(
         _check_as_surveyed(place, rows, form, notes)
         fractions = has_fractions(split, label, good)
         check(not fractions, f"{place}: column {label!r} holds fractions, where classes are wanted")
-        classes = classes_of(split, label, wanted.outputs, good)
+        classes = read_classes(split, label, wanted.outputs, good)
         if notes.brightest is not None and notes.brightest < DARK:
             said = (
                 f"{place}: of the 16-bit pictures no pixel is over {notes.brightest} of 255; they should reach 65,535"
             )
             warnings.warn(said, stacklevel=2)
-    elif notes.resized and form.kind == SIZE:
+    elif notes.resized and form.size_from == OWN_SIZE:
         size = f"{form.size[0]} x {form.size[1]}"
         said = f"{place}: {notes.resized:,} of {rows:,} pictures are resized to the training pictures' {size}"
         warnings.warn(said, stacklevel=2)
     if notes.coloured and wanted.grey is None:
         said = f"{place}: {notes.coloured:,} of {rows:,} pictures have colour and are made grey, as all of training are"
         warnings.warn(said, stacklevel=2)
-    labels, groups = labels_of(split, label, classes, good), groups_of(split, group, good)
-    return Images(pixels, labels, classes, groups, fit=form.kind, skipped=len(notes.bad))
+    labels, groups = read_labels(split, label, classes, good), read_groups(split, group, good)
+    return Images(pixels, labels, classes, groups, size_from=form.size_from, skipped=len(notes.bad))
 
 
-def _check_as_surveyed(place: str, rows: int, form: Form, notes: Notes) -> None:
+def _check_as_surveyed(place: str, rows: int, form: PixelFormat, notes: DecodeSummary) -> None:
     """Raise InputError where training pictures that keep their size have another one than their headers say."""
     check(
-        form.kind != SIZE or not notes.resized,
+        form.size_from != OWN_SIZE or not notes.resized,
         f"{place}: {notes.resized:,} of {rows:,} pictures have another size than their files' headers say; set "
         "data.image_size=N, to which the shorter side is resized before the middle is cut out",
     )
 
 
-def _check_bad(place: str, split: "Dataset", image: str, bad: Mapping[int, str], wanted: Wanted) -> None:
+def _check_bad(place: str, split: "Dataset", image: str, bad: Mapping[int, str], wanted: ImageOptions) -> None:
     """Raise InputError where pictures cannot be used and are not to be left out, or none is left."""
     if not bad:
         return
@@ -257,4 +276,4 @@ def _check_bad(place: str, split: "Dataset", image: str, bad: Mapping[int, str],
 
 
 def _said(place: str, split: "Dataset", image: str, bad: Mapping[int, str]) -> str:
-    return f"{place}: {len(bad):,} of {len(split):,} pictures cannot be used: {describe(split, image, bad)}"
+    return f"{place}: {len(bad):,} of {len(split):,} pictures cannot be used: {describe_bad_images(split, image, bad)}"

@@ -57,7 +57,7 @@ class Partition(Sequence[Array]):
         return digest.hexdigest()[:16]
 
 
-def mix(labels: Array, clients: int, concentration: float, generator: np.random.Generator) -> Partition:
+def partition_mix(labels: Array, clients: int, concentration: float, generator: np.random.Generator) -> Partition:
     """The paper's split: disjoint, the same size a client, class mix ~ Dirichlet(concentration).
 
     All clients draw at once from what is left; a class that is asked for more than it has is shared out at random
@@ -94,7 +94,7 @@ def _granted(wanted: Array, left: Array, generator: np.random.Generator) -> Arra
     return granted
 
 
-def dirichlet(
+def partition_dirichlet(
     labels: Array, clients: int, concentration: float, minimum: int, generator: np.random.Generator
 ) -> Partition:
     """Each class spread over clients by Dirichlet(concentration): unequal sizes, but `minimum` samples at least.
@@ -128,7 +128,7 @@ def _topped_up(owner: Array, clients: int, minimum: int, generator: np.random.Ge
     return moved
 
 
-def iid(labels: Array, clients: int, generator: np.random.Generator) -> Partition:
+def partition_iid(labels: Array, clients: int, generator: np.random.Generator) -> Partition:
     """A random split into parts whose sizes differ by one at most."""
     each, more = divmod(len(labels), clients)
     sizes = np.full(clients, each)
@@ -136,7 +136,7 @@ def iid(labels: Array, clients: int, generator: np.random.Generator) -> Partitio
     return Partition(generator.permutation(len(labels)), np.cumsum(sizes))
 
 
-def by_classes(labels: Array, clients: int, per_client: int, generator: np.random.Generator) -> Partition:
+def partition_by_classes(labels: Array, clients: int, per_client: int, generator: np.random.Generator) -> Partition:
     """Each client holds `per_client` classes; each class is split evenly among the clients that hold it."""
     names, labels = np.unique(labels, return_inverse=True)  # without classes that no sample has
     classes = len(names)
@@ -158,7 +158,7 @@ def by_classes(labels: Array, clients: int, per_client: int, generator: np.rando
     return Partition.from_owner(owner, clients)
 
 
-def by_column(values: Array) -> Partition:
+def partition_by_column(values: Array) -> Partition:
     """Natural clients: one for each value of a column, in sorted order."""
     names, owner = np.unique(values, return_inverse=True)
     return Partition.from_owner(owner, len(names))

@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-from fedadamw.validation import InputError, check, path_of
+from fedadamw.validation import InputError, check, parse_path
 
 Array = np.ndarray
 TEST_SPLITS = ("test", "validation", "valid", "val")
@@ -45,7 +45,7 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
 
-def read(source: str, config: str | None = None, test_source: str | None = None) -> "DatasetDict":
+def read_splits(source: str, config: str | None = None, test_source: str | None = None) -> "DatasetDict":
     """The splits of `source`: a folder, a CSV, JSON lines or Parquet file, or a hub id; `train` is among them.
 
     test_source: another such, whose train split becomes the split named `test`.
@@ -70,7 +70,7 @@ def read_held_out(
     splits = _read(setting, name, None if test_source and is_local(name) else config)
     wanted = wanted or (usual if usual in splits else None)
     alone = len(splits) == 1 and not wanted
-    return splits[next(iter(splits)) if alone else held_out_split(f"{setting}={name!r}", splits, wanted)]
+    return splits[next(iter(splits)) if alone else choose_held_out_split(f"{setting}={name!r}", splits, wanted)]
 
 
 def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
@@ -78,7 +78,7 @@ def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
     from tqdm import tqdm
 
     local = is_local(source)
-    path = path_of(setting, source) if local else Path(source)
+    path = parse_path(setting, source) if local else Path(source)
     kind = FILES.get(path.suffix)
     if local:
         _check_place(setting, source, path)
@@ -170,7 +170,7 @@ def _why(error: Exception) -> str:
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
-def held_out_split(place: str, splits: "DatasetDict", wanted: str | None) -> str:
+def choose_held_out_split(place: str, splits: "DatasetDict", wanted: str | None) -> str:
     """The name of the split of `place` to hold out: `wanted`, or the first of TEST_SPLITS that there is."""
     names = (wanted,) if wanted else TEST_SPLITS
     for name in names:

@@ -11,15 +11,15 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.labels import (
+from fedadamw.data.classes import (
     Outputs,
     check_columns,
-    classes_of,
     find_label_column,
-    groups_of,
     has_fractions,
-    labels_of,
     no_head,
+    read_classes,
+    read_groups,
+    read_labels,
 )
 from fedadamw.data.sources import Array
 from fedadamw.models.loading import in_one_line
@@ -53,7 +53,7 @@ class Texts:
         """Tokens of each text, (n,)."""
         return np.diff(self.starts)
 
-    def take(self, samples: Array) -> "Texts":
+    def select(self, samples: Array) -> "Texts":
         """The given samples only."""
         lengths = self.lengths[samples]
         starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -140,7 +140,7 @@ class Labelled:
         check_columns(place, train, (*columns, label, group))
         if classes is None and (numbers or has_fractions(train, label)):
             edges, classes = _bins(train, label)
-        classes = classes or classes_of(train, label, outputs)
+        classes = classes or read_classes(train, label, outputs)
         check(edges is not None or len(classes) > 1, f"{place}: column {label!r} has one class alone, {classes[0]!r}")
         return Labelled(source, columns, label, group, tokenizer, max_length, classes, edges)
 
@@ -151,11 +151,11 @@ class Labelled:
         encode = _encoder(self.tokenizer, self.columns, self.max_length)
         tokens, marks, starts, cut, *_ = tokenised(split, self.tokenizer, encode)
         if self.edges is None:
-            labels, targets = labels_of(split, self.label, self.classes), None
+            labels, targets = read_labels(split, self.label, self.classes), None
         else:
             targets = _numbers(split, self.label)
             labels = np.searchsorted(np.asarray(self.edges, dtype=np.float32), targets)
-        groups = groups_of(split, self.group)
+        groups = read_groups(split, self.group)
         return Texts(tokens, marks, starts, labels, self.classes, targets, self.edges, groups, None, int(cut.sum()))
 
 

@@ -34,12 +34,12 @@ class Sketch(NamedTuple):
         return torch.linalg.qr(self.left).Q, torch.linalg.qr(self.right).Q
 
 
-def sent(matrix: Tensor, known: Sketch) -> tuple[Tensor, Tensor]:
+def encode(matrix: Tensor, known: Sketch) -> tuple[Tensor, Tensor]:
     """What is sent of `matrix` (..., rows, columns): L and R in the next bases of `known`."""
     p, q = known.bases()
     return matrix @ q, matrix.mT @ p
 
 
-def received(left: Tensor, right: Tensor, known: Sketch) -> Sketch:
+def decode(left: Tensor, right: Tensor, known: Sketch) -> Sketch:
     """What is known after `left` and `right`, or their means over senders, have come."""
     return Sketch(*known.bases(), left, right)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedadamw.randomness import Purpose, batches, numpy_generator, torch_generator
-from fedadamw.settings.training import Training
+from fedadamw.randomness import Purpose, draw_batches, numpy_generator, torch_generator
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Layout, Vector, bind, bind_gradients, finite, statistics, trainable
+from fedadamw.vector import Layout, Vector, all_finite, bind, bind_gradients, statistics, trainable
 
 
 class Workspace:
@@ -34,7 +34,7 @@ class Workspace:
         bind(parameters, self.y)
         bind_gradients(parameters, self.gradient)
         floating = statistics(module)
-        self.statistics: Vector = Layout.named(floating).flatten(floating).to(self.y)
+        self.statistics: Vector = Layout.of_tensors(floating).flatten(floating).to(self.y)
         bind(floating, self.statistics)
         others = [b for name, b in module.named_buffers() if name not in floating]
         for buffer in others:
@@ -77,7 +77,7 @@ class Workspace:
         return True
 
 
-def autocast(training: Training, device: torch.device) -> torch.autocast:
+def autocast(training: TrainingSettings, device: torch.device) -> torch.autocast:
     """The block that a model is called in: in bfloat16 where the training says so."""
     return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16")
 
@@ -114,7 +114,7 @@ class Answer(NamedTuple):
     @property
     def finite(self) -> bool:
         """Whether every number that arrives is finite."""
-        return finite((*self.up, self.statistics))
+        return all_finite((*self.up, self.statistics))
 
 
 class Shard(NamedTuple):
@@ -143,7 +143,7 @@ class Work(NamedTuple):
 
 def work_of(
     task: Task,
-    training: Training,
+    training: TrainingSettings,
     seed: int,
     client: int,
     samples: np.ndarray,
@@ -154,7 +154,7 @@ def work_of(
 
     workspace: if its BatchNorm rejects a batch of one, such a batch joins the one before.
     """
-    parts = batches(
+    parts = draw_batches(
         samples,
         numpy_generator(seed, Purpose.BATCHES, round_, client),
         batch_size=training.batch_size,
@@ -176,7 +176,7 @@ def work_of(
     return Work(order, drawn, sizes)
 
 
-def check_company(training: Training, client: int, samples: int) -> None:
+def check_company(training: TrainingSettings, client: int, samples: int) -> None:
     """Raise InputError where the batches of a client with so many samples are of one sample each."""
     why = "this model's BatchNorm averages over a batch, of two samples at least"
     check(training.batch_size > 1, f"training.batch_size=1: {why}")

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (as everybody names it)
 from torch import Tensor
 
-from fedadamw.validation import InputError, check, one_of
+from fedadamw.validation import InputError, check, check_one_of
 from fedadamw.vector import Vector
 
 CHUNK = 2048  # numbers that share a scale of int8
@@ -172,7 +172,7 @@ CODECS = ("float32", "bfloat16", "int8", "top-k")
 
 def made(name: str, keep: float) -> Codec:
     """The codec of that name; keep: the share of numbers that top-k sends."""
-    one_of("training.upload", name, CODECS)
+    check_one_of("training.upload", name, CODECS)
     table: Mapping[str, Codec] = {"float32": Plain(), "bfloat16": BFloat16(), "int8": Int8(), "top-k": TopK(keep)}
     return table[name]
 

@@ -16,7 +16,7 @@ from fedadamw.engine.prefetch import ahead
 from fedadamw.engine.states import own
 from fedadamw.engine.step import Step
 from fedadamw.randomness import Purpose, torch_seed
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.vector import Vector, trainable
 
@@ -25,7 +25,13 @@ class Loop:
     """Trains clients one after the other."""
 
     def __init__(
-        self, workspace: Workspace, algorithm: AnyAlgorithm, task: Task, training: Training, seed: int, step: Step
+        self,
+        workspace: Workspace,
+        algorithm: AnyAlgorithm,
+        task: Task,
+        training: TrainingSettings,
+        seed: int,
+        step: Step,
     ) -> None:
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.seed, self.step = training, seed, step

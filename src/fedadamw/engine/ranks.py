@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedadamw.engine.client import Shard
 from fedadamw.engine.states import leaves, mapped
-from fedadamw.io.disk import writing
+from fedadamw.io.disk import report_full_disk
 
 
 class RankLostError(RuntimeError):
@@ -176,7 +176,7 @@ class _File(NamedTuple):
 
     def write(self, tensor: Tensor) -> None:
         """Put the tensor there."""
-        with writing(Path(self.path)), open(self.path, "r+b") as file:
+        with report_full_disk(Path(self.path)), open(self.path, "r+b") as file:
             file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
     def mapped(self) -> Tensor:

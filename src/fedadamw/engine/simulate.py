@@ -23,10 +23,10 @@ from fedadamw.engine.step import stepper
 from fedadamw.engine.store import InMemory, OnDisk, Store
 from fedadamw.engine.uploads import Coded, Uploads
 from fedadamw.randomness import sample_clients
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Vector, finite, nbytes
+from fedadamw.vector import Vector, all_finite, nbytes
 
 NOT_EXACT = "lora.aggregate='exact' takes the clients' mean as it is; this algorithm's server does not"
 
@@ -103,7 +103,7 @@ class Simulation:
         algorithm: AnyAlgorithm,
         task: Task,
         clients: Sequence[np.ndarray],
-        training: Training,
+        training: TrainingSettings,
         *,
         seed: int = 0,
         stack: int = 1,
@@ -176,7 +176,7 @@ class Simulation:
         if result.answered == 0:
             raise DivergedError(_diverged(state.round + 1, len(sampled), lr, training))
         after = self._after(state, result, lr)
-        if not finite(after.server):
+        if not all_finite(after.server):
             raise DivergedError(f"round {after.round}: the clients' mean is not finite; try a smaller training.lr")
         sent, wasted = nbytes((*down, state.statistics, state.base)) * len(sampled), 0
         if self.remote is not None:
@@ -265,7 +265,7 @@ class Simulation:
             state.round,
             down,
             state.statistics,
-            ranks.share(shards, lambda shard: self.training.work(len(shard.samples))),
+            ranks.share(shards, lambda shard: self.training.samples_per_round(len(shard.samples))),
             weighting=self.training.weighting,
             listeners=[keep, *listeners],
             ranks=ranks,
@@ -329,7 +329,7 @@ def _cuda_devices(device: torch.device) -> list[torch.device]:
     return [device] if device.type == "cuda" else []
 
 
-def _diverged(round_: int, clients: int, lr: float, training: Training) -> str:
+def _diverged(round_: int, clients: int, lr: float, training: TrainingSettings) -> str:
     clip = f"clip={training.clip:g}" if training.clip else "no clipping"
     return (
         f"round {round_}: all {clients} clients sent numbers that are not finite; "

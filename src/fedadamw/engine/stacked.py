@@ -29,7 +29,7 @@ from fedadamw.engine.states import mapped, stacked
 from fedadamw.engine.step import Step
 from fedadamw.engine.vmap_rules import batched
 from fedadamw.randomness import Purpose, torch_seed
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, statistics
@@ -52,7 +52,7 @@ class Stacked:
         workspace: Workspace,
         algorithm: AnyAlgorithm,
         task: Task,
-        training: Training,
+        training: TrainingSettings,
         seed: int,
         step: Step,
         group: int,
@@ -61,7 +61,7 @@ class Stacked:
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.seed, self.step, self.group = training, seed, step, group
         self.instead, self.stacks = instead, True
-        self._statistics = Layout.named(statistics(workspace.module))
+        self._statistics = Layout.of_tensors(statistics(workspace.module))
         self._batches_mix = batches_mix(workspace.module)
 
     def answers(

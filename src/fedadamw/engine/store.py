@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
-from fedadamw.io.disk import take_space, writing
+from fedadamw.io.disk import report_full_disk, reserve_space
 
 COUNT = "memories_on_disk"  # in a checkpoint: how many clients' memories are in the files beside it
 Memory = Any  # the algorithm's: a NamedTuple of tensors
@@ -115,7 +115,7 @@ class OnDisk:
             self._places += 1
             self._place[client] = self._places
         parts = [t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for t in memory]
-        with writing(self._file), open(self._file, "r+b") as file:
+        with report_full_disk(self._file), open(self._file, "r+b") as file:
             file.seek(self._start(client, slot))
             for part in parts:
                 file.write(part)
@@ -131,7 +131,7 @@ class OnDisk:
 
     def sync(self) -> None:
         """Bring all to the disk, memories before what says that they are there."""
-        with writing(self._file), open(self._file, "r+b") as file:
+        with report_full_disk(self._file), open(self._file, "r+b") as file:
             os.fsync(file.fileno())
         self._flush_index()
 
@@ -191,8 +191,8 @@ class OnDisk:
 def _mapped(path: Path, shape: tuple[int, int]) -> Any:
     """Integers of 8 bytes in a file, which is made, full of zeros, where there is none."""
     size = shape[0] * shape[1] * 8
-    with writing(path), open(path, "ab") as file:
+    with report_full_disk(path), open(path, "ab") as file:
         if file.tell() != size:
             os.truncate(path, size)
-    take_space(path)
+    reserve_space(path)
     return np.memmap(path, dtype=np.int64, mode="r+", shape=shape)

@@ -24,7 +24,7 @@ from fedadamw.engine.codecs import Codec, Plain
 from fedadamw.engine.round import Engine
 from fedadamw.randomness import Purpose, torch_generator
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Vector, finite
+from fedadamw.vector import Vector, all_finite
 
 Payload = dict[str, Tensor]  # what travels, by name: the fields of Up, `delta`, and parts of them, `delta.scales`
 Residual = tuple[Vector, ...]  # (d,) a change that the codec keeps a residual of
@@ -109,7 +109,7 @@ class Uploads:
         try:
             codec.check(sent, t)
             found = codec.decode(sent, t)
-            check(finite([found]), "has a number that is not finite")
+            check(all_finite([found]), "has a number that is not finite")
         except InputError as error:
             raise InputError(f"the upload's {name}: {error}") from None
         return found

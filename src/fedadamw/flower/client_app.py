@@ -7,8 +7,8 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedadamw.flower.node.worker import ask
-from fedadamw.flower.protocol import ARRAYS, ASK, NUMBERS, PROTOCOL
+from fedadamw.flower.node.worker import ask_worker
+from fedadamw.flower.protocol import ARRAYS, NUMBERS, PROTOCOL, REQUEST
 
 
 def client_app() -> ClientApp:
@@ -17,26 +17,26 @@ def client_app() -> ClientApp:
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        return answered(message, context)
+        return answer_message(message, context)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return answered(message, context)
+        return answer_message(message, context)
 
     return app
 
 
-def answered(message: Message, context: Context) -> Message:
+def answer_message(message: Message, context: Context) -> Message:
     """The answer to a message of fedadamw's ServerApp; what fails goes back as Flower's error, with its reason."""
-    asked: Any = dict(message.content.config_records[ASK])
+    asked: Any = dict(message.content.config_records[REQUEST])
     if asked.get("protocol") != PROTOCOL:
         raise RuntimeError(f"the server speaks protocol {asked.get('protocol')!r}, this node {PROTOCOL}: upgrade one")
     records = message.content.array_records
     arrays = dict(records[ARRAYS]) if ARRAYS in records else {}
-    return packed(message, *ask({**asked, "came": time.time(), "config": dict(context.node_config)}, arrays))
+    return pack_reply(message, *ask_worker({**asked, "came": time.time(), "config": dict(context.node_config)}, arrays))
 
 
-def packed(message: Message, numbers: dict[str, Any], arrays: Mapping[str, Array]) -> Message:
+def pack_reply(message: Message, numbers: dict[str, Any], arrays: Mapping[str, Array]) -> Message:
     """The answer to `message` with these numbers and arrays."""
     content = RecordDict({NUMBERS: MetricRecord(numbers)})
     if arrays:

@@ -57,7 +57,7 @@ app = client_app()
 '''
 
 
-def write(folder: Path, experiment: Experiment) -> None:
+def write_app(folder: Path, experiment: Experiment) -> None:
     """Write the app of `experiment` into `folder`, which must be empty or new; InputError where no run can be of it."""
     check_settings(experiment, remote=True)
     check_trackers(experiment.trackers, here=False)

@@ -5,8 +5,8 @@ and at most one ArrayRecord.
 """
 
 PROTOCOL = 2  # of these records and what is in them
-ASK, ARRAYS, NUMBERS = "fedadamw", "arrays", "numbers"
-TOLD = frozenset({"client", "layout", "num-examples", "loss", "fresh", "stale"})  # the numbers there are
+REQUEST, ARRAYS, NUMBERS = "fedadamw", "arrays", "numbers"
+REPLY_NUMBERS = frozenset({"client", "layout", "num-examples", "loss", "fresh", "stale"})  # the numbers there are
 STALE = "stale"  # among the numbers: what has changed was sent, and the state before is not here
 
 

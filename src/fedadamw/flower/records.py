@@ -1,7 +1,7 @@
 """FedAdamW in a Flower app of one's own: what `fedadamw.Server` and `fedadamw.FedAdamW` exchange, as a record.
 
-server:  record = packed(server.broadcast())          client:  opt.start_round(broadcast_of(record, server's blocks))
-         server.update([upload_of(r, ...)])                    record = packed(opt.finish_round())
+server:  record = pack(server.broadcast())          client:  opt.start_round(unpack_broadcast(record, server's blocks))
+         server.update([unpack_upload(r, ...)])                    record = pack(opt.finish_round())
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from fedadamw.algorithms import fedadamw as algorithm
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.flower.wire import Expected, RefusedError, read, to_array
+from fedadamw.flower.wire import ArraySpec, RefusedError, read_arrays, to_array
 from fedadamw.optim.messages import Broadcast, Message, Upload, check_message
-from fedadamw.validation import InputError, one_of
+from fedadamw.validation import InputError, check_one_of
 
 Sent = TypeVar("Sent", Broadcast, Upload)
 ABOUT = "about"  # the array that says which model, cut and share a message is of, as text
 
 
-def packed(message: Broadcast | Upload) -> ArrayRecord:
+def pack(message: Broadcast | Upload) -> ArrayRecord:
     """A broadcast or an upload as one record, one array a field; half precision travels as float32."""
     tensors: dict[str, Tensor] = dict(message.state._asdict())
     if isinstance(message, Upload):
@@ -32,14 +32,14 @@ def packed(message: Broadcast | Upload) -> ArrayRecord:
     return ArrayRecord({ABOUT: Array(about), **{name: to_array(t) for name, t in tensors.items()}})
 
 
-def broadcast_of(record: Mapping[str, Array], blocks: Blocks, share: str = "mean-v") -> Broadcast:
+def unpack_broadcast(record: Mapping[str, Array], blocks: Blocks, share: str = "mean-v") -> Broadcast:
     """The broadcast of a record; InputError where it is for another model, RefusedError where it is none."""
     state = algorithm.Server(**_tensors(record, blocks, share, {"x": blocks.d, "delta": blocks.d, "t": 1}))
     found = Broadcast(blocks.layout, blocks.fingerprint, share, state)
     return _checked(found, record, blocks, share, "the broadcast")
 
 
-def upload_of(
+def unpack_upload(
     record: Mapping[str, Array],
     blocks: Blocks,
     share: str = "mean-v",
@@ -63,15 +63,15 @@ def upload_of(
 
 def _tensors(record: Mapping[str, Array], blocks: Blocks, share: str, sizes: dict[str, int]) -> dict[str, Tensor]:
     """The record's numbers, each field as long as it must be."""
-    one_of("share", share, algorithm.SHARES)
+    check_one_of("share", share, algorithm.SHARES)
     counts = {"restart": 0, "whole": blocks.d, "mean": blocks.B}
     how_m, how_v = algorithm.SHARES[share]
     sizes = {**sizes, "m": counts[how_m], "v": counts[how_v]}
     numbers = {name: array for name, array in record.items() if name != ABOUT}
     kinds = {name: array.dtype for name, array in numbers.items()}
     floats = {name: kind for name, kind in kinds.items() if kind in ("float32", "float64")}
-    expected = {name: Expected((size,), floats.get(name, "float32")) for name, size in sizes.items()}
-    return read(numbers, expected)
+    expected = {name: ArraySpec((size,), floats.get(name, "float32")) for name, size in sizes.items()}
+    return read_arrays(numbers, expected)
 
 
 def _checked(message: Sent, record: Mapping[str, Array], blocks: Blocks, share: str, which: str) -> Sent:
@@ -87,7 +87,7 @@ def _checked(message: Sent, record: Mapping[str, Array], blocks: Blocks, share: 
 
 def _text(array: Array) -> str | None:
     try:
-        (found,) = read({ABOUT: array}, {ABOUT: Expected(tuple(array.shape), "uint8")}).values()
+        (found,) = read_arrays({ABOUT: array}, {ABOUT: ArraySpec(tuple(array.shape), "uint8")}).values()
     except RefusedError:
         return None
     return bytes(found.to(torch.uint8).tolist()).decode(errors="replace")

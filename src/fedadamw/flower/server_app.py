@@ -14,12 +14,12 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.engine.record import Record
+from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.events import Events
-from fedadamw.flower.server.grid import Post
-from fedadamw.flower.server.inbox import Inbox
-from fedadamw.flower.server.members import Members
-from fedadamw.flower.server.monitor import UNSEEN, Monitor
+from fedadamw.flower.server.messenger import Messenger
+from fedadamw.flower.server.monitor import NO_MONITOR, Monitor
 from fedadamw.flower.server.rounds import Rounds
+from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.prepare.simulation import Prepared, check_settings
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.experiment import Experiment
@@ -54,7 +54,7 @@ def server_app(experiment: Path) -> ServerApp:
     return app
 
 
-def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, monitor: Monitor = UNSEEN) -> None:
+def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, monitor: Monitor = NO_MONITOR) -> None:
     """Run `experiment` in the folder `out`, new or to be gone on with, on the nodes of `grid`."""
     from fedadamw.runner.execute import execute
     from fedadamw.runner.progress import Progress
@@ -68,7 +68,7 @@ def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, 
 
     def on_round(record: Record) -> None:
         progress.round(record)
-        monitor.round(record)
+        monitor.record_round(record)
 
     with Progress(experiment.training, quiet=False) as progress:
         execute(
@@ -94,14 +94,14 @@ def federation_of(folder: RunFolder) -> str:
 
 
 def rounds_of(
-    experiment: Experiment, prepared: Prepared, grid: Grid, folder: RunFolder, monitor: Monitor = UNSEEN
+    experiment: Experiment, prepared: Prepared, grid: Grid, folder: RunFolder, monitor: Monitor = NO_MONITOR
 ) -> Rounds:
     """The engine that asks the nodes of `grid`."""
     f, t, simulation = experiment.federation, experiment.training, prepared.simulation
     check_settings(experiment, remote=True)
-    spool = folder.path / "spool"
-    shutil.rmtree(spool, ignore_errors=True)
-    spool.mkdir(parents=True)
+    spool_folder = folder.path / "spool"
+    shutil.rmtree(spool_folder, ignore_errors=True)
+    spool_folder.mkdir(parents=True)
     about: Mapping[str, Any] = json.loads(json.dumps(prepared.about))
     facts = {
         "settings": yaml.safe_dump(
@@ -113,11 +113,11 @@ def rounds_of(
     state, events = simulation.state, Events(folder.path / "events.jsonl", monitor)
     model, like = simulation.workspace.module, simulation.uploads.like(simulation.algorithm.broadcast(state.server))
     up = type(like)(*(t.new_zeros(()).expand(t.shape) for t in like))  # their shapes, not their memory
-    inbox = Inbox(t, simulation.uploads, up, state.statistics, Layout.named(statistics(model)), spool)
-    post = Post(grid, facts, inbox.most)
+    spool = UploadSpool(t, simulation.uploads, up, state.statistics, Layout.of_tensors(statistics(model)), spool_folder)
+    messenger = Messenger(grid, facts, spool.most)
     layout = int(simulation.workspace.layout.fingerprint[:12], 16)
-    members = Members(
-        post,
+    registry = ClientRegistry(
+        messenger,
         events,
         clients=len(simulation.clients),
         layout=layout,
@@ -127,9 +127,9 @@ def rounds_of(
     )
     return Rounds(
         f,
-        post,
-        members,
-        inbox,
+        messenger,
+        registry,
+        spool,
         events,
         seed=experiment.seed,
         clients_per_round=t.clients_per_round,

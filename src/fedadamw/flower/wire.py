@@ -24,7 +24,7 @@ class RefusedError(Exception):
         super().__init__(f"{reason}: {self.detail}")
 
 
-class Expected(NamedTuple):
+class ArraySpec(NamedTuple):
     """The shape and type that an array must have."""
 
     shape: tuple[int, ...]
@@ -36,12 +36,12 @@ class Expected(NamedTuple):
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     @staticmethod
-    def of(t: Tensor) -> "Expected":
+    def of(t: Tensor) -> "ArraySpec":
         """What a tensor looks like on the wire."""
-        return Expected(tuple(t.shape), str(t.dtype).removeprefix("torch."))
+        return ArraySpec(tuple(t.shape), str(t.dtype).removeprefix("torch."))
 
 
-def named(prefix: str, state: Any) -> dict[str, Tensor]:
+def name_fields(prefix: str, state: Any) -> dict[str, Tensor]:
     """The fields of a state (a NamedTuple of tensors) as `prefix.field`."""
     return {f"{prefix}.{field}": t for field, t in state._asdict().items()}
 
@@ -59,7 +59,7 @@ def to_array(t: Tensor) -> Array:
     return Array(t.detach().cpu().contiguous().numpy())
 
 
-def read(arrays: Mapping[str, Array], expected: Mapping[str, Expected]) -> dict[str, Tensor]:
+def read_arrays(arrays: Mapping[str, Array], expected: Mapping[str, ArraySpec]) -> dict[str, Tensor]:
     """The tensors of `arrays`, which must be those `expected` and no other; RefusedError says what is wrong."""
     missing, extra = sorted(expected.keys() - arrays.keys()), sorted(arrays.keys() - expected.keys())
     if missing:
@@ -69,7 +69,7 @@ def read(arrays: Mapping[str, Array], expected: Mapping[str, Expected]) -> dict[
     return {name: _tensor(name, arrays[name], wanted) for name, wanted in expected.items()}
 
 
-def _tensor(name: str, array: Array, wanted: Expected) -> Tensor:
+def _tensor(name: str, array: Array, wanted: ArraySpec) -> Tensor:
     """One array: what it says of itself is compared before anything is unpacked, and nothing but numbers is read."""
     if tuple(array.shape) != wanted.shape:
         raise RefusedError("wrong-shape", f"{name!r} has shape {tuple(array.shape)} instead of {wanted.shape}")

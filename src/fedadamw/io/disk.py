@@ -21,7 +21,7 @@ class DiskFullError(OSError):
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def report_full_disk(path: Path) -> Iterator[None]:
     """A block that writes the file or folder `path`; DiskFullError where there is no space for it."""
     try:
         yield
@@ -50,7 +50,7 @@ def new_folder(to: Path) -> Iterator[Path]:
     check(not to.exists() or (to.is_dir() and not any(to.iterdir())), f"{to}: exists; give a new folder")
     aside = to.with_name(f"{to.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with writing(to):
+        with report_full_disk(to):
             aside.mkdir(parents=True)
             yield aside
             _rename(aside, to)
@@ -69,9 +69,9 @@ def _rename(aside: Path, to: Path) -> None:
         raise InputError(f"{to}: exists; give a new folder") from None
 
 
-def take_space(path: Path) -> None:
+def reserve_space(path: Path) -> None:
     """Have the disk set aside what a sparse file will hold: else a full one kills who writes to its mapping."""
-    with writing(path), open(path, "r+b") as file:
+    with report_full_disk(path), open(path, "r+b") as file:
         size = path.stat().st_size
         if hasattr(os, "posix_fallocate"):
             try:

@@ -11,22 +11,22 @@ TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they chang
 IN_MARKDOWN = re.compile(r"[\\`*\[\]<>|&~$#]|(?<!\w)_|_(?!\w)")  # an underscore inside a word means nothing
 
 
-def visible(text: object) -> str:
+def escape_text(text: object) -> str:
     r"""`text` on one line, with what would steer a terminal or end a file as an escape: \x1b."""
     return "".join(_escape(c) if _steers(c) else c for c in str(text))
 
 
-def in_html(text: object) -> str:
+def escape_html(text: object) -> str:
     """`text` as a page shows it."""
-    return html.escape(visible(text))
+    return html.escape(escape_text(text))
 
 
-def in_markdown(text: object) -> str:
+def escape_markdown(text: object) -> str:
     """`text` as Markdown shows it, in a sentence or in a table's cell."""
-    return IN_MARKDOWN.sub(r"\\\g<0>", visible(text))
+    return IN_MARKDOWN.sub(r"\\\g<0>", escape_text(text))
 
 
-def in_script(value: Any) -> str:
+def escape_script(value: Any) -> str:
     """`value` as JSON inside a page's script: no word in it can end the script, or begin a comment."""
     text = json.dumps(_without_nan(value), allow_nan=False)  # all beyond ASCII is escaped, U+2028 too
     return re.sub("[<>&]", lambda found: _escape(found.group()), text)

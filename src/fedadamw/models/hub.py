@@ -9,7 +9,7 @@ from torch import nn
 
 from fedadamw.models import vision
 from fedadamw.models.loading import config_from, place_of, quiet_libraries, read, unloaded
-from fedadamw.validation import brief
+from fedadamw.validation import shorten
 
 SHAPE = vision.ImageShape(size=32, channels=3, classes=10)
 MICRO = vision.ImageShape(size=8, channels=1, classes=10)
@@ -29,7 +29,7 @@ def _transformers(name: str) -> nn.Module:
 
     if name in CONFIG_MAPPING and not (Path(name) / "config.json").is_file():
         return _from_config(AutoConfig.for_model(name))
-    place, what = name if os.path.isfile(name) else place_of("model", name), f"model {brief(name)}"  # noqa: PTH113  (Path.is_file raises if a name is too long)
+    place, what = name if os.path.isfile(name) else place_of("model", name), f"model {shorten(name)}"  # noqa: PTH113  (Path.is_file raises if a name is too long)
     if not os.path.exists(place):  # noqa: PTH110
         what += f" is none of {', '.join(vision.NAMES)}, no type of transformers (bert, llama, ...), no folder, and"
     return read(what, place, lambda: _from_config(config_from(place)))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fedadamw.validation import MOST_SHOWN, InputError, brief, check, path_of
+from fedadamw.validation import MAX_SHOWN_CHARACTERS, InputError, check, parse_path, shorten
 
 PACKAGE = "package:"
 LONGEST = 300  # characters of what a library says
@@ -36,11 +36,11 @@ def place_of(setting: str, name: str) -> str:
     if name.startswith(PACKAGE):
         path = _in_package(setting, name)
     elif is_local(name):
-        path = path_of(setting, name)
+        path = parse_path(setting, name)
     else:
         check(bool(name.strip("/")), f"{setting}={name!r}: give a folder (./path) or a hub id (owner/name)")
         return name
-    check(os.path.isdir(path), f"{setting}={brief(name)}: no such folder")  # noqa: PTH112  (as in is_local)
+    check(os.path.isdir(path), f"{setting}={shorten(name)}: no such folder")  # noqa: PTH112  (as in is_local)
     return str(path.resolve())
 
 
@@ -56,7 +56,8 @@ def _in_package(setting: str, name: str) -> Path:
     there = next((path for place in places if os.path.isdir(path := Path(place, *parts))), None)  # noqa: PTH112
     if there is None:
         raise InputError(
-            f"{setting}={brief(name)}: no package {brief(package)} is installed (pip install {package[:MOST_SHOWN]})"
+            f"{setting}={shorten(name)}: no package {shorten(package)} is installed "
+            f"(pip install {package[:MAX_SHOWN_CHARACTERS]})"
         )
     return there / inside
 
@@ -189,12 +190,6 @@ def _warn_of_fresh(model: Any, fresh: list[str]) -> None:
         more = f" and {len(body) - 3:,} more" if len(body) > 3 else ""
         named = f"{', '.join(body[:3])}{more}"
         warnings.warn(f"begin afresh, as the model's files have no weights of their shape: {named}", stacklevel=2)
-
-
-def outputs_of(name: str) -> int | None:
-    """How many classes the head of a folder's or hub id's model was trained for, None where that is not said."""
-    config = loaded("model.name", name, config_from)
-    return len(config.id2label) if "id2label" in config.to_diff_dict() else None
 
 
 def quiet_libraries() -> None:

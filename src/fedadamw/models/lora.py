@@ -5,55 +5,22 @@ import re
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from fedadamw.blocks.names import HEAD, TOP_LEVEL_HEAD
 from fedadamw.models.loading import LONGEST, in_one_line, read
-from fedadamw.validation import InputError, brief, check, missing
+from fedadamw.settings.lora import ALL_LINEAR, LoraSettings
+from fedadamw.validation import InputError, check, missing_extra_error, shorten
 from fedadamw.vector import Layout, Vector, bind
 
-ALL_LINEAR = "all-linear"  # peft's word for every linear layer but the output's
 MEGATRON = {"megatron_config": None, "megatron_core": "megatron.core"}  # with what peft writes into every file
 ADAPTER = "default"  # peft's name of the one adapter
 
 
-class Lora(BaseModel):
-    """LoRA's settings, as peft names them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    r: int = Field(default=16, ge=1, description="rank of the adapters")
-    alpha: float = Field(default=32, gt=0, description="an adapter counts alpha / r times")
-    dropout: float = Field(default=0.05, ge=0, lt=1, description="of an adapter's inputs")
-    target_modules: tuple[str, ...] | str | None = Field(
-        default=None,
-        description="names of the layers to adapt (query, value, ...), a pattern of their whole names, or all-linear; "
-        "peft's choice where not set",
-    )
-
-    aggregate: Literal["factors", "frozen-a", "exact"] = Field(
-        default="factors",
-        description="factors: the means of A and of B; frozen-a: B alone is trained and sent; "
-        "exact: the mean of B A, folded into the base",
-    )
-
-    @field_validator("target_modules", mode="before")
-    @classmethod
-    def _names_or_pattern(cls, value: Any) -> Any:
-        """Names, or a word: a pattern or all-linear, which is one in a list, too."""
-        names = list(value) if isinstance(value, list | tuple) else [value]
-        fine = bool(names) and all(isinstance(name, str) and name for name in names)
-        check(value is None or fine, f"lora.target_modules={value}: give names in a list, a pattern, or {ALL_LINEAR}")
-        every = any(str(name).lower() == ALL_LINEAR for name in names)
-        check(not every or len(names) == 1, f"lora.target_modules: {ALL_LINEAR} stands alone, without other names")
-        return ALL_LINEAR if every else value
-
-
-def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:
+def adapted(model: nn.Module, lora: LoraSettings, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:
     """`model` with adapters on the layers that `lora` names; all else is frozen but a classifier's head.
 
     task_type: peft's (SEQ_CLS, CAUSAL_LM), which a saved adapter is loaded by. fresh: modules whose weights come from
@@ -62,7 +29,7 @@ def adapted(model: nn.Module, lora: Lora, task_type: str | None, fresh: Sequence
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise missing("lora needs peft", "lora") from None
+        raise missing_extra_error("lora needs peft", "lora") from None
     heads = [] if task_type == "CAUSAL_LM" else [n for n, _ in model.named_children() if n in HEAD | TOP_LEVEL_HEAD]
     heads += [name for name in fresh if name.split(".")[0] not in heads]
     _check_targets(model, lora.target_modules, heads)
@@ -103,7 +70,7 @@ def with_adapter(model: nn.Module, folder: Path) -> nn.Module:
     try:
         from peft import PeftModel
     except ImportError:
-        raise missing(f"{folder}: an adapter needs peft", "lora") from None
+        raise missing_extra_error(f"{folder}: an adapter needs peft", "lora") from None
     _check_adapter(folder / "adapter_config.json")
 
     def load() -> nn.Module:
@@ -117,7 +84,7 @@ def _check_adapter(file: Path) -> None:
     with in_one_line(f"{file}: cannot be read"):
         found = dict(json.loads(file.read_text(encoding="utf-8")))
         kind = found.get("peft_type")
-        check(kind == "LORA", f"{file}: peft_type is {brief(kind)}; LORA alone is loaded")
+        check(kind == "LORA", f"{file}: peft_type is {shorten(kind)}; LORA alone is loaded")
         for name, usual in MEGATRON.items():
             check(found.get(name) in (None, usual), f"{file}: {name} is not loaded: it imports what the file names")
 
@@ -213,7 +180,7 @@ class Folding:
         check(bool(self._layers), "lora.aggregate='exact' needs adapters of linear layers")
         self._layout = Layout.of(model)
         weights = {layer.a: layer.weight for layer in self._layers}
-        self._weights = Layout.named(weights)
+        self._weights = Layout.of_tensors(weights)
         self.base: Vector = self._weights.flatten(weights)  # (w,) the frozen weights as the module has them
         bind(weights, self.base)
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedadamw.data.fitting import BILINEAR, Fit, Size
 from fedadamw.models.loading import image_processor_from, in_one_line, loaded, place_of
+from fedadamw.models.resizing import BILINEAR, ResizeCrop, Size
 from fedadamw.validation import InputError, check
 
 FILES = ("preprocessor_config.json", "processor_config.json")  # that may hold an image processor
@@ -32,7 +32,7 @@ class Processor(NamedTuple):
     the model comes without an image processor.
     """
 
-    fit: Fit | None = None
+    fit: ResizeCrop | None = None
     scale: float = BYTE
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -42,7 +42,7 @@ class Processor(NamedTuple):
     def inputs(self, pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Bytes (n, c, h, w) as the model takes them; mean, std: (c, 1, 1)."""
         if self.fit is not None:
-            pixels = self.fit.pixels(pixels)
+            pixels = self.fit.resize_batch(pixels)
         if self.bgr and pixels.shape[1] == 3:
             pixels = pixels.flip(1)
         x = pixels.float() / 255 if self.scale == BYTE else pixels.float() * self.scale
@@ -55,7 +55,7 @@ def of(name: str, config: Any) -> Processor:
     settings = _settings(name)
     check(channels in (1, 3), f"model.name={name!r} takes {channels} channels; images have 1 or 3")
     if settings is None:
-        return Processor(Fit(size) if size else None)
+        return Processor(ResizeCrop(size) if size else None)
     own = _sized(settings, size)
     code = settings.get("auto_map") and not settings.get("image_processor_type")
     check(not code, f"model.name={name!r}: its image processor is code of its own, which is not run")
@@ -168,7 +168,7 @@ def _read(theirs: Any, kind: str, channels: int) -> Processor:
     return Processor(fit, scale, mean, std, bgr=bool(says("do_flip_channel_order")), settings=settings)
 
 
-def _fit(theirs: Any, kind: str) -> Fit | None:
+def _fit(theirs: Any, kind: str) -> ResizeCrop | None:
     """How an image processor brings a picture to its size."""
     resample = BILINEAR if theirs.resample is None else int(theirs.resample)
     size = _side(theirs.size) if theirs.do_resize else None
@@ -186,7 +186,7 @@ def _fit(theirs: Any, kind: str) -> Fit | None:
         size = int(256 / 224 * size)
     elif kind.startswith("PoolFormer") and size is not None and theirs.crop_pct is not None:
         size = int((size if isinstance(size, int) else size[0]) / theirs.crop_pct)
-    return Fit(size, crop, resample) if size or crop else None
+    return ResizeCrop(size, crop, resample) if size or crop else None
 
 
 def _side(size: Any) -> Size | int | None:

@@ -1,12 +1,10 @@
 """Tokenizers: loaded, limited, padded."""
 
-import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
-from fedadamw.data.labels import places_of
 from fedadamw.models.loading import config_from, loaded, tokenizer_from, unloaded
 from fedadamw.validation import check
 
@@ -47,19 +45,6 @@ def max_length_of(name: str, tokenizer: Any, wanted: int | None) -> int:
         return min(limits, default=512)
     check(positions is None or wanted <= positions, f"data.max_length={wanted}: {name!r} takes {positions} tokens")
     return wanted
-
-
-def in_own_order(name: str, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """`classes` in the order that the trained head of model `name` has them in, where it knows them by their names."""
-    config = loaded("model.name", name, config_from)
-    own = [str(config.id2label[i]) for i in sorted(config.id2label)]
-    places = [place for place in places_of(own, classes) if place is not None]
-    if len(own) == len(classes) == len(set(places)):
-        return tuple(classes[place] for place in places)
-    named = "id2label" in config.to_diff_dict() and not all(label.startswith("LABEL_") for label in own)
-    if named and len(own) == len(classes):
-        warnings.warn(f"{name!r} tells {', '.join(own)} apart; they are now called {', '.join(classes)}", stacklevel=2)
-    return classes
 
 
 def _check_padding(name: str, tokenizer: Any) -> None:

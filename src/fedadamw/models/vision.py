@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fedadamw.data.fitting import Fit, Size
 from fedadamw.models import processor
 from fedadamw.models.loading import config_from, is_local, loaded, pretrained, quiet_libraries, unloaded
 from fedadamw.models.processor import Processor
-from fedadamw.validation import check, one_of
+from fedadamw.models.resizing import ResizeCrop, Size
+from fedadamw.validation import check, check_one_of
 
 
 class ImageShape(NamedTuple):
@@ -182,10 +182,10 @@ def _pretrained(name: str, shape: ImageShape, *, fresh: bool) -> Vision:
 
 def _check_name(name: str) -> None:
     if "/" not in name and not is_local(name):
-        one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
+        check_one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
 
 
-def fit_of(name: str) -> Fit | None:
+def fit_of(name: str) -> ResizeCrop | None:
     """How the image processor of a folder's or hub id's model brings a picture to its size; None: of this package's."""
     if name in NAMES:
         return None

@@ -229,7 +229,7 @@ class FedAdamW(torch.optim.Optimizer):
         named = dict(self._named_parameters())
         own = {name: named[name] for name in layout.names if name in named}
         extra = {name: p for name, p in named.items() if p.requires_grad and name not in own}
-        problem = layout.difference(Layout.named(own | extra))
+        problem = layout.difference(Layout.of_tensors(own | extra))
         if problem:
             raise InputError(f"the optimizer's parameters are not those of its blocks: {problem}")
         return own

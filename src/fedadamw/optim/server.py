@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fedadamw.algorithms import fedadamw as algorithm
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.optim.messages import Broadcast, Upload, check_message
-from fedadamw.validation import InputError, check, one_of
+from fedadamw.validation import InputError, check, check_one_of
 from fedadamw.vector import Layout, at_least_single, trainable
 
 
@@ -19,7 +19,7 @@ class Server:
     """
 
     def __init__(self, model: nn.Module, blocks: Blocks | None = None, share: str = "mean-v") -> None:
-        one_of("share", share, algorithm.SHARES)
+        check_one_of("share", share, algorithm.SHARES)
         self.blocks = Blocks.of(model) if blocks is None else blocks
         problem = self.blocks.layout.difference(Layout.of(model))
         if problem:

@@ -9,12 +9,12 @@ from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, check
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Of this machine, as many as this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def on_gpu(experiment: Experiment) -> bool:
+def uses_gpu(experiment: Experiment) -> bool:
     """Whether the experiment will run on something else than a CPU; asks, and takes nothing of it."""
     if experiment.device == "auto":
         return torch.cuda.is_available()
@@ -27,7 +27,7 @@ def check_device(setting: str, given: object) -> None:
     check(bool(known), f"{setting}={given!r} is no device to train on; use one of auto, cpu, cuda, cuda:0, cuda:1, ...")
 
 
-def device_of(experiment: Experiment, name: str | None = None) -> torch.device:
+def select_device(experiment: Experiment, name: str | None = None) -> torch.device:
     """The device `name`, by default the one that the experiment names, set up for it; InputError where there is none.
 
     Float32 is float32 there: torch would have cuDNN's convolutions round to TF32, 10 bits of 23.

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from fedadamw.data.fitting import BILINEAR, Fit
-from fedadamw.data.image_task import ImageTask, moments
-from fedadamw.data.images import Images, Wanted, load_held_out, load_images
-from fedadamw.data.labels import no_head
-from fedadamw.data.pictures import CROP, MODEL, SIZE, Form
+from fedadamw.data.classes import no_head
+from fedadamw.data.image_decoding import CROPPED, MODEL_SIZE, OWN_SIZE, PixelFormat
+from fedadamw.data.image_task import ImageTask, channel_statistics
+from fedadamw.data.images import ImageOptions, Images, load_held_out, load_images
 from fedadamw.models import vision
-from fedadamw.models.loading import initial, outputs_of
+from fedadamw.models.heads import outputs_of
+from fedadamw.models.loading import initial
 from fedadamw.models.lora import adapted
 from fedadamw.models.processor import BYTE, Processor
+from fedadamw.models.resizing import BILINEAR, ResizeCrop
 from fedadamw.prepare.learned import Learned
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings.experiment import Experiment
@@ -32,7 +33,7 @@ def load(experiment: Experiment) -> tuple[Images, Images]:
         config=data.config,
         image_column=data.image_column,
         label_column=data.label_column,
-        group_column=experiment.partition.natural,
+        group_column=experiment.partition.client_column,
         test_source=data.test_source,
         test_split=data.test_split,
         want_test=not data.validation,
@@ -40,10 +41,10 @@ def load(experiment: Experiment) -> tuple[Images, Images]:
     )
 
 
-def _wanted(experiment: Experiment) -> Wanted:
+def _wanted(experiment: Experiment) -> ImageOptions:
     """What the settings say of the form of images."""
     data, model = experiment.data, experiment.model
-    return Wanted(
+    return ImageOptions(
         size=data.image_size,
         grey=None if data.image_mode == "auto" else data.image_mode == "grey",
         skip_bad=data.on_bad == "skip",
@@ -68,7 +69,7 @@ def held_out(experiment: Experiment, about: Mapping[str, Any]) -> Images:
     )
 
 
-def _form(experiment: Experiment, about: Mapping[str, Any]) -> Form:
+def _form(experiment: Experiment, about: Mapping[str, Any]) -> PixelFormat:
     """The form of the training set, for other images."""
     data, (channels, height, width) = experiment.data, about["shape"]
     check(
@@ -77,23 +78,25 @@ def _form(experiment: Experiment, about: Mapping[str, Any]) -> Form:
     )
     mode = "grey" if channels == 1 else "rgb"
     check(data.image_mode in ("auto", mode), f"data.image_mode={data.image_mode}: the model was trained on {mode}")
-    fit = Fit((height, width))
-    if data.image_size is not None or about.get("fit") == MODEL:
+    fit = ResizeCrop((height, width))
+    if data.image_size is not None or about.get("fit") == MODEL_SIZE:
         model = vision.fit_of(experiment.model.name)
-        crop = Fit(height, (height, width), model.resample if model else BILINEAR)
-        fit = model if model is not None and about.get("fit") == MODEL else crop
-    return Form(channels == 1, (height, width), fit, CROP if data.image_size is not None else about.get("fit", SIZE))
+        crop = ResizeCrop(height, (height, width), model.resample if model else BILINEAR)
+        fit = model if model is not None and about.get("fit") == MODEL_SIZE else crop
+    return PixelFormat(
+        channels == 1, (height, width), fit, CROPPED if data.image_size is not None else about.get("fit", OWN_SIZE)
+    )
 
 
 def build(experiment: Experiment, train: Images, test: Images, device: torch.device) -> Learned:
     """The classifier on `device`, and its task."""
-    about: dict[str, Any] = {"classes": train.classes, "shape": list(train.pixels.shape[1:]), "fit": train.fit}
+    about: dict[str, Any] = {"classes": train.classes, "shape": list(train.pixels.shape[1:]), "fit": train.size_from}
     about["skipped"] = [train.skipped, 0 if experiment.data.validation else test.skipped]
     built = model_of(experiment, about)
     about["steps"] = steps_of(built, about)
     _check_size(experiment.model.name, built, about)
     own = (built.processor.mean, built.processor.std)
-    about["mean"], about["std"] = own if all(own) else moments(train.pixels)
+    about["mean"], about["std"] = own if all(own) else channel_statistics(train.pixels)
     return Learned(built.model.to(device), task_of(experiment, built, train, test, device, about), about)
 
 
@@ -116,7 +119,7 @@ def task_of(
         channels=built.channels,
         mean=tuple(about["mean"]),
         std=tuple(about["std"]),
-        test_batch_size=experiment.training.evaluated_at_once(500),
+        test_batch_size=experiment.training.evaluation_batch(500),
         resident=experiment.data.resident,
     )
 
@@ -126,19 +129,24 @@ def _processor(built: vision.Vision, about: Mapping[str, Any]) -> Processor:
     return built.processor._replace(fit=remaining_fit(built, about))
 
 
-def remaining_fit(built: vision.Vision, about: Mapping[str, Any]) -> Fit | None:
+def remaining_fit(built: vision.Vision, about: Mapping[str, Any]) -> ResizeCrop | None:
     """How images of the data's form come to the size that the model takes."""
     fit, kind = built.processor.fit, about.get("fit")
-    if fit is None or kind == MODEL:
+    if fit is None or kind == MODEL_SIZE:
         return None
-    return Fit(fit.size, resample=fit.resample) if kind == CROP and fit.size is not None else fit
+    return ResizeCrop(fit.fixed_size, resample=fit.resample) if kind == CROPPED and fit.fixed_size is not None else fit
 
 
 def steps_of(built: vision.Vision, about: Mapping[str, Any]) -> dict[str, Any]:
     """What is done to images of the data's form before they are normalised, as in a manifest; {}: scaled to [0, 1]."""
     _, height, width = about["shape"]
-    fit, processor = remaining_fit(built, about) or Fit(), built.processor
-    sizes = {(height, width), fit.resized((height, width)), fit.output((height, width)), built.size or (height, width)}
+    fit, processor = remaining_fit(built, about) or ResizeCrop(), built.processor
+    sizes = {
+        (height, width),
+        fit.resized_size((height, width)),
+        fit.output_size((height, width)),
+        built.size or (height, width),
+    }
     steps = asdict(fit) if len(sizes) > 1 else {}
     steps |= {} if processor.scale == BYTE else {"scale": processor.scale}
     steps |= {"bgr": True} if processor.bgr else {}
@@ -148,7 +156,9 @@ def steps_of(built: vision.Vision, about: Mapping[str, Any]) -> dict[str, Any]:
 def pixels_of(built: vision.Vision, about: Mapping[str, Any]) -> dict[str, Any]:
     """What a run that went on with `built` would write of its pictures in place of `about`."""
     own = {"mean": built.processor.mean, "std": built.processor.std, "steps": steps_of(built, about)}
-    return {**about, "fit": about.get("fit", SIZE)} | {name: value for name, value in own.items() if value is not None}
+    return {**about, "fit": about.get("fit", OWN_SIZE)} | {
+        name: value for name, value in own.items() if value is not None
+    }
 
 
 def check_named(experiment: Experiment) -> None:
@@ -181,8 +191,8 @@ def model_of(experiment: Experiment, about: Mapping[str, Any]) -> vision.Vision:
 def _check_size(name: str, built: vision.Vision, about: Mapping[str, Any]) -> None:
     """Raise InputError where images come to another size than the model's own, and it takes no other."""
     channels, height, width = about["shape"]
-    fit = remaining_fit(built, about) or Fit()
-    size = fit.output((height, width))
+    fit = remaining_fit(built, about) or ResizeCrop()
+    size = fit.output_size((height, width))
     if built.size in (None, size):
         return
     try:

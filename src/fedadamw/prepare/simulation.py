@@ -9,9 +9,15 @@ from torch import nn
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.data import partition as split
 from fedadamw.data.images import Images
-from fedadamw.data.partition import Partition
+from fedadamw.data.partition import (
+    Partition,
+    partition_by_classes,
+    partition_by_column,
+    partition_dirichlet,
+    partition_iid,
+    partition_mix,
+)
 from fedadamw.data.sources import Samples
 from fedadamw.data.texts import Texts
 from fedadamw.engine.ranks import Team, team
@@ -20,7 +26,7 @@ from fedadamw.engine.simulate import NOT_EXACT, Simulation
 from fedadamw.engine.step import compiling_pays
 from fedadamw.models.lora import Folding
 from fedadamw.prepare import images, texts
-from fedadamw.prepare.device import check_device, device_of
+from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.learned import Learned
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.randomness import Purpose, numpy_generator
@@ -43,7 +49,7 @@ class Prepared(NamedTuple):
 def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     """Load the data, split it, build the model and the algorithm. remote: others train, with data that they have."""
     check_settings(experiment, remote=remote)
-    device = device_of(experiment)
+    device = select_device(experiment)
     ranks = team(device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -77,7 +83,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     t, data, clients = experiment.training, experiment.data, experiment.partition.clients
     check_device("device", experiment.device)
     registry.check_startable(experiment.algorithm)
-    (texts if data.texts else images).check_named(experiment)
+    (texts if data.is_text else images).check_named(experiment)
     picks = data.validation or data.max_train
     check(data.resident or not picks, "data.resident=false takes all samples: no data.validation, no data.max_train")
     known = experiment.partition.kind != "column"  # which has as many clients as it has values
@@ -87,7 +93,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     )
     check_robust(t.mean, t.byzantine, t.clients_per_round, "training.clients_per_round")
     exact = experiment.lora is not None and experiment.lora.aggregate == "exact"
-    check(not exact or registry.ALGORITHMS[experiment.algorithm["name"]].adds_mean, NOT_EXACT)
+    check(not exact or registry.ALGORITHMS[experiment.algorithm_name].adds_mean, NOT_EXACT)
     if remote:
         _check_remote(experiment)
     else:
@@ -107,7 +113,7 @@ def _check_remote(experiment: Experiment) -> None:
 
 def algorithm_of(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
     """The algorithm that the experiment names, for the blocks of `model` where it wants them."""
-    name, settings = registry.named(experiment.algorithm)
+    name, settings = registry.parse_section(experiment.algorithm)
     blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else registry.NO_BLOCKS
     return registry.make(name, settings, blocks)
 
@@ -140,7 +146,7 @@ def compiled(experiment: Experiment, model: nn.Module, clients: Partition, devic
 def samples_of(experiment: Experiment) -> tuple[Samples, Samples]:
     """The training and held-out samples that the experiment names, cut down as it says."""
     data = experiment.data
-    problem = texts if data.texts else images
+    problem = texts if data.is_text else images
     train, test = problem.load(experiment)
     generator = numpy_generator(experiment.seed, Purpose.SPLIT)
     if data.validation:
@@ -148,11 +154,11 @@ def samples_of(experiment: Experiment) -> tuple[Samples, Samples]:
         order = generator.permutation(rows[-1] + 1)
         held = round(len(order) * data.validation)
         check(0 < held < len(order), f"data.validation={data.validation:g} holds out {held} of {len(order):,} samples")
-        train, test = (train.take(_places(rows, part)) for part in (order[held:], order[:held]))
+        train, test = (train.select(_places(rows, part)) for part in (order[held:], order[:held]))
     if data.max_train and data.max_train < len(train):
-        train = train.take(generator.permutation(len(train))[: data.max_train])
+        train = train.select(generator.permutation(len(train))[: data.max_train])
     if data.max_test and data.max_test < len(test) and not data.validation:  # a choice wants all that is held out
-        test = test.take(generator.permutation(len(test))[: data.max_test])
+        test = test.select(generator.permutation(len(test))[: data.max_test])
     return train, test
 
 
@@ -184,13 +190,13 @@ def _split(experiment: Experiment, train: Samples) -> Partition:
     if s.kind == "column":
         check(train.groups is not None, "partition.kind='column' needs partition.column, a column of the data")
         assert train.groups is not None
-        return split.by_column(train.groups)
+        return partition_by_column(train.groups)
     if s.clients > len(labels):
         raise InputError(f"partition.clients={s.clients:,} is more than the {len(labels):,} training samples")
     if s.kind == "mix":
-        return split.mix(labels, s.clients, s.concentration, generator)
+        return partition_mix(labels, s.clients, s.concentration, generator)
     if s.kind == "dirichlet":
-        return split.dirichlet(labels, s.clients, s.concentration, s.minimum, generator)
+        return partition_dirichlet(labels, s.clients, s.concentration, s.minimum, generator)
     if s.kind == "iid":
-        return split.iid(labels, s.clients, generator)
-    return split.by_classes(labels, s.clients, s.classes_per_client, generator)
+        return partition_iid(labels, s.clients, generator)
+    return partition_by_classes(labels, s.clients, s.classes_per_client, generator)

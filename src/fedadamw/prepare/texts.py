@@ -8,23 +8,25 @@ from typing import Any
 
 import torch
 
+from fedadamw.data.classes import find_label_column, no_head
 from fedadamw.data.dialogues import Dialogues
-from fedadamw.data.labels import find_label_column, no_head
 from fedadamw.data.scoring import REGRESSION
-from fedadamw.data.sources import held_out_split, read, read_held_out
+from fedadamw.data.sources import choose_held_out_split, read_held_out, read_splits
 from fedadamw.data.text_tasks import LanguageTask, TextTask
 from fedadamw.data.texts import Labelled, Texts, text_column
-from fedadamw.models import text, tokenizers, vision
-from fedadamw.models.loading import initial, outputs_of
+from fedadamw.models import heads, text, tokenizers, vision
+from fedadamw.models.heads import outputs_of
+from fedadamw.models.loading import initial
 from fedadamw.models.lora import adapted
 from fedadamw.prepare.learned import Learned
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings import glue
-from fedadamw.settings.experiment import LANGUAGE, Data, Experiment
+from fedadamw.settings.data import LANGUAGE, DataSettings
+from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
 from fedadamw.validation import check
 
-DIGITS = Data().source
+DIGITS = DataSettings().source
 
 
 def check_named(experiment: Experiment) -> None:
@@ -51,17 +53,19 @@ def load(experiment: Experiment) -> tuple[Texts, Texts]:
     With data.validation the second is empty.
     """
     data, (source, config) = experiment.data, _source(experiment.data)
-    splits = read(source, config, data.test_source)
+    splits = read_splits(source, config, data.test_source)
     reader = _reader(experiment, source, splits["train"])
     train = reader.texts(splits["train"])
     _warn_of_cut(train, "training", reader.max_length)
     if data.validation:
-        return train, train.take(train.labels[:0])
+        return train, train.select(train.labels[:0])
     usual = _usual_split(data)
     wanted = data.test_split or (usual if usual in splits and data.test_source is None else None)
     place = None if data.test_source is None else f"data.test_source={data.test_source!r}"
     held_out_reader = replace(reader, group=None)
-    test = held_out_reader.texts(splits[held_out_split(place or f"data.source={source!r}", splits, wanted)], place)
+    test = held_out_reader.texts(
+        splits[choose_held_out_split(place or f"data.source={source!r}", splits, wanted)], place
+    )
     _warn_of_cut(test, "held-out", reader.max_length)
     return train, test
 
@@ -77,7 +81,7 @@ def held_out(experiment: Experiment, about: Mapping[str, Any]) -> Texts:
     return found
 
 
-def _source(data: Data) -> tuple[str, str | None]:
+def _source(data: DataSettings) -> tuple[str, str | None]:
     """Where the data is, and its configuration there: GLUE's own for its tasks."""
     known = data.task in glue.TASKS
     check(known or data.source != DIGITS, f"data.task={data.task!r} needs data.source: a folder, a file or a hub id")
@@ -85,7 +89,7 @@ def _source(data: Data) -> tuple[str, str | None]:
     return source, data.task if known and source == glue.HUB_ID and data.config is None else data.config
 
 
-def _usual_split(data: Data) -> str | None:
+def _usual_split(data: DataSettings) -> str | None:
     """The held-out split of a task of GLUE."""
     return glue.TASKS[data.task].test_split if data.task in glue.TASKS else None
 
@@ -96,7 +100,7 @@ def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> La
     tokenizer = tokenizer_of(experiment)
     common: dict[str, Any] = {
         "label": data.label_column,
-        "group": None if known else experiment.partition.natural,
+        "group": None if known else experiment.partition.client_column,
         "tokenizer": tokenizer,
         "max_length": tokenizers.max_length_of(experiment.model.name, tokenizer, data.max_length),
     }
@@ -117,7 +121,7 @@ def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> La
     labelled = Labelled.of(source, train, columns, **common, **known, numbers=numbers, outputs=outputs)
     if known or labelled.edges is not None or experiment.model.fresh:
         return labelled
-    return replace(labelled, classes=tokenizers.in_own_order(experiment.model.name, labelled.classes))
+    return replace(labelled, classes=heads.in_own_order(experiment.model.name, labelled.classes))
 
 
 def _warn_of_cut(texts: Texts, which: str, max_length: int) -> None:
@@ -145,13 +149,13 @@ def task_of(experiment: Experiment, form: text.Form, train: Texts, test: Texts, 
     training = experiment.training
     if experiment.data.task == LANGUAGE:
         most = min(20, training.batch_size)  # a token's logits are as many as the tokenizer has words
-        return LanguageTask(train, test, form, device=device, test_batch_size=training.evaluated_at_once(most))
+        return LanguageTask(train, test, form, device=device, test_batch_size=training.evaluation_batch(most))
     task, numbers = glue.TASKS.get(experiment.data.task), train.targets is not None
     fits = task is None or (task.metrics[0] in REGRESSION) == numbers
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")
     check(fits, f"data.task={experiment.data.task!r}: the labels are {kinds[0]}, where {kinds[1]} are wanted")
     metrics = task.metrics if task else None
-    at_once = training.evaluated_at_once(100)
+    at_once = training.evaluation_batch(100)
     return TextTask(train, test, form, device=device, metrics=metrics, test_batch_size=at_once)
 
 

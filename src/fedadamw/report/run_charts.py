@@ -8,8 +8,8 @@ from typing import TypeAlias
 import altair as alt
 import numpy as np
 
-from fedadamw.io.disk import writing
-from fedadamw.io.escaping import visible
+from fedadamw.io.disk import report_full_disk
+from fedadamw.io.escaping import escape_text
 from fedadamw.report import metrics
 from fedadamw.report.run_files import RecordDict
 
@@ -81,7 +81,7 @@ def _megabytes(records: Records, until: int) -> float:
 
 def partition(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880) -> Chart:
     """Clients x classes: how many samples of each class (clients, classes) each client has."""
-    shown, names = counts[:MOST_CLIENTS], [visible(name) for name in classes]  # a picture cannot hold all characters
+    shown, names = counts[:MOST_CLIENTS], list(map(escape_text, classes))  # a picture cannot hold all characters
     rows = [
         {"client": int(i), "class": names[c], "samples": int(shown[i, c])}
         for i, c in zip(*np.nonzero(shown), strict=True)
@@ -142,7 +142,7 @@ def save(chart: Chart, path: Path) -> None:
     picture.config.aria = False  # words for screen readers, several times the picture's size
     aside = path.with_name(f"new.{path.name}")
     try:
-        with writing(path):
+        with report_full_disk(path):
             picture.save(aside, scale_factor=2)
         os.replace(aside, path)
     finally:

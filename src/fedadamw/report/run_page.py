@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.io.escaping import in_html, in_script
+from fedadamw.io.escaping import escape_html, escape_script
 from fedadamw.report import run_charts as figures
 from fedadamw.report.metrics import evaluated, label, main, score, shown
 from fedadamw.report.run_files import Manifest, RecordDict
@@ -55,13 +55,13 @@ def render(
     template = Template((resources.files("fedadamw.report") / "page.html").read_text())
     specs = {name: chart.to_dict(validate=False) for name, chart in charts.items()}
     return template.substitute(
-        title=in_html(title),
+        title=escape_html(title),
         cards="".join(_card(*card) for card in _summary(records)),
         settings=_rows(_flatten(settings)),
         manifest=_rows(_flatten(manifest)),
         library=library(),
         panels="".join(f"<div class=panel id={name}></div>" for name in charts if name not in ("score", "losses")),
-        specs=in_script(specs),
+        specs=escape_script(specs),
     )
 
 
@@ -102,11 +102,11 @@ def duration(seconds: float) -> str:
 
 
 def _card(label: str, value: str) -> str:
-    return f"<div class=card><b>{in_html(value)}</b><span>{in_html(label)}</span></div>\n"
+    return f"<div class=card><b>{escape_html(value)}</b><span>{escape_html(label)}</span></div>\n"
 
 
 def _rows(items: Iterable[tuple[str, object]]) -> str:
-    return "".join(f"<tr><th>{in_html(k)}<td>{in_html(v)}\n" for k, v in items)
+    return "".join(f"<tr><th>{escape_html(k)}<td>{escape_html(v)}\n" for k, v in items)
 
 
 def _flatten(content: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:

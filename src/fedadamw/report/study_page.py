@@ -7,7 +7,7 @@ from string import Template
 from typing import Any
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.io.escaping import in_html, in_script
+from fedadamw.io.escaping import escape_html, escape_script
 from fedadamw.report import study_charts as charts
 from fedadamw.report.run_charts import save, styled
 from fedadamw.report.study_charts import Results, metric
@@ -28,16 +28,16 @@ def page(results: Results, title: str) -> str:
     drawn = charts.all_of(results)
     specs = {name: styled(chart).to_dict(validate=False) for name, (_, chart) in drawn.items()}
     return template.substitute(
-        title=in_html(title),
-        about=in_html(about(results)),
+        title=escape_html(title),
+        about=escape_html(about(results)),
         panels="".join(_panel(name, heading) for name, (heading, _) in drawn.items()),
         missing=_missing(results["missing"]),
-        columns="".join(f"<th><button>{in_html(name)}</button>" for name, _ in columns(results)),
+        columns="".join(f"<th><button>{escape_html(name)}</button>" for name, _ in columns(results)),
         rows="".join(_table_row(summary, columns(results)) for summary in results["summary"]),
         differing=_settings(results["settings"], differing=True),
         common=_settings(results["settings"], differing=False),
         library=library(),
-        specs=in_script(specs),
+        specs=escape_script(specs),
     )
 
 
@@ -78,7 +78,7 @@ def percent(mean: float | None, sd: float | None) -> str:
 
 
 def _panel(name: str, heading: str) -> str:
-    return f"<section class=panel><h3>{in_html(heading)}</h3><div id={name}></div></section>\n"
+    return f"<section class=panel><h3>{escape_html(heading)}</h3><div id={name}></div></section>\n"
 
 
 def _table_row(summary: Mapping[str, Any], cells: Sequence[tuple[str, Cell]]) -> str:
@@ -86,7 +86,7 @@ def _table_row(summary: Mapping[str, Any], cells: Sequence[tuple[str, Cell]]) ->
     for _, cell in cells:
         number, text = cell(summary)
         value = "" if number is None else f' data-value="{number}"'
-        parts.append(f"<td{value}>{in_html(text)}")
+        parts.append(f"<td{value}>{escape_html(text)}")
     return f"<tr>{''.join(parts)}\n"
 
 
@@ -94,7 +94,7 @@ def _missing(missing: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"{m['variant']}, seed {m['seed']}: {m['error']}" for m in missing]
     if not lines:
         return ""
-    return f"<div class='panel warning'><b>Missing</b><br>{'<br>'.join(map(in_html, lines))}</div>"
+    return f"<div class='panel warning'><b>Missing</b><br>{'<br>'.join(map(escape_html, lines))}</div>"
 
 
 def _settings(settings: Mapping[str, Any], *, differing: bool) -> str:
@@ -103,5 +103,5 @@ def _settings(settings: Mapping[str, Any], *, differing: bool) -> str:
     for path, (differs, values) in settings.items():
         if differs == differing:
             text = ", ".join(map(str, values)) if differs else str(values)
-            rows.append(f"<tr><th>{in_html(path)}<td>{in_html(text)}\n")
+            rows.append(f"<tr><th>{escape_html(path)}<td>{escape_html(text)}\n")
     return "".join(rows)

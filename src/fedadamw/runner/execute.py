@@ -16,7 +16,7 @@ from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.manifest import manifest_of
 from fedadamw.runner.tracking import Trackers, check_trackers
 from fedadamw.settings.experiment import Experiment
-from fedadamw.settings.paths import DATA, MODEL, check_origins, plain_folders
+from fedadamw.settings.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.validation import check
 
 OnRound = Callable[[Record], None]
@@ -44,7 +44,7 @@ def execute(
     """
     check_trackers(experiment.trackers)
     if resume and folder.started:
-        check_origins(experiment, folder.read_manifest().get("folders"), (*MODEL, *DATA))
+        check_origins(experiment, folder.read_manifest().get("folders"), (*MODEL_PATHS, *DATA_PATHS))
     prepared = prepare(experiment, remote=elsewhere is not None)
     with folder.locked():
         folder.check_startable(experiment, resume=resume)  # what came before the lock may have changed since
@@ -119,7 +119,7 @@ def follow(experiment: Experiment) -> None:
 def agree(experiment: Experiment, prepared: Prepared) -> None:
     """Raise InputError in a rank whose settings, data or partition are not those of rank 0."""
     parts = [settings_digest(experiment), prepared.train.fingerprint, prepared.partition.fingerprint]
-    parts += plain_folders(experiment)
+    parts += list_plain_folders(experiment)
     digest = int(hashlib.sha256(" ".join(parts).encode()).hexdigest()[:15], 16)
     of_first = torch.tensor([digest], device=prepared.device)
     prepared.ranks.broadcast([of_first])

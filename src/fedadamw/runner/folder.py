@@ -22,9 +22,9 @@ from torch import Tensor
 
 from fedadamw import checkpoint
 from fedadamw.checkpoint import CheckpointError, write_atomically
-from fedadamw.data.pictures import SIZE
+from fedadamw.data.image_decoding import OWN_SIZE
 from fedadamw.engine.record import Record
-from fedadamw.io.disk import writing
+from fedadamw.io.disk import report_full_disk
 from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
@@ -165,7 +165,7 @@ class RunFolder:
             k: _finite(v) for k, v in asdict(record).items() if v is not None or k not in ("diagnostics", "federation")
         }
         line = json.dumps(columns, allow_nan=False) + "\n"
-        with writing(self.metrics), open(self.metrics, "ab") as file:
+        with report_full_disk(self.metrics), open(self.metrics, "ab") as file:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -208,7 +208,7 @@ def check_pixels(path: Path, before: Mapping[str, Any], after: Mapping[str, Any]
     """
     if "shape" not in before or "shape" not in after:
         return  # no pictures
-    fits = before.get("fit", SIZE), after["fit"]
+    fits = before.get("fit", OWN_SIZE), after["fit"]
     steps = before.get("steps", after["steps"] if "fit" in before else {}), after["steps"]
     if fits[0] == fits[1] and before["shape"] != after["shape"]:
         return  # other data, as their fingerprints say

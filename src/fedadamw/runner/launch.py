@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fedadamw.engine.ranks import RankLostError
-from fedadamw.prepare.device import cores, on_gpu
+from fedadamw.prepare.device import count_cores, uses_gpu
 from fedadamw.runner.fork_server import end_with_parent, start_fork_server
 from fedadamw.runner.signals import stop_once
 from fedadamw.settings.experiment import Experiment
@@ -24,12 +24,12 @@ def ranks_that_pay(experiment: Experiment) -> int:
     """
     t = experiment.training
     local = t.steps or 10 * (t.epochs or 1)
-    pay = TEXT_STEPS_THAT_PAY if experiment.data.texts else STEPS_THAT_PAY
+    pay = TEXT_STEPS_THAT_PAY if experiment.data.is_text else STEPS_THAT_PAY
     short = t.rounds * t.clients_per_round * local < pay
     alone = t.diagnostics or t.mean != "weighted"
-    if on_gpu(experiment) or short or alone or experiment.stack or (experiment.threads or 1) > 1:
+    if uses_gpu(experiment) or short or alone or experiment.stack or (experiment.threads or 1) > 1:
         return 1
-    return min(cores(), t.clients_per_round)
+    return min(count_cores(), t.clients_per_round)
 
 
 def launch(ranks: int, target: Callable[..., None], *args: Any) -> int:

@@ -12,7 +12,7 @@ from fedadamw.algorithms.registry import needs_blocks
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.report.run_files import Manifest, ModelFacts
 from fedadamw.settings.experiment import Experiment
-from fedadamw.settings.paths import plain_folders
+from fedadamw.settings.paths import list_plain_folders
 
 PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetensors")
 
@@ -22,7 +22,7 @@ def manifest_of(experiment: Experiment, prepared: Prepared) -> Manifest:
     simulation = prepared.simulation
     layout = simulation.workspace.layout
     model: ModelFacts = {"layout": layout.fingerprint, "d": layout.d}
-    if needs_blocks(experiment.algorithm["name"]):
+    if needs_blocks(experiment.algorithm_name):
         model["B"] = simulation.algorithm.blocks.B  # type: ignore[attr-defined]  # needs_blocks says that it has them
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
@@ -34,7 +34,7 @@ def manifest_of(experiment: Experiment, prepared: Prepared) -> Manifest:
             "test": {"samples": len(prepared.test), "fingerprint": prepared.test.fingerprint},
             **json.loads(json.dumps(prepared.about)),  # tuples become lists, as when it is read from the file
         },
-        "folders": plain_folders(experiment),
+        "folders": list_plain_folders(experiment),
         "partition": {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint},
         "model": model,
     }

@@ -10,7 +10,7 @@ from rich.progress import Progress as Bar
 
 from fedadamw.engine.record import Record
 from fedadamw.report.metrics import in_words
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 
 LINES = 20  # about so many of them a run, where there is no terminal
 
@@ -18,7 +18,7 @@ LINES = 20  # about so many of them a run, where there is no terminal
 class Progress:
     """Shows each round of a run on standard output; nothing when quiet."""
 
-    def __init__(self, training: Training, *, quiet: bool) -> None:
+    def __init__(self, training: TrainingSettings, *, quiet: bool) -> None:
         self.rounds = training.rounds
         self.quiet = quiet
         self._bar = self._live_bar() if not quiet and sys.stdout.isatty() else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedadamw.engine.record import Record
 from fedadamw.settings.experiment import Experiment
-from fedadamw.validation import InputError, missing, nearest
+from fedadamw.validation import InputError, missing_extra_error, suggest
 
 
 def check_trackers(names: Sequence[str], *, here: bool = True) -> None:
@@ -21,14 +21,14 @@ def check_trackers(names: Sequence[str], *, here: bool = True) -> None:
     except ImportError:
         if not here:
             return
-        raise missing("trackers need accelerate", "track") from None
+        raise missing_extra_error("trackers need accelerate", "track") from None
     from accelerate.tracking import get_available_trackers
 
     known = [str(kind) for kind in LOGGER_TYPE_TO_CLASS]
     ready = [str(kind) for kind in get_available_trackers() if kind != LoggerType.ALL]
     for name in names:
         if name not in known:
-            raise InputError(f"trackers: {name!r} is unknown{nearest(name, known)}; use {', '.join(known)}")
+            raise InputError(f"trackers: {name!r} is unknown{suggest(name, known)}; use {', '.join(known)}")
         if here and name not in ready:
             raise InputError(f"trackers: {name!r} needs its library: pip install {name}")
 

@@ -1,53 +1,81 @@
-"""Rounds over a network."""
+"""The section `federation`: rounds over a network, with Flower."""
 
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from fedadamw.settings.section import Section
 
 
-class Federation(BaseModel):
-    """Rounds over a network; the simulator does not look at it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class FederationSettings(Section):
+    """Rounds over a network, with Flower. The simulator ignores this section."""
 
     quorum: int | None = Field(
-        default=None, ge=1, description="least answers of a round that counts; half of clients_per_round where not set"
+        default=None,
+        ge=1,
+        description="Fewest answers with which a round counts. Null: half of clients_per_round, rounded up.",
     )
     over_selection: float = Field(
-        default=0.0, ge=0, le=4, description="ask so many more clients, as a share; the first answers count"
+        default=0.0,
+        ge=0,
+        le=4,
+        description="Share of clients to ask in addition, from 0 to 4 (0.3: 13 for 10); the first answers count. "
+        "Raise it if some nodes are slow.",
     )
-    deadline_s: float = Field(default=600.0, gt=0, description="seconds a round waits for answers")
+    deadline_s: float = Field(
+        default=600.0, gt=0, description="Seconds that a round waits for answers. Must cover a client's local steps."
+    )
     wait_s: float = Field(
-        default=600.0, ge=0, description="seconds to wait for nodes, or to ask again, before a run without quorum stops"
+        default=600.0,
+        ge=0,
+        description="Seconds to wait for nodes, or to ask other clients, before a run without a quorum stops.",
     )
     wait_for: int | None = Field(
-        default=None, ge=1, description="clients to wait for before the first round; partition.clients where not set"
+        default=None,
+        ge=1,
+        description="Clients to wait for before the first round, wait_s at most. Null: partition.clients.",
     )
-    retries: int = Field(default=1, ge=0, description="times a client whose work failed is asked again in its round")
-    max_norm: float | None = Field(default=None, gt=0, description="longest update (l2) that counts")
+    retries: int = Field(
+        default=1,
+        ge=0,
+        description="How often a client that failed, or was away and is back, is asked again in a round.",
+    )
+    max_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="Largest L2 norm of an update. Null: no fixed limit. Set it if you do not know the nodes.",
+    )
     norm_factor: float | None = Field(
-        default=10.0, gt=1, description="longest update that counts, in medians of the last rounds; null: any"
+        default=10.0,
+        gt=1,
+        description="Largest L2 norm of an update, as a multiple, above 1, of the median of the last five rounds. "
+        "Null: no such limit.",
     )
-    norm_action: Literal["reject", "clip"] = Field(default="reject", description="what is done with longer ones")
-    max_samples: int = Field(
-        default=10**7, ge=1, description="most samples that a node with its own data may say it has"
+    norm_action: Literal["reject", "clip"] = Field(
+        default="reject",
+        description="What happens to an update beyond these limits: it is rejected, or clipped to the limit.",
     )
+    max_samples: int = Field(default=10**7, ge=1, description="Most samples that a node with its own data may claim.")
     reuse: bool = Field(
-        default=True, description="send clients that have the last round's state what has changed, where that is less"
+        default=True,
+        description="Send only the change to clients that have the last round's state, if that is smaller.",
     )
     lost_memory: Literal["refuse", "fresh"] = Field(
         default="refuse",
-        description="a client whose memory of the run is lost: its answers do not count, or it begins with a fresh one",
+        description="If a client has lost its memory of the run (SCAFFOLD, error feedback): refuse its answers, or let "
+        "it start with a fresh one.",
     )
     sample_counts: bool = Field(
-        default=True, description="nodes tell how many samples they hold; false needs training.weighting=uniform"
+        default=True,
+        description="Nodes tell the server how many samples they hold. false keeps that private and needs "
+        "training.weighting=uniform.",
     )
 
     def quorum_of(self, clients_per_round: int) -> int:
-        """The least answers of a round."""
+        """The fewest answers with which a round of `clients_per_round` counts."""
         return min(self.quorum or math.ceil(clients_per_round / 2), clients_per_round)
 
-    def asked_of(self, clients_per_round: int) -> int:
-        """How many clients a round asks."""
+    def clients_to_ask(self, clients_per_round: int) -> int:
+        """How many clients are asked for a round of `clients_per_round`, over-selection included."""
         return math.ceil(clients_per_round * (1 + self.over_selection))

@@ -1,7 +1,7 @@
 """From recipes, files and overrides to one validated experiment."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,109 +9,117 @@ from pydantic import ValidationError
 
 from fedadamw.algorithms import registry
 from fedadamw.io.yaml_text import LONGEST, read_yaml
-from fedadamw.settings.experiment import Experiment, _fields_at, settings_elsewhere
-from fedadamw.settings.recipes import RECIPES, recipes
-from fedadamw.validation import InputError, brief, check, nearest, one_of
+from fedadamw.settings.experiment import Experiment, fields_at, list_settings_outside
+from fedadamw.settings.recipes import RECIPE_FOLDER, list_recipes
+from fedadamw.validation import InputError, check, check_one_of, shorten, suggest
 
-NAMED = ("model", "algorithm")  # sections whose name may stand for them: -s model=DIR
+Override = tuple[str, object]  # path and value: ("training.lr", 0.001)
 
-
-TOKENS = ("model.pad_token",)  # settings whose words may have brackets, which YAML takes for a list: [PAD]
+NAMED_SECTIONS = ("model", "algorithm")  # -s model=DIR sets model.name
+WORDS_IN_BRACKETS = ("model.pad_token",)  # YAML would read [PAD] as a list
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> Experiment:
-    """The experiment of a recipe's name or a YAML file, with `key.path=value` overrides; InputError says what.
+    """Return the experiment of a recipe's name or a YAML file, with `key.path=value` overrides.
 
-    A recipe's section `algorithms` has settings of its own for some algorithms, `lr` being training.lr: they hold
-    where that algorithm is chosen and nothing overrides them.
+    A recipe's section `algorithms` has settings for some algorithms, `lr` being training.lr. They are used if that
+    algorithm is chosen, unless an override sets them. Raises InputError if anything is wrong.
     """
-    return assemble(recipe, [parsed(override) for override in overrides])
+    return build_experiment(recipe, [parse_override(override) for override in overrides])
 
 
-def assemble(recipe: str, given: Sequence[tuple[str, Any]]) -> Experiment:
-    """As `load`, with overrides that are (path, value) already."""
-    settings = read(recipe)
-    own = settings.pop("algorithms", None) or {}
-    if not isinstance(own, dict):
+def build_experiment(recipe: str, overrides: Sequence[Override]) -> Experiment:
+    """As `load`, with parsed overrides."""
+    settings = read_recipe(recipe)
+    sections = settings.pop("algorithms", None) or {}
+    if not isinstance(sections, dict):
         raise InputError(f"{recipe}: algorithms must be a section of one algorithm's settings each")
-    for path, value in given:
+    for path, value in overrides:
         if path == "algorithm.name":
-            put(settings, path, value)
+            set_path(settings, path, value)
+    for key, value in _settings_of_algorithm(recipe, sections, _algorithm_name(settings)).items():
+        set_path(settings, "training.lr" if key == "lr" else f"algorithm.{key}", value)
+    for path, value in overrides:
+        set_path(settings, path, value)
+    return parse_settings(settings)
+
+
+def _algorithm_name(settings: Mapping[str, Any]) -> str:
     section = settings.get("algorithm") or {}
-    check(isinstance(section, dict), f"algorithm={brief(section)}: is a section; set algorithm.name")
+    check(isinstance(section, dict), f"algorithm={shorten(section)}: is a section; set algorithm.name")
     name = section.get("name", "fedadamw")
-    check(isinstance(name, str), f"algorithm.name={brief(name)} must be a word")
-    for key, value in own_settings(recipe, own, name).items():
-        put(settings, "training.lr" if key == "lr" else f"algorithm.{key}", value)
-    for path, value in given:
-        put(settings, path, value)
-    return parse(settings)
+    check(isinstance(name, str), f"algorithm.name={shorten(name)} must be a word")
+    return str(name)
 
 
-def own_settings(recipe: str, own: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What the section `algorithms` of a recipe says of algorithm `name`; every name in it must be one."""
-    for known in own:
-        one_of(f"{recipe}: algorithms", known, registry.ALGORITHMS)
-    found = own.get(name) or {}
-    if not isinstance(found, dict):
+def _settings_of_algorithm(recipe: str, sections: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return what a recipe's section `algorithms` sets for algorithm `name`; check all names in it."""
+    for known in sections:
+        check_one_of(f"{recipe}: algorithms", known, registry.ALGORITHMS)
+    settings = sections.get(name) or {}
+    if not isinstance(settings, dict):
         raise InputError(f"{recipe}: algorithms.{name} must be a section of settings, lr among them")
-    return found
+    return settings
 
 
-def parse(settings: Mapping[str, Any]) -> Experiment:
-    """An experiment from nested settings; ValueError names the first wrong one and what is allowed."""
+def parse_settings(settings: Mapping[str, object]) -> Experiment:
+    """Return the experiment of nested settings; raises InputError for the first wrong one, with what is allowed."""
     try:
         return Experiment.model_validate(dict(settings))
     except ValidationError as error:
         section = settings.get("algorithm")
         name = section.get("name", "fedadamw") if isinstance(section, Mapping) else "fedadamw"
-        raise InputError(_one_line(error, name)) from None
+        raise InputError(_describe(error, name)) from None
 
 
-def read(recipe: str) -> dict[str, Any]:
-    """The settings as a recipe's name or a YAML file has them; InputError where there is none."""
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """Return the settings in a recipe or a YAML file; raises InputError if there is none."""
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise InputError(f"{recipe}: no such file")
-        try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read(LONGEST + 1)  # which is refused, however much more there is
-        except ValueError:
-            raise InputError(f"{recipe}: not a text file (UTF-8)") from None
+        text = _read_text(path)
     else:
-        known = recipes()
+        known = list_recipes()
         if recipe not in known:
-            raise InputError(
-                f"recipe {recipe!r} is unknown{nearest(recipe, known)}; use one of {', '.join(known)}, or a YAML file"
-            )
-        text = (RECIPES / f"{recipe}.yaml").read_text()
+            hint = suggest(recipe, known)
+            raise InputError(f"recipe {recipe!r} is unknown{hint}; use one of {', '.join(known)}, or a YAML file")
+        text = (RECIPE_FOLDER / f"{recipe}.yaml").read_text()
     settings = read_yaml(recipe, text) or {}
     if not isinstance(settings, dict):
         raise InputError(f"{recipe}: holds no settings (key: value lines)")
     return settings
 
 
-def parsed(override: str) -> tuple[str, Any]:
-    """The path and the value, read as YAML, of `key.path=value`."""
+def _read_text(path: Path) -> str:
+    """Return the file's text, or as much of it as shows that it is too long."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(LONGEST + 1)
+    except ValueError:
+        raise InputError(f"{path}: not a text file (UTF-8)") from None
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Return the path and the value, read as YAML, of `key.path=value`."""
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise InputError(f"-s {brief(override)}: give key.path=value, for example training.lr=0.001")
-    value = _value(text)
-    if path in TOKENS and _is_word_in_brackets(value):
+        raise InputError(f"-s {shorten(override)}: give key.path=value, for example training.lr=0.001")
+    value = _parse_numbers(read_yaml(f"-s ...={shorten(text)}", text))
+    if path in WORDS_IN_BRACKETS and _is_word_in_brackets(value):
         value = text.strip()
-    return (f"{path}.name" if path in NAMED and isinstance(value, str) else path), value
+    return (f"{path}.name" if path in NAMED_SECTIONS and isinstance(value, str) else path), value
 
 
-def put(settings: dict[str, Any], path: str, value: Any) -> None:
-    """Put the setting at `path` into nested settings, and out what it excludes."""
+def set_path(settings: MutableMapping[str, Any], path: str, value: object) -> None:
+    """Set `path` in nested settings and remove the settings that it excludes."""
     *sections, key = path.split(".")
     inner = settings
     for section in sections:
-        inner[section] = {} if inner.get(section) is None else inner[section]  # an empty section is none
+        inner[section] = {} if inner.get(section) is None else inner[section]  # `lora:` alone is an empty section
         inner = inner[section]
         if not isinstance(inner, dict):
-            raise InputError(f"-s {path}={brief(value)}: {section} is a setting, not a section")
+            raise InputError(f"-s {path}={shorten(value)}: {section} is a setting, not a section")
     if path == "algorithm.name" and inner.get("name", "fedadamw") != value:
         inner.clear()  # another algorithm has other settings
     if path == "training.epochs":
@@ -121,20 +129,15 @@ def put(settings: dict[str, Any], path: str, value: Any) -> None:
     inner[key] = value
 
 
-def _value(text: str) -> Any:
-    """A YAML value; `1e-3`, which YAML 1.1 takes for a word, is a number here."""
-    return _numbers(read_yaml(f"-s ...={brief(text)}", text))
-
-
-def _is_word_in_brackets(value: Any) -> bool:
-    """Whether YAML read `[word]`, a list of one word."""
+def _is_word_in_brackets(value: object) -> bool:
+    """Whether YAML read `[word]` as a list of one word."""
     return isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
 
 
-def _numbers(value: Any) -> Any:
-    """The same with words that are numbers as numbers."""
+def _parse_numbers(value: object) -> object:
+    """Return `value` with numbers for words such as `1e-3`, which is no number in YAML 1.1."""
     if isinstance(value, list):
-        return [_numbers(inner) for inner in value]
+        return [_parse_numbers(inner) for inner in value]
     if isinstance(value, str):
         try:
             return float(value)
@@ -143,21 +146,27 @@ def _numbers(value: Any) -> Any:
     return value
 
 
-def _one_line(error: ValidationError, algorithm: str) -> str:
+def _describe(error: ValidationError, algorithm: str) -> str:
     """pydantic's first complaint as one line, with the nearest name for an unknown key or word."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    where, given = ".".join(path), first["input"]
+    path, value = [str(part) for part in first["loc"]], first["input"]
+    where, message = ".".join(path), f"{first['msg'][0].lower()}{first['msg'][1:]}"
     if first["type"] == "extra_forbidden":
-        names = list(_fields_at(path[:-1]))
-        others = settings_elsewhere(".".join(path[:-1]), [algorithm] if path[:-1] else registry.ALGORITHMS)
-        hint = nearest(path[-1], [*names, *others], ".")
-        return f"{where} is unknown{hint}; use one of {', '.join(names)}"
+        return _describe_unknown(path, algorithm)
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     hint = ""
-    if first["type"] == "string_type" and _is_word_in_brackets(given):
-        hint = f' is a list of one word; in YAML the word with its brackets is "[{given[0]}]"'
+    if first["type"] == "string_type" and _is_word_in_brackets(value):
+        hint = f' is a list of one word; in YAML the word with its brackets is "[{value[0]}]"'
     if first["type"] == "literal_error":
-        hint = nearest(str(given), re.findall(r"'(.*?)'", first["ctx"]["expected"]))
-    return f"{where}={brief(given)}{hint}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        hint = suggest(str(value), re.findall(r"'(.*?)'", first["ctx"]["expected"]))
+    return f"{where}={shorten(value)}{hint}: {message}"
+
+
+def _describe_unknown(path: Sequence[str], algorithm: str) -> str:
+    """The message for an unknown setting, with the nearest name of any section."""
+    *section, key = path
+    names = list(fields_at(section))
+    others = list_settings_outside(".".join(section), [algorithm] if section else registry.ALGORITHMS)
+    hint = suggest(key, [*names, *others], ".")
+    return f"{'.'.join(path)} is unknown{hint}; use one of {', '.join(names)}"

@@ -1,91 +1,81 @@
-"""Paths among settings: which are, what a run keeps to, and how an export tells them.
+"""Settings that may name a folder or a file: which do, how a run keeps to them, how an export writes them.
 
-`texts` is the folder of that name where there is one, and a hub id elsewhere. In another working directory, or on a
-federation's nodes, the same word must not bring a stranger's data or model of the hub.
+`texts` is the folder of that name if there is one, else a hub id. In another working directory, or on a federation's
+nodes, the same word must not load a stranger's data or model from the hub.
 
-Paths in an exported folder: relative to it, or the last name alone; never absolute.
+Paths in an exported folder are relative to it, or only the last name; never absolute.
 """
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedadamw.data.sources import is_local as is_local_data
 from fedadamw.models.loading import PACKAGE
 from fedadamw.models.loading import is_local as is_local_model
 from fedadamw.models.vision import NAMES
-from fedadamw.settings.experiment import Data, Experiment
-from fedadamw.validation import check, path_of
+from fedadamw.settings.data import DataSettings
+from fedadamw.settings.experiment import Experiment
+from fedadamw.validation import check, parse_path
 
-SIGNS = (".", "/", "~", PACKAGE)  # with one of these a name is never a hub id
-PATHS: dict[str, tuple[Callable[[str], bool], Collection[str]]] = {  # what tells a path, and names that are none
-    "model.name": (is_local_model, NAMES),
-    "model.tokenizer": (is_local_model, ()),
-    "data.source": (is_local_data, (Data().source,)),
-    "data.test_source": (is_local_data, ()),
+
+class PathSetting(NamedTuple):
+    """How to tell whether a setting's value is a path."""
+
+    is_local: Callable[[str], bool]
+    built_in: Collection[str] = ()  # names of the package, which come before folders
+
+
+PATHS = {
+    "model.name": PathSetting(is_local_model, NAMES),
+    "model.tokenizer": PathSetting(is_local_model),
+    "data.source": PathSetting(is_local_data, (DataSettings().source,)),
+    "data.test_source": PathSetting(is_local_data),
 }
-MODEL, DATA = (tuple(setting for setting in PATHS if setting.startswith(part)) for part in ("model.", "data."))
-KEYS = ("base_model_name_or_path", "_name_or_path", "name_or_path")  # where libraries write where a model was
+MODEL_PATHS, DATA_PATHS = (tuple(s for s in PATHS if s.startswith(section)) for section in ("model.", "data."))
+PATH_PREFIXES = (".", "/", "~", PACKAGE)  # a value with one of these is never a hub id
+MODEL_PATH_KEYS = ("base_model_name_or_path", "_name_or_path", "name_or_path")  # where libraries note a model's path
 
 
 def is_path(setting: str, value: str | None) -> bool:
-    """Whether the value of a setting among PATHS is a folder or a file of this machine."""
-    is_local, names = PATHS[setting]
-    return value is not None and value not in names and not value.startswith(PACKAGE) and is_local(value)
+    """Whether the value of a setting in PATHS is a folder or a file of this machine."""
+    kind = PATHS[setting]
+    return value is not None and value not in kind.built_in and not value.startswith(PACKAGE) and kind.is_local(value)
 
 
-def whole(setting: str, value: str) -> Path:
-    """The absolute path that the value of such a setting means here."""
-    return path_of(setting, value).resolve()
+def resolve_path(setting: str, value: str) -> Path:
+    """Return the absolute path that such a value means here."""
+    return parse_path(setting, value).resolve()
 
 
-def plain_folders(experiment: Experiment) -> list[str]:
-    """The settings whose plain names are those of folders or files here."""
-    values = _values(experiment)
-    return [name for name, value in values.items() if is_path(name, value) and not str(value).startswith(SIGNS)]
-
-
-def _values(experiment: Experiment) -> dict[str, str | None]:
-    """The settings among PATHS, with their values."""
-    parts = {"model": experiment.model, "data": experiment.data}
-    split = {setting: setting.split(".") for setting in PATHS}
-    return {setting: getattr(parts[section], key) for setting, (section, key) in split.items()}
-
-
-def changed(experiment: Experiment, values: Mapping[str, str | None]) -> Experiment:
-    """`experiment` with other values of settings among PATHS."""
-    parts: dict[str, dict[str, str | None]] = {"model": {}, "data": {}}
-    for setting, value in values.items():
-        section, _, key = setting.partition(".")
-        parts[section][key] = value
-    model, data = experiment.model.model_copy(update=parts["model"]), experiment.data.model_copy(update=parts["data"])
-    return experiment.model_copy(update={"model": model, "data": data})
+def list_plain_folders(experiment: Experiment) -> list[str]:
+    """The settings whose values are folders or files here but look like hub ids."""
+    return [s for s, value in _path_values(experiment) if not value.startswith(PATH_PREFIXES)]
 
 
 def mark_folders(experiment: Experiment) -> Experiment:
-    """The same, with ./ before folders' plain names: nobody takes these for hub ids."""
-    values = _values(experiment)
-    return changed(experiment, {setting: f"./{values[setting]}" for setting in plain_folders(experiment)})
+    """Return the experiment with ./ before folders' plain names, so that no node takes them for hub ids."""
+    plain = list_plain_folders(experiment)
+    return _replace_values(experiment, {s: f"./{value}" for s, value in _path_values(experiment) if s in plain})
 
 
-def from_anywhere(experiment: Experiment) -> Experiment:
-    """The same, with whole paths in place of those from here."""
-    values = {setting: value for setting, value in _values(experiment).items() if is_path(setting, value)}
-    return changed(experiment, {setting: str(whole(setting, str(value))) for setting, value in values.items()})
+def make_absolute(experiment: Experiment) -> Experiment:
+    """Return the experiment with absolute paths."""
+    return _replace_values(experiment, {s: str(resolve_path(s, value)) for s, value in _path_values(experiment)})
 
 
 def check_origins(experiment: Experiment, began: Collection[str] | None, settings: Collection[str]) -> None:
-    """Raise InputError where one of `settings` is now a folder and was none when a run began, or the other way.
+    """Raise InputError if one of `settings` was a folder when a run began and is none now, or the other way round.
 
-    began: the `plain_folders` of then; None of a run of an earlier version, which did not note them.
+    began: `list_plain_folders` of then; None for a run of an earlier version, which did not note them.
     """
     if began is None:
         return
-    now, values, here = plain_folders(experiment), _values(experiment), Path(os.curdir).resolve()
+    now, here = list_plain_folders(experiment), Path(os.curdir).resolve()
     for setting in settings:
-        value = values[setting]
+        value = _value_of(experiment, setting)
         lost, new = setting in began and setting not in now, setting in now and setting not in began
         check(
             not lost,
@@ -99,57 +89,86 @@ def check_origins(experiment: Experiment, began: Collection[str] | None, setting
         )
 
 
-def seen_from(folder: Path, path: Path) -> str | None:
-    """`path` relative to `folder`, as ../bert; None where the way leads over the root of all folders."""
+def relative_path(folder: Path, path: Path) -> str | None:
+    """Return `path` relative to `folder`, as ../bert; None if they share only the root folder."""
     place, here = path.resolve(), folder.parent.resolve() / folder.name
     shared = os.path.commonpath([place, here.parent])
     return None if shared == place.anchor else os.path.relpath(place, here)
 
 
-def told(setting: str, value: str, folder: Path) -> str:
-    """How the value of a setting is told in `folder`: a path as one relative to it, or as its last name."""
+def make_portable(setting: str, value: str, folder: Path) -> str:
+    """Return the value to write into `folder`: a path relative to it, or only its last name; a hub id as it is."""
     if not is_path(setting, value):
         return value
-    path = whole(setting, value)
-    return seen_from(folder, path) or f"./{path.name}"
+    path = resolve_path(setting, value)
+    return relative_path(folder, path) or f"./{path.name}"
 
 
-def without_paths(settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Nested settings without paths of this machine, and which of them are relative to `folder`."""
-    found, relative = {**settings, "data": dict(settings["data"]), "model": dict(settings["model"])}, []
+def make_settings_portable(settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return nested settings without paths of this machine, and which of them are relative to `folder`."""
+    portable, relative = _copy(settings), []
     for setting in sorted(PATHS):
         section, _, key = setting.partition(".")
-        value = found[section][key]
+        value = portable[section][key]
         if is_path(setting, value):
-            found[section][key] = told(setting, value, folder)
-            relative += [setting] if seen_from(folder, whole(setting, value)) else []
-    return found, relative
+            portable[section][key] = make_portable(setting, value, folder)
+            relative += [setting] if relative_path(folder, resolve_path(setting, value)) else []
+    return portable, relative
 
 
-def with_paths(settings: Mapping[str, Any], relative: list[str], folder: Path) -> dict[str, Any]:
-    """The settings of `without_paths`, read in `folder`."""
-    found = {**settings, "data": dict(settings["data"]), "model": dict(settings["model"])}
+def restore_paths(settings: Mapping[str, Any], relative: Collection[str], folder: Path) -> dict[str, Any]:
+    """Return the settings of `make_settings_portable` with absolute paths, as read in `folder`."""
+    restored = _copy(settings)
     for setting in relative:
         section, _, key = setting.partition(".")
-        found[section][key] = str((folder.resolve() / found[section][key]).resolve())
-    return found
+        restored[section][key] = str((folder.resolve() / restored[section][key]).resolve())
+    return restored
 
 
-def tell_base(folder: Path, base: str) -> None:
-    """Put `base` where libraries wrote the path of a model into the JSON files of `folder`; a tokenizer has none."""
+def replace_model_paths(folder: Path, base: str) -> None:
+    """Write `base` for the model's path in the JSON files of `folder`; a tokenizer's file drops the path."""
 
-    def is_place(key: str, value: Any) -> bool:
-        return key in KEYS and isinstance(value, str) and Path(value).is_absolute()
+    def is_model_path(key: str, value: object) -> bool:
+        return key in MODEL_PATH_KEYS and isinstance(value, str) and Path(value).is_absolute()
 
-    def of_base(found: dict[str, Any]) -> dict[str, Any]:
-        return {key: base if is_place(key, value) else value for key, value in found.items()}
+    def replace(values: dict[str, Any]) -> dict[str, Any]:
+        return {key: base if is_model_path(key, value) else value for key, value in values.items()}
 
-    def without(found: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in found.items() if not is_place(key, value)}
+    def drop(values: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if not is_model_path(key, value)}
 
     for file in folder.glob("*config.json"):
         text = file.read_text(encoding="utf-8")
-        hook = without if file.name == "tokenizer_config.json" else of_base
+        hook = drop if file.name == "tokenizer_config.json" else replace
         before, after = json.loads(text), json.loads(text, object_hook=hook)
         if after != before:
             file.write_text(json.dumps(after, indent=2) + "\n", encoding="utf-8")
+
+
+def _value_of(experiment: Experiment, setting: str) -> str | None:
+    section, _, key = setting.partition(".")
+    value: str | None = getattr(getattr(experiment, section), key)
+    return value
+
+
+def _path_values(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """The settings in PATHS whose values are paths, with these."""
+    for setting in PATHS:
+        value = _value_of(experiment, setting)
+        if value is not None and is_path(setting, value):
+            yield setting, value
+
+
+def _replace_values(experiment: Experiment, values: Mapping[str, str]) -> Experiment:
+    sections: dict[str, dict[str, str]] = {"model": {}, "data": {}}
+    for setting, value in values.items():
+        section, _, key = setting.partition(".")
+        sections[section][key] = value
+    model = experiment.model.model_copy(update=sections["model"])
+    data = experiment.data.model_copy(update=sections["data"])
+    return experiment.model_copy(update={"model": model, "data": data})
+
+
+def _copy(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings whose sections with paths may be changed."""
+    return {**settings, "data": dict(settings["data"]), "model": dict(settings["model"])}

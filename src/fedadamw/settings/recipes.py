@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPE_FOLDER = Path(__file__).parent.parent / "recipes"
 
 
-def recipes() -> dict[str, str]:
-    """Names of the recipes that come with the package, each with the first line of its comment."""
-    files = sorted(RECIPES.rglob("*.yaml"))
+def list_recipes() -> dict[str, str]:
+    """Return the names of the recipes, each with the first line of its comment."""
+    files = sorted(RECIPE_FOLDER.rglob("*.yaml"))
     return {
-        file.relative_to(RECIPES).with_suffix("").as_posix(): file.read_text().splitlines()[0].removeprefix("# ")
+        file.relative_to(RECIPE_FOLDER).with_suffix("").as_posix(): file.read_text().splitlines()[0].removeprefix("# ")
         for file in files
     }

@@ -1,74 +1,115 @@
-"""How the rounds of a run are trained: the settings that every engine obeys."""
+"""The section `training`: rounds, local steps, learning rate, uploads and evaluation."""
 
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from fedadamw.settings.section import Section
 from fedadamw.validation import InputError
 
 
-class Training(BaseModel):
-    """Rounds, local work and learning rate."""
+class TrainingSettings(Section):
+    """Rounds, local steps, learning rate, uploads and evaluation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    rounds: int = Field(default=100, ge=1, description="rounds, R")
-    clients_per_round: int = Field(default=10, ge=1, description="clients sampled a round, S")
-    steps: int | None = Field(default=None, ge=1, description="local steps a round, K; or give epochs")
-    epochs: int | None = Field(default=None, ge=1, description="local passes a round, in place of steps")
-    batch_size: int = Field(default=50, ge=1, description="samples a local step")
+    rounds: int = Field(default=100, ge=1, description="Communication rounds, R.")
+    clients_per_round: int = Field(
+        default=10,
+        ge=1,
+        description="Clients sampled in each round, S, at most partition.clients. More clients lower the variance of "
+        "the mean and cost proportionally more time.",
+    )
+    steps: int | None = Field(
+        default=None, ge=1, description="Local steps of a client in a round, K. Give either steps or epochs."
+    )
+    epochs: int | None = Field(
+        default=None, ge=1, description="Local passes over a client's samples in a round, instead of steps."
+    )
+    batch_size: int = Field(
+        default=50, ge=1, description="Samples in a local step. A client with fewer samples uses all of them."
+    )
     micro_batch: int | None = Field(
-        default=None, ge=1, description="samples of a local step that go through the model at once: less memory"
+        default=None,
+        ge=1,
+        description="Samples of a local step that go through the model at once; gradients are accumulated. Null: all. "
+        "Lower it if memory is full.",
     )
     group_by_length: bool = Field(
-        default=False, description="put a client's texts of a round into batches of much the same length: less padding"
+        default=False,
+        description="For texts: put a client's texts of similar length into the same batch. Less padding, so faster.",
     )
-    lr: float = Field(default=3e-4, gt=0, description="peak learning rate of the clients")
-    schedule: Literal["cosine", "constant"] = Field(default="cosine", description="over rounds, cosine to 0")
-    warmup_rounds: int = Field(default=0, ge=0, description="rounds of linear warm-up before the schedule")
-    clip: float | None = Field(default=10.0, gt=0, description="global norm that gradients are clipped to")
+    lr: float = Field(
+        default=3e-4, gt=0, description="Peak learning rate of the clients. Tune it first: `fedadamw tune --only lr`."
+    )
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="Learning rate over the rounds: cosine falls to 0, constant stays."
+    )
+    warmup_rounds: int = Field(
+        default=0, ge=0, description="Rounds in which the learning rate rises linearly first; less than rounds."
+    )
+    clip: float | None = Field(
+        default=10.0, gt=0, description="Global L2 norm that gradients are clipped to. Null: no clipping."
+    )
     precision: Literal["float32", "bf16"] = Field(
-        default="float32", description="bf16: forward and backward in bfloat16 where that is safe; float32 models"
+        default="float32",
+        description="bf16 runs forward and backward in bfloat16 autocast; models and states stay float32. Set it on "
+        "hardware with bfloat16.",
     )
     channels_last: bool = Field(
         default=False,
-        description="on a CPU, image batches with a pixel's channels together: for convolutions and pooling",
+        description="On a CPU: keep a pixel's channels together in memory. Faster for convolutions and pooling.",
     )
-    weighting: Literal["uniform", "samples"] = Field(default="uniform", description="weights of the clients' mean")
+    weighting: Literal["uniform", "samples"] = Field(
+        default="uniform", description="Weights of the clients' mean: equal, or by their number of samples."
+    )
     upload: Literal["float32", "bfloat16", "int8", "top-k"] = Field(
-        default="float32", description="how clients' changes travel: 4, 2 or 1 bytes a number, or the largest alone"
+        default="float32",
+        description="Encoding of the clients' updates: 4, 2 or 1 bytes a number, or only the largest numbers. int8 and "
+        "top-k use error feedback.",
     )
-    keep: float = Field(default=0.05, gt=0, le=1, description="share of a change's numbers that top-k sends")
+    keep: float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        description="For upload=top-k: share of an update's numbers to send, above 0, at most 1.",
+    )
     mean: Literal["weighted", "median", "trimmed-mean", "krum"] = Field(
-        default="weighted", description="of what clients send; the others hold against some that lie, see byzantine"
+        default="weighted",
+        description="How uploads are averaged. median, trimmed-mean and krum tolerate malicious clients.",
     )
     byzantine: int = Field(
-        default=1, ge=0, description="lying clients a round that a trimmed mean (at each end) or Krum leaves out"
+        default=1,
+        ge=0,
+        description="For trimmed-mean and krum: malicious clients to tolerate in a round, f. trimmed-mean needs "
+        "2 f + 1 clients in a round and krum 2 f + 3.",
     )
-    diagnostics: bool = Field(default=False, description="record each round's second moments, drift and alignment")
+    diagnostics: bool = Field(
+        default=False, description="Record second moments, client drift and alignment in every round. Costs time."
+    )
     evaluate_batch: int | None = Field(
         default=None,
         ge=1,
-        description="held-out samples that go through the model at once; unset, micro_batch up to a limit. "
-        "Images: at most 500. Texts: at most 100. A language model: at most 20 texts, and at most batch_size",
+        description="Held-out samples that go through the model at once. Null: micro_batch, up to a limit: 500 images; "
+        "100 texts; for a language model 20 texts and at most batch_size.",
     )
-    evaluate_every: int = Field(default=1, ge=1, description="rounds between evaluations; the last is evaluated")
+    evaluate_every: int = Field(
+        default=1, ge=1, description="Rounds between evaluations. The last round is always evaluated."
+    )
 
     @model_validator(mode="after")
-    def _steps_or_epochs(self) -> "Training":
+    def _check_together(self) -> "TrainingSettings":
         if (self.steps is None) == (self.epochs is None):
             raise InputError("training: give one of steps and epochs")
         if self.warmup_rounds >= self.rounds:
             raise InputError(f"training.warmup_rounds={self.warmup_rounds} must be less than rounds={self.rounds}")
         return self
 
-    def evaluated_at_once(self, most: int) -> int:
-        """How many held-out samples go through the model at once; at most `most` where that is not set."""
-        return self.evaluate_batch or min(most, self.micro_batch or most)
+    def evaluation_batch(self, limit: int) -> int:
+        """Held-out samples that go through the model at once; at most `limit` if evaluate_batch is not set."""
+        return self.evaluate_batch or min(limit, self.micro_batch or limit)
 
-    def work(self, samples: int) -> int:
-        """How many samples a client that has `samples` trains on in a round."""
+    def samples_per_round(self, samples: int) -> int:
+        """How many samples a client with `samples` trains on in a round, repetitions included."""
         return self.steps * min(self.batch_size, samples) if self.steps else (self.epochs or 1) * samples
 
     def lr_at(self, round_: int) -> float:

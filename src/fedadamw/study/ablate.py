@@ -11,7 +11,7 @@ from fedadamw.report.study_charts import Results
 from fedadamw.study.compare import RUNS, held, run_here, save
 from fedadamw.study.plan import Run, check_distinct, check_single, plan
 from fedadamw.study.results import collect
-from fedadamw.validation import check, one_of
+from fedadamw.validation import check, check_one_of
 
 Pairs = Sequence[tuple[str, Any]]
 
@@ -57,7 +57,7 @@ def ablate(
     Runs that studies have in common are run once. The same call goes on after a stop.
     """
     for name in only or ():
-        one_of("--only", name, STUDIES)
+        check_one_of("--only", name, STUDIES)
     check_single(given, [ALGORITHM], "ablate")
     check("algorithm.name" not in dict(given), f"ablate takes {ALGORITHM} apart, no other algorithm")
     chosen = {name: STUDIES[name] for name in only or STUDIES}

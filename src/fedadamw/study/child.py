@@ -12,7 +12,7 @@ from fedadamw.runner.execute import Interrupted, execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.fork_server import end_with_parent
 from fedadamw.runner.signals import stop_once
-from fedadamw.settings.load import parse
+from fedadamw.settings.load import parse_settings
 from fedadamw.validation import InputError
 
 LOG = "log.txt"
@@ -28,7 +28,7 @@ def work(settings: str, path: str) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
-            execute(parse(yaml.safe_load(settings)), RunFolder(Path(path)), resume=True, report=False)
+            execute(parse_settings(yaml.safe_load(settings)), RunFolder(Path(path)), resume=True, report=False)
         except (InputError, DivergedError) as error:
             sys.stderr.write(f"{error}\n")
             sys.exit(1)

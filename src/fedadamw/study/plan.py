@@ -10,14 +10,14 @@ from typing import Any
 
 from fedadamw.algorithms import registry
 from fedadamw.checkpoint import CheckpointError
-from fedadamw.prepare.device import cores, on_gpu
+from fedadamw.prepare.device import count_cores, uses_gpu
 from fedadamw.prepare.simulation import check_settings
 from fedadamw.report.run_files import RecordDict
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.tracking import check_trackers
-from fedadamw.settings.experiment import Experiment, settings_elsewhere
-from fedadamw.settings.load import assemble
-from fedadamw.validation import InputError, check, nearest, one_of
+from fedadamw.settings.experiment import Experiment, list_settings_outside
+from fedadamw.settings.load import build_experiment
+from fedadamw.validation import InputError, check, check_one_of, suggest
 
 MOST_RUNS = 10_000
 
@@ -33,7 +33,7 @@ class Run:
     @cached_property
     def name(self) -> str:
         """The same for the same settings, in whatever study: a run that two have in common is run once."""
-        algorithm = self.experiment.algorithm["name"]
+        algorithm = self.experiment.algorithm_name
         return f"{algorithm}-seed{self.experiment.seed}-{settings_digest(self.experiment)[:10]}"
 
     @property
@@ -75,7 +75,7 @@ def plan(
         for name in algorithms:
             own = those_of(name, given)
             for pairs in product(*(_alternatives(name, path, value) for path, value in own)):
-                experiment = assemble(recipe, [("algorithm.name", name), *pairs, ("seed", seed)])
+                experiment = build_experiment(recipe, [("algorithm.name", name), *pairs, ("seed", seed)])
                 varying = [(path, v) for (path, v), (_, value) in zip(pairs, own, strict=True) if v is not value]
                 label = {"algorithm": name, **{path: words(v) for path, v in varying}}
                 check_runnable(experiment)
@@ -99,16 +99,16 @@ def check_runnable(experiment: Experiment) -> None:
 
 def sharing(experiment: Experiment, jobs: int | None = None) -> Experiment:
     """The experiment with its share of the cores, where it names no number of threads; as it is, on a GPU."""
-    if experiment.threads is not None or on_gpu(experiment):
+    if experiment.threads is not None or uses_gpu(experiment):
         return experiment
-    return experiment.model_copy(update={"threads": max(cores() // (jobs or cores()), 1)})
+    return experiment.model_copy(update={"threads": max(count_cores() // (jobs or count_cores()), 1)})
 
 
 def jobs_for(runs: Iterable[Run]) -> int:
     """How many runs at a time: one on a GPU, else as many as the cores have room for their threads."""
-    if any(on_gpu(run.experiment) for run in runs):
+    if any(uses_gpu(run.experiment) for run in runs):
         return 1
-    return max(cores() // max((run.experiment.threads or 1 for run in runs), default=1), 1)
+    return max(count_cores() // max((run.experiment.threads or 1 for run in runs), default=1), 1)
 
 
 def words(value: Any) -> str:
@@ -172,7 +172,7 @@ def check_given(given: Sequence[tuple[str, Any]], algorithms: Sequence[str], els
     given twice, as a whole section, or belongs `elsewhere`, a sentence with an {option}.
     """
     for name in algorithms:
-        one_of("algorithm", name, registry.ALGORITHMS)
+        check_one_of("algorithm", name, registry.ALGORITHMS)
     check(len(set(algorithms)) == len(algorithms), f"-a {','.join(algorithms)}: names one algorithm twice")
     paths = [path for path, _ in given]
     for path, value in given:
@@ -183,5 +183,5 @@ def check_given(given: Sequence[tuple[str, Any]], algorithms: Sequence[str], els
             raise InputError(f"-s {path}: {elsewhere.format(option=option)}")
         if not any(those_of(name, [(path, value)]) for name in algorithms):
             known = sorted({key for name in algorithms for key in registry.settings_of(name)})
-            hint = nearest(path.partition(".")[2], [*known, *settings_elsewhere("algorithm")], ".")
+            hint = suggest(path.partition(".")[2], [*known, *list_settings_outside("algorithm")], ".")
             raise InputError(f"{path} is no setting of {', '.join(algorithms)}{hint}")

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedadamw.io.escaping import visible
+from fedadamw.io.escaping import escape_text
 from fedadamw.report.metrics import in_words
 from fedadamw.study.plan import Run
 from fedadamw.study.results import name_of
@@ -76,9 +76,9 @@ class Show:
             wall = sum(record["wall_s"] for record in records)
             line = f"{place}: {in_words(records[-1]['test_metrics'] or {})} in {wall:.0f} s"
         if self._bars is not None:
-            self._bars.print(visible(line))
+            self._bars.print(escape_text(line))
         else:
-            print(visible(line), flush=True)
+            print(escape_text(line), flush=True)
 
     def _look(self, running: Sequence[Run], over: Sequence[Ended]) -> None:
         assert self._bars is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
-from fedadamw.io.escaping import in_markdown, visible
+from fedadamw.io.escaping import escape_markdown, escape_text
 from fedadamw.report.metrics import evaluated, label, main, score
 from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.study_charts import Result, Results, variants
@@ -167,7 +167,7 @@ def name_of(label: Mapping[str, str]) -> str:
     unique = len(set(short)) == len(short)
     first = [value for path, value in label.items() if path in named]
     parts = first + [f"{s if unique else path} {rest[path]}" for s, path in zip(short, rest, strict=True)]
-    return visible(", ".join(parts))
+    return escape_text(", ".join(parts))
 
 
 def write(results: Results, path: Path) -> None:
@@ -181,10 +181,10 @@ def markdown(results: Results) -> str:
     head = headings(results)
     lines = [f"| {' | '.join(head)} |", "| --- | " + " | ".join(["---:"] * (len(head) - 1)) + " |"]
     for row in rows(results):
-        lines.append(f"| {' | '.join(map(in_markdown, row))} |")
+        lines.append(f"| {' | '.join(map(escape_markdown, row))} |")
     for missing in results["missing"]:
         said = f"{missing['variant']}, seed {missing['seed']}: {missing['error']}"
-        lines.append(f"\n{in_markdown(said)}")
+        lines.append(f"\n{escape_markdown(said)}")
     return "\n".join(lines) + "\n"
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from fedadamw.algorithms import registry
 from fedadamw.report.metrics import main, score
 from fedadamw.runner.folder import settings_digest
-from fedadamw.settings.load import assemble
+from fedadamw.settings.load import build_experiment
 from fedadamw.study.plan import Run, sharing, those_of, words
 from fedadamw.study.results import not_a_number
-from fedadamw.validation import missing
+from fedadamw.validation import missing_extra_error
 
 if TYPE_CHECKING:
     import optuna
@@ -128,7 +128,7 @@ class Search:
             chosen = [(path_of(name), v) for name, v in {**self.best, self.stage: value}.items()]
             base = [("algorithm.name", self.algorithm), *self.given, ("data.validation", VALIDATION), ("seed", 0)]
             label = {"algorithm": self.algorithm, **{path: words(v) for path, v in chosen}}
-            experiment = sharing(assemble(self.recipe, [*base, *chosen]), self.jobs)
+            experiment = sharing(build_experiment(self.recipe, [*base, *chosen]), self.jobs)
             self._runs[value] = Run(experiment, label, self.parent)
             self._values[self._runs[value].name] = value
         return self._runs[value]
@@ -231,7 +231,7 @@ def journal(path: Path) -> "optuna.storages.BaseStorage":
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
     except ImportError:
-        raise missing("tune needs optuna", "tune") from None
+        raise missing_extra_error("tune needs optuna", "tune") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # left by a killed one: the folder is ours alone
     if path.exists():

@@ -15,16 +15,16 @@ import yaml
 
 from fedadamw.algorithms import registry
 from fedadamw.checkpoint import write_atomically
-from fedadamw.io.escaping import visible
+from fedadamw.io.escaping import escape_text
 from fedadamw.report.metrics import label
-from fedadamw.settings.load import assemble, put, read
+from fedadamw.settings.load import build_experiment, read_recipe, set_path
 from fedadamw.study.compare import RUNS, held
 from fedadamw.study.plan import check_given, check_runnable, check_single, jobs_for, plan, single, those_of
 from fedadamw.study.progress import Show
 from fedadamw.study.results import distinct
 from fedadamw.study.search import VALIDATION, Search, journal, path_of
 from fedadamw.study.workers import TICK_S, Ended, Workers
-from fedadamw.validation import check, one_of
+from fedadamw.validation import check, check_one_of
 
 LOOK_S = 2.0  # between two looks at what the trials have come to
 
@@ -54,13 +54,12 @@ def tune(
     check_single(given, algorithms, "tune")
     known = {setting for name in algorithms for setting in registry.ALGORITHMS[name].tuning}
     for setting in only or ():
-        one_of("--only", setting, sorted(known))
+        check_one_of("--only", setting, sorted(known))
         check(path_of(setting) not in dict(given), f"--only {setting}: {path_of(setting)} is given")
     check("data.validation" not in dict(given), f"tune sets data.validation itself, to {VALIDATION:g}")
     for name in algorithms:
-        check_runnable(
-            assemble(recipe, [("algorithm.name", name), *those_of(name, given), ("data.validation", VALIDATION)])
-        )
+        overrides = [("algorithm.name", name), *those_of(name, given), ("data.validation", VALIDATION)]
+        check_runnable(build_experiment(recipe, overrides))
     with held(out):
         storage = journal(out / "optuna.log")
         searches = [Search(recipe, name, given, only, out / RUNS, storage, jobs) for name in algorithms]
@@ -128,19 +127,20 @@ def _run(searches: Sequence[Search], jobs: int | None, *, quiet: bool) -> None:
 
 def _write(recipe: str, given: Iterable[tuple[str, Any]], searches: Sequence[Search], out: Path) -> Path:
     """tuned.yaml, trials.json and table.md."""
-    settings = read(recipe)
+    settings = read_recipe(recipe)
     own = settings["algorithms"] = dict(settings.get("algorithms") or {})
     for setting, value in given:
         if not _is_own(setting):
-            put(settings, setting, value)
+            set_path(settings, setting, value)
     for search in searches:
         fixed = {setting.rpartition(".")[2]: value for setting, value in search.given if _is_own(setting)}
         own[search.algorithm] = {**(own.get(search.algorithm) or {}), **fixed, **search.best}
     if len(searches) == 1:
-        put(settings, "algorithm.name", searches[0].algorithm)
+        set_path(settings, "algorithm.name", searches[0].algorithm)
     history = [stage for search in searches for stage in search.history]
     names = ", ".join(search.algorithm for search in searches)
-    head = f"# {visible(recipe)} with tuned settings for {names}, chosen on {VALIDATION:.0%} of the training data.\n"
+    head = f"# {escape_text(recipe)} with tuned settings for {names}, "
+    head += f"chosen on {VALIDATION:.0%} of the training data.\n"
     path = out / "tuned.yaml"
     write_atomically(path, (head + yaml.safe_dump(settings, sort_keys=False)).encode())
     write_atomically(out / "trials.json", (json.dumps(history, indent=1) + "\n").encode())

@@ -6,13 +6,15 @@ from typing import Any
 
 import yaml
 
-from fedadamw.io.escaping import in_markdown
+from fedadamw.io.escaping import escape_markdown
 from fedadamw.models.loading import PACKAGE, is_hub_id
 from fedadamw.models.vision import Vision
-from fedadamw.settings.experiment import LANGUAGE, Experiment, Split
-from fedadamw.settings.paths import is_path, seen_from, told
+from fedadamw.settings.data import LANGUAGE
+from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.partition import PartitionSettings
+from fedadamw.settings.paths import is_path, make_portable, relative_path
 from fedadamw.trained.load import FACTS, Trained
-from fedadamw.validation import path_of
+from fedadamw.validation import parse_path
 
 
 def card(trained: Trained, to: Path, *, whole: bool) -> str:
@@ -22,7 +24,7 @@ def card(trained: Trained, to: Path, *, whole: bool) -> str:
     results = {"loss": last.get("test_loss"), **(last["test_metrics"] or {})} if last else {"loss": None}
     head = {
         "library_name": "transformers" if whole else "peft",
-        "tags": ["federated-learning", *sorted({"fedadamw", experiment.algorithm["name"]})],
+        "tags": ["federated-learning", *sorted({"fedadamw", experiment.algorithm_name})],
         **({"base_model": experiment.model.name} if is_hub_id(experiment.model.name) else {}),
     }
     measured = {name: "-" if value is None else f"{value:.4f}" for name, value in results.items()}
@@ -30,7 +32,7 @@ def card(trained: Trained, to: Path, *, whole: bool) -> str:
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
 
-# {experiment.data.task}, trained by {experiment.algorithm["name"]} over {clients_of(facts)} clients
+# {experiment.data.task}, trained by {experiment.algorithm_name} over {clients_of(facts)} clients
 
 Trained with [fedadamw]({HOME}) {facts["versions"].get("fedadamw")}, commit {facts.get("commit") or "unknown"}.
 
@@ -56,7 +58,7 @@ All settings and versions are in `{FACTS}`.
 
 def _rows(rows: Iterable[Iterable[Any]]) -> str:
     """Rows of a table in Markdown."""
-    return "\n".join(f"| {' | '.join(map(in_markdown, row))} |" for row in rows)
+    return "\n".join(f"| {' | '.join(map(escape_markdown, row))} |" for row in rows)
 
 
 def clients_of(facts: Mapping[str, Any]) -> int:
@@ -103,8 +105,8 @@ def _base(name: str, to: Path) -> tuple[str, str]:
     if name.startswith(PACKAGE):
         package, _, inside = name.removeprefix(PACKAGE).partition("/")
         return "from importlib.resources import files\n\n", f"files({package!r}) / {inside!r}"
-    place = told("model.name", name, to)
-    if place != name and seen_from(to, path_of("model.name", name)) is not None:
+    place = make_portable("model.name", name, to)
+    if place != name and relative_path(to, parse_path("model.name", name)) is not None:
         return "from pathlib import Path\n\n", f"Path(FOLDER) / {place!r}"
     return "", repr(place)
 
@@ -129,7 +131,7 @@ def _settings(trained: Trained) -> list[tuple[str, Any]]:
 
 def _name_of(setting: str, value: str) -> str:
     """A hub id, or the last name of a path of this machine."""
-    return path_of(setting, value).resolve().name if is_path(setting, value) else value
+    return parse_path(setting, value).resolve().name if is_path(setting, value) else value
 
 
 HOME = "https://arxiv.org/abs/2510.27486"
@@ -143,7 +145,7 @@ def _outputs(trained: Trained) -> int:
     return 1 if trained.about.get("edges") is not None else len(trained.about["classes"])
 
 
-def _split(partition: Split) -> str:
+def _split(partition: PartitionSettings) -> str:
     """How the data is split, in words."""
     concentrated = partition.kind in ("dirichlet", "mix")
     return f"{partition.kind}, concentration {partition.concentration:g}" if concentrated else partition.kind

@@ -4,13 +4,13 @@ from typing import TypeVar
 
 import torch
 
+from fedadamw.data.image_decoding import OWN_SIZE
 from fedadamw.data.images import Images
-from fedadamw.data.pictures import SIZE
 from fedadamw.data.texts import Texts
 from fedadamw.engine.client import autocast
 from fedadamw.models.text import Text
 from fedadamw.prepare import images, texts
-from fedadamw.prepare.device import device_of
+from fedadamw.prepare.device import select_device
 from fedadamw.prepare.simulation import samples_of
 from fedadamw.randomness import Purpose, numpy_generator
 from fedadamw.settings.experiment import Experiment
@@ -24,7 +24,7 @@ Held = TypeVar("Held", Texts, Images)
 def evaluate(trained: Trained) -> tuple[Evaluation, int]:
     """Loss and metrics on the held-out samples that the experiment names, and how many these are."""
     experiment, built = trained.experiment, trained.built
-    device = device_of(experiment)
+    device = select_device(experiment)
     if experiment.threads:
         torch.set_num_threads(experiment.threads)
     held_out, task = _held_out(trained, device)
@@ -38,7 +38,7 @@ def _picked(experiment: Experiment, found: Held) -> Held:
     most = experiment.data.max_test
     if not most or most >= len(found):
         return found
-    return found.take(numpy_generator(experiment.seed, Purpose.SPLIT).permutation(len(found))[:most])
+    return found.select(numpy_generator(experiment.seed, Purpose.SPLIT).permutation(len(found))[:most])
 
 
 def _held_out(trained: Trained, device: torch.device) -> tuple[Texts | Images, Task]:
@@ -52,6 +52,6 @@ def _held_out(trained: Trained, device: torch.device) -> tuple[Texts | Images, T
         return found, texts.task_of(experiment, built.form, found, found, device)
     seen = _picked(experiment, images.held_out(experiment, about)) if own is None else own
     assert isinstance(seen, Images)
-    same = (list(seen.pixels.shape[1:]), seen.fit) == (list(about["shape"]), about.get("fit", SIZE))
+    same = (list(seen.pixels.shape[1:]), seen.size_from) == (list(about["shape"]), about.get("fit", OWN_SIZE))
     check(same, "the run's pictures were kept in another form, by an earlier version: evaluate it with --data")
     return seen, images.task_of(experiment, built, seen, seen, device, about)

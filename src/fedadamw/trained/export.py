@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedadamw.data.fitting import Fit
-from fedadamw.data.pictures import CROP
+from fedadamw.data.image_decoding import CROPPED
 from fedadamw.io.disk import new_folder
 from fedadamw.models.loading import is_local
+from fedadamw.models.resizing import ResizeCrop
 from fedadamw.models.vision import NAMES, RESNETS, Vision
 from fedadamw.prepare import images, texts
-from fedadamw.settings.paths import tell_base, told, without_paths
+from fedadamw.settings.paths import make_portable, make_settings_portable, replace_model_paths
 from fedadamw.trained.card import card
 from fedadamw.trained.load import FACTS, Trained
 from fedadamw.validation import InputError, check
@@ -61,8 +61,8 @@ def _write(trained: Trained, folder: Path, to: Path, *, whole: bool) -> None:
             texts.tokenizer_of(experiment).save_pretrained(folder)
         except ValueError as error:  # such as a chat template whose name is a path
             raise InputError(f"{folder}: its tokenizer cannot be written: {error}") from None
-    tell_base(folder, told("model.name", experiment.model.name, to))
-    settings, relative = without_paths(experiment.model_dump(mode="json"), to)
+    replace_model_paths(folder, make_portable("model.name", experiment.model.name, to))
+    settings, relative = make_settings_portable(experiment.model_dump(mode="json"), to)
     facts = {"settings": settings, "relative": relative, **trained.facts, "records": trained.records[-1:]}
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
     (folder / "README.md").write_text(card(trained, to, whole=whole), encoding="utf-8")
@@ -82,8 +82,8 @@ def _pixels(trained: Trained) -> dict[str, Any]:
     about, processor = trained.about, trained.built.processor
     data_channels, height, width = about["shape"]
     channels = trained.built.channels or data_channels
-    fit = images.remaining_fit(trained.built, about) or Fit()
-    output = fit.output((height, width))
+    fit = images.remaining_fit(trained.built, about) or ResizeCrop()
+    output = fit.output_size((height, width))
     if processor.settings is not None:
         found = dict(processor.settings)
     else:
@@ -100,7 +100,7 @@ def _pixels(trained: Trained) -> dict[str, Any]:
         }
     if channels == 3:
         found["do_convert_rgb"] = True
-    cut = about.get("fit") == CROP and output[0] == output[1]
+    cut = about.get("fit") == CROPPED and output[0] == output[1]
     return found | _square(output[0], found) if cut else found
 
 

@@ -18,10 +18,11 @@ from fedadamw.models.vision import Vision
 from fedadamw.prepare import images, texts
 from fedadamw.report.run_files import RecordDict
 from fedadamw.runner.folder import RunFolder, check_pixels
-from fedadamw.settings.experiment import LANGUAGE, Experiment
-from fedadamw.settings.load import assemble, load, parse
-from fedadamw.settings.paths import DATA, MODEL, check_origins, is_path, whole, with_paths
-from fedadamw.validation import InputError, brief, check
+from fedadamw.settings.data import LANGUAGE
+from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.load import build_experiment, load, parse_settings
+from fedadamw.settings.paths import DATA_PATHS, MODEL_PATHS, check_origins, is_path, resolve_path, restore_paths
+from fedadamw.validation import InputError, check, shorten
 from fedadamw.vector import Layout, statistics, trainable
 
 EVALUATED = (
@@ -81,15 +82,15 @@ def of_run(path: Path, given: list[tuple[str, Any]] | None = None) -> Trained:
     check(folder.state.exists(), f"{path}: the run has no checkpoint yet")
     tensors, kept = checkpoint.read(folder.state, "checkpoint")
     own, other_data = load(str(folder.config)), _of_data(given or [])
-    data = () if given is None or other_data else DATA  # an export reads none
-    check_origins(own, facts.get("folders"), (*MODEL, *data))
+    data = () if given is None or other_data else DATA_PATHS  # an export reads none
+    check_origins(own, facts.get("folders"), (*MODEL_PATHS, *data))
     built = _built(own, facts["data"])
     if isinstance(built, Vision):
         check_pixels(path, facts["data"], images.pixels_of(built, facts["data"]))
     _put(built.model, tensors, facts)
     if LEDGER in tensors:
         facts["nodes"] = _nodes(read_page(tensors[LEDGER]))
-    experiment = assemble(str(folder.config), given) if given else own
+    experiment = build_experiment(str(folder.config), given) if given else own
     _check_same_kind(own, experiment)
     records = folder.records()[: kept["round"]]  # a run that was killed may have recorded more
     return Trained(experiment, built, facts["data"], facts, records, other_data)
@@ -103,7 +104,7 @@ def _nodes(page: Page) -> dict[str, int | None]:
 
 
 def _built(experiment: Experiment, about: Mapping[str, Any]) -> Text | Vision:
-    return texts.model_of(experiment, about) if experiment.data.texts else images.model_of(experiment, about)
+    return texts.model_of(experiment, about) if experiment.data.is_text else images.model_of(experiment, about)
 
 
 def _put(model: nn.Module, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -118,7 +119,7 @@ def _put(model: nn.Module, tensors: Mapping[str, Tensor], facts: Mapping[str, An
     with torch.no_grad():
         for name, value in layout.views(tensors["server.x"]).items():
             trainable(model)[name].copy_(value)
-        for name, value in Layout.named(floating).views(tensors["statistics"]).items():
+        for name, value in Layout.of_tensors(floating).views(tensors["statistics"]).items():
             floating[name].copy_(value)
     if tensors["base"].numel():
         Folding(model).load(tensors["base"])
@@ -131,20 +132,20 @@ def _of_exported(path: Path, given: list[tuple[str, Any]]) -> Trained:
         raise InputError(f"{path / FACTS}: cannot be read ({error})") from None
     given, base = [pair for pair in given if pair[0] != BASE], dict(given).get(BASE)
     with in_one_line(f"{path / FACTS}: does not tell of a model"):
-        settings, about = with_paths(facts["settings"], facts.get("relative", []), path), facts["data"]
+        settings, about = restore_paths(facts["settings"], facts.get("relative", []), path), facts["data"]
         if base is not None:
             settings["model"]["name"] = base
         if settings["model"]["tokenizer"] is not None:
             settings["model"]["tokenizer"] = str(path.resolve())  # the exported one
-        experiment = parse(settings)
-        _check_numbers(about, ("edges",) if experiment.data.texts else ("mean", "std"))
+        experiment = parse_settings(settings)
+        _check_numbers(about, ("edges",) if experiment.data.is_text else ("mean", "std"))
         if (path / ADAPTER).is_file():
             _check_base(path, experiment.model.name)
-            built = _built(parse({**settings, "lora": None}), about)
+            built = _built(parse_settings({**settings, "lora": None}), about)
             built = built._replace(model=with_adapter(built.model, path))
         else:
             own = {**settings["model"], "name": str(path.resolve()), "tokenizer": None, "fresh": False}
-            experiment = parse({**settings, "lora": None, "model": own})
+            experiment = parse_settings({**settings, "lora": None, "model": own})
             built = _built(experiment, about)
     changed = _changed(experiment, given)
     _check_same_kind(experiment, changed)
@@ -155,20 +156,20 @@ def _check_numbers(about: Mapping[str, Any], names: Sequence[str]) -> None:
     """Raise whatever it be where one of `names` is in place of numbers something else."""
     for name in names:
         for number in about[name] or ():
-            check(isinstance(number, int | float), f"{name} has {brief(number)}, which is no number")
+            check(isinstance(number, int | float), f"{name} has {shorten(number)}, which is no number")
 
 
 def _check_base(path: Path, name: str) -> None:
     """Raise InputError where the folder of an adapter's base is not where the export says."""
-    moved = is_path(BASE, name) and not whole(BASE, name).is_dir()
+    moved = is_path(BASE, name) and not resolve_path(BASE, name).is_dir()
     check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its folder: -s model.name=DIR")
 
 
 def _of_anybody(path: Path, given: list[tuple[str, Any]]) -> Trained:
     labels = loaded("model", str(path.resolve()), config_from).id2label
     classes = [str(labels[i]) for i in sorted(labels)]
-    experiment = _changed(parse({"model": {"name": str(path.resolve())}}), given)
-    check(experiment.data.texts, f"{path}: say what it is to be evaluated on, for example -s data.task=sst2")
+    experiment = _changed(parse_settings({"model": {"name": str(path.resolve())}}), given)
+    check(experiment.data.is_text, f"{path}: say what it is to be evaluated on, for example -s data.task=sst2")
     about = {"classes": classes, "edges": [] if len(classes) == 1 else None}
     built = _built(experiment, about)
     fresh = built.fresh if isinstance(built, Text) else ()
@@ -182,7 +183,7 @@ def _of_anybody(path: Path, given: list[tuple[str, Any]]) -> Trained:
 def _check_same_kind(trained: Experiment, changed: Experiment) -> None:
     """Raise InputError where a model is to do something of another kind than it was trained for."""
     task, wanted = trained.data.task, changed.data.task
-    same = (task == LANGUAGE) == (wanted == LANGUAGE) and trained.data.texts == changed.data.texts
+    same = (task == LANGUAGE) == (wanted == LANGUAGE) and trained.data.is_text == changed.data.is_text
     check(same, f"data.task={wanted!r}: the model was trained for {task!r}")
 
 
@@ -191,9 +192,9 @@ def _of_data(given: list[tuple[str, Any]]) -> bool:
 
 
 def _changed(experiment: Experiment, given: list[tuple[str, Any]]) -> Experiment:
-    from fedadamw.settings.load import put
+    from fedadamw.settings.load import set_path
 
     settings = experiment.model_dump(mode="json")
     for path, value in given:
-        put(settings, path, value)
-    return parse(settings)
+        set_path(settings, path, value)
+    return parse_settings(settings)

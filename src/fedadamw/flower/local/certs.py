@@ -16,7 +16,7 @@ from fedadamw.validation import check
 DAYS = 365  # that they are valid
 
 
-def write(folder: Path, hosts: Sequence[str], nodes: int) -> None:
+def write_certificates(folder: Path, hosts: Sequence[str], nodes: int) -> None:
     """ca.crt, server.pem and server.key for a server of these names and addresses, and node-<i>, node-<i>.pub.
 
     Private keys are for the owner's eyes. InputError where something is there already.

@@ -6,36 +6,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedadamw.flower import new_app as app
-from fedadamw.flower.local.testbed import Bed
+from fedadamw.flower import new_app
+from fedadamw.flower.local.testbed import Testbed
 from fedadamw.prepare.simulation import check_settings
 from fedadamw.report.metrics import label, shown
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.experiment import Experiment
-from fedadamw.settings.paths import from_anywhere
+from fedadamw.settings.paths import make_absolute
 from fedadamw.validation import InputError, check
 
 Say = Callable[[str], None]
 
 
-def demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> Path:
+def run_demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> Path:
     """Run `experiment` on as many nodes in `folder`, which must be new or empty; the run's folder in it."""
     _check(experiment, nodes)
-    experiment = from_anywhere(experiment)  # server and nodes start in other folders
+    experiment = make_absolute(experiment)  # server and nodes start in other folders
     folder = folder.resolve()
     with RunFolder(folder).locked():
         check(not any(folder.iterdir()), f"{folder}: is there, and not empty; choose another --out")
-        app.write(folder / "app", experiment)
+        new_app.write_app(folder / "app", experiment)
         _held(folder, nodes, say)
     return folder / "run"
 
 
 def _held(folder: Path, nodes: int, say: Say) -> None:
     """The demonstration, in a folder of its own with its app."""
-    with Bed(folder, nodes) as bed:
+    with Testbed(folder, nodes) as bed:
         say("SuperLink: TLS, and only nodes with registered keys")
-        bed.start_link()
+        bed.start_superlink()
         for node in range(nodes):
             bed.register(node)
             bed.start_node(node, {"threads": 1})
@@ -59,7 +59,7 @@ def _check(experiment: Experiment, nodes: int) -> None:
     )
 
 
-def free(folder: Path) -> Path:
+def next_free_folder(folder: Path) -> Path:
     """`folder`, or it with the first number behind it for which nothing is there."""
     found, number = folder, 1
     while found.exists() and any(found.iterdir()):
@@ -68,7 +68,7 @@ def free(folder: Path) -> Path:
     return found
 
 
-def _followed(bed: Bed, run: int, out: Path, say: Say) -> str:
+def _followed(bed: Testbed, run: int, out: Path, say: Say) -> str:
     """Tell each round and what happened, until the run is over; its state then."""
     seen = {"metrics.jsonl": 0, "events.jsonl": 0}
     while True:
@@ -76,14 +76,14 @@ def _followed(bed: Bed, run: int, out: Path, say: Say) -> str:
         for name in seen:
             lines = (out / name).read_text().splitlines() if (out / name).exists() else []
             for line in lines[seen[name] :]:
-                say(in_words(json.loads(line)))
+                say(format_record(json.loads(line)))
             seen[name] = len(lines)
         if status.startswith("finished"):
             return status
         time.sleep(1.0)
 
 
-def in_words(record: dict[str, Any]) -> str:
+def format_record(record: dict[str, Any]) -> str:
     """A round's record or an event as a line."""
     if "event" in record:
         facts = ", ".join(f"{k} {v}" for k, v in record.items() if k not in ("time", "event", "node") and v is not None)

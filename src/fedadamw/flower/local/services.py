@@ -29,20 +29,20 @@ BUSY_S = 25  # that a statement waits for the database; a request's sender waits
 END_S = 2.0  # after which a SuperLink that ends has forgotten its SuperExec
 
 
-def superlink(arguments: Sequence[str]) -> None:
+def run_superlink(arguments: Sequence[str]) -> None:
     """`flower-superlink` with these arguments, which waits longer for its database, and ends with its SuperExec."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     vars(sql_mixin)["SQLITE_PRAGMAS"] = (*SQLITE_PRAGMAS, ("busy_timeout", str(1000 * BUSY_S)))  # the last one counts
-    replaced(SuperLinkLifespan, "_start_superexec_if_needed", watching)
+    wrap_attribute(SuperLinkLifespan, "_start_superexec_if_needed", end_with_superexec)
     sys.argv = ["flower-superlink", *arguments]
     flower_superlink()
 
 
-def supernode(arguments: Sequence[str]) -> NoReturn:
+def run_supernode(arguments: Sequence[str]) -> NoReturn:
     """`flower-supernode` with these arguments, which sends every answer, and ends where it would only stay."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    replaced(start_client_internal, "_pull_and_store_message", sending)
-    replaced(heartbeat.HeartbeatSender, "_heartbeat", lasting)
+    wrap_attribute(start_client_internal, "_pull_and_store_message", send_pending_replies)
+    wrap_attribute(heartbeat.HeartbeatSender, "_heartbeat", retry_heartbeats)
     sys.argv = ["flower-supernode", *arguments]
     why = "the error above"
     try:
@@ -54,12 +54,12 @@ def supernode(arguments: Sequence[str]) -> NoReturn:
     os._exit(1)  # threads of Flower's would keep the process
 
 
-def replaced(holder: Any, name: str, by: Callable[[Any], Any]) -> None:
+def wrap_attribute(holder: Any, name: str, by: Callable[[Any], Any]) -> None:
     """Put by(function) in the place of a function; AttributeError where there is none of that name."""
     setattr(holder, name, by(getattr(holder, name)))
 
 
-def watching(start: Callable[[Any], None]) -> Callable[[Any], None]:
+def end_with_superexec(start: Callable[[Any], None]) -> Callable[[Any], None]:
     """Flower's function that starts the SuperExec; with this, the SuperLink ends where that does."""
 
     def watched(lifespan: Any) -> None:
@@ -83,7 +83,7 @@ def watching(start: Callable[[Any], None]) -> Callable[[Any], None]:
     return watched
 
 
-def lasting(beat: Callable[[Any], None]) -> Callable[[Any], None]:
+def retry_heartbeats(beat: Callable[[Any], None]) -> Callable[[Any], None]:
     """Flower's function that sends a heartbeat, tried again after a HeartbeatFailure; with this, after all errors."""
 
     def lasted(sender: Any) -> None:
@@ -95,7 +95,7 @@ def lasting(beat: Callable[[Any], None]) -> Callable[[Any], None]:
     return lasted
 
 
-def sending(take: Callable[..., int | None]) -> Callable[..., int | None]:
+def send_pending_replies(take: Callable[..., int | None]) -> Callable[..., int | None]:
     """Flower's function that takes a message and tells its run, None where there was none; then nothing is sent.
 
     With this, a run is told, too, where an answer waits to be sent.

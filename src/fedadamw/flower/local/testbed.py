@@ -23,7 +23,7 @@ HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
 
 
-class Bed:
+class Testbed:
     """SuperLink and SuperNodes in `folder`; all of them end with the `with` block.
 
     nodes: keys to make. authenticated: whether only nodes with registered keys get in.
@@ -34,12 +34,12 @@ class Bed:
         self.certs, self.logs, self.home = (self.folder / name for name in ("certs", "logs", "flwr"))
         for path in (self.logs, self.home):
             path.mkdir(parents=True, exist_ok=True)
-        certs.write(self.certs, ["localhost", HOST], nodes)
+        certs.write_certificates(self.certs, ["localhost", HOST], nodes)
         (self.home / "config.toml").write_text(
             f'[superlink]\ndefault = "bed"\n\n[superlink.bed]\naddress = "{HOST}:{self.port}"\n'
             f'root-certificates = "{self.certs / "ca.crt"}"\n'
         )
-        self.link: subprocess.Popen[bytes] | None = None
+        self.superlink: subprocess.Popen[bytes] | None = None
         self.nodes: dict[int, subprocess.Popen[bytes]] = {}
 
     @property
@@ -54,7 +54,7 @@ class Bed:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def start_link(self) -> None:
+    def start_superlink(self) -> None:
         """Start the SuperLink, with the database that an earlier one left."""
         certificates = self.certs
         options = {
@@ -68,7 +68,7 @@ class Bed:
         flags = ["--disable-runtime-dependency-installation"]
         if self.authenticated:
             flags.append("--enable-supernode-auth")
-        self.link = self._start("superlink", [*_flags(options), *flags], "link")
+        self.superlink = self._start("superlink", [*_flags(options), *flags], "link")
         self._await_link()
 
     def register(self, node: int) -> None:
@@ -112,7 +112,7 @@ class Bed:
         runs = json.loads(self.flwr("list", "bed", "--format", "json"))["runs"]
         return next((str(found["status"]) for found in runs if int(found["run-id"]) == run), "unknown")
 
-    def await_end(self, run: int, seconds: float) -> str:
+    def wait_for_end(self, run: int, seconds: float) -> str:
         """The state of a run once it is over."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -129,13 +129,13 @@ class Bed:
         """What the process `link` or `node-<i>` has said."""
         return (self.logs / f"{name}.log").read_text(errors="replace")
 
-    def __enter__(self) -> "Bed":
+    def __enter__(self) -> "Testbed":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        processes = [*self.nodes.values(), *([self.link] if self.link else [])]
+        processes = [*self.nodes.values(), *([self.superlink] if self.superlink else [])]
         for process in processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -159,8 +159,8 @@ class Bed:
     def _await_link(self) -> None:
         until = time.monotonic() + 60
         while time.monotonic() < until:
-            assert self.link is not None
-            check(self.link.poll() is None, f"the SuperLink ended: {self.log('link')[-500:]}")
+            assert self.superlink is not None
+            check(self.superlink.poll() is None, f"the SuperLink ended: {self.log('link')[-500:]}")
             with socket.socket() as probe:
                 if probe.connect_ex((HOST, self.port)) == 0:
                     return

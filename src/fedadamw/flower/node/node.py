@@ -26,13 +26,14 @@ from fedadamw.engine.step import stepper
 from fedadamw.engine.store import OnDisk
 from fedadamw.engine.uploads import Coded, Uploads
 from fedadamw.flower.protocol import LateError, StaleError
-from fedadamw.flower.wire import Expected, digest, named, read, to_array
+from fedadamw.flower.wire import ArraySpec, digest, name_fields, read_arrays, to_array
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.models.lora import Folding
 from fedadamw.prepare import images, texts
-from fedadamw.prepare.device import check_device, device_of
+from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.simulation import algorithm_of, partition_of, samples_of
-from fedadamw.settings.experiment import Data, Experiment
+from fedadamw.settings.data import DataSettings
+from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
 from fedadamw.validation import InputError, check
 
@@ -55,9 +56,9 @@ class Node:
     """
 
     def __init__(self, experiment: Experiment, about: Mapping[str, Any], config: Config, home: Path) -> None:
-        self.number, self.home = number_of(config), home
+        self.number, self.home = read_number(config), home
         self.experiment = experiment
-        device = device_of(experiment, device_in(config))
+        device = select_device(experiment, read_device(config))
         if threads := config.get("threads", experiment.threads):
             torch.set_num_threads(int(threads))
         model, task, self.samples = _learned(experiment, about, config, self.number, device)
@@ -71,13 +72,13 @@ class Node:
         self.folding = Folding(model) if exact else None
         down = self.algorithm.broadcast(self.algorithm.server_init(self.workspace.y.clone()))
         self._down = type(down)
-        self._expected = {name: Expected.of(t) for name, t in named("down", down).items()}
-        self._expected["statistics"] = Expected.of(self.workspace.statistics)
+        self._expected = {name: ArraySpec.of(t) for name, t in name_fields("down", down).items()}
+        self._expected["statistics"] = ArraySpec.of(self.workspace.statistics)
         if self.folding is not None:
-            self._expected["base"] = Expected.of(self.folding.base)
+            self._expected["base"] = ArraySpec.of(self.folding.base)
         like = uploads.like(down)
         self._up = type(like)
-        self._expected_change = {name: Expected.of(t) for name, t in named("up", like).items()}
+        self._expected_change = {name: ArraySpec.of(t) for name, t in name_fields("up", like).items()}
         self._expected_change["statistics"] = self._expected["statistics"]
         self._last: tuple[int, Any] | None = None  # the last round that was trained here, and what it began from
         memory = uploads.memory(down)
@@ -89,7 +90,7 @@ class Node:
         """What came down, or is made of what has changed since the last round, and the tensors that came with it."""
         device = self.workspace.y.device
         changed = "digest" in facts
-        found = read(arrays, self._expected_change if changed else self._expected)
+        found = read_arrays(arrays, self._expected_change if changed else self._expected)
         tensors = {name: t.to(device) for name, t in found.items()}
         if not changed:
             return self._down(*(tensors[f"down.{field}"] for field in self._down._fields)), tensors
@@ -171,7 +172,7 @@ class Node:
         return None, True
 
 
-def number_of(config: Config) -> int:
+def read_number(config: Config) -> int:
     """The node's number among the clients, from what it was started with."""
     given = config.get("partition-id")
     fine = isinstance(given, int) and not isinstance(given, bool) and given >= 0
@@ -179,7 +180,7 @@ def number_of(config: Config) -> int:
     return int(given)  # type: ignore[arg-type]  # as just checked
 
 
-def device_in(config: Config) -> str:
+def read_device(config: Config) -> str:
     """The device that the node was started with; the first GPU, if there is one, where that is not said."""
     given = config.get("device", "auto")
     check_device("this node's device", given)
@@ -191,7 +192,7 @@ def _learned(
 ) -> tuple[nn.Module, Task, np.ndarray]:
     """The model, its task, and the numbers of this node's samples."""
     train, samples = _own(experiment, about, config, number)
-    nothing: Any = train.take(np.arange(0))
+    nothing: Any = train.select(np.arange(0))
     if isinstance(train, Texts):
         text = texts.model_of(experiment, about)
         return text.model.to(device), texts.task_of(experiment, text.form, train, nothing, device), samples
@@ -212,31 +213,31 @@ def _own(
     place, split = config.get("data"), config.get("split", "train")
     check(isinstance(place, str), "this node has no data: give --node-config 'data=\"FOLDER\"'")
     own = {**experiment.data.model_dump(), "source": place, "config": None, "test_source": None, "test_split": split}
-    here = experiment.model_copy(update={"data": Data(**own)})
-    found = texts.held_out(here, about) if here.data.texts else images.held_out(here, about)
+    here = experiment.model_copy(update={"data": DataSettings(**own)})
+    found = texts.held_out(here, about) if here.data.is_text else images.held_out(here, about)
     check(len(found) > 0, f"{place}: holds no samples")
     return found, np.arange(len(found))
 
 
-def home_of(config: Config, federation: str, number: int) -> Path:
+def memory_folder(config: Config, federation: str, number: int) -> Path:
     """Where a node keeps what it remembers of a run: in `state-dir`, or in the user's own state folder."""
     check(federation.isalnum(), f"the run's name {federation!r} is none")
     base = config.get("state-dir") or Path.home() / ".local/state/fedadamw"
     return Path(str(base)) / federation / f"client-{number}"
 
 
-def load(settings: str, about: str, config: Config, federation: str) -> Node:
+def load_node(settings: str, about: str, config: Config, federation: str) -> Node:
     """The node of a run, from what travels as text: its settings (YAML) and what is known of the data (JSON)."""
-    from fedadamw.settings.load import parse
+    from fedadamw.settings.load import parse_settings
 
     try:
         given, known = read_yaml("settings", settings), json.loads(about)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the server's settings cannot be read ({error})") from None
-    number = number_of(config)
-    home = home_of(config, federation, number)
+    number = read_number(config)
+    home = memory_folder(config, federation, number)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        return Node(parse(given), known, config, home)
+        return Node(parse_settings(given), known, config, home)
     except OSError as error:
         raise CheckpointError(f"{home}: {error}") from None

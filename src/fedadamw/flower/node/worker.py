@@ -35,7 +35,7 @@ LOOK_S = 0.5  # between looks whether the node is still there
 READY = 2  # runs whose model and data it keeps
 
 
-def ask(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
+def ask_worker(facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
     """What the node's worker answers, started where there is none; RuntimeError with what went wrong there."""
     parent = os.getppid()
     with _connected(_place(parent, facts["config"]), parent) as connection:
@@ -163,7 +163,7 @@ class Worker:
 
         run = json.dumps(wanted[2:], sort_keys=True)
         self._nodes = OrderedDict((k, n) for k, n in self._nodes.items() if json.dumps(json.loads(k)[2:]) != run)
-        return node.load(*wanted)
+        return node.load_node(*wanted)
 
 
 def _told(error: Exception) -> str:

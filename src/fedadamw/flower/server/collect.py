@@ -13,13 +13,13 @@ from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
 from fedadamw.flower.protocol import STALE
-from fedadamw.flower.server import guard
+from fedadamw.flower.server import check_upload as guard
+from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.events import Events
-from fedadamw.flower.server.grid import SURE_S, Content, Post
-from fedadamw.flower.server.inbox import Inbox, Upload
-from fedadamw.flower.server.members import Members
+from fedadamw.flower.server.messenger import SURE_S, Content, Messenger
+from fedadamw.flower.server.spool import Upload, UploadSpool
 from fedadamw.flower.wire import RefusedError
-from fedadamw.settings.federation import Federation
+from fedadamw.settings.federation import FederationSettings
 
 POLL_S = (0.05, 0.5)  # between looks for answers: at first, and at most
 LOOK_S = 2.0  # between looks for nodes that came or went
@@ -51,14 +51,15 @@ class Collector:
 
     def __init__(
         self,
-        federation: Federation,
-        post: Post,
-        members: Members,
-        inbox: Inbox,
+        federation: FederationSettings,
+        messenger: Messenger,
+        registry: ClientRegistry,
+        spool: UploadSpool,
         events: Events,
         wanted: int,
     ) -> None:
-        self.federation, self.post, self.members, self.inbox, self.events = federation, post, members, inbox, events
+        self.federation, self.messenger, self.registry = federation, messenger, registry
+        self.spool, self.events = spool, events
         self.wanted = wanted
         self.bounds = guard.Bounds(federation)
         self.holds: dict[int, tuple[int, int]] = {}  # client -> its node, and the last round whose state that has
@@ -137,7 +138,7 @@ class Collector:
 
     def _ask(self, client: int, again: int, seconds: float) -> None:
         """Ask a client for its work, where it is there to be asked."""
-        node = self.members.node(client)
+        node = self.registry.node(client)
         if node is None:
             self._unreachable(client, again)
             return
@@ -146,7 +147,7 @@ class Collector:
         content = self._change if changed and self._change is not None else self._whole
         own = content._replace(facts={**content.facts, "counted": self._counted.get(client, 0)})
         seconds, keep = max(seconds, 1.0), self.federation.wait_s + SURE_S
-        name = self.post.send(node, "train", seconds, own, keep=keep)
+        name = self.messenger.send(node, "train", seconds, own, keep=keep)
         if name is None:
             self._unreachable(client, again)
             return
@@ -154,7 +155,7 @@ class Collector:
         self.asked.add(client)
         self._away.pop(client, None)
         self.down_bytes += content.nbytes
-        samples, size, until = self.members.known[client].samples, self.members.size(client), time.monotonic()
+        samples, size, until = self.registry.known[client].samples, self.registry.size(client), time.monotonic()
         self._pending[name] = Asked(client, node, samples, size, again, until + seconds + keep, not changed)
 
     def _unreachable(self, client: int, again: int) -> None:
@@ -174,12 +175,12 @@ class Collector:
 
     def _came(self, name: str, asked: Asked) -> str | None:
         """What came in answer: counted, surplus, refused, failed, stale or gone; None where nothing did yet."""
-        reply = self.post.answer(name, asked.node)
+        reply = self.messenger.answer(name, asked.node)
         if reply is None:
             return None
         client = asked.client
         if isinstance(reply, Message) and reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
-            self.members.online()
+            self.registry.online()
             self._unreachable(client, asked.again)
             return "gone"
         if len(self.uploads) >= self.wanted:
@@ -189,7 +190,7 @@ class Collector:
             self.wasted_bytes += _nbytes(reply)
             return "surplus"
         try:
-            self.uploads[client] = self.inbox.take(reply, client, asked.samples, asked.size)
+            self.uploads[client] = self.spool.take(reply, client, asked.samples, asked.size)
         except RefusedError as refused:
             self.wasted_bytes += _nbytes(reply)
             if refused.reason == STALE and asked.node in self._stale:
@@ -197,7 +198,7 @@ class Collector:
             if refused.reason == STALE:
                 self._stale.add(asked.node)
             if refused.reason == "other-client":
-                self.members.forget(client)
+                self.registry.forget(client)
             how = refused.reason if refused.reason in ("failed", STALE) else "refused"
             self.reason = f"client {client}: {refused.detail}"
             self._count(how, client, reason=refused.reason, detail=refused.detail)
@@ -209,13 +210,13 @@ class Collector:
 
     def _look_for_nodes(self) -> list[tuple[int, int]]:
         """See who is online; those to be asked who were away."""
-        self.members.online()
+        self.registry.online()
         for name, asked in list(self._pending.items()):
-            if self.members.node(asked.client) != asked.node:
-                self.post.forget(name)
+            if self.registry.node(asked.client) != asked.node:
+                self.messenger.forget(name)
                 del self._pending[name]
                 self._unreachable(asked.client, asked.again)
-        back = [client for client in self._away if self.members.node(client) is not None]
+        back = [client for client in self._away if self.registry.node(client) is not None]
         return [(client, self._away.pop(client)) for client in back]
 
     def _limits(self) -> Mapping[str, float]:
@@ -239,7 +240,7 @@ class Collector:
         self._count("refused", client, reason="too-long", detail=detail)
         self.wasted_bytes += upload.nbytes
         del self.uploads[client]
-        self.inbox.drop(client)
+        self.spool.drop(client)
 
     @staticmethod
     def _long(upload: Upload, limits: Mapping[str, float]) -> list[str]:
@@ -248,12 +249,12 @@ class Collector:
     def _look_for_late(self) -> None:
         """Count and forget the answers that came after their round was over."""
         for name, late in list(self._late.items()):
-            reply = self.post.answer(name, late.node, late=True)
+            reply = self.messenger.answer(name, late.node, late=True)
             if isinstance(reply, Message) and not reply.has_error():
                 self._count("late", late.client, round=late.round + 1)
                 self.wasted_bytes += _nbytes(reply)
             if reply is not None or time.monotonic() > late.until:
-                self.post.forget(name)
+                self.messenger.forget(name)
                 del self._late[name]
 
     def _count(self, event: str, client: int, **facts: Any) -> None:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from fedadamw.flower.server.monitor import Monitor
-from fedadamw.io.disk import writing
+from fedadamw.io.disk import report_full_disk
 
 
 class Events:
@@ -18,8 +18,8 @@ class Events:
 
     def write(self, event: str, **facts: str | float | None) -> None:
         """One event, with what is to be known of it."""
-        self.monitor.event(event)
+        self.monitor.count_event(event)
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
-        with writing(self.path), open(self.path, "a", encoding="utf-8") as file:
+        with report_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 from types import TracebackType
 
 from fedadamw.engine.record import Record
-from fedadamw.validation import InputError, check, missing
+from fedadamw.validation import InputError, check, missing_extra_error
 
 
 class Monitor:
@@ -17,7 +17,7 @@ class Monitor:
         try:
             from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, start_http_server
         except ImportError:
-            raise missing(f"metrics-port={port} needs prometheus-client", "flower") from None
+            raise missing_extra_error(f"metrics-port={port} needs prometheus-client", "flower") from None
         registry = CollectorRegistry()
         self._round = Gauge("fedadamw_round", "Rounds done", registry=registry)
         self._online = Gauge("fedadamw_clients_online", "Clients that are online", registry=registry)
@@ -31,7 +31,7 @@ class Monitor:
         except OSError as error:
             raise InputError(f"metrics-port={port}: {error}") from None
 
-    def round(self, record: Record) -> None:
+    def record_round(self, record: Record) -> None:
         """One more round is done."""
         if not self.port:
             return
@@ -44,12 +44,12 @@ class Monitor:
             name = next(iter(record.test_metrics))
             self._score.labels(name).set(record.test_metrics[name])
 
-    def event(self, name: str) -> None:
+    def count_event(self, name: str) -> None:
         """Something happened."""
         if self.port:
             self._events.labels(name).inc()
 
-    def online(self, clients: int) -> None:
+    def set_online(self, clients: int) -> None:
         """So many clients are online."""
         if self.port:
             self._online.set(clients)
@@ -65,4 +65,4 @@ class Monitor:
             self._server.server_close()
 
 
-UNSEEN = Monitor(0, "")
+NO_MONITOR = Monitor(0, "")

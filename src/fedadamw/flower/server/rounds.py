@@ -12,14 +12,14 @@ import torch
 
 from fedadamw.engine.client import Answer, Shard
 from fedadamw.engine.ledger import Ledger, Page
+from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.collect import Collector
 from fedadamw.flower.server.events import Events
-from fedadamw.flower.server.grid import Content, Post
-from fedadamw.flower.server.inbox import Inbox
-from fedadamw.flower.server.members import Members
-from fedadamw.flower.wire import digest, named
+from fedadamw.flower.server.messenger import Content, Messenger
+from fedadamw.flower.server.spool import UploadSpool
+from fedadamw.flower.wire import digest, name_fields
 from fedadamw.randomness import Purpose, numpy_generator
-from fedadamw.settings.federation import Federation
+from fedadamw.settings.federation import FederationSettings
 from fedadamw.vector import Vector, nbytes
 
 AGAIN_S = (1.0, 30.0)  # before clients are asked again where too few answered: at first, and at most
@@ -47,10 +47,10 @@ class Rounds:
 
     def __init__(
         self,
-        federation: Federation,
-        post: Post,
-        members: Members,
-        inbox: Inbox,
+        federation: FederationSettings,
+        messenger: Messenger,
+        registry: ClientRegistry,
+        spool: UploadSpool,
         events: Events,
         *,
         seed: int,
@@ -58,10 +58,10 @@ class Rounds:
         state: type[Any],
         base: Callable[[], Vector | None],
     ) -> None:
-        self.federation, self.members, self.inbox, self.events = federation, members, inbox, events
+        self.federation, self.registry, self.spool, self.events = federation, registry, spool, events
         self.seed, self.clients_per_round, self.base = seed, clients_per_round, base
         self.quorum = federation.quorum_of(clients_per_round)
-        self.collector = Collector(federation, post, members, inbox, events, clients_per_round)
+        self.collector = Collector(federation, messenger, registry, spool, events, clients_per_round)
         self.ledger = Ledger()
         self._lengths: dict[int, Mapping[str, float]] = {}  # of the present round's uploads that count, by client
         self._samples: dict[int, int] = {}  # that these clients say they have
@@ -90,8 +90,8 @@ class Rounds:
         Where all are online these are the simulator's. Waits for federation.wait_for clients before this server's
         first round, for a quorum before the others.
         """
-        f, clients = self.federation, self.members.clients
-        wanted = min(f.asked_of(self.clients_per_round), clients)
+        f, clients = self.federation, self.registry.clients
+        wanted = min(f.clients_to_ask(self.clients_per_round), clients)
         hoped = self.quorum if self._begun else max(self.quorum, min(f.wait_for or clients, clients))
         online = self._awaited(round_, hoped)
         self._begun = True
@@ -118,7 +118,7 @@ class Rounds:
                 raise self._no_quorum(round_, f"{len(uploads)} clients answered")
             time.sleep(pause)
             pause = min(2 * pause, AGAIN_S[1])
-            others = self._others(self.members.online())
+            others = self._others(self.registry.online())
             collector.collect(others, self.quorum, min(f.deadline_s, max(until - time.monotonic(), 0.0)))
         limits = collector.close()
         self._lengths = {
@@ -127,7 +127,7 @@ class Rounds:
         }
         self._samples = {client: upload.samples for client, upload in uploads.items()} if f.sample_counts else {}
         for client in sorted(uploads):
-            yield self.inbox.give(client, uploads[client], limits)
+            yield self.spool.give(client, uploads[client], limits)
 
     def _others(self, online: Iterable[int]) -> list[int]:
         """Whom to ask in a round without quorum: as many as are missing, those first who were not asked before."""
@@ -149,23 +149,23 @@ class Rounds:
         """What travels down: all of it, and, where that is less, what makes it of the last round's state."""
         base, moved, statistics_too = self.base(), self._moved, {"statistics": statistics}
         extra = {} if base is None else {"base": base}
-        whole = Content.of({"round": round_}, {**named("down", down), **statistics_too, **extra})
+        whole = Content.of({"round": round_}, {**name_fields("down", down), **statistics_too, **extra})
         if not self.federation.reuse or base is not None or moved is None or moved.round != round_ - 1:
             return whole, None
         if not self.collector.holds or nbytes(moved.up) >= nbytes(down) or type(down) is not self._state:
             return whole, None
         about = {"round": round_, "lr": moved.lr, "participation": moved.participation, "digest": digest(down)}
-        return whole, Content.of(about, {**named("up", moved.up), **statistics_too})
+        return whole, Content.of(about, {**name_fields("up", moved.up), **statistics_too})
 
     def _awaited(self, round_: int, hoped: int) -> list[int]:
         """The clients that are online, once they are as many as `hoped`, or, after wait_s, a quorum."""
         until = time.monotonic() + self.federation.wait_s
         waiting = False
-        while len(online := self.members.online()) < hoped:
+        while len(online := self.registry.online()) < hoped:
             if time.monotonic() > until:
                 if len(online) >= self.quorum:
                     break
-                raise self._no_quorum(round_, f"{len(online)} of {self.members.clients} clients are online")
+                raise self._no_quorum(round_, f"{len(online)} of {self.registry.clients} clients are online")
             if not waiting:
                 self.events.write("waiting", round=round_ + 1, online=len(online), wanted=hoped)
                 waiting = True

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import pictures
-from support.pictures import GREEN, RED, noise
+from support import image_files
+from support.image_files import GREEN, RED, noise
 
-from fedadamw.data.fitting import Fit
-from fedadamw.data.images import Wanted, load_images
-from fedadamw.data.pictures import BadPictureError, Form, Notes, _careful, as_bytes
-from fedadamw.data.pixels import pixels_of, survey_of
+from fedadamw.data.image_decoding import BadImageError, DecodeSummary, PixelFormat, _careful, image_to_array
+from fedadamw.data.images import ImageOptions, load_images
+from fedadamw.data.pixel_cache import load_pixels, load_survey
+from fedadamw.models.resizing import ResizeCrop
 from fedadamw.prepare import images as problem
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
@@ -59,7 +59,7 @@ def cells(found) -> list:
 
 def test_one_picture_with_colour_keeps_the_colour_of_all(tmp_path):
     grey, colour = Image.new("L", (8, 6), 77), Image.new("RGB", (8, 6), RED)
-    source = pictures.folder(
+    source = image_files.folder(
         tmp_path / "d", train={"a": [grey, colour], "b": [grey]}, test={"a": [grey], "b": [colour]}
     )
     train, test = load_images(source)
@@ -69,7 +69,7 @@ def test_one_picture_with_colour_keeps_the_colour_of_all(tmp_path):
 
 
 def test_held_out_pictures_take_the_form_of_the_training_set_and_it_is_said(tmp_path):
-    source = pictures.folder(
+    source = image_files.folder(
         tmp_path / "d",
         train={"a": [noise(8, 8, 1)], "b": [noise(8, 8, 1, 1)]},
         test={"a": [noise(16, 12, 3)], "b": [noise(8, 8, 1)]},
@@ -88,8 +88,8 @@ def test_held_out_pictures_take_the_form_of_the_training_set_and_it_is_said(tmp_
 def test_a_node_brings_its_own_pictures_to_the_training_form(tmp_path):
     from fedadamw.flower.node.node import _own
 
-    own = pictures.folder(tmp_path / "own", train={"a": [noise(20, 10, 1)], "b": [Image.new("L", (8, 8), 9)]})
-    (tmp_path / "own/train/b/1.png").write_bytes(pictures.truncated(noise(8, 8)))
+    own = image_files.folder(tmp_path / "own", train={"a": [noise(20, 10, 1)], "b": [Image.new("L", (8, 8), 9)]})
+    (tmp_path / "own/train/b/1.png").write_bytes(image_files.truncated(noise(8, 8)))
     settings = ["partition.kind=nodes", "data.image_size=6", "data.on_bad=skip"]
     about = {"classes": ["a", "b"], "shape": [3, 6, 6], "fit": "crop"}
     config = {"partition-id": 0, "data": own, "split": "train"}
@@ -123,9 +123,10 @@ def _of(mode: str, value: float | tuple[int, ...]) -> Image.Image:
 )
 def test_every_mode_is_scaled_by_its_own_range(mode, value, grey, colour):
     picture = _of(mode, value)
-    assert as_bytes(picture, Form(grey=False, size=(4, 4), fit=Fit((4, 4))))[:, 0, 0].tolist() == list(colour)
+    size = (4, 4)
+    assert image_to_array(picture, PixelFormat(False, size, ResizeCrop(size)))[:, 0, 0].tolist() == list(colour)
     if grey is not None:
-        assert as_bytes(picture, Form(grey=True, size=(4, 4), fit=Fit((4, 4))))[:, 0, 0].tolist() == [grey]
+        assert image_to_array(picture, PixelFormat(True, size, ResizeCrop(size)))[:, 0, 0].tolist() == [grey]
 
 
 @pytest.mark.parametrize(
@@ -133,8 +134,8 @@ def test_every_mode_is_scaled_by_its_own_range(mode, value, grey, colour):
     [("F", 40.0, "holds 40 to 40, where fractions"), ("F", float("nan"), "nan"), ("I", -1, "whole numbers from 0 to")],
 )
 def test_numbers_of_no_known_range_are_refused(mode, value, line):
-    with pytest.raises(BadPictureError, match=line):
-        as_bytes(_of(mode, value), Form(grey=True, size=(4, 4), fit=Fit((4, 4))))
+    with pytest.raises(BadImageError, match=line):
+        image_to_array(_of(mode, value), PixelFormat(grey=True, size=(4, 4), fit=ResizeCrop((4, 4))))
 
 
 def test_a_palette_and_a_turned_picture_are_as_they_are_seen(tmp_path):
@@ -165,7 +166,12 @@ def test_a_turned_tiff_has_one_size_whatever_its_plugin_says_of_it(tmp_path):
     train, _ = load_images(str(tmp_path / "d"))
     assert np.array_equal(train.pixels[0], np.asarray(two.rotate(-90, expand=True)).transpose(2, 0, 1))
     with pytest.raises(InputError, match="1 of 5 pictures have another size than their files' headers say"):
-        _check_as_surveyed("data.source='d'", 5, Form(grey=False, size=(4, 6), fit=Fit((4, 6))), Notes({}, resized=1))
+        _check_as_surveyed(
+            "data.source='d'",
+            5,
+            PixelFormat(grey=False, size=(4, 6), fit=ResizeCrop((4, 6))),
+            DecodeSummary({}, resized=1),
+        )
 
 
 def test_a_mended_picture_is_no_longer_bad(tmp_path):
@@ -174,10 +180,13 @@ def test_a_mended_picture_is_no_longer_bad(tmp_path):
     places = [tmp_path / "0.png", tmp_path / "1.png"]
     noise(8, 8).save(places[0])
     split = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(place)} for place in places]})
-    split, form = split.cast_column("image", datasets.Image()), Form(grey=False, size=(8, 8), fit=Fit((8, 8)))
+    split, form = (
+        split.cast_column("image", datasets.Image()),
+        PixelFormat(grey=False, size=(8, 8), fit=ResizeCrop((8, 8))),
+    )
     for bad in ([1], [], []):
-        pixels, notes = pixels_of(split, "image", form)
-        assert [*survey_of(split, "image").bad] == [*notes.bad] == bad
+        pixels, notes = load_pixels(split, "image", form)
+        assert [*load_survey(split, "image").bad] == [*notes.bad] == bad
         assert np.array_equal(pixels, np.stack([np.asarray(noise(8, 8)).transpose(2, 0, 1)] * (2 - len(bad))))
         assert not bad or not [*(tmp_path / "cache" / "fedadamw-pixels").iterdir()]
         noise(8, 8).save(places[1])
@@ -190,21 +199,21 @@ def test_what_says_nothing_of_a_picture_does_not_make_it_bad(number):
 
     with pytest.raises(InputError, match="why|truncated") as raised:
         _careful(work)
-    assert isinstance(raised.value, BadPictureError) == (number in (errno.ENOENT, None))
+    assert isinstance(raised.value, BadImageError) == (number in (errno.ENOENT, None))
 
 
 def test_pictures_of_several_sizes_need_one_and_keep_their_shape(tmp_path):
     found = {"a": [noise(20, 30)], "b": [noise(40, 20)]}
-    source = pictures.folder(tmp_path / "d", train=found, test=found)
+    source = image_files.folder(tmp_path / "d", train=found, test=found)
     with pytest.raises(InputError, match=r"of several sizes, 20 x 30 to 40 x 20; set data.image_size=N"):
         load_images(source)
-    train, test = load_images(source, wanted=Wanted(size=10))
+    train, test = load_images(source, wanted=ImageOptions(size=10))
     wide = noise(20, 30).resize((15, 10), Image.Resampling.BILINEAR).crop((2, 0, 12, 10))
     high = noise(40, 20).resize((10, 20), Image.Resampling.BILINEAR).crop((0, 5, 10, 15))
     for i, picture in enumerate((wide, high)):
         assert np.array_equal(train.pixels[i], np.asarray(picture).transpose(2, 0, 1))
     assert np.array_equal(train.pixels, test.pixels)
-    assert load_images(source, wanted=Wanted(size=10, grey=True))[0].pixels.shape == (2, 1, 10, 10)
+    assert load_images(source, wanted=ImageOptions(size=10, grey=True))[0].pixels.shape == (2, 1, 10, 10)
 
 
 def test_the_settings_hold_for_the_digits_too():
@@ -215,7 +224,7 @@ def test_the_settings_hold_for_the_digits_too():
         load("digits", ["data.image_size=0"])
     with pytest.raises(InputError, match=r"data\.image_mode='blue'"):
         load("digits", ["data.image_mode=blue"])
-    with pytest.raises(InputError, match=r"data.on_bad is no setting of data.task='text'"):
+    with pytest.raises(InputError, match=r"data.on_bad is not a setting of data.task='text'"):
         load("digits", ["data.task=text", "data.on_bad=skip"])
 
 
@@ -223,7 +232,7 @@ def test_the_settings_hold_for_the_digits_too():
 def damaged(tmp_path):
     """Five pictures of two classes, of which one is cut short, one is text and one is nothing."""
     good = noise(64, 64)
-    content = cells([good, pictures.truncated(good), b"no picture", None, good])
+    content = cells([good, image_files.truncated(good), b"no picture", None, good])
     test = {"image": cells([good, good]), "label": ["a", "b"]}
     return table(tmp_path / "d", train={"image": content, "label": [*"abbbb"]}, test=test), good
 
@@ -237,22 +246,22 @@ def test_a_damaged_picture_is_named(damaged):
 
 
 def test_a_truncated_picture_is_named_and_not_taken_for_a_full_disk(tmp_path):
-    source = pictures.folder(
+    source = image_files.folder(
         tmp_path / "d", **{s: {"a": [noise(64, 64)], "b": [noise(64, 64)]} for s in ("train", "test")}
     )
-    (tmp_path / "d/test/b/0.png").write_bytes(pictures.truncated(noise(64, 64)))
+    (tmp_path / "d/test/b/0.png").write_bytes(image_files.truncated(noise(64, 64)))
     with pytest.raises(InputError, match=r"1 of 2 pictures cannot be used: row 2 of 2 \(b/0.png\): .*data.on_bad=skip"):
         load_images(source)
     (tmp_path / "d/test/a/0.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"2 of 2 pictures cannot be used: .*; none is left"):
-        load_images(source, wanted=Wanted(skip_bad=True))
+        load_images(source, wanted=ImageOptions(skip_bad=True))
 
 
 def test_damaged_pictures_are_left_out_counted_and_said(damaged):
     source, good = damaged
     for _ in range(2):
         with pytest.warns(UserWarning, match="3 of 5 pictures cannot be used: row 2 of 5: .*; left out"):
-            train, test = load_images(source, wanted=Wanted(skip_bad=True))
+            train, test = load_images(source, wanted=ImageOptions(skip_bad=True))
         assert (len(train), train.skipped, test.skipped) == (2, 3, 0)
         assert np.array_equal(train.pixels, np.stack([np.asarray(good).transpose(2, 0, 1)] * 2))
         assert train.labels.tolist() == [0, 1]
@@ -262,7 +271,7 @@ def test_damaged_pictures_are_left_out_counted_and_said(damaged):
 def test_rows_are_those_of_the_data_also_where_pictures_are_left_out(tmp_path):
     content = cells([b"no picture", *[noise(8, 8)] * 5])
     test = {"image": cells([noise(8, 8)]), "label": ["a"]}
-    skip = Wanted(skip_bad=True)
+    skip = ImageOptions(skip_bad=True)
     unnamed = table(tmp_path / "d", train={"image": content, "label": ["a", "a", "b", None, "a", "b"]}, test=test)
     with pytest.warns(UserWarning, match="left out"), pytest.raises(InputError, match="has nothing in row 4 of 6"):
         load_images(unnamed, wanted=skip)
@@ -272,7 +281,7 @@ def test_rows_are_those_of_the_data_also_where_pictures_are_left_out(tmp_path):
 
 
 def test_twelve_bits_in_sixteen_are_said_to_be_dark(tmp_path):
-    source = pictures.folder(
+    source = image_files.folder(
         tmp_path / "d", **{s: {"a": [_of("I;16", 3900)], "b": [_of("I;16", 9)]} for s in ("train", "test")}
     )
     with pytest.warns(UserWarning, match="no pixel is over 15 of 255; they should reach 65,535"):
@@ -314,11 +323,11 @@ def test_a_columns_name_is_no_path(tmp_path, column):
     [((30, 26), ((22, 22), None)), ((8, 12), (20, (24, 16))), ((9, 9), ((31, 17), (16, 16))), ((5, 7), (None, (3, 9)))],
 )
 def test_a_batch_comes_to_its_size_as_pillow_brings_a_picture(before, fit, resample):
-    fit, picture = Fit(*fit, resample), noise(*before)
+    fit, picture = ResizeCrop(*fit, resample), noise(*before)
     batch = torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())[None]
-    expected = np.asarray(fit.picture(picture)).transpose(2, 0, 1)
-    assert expected.shape[1:] == fit.output(before)
-    assert np.array_equal(fit.pixels(batch)[0].numpy(), expected)
+    expected = np.asarray(fit.resize_image(picture)).transpose(2, 0, 1)
+    assert expected.shape[1:] == fit.output_size(before)
+    assert np.array_equal(fit.resize_batch(batch)[0].numpy(), expected)
 
 
 def test_runs_begun_earlier_have_the_same_pixels_and_settings():
@@ -347,7 +356,7 @@ def photos(place: Path) -> str:
             turned = Image.new("RGB", (100, 200), (0, 0, 0))
             turned.paste(colour, (0, 80, 100, 200))  # dark above; once turned, on the right
             turned.save(folder / "6-turned.jpg", exif=exif, quality=95)
-    (place / "train/b-green/7-short.jpg").write_bytes(pictures.truncated(noise(90, 90), "JPEG"))
+    (place / "train/b-green/7-short.jpg").write_bytes(image_files.truncated(noise(90, 90), "JPEG"))
     return str(place)
 
 
@@ -369,7 +378,9 @@ def test_photos_train_a_hub_model_and_a_built_in_one(tmp_path):
 
     source = photos(tmp_path / "photos")
     own = {"image_processor_type": "ViTImageProcessor", "size": 64, "resample": 3}
-    hub = pictures.vit(tmp_path / "hub", {**own, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.2]}, side=64)
+    hub = image_files.vit(
+        tmp_path / "hub", {**own, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.2]}, side=64
+    )
     for model in ("vit-nano", hub):
         settings = [f"data.source={source}", f"model.name={model}", "data.image_size=64", "data.on_bad=skip"]
         more = ["training={rounds: 1, clients_per_round: 2, steps: 2, batch_size: 4, lr: 0.01}", "device=cpu"]

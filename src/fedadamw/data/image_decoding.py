@@ -10,33 +10,33 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fedadamw.data.fitting import Fit, Size
 from fedadamw.data.sources import Array
+from fedadamw.models.resizing import ResizeCrop, Size
 from fedadamw.validation import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image
 
-SIZE, CROP, MODEL = "size", "crop", "model"  # what gave pictures their size: their own, data.image_size, the model
+OWN_SIZE, CROPPED, MODEL_SIZE = "size", "crop", "model"  # where the size comes from: images, data.image_size, model
 GREY = ("L", "1", "I", "F")  # Pillow's modes without colour and transparency; and I;16 of whatever byte order
 TURNED = (5, 6, 7, 8)  # orientations of EXIF that change width and height
 OF_CONTENT = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # of errors that a picture makes
 Result = TypeVar("Result")
 
 
-class BadPictureError(InputError):
+class BadImageError(InputError):
     """A picture cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
-class Form:
+class PixelFormat:
     """What every picture of a data set is made."""
 
     grey: bool
     size: Size
-    fit: Fit
-    kind: str = field(default=SIZE, repr=False)  # or CROP or MODEL; no pixel depends on it
+    fit: ResizeCrop
+    size_from: str = field(default=OWN_SIZE, repr=False)  # or CROPPED or MODEL_SIZE; no pixel depends on it
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,7 +61,7 @@ class Survey:
         for i, cell in enumerate(_cells(split, column)):
             try:
                 size, mode = _careful(_header, cell)
-            except BadPictureError as error:
+            except BadImageError as error:
                 bad[i] = str(error)
             else:
                 sizes.add(size)
@@ -84,7 +84,7 @@ class Survey:
 
 
 @dataclass
-class Notes:
+class DecodeSummary:
     """What was found while pictures were decoded."""
 
     bad: dict[int, str]  # rows, and why they cannot be used
@@ -95,25 +95,25 @@ class Notes:
 
 def is_grey(mode: str) -> bool:
     """Whether pictures of one of Pillow's modes have no colour."""
-    return mode in GREY or is_deep(mode)
+    return mode in GREY or has_16_bits(mode)
 
 
-def is_deep(mode: str) -> bool:
+def has_16_bits(mode: str) -> bool:
     """Whether pictures of one of Pillow's modes have 16 bits a pixel, or whole numbers of 32."""
     return mode == "I" or mode.startswith("I;16")
 
 
-def decode(split: "Dataset", column: str, form: Form, pixels: Array) -> Notes:
+def decode(split: "Dataset", column: str, form: PixelFormat, pixels: Array) -> DecodeSummary:
     """Decode every picture of a split into `pixels` (n, c, h, w), one after the other; what cannot be is left out."""
-    notes, place = Notes({}), 0
+    notes, place = DecodeSummary({}), 0
     for i, cell in enumerate(_cells(split, column)):
         try:
             picture = _careful(_opened, cell)
-            pixels[place] = _careful(as_bytes, picture, form)
-        except BadPictureError as error:
+            pixels[place] = _careful(image_to_array, picture, form)
+        except BadImageError as error:
             notes.bad[i] = str(error)
             continue
-        if is_deep(picture.mode):
+        if has_16_bits(picture.mode):
             notes.brightest = max(notes.brightest or 0, int(pixels[place].max()))
         notes.coloured += form.grey and not is_grey(picture.mode)
         notes.resized += (picture.height, picture.width) != form.size
@@ -121,11 +121,11 @@ def decode(split: "Dataset", column: str, form: Form, pixels: Array) -> Notes:
     return notes
 
 
-def as_bytes(picture: "Image", form: Form) -> Array:
-    """A picture as bytes (c, h, w); BadPictureError where its numbers have no known range."""
+def image_to_array(picture: "Image", form: PixelFormat) -> Array:
+    """A picture as bytes (c, h, w); BadImageError where its numbers have no known range."""
     mode = "L" if form.grey else "RGB"
     picture = _in_bytes(picture)
-    array = np.asarray(form.fit.picture(picture if picture.mode == mode else picture.convert(mode)))
+    array = np.asarray(form.fit.resize_image(picture if picture.mode == mode else picture.convert(mode)))
     return array[None] if form.grey else array.transpose(2, 0, 1)
 
 
@@ -135,14 +135,14 @@ def _in_bytes(picture: "Image") -> "Image":
 
     if picture.mode == "F":
         most, what = 1.0, "fractions from 0 to 1"
-    elif is_deep(picture.mode):
+    elif has_16_bits(picture.mode):
         most, what = 65535.0, "whole numbers from 0 to 65,535"
     else:
         return picture
     numbers = np.asarray(picture).astype(np.float64)
     if not (numbers.min() >= 0 and numbers.max() <= most):  # also where one is not a number
         low, high = numbers.min(), numbers.max()
-        raise BadPictureError(f"holds {low:g} to {high:g}, where {what} are known to Pillow's mode {picture.mode}")
+        raise BadImageError(f"holds {low:g} to {high:g}, where {what} are known to Pillow's mode {picture.mode}")
     return Image.fromarray((numbers * (255 / most)).round().astype(np.uint8))
 
 
@@ -155,20 +155,20 @@ def _cells(split: "Dataset", column: str) -> Iterator[Mapping[str, Any] | None]:
 
 
 def _careful(work: Callable[..., Result], *arguments: Any) -> Result:
-    """`work(*arguments)`; whatever a decoder stumbles over becomes a BadPictureError.
+    """`work(*arguments)`; whatever a decoder stumbles over becomes a BadImageError.
 
     What says nothing about the picture, as too many open files do, is an InputError: no picture is left out for it.
     """
     try:
         return work(*arguments)
-    except (BadPictureError, MemoryError):
+    except (BadImageError, MemoryError):
         raise
     except OSError as error:
         if error.errno not in OF_CONTENT or isinstance(error, ConnectionError | TimeoutError):
             raise InputError(f"a picture could not be read: {_first_line(error)}") from None
-        raise BadPictureError(_first_line(error)) from None
+        raise BadImageError(_first_line(error)) from None
     except Exception as error:  # Pillow's decoders raise what their formats make them: SyntaxError, struct.error, ...
-        raise BadPictureError(_first_line(error)) from None
+        raise BadImageError(_first_line(error)) from None
 
 
 def _first_line(error: Exception) -> str:
@@ -181,7 +181,7 @@ def _opened(cell: Mapping[str, Any] | None) -> "Image":
     import datasets
 
     if cell is None or (cell["bytes"] is None and cell["path"] is None):
-        raise BadPictureError("there is none")
+        raise BadImageError("there is none")
     content = cell["bytes"]
     if content is None and Path(cell["path"]).exists():
         content = Path(cell["path"]).read_bytes()  # a file that is cut short would be left open
@@ -213,7 +213,7 @@ def _header(cell: Mapping[str, Any] | None) -> tuple[Size, str]:
     return (turned.height, turned.width), turned.mode
 
 
-def describe(split: "Dataset", column: str, bad: Mapping[int, str]) -> str:
+def describe_bad_images(split: "Dataset", column: str, bad: Mapping[int, str]) -> str:
     """The first pictures that cannot be used, in words: the row of each, the end of its file's path, and why."""
     few = dict(sorted(bad.items())[:3])
     cells = _cells(split.select(few), column)

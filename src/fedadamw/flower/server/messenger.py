@@ -20,7 +20,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 from flwr.supercore.run import RunNotRunningException
 from torch import Tensor
 
-from fedadamw.flower.protocol import ARRAYS, ASK, NUMBERS, PROTOCOL, STALE, TOLD
+from fedadamw.flower.protocol import ARRAYS, NUMBERS, PROTOCOL, REPLY_NUMBERS, REQUEST, STALE
 from fedadamw.flower.wire import RefusedError, to_array
 from fedadamw.vector import nbytes
 
@@ -46,7 +46,7 @@ class Content(NamedTuple):
         return Content(facts, ArrayRecord({name: to_array(t) for name, t in tensors.items()}), nbytes(tensors.values()))
 
 
-class Post:
+class Messenger:
     """Sends messages to nodes and looks for their answers.
 
     facts: go with every message. most: bytes of arrays that an answer may have.
@@ -69,7 +69,7 @@ class Post:
             return None
         facts = {} if content is None else content.facts
         own = {"protocol": PROTOCOL, "ask": ask, "sent": time.time(), "seconds": seconds, **facts}
-        records: dict[str, Any] = {ASK: ConfigRecord({**self.facts, **own})}
+        records: dict[str, Any] = {REQUEST: ConfigRecord({**self.facts, **own})}
         if content is not None:
             records[ARRAYS] = content.arrays
         kind = "query" if ask == "hello" else "train"
@@ -170,7 +170,7 @@ def _is_answer(message: Message, name: str, node: int) -> bool:
     return about.reply_to_message_id == name and (message.has_error() or about.src_node_id == node)
 
 
-def numbers_of(reply: Message | Exception | None) -> dict[str, Any]:
+def read_numbers(reply: Message | Exception | None) -> dict[str, Any]:
     """The numbers of an answer; RefusedError where it has none, or is an error."""
     if reply is None:
         raise RefusedError("silent", "it did not answer in time")
@@ -183,7 +183,7 @@ def numbers_of(reply: Message | Exception | None) -> dict[str, Any]:
         found = sorted([*records, *reply.content.config_records])
         raise RefusedError("records", f"it has the records {', '.join(found) or 'none'} of numbers and settings")
     numbers = dict(records[NUMBERS])
-    if extra := sorted(numbers.keys() - TOLD):
+    if extra := sorted(numbers.keys() - REPLY_NUMBERS):
         raise RefusedError("records", f"it has the number {extra[0]!r}, which nobody asked for")
     if numbers.get(STALE):
         raise RefusedError(STALE, "it does not have the state that was to be changed")

@@ -19,7 +19,7 @@ from fedadamw.data.texts import Texts
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.text import Form
-from fedadamw.settings.training import Training
+from fedadamw.settings.training import TrainingSettings
 from support.cases import CASES
 from support.image_sets import images
 
@@ -68,8 +68,8 @@ def moved(model, device):
 
 def run(name, model, task, device, stack=1, **settings):
     case = CASES[name]
-    algorithm = registry.make(case.name, registry.validated(case.name, case.settings), Blocks.of(model))
-    training = Training(clients_per_round=3, steps=2, batch_size=4, lr=0.01, **settings)
+    algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
+    training = TrainingSettings(clients_per_round=3, steps=2, batch_size=4, lr=0.01, **settings)
     clients = [np.arange(0, 3), np.arange(3, 20), np.arange(20, 30)]
     sim = Simulation(model, algorithm, task, clients, training, stack=stack)
     assert sim.workspace.y.device == device

@@ -14,11 +14,11 @@ from torch import Tensor
 from fedadamw.engine.client import Answer, Shard
 from fedadamw.engine.uploads import Uploads
 from fedadamw.flower.protocol import ARRAYS
-from fedadamw.flower.server import guard
-from fedadamw.flower.server.grid import numbers_of
-from fedadamw.flower.wire import HEADER, Expected, RefusedError, read
-from fedadamw.io.disk import writing
-from fedadamw.settings.training import Training
+from fedadamw.flower.server import check_upload as guard
+from fedadamw.flower.server.messenger import read_numbers
+from fedadamw.flower.wire import HEADER, ArraySpec, RefusedError, read_arrays
+from fedadamw.io.disk import report_full_disk
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, nbytes
 
@@ -35,20 +35,20 @@ class Upload(NamedTuple):
     fresh: bool  # it began without its memory, which it had lost
 
 
-class Inbox:
+class UploadSpool:
     """Reads answers. up, statistics: of the shapes and types that honest clients send. spool: an empty folder.
 
     layout: of the statistics.
     """
 
     def __init__(
-        self, training: Training, uploads: Uploads, up: Any, statistics: Vector, layout: Layout, spool: Path
+        self, training: TrainingSettings, uploads: Uploads, up: Any, statistics: Vector, layout: Layout, spool: Path
     ) -> None:
         self.training, self.uploads, self.spool, self._statistics = training, uploads, spool, layout
         self._up, self._like, self._begun = up, statistics, statistics.cpu()
         sent = uploads.code(up, uploads.no_residual(up.delta), torch.Generator()).payload
-        self._expected = {f"up.{name}": Expected.of(t) for name, t in sent.items()}
-        self._expected["statistics"] = Expected.of(statistics)
+        self._expected = {f"up.{name}": ArraySpec.of(t) for name, t in sent.items()}
+        self._expected["statistics"] = ArraySpec.of(statistics)
         honest = sum(wanted.nbytes + HEADER for wanted in self._expected.values())
         self.most = SPARE * honest  # bytes of arrays that an answer may have
 
@@ -57,19 +57,19 @@ class Inbox:
 
         samples: as it registered. size: how many it has, as far as is known.
         """
-        numbers = numbers_of(reply)
+        numbers = read_numbers(reply)
         if not isinstance(reply, Message):
             raise RefusedError("garbage", "it is no message")
         loss = guard.check_metrics(numbers, client, samples)
         records = reply.content.array_records
         if set(records) != {ARRAYS}:
             raise RefusedError("records", f"it has the records {', '.join(sorted(records)) or 'none'}")
-        tensors = read(dict(records[ARRAYS]), self._expected)
+        tensors = read_arrays(dict(records[ARRAYS]), self._expected)
         up, _ = self._decoded(tensors)
         nonnegative, steps = self.uploads.algorithm.nonnegative, self._steps(size)
         statistics = guard.without_constants(tensors["statistics"], self._begun)
         guard.check_numbers(up, self._statistics.views(statistics), nonnegative=nonnegative, steps=steps)
-        with writing(self._file(client)):
+        with report_full_disk(self._file(client)):
             self._file(client).write_bytes(save(tensors))
         lengths = guard.lengths(up, statistics, steps=steps is None)
         return Upload(lengths, loss, samples or 1, nbytes(tensors.values()), bool(numbers.get("fresh")))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 from fedadamw.data.sources import Array
+from fedadamw.models.heads import match_classes
 from fedadamw.validation import InputError, check
 
 MOST_CLASSES = 100_000  # where labels are numbers
@@ -39,7 +40,7 @@ def find_label_column(split: "Dataset") -> str | None:
 Rows = Sequence[int] | None  # which of a split are wanted; None: all
 
 
-def groups_of(split: "Dataset", column: str | None, rows: Rows = None) -> Array | None:
+def read_groups(split: "Dataset", column: str | None, rows: Rows = None) -> Array | None:
     """The natural clients (n,) that `column` names; InputError where a row of it names none."""
     if column is None:
         return None
@@ -54,7 +55,7 @@ def no_head() -> int | None:
     return None
 
 
-def classes_of(train: "Dataset", column: str, outputs: Outputs = no_head, rows: Rows = None) -> tuple[str, ...]:
+def read_classes(train: "Dataset", column: str, outputs: Outputs = no_head, rows: Rows = None) -> tuple[str, ...]:
     """Class names, whether the column is a class label, whole numbers or words."""
     names = getattr(train.features[column], "names", None)
     if names is not None:
@@ -84,7 +85,7 @@ def _numbered(numbers: list[int], column: str, outputs: Outputs) -> tuple[str, .
     return tuple(str(number) for number in numbers)
 
 
-def labels_of(split: "Dataset", column: str, classes: tuple[str, ...], rows: Rows = None) -> Array:
+def read_labels(split: "Dataset", column: str, classes: tuple[str, ...], rows: Rows = None) -> Array:
     """Labels (n,) as numbers of `classes`."""
     values = _values(split, column, rows)
     numbers = np.issubdtype(values.dtype, np.integer)
@@ -120,27 +121,11 @@ def _unnamed(classes: Sequence[str]) -> bool:
     return all(name.startswith("LABEL_") for name in classes)
 
 
-def places_of(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
-    """The place among `classes` of each of `names`, None for a name that is not there.
-
-    A and a are the same name only if neither side has two names that differ by case alone.
-    """
-    exact = {name: i for i, name in enumerate(classes)}
-    if _case_matters(names) or _case_matters(classes):
-        return [exact.get(name) for name in names]
-    lower = {name.lower(): i for name, i in exact.items()}
-    return [lower.get(name.lower()) for name in names]
-
-
-def _case_matters(names: Sequence[str]) -> bool:
-    return len({name.lower() for name in names}) < len(set(names))
-
-
 def _renamed(values: Array, column: str, names: Sequence[str], classes: tuple[str, ...]) -> Array:
     """Labels that number `names` as numbers of `classes`, which have other names or another order."""
     if _unnamed(classes) and len(names) <= len(classes):
         return values
-    places = places_of(names, classes)
+    places = match_classes(names, classes)
     missing = [name for name, place in zip(names, places, strict=True) if place is None]
     if missing:
         raise InputError(
@@ -202,7 +187,7 @@ def has_fractions(split: "Dataset", column: str, rows: Rows = None) -> bool:
 def _positions(values: Array, classes: tuple[str, ...]) -> Array:
     """The place among `classes` of each value (n,) by its name, -1 where it is none."""
     names, where = np.unique(values, return_inverse=True)
-    places = places_of([str(name) for name in names.tolist()], classes)
+    places = match_classes([str(name) for name in names.tolist()], classes)
     return np.array([-1 if place is None else place for place in places], dtype=np.int64)[where]
 
 

@@ -8,7 +8,7 @@ from support.checkout import ROOT
 
 def test_nothing_mixes_the_tensors_of_two_devices():
     """In a process of its own: torch takes a private backend for good, and only before the first backward."""
-    tests = ROOT / "tests" / "support" / "on_a_pretended_device.py"
+    tests = ROOT / "tests" / "support" / "rounds_on_a_fake_device.py"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests], capture_output=True, text=True
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from flwr.app import Message
 
 from fedadamw.flower.server.events import Events
-from fedadamw.flower.server.grid import Post, numbers_of
+from fedadamw.flower.server.messenger import Messenger, read_numbers
 from fedadamw.flower.wire import RefusedError
 
 HELLO_S = 300.0  # that a node may take to say who it is: it loads data and model
@@ -28,7 +28,7 @@ class Hello(NamedTuple):
     until: float  # when it is silent
 
 
-class Members:
+class ClientRegistry:
     """The clients 0 .. clients - 1, of those that are online. layout: the model's, which theirs must have.
 
     sizes: samples that each client has, where the server knows. counts: whether nodes tell; most: that may be told.
@@ -36,7 +36,7 @@ class Members:
 
     def __init__(
         self,
-        post: Post,
+        messenger: Messenger,
         events: Events,
         *,
         clients: int,
@@ -45,7 +45,7 @@ class Members:
         counts: bool,
         most: int,
     ) -> None:
-        self.post, self.events, self.sizes = post, events, sizes
+        self.messenger, self.events, self.sizes = messenger, events, sizes
         self.clients, self.layout, self.counts, self.most = clients, layout, counts, most
         self.known: dict[int, Known] = {}  # by client
         self._hellos: dict[int, Hello] = {}  # by node
@@ -57,26 +57,26 @@ class Members:
 
     def online(self) -> list[int]:
         """The clients that are online, rising; new nodes are asked who they are, and do not hold up the others."""
-        here, now = set(self.post.grid.get_node_ids()), time.monotonic()
+        here, now = set(self.messenger.grid.get_node_ids()), time.monotonic()
         for client in [c for c, known in self.known.items() if known.node not in here]:
             self.events.write("left", client=client)
             del self.known[client]
             self._left_out.clear()  # who was another's double may be the one now
         self._left_out = {node: until for node, until in self._left_out.items() if node in here and now < until}
         for node, hello in list(self._hellos.items()):
-            replies = [reply for name in hello.names if (reply := self.post.answer(name, node)) is not None]
+            replies = [reply for name in hello.names if (reply := self.messenger.answer(name, node)) is not None]
             if replies or now > hello.until or node not in here:
                 del self._hellos[node]
                 for name in hello.names:
-                    self.post.forget(name)
+                    self.messenger.forget(name)
                 self._met(node, next(iter(replies), None))
         for node in sorted(here - {known.node for known in self.known.values()} - self._left_out.keys()):
             hello = self._hellos.get(node, Hello((), now + HELLO_S))
             again = len(hello.names) == 1 and now > hello.until - HELLO_S + AGAIN_S
-            sent = self.post.send(node, "hello", HELLO_S) if again or not hello.names else None
+            sent = self.messenger.send(node, "hello", HELLO_S) if again or not hello.names else None
             if sent is not None:
                 self._hellos[node] = Hello((*hello.names, sent), hello.until)
-        self.events.monitor.online(len(self.known))
+        self.events.monitor.set_online(len(self.known))
         return sorted(self.known)
 
     def size(self, client: int) -> int | None:
@@ -99,7 +99,7 @@ class Members:
     def _met(self, node: int, reply: Message | Exception | None) -> None:
         """Take a node in for the client that it says it is, or leave it out for a while."""
         try:
-            numbers = numbers_of(reply)
+            numbers = read_numbers(reply)
             client, samples = numbers.get("client"), numbers.get("num-examples")
             if not isinstance(client, int) or not 0 <= client < self.clients:
                 raise RefusedError("unknown-client", f"it is client {client!r} of {self.clients}")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedadamw.data.pictures import Form, Notes, Survey, decode
+from fedadamw.data.image_decoding import DecodeSummary, PixelFormat, Survey, decode
 from fedadamw.data.sources import Array
-from fedadamw.io.disk import take_space
+from fedadamw.io.disk import reserve_space
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,7 +23,7 @@ VERSION = 2  # of what is in the cache, besides Pillow's
 DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, IndexError, AttributeError)  # of a file of the cache
 
 
-def survey_of(split: "Dataset", column: str) -> Survey:
+def load_survey(split: "Dataset", column: str) -> Survey:
     """What the headers of a split's pictures say, looked at once; again where some were bad, which may be mended."""
     cache = _cache(split, column, "survey").with_suffix(".json")
     try:
@@ -35,7 +35,7 @@ def survey_of(split: "Dataset", column: str) -> Survey:
     return found
 
 
-def pixels_of(split: "Dataset", column: str, form: Form) -> tuple[Array, Notes]:
+def load_pixels(split: "Dataset", column: str, form: PixelFormat) -> tuple[Array, DecodeSummary]:
     """The pictures that can be used as bytes (n, c, h, w) in `form`; and which cannot, with all else that was found.
 
     They are decoded into a file, never all of them in memory; or in memory where there is no disk for it. The file is
@@ -63,17 +63,17 @@ def _cache(split: "Dataset", column: str, wanted: str) -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / "fedadamw-pixels" / f"{key}.npy"
 
 
-def _read(cache: Path, rows: int, form: Form) -> tuple[Array, Notes]:
+def _read(cache: Path, rows: int, form: PixelFormat) -> tuple[Array, DecodeSummary]:
     """What `_keep` wrote; one of DAMAGE where it is not whole."""
     facts = json.loads(cache.with_suffix(".json").read_text())
-    notes = Notes({}, int(facts["coloured"]), int(facts["resized"]), facts["brightest"])
+    notes = DecodeSummary({}, int(facts["coloured"]), int(facts["resized"]), facts["brightest"])
     pixels = np.load(cache, mmap_mode="r")
     if pixels.shape != (rows, *form.shape) or pixels.dtype != np.uint8:
         raise ValueError(f"{cache} holds {pixels.shape}")
     return pixels, notes
 
 
-def _keep(split: "Dataset", column: str, form: Form, cache: Path) -> tuple[Array, Notes] | None:
+def _keep(split: "Dataset", column: str, form: PixelFormat, cache: Path) -> tuple[Array, DecodeSummary] | None:
     """Decode into the cache; None where there is no disk for it.
 
     The file is made aside and renamed, since several processes may do it at once. With bad pictures it is not: it then
@@ -92,7 +92,7 @@ def _keep(split: "Dataset", column: str, form: Form, cache: Path) -> tuple[Array
         aside.unlink(missing_ok=True)
 
 
-def _put(pixels: np.memmap, notes: Notes, made: Path, cache: Path) -> tuple[Array, Notes] | None:
+def _put(pixels: np.memmap, notes: DecodeSummary, made: Path, cache: Path) -> tuple[Array, DecodeSummary] | None:
     """Make the file `made`, which holds `pixels`, the one of the cache; None where the disk did not take it."""
     try:
         pixels.flush()
@@ -110,7 +110,7 @@ def _new_file(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
         if shutil.disk_usage(path.parent).free < 1.1 * math.prod(shape):
             return None
         pixels: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        take_space(path)
+        reserve_space(path)
     except OSError:
         return None
     return pixels

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fedadamw.flower.wire import RefusedError
-from fedadamw.settings.federation import Federation
-from fedadamw.vector import HUGE
+from fedadamw.settings.federation import FederationSettings
+from fedadamw.vector import LARGEST_PLAUSIBLE
 
 STATISTICS = "statistics"  # BatchNorm's, beside the fields of an upload
 LOSS = 1e6  # nats; a model that is this wrong has nothing to say
@@ -34,19 +34,19 @@ def check_numbers(up: Any, statistics: Mapping[str, Tensor], *, nonnegative: Seq
         least, most = map(float, torch.aminmax(t))  # NaN where any number is
         if not math.isfinite(least + most):
             raise RefusedError("not-finite", f"{name!r} has numbers that are not finite")
-        if max(-least, most) > HUGE:
-            raise RefusedError("too-long", f"{name!r} has numbers above {HUGE:g}")
+        if max(-least, most) > LARGEST_PLAUSIBLE:
+            raise RefusedError("too-long", f"{name!r} has numbers above {LARGEST_PLAUSIBLE:g}")
         if least < 0 and (name in nonnegative or name.endswith("running_var")):
             raise RefusedError("negative", f"{name!r} has numbers below 0")
     k = getattr(up, "k", None)
-    if k is not None and not bool(((k >= 1) & (k <= (steps or HUGE))).all()):
+    if k is not None and not bool(((k >= 1) & (k <= (steps or LARGEST_PLAUSIBLE))).all()):
         asked = "at least 1 was" if steps is None else f"{steps} were"
         raise RefusedError("steps", f"{float(k.flatten()[0]):g} steps are said to be done, {asked} asked for")
 
 
 def without_constants(statistics: Tensor, begun: Tensor) -> Tensor:
     """The statistics, with 0 for what no running number comes near and is as it has `begun`: a mask, say."""
-    return statistics.masked_fill((statistics.abs() > HUGE) & (statistics == begun), 0)
+    return statistics.masked_fill((statistics.abs() > LARGEST_PLAUSIBLE) & (statistics == begun), 0)
 
 
 def check_metrics(numbers: Mapping[str, Any], client: int, samples: int | None) -> float:
@@ -78,7 +78,7 @@ def lengths(up: Any, statistics: Tensor, *, steps: bool) -> dict[str, float]:
 class Bounds:
     """How long an upload's vectors may be: a fixed bound on the update, and a multiple of what is usual for each."""
 
-    def __init__(self, federation: Federation) -> None:
+    def __init__(self, federation: FederationSettings) -> None:
         self.federation = federation
         self.past: deque[list[Mapping[str, float]]] = deque(maxlen=ROUNDS)  # lengths of each round's accepted uploads
 

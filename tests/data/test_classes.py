@@ -10,9 +10,10 @@ from PIL import Image
 from support import tiny_models
 from support.text_experiments import experiment
 
+from fedadamw.data.classes import has_fractions, read_classes, read_groups, read_labels
 from fedadamw.data.images import load_images
-from fedadamw.data.labels import classes_of, groups_of, has_fractions, labels_of, places_of
-from fedadamw.models import tokenizers
+from fedadamw.models import heads
+from fedadamw.models.heads import match_classes
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.simulation import partition_of, samples_of
 from fedadamw.settings.load import load
@@ -68,14 +69,14 @@ def test_letters_that_differ_by_case_keep_their_classes_held_out_and_on_a_node(t
     ],
 )
 def test_names_are_matched_but_for_case_only_where_that_is_plain(names, classes, places):
-    assert places_of(names, classes) == places
+    assert match_classes(names, classes) == places
 
 
 def test_a_letter_that_might_be_another_class_is_refused():
     held_out = named([0, 1], "A", "b")
     with pytest.raises(InputError, match=r"has a class 'A', which is not one of the 3 training classes \(a, B, b\)"):
-        labels_of(held_out, "label", ("a", "B", "b"))
-    assert labels_of(held_out, "label", ("b", "a")).tolist() == [1, 0]
+        read_labels(held_out, "label", ("a", "B", "b"))
+    assert read_labels(held_out, "label", ("b", "a")).tolist() == [1, 0]
 
 
 def test_a_trained_heads_letters_keep_their_order(place, tmp_path):
@@ -84,7 +85,7 @@ def test_a_trained_heads_letters_keep_their_order(place, tmp_path):
     BertConfig(id2label={0: "b", 1: "B", 2: "a"}, label2id={"b": 0, "B": 1, "a": 2}).save_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert tokenizers.in_own_order(str(tmp_path), ("B", "a", "b")) == ("b", "B", "a")
+        assert heads.in_own_order(str(tmp_path), ("B", "a", "b")) == ("b", "B", "a")
 
 
 @pytest.mark.parametrize(
@@ -102,11 +103,11 @@ def test_a_trained_heads_letters_keep_their_order(place, tmp_path):
 def test_numbers_are_the_classes_that_there_are(values, classes):
     train = column(values)
     assert not has_fractions(train, "label")
-    assert classes_of(train, "label") == classes
-    labels = labels_of(train, "label", classes)
+    assert read_classes(train, "label") == classes
+    labels = read_labels(train, "label", classes)
     assert [float(classes[label]) for label in labels] == [float(value) for value in values]
     some = column([float(value) for value in values[1:]])  # a file, or a node, that lacks a class and has points
-    assert labels_of(some, "label", classes).tolist() == labels[1:].tolist()
+    assert read_labels(some, "label", classes).tolist() == labels[1:].tolist()
 
 
 @pytest.mark.parametrize("value", [0, 6, -1])
@@ -114,7 +115,7 @@ def test_a_number_that_training_does_not_have_is_no_position_of_a_class(value):
     with pytest.raises(
         InputError, match=rf"holds {value}, which is not one of the 5 training classes \(1, 2, 3, 4, 5\)"
     ):
-        labels_of(column([value] * 3), "label", ("1", "2", "3", "4", "5"))
+        read_labels(column([value] * 3), "label", ("1", "2", "3", "4", "5"))
 
 
 def test_minus_one_beside_zero_is_said_to_be_a_class(tmp_path):
@@ -132,22 +133,22 @@ def test_an_empty_cell_makes_no_fractions_of_classes():
     empty = column([0.0, 0.0, None, 1.0])
     assert not has_fractions(empty, "label")
     with pytest.raises(InputError, match="column 'label' has nothing in row 3 of 4"):
-        classes_of(empty, "label")
+        read_classes(empty, "label")
     assert has_fractions(column([0.5, None]), "label")
 
 
 def test_words_find_their_classes_as_named_ones_do():
-    assert labels_of(column(["UP", "down"]), "label", ("down", "up")).tolist() == [1, 0]
+    assert read_labels(column(["UP", "down"]), "label", ("down", "up")).tolist() == [1, 0]
     with pytest.raises(InputError, match="holds 'A', which is not one of the 3 training classes"):
-        labels_of(column(["A", "b"]), "label", ("a", "B", "b"))
+        read_labels(column(["A", "b"]), "label", ("a", "B", "b"))
 
 
 def test_names_that_differ_by_their_last_zeros_are_kept_apart():
     names = ["a", "a\0", "b"]
-    assert classes_of(column(names), "label") == ("a", "a\0", "b")
-    assert labels_of(column(names), "label", ("a", "a\0", "b")).tolist() == [0, 1, 2]
-    assert len(np.unique(groups_of(column(names), "label"))) == 3
-    assert len(np.unique(groups_of(column([b"a", b"a\0"]), "label"))) == 2
+    assert read_classes(column(names), "label") == ("a", "a\0", "b")
+    assert read_labels(column(names), "label", ("a", "a\0", "b")).tolist() == [0, 1, 2]
+    assert len(np.unique(read_groups(column(names), "label"))) == 3
+    assert len(np.unique(read_groups(column([b"a", b"a\0"]), "label"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -164,13 +165,13 @@ def test_names_that_differ_by_their_last_zeros_are_kept_apart():
 )
 def test_what_names_no_class_is_refused(values, line):
     with pytest.raises(InputError, match=line):
-        classes_of(column(values), "label")
+        read_classes(column(values), "label")
 
 
 def test_declared_classes_stay_those_that_nobody_has_too():
-    assert classes_of(named([0, 2], "x", "y", "z"), "label") == ("x", "y", "z")
+    assert read_classes(named([0, 2], "x", "y", "z"), "label") == ("x", "y", "z")
     with pytest.raises(InputError, match=r"holds -1, which is not one of the 3 training classes \(x, y, z\)"):
-        labels_of(named([-1, -1], "x", "y", "z"), "label", ("x", "y", "z"))  # as GLUE hides them
+        read_labels(named([-1, -1], "x", "y", "z"), "label", ("x", "y", "z"))  # as GLUE hides them
 
 
 @pytest.mark.parametrize(
@@ -208,14 +209,14 @@ CLIENTS = {
 def test_an_empty_cell_is_no_client(kind):
     values = CLIENTS[kind]
     with pytest.raises(InputError, match="column 'who' has nothing in row 2 of 3"):
-        groups_of(column(values, name="who"), "who")
-    whole = groups_of(column([values[0], values[2], values[0]], name="who"), "who")
+        read_groups(column(values, name="who"), "who")
+    whole = read_groups(column([values[0], values[2], values[0]], name="who"), "who")
     assert np.unique(whole, return_inverse=True)[1].tolist() == [0, 1, 0]
 
 
 def test_a_list_is_no_client():
     with pytest.raises(InputError, match=r"holds \[1, 2\] where a client's name is wanted: a word, a number, a date"):
-        groups_of(column([[1, 2], [3, 4]], name="who"), "who")
+        read_groups(column([[1, 2], [3, 4]], name="who"), "who")
 
 
 def test_an_empty_client_matters_only_where_clients_are_natural(place, tmp_path):

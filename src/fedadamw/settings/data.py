@@ -1,0 +1,110 @@
+"""The section `data`: which samples, what is learned from them, how images are augmented."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from fedadamw.settings import glue
+from fedadamw.settings.section import Section
+from fedadamw.validation import check_one_of
+
+IMAGE, TEXT, LANGUAGE = "image", "text", "causal-lm"
+DATA_TASKS = (IMAGE, TEXT, LANGUAGE, *glue.TASKS)
+
+
+class DataSettings(Section):
+    """Which samples, what is learned from them, and how images are augmented."""
+
+    task: str = Field(
+        default=IMAGE,
+        description=f"What is learned: {IMAGE} or {TEXT}: the class of an image or a text; {LANGUAGE}: the next token; "
+        f"or a task of GLUE: {', '.join(glue.TASKS)}.",
+    )
+    source: str = Field(
+        default="digits",
+        description="Where the samples are: digits (comes with scikit-learn), a folder, a CSV, JSON lines or Parquet "
+        "file, or a hub id. GLUE's tasks need none: they have the hub's nyu-mll/glue.",
+    )
+    config: str | None = Field(
+        default=None, description="The data set's configuration. Needed only if the data set has several."
+    )
+    image_column: str | None = Field(default=None, description="Column of the images; null finds it by its type.")
+    label_column: str | None = Field(default=None, description="Column of the labels; null finds it by its type.")
+    text_column: str | None = Field(default=None, description="Column of the texts; null finds it by its name.")
+    text_pair_column: str | None = Field(
+        default=None, description="Column of a second text, read together with the first. Null: single texts."
+    )
+    prompt_column: str | None = Field(
+        default=None, description=f"For {LANGUAGE}: column of the prompts, which are read but not learned. Null: none."
+    )
+    response_column: str | None = Field(
+        default=None, description=f"For {LANGUAGE}: column of the responses, which are learned. Null: none."
+    )
+    max_length: int | None = Field(
+        default=None,
+        ge=8,
+        description="Longest text in tokens, at least 8; longer ones are cut. Null: what the model takes. "
+        "Lower it to save time and memory.",
+    )
+    test_source: str | None = Field(
+        default=None, description="Folder, file or hub id of the held-out samples. Null: a split of data.source."
+    )
+    test_split: str | None = Field(
+        default=None,
+        description="Split of the held-out samples. Null: the first of test, validation, valid and val; GLUE's tasks "
+        "have their own.",
+    )
+    max_train: int | None = Field(
+        default=None, ge=1, description="Use only this many training samples, drawn at random. Null: all."
+    )
+    max_test: int | None = Field(
+        default=None, ge=1, description="Use only this many held-out samples, drawn at random. Null: all."
+    )
+    validation: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the training set, from 0 to below 1, to hold out instead of the test set. "
+        "Set it while you choose settings.",
+    )
+    resident: bool = Field(
+        default=True,
+        description="Keep the training pixels on the device. Set false for images larger than memory: they stay on "
+        "disk and are read ahead of the training.",
+    )
+    image_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=8192,
+        description="Pixels, from 1 to 8192: the shorter side is resized to this and the middle cut out. Null: the "
+        "images' own size if all have the same, or that of a pretrained model's image processor.",
+    )
+    image_mode: Literal["auto", "grey", "rgb"] = Field(
+        default="auto", description="Colours of the images. auto: rgb if any training image has colour, else grey."
+    )
+    on_bad: Literal["error", "skip"] = Field(
+        default="error",
+        description="If an image cannot be read: error stops and names it; skip leaves it out and counts it.",
+    )
+    crop_padding: int = Field(
+        default=0,
+        ge=0,
+        description="Augmentation: random crops of an image padded by this many pixels on each side. 0: no crops.",
+    )
+    flip: bool = Field(default=False, description="Augmentation: flip images left to right at random.")
+
+    @field_validator("task")
+    @classmethod
+    def _check_task(cls, value: str) -> str:
+        check_one_of("data.task", value, DATA_TASKS)
+        return value
+
+    @field_validator("image_mode", mode="before")
+    @classmethod
+    def _normalise_mode(cls, value: object) -> object:
+        return {"l": "grey", "gray": "grey"}.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the samples are texts."""
+        return self.task != IMAGE

@@ -1,0 +1,50 @@
+"""The section `model`: which model, and how it is cut into blocks."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from fedadamw.settings.section import Section
+from fedadamw.validation import check_one_of
+
+
+class ModelSettings(Section):
+    """Which model, and how it is cut into blocks."""
+
+    name: str = Field(
+        default="vit-micro",
+        description="A built-in image classifier (`fedadamw list` names them), a hub id, a folder, or "
+        "package:NAME/FOLDER for a folder inside an installed package.",
+    )
+    tokenizer: str | None = Field(
+        default=None, description="For texts: hub id or folder of the tokenizer. Null: the model's own."
+    )
+    pad_token: str | None = Field(
+        default=None,
+        description="For texts: padding token, one of the tokenizer's tokens. Needed only if the tokenizer has none.",
+    )
+    fresh: bool = Field(
+        default=False,
+        description="Take only the architecture of a folder's or hub id's model and draw fresh weights.",
+    )
+    depth: int | None = Field(
+        default=None, ge=1, description="Layers of a built-in ViT. Null: the depth that its name stands for."
+    )
+    norm: Literal["group", "batch"] = Field(
+        default="group",
+        description="Normalisation of a built-in ResNet: GroupNorm or BatchNorm. BatchNorm's statistics suffer if "
+        "clients hold different classes.",
+    )
+    blocks: str = Field(
+        default="paper",
+        description="How parameters are cut into the blocks that share a second moment. paper: as published; coarse: "
+        "larger blocks; tensor: one block for each tensor; coordinate: one for each number.",
+    )
+
+    @field_validator("blocks")
+    @classmethod
+    def _check_granularity(cls, value: str) -> str:
+        from fedadamw.blocks.cuts import GRANULARITIES  # which imports torch
+
+        check_one_of("model.blocks", value, GRANULARITIES)
+        return value
