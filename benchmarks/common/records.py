@@ -1,22 +1,37 @@
-"""Where benchmarks leave what they measured: benchmarks/results/<what>_<device>_<yyyymm>.json."""
+"""The records of benchmarks: one JSON file per benchmark, kind of device and month.
+
+A plain run writes a scratch file to runs/benchmarks. With `--record` it writes the committed one, which docs/ is
+generated from, to benchmarks/results.
+"""
 
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent.parent / "results"
+from fedadamw.checkpoint import write_atomically
+
+ROOT = Path(__file__).parent.parent.parent
+COMMITTED = ROOT / "benchmarks" / "results"
+SCRATCH = ROOT / "runs" / "benchmarks"
 
 
-def write(what: str, device: str, record: dict[str, Any]) -> Path:
-    """Leave `record` as this month's of `what` on this kind of device (cpu, cuda)."""
-    path = RESULTS / f"{what}_{device}_{time.strftime('%Y%m')}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+def path_of(what: str, device: str, *, record: bool) -> Path:
+    """This month's file of `what` on this kind of device (cpu, cuda): committed if `record`, else a scratch file."""
+    folder = COMMITTED if record else SCRATCH
+    return folder / f"{what}_{device}_{time.strftime('%Y%m')}.json"
+
+
+def write(what: str, device: str, content: dict[str, Any], *, record: bool) -> Path:
+    """Write `content` to `path_of` and print where it is."""
+    path = path_of(what, device, record=record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     print(f"written: {path}")
     return path
 
 
-def newest(what: str, device: str) -> dict[str, Any] | None:
-    """The latest record of `what` on this kind of device; None where there is none."""
-    found = sorted(RESULTS.glob(f"{what}_{device}_[0-9]*.json"))
-    return json.loads(found[-1].read_text()) if found else None
+def read_newest(what: str, device: str) -> dict[str, Any] | None:
+    """The latest committed record of `what` on this kind of device; None if there is none."""
+    paths = sorted(COMMITTED.glob(f"{what}_{device}_[0-9]*.json"))
+    return json.loads(paths[-1].read_text()) if paths else None

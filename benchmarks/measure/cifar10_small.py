@@ -1,13 +1,12 @@
-"""FedAdamW, Local AdamW and FedAvg on `cifar10-small`, each at its own best learning rate.
+"""Compare FedAdamW, Local AdamW and FedAvg on `cifar10-small`, each at its best learning rate.
 
-The learning rate is chosen on a tenth of the training set that is held out for it, from a grid that grows until its
-best is not at its edge; the curves are then run on the test set, over several seeds. Finished runs are kept in the
-results file and not run again.
+The learning rate is chosen on a held-out tenth of the training set, from a grid that grows until its best value is not
+at its edge; the curves are then run on the test set with several seeds. Finished runs are kept in the record and not
+run again.
 
-    python -m benchmarks.measure.cifar10_small --data ../shared/data/cifar10 --workers 2 --seeds 3
+    python -m benchmarks.measure.cifar10_small --data ../shared/data/cifar10 --workers 2 --seeds 3 [--record]
 """
 
-import argparse
 import json
 import platform
 import statistics
@@ -18,38 +17,40 @@ from pathlib import Path
 import altair as alt
 import torch
 
-from fedadamw.checkpoint import write_atomically
+from benchmarks.common import records
+from benchmarks.common.arguments import new_parser
 from fedadamw.prepare.simulation import prepare
 from fedadamw.report.metrics import in_words, score
 from fedadamw.report.run_charts import save
 from fedadamw.runner.manifest import commit
 from fedadamw.settings.load import load
 
-RESULTS = Path(__file__).parent.parent / "results" / "cifar10-small_cpu_202611.json"
-PICTURE = Path(__file__).parent.parent.parent / "docs" / "cifar10-small.png"
+WHAT, DEVICE = "cifar10-small", "cpu"
+PICTURE = records.ROOT / "docs" / "cifar10-small.png"
 GRIDS = {"fedadamw": [3e-4, 1e-3, 3e-3], "local-adamw": [3e-4, 1e-3, 3e-3], "fedavg": [0.03, 0.1, 0.3]}
 
 
 def run(data: str, algorithm: str, lr: float, seed: int, validation: float) -> dict:
-    """One run with one thread; the records of its rounds with an evaluation."""
+    """Run one training with one thread; return the records of its evaluated rounds."""
     settings = [f"algorithm.name={algorithm}", f"training.lr={lr}", f"seed={seed}", f"data.validation={validation}"]
-    revision = commit()  # of what runs, not of what the checkout holds when it ends
+    revision = commit()  # of the code that runs; the checkout can change until the end
     experiment = load("cifar10-small", [*settings, f"data.source={data}", "threads=1", "device=cpu"])
-    records = [asdict(record) for record in prepare(experiment).simulation.rounds()]
-    evaluated = [r for r in records if score(r) is not None]
+    rounds = [asdict(record) for record in prepare(experiment).simulation().rounds()]
+    evaluated = [r for r in rounds if score(r) is not None]
     about = {"algorithm": algorithm, "lr": lr, "seed": seed, "validation": validation, "commit": revision}
-    return {**about, "wall_s": round(sum(r["wall_s"] for r in records), 1), "records": evaluated}
+    return {**about, "wall_s": round(sum(r["wall_s"] for r in rounds), 1), "records": evaluated}
 
 
 class Runs:
-    """The finished runs, kept on disk."""
+    """The finished runs, written to the record after each."""
 
-    def __init__(self, data: str, workers: int) -> None:
-        self.data, self.workers = data, workers
-        self.done = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+    def __init__(self, data: str, workers: int, *, record: bool) -> None:
+        self.data, self.workers, self.record = data, workers, record
+        path = records.path_of(WHAT, DEVICE, record=record)
+        self.done = json.loads(path.read_text())["runs"] if path.exists() else []
 
-    def find(self, *wanted: tuple[str, float, int, float]) -> list[dict]:
-        """The given runs; those that are missing are run now."""
+    def get(self, *wanted: tuple[str, float, int, float]) -> list[dict]:
+        """Return these runs; run those that are missing."""
         keys = ("algorithm", "lr", "seed", "validation")
         missing = [w for w in wanted if not any(tuple(r[k] for k in keys) == w for r in self.done)]
         with ProcessPoolExecutor(self.workers) as pool:
@@ -57,25 +58,25 @@ class Runs:
                 self.done.append(future.result())
                 self._save()
                 last = self.done[-1]
-                found = in_words(last["records"][-1]["test_metrics"])
-                print(*(f"{k}={last[k]}" for k in keys), f"{found} wall_s={last['wall_s']}", flush=True)
+                metrics = in_words(last["records"][-1]["test_metrics"])
+                print(*(f"{k}={last[k]}" for k in keys), f"{metrics} wall_s={last['wall_s']}", flush=True)
         return [next(r for r in self.done if tuple(r[k] for k in keys) == w) for w in wanted]
 
     def _save(self) -> None:
         machine = {"device": f"cpu, {platform.machine()}, 1 thread a run", "torch": torch.__version__}
         order = sorted(self.done, key=lambda r: (-r["validation"], r["algorithm"], r["lr"], r["seed"]))
         content = {**machine, "recipe": "cifar10-small", "runs": order}
-        write_atomically(RESULTS, json.dumps(content, indent=1).encode())
+        records.write(WHAT, DEVICE, content, record=self.record)
 
 
-def best_lr(runs: Runs, algorithm: str, grid: list[float]) -> float:
-    """The learning rate with the best held-out accuracy; the grid grows while the best is at its edge."""
-    tried = {lr: accuracy(r) for lr, r in zip(grid, runs.find(*((algorithm, lr, 0, 0.1) for lr in grid)), strict=True)}
+def find_best_lr(runs: Runs, algorithm: str, grid: list[float]) -> float:
+    """Return the learning rate with the best held-out accuracy; the grid grows while the best is at its edge."""
+    tried = {lr: accuracy(r) for lr, r in zip(grid, runs.get(*((algorithm, lr, 0, 0.1) for lr in grid)), strict=True)}
     best = max(tried, key=tried.__getitem__)
     if best == grid[0]:
-        return best_lr(runs, algorithm, [float(f"{best / 3:.1g}"), *grid])
+        return find_best_lr(runs, algorithm, [float(f"{best / 3:.1g}"), *grid])
     if best == grid[-1]:
-        return best_lr(runs, algorithm, [*grid, float(f"{best * 3:.1g}")])
+        return find_best_lr(runs, algorithm, [*grid, float(f"{best * 3:.1g}")])
     return best
 
 
@@ -85,9 +86,9 @@ def accuracy(result: dict) -> float:
 
 def table(runs: Runs, best: dict[str, float], seeds: int) -> str:
     """Final test accuracy of each algorithm at its best learning rate, as Markdown."""
-    lines = ["| algorithm | learning rate | grid | test accuracy | one a seed |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| algorithm | learning rate | grid | test accuracy | per seed |", "| --- | --- | --- | --- | --- |"]
     for name, lr in best.items():
-        finals = [accuracy(r) for r in runs.find(*((name, lr, seed, 0.0) for seed in range(seeds)))]
+        finals = [accuracy(r) for r in runs.get(*((name, lr, seed, 0.0) for seed in range(seeds)))]
         tried = sorted({r["lr"] for r in runs.done if r["algorithm"] == name and r["validation"]})
         spread = statistics.stdev(finals) if len(finals) > 1 else 0.0
         grid, each = ", ".join(f"{t:g}" for t in tried), ", ".join(f"{a:.1%}" for a in finals)
@@ -95,12 +96,12 @@ def table(runs: Runs, best: dict[str, float], seeds: int) -> str:
     return "\n".join(lines)
 
 
-def draw(runs: Runs, best: dict[str, float], seeds: int) -> None:
-    """Test accuracy by round, the mean over seeds with a band from the lowest to the highest."""
+def draw(runs: Runs, best: dict[str, float], seeds: int, picture: Path) -> None:
+    """Draw the test accuracy by round: the mean over seeds, with a band from the lowest to the highest."""
     rows = [
         {"round": r["round"], "score": score(r), "algorithm": f"{name}, lr {lr:g}"}
         for name, lr in best.items()
-        for done in runs.find(*((name, lr, seed, 0.0) for seed in range(seeds)))
+        for done in runs.get(*((name, lr, seed, 0.0) for seed in range(seeds)))
         for r in done["records"]
     ]
     base = alt.Chart(alt.Data(values=rows)).encode(
@@ -115,21 +116,22 @@ def draw(runs: Runs, best: dict[str, float], seeds: int) -> None:
     y = alt.Y("mean(score):Q", title="test accuracy", axis=alt.Axis(format="%"))
     low = alt.Y("min(score):Q", title="test accuracy")
     band = base.mark_area(opacity=0.15).encode(y=low, y2="max(score):Q")
-    save((band + base.mark_line(strokeWidth=2.5).encode(y=y)).properties(width=560, height=280), PICTURE)
+    save((band + base.mark_line(strokeWidth=2.5).encode(y=y)).properties(width=560, height=280), picture)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__, devices=(DEVICE,))
     parser.add_argument("--data", default="uoft-cs/cifar10")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
-    runs = Runs(args.data, args.workers)
-    runs.find(*((name, lr, 0, 0.1) for name, grid in GRIDS.items() for lr in grid))
-    best = {name: best_lr(runs, name, grid) for name, grid in GRIDS.items()}
-    runs.find(*((name, lr, seed, 0.0) for seed in range(args.seeds) for name, lr in best.items()))
+    runs = Runs(args.data, args.workers, record=args.record)
+    runs.get(*((name, lr, 0, 0.1) for name, grid in GRIDS.items() for lr in grid))
+    best = {name: find_best_lr(runs, name, grid) for name, grid in GRIDS.items()}
+    runs.get(*((name, lr, seed, 0.0) for seed in range(args.seeds) for name, lr in best.items()))
     print(table(runs, best, args.seeds))
-    draw(runs, best, args.seeds)
+    picture = PICTURE if args.record else records.path_of(WHAT, DEVICE, record=False).with_suffix(".png")
+    draw(runs, best, args.seeds, picture)
 
 
 if __name__ == "__main__":

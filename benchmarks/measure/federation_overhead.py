@@ -1,14 +1,13 @@
-"""What fedadamw adds to a round of Flower: against Flower's FedAvg with an empty ClientApp and the same payload.
+"""Measure what fedadamw adds to a round of Flower, against Flower's FedAvg with an empty ClientApp and equal payload.
 
-python -m benchmarks.measure.federation_overhead [--nodes 2] [--rounds 8] [--turns 3]
+python -m benchmarks.measure.federation_overhead [--nodes 2] [--rounds 8] [--turns 3] [--record]
 
-Both run in turns on one test bed (TLS, node keys, a process each), and send the same bytes down and up in each round. A
-round lasts from the end of the one before to its own: ours with the guard, the spool, the mean, metrics.jsonl and the
-checkpoint on disk. Ours trains one step of one image. Flower's strategy looks for answers every 3 s, ours more often;
-`--look 3` lets ours look as seldom, so that only the work is compared.
+Both run in turns on one test bed (TLS, node keys, a process each) and send the same bytes down and up in each round. A
+round lasts from the end of the previous round to its own end; ours includes the guard, the spool, the mean, and
+metrics.jsonl and the checkpoint on disk. Ours trains one step on one image. Flower's strategy polls for answers every
+3 s, ours more often; with `--look 3` ours polls as rarely, so that only the work is compared.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -21,8 +20,9 @@ import flwr
 import torch
 
 from benchmarks.common import records
+from benchmarks.common.arguments import new_parser
 from fedadamw.flower import new_app
-from fedadamw.flower.local.testbed import Testbed
+from fedadamw.flower.local.testbed import LocalFederation
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.manifest import commit
 from fedadamw.settings.load import load
@@ -56,11 +56,11 @@ app = ServerApp()
 
 class Timed(FedAvg):
     def aggregate_train(self, server_round, replies):
-        found = super().aggregate_train(server_round, replies)
+        _, metrics = super().aggregate_train(server_round, replies)
         with open(self.out, "a") as file:
             file.write(f"{time.time()}\\n")
-        # the same arrays go down again as in the first round
-        return self.down, found[1]
+        # send the same arrays as in the first round
+        return self.down, metrics
 
 
 @app.main()
@@ -86,18 +86,18 @@ from fedadamw.flower.server.rounds import Rounds
 sample = Rounds.sample
 
 
-def timed(self, round_):
-    with open(OUT, "a") as file:  # all of the round before is written by now
+def sample_and_note_the_time(self, round_):
+    with open(OUT, "a") as file:  # everything of the previous round is on disk now
         file.write(f"{time.time()}\\n")
     return sample(self, round_)
 
 
-Rounds.sample = timed
+Rounds.sample = sample_and_note_the_time
 """
 
 
-def stock(folder: Path, bed: Testbed, nodes: int, rounds: int, up: int, down: int) -> list[float]:
-    """Seconds of Flower's rounds but the first."""
+def time_flower(folder: Path, bed: LocalFederation, nodes: int, rounds: int, up: int, down: int) -> list[float]:
+    """Run Flower's FedAvg; return the seconds of its rounds except the first."""
     new_app.write_app(folder, load("digits"))
     package = next(folder.glob("*/client_app.py")).parent
     (package / "client_app.py").write_text(CLIENT)
@@ -111,65 +111,64 @@ def stock(folder: Path, bed: Testbed, nodes: int, rounds: int, up: int, down: in
     return [round(b - a, 3) for a, b in itertools.pairwise(times)]
 
 
-def ours(folder: Path, bed: Testbed, settings: list[str], look: float | None) -> list[float]:
-    """Seconds of our rounds but the first and the last, which ends with report and picture."""
+def time_fedadamw(folder: Path, bed: LocalFederation, settings: list[str], look: float | None) -> list[float]:
+    """Run ours; return the seconds of its rounds except the first and the last, which writes report and picture."""
     new_app.write_app(folder, load("digits", settings))
-    place = next(folder.glob("*/server_app.py"))
-    place.write_text(place.read_text() + TIMED.replace("OUT", repr(str(folder / "times"))))
+    app = next(folder.glob("*/server_app.py"))
+    app.write_text(app.read_text() + TIMED.replace("OUT", repr(str(folder / "times"))))
     if look is not None:
-        place.write_text(place.read_text() + f"\ncollect.POLL_S = ({look}, {look})\n")
+        app.write_text(app.read_text() + f"\ncollect.POLL_S = ({look}, {look})\n")
     assert bed.wait_for_end(bed.submit(folder, {"out": str(folder / "run")}), 1200) == "finished:completed"
     times = [float(line) for line in (folder / "times").read_text().split()][1:]
     return [round(b - a, 3) for a, b in itertools.pairwise(times)]
 
 
 def main() -> None:
-    """Turns of both, and the ratio of their medians."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = new_parser(__doc__, devices=("cpu",))
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--model", default="vit-micro")
-    parser.add_argument("--look", type=float, help="seconds between looks for answers; our own where not given")
-    options = parser.parse_args()
+    parser.add_argument("--look", type=float, help="seconds between two polls for answers; default: ours")
+    args = parser.parse_args()
     settings = [
-        f"partition.clients={options.nodes}",
-        f"training={{steps: 1, batch_size: 1, rounds: {options.rounds}, clients_per_round: {options.nodes}}}",
-        f"training.evaluate_every={options.rounds}",
+        f"partition.clients={args.nodes}",
+        f"training={{steps: 1, batch_size: 1, rounds: {args.rounds}, clients_per_round: {args.nodes}}}",
+        f"training.evaluate_every={args.rounds}",
         "federation.reuse=false",
-        f"model={options.model}",
+        f"model={args.model}",
         "threads=1",
         "device=cpu",
     ]
-    record = next(iter(prepare(load("digits", [*settings, "training.rounds=1"])).simulation.rounds()))
-    up, down = record.up_bytes // options.nodes, record.down_bytes // options.nodes
+    record = next(iter(prepare(load("digits", [*settings, "training.rounds=1"])).simulation().rounds()))
+    up, down = record.up_bytes // args.nodes, record.down_bytes // args.nodes
     seconds: dict[str, list[float]] = {"flower": [], "fedadamw": []}
-    with tempfile.TemporaryDirectory() as folder, Testbed(Path(folder) / "bed", options.nodes) as bed:
+    with tempfile.TemporaryDirectory() as folder, LocalFederation(Path(folder) / "bed", args.nodes) as bed:
         bed.start_superlink()
-        for node in range(options.nodes):
+        for node in range(args.nodes):
             bed.register(node)
             bed.start_node(node, {"threads": 1})
-        for turn in range(options.turns):
+        for turn in range(args.turns):
             place = Path(folder)
-            seconds["flower"] += stock(place / f"stock-{turn}", bed, options.nodes, options.rounds, up, down)
-            seconds["fedadamw"] += ours(place / f"ours-{turn}", bed, settings, options.look)
-            print({name: median(found) for name, found in seconds.items()}, flush=True)
-    medians = {name: round(median(found), 3) for name, found in seconds.items()}
-    record = {
+            seconds["flower"] += time_flower(place / f"flower-{turn}", bed, args.nodes, args.rounds, up, down)
+            seconds["fedadamw"] += time_fedadamw(place / f"fedadamw-{turn}", bed, settings, args.look)
+            print({name: median(times) for name, times in seconds.items()}, flush=True)
+    medians = {name: round(median(times), 3) for name, times in seconds.items()}
+    content = {
         "device": f"cpu: {os.cpu_count()} cores",
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "flwr": flwr.__version__},
         "commit": commit(),
-        "nodes": options.nodes,
-        "model": options.model,
-        "look_s": options.look,
+        "nodes": args.nodes,
+        "model": args.model,
+        "look_s": args.look,
         "payload_bytes": {"up": up, "down": down},
         "median_s": medians,
         "ratio": round(medians["fedadamw"] / medians["flower"], 3),
         "seconds": seconds,
     }
-    print(json.dumps({k: v for k, v in record.items() if k != "seconds"}, indent=1))
-    kind = "federation-overhead" if options.look is None else "federation-overhead-same-looks"
-    records.write(f"{kind}-{options.model}", "cpu", record)
+    print(json.dumps({k: v for k, v in content.items() if k != "seconds"}, indent=1))
+    kind = "federation-overhead" if args.look is None else "federation-overhead-same-looks"
+    records.write(f"{kind}-{args.model}", args.device, content, record=args.record)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
-"""What a round takes of memory: by engine, by clients a round, by what clients remember.
+"""Measure the memory of a round by engine, by sampled clients and by where client memory is kept.
 
 Peak resident memory (on a GPU: allocated) above that of the same process before its first round, also in units of one
-vector of the model: FedAdamW needs x, y, g, m, v, Delta_G, the running sum and what the server makes of it, however
-many clients train one after the other.
+vector of the model: FedAdamW needs x, y, g, m, v, Delta_G, the running sum and the server's new x, no matter how many
+clients train one after the other.
 
-    python -m benchmarks.measure.memory            # writes benchmarks/results/memory_<device>_<yyyymm>.json
+    python -m benchmarks.measure.memory [--device cuda] [--model vit-nano] [--record]
 """
 
-import argparse
 import json
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,8 @@ import numpy as np
 import torch
 
 from benchmarks.common import records
+from benchmarks.common.arguments import new_parser
+from benchmarks.common.processes import run_again
 from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.image_task import ImageTask
@@ -42,30 +41,28 @@ CASES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
+    parser = new_parser(__doc__)
     parser.add_argument("--model", default="vit-tiny")
-    parser.add_argument("--one", choices=CASES, help="this case, in this process")
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(measured(given.model, torch.device(given.device), *CASES[given.one])))
+    parser.add_argument("--one", choices=CASES, metavar="NAME", help="measure this case in this process")
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.model, torch.device(args.device), *CASES[args.one])))
         return
     cases = {}
     for name in CASES:
-        command = [sys.executable, "-m", __spec__.name, "--one", name, "--device", given.device, "--model", given.model]
-        cases[name] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        cases[name] = run_again(__file__, ["--one", name, "--device", args.device, "--model", args.model])
         print(f"{name:38} {cases[name]['mb']:8,} MB {cases[name]['vectors']:8.1f} vectors", flush=True)
-    record = {
+    content = {
         "commit": commit(),
-        "device": device_name(torch.device(given.device)),
-        "model": given.model,
+        "device": device_name(torch.device(args.device)),
+        "model": args.model,
         "cases": cases,
     }
-    records.write("memory", given.device, record)
+    records.write("memory", args.device, content, record=args.record)
 
 
-def measured(name: str, device: torch.device, algorithm: str, sampled: int, stack: int, memory: str) -> dict[str, Any]:
-    """Memory that two rounds of one local step on one sample take at their peak."""
+def measure(name: str, device: torch.device, algorithm: str, sampled: int, stack: int, memory: str) -> dict[str, Any]:
+    """Return the peak memory of two rounds of one local step on one sample."""
     torch.set_num_threads(1)
     model = vision.build(name, vision.ImageShape(32, 3, 10)).model.to(device)
     pixels = np.random.default_rng(0).integers(0, 256, (100, 3, 32, 32), dtype=np.uint8)
@@ -76,10 +73,9 @@ def measured(name: str, device: torch.device, algorithm: str, sampled: int, stac
     task = ImageTask(data, data.select(np.arange(2)), device=device)
     before = resident_mb(device, "RSS")
     clients = Partition(np.arange(100), np.arange(1, 101))
-    simulation = Simulation(model, made, task, clients, training, stack=stack)
     with tempfile.TemporaryDirectory() as folder:
-        if memory == "disk":
-            simulation.keep_on_disk(Path(folder))
+        kept = Path(folder) if memory == "disk" else None
+        simulation = Simulation.in_process(model, made, task, clients, training, stack=stack, memory_folder=kept)
         for _ in simulation.rounds():
             pass
     extra = resident_mb(device, "HWM") - before
@@ -90,9 +86,9 @@ def resident_mb(device: torch.device, which: str) -> float:
     """This process's memory now (RSS), or at its peak (HWM), in MB."""
     if device.type == "cuda":
         return (torch.cuda.max_memory_allocated if which == "HWM" else torch.cuda.memory_allocated)(device) / 1e6
-    found = re.search(rf"Vm{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found.group(1)) / 1e3
+    match = re.search(rf"Vm{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match.group(1)) / 1e3
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
-"""The same job in other frameworks: seconds a round, seconds before the first, peak memory.
+"""Measure the same job in other frameworks: seconds per round, start-up time and peak memory.
 
-benchmarks/measure/peer_jobs/job.py is the job; each file beside it does it in one framework, with the same clients and
-batches, and prints its losses, which must agree before any number is believed. Each framework has an environment of
-its own.
+benchmarks/measure/peer_jobs/job.py is the job; each file beside it runs it in one framework with the same clients and
+batches and prints its losses; losses that disagree stop the benchmark. Each framework has its own virtual environment.
 
-    python -m benchmarks.measure.peers --install     # makes the environments, once
-    python -m benchmarks.measure.peers               # writes benchmarks/results/peers_cpu_<yyyymm>.json
+    python -m benchmarks.measure.peers --install     # create the environments, once
+    python -m benchmarks.measure.peers [--record]
     python -m benchmarks.measure.peers --only plain,fedadamw --models cnn --rounds 5
 """
 
-import argparse
 import json
 import math
 import os
@@ -24,13 +22,14 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.common import records
+from benchmarks.common.arguments import new_parser
 from fedadamw.runner.manifest import commit, device_name
 
 HERE = Path(__file__).parent / "peer_jobs"
 ENVIRONMENTS = HERE / "environments"
 CORES = len(os.sched_getaffinity(0))
 MODELS = "cnn,vit"
-MARK = "FEDADAMW_PEER"  # in the environment of all processes of one run
+MARK = "FEDADAMW_PEER"  # environment variable that marks all processes of one run
 
 
 class Way(NamedTuple):
@@ -38,7 +37,7 @@ class Way(NamedTuple):
 
     script: str
     threads: int = 1
-    environment: str | None = None  # None: this one
+    environment: str | None = None  # a folder of ENVIRONMENTS; None: the current one
     settings: tuple[tuple[str, str], ...] = ()
 
 
@@ -55,47 +54,45 @@ WAYS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--install", action="store_true", help="make the frameworks' environments")
-    parser.add_argument("--only", help="ways that begin with one of these words, as plain,pfl")
+    parser = new_parser(__doc__, devices=("cpu",))
+    parser.add_argument("--install", action="store_true", help="create the frameworks' environments")
+    parser.add_argument("--only", help="run the ways whose names begin with one of these, such as plain,pfl")
     parser.add_argument("--models", default=MODELS)
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    if given.install:
+    args = parser.parse_args()
+    if args.install:
         install()
         return
-    begins = tuple((given.only or "").split(","))
-    ways = {name: way for name, way in WAYS.items() if name.startswith(begins)}
+    if args.record and (args.only or args.models != MODELS):
+        parser.error("a record has all ways and models: --record excludes --only and --models")
+    prefixes = tuple((args.only or "").split(","))
+    ways = {name: way for name, way in WAYS.items() if name.startswith(prefixes)}
     jobs = {}
-    for model in given.models.split(","):
-        found = {name: run(way, model, given.rounds) for name, way in ways.items()}
-        check_losses(found)
-        show(model, found)
-        jobs[model] = found
-    if given.only or given.models != MODELS:
-        print("not written: a record has all ways and models")
-        return
-    record = {
+    for model in args.models.split(","):
+        jobs[model] = {name: run(way, model, args.rounds) for name, way in ways.items()}
+        check_losses(jobs[model])
+        print_table(model, jobs[model])
+    content = {
         "commit": commit(),
         "device": device_name(torch.device("cpu")),
         "cores": CORES,
         "torch": torch.__version__,
-        "rounds": given.rounds,
+        "rounds": args.rounds,
         "jobs": jobs,
     }
-    records.write("peers", "cpu", record)
+    records.write("peers", args.device, content, record=args.record)
 
 
 def install() -> None:
-    """A virtual environment for each framework, from its requirements file."""
+    """Create a virtual environment for each framework from its requirements file."""
     for requirements in sorted(HERE.glob("*.txt")):
-        place = ENVIRONMENTS / requirements.stem
-        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-        subprocess.run([str(place / "bin" / "pip"), "install", "-q", "-r", str(requirements)], check=True)
+        folder = ENVIRONMENTS / requirements.stem
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(folder / "bin" / "pip"), "install", "-q", "-r", str(requirements)], check=True)
 
 
 def run(way: Way, model: str, rounds: int) -> dict[str, Any]:
-    """What one way came to, from the line of JSON that it prints at its end."""
+    """Run one way; return the JSON of its last line and the peak memory of its processes."""
     python = sys.executable if way.environment is None else str(ENVIRONMENTS / way.environment / "bin" / "python")
     started = repr(time.time())
     environment = {
@@ -106,8 +103,8 @@ def run(way: Way, model: str, rounds: int) -> dict[str, Any]:
         **dict(way.settings),
     }
     arguments = [python, str(HERE / f"{way.script}.py"), model, str(rounds), started]
-    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(arguments, stdout=said, stderr=log, env=environment)
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(arguments, stdout=output, stderr=log, env=environment)
         peak = 0.0
         while process.poll() is None:
             peak = max(peak, memory_mb(f"{MARK}={arguments[-1]}"))
@@ -115,26 +112,26 @@ def run(way: Way, model: str, rounds: int) -> dict[str, Any]:
         if process.returncode:
             log.seek(0)
             raise SystemExit(f"{way.script}: {log.read()[-2000:]}")
-        said.seek(0)
-        return {**json.loads(said.read().splitlines()[-1]), "peak_mb": round(peak)}
+        output.seek(0)
+        return {**json.loads(output.read().splitlines()[-1]), "peak_mb": round(peak)}
 
 
 def memory_mb(mark: str) -> float:
-    """The memory of all processes with `mark` in their environment, what they share counted once, in MB."""
+    """The memory in MB of all processes with `mark` in their environment; shared pages count once."""
     total = 0
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if mark.encode() in (process / "environ").read_bytes():
-                found = re.search(r"Pss:\s+(\d+) kB", (process / "smaps_rollup").read_text())
-                total += int(found.group(1)) if found else 0
-        except OSError:  # it has ended, or is not ours
+                match = re.search(r"Pss:\s+(\d+) kB", (process / "smaps_rollup").read_text())
+                total += int(match.group(1)) if match else 0
+        except OSError:  # the process has ended or belongs to another user
             continue
     return total / 1e3
 
 
-def check_losses(found: dict[str, dict[str, Any]]) -> None:
-    """All did the same work: their losses agree, those in bfloat16 to its precision."""
-    (first, reference), *others = found.items()
+def check_losses(results: dict[str, dict[str, Any]]) -> None:
+    """Stop if the losses do not agree; those in bfloat16 within its precision."""
+    (first, reference), *others = results.items()
     for name, result in others:
         tolerance = 0.05 if "bf16" in name else 2e-3
         for ours, theirs in zip(result["losses"], reference["losses"], strict=True):
@@ -142,10 +139,9 @@ def check_losses(found: dict[str, dict[str, Any]]) -> None:
                 raise SystemExit(f"{name} has losses {result['losses']}, {first} {reference['losses']}")
 
 
-def show(model: str, found: dict[str, dict[str, Any]]) -> None:
-    """One table."""
+def print_table(model: str, results: dict[str, dict[str, Any]]) -> None:
     print(f"\n{model:28} {'s a round':>10} {'start, s':>10} {'peak, MB':>9}")
-    for name, result in found.items():
+    for name, result in results.items():
         print(f"{name:28} {result['round_s']:10.2f} {result['start_s']:10.1f} {result['peak_mb']:9,}", flush=True)
 
 

@@ -1,13 +1,11 @@
-"""The local step beside torch.optim.AdamW: the engine's flat step and the drop-in optimizer, by the same gradients.
+"""Measure the local step against torch.optim.AdamW: the engine's flat step and the drop-in optimizer.
 
-All move ViT-Tiny's 5.4M parameters. Without alignment and sharing FedAdamW is AdamW, so after the same steps the flat
-ones must have come to its weights: that is checked before anything is timed. With them it reads one vector more.
+All update ViT-Tiny's 5.4M parameters from the same gradients. Without alignment and sharing FedAdamW is AdamW, so the
+flat steps must reach AdamW's weights: that is checked before anything is timed. With them it reads one more vector.
 
-    python -m benchmarks.measure.step                # writes benchmarks/results/step_<device>_<yyyymm>.json
-    python -m benchmarks.measure.step --device cuda
+    python -m benchmarks.measure.step [--device cuda] [--repeats 40] [--record]
 """
 
-import argparse
 import time
 from collections.abc import Callable
 
@@ -16,9 +14,10 @@ from torch import Tensor, nn
 
 import fedadamw
 from benchmarks.common import records
+from benchmarks.common.arguments import new_parser
 from fedadamw.algorithms.fedadamw import FedAdamW
-from fedadamw.engine.states import own
-from fedadamw.engine.step import stepper
+from fedadamw.engine.states import clone_tensors
+from fedadamw.engine.step import make_step
 from fedadamw.models.vision import ImageShape, build
 from fedadamw.runner.manifest import commit, device_name
 from fedadamw.vector import Layout, trainable
@@ -28,45 +27,44 @@ Stepper = Callable[[], None]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
+    parser = new_parser(__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=40)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    device = torch.device(given.device)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
     model = build("vit-tiny", ImageShape(32, 3, 10)).model.to(device)
     torch.manual_seed(0)
     gradients = {name: torch.randn_like(p) for name, p in trainable(model).items()}
     check_same_work(model, gradients)
     steps = {
-        "torch AdamW, fused": of_torch(model, gradients, fused=True),
-        "torch AdamW, foreach": of_torch(model, gradients, foreach=True),
-        "flat, compiled": flat(model, gradients, compiled=True),
-        "flat, in pieces": flat(model, gradients, compiled=False),
-        "drop-in FedAdamW": drop_in(model, gradients),
-        "torch clip and AdamW, fused": of_torch(model, gradients, clip=True, fused=True),
-        "flat with clip, compiled": flat(model, gradients, compiled=True, clip=CLIP),
-        "read 4 and write 3 vectors": floor(Layout.of(model).d, device),
+        "torch AdamW, fused": torch_step(model, gradients, fused=True),
+        "torch AdamW, foreach": torch_step(model, gradients, foreach=True),
+        "flat, compiled": flat_step(model, gradients, compiled=True),
+        "flat, in pieces": flat_step(model, gradients, compiled=False),
+        "drop-in FedAdamW": drop_in_step(model, gradients),
+        "torch clip and AdamW, fused": torch_step(model, gradients, clip=True, fused=True),
+        "flat with clip, compiled": flat_step(model, gradients, compiled=True, clip=CLIP),
+        "read 4 and write 3 vectors": memory_bound_step(Layout.of(model).d, device),
     }
-    times = interleaved(steps, given.repeats, device)
+    times = time_in_turns(steps, args.repeats, device)
     base = times["torch AdamW, fused"]
     rows = {name: {"ms": round(1e3 * t, 3), "of_fused": round(t / base, 3)} for name, t in times.items()}
     for name, row in rows.items():
         print(f"{name:30} {row['ms']:9.3f} ms {row['of_fused']:7.2f} x fused")
-    record = {
+    content = {
         "commit": commit(),
         "device": device_name(device),
         "torch": torch.__version__,
         "d": Layout.of(model).d,
-        "repeats": given.repeats,
+        "repeats": args.repeats,
         "steps": rows,
     }
-    records.write("step", device.type, record)
+    records.write("step", args.device, content, record=args.record)
 
 
-def of_torch(model: nn.Module, gradients: dict[str, Tensor], *, clip: bool = False, **settings: bool) -> Stepper:
-    """torch's AdamW on the model's own parameters."""
+def torch_step(model: nn.Module, gradients: dict[str, Tensor], *, clip: bool = False, **settings: bool) -> Stepper:
+    """torch's AdamW on the model's parameters."""
     parameters = [p.detach().clone() for p in trainable(model).values()]
     for p, g in zip(parameters, gradients.values(), strict=True):
         p.grad = g.clone()
@@ -81,7 +79,7 @@ def of_torch(model: nn.Module, gradients: dict[str, Tensor], *, clip: bool = Fal
     return step
 
 
-def flat(
+def flat_step(
     model: nn.Module,
     gradients: dict[str, Tensor],
     *,
@@ -95,9 +93,9 @@ def flat(
     algorithm = FedAdamW(blocks=blocks, alpha=alpha, share=share)
     server = algorithm.server_init(blocks.layout.flatten(trainable(model)))
     down = algorithm.broadcast(server)
-    local = own(algorithm.client_start(down, ()))
+    local = clone_tensors(algorithm.client_start(down, ()))
     g, lr = blocks.layout.flatten(gradients), server.x.new_tensor(LR)
-    advance = stepper(algorithm, clip, compiled=compiled)
+    advance = make_step(algorithm, clip, compiled=compiled)
 
     def step() -> None:
         with torch.no_grad():
@@ -107,8 +105,8 @@ def flat(
     return step
 
 
-def drop_in(model: nn.Module, gradients: dict[str, Tensor]) -> Stepper:
-    """The optimizer for loops of one's own, within a round."""
+def drop_in_step(model: nn.Module, gradients: dict[str, Tensor]) -> Stepper:
+    """The drop-in optimizer, within a round."""
     named = [(name, nn.Parameter(p.detach().clone())) for name, p in trainable(model).items()]
     for name, p in named:
         p.grad = gradients[name].clone()
@@ -118,8 +116,8 @@ def drop_in(model: nn.Module, gradients: dict[str, Tensor]) -> Stepper:
     return opt.step
 
 
-def floor(d: int, device: torch.device) -> Stepper:
-    """What memory allows: as many words as the fused step moves, with next to nothing computed."""
+def memory_bound_step(d: int, device: torch.device) -> Stepper:
+    """A lower bound: moves as much memory as the fused step and computes almost nothing."""
     vectors = [torch.randn(d, device=device) for _ in range(4)]
 
     def step() -> None:
@@ -130,9 +128,9 @@ def floor(d: int, device: torch.device) -> Stepper:
 
 
 def check_same_work(model: nn.Module, gradients: dict[str, Tensor]) -> None:
-    """Ten steps of each come to the same weights, where FedAdamW is AdamW."""
-    theirs = of_torch(model, gradients, fused=True)
-    ours = [flat(model, gradients, compiled=c, alpha=0.0, share="none") for c in (True, False)]
+    """Check that ten steps of each reach the same weights if FedAdamW is configured as AdamW."""
+    theirs = torch_step(model, gradients, fused=True)
+    ours = [flat_step(model, gradients, compiled=c, alpha=0.0, share="none") for c in (True, False)]
     for _ in range(10):
         for step in (theirs, *ours):
             step()
@@ -141,8 +139,8 @@ def check_same_work(model: nn.Module, gradients: dict[str, Tensor]) -> None:
         torch.testing.assert_close(step.y, expected, rtol=1e-5, atol=1e-6)  # type: ignore[attr-defined]
 
 
-def interleaved(steps: dict[str, Stepper], repeats: int, device: torch.device) -> dict[str, float]:
-    """Seconds of each, the fastest of `repeats`, in turns: what else the machine does meets all alike."""
+def time_in_turns(steps: dict[str, Stepper], repeats: int, device: torch.device) -> dict[str, float]:
+    """Seconds of each step, the fastest of `repeats`, in turns so that other load on the machine affects all alike."""
     best = dict.fromkeys(steps, float("inf"))
     for turn in range(repeats + 3):
         for name, step in steps.items():

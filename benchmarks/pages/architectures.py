@@ -14,8 +14,8 @@ import transformers
 from torch import nn
 
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.models.hub import _from_config
-from fedadamw.models.vision import quiet_libraries
+from fedadamw.models.loading import silence_libraries
+from fedadamw.models.skeleton import build_from_config
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "architectures.md"
@@ -71,7 +71,7 @@ class Found(NamedTuple):
 
 
 def main() -> None:
-    quiet_libraries()
+    silence_libraries()
     warnings.simplefilter("ignore")  # what is unknown has a table of its own
     found = [look(kind) for kind in KINDS]
     known = [f for f in found if f.blocks and not f.unknown]
@@ -96,7 +96,7 @@ def look(kind: str) -> Found:
 def by_default(kind: str) -> nn.Module | None:
     try:
         with torch.device("meta"):
-            return _from_config(transformers.AutoConfig.for_model(kind))
+            return build_from_config(transformers.AutoConfig.for_model(kind))
     except Exception:  # of any kind: the default configurations of many are examples only
         return None
 

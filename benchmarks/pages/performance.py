@@ -33,46 +33,46 @@ within a table only.
 
 | you have | use | because |
 | --- | --- | --- |
-| a CPU | `fedadamw run RECIPE`: it starts a rank a core by itself where the run is long enough | ranks with one thread each beat threads, which wait for each other in every small operation |
-| a small run on a CPU, diagnostics | `--ranks 1` | starting ranks costs seconds; diagnostics want all clients of a round in one place |
+| a CPU | `fedadamw run RECIPE`: it starts one rank per core if the run is long enough | ranks with one thread each beat threads, which wait for each other in every small operation |
+| a small run on a CPU, diagnostics | `--ranks 1` | starting ranks takes seconds; diagnostics need all clients of a round in one process |
 | one GPU | nothing: the sampled clients of a round are stacked | one client's step is too small to fill it |
-| a GPU and a model that cannot be stacked | nothing: one warning, and its clients train one after the other | vmap does not take every model's code; where `stack` is set, such a model is refused |
+| a GPU and a model that cannot be stacked | nothing: after one warning, its clients train one after the other | vmap does not support every model; if `stack` is set, such a model is refused |
 | a GPU with too little memory | nothing, or `-s stack=4` | a group that does not fit is halved for the rest of the run |
-| activations that do not fit, or not the processor's cache | `-s training.micro_batch=16` | a step's samples go through the model in parts; the same step (no BatchNorm) |
-| an evaluation that does not fit | `-s training.evaluate_batch=4` | so many held-out samples at once; where it is not set, no more than `micro_batch` (a language model: than `batch_size`) |
+| activations that fit neither memory nor the processor's cache | `-s training.micro_batch=16` | a step's samples go through the model in parts; the result is the same (no BatchNorm) |
+| an evaluation that does not fit | `-s training.evaluate_batch=4` | held-out samples per forward pass; by default at most `micro_batch` (a language model: `batch_size`) |
 | convolutions and pooling, on a CPU | `-s training.channels_last=true` | a pixel's channels lie together in memory |
-| many GPUs or machines | `torchrun --nproc-per-node 8 -m fedadamw run ... --out runs/x` | a rank a GPU, stacked within the rank, one all_reduce a field |
-| a long run of a large model | nothing: the local step is compiled where that saves more than it costs | `-s compile=on` or `off` decides it |
+| many GPUs or machines | `torchrun --nproc-per-node 8 -m fedadamw run ... --out runs/x` | one rank per GPU, stacked within the rank, one all_reduce per field |
+| a long run of a large model | nothing: the local step is compiled if that saves more time than it costs | `-s compile=on` or `off` overrides it |
 | bfloat16 in hardware | `-s training.precision=bf16` | models compute in it; the vectors stay float32 (figures below) |
 | data larger than memory | `-s data.resident=false` | pixels stay in a file and are read ahead of the steps |
 | many clients that remember (SCAFFOLD) | `-s client_memory=disk` | files that grow with the clients that took part |
 
-All engines come to the same numbers, but for rounding and for what is dropped at random (drop path, dropout): the loop, stacked clients and two ranks agree to 1e-10 in float64 for every algorithm
+All engines give the same numbers, up to rounding and random dropping (drop path, dropout): the loop, stacked clients and two ranks agree to 1e-10 in float64 for every algorithm
 (`tests/engine/test_stacked.py`, `tests/engine/test_ranks.py`).
 """
 
 BOUND = """Three quarters of ViT-Tiny's step in float32 are matrix products at about nine tenths of the processor's peak, which all
-frameworks get from the same library. What is left to an engine is small, and on a shared machine lost in the noise: runs
-in turns with the plain loop of two threads gave from 0.74 to 1.03 of its time.
+frameworks get from the same library. What an engine can save is small, and on a shared machine within the noise: runs
+in turns with the plain loop of two threads took 0.74 to 1.03 of its time.
 """
 
 GPU = """## On a GPU
 
-The stacked engine, compiled steps, bfloat16, NCCL ranks and the benchmarks' `--device cuda` are there; no GPU was to be
-had for these pages, so no number of one stands here. `python -m benchmarks.measure.step --device cuda` and
+The stacked engine, compiled steps, bfloat16, NCCL ranks and the benchmarks' `--device cuda` are implemented. No GPU was available
+for these pages, so they have no GPU measurements. `python -m benchmarks.measure.step --device cuda` and
 `python -m benchmarks.measure.engines --device cuda --models vit-tiny,resnet18 --clients 10 --steps 50 --batch 50` measure them
 and leave `benchmarks/results/*_cuda_<yyyymm>.json`.
 
-When compiling pays on a GPU is estimated for the same reason (`engine/step.py`), not measured.
+For the same reason, when compiling pays on a GPU is estimated (`engine/step.py`), not measured.
 
-`training.precision=float32` is float32 on a GPU, too: torch's default would have cuDNN's convolutions round to TF32.
+`training.precision=float32` is float32 on a GPU, too; by torch's default, cuDNN's convolutions would round to TF32.
 
-What is the same bit for bit: on a CPU with the same number of threads all of a run, stopped and resumed or not. On a GPU
-what is drawn beforehand, on the CPU: the partition, the clients of a round, their batches, crops and flips, the initial
-model and the codecs' rounding. What the GPU computes is the same up to rounding alone: cuDNN chooses its algorithms, and
-sums of atomic additions come in any order. Dropout and drop path are drawn there, by seeds of the round and the client (of
-a group's first, where clients are stacked), so they are the same again on the same kind of device with the same `stack`.
-No GPU was to be had to try this.
+Reproducibility: on a CPU with the same number of threads a run is the same bit for bit, resumed or not. On a GPU, everything that
+is drawn beforehand on the CPU is the same: the partition, the clients of a round, their batches, crops and flips, the initial
+model and the codecs' rounding. What the GPU computes is the same up to rounding: cuDNN chooses its algorithms, and
+atomic additions have no fixed order. Dropout and drop path are drawn on the GPU, from seeds of the round and the client (of
+a group's first client if clients are stacked), so they repeat on the same kind of device with the same `stack`.
+This was not tried on a GPU.
 """
 
 
@@ -84,7 +84,7 @@ def main() -> None:
 
 def read(name: str) -> Record | None:
     """A benchmark's record; None where it was not run."""
-    return records.newest(name, "cpu")
+    return records.read_newest(name, "cpu")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

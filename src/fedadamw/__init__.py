@@ -20,7 +20,7 @@ _HOMES = {"Blocks": "blocks.blocks", "FedAdamW": "optim.optimizer", "Server": "o
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when asked for: who needs none of them does not wait for torch."""
+    """Import a public name on first use: `import fedadamw` alone does not import torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"fedadamw.{_HOMES.get(name, 'optim.messages')}"), name)

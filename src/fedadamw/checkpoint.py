@@ -1,7 +1,7 @@
-"""Tensors and their meaning in one safetensors file, written atomically and checked when read.
+"""Tensors and JSON metadata in one safetensors file, written atomically and verified when read.
 
-One file, so that tensors and round can never disagree; written aside, flushed to disk, then renamed over the old
-one, so that a reader finds the old or the new one whole. A digest in the header finds damage.
+One file, so that tensors and metadata always agree. It is written under another name, flushed to disk and then renamed
+over the old one, so a reader gets either the old or the new file, complete. A digest in the header detects damage.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ from torch import Tensor
 from fedadamw.io.disk import report_full_disk
 from fedadamw.validation import InputError
 
-FORMAT = 1  # of the facts and the names of the tensors
-HEADER = "fedadamw"  # the one entry of the metadata
+FORMAT = 1  # version of the metadata and of the tensors' names
+HEADER = "fedadamw"  # the only key of the safetensors metadata
 
 
 class CheckpointError(InputError):
-    """A file that is missing, damaged, or not what it should be."""
+    """A file is missing, damaged, or of another kind."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """`content` to `path`: after a crash, or on a full disk, the file holds the old or the new content, whole."""
+    """Write `content` to `path`: after a crash or on a full disk it has the old or the new content, complete."""
     aside = path.with_name(path.name + ".new")
     try:
         with report_full_disk(path), open(aside, "wb") as file:
@@ -38,7 +38,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders
         return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -48,16 +48,19 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Tensors and JSON facts to `path`. The same content gives the same bytes."""
-    own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    """Write tensors and JSON `facts` to `path`; the same content gives the same bytes."""
+    copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     about = {"format": FORMAT, "kind": kind, "facts": dict(facts)}
-    about["digest"] = _digest(own, about)
-    # one entry only: safetensors writes several in an order that differs from process to process
-    write_atomically(path, save(own, metadata={HEADER: json.dumps(about, sort_keys=True)}))
+    about["digest"] = _digest(copies, about)
+    # one key only: safetensors writes several in an order that differs between processes
+    write_atomically(path, save(copies, metadata={HEADER: json.dumps(about, sort_keys=True)}))
 
 
 def read(path: Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and facts of a file that `write` wrote with one of these `kinds`; CheckpointError otherwise."""
+    """Read tensors and facts from a file that `write` made with one of these `kinds`.
+
+    Raises CheckpointError if the file is missing, damaged, or of another kind or format.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
@@ -66,15 +69,15 @@ def read(path: Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
         about = dict(json.loads(header.get(HEADER, "{}")))
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, or no safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error})") from None
     if about.get("format") != FORMAT or about.get("kind") not in kinds:
-        raise CheckpointError(f"{path}: a safetensors file, but no {' or '.join(kinds)} of fedadamw (format {FORMAT})")
+        raise CheckpointError(f"{path}: a safetensors file, but not a fedadamw {' or '.join(kinds)} (format {FORMAT})")
     digest = about.pop("digest", None)
     if digest != _digest(tensors, about):
-        raise CheckpointError(f"{path}: damaged, its content does not match its digest")
+        raise CheckpointError(f"{path}: damaged: its content does not match its digest")
     facts = about.get("facts")
     if not isinstance(facts, dict):
-        raise CheckpointError(f"{path}: says nothing of its tensors")
+        raise CheckpointError(f"{path}: has no metadata about its tensors")
     return tensors, facts
 
 

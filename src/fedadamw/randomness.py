@@ -1,6 +1,6 @@
-"""Everything random, derived from (seed, purpose, round, client): no generator's state is ever saved.
+"""All randomness, derived from (seed, purpose, round, client): no generator's state is ever saved.
 
-So a client draws the same batches in every engine, and a resumed run draws what it would have drawn.
+So a client draws the same batches in every engine, and a resumed run draws the same numbers as one without a break.
 """
 
 from enum import IntEnum
@@ -10,12 +10,12 @@ import torch
 
 
 class Purpose(IntEnum):
-    """What a generator is for; two purposes never share a stream."""
+    """Purpose of a generator; two purposes never share a stream."""
 
     SAMPLE_CLIENTS = 1
     BATCHES = 2
     AUGMENT = 3
-    MODULE = 4  # dropout, stochastic depth: whatever draws from torch's global generator
+    MODULE = 4  # dropout, stochastic depth: all draws from torch's global generator
     PARTITION = 5
     INITIAL_MODEL = 6
     SPLIT = 7
@@ -24,12 +24,12 @@ class Purpose(IntEnum):
 
 
 def numpy_generator(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:
-    """A numpy generator for one purpose."""
+    """Return a numpy generator for one purpose."""
     return np.random.default_rng(np.random.SeedSequence((seed, purpose, round_, client)))
 
 
 def torch_seed(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> int:
-    """A seed for torch for one purpose."""
+    """Return a seed for torch for one purpose."""
     words = np.random.SeedSequence((seed, purpose, round_, client)).generate_state(2, np.uint32)
     return int(words[0]) << 31 | int(words[1]) >> 1
 
@@ -37,12 +37,12 @@ def torch_seed(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) ->
 def torch_generator(
     seed: int, purpose: Purpose, round_: int = 0, client: int = 0, *, device: torch.device
 ) -> torch.Generator:
-    """A torch generator on `device` for one purpose."""
+    """Return a torch generator on `device` for one purpose."""
     return torch.Generator(device).manual_seed(torch_seed(seed, purpose, round_, client))
 
 
 def sample_clients(seed: int, round_: int, clients: int, count: int) -> np.ndarray:
-    """`count` of `clients` client numbers, uniformly without replacement, in rising order."""
+    """Draw `count` of `clients` client numbers, uniformly without replacement, in ascending order."""
     drawn = numpy_generator(seed, Purpose.SAMPLE_CLIENTS, round_).choice(clients, count, replace=False)
     return np.sort(drawn)
 
@@ -50,10 +50,10 @@ def sample_clients(seed: int, round_: int, clients: int, count: int) -> np.ndarr
 def draw_batches(
     samples: np.ndarray, generator: np.random.Generator, *, batch_size: int, steps: int | None, epochs: int | None
 ) -> list[np.ndarray]:
-    """The index arrays of one client's local steps in one round.
+    """Draw the sample numbers of each of one client's local steps in one round.
 
-    With `steps`, that many full batches from one shuffled pass after another; a client with fewer samples than a
-    batch uses all of them each step. With `epochs`, that many passes, the last batch of each as small as it comes.
+    steps: that many full batches, from one shuffled pass after another; a client with fewer samples than a batch uses
+    all of them in each step. epochs (without steps): that many passes; the last batch of each may be smaller.
     """
     n = len(samples)
     size = min(batch_size, n)

@@ -1,4 +1,4 @@
-"""What an engine needs of data and loss: the edge between federated learning and everything else."""
+"""What an engine needs from data and loss: the interface between federated learning and everything else."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -6,13 +6,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-Batch = tuple[Tensor, ...]  # each (n, ...), one row a sample
-Model = Callable[..., Any]  # a module, or one with parameters of the engine's choice
+Batch = tuple[Tensor, ...]  # each (n, ...), one row per sample
+Model = Callable[..., Any]  # a module, or a function that calls it with the engine's parameters
 
 
 class Evaluation(NamedTuple):
-    """The held-out set's result; metrics: by name, the main one first, which is a number whatever the model says,
-    better when higher, and at most 1.
+    """Result on the held-out set.
+
+    metrics: by name, the main one first; that one is always a number, at most 1, and higher is better.
     """
 
     loss: float
@@ -20,35 +21,37 @@ class Evaluation(NamedTuple):
 
 
 class Task(Protocol):
-    """A learning problem over numbered samples. What is done to a sample never depends on the others of its batch, so
-    that engines may put batches of many clients into one.
+    """A learning problem over numbered samples.
+
+    The processing of a sample never depends on the others in its batch, so engines may merge batches of many clients.
     """
 
     @property
     def resident(self) -> bool:
-        """Whether the samples are on the model's device. Else `batch` takes time: it is called in a thread, ahead of
-        the steps, with sample numbers and draws on the CPU.
+        """Whether the samples are on the model's device.
+
+        If not, `batch` is slow: it is called in a thread, ahead of the steps, with sample numbers and draws on the CPU.
         """
 
     @property
     def lengths(self) -> Tensor | None:
-        """How long each training sample is, (n,) on the CPU, where that differs; batches are padded to the longest."""
+        """Length of each training sample, (n,) on the CPU; None if all are equal. Batches are padded to the longest."""
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """All that is random about `count` training samples, (count, r) on the CPU; r may be 0."""
+        """Draw the random numbers for `count` training samples, (count, r) on the CPU; r may be 0."""
 
     def batch(self, samples: Tensor, drawn: Tensor) -> Batch:
-        """The training samples of these numbers (n,), augmented as `drawn` (n, r) says, on the model's device."""
+        """Return the training samples with these numbers (n,), augmented by `drawn` (n, r), on the model's device."""
 
     def losses(self, model: Model, batch: Batch) -> Tensor:
-        """The loss of `model` on each sample of a batch, differentiable, (n,)."""
+        """Return the loss of `model` on each sample of a batch, (n,), differentiable."""
 
     @property
     def held_out(self) -> int:
-        """How many samples are held out."""
+        """The number of held-out samples."""
 
     def outputs(self, model: Model, start: int, stop: int) -> Tensor:
-        """What `score` needs of each held-out sample from `start` to `stop`, (stop - start, c); deterministic."""
+        """Return what `score` needs for held-out samples `start` to `stop`, (stop - start, c); deterministic."""
 
     def score(self, outputs: Tensor) -> Evaluation:
-        """Loss and metrics from the outputs (held_out, c) of all held-out samples."""
+        """Compute loss and metrics from the outputs (held_out, c) of all held-out samples."""

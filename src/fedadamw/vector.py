@@ -1,4 +1,4 @@
-"""A module's trainable parameters as one flat vector, and back: the only place that knows offsets."""
+"""A module's trainable parameters as one flat vector, and back: the only module that knows offsets."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from fedadamw.validation import check
 
-LARGEST_PLAUSIBLE = 1e15  # what no number of a model comes near; squares and sums over clients stay finite
-Vector = Tensor  # (..., d): d trainable numbers of a model; a leading axis, where there is one, is clients
+LARGEST_PLAUSIBLE = 1e15  # no number of a model is larger; squares and sums over clients stay finite
+Vector = Tensor  # (..., d): the d trainable numbers of a model; a leading axis, if any, is clients
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of the tensors that one flat vector holds, in order.
+    """Names and shapes of the tensors in one flat vector, in order.
 
-    Frozen weights are not in it, so they never travel. Tied weights are in it once.
+    It has no frozen weights, which never travel, and tied weights once.
     """
 
     names: tuple[str, ...]
@@ -27,25 +27,25 @@ class Layout:
 
     @staticmethod
     def of(module: nn.Module) -> "Layout":
-        """The layout of the parameters of `module` that require gradients; InputError where one is complex."""
-        found = trainable(module)
-        for name, p in found.items():
+        """Return the layout of the trainable parameters of `module`; raises InputError if one is complex."""
+        parameters = trainable(module)
+        for name, p in parameters.items():
             check(not p.is_complex(), f"{name!r} is complex: make it a real parameter (..., 2), see torch.view_as_real")
-        return Layout.of_tensors(found)
+        return Layout.of_tensors(parameters)
 
     @staticmethod
     def of_tensors(tensors: Mapping[str, Tensor]) -> "Layout":
-        """The layout of any named tensors, in the order of the mapping."""
+        """Return the layout of named tensors, in the order of the mapping."""
         return Layout(tuple(tensors), tuple(t.shape for t in tensors.values()))
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """How many numbers each tensor has."""
+        """The number of elements of each tensor."""
         return tuple(shape.numel() for shape in self.shapes)
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Where each tensor starts, and, last, the length d of the vector."""
+        """Start of each tensor in the vector, and last the length d of the vector."""
         return tuple(accumulate(self.sizes, initial=0))
 
     @property
@@ -55,29 +55,29 @@ class Layout:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of names and shapes: two models with the same one can exchange vectors."""
+        """A digest of names and shapes; models with the same one can exchange vectors."""
         text = "\n".join(f"{n} {tuple(s)}" for n, s in zip(self.names, self.shapes, strict=True))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def views(self, vector: Vector) -> dict[str, Tensor]:
-        """Named views of `vector` (..., d), each (..., *shape); writing to one writes to the vector."""
+        """Return views of `vector` (..., d) by name, each (..., *shape); writing to one writes to the vector."""
         lead = vector.shape[:-1]
         parts = vector.split(self.sizes, dim=-1)
         return {name: part.view(lead + shape) for name, shape, part in zip(self.names, self.shapes, parts, strict=True)}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Vector:
-        """A new vector (d,) with a copy of the named tensors."""
+        """Return a new vector (d,) with a copy of the named tensors."""
         if not self.names:
             return torch.zeros(0)
         return torch.cat([tensors[name].detach().reshape(-1) for name in self.names])
 
     def norms(self, vector: Vector) -> Tensor:
-        """The Euclidean norm of each tensor in `vector` (..., d), as (..., tensors)."""
+        """Return the Euclidean norm of each tensor in `vector` (..., d), as (..., tensors)."""
         parts = vector.split(self.sizes, dim=-1)
         return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts], dim=-1)
 
     def spread(self, numbers: Tensor) -> Vector:
-        """A vector (..., d) in which every coordinate has the number of its tensor in `numbers` (..., tensors)."""
+        """Return a vector (..., d) in which every coordinate has its tensor's number of `numbers` (..., tensors)."""
         parts = [
             number.unsqueeze(-1).expand(*number.shape, n)
             for number, n in zip(numbers.unbind(-1), self.sizes, strict=True)
@@ -85,11 +85,11 @@ class Layout:
         return torch.cat(parts, -1)
 
     def name_at(self, position: int) -> str:
-        """The name of the tensor that holds coordinate `position` of the vector."""
+        """Return the name of the tensor that holds coordinate `position` of the vector."""
         return next(n for n, end in zip(self.names, self.offsets[1:], strict=True) if position < end)
 
     def difference(self, other: "Layout") -> str | None:
-        """The first tensor in which `other` differs from this layout, in words; None where they agree."""
+        """Describe the first tensor in which `other` differs from this layout; None if they agree."""
         mine = dict(zip(self.names, self.shapes, strict=True))
         theirs = dict(zip(other.names, other.shapes, strict=True))
         for name, shape in mine.items():
@@ -100,18 +100,18 @@ class Layout:
         extra = next((name for name in theirs if name not in mine), None)
         if extra is not None:
             return f"{extra!r} is not in this model"
-        return None if self.names == other.names else "the parameters come in another order"
+        return None if self.names == other.names else "the parameters are in another order"
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of `module` that require gradients, by name; a tied one once."""
+    """Return the parameters of `module` that require gradients, by name; a tied one once."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def statistics(module: nn.Module) -> dict[str, Tensor]:
-    """The floating-point buffers that `module` saves (BatchNorm's running statistics), by name.
+    """Return the floating-point buffers in the state of `module` (BatchNorm's running statistics), by name.
 
-    One that begins with numbers of which there is no mean (-inf, NaN) is a constant, such as a mask.
+    A buffer that contains -inf or NaN is a constant, such as a mask, and is left out: it has no mean.
     """
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     state = module.state_dict(keep_vars=True)
@@ -120,30 +120,30 @@ def statistics(module: nn.Module) -> dict[str, Tensor]:
 
 
 def bind(tensors: Mapping[str, Tensor], vector: Vector) -> None:
-    """Make each named tensor a view into `vector` (d,): writing the vector writes them all, nothing is copied."""
+    """Make each named tensor a view into `vector` (d,), without a copy: writing to the vector writes to all."""
     views = Layout.of_tensors(tensors).views(vector)
     for name, tensor in tensors.items():
         tensor.data = views[name]
 
 
 def bind_gradients(parameters: Mapping[str, nn.Parameter], gradient: Vector) -> None:
-    """Make each parameter's `.grad` a view into `gradient` (d,), where backward then accumulates."""
+    """Make each parameter's `.grad` a view into `gradient` (d,), in which backward then accumulates."""
     views = Layout.of_tensors(parameters).views(gradient)
     for name, parameter in parameters.items():
         parameter.grad = views[name]
 
 
 def at_least_single(t: Tensor) -> torch.dtype:
-    """A dtype for what adds up over rounds: half precision would lose small steps, and counts above 256."""
+    """Return a dtype for sums over rounds: half precision would lose small steps, and counts above 256."""
     return torch.promote_types(t.dtype, torch.float32)
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the numbers in `tensors`: what they cost on a wire without headers."""
+    """Return the bytes of the numbers in `tensors`: their cost on the wire without headers."""
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether every number is finite; from the least and the largest, which one pass finds, and NaN spreads to both."""
+    """Return whether every number is finite, in one pass for minimum and maximum; NaN propagates to both."""
     ends = [end for t in tensors if t.numel() for end in torch.aminmax(t)]
     return all(bool(end.isfinite()) for end in ends)

@@ -9,9 +9,9 @@ from support.sequences import attention_model, batch_of, unequal_clients
 
 from fedadamw.algorithms import fedadam, registry
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.engine.client import Shard
-from fedadamw.engine.round import run_round
-from fedadamw.engine.simulate import Simulation
+from fedadamw.engine.client import Broadcast
+from fedadamw.engine.round import Aggregation, run_round
+from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.randomness import Purpose, draw_batches, numpy_generator
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.vector import Layout, nbytes, trainable
@@ -22,7 +22,7 @@ from fedadamw.vector import Layout, nbytes, trainable
 def test_engine_equals_the_literal_twin(name, task):
     case = EVERYWHERE[name]
     sim = simulation(case, task)
-    clients, training = sim.clients, sim.training
+    clients, training = sim.clients.partition, sim.training
     rounds = [(training.lr_at(r), gradients_of_round(task, clients, r, training)) for r in range(ROUNDS)]
     assert len({len(steps) for _, c in rounds for steps in c.values()}) > 2, "clients take different numbers of steps"
     x0 = Layout.of(attention_model()).flatten(trainable(attention_model())).tolist()
@@ -48,8 +48,7 @@ def test_bytes_are_the_documented_count(name, task):
 @pytest.mark.parametrize("name", CASES)
 def test_same_seed_same_numbers_another_seed_others(name, task):
     def run(seed):
-        sim = simulation(CASES[name], task)
-        sim.seed = sim.engine.seed = seed
+        sim = simulation(CASES[name], task, seed=seed)
         list(sim.rounds())
         return sim.state.server.x
 
@@ -60,10 +59,9 @@ def test_same_seed_same_numbers_another_seed_others(name, task):
 @pytest.mark.parametrize("name", CASES)
 def test_order_of_clients_is_irrelevant(name, task):
     sim = simulation(CASES[name], task)
-    down = sim.algorithm.broadcast(sim.state.server)
-    shards = [Shard(i, sim.clients[i], None) for i in range(5)]
-    forwards = run_round(sim.engine, 0, down, sim.state.statistics, shards, weighting="uniform")
-    backwards = run_round(sim.engine, 0, down, sim.state.statistics, shards[::-1], weighting="uniform")
+    broadcast = Broadcast(0, sim.algorithm.broadcast(sim.state.server), sim.state.statistics, sim.state.base)
+    forwards = run_round(sim.clients, [0, 1, 2, 3, 4], broadcast, Aggregation())
+    backwards = run_round(sim.clients, [4, 3, 2, 1, 0], broadcast, Aggregation())
     for a, b in zip(forwards.up, backwards.up, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -76,7 +74,7 @@ def test_saved_and_restored_between_rounds_bit_for_bit(name, task):
     first.step()
     first.step()
     second = simulation(CASES[name], task)
-    second.restore(first.state.round, first.tensors())
+    second.restore(Saved(first.state.round, first.tensors()))
     list(second.rounds())
     for a, b in zip(second.state.server, whole.state.server, strict=True):
         assert torch.equal(a, b)
@@ -135,7 +133,7 @@ def test_without_alignment_and_sharing_it_is_torch_adamw_on_each_client(task):
     algorithm = registry.make("fedadamw", settings, Blocks.of(model))
     clients = unequal_clients(task)
     training = TrainingSettings(rounds=2, clients_per_round=5, epochs=1, batch_size=8, lr=0.01, clip=None)
-    sim = Simulation(model, algorithm, task, clients, training)
+    sim = Simulation.in_process(model, algorithm, task, clients, training)
     x = Layout.of(attention_model()).flatten(trainable(attention_model()))
     for round_ in range(2):
         finals = []
@@ -252,7 +250,7 @@ def test_scaffolds_first_round_is_fedavgs_and_its_second_is_not(task):
 def test_scaffolds_control_variate_is_the_mean_over_all_clients(task):
     sim = simulation(CASES["scaffold"], task)
     list(sim.rounds())
-    memories = [sim.store.get(i, ROUNDS) for i in range(len(sim.clients))]
+    memories = [sim.clients.store.get(i, ROUNDS) for i in range(len(sim.clients))]
     own = torch.stack([memory.c for memory in memories if memory is not None])
     torch.testing.assert_close(sim.state.server.c, own.sum(0) / len(sim.clients), rtol=0, atol=1e-12)
 

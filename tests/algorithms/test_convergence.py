@@ -58,7 +58,7 @@ def test_finds_the_optimum_between_clients_that_disagree(name):
     algorithm = registry.make(case.name, registry.validate(case.name, settings), Blocks.of(model, "coordinate"))
     clients = [np.array([i]) for i in range(8)]
     training = TrainingSettings(rounds=100, clients_per_round=8, steps=5, lr=0.05, clip=None, evaluate_every=100)
-    records = list(Simulation(model, algorithm, task, clients, training, stack=8).rounds())
+    records = list(Simulation.in_process(model, algorithm, task, clients, training, stack=8).rounds())
     # fresh moments make a step nearly the gradient's sign, so every point with as many clients on either side is at
     # rest: without shared v the method stops short of the optimum
     if name in NORMALISED:
@@ -111,7 +111,7 @@ def run_curved(name, task, **training):
     settings = {**case.settings, **WITHOUT_DECAY.get(name, {}), "weight_decay": 0.0}
     algorithm = registry.make(case.name, registry.validate(case.name, settings), Blocks.of(model))
     clients = [np.arange(32 * i, 32 * i + 32) for i in range(8)]
-    sim = Simulation(
+    sim = Simulation.in_process(
         model, algorithm, task, clients, TrainingSettings(clients_per_round=8, clip=None, **training), stack=8
     )
     return sim, list(sim.rounds())[-1].test_loss

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.blocks.cuts import Parameter, parameters_of
-from fedadamw.models.hub import _from_config
+from fedadamw.models.skeleton import build_from_config
 
 DO_NOT_BUILD = {  # a library is missing, or the default configuration is incomplete
     "dinat",
@@ -194,7 +194,7 @@ FUSED = {
 def test_heads_lie_where_the_model_reads_them(case):
     """What a head's queries, keys and values depend on, by the model's own forward pass, is that head's blocks."""
     torch.manual_seed(0)
-    model = _from_config(tiny_config(case.split(",")[0], **FUSED[case])).eval()
+    model = build_from_config(tiny_config(case.split(",")[0], **FUSED[case])).eval()
     for weight in model.parameters():
         torch.nn.init.normal_(weight, 0.5, 0.3)
     states = attention_states(model)
@@ -319,7 +319,7 @@ def test_a_module_that_says_only_its_heads_leaves_key_heads_to_its_configuration
 def test_layers_may_differ_in_their_key_heads():
     config = tiny_config("mimo_v2_flash", num_attention_heads=8)  # sliding layers have twice as many as the others
     with torch.device("meta"):
-        blocks = Blocks.of(_from_config(config))
+        blocks = Blocks.of(build_from_config(config))
     assert {row.blocks for row in blocks.table() if row.kind == "key"} == {2, 4}
 
 

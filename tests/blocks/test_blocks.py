@@ -10,8 +10,8 @@ from torch import nn
 
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.blocks.cuts import GRANULARITIES
-from fedadamw.models.hub import skeleton
-from fedadamw.models.lora import adapted
+from fedadamw.models.lora import add_adapters
+from fedadamw.models.skeleton import build_skeleton
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.vector import Layout, bind, bind_gradients, trainable
 
@@ -31,7 +31,7 @@ def tiny(kind: str) -> nn.Module:
     """A model of transformers with its own class, but little of everything."""
     from transformers import AutoConfig
 
-    from fedadamw.models.hub import _from_config
+    from fedadamw.models.skeleton import build_from_config
 
     sizes = {
         "vit": {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 32},
@@ -54,7 +54,7 @@ def tiny(kind: str) -> nn.Module:
     if hasattr(config, "vocab_size"):
         config.vocab_size = 50
         config.pad_token_id = 0
-    return _from_config(config)
+    return build_from_config(config)
 
 
 def rows_of(blocks: Blocks) -> dict:
@@ -92,7 +92,7 @@ def test_every_coordinate_lies_in_one_block(kind, granularity):
 
 @pytest.mark.parametrize("kind", LORA)
 def test_lora_is_cut_as_the_layer_it_adapts(kind):
-    model = adapted(tiny(kind), LoraSettings(r=4, target_modules=tuple(LORA[kind])), None).to_empty(device="cpu")
+    model = add_adapters(tiny(kind), LoraSettings(r=4, target_modules=tuple(LORA[kind])), None).to_empty(device="cpu")
     blocks = Blocks.of(model)
     assert "unknown" not in blocks.kinds
     assert_cuts_every_coordinate_once(blocks)
@@ -136,7 +136,7 @@ def test_a_transposed_convolution_of_groups_has_a_block_a_channel():
 
 def test_the_paper_table_on_real_shapes():
     """Counts worked out by hand from PAPER's table; no weights are loaded."""
-    vit = rows_of(Blocks.of(skeleton("vit-tiny")))
+    vit = rows_of(Blocks.of(build_skeleton("vit-tiny")))
     layer = "vit.layers.0."
     assert vit[layer + "attention.q_proj.weight"].blocks == 3
     assert vit[layer + "attention.k_proj.weight"].blocks == 3
@@ -148,21 +148,21 @@ def test_the_paper_table_on_real_shapes():
     assert vit["vit.embeddings.cls_token"].blocks == 1
     assert vit["classifier.weight"].blocks == 10
 
-    gpt2 = rows_of(Blocks.of(skeleton("gpt2")))
+    gpt2 = rows_of(Blocks.of(build_skeleton("gpt2")))
     assert gpt2["transformer.h.0.attn.c_attn.weight"].blocks == 12 + 12 + 768
     assert gpt2["transformer.h.0.mlp.c_fc.weight"].blocks == 3072
     assert gpt2["transformer.wte.weight"].blocks == 50257
     assert "lm_head.weight" not in gpt2, "tied to the embedding: one set of blocks"
 
-    resnet = rows_of(Blocks.of(skeleton("resnet18")))
+    resnet = rows_of(Blocks.of(build_skeleton("resnet18")))
     assert resnet["resnet.encoder.stages.1.layers.0.layer.0.convolution.weight"].blocks == 128
 
 
 def test_digests_of_cuts_stay():
     """A run's folder keeps them: rules for other models must not change those of these."""
-    assert Blocks.of(skeleton("vit-tiny")).fingerprint == "3685cf2b188942dd"
-    assert Blocks.of(skeleton("gpt2")).fingerprint == "a37f7643dbfa65b1"
-    assert Blocks.of(skeleton("gpt2"), "coarse").fingerprint == "70152967ade45348"
+    assert Blocks.of(build_skeleton("vit-tiny")).fingerprint == "3685cf2b188942dd"
+    assert Blocks.of(build_skeleton("gpt2")).fingerprint == "a37f7643dbfa65b1"
+    assert Blocks.of(build_skeleton("gpt2"), "coarse").fingerprint == "70152967ade45348"
 
 
 def test_grouped_query_attention_has_a_block_a_key_head():

@@ -23,24 +23,26 @@ def elsewhere(tmp_path, monkeypatch):
 
 def test_a_worker_answers_and_ends_with_its_node_without_pidfds(elsewhere, tmp_path, monkeypatch):
     pytest.importorskip("flwr", reason="Flower needs Python 3.11")
-    from fedadamw.flower.node import worker
+    from fedadamw.flower.node import worker, worker_client
 
     started = []
     popen = subprocess.Popen
-    monkeypatch.setattr(worker.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    monkeypatch.setattr(
+        worker_client.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1]
+    )
     node = popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    place = worker._place(node.pid, {})
-    with worker._connected(place, node.pid) as connection:
-        worker.send(connection, {"ask": "hello"}, {})
-        assert "KeyError: 'settings'" in worker.receive(connection)[0]["error"]
+    place = worker_client._socket_path(node.pid, {})
+    with worker_client._connect(place, node.pid) as connection:
+        worker_client.send(connection, {"ask": "hello"}, {})
+        assert "KeyError: 'settings'" in worker_client.receive(connection)[0]["error"]
     assert started[0].poll() is None
     node.communicate()
     assert started[0].wait(10) == 0
     assert not place.exists()
-    assert worker.watching(node.pid)()  # also by the way of Linux, for what has ended already
+    assert worker.watch_process(node.pid)()  # also by the way of Linux, for what has ended already
     monkeypatch.delattr(os, "pidfd_open")
-    assert worker.watching(node.pid)()
-    assert not worker.watching(os.getpid())()
+    assert worker.watch_process(node.pid)()
+    assert not worker.watch_process(os.getpid())()
     place.with_suffix(".lock").unlink()
 
 
@@ -49,7 +51,7 @@ def test_ranks_share_files_without_memfds(monkeypatch):
     tensor = torch.arange(5.0)
     file = _File.of(tensor)
     file.write(tensor)
-    mapped = file.mapped()
+    mapped = file.map_tensor()
     file.close()
     assert torch.equal(mapped, tensor)
     assert not Path(file.path).exists()

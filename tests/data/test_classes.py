@@ -10,12 +10,14 @@ from PIL import Image
 from support import tiny_models
 from support.text_experiments import experiment
 
-from fedadamw.data.classes import has_fractions, read_classes, read_groups, read_labels
+from fedadamw.data.classes import has_fractions, read_classes, read_labels
+from fedadamw.data.columns import read_groups
 from fedadamw.data.images import load_images
-from fedadamw.models import heads
-from fedadamw.models.heads import match_classes
+from fedadamw.models.heads import match_classes, sort_like_head
+from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
-from fedadamw.prepare.simulation import partition_of, samples_of
+from fedadamw.prepare.problem import open_pretrained
+from fedadamw.prepare.samples import load_samples, make_partition
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
@@ -52,7 +54,7 @@ def letters(folder, names):
 def test_letters_that_differ_by_case_keep_their_classes_held_out_and_on_a_node(tmp_path):
     train, test = load_images(letters(tmp_path / "train", "ABab"), test_source=letters(tmp_path / "held", "Aab"))
     node = load("digits", [f"data.source={letters(tmp_path / 'node', 'Bb')}", "data.test_split=train"])
-    own = images.held_out(node, {"classes": train.classes, "shape": [1, 8, 8]})
+    own = images.load_test(node, None, {"classes": train.classes, "shape": [1, 8, 8]})
     for found in (train, test, own):
         assert [LEVELS[found.classes[label]] for label in found.labels] == found.pixels[:, 0, 0, 0].tolist()
     assert (train.classes, len(test), len(own)) == (("A", "B", "a", "b"), 9, 6)
@@ -85,7 +87,7 @@ def test_a_trained_heads_letters_keep_their_order(place, tmp_path):
     BertConfig(id2label={0: "b", 1: "B", 2: "a"}, label2id={"b": 0, "B": 1, "a": 2}).save_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert heads.in_own_order(str(tmp_path), ("B", "a", "b")) == ("b", "B", "a")
+        assert sort_like_head(Pretrained(str(tmp_path)), ("B", "a", "b")) == ("b", "B", "a")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_minus_one_beside_zero_is_said_to_be_a_class(tmp_path):
 def test_an_empty_cell_makes_no_fractions_of_classes():
     empty = column([0.0, 0.0, None, 1.0])
     assert not has_fractions(empty, "label")
-    with pytest.raises(InputError, match="column 'label' has nothing in row 3 of 4"):
+    with pytest.raises(InputError, match="column 'label' is empty in row 3 of 4"):
         read_classes(empty, "label")
     assert has_fractions(column([0.5, None]), "label")
 
@@ -154,13 +156,13 @@ def test_names_that_differ_by_their_last_zeros_are_kept_apart():
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ([0.5, 1.0], "holds 0.5 where a class is wanted: a word or a whole number"),
-        ([1.0, float("inf")], "holds inf where a class is wanted"),
-        ([0, 100_000], "holds 100000: no number of a class"),
-        ([-100_000, 0], "holds -100000: no number of a class"),
-        ([0, None], "column 'label' has nothing in row 2 of 2"),
-        ([0.5, float("nan")], "column 'label' has nothing in row 2 of 2"),
-        (["up", " "], "column 'label' has nothing in row 2 of 2"),
+        ([0.5, 1.0], "holds 0.5 where a class is expected: a word or a whole number"),
+        ([1.0, float("inf")], "holds inf where a class is expected"),
+        ([0, 100_000], "holds 100000: class numbers must be below 100,000"),
+        ([-100_000, 0], "holds -100000: class numbers must be"),
+        ([0, None], "column 'label' is empty in row 2 of 2"),
+        ([0.5, float("nan")], "column 'label' is empty in row 2 of 2"),
+        (["up", " "], "column 'label' is empty in row 2 of 2"),
     ],
 )
 def test_what_names_no_class_is_refused(values, line):
@@ -191,7 +193,7 @@ def test_numbers_count_a_trained_heads_classes_where_the_last_is_its_last(place,
     rows = [f"good film,{labels[i % len(labels)]}" for i in range(20)]
     (tmp_path / "own.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     chosen = experiment(place, f"model={tmp_path / 'five'}", f"data.source={tmp_path / 'own.csv'}")
-    train, _ = samples_of(chosen)
+    train, _ = load_samples(chosen)
     assert train.classes == classes
     assert {int(train.classes[label]) for label in train.labels} == set(labels)
 
@@ -208,14 +210,14 @@ CLIENTS = {
 @pytest.mark.parametrize("kind", CLIENTS)
 def test_an_empty_cell_is_no_client(kind):
     values = CLIENTS[kind]
-    with pytest.raises(InputError, match="column 'who' has nothing in row 2 of 3"):
+    with pytest.raises(InputError, match="column 'who' is empty in row 2 of 3"):
         read_groups(column(values, name="who"), "who")
     whole = read_groups(column([values[0], values[2], values[0]], name="who"), "who")
     assert np.unique(whole, return_inverse=True)[1].tolist() == [0, 1, 0]
 
 
 def test_a_list_is_no_client():
-    with pytest.raises(InputError, match=r"holds \[1, 2\] where a client's name is wanted: a word, a number, a date"):
+    with pytest.raises(InputError, match=r"holds \[1, 2\] where a client's name is expected: a word, a number, a date"):
         read_groups(column([[1, 2], [3, 4]], name="who"), "who")
 
 
@@ -229,10 +231,10 @@ def test_an_empty_client_matters_only_where_clients_are_natural(place, tmp_path)
     def samples(source, test, *settings):
         files = [f"data.source={tmp_path / source}", f"data.test_source={tmp_path / test}"]
         chosen = experiment(place, *files, *settings)
-        found = samples_of(chosen)
-        return [len(part) for part in found], len(partition_of(chosen, found[0]))
+        found = load_samples(chosen)
+        return [len(part) for part in found], len(make_partition(chosen, found[0]))
 
-    with pytest.raises(InputError, match="column 'who' has nothing in row 5 of 12"):
+    with pytest.raises(InputError, match="column 'who' is empty in row 5 of 12"):
         samples("gap.csv", "bare.csv", *by_column)
     assert samples("whole.csv", "gap.csv", *by_column) == ([7, 12], 3)
     assert samples("whole.csv", "bare.csv", *by_column) == ([7, 2], 3)
@@ -247,8 +249,9 @@ def test_numbers_count_the_classes_of_a_trained_head_for_images_too(tmp_path):
     rows = {"image": [Image.new("L", (8, 8), i) for i in range(8)], "label": [0, 1, 3, 4] * 2}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
     given = [f"data.source={tmp_path / 'train.parquet'}", "data.validation=0.25"]
-    kept, _ = images.load(load("digits", [*given, f"model={tmp_path / 'five'}"]))
-    fresh, _ = images.load(load("digits", given))
+    five = load("digits", [*given, f"model={tmp_path / 'five'}"])
+    kept, _ = images.load(five, open_pretrained(five))
+    fresh, _ = images.load(load("digits", given), None)
     assert (kept.classes, kept.labels.tolist()) == (("0", "1", "2", "3", "4"), [0, 1, 3, 4] * 2)
     assert (fresh.classes, fresh.labels.tolist()) == (("0", "1", "3", "4"), [0, 1, 2, 3] * 2)
 
@@ -258,7 +261,7 @@ def test_classes_by_which_language_is_split_are_known_on_held_out_text(place, tm
     (tmp_path / "own.csv").write_text("\n".join(["text,label", *rows]) + "\n")
     settings = [f"data.source={tmp_path / 'own.csv'}", "data.label_column=label", "data.validation=0"]
     chosen = experiment(place, *settings, kind="llama", task="causal-lm")
-    found = texts.held_out(chosen, {"classes": ["down", "up"], "edges": None})
+    found = texts.load_test(chosen, open_pretrained(chosen), {"classes": ["down", "up"], "edges": None})
     assert (found.classes, found.labels.tolist()) == (("down", "up"), [1, 0] * 6)
 
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from support import tiny_models
 from support.checkout import SHARED, need
-from support.text_experiments import experiment, told
+from support.text_experiments import decode_texts, experiment
 
 from fedadamw.data.conversations import conversation
 from fedadamw.data.text_tasks import LanguageTask
 from fedadamw.data.texts import Texts
-from fedadamw.models import tokenizers
-from fedadamw.prepare.simulation import prepare, samples_of
+from fedadamw.models.pretrained import Pretrained
+from fedadamw.prepare.samples import load_samples
+from fedadamw.prepare.simulation import prepare
 from fedadamw.validation import InputError
 
 
@@ -33,15 +34,15 @@ def language(place, tmp_path, rows, *settings, kind="llama"):
 
 def learned(place, texts: Texts, kind="llama") -> list[str]:
     """The marked parts of the texts, in words."""
-    words = tokenizers.tokenizer_of(str(place / kind))
+    words = Pretrained(str(place / kind)).tokenizer
     parts = zip(np.split(texts.tokens, texts.starts[1:-1]), np.split(texts.marks, texts.starts[1:-1]), strict=True)
     return [words.decode(tokens[marks == 1]) for tokens, marks in parts]
 
 
 def test_of_a_prompt_and_its_answer_the_answer_is_learned(place, tmp_path):
     rows = [{"instruction": "how was it", "input": "the film", "output": "very good"}] * 5
-    train, _ = samples_of(language(place, tmp_path, rows))
-    assert told(place, train, "llama")[0] == "how was it\nthe film\nvery good</s>"
+    train, _ = load_samples(language(place, tmp_path, rows))
+    assert decode_texts(place, train, "llama")[0] == "how was it\nthe film\nvery good</s>"
     assert learned(place, train) == ["very good</s>"] * 4
 
 
@@ -52,8 +53,11 @@ def test_of_a_conversation_what_the_assistant_says_is_learned(place, tmp_path):
         {"role": "user", "content": "very"},
         {"role": "assistant", "content": "great"},
     ]
-    train, _ = samples_of(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
-    assert told(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s><user>very</s><assistant>great</s>"
+    train, _ = load_samples(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
+    assert (
+        decode_texts(place, train, "chat")[0]
+        == "<user>how was it</s><assistant>good</s><user>very</s><assistant>great</s>"
+    )
     assert learned(place, train, "chat")[0] == "good</s>great</s>"
 
 
@@ -68,7 +72,7 @@ def test_every_answer_is_learned_where_the_template_shows_the_last_one_otherwise
         for r, c in (("user", "a"), ("assistant", "good"), ("user", "b"), ("assistant", "bad"))
     ]
     rows = [{"messages": talk}] * 5
-    train, _ = samples_of(language(place, tmp_path, rows, f"model={tmp_path / 'thinks'}"))
+    train, _ = load_samples(language(place, tmp_path, rows, f"model={tmp_path / 'thinks'}"))
     assert learned(place, train)[0] == "good</s>bad</s>"
 
 
@@ -213,7 +217,7 @@ def test_what_a_template_shows_of_thoughts_and_calls_is_learned(template, talk, 
 def test_empty_texts_are_left_out_and_counted(place, tmp_path):
     rows = [{"text": "good film" if i % 2 else ""} for i in range(10)]
     with pytest.warns(UserWarning, match="5 of 10 texts are empty and are left out"):
-        train, _ = samples_of(language(place, tmp_path, rows))
+        train, _ = load_samples(language(place, tmp_path, rows))
     assert len(train) == 4
 
 
@@ -252,9 +256,9 @@ def test_conversations_that_cannot_be_used_are_left_out_and_counted(place, tmp_p
     for found in (prepared.train, prepared.test):
         assert found.rows.tolist() == [0, 2, 4]
         assert learned(place, found, "chat") == ["b</s>"] * 3
-    assert prepared.about["skipped"] == [3, 3]
+    assert prepared.facts["skipped"] == [3, 3]
     with pytest.raises(InputError, match=f"none of 3 conversations can be used; the first in row 1: .*{line}") as none:
-        samples_of(language(place, tmp_path, rows[1::2], model))
+        load_samples(language(place, tmp_path, rows[1::2], model))
     assert "\n" not in str(none.value)
 
 
@@ -262,7 +266,7 @@ def test_groups_and_labels_stay_with_their_conversations(place, tmp_path):
     rows = [{"messages": GOOD if i % 3 else [], "who": f"critic {i % 2}", "label": i % 2} for i in range(12)]
     own = ("partition={kind: column, column: who}", "data.label_column=label", "data.validation=0")
     with pytest.warns(UserWarning, match="4 of 12 conversations cannot be used"):
-        train, _ = samples_of(
+        train, _ = load_samples(
             language(place, tmp_path, rows, *own, f"data.test_source={tmp_path / 'talk.jsonl'}", kind="chat")
         )
     assert train.rows.tolist() == [i for i in range(12) if i % 3]
@@ -272,23 +276,23 @@ def test_groups_and_labels_stay_with_their_conversations(place, tmp_path):
 
 def test_a_null_content_is_an_empty_one(place, tmp_path):
     talk = [{"role": "user", "content": None}, {"role": "assistant", "content": "good"}]
-    train, _ = samples_of(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
-    assert told(place, train, "chat")[0] == "<user></s><assistant>good</s>"
+    train, _ = load_samples(language(place, tmp_path, [{"messages": talk}] * 5, kind="chat"))
+    assert decode_texts(place, train, "chat")[0] == "<user></s><assistant>good</s>"
     assert learned(place, train, "chat")[0] == "good</s>"
 
 
 def test_prompts_that_leave_nothing_to_learn_are_left_out(place, tmp_path):
     rows = [{"prompt": "it was a film " * i, "completion": "good"} for i in (1, 60)] * 5
     with pytest.warns(UserWarning, match="5 of 10 texts have nothing to learn within 64 tokens and are left out"):
-        train, test = samples_of(language(place, tmp_path, rows))
+        train, test = load_samples(language(place, tmp_path, rows))
     assert len(train) + len(test) == 5
     with pytest.raises(InputError, match="nothing is left to learn within 64 tokens"):
-        samples_of(language(place, tmp_path, rows[1::2]))
+        load_samples(language(place, tmp_path, rows[1::2]))
 
 
 def test_no_text_is_both_trained_on_and_held_out(place, tmp_path):
     rows = [{"text": f"{word} film " * 60} for word in tiny_models.WORDS[:10]]
-    train, test = samples_of(language(place, tmp_path, rows))
+    train, test = load_samples(language(place, tmp_path, rows))
     assert len(test) > 2
     assert set(train.rows) & set(test.rows) == set()
     assert len(set(train.rows) | set(test.rows)) == 10
@@ -297,30 +301,30 @@ def test_no_text_is_both_trained_on_and_held_out(place, tmp_path):
 def test_a_named_prompt_is_not_asked_twice(place, tmp_path):
     rows = [{"input": "how was it", "output": "good"}] * 5
     named = ["data.prompt_column=input", "data.response_column=output"]
-    train, _ = samples_of(language(place, tmp_path, rows, *named))
-    assert told(place, train, "llama")[0] == "how was it\ngood</s>"
+    train, _ = load_samples(language(place, tmp_path, rows, *named))
+    assert decode_texts(place, train, "llama")[0] == "how was it\ngood</s>"
 
 
 def test_a_chat_template_is_used_for_prompts_too(place, tmp_path):
     rows = [{"prompt": "how was it", "completion": "good"}] * 5
-    train, _ = samples_of(language(place, tmp_path, rows, kind="chat"))
-    assert told(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s>"
+    train, _ = load_samples(language(place, tmp_path, rows, kind="chat"))
+    assert decode_texts(place, train, "chat")[0] == "<user>how was it</s><assistant>good</s>"
     assert learned(place, train, "chat")[0] == "good</s>"
 
 
 def test_plain_text_is_learned_whole_in_pieces_that_fit(place, tmp_path):
     rows = [{"text": "the film was very good " * 40, "who": "a"}, {"text": "bad", "who": "b"}] * 2
-    train, _ = samples_of(
+    train, _ = load_samples(
         language(place, tmp_path, rows, "data.validation=0", f"data.test_source={tmp_path / 'talk.jsonl'}")
     )
     assert train.lengths.max() == 64
-    assert "".join(told(place, train, "llama")[:-1]).startswith(rows[0]["text"] + "</s>")
-    assert learned(place, train) == told(place, train, "llama")
+    assert "".join(decode_texts(place, train, "llama")[:-1]).startswith(rows[0]["text"] + "</s>")
+    assert learned(place, train) == decode_texts(place, train, "llama")
 
 
 def test_a_language_models_loss_is_that_of_what_is_learned(place, tmp_path):
     rows = [{"prompt": "how was it", "completion": w} for w in ("very good", "bad", "the plot was poor", "dull", "a")]
-    sim = prepare(language(place, tmp_path, rows)).simulation
+    sim = prepare(language(place, tmp_path, rows)).simulation()
     task: LanguageTask = sim.task
     model = sim.workspace.module.eval()
     everything = torch.arange(4)
@@ -346,9 +350,9 @@ def test_a_language_models_loss_is_that_of_what_is_learned(place, tmp_path):
 def test_an_evaluation_takes_no_more_texts_at_once_than_it_is_told(place, tmp_path, settings, most):
     rows = [{"text": "the film was very good " * (i % 5 + 1)} for i in range(60)]
     whole = ("data.validation=0.5", "training.evaluate_batch=30")
-    simulation = prepare(language(place, tmp_path, rows, *whole)).simulation
+    simulation = prepare(language(place, tmp_path, rows, *whole)).simulation()
     expected = simulation.evaluate()
-    own = prepare(language(place, tmp_path, rows, "data.validation=0.5", *settings)).simulation
+    own = prepare(language(place, tmp_path, rows, "data.validation=0.5", *settings)).simulation()
     rows_at_once = []
     hook = own.workspace.module.register_forward_hook(lambda _, __, out: rows_at_once.append(len(out.logits)))
     found = own.evaluate()
@@ -367,7 +371,7 @@ def test_a_language_model_with_fresh_weights_learns_real_text(place):
         experiment(
             place, *settings, train, "partition.clients=4", f"data.source={source}", kind="llama", task="causal-lm"
         )
-    ).simulation
+    ).simulation()
     before = sim.evaluate().metrics["perplexity"]
     records = list(sim.rounds())
     assert before > 300

@@ -1,4 +1,4 @@
-"""What pictures become: their colours and sizes are decided by the training set, and no picture is lost unsaid."""
+"""Decoding of images: the training set decides their format, and bad images are reported."""
 
 import errno
 import warnings
@@ -11,7 +11,7 @@ from PIL import Image
 from support import image_files
 from support.image_files import GREEN, RED, noise
 
-from fedadamw.data.image_decoding import BadImageError, DecodeSummary, PixelFormat, _careful, image_to_array
+from fedadamw.data.image_decoding import BadImageError, DecodeSummary, PixelFormat, image_to_array, run_decoder
 from fedadamw.data.images import ImageOptions, load_images
 from fedadamw.data.pixel_cache import load_pixels, load_survey
 from fedadamw.models.resizing import ResizeCrop
@@ -68,7 +68,7 @@ def test_one_picture_with_colour_keeps_the_colour_of_all(tmp_path):
     assert test.pixels[:, :, 0, 0].tolist() == [[77] * 3, list(RED)]
 
 
-def test_held_out_pictures_take_the_form_of_the_training_set_and_it_is_said(tmp_path):
+def test_held_out_images_get_the_training_format_with_a_warning(tmp_path):
     source = image_files.folder(
         tmp_path / "d",
         train={"a": [noise(8, 8, 1)], "b": [noise(8, 8, 1, 1)]},
@@ -80,21 +80,21 @@ def test_held_out_pictures_take_the_form_of_the_training_set_and_it_is_said(tmp_
     assert train.pixels.shape[1:] == test.pixels.shape[1:] == (1, 8, 8)
     whole = noise(16, 12, 3).convert("L").resize((8, 8), Image.Resampling.BILINEAR)
     assert np.array_equal(test.pixels[0, 0], np.asarray(whole))
-    text = [str(w.message) for w in said if "pictures" in str(w.message)]
-    assert any("1 of 2 pictures are resized to the training pictures' 8 x 8" in line for line in text)
-    assert any("1 of 2 pictures have colour and are made grey" in line for line in text)
+    text = [str(w.message) for w in said if "images" in str(w.message)]
+    assert any("1 of 2 images are resized to the training images' 8 x 8" in line for line in text)
+    assert any("1 of 2 images are converted to grey" in line for line in text)
 
 
-def test_a_node_brings_its_own_pictures_to_the_training_form(tmp_path):
-    from fedadamw.flower.node.node import _own
+def test_a_node_converts_its_images_to_the_training_format(tmp_path):
+    from fedadamw.flower.node.local_data import load_samples
 
     own = image_files.folder(tmp_path / "own", train={"a": [noise(20, 10, 1)], "b": [Image.new("L", (8, 8), 9)]})
     (tmp_path / "own/train/b/1.png").write_bytes(image_files.truncated(noise(8, 8)))
     settings = ["partition.kind=nodes", "data.image_size=6", "data.on_bad=skip"]
     about = {"classes": ["a", "b"], "shape": [3, 6, 6], "fit": "crop"}
     config = {"partition-id": 0, "data": own, "split": "train"}
-    with pytest.warns(UserWarning, match=r"1 of 3 pictures cannot be used: row 3 of 3 \(b/1.png\)"):
-        found, samples = _own(load("digits", settings), about, config, 0)
+    with pytest.warns(UserWarning, match=r"1 of 3 images cannot be used: row 3 of 3 \(b/1.png\)"):
+        found, samples = load_samples(load("digits", settings), None, about, config, 0)
     assert found.pixels.shape == (2, 3, 6, 6)
     assert len(samples) == 2
     cut = noise(20, 10, 1).convert("RGB").resize((6, 12), Image.Resampling.BILINEAR).crop((0, 3, 6, 9))
@@ -131,14 +131,18 @@ def test_every_mode_is_scaled_by_its_own_range(mode, value, grey, colour):
 
 @pytest.mark.parametrize(
     ("mode", "value", "line"),
-    [("F", 40.0, "holds 40 to 40, where fractions"), ("F", float("nan"), "nan"), ("I", -1, "whole numbers from 0 to")],
+    [
+        ("F", 40.0, "holds 40 to 40; Pillow's mode F must hold fractions"),
+        ("F", float("nan"), "nan"),
+        ("I", -1, "whole numbers from 0 to"),
+    ],
 )
-def test_numbers_of_no_known_range_are_refused(mode, value, line):
+def test_values_outside_the_modes_range_are_refused(mode, value, line):
     with pytest.raises(BadImageError, match=line):
-        image_to_array(_of(mode, value), PixelFormat(grey=True, size=(4, 4), fit=ResizeCrop((4, 4))))
+        image_to_array(_of(mode, value), PixelFormat(grey=True, size=(4, 4), resize=ResizeCrop((4, 4))))
 
 
-def test_a_palette_and_a_turned_picture_are_as_they_are_seen(tmp_path):
+def test_palettes_are_converted_and_exif_rotation_is_applied(tmp_path):
     place = tmp_path / "d"
     two = Image.new("RGB", (10, 6), RED)
     two.paste(GREEN, (5, 0, 10, 6))
@@ -154,8 +158,8 @@ def test_a_palette_and_a_turned_picture_are_as_they_are_seen(tmp_path):
         assert np.abs(train.pixels[:, :, 3, x].astype(int) - colour).max() <= 2
 
 
-def test_a_turned_tiff_has_one_size_whatever_its_plugin_says_of_it(tmp_path):
-    from fedadamw.data.images import _check_as_surveyed
+def test_a_rotated_tiff_has_its_rotated_size(tmp_path):
+    from fedadamw.data.images import _check_header_sizes
 
     exif, two = Image.Exif(), Image.new("RGB", (6, 4), RED)
     exif[0x0112] = 6
@@ -165,16 +169,16 @@ def test_a_turned_tiff_has_one_size_whatever_its_plugin_says_of_it(tmp_path):
         two.save(tmp_path / "d" / name / "0.tif", exif=exif)
     train, _ = load_images(str(tmp_path / "d"))
     assert np.array_equal(train.pixels[0], np.asarray(two.rotate(-90, expand=True)).transpose(2, 0, 1))
-    with pytest.raises(InputError, match="1 of 5 pictures have another size than their files' headers say"):
-        _check_as_surveyed(
+    with pytest.raises(InputError, match="1 of 5 images have another size than their files' headers say"):
+        _check_header_sizes(
             "data.source='d'",
             5,
-            PixelFormat(grey=False, size=(4, 6), fit=ResizeCrop((4, 6))),
+            PixelFormat(grey=False, size=(4, 6), resize=ResizeCrop((4, 6))),
             DecodeSummary({}, resized=1),
         )
 
 
-def test_a_mended_picture_is_no_longer_bad(tmp_path):
+def test_a_repaired_image_is_no_longer_bad(tmp_path):
     import datasets
 
     places = [tmp_path / "0.png", tmp_path / "1.png"]
@@ -182,7 +186,7 @@ def test_a_mended_picture_is_no_longer_bad(tmp_path):
     split = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(place)} for place in places]})
     split, form = (
         split.cast_column("image", datasets.Image()),
-        PixelFormat(grey=False, size=(8, 8), fit=ResizeCrop((8, 8))),
+        PixelFormat(grey=False, size=(8, 8), resize=ResizeCrop((8, 8))),
     )
     for bad in ([1], [], []):
         pixels, notes = load_pixels(split, "image", form)
@@ -193,31 +197,31 @@ def test_a_mended_picture_is_no_longer_bad(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO, errno.ENOENT, None])
-def test_what_says_nothing_of_a_picture_does_not_make_it_bad(number):
+def test_system_errors_do_not_make_an_image_bad(number):
     def work():
         raise OSError(number, "why") if number else OSError("image file is truncated")
 
     with pytest.raises(InputError, match="why|truncated") as raised:
-        _careful(work)
+        run_decoder(work)
     assert isinstance(raised.value, BadImageError) == (number in (errno.ENOENT, None))
 
 
-def test_pictures_of_several_sizes_need_one_and_keep_their_shape(tmp_path):
+def test_images_of_several_sizes_need_image_size_and_keep_their_aspect(tmp_path):
     found = {"a": [noise(20, 30)], "b": [noise(40, 20)]}
     source = image_files.folder(tmp_path / "d", train=found, test=found)
     with pytest.raises(InputError, match=r"of several sizes, 20 x 30 to 40 x 20; set data.image_size=N"):
         load_images(source)
-    train, test = load_images(source, wanted=ImageOptions(size=10))
+    train, test = load_images(source, options=ImageOptions(size=10))
     wide = noise(20, 30).resize((15, 10), Image.Resampling.BILINEAR).crop((2, 0, 12, 10))
     high = noise(40, 20).resize((10, 20), Image.Resampling.BILINEAR).crop((0, 5, 10, 15))
     for i, picture in enumerate((wide, high)):
         assert np.array_equal(train.pixels[i], np.asarray(picture).transpose(2, 0, 1))
     assert np.array_equal(train.pixels, test.pixels)
-    assert load_images(source, wanted=ImageOptions(size=10, grey=True))[0].pixels.shape == (2, 1, 10, 10)
+    assert load_images(source, options=ImageOptions(size=10, grey=True))[0].pixels.shape == (2, 1, 10, 10)
 
 
 def test_the_settings_hold_for_the_digits_too():
-    train, test = problem.load(load("digits", ["data.image_size=16", "data.image_mode=RGB"]))
+    train, test = problem.load(load("digits", ["data.image_size=16", "data.image_mode=RGB"]), None)
     assert train.pixels.shape == (1437, 3, 16, 16)
     assert test.pixels.shape == (360, 3, 16, 16)
     with pytest.raises(InputError, match="data.image_size=0"):
@@ -237,72 +241,76 @@ def damaged(tmp_path):
     return table(tmp_path / "d", train={"image": content, "label": [*"abbbb"]}, test=test), good
 
 
-def test_a_damaged_picture_is_named(damaged):
+def test_a_damaged_image_is_named(damaged):
     source, _ = damaged
     with pytest.raises(
-        InputError, match=r"pictures cannot be used: row 3 of 5: is no picture; row 4 of 5: there is no"
+        InputError, match=r"images cannot be used: row 3 of 5: is not an image; row 4 of 5: there is no"
     ):
         load_images(source)
 
 
-def test_a_truncated_picture_is_named_and_not_taken_for_a_full_disk(tmp_path):
+def test_a_truncated_image_is_named_and_not_mistaken_for_a_full_disk(tmp_path):
     source = image_files.folder(
         tmp_path / "d", **{s: {"a": [noise(64, 64)], "b": [noise(64, 64)]} for s in ("train", "test")}
     )
     (tmp_path / "d/test/b/0.png").write_bytes(image_files.truncated(noise(64, 64)))
-    with pytest.raises(InputError, match=r"1 of 2 pictures cannot be used: row 2 of 2 \(b/0.png\): .*data.on_bad=skip"):
+    with pytest.raises(
+        InputError, match=r"split 'test': 1 of 2 images cannot be used: row 2 of 2 \(b/0.png\): .*data.on_bad=skip"
+    ):
         load_images(source)
     (tmp_path / "d/test/a/0.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"2 of 2 pictures cannot be used: .*; none is left"):
-        load_images(source, wanted=ImageOptions(skip_bad=True))
+    with pytest.raises(InputError, match=r"2 of 2 images cannot be used: .*; none is left"):
+        load_images(source, options=ImageOptions(skip_bad=True))
 
 
-def test_damaged_pictures_are_left_out_counted_and_said(damaged):
+def test_bad_images_are_skipped_counted_and_reported(damaged):
     source, good = damaged
     for _ in range(2):
-        with pytest.warns(UserWarning, match="3 of 5 pictures cannot be used: row 2 of 5: .*; left out"):
-            train, test = load_images(source, wanted=ImageOptions(skip_bad=True))
+        with pytest.warns(UserWarning, match="3 of 5 images cannot be used: row 2 of 5: .*; skipped"):
+            train, test = load_images(source, options=ImageOptions(skip_bad=True))
         assert (len(train), train.skipped, test.skipped) == (2, 3, 0)
         assert np.array_equal(train.pixels, np.stack([np.asarray(good).transpose(2, 0, 1)] * 2))
         assert train.labels.tolist() == [0, 1]
         assert isinstance(train.pixels, np.memmap)
 
 
-def test_rows_are_those_of_the_data_also_where_pictures_are_left_out(tmp_path):
+def test_row_numbers_count_skipped_images(tmp_path):
     content = cells([b"no picture", *[noise(8, 8)] * 5])
     test = {"image": cells([noise(8, 8)]), "label": ["a"]}
     skip = ImageOptions(skip_bad=True)
     unnamed = table(tmp_path / "d", train={"image": content, "label": ["a", "a", "b", None, "a", "b"]}, test=test)
-    with pytest.warns(UserWarning, match="left out"), pytest.raises(InputError, match="has nothing in row 4 of 6"):
-        load_images(unnamed, wanted=skip)
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(InputError, match="is empty in row 4 of 6"):
+        load_images(unnamed, options=skip)
     bad = table(tmp_path / "e", train={"image": content, "label": [None, "a", "b", "b", "a", "b"]}, test=test)
-    with pytest.warns(UserWarning, match="left out"):
-        assert load_images(bad, wanted=skip)[0].labels.tolist() == [0, 1, 1, 0, 1]
+    with pytest.warns(UserWarning, match="skipped"):
+        assert load_images(bad, options=skip)[0].labels.tolist() == [0, 1, 1, 0, 1]
 
 
-def test_twelve_bits_in_sixteen_are_said_to_be_dark(tmp_path):
+def test_dark_16_bit_images_are_reported(tmp_path):
     source = image_files.folder(
         tmp_path / "d", **{s: {"a": [_of("I;16", 3900)], "b": [_of("I;16", 9)]} for s in ("train", "test")}
     )
-    with pytest.warns(UserWarning, match="no pixel is over 15 of 255; they should reach 65,535"):
+    with pytest.warns(
+        UserWarning, match="no pixel of the 16-bit images is over 15 of 255; they should use the range to 65,535"
+    ):
         train, _ = load_images(source)
     assert train.pixels.max() == 15
 
 
 def test_fractions_are_no_classes(tmp_path):
     content = {"image": cells([noise(8, 8)] * 3), "label": [0.5, 1.8, 3.1]}
-    with pytest.raises(InputError, match="column 'label' holds fractions, where classes are wanted"):
+    with pytest.raises(InputError, match="column 'label' holds fractions where classes are expected"):
         load_images(table(tmp_path / "d", train=content, test=content))
 
 
-def test_a_column_of_no_pictures_is_refused(tmp_path):
+def test_a_column_without_images_is_refused(tmp_path):
     content = {"image": cells([noise(8, 8)] * 2), "label": [0, 1]}
-    with pytest.raises(InputError, match="column 'label' holds int64, where pictures are wanted"):
+    with pytest.raises(InputError, match="column 'label' holds int64 where images are expected"):
         load_images(table(tmp_path / "d", train=content, test=content), image_column="label", label_column="label")
 
 
 @pytest.mark.parametrize("column", ["x/../../../precious", "/tmp/x", "a\nb", "..", "x" * 300])
-def test_a_columns_name_is_no_path(tmp_path, column):
+def test_a_column_name_cannot_escape_the_cache_folder(tmp_path, column):
     content = {column: cells([noise(8, 8)] * 2), "label": [0, 1]}
     precious = tmp_path / "precious.npy"
     precious.write_bytes(b"kept")
@@ -322,7 +330,7 @@ def test_a_columns_name_is_no_path(tmp_path, column):
     ("before", "fit"),
     [((30, 26), ((22, 22), None)), ((8, 12), (20, (24, 16))), ((9, 9), ((31, 17), (16, 16))), ((5, 7), (None, (3, 9)))],
 )
-def test_a_batch_comes_to_its_size_as_pillow_brings_a_picture(before, fit, resample):
+def test_resizing_a_batch_gives_the_bytes_of_pillow(before, fit, resample):
     fit, picture = ResizeCrop(*fit, resample), noise(*before)
     batch = torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())[None]
     expected = np.asarray(fit.resize_image(picture)).transpose(2, 0, 1)
@@ -337,75 +345,3 @@ def test_runs_begun_earlier_have_the_same_pixels_and_settings():
     assert [found.fingerprint for found in load_images("digits")] == ["ce36cf39979a9f9c", "0ec5e72913a6aae2"]
     assert settings_digest(load("digits")) == "e0f568804902e74f"
     assert settings_digest(load("digits", ["data.image_size=16"])) != "e0f568804902e74f"
-
-
-def photos(place: Path) -> str:
-    """What a phone and a scanner leave: two classes of each kind of picture, and one that is cut short."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for split in ("train", "test"):
-        for name, colour in (("a-red", RED), ("b-green", GREEN)):
-            folder = place / split / name
-            folder.mkdir(parents=True)
-            Image.new("RGB", (120, 80), colour).save(folder / "0-landscape.jpg", quality=95)
-            Image.new("RGB", (70, 100), colour).save(folder / "1-portrait.png")
-            Image.new("L", (90, 90), colour[0]).save(folder / "2-grey.png")
-            Image.new("RGBA", (90, 80), (*colour, 255)).save(folder / "3-rgba.png")
-            Image.new("RGB", (90, 80), colour).convert("CMYK").save(folder / "4-cmyk.jpg", quality=95)
-            Image.frombytes("I;16", (80, 70), (257 * colour[0]).to_bytes(2, "little") * 5600).save(folder / "5-16.png")
-            turned = Image.new("RGB", (100, 200), (0, 0, 0))
-            turned.paste(colour, (0, 80, 100, 200))  # dark above; once turned, on the right
-            turned.save(folder / "6-turned.jpg", exif=exif, quality=95)
-    (place / "train/b-green/7-short.jpg").write_bytes(image_files.truncated(noise(90, 90), "JPEG"))
-    return str(place)
-
-
-def expected(colour: tuple[int, int, int]) -> list[tuple[int, int, int]]:
-    """The colour of each of a class's photos, in the order of their files."""
-    grey = (colour[0],) * 3
-    return [colour, colour, grey, colour, colour, grey, colour]
-
-
-@pytest.mark.filterwarnings("ignore:.*cannot be used:UserWarning")
-def test_photos_train_a_hub_model_and_a_built_in_one(tmp_path):
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-    from fedadamw.runner.execute import execute
-    from fedadamw.runner.folder import RunFolder
-    from fedadamw.trained.evaluate import evaluate
-    from fedadamw.trained.export import export
-    from fedadamw.trained.load import of_run, opened
-
-    source = photos(tmp_path / "photos")
-    own = {"image_processor_type": "ViTImageProcessor", "size": 64, "resample": 3}
-    hub = image_files.vit(
-        tmp_path / "hub", {**own, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.2]}, side=64
-    )
-    for model in ("vit-nano", hub):
-        settings = [f"data.source={source}", f"model.name={model}", "data.image_size=64", "data.on_bad=skip"]
-        more = ["training={rounds: 1, clients_per_round: 2, steps: 2, batch_size: 4, lr: 0.01}", "device=cpu"]
-        experiment = load("digits", [*settings, "partition={kind: iid, clients: 2}", *more])
-        folder = RunFolder(tmp_path / f"run-{Path(model).name}")
-        execute(experiment, folder, resume=False, report=False)
-        train, test = problem.load(experiment)
-        assert train.pixels.shape == test.pixels.shape == (14, 3, 64, 64)
-        for found in (train, test):
-            colours = found.pixels[:, :, 32, 32].astype(int)
-            assert np.abs(colours - np.array(expected(RED) + expected(GREEN))).max() <= 4
-            assert np.ptp(found.pixels[:6].reshape(6, 3, -1).astype(int), axis=2).max() <= 4, "one colour all over"
-        assert train.pixels[6, :, 32, 60].max() <= 8, "the dark side of the turned one"
-        assert folder.read_manifest()["data"]["skipped"] == [1, 0]
-        out = tmp_path / f"out-{Path(model).name}"
-        trained = of_run(folder.path)
-        export(trained, out)
-        again, count = evaluate(opened(out, []))
-        assert count == 14
-        assert again.loss == pytest.approx(folder.records()[-1]["test_loss"], abs=1e-5)
-        with Image.open(tmp_path / "photos/test/a-red/0-landscape.jpg") as raw:
-            inputs = AutoImageProcessor.from_pretrained(out, backend="pil")(raw, return_tensors="pt")
-        _, task, _ = problem.build(experiment, train, test, CPU)
-        torch.testing.assert_close(inputs["pixel_values"][0], task._inputs(task.test_pixels[:1])[0], rtol=0, atol=1e-6)
-        exported = AutoModelForImageClassification.from_pretrained(out).eval()
-        with torch.no_grad():
-            ours, theirs = (m(**inputs).logits for m in (trained.model.eval(), exported))
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)

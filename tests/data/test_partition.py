@@ -67,7 +67,7 @@ def test_a_smaller_concentration_is_harder():
     def classes_seen(concentration):
         partition = partition_mix(labels, 100, concentration, np.random.default_rng(0))
         share = partition.counts(labels, 10) / partition.sizes[:, None]
-        return (1 / (share**2).sum(1)).mean()  # the effective number of classes a client
+        return (1 / (share**2).sum(1)).mean()  # the effective number of classes per client
 
     seen = [classes_seen(c) for c in (0.05, 0.3, 1.0, 100.0)]
     assert seen == sorted(seen)
@@ -96,7 +96,7 @@ def test_iid_and_classes_and_columns():
     assert ((classes.counts(labels, 10) > 0).sum(1) == 2).all()
     natural = partition_by_column(np.array(["b", "a", "b", "c"]))
     assert [list(natural[i]) for i in range(3)] == [[1], [0, 2], [3]]
-    with pytest.raises(ValueError, match="11 classes a client"):
+    with pytest.raises(ValueError, match="11 classes per client"):
         partition_by_classes(labels, 20, 11, generator)
     with pytest.raises(ValueError, match="cannot hold all 10"):
         partition_by_classes(labels, 2, 2, generator)
@@ -110,7 +110,7 @@ def test_a_class_that_no_sample_has_is_handed_to_nobody():
         assert ((classes.counts(labels, 11) > 0).sum(1) == each).all()
         same = partition_by_classes(labels // 2, 10, each, np.random.default_rng(1))
         assert same.fingerprint == partition_by_classes(labels, 10, each, np.random.default_rng(1)).fingerprint
-    with pytest.raises(ValueError, match="6 classes a client, but the data has 5"):
+    with pytest.raises(ValueError, match="6 classes per client, but the data has 5"):
         partition_by_classes(labels, 10, 6, generator)
     for found in (partition_mix(labels, 10, 0.1, generator), partition_dirichlet(labels, 10, 0.1, 5, generator)):
         assert_used_once(found)

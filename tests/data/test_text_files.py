@@ -8,8 +8,10 @@ from support import tiny_models
 from support.text_experiments import experiment
 
 from fedadamw.data.sources import read_held_out, read_splits
-from fedadamw.models import heads
-from fedadamw.prepare.simulation import prepare, samples_of
+from fedadamw.models.heads import sort_like_head
+from fedadamw.models.pretrained import Pretrained
+from fedadamw.prepare.samples import load_samples
+from fedadamw.prepare.simulation import prepare
 from fedadamw.validation import InputError
 
 
@@ -31,7 +33,7 @@ def both(place, tmp_path, train, test, *settings):
     """The labels of a training and a held-out file, and the classes."""
     files = [csv(tmp_path / "train.csv", train), csv(tmp_path / "test.csv", test)]
     given = [f"data.source={files[0]}", f"data.test_source={files[1]}", "data.validation=0", *settings]
-    found = samples_of(experiment(place, *given))
+    found = load_samples(experiment(place, *given))
     return *(samples.labels.tolist() for samples in found), found[0].classes
 
 
@@ -47,7 +49,7 @@ def test_many_classes_by_number_may_have_one_by_a_word(place, tmp_path):
 
 
 def test_numbers_that_are_no_names_are_positions_and_that_is_said(place, tmp_path):
-    with pytest.warns(UserWarning, match="holds numbers, which are taken for the classes in their order: down, up"):
+    with pytest.warns(UserWarning, match="holds numbers, which are taken as the classes in order: down, up"):
         _, test, _ = both(place, tmp_path, ["up", "down"], [0, 1, 1])
     assert test == [0, 1, 1]
 
@@ -55,10 +57,10 @@ def test_numbers_that_are_no_names_are_positions_and_that_is_said(place, tmp_pat
 def test_whole_numbers_are_predicted_where_the_task_is_so_and_large_ones_anywhere(place, tmp_path):
     rows = [{"sentence1": "good", "sentence2": "film", "label": float(i % 4)} for i in range(20)]
     (tmp_path / "similar.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train, _ = samples_of(experiment(place, f"data.source={tmp_path / 'similar.jsonl'}", task="stsb"))
+    train, _ = load_samples(experiment(place, f"data.source={tmp_path / 'similar.jsonl'}", task="stsb"))
     assert sorted(set(train.targets)) == [0, 1, 2, 3]
     prices = csv(tmp_path / "prices.csv", [f"{100_000 + i}.0" for i in range(20)])
-    assert samples_of(experiment(place, f"data.source={prices}"))[0].targets.max() > 100_000
+    assert load_samples(experiment(place, f"data.source={prices}"))[0].targets.max() > 100_000
 
 
 def test_whole_numbers_with_a_point_are_classes(place, tmp_path):
@@ -69,7 +71,7 @@ def test_whole_numbers_with_a_point_are_classes(place, tmp_path):
 @pytest.mark.parametrize("of", ["a file", "a folder"])
 def test_the_words_none_and_null_are_words(place, tmp_path, of):
     path = csv(tmp_path / "train.csv", ["None", "null"] * 5, texts=("n/a", "good"))
-    train, _ = samples_of(experiment(place, f"data.source={path if of == 'a file' else tmp_path}"))
+    train, _ = load_samples(experiment(place, f"data.source={path if of == 'a file' else tmp_path}"))
     assert train.classes == ("None", "null")
 
 
@@ -85,9 +87,9 @@ def test_a_trained_heads_order_of_classes_is_kept(place, tmp_path):
     path = csv(tmp_path / "data.csv", ["up", "down"] * 10)
     prepared = prepare(experiment(place, f"model={tmp_path / 'own'}", f"data.source={path}"))
     assert prepared.train.classes == ("up", "down")
-    assert prepared.simulation.workspace.module.config.id2label == {0: "up", 1: "down"}
-    with pytest.warns(UserWarning, match="tells UP, DOWN apart; they are now called bad, good"):
-        heads.in_own_order(str(tmp_path / "own"), ("bad", "good"))
+    assert prepared.workspace.module.config.id2label == {0: "up", 1: "down"}
+    with pytest.warns(UserWarning, match="has the classes UP, DOWN; they are renamed to bad, good"):
+        sort_like_head(Pretrained(str(tmp_path / "own")), ("bad", "good"))
 
 
 def test_both_held_out_splits_of_mnli_are_there(place, tmp_path):
@@ -103,7 +105,7 @@ def test_both_held_out_splits_of_mnli_are_there(place, tmp_path):
     }
     for settings, held_out in (([], 7), (["data.test_split=validation_mismatched"], 8)):
         given = [f"data.source={tmp_path}", "data.validation=0", *settings]
-        assert len(samples_of(experiment(place, *given, task="mnli"))[1]) == held_out
+        assert len(load_samples(experiment(place, *given, task="mnli"))[1]) == held_out
 
 
 def test_splits_that_datasets_tells_apart_are_left_to_it(tmp_path):
@@ -123,7 +125,7 @@ def test_a_configuration_is_of_the_training_data_alone(tmp_path):
 def test_f1_is_of_one_kind_whatever_a_file_holds(place, tmp_path):
     files = [csv(tmp_path / "train.csv", ["a", "b", "c"] * 4), csv(tmp_path / "test.csv", ["a", "b"] * 4)]
     given = [f"data.source={files[0]}", f"data.test_source={files[1]}", "data.validation=0"]
-    task = prepare(experiment(place, *given)).simulation.task
+    task = prepare(experiment(place, *given)).task
     outputs = torch.tensor([[0.0, i % 2, 1] for i in range(8)])  # loss, label, prediction: always b
     assert task.score(outputs).metrics["f1"] == pytest.approx((0 + 2 / 3) / 2)  # macro, of a and b
 
@@ -135,7 +137,7 @@ def test_f1_is_of_one_kind_whatever_a_file_holds(place, tmp_path):
         ("text,label\n", "own.csv' could not be read: it has no rows"),
         (
             "text,label\n" + "".join(f"good,{i}.5\n" for i in range(30)) + "bad,NA\n",
-            "'label' holds numbers, but for NA",
+            "'label' holds numbers, except for NA",
         ),
         ("text,label\ngood,1\nbad,0,2,3\n", "could not be read: .*Expected 2 fields in line 3, saw 4"),
         ("text,label\ngood,up\nbad,up\n", "column 'label' has one class alone, 'up'"),
@@ -152,7 +154,7 @@ def test_a_broken_file_is_one_clear_line(place, tmp_path, content, line):
 @pytest.mark.parametrize("label", [[1, 2], {"a": 1}])
 def test_labels_that_are_no_words_or_numbers_are_refused(place, tmp_path, label):
     (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": "good", "label": label}) + "\n" for _ in range(4)))
-    with pytest.raises(InputError, match="column 'label' holds .* where a class is wanted: a word or a number"):
+    with pytest.raises(InputError, match="column 'label' holds .* where a class is expected: a word or a number"):
         prepare(experiment(place, f"data.source={tmp_path / 'own.jsonl'}"))
 
 
@@ -160,13 +162,13 @@ def test_a_held_out_file_is_named_where_it_lacks_a_column(place, tmp_path):
     ours, theirs = csv(tmp_path / "train.csv", [0, 1]), tmp_path / "test.csv"
     theirs.write_text("text;label\ngood;1\n")
     with pytest.raises(InputError, match="data.test_source=.*test.csv' has no column 'text'; it has text;label"):
-        samples_of(experiment(place, f"data.source={ours}", f"data.test_source={theirs}", "data.validation=0"))
+        load_samples(experiment(place, f"data.source={ours}", f"data.test_source={theirs}", "data.validation=0"))
 
 
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (["model=."], r"model.name='.': no model's folder \(no config.json\)"),
+        (["model=."], r"model.name='.': not a model's folder \(no config.json\)"),
         (["model=package:not.there/model"], "no package 'not.there' is installed"),
         (["lora.target_modules=query"], r"lora.target_modules=query: give a list, \[query\]"),
     ],

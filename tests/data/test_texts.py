@@ -7,11 +7,12 @@ import pytest
 import torch
 from support import tiny_models
 from support.checkout import SHARED, need
-from support.text_experiments import experiment, told
+from support.text_experiments import decode_texts, experiment
 
 from fedadamw.data.scoring import scores
-from fedadamw.models import tokenizers
-from fedadamw.prepare.simulation import prepare, samples_of
+from fedadamw.models.pretrained import Pretrained
+from fedadamw.prepare.samples import load_samples
+from fedadamw.prepare.simulation import prepare
 from fedadamw.validation import InputError
 
 
@@ -37,9 +38,9 @@ def test_files_of_every_kind_with_named_columns(place, tmp_path, suffix):
     write = {"csv": data.to_csv, "jsonl": data.to_json, "parquet": data.to_parquet}[suffix]
     write(str(path))
     named = ["data.text_column=review", "data.label_column=mood", "data.validation=0", f"data.test_source={path}"]
-    train, test = samples_of(experiment(place, f"data.source={path}", *named))
+    train, test = load_samples(experiment(place, f"data.source={path}", *named))
     assert train.classes == ("down", "up")
-    assert told(place, train)[:2] == ["good film", "bad, dull film"]
+    assert decode_texts(place, train)[:2] == ["good film", "bad, dull film"]
     assert train.labels.tolist() == test.labels.tolist() == [1, 0] * 4
 
 
@@ -53,9 +54,9 @@ def test_numbers_are_predicted_and_partitioned_by_bins(place, tmp_path):
     assert every == np.arange(0.5, 10.5, 0.5).tolist()
     assert (np.bincount(prepared.train.labels) <= 5).all()
     assert len(prepared.train.classes) == 5
-    record = prepared.simulation.step()
+    record = prepared.simulation().step()
     assert list(record.test_metrics) == ["spearman", "pearson"]
-    assert prepared.simulation.workspace.module.num_labels == 1
+    assert prepared.workspace.module.num_labels == 1
 
 
 def test_natural_clients_come_from_a_column(place):
@@ -81,26 +82,26 @@ def test_pairs_are_read_together_and_told_apart(place, pairs, tmp_path):
     types = tmp_path / "types"
     tiny_models.folder(types, "bert", types=True)
     named = [f"data.source={pairs}", "data.text_column=a", "data.text_pair_column=b"]
-    plain, _ = samples_of(experiment(place, *named))
-    assert told(place, plain)[0] == "goodbad film"
+    plain, _ = load_samples(experiment(place, *named))
+    assert decode_texts(place, plain)[0] == "goodbad film"
     assert plain.marks.sum() == 0
     prepared = prepare(experiment(place, *named, f"model={types}"))
     assert prepared.train.fingerprint != plain.fingerprint  # the same rules and words, and yet not the same tokens
-    ids, _, marks, _ = prepared.simulation.task.batch(torch.arange(1), torch.empty(1, 0))
-    words = tokenizers.tokenizer_of(str(place / "bert"))
+    ids, _, marks, _ = prepared.task.batch(torch.arange(1), torch.empty(1, 0))
+    words = Pretrained(str(place / "bert")).tokenizer
     assert words.decode(ids[0][marks[0] == 1]) == "bad film</s>"
 
 
 def test_the_text_is_never_guessed_among_several_columns(place, pairs):
     with pytest.raises(InputError, match=r"several columns with words \(id, a, b\) among .*data.text_column"):
-        samples_of(experiment(place, f"data.source={pairs}"))
+        load_samples(experiment(place, f"data.source={pairs}"))
 
 
 def test_the_labels_are_never_taken_for_the_text(place, tmp_path):
     path = tmp_path / "words.csv"
     path.write_text("label,review\n" + "up,good film\ndown,bad film\n" * 5)
-    train, _ = samples_of(experiment(place, f"data.source={path}"))
-    assert set(told(place, train)) == {"good film", "bad film"}
+    train, _ = load_samples(experiment(place, f"data.source={path}"))
+    assert set(decode_texts(place, train)) == {"good film", "bad film"}
 
 
 def test_classes_of_another_order_are_matched_by_name(place, tmp_path):
@@ -113,7 +114,7 @@ def test_classes_of_another_order_are_matched_by_name(place, tmp_path):
         return tmp_path / name
 
     ours, theirs = written("a.parquet", ["neg", "pos"]), written("b.parquet", ["pos", "neg"])
-    train, test = samples_of(
+    train, test = load_samples(
         experiment(place, f"data.source={ours}", f"data.test_source={theirs}", "data.validation=0")
     )
     assert train.labels.tolist() == test.labels.tolist() == [1, 0] * 5
@@ -150,44 +151,44 @@ def test_glue_as_it_lies_on_disk(place, task, count, held_out, main):
     prepared = prepare(experiment(place, "data.validation=0", "data.max_length=48", f"data.source={source}", task=task))
     assert (len(prepared.train), len(prepared.test)) == (count, held_out)
     assert len(prepared.train.classes) == 2
-    assert next(iter(prepared.simulation.evaluate().metrics)) == main
+    assert next(iter(prepared.simulation().evaluate().metrics)) == main
 
 
 def test_texts_are_tokenised_once(place, monkeypatch):
-    train, _ = samples_of(experiment(place))
+    train, _ = load_samples(experiment(place))
 
     def never(*_arguments, **_settings):
         raise AssertionError("tokenised again")
 
     monkeypatch.setattr("transformers.tokenization_utils_base.PreTrainedTokenizerBase.__call__", never)
-    again, _ = samples_of(experiment(place))
+    again, _ = load_samples(experiment(place))
     assert again.fingerprint == train.fingerprint
     with pytest.raises(Exception, match="tokenised again"):
-        samples_of(experiment(place, "data.max_length=16"))
+        load_samples(experiment(place, "data.max_length=16"))
 
 
 def test_long_texts_are_cut_and_counted(place):
     with pytest.warns(UserWarning, match=r"\d+ of 60 training texts are longer than 8 tokens and were cut"):
-        train, _ = samples_of(experiment(place, "data.max_length=8", kind="roberta"))
+        train, _ = load_samples(experiment(place, "data.max_length=8", kind="roberta"))
     assert train.lengths.max() == 8
-    parts = samples_of(experiment(place, kind="roberta"))
+    parts = load_samples(experiment(place, kind="roberta"))
     assert train.truncated == sum((part.lengths > 8).sum() for part in parts)
     with pytest.warns(UserWarning, match="were cut"):
-        about = prepare(experiment(place, "data.max_length=8", kind="roberta")).about
-    assert about["cut"] == [train.truncated, 0], "what is held out of the training split is counted there"
+        facts = prepare(experiment(place, "data.max_length=8", kind="roberta")).facts
+    assert facts["cut"] == [train.truncated, 0], "what is held out of the training split is counted there"
 
 
 def test_roberta_has_fewer_places_than_positions(place):
-    words = tokenizers.tokenizer_of(str(place / "roberta"))
-    words.model_max_length = 10**30
-    assert tokenizers.max_length_of(str(place / "roberta"), words, None) == 64  # 66 less those up to the padding's
-    assert tokenizers.max_length_of(str(place / "bert"), words, None) == 66
+    roberta, bert = (Pretrained(str(place / kind)) for kind in ("roberta", "bert"))
+    roberta.tokenizer.model_max_length = bert.tokenizer.model_max_length = 10**30
+    assert roberta.max_length(None) == 64  # 66 less those up to the padding's
+    assert bert.max_length(None) == 66
 
 
 def test_taking_samples_takes_their_tokens(place):
-    train, _ = samples_of(experiment(place, kind="roberta"))
+    train, _ = load_samples(experiment(place, kind="roberta"))
     some = train.select(np.array([5, 1, 1]))
-    assert told(place, some) == [told(place, train)[i] for i in (5, 1, 1)]
+    assert decode_texts(place, some) == [decode_texts(place, train)[i] for i in (5, 1, 1)]
     assert some.labels.tolist() == train.labels[[5, 1, 1]].tolist()
     assert some.fingerprint != train.fingerprint
 
@@ -208,12 +209,12 @@ def test_taking_samples_takes_their_tokens(place):
         (["model=./nowhere"], "model.name='./nowhere': no such folder"),
         (["model=package:no_such_thing/model"], "no package 'no_such_thing' is installed"),
         (["model.tokenizer=./nowhere"], "model.tokenizer='./nowhere': no such folder"),
-        (["model.pad_token=<fill>"], "model.pad_token='<fill>' is not among the 30. tokens that there are"),
+        (["model.pad_token=<fill>"], "model.pad_token='<fill>' is not among the tokenizer's 30. tokens"),
         (["data.max_length=500"], "data.max_length=500: '.*' takes 66 tokens"),
         (["data.validation=0"], "has no split named test or validation or valid or val; it has train"),
         (["data.flip=true"], "data.flip is not a setting of data.task='text'"),
         (["data.prompt_column=text"], "data.prompt_column is not a setting of data.task='text'"),
-        (["data.task=causal-lm"], "it sees later tokens, so it cannot predict the next"),
+        (["data.task=causal-lm"], "it attends to later tokens, so it cannot predict the next"),
         (["lora.rank=4"], "lora.rank is unknown; use one of r, alpha, dropout, target_modules, aggregate"),
         (["lora.aggregate=mean"], "lora.aggregate='mean'"),
     ],
@@ -228,9 +229,12 @@ def test_wrong_input_is_one_clear_line(place, settings, line):
     ("rows", "line"),
     [
         ([{"text": "good", "label": 0}, {"text": None, "label": 1}], "column 'text' holds None where a text is wanted"),
-        ([{"text": "good", "label": "up"}, {"text": "bad", "label": ""}], "column 'label' has nothing in row 2 of 20"),
+        ([{"text": "good", "label": "up"}, {"text": "bad", "label": ""}], "column 'label' is empty in row 2 of 20"),
         ([{"text": "good", "label": 0}, {"text": "bad", "label": None}], "column 'label'"),
-        ([{"text": "good", "label": 5_000_000}] * 2, "column 'label' holds 5000000: no number of a class"),
+        (
+            [{"text": "good", "label": 5_000_000}] * 2,
+            "column 'label' holds 5000000: class numbers must be below 100,000",
+        ),
         ([{"text": "good"}, {"text": "bad"}], "no label column found among text"),
         ([{"label": 0}, {"label": 1}], "no column of text among label"),
     ],
@@ -243,26 +247,26 @@ def test_wrong_data_is_one_clear_line(place, tmp_path, rows, line):
 
 
 def test_padding_that_would_move_positions_is_refused(place):
-    with pytest.raises(InputError, match="model.pad_token='</s>': .* counts positions from its own, token 1"):
+    with pytest.raises(InputError, match="model.pad_token='</s>': .* counts positions from its token 1"):
         prepare(experiment(place, "model.pad_token=</s>", kind="roberta"))
 
 
 def test_glue_with_labels_of_another_kind_is_refused(place, tmp_path):
     path = tmp_path / "half.jsonl"
     path.write_text("".join(json.dumps({"sentence": "good", "label": i / 3}) + "\n" for i in range(20)))
-    with pytest.raises(InputError, match="data.task='cola': the labels are fractions, where classes are wanted"):
+    with pytest.raises(InputError, match="data.task='cola': the labels are fractions; it needs classes"):
         prepare(experiment(place, f"data.source={path}", task="cola"))
 
 
 def test_a_tokenizer_without_padding_is_refused_for_classes_and_taken_for_language(place):
-    with pytest.raises(InputError, match="no padding token; name one of its own with model.pad_token, such as </s>"):
+    with pytest.raises(InputError, match="no padding token; name one of its tokens with model.pad_token, such as </s>"):
         prepare(experiment(place, kind="unpadded"))
-    assert prepare(experiment(place, "model.pad_token=</s>", kind="unpadded")).simulation.task.form.pad == 2
+    assert prepare(experiment(place, "model.pad_token=</s>", kind="unpadded")).task.form.pad == 2
     prepare(experiment(place, kind="unpadded", task="causal-lm"))
 
 
 @pytest.mark.parametrize(("kind", "count"), [("roberta", r"50,2\d\d"), ("bert", r"\d")])
 def test_a_tokenizer_of_another_model_is_refused(place, kind, count):
     other = need(SHARED / "roberta-tokenizer")
-    with pytest.raises(InputError, match=f"its tokenizer knows {count} tokens, the model 302"):
+    with pytest.raises(InputError, match=f"its tokenizer has {count} tokens, the model 302"):
         prepare(experiment(place, f"model.tokenizer={other}", kind=kind))

@@ -1,4 +1,4 @@
-"""Vectors through codecs: errors within their bounds, right in the mean, strict about what comes in."""
+"""Codecs: error bounds, unbiasedness, checks of what arrives."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedadamw.engine.codecs import CHUNK, CODECS, BFloat16, Int8, Plain, TopK, made
+from fedadamw.engine.codecs import CHUNK, CODECS, BFloat16, Int8, Plain, TopK, make_codec
 from fedadamw.validation import InputError
 from fedadamw.vector import nbytes
 
@@ -39,12 +39,12 @@ def through(codec, x, seed=0):
 
 
 @given(vectors())
-def test_plain_is_the_vector(x):
+def test_plain_codec_is_the_identity(x):
     assert torch.equal(through(Plain(), x), x)
 
 
 @given(vectors())
-def test_bfloat16_is_off_by_a_256th_at_most_and_keeps_its_sign(x):
+def test_bfloat16_error_is_at_most_a_256th_and_keeps_the_sign(x):
     back = through(BFloat16(), x)
     normal = torch.where(x.abs() < 1.2e-38, 1.2e-38, x.abs())
     assert bool(((back - x).abs() <= normal / 256).all())
@@ -52,7 +52,7 @@ def test_bfloat16_is_off_by_a_256th_at_most_and_keeps_its_sign(x):
 
 
 @given(vectors(), st.integers(0, 2**31))
-def test_int8_is_off_by_less_than_a_step_of_its_chunk(x, seed):
+def test_int8_error_is_less_than_one_step_of_its_chunk(x, seed):
     back = through(Int8(), x, seed)
     for start in range(0, len(x), CHUNK):
         here = slice(start, start + CHUNK)
@@ -64,7 +64,7 @@ def test_int8_is_off_by_less_than_a_step_of_its_chunk(x, seed):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), DTYPES)
-def test_int8_is_right_in_the_mean(seed, dtype):
+def test_int8_is_unbiased(seed, dtype):
     x = torch.randn(50, generator=seeded(seed), dtype=dtype)
     times, g = 1000, seeded(seed + 1)
     codec = Int8()
@@ -73,13 +73,13 @@ def test_int8_is_right_in_the_mean(seed, dtype):
     assert float((mean - x).abs().max()) < 5 * 0.5 * step / times**0.5, "five deviations of a mean of such draws"
 
 
-def test_numbers_on_the_grid_of_int8_stay_where_they_are():
+def test_numbers_on_the_int8_grid_are_exact():
     x = torch.arange(-127.0, 128.0) / 64
     assert torch.equal(through(Int8(), x), x)
 
 
 @given(vectors(), st.floats(0.001, 1.0))
-def test_top_k_sends_the_largest_as_they_are(x, keep):
+def test_top_k_sends_the_largest_unchanged(x, keep):
     codec = TopK(keep)
     back = through(codec, x)
     count = codec.count(len(x))
@@ -93,16 +93,16 @@ def test_top_k_sends_the_largest_as_they_are(x, keep):
         assert float(x[others].abs().max()) <= float(values.abs().min())
 
 
-def test_of_equals_top_k_sends_the_first():
+def test_top_k_breaks_ties_by_index():
     values, places = TopK(0.5).encode(torch.tensor([1.0, -2.0, 1.0, -1.0, 1.0, 0.5]), seeded())
     assert places.tolist() == [0, 1, 2]
     assert values.tolist() == [1.0, -2.0, 1.0]
 
 
 @given(st.integers(200, 20_000), st.floats(0.001, 1.0))
-def test_bytes(d, keep):
+def test_encoded_bytes(d, keep):
     x = torch.randn(d, generator=seeded(d))
-    sizes = {name: nbytes(made(name, keep).encode(x, seeded())) for name in CODECS}
+    sizes = {name: nbytes(make_codec(name, keep).encode(x, seeded())) for name in CODECS}
     assert sizes["float32"] == 4 * d
     assert sizes["bfloat16"] == 2 * d
     assert sizes["int8"] == d + 4 * -(-d // CHUNK) <= 0.27 * sizes["float32"]
@@ -119,7 +119,7 @@ def test_the_same_generator_gives_the_same_bytes():
 def test_numbers_survive_numpy():
     x = torch.randn(3000, generator=seeded())
     for name in CODECS:
-        codec = made(name, 0.1)
+        codec = make_codec(name, 0.1)
         sent = codec.encode(x, seeded())
         arrays = [np.frombuffer(t.numpy().tobytes(), t.numpy().dtype) for t in sent]
         again = tuple(torch.from_numpy(a.copy()) for a in arrays)
@@ -142,17 +142,17 @@ VALUES, PLACES = torch.ones(3), torch.tensor([4, 5, 2999], dtype=torch.int32)
         (Int8(), (LONG, SCALES[:1]), r"has shape \(1,\) .* not \(2,\)"),
         (Int8(), (LONG, SCALES.double()), "torch.float64, not .* torch.float32"),
         (Int8(), (LONG - 128, SCALES), "has a code below -127"),
-        (Int8(), (LONG, -SCALES), "has a scale that is negative or no number"),
-        (Int8(), (LONG, SCALES * torch.nan), "has a scale that is negative or no number"),
+        (Int8(), (LONG, -SCALES), "has a scale that is negative or not a number"),
+        (Int8(), (LONG, SCALES * torch.nan), "has a scale that is negative or not a number"),
         (TopK(0.001), (VALUES[:2], PLACES), r"has shape \(2,\)"),
         (TopK(0.001), (VALUES, PLACES.long()), "torch.int64, not .* torch.int32"),
-        (TopK(0.001), (VALUES, PLACES + 1), r"has a place outside 0 \.\. 2999"),
-        (TopK(0.001), (VALUES, PLACES - 5), r"has a place outside 0 \.\. 2999"),
-        (TopK(0.001), (VALUES, PLACES[[0, 0, 2]]), "has places that do not rise"),
-        (TopK(0.001), (VALUES, PLACES[[1, 0, 2]]), "has places that do not rise"),
+        (TopK(0.001), (VALUES, PLACES + 1), r"has an index outside 0 \.\. 2999"),
+        (TopK(0.001), (VALUES, PLACES - 5), r"has an index outside 0 \.\. 2999"),
+        (TopK(0.001), (VALUES, PLACES[[0, 0, 2]]), "has indices that are not in rising order"),
+        (TopK(0.001), (VALUES, PLACES[[1, 0, 2]]), "has indices that are not in rising order"),
     ],
 )
-def test_what_no_encoder_makes_is_refused_in_one_line(codec, sent, complaint):
+def test_tensors_that_no_encoder_makes_are_refused_in_one_line(codec, sent, complaint):
     with pytest.raises(InputError, match=complaint) as caught:
         codec.check(sent, X)
     assert "\n" not in str(caught.value)
@@ -160,4 +160,4 @@ def test_what_no_encoder_makes_is_refused_in_one_line(codec, sent, complaint):
 
 def test_an_unknown_codec_is_named():
     with pytest.raises(InputError, match=r"training.upload='int4' is unknown.*; use one of float32, bfloat16, int8"):
-        made("int4", 0.1)
+        make_codec("int4", 0.1)

@@ -1,27 +1,31 @@
-"""The diagnostics of a round against the same quantities written out."""
+"""Diagnostics of a round against the same quantities written out."""
 
 import math
 
 import pytest
 import torch
 from support.cases import CASES
-from support.runs import simulation
+from support.runs import NO_BASE, simulation
 
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.engine.client import Shard
-from fedadamw.engine.states import own
+from fedadamw.engine.client import Broadcast, Shard
+from fedadamw.engine.simulate import Saved
+from fedadamw.engine.states import clone_tensors
 from fedadamw.randomness import sample_clients
 
 
 @pytest.mark.parametrize("name", ["fedadamw-mean-v", "local-adamw", "fedavg"])
-def test_a_rounds_numbers_are_those_of_its_clients(name, task):
+def test_diagnostics_match_the_clients_of_the_round(name, task):
     sim = simulation(CASES[name], task, diagnostics=True)
     first = sim.step().diagnostics
     assert first["cosine"] is None, "there was no round before"
     before = sim.state
     down = sim.algorithm.broadcast(before.server)
-    shards = [Shard(int(i), sim.clients[int(i)], None) for i in sample_clients(0, 1, len(sim.clients), 3)]
-    ends = [own(sim.engine.train(shard, 1, down, before.statistics).local) for shard in shards]
+    shards = [Shard(int(i), sim.clients.partition[int(i)], None) for i in sample_clients(0, 1, len(sim.clients), 3)]
+    ends = [
+        clone_tensors(sim.clients.engine.train_client(shard, Broadcast(1, down, before.statistics, NO_BASE)).local)
+        for shard in shards
+    ]
     updates = torch.stack([end.y - down.x for end in ends])
     found = sim.step().diagnostics
     distances = [float((u - updates.mean(0)).norm()) for u in updates]
@@ -44,7 +48,7 @@ def test_a_rounds_numbers_are_those_of_its_clients(name, task):
     assert found["v_variance_by_kind"]["head"] == pytest.approx(float(of_head.mean()))
 
 
-def test_they_change_nothing_and_are_not_there_when_off(task):
+def test_diagnostics_change_nothing_and_are_absent_when_off(task):
     quiet, loud = (
         simulation(CASES["fedadamw-mean-v"], task),
         simulation(CASES["fedadamw-mean-v"], task, diagnostics=True),
@@ -62,5 +66,5 @@ def test_a_resumed_run_has_the_same_cosines(task):
     first.step()
     first.step()
     second = simulation(CASES["fedadamw-mean-v"], task, diagnostics=True)
-    second.restore(2, first.tensors())
+    second.restore(Saved(2, first.tensors()))
     assert [r.diagnostics for r in second.rounds()] == expected[2:]

@@ -1,4 +1,4 @@
-"""Two processes under torchrun come to the numbers of one."""
+"""Two processes under torchrun match one."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from support.studies import wait_for
 
 from fedadamw.checkpoint import read
 from fedadamw.cli.run import one_rank
-from fedadamw.engine.ranks import handed_out
+from fedadamw.engine.ranks import assign_clients
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.launch import ranks_that_pay
 from fedadamw.settings.load import load
@@ -46,7 +46,7 @@ def of_two_ranks(request, shared_folder) -> Path:
 
 @pytest.mark.parametrize(("name", "upload"), [*((name, "float32") for name in EVERYWHERE), *CODED])
 @pytest.mark.usefixtures("all_algorithms")
-def test_two_ranks_come_to_the_numbers_of_one(name, upload, of_two_ranks):
+def test_two_ranks_match_one_process(name, upload, of_two_ranks):
     tensors, facts = read(of_two_ranks / f"{name}-{upload}", "checkpoint")
     alone = simulation(EVERYWHERE[name], SequenceTask(), clients_per_round=5, clip=1.0, upload=upload)
     losses = [(record.train_loss, record.test_loss, record.up_bytes) for record in alone.rounds()]
@@ -58,9 +58,9 @@ def test_two_ranks_come_to_the_numbers_of_one(name, upload, of_two_ranks):
         assert ours == pytest.approx(theirs, abs=1e-10)
 
 
-def test_ranks_get_like_shares_of_the_work():
-    assert handed_out([9, 1, 1, 1, 1, 1, 1, 1, 1, 1], 2) == [{0}, set(range(1, 10))]
-    assert sorted(len(places) for places in handed_out([50] * 10, 3)) == [3, 3, 4]
+def test_work_is_balanced_over_ranks():
+    assert assign_clients([9, 1, 1, 1, 1, 1, 1, 1, 1, 1], 2) == [{0}, set(range(1, 10))]
+    assert sorted(len(places) for places in assign_clients([50] * 10, 3)) == [3, 3, 4]
     assert TrainingSettings(steps=10, batch_size=50).samples_per_round(30) == 300
     assert TrainingSettings(steps=10, batch_size=50).samples_per_round(3000) == 500, "more samples are not more steps"
     assert TrainingSettings(epochs=2, batch_size=50).samples_per_round(30) == 60
@@ -100,12 +100,12 @@ def test_a_killed_rank_ends_the_run_which_resumes_exactly_on_any_number(tmp_path
 
 
 @pytest.mark.parametrize("setting", ["training.mean=krum", "training.diagnostics=true", "training.rounds=1"])
-def test_a_run_that_needs_one_rank_has_one_by_itself(setting):
+def test_number_of_ranks_is_chosen_by_the_run(setting):
     assert ranks_that_pay(load("digits", ["device=cpu", setting])) == 1
 
 
 @pytest.mark.slow
-def test_wrong_input_is_one_line_whatever_the_ranks(tmp_path):
+def test_invalid_input_is_one_line_with_any_number_of_ranks(tmp_path):
     out = tmp_path / "out"
     done = run_command("run", "digits", "-s", "partition.clients=5000", "--ranks", "2", "--out", str(out))
     assert done.returncode == 2
@@ -158,7 +158,7 @@ def holds(pid: int, out: Path) -> bool:
     return any(file.startswith(str(out)) for file in files)
 
 
-def test_a_fault_that_nobody_foresaw_is_told_by_the_rank_that_met_it(tmp_path, monkeypatch, capsys):
+def test_unexpected_errors_are_reported_by_their_rank(tmp_path, monkeypatch, capsys):
     def fails(*_args, **_settings):
         raise KeyError("nobody foresaw this")
 

@@ -1,4 +1,4 @@
-"""Clients stacked on one axis: the numbers of the loop, for every algorithm and clients of any size."""
+"""The stacked engine matches the loop, for every algorithm and clients of any size."""
 
 import gc
 import math
@@ -22,7 +22,7 @@ from fedadamw.engine import step
 from fedadamw.engine.device_memory import is_out_of_memory
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
-from fedadamw.models.loading import initial
+from fedadamw.models.loading import build_seeded
 from fedadamw.prepare import simulation as prepare
 from fedadamw.settings.load import parse_settings
 from fedadamw.settings.training import TrainingSettings
@@ -32,7 +32,7 @@ from fedadamw.validation import InputError
 @pytest.mark.parametrize("stack", [2, 5])
 @pytest.mark.parametrize("name", rows(EVERYWHERE))
 @pytest.mark.usefixtures("all_algorithms")
-def test_stacked_clients_come_to_the_loops_numbers(name, stack, task):
+def test_stacked_clients_match_the_loop(name, stack, task):
     loop = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0)
     stacked = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0, stack=stack)
     for ours, theirs in zip(stacked.rounds(), loop.rounds(), strict=True):
@@ -46,7 +46,7 @@ def test_stacked_clients_come_to_the_loops_numbers(name, stack, task):
 @pytest.mark.filterwarnings("error")
 def test_every_architecture_stacks_without_a_slow_path(name):
     def run(stack):
-        built = initial(lambda: vision.build(name, vision.ImageShape(32, 3, 10)), 0)
+        built = build_seeded(lambda: vision.build(name, vision.ImageShape(32, 3, 10)), 0)
         for module in built.model.modules():  # what is dropped is drawn, and cannot be the same in both
             if hasattr(module, "drop_prob"):
                 module.drop_prob = 0.0
@@ -54,7 +54,7 @@ def test_every_architecture_stacks_without_a_slow_path(name):
         task = ImageTask(data, data, device=torch.device("cpu"), crop_padding=4, flip=True)
         clients = [np.arange(0, 9), np.arange(9, 40), np.arange(40, 60)]
         training = TrainingSettings(rounds=2, clients_per_round=3, steps=2, batch_size=10, lr=0.01)
-        sim = Simulation(built.model.double(), FedAvg(), DoubleTask(task), clients, training, stack=stack)
+        sim = Simulation.in_process(built.model.double(), FedAvg(), DoubleTask(task), clients, training, stack=stack)
         return [record.train_loss for record in sim.rounds()], sim.state.server.x
 
     losses, x = run(2)  # and one that is left over
@@ -81,7 +81,7 @@ class DoubleTask:
 
 
 @pytest.mark.parametrize("stack", [1, 5])
-def test_micro_batches_come_to_the_numbers_of_whole_ones(stack, task):
+def test_micro_batches_match_whole_batches(stack, task):
     whole = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, clip=1.0)
     parts = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, clip=1.0, stack=stack, micro_batch=3)
     for ours, theirs in zip(parts.rounds(), whole.rounds(), strict=True):
@@ -89,17 +89,17 @@ def test_micro_batches_come_to_the_numbers_of_whole_ones(stack, task):
         assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-10)
 
 
-def test_micro_batches_are_refused_where_batches_mix(task):
+def test_micro_batches_are_refused_with_batch_norm(task):
     training = TrainingSettings(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05, micro_batch=4)
     with pytest.raises(InputError, match="micro_batch=4: BatchNorm"):
-        Simulation(NormModel().double(), FedAvg(), task, unequal_clients(task), training)
+        Simulation.in_process(NormModel().double(), FedAvg(), task, unequal_clients(task), training)
 
 
 @pytest.mark.parametrize("name", rows(CASES))
-def test_steps_in_pieces_come_to_the_numbers_of_whole_ones(name, task, monkeypatch):
+def test_chunked_steps_match_whole_ones(name, task, monkeypatch):
     whole = simulation(CASES[name], task, clients_per_round=5, clip=1.0)
     list(whole.rounds())
-    monkeypatch.setattr(step, "PIECE", 7)
+    monkeypatch.setattr(step, "CHUNK", 7)
     pieces = simulation(CASES[name], task, clients_per_round=5, clip=1.0)
     list(pieces.rounds())
     for a, b in zip(pieces.state.server, whole.state.server, strict=True):
@@ -107,8 +107,8 @@ def test_steps_in_pieces_come_to_the_numbers_of_whole_ones(name, task, monkeypat
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of what its compiler imports
-@pytest.mark.skipif(not step.compiler_found(torch.device("cpu")), reason="no C++ compiler")
-def test_a_compiled_step_comes_to_the_numbers_of_a_plain_one(task):
+@pytest.mark.skipif(not step.has_compiler(torch.device("cpu")), reason="no C++ compiler")
+def test_compiled_steps_match_plain_ones(task):
     case = CASES["fedadamw-mean-v"]
     plain = simulation(case, task, clients_per_round=5, clip=1.0)
     compiled = simulation(case, task, clients_per_round=5, clip=1.0, compiled=True)
@@ -138,7 +138,7 @@ def test_parameters_without_numbers_and_single_ones_are_trained_in_every_engine(
         model = OddModel().double()
         algorithm = registry.make(name, registry.validate(name, {}), Blocks.of(model))
         training = TrainingSettings(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.01, **changes)
-        sim = Simulation(model, algorithm, task, unequal_clients(task), training, stack=stack)
+        sim = Simulation.in_process(model, algorithm, task, unequal_clients(task), training, stack=stack)
         return sim.state.server.x, list(sim.rounds()), sim.state.server.x
 
     (x0, _, stacked), (_, records, loop) = run(5), run(1, diagnostics=True)
@@ -179,7 +179,7 @@ MESSAGES = (
 )
 
 
-def test_every_way_to_say_that_memory_is_full_is_known():
+def test_out_of_memory_messages_are_recognised():
     assert all(is_out_of_memory(RuntimeError(message)) for message in MESSAGES)
     assert is_out_of_memory(torch.OutOfMemoryError())
     assert is_out_of_memory(MemoryError())
@@ -189,11 +189,11 @@ def test_every_way_to_say_that_memory_is_full_is_known():
 
 
 @pytest.mark.parametrize("full", [torch.OutOfMemoryError(), RuntimeError(MESSAGES[2])])
-def test_a_group_that_memory_does_not_hold_is_halved_for_good(task, monkeypatch, full):
+def test_a_group_that_does_not_fit_in_memory_is_halved_permanently(task, monkeypatch, full):
     loop = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5)
     list(loop.rounds())
     stacked = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, stack=5)
-    train, seen = stacked.engine._train, []
+    train, seen = stacked.clients.engine._train_group, []
 
     def small(part, *args):
         seen.append(len(part))
@@ -201,7 +201,7 @@ def test_a_group_that_memory_does_not_hold_is_halved_for_good(task, monkeypatch,
             raise full
         return train(part, *args)
 
-    monkeypatch.setattr(stacked.engine, "_train", small)
+    monkeypatch.setattr(stacked.clients.engine, "_train_group", small)
     list(stacked.rounds())
     assert seen[:5] == [5, 2, 2, 1, 2], "refused once, then by twos"
     torch.testing.assert_close(stacked.state.server.x, loop.state.server.x, rtol=0, atol=1e-10)
@@ -223,12 +223,14 @@ SEEN: list[int] = []
 
 
 @pytest.mark.parametrize("rejected", [False, True])
-def test_a_group_trains_when_nothing_is_left_of_the_one_before(task, rejected, monkeypatch):
+def test_a_group_is_released_before_the_next_trains(task, rejected, monkeypatch):
     SEEN.clear()
     training = TrainingSettings(rounds=1, clients_per_round=5, steps=2, batch_size=4, lr=0.05)
-    sim = Simulation(attention_model(), Counting(), task, unequal_clients(task), training, stack=2)
+    sim = Simulation.in_process(attention_model(), Counting(), task, unequal_clients(task), training, stack=2)
     if rejected:
-        monkeypatch.setattr("fedadamw.engine.client.finite", lambda _: len(SEEN) > 1)  # not those of the first group
+        monkeypatch.setattr(
+            "fedadamw.engine.client.all_finite", lambda _: len(SEEN) > 1
+        )  # not those of the first group
     sim.step()
     assert SEEN == [0, 0, 0]
 
@@ -266,11 +268,11 @@ class Own(Asks):
 def of_model(kind, task, **how):
     torch.manual_seed(0)
     training = TrainingSettings(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05)
-    return Simulation(kind(), FedAvg(), task, unequal_clients(task), training, **how)
+    return Simulation.in_process(kind(), FedAvg(), task, unequal_clients(task), training, **how)
 
 
 @pytest.mark.parametrize("kind", [Asks, Own])
-def test_a_model_that_does_not_stack_trains_by_the_loop_where_nobody_asked_for_stacks(kind, task):
+def test_a_model_that_cannot_be_stacked_falls_back_to_the_loop(kind, task):
     loop, chosen = of_model(kind, task), of_model(kind, task, stack=5, may_loop=True)
     with pytest.warns(UserWarning, match="does not train stacked") as said:
         records = list(chosen.rounds())
@@ -281,7 +283,7 @@ def test_a_model_that_does_not_stack_trains_by_the_loop_where_nobody_asked_for_s
         of_model(kind, task, stack=5).step()
 
 
-def test_a_fault_of_the_model_is_told_as_the_loop_meets_it(task):
+def test_model_errors_are_raised_as_in_the_loop(task):
     class Broken(Asks):
         def forward(self, x):
             raise TypeError("a fault of its own")
@@ -302,7 +304,7 @@ def test_a_fault_of_the_model_is_told_as_the_loop_meets_it(task):
     ],
 )
 @pytest.mark.filterwarnings("error:this model does not train stacked")
-def test_a_fault_of_the_model_is_not_told_as_one_of_stacking(task, fault, may_loop):
+def test_model_errors_are_not_reported_as_stacking_errors(task, fault, may_loop):
     class Faulty(Asks):
         def forward(self, x):
             raise fault
@@ -312,10 +314,10 @@ def test_a_fault_of_the_model_is_not_told_as_one_of_stacking(task, fault, may_lo
     assert raised.value is fault
 
 
-def test_clients_are_stacked_on_a_gpu_where_it_is_not_said():
+def test_clients_are_stacked_on_a_gpu_by_default():
     experiment = parse_settings({"training": {"clients_per_round": 7, "steps": 1}})
-    assert prepare.stack_for(experiment, torch.device("cuda", 0)) == 7
-    assert prepare.stack_for(experiment, torch.device("cpu")) == 1
+    assert prepare.default_stack(experiment, torch.device("cuda", 0)) == 7
+    assert prepare.default_stack(experiment, torch.device("cpu")) == 1
 
 
 class NormModel(nn.Module):
@@ -329,12 +331,12 @@ class NormModel(nn.Module):
         return self.classifier(torch.relu(self.norm(self.first(x[:, 0]))))
 
 
-def test_batches_that_mix_are_stacked_with_their_like(task):
+def test_batch_norm_clients_are_stacked_with_equal_batch_sizes(task):
     def run(stack):
         torch.manual_seed(0)
         clients = unequal_clients(task)
         training = TrainingSettings(rounds=2, clients_per_round=5, steps=3, batch_size=16, lr=0.05)
-        sim = Simulation(NormModel().double(), FedAvg(), task, clients, training, stack=stack)
+        sim = Simulation.in_process(NormModel().double(), FedAvg(), task, clients, training, stack=stack)
         list(sim.rounds())
         return sim.state
 

@@ -1,4 +1,4 @@
-"""What clients keep between rounds: in memory and on disk alike, through crashes, for very many clients."""
+"""Clients' memories in RAM and on disk: crashes, resume, many clients."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from support.runs import simulation
 from support.sequences import attention_model
 
 from fedadamw.checkpoint import CheckpointError, read
+from fedadamw.engine.simulate import Saved
 from fedadamw.engine.store import InMemory, OnDisk
 
 
@@ -29,7 +30,7 @@ def test_a_memory_is_read_as_of_a_round(store):
     assert store.get(5, 9) is None
 
 
-def test_what_came_after_the_checkpoint_is_gone_after_a_crash(store, tmp_path):
+def test_memories_newer_than_the_checkpoint_are_dropped_after_a_crash(store, tmp_path):
     store.put(1, 3, memory_of(3))
     saved = store.tensors(3)
     for round_ in (4, 5, 6):
@@ -43,9 +44,9 @@ def test_what_came_after_the_checkpoint_is_gone_after_a_crash(store, tmp_path):
     assert again.get(2, 3) is None
 
 
-def test_on_disk_scaffold_is_the_same_bit_for_bit(task, tmp_path):
-    here, there = simulation(CASES["scaffold"], task), simulation(CASES["scaffold"], task)
-    there.keep_on_disk(tmp_path / "clients")
+def test_scaffold_on_disk_is_bit_identical_to_memory(task, tmp_path):
+    here = simulation(CASES["scaffold"], task)
+    there = simulation(CASES["scaffold"], task, memory_folder=tmp_path / "clients")
     for _ in range(3):
         here.step()
         there.step()
@@ -54,9 +55,8 @@ def test_on_disk_scaffold_is_the_same_bit_for_bit(task, tmp_path):
     assert not any(name.startswith("memory.") for name in there.tensors()), "a checkpoint stays small"
 
 
-def test_an_algorithm_without_memories_leaves_no_file(task, tmp_path):
-    sim = simulation(CASES["fedavg"], task)
-    sim.keep_on_disk(tmp_path / "clients")
+def test_no_memory_file_without_memories(task, tmp_path):
+    sim = simulation(CASES["fedavg"], task, memory_folder=tmp_path / "clients")
     sim.step()
     assert not (tmp_path / "clients").exists()
 
@@ -85,7 +85,7 @@ def test_a_file_of_memories_that_was_cut_short_is_refused(tmp_path):
         OnDisk(tmp_path, 10, memory_of(0.0))
 
 
-def test_a_hundred_thousand_clients_take_the_space_of_those_that_took_part(tmp_path):
+def test_disk_space_grows_with_participating_clients_only(tmp_path):
     d = sum(p.numel() for p in attention_model().parameters())
     template = Memory(torch.zeros(1000 * d), torch.zeros(1))
     store = OnDisk(tmp_path, 100_000, template)
@@ -98,23 +98,22 @@ def test_a_hundred_thousand_clients_take_the_space_of_those_that_took_part(tmp_p
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) < 20 * 3 * width + 100_000 * 32 + 1000
 
 
-def test_lost_or_moved_memories_are_refused_not_forgotten(task, tmp_path):
-    there, here = simulation(CASES["scaffold"], task), simulation(CASES["scaffold"], task)
-    there.keep_on_disk(tmp_path / "clients")
+def test_lost_or_moved_memories_are_refused(task, tmp_path):
+    here = simulation(CASES["scaffold"], task)
+    there = simulation(CASES["scaffold"], task, memory_folder=tmp_path / "clients")
     there.step()
     here.step()
     with pytest.raises(CheckpointError, match="resume with client_memory=disk"):
-        simulation(CASES["scaffold"], task).restore(1, there.tensors())
-    other = simulation(CASES["scaffold"], task)
-    other.keep_on_disk(tmp_path / "other")
+        simulation(CASES["scaffold"], task).restore(Saved(1, there.tensors()))
+    other = simulation(CASES["scaffold"], task, memory_folder=tmp_path / "other")
     with pytest.raises(CheckpointError, match="resume with client_memory=memory"):
-        other.restore(1, here.tensors())
+        other.restore(Saved(1, here.tensors()))
     with pytest.raises(CheckpointError, match="has memories of 0 clients, the checkpoint of 3"):
-        other.restore(1, there.tensors())
+        other.restore(Saved(1, there.tensors()))
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_with_memories_on_disk_goes_on_bit_for_bit(tmp_path):
+def test_resume_with_memories_on_disk_is_bit_identical(tmp_path):
     arguments = ["run", "digits", "-s", "algorithm.name=scaffold", "-s", "training.steps=1", "-s", "threads=1"]
     arguments += ["-s", "training.evaluate_every=10", "-s", "checkpoint_every=2", "-s", "client_memory=disk"]
     arguments += ["-s", "training.clients_per_round=10", "-s", "partition.clients=20", "-q"]

@@ -1,18 +1,18 @@
-"""Uploads through codecs in whole rounds: engines that agree, residuals that are kept, bytes, where they end."""
+"""Encoded uploads in whole rounds: engines agree, residuals, bytes, convergence."""
 
 import numpy as np
 import pytest
 import torch
 from support.cases import CASES, rows
 from support.engine import PoisonedTask
-from support.runs import simulation
+from support.runs import NO_BASE, simulation
 from support.sequences import attention_model, unequal_clients
 
 from fedadamw.algorithms.fedavg import FedAvg
-from fedadamw.engine.client import Shard
+from fedadamw.engine.client import Broadcast, Shard
 from fedadamw.engine.codecs import BFloat16, Int8, Plain, TopK
-from fedadamw.engine.simulate import Simulation
-from fedadamw.engine.uploads import Coded, Uploads
+from fedadamw.engine.simulate import Saved, Simulation
+from fedadamw.engine.uploads import CodedEngine, Uploads
 from fedadamw.randomness import Purpose, torch_generator
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation
@@ -30,7 +30,7 @@ def coded(name, upload, task, **changes):
 
 @pytest.mark.parametrize("upload", LOSSY)
 @pytest.mark.parametrize("name", rows(CASES))
-def test_stacked_clients_come_to_the_loops_numbers(name, upload, task):
+def test_stacked_clients_match_the_loop(name, upload, task):
     loop, stacked = (coded(name, upload, task, rounds=2, stack=stack) for stack in (1, 3))
     exact = coded(name, "float32", task, rounds=2)
     for ours, theirs, plain in zip(stacked.rounds(), loop.rounds(), exact.rounds(), strict=True):
@@ -45,12 +45,10 @@ def test_stacked_clients_come_to_the_loops_numbers(name, upload, task):
 
 @pytest.mark.parametrize("upload", LOSSY)
 @pytest.mark.parametrize("name", NAMES)
-def test_saved_and_restored_between_rounds_bit_for_bit(name, upload, task, tmp_path):
-    def run(folder):
-        found = coded(name, upload, task, clients_per_round=3)
-        if folder is not None:
-            found.keep_on_disk(tmp_path / folder)
-        return found
+def test_resume_between_rounds_is_bit_identical(name, upload, task, tmp_path):
+    def run(folder, saved=None):
+        memory_folder = None if folder is None else tmp_path / folder
+        return coded(name, upload, task, clients_per_round=3, memory_folder=memory_folder, saved=saved)
 
     whole = run(None)
     list(whole.rounds())
@@ -59,41 +57,44 @@ def test_saved_and_restored_between_rounds_bit_for_bit(name, upload, task, tmp_p
         first.step()
         first.step()
         tensors = first.tensors()
-        second = run(folder)
-        second.restore(2, tensors)
+        second = run(folder, Saved(2, tensors))
         list(second.rounds())
         for a, b in zip(second.state.server, whole.state.server, strict=True):
             assert torch.equal(a, b)
         if upload != "bfloat16":  # which keeps no residual
-            assert any(whole.store.get(client, 5) is not None for client in range(5))
+            assert any(whole.clients.store.get(client, 5) is not None for client in range(5))
         for client in range(5):
-            kept, expected = second.store.get(client, 5), whole.store.get(client, 5)
+            kept, expected = second.clients.store.get(client, 5), whole.clients.store.get(client, 5)
             assert (kept is None) == (expected is None)
             assert kept is None or all(torch.equal(a, b) for a, b in zip(kept, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_residuals_are_kept_of_changes_beside_the_algorithms_own_memory(name, task):
+def test_residuals_are_stored_beside_the_algorithms_memory(name, task):
     sim = coded(name, "top-k", task)
     sim.step()
     own = {"scaffold": ("c", "residual_delta", "residual_dc")}
-    assert sim.store.get(0, 1)._fields == own.get(name, ("residual_delta",))
+    assert sim.clients.store.get(0, 1)._fields == own.get(name, ("residual_delta",))
     for upload in ("float32", "bfloat16"):
         plain = coded(name, upload, task)
         plain.step()
-        assert getattr(plain.store.get(0, 1), "_fields", ()) == own.get(name, ())[:1]
+        assert getattr(plain.clients.store.get(0, 1), "_fields", ()) == own.get(name, ())[:1]
 
 
 @pytest.mark.parametrize("upload", ["int8", "top-k"])
-def test_what_a_client_has_sent_and_still_keeps_is_what_it_had_to_say(upload, task):
+def test_sent_updates_plus_residual_equal_exact_updates(upload, task):
     """Over three rounds from the same model: the decoded changes and the last residual are the exact changes."""
     exact, lossy = coded("scaffold", "float32", task), coded("scaffold", upload, task)
     down, memory, kept = exact.state.server, None, None
     said, arrived = [torch.zeros_like(down.x)] * 2, [torch.zeros_like(down.x)] * 2
-    engine = Coded(lossy.engine, lossy.uploads, 0)
+    engine = CodedEngine(lossy.clients.engine, lossy.clients.uploads, 0)
     for round_ in range(3):
-        plain = exact.engine.train(Shard(1, exact.clients[1], memory), round_, down, exact.state.statistics)
-        ((_, answer),) = engine.answers([Shard(1, exact.clients[1], kept)], round_, down, exact.state.statistics)
+        plain = exact.clients.engine.train_client(
+            Shard(1, exact.clients.partition[1], memory), Broadcast(round_, down, exact.state.statistics, NO_BASE)
+        )
+        ((_, answer),) = engine.train(
+            [Shard(1, exact.clients.partition[1], kept)], Broadcast(round_, down, exact.state.statistics, NO_BASE)
+        )
         memory, kept = plain.memory, answer.memory
         assert torch.equal(kept.c, memory.c), "what is lost on the way is not lost on the client"
         said = [a + b for a, b in zip(said, plain.up, strict=True)]
@@ -108,41 +109,52 @@ def test_what_a_client_has_sent_and_still_keeps_is_what_it_had_to_say(upload, ta
 def test_the_server_decodes_the_payload_to_what_the_engine_averages(name, upload, task):
     sim = coded(name, upload, task)
     down = sim.algorithm.broadcast(sim.state.server)
-    like = sim.uploads.like(down)
-    shards = [Shard(i, sim.clients[i], None) for i in range(2)]
-    for _, answer in Coded(sim.engine, sim.uploads, 0).answers(shards, 0, down, sim.state.statistics):
+    like = sim.clients.uploads.template(down)
+    shards = [Shard(i, sim.clients.partition[i], None) for i in range(2)]
+    for _, answer in CodedEngine(sim.clients.engine, sim.clients.uploads, 0).train(
+        shards, Broadcast(0, down, sim.state.statistics, NO_BASE)
+    ):
         arrays = {n: t.numpy() for n, t in answer.payload.items()}
-        found = sim.uploads.decode({n: torch.from_numpy(a) for n, a in arrays.items()}, like)
+        found = sim.clients.uploads.decode({n: torch.from_numpy(a) for n, a in arrays.items()}, like)
         assert type(found) is type(answer.up)
         assert all(torch.equal(a, b) for a, b in zip(found, answer.up, strict=True))
         assert nbytes(answer.travels) == sum(a.nbytes for a in arrays.values())
 
 
 @pytest.mark.parametrize("upload", ["float32", *LOSSY])
-def test_second_moments_stay_positive_and_near(upload, task):
+def test_second_moments_stay_positive_and_close(upload, task):
     sim = coded("fedlada", upload, task)
     down = sim.algorithm.broadcast(sim.state.server)
-    plain = sim.engine.train(Shard(1, sim.clients[1], None), 0, down, sim.state.statistics).up.v
+    plain = sim.clients.engine.train_client(
+        Shard(1, sim.clients.partition[1], None), Broadcast(0, down, sim.state.statistics, NO_BASE)
+    ).up.v
     assert float(plain.min()) < 1e-6 * float(plain.max()), "which one scale for all would round to 0"
-    shard = Shard(1, sim.clients[1], None)
-    ((_, answer),) = Coded(sim.engine, sim.uploads, 0).answers([shard], 0, down, sim.state.statistics)
+    shard = Shard(1, sim.clients.partition[1], None)
+    ((_, answer),) = CodedEngine(sim.clients.engine, sim.clients.uploads, 0).train(
+        [shard], Broadcast(0, down, sim.state.statistics, NO_BASE)
+    )
     torch.testing.assert_close(answer.up.v, plain, rtol=1 / 256, atol=0)
     assert bool((answer.up.v[plain > 0] > 0).all())
 
 
-def test_how_each_field_goes(task):
+def test_codec_of_each_field(task):
     sim = coded("fedadamw-vm", "int8", task)
-    like = sim.uploads.like(sim.state.server)
-    assert [sim.uploads._codec(like, name) for name in like._fields] == [Int8(), BFloat16(), BFloat16(), Plain()]
+    like = sim.clients.uploads.template(sim.state.server)
+    assert [sim.clients.uploads._codec(like, name) for name in like._fields] == [
+        Int8(),
+        BFloat16(),
+        BFloat16(),
+        Plain(),
+    ]
     sim = coded("fedadamw-mean-v", "top-k", task)
-    like = sim.uploads.like(sim.state.server)
-    assert [sim.uploads._codec(like, name) for name in like._fields] == [TopK(0.1), Plain(), Plain(), Plain()]
+    like = sim.clients.uploads.template(sim.state.server)
+    assert [sim.clients.uploads._codec(like, name) for name in like._fields] == [TopK(0.1), Plain(), Plain(), Plain()]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_algorithm_names_its_changes(name, task):
     sim = coded(name, "float32", task)
-    like = sim.uploads.like(sim.algorithm.broadcast(sim.state.server))
+    like = sim.clients.uploads.template(sim.algorithm.broadcast(sim.state.server))
     for change in sim.algorithm.changes:
         assert getattr(like, change).shape == sim.workspace.y.shape
 
@@ -164,30 +176,30 @@ def test_int8_costs_a_quarter_of_float32(task):
     sent = {}
     for upload in ("float32", "int8"):
         given = (f"training.upload={upload}", "training.rounds=1", "training.steps=1", "device=cpu")
-        sent[upload] = prepare(load("digits", given)).simulation.step().up_bytes
+        sent[upload] = prepare(load("digits", given)).simulation().step().up_bytes
     assert sent["int8"] <= 0.27 * sent["float32"]
 
 
-def test_a_client_that_is_not_finite_is_left_out_and_keeps_its_residual():
+def test_a_client_with_non_finite_numbers_is_rejected_and_keeps_its_residual():
     task = PoisonedTask()
     clients = unequal_clients(task)
     training = TrainingSettings(rounds=3, clients_per_round=5, steps=4, batch_size=8, lr=0.05, upload="int8")
-    sim = Simulation(attention_model(), FedAvg(), task, clients, training)
+    sim = Simulation.in_process(attention_model(), FedAvg(), task, clients, training)
     sim.step()
-    before = sim.store.get(0, 1)
+    before = sim.clients.store.get(0, 1)
     task.poison = frozenset(clients[0].tolist())
     record = sim.step()
     assert (record.clients, record.rejected) == (4, 1)
-    assert torch.equal(sim.store.get(0, 2).residual_delta, before.residual_delta)
-    assert not torch.equal(sim.store.get(1, 2).residual_delta, sim.store.get(1, 1).residual_delta)
+    assert torch.equal(sim.clients.store.get(0, 2).residual_delta, before.residual_delta)
+    assert not torch.equal(sim.clients.store.get(1, 2).residual_delta, sim.clients.store.get(1, 1).residual_delta)
     assert record.up_bytes == 4 * (sim.workspace.layout.d + 4)
 
 
 def good(task):
     sim = coded("fedlada", "top-k", task)
-    like = sim.uploads.like(sim.state.server)
-    coding = sim.uploads.code(like, sim.uploads.no_residual(sim.state.server.x), torch.Generator())
-    return sim.uploads, dict(coding.payload), like
+    like = sim.clients.uploads.template(sim.state.server)
+    coding = sim.clients.uploads.encode(like, sim.clients.uploads.zero_residual(sim.state.server.x), torch.Generator())
+    return sim.clients.uploads, dict(coding.payload), like
 
 
 @pytest.mark.parametrize(
@@ -199,11 +211,14 @@ def good(task):
         ({"k": torch.zeros(2, dtype=torch.float64)}, r"the upload's k: has shape \(2,\)"),
         ({"k": torch.full((1,), torch.inf, dtype=torch.float64)}, "the upload's k: has a number that is not finite"),
         ({"v": torch.full((163,), 0x7F80, dtype=torch.int16)}, "the upload's v: has a number that is not finite"),
-        ({"delta.places": torch.zeros(16, dtype=torch.int32)}, "the upload's delta: has places that do not rise"),
+        (
+            {"delta.places": torch.zeros(16, dtype=torch.int32)},
+            "the upload's delta: has indices that are not in rising order",
+        ),
         ({"delta": torch.full((16,), torch.nan, dtype=torch.float64)}, "the upload's delta: has a number that is not"),
     ],
 )
-def test_a_payload_that_is_none_is_refused_in_one_line(change, complaint, task):
+def test_invalid_payloads_are_refused_in_one_line(change, complaint, task):
     uploads, payload, like = good(task)
     uploads.decode(payload, like)
     payload = {n: t for n, t in {**payload, **change}.items() if t is not None}
@@ -214,10 +229,10 @@ def test_a_payload_that_is_none_is_refused_in_one_line(change, complaint, task):
 
 def test_scales_that_overflow_are_refused(task):
     sim = coded("fedavg", "int8", task)
-    like = sim.uploads.like(sim.state.server)._replace(delta=torch.zeros(163))
+    like = sim.clients.uploads.template(sim.state.server)._replace(delta=torch.zeros(163))
     scales = torch.full((1,), 3e38)
     with pytest.raises(InputError, match="the upload's delta: has a number that is not finite"):
-        sim.uploads.decode({"delta": torch.full((163,), 127, dtype=torch.int8), "delta.scales": scales}, like)
+        sim.clients.uploads.decode({"delta": torch.full((163,), 127, dtype=torch.int8), "delta.scales": scales}, like)
 
 
 class OpposedTask:
@@ -254,9 +269,11 @@ def test_top_k_stalls_without_feedback_and_converges_with_it(codec, feedback):
     model = torch.nn.Linear(3, 1, bias=False).double()
     torch.nn.init.zeros_(model.weight)
     training = TrainingSettings(rounds=1000, clients_per_round=2, steps=1, lr=0.1, clip=None, evaluate_every=1000)
-    sim = Simulation(model, FedAvg(weight_decay=0.0), OpposedTask(), [np.array([0]), np.array([1])], training)
-    sim.uploads = Uploads(sim.algorithm, codec)
-    sim.store.template = sim.memory_template
+    sim = Simulation.in_process(
+        model, FedAvg(weight_decay=0.0), OpposedTask(), [np.array([0]), np.array([1])], training
+    )
+    sim.clients.uploads = Uploads(sim.algorithm, codec)
+    sim.clients.store.template = sim.clients.uploads.initial_memory(sim.state.server)
     distance = list(sim.rounds())[-1].test_loss
     assert codec.count(3) == 1
     if feedback:
@@ -270,13 +287,15 @@ def test_rounding_draws_depend_on_seed_round_and_client_alone(task):
     down, statistics = sim.state.server, sim.state.statistics
 
     def payload(client, round_, seed=0, others=()):
-        engine = Coded(sim.engine, sim.uploads, seed)
-        shards = [Shard(i, sim.clients[i], None) for i in (*others, client)]
-        return list(engine.answers(shards, round_, down, statistics))[-1][1].payload["delta"]
+        engine = CodedEngine(sim.clients.engine, sim.clients.uploads, seed)
+        shards = [Shard(i, sim.clients.partition[i], None) for i in (*others, client)]
+        return list(engine.train(shards, Broadcast(round_, down, statistics, NO_BASE)))[-1][1].payload["delta"]
 
     assert torch.equal(payload(1, 0), payload(1, 0, others=(0, 4)))
-    plain = sim.engine.train(Shard(1, sim.clients[1], None), 0, down, statistics).up
+    plain = sim.clients.engine.train_client(
+        Shard(1, sim.clients.partition[1], None), Broadcast(0, down, statistics, NO_BASE)
+    ).up
     generator = torch_generator(0, Purpose.CODEC, 0, 1, device=torch.device("cpu"))
-    alone = sim.uploads.code(plain, sim.uploads.no_residual(down.x), generator).payload["delta"]
+    alone = sim.clients.uploads.encode(plain, sim.clients.uploads.zero_residual(down.x), generator).payload["delta"]
     assert torch.equal(payload(1, 0), alone)
     assert not torch.equal(payload(1, 0), payload(1, 0, seed=1))

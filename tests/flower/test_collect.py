@@ -19,7 +19,7 @@ from support.federated import assert_same, changed, federated, simulated
 
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.record import DivergedError
-from fedadamw.flower.server import clients, messenger
+from fedadamw.flower.server import clients, messenger, pull
 from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.wire import RefusedError
 
@@ -47,11 +47,11 @@ def events(tmp_path, kind):
 def test_late_answers_that_last_do_not_hold_up_the_next_round(tmp_path):
     federation = "federation={over_selection: 1.0, deadline_s: 20, retries: 0}"
     ours, grid = federated(tmp_path, ["partition.clients=8", "training.clients_per_round=4", federation])
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     grid.silent = {104, 105, 106, 107}
     assert ours.step().federation == {"asked": 8, "answered": 4, "overdue": 4}
     grid.silent = set()
-    late = set(ours.remote.collector._late)
+    late = set(ours.clients.collector.late.overdue)
     slowed(grid, lambda name, _: time.sleep(2 if name in late else 0))
     start = time.monotonic()
     assert ours.step().federation["answered"] == 4
@@ -60,18 +60,18 @@ def test_late_answers_that_last_do_not_hold_up_the_next_round(tmp_path):
 
 @pytest.mark.parametrize("asked", ["train", "hello"])
 def test_nodes_that_never_end_their_answers_hold_up_the_others_for_a_while_only(tmp_path, monkeypatch, asked):
-    monkeypatch.setattr(messenger, "HELD_S", 1.0)
+    monkeypatch.setattr(messenger, "SLOW_PULL_S", 1.0)
     federation = "federation={quorum: 5, deadline_s: 30, wait_s: 8, retries: 0, wait_for: 6}"
     ours, grid = federated(tmp_path, ["partition.clients=10", "training.clients_per_round=6", federation])
     over, hung = threading.Event(), {100, 101, 102, 103, 104}
     if asked == "train":
-        ours.remote.sample(0)
+        ours.clients.sample(0)
         hung = {100, 101, 102, 103}
     slowed(grid, lambda _, node: over.wait(60) if node in hung else None)
-    ours.remote.sample = lambda _: list(range(4, 10)) if asked == "train" else list(range(5, 10))
-    ours.remote._awaited(0, 5)
-    ours.remote.collector.registry.online()
-    found = ours.step().federation if asked == "train" else ours.remote.registry.online()
+    ours.clients.sample = lambda _: list(range(4, 10)) if asked == "train" else list(range(5, 10))
+    ours.clients._wait_for_clients(0, 5)
+    ours.clients.collector.registry.poll_online()
+    found = ours.step().federation if asked == "train" else ours.clients.registry.poll_online()
     over.set()
     assert found == ({"asked": 6, "answered": 6} if asked == "train" else [5, 6, 7, 8, 9])
 
@@ -79,11 +79,11 @@ def test_nodes_that_never_end_their_answers_hold_up_the_others_for_a_while_only(
 def test_a_node_that_never_ends_its_answers_costs_two_threads_and_is_not_asked_again(tmp_path):
     settings = ["training.rounds=4", "training.clients_per_round=3", "federation={deadline_s: 1.5, retries: 0}"]
     ours, grid = federated(tmp_path, settings)
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     over = threading.Event()
     slowed(grid, lambda _, node: over.wait(60) if node == 102 else None)
     came = [record.federation for record in ours.rounds()]
-    assert sum(isinstance(thread, messenger._Pull) for thread in threading.enumerate()) <= messenger.OF_A_NODE
+    assert sum(isinstance(thread, pull.Pull) for thread in threading.enumerate()) <= messenger.MAX_PULLS_PER_NODE
     over.set()
     assert came[-1] == {"asked": 2, "answered": 2, "unreachable": 1}
 
@@ -91,7 +91,7 @@ def test_a_node_that_never_ends_its_answers_costs_two_threads_and_is_not_asked_a
 def test_an_answer_after_the_deadline_counts_where_the_round_waits_for_a_quorum(tmp_path):
     federation = "federation={deadline_s: 2, wait_s: 20, retries: 0}"
     ours, grid = federated(tmp_path, ["training.clients_per_round=3", federation])
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     ready, pull = time.monotonic() + 4, grid.pull_messages
     grid.pull_messages = lambda names: pull(names) if time.monotonic() > ready else []
     assert ours.step().federation["answered"] >= 2
@@ -100,7 +100,7 @@ def test_an_answer_after_the_deadline_counts_where_the_round_waits_for_a_quorum(
 
 def test_a_client_that_went_and_is_back_is_asked_again(tmp_path):
     ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation={quorum: 3, deadline_s: 30}"])
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     grid.silent = {101}
 
     def leave():
@@ -116,7 +116,7 @@ def test_a_client_that_went_and_is_back_is_asked_again(tmp_path):
 def test_a_node_that_flower_no_longer_knows_is_unreachable(tmp_path):
     settings = ["partition.clients=4", "training.clients_per_round=4", "federation={deadline_s: 30, retries: 0}"]
     ours, grid = federated(tmp_path, settings)
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     push = grid.push_messages
     grid.push_messages = lambda ms: [""] if ms[0].metadata.dst_node_id in (101, 102) else push(ms)
     assert ours.step().federation == {"asked": 2, "answered": 2, "unreachable": 2}
@@ -124,7 +124,7 @@ def test_a_node_that_flower_no_longer_knows_is_unreachable(tmp_path):
 
 def test_an_error_of_the_superlink_itself_is_borne_for_a_while(tmp_path, monkeypatch):
     ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation={deadline_s: 30, retries: 0}"])
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     request, broken = httpx.Request("POST", "https://superlink"), [True] * 5
 
     def fails(name, node):
@@ -135,7 +135,7 @@ def test_an_error_of_the_superlink_itself_is_borne_for_a_while(tmp_path, monkeyp
 
     slowed(grid, fails)
     assert ours.step().federation == {"asked": 3, "answered": 3}
-    monkeypatch.setattr(messenger, "BROKEN_S", 0.0)
+    monkeypatch.setattr(messenger, "MAX_OUTAGE_S", 0.0)
     broken += [True] * 1000
     with pytest.raises(httpx.HTTPStatusError):
         ours.step()
@@ -143,10 +143,10 @@ def test_an_error_of_the_superlink_itself_is_borne_for_a_while(tmp_path, monkeyp
 
 def test_a_node_that_became_another_client_is_refused_and_asked_who_it_is(tmp_path):
     ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation={retries: 0, quorum: 1}"])
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     grid.configs[100]["partition-id"], grid.configs[101]["partition-id"] = 1, 0
     assert ours.step().federation == {"asked": 3, "answered": 1, "refused": 2, "refused: other-client": 2}
-    ours.remote.sample(1)
+    ours.clients.sample(1)
     assert ours.step().federation == {"asked": 3, "answered": 3}
 
 
@@ -158,10 +158,10 @@ def test_a_hello_that_flower_lost_is_said_once_again(tmp_path, monkeypatch):
     grid.silent.add(102)
     pull = grid.pull_messages
     grid.pull_messages = lambda names: [] if names == ["message-1"] else pull(names)  # the first one to node 101
-    assert ours.remote.sample(0) == [0, 1]
+    assert ours.clients.sample(0) == [0, 1]
     time.sleep(1)
     for _ in range(3):
-        ours.remote.registry.online()
+        ours.clients.registry.poll_online()
     hellos = [message.metadata.dst_node_id for message in grid.waiting.values()]
     assert [hellos.count(node) for node in (101, 102)] == [2, 2]
     assert sorted(event["client"] for event in events(tmp_path, "joined")) == [0, 1]
@@ -187,7 +187,7 @@ def test_a_first_update_that_comes_alone_is_held_to_the_models_length(tmp_path):
         ["federation={wait_s: 2, deadline_s: 2, retries: 0}"],
         _2=changed("up.delta", lambda a: np.full_like(a, 1e6)),
     )
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     grid.silent = {100, 101}
     with pytest.raises(QuorumError, match="too long"):
         ours.step()
@@ -199,7 +199,7 @@ def test_a_round_whose_last_upload_falls_out_has_no_quorum(tmp_path):
     ours, grid = federated(
         tmp_path, ["partition.clients=2", "federation={wait_s: 2, deadline_s: 9, retries: 0}"], _0=lie
     )
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     grid.workers[101].answer = lambda facts, arrays: ({"error": "OSError: no disk"}, {})
     with pytest.raises(QuorumError, match="0 clients answered"):
         ours.step()
@@ -208,7 +208,7 @@ def test_a_round_whose_last_upload_falls_out_has_no_quorum(tmp_path):
 def test_a_node_that_is_gone_for_good_does_not_make_a_round_wait_for_its_deadline(tmp_path):
     settings = ["partition.clients=4", "federation={quorum: 2, deadline_s: 60}"]
     ours, grid = federated(tmp_path, settings)
-    first, _ = ours.remote.sample(0)
+    first, _ = ours.clients.sample(0)
     grid.silent = {100 + first}
 
     def leave():
@@ -225,7 +225,7 @@ def test_who_has_answered_and_left_counts_where_the_round_waits_for_others(tmp_p
     ours, grid = federated(
         tmp_path, ["training.clients_per_round=3", "federation={quorum: 3, deadline_s: 2, wait_s: 20, retries: 0}"]
     )
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     ready, pull = time.monotonic() + 5, grid.pull_messages
 
     def pulled(names):
@@ -252,7 +252,7 @@ def test_steps_that_nobody_can_know_are_held_to_what_is_usual(tmp_path):
     settings = ["training={rounds: 2, clients_per_round: 3, epochs: 1, batch_size: 20, lr: 0.001, steps: null}"]
     settings += ["federation={sample_counts: false, retries: 0}", "data.max_train=90"]
     ours, _ = federated(tmp_path, settings, _2=changed("up.k", lambda a: a * 0 + 1e9))
-    ours.remote.registry.sizes = None  # as with data of the nodes' own
+    ours.clients.registry.sizes = None  # as with data of the nodes' own
     assert ours.step().federation == {"asked": 3, "answered": 2, "refused": 1, "refused: too-long": 1}
 
 
@@ -266,7 +266,7 @@ def test_what_came_in_vain_is_counted_in_bytes(tmp_path):
     ours, _ = federated(tmp_path, ["federation={over_selection: 0.5}"])
     record = ours.step()
     assert record.federation["surplus"] == 1
-    assert record.up_bytes > 2.9 * (record.up_bytes - ours.remote.wasted_bytes) / 2
+    assert record.up_bytes > 2.9 * (record.up_bytes - ours.clients.traffic.wasted_bytes) / 2
 
 
 def test_a_piece_that_is_named_many_times_is_not_put_together(tmp_path):
@@ -274,14 +274,14 @@ def test_a_piece_that_is_named_many_times_is_not_put_together(tmp_path):
     array = Array("float32", (4,), "numpy.ndarray", bytes(2**20))
     about = json.loads(get_object_body(array.deflate(), Array))
     bomb = add_header_to_object_body(json.dumps({**about, "arraychunk_ids": [0] * 1000}).encode(), array)
-    messenger._allowed.nbytes = 2**21
+    pull._budget.nbytes = 2**21
     try:
-        assert len(messenger._Limited.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20
-        with pytest.raises(RefusedError, match="too many"):
-            messenger._Limited.inflate(bomb, {piece.object_id: piece})
+        assert len(pull.LimitedArray.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20
+        with pytest.raises(RefusedError, match="too large"):
+            pull.LimitedArray.inflate(bomb, {piece.object_id: piece})
     finally:
-        del messenger._allowed.nbytes
-    assert len(messenger._Limited.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20, "another caller's"
+        del pull._budget.nbytes
+    assert len(pull.LimitedArray.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20, "another caller's"
 
 
 def test_a_message_that_comes_after_a_later_one_is_refused(tmp_path):
@@ -311,7 +311,7 @@ def test_a_message_whose_time_was_over_is_not_worked_on(tmp_path):
     answer = grid.workers[101].answer
     grid.workers[101].answer = lambda facts, arrays: answer({**facts, "came": facts["came"] - 1e4}, arrays)
     assert ours.step().federation == {"asked": 3, "answered": 2, "failed": 1, "failed: failed": 1}
-    assert "before it was begun" in events(tmp_path, "failed")[0]["detail"]
+    assert "before the work began" in events(tmp_path, "failed")[0]["detail"]
 
 
 @pytest.mark.parametrize("lost", ["refuse", "fresh"])

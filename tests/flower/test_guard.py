@@ -79,7 +79,7 @@ def test_a_long_story_is_cut():
 
 def test_what_was_sent_under_anothers_name_does_not_count(tmp_path):
     ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation={deadline_s: 3, retries: 0}"])
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     honest = grid.pull_messages
 
     def pulled(names):
@@ -95,13 +95,13 @@ def test_what_was_sent_under_anothers_name_does_not_count(tmp_path):
     grid.pull_messages = pulled
     with pytest.raises(QuorumError):
         federated_step(ours, wait_s=0)
-    assert ours.remote.counts["overdue"] >= 2
+    assert ours.clients.traffic.counts["overdue"] >= 2
 
 
 @pytest.mark.parametrize("error", [IndexError("chunk"), AttributeError("no"), RecursionError(), MemoryError()])
 def test_a_reply_that_flower_cannot_read_is_garbage(tmp_path, error):
     ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation.retries=0"])
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     honest = grid.pull_messages
 
     def pulled(names):

@@ -12,6 +12,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from support.federated import LIES, assert_same, federated, simulated
 
 from fedadamw.checkpoint import CheckpointError
+from fedadamw.engine.simulate import Saved
 from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.federation import FederationSettings
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("restore_threads")
 
 def test_a_node_that_stops_while_its_answer_is_taken_holds_up_nobody(tmp_path):
     ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation={deadline_s: 3, retries: 0}"])
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     honest, stopped = grid.pull_messages, threading.Event()
 
     def pulled(names):
@@ -45,7 +46,7 @@ def test_an_answer_that_did_not_count_is_not_remembered(tmp_path):
     ours, _ = federated(tmp_path, [*settings, "federation.retries=0"], _2=lambda *a: lie(*a) if next(lies) else None)
     assert [record.clients for record in ours.rounds()] == [2, 3, 3]
     theirs = simulated(settings)
-    theirs._sampled = lambda round_: [0, 1] if round_ == 0 else [0, 1, 2]
+    theirs.clients.sample = lambda round_: [0, 1] if round_ == 0 else [0, 1, 2]
     list(theirs.rounds())
     assert_same(ours, theirs)
 
@@ -65,13 +66,13 @@ def test_lengths_and_counts_are_in_the_checkpoint(tmp_path):
     ours, _ = federated(tmp_path, settings)
     ours.step()
     again, _ = federated(tmp_path / "again", settings)
-    again.restore(1, ours.tensors())
-    assert again.remote.ledger.page == ours.remote.ledger.page
-    assert sorted(again.remote.ledger.page.counted.items()) == [(0, 1), (1, 1), (2, 1)]
+    again.restore(Saved(1, ours.tensors()))
+    assert again.clients.ledger.page == ours.clients.ledger.page
+    assert sorted(again.clients.ledger.page.counted.items()) == [(0, 1), (1, 1), (2, 1)]
     simulation = simulated(settings)
     simulation.step()
     with pytest.raises(CheckpointError, match="of a simulation"):
-        again.restore(1, simulation.tensors())
+        again.restore(Saved(1, simulation.tensors()))
 
 
 def test_a_client_that_fails_is_asked_again(tmp_path):
@@ -98,7 +99,7 @@ def test_a_client_that_fails_is_asked_again(tmp_path):
 def test_who_does_not_answer_is_waited_for_until_the_deadline_and_counted_late(tmp_path):
     settings = ["training.clients_per_round=3", "federation={deadline_s: 2, retries: 0}"]
     ours, grid = federated(tmp_path, settings)
-    ours.remote.sample(0)  # so that all have said who they are
+    ours.clients.sample(0)  # so that all have said who they are
     grid.silent = {101}
     start = time.monotonic()
     first = ours.step()
@@ -111,7 +112,7 @@ def test_who_does_not_answer_is_waited_for_until_the_deadline_and_counted_late(t
 def test_over_selection_takes_the_first_answers(tmp_path):
     settings = ["federation={over_selection: 0.5, deadline_s: 60}"]
     ours, grid = federated(tmp_path, settings)
-    ours.remote.sample(0)
+    ours.clients.sample(0)
     grid.silent = {101}
     start = time.monotonic()
     assert ours.step().federation == {"asked": 3, "answered": 2, "overdue": 1}
@@ -156,7 +157,7 @@ def test_a_round_that_is_done_again_finds_the_memories_of_before(tmp_path, own):
     ours.step()
     saved = {name: t.clone() for name, t in ours.tensors().items()}
     ours.step()  # which the server forgets
-    ours.restore(1, saved)
+    ours.restore(Saved(1, saved))
     list(ours.rounds())
     theirs = simulated(settings)
     list(theirs.rounds())

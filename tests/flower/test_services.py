@@ -109,4 +109,4 @@ def test_a_node_that_cannot_start_ends(tmp_path):
             timeout=60,
         )
     assert done.returncode == 1
-    assert "The SuperNode cannot go on" in (tmp_path / "log").read_text()
+    assert "The SuperNode cannot continue" in (tmp_path / "log").read_text()

@@ -18,7 +18,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from support import flower_apps
 
 from fedadamw import checkpoint
-from fedadamw.flower.local.testbed import Testbed, kill
+from fedadamw.flower.local.testbed import LocalFederation, kill
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
@@ -36,7 +36,7 @@ COMMON = [
 @pytest.fixture(scope="module")
 def bed(tmp_path_factory):
     """A SuperLink and three nodes."""
-    with Testbed(tmp_path_factory.mktemp("bed"), NODES + 1) as bed:
+    with LocalFederation(tmp_path_factory.mktemp("bed"), NODES + 1) as bed:
         bed.start_superlink()
         for node in range(NODES):
             bed.register(node)
@@ -86,9 +86,9 @@ def awaited(condition, seconds, what):
 
 def simulated(settings, clients=None):
     """The simulation of the same experiment, at its end; with these clients in every round, or its own choice."""
-    simulation = prepare(load("digits", settings)).simulation
+    simulation = prepare(load("digits", settings)).simulation()
     if clients is not None:
-        simulation._sampled = lambda _: clients
+        simulation.clients.sample = lambda _: clients
     for _ in simulation.rounds():
         pass
     return simulation
@@ -187,7 +187,7 @@ def test_a_locked_database_costs_no_node(bed):
 
 @pytest.mark.slow
 def test_a_superlink_and_a_node_that_cannot_go_on_end(tmp_path):
-    with Testbed(tmp_path, 1) as bed:
+    with LocalFederation(tmp_path, 1) as bed:
         bed.start_superlink()
         bed.register(0)
         node = bed.start_node(0)
@@ -196,7 +196,7 @@ def test_a_superlink_and_a_node_that_cannot_go_on_end(tmp_path):
             awaited(lambda: node.poll() is not None, 90, "the node's end")
             awaited(lambda: bed.superlink.poll() is not None, 90, "the SuperLink's end")
         assert node.returncode == 1
-        assert "The SuperNode cannot go on" in bed.log("node-0")
+        assert "The SuperNode cannot continue" in bed.log("node-0")
         assert "The SuperExec, which starts runs, has ended" in bed.log("link")
 
 

@@ -14,7 +14,7 @@ from support.memories import memory_of
 from fedadamw.checkpoint import write_atomically
 from fedadamw.engine.store import OnDisk
 from fedadamw.flower import new_app
-from fedadamw.io.disk import DiskFullError, _write_again, new_folder, reserve_space
+from fedadamw.io.disk import DiskFullError, _fill_holes, new_folder, reserve_space
 from fedadamw.settings.load import load
 
 SMALL = "model.name=vit-nano model.depth=1 algorithm.name=scaffold client_memory=disk threads=1 training.rounds=4"
@@ -65,7 +65,7 @@ def test_a_run_stops_on_a_full_disk_with_one_line_and_goes_on_when_there_is_room
             assert "not written, no space left on device" in done.stderr
             stopped.append(done.stderr.split(":")[1].split("/run/")[-1])
     assert done.returncode == 0
-    assert stopped == ["clients/index.bin", "clients/memories.bin", "checkpoint/state.safetensors"]
+    assert stopped == ["config.yaml", "clients/memories.bin", "checkpoint/state.safetensors"]
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [1, 2, 3, 4]
 
@@ -86,7 +86,7 @@ def test_space_is_taken_where_the_system_has_no_call_for_it(tmp_path):
     path.write_bytes(b"begun")
     os.truncate(path, 3_000_000)
     with open(path, "r+b") as file:
-        _write_again(file.fileno(), 3_000_000)
+        _fill_holes(file.fileno(), 3_000_000)
     assert path.stat().st_blocks * 512 >= 3_000_000
     reserve_space(path)
     assert path.read_bytes() == b"begun" + bytes(3_000_000 - 5)

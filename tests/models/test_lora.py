@@ -10,9 +10,10 @@ from support import tiny_models
 
 from fedadamw.algorithms.registry import ALGORITHMS
 from fedadamw.data.text_tasks import TextTask
-from fedadamw.engine.client import work_of
+from fedadamw.engine.client import plan_work
+from fedadamw.engine.simulate import Saved
 from fedadamw.models import vision
-from fedadamw.models.lora import Folding, adapted
+from fedadamw.models.lora import Folding, add_adapters
 from fedadamw.prepare import texts
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
@@ -34,13 +35,13 @@ def place(tmp_path_factory):
 @pytest.fixture
 def double(monkeypatch):
     """Text models in float64."""
-    build = texts.model_of
+    build = texts.build_model
 
-    def model_of(*arguments, **settings):
+    def build_model(*arguments, **settings):
         built = build(*arguments, **settings)
         return built._replace(model=built.model.double())
 
-    monkeypatch.setattr(texts, "model_of", model_of)
+    monkeypatch.setattr(texts, "build_model", build_model)
 
 
 def simulation(place, *settings, kind="roberta", lora=True, stack=1, task="text"):
@@ -56,7 +57,7 @@ def simulation(place, *settings, kind="roberta", lora=True, stack=1, task="text"
         f"stack={stack}",
         "device=cpu",
     ]
-    return prepare(load("digits", [*common, *adapters, *settings])).simulation
+    return prepare(load("digits", [*common, *adapters, *settings])).simulation()
 
 
 @pytest.mark.parametrize("upload", ["float32", "top-k"])
@@ -77,12 +78,12 @@ def test_grouping_by_length_pads_less_and_changes_no_sample(place, batch_size):
     size = f"training.batch_size={batch_size}"
     plain, grouped = (simulation(place, size, f"training.group_by_length={on}") for on in ("false", "true"))
     task, padded = grouped.task, []
-    for client, samples in enumerate(grouped.clients):
-        works = [work_of(task, sim.training, 0, client, samples, 0) for sim in (plain, grouped)]
+    for client, samples in enumerate(grouped.clients.partition):
+        works = [plan_work(task, sim.training, 0, client, samples, 0) for sim in (plain, grouped)]
         assert sorted(works[0].samples.tolist()) == sorted(works[1].samples.tolist())
         assert works[0].sizes == works[1].sizes
         padded.append([sum(task.batch(*part)[0].numel() for part in work.batches()) for work in works])
-        again = work_of(task, grouped.training, 0, client, samples, 0)
+        again = plan_work(task, grouped.training, 0, client, samples, 0)
         assert torch.equal(works[1].samples, again.samples)
     without, with_ = map(sum, zip(*padded, strict=True))
     assert with_ < without
@@ -153,11 +154,11 @@ def test_the_exact_mean_is_that_of_the_dense_weights(place, kind, targets):
 
     auto = AutoModelForCausalLM if kind == "gpt2" else AutoModelForSequenceClassification
     plain = auto.from_pretrained(place / kind).double().eval()
-    model = adapted(
+    model = add_adapters(
         plain, LoraSettings(r=3, alpha=5, dropout=0.0, target_modules=targets, aggregate="exact"), None
     ).eval()
     folding = Folding(model)
-    from fedadamw.engine.client import Workspace
+    from fedadamw.engine.workspace import Workspace
 
     work = Workspace(model)
     g = torch.Generator().manual_seed(0)
@@ -188,7 +189,7 @@ def test_the_exact_mean_survives_a_stop(place, upload):
     whole, first, second = (simulation(place, *given) for _ in range(3))
     list(whole.rounds())
     first.step()
-    second.restore(1, {name: t.clone() for name, t in first.tensors().items()})
+    second.restore(Saved(1, {name: t.clone() for name, t in first.tensors().items()}))
     list(second.rounds())
     for name, t in whole.tensors().items():
         assert torch.equal(second.tensors()[name], t), name
@@ -222,9 +223,9 @@ def test_a_layer_whose_weight_another_has_too_is_refused(place, tmp_path):
 
     shape = {**tiny_models.SIZES, "vocab_size": 302, "num_key_value_heads": 2, "head_dim": 8}
     tied = AutoModelForCausalLM.from_config(LlamaConfig(**shape, tie_word_embeddings=True))
-    adapted(copy.deepcopy(tied), LoraSettings(target_modules=("q_proj",)), "CAUSAL_LM")
+    add_adapters(copy.deepcopy(tied), LoraSettings(target_modules=("q_proj",)), "CAUSAL_LM")
     with pytest.raises(InputError, match=r"lm_head.*is tied to .*embed_tokens.*; leave it out"):
-        adapted(tied, LoraSettings(target_modules=("lm_head", "q_proj")), "CAUSAL_LM")
+        add_adapters(tied, LoraSettings(target_modules=("lm_head", "q_proj")), "CAUSAL_LM")
 
 
 def test_full_fine_tuning_is_the_same_without_the_section(place):
@@ -241,12 +242,12 @@ def test_full_fine_tuning_is_the_same_without_the_section(place):
         ("[attention]", "'attention' matches no layer; there are dense, key, position_embeddings, query"),
         (
             "[.*query]",
-            "matches no layer; .*; as a pattern it stands alone, without brackets: lora.target_modules=.*query",
+            "matches no layer; .*; give a pattern alone, without brackets: lora.target_modules=.*query",
         ),
         (".*qeury", "=.*qeury: matches no layer .it must match a whole name, such as roberta.*; there are dense, key"),
         (".*out_proj", "=.*out_proj: matches no layer"),
-        ("'(query'", "is no pattern .missing"),
-        (".*attention.*", "matches roberta.encoder.layer.0.attention, too, which is no layer"),
+        ("'(query'", "not a valid pattern .missing"),
+        (".*attention.*", "also matches roberta.encoder.layer.0.attention, which is not a layer"),
         ("query,key", r"give a list, \[query,key\]"),
         ("[all-linear,query]", "all-linear stands alone, without other names"),
         ("[]", "give names in a list, a pattern, or all-linear"),
@@ -288,9 +289,9 @@ def test_a_pattern_is_matched_against_whole_names_as_peft_does(place):
 def test_all_linear_of_a_model_without_a_linear_layer_is_refused():
     model = vision.build("resnet-nano", vision.ImageShape(8, 1, 10)).model
     with pytest.raises(InputError, match="=all-linear: no layer below the head is linear; there are convolution"):
-        adapted(model, LoraSettings(target_modules="all-linear"), None)
-    with pytest.raises(InputError, match="peft has no choice for this model; name its layers"):
-        adapted(model, LoraSettings(), None)
+        add_adapters(model, LoraSettings(target_modules="all-linear"), None)
+    with pytest.raises(InputError, match="peft has no default for this model; name its layers"):
+        add_adapters(model, LoraSettings(), None)
 
 
 def test_padding_changes_nothing(place):

@@ -14,6 +14,7 @@ from support.sequences import batch_of
 from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import load_images
 from fedadamw.models import vision
+from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 
@@ -47,7 +48,7 @@ def test_the_sizes_are_the_papers():
 def test_a_local_folder_with_another_number_of_classes_gets_a_fresh_head(tmp_path):
     saved = vision.build("vit-mini", vision.ImageShape(16, 3, 7)).model
     saved.save_pretrained(tmp_path)
-    loaded = vision.build(str(tmp_path), SMALL)
+    loaded = vision.build_pretrained(Pretrained(str(tmp_path)), SMALL)
     assert loaded.model.classifier.out_features == 10
     assert loaded.size == (16, 16)
     a = saved.vit.layers[0].attention.q_proj.weight
@@ -61,22 +62,22 @@ def test_a_local_folder_with_another_number_of_classes_gets_a_fresh_head(tmp_pat
 def test_pickled_weights_are_refused_and_half_precision_is_loaded_as_float32(tmp_path):
     model = vision.build("vit-mini", SMALL).model.bfloat16()
     model.save_pretrained(tmp_path / "half")
-    loaded = vision.build(str(tmp_path / "half"), SMALL).model
+    loaded = vision.build_pretrained(Pretrained(str(tmp_path / "half")), SMALL).model
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     (tmp_path / "pickled").mkdir()
     model.config.save_pretrained(tmp_path / "pickled")
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"could not be loaded: .*safetensors"):
-        vision.build(str(tmp_path / "pickled"), SMALL)
+        vision.build_pretrained(Pretrained(str(tmp_path / "pickled")), SMALL)
     (tmp_path / "half" / "model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(ValueError, match="could not be loaded"):
-        vision.build(str(tmp_path / "half"), SMALL)
+        vision.build_pretrained(Pretrained(str(tmp_path / "half")), SMALL)
 
 
 def test_the_folders_own_pixel_moments_are_used(tmp_path):
     vision.build("vit-mini", SMALL).model.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]}')
-    built = vision.build(str(tmp_path), SMALL)
+    built = vision.build_pretrained(Pretrained(str(tmp_path)), SMALL)
     assert built.processor.mean == (0.5, 0.4, 0.3)
     assert built.processor.std == (0.2, 0.2, 0.1)
 
@@ -146,8 +147,8 @@ def test_images_are_decoded_once_and_a_damaged_cache_is_not_believed(tmp_path, m
             folder.mkdir(parents=True)
             Image.effect_noise((8, 8), 50).save(folder / "0.png")
     first, _ = load_images(str(tmp_path / "images"))
-    decoded, decode = [], pixel_cache.decode
-    monkeypatch.setattr(pixel_cache, "decode", lambda *args: decoded.append(args) or decode(*args))
+    decoded, decode = [], pixel_cache.decode_images
+    monkeypatch.setattr(pixel_cache, "decode_images", lambda *args: decoded.append(args) or decode(*args))
     again, _ = load_images(str(tmp_path / "images"))
     assert again.fingerprint == first.fingerprint
     assert decoded == []
@@ -210,7 +211,7 @@ def test_natural_clients_from_a_column(tmp_path):
     prepared = prepare(experiment)
     assert prepared.train.classes == ("no", "yes")
     assert prepared.partition.sizes.tolist() == [4, 4, 4]
-    assert prepared.simulation.step().clients == 2
+    assert prepared.simulation().step().clients == 2
 
 
 @pytest.mark.slow
@@ -219,16 +220,16 @@ def test_tiny_imagenet_trains_a_round():
     settings = [f"data.source={SHARED / 'tiny-imagenet-32'}", "data.max_train=2000", "data.max_test=200"]
     quick = ["training.rounds=1", "training.clients_per_round=2", "training.steps=2", "partition.concentration=0.1"]
     prepared = prepare(load("cifar10-small", [*settings, *quick]))
-    record = prepared.simulation.step()
+    record = prepared.simulation().step()
     assert len(prepared.train.classes) == 200
     assert np.isfinite(record.test_loss)
 
 
 def test_held_out_training_samples_take_the_place_of_the_test_set():
-    from fedadamw.prepare.simulation import samples_of
+    from fedadamw.prepare.samples import load_samples
 
-    train, test = samples_of(load("digits", ["data.validation=0.25"]))
-    whole, _ = samples_of(load("digits"))
+    train, test = load_samples(load("digits", ["data.validation=0.25"]))
+    whole, _ = load_samples(load("digits"))
     assert len(train) + len(test) == len(whole)
     rows = {row.tobytes() for row in train.pixels}
     assert not any(row.tobytes() in rows for row in test.pixels)

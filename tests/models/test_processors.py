@@ -12,6 +12,9 @@ from support import image_files
 from support.image_files import noise
 
 from fedadamw.models import processor, vision
+from fedadamw.models.pretrained import Pretrained
+from fedadamw.prepare import images
+from fedadamw.prepare.problem import open_pretrained
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
@@ -45,7 +48,7 @@ REFUSED = {
     "pixel_attention_mask": {"image_processor_type": "Siglip2ImageProcessor"},
     "image_std is": {"image_std": [0.5, 0, 0.5]},
     "image_mean has 2 numbers": {"image_mean": [0.5, 0.5]},
-    "is code of its own": {"auto_map": {"AutoImageProcessor": "mine.Processor"}},
+    "is custom code": {"auto_map": {"AutoImageProcessor": "mine.Processor"}},
     "resampling filter": {"resample": 17},
 }
 
@@ -57,7 +60,7 @@ def test_the_model_sees_what_its_own_processor_makes_of_a_picture(tmp_path, name
     settings = OBEYED[name]
     place = image_files.vit(tmp_path / "vit", settings)
     side = (32, 32) if settings.get("do_resize") is False else (40, 56)
-    picture, built = noise(*side, seed=3), vision.build(place, SHAPE)
+    picture, built = noise(*side, seed=3), vision.build_pretrained(Pretrained(place), SHAPE)
     pixels = torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())[None]
     mean, std = (torch.tensor(m).view(-1, 1, 1) for m in (built.processor.mean, built.processor.std))
     own = {} if "size" in settings else {"size": {"height": 32, "width": 32}}
@@ -72,7 +75,7 @@ def test_the_model_sees_what_its_own_processor_makes_of_a_picture(tmp_path, name
 def test_what_cannot_be_followed_is_refused_by_name(tmp_path, name):
     place = image_files.vit(tmp_path / "vit", REFUSED[name])
     with pytest.raises(InputError, match=rf"model.name='.*': .*{name}") as refused:
-        vision.build(place, SHAPE)
+        vision.build_pretrained(Pretrained(place), SHAPE)
     assert "\n" not in str(refused.value)
 
 
@@ -81,7 +84,7 @@ def test_a_file_that_says_nothing_is_refused(tmp_path, content, line):
     place = image_files.vit(tmp_path / "vit")
     (tmp_path / "vit" / "preprocessor_config.json").write_text(content)
     with pytest.raises(InputError, match=f"its preprocessor_config.json {line}"):
-        vision.build(place, SHAPE)
+        vision.build_pretrained(Pretrained(place), SHAPE)
 
 
 def test_only_what_is_truly_absent_is_no_processor(tmp_path, monkeypatch):
@@ -93,22 +96,20 @@ def test_only_what_is_truly_absent_is_no_processor(tmp_path, monkeypatch):
     for path, content in (("refs/main", "abc"), ("snapshots/abc/config.json", "{}")):
         (cached / path).parent.mkdir(parents=True)
         (cached / path).write_text(content)
-    with pytest.raises(
-        InputError, match="model.name='owner/name': whether it has an image processor cannot be"
-    ) as said:
-        processor._settings("owner/name")
+    with pytest.raises(InputError, match="model.name='owner/name': its image processor cannot be") as said:
+        processor._read_settings("owner/name")
     assert "\n" not in str(said.value)
     for file in processor.FILES:  # as the hub said, once
         (cached / ".no_exist/abc").mkdir(parents=True, exist_ok=True)
         (cached / ".no_exist/abc" / file).touch()
-    assert processor._settings("owner/name") is None
+    assert processor._read_settings("owner/name") is None
     local = tmp_path / "local"
     local.mkdir()
     (local / "processor_config.json").write_text("{}")  # of a text's part alone
-    assert processor._settings(str(local)) is None
+    assert processor._read_settings(str(local)) is None
     (local / "preprocessor_config.json").mkdir()  # there, but it cannot be read
-    with pytest.raises(InputError, match="whether it has an image processor cannot be read"):
-        processor._settings(str(local))
+    with pytest.raises(InputError, match="its image processor cannot be read"):
+        processor._read_settings(str(local))
 
 
 def test_sizes_are_found_wherever_a_configuration_has_them():
@@ -138,12 +139,11 @@ def test_pictures_of_several_sizes_take_the_models_own_and_the_export_makes_the_
     """Of a raw picture: what the run gave its model is what the exported folder's processor makes."""
     from transformers import AutoImageProcessor
 
-    from fedadamw.prepare import images as problem
     from fedadamw.runner.execute import execute
     from fedadamw.runner.folder import RunFolder
     from fedadamw.trained.evaluate import evaluate
     from fedadamw.trained.export import export
-    from fedadamw.trained.load import of_run, opened
+    from fedadamw.trained.load import open_run, open_trained
 
     raw = [noise(40, 30), noise(28, 50, seed=1)]
     source = image_files.folder(tmp_path / "d", train={"a": raw, "b": raw}, test={"a": raw, "b": raw})
@@ -153,35 +153,35 @@ def test_pictures_of_several_sizes_take_the_models_own_and_the_export_makes_the_
         experiment, folder = load("digits", settings_of(source, model)), RunFolder(tmp_path / f"run-{name}")
         execute(experiment, folder, resume=False, report=False)
         assert folder.read_manifest()["data"]["fit"] == "model"
-        export(of_run(folder.path), tmp_path / f"out-{name}")
-        train, test = problem.load(experiment)
-        task = problem.build(experiment, train, test, torch.device("cpu")).task
+        export(open_run(folder.path), tmp_path / f"out-{name}")
+        pretrained = open_pretrained(experiment)
+        pretrained = open_pretrained(experiment)
+        train, test = images.load(experiment, pretrained)
+        task = images.build(experiment, pretrained, train, test, torch.device("cpu")).task
         theirs = AutoImageProcessor.from_pretrained(tmp_path / f"out-{name}", backend="pil")
         for i, picture in enumerate(raw):
             wanted = theirs(picture, return_tensors="pt")["pixel_values"]
             torch.testing.assert_close(task._inputs(task.test_pixels[i : i + 1]), wanted, rtol=0, atol=1e-6)
-        found, _ = evaluate(opened(tmp_path / f"out-{name}", []))
+        found, _ = evaluate(open_trained(tmp_path / f"out-{name}", []))
         assert found.loss == pytest.approx(folder.records()[-1]["test_loss"], abs=1e-5)
-    with pytest.raises(InputError, match="data.image_size=64: the model was trained on pictures of 32 x 32"):
-        evaluate(opened(tmp_path / "out-clip", [("data.image_size", 64)]))
+    with pytest.raises(InputError, match="data.image_size=64: the model was trained on images of 32 x 32"):
+        evaluate(open_trained(tmp_path / "out-clip", [("data.image_size", 64)]))
 
 
 def test_a_grey_set_trains_a_model_of_three_channels_and_its_export_takes_grey_pictures(tmp_path):
     from transformers import AutoImageProcessor
 
-    from fedadamw.trained.export import _pixels
-    from fedadamw.trained.load import Trained
+    from fedadamw.trained.export import _processor_settings
 
     raw = noise(24, 24, 1)
     source = image_files.folder(tmp_path / "d", train={"a": [raw], "b": [raw]}, test={"a": [raw], "b": [raw]})
     experiment = load("digits", settings_of(source, image_files.vit(tmp_path / "vit", {"image_std": 0.25})))
     prepared = prepare(experiment)
-    task = prepared.simulation.task
-    from fedadamw.prepare import images as problem
+    task = prepared.task
 
-    trained = Trained(experiment, problem.model_of(experiment, prepared.about), prepared.about, {}, [], False)
+    built = images.build_model(experiment, open_pretrained(experiment), prepared.facts)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "preprocessor_config.json").write_text(json.dumps(_pixels(trained)))
+    (tmp_path / "out" / "preprocessor_config.json").write_text(json.dumps(_processor_settings(built, prepared.facts)))
     theirs = AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")(raw, return_tensors="pt")
     torch.testing.assert_close(task._inputs(task.test_pixels[:1]), theirs["pixel_values"], rtol=0, atol=1e-6)
 
@@ -215,14 +215,14 @@ def test_a_run_whose_pixels_were_normalised_otherwise_is_not_resumed(tmp_path):
 
 
 def test_a_run_goes_on_with_the_pixels_that_it_began_with_or_is_refused(tmp_path):
-    """An earlier version interpolated pictures to the model's size, and its manifests do not say how."""
+    """A manifest without `fit` and `steps` is of a run whose images were stored in their own size."""
     from fedadamw.checkpoint import CheckpointError
     from fedadamw.runner.execute import execute
     from fedadamw.runner.folder import RunFolder
-    from fedadamw.trained.load import of_run
+    from fedadamw.trained.load import open_run
 
     model = image_files.vit(tmp_path / "vit", {"image_std": 0.25, "size": 32, "resample": 3})
-    for side, earlier in ((32, None), (24, "was trained by an earlier version, which resized pictures")):
+    for side, earlier in ((32, None), (24, "the way that images are prepared changed")):
         raw = {name: [noise(side, side, seed=i)] for i, name in enumerate("ab")}
         source = image_files.folder(tmp_path / f"{side}", train=raw, test=raw)
         experiment, folder = load("digits", settings_of(source, model)), RunFolder(tmp_path / f"run-{side}")
@@ -233,10 +233,10 @@ def test_a_run_goes_on_with_the_pixels_that_it_began_with_or_is_refused(tmp_path
         )
         other = {"steps": {"resize": [32, 32], "crop": None, "resample": 0}}
         old = {name: value for name, value in written["data"].items() if name not in ("fit", "steps")}
-        for data, line in ((old, earlier), (written["data"] | other, "the way that pictures are prepared changed")):
+        for data, line in ((old, earlier), (written["data"] | other, "the way that images are prepared changed")):
             folder.manifest.write_text(json.dumps({**written, "data": data}))
             resume = partial(execute, experiment, folder, resume=True, report=False)
-            for again in (resume, partial(of_run, folder.path)):
+            for again in (resume, partial(open_run, folder.path)):
                 with nullcontext() if line is None else pytest.raises(CheckpointError, match=line):
                     again()
 
@@ -244,30 +244,31 @@ def test_a_run_goes_on_with_the_pixels_that_it_began_with_or_is_refused(tmp_path
 def test_pictures_larger_than_a_model_takes_are_decoded_to_its_size(tmp_path):
     """The pixels are those that are made in batches of the pictures as they are."""
     from fedadamw.checkpoint import CheckpointError
-    from fedadamw.prepare import images as problem
     from fedadamw.runner.execute import execute
     from fedadamw.runner.folder import RunFolder
     from fedadamw.trained.evaluate import evaluate
-    from fedadamw.trained.load import opened
+    from fedadamw.trained.load import open_trained
 
     raw = {name: [noise(40, 56, seed=i)] for i, name in enumerate("ab")}
     source = image_files.folder(tmp_path / "d", train=raw, test=raw)
     clip = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 36}, "crop_size": 32, "resample": 3}
     experiment = load("digits", settings_of(source, image_files.vit(tmp_path / "clip", clip)))
-    train, test = problem.load(experiment)
+    pretrained = open_pretrained(experiment)
+    pretrained = open_pretrained(experiment)
+    train, test = images.load(experiment, pretrained)
     assert (train.pixels.shape, test.pixels.shape, train.size_from) == ((2, 3, 32, 32), (2, 3, 32, 32), "model")
     whole = torch.from_numpy(np.stack([np.asarray(found[0]).transpose(2, 0, 1) for found in raw.values()]))
-    fit = vision.fit_of(experiment.model.name)
+    fit = pretrained.processor.fit
     assert np.array_equal(train.pixels, fit.resize_batch(whole).numpy())
     folder = RunFolder(tmp_path / "run")
     execute(experiment, folder, resume=False, report=False)
-    found, _ = evaluate(opened(folder.path, []))
+    found, _ = evaluate(open_trained(folder.path, []))
     assert found.loss == pytest.approx(folder.records()[-1]["test_loss"], abs=1e-5)
     written = folder.read_manifest()
     kept = {**written["data"], "fit": "size", "shape": [3, 40, 56]}
     del kept["steps"]
     folder.manifest.write_text(json.dumps({**written, "data": kept}))
-    with pytest.raises(CheckpointError, match=r"form that pictures are kept in changed .*\(was size, is model\)"):
+    with pytest.raises(CheckpointError, match=r"form that images are stored in changed .*\(was size, is model\)"):
         execute(experiment, folder, resume=True, report=False)
-    with pytest.raises(InputError, match="pictures were kept in another form, by an earlier version"):
-        evaluate(opened(folder.path, []))
+    with pytest.raises(InputError, match="the data's images are not of the run's form"):
+        evaluate(open_trained(folder.path, []))

@@ -6,7 +6,7 @@ import sys
 from support.checkout import ROOT
 
 
-def test_nothing_mixes_the_tensors_of_two_devices():
+def test_no_operation_mixes_tensors_of_two_devices():
     """In a process of its own: torch takes a private backend for good, and only before the first backward."""
     tests = ROOT / "tests" / "support" / "rounds_on_a_fake_device.py"
     done = subprocess.run(

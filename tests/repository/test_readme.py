@@ -116,3 +116,19 @@ def test_the_tests_that_the_docs_name_are_there():
 def test_pictures_and_links_are_there():
     for target in re.findall(r"\]\(((?!https?:)[^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_guides_to_the_code_name_files_that_are_there():
+    package = ROOT / "src" / "fedadamw"
+    guides = {
+        package: README.split("## Dive into the code")[1].split("\n## ")[0] + (ROOT / "docs" / "design.md").read_text(),
+        package / "engine": (package / "engine" / "README.md").read_text(),
+    }
+    for folder, text in guides.items():
+        for name in re.findall(r"`([\w./]+(?:\.py|/))`", text):
+            assert (folder / name).exists() or (ROOT / name).exists() or (folder / "engine" / name).exists(), name
+    for module in (package / "engine").glob("[a-z]*.py"):
+        assert f"`{module.name}`" in guides[package / "engine"], module.name
+    picture = (ROOT / "docs" / "round-in-code.svg").read_text()
+    for name in re.findall(r"[\w/]+/\w+\.py", picture):
+        assert (package / name).exists(), name

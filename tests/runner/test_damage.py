@@ -46,7 +46,7 @@ def flipped(content: bytes) -> bytes:
         (lambda c: c[: len(c) // 2], "damaged"),
         (flipped, "does not match its digest"),
         (lambda c: b"", "damaged"),
-        (lambda c: pickle.dumps(Hostile()), "damaged, or no safetensors file"),
+        (lambda c: pickle.dumps(Hostile()), "damaged, or not a safetensors file"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_and_kept(finished_run, tmp_path, run_main, monkeypatch, damage, message):

@@ -27,7 +27,7 @@ from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load, parse_override, parse_settings
 from fedadamw.settings.recipes import list_recipes
 from fedadamw.trained.export import export
-from fedadamw.trained.load import of_run
+from fedadamw.trained.load import open_run
 from fedadamw.validation import InputError
 
 
@@ -146,9 +146,9 @@ def test_what_no_run_may_start_with_today_can_be_exported_where_an_earlier_versi
     for was, now in (("device: cpu", "device: mps"), ("eps: 1.0e-08", "eps: 0.0")):
         assert was in begun
         out.config.write_text(begun.replace(was, now))
-        export(of_run(out.path), tmp_path / now)
+        export(open_run(out.path), tmp_path / now)
         assert (tmp_path / now / "model.safetensors").is_file()
-        with pytest.raises(InputError, match="is no device to train on|eps=0.0 must be at least"):
+        with pytest.raises(InputError, match="is not a device to train on|eps=0.0 must be at least"):
             execute(load(str(out.config)), out, resume=True, report=False)
     out.config.write_text(begun.replace("device: cpu", "device: mps"))
     experiment = load(str(out.config), ["device=cpu"])
@@ -271,9 +271,9 @@ def test_an_interrupted_run_says_how_to_go_on(finished_run, tmp_path, sent, code
         (["-s", "algorithm.name=5"], "algorithm.name=5 must be a word"),
         (["-s", "data.validation=1e-9"], "holds out 0 of 1,437 samples"),
         (["-s", "algorithm.eps=0"], "algorithm: eps=0.0 must be at least 1.18e-38"),
-        (["-s", "device=meta"], "device='meta' is no device to train on; use one of auto, cpu, cuda, cuda:0"),
-        (["-s", "device=mps"], "device='mps' is no device to train on"),
-        (["-s", "device=cuda:-1"], "device='cuda:-1' is no device to train on"),
+        (["-s", "device=meta"], "device='meta' is not a device to train on; use one of auto, cpu, cuda, cuda:0"),
+        (["-s", "device=mps"], "device='mps' is not a device to train on"),
+        (["-s", "device=cuda:-1"], "device='cuda:-1' is not a device to train on"),
         (["-s", "model.norm=batch"], "model.norm is a setting of resnet-nano, resnet18, not of"),
         (["-s", "partition.kind=column", "-s", "partition.column=who"], "digits have no columns"),
         (["--out", __file__], "is a file, not a folder"),
@@ -290,7 +290,7 @@ def test_an_interrupted_run_says_how_to_go_on(finished_run, tmp_path, sent, code
         (["-s", "partition.kind=column"], "needs partition.column"),
         (["-s", "training.clients_per_round=101"], "clients_per_round=101 is more than the 100 clients"),
         (["-s", "trackers=[tensorbored]"], "did you mean 'tensorboard'"),
-        (["-s", "device=cuda:99"], "device='cuda:99': torch sees no such GPU here; there is cpu"),
+        (["-s", "device=cuda:99"], "device='cuda:99': torch finds no such GPU here; available: cpu"),
         (["--resume"], "--resume needs --out"),
         (["--resume", "--out", "nowhere"], "nowhere holds no run to go on with"),
         (["digitz"], "recipe 'digitz' is unknown (did you mean 'digits'?)"),

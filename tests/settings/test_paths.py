@@ -10,16 +10,17 @@ from support import tiny_models
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.data.sources import read_held_out, read_splits
 from fedadamw.flower import new_app
-from fedadamw.models import tokenizers, vision
-from fedadamw.models.hub import skeleton
-from fedadamw.models.loading import is_hub_id, place_of
+from fedadamw.models import vision
+from fedadamw.models.loading import is_hub_id, locate
+from fedadamw.models.pretrained import Pretrained
+from fedadamw.models.skeleton import build_skeleton
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load, parse_settings
 from fedadamw.settings.paths import PATHS, list_plain_folders, make_absolute, make_portable, mark_folders
 from fedadamw.trained.evaluate import evaluate
 from fedadamw.trained.export import export
-from fedadamw.trained.load import of_run, opened
+from fedadamw.trained.load import open_run, open_trained
 from fedadamw.validation import InputError
 
 LORA = ["lora.target_modules=[query,value,dense]", "lora.r=4"]
@@ -81,42 +82,42 @@ def test_a_folder_of_data_is_read_by_its_plain_name_as_by_its_path(place, tmp_pa
 
 def test_a_models_folder_is_meant_by_its_plain_name(place, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
-    assert place_of("model.name", "own/bert") == place_of("model.name", "./own/bert") == str(place / "own" / "bert")
+    assert locate("model.name", "own/bert") == locate("model.name", "./own/bert") == str(place / "own" / "bert")
     assert not is_hub_id("own/bert")
     assert is_hub_id("other/bert")
-    assert len(tokenizers.tokenizer_of("own/bert", "own/bert")) == 302
+    assert len(Pretrained("own/bert", "own/bert").tokenizer) == 302
     monkeypatch.chdir(place / "own")
-    width = skeleton("./bert").get_input_embeddings().weight.shape
-    assert skeleton("bert").get_input_embeddings().weight.shape == width
+    width = build_skeleton("./bert").get_input_embeddings().weight.shape
+    assert build_skeleton("bert").get_input_embeddings().weight.shape == width
     monkeypatch.chdir(tmp_path)
-    assert skeleton("bert").get_input_embeddings().weight.shape[1] == 768
+    assert build_skeleton("bert").get_input_embeddings().weight.shape[1] == 768
     (tmp_path / "bert").mkdir()  # of something else
-    assert skeleton("bert").get_input_embeddings().weight.shape[1] == 768
-    with pytest.raises(InputError, match=r"model.name='bert': no model's folder \(no config.json\)"):
-        tokenizers.tokenizer_of("bert")
-    with pytest.raises(InputError, match=r"model.name='bert': no model's folder \(no config.json\)"):
-        vision.build("bert", vision.ImageShape(8, 1, 2))
+    assert build_skeleton("bert").get_input_embeddings().weight.shape[1] == 768
+    with pytest.raises(InputError, match=r"model.name='bert': not a model's folder \(no config.json\)"):
+        _ = Pretrained("bert").tokenizer
+    with pytest.raises(InputError, match=r"model.name='bert': not a model's folder \(no config.json\)"):
+        vision.build_pretrained(Pretrained("bert"), vision.ImageShape(8, 1, 2))
 
 
 def test_names_of_the_package_come_before_folders(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("vit-micro", "digits"):
         (tmp_path / name).mkdir()
-    assert skeleton("vit-micro").config.hidden_size == 64
+    assert build_skeleton("vit-micro").config.hidden_size == 64
     assert list_plain_folders(load("digits", [])) == []
 
 
 def test_an_export_names_no_folder_as_a_hubs_model(place, ended, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
-    export(of_run(ended.path), tmp_path / "adapter")
+    export(open_run(ended.path), tmp_path / "adapter")
     assert (
         json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] != "own/bert"
     )
     head = yaml.safe_load((tmp_path / "adapter" / "README.md").read_text().split("---")[1])
     assert "base_model" not in head
-    with pytest.raises(InputError, match="--push: the adapter's base 'own/bert' is on this machine alone"):
-        export(of_run(ended.path), tmp_path / "other", shared=True)
-    export(of_run(ended.path), tmp_path / "whole", merged=True)
+    with pytest.raises(InputError, match="--push: the adapter's base 'own/bert' is on this machine only"):
+        export(open_run(ended.path), tmp_path / "other", shared=True)
+    export(open_run(ended.path), tmp_path / "whole", merged=True)
     assert "own/bert" not in (tmp_path / "whole" / "config.json").read_text()
 
 
@@ -128,15 +129,15 @@ def test_what_was_a_folder_is_not_taken_from_the_hub_elsewhere(place, ended, tmp
     assert experiment.model.name == "own/bert"
     for go_on in (
         lambda: execute(experiment, ended, resume=True, report=False),
-        lambda: export(of_run(ended.path), tmp_path / "out"),
-        lambda: opened(ended.path, []),
+        lambda: export(open_run(ended.path), tmp_path / "out"),
+        lambda: open_trained(ended.path, []),
     ):
         with pytest.raises(InputError, match=lost):
             go_on()
     (tmp_path / "own").symlink_to(place / "own")
     with pytest.raises(InputError, match="data.source='texts' was a folder or a file when the run began"):
-        opened(ended.path, [])
-    assert evaluate(opened(ended.path, [("data.source", str(place / "texts"))]))[1] == 12
+        open_trained(ended.path, [])
+    assert evaluate(open_trained(ended.path, [("data.source", str(place / "texts"))]))[1] == 12
     (tmp_path / "texts").mkdir()  # other texts of the same name
     for split in ("train", "test"):
         (tmp_path / "texts" / f"{split}.csv").write_text("text,label\n" + "dull film,None\ngreat film,Some\n" * 6)
@@ -188,12 +189,12 @@ def test_a_path_that_nothing_could_have_is_one_line_that_names_the_setting(named
         with pytest.raises(InputError, match=rf"^{setting}=.*: no such folder") as found:
             make_absolute(experiment)
         assert len(str(found.value)) < 400
-        for reads in (place_of, told_in(tmp_path)):
+        for reads in (locate, told_in(tmp_path)):
             with pytest.raises(InputError, match=rf"^{setting}=.*: no such folder"):
                 reads(setting, named)
     for reads in (
         lambda: read_splits(named),
-        lambda: skeleton(named),
+        lambda: build_skeleton(named),
         lambda: read_held_out("digits", None, named, None),
     ):
         with pytest.raises(InputError, match=": no such (folder|file)") as found:
@@ -208,5 +209,5 @@ def told_in(folder):
 @pytest.mark.parametrize("name", ["a" * 5000, "package:" + "a" * 5000 + "/x", "package:fedadamw/" + "a" * 5000])
 def test_a_models_name_of_any_length_is_one_short_line(name):
     with pytest.raises(InputError) as found:
-        skeleton(name)
+        build_skeleton(name)
     assert len(str(found.value)) < 1500

@@ -131,7 +131,7 @@ def _layers(config: Any) -> dict[str, Any]:
 
 def tiny(kind: str) -> nn.Module:
     """The class of `kind` that one fine-tunes, on the meta device."""
-    from fedadamw.models.hub import _from_config
+    from fedadamw.models.skeleton import build_from_config
 
     with torch.device("meta"):
-        return _from_config(tiny_config(kind))
+        return build_from_config(tiny_config(kind))

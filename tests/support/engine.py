@@ -39,7 +39,7 @@ def peak_memory(clients_per_round: int) -> None:
     clients = [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
     algorithm = registry.make("fedadamw", registry.settings_of("fedadamw"), Blocks.of(model))
     training = TrainingSettings(rounds=1, clients_per_round=clients_per_round, steps=1, batch_size=16)
-    record = Simulation(model, algorithm, WideTask(), clients, training).step()
+    record = Simulation.in_process(model, algorithm, WideTask(), clients, training).step()
     assert record.clients == clients_per_round
     status = Path("/proc/self/status").read_text()  # ru_maxrss would inherit the peak of the process that started it
     print(json.dumps(int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) // 1024))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from flwr.app import Array
 
-from fedadamw.flower.server_app import rounds_of
+from fedadamw.flower.server_app import nodes_of
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
@@ -26,14 +26,13 @@ def federated(tmp_path, settings, grid=None, **lies):
     prepared = prepare(experiment, remote=True)
     grid = grid or Here(experiment.partition.clients, tmp_path / "state", {int(k[1:]): v for k, v in lies.items()})
     folder = RunFolder(tmp_path / "run")
-    prepared.simulation.train_elsewhere(rounds_of(experiment, prepared, grid, folder))
-    return prepared.simulation, grid
+    return prepared.simulation(nodes_of(experiment, prepared, grid, folder)), grid
 
 
 def simulated(settings, clients=None):
-    simulation = prepare(load("digits", [*COMMON, *settings])).simulation
+    simulation = prepare(load("digits", [*COMMON, *settings])).simulation()
     if clients is not None:
-        simulation._sampled = lambda _: clients
+        simulation.clients.sample = lambda _: clients
     return simulation
 
 
@@ -97,6 +96,6 @@ LIES = {
 
 
 def federated_step(simulation, **federation):
-    rounds = simulation.remote
+    rounds = simulation.clients
     rounds.federation = rounds.federation.model_copy(update=federation)
     return simulation.step()

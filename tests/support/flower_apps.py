@@ -16,7 +16,7 @@ from flwr.serverapp import ServerApp
 
 from fedadamw import checkpoint
 from fedadamw.settings.load import load
-from fedadamw.flower.server_app import rounds_of
+from fedadamw.flower.server_app import nodes_of
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.folder import RunFolder
 
@@ -44,8 +44,7 @@ def main(grid, context):
     for name, settings in json.loads((Path(__file__).parent / "jobs.json").read_text()).items():
         experiment = load(str(Path(__file__).with_name("experiment.yaml")), settings)
         prepared = prepare(experiment, remote=True)
-        prepared.simulation.train_elsewhere(rounds_of(experiment, prepared, grid, RunFolder(out / name)))
-        jobs[name] = prepared.simulation
+        jobs[name] = prepared.simulation(nodes_of(experiment, prepared, grid, RunFolder(out / name)))
 
     def run(name):
         records = [record.federation for record in jobs[name].rounds()]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fedadamw.checkpoint import write
-from fedadamw.engine.ranks import Team, team
+from fedadamw.engine.ranks import Team, current_team
 from support.cases import EVERYWHERE, register
 from support.runs import simulation
 from support.sequences import SequenceTask
@@ -17,7 +17,7 @@ CODED = [(name, upload) for name in ("fedadamw-vm", "scaffold") for upload in ("
 
 def main(folder: Path, stack: int) -> None:
     """Write one checkpoint an algorithm, by rank 0."""
-    ranks = team(torch.device("cpu"))
+    ranks = current_team(torch.device("cpu"))
     check_shared(ranks)
     register()
     for name, upload in [*((name, "float32") for name in EVERYWHERE), *CODED]:
@@ -37,7 +37,7 @@ def check_shared(ranks: Team) -> None:
         yield torch.arange(6.0).view(2, 3)
         yield torch.tensor([True, False])
 
-    numbers, flags = ranks.shared(make)
+    numbers, flags = ranks.share_tensors(make)
     assert len(made) == (ranks.rank == 0)
     assert numbers.tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     assert flags.tolist() == [True, False]

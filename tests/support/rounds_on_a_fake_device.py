@@ -71,7 +71,7 @@ def run(name, model, task, device, stack=1, **settings):
     algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
     training = TrainingSettings(clients_per_round=3, steps=2, batch_size=4, lr=0.01, **settings)
     clients = [np.arange(0, 3), np.arange(3, 20), np.arange(20, 30)]
-    sim = Simulation(model, algorithm, task, clients, training, stack=stack)
+    sim = Simulation.in_process(model, algorithm, task, clients, training, stack=stack)
     assert sim.workspace.y.device == device
     list(sim.rounds())
 
@@ -93,7 +93,7 @@ def test_images(pretending, name, stack, settings):
 @pytest.mark.parametrize(("kind", "stack"), [("classes", 3), ("tokens", 1)])
 def test_texts(pretending, kind, stack, monkeypatch):
     for engine in ("loop", "stacked"):
-        monkeypatch.setattr(f"fedadamw.engine.{engine}.ahead", iter)  # a mode is of one thread
+        monkeypatch.setattr(f"fedadamw.engine.{engine}.prefetch", iter)  # a mode is of one thread
     small = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     words, classes = np.arange(300, dtype=np.int32) % 50, tuple("ab")
     data = Texts(words, np.ones(300, np.int8), np.arange(31) * 10, np.arange(30) % 2, classes)

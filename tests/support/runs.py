@@ -3,6 +3,7 @@
 import torch
 
 from fedadamw.algorithms import registry
+from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.ranks import ALONE
 from fedadamw.engine.simulate import Simulation
@@ -13,6 +14,7 @@ from support.reference import Problem
 from support.sequences import attention_model, batch_of, unequal_clients
 
 ROUNDS = 5
+NO_BASE = torch.zeros(0)  # of a broadcast without frozen weights that change
 
 
 def training_of(case, **changes):
@@ -20,12 +22,21 @@ def training_of(case, **changes):
     return TrainingSettings(**{**settings, "clip": None, **changes})
 
 
-def simulation(case, task, *, clients=None, stack=1, compiled=False, ranks=ALONE, **changes):
+def simulation(
+    case, task, *, clients=None, stack=1, compiled=False, ranks=ALONE, seed=0, memory_folder=None, saved=None, **changes
+):
     model = attention_model()
     algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
     clients = unequal_clients(task) if clients is None else clients
-    how = {"stack": stack, "compiled": compiled, "ranks": ranks}
-    return Simulation(model, algorithm, task, clients, training_of(case, **changes), **how)
+    how = {
+        "stack": stack,
+        "compiled": compiled,
+        "ranks": ranks,
+        "seed": seed,
+        "memory_folder": memory_folder,
+        "saved": saved,
+    }
+    return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
 
 
 def literal_problem(model, clients):
@@ -76,3 +87,8 @@ EPOCHS = 2
 
 
 BATCH = 8
+
+
+def simulate(model, task, clients, *, algorithm=None, **training):
+    settings = {"rounds": 3, "clients_per_round": 3, "steps": 4, "batch_size": 8, "lr": 0.05, **training}
+    return Simulation.in_process(model, algorithm or FedAvg(), task, clients, TrainingSettings(**settings))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fedadamw.data.texts import Texts
-from fedadamw.models import tokenizers
+from fedadamw.models.pretrained import Pretrained
 from fedadamw.settings.load import load
 
 ONE = ["partition={kind: iid, clients: 1}", "training={rounds: 1, clients_per_round: 1, steps: 1}", "device=cpu"]
@@ -14,7 +14,7 @@ def experiment(place, *settings, kind="bert", task="text", source="reviews.csv")
     return load("digits", [*ONE, *own, *settings])
 
 
-def told(place, texts: Texts, kind="bert") -> list[str]:
+def decode_texts(place, texts: Texts, kind="bert") -> list[str]:
     """The texts in words."""
-    words = tokenizers.tokenizer_of(str(place / kind))
+    words = Pretrained(str(place / kind)).tokenizer
     return [words.decode(part) for part in np.split(texts.tokens, texts.starts[1:-1])]

@@ -14,11 +14,12 @@ from support import tiny_models
 
 import fedadamw
 from fedadamw.models import text, vision
-from fedadamw.models.hub import skeleton
-from fedadamw.models.loading import in_one_line, place_of
-from fedadamw.models.lora import with_adapter
+from fedadamw.models.loading import as_input_error, locate
+from fedadamw.models.lora import load_adapter
+from fedadamw.models.pretrained import Pretrained
+from fedadamw.models.skeleton import build_skeleton
 from fedadamw.settings.load import load
-from fedadamw.trained.load import opened
+from fedadamw.trained.load import open_trained
 from fedadamw.validation import InputError
 
 CODE = """
@@ -74,29 +75,27 @@ def change(path: Path, **settings) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
 
 
-def classifier(folder: Path) -> text.Text:
+def classifier(folder: Path) -> text.TextModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return text.classifier(str(folder), ["a", "b"], text.tokenizer_of(str(folder)), 32)
+        return text.build_classifier(Pretrained(str(folder)), ["a", "b"], 32)
 
 
 USES = {
     "a classifier": classifier,
-    "a fresh classifier": lambda folder: text.classifier(
-        str(folder), ["a", "b"], tiny_models.tokenizer(), 32, fresh=True
-    ),
-    "a language model": lambda folder: text.causal(str(folder), tiny_models.tokenizer(), 32),
-    "an image classifier": lambda folder: vision.build(str(folder), vision.ImageShape(16, 3, 2)),
-    "a tokenizer": lambda folder: text.tokenizer_of(str(folder)),
-    "its blocks": lambda folder: skeleton(str(folder)),
-    "its evaluation": lambda folder: opened(folder, [("data.task", "sst2")]),
+    "a fresh classifier": lambda folder: text.build_classifier(Pretrained(str(folder)), ["a", "b"], 32, fresh=True),
+    "a language model": lambda folder: text.build_language_model(Pretrained(str(folder)), 32),
+    "an image classifier": lambda folder: vision.build_pretrained(Pretrained(str(folder)), vision.ImageShape(16, 3, 2)),
+    "a tokenizer": lambda folder: Pretrained(str(folder)).tokenizer,
+    "its blocks": lambda folder: build_skeleton(str(folder)),
+    "its evaluation": lambda folder: open_trained(folder, [("data.task", "sst2")]),
 }
 
 
 @pytest.mark.parametrize("use", USES)
 def test_a_folders_own_code_is_named_and_never_run(folder, marker, use):
     change(folder / "config.json", model_type="its-own", auto_map=CLASSES)
-    with pytest.raises(InputError, match=r"wants code of its own to be run \(own.py\), which never is") as found:
+    with pytest.raises(InputError, match=r"needs custom code \(own.py\), which is never run") as found:
         USES[use](folder)
     assert str(folder) in str(found.value)
     assert not marker.exists()
@@ -105,8 +104,8 @@ def test_a_folders_own_code_is_named_and_never_run(folder, marker, use):
 def test_a_tokenizers_own_code_is_named_and_never_run(whole, folder, marker):
     (folder / "config.json").write_bytes((whole / "llama" / "config.json").read_bytes())
     change(folder / "tokenizer_config.json", tokenizer_class="Words", auto_map={"AutoTokenizer": [None, "own.Words"]})
-    with pytest.raises(InputError, match=r"its tokenizer wants code of its own to be run \(own.py\), which never is"):
-        text.tokenizer_of(str(folder))
+    with pytest.raises(InputError, match=r"its tokenizer needs custom code \(own.py\), which is never run"):
+        _ = Pretrained(str(folder)).tokenizer
     assert not marker.exists()
 
 
@@ -124,7 +123,7 @@ def test_a_run_of_such_a_folder_ends_with_one_line(whole, folder, marker, run_ma
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "wants code of its own" in done.stderr
+    assert "needs custom code" in done.stderr
     assert not marker.exists()
 
 
@@ -146,7 +145,7 @@ def test_all_that_transformers_loads_is_loaded_in_one_place_and_without_code():
 @pytest.mark.parametrize("named", ["pipeline", "BertConfig", "AutoModel", "logging", "__loader__", 7])
 def test_what_a_folder_calls_its_class_is_looked_up_among_models_alone(folder, named):
     change(folder / "config.json", architectures=[named])
-    assert type(skeleton(str(folder))).__name__ == "BertForSequenceClassification"
+    assert type(build_skeleton(str(folder))).__name__ == "BertForSequenceClassification"
 
 
 def test_a_package_in_a_setting_is_looked_up_and_not_imported(tmp_path, monkeypatch):
@@ -155,10 +154,10 @@ def test_a_package_in_a_setting_is_looked_up_and_not_imported(tmp_path, monkeypa
         init.write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
     for name, inside in (("somebodys", "inner/model"), ("somebodys.inner", "model")):
-        assert place_of("model.name", f"package:{name}/{inside}") == str(tmp_path / "somebodys" / "inner" / "model")
+        assert locate("model.name", f"package:{name}/{inside}") == str(tmp_path / "somebodys" / "inner" / "model")
     for name in ("somebodys.other", "nobodys", ".somebodys", "", "__main__", "sys"):
         with pytest.raises(InputError, match="no package .* is installed"):
-            place_of("model.name", f"package:{name}/model")
+            locate("model.name", f"package:{name}/model")
     assert not {"somebodys", "somebodys.inner"} & set(sys.modules)
 
 
@@ -192,13 +191,13 @@ DAMAGES = {
     "a kind that is none": (lambda f: change(f / "config.json", model_type=["bert"]), "TypeError: unhashable type"),
     "a dropout that is none": (
         lambda f: change(f / "config.json", hidden_dropout_prob=float("nan")),
-        "does not take two short texts: dropout probability has to be between 0 and 1",
+        "fails on two short texts: dropout probability has to be between 0 and 1",
     ),
-    "no positions": (lambda f: change(f / "config.json", max_position_embeddings=0), "does not take two short texts: "),
+    "no positions": (lambda f: change(f / "config.json", max_position_embeddings=0), "fails on two short texts: "),
     "fewer heads than none": (lambda f: change(f / "config.json", num_attention_heads=-1), "two short texts: "),
     "code with a number for a name": (
         lambda f: change(f / "config.json", model_type="its-own", auto_map={"AutoConfig": "own.A", "AutoModel": 7}),
-        r"wants code of its own to be run \(own.py\)",
+        r"needs custom code \(own.py\)",
     ),
     "code in lists of lists": (
         lambda f: change(f / "config.json", model_type="its-own", auto_map={"AutoConfig": [["a"], None]}),
@@ -237,7 +236,7 @@ DAMAGES = {
     "no second shard": (sharded, "No such file or directory: .*model-00002-of-00002.safetensors"),
     "pickled weights": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
-        r"\.bin files alone hold its weights, and can run code",
+        r"its weights are in \.bin files only, which can run code",
     ),
 }
 
@@ -255,17 +254,17 @@ def test_a_damaged_folder_is_one_line_that_names_it(folder, damage):
 def test_a_language_model_that_takes_no_text_is_one_line(whole, tmp_path):
     shutil.copytree(whole / "llama", tmp_path / "model")
     change(tmp_path / "model" / "config.json", num_key_value_heads=3)
-    with pytest.raises(InputError, match=r"^model.name=.*: does not take a short text: [^\n]*$"):
-        text.causal(str(tmp_path / "model"), tiny_models.tokenizer(), 32, fresh=True)
+    with pytest.raises(InputError, match=r"^model.name=.*: fails on a short text: [^\n]*$"):
+        text.build_language_model(Pretrained(str(tmp_path / "model")), 32, fresh=True)
 
 
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; LORA alone is loaded"),
+        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; only LORA is supported"),
         ({}, "peft_type is None"),
-        ({"peft_type": "LORA", "megatron_config": {"a": 1}}, "megatron_config is not loaded"),
-        ({"peft_type": "LORA", "megatron_core": "antigravity"}, "megatron_core is not loaded"),
+        ({"peft_type": "LORA", "megatron_config": {"a": 1}}, "megatron_config is not supported"),
+        ({"peft_type": "LORA", "megatron_core": "antigravity"}, "megatron_core is not supported"),
         ([1], "cannot be read: "),
     ],
 )
@@ -273,17 +272,19 @@ def test_an_adapter_of_another_kind_is_refused_before_it_is_read(tmp_path, confi
     (tmp_path / "adapter_model.safetensors").touch()
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=rf"adapter_config.json: {line}[^\n]*$"):
-        with_adapter(torch.nn.Linear(1, 1), tmp_path)
+        load_adapter(torch.nn.Linear(1, 1), tmp_path)
 
 
 def test_modules_without_weights_in_the_folder_are_said(folder):
     change(folder / "config.json", num_hidden_layers=3)
-    with pytest.warns(UserWarning, match=r"begin afresh, .*: bert.encoder.layer.2.attention.* and 5 more"):
-        text.classifier(str(folder), ["a", "b"], text.tokenizer_of(str(folder)), 32)
+    with pytest.warns(
+        UserWarning, match=r"no weights of the right shape for bert.encoder.layer.2.attention.* and 5 more"
+    ):
+        text.build_classifier(Pretrained(str(folder)), ["a", "b"], 32)
 
 
 def test_the_hand_that_stops_a_load_is_obeyed():
-    with pytest.raises(KeyboardInterrupt), in_one_line("a model could not be loaded"):
+    with pytest.raises(KeyboardInterrupt), as_input_error("a model could not be loaded"):
         raise KeyboardInterrupt
 
 
@@ -297,7 +298,7 @@ ABOUT = {"classes": ["a", "b"], "shape": [3, 16, 16], "mean": [0.5] * 3, "std": 
 def test_damaged_facts_of_an_exported_model_are_one_line(folder, facts):
     (folder / "fedadamw.json").write_text(facts)
     with pytest.raises(InputError) as found:
-        opened(folder, [])
+        open_trained(folder, [])
     assert "\n" not in str(found.value)
 
 
@@ -305,12 +306,12 @@ def test_damaged_facts_of_an_exported_model_are_one_line(folder, facts):
     ("facts", "line"),
     [
         ({"relative": [1]}, "AttributeError: 'int' object has no attribute 'partition'"),
-        ({"data": {**ABOUT, "mean": "abc"}}, "mean has 'a', which is no number"),
+        ({"data": {**ABOUT, "mean": "abc"}}, "mean has 'a', which is not a number"),
         ({"data": {**ABOUT, "std": 7}}, "TypeError: 'int' object is not iterable"),
     ],
 )
 def test_facts_of_other_types_are_one_line(folder, facts, line):
     (folder / "fedadamw.json").write_text(json.dumps({"settings": SETTINGS, "data": ABOUT, **facts}))
     with pytest.raises(InputError, match=line) as found:
-        opened(folder, [])
+        open_trained(folder, [])
     assert "\n" not in str(found.value)

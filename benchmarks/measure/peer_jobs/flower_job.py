@@ -1,4 +1,4 @@
-"""The job in Flower: its simulation (Ray), its FedAvg, array records of the model's state."""
+"""The job in Flower: its simulation (Ray), its FedAvg and array records of the model's state dict."""
 
 import os
 import sys
@@ -18,16 +18,16 @@ from flwr.simulation import run_simulation  # noqa: E402
 
 name, rounds, sampled = arguments()
 client_app, server_app = ClientApp(), ServerApp()
-kept: dict[str, object] = {}  # in each actor: loaded once, not once a client
+cache: dict[str, object] = {}  # in each actor: loaded once, not once per client
 
 
 @client_app.train()
 def train(message: Message, context) -> Message:
-    """One client's local steps; which client comes with the message."""
-    if not kept:
-        torch.set_num_threads(1)  # an actor a core
-        kept["data"], kept["model"] = data(), model_of(name)
-    (images, labels), model = kept["data"], kept["model"]
+    """Train the client that the message names."""
+    if not cache:
+        torch.set_num_threads(1)  # one actor per core
+        cache["data"], cache["model"] = data(), model_of(name)
+    (images, labels), model = cache["data"], cache["model"]
     config = message.content["config"]
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     opt = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
@@ -47,16 +47,16 @@ def train(message: Message, context) -> Message:
     return Message(content=content, reply_to=message)
 
 
-class Given(FedAvg):
-    """FedAvg over the job's clients; notes the end of each round."""
+class JobFedAvg(FedAvg):
+    """FedAvg over the job's clients of each round; notes the end of each round."""
 
     def configure_train(self, server_round, arrays, config, grid):
         while len(nodes := list(grid.get_node_ids())) < CLIENTS:
             time.sleep(0.05)
         chosen = clients_of(server_round - 1, sampled)
         for node, client in zip(nodes, chosen, strict=False):
-            own = ConfigRecord({"round": server_round - 1, "client": client})
-            yield Message(RecordDict({"arrays": arrays, "config": own}), node, MessageType.TRAIN)
+            instruction = ConfigRecord({"round": server_round - 1, "client": client})
+            yield Message(RecordDict({"arrays": arrays, "config": instruction}), node, MessageType.TRAIN)
 
     def configure_evaluate(self, server_round, arrays, config, grid):
         return []
@@ -69,9 +69,9 @@ class Given(FedAvg):
 
 @server_app.main()
 def main(grid, context) -> None:
-    """All rounds."""
+    """Run all rounds."""
     arrays = ArrayRecord(model_of(name).state_dict())
-    Given(fraction_evaluate=0.0).start(grid, arrays, num_rounds=rounds)
+    JobFedAvg(fraction_evaluate=0.0).start(grid, arrays, num_rounds=rounds)
 
 
 resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}

@@ -1,8 +1,8 @@
-"""The job that every framework does here: same data, same clients each round, same batches, same model. (Clients and
-batches are drawn as fedadamw draws them with seed 0, so that it needs no adapter; the others are given them.)
+"""The job that every framework runs: the same data, model, clients of each round and batches.
 
-100 clients x 500 random images of 3 x 32 x 32, 10 sampled a round, 10 local steps of AdamW on batches of 50, plain mean
-of the models. Needs numpy and torch alone, so that it runs in every framework's own environment.
+Clients and batches are drawn as fedadamw draws them with seed 0, so ours needs no adapter. 100 clients x 500 random
+images of 3 x 32 x 32, 10 sampled per round, 10 local steps of AdamW on batches of 50, plain mean of the models. Needs
+only numpy and torch, so it runs in every framework's environment.
 """
 
 import json
@@ -19,25 +19,25 @@ CLASSES = 10
 
 
 def data() -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (CLIENTS * EACH, 3, 32, 32) with a trace of their class, and labels."""
+    """Images (CLIENTS * EACH, 3, 32, 32), noise plus the center of their class, and labels."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, CLASSES, (CLIENTS * EACH,), generator=generator)
     centers = torch.randn(CLASSES, 3, 32, 32, generator=generator)
     images = torch.randn(CLIENTS * EACH, 3, 32, 32, generator=generator)
-    for client in range(CLIENTS):  # never a second copy of all
-        own = slice(client * EACH, (client + 1) * EACH)
-        images[own].add_(centers[labels[own]], alpha=0.3)
+    for client in range(CLIENTS):  # in parts, without a second copy of all images
+        part = slice(client * EACH, (client + 1) * EACH)
+        images[part].add_(centers[labels[part]], alpha=0.3)
     return images, labels
 
 
 def clients_of(round_: int, sampled: int = SAMPLED) -> list[int]:
-    """The clients of a round."""
+    """The sampled clients of a round."""
     drawn = np.random.default_rng(np.random.SeedSequence((0, 1, round_, 0))).choice(CLIENTS, sampled, replace=False)
     return sorted(drawn.tolist())
 
 
 def batches_of(round_: int, client: int) -> np.ndarray:
-    """The numbers of the samples of each local step, (STEPS, BATCH)."""
+    """The indices of the samples of each local step, (STEPS, BATCH)."""
     order = np.random.default_rng(np.random.SeedSequence((0, 2, round_, client))).permutation(EACH)
     return client * EACH + order[: STEPS * BATCH].reshape(STEPS, BATCH)
 
@@ -49,7 +49,7 @@ def model_of(name: str) -> nn.Module:
 
 
 def cnn() -> nn.Module:
-    """Two convolutions of 5 x 5 and two linear layers: FedAvg's."""
+    """Two 5 x 5 convolutions and two linear layers: the CNN of the FedAvg paper."""
     return nn.Sequential(
         nn.Conv2d(3, 32, 5, padding=2),
         nn.ReLU(),
@@ -65,7 +65,7 @@ def cnn() -> nn.Module:
 
 
 class ViT(nn.Module):
-    """ViT-Tiny: 12 layers of 192 with 3 heads, from torch's own parts."""
+    """ViT-Tiny: 12 layers of width 192 with 3 heads, from torch's modules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class ViT(nn.Module):
 
 
 class Stopwatch:
-    """What a run of the job came to; made first, so that it counts imports."""
+    """Measures a run of the job; created before the heavy imports so that they count."""
 
     def __init__(self) -> None:
         self.start = float(sys.argv[3]) if len(sys.argv) > 3 else time.time()  # when the process was started
@@ -93,12 +93,12 @@ class Stopwatch:
         self.losses: list[float] = []
 
     def round(self, loss: float) -> None:
-        """A round is over; `loss` is the mean of its clients' training losses."""
+        """Note the end of a round; `loss` is the mean of its clients' training losses."""
         self.ends.append(time.time())
         self.losses.append(loss)
 
     def report(self) -> None:
-        """One line of JSON."""
+        """Print the results as one line of JSON."""
         round_s = float(np.median(np.diff(self.ends)))
         print(
             json.dumps(
@@ -112,6 +112,6 @@ class Stopwatch:
 
 
 def arguments() -> tuple[str, int, int]:
-    """Model, rounds and clients a round, from the command line: `plain.py cnn 5`."""
+    """Model, rounds and clients per round, from the command line: `plain.py cnn 5`."""
     name, rounds = sys.argv[1], int(sys.argv[2])
     return name, rounds, SAMPLED if name == "cnn" else 2

@@ -1,4 +1,4 @@
-"""The job by this package: Local AdamW in the simulation, on as many ranks as RANKS says."""
+"""The job in this package: Local AdamW in the simulation, with RANKS ranks."""
 
 import os
 
@@ -12,13 +12,13 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa:
 
 from fedadamw.algorithms.local_adamw import LocalAdamW  # noqa: E402
 from fedadamw.data.partition import Partition  # noqa: E402
-from fedadamw.engine.ranks import Alone, team  # noqa: E402
+from fedadamw.engine.ranks import Alone, current_team  # noqa: E402
 from fedadamw.engine.simulate import Simulation  # noqa: E402
 from fedadamw.prepare.malloc import keep_freed_memory  # noqa: E402
 from fedadamw.settings.training import TrainingSettings  # noqa: E402
 from fedadamw.task import Batch, Evaluation  # noqa: E402
 
-MICRO_BATCH = {"vit": 13}  # the same step in parts that the processor's cache holds, and with less memory
+MICRO_BATCH = {"vit": 13}  # the same step in parts that fit the processor's cache, with less memory
 
 
 class Job:
@@ -27,10 +27,10 @@ class Job:
     held_out, resident = 1, True
 
     def __init__(self, ranks: Alone) -> None:
-        self.images, self.labels = ranks.shared(data)
+        self.images, self.labels = ranks.share_tensors(data)
 
     def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Nothing is random about a sample."""
+        """Samples have no random augmentation."""
         return torch.zeros(count, 0)
 
     def batch(self, samples: torch.Tensor, drawn: torch.Tensor) -> Batch:
@@ -38,16 +38,16 @@ class Job:
         return self.images[samples], self.labels[samples]
 
     def losses(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Cross-entropy of each."""
+        """The cross-entropy of each sample."""
         images, labels = batch
         return F.cross_entropy(model(images), labels, reduction="none")
 
     def outputs(self, model: torch.nn.Module, start: int, stop: int) -> torch.Tensor:
-        """Nothing to score."""
+        """No outputs: nothing is held out."""
         return torch.zeros(1, 1)
 
     def score(self, outputs: torch.Tensor) -> Evaluation:
-        """Nothing."""
+        """An empty evaluation."""
         return Evaluation(0.0, {})
 
 
@@ -69,9 +69,9 @@ def main() -> None:
         precision=os.environ.get("PRECISION", "float32"),
     )
     algorithm = LocalAdamW(weight_decay=WEIGHT_DECAY)
-    ranks = team(torch.device("cpu"))
+    ranks = current_team(torch.device("cpu"))
     keep_freed_memory()
-    for record in Simulation(model_of(name), algorithm, Job(ranks), clients, training, ranks=ranks).rounds():
+    for record in Simulation.in_process(model_of(name), algorithm, Job(ranks), clients, training, ranks=ranks).rounds():
         watch.round(record.train_loss)
     if ranks.rank == 0:
         watch.report()

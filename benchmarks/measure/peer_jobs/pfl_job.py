@@ -1,4 +1,4 @@
-"""The job in pfl: its simulated backend, federated averaging and PyTorch model."""
+"""The job in pfl: its simulated backend, its federated averaging and its PyTorch model."""
 
 import os
 
@@ -25,7 +25,7 @@ losses: list[torch.Tensor] = []
 
 
 class Net(torch.nn.Module):
-    """The job's model, with what pfl asks of one."""
+    """The job's model with the methods that pfl needs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class Net(torch.nn.Module):
         return self.net(x)
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        found = F.cross_entropy(self.net(x), y)
-        losses.append(found.detach().clone())
-        return found
+        loss = F.cross_entropy(self.net(x), y)
+        losses.append(loss.detach().clone())
+        return loss
 
     @torch.no_grad()
     def metrics(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, Weighted]:

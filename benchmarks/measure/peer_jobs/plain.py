@@ -1,4 +1,4 @@
-"""The job as a plain PyTorch loop of a page: what a researcher writes, and the yardstick of memory."""
+"""The job as a plain PyTorch loop, as a researcher would write it; the reference for memory."""
 
 import copy
 import os

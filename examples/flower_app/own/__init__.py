@@ -1,1 +1,1 @@
-"""A Flower app of one's own that trains with FedAdamW."""
+"""A Flower app of your own that trains with FedAdamW."""

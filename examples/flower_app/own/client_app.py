@@ -1,4 +1,4 @@
-"""A node: one's own model and data loader, and FedAdamW as the optimizer."""
+"""A node: your own model and data loader, and FedAdamW as the optimizer."""
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp

@@ -1,4 +1,4 @@
-"""The server: Flower's Grid carries, fedadamw.Server averages; an upload that is not sound is left out."""
+"""The server: Flower's Grid carries, fedadamw.Server averages; invalid uploads are left out."""
 
 import time
 

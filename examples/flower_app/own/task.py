@@ -1,4 +1,4 @@
-"""One's own model and data: handwritten digits, of which every node holds its part."""
+"""Your own model and data: handwritten digits, of which every node holds its part."""
 
 import torch
 from sklearn.datasets import load_digits

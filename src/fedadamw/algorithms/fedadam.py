@@ -26,7 +26,7 @@ from fedadamw.vector import Vector
 
 
 class Server(NamedTuple):
-    """What the server keeps."""
+    """State of the server."""
 
     x: Vector  # (d,)
     m: Vector  # (d,)
@@ -34,19 +34,19 @@ class Server(NamedTuple):
 
 
 class Down(NamedTuple):
-    """What travels down."""
+    """Broadcast to the clients."""
 
     x: Vector  # (d,)
 
 
 class Local(NamedTuple):
-    """One client within a round."""
+    """State of a client during a round."""
 
     y: Vector  # (..., d)
 
 
 class Up(NamedTuple):
-    """What a client sends."""
+    """Upload of a client."""
 
     delta: Vector  # (..., d)
 

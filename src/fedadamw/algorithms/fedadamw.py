@@ -40,7 +40,7 @@ SHARES: dict[str, tuple[Packing, Packing]] = {  # share -> (m, v)
 
 
 class Server(NamedTuple):
-    """What the server keeps, and all of it is broadcast."""
+    """State of the server, all of it broadcast."""
 
     x: Vector  # (d,) the global model
     delta: Vector  # (d,) Delta_G, the last global direction
@@ -50,7 +50,7 @@ class Server(NamedTuple):
 
 
 class Local(NamedTuple):
-    """One client within a round."""
+    """State of a client during a round."""
 
     y: Vector  # (..., d)
     moments: Moments  # (..., d) each
@@ -58,7 +58,7 @@ class Local(NamedTuple):
 
 
 class Up(NamedTuple):
-    """What a client sends."""
+    """Upload of a client."""
 
     delta: Vector  # (..., d)
     m: Tensor  # (..., 0) or (..., d)
@@ -122,14 +122,14 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
 
 
 def pack(moment: Vector, how: Packing, blocks: Blocks) -> Tensor:
-    """What travels of a moment (..., d): nothing (..., 0), its block means (..., B), or all of it."""
+    """Return what travels of a moment (..., d): nothing (..., 0), its block means (..., B), or all of it."""
     if how == "restart":
         return moment[..., :0]
     return blocks.mean(moment) if how == "mean" else moment
 
 
 def unpack(packed: Tensor, how: Packing, blocks: Blocks, *, like: Vector) -> Vector:
-    """A moment (..., d) from what has travelled of it; zero where nothing has."""
+    """Return a moment (..., d) from its packed form; zero if nothing of it travels."""
     if how == "restart":
         return torch.zeros_like(like)
     return blocks.expand(packed) if how == "mean" else packed

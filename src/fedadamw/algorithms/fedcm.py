@@ -23,21 +23,21 @@ from fedadamw.vector import Vector
 
 
 class Server(NamedTuple):
-    """What the server keeps and broadcasts."""
+    """State of the server, all of it broadcast."""
 
     x: Vector  # (d,)
     delta: Vector  # (d,) Delta_G, the last global direction
 
 
 class Local(NamedTuple):
-    """One client within a round."""
+    """State of a client during a round."""
 
     y: Vector  # (..., d)
     k: Tensor  # (..., 1) steps this round
 
 
 class Up(NamedTuple):
-    """What a client sends."""
+    """Upload of a client."""
 
     delta: Vector  # (..., d)
     k: Tensor  # (..., 1)

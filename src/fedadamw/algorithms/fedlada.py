@@ -27,7 +27,7 @@ from fedadamw.vector import Vector
 
 
 class Server(NamedTuple):
-    """What the server keeps and broadcasts."""
+    """State of the server, all of it broadcast."""
 
     x: Vector  # (d,)
     delta: Vector  # (d,) Delta_G, the last global direction
@@ -35,7 +35,7 @@ class Server(NamedTuple):
 
 
 class Local(NamedTuple):
-    """One client within a round."""
+    """State of a client during a round."""
 
     y: Vector  # (..., d)
     moments: Moments  # (..., d) each
@@ -43,7 +43,7 @@ class Local(NamedTuple):
 
 
 class Up(NamedTuple):
-    """What a client sends."""
+    """Upload of a client."""
 
     delta: Vector  # (..., d)
     v: Vector  # (..., d)

@@ -32,7 +32,7 @@ from fedadamw.vector import Vector
 
 
 class Server(NamedTuple):
-    """What the server keeps, and all of it is broadcast."""
+    """State of the server, all of it broadcast."""
 
     x: Vector  # (d,) the global model
     delta: Vector  # (d,) Delta_G, the last global direction
@@ -41,7 +41,7 @@ class Server(NamedTuple):
 
 
 class Local(NamedTuple):
-    """One client within a round."""
+    """State of a client during a round."""
 
     y: Vector  # (..., d)
     moments: Moments  # (..., d) each
@@ -49,7 +49,7 @@ class Local(NamedTuple):
 
 
 class Up(NamedTuple):
-    """What a client sends."""
+    """Upload of a client."""
 
     delta: Vector  # (..., d)
     v: Tensor  # (..., B)

@@ -37,7 +37,7 @@ HIDDEN = {"query", "key", "value", "qkv", "projection", "mlp", "conv", "lora-a"}
 
 
 class Server(NamedTuple):
-    """What the server keeps, and all of it is broadcast."""
+    """State of the server, all of it broadcast."""
 
     x: Vector  # (d,) the global model
     delta: Vector  # (d,) Delta_G, the last global direction
@@ -45,7 +45,7 @@ class Server(NamedTuple):
 
 
 class Local(NamedTuple):
-    """One client within a round."""
+    """State of a client during a round."""
 
     y: Vector  # (..., d)
     moments: Moments  # (..., d) each
@@ -53,7 +53,7 @@ class Local(NamedTuple):
 
 
 class Up(NamedTuple):
-    """What a client sends."""
+    """Upload of a client."""
 
     delta: Vector  # (..., d)
     m: Tensor  # the matrices' momenta, whole or as L and R of their sketches

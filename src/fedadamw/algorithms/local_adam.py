@@ -24,13 +24,13 @@ from fedadamw.vector import Vector
 
 
 class Server(NamedTuple):
-    """What the server keeps and broadcasts."""
+    """State of the server, all of it broadcast."""
 
     x: Vector  # (d,)
 
 
 class Local(NamedTuple):
-    """One client within a round."""
+    """State of a client during a round."""
 
     y: Vector  # (..., d)
     moments: Moments  # (..., d) each
@@ -38,7 +38,7 @@ class Local(NamedTuple):
 
 
 class Up(NamedTuple):
-    """What a client sends."""
+    """Upload of a client."""
 
     delta: Vector  # (..., d)
 

@@ -1,4 +1,4 @@
-"""Name -> algorithm: the only dispatch by string."""
+"""Algorithms by name: the only dispatch by string."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -40,16 +40,16 @@ ALGORITHMS: dict[str, type[AnyAlgorithm]] = {
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """The settings of algorithm `name` and their defaults; blocks are not a setting but come from the model."""
+    """Return the settings of algorithm `name` with their defaults; blocks are no setting, they come from the model."""
     check_one_of("algorithm.name", name, ALGORITHMS)
     fields: Any = dataclasses.fields(ALGORITHMS[name])  # type: ignore[arg-type]  # every algorithm is a dataclass
     return {f.name: f.default for f in fields if f.name != "blocks"}
 
 
 def validate(name: str, given: Mapping[str, Any], *, others: Sequence[str] = ()) -> dict[str, Any]:
-    """All settings of algorithm `name`: those given, checked, and the defaults of the others.
+    """Check the settings `given` for algorithm `name` and return all of its settings, with defaults for the others.
 
-    others: settings that are not an algorithm's, one of which may be meant.
+    others: names of settings outside of the section, to suggest for an unknown one.
     """
     defaults = settings_of(name)
     for key in given:
@@ -72,7 +72,7 @@ def validate(name: str, given: Mapping[str, Any], *, others: Sequence[str] = ())
 
 
 def check_startable(algorithm: Mapping[str, Any]) -> None:
-    """Raise InputError where no run may start with such settings of an algorithm, though an older one may have them."""
+    """Raise InputError if no new run may start with these settings, though an older run may have them."""
     try:
         make(*parse_section(algorithm), NO_BLOCKS)
     except InputError as error:
@@ -80,17 +80,17 @@ def check_startable(algorithm: Mapping[str, Any]) -> None:
 
 
 def parse_section(algorithm: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name of an algorithm and its settings, of an experiment's section."""
+    """Separate the section `algorithm` of an experiment into the algorithm's name and its settings."""
     return algorithm["name"], {key: value for key, value in algorithm.items() if key != "name"}
 
 
 def make(name: str, settings: Mapping[str, Any], blocks: Blocks) -> AnyAlgorithm:
-    """The algorithm `name` for a model cut into `blocks`, if it wants them; a setting out of range: InputError."""
+    """Make the algorithm `name`, with `blocks` if it needs them; raises InputError if a setting is out of range."""
     return ALGORITHMS[name](**settings, **({"blocks": blocks} if needs_blocks(name) else {}))
 
 
 def needs_blocks(name: str) -> bool:
-    """Whether algorithm `name` cuts the model into blocks."""
+    """Return whether algorithm `name` needs the blocks of the model."""
     return any(f.name == "blocks" for f in dataclasses.fields(ALGORITHMS[name]))  # type: ignore[arg-type]
 
 

@@ -26,20 +26,20 @@ from fedadamw.vector import Vector
 
 
 class Server(NamedTuple):
-    """What the server keeps and broadcasts."""
+    """State of the server, all of it broadcast."""
 
     x: Vector  # (d,)
     c: Vector  # (d,) the mean of all clients' control variates
 
 
 class Memory(NamedTuple):
-    """What a client keeps between its rounds."""
+    """Memory of a client between its rounds."""
 
     c: Vector  # (..., d) its control variate
 
 
 class Local(NamedTuple):
-    """One client within a round."""
+    """State of a client during a round."""
 
     y: Vector  # (..., d)
     c: Vector  # (..., d) its control variate
@@ -47,7 +47,7 @@ class Local(NamedTuple):
 
 
 class Up(NamedTuple):
-    """What a client sends."""
+    """Upload of a client."""
 
     delta: Vector  # (..., d)
     dc: Vector  # (..., d)

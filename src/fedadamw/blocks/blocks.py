@@ -1,7 +1,7 @@
 """Blocks: which coordinates of the flat vector share one number of v.
 
-A parameter's tensor is cut with strides only, never with an index vector, so that a cut costs no memory and
-a mean is one reduction whatever the size of the model.
+A parameter's tensor is cut by strides, never by an index vector, so a cut needs no memory and a mean is one reduction
+for each piece, whatever the size of the model.
 """
 
 import hashlib
@@ -33,8 +33,9 @@ class BlockRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Blocks:
-    """A cut of a model's d trainable numbers into B blocks: every coordinate lies in exactly one, and none is empty.
+    """A partition of a model's d trainable numbers into B blocks: every coordinate is in exactly one, none is empty.
 
+    Make it with `Blocks.of(model)`.
     Source: FedAdamW (arXiv 2510.27486), after Adam-mini (arXiv 2406.16793): near-block-diagonal Hessians.
     """
 
@@ -44,17 +45,19 @@ class Blocks:
 
     @staticmethod
     def of(model: nn.Module, granularity: str | BlockRule = "paper") -> "Blocks":
-        """Cut `model` by its modules and its configuration.
+        """Return the blocks of `model`, from its modules and its configuration.
 
-        granularity: `paper` (a head, a neuron, a token row), `coarse`, `tensor` (one a tensor), `coordinate`
-        (B = d), or your own function (name, parameter) -> number of equal consecutive blocks of it.
-        A matrix that no rule knows gets one block a row, and one warning names all such matrices.
+        granularity: `paper` (one block per head, neuron or token row), `coarse` (per head or layer), `tensor` (per
+        tensor), `coordinate` (B = d), or a function (name, parameter) -> number of equal consecutive blocks.
+
+        A matrix without a rule gets one block per row, and one warning names all such matrices. Raises InputError for
+        an unknown granularity, a number of blocks that does not divide the parameter, or a complex parameter.
         """
         layout = Layout.of(model)
         parameters = parameters_of(model)
         if callable(granularity):
-            own = tuple((_own_cut(granularity, p),) if p.tensor.numel() else () for p in parameters)
-            return Blocks(layout, ("own",) * len(own), own)
+            custom = tuple((_cut_by_function(granularity, p),) if p.tensor.numel() else () for p in parameters)
+            return Blocks(layout, ("own",) * len(custom), custom)
         if granularity not in GRANULARITIES:
             raise InputError(
                 f"granularity={granularity!r} is unknown; use one of {', '.join(GRANULARITIES)}, "
@@ -68,7 +71,7 @@ class Blocks:
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """How many blocks each parameter has."""
+        """The number of blocks of each parameter."""
         return tuple(sum(piece.total for piece in cuts) for cuts in self.cuts)
 
     @property
@@ -83,11 +86,11 @@ class Blocks:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the cut: two sides with the same one mean the same by their block means."""
+        """A digest of names, shapes and cuts: block means can be exchanged only between equal ones."""
         return hashlib.sha256(f"{self.layout.fingerprint} {self.cuts}".encode()).hexdigest()[:16]
 
     def mean(self, v: Vector) -> Tensor:
-        """Block means (..., B) of `v` (..., d)."""
+        """Return the block means (..., B) of `v` (..., d)."""
         means = [
             _columns(part, piece).mean((-3, -1)).flatten(-2)
             for part, cuts in zip(v.split(self.layout.sizes, dim=-1), self.cuts, strict=True)
@@ -96,36 +99,36 @@ class Blocks:
         return torch.cat(means, dim=-1) if means else v.new_zeros(*v.shape[:-1], 0)
 
     def expand(self, b: Tensor) -> Vector:
-        """A vector (..., d) in which every coordinate has the number of its block in `b` (..., B)."""
+        """Return a vector (..., d) in which every coordinate has the value of its block in `b` (..., B)."""
         out = b.new_empty(*b.shape[:-1], self.d)
         numbers = b.split(self.counts, dim=-1)
-        for part, own, cuts in zip(out.split(self.layout.sizes, dim=-1), numbers, self.cuts, strict=True):
-            for piece, block in zip(cuts, own.split([c.total for c in cuts], dim=-1), strict=True):
+        for part, values, cuts in zip(out.split(self.layout.sizes, dim=-1), numbers, self.cuts, strict=True):
+            for piece, block in zip(cuts, values.split([c.total for c in cuts], dim=-1), strict=True):
                 columns = _columns(part, piece)
                 columns.copy_(block.unflatten(-1, (piece.groups, piece.blocks)).unsqueeze(-1).unsqueeze(-3))
         return out
 
     def table(self) -> list[BlockRow]:
-        """One row a parameter: its name, class, shape and number of blocks."""
+        """Return one row per parameter: its name, class, shape and number of blocks."""
         rows = zip(self.layout.names, self.kinds, self.layout.shapes, self.counts, strict=True)
         return [BlockRow(name, kind, tuple(shape), blocks) for name, kind, shape, blocks in rows]
 
     def spans(self) -> dict[str, slice]:
-        """Where each parameter's numbers lie in a block vector (B,)."""
+        """Return the slice of each parameter in a block vector (B,)."""
         ends = list(accumulate(self.counts, initial=0))
         return {n: slice(a, b) for n, a, b in zip(self.layout.names, ends, ends[1:], strict=False)}
 
 
 def _columns(part: Vector, piece: Cut) -> Tensor:
-    """The coordinates of `piece` in one parameter's numbers (..., n), as a view (..., groups, outer, blocks, inner)."""
+    """Return the coordinates of `piece` in a parameter's numbers (..., n) as (..., groups, outer, blocks, inner)."""
     rows = part.unflatten(-1, (piece.groups, piece.outer, part.shape[-1] // (piece.groups * piece.outer)))
     width = piece.blocks * piece.inner
     columns: Tensor = rows.narrow(-1, piece.start, width).unflatten(-1, (piece.blocks, piece.inner))
     return columns
 
 
-def _own_cut(rule: BlockRule, parameter: Parameter) -> Cut:
-    """The cut that a user's own function asks for."""
+def _cut_by_function(rule: BlockRule, parameter: Parameter) -> Cut:
+    """Return the cut that a user's function asks for."""
     blocks = rule(parameter.name, parameter.tensor)
     n = parameter.tensor.numel()
     if not isinstance(blocks, int) or blocks < 1 or n % blocks:

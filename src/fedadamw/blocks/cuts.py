@@ -1,7 +1,7 @@
-"""The rules by which each parameter is cut into blocks: its role, its rows, the parts of its rows.
+"""The rules that cut each parameter into blocks: its role, its rows, the parts of its rows.
 
 A role is read from the module that owns the parameter, its path and its attributes; heads from the attention
-module or the configuration, never guessed. Whatever is left is called unknown and said aloud.
+module or the configuration, never guessed. A parameter without a rule is `unknown`, and a warning names it.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from fedadamw.blocks.heads import Part, Parts, nearest, parts_of, plain
-from fedadamw.blocks.roles import adapted_by, role_of
+from fedadamw.blocks.roles import find_adapted, role_of
 
 GRANULARITIES = ("paper", "coarse", "tensor", "coordinate")
-EXPERTS = ("moe_num_experts",)  # what a module says that keeps them in one matrix
+EXPERTS = ("moe_num_experts",)  # attribute of a module with all experts in one matrix
 
 
 class Cut(NamedTuple):
-    """Some coordinates of a tensor: seen as (groups, outer, width), the columns from `start`, as (blocks, inner).
+    """Some coordinates of a tensor: viewed as (groups, outer, width), its columns from `start`, as (blocks, inner).
 
-    Each group has `blocks` blocks of its own.
+    Each group has `blocks` separate blocks.
     """
 
     outer: int
@@ -31,16 +31,16 @@ class Cut(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The number of blocks, of all groups."""
+        """The number of blocks in all groups."""
         return self.groups * self.blocks
 
-    def __repr__(self) -> str:  # digests are made of it: those of cuts without groups stay as they were
+    def __repr__(self) -> str:  # digests use it, and must not change for cuts without groups
         shown = list(self._asdict().items())[: 4 if self.groups == 1 else 5]
         return f"Cut({', '.join(f'{name}={value}' for name, value in shown)})"
 
 
 class Parameter(NamedTuple):
-    """A trainable tensor, its role, and where its output units (rows) lie in it."""
+    """A trainable tensor, its role, and the place of its output units (rows)."""
 
     name: str
     tensor: Tensor
@@ -52,12 +52,12 @@ class Parameter(NamedTuple):
 
 
 def row(blocks: int, inner: int) -> Cut:
-    """A whole tensor as `blocks` consecutive runs of `inner` numbers."""
+    """Return the cut of a whole tensor into `blocks` runs of `inner` consecutive numbers."""
     return Cut(1, 0, blocks, inner)
 
 
 def cut(p: Parameter, granularity: str) -> tuple[Cut, ...]:
-    """The pieces of parameter `p` at a named granularity (one of GRANULARITIES); none where it has no numbers."""
+    """Return the cuts of parameter `p` at a granularity (one of GRANULARITIES); none if it is empty."""
     n = p.tensor.numel()
     if n == 0:
         return ()
@@ -77,7 +77,7 @@ def cut(p: Parameter, granularity: str) -> tuple[Cut, ...]:
 
 
 def parameters_of(model: nn.Module) -> list[Parameter]:
-    """The trainable parameters of `model`, in the order of its layout, each with its role."""
+    """Return the trainable parameters of `model`, in the order of its layout, each with its role."""
     modules = dict(model.named_modules())
     found = []
     for name, tensor in model.named_parameters():
@@ -91,7 +91,7 @@ def parameters_of(model: nn.Module) -> list[Parameter]:
 def _describe(name: str, tensor: Tensor, path: Sequence[str], lineage: Sequence[nn.Module]) -> Parameter:
     if not tensor.numel():
         return Parameter(name, tensor, "vector", 1, 1, 1, ())
-    layer = adapted_by(path, lineage) if tensor.dim() > 1 else None  # B may have a bias
+    layer = find_adapted(path, lineage) if tensor.dim() > 1 else None  # B may have a bias
     if layer is None:
         role, axes = role_of(path, lineage, tensor)
         groups, outer, rows, unit = _units(axes, lineage[-1], tensor)
@@ -109,7 +109,7 @@ def _describe(name: str, tensor: Tensor, path: Sequence[str], lineage: Sequence[
 
 
 def _units(axes: str, owner: nn.Module, tensor: Tensor) -> tuple[int, int, int, int]:
-    """The tensor as (groups, outer, rows, unit), a row being one output neuron, channel, token or head."""
+    """Return the tensor's view (groups, outer, rows, unit); a row is one output neuron, channel, token or head."""
     shape, n = tensor.shape, tensor.numel()
     if axes == "whole":
         return 1, 1, 1, n

@@ -1,4 +1,4 @@
-"""Where the heads lie in the rows of an attention layer, from what its modules and configurations say."""
+"""Where the heads are in the rows of an attention layer, from the attributes of its modules and configurations."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ QUERY_DIM = ("qk_head_dim", *KEY_DIM)
 VALUE_DIM = ("v_head_dim", "head_v_dim", *KEY_DIM)
 WITH_HEADS = {"query", "key", "value", "nope", "rope", "narrow query", "narrow key"}
 KEYS = {"nope": "key", "rope": "key"}  # the parts of a key with and without rotary positions
-ONE_HEAD = {"SwiftFormerEfficientAdditiveAttention"}  # attention without heads does not say so
+ONE_HEAD = {"SwiftFormerEfficientAdditiveAttention"}  # attention without heads, which no attribute says
 
 
 class Part(NamedTuple):
@@ -35,7 +35,7 @@ class Parts(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """How many heads there are and how wide they are; 0 where nothing says it."""
+    """Number of heads and their widths; 0 if unknown."""
 
     queries: int
     keys: int
@@ -46,12 +46,12 @@ class Heads(NamedTuple):
 
 
 def plain(role: str, rows: int) -> Parts:
-    """Rows that are a block each, and one block in `coarse` where their role is known."""
+    """Return rows that are a block each, and one block in `coarse` if their role is known."""
     return Parts(1, (Part(role, rows, 1, 1 if role == "unknown" else rows),))
 
 
 def parts_of(role: Role, lineage: Sequence[nn.Module], rows: int) -> Parts | None:
-    """The parts of a layer's `rows`; None where nothing says how many heads there are, or not so that it fits."""
+    """Return the parts of a layer's `rows`; None if the number of heads is unknown or does not fit."""
     if not WITH_HEADS & set(role.parts):
         return plain(role.parts[0], rows) if len(role.parts) == 1 else None
     heads = _heads(lineage)
@@ -62,7 +62,7 @@ def parts_of(role: Role, lineage: Sequence[nn.Module], rows: int) -> Parts | Non
 
 
 def _single(name: str, heads: Heads, rows: int) -> Part | None:
-    """All rows of a layer that is queries, keys or values alone."""
+    """Return the rows of a layer that has only queries, keys or values."""
     count, dim = {
         "query": (heads.queries, heads.query_dim),
         "key": (heads.keys, heads.key_dim),
@@ -81,7 +81,7 @@ def _single(name: str, heads: Heads, rows: int) -> Part | None:
 
 
 def _fused(role: Role, heads: Heads, lineage: Sequence[nn.Module], rows: int) -> Parts | None:
-    """The rows of a layer in which several parts lie side by side; values, gates and latents share what is left."""
+    """Return the rows of a layer with several parts side by side; values, gates and latents share the rest."""
     repeats = {"once": 1, "a head": heads.queries, "a key head": heads.keys}.get(role.repeats) or role.number
     if not repeats or rows % repeats:
         return None
@@ -99,7 +99,7 @@ def _fused(role: Role, heads: Heads, lineage: Sequence[nn.Module], rows: int) ->
 
 
 def _by_head(role: Role, heads: Heads, lineage: Sequence[nn.Module], rows: int) -> dict[str, tuple[int, int]]:
-    """How many heads, and rows a head, the parts have that are cut by heads."""
+    """Return the number of heads, and rows per head, of the parts that are cut by heads."""
     keys = heads.queries if role.repeats == "a head" else heads.keys
     number = heads.queries + heads.keys + heads.values
     even = rows // number if number and set(role.parts) == {"query", "key", "value"} and not heads.query_dim else 0
@@ -112,7 +112,7 @@ def _by_head(role: Role, heads: Heads, lineage: Sequence[nn.Module], rows: int) 
 
 
 def _heads(lineage: Sequence[nn.Module]) -> Heads:
-    """What the modules above a layer, or their configurations, say of the heads; the nearest has the word."""
+    """Read the heads from the modules above a layer or their configurations; the nearest decides."""
     one = any(type(module).__name__ in ONE_HEAD for module in lineage)
     queries = 1 if one else nearest(lineage, HEADS)
     keys = _key_heads(lineage) or queries
@@ -123,7 +123,7 @@ def _heads(lineage: Sequence[nn.Module]) -> Heads:
 
 
 def _key_heads(lineage: Sequence[nn.Module]) -> int:
-    """Of the module that says how many heads there are, else of the nearest configuration; 0: as many as queries."""
+    """Read key heads from the module that has the number of heads, else its configuration; 0: as many as queries."""
     if any(isinstance(module, nn.MultiheadAttention) for module in lineage):
         return 0
     places = [place for place in _places(lineage) if _first(place, (*HEADS, *KEY_HEADS))]
@@ -135,25 +135,25 @@ def _key_heads(lineage: Sequence[nn.Module]) -> int:
 
 
 def nearest(lineage: Sequence[nn.Module], names: Sequence[str]) -> int:
-    """The first of `names` that the nearest module or configuration has as a positive integer, else 0."""
+    """Return the first of `names` that the nearest module or configuration has as a positive integer, else 0."""
     return next((number for place in _places(lineage) if (number := _first(place, names))), 0)
 
 
 def _first(place: object, names: Sequence[str]) -> int:
-    """The first of `names` that `place` has as a positive integer, else 0."""
+    """Return the first of `names` that `place` has as a positive integer, else 0."""
     return next((number for name in names if (number := _number(place, name))), 0)
 
 
 def _number(place: object, name: str) -> int:
     try:
         value = getattr(place, name, None)
-    except RuntimeError:  # a configuration of transformers whose layers differ does not speak for all of them
+    except RuntimeError:  # transformers raises it for a configuration whose layers differ
         return 0
     return value if isinstance(value, int) and value > 0 else 0
 
 
 def _places(lineage: Sequence[nn.Module]) -> Iterator[object]:
-    """The modules above a parameter, nearest first, each followed by its configuration."""
+    """Yield the modules above a parameter, nearest first, each followed by its configuration."""
     for module in reversed(lineage):
         yield module
         config = getattr(module, "config", None)

@@ -1,14 +1,14 @@
-"""What layers and parameters are called: the tables by which block rules know their roles.
+"""Names of layers and parameters: the tables from which block rules read their roles.
 
-A name alone decides where every library means the same by it; where a fused tensor is laid out in its own way, the
-name of the class that reads it stands before the layer's. Layouts follow the views in transformers' modeling files.
+A name alone decides if every library means the same by it; for a fused tensor with a layout of its own, the class that
+reads it precedes the layer's name. Layouts follow the views in transformers' modeling files.
 """
 
 from typing import NamedTuple
 
 
 class Role(NamedTuple):
-    """The parts of a layer's rows, in the order they lie in, and how often that order repeats."""
+    """The parts of a layer's rows, in order, and how often that order repeats."""
 
     parts: tuple[str, ...]
     repeats: str = "once"  # or "a head", "a key head", "a number"
@@ -22,23 +22,22 @@ QKV_BY_HEAD = Role(("query", "key", "value"), "a key head")  # a key head's quer
 KV, KV_BY_HEAD = Role(("key", "value")), Role(("key", "value"), "a head")
 GATED_QUERY = Role(("query", "gate"), "a head")
 
-_NAMES = {  # layers that are attention's wherever they stand
-    QUERY: "query q_proj q_lin q_attn q wq to_q to_query query_proj project_q Wq q_head q_b_proj projection_query "
+_NAMES = {  # layers of attention, inside or outside an attention module
+    QUERY: "query q_proj q_lin q_attn q wq to_query query_proj project_q Wq q_head q_b_proj projection_query "
     "queries query_global w2e_query e2w_query e2e_query pos_q_proj wq_b query_key",  # query_key: one matrix for both
-    KEY: "key k_proj k_lin k wk to_k to_key key_proj project_k Wk k_head projection_key key_global pos_proj",
-    VALUE: "value v_proj v_lin v wv to_v to_value value_proj project_v Wv v_head projection_value value_global "
+    KEY: "key k_proj k_lin k wk to_key key_proj project_k Wk k_head projection_key key_global pos_proj",
+    VALUE: "value v_proj v_lin v wv value_proj project_v Wv v_head projection_value value_global "
     "v_proj_current v_proj_delayed",
     QKV: "qkv c_attn qkv_proj Wqkv in_proj_qkv",
-    KV: "to_kv",
     LATENT: "q_a_proj",
     Role(("latent", "rope")): "kv_a_proj_with_mqa",
     Role(("nope", "value"), "a head"): "kv_b_proj",
     Role(("query", "key", "value", "gate"), "a key head"): "in_proj_qkvz",
     GATE: "in_proj_z in_proj_a in_proj_b in_proj_ba",
-    Role(("unknown",)): "query_key_value queries_keys_values keys_values kv_proj",  # laid out in ways of their own
+    Role(("unknown",)): "query_key_value queries_keys_values keys_values kv_proj",  # layouts differ
 }
-_INSIDE = {  # layers that are this inside an attention module
-    PROJECTION: "dense out_proj o_proj out_lin proj c_proj o wo Wo to_out attention_out post_proj projection final "
+_INSIDE = {  # roles that a name has inside an attention module only
+    PROJECTION: "dense out_proj o_proj out_lin proj c_proj o wo Wo attention_out post_proj projection final "
     "o_a_proj o_b_proj",
     GATE: "gate_proj g_proj a_proj b_proj f_proj f_a_proj f_b_proj g_a_proj g_b_proj output_gate weights_proj dt_proj",
     MLP: "continuous_position_bias_mlp conv_kernel_layer conv_out_layer relative_pos_embeddings",
@@ -87,7 +86,7 @@ BY_CLASS = {
 
 
 class Own(NamedTuple):
-    """A parameter that a module owns itself, without nn.Linear or its like around it."""
+    """A parameter of a module's own, not of an nn.Linear or similar layer."""
 
     kind: str
     axes: str  # rows: (out, in); in-out: (in, out); stack: (n, out, in); in-out stack: (n, in, out)
@@ -139,10 +138,10 @@ OWN = {
 
 HEAD = {"classifier", "cls_classifier", "distillation_classifier", "score", "lm_head", "qa_outputs", "decoder"}
 TOP_LEVEL_HEAD = {"fc", "head", "heads"}
-ROUTERS = ("Router", "Gating")  # how the names of classes end that choose experts
+ROUTERS = ("Router", "Gating")  # endings of the names of classes that choose experts
 ATTENTION_CLASSES = ("Attention", "AttentionSubsample")
-WRAPPERS = {"base_layer", "linear"}  # a layer within a layer, of which the outer one has the name
-MATRIX_CLASSES = {"QuantLinear"}  # linear layers that are no nn.Linear
+WRAPPERS = {"base_layer", "linear"}  # an inner layer, named by the outer one
+MATRIX_CLASSES = {"QuantLinear"}  # linear layers that are not nn.Linear
 ADAPTER_MARKS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save"}
 POSITIONS = ("pos_embed", "position_embed", "positional_embed")
-MLP_PLACES = {"mlp", "ffn", "feed_forward"}  # inside one of these a layer is no longer attention's
+MLP_PLACES = {"mlp", "ffn", "feed_forward"}  # a layer inside one of these does not belong to attention

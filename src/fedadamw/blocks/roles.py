@@ -1,4 +1,4 @@
-"""What a parameter is (query, MLP, embedding, ...), from the names that lead to it and the module that owns it."""
+"""The role of a parameter (query, MLP, embedding, ...), from its path and the module that owns it."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTransp
 
 
 class Adapted(NamedTuple):
-    """The weight that a LoRA B (out, r) adds to, where it is; a B of stacked experts is (out, r, experts)."""
+    """The weight that a LoRA B (out, r) adds to, and its place; a B of stacked experts is (out, r, experts)."""
 
     path: Sequence[str]
     lineage: Sequence[nn.Module]
@@ -22,17 +22,17 @@ class Adapted(NamedTuple):
     experts: int
 
 
-def adapted_by(path: Sequence[str], lineage: Sequence[nn.Module]) -> Adapted | None:
-    """What a LoRA B of peft's adds to; None where `path` leads to something else."""
+def find_adapted(path: Sequence[str], lineage: Sequence[nn.Module]) -> Adapted | None:
+    """Return what a LoRA B of peft adds to; None if `path` leads to another parameter."""
     if "lora_B" not in path:
         return None
     at = path.index("lora_B")
     adapter: nn.Module = lineage[at]
     base: Any = adapter
-    while hasattr(base, "base_layer"):  # an adapter of one parameter may stand around that of another
+    while hasattr(base, "base_layer"):  # adapters of several parameters may be nested
         base = base.base_layer
-    own = "in_proj_weight" if isinstance(base, nn.MultiheadAttention) else "weight"
-    leaf = str(getattr(adapter, "parameter_name", own))
+    default = "in_proj_weight" if isinstance(base, nn.MultiheadAttention) else "weight"
+    leaf = str(getattr(adapter, "parameter_name", default))
     weight = getattr(base, leaf, None)
     if not isinstance(weight, Tensor):
         return None
@@ -41,7 +41,7 @@ def adapted_by(path: Sequence[str], lineage: Sequence[nn.Module]) -> Adapted | N
 
 
 def role_of(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -> tuple[Role, str]:
-    """The role of a tensor, and the order of its axes (`block_names.Own`, `whole`, `tokens` or `channels`)."""
+    """Return the role of a tensor, and the order of its axes (`names.Own`, `whole`, `tokens` or `channels`)."""
     owner = lineage[-1]
     flat = tensor.numel() == max(tensor.shape, default=1)
     if tensor.dim() > 1 and ("lora_A" in path or "lora_embedding_A" in path):
@@ -51,14 +51,14 @@ def role_of(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -
     if tensor.dim() < 2 or (flat and not _is_matrix(owner)):  # (1, 1, width) too: a class token
         return Role(("vector",)), "whole"
     if isinstance(owner, CONVOLUTIONS + TRANSPOSED_CONVOLUTIONS):
-        return _convolution(path, lineage, tensor)
+        return _read_convolution(path, lineage, tensor)
     if isinstance(owner, nn.Embedding):
         return Role(("embedding",)), "tokens"
-    return _owned(path, lineage, tensor) or _layer(path, lineage)
+    return _read_own(path, lineage, tensor) or _read_layer(path, lineage)
 
 
-def _convolution(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -> tuple[Role, str]:
-    """A convolution over single positions is a linear layer, and may be attention's."""
+def _read_convolution(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -> tuple[Role, str]:
+    """Read the role of a convolution; over single positions it is a linear layer and may belong to attention."""
     if isinstance(lineage[-1], TRANSPOSED_CONVOLUTIONS):
         return Role(("conv",)), "channels"
     role = _attention_role(path, lineage)
@@ -66,8 +66,8 @@ def _convolution(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tens
     return role if role and single else Role(("conv",)), "rows"
 
 
-def _owned(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -> tuple[Role, str] | None:
-    """A parameter that its module uses without a layer around it."""
+def _read_own(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -> tuple[Role, str] | None:
+    """Read the role of a parameter that its module uses without a layer; None if it is not one."""
     owner, leaf = lineage[-1], (_names(path) or [""])[-1]
     for key in (*(f"{type(module).__name__}.{leaf}" for module in reversed(lineage[-2:])), leaf):
         if key in names.OWN:
@@ -77,13 +77,13 @@ def _owned(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) ->
         return Role(("expert",)), "rows" if tensor.dim() == 2 else stack
     if leaf.startswith(names.POSITIONS):
         return Role(("embedding",)), "tokens"
-    if type(owner).__name__.endswith(names.ROUTERS):  # that keeps its matrix itself
+    if type(owner).__name__.endswith(names.ROUTERS):  # with a matrix of its own
         return Role(("router",)), "rows"
     return None
 
 
-def _layer(path: Sequence[str], lineage: Sequence[nn.Module]) -> tuple[Role, str]:
-    """A linear layer, by its name and by where it stands."""
+def _read_layer(path: Sequence[str], lineage: Sequence[nn.Module]) -> tuple[Role, str]:
+    """Read the role of a linear layer from its name and its place."""
     owner = lineage[-1]
     axes = "in-out" if _is_transposed(owner) else "rows"
     role = _attention_role(path, lineage)
@@ -99,7 +99,7 @@ def _layer(path: Sequence[str], lineage: Sequence[nn.Module]) -> tuple[Role, str
 
 
 def _attention_role(path: Sequence[str], lineage: Sequence[nn.Module]) -> Role | None:
-    """The role in attention of the layer that has the weight; None of a layer that stands elsewhere."""
+    """Return the role in attention of the layer that has the weight; None for a layer outside."""
     *above, leaf = _names(path) or [""]
     if leaf.removesuffix("_weight") in names.OF_MULTIHEAD_ATTENTION:
         return names.OF_MULTIHEAD_ATTENTION[leaf.removesuffix("_weight")]
@@ -115,7 +115,7 @@ def _attention_role(path: Sequence[str], lineage: Sequence[nn.Module]) -> Role |
 
 
 def _in_attention(path: Sequence[str], lineage: Sequence[nn.Module]) -> bool:
-    """Whether the layer stands inside an attention module, and not inside an MLP of that."""
+    """Return whether the layer is inside an attention module, and not inside an MLP of that."""
     inside = False
     for name, module in zip(path, lineage[1:-1], strict=False):
         if name in names.MLP_PLACES:
@@ -126,7 +126,7 @@ def _in_attention(path: Sequence[str], lineage: Sequence[nn.Module]) -> bool:
 
 
 def _names(path: Sequence[str]) -> list[str]:
-    """The path without numbers and what an adapter or wrapper adds: `query.lora_B.default.weight` is `query.weight`."""
+    """Return the path without numbers, adapters and wrappers: `query.lora_B.default.weight` is `query.weight`."""
     return [part for part in _without_adapters(path) if not part.isdigit()]
 
 
@@ -148,11 +148,11 @@ def _is_head(layer_path: Sequence[str]) -> bool:
 
 
 def _is_matrix(owner: nn.Module) -> bool:
-    """Whether `owner` maps inputs by one matrix: nn.Linear, or transformers' transposed Conv1D."""
+    """Return whether `owner` maps inputs by one matrix: nn.Linear, or transformers' transposed Conv1D."""
     known = type(owner).__name__ in names.MATRIX_CLASSES
     return known or isinstance(owner, nn.Linear | nn.Conv1d | nn.Conv2d) or _is_transposed(owner)
 
 
 def _is_transposed(owner: nn.Module) -> bool:
-    """transformers' Conv1D keeps its weight as (in, out); known by name, so transformers is not imported."""
+    """Return whether `owner` is transformers' Conv1D, with weight (in, out); by name, without importing it."""
     return type(owner).__name__ == "Conv1D" and hasattr(owner, "nf")

@@ -27,9 +27,9 @@ def export_command(
     """
     from fedadamw.trained.export import export
     from fedadamw.trained.export import push as upload
-    from fedadamw.trained.load import of_run
+    from fedadamw.trained.load import open_run
 
-    what = export(of_run(run), to, merged=merged, shared=push is not None)
+    what = export(open_run(run), to, merged=merged, shared=push is not None)
     typer.echo(f"{to}: {what}, README.md (model card), fedadamw.json (settings)")
     if push is not None:
         typer.echo(upload(to, push))
@@ -52,10 +52,10 @@ def eval_command(
     from fedadamw.cli.tables import print_evaluation
     from fedadamw.settings.load import parse_override
     from fedadamw.trained.evaluate import evaluate
-    from fedadamw.trained.load import opened
+    from fedadamw.trained.load import open_trained
 
     other: dict[str, object] = {"data.config": None, "data.test_source": None, "data.validation": 0.0}
     given = [] if data is None else [*other.items(), ("data.source", data)]
     given += [] if split is None else [("data.test_split", split)]
-    found = opened(where, [*given, *(parse_override(setting) for setting in settings or ())])
+    found = open_trained(where, [*given, *(parse_override(setting) for setting in settings or ())])
     print_evaluation(*evaluate(found))

@@ -52,14 +52,14 @@ def blocks_command(
     """
     from fedadamw.blocks.blocks import Blocks
     from fedadamw.cli.tables import print_blocks
-    from fedadamw.models.hub import skeleton
+    from fedadamw.models.skeleton import build_skeleton
 
-    found = skeleton(model)
+    found = build_skeleton(model)
     if lora is not None:
-        from fedadamw.models.lora import adapted
+        from fedadamw.models.lora import add_adapters
         from fedadamw.settings.lora import LoraSettings
 
-        found = adapted(found, LoraSettings(r=rank, target_modules=tuple(names_in(lora))), None)
+        found = add_adapters(found, LoraSettings(r=rank, target_modules=tuple(names_in(lora))), None)
     print_blocks(model, Blocks.of(found, granularity))
 
 
@@ -76,15 +76,15 @@ def partition_command(
     fedadamw partition digits -s partition.concentration=0.1 --out dir01.png
     """
     from fedadamw.cli.tables import print_partition
-    from fedadamw.prepare.simulation import partition_of, samples_of
+    from fedadamw.prepare.samples import load_samples, make_partition
     from fedadamw.report.run_charts import partition, save
     from fedadamw.settings.load import load
     from fedadamw.validation import check
 
     check(out.suffix in (".png", ".svg"), f"--out {out}: must end in .png or .svg")
     experiment = load(recipe or DEFAULT, settings or ())
-    train, _ = samples_of(experiment)
-    clients = partition_of(experiment, train)
+    train, _ = load_samples(experiment)
+    clients = make_partition(experiment, train)
     counts = clients.counts(train.labels, len(train.classes))
     save(partition(counts, train.classes), out)
     print_partition(counts, clients.fingerprint)

@@ -1,9 +1,9 @@
-"""Conversations as token numbers in a tokenizer's chat template, and what of them is to be learned."""
+"""Conversations as tokens in a tokenizer's chat template, and which tokens are learned."""
 
 from contextlib import suppress
 from typing import Any
 
-from fedadamw.models.loading import in_one_line
+from fedadamw.models.loading import as_input_error
 from fedadamw.validation import InputError, check, shorten
 
 Ids = list[int]
@@ -13,13 +13,13 @@ SAID = ("content", "reasoning_content", "reasoning", "thinking", *CALLS)  # by a
 
 
 def conversation(tokenizer: Any, talk: Any) -> tuple[Ids, Ids]:
-    """Tokens and marks of a conversation in the tokenizer's chat template; InputError where it cannot be used.
+    """Return tokens and marks of a conversation in the chat template; raises InputError if it cannot be used.
 
-    Marked is what the template shows of what the assistant says, thinks and calls, and the token after it, which ends
-    its turn; nothing where it says nothing, or what it says is not shown.
+    Marked are the assistant's messages (content, reasoning, calls) as the template shows them, with the token that
+    ends its turn. An empty message, or one that is not shown, has no marks.
     """
     talk = _messages(talk)
-    text = _templated(tokenizer, talk)
+    text = _apply_template(tokenizer, talk)
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = found["input_ids"], found["offset_mapping"]
     check(bool(ids), "the chat template shows nothing of it")
@@ -39,13 +39,15 @@ def conversation(tokenizer: Any, talk: Any) -> tuple[Ids, Ids]:
 
 
 def _messages(talk: Any) -> list[Message]:
-    """The messages of a conversation without what is null in them, which a column adds; a null content is ''."""
+    """Return the messages without their null values, which a column adds; a null content becomes ''."""
     fine = isinstance(talk, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str | None)
         for m in talk
     )
     if not fine or not talk:
-        raise InputError(f"column 'messages' holds {shorten(talk)} where a list of role and content (a text) is wanted")
+        raise InputError(
+            f"column 'messages' holds {shorten(talk)} where a list of role and content (a text) is expected"
+        )
     return [{"content": "", **_without_null(message)} for message in talk]
 
 
@@ -55,24 +57,24 @@ def _without_null(value: Any) -> Any:
     return [_without_null(part) for part in value] if isinstance(value, list) else value
 
 
-def _templated(tokenizer: Any, talk: Any) -> str:
-    with in_one_line("the chat template refuses a conversation"):
+def _apply_template(tokenizer: Any, talk: Any) -> str:
+    with as_input_error("the chat template refuses a conversation"):
         return str(tokenizer.apply_chat_template(talk, tokenize=False))
 
 
 def _place(tokenizer: Any, talk: list[Message], i: int, text: str, after: int) -> tuple[int, int]:
-    """Where in a conversation's `text` stands what its message i says: the part that another one would change.
+    """Return start and end of message i in a conversation's `text`: the part that another content would change.
 
-    after: where the message before it ends.
+    after: the end of the message before it.
     """
-    other = next(chr(n) for n in range(0xE000, 0xF8FF) if chr(n) not in text)  # of nobody's language
+    other = next(chr(n) for n in range(0xE000, 0xF8FF) if chr(n) not in text)  # a private-use character
     changed = {**{name: part for name, part in talk[i].items() if name not in SAID}, "content": other}
-    for following in (talk[i + 1 :], []):  # some templates refuse the answer to a call where there is no call
+    for following in (talk[i + 1 :], []):  # some templates refuse a tool's answer without its call
         with suppress(InputError):
-            whole = text if following else _templated(tokenizer, talk[: i + 1])
-            start, end = _differs(whole, _templated(tokenizer, [*talk[:i], changed, *following]))
+            whole = text if following else _apply_template(tokenizer, talk[: i + 1])
+            start, end = _differs(whole, _apply_template(tokenizer, [*talk[:i], changed, *following]))
             if text.startswith(whole[:end]):
-                return _moved_back(text, start, end, talk[i]["content"], after), end
+                return _move_back(text, start, end, talk[i]["content"], after), end
     said = talk[i]["content"].strip()
     start = text.find(said, after)
     check(start >= 0, f"the chat template does not show what is said as it is: {said[:60]!r}")
@@ -80,13 +82,13 @@ def _place(tokenizer: Any, talk: list[Message], i: int, text: str, after: int) -
 
 
 def _differs(text: str, other: str) -> tuple[int, int]:
-    """From where to where `text` is not as `other`."""
+    """Return start and end of the part in which `text` differs from `other`."""
     start = _common(text, other)
     return start, len(text) - _common(text[start:][::-1], other[start:][::-1])
 
 
 def _common(a: str, b: str) -> int:
-    """How many characters `a` and `b` have in common at their beginning."""
+    """Return the length of the common prefix of `a` and `b`."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -94,7 +96,7 @@ def _common(a: str, b: str) -> int:
     return low
 
 
-def _moved_back(text: str, start: int, end: int, said: str, after: int) -> int:
+def _move_back(text: str, start: int, end: int, said: str, after: int) -> int:
     """`start` without blanks; or before it where the rest of `said` stands, as of a <think> that templates put in."""
     shown, whole = ("".join(part.split()) for part in (text[start:end], said))
     missing, place = whole.removesuffix(shown) if shown else "", start
@@ -106,6 +108,6 @@ def _moved_back(text: str, start: int, end: int, said: str, after: int) -> int:
 
 
 def _tokens_of(offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The first of the tokens that have a part of the characters from `start` to `end`, and the one after them."""
+    """Return the first token that overlaps the characters from `start` to `end`, and the one after the last."""
     first = next((token for token, (_, stop) in enumerate(offsets) if stop > start), len(offsets))
     return first, next((token for token in range(first, len(offsets)) if offsets[token][0] >= end), len(offsets))

@@ -1,4 +1,4 @@
-"""Text for language models as token numbers: plain text, prompts with their answers, conversations."""
+"""Text for language models as tokens: plain text, prompts with responses, conversations."""
 
 import warnings
 from collections.abc import Callable
@@ -11,10 +11,11 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.classes import check_columns, read_classes, read_groups, read_labels
+from fedadamw.data.classes import read_classes, read_labels
+from fedadamw.data.columns import check_columns, read_groups
 from fedadamw.data.conversations import Ids, conversation
-from fedadamw.data.sources import Array
-from fedadamw.data.texts import Encoder, Rows, Texts, Tokenised, check_words, text_column, tokenised
+from fedadamw.data.samples import Array
+from fedadamw.data.texts import Encoder, Rows, Texts, Tokenised, check_words, text_column, tokenise
 from fedadamw.validation import InputError, check
 
 PAIRS = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"), ("instruction", "response"))
@@ -24,8 +25,8 @@ PAIRS = (("prompt", "completion"), ("prompt", "response"), ("instruction", "outp
 class Dialogues:
     """Reads text for a language model from splits of one data set.
 
-    A column `messages` holds conversations (lists of role and content), of which what the assistant says is learned;
-    of a prompt and its response the response; of plain text all, in as many samples of max_length as it takes.
+    Learned are the assistant's messages of a conversation (column `messages`: lists of role and content), the response
+    to a prompt, and all of a plain text, in as many samples of max_length as it needs.
     """
 
     source: str
@@ -40,20 +41,20 @@ class Dialogues:
 
     @property
     def place(self) -> str:
-        """Where the data is, as errors say it."""
+        """The data's source, for errors."""
         return f"data.source={self.source!r}"
 
     def of(self, train: "Dataset") -> "Dialogues":
-        """The same with the classes of the training split."""
+        """Return a reader with the classes of the training split."""
         check_columns(self.place, train, (self.label, self.group))
         return self if self.label is None else replace(self, classes=read_classes(train, self.label))
 
     def texts(self, split: "Dataset", place: str | None = None) -> Texts:
-        """The text of a split, tokenised, and what is to be learned of it; place: where it is from, for errors."""
+        """Tokenise the text of a split and mark what is learned; place: where it is from, for errors."""
         encode = _encoder_for(
             place or self.place, split, self.text, self.prompt, self.response, self.tokenizer, self.max_length
         )
-        found = tokenised(split, self.tokenizer, encode)
+        found = tokenise(split, self.tokenizer, encode)
         labels = np.zeros(len(split), dtype=np.int64)
         if self.label is not None:
             labels = read_labels(split, self.label, self.classes)
@@ -74,10 +75,10 @@ class Dialogues:
         usable = _usable(found, place or self.place)
         if len(usable) < len(rows):
             whole = replace(whole.select(usable), skipped=len(rows) - len(usable))
-        return self._learnable(whole, found.cut[usable], place or self.place)
+        return self._select_learnable(whole, found.cut[usable], place or self.place)
 
-    def _learnable(self, texts: Texts, cut: Array, place: str) -> Texts:
-        """Those texts of which something is learned: a token that is marked, and not the first."""
+    def _select_learnable(self, texts: Texts, cut: Array, place: str) -> Texts:
+        """Return the texts with a marked token after their first; the others are left out with a warning."""
         marks = texts.marks.astype(bool)
         marks[texts.starts[:-1]] = False
         learned = np.add.reduceat(np.append(marks, 0), texts.starts[:-1]) > 0  # every text has a token
@@ -96,7 +97,7 @@ class Dialogues:
 
 
 def _usable(found: Tokenised, place: str) -> Array:
-    """Those that became tokens; how many did not is said, and why the first did not."""
+    """Return the indices of the texts that could be tokenised; a warning counts the others and explains the first."""
     refused = [i for i, why in enumerate(found.refused) if why]
     if refused:
         first = f"the first in row {found.rows[refused[0]] + 1:,}: {found.refused[refused[0]]}"
@@ -115,7 +116,7 @@ def _encoder_for(
     tokenizer: Any,
     max_length: int,
 ) -> Encoder:
-    """How the rows of `split` become tokens, by the columns that it has."""
+    """Return the function that tokenises rows of `split`, by the columns that it has."""
     has = split.features
     check_columns(place, split, (text, prompt, response))
     if (prompt is None) != (response is None):
@@ -139,7 +140,7 @@ def _of_text(tokenizer: Any, column: str, max_length: int) -> Encoder:
         tokens: list[Ids] = []
         of: list[int] = []
         for i, ids in enumerate(tokenizer(rows[column], return_attention_mask=False)["input_ids"]):
-            whole = _ended(ids, tokenizer)
+            whole = _add_end(ids, tokenizer)
             parts = [whole[at : at + max_length] for at in range(0, len(whole) - 1, max_length)]  # none of one token
             tokens += parts
             of += [i] * len(parts)
@@ -149,27 +150,27 @@ def _of_text(tokenizer: Any, column: str, max_length: int) -> Encoder:
 
 
 def _of_pairs(tokenizer: Any, prompt: str, response: str, more: str, max_length: int) -> Encoder:
-    """`more`: a column that is added to the prompt where it holds something, or ''."""
+    """Return an encoder of prompts and responses; `more`: a column that is appended to the prompt, or ''."""
 
     def encode(rows: Rows) -> dict[str, list[Any]]:
         asked, answers = rows[prompt], rows[response]
         if more:
             asked = [f"{a}\n{b}" if b else a for a, b in zip(asked, rows[more], strict=True)]
         pairs = zip(asked, answers, strict=True)
-        return _cut([partial(_answered, tokenizer, a, b) for a, b in pairs], max_length)
+        return _cut([partial(_encode_pair, tokenizer, a, b) for a, b in pairs], max_length)
 
     return encode
 
 
-def _answered(tokenizer: Any, prompt: str, answer: str) -> tuple[Ids, Ids]:
-    """Tokens and marks of one prompt and its answer."""
+def _encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[Ids, Ids]:
+    """Return tokens and marks of one prompt and its response."""
     if tokenizer.chat_template:
         talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         return conversation(tokenizer, talk)
     before = tokenizer(prompt + "\n")["input_ids"]
     if before and before[-1] == tokenizer.eos_token_id:  # which some tokenizers put after each text
         before = before[:-1]
-    after = _ended(tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer)
+    after = _add_end(tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer)
     return before + after, [0] * len(before) + [1] * len(after)
 
 
@@ -186,14 +187,14 @@ def _of_messages(tokenizer: Any, max_length: int) -> Encoder:
     return encode
 
 
-def _ended(ids: Ids, tokenizer: Any) -> Ids:
-    """`ids` with the token that ends a text, where there is one and it is not there."""
+def _add_end(ids: Ids, tokenizer: Any) -> Ids:
+    """Append the end-of-text token, if the tokenizer has one and `ids` does not end with it."""
     end = tokenizer.eos_token_id
     return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
 
 
 def _cut(make: list[Callable[[], tuple[Ids, Ids]]], max_length: int) -> dict[str, list[Any]]:
-    """What each of `make` gives, in at most `max_length` tokens, or why it gives nothing."""
+    """Return the result of each of `make`, cut to `max_length` tokens, or the reason why it failed."""
     found: dict[str, list[Any]] = {"tokens": [], "marks": [], "cut": [], "refused": []}
     for one in make:
         try:

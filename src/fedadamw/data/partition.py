@@ -1,6 +1,6 @@
-"""Who holds which samples: a partition of N samples over clients, as index arrays.
+"""Partition N samples over clients, as index arrays.
 
-Every sample is used at most once. A partition is two arrays, however many clients there are.
+Every sample is used at most once. A partition is two arrays, for any number of clients.
 """
 
 import hashlib
@@ -9,21 +9,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedadamw.data.samples import Array
 from fedadamw.validation import InputError
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Partition(Sequence[Array]):
-    """Sample numbers of each client: `partition[i]` is the index array of client i."""
+    """The sample numbers of each client: `partition[i]` is the index array of client i."""
 
     samples: Array  # (used,) sample numbers, client after client
     ends: Array  # (clients,) where each client's samples end
 
     @staticmethod
     def from_owner(owner: Array, clients: int) -> "Partition":
-        """From the client of each sample, (N,); -1 is nobody's."""
+        """Build a partition from the client of each sample (N,), -1 if none."""
         order = np.argsort(owner, kind="stable")
         sizes = np.bincount(owner[owner >= 0], minlength=clients)
         return Partition(order[len(owner) - sizes.sum() :], np.cumsum(sizes))
@@ -39,18 +38,18 @@ class Partition(Sequence[Array]):
 
     @property
     def sizes(self) -> Array:
-        """Samples a client, (clients,)."""
+        """Number of samples of each client, (clients,)."""
         return np.diff(self.ends, prepend=0)
 
     def counts(self, labels: Array, classes: int) -> Array:
-        """Samples of each class a client, (clients, classes)."""
+        """Return the number of samples of each client and class, (clients, classes)."""
         owner = np.repeat(np.arange(len(self)), self.sizes)
         flat = np.bincount(owner * classes + labels[self.samples], minlength=len(self) * classes)
         return flat.reshape(len(self), classes)
 
     @property
     def fingerprint(self) -> str:
-        """A digest of who holds what."""
+        """A digest of every client's samples."""
         digest = hashlib.sha256()
         for array in (self.samples, self.ends):
             digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
@@ -58,49 +57,48 @@ class Partition(Sequence[Array]):
 
 
 def partition_mix(labels: Array, clients: int, concentration: float, generator: np.random.Generator) -> Partition:
-    """The paper's split: disjoint, the same size a client, class mix ~ Dirichlet(concentration).
+    """Return the paper's partition: clients of equal size, each with a class mix ~ Dirichlet(concentration).
 
-    All clients draw at once from what is left; a class that is asked for more than it has is shared out at random
-    among those that ask, and they draw again without it, so the last classes left bend the last draws.
+    All clients draw at once from the remaining samples. If they draw more of a class than remain, these are shared at
+    random and the clients draw again without that class, so the last draws depend on which classes remain.
     """
     sizes = np.full(clients, len(labels) // clients)
     classes = int(labels.max()) + 1
-    left = np.bincount(labels, minlength=classes)
+    remaining = np.bincount(labels, minlength=classes)
     mixes = generator.dirichlet(np.full(classes, concentration), clients)
     taken = np.zeros((clients, classes), dtype=np.int64)
     while (need := sizes - taken.sum(1)).any():
         asking = np.flatnonzero(need)
-        wanted = generator.multinomial(need[asking], _restricted(mixes[asking], left))
-        granted = _granted(wanted, left, generator)
+        wanted = generator.multinomial(need[asking], _restrict(mixes[asking], remaining))
+        granted = _grant(wanted, remaining, generator)
         taken[asking] += granted
-        left -= granted.sum(0)
+        remaining -= granted.sum(0)
     return _deal(labels, taken, generator)
 
 
-def _restricted(mixes: Array, left: Array) -> Array:
-    """Class mixes (clients, classes) over the classes that have samples left; where that leaves nothing, by supply."""
-    open_ = mixes * (left > 0)
-    total = open_.sum(1, keepdims=True)
-    fallback = np.broadcast_to(left / left.sum(), mixes.shape)
-    restricted: Array = np.where(total > 1e-12, open_ / np.maximum(total, 1e-12), fallback)
+def _restrict(mixes: Array, remaining: Array) -> Array:
+    """Restrict class mixes (clients, classes) to classes with samples; an empty mix becomes the remaining shares."""
+    available = mixes * (remaining > 0)
+    total = available.sum(1, keepdims=True)
+    fallback = np.broadcast_to(remaining / remaining.sum(), mixes.shape)
+    restricted: Array = np.where(total > 1e-12, available / np.maximum(total, 1e-12), fallback)
     return restricted
 
 
-def _granted(wanted: Array, left: Array, generator: np.random.Generator) -> Array:
-    """`wanted` (clients, classes) cut down at random to `left` (classes,) where a class is asked for too much."""
+def _grant(wanted: Array, remaining: Array, generator: np.random.Generator) -> Array:
+    """Reduce `wanted` (clients, classes) at random to the `remaining` samples (classes,)."""
     granted: Array = wanted.copy()
-    for c in np.flatnonzero(wanted.sum(0) > left):
-        granted[:, c] = generator.multivariate_hypergeometric(wanted[:, c], left[c], method="marginals")
+    for c in np.flatnonzero(wanted.sum(0) > remaining):
+        granted[:, c] = generator.multivariate_hypergeometric(wanted[:, c], remaining[c], method="marginals")
     return granted
 
 
 def partition_dirichlet(
     labels: Array, clients: int, concentration: float, minimum: int, generator: np.random.Generator
 ) -> Partition:
-    """Each class spread over clients by Dirichlet(concentration): unequal sizes, but `minimum` samples at least.
+    """Spread each class over clients by Dirichlet(concentration): unequal sizes, at least `minimum` samples.
 
-    The minimum is met by moving random samples from clients above it to those below, not by drawing again, so it
-    holds however small the concentration is.
+    Clients below the minimum get random samples from those above it, with no redraws: so any concentration works.
     """
     if clients * minimum > len(labels):
         raise InputError(
@@ -112,11 +110,11 @@ def partition_dirichlet(
         members = generator.permutation(np.flatnonzero(labels == c))
         shares = generator.dirichlet(np.full(clients, concentration))
         owner[members] = np.repeat(np.arange(clients), generator.multinomial(len(members), shares))
-    return Partition.from_owner(_topped_up(owner, clients, minimum, generator), clients)
+    return Partition.from_owner(_top_up(owner, clients, minimum, generator), clients)
 
 
-def _topped_up(owner: Array, clients: int, minimum: int, generator: np.random.Generator) -> Array:
-    """`owner` (N,), with random samples of clients above `minimum` given to those below it."""
+def _top_up(owner: Array, clients: int, minimum: int, generator: np.random.Generator) -> Array:
+    """Move random samples of `owner` (N,) from clients above `minimum` to those below it."""
     sizes = np.bincount(owner, minlength=clients)
     receivers = np.repeat(np.arange(clients), np.maximum(minimum - sizes, 0))
     order = generator.permutation(len(owner))
@@ -129,7 +127,7 @@ def _topped_up(owner: Array, clients: int, minimum: int, generator: np.random.Ge
 
 
 def partition_iid(labels: Array, clients: int, generator: np.random.Generator) -> Partition:
-    """A random split into parts whose sizes differ by one at most."""
+    """Partition at random; sizes differ by at most one."""
     each, more = divmod(len(labels), clients)
     sizes = np.full(clients, each)
     sizes[:more] += 1
@@ -137,11 +135,11 @@ def partition_iid(labels: Array, clients: int, generator: np.random.Generator) -
 
 
 def partition_by_classes(labels: Array, clients: int, per_client: int, generator: np.random.Generator) -> Partition:
-    """Each client holds `per_client` classes; each class is split evenly among the clients that hold it."""
-    names, labels = np.unique(labels, return_inverse=True)  # without classes that no sample has
+    """Give each client `per_client` classes, and divide each class evenly among the clients that hold it."""
+    names, labels = np.unique(labels, return_inverse=True)  # skips classes without samples
     classes = len(names)
     if per_client > classes:
-        raise InputError(f"{per_client} classes a client, but the data has {classes}")
+        raise InputError(f"{per_client} classes per client, but the data has {classes}")
     if clients * per_client < classes:
         raise InputError(f"{clients} clients with {per_client} classes each cannot hold all {classes} classes")
     held = np.zeros(classes)
@@ -159,13 +157,13 @@ def partition_by_classes(labels: Array, clients: int, per_client: int, generator
 
 
 def partition_by_column(values: Array) -> Partition:
-    """Natural clients: one for each value of a column, in sorted order."""
+    """Make one natural client of each value of a column, in sorted order."""
     names, owner = np.unique(values, return_inverse=True)
     return Partition.from_owner(owner, len(names))
 
 
 def _deal(labels: Array, taken: Array, generator: np.random.Generator) -> Partition:
-    """Random samples of each class, as many a client as `taken` (clients, classes) says."""
+    """Deal out random samples of each class: `taken` (clients, classes) has the numbers."""
     owner = np.full(len(labels), -1, dtype=np.int64)
     for c in range(taken.shape[1]):
         members = generator.permutation(np.flatnonzero(labels == c))

@@ -1,4 +1,4 @@
-"""The pixels of a split, decoded once into a file that is mapped: the processes of a machine hold it once."""
+"""Cache the decoded pixels of a split in a file that is memory-mapped: all processes of a machine share one copy."""
 
 import hashlib
 import json
@@ -12,99 +12,111 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedadamw.data.image_decoding import DecodeSummary, PixelFormat, Survey, decode
-from fedadamw.data.sources import Array
+from fedadamw.data.image_decoding import DecodeSummary, PixelFormat, decode_images
+from fedadamw.data.image_survey import ImageSurvey, survey_images
+from fedadamw.data.samples import Array
 from fedadamw.io.disk import reserve_space
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = 2  # of what is in the cache, besides Pillow's
-DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, IndexError, AttributeError)  # of a file of the cache
+CACHE_VERSION = 2  # Pillow's version is part of the key, too
+DAMAGE = (OSError, ValueError, EOFError, KeyError, TypeError, IndexError, AttributeError)  # from reading a bad file
 
 
-def load_survey(split: "Dataset", column: str) -> Survey:
-    """What the headers of a split's pictures say, looked at once; again where some were bad, which may be mended."""
-    cache = _cache(split, column, "survey").with_suffix(".json")
+def load_survey(split: "Dataset", column: str) -> ImageSurvey:
+    """Return what the headers of a split's images say; cached unless images are bad, which may be repaired."""
+    cache = _cache_path(split, column, "survey").with_suffix(".json")
     try:
-        return Survey.from_json(cache.read_text())
+        return ImageSurvey.from_json(cache.read_text())
     except DAMAGE:
-        found = Survey.of(split, column)
-    if not found.bad:
-        _write(cache, found.to_json())
-    return found
+        survey = survey_images(split, column)
+    if not survey.bad:
+        _write_if_possible(cache, survey.to_json())
+    return survey
 
 
-def load_pixels(split: "Dataset", column: str, form: PixelFormat) -> tuple[Array, DecodeSummary]:
-    """The pictures that can be used as bytes (n, c, h, w) in `form`; and which cannot, with all else that was found.
+def load_pixels(split: "Dataset", column: str, target: PixelFormat) -> tuple[Array, DecodeSummary]:
+    """Return the usable images as bytes (n, c, h, w) in the target format, and what was noticed.
 
-    They are decoded into a file, never all of them in memory; or in memory where there is no disk for it. The file is
-    kept for the next time, unless pictures are bad: these may be mended until then.
+    They are decoded into a file, or into memory if the disk has no space. The file is kept for later runs unless
+    images are bad, which may be repaired.
     """
-    cache = _cache(split, column, repr(form))
+    cache = _cache_path(split, column, _format_key(target))
     try:
-        return _read(cache, len(split), form)
+        return _read_cache(cache, len(split), target)
     except DAMAGE:
-        found = _keep(split, column, form, cache)
-    if found is not None:
-        return found
-    pixels = np.empty((len(split), *form.shape), np.uint8)
-    notes = decode(split, column, form, pixels)
-    return pixels[: len(split) - len(notes.bad)], notes
+        decoded = _decode_to_cache(split, column, target, cache)
+    if decoded is not None:
+        return decoded
+    pixels = np.empty((len(split), *target.shape), np.uint8)
+    summary = decode_images(split, column, target, pixels)
+    return pixels[: len(split) - len(summary.bad)], summary
 
 
-def _cache(split: "Dataset", column: str, wanted: str) -> Path:
-    """The file of what is `wanted` of a column; its name holds nothing that the data can choose."""
+def _cache_path(split: "Dataset", column: str, content: str) -> Path:
+    """Return the cache file for one kind of content of a column; nothing from the data is part of its name."""
     import datasets
     import PIL
 
-    facts = [VERSION, PIL.__version__, split._fingerprint, column, wanted]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-    return Path(datasets.config.HF_DATASETS_CACHE) / "fedadamw-pixels" / f"{key}.npy"
+    key = json.dumps([CACHE_VERSION, PIL.__version__, split._fingerprint, column, content])
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return Path(datasets.config.HF_DATASETS_CACHE) / "fedadamw-pixels" / f"{name}.npy"
 
 
-def _read(cache: Path, rows: int, form: PixelFormat) -> tuple[Array, DecodeSummary]:
-    """What `_keep` wrote; one of DAMAGE where it is not whole."""
+def _format_key(target: PixelFormat) -> str:
+    """Return the cache key of a format; its words are fixed, so that existing caches stay valid."""
+    resize = target.resize
+    fit = f"Fit(resize={resize.resize!r}, crop={resize.crop!r}, resample={resize.resample!r})"
+    return f"Form(grey={target.grey!r}, size={target.size!r}, fit={fit})"
+
+
+def _read_cache(cache: Path, rows: int, target: PixelFormat) -> tuple[Array, DecodeSummary]:
+    """Read what `_decode_to_cache` wrote; raise one of DAMAGE if it is not complete."""
     facts = json.loads(cache.with_suffix(".json").read_text())
-    notes = DecodeSummary({}, int(facts["coloured"]), int(facts["resized"]), facts["brightest"])
+    summary = DecodeSummary({}, int(facts["coloured"]), int(facts["resized"]), facts["brightest"])
     pixels = np.load(cache, mmap_mode="r")
-    if pixels.shape != (rows, *form.shape) or pixels.dtype != np.uint8:
+    if pixels.shape != (rows, *target.shape) or pixels.dtype != np.uint8:
         raise ValueError(f"{cache} holds {pixels.shape}")
-    return pixels, notes
+    return pixels, summary
 
 
-def _keep(split: "Dataset", column: str, form: PixelFormat, cache: Path) -> tuple[Array, DecodeSummary] | None:
-    """Decode into the cache; None where there is no disk for it.
+def _decode_to_cache(
+    split: "Dataset", column: str, target: PixelFormat, cache: Path
+) -> tuple[Array, DecodeSummary] | None:
+    """Decode into the cache; return None if the disk has no space for it.
 
-    The file is made aside and renamed, since several processes may do it at once. With bad pictures it is not: it then
-    has no name, and is gone with the array.
+    The file is written under a temporary name and renamed, since several processes may do so at once. With bad images
+    it is only unlinked: it disappears with the array.
     """
-    aside = _aside(cache)
+    temporary = _temporary_path(cache)
     try:
-        pixels = _new_file(aside, (len(split), *form.shape))
+        pixels = _create_file(temporary, (len(split), *target.shape))
         if pixels is None:
             return None
-        notes = decode(split, column, form, pixels)  # it raises what reading the data raises: no fault of this disk
-        if notes.bad:
-            return pixels[: len(split) - len(notes.bad)], notes
-        return _put(pixels, notes, aside, cache)
+        summary = decode_images(split, column, target, pixels)  # its errors are of the data, not of this disk
+        if summary.bad:
+            return pixels[: len(split) - len(summary.bad)], summary
+        return _publish(pixels, summary, temporary, cache)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _put(pixels: np.memmap, notes: DecodeSummary, made: Path, cache: Path) -> tuple[Array, DecodeSummary] | None:
-    """Make the file `made`, which holds `pixels`, the one of the cache; None where the disk did not take it."""
+def _publish(
+    pixels: np.memmap, summary: DecodeSummary, temporary: Path, cache: Path
+) -> tuple[Array, DecodeSummary] | None:
+    """Rename the temporary file, which holds `pixels`, to the cache; return None if the disk does not accept it."""
     try:
         pixels.flush()
-        os.replace(made, cache)
+        os.replace(temporary, cache)
     except OSError:
         return None
-    _write(cache.with_suffix(".json"), json.dumps(asdict(notes)))
-    return np.load(cache, mmap_mode="r"), notes
+    _write_if_possible(cache.with_suffix(".json"), json.dumps(asdict(summary)))
+    return np.load(cache, mmap_mode="r"), summary
 
 
-def _new_file(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
-    """An array in a new file, on a disk that has the space for it; None where there is none."""
+def _create_file(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
+    """Return an array in a new file; None if the disk has no space for it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(path.parent).free < 1.1 * math.prod(shape):
@@ -116,16 +128,16 @@ def _new_file(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
     return pixels
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a small file of the cache whole, or not at all where the disk does not take it."""
-    aside = _aside(path)
+def _write_if_possible(path: Path, text: str) -> None:
+    """Write a small cache file atomically; do nothing if the disk does not accept it."""
+    temporary = _temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text)
-        os.replace(aside, path)
+        temporary.write_text(text)
+        os.replace(temporary, path)
     except OSError:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _aside(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}")

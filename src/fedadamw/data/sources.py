@@ -1,4 +1,4 @@
-"""Data sets by name: a hub id, a folder or a file, as `datasets` reads them."""
+"""Read the splits of a data set with `datasets`: a hub id, a folder or a file."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import re
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,56 +15,43 @@ if TYPE_CHECKING:
 
 from fedadamw.validation import InputError, check, parse_path
 
-Array = np.ndarray
 TEST_SPLITS = ("test", "validation", "valid", "val")
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval")  # folders of no class
-WORDS: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # for CSV: else the word None were nothing
-FILES = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-
-
-class Samples(Protocol):
-    """One split of a data set, by sample: what a partition and a report need of it."""
-
-    @property
-    def labels(self) -> Array:
-        """The class of each sample, (n,) int64."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
-
-    @property
-    def groups(self) -> Array | None:
-        """The natural client of each sample, (n,), where a column of the data names them."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A digest of every sample and label."""
-
-    def __len__(self) -> int: ...
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SPLIT_NAMES = (
+    "train",
+    "training",
+    "test",
+    "testing",
+    "validation",
+    "valid",
+    "val",
+    "dev",
+    "eval",
+)  # folder names that are not classes
+CSV_OPTIONS: dict[str, bool | list[str]] = {"keep_default_na": False, "na_values": [""]}  # "None" is a word
+FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 def read_splits(source: str, config: str | None = None, test_source: str | None = None) -> "DatasetDict":
-    """The splits of `source`: a folder, a CSV, JSON lines or Parquet file, or a hub id; `train` is among them.
+    """Return the splits of `source`: a folder, a CSV, JSON lines or Parquet file, or a hub id; `train` is required.
 
-    test_source: another such, whose train split becomes the split named `test`.
+    test_source: another source, whose `test` or else first split becomes the split `test`.
     """
-    found = _read("data.source", source, config)
-    if "train" not in found:
-        raise InputError(f"data.source={source!r} has no split named 'train'; it has {', '.join(found)}")
+    splits = _read("data.source", source, config)
+    if "train" not in splits:
+        raise InputError(f"data.source={source!r} has no split named 'train'; it has {', '.join(splits)}")
     if test_source is not None:
         held_out = _read("data.test_source", test_source, None if is_local(test_source) else config)
-        found["test"] = held_out["test"] if "test" in held_out else next(iter(held_out.values()))
-    return found
+        splits["test"] = held_out["test"] if "test" in held_out else next(iter(held_out.values()))
+    return splits
 
 
 def read_held_out(
     source: str, config: str | None, test_source: str | None, wanted: str | None, usual: str | None = None
 ) -> "Dataset":
-    """The held-out split alone, of `test_source` or else of `source`.
+    """Return the held-out split of `test_source`, or else of `source`.
 
-    `wanted`; or `usual`, where there is one of that name; or the only one; or the first of TEST_SPLITS.
+    The first that exists of: `wanted`, `usual`, the only split, TEST_SPLITS.
     """
     setting, name = ("data.source", source) if test_source is None else ("data.test_source", test_source)
     splits = _read(setting, name, None if test_source and is_local(name) else config)
@@ -79,87 +66,87 @@ def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
 
     local = is_local(source)
     path = parse_path(setting, source) if local else Path(source)
-    kind = FILES.get(path.suffix)
+    kind = FORMATS.get(path.suffix)
     if local:
-        _check_place(setting, source, path)
+        _check_path(setting, source, path)
     datasets.disable_progress_bars()
-    tqdm.set_lock(threading.RLock())  # its own would be a semaphore of the system, left behind where a rank is ended
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it announces each retry
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it cannot read is said below
+    tqdm.set_lock(threading.RLock())  # the default is a system semaphore, which a killed rank leaks
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each retry
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # errors are reported below
     try:
         if local and path.is_file():
-            return datasets.load_dataset(kind, data_files={"train": str(path)}, **(WORDS if kind == "csv" else {}))
-        if local and _is_images(path):
-            found = datasets.load_dataset(
-                "imagefolder", data_dir=str(path), drop_labels=False
-            )  # also of one class alone
-            return datasets.DatasetDict({name: _with_own_classes(split) for name, split in found.items()})
-        if local and (files := _split_files(path)):
+            return datasets.load_dataset(
+                kind, data_files={"train": str(path)}, **(CSV_OPTIONS if kind == "csv" else {})
+            )
+        if local and _is_image_folder(path):
+            splits = datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=False)  # even with one class
+            return datasets.DatasetDict({name: _drop_foreign_classes(split) for name, split in splits.items()})
+        if local and (files := _find_split_files(path)):
             return datasets.load_dataset("parquet", data_files=files)
-        words = WORDS if local and config is None and _is_csv(path) else {}
+        words = CSV_OPTIONS if local and config is None and _is_csv_folder(path) else {}
         return datasets.load_dataset(str(path) if local else source, config, **words)
     except Exception as error:  # hub, parser and network errors have no common class
-        raise InputError(f"{setting}={source!r} could not be read: {_why(error)}") from error
+        raise InputError(f"{setting}={source!r} could not be read: {_describe_error(error)}") from error
 
 
-def _check_place(setting: str, source: str, path: Path) -> None:
-    """Raise InputError where `path`, which `source` names, is no folder and no file of a known kind."""
-    kind = FILES.get(path.suffix)
+def _check_path(setting: str, source: str, path: Path) -> None:
+    """Raise InputError unless `path`, which `source` names, is a folder or a file of a known format."""
+    kind = FORMATS.get(path.suffix)
     check(path.exists(), f"{setting}={source!r}: no such {'file' if kind else 'folder'}")
     if path.is_file():
-        check(kind is not None, f"{setting}={source!r}: a file must end in {', '.join(FILES)}")
+        check(kind is not None, f"{setting}={source!r}: a file must end in {', '.join(FORMATS)}")
         check(path.stat().st_size > 0, f"{setting}={source!r}: the file is empty")
 
 
 def is_local(source: str) -> bool:
-    """Whether a source is a folder or a file, and no hub id: one that exists is meant by its plain name, too."""
-    signed = source.startswith((".", "/", "~")) or Path(source).suffix in FILES
-    return signed or (bool(source.strip()) and os.path.exists(source))  # noqa: PTH110  (Path.exists raises if a name is too long)
+    """Whether a source is a folder or a file rather than a hub id; a plain name counts if it exists."""
+    is_path = source.startswith((".", "/", "~")) or Path(source).suffix in FORMATS
+    return is_path or (bool(source.strip()) and os.path.exists(source))  # noqa: PTH110  (Path.exists raises if a name is too long)
 
 
-def _is_csv(folder: Path) -> bool:
-    """Whether a folder holds CSV files and nothing that says or is something else."""
+def _is_csv_folder(folder: Path) -> bool:
+    """Whether a folder holds CSV files only."""
     return {path.suffix for path in folder.iterdir() if not path.name.startswith(".")} == {".csv"}
 
 
-def _is_images(folder: Path) -> bool:
-    """Whether a folder is one of images in folders of their classes, as far as its first file tells."""
+def _is_image_folder(folder: Path) -> bool:
+    """Whether a folder's first file is an image in a folder of its class."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     first = next(files, None)
-    if first is None or first.suffix.lower() not in IMAGES or any(folder.rglob("metadata.*")):
+    if first is None or first.suffix.lower() not in IMAGE_SUFFIXES or any(folder.rglob("metadata.*")):
         return False
-    return first.parent != folder and first.parent.name.lower() not in SPLITS
+    return first.parent != folder and first.parent.name.lower() not in SPLIT_NAMES
 
 
-def _with_own_classes(split: "Dataset") -> "Dataset":
-    """The split with the classes that it has folders of; `datasets` gives all splits those of any."""
+def _drop_foreign_classes(split: "Dataset") -> "Dataset":
+    """Remove the classes that a split has no folder of; `datasets` gives each split the classes of all."""
     import datasets
 
     if "label" not in split.features:
         return split
     names, numbers = split.features["label"].names, np.asarray(split["label"][:])
-    own, places = np.unique(numbers, return_inverse=True)
-    if len(own) == len(names):
+    present, places = np.unique(numbers, return_inverse=True)
+    if len(present) == len(names):
         return split
-    classes = datasets.ClassLabel(names=[names[number] for number in own])
+    classes = datasets.ClassLabel(names=[names[number] for number in present])
     return split.remove_columns("label").add_column("label", places, feature=classes)
 
 
-def _split_files(folder: Path) -> dict[str, list[str]]:
-    """The Parquet files of each split by their names, where several are of one held-out sort, as MNLI's two.
+def _find_split_files(folder: Path) -> dict[str, list[str]]:
+    """Return the Parquet files of each split if several are held out under one prefix, as MNLI's two.
 
-    {} elsewhere: `datasets`, which would make one split of those, knows the others itself.
+    `datasets` would merge these into one split. {} otherwise: it finds the other splits itself.
     """
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.parquet")):
-        found.setdefault(re.sub(r"-\d{5}(-of-\d{5})?$", "", path.stem), []).append(str(path))
-    sorts = Counter(name.partition("_")[0] for name in found)
-    several = {sort for sort, count in sorts.items() if count > 1}
-    return found if several and several <= set(SPLITS) - {"train", "training"} else {}
+        files.setdefault(re.sub(r"-\d{5}(-of-\d{5})?$", "", path.stem), []).append(str(path))
+    prefixes = Counter(name.partition("_")[0] for name in files)
+    several = {prefix for prefix, count in prefixes.items() if count > 1}
+    return files if several and several <= set(SPLIT_NAMES) - {"train", "training"} else {}
 
 
-def _why(error: Exception) -> str:
-    """Why a source could not be read, in one line."""
+def _describe_error(error: Exception) -> str:
+    """Return why a source could not be read, in one line."""
     from datasets.exceptions import DatasetGenerationError
 
     cause: BaseException = error
@@ -171,7 +158,7 @@ def _why(error: Exception) -> str:
 
 
 def choose_held_out_split(place: str, splits: "DatasetDict", wanted: str | None) -> str:
-    """The name of the split of `place` to hold out: `wanted`, or the first of TEST_SPLITS that there is."""
+    """Return the name of the held-out split of `place`: `wanted`, or the first of TEST_SPLITS that exists."""
     names = (wanted,) if wanted else TEST_SPLITS
     for name in names:
         if name in splits:

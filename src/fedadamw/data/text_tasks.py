@@ -1,7 +1,7 @@
-"""Texts as tasks for an engine: classes or numbers to be predicted of a text, and its next tokens.
+"""Texts as tasks for an engine: predict a text's class, a number, or its next tokens.
 
-Batches are padded on the right to a multiple of 8 above their longest text. What is padded counts nothing: it is
-masked from attention, or comes after all that counts.
+Batches are padded on the right to a multiple of 8 tokens. Padding changes no loss: it is masked from attention, or
+comes after all tokens that are used.
 """
 
 import math
@@ -76,7 +76,7 @@ class TextTask:
         )
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Nothing is random about a text."""
+        """Return no random numbers: texts are not augmented."""
         return torch.empty(count, 0)
 
     def batch(self, samples: Tensor, drawn: Tensor) -> Batch:
@@ -135,7 +135,7 @@ class LanguageTask:
         self.held_out = len(test)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Nothing is random about a text."""
+        """Return no random numbers: texts are not augmented."""
         return torch.empty(count, 0)
 
     def batch(self, samples: Tensor, drawn: Tensor) -> Batch:

@@ -11,22 +11,14 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-from fedadamw.data.classes import (
-    Outputs,
-    check_columns,
-    find_label_column,
-    has_fractions,
-    no_head,
-    read_classes,
-    read_groups,
-    read_labels,
-)
-from fedadamw.data.sources import Array
-from fedadamw.models.loading import in_one_line
+from fedadamw.data.classes import HeadSize, has_fractions, read_classes, read_labels
+from fedadamw.data.columns import check_columns, find_label_column, read_groups, require_column
+from fedadamw.data.samples import Array
+from fedadamw.models.loading import as_input_error
 from fedadamw.validation import InputError, check
 
 Rows = Mapping[str, list[Any]]  # columns of some rows
-VERSION = 3  # of what `tokenised` leaves in the cache
+VERSION = 3  # of what `tokenise` leaves in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +46,7 @@ class Texts:
         return np.diff(self.starts)
 
     def select(self, samples: Array) -> "Texts":
-        """The given samples only."""
+        """Return the given samples only."""
         lengths = self.lengths[samples]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         places = np.repeat(self.starts[:-1][samples] - starts[:-1], lengths) + np.arange(starts[-1])
@@ -125,18 +117,15 @@ class Labelled:
         classes: tuple[str, ...] | None = None,
         edges: tuple[float, ...] | None = None,
         numbers: bool = False,
-        outputs: Outputs = no_head,
+        outputs: HeadSize | None = None,
     ) -> "Labelled":
         """As the training split has them: words and whole numbers are classes, fractions are to be predicted.
 
         classes, edges: known from an earlier training split, in place of this one's. numbers: whole ones are to be
         predicted, too. outputs: of the model's own head, whose classes numbers may count.
         """
-        label, place = label or find_label_column(train), f"data.source={source!r}"
-        if label is None:
-            raise InputError(
-                f"{place}: no label column found among {', '.join(train.features)}; name it with data.label_column"
-            )
+        place = f"data.source={source!r}"
+        label = require_column(place, train, "label", label or find_label_column(train))
         check_columns(place, train, (*columns, label, group))
         if classes is None and (numbers or has_fractions(train, label)):
             edges, classes = _bins(train, label)
@@ -149,7 +138,7 @@ class Labelled:
         check_columns(place or f"data.source={self.source!r}", split, (*self.columns, self.label))
         check_words(split, self.columns)
         encode = _encoder(self.tokenizer, self.columns, self.max_length)
-        tokens, marks, starts, cut, *_ = tokenised(split, self.tokenizer, encode)
+        tokens, marks, starts, cut, *_ = tokenise(split, self.tokenizer, encode)
         if self.edges is None:
             labels, targets = read_labels(split, self.label, self.classes), None
         else:
@@ -181,7 +170,7 @@ Encoder = Callable[[Rows], dict[str, list[Any]]]
 
 
 def _encoder(tokenizer: Any, columns: tuple[str, ...], max_length: int) -> Encoder:
-    """From rows of text to their tokens, and whether each was cut."""
+    """Return a function from rows of text to their tokens, and whether each was cut."""
 
     def encode(rows: Rows) -> dict[str, list[Any]]:
         texts = [rows[column] for column in columns]
@@ -194,7 +183,7 @@ def _encoder(tokenizer: Any, columns: tuple[str, ...], max_length: int) -> Encod
 
 
 def check_words(split: "Dataset", columns: Collection[str]) -> None:
-    """Raise InputError where one of `columns` holds something else than a text."""
+    """Raise InputError if one of `columns` holds anything but text."""
     for column in columns:
         for row, value in enumerate(split[column][:]):
             if not isinstance(value, str):
@@ -214,10 +203,10 @@ class Tokenised(NamedTuple):
     refused: list[str]  # why a text became no tokens, or ''
 
 
-def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> Tokenised:
-    """`encode` done once for each split and kept.
+def tokenise(split: "Dataset", tokenizer: Any, encode: Encoder) -> Tokenised:
+    """Tokenise a split with `encode`; the result is cached by `datasets`.
 
-    What `encode` closes over must be words and numbers, besides the tokenizer: they tell what is in the cache.
+    Besides the tokenizer, `encode` may close over strings and numbers only: they are part of the cache's key.
     """
     import datasets
 
@@ -234,7 +223,7 @@ def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> Tokenised:
     )
 
     def with_rows(rows: Rows, numbers: list[int]) -> dict[str, list[Any]]:
-        with in_one_line("the tokenizer cannot read a text"):
+        with as_input_error("the tokenizer cannot read a text"):
             found = encode(rows)
         found.setdefault("refused", [""] * len(found["tokens"]))
         found["row"] = [numbers[i] for i in found.pop("of", range(len(numbers)))]
@@ -255,7 +244,7 @@ def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> Tokenised:
 
 
 def _ragged(split: "Dataset", column: str, dtype: Any) -> tuple[Array, Array]:
-    """A column of lists as all their numbers, and where each list begins."""
+    """Return the concatenation of a column of lists, and where each list begins."""
     parts = split.data.column(column).chunks
     numbers = [np.asarray(part.flatten(), dtype=dtype) for part in parts]
     lengths = [np.diff(np.asarray(part.offsets, dtype=np.int64)) for part in parts]
@@ -264,7 +253,7 @@ def _ragged(split: "Dataset", column: str, dtype: Any) -> tuple[Array, Array]:
 
 
 def _digest(tokenizer: Any) -> str:
-    """What tells one tokenizer from another: its rules, words and chat template, not how it was last called."""
+    """Return a digest of a tokenizer's rules, vocabulary and chat template, not of its last call's options."""
     import json
 
     rules = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -22,34 +22,34 @@ class Moments(NamedTuple):
 def adamw(
     g: Vector, moments: Moments, m_steps: Tensor, v_steps: Tensor, *, betas: tuple[float, float], eps: float
 ) -> tuple[Vector, Moments]:
-    """The direction u (..., d) for the gradient `g`, and the moments after it.
+    """Return the direction u (..., d) for the gradient `g`, and the moments after it.
 
-    m_steps, v_steps: how many gradients, this one included, each moment has seen since it was zero (..., 1).
+    m_steps, v_steps: gradients, including this one, that each moment has seen since it was zero (..., 1).
     """
     beta1, beta2 = betas  # 1 - beta is exact in double; float32(beta) would lose its digits
     m = torch.lerp(moments.m, g, 1 - beta1)
     v = torch.lerp(moments.v, g * g, 1 - beta2)
-    root = (v / debias(beta2, v_steps)).rsqrt().reciprocal()  # MKL's sqrt takes tenfold for zeros, and worse for less
+    root = (v / debias(beta2, v_steps)).rsqrt().reciprocal()  # MKL's sqrt is ten times slower for zeros
     u = m / debias(beta1, m_steps) / (root + eps)
     return u, Moments(m, v)
 
 
 def check_adamw(betas: tuple[float, float], weight_decay: float) -> None:
-    """Raise InputError where a setting of AdamW is out of its range."""
+    """Raise InputError if a setting of AdamW is out of range."""
     check(all(0 <= beta < 1 for beta in betas), f"betas={betas} must lie in [0, 1)")
     check(weight_decay >= 0, f"weight_decay={weight_decay} must not be negative")
 
 
 def check_above_zero(name: str, given: float) -> None:
-    """Raise InputError where what is added to a root is nothing, also in float32: a gradient of 0 would give 0/0."""
+    """Raise InputError if an addend of a root is 0 in float32: a gradient of 0 would give 0/0."""
     check(given >= LEAST, f"{name}={given} must be at least {LEAST:.3g}: without it a gradient of 0 gives 0/0")
 
 
 def debias(beta: float, steps: Tensor) -> Tensor:
-    """1 - beta^steps: the weight that `steps` gradients have in a running mean that began at zero.
+    """Return 1 - beta^steps: the weight that `steps` gradients have in a running mean that started at zero.
 
-    Through expm1 of a logarithm taken in double precision: in float32 1 - 0.999^k keeps five digits for small k, and
-    so would expm1 of a beta that was rounded first.
+    By expm1 of a logarithm in double precision: in float32, 1 - 0.999^k keeps five digits for small k, and so would
+    expm1 of a rounded beta.
     """
     if beta == 0.0:
         return torch.ones_like(steps)
@@ -61,7 +61,7 @@ def debias(beta: float, steps: Tensor) -> Tensor:
 
 @torch.library.custom_op("fedadamw::debias", mutates_args=())
 def _debias(beta: float, steps: Tensor) -> Tensor:
-    """`debias`, opaque to a compiler, which would otherwise compute it anew for every coordinate."""
+    """Compute `debias`, opaque to the compiler, which would otherwise compute it for every coordinate."""
     return -torch.expm1(steps * math.log(beta))
 
 

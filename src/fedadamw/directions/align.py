@@ -1,4 +1,4 @@
-"""What FedAdamW wraps around any direction rule: global alignment and decoupled weight decay."""
+"""Global alignment and decoupled weight decay, which FedAdamW adds to any direction rule."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from fedadamw.vector import Vector
 
 
 def aligned_step(y: Vector, u: Vector, delta: Vector, lr: Tensor, *, alpha: float, weight_decay: float) -> Vector:
-    """y - lr (u + alpha Delta_G + lambda y): one local step along the direction `u` (..., d).
+    """Return y - lr (u + alpha Delta_G + lambda y): one local step along the direction `u` (..., d).
 
     The paper prints - lambda y inside the bracket, which would grow the weights; decay is meant.
     """

@@ -11,14 +11,14 @@ QUINTIC = (3.4445, -4.7750, 2.0315)  # drives singular values towards 1 quickly,
 
 
 def muon(u: Vector, m: Vector, layout: Layout, matrices: Iterable[str], *, steps: int) -> Vector:
-    """`u` (..., d), but with the momenta `m` (..., d) of the tensors named `matrices` made orthogonal in their place.
+    """Return `u` (..., d) with the tensors named `matrices` replaced by their momenta in `m` (..., d), orthogonalised.
 
-    A tensor is a matrix of its first axis by the rest. Each is scaled by 0.2 sqrt(max(rows, columns)), which gives it
-    the size of AdamW's steps, so that one learning rate serves both (arXiv 2502.16982).
+    A tensor is a matrix of its first axis by the rest. Each is scaled by 0.2 sqrt(max(rows, columns)) to the size of
+    AdamW's steps, so that one learning rate serves both (arXiv 2502.16982).
     """
     out = u.clone()
     sources, targets = layout.views(m), layout.views(out)
-    for names in by_shape(layout, matrices):
+    for names in group_by_shape(layout, matrices):
         stack = torch.stack([as_matrix(sources[name], layout, name) for name in names])
         scale = 0.2 * max(stack.shape[-2:]) ** 0.5
         for name, direction in zip(names, scale * orthogonal(stack, steps), strict=True):
@@ -27,7 +27,7 @@ def muon(u: Vector, m: Vector, layout: Layout, matrices: Iterable[str], *, steps
 
 
 def orthogonal(matrices: Tensor, steps: int) -> Tensor:
-    """U V^T of each of `matrices` (..., rows, columns) with the singular value decomposition U S V^T, nearly.
+    """Return U V^T, approximately, of each of `matrices` (..., rows, columns) = U S V^T.
 
     By `steps` Newton-Schulz iterations, batched over the leading axes; zero stays zero.
     """
@@ -38,12 +38,12 @@ def orthogonal(matrices: Tensor, steps: int) -> Tensor:
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    found: Tensor = x if wide else x.mT
-    return found
+    result: Tensor = x if wide else x.mT
+    return result
 
 
-def by_shape(layout: Layout, names: Iterable[str]) -> list[list[str]]:
-    """The named tensors in groups of one shape each, which can be stacked."""
+def group_by_shape(layout: Layout, names: Iterable[str]) -> list[list[str]]:
+    """Group the named tensors by shape, so that each group can be stacked."""
     shapes = dict(zip(layout.names, layout.shapes, strict=True))
     groups: dict[torch.Size, list[str]] = {}
     for name in names:
@@ -52,6 +52,6 @@ def by_shape(layout: Layout, names: Iterable[str]) -> list[list[str]]:
 
 
 def as_matrix(tensor: Tensor, layout: Layout, name: str) -> Tensor:
-    """A named tensor (..., *shape) as (..., rows, columns): its first axis by the rest."""
+    """Reshape a named tensor (..., *shape) to (..., rows, columns): its first axis by the rest."""
     shape = layout.shapes[layout.names.index(name)]
     return tensor.reshape(*tensor.shape[: tensor.dim() - len(shape)], shape[0], -1)

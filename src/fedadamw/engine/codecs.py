@@ -1,14 +1,14 @@
-"""Codecs: how a vector that a client sends becomes fewer bytes, and a vector again.
+"""Codecs: encode a vector that a client sends in fewer bytes, and decode it.
 
-    float32     as it is (float64 where the model is)                         4 bytes a number
+    float32     unchanged (float64 if the model is)                           4 bytes a number
     bfloat16    rounded to 8 significant bits                                 2
     int8        chunks of 2,048 numbers, each scaled to -127 .. 127 and
-                rounded up or down at random, right in the mean               1.002
-    top-k       the `keep` largest in size, with their places                 8 * keep
+                rounded up or down at random: unbiased                        1.002
+    top-k       the `keep` largest by magnitude, with their indices           8 * keep
 
-What `int8` and `top-k` lose of a change is kept by the client and added to what it sends next (error feedback, arXiv
-1901.09847): over the rounds all of it arrives. That is no way to send a state such as a second moment, which is wanted
-as of now: states go as bfloat16 there, whose rounding is relative, so that none becomes negative or, unless it was, 0.
+What `int8` and `top-k` lose of a change is kept by the client and added to its next upload (error feedback, arXiv
+1901.09847): over the rounds all of it arrives. A state such as a second moment must arrive now: there these codecs send
+states as bfloat16, whose rounding is relative, so that none becomes negative, nor 0 unless it was.
 """
 
 from abc import ABC, abstractmethod
@@ -24,45 +24,45 @@ from fedadamw.validation import InputError, check, check_one_of
 from fedadamw.vector import Vector
 
 CHUNK = 2048  # numbers that share a scale of int8
-MOST = 127  # the largest code of int8; -128 has no counterpart
+MAX_CODE = 127  # the largest code of int8; -128 has no counterpart
 
 
 class Codec(ABC):
-    """Makes named tensors of a vector (d,), and a vector of them. Pure; a frozen dataclass."""
+    """Encodes a vector (d,) as named tensors, and decodes them. Pure; a frozen dataclass."""
 
     feedback: ClassVar[bool]
-    """Whether what it loses of a change is to be kept and sent later."""
+    """Whether the client keeps what encoding loses of a change and sends it later (error feedback)."""
 
     parts: ClassVar[tuple[str, ...]]
-    """The names of the tensors that it makes; the main one, which comes first, has none."""
+    """Names of the tensors that it makes; the first, main one has the empty name."""
 
     @property
     @abstractmethod
-    def of_states(self) -> "Codec":
-        """The codec of what is no change, without feedback."""
+    def for_states(self) -> "Codec":
+        """The codec for states rather than changes; no error feedback."""
 
     @abstractmethod
     def encode(self, x: Vector, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """The tensors, one a part; `generator`, on the CPU, has whatever is random."""
+        """The tensors, one for each part; `generator` is on the CPU."""
 
     @abstractmethod
     def decode(self, sent: tuple[Tensor, ...], like: Vector) -> Vector:
-        """The vector of the shape, type and device of `like`, from tensors that are as `check` wants them."""
+        """The vector, of the shape, type and device of `like`, from tensors that passed `check`."""
 
     @abstractmethod
     def check(self, sent: tuple[Tensor, ...], like: Vector) -> None:
-        """Raise InputError where these cannot be what `encode` makes of a vector like `like`."""
+        """Raise InputError if `encode` cannot have made these tensors from a vector like `like`."""
 
 
 @dataclass(frozen=True)
 class Plain(Codec):
-    """As it is."""
+    """The vector unchanged."""
 
     feedback: ClassVar = False
     parts: ClassVar = ("",)
 
     @property
-    def of_states(self) -> Codec:
+    def for_states(self) -> Codec:
         return self
 
     def encode(self, x: Vector, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -77,13 +77,13 @@ class Plain(Codec):
 
 @dataclass(frozen=True)
 class BFloat16(Codec):
-    """Rounded to the nearest bfloat16, whose bits travel as int16: numpy has no such type."""
+    """Rounded to the nearest bfloat16; its bits travel as int16, since numpy has no bfloat16."""
 
     feedback: ClassVar = False
     parts: ClassVar = ("",)
 
     @property
-    def of_states(self) -> Codec:
+    def for_states(self) -> Codec:
         return self
 
     def encode(self, x: Vector, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -98,13 +98,13 @@ class BFloat16(Codec):
 
 @dataclass(frozen=True)
 class Int8(Codec):
-    """Multiples of a scale a chunk, rounded up or down at random so that the mean is right (QSGD, arXiv 1610.02132)."""
+    """Multiples of one scale for each chunk, with unbiased random rounding (QSGD, arXiv 1610.02132)."""
 
     feedback: ClassVar = True
     parts: ClassVar = ("", "scales")
 
     @property
-    def of_states(self) -> Codec:
+    def for_states(self) -> Codec:
         return BFloat16()
 
     def encode(self, x: Vector, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -114,7 +114,7 @@ class Int8(Codec):
         q = torch.where(wide > 0, chunks / wide, 0.0)
         below = q.floor()
         drawn = _chunks(torch.rand(len(x), generator=generator).to(x))
-        codes = (below + (drawn < q - below)).clamp(-MOST, MOST).to(torch.int8)
+        codes = (below + (drawn < q - below)).clamp(-MAX_CODE, MAX_CODE).to(torch.int8)
         return codes.flatten()[: len(x)].clone(), scales
 
     def decode(self, sent: tuple[Tensor, ...], like: Vector) -> Vector:
@@ -125,25 +125,25 @@ class Int8(Codec):
         codes, scales = sent
         _check(codes, like.shape, torch.int8)
         _check(scales, (-(-len(like) // CHUNK),), torch.float32)
-        check(bool((codes >= -MOST).all()), f"has a code below {-MOST}")
-        check(bool((scales >= 0).all()), "has a scale that is negative or no number")
+        check(bool((codes >= -MAX_CODE).all()), f"has a code below {-MAX_CODE}")
+        check(bool((scales >= 0).all()), "has a scale that is negative or not a number")
 
 
 @dataclass(frozen=True)
 class TopK(Codec):
-    """The largest in size and their places; the first of equals."""
+    """The largest numbers by magnitude and their indices; of equal ones the first."""
 
-    keep: float  # the share that is sent
+    keep: float  # fraction of the numbers that is sent
 
     feedback: ClassVar = True
     parts: ClassVar = ("", "places")
 
     @property
-    def of_states(self) -> Codec:
+    def for_states(self) -> Codec:
         return BFloat16()
 
     def count(self, d: int) -> int:
-        """How many numbers are sent of d."""
+        """How many of d numbers are sent."""
         return min(max(round(self.keep * d), 1), d)
 
     def encode(self, x: Vector, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -163,29 +163,29 @@ class TopK(Codec):
         _check(values, shape, like.dtype)
         _check(places, shape, torch.int32)
         inside = not len(places) or (int(places.min()) >= 0 and int(places.max()) < len(like))
-        check(inside, f"has a place outside 0 .. {len(like) - 1}")
-        check(bool((places[1:] > places[:-1]).all()), "has places that do not rise")
+        check(inside, f"has an index outside 0 .. {len(like) - 1}")
+        check(bool((places[1:] > places[:-1]).all()), "has indices that are not in rising order")
 
 
 CODECS = ("float32", "bfloat16", "int8", "top-k")
 
 
-def made(name: str, keep: float) -> Codec:
-    """The codec of that name; keep: the share of numbers that top-k sends."""
+def make_codec(name: str, keep: float) -> Codec:
+    """The codec of that name; keep: the fraction of numbers that top-k sends."""
     check_one_of("training.upload", name, CODECS)
-    table: Mapping[str, Codec] = {"float32": Plain(), "bfloat16": BFloat16(), "int8": Int8(), "top-k": TopK(keep)}
-    return table[name]
+    codecs: Mapping[str, Codec] = {"float32": Plain(), "bfloat16": BFloat16(), "int8": Int8(), "top-k": TopK(keep)}
+    return codecs[name]
 
 
 def _chunks(x: Vector) -> Tensor:
-    """The numbers of `x` (d,) as (chunks, CHUNK), with zeros after the last."""
+    """The numbers of `x` (d,) as (chunks, CHUNK), padded with zeros."""
     return F.pad(x, (0, -len(x) % CHUNK)).view(-1, CHUNK)
 
 
 def _scales(largest: Tensor) -> Tensor:
-    """The least float32 that times 127 is no less than `largest`."""
-    scales = (largest / MOST).float()
-    short = scales.double() * MOST < largest.double()
+    """The smallest float32 scales for which 127 * scale >= `largest`."""
+    scales = (largest / MAX_CODE).float()
+    short = scales.double() * MAX_CODE < largest.double()
     return torch.where(short, scales.nextafter(torch.full_like(scales, torch.inf)), scales)
 
 

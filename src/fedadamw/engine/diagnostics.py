@@ -1,6 +1,6 @@
-"""What a round tells of its clients' disagreement: second moments, drift, alignment, sizes of updates.
+"""How much the clients of a round differ: second moments, drift, alignment, norms of updates.
 
-The quantities of FedAdamW's figures (arXiv 2510.27486). Where they are off, nothing of this runs.
+The quantities of FedAdamW's figures (arXiv 2510.27486); computed only with training.diagnostics.
 """
 
 import torch
@@ -12,10 +12,10 @@ from fedadamw.vector import Vector
 Numbers = dict[str, float | dict[str, float] | None]
 
 
-class Watch:
-    """Sees the clients of one round, one after the other, and keeps their updates: (clients, d) numbers.
+class Diagnostics:
+    """Takes the clients of one round, one after the other, and keeps their updates: (clients, d) numbers.
 
-    model: says of which class (query, MLP, ...) each coordinate is. last: x - x of the round before, (d,), or (0,).
+    model: gives each coordinate's class (query, MLP, ...). last: the last round's change of x, (d,), or (0,).
     """
 
     def __init__(self, model: nn.Module, last: Vector) -> None:
@@ -27,8 +27,8 @@ class Watch:
         self._v_mean: Vector | None = None
         self._v_squares: Vector | None = None  # sum of squared distances from the mean: Welford's
 
-    def see(self, update: Vector, v: Vector | None) -> None:
-        """One client's y - x (d,), and its second moment (d,) where it has one."""
+    def add(self, update: Vector, v: Vector | None) -> None:
+        """Add one client's y - x (d,), and its second moment (d,) if it has one."""
         self._updates.append(update)
         norm = torch.linalg.vector_norm(update, dtype=torch.float64)
         self._norms.append(norm)
@@ -43,18 +43,18 @@ class Watch:
         self._v_mean = self._v_mean + step / len(self._updates)
         self._v_squares = self._v_squares + step * (v - self._v_mean)
 
-    def numbers(self) -> Numbers:
-        """The round's diagnostics; `..._by_kind` by class of block; None where they are not defined.
+    def summary(self) -> Numbers:
+        """The round's diagnostics; `..._by_kind` by class of block; None if not defined.
 
         v_variance: over clients (unbiased), mean over coordinates. v_dispersion: its root over the mean of v, which
-        bias corrections leave as it is. drift: mean |y_i - mean y|. cosine: of updates with the last global one.
+        bias corrections do not change. drift: mean |y_i - mean y|. cosine: of updates with the last global one.
         """
         mean, squares = torch.zeros_like(self._updates[0]), torch.zeros_like(self._updates[0])
         for update in self._updates:  # never all of them in one tensor beside the list
             mean += update / len(self._updates)
             squares += update.square() / len(self._updates)
         distances = [torch.linalg.vector_norm(update - mean) for update in self._updates]
-        found: Numbers = {
+        summary: Numbers = {
             "drift": float(torch.stack(distances).mean()),
             "cosine": float(torch.stack(self._cosines).mean()) if self._cosines else None,
             "update_norm": float(torch.stack(self._norms).mean()),
@@ -62,10 +62,10 @@ class Watch:
         }
         if self._v_mean is not None and self._v_squares is not None and len(self._updates) > 1:
             variance = self._v_squares / (len(self._updates) - 1)
-            found["v_variance"] = float(variance.mean())
-            found["v_variance_by_kind"] = self._by_kind(variance, root_of_sum=False)
-            found["v_dispersion"] = float(variance.mean().sqrt() / self._v_mean.mean())
-        return found
+            summary["v_variance"] = float(variance.mean())
+            summary["v_variance_by_kind"] = self._by_kind(variance, root_of_sum=False)
+            summary["v_dispersion"] = float(variance.mean().sqrt() / self._v_mean.mean())
+        return summary
 
     def _by_kind(self, values: Vector, *, root_of_sum: bool) -> dict[str, float]:
         """Mean of `values` (d,) over the coordinates of each class, or the root of their sum."""

@@ -1,4 +1,4 @@
-"""Items made in a thread of their own, some ahead of who uses them: batches that come from disk."""
+"""Prefetching: items made in a thread, ahead of their use, such as batches that come from disk."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ DEPTH = 3
 Item = TypeVar("Item")
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items in the same order; up to DEPTH of them are made beforehand. An error comes where it belongs."""
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield the same items in the same order, up to DEPTH of them made beforehand. An error is raised in its turn."""
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
         end = object()
         waiting = deque(thread.submit(next, items, end) for _ in range(DEPTH))
         while (item := waiting.popleft().result()) is not end:

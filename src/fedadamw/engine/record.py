@@ -1,4 +1,4 @@
-"""What a run says of each round."""
+"""The record of a round, one line of metrics.jsonl."""
 
 from dataclasses import dataclass
 
@@ -18,10 +18,10 @@ class Record:
     train_loss: float
     test_loss: float | None  # None in rounds without an evaluation
     test_metrics: dict[str, float] | None  # by name, the main one first
-    clients: int  # that answered
-    rejected: int  # whose numbers were not finite
+    clients: int  # whose answers were accepted
+    rejected: int  # whose answers were not: a number was not finite, or a check failed
     up_bytes: int
     down_bytes: int
     wall_s: float
-    diagnostics: Numbers | None = None  # where training.diagnostics asks for them
-    federation: dict[str, int] | None = None  # where clients are elsewhere: what came of those asked, counted
+    diagnostics: Numbers | None = None  # with training.diagnostics
+    federation: dict[str, int] | None = None  # of Flower's nodes: counts of asked, answered, late, ...

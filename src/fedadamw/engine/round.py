@@ -1,133 +1,116 @@
-"""One round: an engine trains the sampled clients, their uploads are summed as they come.
+"""One round: the sampled clients train from the broadcast, and their answers are averaged as they come.
 
-Engines differ in how they train: one after the other (loop.py), stacked on one axis (stacked.py). The sum
-does not grow with the number of clients.
+The sum does not grow with the number of clients: each answer is added, and gone before the next client trains.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from fedadamw.engine.client import Answer, Shard
+from fedadamw.engine.average import Average, Mean
+from fedadamw.engine.client import Answer, Broadcast, Shard
+from fedadamw.engine.clients import Clients
 from fedadamw.engine.ranks import ALONE, Team
+from fedadamw.engine.robust import RobustMean
 from fedadamw.vector import Vector, nbytes
 
 
-class Engine(Protocol):
-    """Trains clients of one round."""
-
-    def answers(
-        self, shards: Iterable[Shard], round_: int, down: Any, statistics: Vector
-    ) -> Iterator[tuple[Shard, Answer]]:
-        """What each client of `shards` answers to `down` in round `round_`; valid until the next is asked for."""
-
-
 class Listener(Protocol):
-    """Who wants to know of each client whose answer counts, before the next one trains."""
+    """Called for each accepted answer, before the next client trains."""
 
-    def __call__(self, shard: Shard, answer: Answer) -> None:
-        """One client has answered."""
+    def __call__(self, shard: Shard, answer: Answer) -> None: ...
+
+
+class Folding(Protocol):
+    """Adds the exact mean of what clients' adapters contribute, a product of their factors, to frozen weights."""
+
+    base: Vector  # (w,) the frozen weights
+
+    def load(self, base: Vector) -> None:
+        """Put frozen weights (w,) into the module."""
+
+    def product(self, y: Vector) -> Vector:
+        """What the adapters of the models `y` (..., d) add to the frozen weights, (..., w)."""
+
+    def restarted(self, x: Vector) -> Vector:
+        """`x` (d,) with adapters that add nothing."""
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """How the answers of a round become one.
+
+    mean: weighted, median, trimmed-mean or krum (see robust.py); byzantine: the clients that these tolerate.
+    folding: also average the product of each client's adapters. ranks: the processes that share the round.
+    """
+
+    weighting: str = "uniform"  # or "samples": weights are the clients' numbers of samples
+    mean: str = "weighted"
+    byzantine: int = 0
+    folding: Folding | None = None
+    ranks: Team = ALONE
+
+    def new_average(self) -> Average:
+        """An empty average for one round."""
+        if self.mean == "weighted":
+            return Mean(self.ranks)
+        return RobustMean(self.mean, self.byzantine, folded=self.folding is not None)
+
+    def weight(self, answer: Answer) -> float:
+        """The weight of a client's answer."""
+        return float(answer.samples) if self.weighting == "samples" else 1.0
+
+    def tensors(self, answer: Answer, down: Any) -> list[Tensor]:
+        """What is averaged of an answer: the fields of Up, statistics, loss and, with `folding`, the product."""
+        product = [] if self.folding is None else [self.folding.product(down.x + answer.up.delta)]
+        return [*answer.up, answer.statistics.double(), answer.loss, *product]  # a constant's mean rounds back to it
 
 
 class RoundResult(NamedTuple):
-    """The weighted mean of a round's answers and what came with it."""
+    """The weighted mean of a round's answers, and their counts."""
 
-    up: Any  # the algorithm's Up, averaged; None where no client answered
-    statistics: Vector | None
-    folded: Vector | None  # the mean of what `folded` made of the uploads
+    up: Any  # the algorithm's Up, averaged; None if no client answered
+    statistics: Vector | None  # (s,)
+    product: Vector | None  # (w,) mean product of the adapters, with `folding`
     train_loss: float  # weighted mean of the clients' mean losses
     answered: int
-    rejected: int  # clients left out for a number that is not finite
-    up_bytes: int  # of all clients that answered, counted from the tensors that travel
-
-
-class Average(Protocol):
-    """Makes one tuple of tensors of many."""
-
-    weight: float  # of all that were added
-
-    def add(self, tensors: Iterable[Tensor], weight: float) -> None:
-        """Take in the tensors of one client; those of weight 0 count nothing."""
-
-    def sum_over(self, ranks: Team, *counts: int) -> list[int]:
-        """Take in what the other ranks have added; the sums of `counts` over all ranks."""
-
-    def result(self) -> list[Tensor]:
-        """The average of each tensor."""
-
-
-class Mean:
-    """A running weighted mean of tuples of tensors."""
-
-    def __init__(self) -> None:
-        self.total: list[Tensor] | None = None
-        self.weight = 0.0
-
-    def add(self, tensors: Iterable[Tensor], weight: float) -> None:
-        if self.total is None:
-            self.total = [weight * t for t in tensors]
-        else:
-            for total, t in zip(self.total, tensors, strict=True):
-                total.add_(t, alpha=weight)
-        self.weight += weight
-
-    def sum_over(self, ranks: Team, *counts: int) -> list[int]:
-        if ranks.size == 1:
-            return list(counts)
-        assert self.total is not None
-        numbers = torch.tensor([self.weight, *counts], dtype=torch.float64, device=self.total[0].device)
-        ranks.sum([*self.total, numbers])
-        self.weight, *summed = numbers.tolist()
-        return [round(n) for n in summed]
-
-    def result(self) -> list[Tensor]:
-        assert self.total is not None
-        return [total / self.weight for total in self.total]
+    rejected: int  # answers with a number that is not finite
+    up_bytes: int  # of all accepted answers, counted from the tensors that travel
 
 
 def run_round(
-    engine: Engine,
-    round_: int,
-    down: Any,
-    statistics: Vector,
-    shards: Iterable[Shard],
-    *,
-    weighting: str,
+    clients: Clients,
+    sampled: Sequence[int],
+    broadcast: Broadcast,
+    aggregation: Aggregation,
     listeners: Sequence[Listener] = (),
-    ranks: Team = ALONE,
-    mean: Average | None = None,
-    folded: Callable[[Any], Vector] | None = None,
 ) -> RoundResult:
-    """Train every client of `shards` from `down`; the mean of what the finite ones send.
-
-    weighting: "uniform", or "samples" for weights that are the clients' numbers of samples. ranks: who trains the
-    round's other clients; at least one is here. mean: what averages, by default a weighted mean. folded: what the
-    server makes of an upload and averages, too.
-    """
-    mean = Mean() if mean is None else mean
+    """Train the `sampled` clients from `broadcast` and average the answers whose numbers are all finite."""
+    average = aggregation.new_average()
     answered = rejected = up_bytes = 0
     up_type: Any = None
-    for shard, answer in engine.answers(shards, round_, down, statistics):
+    for shard, answer in clients.train(sampled, broadcast):
         up_type = type(answer.up)
-        made = () if folded is None else (folded(answer.up),)
-        sent = (*answer.up, answer.statistics.double(), answer.loss, *made)  # a constant's mean rounds back to it
+        tensors = aggregation.tensors(answer, broadcast.down)
         if answer.finite:
-            mean.add(sent, float(answer.samples) if weighting == "samples" else 1.0)
+            average.add(tensors, aggregation.weight(answer))
             up_bytes += nbytes(answer.travels)
             answered += 1
+            clients.accept(shard, answer)
             for listener in listeners:
                 listener(shard, answer)
         else:
             rejected += 1
-            mean.add([torch.zeros_like(t) for t in sent], 0.0)
-        del answer, sent, made  # the next client trains without this one's vectors, and without those of its group
-    answered, rejected, up_bytes = mean.sum_over(ranks, answered, rejected, up_bytes)
+            average.add([torch.zeros_like(t) for t in tensors], 0.0)
+        del answer, tensors  # the next client trains without this one's vectors
+    answered, rejected, up_bytes = average.sum_over_ranks(answered, rejected, up_bytes)
     if not answered:
         return RoundResult(None, None, None, float("nan"), 0, rejected, 0)
-    means = mean.result()
-    mean_folded = None if folded is None else means.pop()
-    *up, averaged, loss = means
-    averaged = averaged.to(statistics)
-    return RoundResult(up_type(*up), averaged, mean_folded, float(loss), answered, rejected, up_bytes)
+    means = average.result()
+    product = None if aggregation.folding is None else means.pop()
+    *up, statistics, loss = means
+    averaged = statistics.to(broadcast.statistics)
+    return RoundResult(up_type(*up), averaged, product, float(loss), answered, rejected, up_bytes)

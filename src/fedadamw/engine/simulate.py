@@ -1,32 +1,28 @@
-"""A whole federated run in one process: sample, train, average, update, evaluate, record."""
+"""A federated run: sample, train, average, update, evaluate, record, one round after the other."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.engine import codecs
-from fedadamw.engine.client import Answer, Shard, Workspace, autocast, batches_mix, check_company
-from fedadamw.engine.diagnostics import Watch
-from fedadamw.engine.loop import Loop
-from fedadamw.engine.ranks import ALONE, Team, gathered, spread
+from fedadamw.engine.client import Answer, Broadcast, Shard
+from fedadamw.engine.clients import Clients, Update
+from fedadamw.engine.diagnostics import Diagnostics
+from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.record import DivergedError, Record
-from fedadamw.engine.robust import check_robust, mean_of
-from fedadamw.engine.round import Engine, Listener, RoundResult, run_round
-from fedadamw.engine.stacked import Stacked
-from fedadamw.engine.step import stepper
-from fedadamw.engine.store import InMemory, OnDisk, Store
-from fedadamw.engine.uploads import Coded, Uploads
-from fedadamw.randomness import sample_clients
+from fedadamw.engine.robust import check_robust
+from fedadamw.engine.round import Aggregation, Folding, Listener, RoundResult, run_round
+from fedadamw.engine.simulated import SimulatedClients
+from fedadamw.engine.workspace import Workspace, autocast, check_batch_norm, mixes_samples
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Vector, all_finite, nbytes
+from fedadamw.vector import Vector, all_finite
 
 NOT_EXACT = "lora.aggregate='exact' takes the clients' mean as it is; this algorithm's server does not"
 
@@ -46,250 +42,134 @@ class State(NamedTuple):
         return {**named, "statistics": self.statistics, "last": self.last, "base": self.base}
 
 
-class Folding(Protocol):
-    """Takes what clients' adapters add, a product of their factors, into frozen weights: its mean is exact."""
+class Saved(NamedTuple):
+    """A run at the end of a round: what `Simulation.tensors` gave."""
 
-    base: Vector  # (w,) the frozen weights
-
-    def load(self, base: Vector) -> None:
-        """Put frozen weights (w,) into the module."""
-
-    def product(self, y: Vector) -> Vector:
-        """What the adapters of the models `y` (..., d) add to the frozen weights, (..., w)."""
-
-    def restarted(self, x: Vector) -> Vector:
-        """`x` (d,) with adapters that add nothing."""
-
-
-class Remote(Engine, Protocol):
-    """Clients elsewhere, with data and memories of their own."""
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """Of the present round, how many were asked, answered, were refused, ..."""
-
-    @property
-    def ledger(self) -> Store:
-        """What must be known of the clients after a restart; they keep their memories themselves."""
-
-    @property
-    def down_bytes(self) -> int:
-        """Of the present round, counted from the tensors."""
-
-    @property
-    def wasted_bytes(self) -> int:
-        """Of the present round, of arrays that came and did not count."""
-
-    def sample(self, round_: int) -> list[int]:
-        """The clients of round `round_`."""
-
-    def moved(self, round_: int, up: Any, lr: float, participation: float) -> None:
-        """Round `round_` is over: the server moved by the mean `up` of what its clients sent."""
+    round: int
+    tensors: Mapping[str, Tensor]
 
 
 class Simulation:
-    """A federated run of `model` over `clients`, each an array of sample numbers of `task`.
+    """A federated run of the model in `workspace` over `clients`. Iterate `rounds()`, or call `step()`.
 
-    The model is trained in place; `algorithm` and `training` say how. Iterate `rounds()`, or call `step()`.
-    What clients remember is kept in this process; `keep_on_disk` changes that.
-    stack: clients to train at once; may_loop: one after the other where the model turns out not to be one for that,
-    else an InputError. compiled: make one kernel of the local step. ranks: who trains the others.
-    folding: puts the exact mean of what the clients' adapters add into the frozen weights.
+    The model is trained in place; `algorithm` and `training` say how. ranks: the processes that share the run.
+    folding: adds the exact mean of what clients' adapters contribute to the frozen weights.
+    saved: where to resume.
     """
 
     def __init__(
         self,
+        workspace: Workspace,
+        algorithm: AnyAlgorithm,
+        task: Task,
+        training: TrainingSettings,
+        clients: Clients,
+        *,
+        ranks: Team = ALONE,
+        folding: Folding | None = None,
+        saved: Saved | None = None,
+    ) -> None:
+        _check_round(workspace, training, len(clients), ranks)
+        self.workspace, self.algorithm, self.task = workspace, algorithm, task
+        self.training, self.clients, self.ranks, self.folding = training, clients, ranks, folding
+        self.aggregation = Aggregation(training.weighting, training.mean, training.byzantine, folding, ranks)
+        self.state = self._initial_state()
+        if saved is None:
+            clients.restore(0, {})  # removes what a killed start left on disk
+        else:
+            self.restore(saved)
+        if ranks.size > 1:
+            self.state = self._state_of_rank_0()
+
+    @classmethod
+    def in_process(
+        cls,
         model: nn.Module,
         algorithm: AnyAlgorithm,
         task: Task,
-        clients: Sequence[np.ndarray],
+        partition: Sequence[np.ndarray],
         training: TrainingSettings,
         *,
         seed: int = 0,
         stack: int = 1,
         may_loop: bool = False,
         compiled: bool = False,
+        memory_folder: Path | None = None,
         ranks: Team = ALONE,
         folding: Folding | None = None,
-    ) -> None:
-        if training.clients_per_round > len(clients):
-            raise InputError(
-                f"clients_per_round={training.clients_per_round} is more than the {len(clients)} clients there are"
-            )
-        self.algorithm, self.task, self.clients = algorithm, task, clients
-        self.training, self.seed, self.ranks, self.folding = training, seed, ranks, folding
-        check(
-            training.clients_per_round >= ranks.size,
-            f"{ranks.size} ranks for {training.clients_per_round} clients a round: use at most as many",
+        saved: Saved | None = None,
+    ) -> "Simulation":
+        """A run whose clients train in this process, on their sample numbers of `partition`: see SimulatedClients."""
+        workspace = Workspace(model)
+        check_batch_norm(workspace, task, partition, training)
+        clients = SimulatedClients(
+            workspace,
+            algorithm,
+            task,
+            partition,
+            training,
+            seed=seed,
+            stack=stack,
+            may_loop=may_loop,
+            compiled=compiled,
+            memory_folder=memory_folder,
+            ranks=ranks,
         )
-        plain = training.mean == "weighted"
-        check(plain or ranks.size == 1, f"training.mean={training.mean!r} sees all clients of a round: one rank")
-        check_robust(training.mean, training.byzantine, training.clients_per_round, "training.clients_per_round")
-        check(not training.diagnostics or ranks.size == 1, "training.diagnostics sees all clients of a round: one rank")
-        check(
-            training.micro_batch is None or not batches_mix(model),
-            f"training.micro_batch={training.micro_batch}: BatchNorm needs whole batches",
-        )
-        self.workspace = Workspace(model)
-        self._check_company()
-        step = stepper(algorithm, training.clip, compiled=compiled)
-        common = (self.workspace, algorithm, task, training, seed, step)
-        loop = Loop(*common)
-        self.engine: Engine = loop if stack == 1 else Stacked(*common, group=stack, instead=loop if may_loop else None)
-        self.uploads = Uploads(algorithm, codecs.made(training.upload, training.keep))
-        server = algorithm.server_init(self.workspace.y.clone())
-        none = self.workspace.y[:0]
-        base = none if folding is None else folding.base
-        self.state = State(0, server, self.workspace.statistics.clone(), none.clone(), base.clone())
-        self.remote: Remote | None = None
-        self.store: Store = InMemory(self.memory_template)
-
-    def _check_company(self) -> None:
-        """Raise InputError where a client cannot train because its BatchNorm would see one sample."""
-        if not batches_mix(self.workspace.module):
-            return
-        for client, samples in enumerate(self.clients):
-            alone = min(len(samples), self.training.batch_size) == 1
-            if alone and not self.workspace.takes_one(self.task, int(samples[0])):
-                check_company(self.training, client, len(samples))
-
-    @property
-    def memory_template(self) -> Any:
-        """What a client keeps here before its first round; () where neither algorithm nor codec has it remember."""
-        return () if self.remote is not None else self.uploads.memory(self.algorithm.broadcast(self.state.server))
+        return cls(workspace, algorithm, task, training, clients, ranks=ranks, folding=folding, saved=saved)
 
     def rounds(self) -> Iterator[Record]:
-        """The rounds from here to the last, one record each."""
+        """Run the rounds that are left, and yield the record of each."""
         while self.state.round < self.training.rounds:
             yield self.step()
 
     def step(self) -> Record:
-        """One round. The state changes only at its end, in one assignment."""
+        """Run one round. The state changes only at its end, in one assignment."""
         start = time.perf_counter()
-        state, training = self.state, self.training
+        state, training, clients = self.state, self.training, self.clients
         lr = training.lr_at(state.round)
-        down = self.algorithm.broadcast(state.server)
-        sampled = self._sampled(state.round)
-        watch = Watch(self.workspace.module, state.last) if training.diagnostics else None
-        with torch.random.fork_rng(_cuda_devices(self.workspace.y.device)):
-            result = self._train(sampled, down, [] if watch is None else [watch_of(watch, down)])
-        if result.answered == 0:
-            raise DivergedError(_diverged(state.round + 1, len(sampled), lr, training))
-        after = self._after(state, result, lr)
-        if not all_finite(after.server):
-            raise DivergedError(f"round {after.round}: the clients' mean is not finite; try a smaller training.lr")
-        sent, wasted = nbytes((*down, state.statistics, state.base)) * len(sampled), 0
-        if self.remote is not None:
-            sent, wasted = self.remote.down_bytes, self.remote.wasted_bytes
-            self.remote.moved(state.round, result.up, lr, result.answered / len(self.clients))
-        tested = self.evaluate(after) if training.evaluates(state.round) else None
+        broadcast = Broadcast(state.round, self.algorithm.broadcast(state.server), state.statistics, state.base)
+        sampled = clients.sample(state.round)
+        diagnostics = Diagnostics(self.workspace.module, state.last) if training.diagnostics else None
+        result = self._train(sampled, broadcast, [] if diagnostics is None else [_listener(diagnostics, broadcast)])
+        if not result.answered:
+            raise DivergedError(_describe_divergence(state.round + 1, len(sampled), lr, training))
+        participation = result.answered / len(clients)
+        after = self._next_state(state, result, lr, participation)
+        clients.finish_round(Update(state.round, result.up, lr, participation))
+        evaluation = self.evaluate(after) if training.evaluates(state.round) else None
         self.state = after
+        traffic = clients.traffic
         return Record(
             round=after.round,
             lr=lr,
             train_loss=result.train_loss,
-            test_loss=None if tested is None else tested.loss,
-            test_metrics=None if tested is None else dict(tested.metrics),
+            test_loss=None if evaluation is None else evaluation.loss,
+            test_metrics=None if evaluation is None else dict(evaluation.metrics),
             clients=result.answered,
-            rejected=result.rejected + (0 if self.remote is None else self.remote.counts.get("refused", 0)),
-            up_bytes=result.up_bytes + wasted,
-            down_bytes=sent,
+            rejected=result.rejected + traffic.refused,
+            up_bytes=result.up_bytes + traffic.wasted_bytes,
+            down_bytes=traffic.down_bytes,
             wall_s=round(time.perf_counter() - start, 4),
-            diagnostics=None if watch is None else watch.numbers(),
-            federation=None if self.remote is None else dict(self.remote.counts),
+            diagnostics=None if diagnostics is None else diagnostics.summary(),
+            federation=None if traffic.counts is None else dict(traffic.counts),
         )
-
-    def train_elsewhere(self, remote: Remote) -> None:
-        """Before the first round: let `remote` choose the clients, and train them."""
-        check(self.ranks.size == 1, "clients elsewhere are asked by one process")
-        check(not self.training.diagnostics, "training.diagnostics looks at clients while they train: not elsewhere")
-        self.engine = self.remote = remote
-        self.store = remote.ledger
-
-    def _sampled(self, round_: int) -> list[int]:
-        if self.remote is not None:
-            return self.remote.sample(round_)
-        return [int(i) for i in sample_clients(self.seed, round_, len(self.clients), self.training.clients_per_round)]
-
-    def keep_on_disk(self, folder: Path) -> None:
-        """Before the first round: let clients keep their memories in files of `folder`, where they have any."""
-        template = self.memory_template
-        if template != ():
-            self.store = OnDisk(folder, len(self.clients), template)
 
     def tensors(self, state: State | None = None) -> dict[str, Tensor]:
-        """All that `restore` needs to go on from `state`: the present one, or the one before the last step."""
+        """All that is needed to resume from `state`: the present one, or the one before the last step."""
         state = state or self.state
-        return {**state.tensors(), **self.store.tensors(state.round)}
+        return {**state.tensors(), **self.clients.tensors(state.round)}
 
-    def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from where `tensors()` gave these; a missing name or another shape raises ValueError."""
-        begun = self.training.diagnostics and round_ > 0
-        expected = self.state._replace(last=self.workspace.y if begun else self.workspace.y[:0])
-        for name, t in expected.tensors().items():
+    def restore(self, saved: Saved) -> None:
+        """Go to a saved state; InputError or CheckpointError if a tensor is missing or has another shape."""
+        y, state, tensors = self.workspace.y, self.state, saved.tensors
+        begun = self.training.diagnostics and saved.round > 0
+        for name, t in state._replace(last=y if begun else y[:0]).tensors().items():
             if name not in tensors or tensors[name].shape != t.shape or tensors[name].dtype != t.dtype:
                 raise InputError(f"the state has no {name} of shape {tuple(t.shape)} and type {t.dtype}")
-        device = self.workspace.y.device
-        server = self.state.server
-        loaded = type(server)(*(tensors[f"server.{f}"].to(device) for f in server._fields))
-        self.store.restore(round_, tensors)
-        kept = (tensors[name].to(device) for name in ("statistics", "last", "base"))
-        self.state = State(round_, loaded, *kept)
-
-    def synchronise(self) -> None:
-        """Before the first round: the state of rank 0 on every rank."""
-        round_ = torch.tensor(float(self.state.round), dtype=torch.float64, device=self.workspace.y.device)
-        self.ranks.broadcast([round_, *self.state.tensors().values()])
-        self.state = self.state._replace(round=int(round_))
-
-    def _train(self, sampled: Sequence[int], down: Any, listeners: Sequence[Listener]) -> RoundResult:
-        """The round's clients, this rank's share of them here, and what they keep."""
-        state, ranks, template = self.state, self.ranks, self.memory_template
-        memories: Iterator[Any] = (self.store.get(i, state.round) for i in sampled)
-        if ranks.size > 1:
-            memories = iter(spread(list(memories), template, ranks))
-        shards = (Shard(i, self.clients[i], memory) for i, memory in zip(sampled, memories, strict=True))
-        kept: dict[int, Any] = {}
-
-        def keep(shard: Shard, answer: Answer) -> None:
-            if answer.memory != () and ranks.size == 1:
-                self.store.put(shard.client, state.round + 1, answer.memory)
-            elif answer.memory != ():
-                kept[sampled.index(shard.client)] = answer.memory
-
-        folding = self.folding
-        if folding is not None:
-            folding.load(state.base)
-        result = run_round(
-            self.engine if self.remote is not None else Coded(self.engine, self.uploads, self.seed),
-            state.round,
-            down,
-            state.statistics,
-            ranks.share(shards, lambda shard: self.training.samples_per_round(len(shard.samples))),
-            weighting=self.training.weighting,
-            listeners=[keep, *listeners],
-            ranks=ranks,
-            mean=mean_of(self.training.mean, self.training.byzantine, folded=folding is not None),
-            folded=None if folding is None else lambda up: folding.product(down.x + up.delta),
-        )
-        if ranks.size > 1:
-            for place, memory in gathered(kept, len(sampled), template, ranks).items():
-                if ranks.rank == 0:
-                    self.store.put(sampled[place], state.round + 1, memory)
-        return result
-
-    def _after(self, state: State, result: RoundResult, lr: float) -> State:
-        number = self.workspace.y.new_tensor
-        participation = number(result.answered / len(self.clients))
-        server = self.algorithm.server_update(state.server, result.up, number(lr), participation)
-        assert result.statistics is not None
-        last = server.x - state.server.x if self.training.diagnostics else state.last
-        base = state.base
-        if self.folding is not None and result.folded is not None:
-            plain = torch.allclose(server.x, state.server.x + result.up.delta, rtol=1e-4, atol=1e-6)
-            check(plain, NOT_EXACT)
-            base, server = base + result.folded, server._replace(x=self.folding.restarted(server.x))
-        return State(state.round + 1, server, result.statistics, last, base)
+        self.clients.restore(*saved)
+        server = type(state.server)(*(tensors[f"server.{field}"].to(y.device) for field in state.server._fields))
+        others = (tensors[name].to(y.device) for name in ("statistics", "last", "base"))
+        self.state = State(saved.round, server, *others)
 
     def load(self, state: State | None = None) -> None:
         """Put the global model of `state`, by default the present one, into the module."""
@@ -300,36 +180,77 @@ class Simulation:
 
     def evaluate(self, state: State | None = None) -> Evaluation:
         """Loss and metrics on the held-out set of the global model of `state`, by default the present one."""
-        state = state or self.state
         self.load(state)
-        self.workspace.module.eval()
-        ranks, n = self.ranks, self.task.held_out
-        mine = slice(ranks.rank * n // ranks.size, (ranks.rank + 1) * n // ranks.size)
+        module, task, ranks, n = self.workspace.module.eval(), self.task, self.ranks, self.task.held_out
         with torch.no_grad(), autocast(self.training, self.workspace.y.device):
             if n < ranks.size:
-                return self.task.score(self.task.outputs(self.workspace.module, 0, n))
-            own = self.task.outputs(self.workspace.module, mine.start, mine.stop)
+                return task.score(task.outputs(module, 0, n))
+            mine = slice(ranks.rank * n // ranks.size, (ranks.rank + 1) * n // ranks.size)
+            own = task.outputs(module, mine.start, mine.stop)
             every = own.new_zeros(n, own.shape[-1])
             every[mine] = own
             ranks.sum([every])
-            return self.task.score(every)
+            return task.score(every)
+
+    def _train(self, sampled: Sequence[int], broadcast: Broadcast, listeners: Sequence[Listener]) -> RoundResult:
+        device = self.workspace.y.device
+        if self.folding is not None:
+            self.folding.load(broadcast.base)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return run_round(self.clients, sampled, broadcast, self.aggregation, listeners)
+
+    def _next_state(self, state: State, result: RoundResult, lr: float, participation: float) -> State:
+        number = self.workspace.y.new_tensor
+        server = self.algorithm.server_update(state.server, result.up, number(lr), number(participation))
+        assert result.statistics is not None
+        last = server.x - state.server.x if self.training.diagnostics else state.last
+        base = state.base
+        if self.folding is not None and result.product is not None:
+            plain = torch.allclose(server.x, state.server.x + result.up.delta, rtol=1e-4, atol=1e-6)
+            check(plain, NOT_EXACT)
+            base, server = base + result.product, server._replace(x=self.folding.restarted(server.x))
+        after = State(state.round + 1, server, result.statistics, last, base)
+        if not all_finite(server):
+            raise DivergedError(f"round {after.round}: the clients' mean is not finite; try a smaller training.lr")
+        return after
+
+    def _initial_state(self) -> State:
+        y = self.workspace.y
+        base = y[:0] if self.folding is None else self.folding.base
+        server = self.algorithm.server_init(y.clone())
+        return State(0, server, self.workspace.statistics.clone(), y[:0].clone(), base.clone())
+
+    def _state_of_rank_0(self) -> State:
+        round_ = torch.tensor(float(self.state.round), dtype=torch.float64, device=self.workspace.y.device)
+        self.ranks.broadcast([round_, *self.state.tensors().values()])
+        return self.state._replace(round=int(round_))
 
 
-def watch_of(watch: Watch, down: Any) -> Listener:
-    """What shows `watch` each client of a round."""
+def _check_round(workspace: Workspace, training: TrainingSettings, clients: int, ranks: Team) -> None:
+    """Raise InputError if a round of these settings cannot be run with so many clients and ranks."""
+    asked, mean = training.clients_per_round, training.mean
+    check(asked <= clients, f"clients_per_round={asked} is more than the {clients} clients there are")
+    check(asked >= ranks.size, f"{ranks.size} ranks for {asked} clients a round: use at most as many")
+    check(mean == "weighted" or ranks.size == 1, f"training.mean={mean!r} sees all clients of a round: one rank")
+    check_robust(mean, training.byzantine, asked, "training.clients_per_round")
+    check(not training.diagnostics or ranks.size == 1, "training.diagnostics sees all clients of a round: one rank")
+    check(
+        training.micro_batch is None or not mixes_samples(workspace.module),
+        f"training.micro_batch={training.micro_batch}: BatchNorm needs whole batches",
+    )
 
-    def listener(shard: Shard, answer: Answer) -> None:
+
+def _listener(diagnostics: Diagnostics, broadcast: Broadcast) -> Listener:
+    """Passes each accepted answer to `diagnostics`."""
+
+    def listen(shard: Shard, answer: Answer) -> None:
         moments = getattr(answer.local, "moments", None)
-        watch.see(answer.local.y - down.x, None if moments is None else moments.v)
+        diagnostics.add(answer.local.y - broadcast.down.x, None if moments is None else moments.v)
 
-    return listener
-
-
-def _cuda_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
+    return listen
 
 
-def _diverged(round_: int, clients: int, lr: float, training: TrainingSettings) -> str:
+def _describe_divergence(round_: int, clients: int, lr: float, training: TrainingSettings) -> str:
     clip = f"clip={training.clip:g}" if training.clip else "no clipping"
     return (
         f"round {round_}: all {clients} clients sent numbers that are not finite; "

@@ -1,12 +1,12 @@
 """The stacked engine: many sampled clients at once, their models the rows of one matrix (S, d).
 
 `vmap` runs the module with every client's own weights on its own batch; one backward gives all gradients; the
-algorithm's step moves all rows at once. The numbers are those of the loop engine, but for rounding
-and for what the module drops at random:
+algorithm's step moves all rows at once. The numbers are those of the loop engine, except for rounding and for what the
+module drops at random:
 
-- batches of unequal size are filled up with samples whose loss counts nothing; where a sample is felt by the others of
-  its batch (BatchNorm), only clients with batches of equal size are stacked;
-- clients are sorted by their number of steps, longest first, so that those still at work are always the first rows.
+- batches of unequal size are padded with samples of weight 0; if samples in a batch affect each other (BatchNorm), only
+  clients with batches of equal size are stacked;
+- clients are sorted by their number of steps, most first, so that the active ones are always the first rows.
 """
 
 import re
@@ -21,30 +21,32 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.engine.client import Answer, Shard, Work, Workspace, autocast, batches_mix, micro_batches, work_of
-from fedadamw.engine.device_memory import give_back, is_out_of_memory
+from fedadamw.engine.client import Answer, Broadcast, LocalWork, Shard, plan_work
+from fedadamw.engine.device_memory import is_out_of_memory, release_memory
 from fedadamw.engine.loop import Loop
-from fedadamw.engine.prefetch import ahead
-from fedadamw.engine.states import mapped, stacked
+from fedadamw.engine.prefetch import prefetch
+from fedadamw.engine.states import map_tensors, stack_states
 from fedadamw.engine.step import Step
-from fedadamw.engine.vmap_rules import batched
+from fedadamw.engine.vmap_rules import batched_kernels
+from fedadamw.engine.workspace import Workspace, autocast, micro_batches, mixes_samples
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector, statistics
 
-OF_STACKING = re.compile(r"vmap|functorch|autograd\.Function|batching rule", re.IGNORECASE)
+Job = tuple[Shard, LocalWork]
+VMAP_ERRORS = re.compile(r"vmap|functorch|autograd\.Function|batching rule", re.IGNORECASE)
 
 
-class NotStackedError(Exception):
-    """A model's own code does not take tensors with a client axis; why."""
+class NotStackableError(Exception):
+    """The model's code does not take tensors with a client axis; the message says why."""
 
 
 class Stacked:
-    """Trains clients `group` at a time; a group that the device's memory does not hold is halved, for good.
+    """Trains clients `group` at a time; a group that does not fit in the device's memory is halved, permanently.
 
-    instead: what trains clients once the model turns out not to be one that can be stacked; InputError without it.
+    fallback: trains the clients if the model cannot be stacked; without it that raises InputError.
     """
 
     def __init__(
@@ -56,46 +58,49 @@ class Stacked:
         seed: int,
         step: Step,
         group: int,
-        instead: Loop | None = None,
+        fallback: Loop | None = None,
     ) -> None:
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.seed, self.step, self.group = training, seed, step, group
-        self.instead, self.stacks = instead, True
+        self.fallback, self.stacks = fallback, True
         self._statistics = Layout.of_tensors(statistics(workspace.module))
-        self._batches_mix = batches_mix(workspace.module)
+        self._mixes_samples = mixes_samples(workspace.module)
 
-    def answers(
-        self, shards: Iterable[Shard], round_: int, down: Any, statistics: Vector
-    ) -> Iterator[tuple[Shard, Answer]]:
-        """Train the clients of `shards` from `down`, in an order of the engine's own."""
+    def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
+        """Yield the answer of each client of `shards`, in the engine's order."""
         every, done = list(shards), set[int]()
         if self.stacks:
-            for part in self._groups(every, round_):
-                while part and self.stacks:
-                    now = part[: self.group]
-                    found = self._tried(now, round_, down, statistics)
-                    del part[: len(found)]
-                    for shard, _ in now[: len(found)]:
+            for jobs in self._stackable_jobs(every, broadcast.round):
+                while jobs and self.stacks:
+                    group = jobs[: self.group]
+                    answers = self._try_group(group, broadcast)
+                    del jobs[: len(answers)]
+                    for shard, _ in group[: len(answers)]:
                         done.add(shard.client)
-                        yield shard, found.pop(0)  # and is not held here: each is a view of all the group's tensors
-        if not self.stacks and self.instead is not None:
-            yield from self.instead.answers((s for s in every if s.client not in done), round_, down, statistics)
+                        yield shard, answers.pop(0)  # not kept here: each is a view of all the group's tensors
+        if not self.stacks and self.fallback is not None:
+            yield from self.fallback.train((s for s in every if s.client not in done), broadcast)
 
-    def _groups(self, shards: Sequence[Shard], round_: int) -> "Iterator[list[tuple[Shard, Work]]]":
-        """The clients with their work, those with the most steps first; in a group all may be stacked."""
-        todo = [
-            (shard, work_of(self.task, self.training, self.seed, shard.client, shard.samples, round_, self.workspace))
+    def _stackable_jobs(self, shards: Sequence[Shard], round_: int) -> Iterator[list[Job]]:
+        """The clients with their work, most steps first, in lists whose members can be stacked."""
+        seed, training = self.seed, self.training
+        jobs = [
+            (shard, plan_work(self.task, training, seed, shard.client, shard.samples, round_, self.workspace))
             for shard in shards
         ]
-        todo.sort(key=lambda pair: -len(pair[1].sizes))
-        yield from self._alike(todo)
+        jobs.sort(key=lambda job: -len(job[1].sizes))
+        if not self._mixes_samples:
+            yield jobs
+            return
+        for _, same_sizes in groupby(sorted(jobs, key=_batch_sizes), key=_batch_sizes):
+            yield list(same_sizes)
 
-    def _tried(self, part: "Sequence[tuple[Shard, Work]]", round_: int, down: Any, statistics: Vector) -> list[Answer]:
-        """Returns [] after halving the group or falling back to the loop; memory is released."""
+    def _try_group(self, group: Sequence[Job], broadcast: Broadcast) -> list[Answer]:
+        """The group's answers; [] after halving the group size or falling back to the loop, with memory released."""
         try:
-            return self._train(part, round_, down, statistics)
-        except NotStackedError as error:
-            if self.instead is None:
+            return self._train_group(group, broadcast)
+        except NotStackableError as error:
+            if self.fallback is None:
                 raise InputError(f"this model does not train stacked: set stack=1 ({error})") from error
             self.stacks = False
             warnings.warn(
@@ -103,114 +108,119 @@ class Stacked:
                 stacklevel=2,
             )
         except (RuntimeError, MemoryError) as error:
-            if len(part) == 1 or not is_out_of_memory(error):
+            if len(group) == 1 or not is_out_of_memory(error):
                 raise
-            self.group = len(part) // 2
-        give_back()
+            self.group = len(group) // 2
+        release_memory()
         return []
 
-    def _alike(self, todo: "Sequence[tuple[Shard, Work]]") -> "Iterator[list[tuple[Shard, Work]]]":
-        """The clients that may be stacked: all of them, or those with the same batch sizes where batches mix."""
-        if not self._batches_mix:
-            yield list(todo)
-            return
-        for _, part in groupby(sorted(todo, key=lambda pair: pair[1].sizes), key=lambda pair: pair[1].sizes):
-            yield list(part)
-
-    def _train(self, part: "Sequence[tuple[Shard, Work]]", round_: int, down: Any, statistics: Vector) -> list[Answer]:
-        """The local steps of some clients, those with the most steps first."""
+    def _train_group(self, group: Sequence[Job], broadcast: Broadcast) -> list[Answer]:
+        """Take the local steps of some clients, those with the most steps first."""
         algorithm, work = self.algorithm, self.workspace
-        shards = [shard for shard, _ in part]
+        round_, down, statistics, _ = broadcast
+        shards = [shard for shard, _ in group]
         s = len(shards)
         work.load(down.x, statistics)
         work.module.train()
         torch.manual_seed(torch_seed(self.seed, Purpose.MODULE, round_, shards[0].client))
         lr = work.y.new_tensor(self.training.lr_at(round_))
         memories = [algorithm.client_init(down) if shard.memory is None else shard.memory for shard in shards]
-        start = algorithm.client_start(down, stacked(memories))
-        local = mapped(start, lambda t: t.expand(s, t.shape[-1]).clone())
+        start = algorithm.client_start(down, stack_states(memories))
+        local = map_tensors(start, lambda t: t.expand(s, t.shape[-1]).clone())
         buffers = {name: b.expand(s, *b.shape).clone() for name, b in work.module.named_buffers()}
-        plan = Plan.of([todo for _, todo in part], like=work.y, resident=self.task.resident)
+        plan = Plan.of([job_work for _, job_work in group], like=work.y, resident=self.task.resident)
         batches = (plan.batch(self.task, k) for k in range(len(plan.active)))
         losses = local.y.new_zeros(s)
-        for active, (batch, weights) in zip(plan.active, batches if plan.resident else ahead(batches), strict=True):
-            first = local if active == s else mapped(local, lambda t: t[:active])  # noqa: B023  (called at once)
-            with _stackable(asked=self.instead is None):
-                g, found = self._backward(first.y, {n: b[:active] for n, b in buffers.items()}, batch, weights)
+        for active, (batch, weights) in zip(plan.active, batches if plan.resident else prefetch(batches), strict=True):
+            first = local if active == s else map_tensors(local, lambda t: t[:active])  # noqa: B023  (called at once)
+            with _detect_unstackable(required=self.fallback is None):
+                g, loss = self._backward(first.y, {n: b[:active] for n, b in buffers.items()}, batch, weights)
             with torch.no_grad():
                 self.step(first, down, g, lr)
-            losses[:active] += found
+            losses[:active] += loss
         up, memory = algorithm.client_finish(local, down, lr)
-        kept = torch.cat([buffers[n].reshape(s, -1) for n in self._statistics.names], -1) if len(statistics) else None
+        averages = self._statistics_of(buffers, s) if len(statistics) else statistics.expand(s, -1)
         return [
             Answer(
-                mapped(up, lambda t: t[i]),  # noqa: B023
-                mapped(memory, lambda t: t[i].clone()),  # noqa: B023  (not a view that would keep all of them)
-                statistics.clone() if kept is None else kept[i],
+                map_tensors(up, lambda t: t[i]),  # noqa: B023  (called at once)
+                map_tensors(memory, lambda t: t[i].clone()),  # noqa: B023  (a view would keep all of them)
+                averages[i].clone(),
                 losses[i] / len(plan.sizes[i]),
                 len(shards[i].samples),
-                mapped(local, lambda t: t[i]),  # noqa: B023
+                map_tensors(local, lambda t: t[i]),  # noqa: B023
             )
             for i in range(s)
         ]
+
+    def _statistics_of(self, buffers: dict[str, Tensor], s: int) -> Tensor:
+        """The running statistics of each client, (s, statistics)."""
+        return torch.cat([buffers[name].reshape(s, -1) for name in self._statistics.names], -1)
 
     def _backward(self, y: Vector, buffers: dict[str, Tensor], batch: Batch, weights: Tensor) -> tuple[Vector, Tensor]:
         """The gradient (active, d) and value (active,) of each client's mean loss on its own batch."""
         y = y.detach().requires_grad_()
         g, total = None, weights.new_zeros(len(weights))
-        for *part, own in micro_batches((*batch, weights), self.training.micro_batch, dim=1):
-            found = self._losses(y, buffers, tuple(part), own)
-            (more,) = torch.autograd.grad(found.sum(), y)
+        for *part, part_weights in micro_batches((*batch, weights), self.training.micro_batch, dim=1):
+            losses = self._losses(y, buffers, tuple(part), part_weights)
+            (more,) = torch.autograd.grad(losses.sum(), y)
             g = more if g is None else g + more
-            total += found.detach()
+            total += losses.detach()
         assert g is not None
         return g, total
 
     def _losses(self, y: Vector, buffers: dict[str, Tensor], batch: Batch, weights: Tensor) -> Tensor:
-        """Each client's part of its mean loss that these samples give, (active,), with the models y (active, d)."""
+        """The part of each client's mean loss that these samples give, (active,), with the models y (active, d)."""
         module, layout, task = self.workspace.module, self.workspace.layout, self.task
 
-        def of_one(parameters: dict[str, Tensor], own: dict[str, Tensor], batch: Batch, weights: Tensor) -> Tensor:
+        def client_loss(
+            parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch, weights: Tensor
+        ) -> Tensor:
             def model(*args: Any, **kwargs: Any) -> Any:
-                return functional_call(module, (parameters, own), args, kwargs)
+                return functional_call(module, (parameters, buffers), args, kwargs)
 
             return (task.losses(model, batch) * weights).sum()
 
-        with batched(), autocast(self.training, y.device):
-            found: Tensor = vmap(of_one, randomness="different")(layout.views(y), buffers, batch, weights)
-        return found
+        with batched_kernels(), autocast(self.training, y.device):
+            losses: Tensor = vmap(client_loss, randomness="different")(layout.views(y), buffers, batch, weights)
+        return losses
+
+
+def _batch_sizes(job: Job) -> tuple[int, ...]:
+    return job[1].sizes
 
 
 @contextmanager
-def _stackable(*, asked: bool) -> Iterator[None]:
-    """A block that calls the model with a client axis; NotStackedError where it does not take that.
+def _detect_unstackable(*, required: bool) -> Iterator[None]:
+    """A context that calls the model with a client axis; raises NotStackableError if the model does not take one.
 
-    asked: nothing trains its clients instead, so only what vmap says of the model is told as that.
+    required: there is no fallback, so only vmap's own errors are reported as that.
     """
     try:
         yield
-    except Exception as error:  # vmap's own, or whatever the model's code makes of tensors that are not as they seem
+    except Exception as error:  # from vmap, or from model code that sees unexpected tensors
         of_device = is_out_of_memory(error) or str(error).startswith("CUDA error:")
-        if of_device or (asked and not OF_STACKING.search(str(error))):
+        if of_device or (required and not VMAP_ERRORS.search(str(error))):
             raise
         why = (str(error) or type(error).__name__).splitlines()[0].split(". ", 1)[0]
-        raise NotStackedError(why) from error
+        raise NotStackableError(why) from error
 
 
 class Plan(NamedTuple):
-    """The batches of some clients, step by step, filled up to one size."""
+    """The batches of some clients, step by step, padded to one size."""
 
-    resident: bool  # whether the samples are on the model's device, as these numbers of them then are
+    resident: bool  # whether the samples, and so these sample numbers, are on the model's device
     samples: Tensor  # (S, K, n)
     drawn: Tensor  # (S, K, n, r)
-    weights: Tensor  # (S, K, n) 1 / size of the batch, 0 for what was filled up
-    active: list[int]  # (K,) how many clients, the first ones, have such a step
+    weights: Tensor  # (S, K, n) 1 / size of the batch; 0 for padding
+    active: list[int]  # (K,) number of clients, the first ones, that take this step
     sizes: list[tuple[int, ...]]  # of each client's batches
-    widths: list[int]  # (K,) samples of the largest batch at each step: all have as many where batches mix
+    widths: list[
+        int
+    ]  # (K,) size of the largest batch at each step; all are equal if samples in a batch affect each other
 
     @staticmethod
-    def of(works: Sequence[Work], *, like: Tensor, resident: bool) -> "Plan":
-        """From the work of clients that are sorted by their number of steps; on the device of `like`."""
+    def of(works: Sequence[LocalWork], *, like: Tensor, resident: bool) -> "Plan":
+        """The plan of clients that are sorted by their number of steps, on the device of `like`."""
         steps = len(works[0].sizes)
         n = max(max(work.sizes) for work in works)
         slots = [_slots(work.sizes, steps, n) for work in works]
@@ -232,7 +242,7 @@ class Plan(NamedTuple):
 
 
 def _slots(sizes: tuple[int, ...], steps: int, n: int) -> tuple[Tensor, Tensor]:
-    """For each step and place in a batch (steps, n): which of a client's drawn samples it is, and its weight."""
+    """For each step and place in a batch (steps, n): the index into the client's drawn samples, and the weight."""
     size = torch.tensor([*sizes, *[0] * (steps - len(sizes))])
     place = torch.arange(n)
     at = (size.cumsum(0) - size)[:, None] + place

@@ -1,7 +1,7 @@
-"""One local step in place: clip the gradient, let the algorithm's pure function move the state, keep what it returns.
+"""One local step in place: clip the gradient, call the algorithm's pure function, copy back what it returns.
 
 Compiled, that is one pass over memory for the norm and one for all the rest (8 words a coordinate for FedAdamW, where
-torch's fused AdamW moves 7). Without a compiler, vectors are worked through in pieces that fit a core's cache.
+torch's fused AdamW moves 7). Without a compiler, vectors are processed in chunks that fit a core's cache.
 """
 
 import shutil
@@ -13,38 +13,37 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.engine.states import leaves, mapped
+from fedadamw.engine.states import iterate_tensors, map_tensors
 from fedadamw.vector import Vector
 
-PIECE = 131_072  # coordinates a piece, 0.5 MB in float32
-COMPILE_S = 60.0  # that compiling must save: it takes 20 s the first time, 3 s from its cache
+CHUNK = 131_072  # coordinates, 0.5 MB in float32
+COMPILE_S = 60.0  # seconds that compiling must save: it takes 20 s the first time, 3 s from its cache
 Step = Callable[[Any, Any, Vector, Tensor], None]
 
 
-def stepper(algorithm: AnyAlgorithm, clip: float | None, *, compiled: bool) -> Step:
-    """The function that moves `local` along a gradient: step(local, down, g, lr). All tensors of `local` are its own.
+def make_step(algorithm: AnyAlgorithm, clip: float | None, *, compiled: bool) -> Step:
+    """Returns step(local, down, g, lr), which moves `local`, whose tensors are shared with nobody, along gradient `g`.
 
-    clip: the global norm that gradients are scaled down to, as torch's clip_grad_norm_ does; of each client where
-    they are stacked.
+    clip: the global norm that gradients are scaled down to, as in torch's clip_grad_norm_; of each stacked client.
     """
 
     def whole(local: Any, down: Any, g: Vector, lr: Tensor) -> None:
-        new = algorithm.client_step(local, down, clipped(g, clip), lr)
-        for old, moved in zip(leaves(local), leaves(new), strict=True):
+        new = algorithm.client_step(local, down, clip_gradient(g, clip), lr)
+        for old, moved in zip(iterate_tensors(local), iterate_tensors(new), strict=True):
             if moved is not old:
                 old.copy_(moved)
 
-    def pieces(local: Any, down: Any, g: Vector, lr: Tensor) -> None:
+    def chunked(local: Any, down: Any, g: Vector, lr: Tensor) -> None:
         d = g.shape[-1]
         scale = clip_scale(g, clip)
-        for start in range(0, d, PIECE):
-            here = slice(start, start + PIECE)
-            part = _sliced(local, d, here)
-            own = g[..., here] if scale is None else g[..., here] * scale
-            new = algorithm.client_step(part, _sliced(down, d, here), own, lr)
-            last = start + PIECE >= d
-            for old, moved in zip(leaves(part), leaves(new), strict=True):
-                if moved is not old and (last or old.shape[-1] == own.shape[-1]):  # counters move once
+        for start in range(0, d, CHUNK):
+            here = slice(start, start + CHUNK)
+            part = _slice_vectors(local, d, here)
+            g_part = g[..., here] if scale is None else g[..., here] * scale
+            new = algorithm.client_step(part, _slice_vectors(down, d, here), g_part, lr)
+            last = start + CHUNK >= d
+            for old, moved in zip(iterate_tensors(part), iterate_tensors(new), strict=True):
+                if moved is not old and (last or old.shape[-1] == g_part.shape[-1]):  # counters move once
                     old.copy_(moved)
 
     if compiled:
@@ -53,15 +52,16 @@ def stepper(algorithm: AnyAlgorithm, clip: float | None, *, compiled: bool) -> S
         return whole
 
     def step(local: Any, down: Any, g: Vector, lr: Tensor) -> None:
-        small = g.device.type != "cpu" or g.shape[-1] <= PIECE
-        (whole if small else pieces)(local, down, g, lr)
+        small = g.device.type != "cpu" or g.shape[-1] <= CHUNK
+        (whole if small else chunked)(local, down, g, lr)
 
     return step
 
 
 class _Compiled:
-    """A step that torch.compile has made one kernel, for the shape of the first gradient; another, for any number of
-    rows, where groups of fewer clients come. As it was, and one warning, where the compiler fails.
+    """A step compiled to one kernel for the shape of the first gradient, and a second one for any number of rows.
+
+    If the compiler fails, it warns once and runs the plain step.
     """
 
     def __init__(self, step: Step) -> None:
@@ -79,26 +79,26 @@ class _Compiled:
 
 
 def compiling_pays(d: int, steps: int, device: torch.device) -> bool:
-    """Whether compiling saves more than it costs in a run of `steps` local steps on d coordinates."""
+    """Whether compiling saves more time than it takes, in a run of `steps` local steps on d coordinates."""
     saved = 3e-9 if device.type == "cpu" else 3e-11  # seconds a coordinate and step: measured; a GPU's is a guess
-    return compiler_found(device) and d * steps * saved > COMPILE_S
+    return has_compiler(device) and d * steps * saved > COMPILE_S
 
 
 def clip_scale(g: Vector, norm: float | None) -> Tensor | None:
-    """What `g` (..., d) is multiplied with so that it is no longer than `norm`, (..., 1)."""
+    """The factor (..., 1) that scales `g` (..., d) down to `norm`; None if there is no limit."""
     if norm is None:
         return None
     length: Tensor = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
     return (norm / (length + 1e-6)).clamp(max=1.0)
 
 
-def clipped(g: Vector, norm: float | None) -> Vector:
-    """`g` (..., d), scaled down to the global norm `norm` where it is longer."""
+def clip_gradient(g: Vector, norm: float | None) -> Vector:
+    """`g` (..., d), scaled down to the global norm `norm` if it is longer."""
     scale = clip_scale(g, norm)
     return g if scale is None else g * scale
 
 
-def compiler_found(device: torch.device) -> bool:
+def has_compiler(device: torch.device) -> bool:
     """Whether torch.compile has what it needs: a C++ compiler on a CPU, Triton on a GPU."""
     if device.type == "cpu":
         return shutil.which("g++") is not None or shutil.which("clang++") is not None
@@ -107,6 +107,6 @@ def compiler_found(device: torch.device) -> bool:
     return has_triton()
 
 
-def _sliced(state: Any, d: int, here: slice) -> Any:
-    """The state with views of its vectors; what is not d long stays whole."""
-    return mapped(state, lambda t: t[..., here] if t.shape[-1:] == (d,) else t)
+def _slice_vectors(state: Any, d: int, here: slice) -> Any:
+    """The state with views of its vectors; tensors that are not d long stay whole."""
+    return map_tensors(state, lambda t: t[..., here] if t.shape[-1:] == (d,) else t)

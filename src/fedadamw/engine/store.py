@@ -1,7 +1,7 @@
-"""What clients keep between their rounds (SCAFFOLD's control variates): in memory, or on disk for many clients.
+"""Clients' memories between rounds (SCAFFOLD's control variates, residuals): in RAM, or on disk for many clients.
 
-A round that fails half-way must leave no trace, and a run that is resumed must find what its checkpoint's round left.
-So a memory is written for the round it comes from, and read as of a round: the newest one not after it.
+A round that fails must leave no trace, and a resumed run must find what its checkpoint's round left. So a memory is
+written for a round and read as of a round: the newest one that is not later.
 """
 
 import json
@@ -17,51 +17,49 @@ from torch import Tensor
 from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.io.disk import report_full_disk, reserve_space
 
-COUNT = "memories_on_disk"  # in a checkpoint: how many clients' memories are in the files beside it
+COUNT = "memories_on_disk"  # in a checkpoint: the number of clients with a memory in the files beside it
 Memory = Any  # the algorithm's: a NamedTuple of tensors
 
 
 class Store(Protocol):
-    """Keeps one memory a client."""
+    """Keeps one memory for each client."""
 
     def get(self, client: int, round_: int) -> Memory | None:
-        """What `client` kept, as of the end of round `round_`; None where it kept nothing yet."""
+        """The memory of `client` as of the end of round `round_`; None before its first round."""
 
     def put(self, client: int, round_: int, memory: Memory) -> None:
-        """`client` keeps `memory` at the end of round `round_`."""
+        """Keep `memory` for `client` as of the end of round `round_`."""
 
     def tensors(self, round_: int) -> dict[str, Tensor]:
-        """What a checkpoint of round `round_` must hold of it; from now on no earlier round will be asked for."""
+        """What a checkpoint of round `round_` must hold; no earlier round is asked for after that."""
 
     def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to the end of round `round_`, with what `tensors` gave for it; CheckpointError where it is lost."""
+        """Go back to the end of round `round_`, from what `tensors` gave; CheckpointError if memories are lost."""
 
 
 class InMemory:
-    """Memories in this process, on the CPU; a checkpoint holds them all. They are read to the template's device."""
+    """Memories in this process, on the CPU; a checkpoint holds them all. `get` moves them to the template's device."""
 
     def __init__(self, template: Memory) -> None:
         self.template = template
         self._kept: dict[int, list[tuple[int, Memory]]] = {}  # client -> (round, memory), at most the last two
 
     def get(self, client: int, round_: int) -> Memory | None:
-        found = self._held(client, round_)
-        return (
-            None
-            if found is None
-            else type(found)(*(t.to(own.device) for t, own in zip(found, self.template, strict=True)))
-        )
+        memory = self._newest(client, round_)
+        if memory is None:
+            return None
+        return type(memory)(*(t.to(like.device) for t, like in zip(memory, self.template, strict=True)))
 
     def put(self, client: int, round_: int, memory: Memory) -> None:
         before = [kept for kept in self._kept.get(client, ()) if kept[0] < round_]
         self._kept[client] = [*before[-1:], (round_, type(memory)(*(t.cpu() for t in memory)))]
 
-    def _held(self, client: int, round_: int) -> Memory | None:
-        """As `get`, where it is."""
+    def _newest(self, client: int, round_: int) -> Memory | None:
+        """As `get`, on the CPU."""
         return next((memory for of, memory in reversed(self._kept.get(client, [])) if of <= round_), None)
 
     def tensors(self, round_: int) -> dict[str, Tensor]:
-        kept = {client: self._held(client, round_) for client in sorted(self._kept)}
+        kept = {client: self._newest(client, round_) for client in sorted(self._kept)}
         return {
             f"memory.{client}.{field}": t
             for client, memory in kept.items()
@@ -82,8 +80,8 @@ class InMemory:
 
 
 class OnDisk:
-    """Memories in one file with three slots a client: what the last checkpoint needs and what the round before left are
-    never overwritten. A client gets its slots when it first takes part; an index of all clients says where.
+    """Memories in one file with three slots for each client, so that those of the last checkpoint and of the last round
+    stay. A client gets its slots in its first round; an index of all clients says where they are.
     """
 
     def __init__(self, folder: Path, clients: int, template: Memory) -> None:
@@ -95,7 +93,7 @@ class OnDisk:
         self._file.touch()
         (folder / "index.bin").touch()
         self._check_shape({"clients": clients, "bytes": width})  # flushes the folder, with all three files in it
-        index = _mapped(folder / "index.bin", (clients, 4))
+        index = _map_integers(folder / "index.bin", (clients, 4))
         self._place, self._rounds = index[:, 0], index[:, 1:]  # place of a client's slots; round of each; 0: none
         self._places = int(self._place.max())
         self._flush_index = index.flush
@@ -105,7 +103,7 @@ class OnDisk:
         slot = self._newest(client, round_)
         if slot is None:
             return None
-        return self._unpacked(np.fromfile(self._file, np.uint8, self._width, offset=self._start(client, slot)))
+        return self._unpack(np.fromfile(self._file, np.uint8, self._width, offset=self._start(client, slot)))
 
     def put(self, client: int, round_: int, memory: Memory) -> None:
         kept = {self._newest(client, self._checkpoint), self._newest(client, round_ - 1)}
@@ -122,15 +120,15 @@ class OnDisk:
         self._rounds[client, slot] = round_
 
     def has(self, client: int, round_: int) -> bool:
-        """Whether `client` kept something at the end of just that round."""
+        """Whether `client` has a memory of exactly that round."""
         return bool((self._rounds[client] == round_).any())
 
     def forget_after(self, client: int, round_: int) -> None:
-        """Forget what `client` kept at the end of rounds after `round_`."""
+        """Forget the memories of `client` of rounds after `round_`."""
         self._rounds[client][self._rounds[client] > round_] = 0
 
     def sync(self) -> None:
-        """Bring all to the disk, memories before what says that they are there."""
+        """Flush data first, then the index."""
         with report_full_disk(self._file), open(self._file, "r+b") as file:
             os.fsync(file.fileno())
         self._flush_index()
@@ -149,26 +147,26 @@ class OnDisk:
         if expected != found and round_:
             raise CheckpointError(f"{self.folder}: has memories of {found:,} clients, the checkpoint of {expected:,}")
         self._rounds[self._rounds > round_] = 0
-        ends = (self._place[:, None] - 1) * 3 + np.arange(1, 4)  # of each slot, in slots
+        ends = (self._place[:, None] - 1) * 3 + np.arange(1, 4)  # of each slot, counted in slots
         needed = int(np.where(self._rounds > 0, ends, 0).max(initial=0)) * self._width
         if self._file.stat().st_size < needed:
             raise CheckpointError(f"{self._file}: is cut short or missing; {needed:,} bytes are needed")
         self._checkpoint = round_
 
     def _clients_at(self, round_: int) -> int:
-        """How many clients have a memory at the end of round `round_`."""
+        """How many clients have a memory as of the end of round `round_`."""
         return int(((self._rounds > 0) & (self._rounds <= round_)).any(1).sum())
 
     def _start(self, client: int, slot: int) -> int:
-        """Where in the file a slot begins, in bytes."""
+        """The offset of a slot in the file, in bytes."""
         return ((int(self._place[client]) - 1) * 3 + slot) * self._width
 
     def _newest(self, client: int, round_: int) -> int | None:
-        """The slot with the newest memory not after `round_`."""
+        """The slot with the newest memory that is not later than `round_`."""
         of = np.where(self._rounds[client] <= round_, self._rounds[client], 0)
         return int(of.argmax()) if of.any() else None
 
-    def _unpacked(self, row: np.ndarray) -> Memory:
+    def _unpack(self, row: np.ndarray) -> Memory:
         parts, start = [], 0
         for t in self.template:
             end = start + t.numel() * t.element_size()
@@ -188,8 +186,8 @@ class OnDisk:
         write_atomically(about, (json.dumps(shape) + "\n").encode())
 
 
-def _mapped(path: Path, shape: tuple[int, int]) -> Any:
-    """Integers of 8 bytes in a file, which is made, full of zeros, where there is none."""
+def _map_integers(path: Path, shape: tuple[int, int]) -> "np.memmap[tuple[int, int], np.dtype[np.int64]]":
+    """The 8-byte integers of a file as an array; a new file is filled with zeros."""
     size = shape[0] * shape[1] * 8
     with report_full_disk(path), open(path, "ab") as file:
         if file.tell() != size:

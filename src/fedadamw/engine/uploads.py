@@ -1,38 +1,44 @@
-"""What travels up: an algorithm's Up through a codec, and what a client keeps of it for its next round.
+"""Uploads: an algorithm's Up through a codec, with error feedback.
 
-    target  = change + residual              what the client has to say, with what it could not say before
-    payload = encode(target)                 what travels
-    up      = decode(payload)                what the server averages, the same on both sides
+    target   = change + residual             the change, and what was lost of earlier ones
+    payload  = encode(target)                what travels
+    up       = decode(payload)               what the server averages; client and server compute the same
     residual = target - up                   what the client keeps, beside the algorithm's own memory
 
-So it is for the fields that the algorithm calls changes. Its states (whole moments) go without residual, and what is
-short beside the model (counters, block means) goes as it is.
+This holds for the fields that the algorithm calls changes. States (whole moments) have no residual, and fields that are
+short beside the model (counters, block means) travel as they are.
 """
 
 from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.engine.client import Answer, Shard
+from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.codecs import Codec, Plain
-from fedadamw.engine.round import Engine
 from fedadamw.randomness import Purpose, torch_generator
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector, all_finite
 
-Payload = dict[str, Tensor]  # what travels, by name: the fields of Up, `delta`, and parts of them, `delta.scales`
-Residual = tuple[Vector, ...]  # (d,) a change that the codec keeps a residual of
-RESIDUAL = "residual_"  # begins the names of residuals in a client's memory
+Payload = dict[str, Tensor]  # what travels, by name: fields of Up such as `delta`, and parts such as `delta.scales`
+Residual = tuple[Vector, ...]  # (d,) for each change that the codec loses something of
+RESIDUAL = "residual_"  # prefix of residuals' names in a client's memory
 
 
-class Coding(NamedTuple):
-    """An upload that is ready to go."""
+class Engine(Protocol):
+    """Trains sampled clients: one after the other (loop.py), or stacked on one axis (stacked.py)."""
+
+    def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
+        """Yield the answer of each client of `shards`; it is valid until the next one is asked for."""
+
+
+class EncodedUpload(NamedTuple):
+    """An upload that is ready to be sent."""
 
     payload: Payload
     up: Any  # the algorithm's Up as the server will have it
@@ -48,118 +54,119 @@ class Uploads:
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """The fields of Up that a residual is kept of."""
+        """The fields of Up that have a residual."""
         return self.algorithm.changes if self.codec.feedback else ()
 
-    def memory(self, down: Any) -> Any:
-        """What a client keeps before its first round: the algorithm's memory, and residuals of zero after it."""
-        return self.joined(self.algorithm.client_init(down), self.no_residual(down.x))
+    def initial_memory(self, down: Any) -> Any:
+        """A client's memory before its first round: the algorithm's, then residuals of zero."""
+        return self.join_memory(self.algorithm.client_init(down), self.zero_residual(down.x))
 
-    def no_residual(self, x: Vector) -> Residual:
+    def zero_residual(self, x: Vector) -> Residual:
         """The residual before the first round."""
         return tuple(torch.zeros_like(x) for _ in self.changes)
 
-    def joined(self, own: Any, residual: Residual) -> Any:
-        """One NamedTuple of the algorithm's memory `own` and the residuals."""
+    def join_memory(self, memory: Any, residual: Residual) -> Any:
+        """One NamedTuple of the algorithm's memory and the residuals."""
         if not self.changes:
-            return own
-        return _kept((*getattr(own, "_fields", ()), *(RESIDUAL + name for name in self.changes)))(*own, *residual)
+            return memory
+        names = (*getattr(memory, "_fields", ()), *(RESIDUAL + name for name in self.changes))
+        return _memory_type(names)(*memory, *residual)
 
-    def split(self, memory: Any, down: Any) -> tuple[Any, Residual]:
-        """The algorithm's memory and the residuals, of what `joined` gave; None, and zeros, of None."""
+    def split_memory(self, memory: Any, down: Any) -> tuple[Any, Residual]:
+        """The algorithm's memory and the residuals that `join_memory` joined; None and zeros for None."""
         if memory is None or not self.changes:
-            return memory, self.no_residual(down.x)
+            return memory, self.zero_residual(down.x)
         count = len(memory) - len(self.changes)
         template = self.algorithm.client_init(down)
         return (type(template)(*memory[:count]) if template != () else ()), tuple(memory[count:])
 
-    def like(self, down: Any) -> Any:
+    def template(self, down: Any) -> Any:
         """An Up of the shapes and types that clients send in answer to `down`; its numbers mean nothing."""
         local = self.algorithm.client_start(down, self.algorithm.client_init(down))
         return self.algorithm.client_finish(local, down, down.x.new_ones(()))[0]
 
-    def code(self, up: Any, residual: Residual, generator: torch.Generator) -> Coding:
-        """What travels of `up`, what arrives, and what is left."""
+    def encode(self, up: Any, residual: Residual, generator: torch.Generator) -> EncodedUpload:
+        """What travels of `up`, what arrives, and the new residual."""
         payload: Payload = {}
-        arrived, left = [], []
-        kept = dict(zip(self.changes, residual, strict=True))
+        arrived, lost = [], []
+        residuals = dict(zip(self.changes, residual, strict=True))
         for name, t in up._asdict().items():
             codec = self._codec(up, name)
-            target = t + kept[name] if name in kept else t
+            target = t + residuals[name] if name in residuals else t
             sent = codec.encode(target, generator)
-            payload |= zip(_names(name, codec), sent, strict=True)
+            payload |= zip(_part_names(name, codec), sent, strict=True)
             arrived.append(codec.decode(sent, t))
-            if name in kept:
-                left.append(target - arrived[-1])
-        return Coding(payload, type(up)(*arrived), tuple(left))
+            if name in residuals:
+                lost.append(target - arrived[-1])
+        return EncodedUpload(payload, type(up)(*arrived), tuple(lost))
 
-    def decode(self, payload: Mapping[str, Tensor], like: Any) -> Any:
-        """The Up that a payload holds, of the shapes of `like`; InputError where it cannot be what `code` makes."""
-        fields = {name: _names(name, self._codec(like, name)) for name in like._fields}
+    def decode(self, payload: Mapping[str, Tensor], template: Any) -> Any:
+        """The Up in a payload, of the shapes of `template`; InputError if `encode` cannot have made it."""
+        fields = {name: _part_names(name, self._codec(template, name)) for name in template._fields}
         known = [part for parts in fields.values() for part in parts]
         missing = next((name for name in known if name not in payload), None)
         check(missing is None, f"the upload has no {missing}")
         extra = next((name for name in payload if name not in known), None)
         check(extra is None, f"the upload has {extra!r}, which is none of {', '.join(known)}")
-        return type(like)(*(self._decoded(like, name, tuple(payload[p] for p in fields[name])) for name in fields))
+        parts = {name: tuple(payload[part] for part in fields[name]) for name in fields}
+        return type(template)(*(self._decode_field(template, name, sent) for name, sent in parts.items()))
 
-    def _decoded(self, like: Any, name: str, sent: tuple[Tensor, ...]) -> Tensor:
+    def _decode_field(self, template: Any, name: str, sent: tuple[Tensor, ...]) -> Tensor:
         """One field, checked."""
-        codec, t = self._codec(like, name), getattr(like, name)
+        codec, like = self._codec(template, name), getattr(template, name)
         try:
-            codec.check(sent, t)
-            found = codec.decode(sent, t)
-            check(all_finite([found]), "has a number that is not finite")
+            codec.check(sent, like)
+            t = codec.decode(sent, like)
+            check(all_finite([t]), "has a number that is not finite")
         except InputError as error:
             raise InputError(f"the upload's {name}: {error}") from None
-        return found
+        return t
 
     def _codec(self, up: Any, name: str) -> Codec:
-        """How field `name` goes: a change by the codec, a state at least half as long by that of states."""
+        """The codec of field `name`: `codec` for a change, its codec for states for a state at least half as long."""
         changes = self.algorithm.changes
         if name in changes:
             return self.codec
         long = 2 * getattr(up, name).shape[-1] >= getattr(up, changes[0]).shape[-1]
-        return self.codec.of_states if long else Plain()
+        return self.codec.for_states if long else Plain()
 
 
 @dataclass(frozen=True)
-class Coded(Engine):
-    """An engine whose answers have been through the codec: `up` as it arrives, `payload`, residuals in `memory`."""
+class CodedEngine(Engine):
+    """An engine whose answers are encoded: `up` as it arrives, `payload`, and residuals in `memory`."""
 
     engine: Engine
     uploads: Uploads
     seed: int
 
-    def answers(
-        self, shards: Iterable[Shard], round_: int, down: Any, statistics: Vector
-    ) -> Iterator[tuple[Shard, Answer]]:
-        """As the engine's own; what a client remembers is here with its residuals."""
+    def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
+        """As the engine's `train`; clients' memories include the residuals."""
         uploads, residuals = self.uploads, dict[int, Residual]()
 
-        def opened(shard: Shard) -> Shard:
-            own, residuals[shard.client] = uploads.split(shard.memory, down)
-            return shard._replace(memory=own)
+        def split_memory(shard: Shard) -> Shard:
+            memory, residuals[shard.client] = uploads.split_memory(shard.memory, broadcast.down)
+            return shard._replace(memory=memory)
 
-        def coded(pair: tuple[Shard, Answer]) -> tuple[Shard, Answer]:
+        def encode(pair: tuple[Shard, Answer]) -> tuple[Shard, Answer]:
             shard, answer = pair
             residual = residuals.pop(shard.client)
             if not answer.finite:
-                return pair  # its numbers go nowhere
-            generator = torch_generator(self.seed, Purpose.CODEC, round_, shard.client, device=torch.device("cpu"))
-            payload, up, left = uploads.code(answer.up, residual, generator)
-            return shard, answer._replace(up=up, memory=uploads.joined(answer.memory, left), payload=payload)
+                return pair  # it will be rejected
+            cpu = torch.device("cpu")
+            generator = torch_generator(self.seed, Purpose.CODEC, broadcast.round, shard.client, device=cpu)
+            payload, up, lost = uploads.encode(answer.up, residual, generator)
+            return shard, answer._replace(up=up, memory=uploads.join_memory(answer.memory, lost), payload=payload)
 
-        # by `map`, which holds no answer while the next client trains
-        return map(coded, self.engine.answers(map(opened, shards), round_, down, statistics))
+        # `map` keeps no answer while the next client trains
+        return map(encode, self.engine.train(map(split_memory, shards), broadcast))
 
 
 @cache
-def _kept(names: tuple[str, ...]) -> type[Any]:
-    """The type of a memory with these fields, which are the algorithm's and the residuals."""
-    return namedtuple("Kept", names)
+def _memory_type(names: tuple[str, ...]) -> type[Any]:
+    """The type of a memory with these fields: the algorithm's and the residuals."""
+    return namedtuple("Memory", names)
 
 
-def _names(field: str, codec: Codec) -> list[str]:
-    """The names under which a field's parts travel."""
+def _part_names(field: str, codec: Codec) -> list[str]:
+    """The names of a field's parts in the payload."""
     return [f"{field}.{part}" if part else field for part in codec.parts]

@@ -1,6 +1,6 @@
-"""Operations that models use and vmap has no rule for: it would take one client after the other, or fail.
+"""Batching rules for operations that vmap has none for: it would run client by client, or fail.
 
-Attention goes by torch's fused kernels, with the client axis folded into the batch.
+Attention uses torch's fused kernels, with the client axis folded into the batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,10 @@ torch_pool = F.adaptive_avg_pool1d
 
 
 @contextmanager
-def batched() -> Iterator[None]:
-    """Within this block these operations of stacked clients are one call for all of them.
+def batched_kernels() -> Iterator[None]:
+    """A context in which these operations run once for all stacked clients.
 
-    By other functions under their names: a mode for torch functions does not see what nn.MultiheadAttention calls.
+    It replaces the functions by name: a torch function mode does not see what nn.MultiheadAttention calls.
     """
     F.scaled_dot_product_attention, F.adaptive_avg_pool1d = _attention, _pool
     try:
@@ -44,12 +44,12 @@ def _attention(
     enable_gqa: bool = False,  # noqa: FBT001, FBT002
 ) -> Tensor:
     settings = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    out: Tensor = _Folded.apply(query, key, value, attn_mask, settings)  # type: ignore[no-untyped-call]
+    out: Tensor = _FoldedAttention.apply(query, key, value, attn_mask, settings)  # type: ignore[no-untyped-call]
     return out
 
 
-class _Folded(torch.autograd.Function):
-    """What it does is in its rule for vmap; autograd sees the plain call inside that."""
+class _FoldedAttention(torch.autograd.Function):
+    """The plain call, with a rule for vmap; autograd sees the plain call inside that rule."""
 
     @staticmethod
     def forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, settings: dict[str, Any]) -> Tensor:
@@ -57,7 +57,7 @@ class _Folded(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept: there is no backward of its own."""
+        """Saves nothing: autograd differentiates the call inside the vmap rule."""
 
     @staticmethod
     def vmap(
@@ -84,5 +84,5 @@ class _Folded(torch.autograd.Function):
 
 
 def _first(t: Tensor, dim: int | None, s: int) -> Tensor:
-    """`t` with its client axis in front."""
+    """`t` with its client axis first."""
     return t.expand(s, *t.shape) if dim is None else t.movedim(dim, 0)

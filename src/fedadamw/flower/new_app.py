@@ -1,4 +1,4 @@
-"""A Flower app in a folder, made for one experiment: what `flwr run` takes."""
+"""Writes a Flower app for an experiment, which `flwr run` takes."""
 
 from pathlib import Path
 
@@ -58,7 +58,7 @@ app = client_app()
 
 
 def write_app(folder: Path, experiment: Experiment) -> None:
-    """Write the app of `experiment` into `folder`, which must be empty or new; InputError where no run can be of it."""
+    """Write the app of `experiment` into `folder`, which must be empty or new; raises InputError if it cannot run."""
     check_settings(experiment, remote=True)
     check_trackers(experiment.trackers, here=False)
     word = folder.resolve().name.lower()

@@ -1,18 +1,68 @@
-"""What the records of a message are called; apart from wire.py, since who passes them on needs no torch.
+"""Record names and fields of a message. Separate from wire.py so the client app needs no torch.
 
-A message has one ConfigRecord (what is asked, of which round) and at most one ArrayRecord; an answer one MetricRecord
-and at most one ArrayRecord.
+A request has one ConfigRecord (a Request) and at most one ArrayRecord; a reply one MetricRecord (REPLY_NUMBERS) and at
+most one ArrayRecord.
 """
 
-PROTOCOL = 2  # of these records and what is in them
-REQUEST, ARRAYS, NUMBERS = "fedadamw", "arrays", "numbers"
-REPLY_NUMBERS = frozenset({"client", "layout", "num-examples", "loss", "fresh", "stale"})  # the numbers there are
-STALE = "stale"  # among the numbers: what has changed was sent, and the state before is not here
+from collections.abc import Mapping
+from typing import Literal, TypedDict
+
+PROTOCOL = 2  # version of these records and fields
+REQUEST, ARRAYS, NUMBERS = "fedadamw", "arrays", "numbers"  # record names
+STALE = "stale"
+REPLY_NUMBERS = frozenset(
+    {
+        "client",  # the node's partition-id
+        "layout",  # in reply to hello: digest of the model's layout
+        "num-examples",  # unless federation.sample_counts=false
+        "loss",  # mean training loss
+        "fresh",  # 1: the client's memory was lost and it began a new one
+        STALE,  # 1: only the change was sent, and this node lacks the state that it changes
+    }
+)
+
+Ask = Literal["hello", "train"]
+NodeConfig = Mapping[str, str | int | float | bool]  # --node-config
+Numbers = dict[str, int | float]
+
+
+class RunFacts(TypedDict):
+    """What every request says of its run."""
+
+    settings: str  # YAML
+    about: str  # JSON: what the server knows of the data, so that both sides build the same model
+    federation: str  # the run's name, also after a resume
+
+
+class RoundFacts(TypedDict, total=False):
+    """What a train request says of its round; the last three only if it carries the change, not the whole state."""
+
+    round: int  # from 0
+    counted: int  # the last round (from 1) whose upload of this client counted; 0: none
+    lr: float
+    participation: float
+    digest: str  # of the state that the change must lead to
+
+
+class Request(RunFacts, RoundFacts):
+    """The ConfigRecord of a request."""
+
+    protocol: int
+    ask: Ask
+    sent: float  # the server's clock
+    seconds: float  # after its arrival, in which the work must begin
+
+
+class WorkerRequest(Request):
+    """A request as the client app passes it to the node's worker."""
+
+    came: float  # this machine's clock
+    config: NodeConfig
 
 
 class LateError(Exception):
-    """A message is of a round that is over, or older than one that was answered."""
+    """A request's time is over, or a newer request was answered before it."""
 
 
 class StaleError(Exception):
-    """Only what has changed was sent, and what it changes is not here; the server sends all of it then."""
+    """Only the change was sent, and the state that it changes is not here; the server then sends the whole state."""

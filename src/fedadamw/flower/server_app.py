@@ -3,9 +3,7 @@
 import json
 import shlex
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import yaml
@@ -13,12 +11,16 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
+from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.record import Record
+from fedadamw.engine.uploads import Uploads
+from fedadamw.flower.protocol import RunFacts
+from fedadamw.flower.server.check_upload import UploadChecker
 from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.events import Events
 from fedadamw.flower.server.messenger import Messenger
 from fedadamw.flower.server.monitor import NO_MONITOR, Monitor
-from fedadamw.flower.server.rounds import Rounds
+from fedadamw.flower.server.rounds import Nodes
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.prepare.simulation import Prepared, check_settings
 from fedadamw.runner.folder import RunFolder
@@ -77,7 +79,7 @@ def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, 
             resume=resume,
             on_start=progress.start,
             on_round=on_round,
-            elsewhere=lambda prepared: rounds_of(experiment, prepared, grid, folder, monitor),
+            make_clients=lambda prepared: nodes_of(experiment, prepared, grid, folder, monitor),
         )
     print(folder.contents, flush=True)  # which `flwr log` shows
 
@@ -93,39 +95,42 @@ def federation_of(folder: RunFolder) -> str:
     return path.read_text()
 
 
-def rounds_of(
+def nodes_of(
     experiment: Experiment, prepared: Prepared, grid: Grid, folder: RunFolder, monitor: Monitor = NO_MONITOR
-) -> Rounds:
-    """The engine that asks the nodes of `grid`."""
-    f, t, simulation = experiment.federation, experiment.training, prepared.simulation
+) -> Nodes:
+    """The nodes of `grid` as the clients of the prepared run."""
+    f, t, algorithm, workspace = experiment.federation, experiment.training, prepared.algorithm, prepared.workspace
     check_settings(experiment, remote=True)
+    check(prepared.ranks.size == 1, "a federation's server is one process")
     spool_folder = folder.path / "spool"
     shutil.rmtree(spool_folder, ignore_errors=True)
     spool_folder.mkdir(parents=True)
-    about: Mapping[str, Any] = json.loads(json.dumps(prepared.about))
-    facts = {
+    facts: RunFacts = {
         "settings": yaml.safe_dump(
             mark_folders(experiment).model_dump(mode="json", exclude={"device", "threads", "trackers"})
         ),
-        "about": json.dumps(about),
+        "about": json.dumps(prepared.facts),
         "federation": federation_of(folder),
     }
-    state, events = simulation.state, Events(folder.path / "events.jsonl", monitor)
-    model, like = simulation.workspace.module, simulation.uploads.like(simulation.algorithm.broadcast(state.server))
-    up = type(like)(*(t.new_zeros(()).expand(t.shape) for t in like))  # their shapes, not their memory
-    spool = UploadSpool(t, simulation.uploads, up, state.statistics, Layout.of_tensors(statistics(model)), spool_folder)
-    messenger = Messenger(grid, facts, spool.most)
-    layout = int(simulation.workspace.layout.fingerprint[:12], 16)
+    uploads = Uploads(algorithm, make_codec(t.upload, t.keep))
+    server = algorithm.server_init(workspace.y.clone())
+    template = uploads.template(algorithm.broadcast(server))
+    shapes = type(template)(*(t.new_zeros(()).expand(t.shape) for t in template))  # without their memory
+    layout = Layout.of_tensors(statistics(workspace.module))
+    first = workspace.statistics.clone()
+    checker = UploadChecker(t, uploads, shapes, first, layout)
+    spool = UploadSpool(checker, first, spool_folder)
+    events, messenger = Events(folder.path / "events.jsonl", monitor), Messenger(grid, facts, checker.max_nbytes)
     registry = ClientRegistry(
         messenger,
         events,
-        clients=len(simulation.clients),
-        layout=layout,
+        clients=len(prepared.partition),
+        layout=int(workspace.layout.fingerprint[:12], 16),
         sizes=None if experiment.partition.kind == "nodes" else prepared.partition.sizes.tolist(),
         counts=f.sample_counts,
         most=f.max_samples,
     )
-    return Rounds(
+    return Nodes(
         f,
         messenger,
         registry,
@@ -133,6 +138,6 @@ def rounds_of(
         events,
         seed=experiment.seed,
         clients_per_round=t.clients_per_round,
-        state=type(state.server),
-        base=lambda: None if simulation.folding is None else simulation.state.base,
+        state=type(server),
+        sends_base=prepared.folding is not None,
     )

@@ -1,1 +1,1 @@
-"""Files and text from outside: full disks, hostile YAML, safe output."""
+"""Files and untrusted text: full disks, hostile YAML, safe output."""

@@ -1,4 +1,4 @@
-"""A disk that is full: said in one line that names the file, and met before a mapping of a file is written to."""
+"""Full disks: reported in one line that names the file, and detected before a memory-mapped file is written to."""
 
 import errno
 import os
@@ -11,40 +11,41 @@ from pathlib import Path
 
 from fedadamw.validation import InputError, check
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, a user's share of it used up, a limit of a file's size
-NO_WAY = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # of some file systems to set space aside
-BLOCK = 2**20
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, quota exceeded, file too large
+NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # some file systems cannot reserve space
+CHUNK = 2**20  # bytes
 
 
 class DiskFullError(OSError):
-    """A file was not written, since there is no space for it."""
+    """A file was not written because there is no space for it."""
 
 
 @contextmanager
 def report_full_disk(path: Path) -> Iterator[None]:
-    """A block that writes the file or folder `path`; DiskFullError where there is no space for it."""
+    """Context for writing the file or folder `path`: raises DiskFullError if there is no space for it."""
     try:
         yield
     except Exception as error:
-        number = _number(error)
-        if number not in FULL:
+        code = _get_errno(error)
+        if code not in FULL:
             raise
-        raise DiskFullError(f"{path}: not written, {os.strerror(number).lower()}") from None
+        raise DiskFullError(f"{path}: not written, {os.strerror(code).lower()}") from None
 
 
-def _number(error: Exception) -> int:
-    """The system's number of an error, which safetensors and tokenizers have in their words alone; 0 of any other."""
+def _get_errno(error: Exception) -> int:
+    """Return the errno of an error, 0 if it has none; safetensors and tokenizers have it only in the message."""
     if isinstance(error, OSError):
         return error.errno or 0
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found and type(error).__name__ in ("SafetensorError", "Exception") else 0
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match and type(error).__name__ in ("SafetensorError", "Exception") else 0
 
 
 @contextmanager
 def new_folder(to: Path) -> Iterator[Path]:
-    """A folder beside `to` to be written; at the end of the block it is `to`, and whole, or it is gone.
+    """Context for writing the folder `to`: yields a folder beside it, which becomes `to` if the block succeeds.
 
-    An empty folder may be there, but nothing that came there in the meantime is replaced.
+    If the block fails, nothing is left. Raises InputError if `to` exists and is not an empty folder, before or after
+    the block: nothing is replaced.
     """
     to = to.absolute()
     check(not to.exists() or (to.is_dir() and not any(to.iterdir())), f"{to}: exists; give a new folder")
@@ -70,24 +71,24 @@ def _rename(aside: Path, to: Path) -> None:
 
 
 def reserve_space(path: Path) -> None:
-    """Have the disk set aside what a sparse file will hold: else a full one kills who writes to its mapping."""
+    """Reserve disk space for all of a sparse file: on a full disk, writing to its memory map would kill the process."""
     with report_full_disk(path), open(path, "r+b") as file:
         size = path.stat().st_size
         if hasattr(os, "posix_fallocate"):
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
-                if error.errno not in NO_WAY:
+                if error.errno not in NOT_SUPPORTED:
                     raise
             else:
                 return
-        _write_again(file.fileno(), size)
+        _fill_holes(file.fileno(), size)
 
 
-def _write_again(descriptor: int, size: int) -> None:
-    """Write what a file holds to where it is, so that none of it is a hole: for macOS, which has no better way."""
-    for start in range(0, size, BLOCK):
-        held = os.pread(descriptor, min(BLOCK, size - start), start)
-        while held:
-            written = os.pwrite(descriptor, held, start)
-            held, start = held[written:], start + written  # noqa: PLW2901  (a disk may take less at once)
+def _fill_holes(descriptor: int, size: int) -> None:
+    """Rewrite a file in place, so that it has no holes: for macOS, which has no call for it."""
+    for start in range(0, size, CHUNK):
+        chunk = os.pread(descriptor, min(CHUNK, size - start), start)
+        while chunk:
+            written = os.pwrite(descriptor, chunk, start)
+            chunk, start = chunk[written:], start + written  # noqa: PLW2901  (a write may be partial)

@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685) through peft: which layers are adapted, what is trained, and the exact mean of B A."""
+"""LoRA (arXiv 2106.09685) through peft: adapters on some layers, and the exact mean of their products B A."""
 
 import json
 import re
@@ -11,20 +11,20 @@ import torch
 from torch import nn
 
 from fedadamw.blocks.names import HEAD, TOP_LEVEL_HEAD
-from fedadamw.models.loading import LONGEST, in_one_line, read
+from fedadamw.models.loading import MAX_REASON_CHARACTERS, as_input_error, load_place
 from fedadamw.settings.lora import ALL_LINEAR, LoraSettings
 from fedadamw.validation import InputError, check, missing_extra_error, shorten
 from fedadamw.vector import Layout, Vector, bind
 
-MEGATRON = {"megatron_config": None, "megatron_core": "megatron.core"}  # with what peft writes into every file
+MEGATRON = {"megatron_config": None, "megatron_core": "megatron.core"}  # peft writes these into every file
 ADAPTER = "default"  # peft's name of the one adapter
 
 
-def adapted(model: nn.Module, lora: LoraSettings, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:
-    """`model` with adapters on the layers that `lora` names; all else is frozen but a classifier's head.
+def add_adapters(model: nn.Module, lora: LoraSettings, task_type: str | None, fresh: Sequence[str] = ()) -> nn.Module:
+    """Return `model` with adapters on the layers that `lora` names; the rest is frozen, except a classifier's head.
 
-    task_type: peft's (SEQ_CLS, CAUSAL_LM), which a saved adapter is loaded by. fresh: modules whose weights come from
-    nowhere, which are trained like a head.
+    task_type: peft's (SEQ_CLS, CAUSAL_LM), kept in a saved adapter. fresh: modules without pretrained weights, which
+    are trained like a head.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -45,27 +45,27 @@ def adapted(model: nn.Module, lora: LoraSettings, task_type: str | None, fresh: 
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="fan_in_fan_out is set to False"
-        )  # it sees a transposed Conv1D itself
+        )  # peft handles a transposed Conv1D itself
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # which is checked below
         try:
-            found = get_peft_model(model, config)
+            peft_model = get_peft_model(model, config)
         except ValueError as error:
             check(
                 lora.target_modules is not None,
-                "lora.target_modules: peft has no choice for this model; name its layers",
+                "lora.target_modules: peft has no default for this model; name its layers",
             )
-            raise InputError(f"lora.target_modules: {' '.join(str(error).split())[:LONGEST]}") from None
-    _check_ties(found)
+            raise InputError(f"lora.target_modules: {' '.join(str(error).split())[:MAX_REASON_CHARACTERS]}") from None
+    _check_ties(peft_model)
     if lora.aggregate == "frozen-a":
-        for name, parameter in found.named_parameters():
+        for name, parameter in peft_model.named_parameters():
             if "lora_A" in name or "lora_embedding_A" in name:
                 parameter.requires_grad_(requires_grad=False)
-    return found  # type: ignore[no-any-return]
+    return peft_model  # type: ignore[no-any-return]
 
 
-def with_adapter(model: nn.Module, folder: Path) -> nn.Module:
-    """`model` with the adapter that an exported folder holds."""
-    weights = folder / "adapter_model.safetensors"  # peft would take a .bin file, too, or one of the hub
+def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
+    """Return `model` with the adapter of an exported folder."""
+    weights = folder / "adapter_model.safetensors"  # peft would also load a .bin file, or one from the hub
     check(weights.is_file(), f"{weights}: no such file")
     try:
         from peft import PeftModel
@@ -76,21 +76,21 @@ def with_adapter(model: nn.Module, folder: Path) -> nn.Module:
     def load() -> nn.Module:
         return PeftModel.from_pretrained(model, str(folder))  # type: ignore[no-any-return]
 
-    return read(f"{folder}", str(folder), load)
+    return load_place(f"{folder}", str(folder), load)
 
 
 def _check_adapter(file: Path) -> None:
-    """Raise InputError where an adapter is of a kind that is not made here, or one that imports modules by name."""
-    with in_one_line(f"{file}: cannot be read"):
-        found = dict(json.loads(file.read_text(encoding="utf-8")))
-        kind = found.get("peft_type")
-        check(kind == "LORA", f"{file}: peft_type is {shorten(kind)}; LORA alone is loaded")
+    """Raise InputError if an adapter is not LoRA, or if loading it would import modules by name."""
+    with as_input_error(f"{file}: cannot be read"):
+        config = dict(json.loads(file.read_text(encoding="utf-8")))
+        kind = config.get("peft_type")
+        check(kind == "LORA", f"{file}: peft_type is {shorten(kind)}; only LORA is supported")
         for name, usual in MEGATRON.items():
-            check(found.get(name) in (None, usual), f"{file}: {name} is not loaded: it imports what the file names")
+            check(config.get(name) in (None, usual), f"{file}: {name} is not supported: it would import a module")
 
 
 def _check_targets(model: nn.Module, targets: Sequence[str] | str | None, heads: Sequence[str]) -> None:
-    """Raise InputError where one of `targets`, or a pattern, matches no layer of `model`, with the names there are."""
+    """Raise InputError if one of `targets`, or a pattern, matches no layer of `model`; it names the layers."""
     modules = {
         name: module
         for name, module in model.named_modules()
@@ -113,12 +113,12 @@ def _check_targets(model: nn.Module, targets: Sequence[str] | str | None, heads:
 
 
 def _hint(target: str, layers: Collection[str]) -> str:
-    """For a pattern among names, which it would be taken for."""
+    """A hint for a pattern in a list, where only names are allowed."""
     try:
         pattern = any(re.fullmatch(target, name) for name in layers)
     except re.error:
         return ""
-    return f"; as a pattern it stands alone, without brackets: lora.target_modules={target}" if pattern else ""
+    return f"; give a pattern alone, without brackets: lora.target_modules={target}" if pattern else ""
 
 
 def _check_pattern(pattern: str, modules: Collection[str], layers: Sequence[str], there: str) -> None:
@@ -127,7 +127,7 @@ def _check_pattern(pattern: str, modules: Collection[str], layers: Sequence[str]
     try:
         matched = [name for name in modules if re.fullmatch(pattern, name)]
     except re.error as error:
-        raise InputError(f"{given}: is no pattern ({error})") from None
+        raise InputError(f"{given}: not a valid pattern ({error})") from None
     if not any(name in layers for name in matched):
         words = [word.strip() for word in pattern.split(",")]
         as_list = all(any(layer.endswith(f".{word}") for layer in layers) for word in words)
@@ -135,11 +135,11 @@ def _check_pattern(pattern: str, modules: Collection[str], layers: Sequence[str]
         whole = f" (it must match a whole name, such as {layers[0]})" if layers else ""
         raise InputError(f"{given}: matches no layer{whole}; {there}")
     other = next((name or "the whole model" for name in matched if name not in layers), None)
-    check(other is None, f"{given}: matches {other}, too, which is no layer")
+    check(other is None, f"{given}: also matches {other}, which is not a layer")
 
 
 def _check_ties(model: nn.Module) -> None:
-    """Raise InputError where an adapted weight is another module's too: the other would not have what is added."""
+    """Raise InputError if an adapted weight is shared with another module, which would not see the adapter."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -160,19 +160,19 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 class _Layer(NamedTuple):
-    """One adapted layer: where its factors are among the trainable numbers, and the weight that they add to."""
+    """One adapted layer: the names of its factors, and the frozen weight that they add to."""
 
     a: str
     b: str
     scaling: float
-    transposed: bool  # the weight is (in, out), as Conv1D keeps it
+    transposed: bool  # the weight is (in, out), as in Conv1D
     weight: nn.Parameter
 
 
 class Folding:
-    """The exact mean of what adapters add: sum_i w_i s B_i A_i goes into the frozen weights, and B starts at 0 again.
+    """Adds the exact mean of the clients' adapters, sum_i w_i s B_i A_i, to the frozen weights, and resets B to 0.
 
-    The mean of the A's times the mean of the B's is something else. A round keeps the mean of the A's as its next A.
+    It differs from the mean of the A times the mean of the B. The next A is the mean of the A.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -185,11 +185,11 @@ class Folding:
         bind(weights, self.base)
 
     def load(self, base: Vector) -> None:
-        """Put frozen weights (w,) into the module."""
+        """Copy frozen weights (w,) into the module."""
         self.base.copy_(base)
 
     def product(self, y: Vector) -> Vector:
-        """What the adapters of the models `y` (..., d) add to the frozen weights, (..., w)."""
+        """Return what the adapters of the models `y` (..., d) add to the frozen weights, (..., w)."""
         named = self._layout.views(y)
         parts = []
         for layer in self._layers:
@@ -198,12 +198,12 @@ class Folding:
         return torch.cat(parts, -1)
 
     def restarted(self, x: Vector) -> Vector:
-        """`x` (d,) with every B at 0: what it added is in the base."""
-        found = x.clone()
-        named = self._layout.views(found)
+        """Return a copy of `x` (d,) with every B at 0, after its product was added to the base."""
+        reset = x.clone()
+        named = self._layout.views(reset)
         for layer in self._layers:
             named[layer.b].zero_()
-        return found
+        return reset
 
 
 def _layers(model: nn.Module) -> Iterator[_Layer]:
@@ -213,6 +213,6 @@ def _layers(model: nn.Module) -> Iterator[_Layer]:
         if isinstance(module, LoraLayer):
             weight: Any = module.get_base_layer().weight
             linear = ADAPTER in module.lora_A and isinstance(module.lora_A[ADAPTER], nn.Linear)
-            check(linear, f"lora.aggregate='exact' knows adapters of linear layers; {name} is none")
+            check(linear, f"lora.aggregate='exact' supports linear layers only; {name} is not one")
             a, b = (f"{name}.{factor}.{ADAPTER}.weight" for factor in ("lora_A", "lora_B"))
             yield _Layer(a, b, module.scaling[ADAPTER], bool(getattr(module, "fan_in_fan_out", False)), weight)

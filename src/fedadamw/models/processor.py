@@ -1,4 +1,4 @@
-"""What a model's own image processor does to a picture, read from its folder; what cannot be done here is refused."""
+"""What a model's own image processor does to a picture; one that cannot be reproduced exactly here is refused."""
 
 import json
 from collections.abc import Mapping
@@ -9,27 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedadamw.models.loading import image_processor_from, in_one_line, loaded, place_of
+from fedadamw.models.loading import as_input_error, load_image_processor, load_named, locate
 from fedadamw.models.resizing import BILINEAR, ResizeCrop, Size
 from fedadamw.validation import InputError, check
 
-FILES = ("preprocessor_config.json", "processor_config.json")  # that may hold an image processor
+FILES = ("preprocessor_config.json", "processor_config.json")  # either may hold an image processor
 BYTE = 1 / 255
-PROBES = ((40, 56), (300, 260))  # height and width of pictures that the processor itself is asked about
-CLOSE = 1e-4  # of what it says, in the units that the model takes
+PROBES = ((40, 56), (300, 260))  # height and width of pictures on which both are compared
+TOLERANCE = 1e-4  # of the comparison, relative to the largest input
 USUAL = (
     *("image_processor_type", "feature_extractor_type", "processor_class", "do_resize", "size", "resample"),
     *("do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
     "do_convert_rgb",
 )
-UNCHANGED = 384  # a ConvNeXt's size from which on nothing is cut away
+UNCROPPED = 384  # from this size on, a ConvNeXt's processor does not crop
 
 
 class Processor(NamedTuple):
-    """From bytes to what a model takes: brought to a size, scaled and normalised a channel, red and blue swapped.
+    """From bytes to a model's input: resize and crop, scale, normalise each channel, swap red and blue.
 
-    mean, std: of scaled pixels; None: the training set's own. settings: what transformers would read again; None where
-    the model comes without an image processor.
+    mean, std: of scaled pixels; None: the training set's own. settings: the processor's file for transformers; None if
+    the model has no image processor.
     """
 
     fit: ResizeCrop | None = None
@@ -40,7 +40,7 @@ class Processor(NamedTuple):
     settings: Mapping[str, Any] | None = None
 
     def inputs(self, pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Bytes (n, c, h, w) as the model takes them; mean, std: (c, 1, 1)."""
+        """Return the model's input for bytes (n, c, h, w); mean, std: (c, 1, 1)."""
         if self.fit is not None:
             pixels = self.fit.resize_batch(pixels)
         if self.bgr and pixels.shape[1] == 3:
@@ -49,34 +49,34 @@ class Processor(NamedTuple):
         return (x - mean) / std
 
 
-def of(name: str, config: Any) -> Processor:
-    """The image processor of the model folder or hub id `name`, whose configuration is `config`."""
+def read_processor(name: str, config: Any) -> Processor:
+    """Read the image processor of a model's folder or hub id; `config`: the model's."""
     size, channels = input_size(config), input_channels(config)
-    settings = _settings(name)
+    settings = _read_settings(name)
     check(channels in (1, 3), f"model.name={name!r} takes {channels} channels; images have 1 or 3")
     if settings is None:
         return Processor(ResizeCrop(size) if size else None)
-    own = _sized(settings, size)
+    sizes = _default_sizes(settings, size)
     code = settings.get("auto_map") and not settings.get("image_processor_type")
-    check(not code, f"model.name={name!r}: its image processor is code of its own, which is not run")
-    theirs = loaded("model.name", name, lambda place: image_processor_from(place, config, **own))
+    check(not code, f"model.name={name!r}: its image processor is custom code, which is never run")
+    theirs = load_named("model.name", name, lambda place: load_image_processor(place, config, **sizes))
     kind = type(theirs).__name__.removesuffix("Pil")
     try:
-        ours = _read(theirs, kind, channels)
+        ours = _translate(theirs, kind, channels)
         difference = _difference(ours, theirs, channels)
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"model.name={name!r}: its image processor ({kind}) cannot be followed: {why}") from None
+        raise InputError(f"model.name={name!r}: its image processor ({kind}) cannot be reproduced: {why}") from None
     check(
         difference is None,
-        f"model.name={name!r}: its image processor ({kind}) cannot be followed: {difference}{_unusual(settings)}; "
+        f"model.name={name!r}: its image processor ({kind}) cannot be reproduced: {difference}{_unusual(settings)}; "
         "give it a preprocessor_config.json of a ViTImageProcessor",
     )
     return ours
 
 
 def input_size(config: Any) -> Size | None:
-    """The height and width of the pixels that a model takes, where its configuration says so."""
+    """The height and width of a model's input, None if its configuration does not say."""
     size = _vision(config, "image_size")
     if isinstance(size, int) and not isinstance(size, bool):
         return size, size
@@ -96,22 +96,22 @@ def input_channels(config: Any) -> int:
 
 
 def _vision(config: Any, name: str) -> Any:
-    """A setting of a configuration, or of the part of it that is about images."""
+    """A setting of a configuration, or of its vision_config."""
     parts = (config, getattr(config, "vision_config", None))
     return next((found for part in parts if (found := getattr(part, name, None)) is not None), None)
 
 
-def _settings(name: str) -> dict[str, Any] | None:
-    """What the folder or hub id says of its image processor; None where it has none."""
+def _read_settings(name: str) -> dict[str, Any] | None:
+    """Read the image processor's file of a folder or hub id; None if there is none."""
     from transformers.image_processing_base import ImageProcessingMixin
 
-    place = place_of("model.name", name)
+    place = locate("model.name", name)
     try:
         found, _ = ImageProcessingMixin.get_image_processor_dict(place)
     except OSError as error:
         if "valid JSON" in str(error):
             raise InputError(f"model.name={name!r}: its preprocessor_config.json is not JSON") from None
-        with in_one_line(f"model.name={name!r}: whether it has an image processor cannot be read"):
+        with as_input_error(f"model.name={name!r}: its image processor cannot be read"):
             absent, _ = (_is_absent(place, file) for file in FILES)  # the second was read, or is absent, too
             if absent:
                 return None
@@ -121,7 +121,7 @@ def _settings(name: str) -> dict[str, Any] | None:
 
 
 def _is_absent(place: str, file: str) -> bool:
-    """Whether a folder or hub id has no such file; that it cannot be fetched now does not say so, and is raised."""
+    """Whether a folder or hub id has no such file; raises OSError if that is unknown, as without a network."""
     if Path(place).is_dir():
         return not (Path(place) / file).exists()
     from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
@@ -138,38 +138,38 @@ def _is_absent(place: str, file: str) -> bool:
     return False
 
 
-def _sized(settings: Mapping[str, Any], size: Size | None) -> dict[str, Any]:
-    """The size of the model's configuration, for a processor whose file does not say one."""
+def _default_sizes(settings: Mapping[str, Any], size: Size | None) -> dict[str, Any]:
+    """The size of the model's input, for a processor whose file has none."""
     if size is None or settings.get("size") is not None or settings.get("crop_size") is not None:
         return {}
     square = {"height": size[0], "width": size[1]}
     return {"size": square, "crop_size": square}
 
 
-def _read(theirs: Any, kind: str, channels: int) -> Processor:
-    """The steps that an image processor of transformers takes, by its settings."""
+def _translate(theirs: Any, kind: str, channels: int) -> Processor:
+    """Translate the settings of an image processor of transformers into its steps."""
 
-    def says(name: str) -> Any:
+    def setting(name: str) -> Any:
         return getattr(theirs, name, None)
 
-    scale = float(says("rescale_factor")) if says("do_rescale") else 1.0
+    scale = float(setting("rescale_factor")) if setting("do_rescale") else 1.0
     mean, std = (0.0,) * channels, (1.0,) * channels
-    if says("do_normalize"):
-        mean, std = (_channels(says(name), channels, name) for name in ("image_mean", "image_std"))
+    if setting("do_normalize"):
+        mean, std = (_channels(setting(name), channels, name) for name in ("image_mean", "image_std"))
     if kind.startswith("EfficientNet"):
-        mean = tuple(m + bool(says("rescale_offset") and says("do_rescale")) for m in mean)
-        if says("include_top"):
+        mean = tuple(m + bool(setting("rescale_offset") and setting("do_rescale")) for m in mean)
+        if setting("include_top"):
             std = tuple(
-                s * again for s, again in zip(std, _channels(says("image_std"), channels, "image_std"), strict=True)
+                s * again for s, again in zip(std, _channels(setting("image_std"), channels, "image_std"), strict=True)
             )
     check(all(s > 0 for s in std), f"image_std is {list(std)}")
     fit = _fit(theirs, kind)
     settings = json.loads(theirs.to_json_string())
-    return Processor(fit, scale, mean, std, bgr=bool(says("do_flip_channel_order")), settings=settings)
+    return Processor(fit, scale, mean, std, bgr=bool(setting("do_flip_channel_order")), settings=settings)
 
 
 def _fit(theirs: Any, kind: str) -> ResizeCrop | None:
-    """How an image processor brings a picture to its size."""
+    """How an image processor resizes and crops."""
     resample = BILINEAR if theirs.resample is None else int(theirs.resample)
     size = _side(theirs.size) if theirs.do_resize else None
     crop = _side(getattr(theirs, "crop_size", None)) if getattr(theirs, "do_center_crop", None) else None
@@ -177,7 +177,7 @@ def _fit(theirs: Any, kind: str) -> ResizeCrop | None:
         crop = (crop, crop)
     if kind.startswith("ConvNext") and isinstance(size, int):
         square = (size, size)
-        if size >= UNCHANGED:
+        if size >= UNCROPPED:
             size = square
         else:
             check(crop in (None, square), f"crop_size is {crop} where size and crop_pct make {square}")
@@ -201,7 +201,7 @@ def _side(size: Any) -> Size | int | None:
 
 
 def _channels(value: Any, channels: int, name: str) -> tuple[float, ...]:
-    """A number a channel, given as such or as one for all."""
+    """A number for each channel, from one for each or one for all."""
     check(value is not None, f"{name} is missing")
     found = (float(value),) * channels if isinstance(value, int | float) else tuple(map(float, value))
     check(len(found) == channels, f"{name} has {len(found)} numbers, and the model takes {channels} channels")
@@ -209,7 +209,7 @@ def _channels(value: Any, channels: int, name: str) -> tuple[float, ...]:
 
 
 def _difference(ours: Processor, theirs: Any, channels: int) -> str | None:
-    """What the processor itself makes of pictures that is not made of them here; None where all is the same."""
+    """How the processor's own output for some pictures differs from ours, in words; None if it does not."""
     from PIL import Image
 
     generator = np.random.default_rng(0)
@@ -225,13 +225,13 @@ def _difference(ours: Processor, theirs: Any, channels: int) -> str | None:
         if made.shape != wanted.shape:
             said = f"its settings say {_words(made.shape[2:])}"
             return f"it makes {_words(wanted.shape[1:])} of {_words(pixels.shape)}, where {said}"
-        if (made - wanted).abs().max() > CLOSE * max(1.0, float(wanted.abs().max())):
-            return "its pixels are not those that its settings say"
+        if (made - wanted).abs().max() > TOLERANCE * max(1.0, float(wanted.abs().max())):
+            return "its pixels are not what its settings say"
     return None
 
 
 def _unusual(settings: Mapping[str, Any]) -> str:
-    """The settings of a file that few have, in words."""
+    """The rare settings of a file, in words."""
     odd = sorted(key for key, value in settings.items() if key not in USUAL and value not in (None, False))
     return f" (it sets {', '.join(odd)})" if odd else ""
 

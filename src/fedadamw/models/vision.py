@@ -1,14 +1,14 @@
-"""Image classifiers from transformers' classes: sizes that the papers use, and any hub id or local folder."""
+"""Image classifiers of transformers: models of the papers' sizes, and pretrained ones."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from fedadamw.models import processor
-from fedadamw.models.loading import config_from, is_local, loaded, pretrained, quiet_libraries, unloaded
-from fedadamw.models.processor import Processor
-from fedadamw.models.resizing import ResizeCrop, Size
+from fedadamw.models.loading import is_hub_id, is_local, silence_libraries
+from fedadamw.models.pretrained import Pretrained
+from fedadamw.models.processor import Processor, input_channels, input_size
+from fedadamw.models.resizing import Size
 from fedadamw.validation import check, check_one_of
 
 
@@ -20,40 +20,50 @@ class ImageShape(NamedTuple):
     classes: int
 
 
-class Vision(NamedTuple):
-    """A classifier and what is done to pictures for it; channels None: the data's own."""
+class ImageModel(NamedTuple):
+    """A classifier, and how images are prepared for it."""
 
     model: nn.Module
     processor: Processor = Processor()
-    channels: int | None = None
-    size: Size | None = None  # of the pixels that it takes, where its configuration says so
-    fresh: Sequence[str] = ()  # modules whose weights are not from where the others are
+    channels: int | None = None  # None: as many as the images have
+    size: Size | None = None  # of its input, if its configuration says so
+    fresh: Sequence[str] = ()  # modules that the pretrained weights lack
 
 
-def build(
-    name: str, shape: ImageShape, *, depth: int | None = None, norm: str = "group", fresh: bool = False
-) -> Vision:
-    """The classifier `name`: one of NAMES with fresh weights, or a hub id or folder with its own.
+def build(name: str, shape: ImageShape, *, depth: int | None = None, norm: str = "group") -> ImageModel:
+    """Build the classifier `name` of NAMES with fresh weights.
 
-    depth: layers of a ViT, in place of its own number. norm: `group` or `batch`, for resnet18. fresh: the shape of a
-    folder's or hub id's model, without its weights.
+    depth: layers of a ViT, instead of its own number. norm: `group` or `batch`, for ResNets.
     """
+    check_one_of("model.name", name, NAMES)
     check_named(name, depth=depth, norm=norm)
-    quiet_libraries()
+    silence_libraries()
     if name in VITS:
-        return Vision(_vit(shape, VITS[name], depth))
+        return ImageModel(_build_vit(shape, VITS[name], depth))
     if name == "swin-nano":
-        return Vision(_swin(shape, patch=shape.size // 8, width=32, depths=[2, 2], heads=[2, 4]))
+        return ImageModel(_build_swin(shape, patch=shape.size // 8, width=32, depths=[2, 2], heads=[2, 4]))
     if name == "swin-tiny":
-        return Vision(_swin(shape, patch=shape.size // 32, width=96, depths=[2, 2, 6, 2], heads=[3, 6, 12, 24]))
-    if name in RESNETS:
-        return Vision(_resnet(shape, norm, *RESNETS[name]))
-    return _pretrained(name, shape, fresh=fresh)
+        depths, heads = [2, 2, 6, 2], [3, 6, 12, 24]
+        return ImageModel(_build_swin(shape, patch=shape.size // 32, width=96, depths=depths, heads=heads))
+    return ImageModel(_build_resnet(shape, norm, *RESNETS[name]))
+
+
+def build_pretrained(pretrained: Pretrained, shape: ImageShape, *, fresh: bool = False) -> ImageModel:
+    """Build a pretrained classifier, with a fresh head if its own has another number of classes.
+
+    fresh: take the shape alone, not the weights.
+    """
+    from transformers import AutoModelForImageClassification
+
+    model, lacking = pretrained.build(AutoModelForImageClassification, fresh=fresh, num_labels=shape.classes)
+    config = pretrained.config
+    return ImageModel(model, pretrained.processor, input_channels(config), input_size(config), lacking)
 
 
 def check_named(name: str, *, depth: int | None, norm: str) -> None:
-    """Raise InputError where no classifier has that name and these settings; no folder is looked into."""
-    _check_name(name)
+    """Raise InputError if `name` cannot be a classifier or does not have these settings; no folder is read."""
+    if not is_hub_id(name) and not is_local(name):
+        check_one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
     check(norm == "group" or name in RESNETS, f"model.norm is a setting of {', '.join(RESNETS)}, not of {name!r}")
     check(depth is None or name in VITS, f"model.depth is a setting of {', '.join(VITS)}, not of {name!r}")
 
@@ -81,11 +91,11 @@ RESNETS = {  # widths of the stages, blocks in each, stride of the stem, fewest 
 NAMES = (*VITS, "swin-nano", "swin-tiny", "resnet-nano", "resnet18")
 
 
-def _vit(shape: ImageShape, size: ViTSize, depth: int | None) -> nn.Module:
+def _build_vit(shape: ImageShape, size: ViTSize, depth: int | None) -> nn.Module:
     """A ViT (arXiv 2010.11929) with 4 x width in its MLPs."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    _divides("patch", size.patch, shape.size)
+    _check_divides("patch", size.patch, shape.size)
     model: nn.Module = ViTForImageClassification(
         ViTConfig(
             image_size=shape.size,
@@ -104,7 +114,7 @@ def _vit(shape: ImageShape, size: ViTSize, depth: int | None) -> nn.Module:
     return model
 
 
-def _swin(shape: ImageShape, *, patch: int, width: int, depths: list[int], heads: list[int]) -> nn.Module:
+def _build_swin(shape: ImageShape, *, patch: int, width: int, depths: list[int], heads: list[int]) -> nn.Module:
     """Swin (arXiv 2103.14030) with a window of 4 patches.
 
     Swin-Tiny has its own geometry, 8, 4, 2 and 1 windows a side in its four stages: at 224 px that is a patch of 4 and
@@ -112,7 +122,7 @@ def _swin(shape: ImageShape, *, patch: int, width: int, depths: list[int], heads
     """
     from transformers import SwinConfig, SwinForImageClassification
 
-    _divides("smallest patch grid", 4 * 2 ** (len(depths) - 1), shape.size)
+    _check_divides("smallest patch grid", 4 * 2 ** (len(depths) - 1), shape.size)
     model: nn.Module = SwinForImageClassification(
         SwinConfig(
             image_size=shape.size,
@@ -128,7 +138,9 @@ def _swin(shape: ImageShape, *, patch: int, width: int, depths: list[int], heads
     return model
 
 
-def _resnet(shape: ImageShape, norm: str, widths: list[int], blocks: int, stride: int, channels: int) -> nn.Module:
+def _build_resnet(
+    shape: ImageShape, norm: str, widths: list[int], blocks: int, stride: int, channels: int
+) -> nn.Module:
     """A ResNet (arXiv 1512.03385) for small images: a 3x3 stem without pooling; GroupNorm or BatchNorm.
 
     GroupNorm by default, of at most 32 groups: BatchNorm's statistics differ between clients (arXiv 1910.00189).
@@ -159,40 +171,15 @@ def _resnet(shape: ImageShape, norm: str, widths: list[int], blocks: int, stride
 
 
 def _replace(model: nn.Module, kind: type[nn.Module], new: Callable[[Any], nn.Module]) -> None:
-    """Put `new(old)` in the place of every module of class `kind`."""
+    """Replace every module of class `kind` by `new(module)`."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, kind):
                 setattr(module, name, new(child))
 
 
-def _pretrained(name: str, shape: ImageShape, *, fresh: bool) -> Vision:
-    """A hub id or local folder, with a fresh head where the number of classes differs."""
-    from transformers import AutoModelForImageClassification as Auto
-
-    config = loaded("model.name", name, lambda place: config_from(place, num_labels=shape.classes))
-    own: list[str] = []
-    if fresh:
-        model = loaded("model.name", name, lambda _: unloaded(Auto, config))
-    else:
-        model, own = loaded("model.name", name, lambda place: pretrained(Auto, place, config))
-    channels = processor.input_channels(config)
-    return Vision(model, processor.of(name, config), channels, processor.input_size(config), own)
-
-
-def _check_name(name: str) -> None:
-    if "/" not in name and not is_local(name):
-        check_one_of("model.name", name, (*NAMES, "a hub id (owner/name)", "a folder (./path)"))
-
-
-def fit_of(name: str) -> ResizeCrop | None:
-    """How the image processor of a folder's or hub id's model brings a picture to its size; None: of this package's."""
-    if name in NAMES:
-        return None
-    _check_name(name)
-    config = loaded("model.name", name, config_from)
-    return processor.of(name, config).fit
-
-
-def _divides(what: str, divisor: int, size: int) -> None:
-    check(size % divisor == 0, f"images of {size} px do not divide by the model's {what} of {divisor}")
+def _check_divides(what: str, divisor: int, size: int) -> None:
+    check(
+        size % divisor == 0,
+        f"images of {size} px cannot be divided by the model's {what} of {divisor}: set data.image_size to a multiple",
+    )

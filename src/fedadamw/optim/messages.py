@@ -1,4 +1,4 @@
-"""What travels between a server and its clients in a loop of one's own, and how it is checked and kept in a file."""
+"""Messages between a server and its clients in your own loop: checked, saved and loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from fedadamw.vector import Layout
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """What both directions say of the model they belong to, so that a foreign one is refused."""
+    """Fields of both directions that identify the model, so that messages for another one are refused."""
 
     layout: Layout
     cut: str  # Blocks.fingerprint
@@ -26,25 +26,31 @@ class Message:
 
 @dataclass(frozen=True, eq=False)
 class Broadcast(Message):
-    """What the server sends: x, Delta_G (d,), the shared moments and t."""
+    """Message of the server to its clients, made by `Server.broadcast`.
+
+    state: x (d,), Delta_G (d,), the shared moments (v: (B,) block means by default) and the steps so far t (1,).
+    """
 
     state: algorithm.Server
 
 
 @dataclass(frozen=True, eq=False)
 class Upload(Message):
-    """What a client sends: delta (d,), the shared moments, and its number of steps k."""
+    """Message of a client to the server, made by `FedAdamW.finish_round`.
+
+    state: delta = y - x (d,), the shared moments (v: (B,) block means by default) and the number of steps k (1,).
+    """
 
     state: algorithm.Up
     lr: Tensor  # (parameters,) mean learning rate over the round's steps
 
 
 def check_message(message: Message, blocks: Blocks, share: str, which: str, dtype: torch.dtype | None = None) -> None:
-    """Raise InputError where `message` is for another model, of another shape, or holds impossible numbers.
+    """Raise InputError if `message` is for another model, of another shape, or has invalid numbers.
 
-    dtype: what its numbers will be kept in, and must be finite in.
+    dtype: in which its numbers will be kept and must be finite.
     """
-    check(isinstance(message, Broadcast | Upload), f"{which} is a {type(message).__name__}, not what rounds exchange")
+    check(isinstance(message, Broadcast | Upload), f"{which} is a {type(message).__name__}, not a message of rounds")
     problem = blocks.layout.difference(message.layout)
     if problem:
         raise InputError(f"{which} is for another model: {problem}")
@@ -56,8 +62,8 @@ def check_message(message: Message, blocks: Blocks, share: str, which: str, dtyp
     state: Any = message.state  # type: ignore[attr-defined]  # either of the two has one
     for field, t in state._asdict().items():
         check(t.shape == (sizes[field],), f"{which}: {field} has {t.numel():,} numbers instead of {sizes[field]:,}")
-        _refuse(~torch.isfinite(t.to(dtype or t.dtype)), "is not finite", field, blocks, share, which)
-    _refuse(state.v < 0, "is negative", "v", blocks, share, which)
+        _check_none(~torch.isfinite(t.to(dtype or t.dtype)), "is not finite", field, blocks, share, which)
+    _check_none(state.v < 0, "is negative", "v", blocks, share, which)
     if isinstance(message, Upload):
         check(float(message.state.k) >= 1, f"{which}: {float(message.state.k):g} steps; at least 1 is needed")
         sane = message.lr.shape == (len(blocks.layout.names),) and bool(
@@ -66,8 +72,8 @@ def check_message(message: Message, blocks: Blocks, share: str, which: str, dtyp
         check(sane, f"{which}: its learning rates are not one number a parameter, finite and not negative")
 
 
-def _refuse(bad: Tensor, complaint: str, field: str, blocks: Blocks, share: str, which: str) -> None:
-    """Raise InputError that names the parameter of the first number that is `bad`."""
+def _check_none(bad: Tensor, complaint: str, field: str, blocks: Blocks, share: str, which: str) -> None:
+    """Raise InputError if any number is `bad`; it names the parameter of the first."""
     positions = bad.nonzero()
     if not len(positions):
         return
@@ -82,7 +88,7 @@ def _refuse(bad: Tensor, complaint: str, field: str, blocks: Blocks, share: str,
 
 
 def save(message: Broadcast | Upload, path: str | Path) -> None:
-    """Write what travels to a safetensors file, atomically."""
+    """Write an upload or a broadcast to a safetensors file, atomically; raises DiskFullError if it does not fit."""
     tensors = message.state._asdict()
     if isinstance(message, Upload):
         tensors["lr"] = message.lr
@@ -92,7 +98,11 @@ def save(message: Broadcast | Upload, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Broadcast | Upload:
-    """Read what `save` wrote; CheckpointError where the file is damaged or something else."""
+    """Read an upload or a broadcast that `save` wrote.
+
+    Raises CheckpointError (a ValueError) if the file is missing, damaged or holds something else. The tensors are on
+    the CPU. Whether it fits a model is checked when it is used.
+    """
     tensors, facts = checkpoint.read(Path(path), "upload", "broadcast")
     try:
         layout = Layout(tuple(map(str, facts["names"])), tuple(torch.Size(shape) for shape in facts["shapes"]))

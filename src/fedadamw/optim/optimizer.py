@@ -1,6 +1,6 @@
-"""FedAdamW for your own federated loop: a torch.optim.Optimizer for the client; its server is in server.py.
+"""FedAdamW for your own federated loop: a torch.optim.Optimizer for the client; the server is in server.py.
 
-The step is the algorithm's own (directions/), so a loop of yours and the simulator give the same numbers.
+It steps by the same functions as the simulator (directions/), so both give the same numbers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,16 +20,34 @@ from fedadamw.vector import Layout, at_least_single
 
 ZERO = torch.zeros((), dtype=torch.float64)
 BEFORE_A_ROUND: dict[str, Any] = {"share": "vm", "t": 0.0, "lr_sum": 0.0}  # nothing restarts, as in AdamW
-THEIRS, OURS = {"step", "exp_avg", "exp_avg_sq"}, {"step", "m", "v"}  # of a parameter, in a state
-IN_A_ROUND = {"x", "delta"}  # and these of ours
-NOT_HERE = ("maximize", "amsgrad", "differentiable")  # settings of torch's AdamW that change what it comes to
+ADAMW_STATE, OWN_STATE = {"step", "exp_avg", "exp_avg_sq"}, {"step", "m", "v"}  # keys in a parameter's state
+ROUND_STATE = {"x", "delta"}  # further keys of ours within a round
+UNSUPPORTED = ("maximize", "amsgrad", "differentiable")  # settings of torch's AdamW that change its steps
 
 
 class FedAdamW(torch.optim.Optimizer):
     """AdamW on a client of FedAdamW (arXiv 2510.27486); before the first `start_round` it is plain AdamW.
 
-    params: `model.named_parameters()`, or groups of them; names tie parameters to blocks.
-    blocks: `Blocks.of(model)`; without it the optimizer is AdamW and nothing else.
+    A round is `start_round(broadcast)`, steps, `finish_round()`. One step of a parameter y with gradient g, in its k-th
+    step of the round, with t steps in all rounds before:
+
+        m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g*g
+        u = m/(1 - beta1^k) / (sqrt(v/(1 - beta2^(t+k))) + eps)
+        y = y - lr (u + alpha Delta_G + weight_decay y)
+
+    Deviations: the paper prints - weight_decay y inside the bracket, which would grow the weights; decay is meant.
+    The authors' code debiases m and v by one global count; here m, which restarts every round, is debiased by k.
+
+    params: `model.named_parameters()`, or groups of them; rounds find the blocks of a parameter by its name.
+    lr: learning rate, not negative (default 1e-3); schedulers may change it within a round.
+    betas: decay rates of m and v, in [0, 1) (default 0.9, 0.999).
+    eps: added to the denominator, not negative (default 1e-8).
+    weight_decay: decoupled, per step, times lr (default 0.01).
+    alpha: weight of the global direction Delta_G in every step, not negative (default 0.5).
+    blocks: `Blocks.of(model)`; needed for rounds.
+
+    Raises InputError if a setting is out of range, or a group sets `maximize`, `amsgrad`, `differentiable` or Adam's
+    coupled weight decay, which FedAdamW has not.
     """
 
     def __init__(
@@ -45,7 +63,7 @@ class FedAdamW(torch.optim.Optimizer):
         check(float(lr) >= 0, f"lr={lr} must not be negative")
         betas = (float(betas[0]), float(betas[1]))
         check_adamw(betas, weight_decay)
-        check(eps >= 0, f"eps={eps} must not be negative")  # 0 is what it is in torch
+        check(eps >= 0, f"eps={eps} must not be negative")  # torch allows 0 too
         check(alpha >= 0, f"alpha={alpha} must not be negative")
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "alpha": alpha}
         super().__init__(params, settings | BEFORE_A_ROUND)
@@ -55,28 +73,28 @@ class FedAdamW(torch.optim.Optimizer):
         return super().__getstate__() | {"blocks": self.blocks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Also takes the state of torch.optim.AdamW, whose moments have longer names; InputError for what is none."""
+        """Set the state, of FedAdamW or of torch.optim.AdamW; raises InputError for any other."""
         for group in state["param_groups"]:
             _check_group(group)
-        for own in state["state"].values():
-            known = own.keys() in (THEIRS, OURS, OURS | IN_A_ROUND)
-            check(not own or known, f"this state is not AdamW's: it has {', '.join(own)} of a parameter")
-        for group in state["param_groups"]:  # which are all that tells SGD and RAdam
+        for values in state["state"].values():
+            known = values.keys() in (ADAMW_STATE, OWN_STATE, OWN_STATE | ROUND_STATE)
+            check(not values or known, f"this state is not AdamW's: it has {', '.join(values)} of a parameter")
+        for group in state["param_groups"]:  # only these tell SGD and RAdam apart
             known = "amsgrad" in group or "share" in group
             check(known, f"this state is not AdamW's: its settings are {', '.join(k for k in group if k != 'params')}")
         super().__setstate__(state)
         for group in self.param_groups:
             for key, value in {**self.defaults, **BEFORE_A_ROUND}.items():
                 group.setdefault(key, value)
-        for own in self.state.values():
+        for values in self.state.values():
             for theirs, ours in (("exp_avg", "m"), ("exp_avg_sq", "v")):
-                if theirs in own:
-                    own[ours] = own.pop(theirs)
-            if own:
-                own["step"] = torch.as_tensor(own["step"], dtype=torch.float64)
+                if theirs in values:
+                    values[ours] = values.pop(theirs)
+            if values:
+                values["step"] = torch.as_tensor(values["step"], dtype=torch.float64)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """A further group; InputError where it sets what FedAdamW has not."""
+        """Add a group of parameters; raises InputError if it has a setting that FedAdamW does not support."""
         _check_group(param_group)
         super().add_param_group(param_group)
 
@@ -86,7 +104,10 @@ class FedAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One local step; parameters without a gradient stay as they are, as with torch's optimizers."""
+        """Take one local step; parameters without a gradient do not change, as with torch's optimizers.
+
+        closure: computes the loss and its gradients; its value is returned. Raises InputError for sparse gradients.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -94,19 +115,19 @@ class FedAdamW(torch.optim.Optimizer):
         moves = any(p.grad is not None for group in self.param_groups for p in group["params"])
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            alike: dict[tuple[float, torch.device], list[Tensor]] = {}  # steps so far: what one fused call can move
-            for p, steps in zip(parameters, self._counted(parameters), strict=True):
+            alike: dict[tuple[float, torch.device], list[Tensor]] = {}  # by steps and device: one fused call each
+            for p, steps in zip(parameters, self._count_steps(parameters), strict=True):
                 if _is_plain(p, self.state[p]):
                     alike.setdefault((steps, p.device), []).append(p)
                 else:
                     self._step_one(p, steps, group)
-            for (steps, _), together in alike.items():
-                self._step_fused(together, steps, group)
+            for (steps, _), fused in alike.items():
+                self._step_fused(fused, steps, group)
             group["lr_sum"] += float(group["lr"]) if moves else 0.0
         return loss
 
-    def _counted(self, parameters: Sequence[Tensor]) -> list[float]:
-        """One more step of each parameter; how many they are."""
+    def _count_steps(self, parameters: Sequence[Tensor]) -> list[float]:
+        """Add one to the steps of each parameter and return them."""
         for p in parameters:
             assert p.grad is not None
             if p.grad.is_sparse:
@@ -121,10 +142,9 @@ class FedAdamW(torch.optim.Optimizer):
         return list(steps.tolist())
 
     def _step_fused(self, parameters: list[Tensor], steps: float, group: dict[str, Any]) -> None:
-        """`_step_one` for many parameters by torch's fused AdamW, and one more pass for the global direction.
+        """Do `_step_one` for many parameters by torch's fused AdamW, plus one pass for the global direction.
 
-        Its kernel debiases m and v by the number of steps of this round. Where they are older, the step and eps are
-        scaled so that the same comes out.
+        Its kernel debiases m and v by the steps of this round. If they are older, lr and eps are scaled to correct it.
         """
         lr, beta1, beta2 = float(group["lr"]), *map(float, group["betas"])
         k = torch.tensor(steps, dtype=torch.float64, device="cpu")
@@ -154,7 +174,7 @@ class FedAdamW(torch.optim.Optimizer):
             torch._foreach_add_([p for p, _ in moved], [d for _, d in moved], alpha=-lr * group["alpha"])
 
     def _ages(self, steps: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """How many gradients m and v have seen after `steps` of this round."""
+        """Return how many gradients m and v have seen after `steps` of this round."""
         how_m, how_v = (0.0 if how == "restart" else group["t"] for how in algorithm.SHARES[group["share"]])
         return steps + how_m, steps + how_v
 
@@ -175,7 +195,10 @@ class FedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def start_round(self, down: Broadcast) -> None:
-        """Load x, Delta_G and t, expand v_bar, reset m; ValueError where `down` is for another model."""
+        """Start a round: load x (into the model), Delta_G and t, expand the block means v_bar to v, reset m.
+
+        Raises InputError if `down` is for another model or has invalid numbers, RuntimeError without blocks.
+        """
         blocks = self._blocks()
         check_message(down, blocks, down.share, "the broadcast")
         parameters = self._parameters()
@@ -187,19 +210,22 @@ class FedAdamW(torch.optim.Optimizer):
         views = {field: blocks.layout.views(vector) for field, vector in fields.items()}
         for name, p in parameters.items():
             p.copy_(views["x"][name])
-            own = {field: view[name].to(p, copy=True) for field, view in views.items()}
-            self.state[p] = {"step": ZERO.clone(), **own}
+            received = {field: view[name].to(p, copy=True) for field, view in views.items()}
+            self.state[p] = {"step": ZERO.clone(), **received}
         for group in self.param_groups:
             group.update(share=down.share, t=float(server.t), lr_sum=0.0)
 
     @torch.no_grad()
     def finish_round(self) -> Upload:
-        """What goes to the server; the model stays where training left it."""
+        """Return the upload to the server: delta = y - x (d,), block means of v (B,), steps and mean learning rates.
+
+        The model does not change. Raises RuntimeError without a `start_round`, or a step since.
+        """
         blocks = self._blocks()
         parameters = self._parameters()
         states = {name: self.state[p] for name, p in parameters.items()}
         if not all("x" in state for state in states.values()):
-            raise RuntimeError("finish_round before start_round: nothing was received that could be answered")
+            raise RuntimeError("finish_round before start_round: there is no broadcast to answer")
         steps = max(float(state["step"]) for state in states.values())
         if steps == 0:
             raise RuntimeError("finish_round without a step since start_round")
@@ -224,25 +250,25 @@ class FedAdamW(torch.optim.Optimizer):
         return self.blocks
 
     def _parameters(self) -> dict[str, Tensor]:
-        """The parameters of the blocks' layout, by name and in its order."""
+        """Return the parameters of the blocks' layout, by name and in its order."""
         layout = self._blocks().layout
         named = dict(self._named_parameters())
-        own = {name: named[name] for name in layout.names if name in named}
-        extra = {name: p for name, p in named.items() if p.requires_grad and name not in own}
-        problem = layout.difference(Layout.of_tensors(own | extra))
+        parameters = {name: named[name] for name in layout.names if name in named}
+        extra = {name: p for name, p in named.items() if p.requires_grad and name not in parameters}
+        problem = layout.difference(Layout.of_tensors(parameters | extra))
         if problem:
             raise InputError(f"the optimizer's parameters are not those of its blocks: {problem}")
-        return own
+        return parameters
 
     def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         for group in self.param_groups:
             if "param_names" not in group:
-                raise InputError("pass model.named_parameters(), not model.parameters(): blocks go by names")
+                raise InputError("pass model.named_parameters(), not model.parameters(): rounds need names")
             yield from zip(group["param_names"], group["params"], strict=True)
 
 
 def _is_plain(p: Tensor, state: Mapping[str, Tensor]) -> bool:
-    """Whether torch's fused kernels take this parameter, its gradient and its moments."""
+    """Return whether torch's fused kernels take this parameter, its gradient and its moments."""
     assert p.grad is not None
     g, m, v = p.grad, state["m"], state["v"]
     one_type = p.dtype == g.dtype == m.dtype == v.dtype
@@ -251,13 +277,13 @@ def _is_plain(p: Tensor, state: Mapping[str, Tensor]) -> bool:
 
 
 def _real(t: Tensor) -> Tensor:
-    """`t`, or, as torch's AdamW takes a complex tensor, its real and imaginary parts as a view (..., 2)."""
+    """Return `t`; of a complex tensor a view (..., 2) of its real and imaginary parts, as in torch's AdamW."""
     return torch.view_as_real(t) if t.is_complex() else t
 
 
 def _check_group(group: Mapping[str, Any]) -> None:
-    """Raise InputError where a group of parameters has a setting that FedAdamW would not obey."""
-    for name in NOT_HERE:
+    """Raise InputError if a group of parameters has a setting that FedAdamW does not support."""
+    for name in UNSUPPORTED:
         check(not group.get(name), f"{name}={group.get(name)}: FedAdamW has no such setting, and would step otherwise")
     coupled = not group.get("decoupled_weight_decay", True) and group.get("weight_decay", 0) != 0
     check(not coupled, "decoupled_weight_decay=False: FedAdamW decays weights as AdamW does, not as Adam")

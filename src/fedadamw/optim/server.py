@@ -1,4 +1,4 @@
-"""FedAdamW's server for your own federated loop; the clients' half is in optim.py."""
+"""FedAdamW's server for your own federated loop; the client's optimizer is in optimizer.py."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,9 +13,12 @@ from fedadamw.vector import Layout, at_least_single, trainable
 
 
 class Server:
-    """The server's half: x, Delta_G, v_bar and t, moved by the clients' uploads.
+    """FedAdamW's server: x (d,), Delta_G (d,), v_bar (B,) and t, updated by the clients' uploads.
 
-    share: `mean-v` (the paper's), or one of the ablations `none`, `m`, `v`, `vm`.
+    model: gives the initial x and the layout; it is not changed. blocks: `Blocks.of(model)` by default.
+    share: the moments that survive a round: `mean-v` (the paper), or the ablations `none`, `m`, `v`, `vm`.
+
+    Half precision models have a float32 server. Raises InputError for another model's blocks or an unknown share.
     """
 
     def __init__(self, model: nn.Module, blocks: Blocks | None = None, share: str = "mean-v") -> None:
@@ -30,17 +33,17 @@ class Server:
         self._state = self._algorithm.server_init(x.to(at_least_single(x)))
 
     def broadcast(self) -> Broadcast:
-        """What every client of the next round starts from; `save` it, and `restore` brings the server back."""
+        """Return the message that every client of the next round starts from; it is also the server's whole state."""
         return Broadcast(self.blocks.layout, self.blocks.fingerprint, self.share, self._state)
 
     def restore(self, down: Broadcast) -> None:
-        """Go on from a saved broadcast; ValueError where it is for another model."""
+        """Resume from a saved broadcast; raises InputError (a ValueError) if it is for another model."""
         check_message(down, self.blocks, self.share, "the broadcast", self._state.x.dtype)
         self._state = algorithm.Server(*(t.to(self._state.x) for t in down.state))
 
     @torch.no_grad()
     def load_into(self, model: nn.Module) -> None:
-        """Copy the global model into `model`, to evaluate or save it."""
+        """Copy the global model into `model`, to evaluate or save it; raises InputError if it is another model."""
         problem = self.blocks.layout.difference(Layout.of(model))
         if problem:
             raise InputError(f"the model is another one: {problem}")
@@ -51,15 +54,16 @@ class Server:
     def update(
         self, uploads: Iterable[Upload], weights: Sequence[float] | None = None, lr: float | None = None
     ) -> None:
-        """Move to the weighted mean of `uploads`; a bad upload raises ValueError and changes nothing.
+        """Apply the weighted mean of `uploads`; for a bad upload it raises InputError and changes nothing.
 
-        weights: one an upload, uniform by default. lr: the round's; by default the mean the optimizers used.
+        weights: one per upload, not negative, normalised; uniform by default.
+        lr: the round's learning rate, above 0, by which Delta_G is divided; by default the optimizers' mean.
         """
-        self._move(list(uploads), weights, lr)  # a generator trains its clients here, and needs gradients
+        self._move(list(uploads), weights, lr)  # outside no_grad: a generator may train its clients here
 
     @torch.no_grad()
     def _move(self, ups: Sequence[Upload], weights: Sequence[float] | None, lr: float | None) -> None:
-        shares = _normalised(weights, len(ups))
+        shares = _normalise(weights, len(ups))
         for number, up in enumerate(ups):
             check_message(up, self.blocks, self.share, f"upload {number}", self._state.x.dtype)
         x = self._state.x
@@ -67,17 +71,17 @@ class Server:
         mean = algorithm.Up(*(_mean([t.to(x) for t in field], shares) for field in fields))
         check(lr is None or lr > 0, f"lr={lr} must be above 0 to divide by")
         rate = self._spread(_mean([up.lr.to(x) for up in ups], shares)) if lr is None else x.new_tensor(lr)
-        rate = rate.masked_fill(rate == 0, float("inf"))  # what did not move has no direction
+        rate = rate.masked_fill(rate == 0, float("inf"))  # no direction for parameters that did not learn
         self._state = self._algorithm.server_update(self._state, mean, rate, x.new_tensor(1.0))
 
     def _spread(self, rates: Tensor) -> Tensor:
-        """A learning rate a parameter (parameters,) as one a coordinate (d,), or () where all are the same."""
+        """Expand learning rates (parameters,) to coordinates (d,); () if all are equal."""
         if bool((rates == rates[0]).all()):
             return rates[0]
         return self.blocks.layout.spread(rates)
 
 
-def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:
+def _normalise(weights: Sequence[float] | None, count: int) -> list[float]:
     check(count > 0, "no uploads: at least one is needed")
     given = [1.0] * count if weights is None else [float(w) for w in weights]
     check(len(given) == count, f"{len(given)} weights for {count} uploads")

@@ -1,1 +1,1 @@
-"""From settings to a simulation: data, partition, model, task and algorithm."""
+"""Build a simulation from settings: data, partition, model, task and algorithm."""

@@ -1,4 +1,4 @@
-"""The device that a run trains on."""
+"""Choose the device that a run trains on."""
 
 import os
 import re
@@ -10,27 +10,29 @@ from fedadamw.validation import InputError, check
 
 
 def count_cores() -> int:
-    """Of this machine, as many as this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def uses_gpu(experiment: Experiment) -> bool:
-    """Whether the experiment will run on something else than a CPU; asks, and takes nothing of it."""
+    """Whether the experiment will run on a GPU; allocates nothing there."""
     if experiment.device == "auto":
         return torch.cuda.is_available()
     return experiment.device != "cpu"
 
 
 def check_device(setting: str, given: object) -> None:
-    """Raise InputError where `given` names no kind of device that everything here runs on."""
+    """Raise InputError unless `given` names a CPU or a CUDA device."""
     known = isinstance(given, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", given)
-    check(bool(known), f"{setting}={given!r} is no device to train on; use one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    check(
+        bool(known), f"{setting}={given!r} is not a device to train on; use one of auto, cpu, cuda, cuda:0, cuda:1, ..."
+    )
 
 
 def select_device(experiment: Experiment, name: str | None = None) -> torch.device:
-    """The device `name`, by default the one that the experiment names, set up for it; InputError where there is none.
+    """Set up and return the device `name`, by default the experiment's; raise InputError if it does not exist.
 
-    Float32 is float32 there: torch would have cuDNN's convolutions round to TF32, 10 bits of 23.
+    With precision float32, cuDNN's convolutions do not round to TF32 (10 of 23 bits), which is torch's default.
     """
     torch.backends.cudnn.allow_tf32 = experiment.training.precision != "float32"
     given = name or experiment.device
@@ -38,9 +40,9 @@ def select_device(experiment: Experiment, name: str | None = None) -> torch.devi
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if given == "cpu" or (given == "auto" and not gpus):
         return torch.device("cpu")
-    number = int(given.partition(":")[2] or os.environ.get("LOCAL_RANK", "0"))  # torchrun's: a GPU a rank
-    there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(gpus))])
-    check(number < gpus, f"device={given!r}: torch sees no such GPU here; there is {there}")
+    number = int(given.partition(":")[2] or os.environ.get("LOCAL_RANK", "0"))  # set by torchrun: one GPU per rank
+    available = ", ".join(["cpu", *(f"cuda:{i}" for i in range(gpus))])
+    check(number < gpus, f"device={given!r}: torch finds no such GPU here; available: {available}")
     device = torch.device("cuda", number)
     try:
         torch.zeros(1, device=device).item()

@@ -1,19 +1,19 @@
-"""What training on a CPU asks of the C library's allocator."""
+"""Tune the C library's allocator for training on a CPU."""
 
 import ctypes
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-LARGEST_MMAP_THRESHOLD = 32 * 2**20  # that glibc takes
+MAX_MMAP_THRESHOLD = 32 * 2**20  # allowed by glibc
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that tensors free for the next ones; nothing where the C library is not glibc.
+    """Keep freed memory in this process for later tensors; do nothing if the C library is not glibc.
 
-    Else each local step gives its activations back to the system, and the next one has them mapped and zeroed anew.
+    Otherwise each local step returns its activations to the system, and the next maps and zeroes them again.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+    mallopt(MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
     mallopt(TRIM_THRESHOLD, 2**30)

@@ -1,130 +1,162 @@
-"""Classes of texts, numbers predicted of them, and their next tokens."""
+"""Text classification, regression and language modelling: from settings to tokens, model and task."""
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from fedadamw.data.classes import find_label_column, no_head
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+from fedadamw.data.columns import find_label_column
 from fedadamw.data.dialogues import Dialogues
 from fedadamw.data.scoring import REGRESSION
 from fedadamw.data.sources import choose_held_out_split, read_held_out, read_splits
 from fedadamw.data.text_tasks import LanguageTask, TextTask
 from fedadamw.data.texts import Labelled, Texts, text_column
-from fedadamw.models import heads, text, tokenizers, vision
-from fedadamw.models.heads import outputs_of
-from fedadamw.models.loading import initial
-from fedadamw.models.lora import adapted
-from fedadamw.prepare.learned import Learned
+from fedadamw.models.heads import count_outputs, sort_like_head
+from fedadamw.models.loading import build_seeded
+from fedadamw.models.lora import add_adapters
+from fedadamw.models.pretrained import Pretrained
+from fedadamw.models.text import Form, TextModel, build_classifier, build_language_model
+from fedadamw.models.vision import NAMES
+from fedadamw.prepare.problem import Problem, TextFacts
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings import glue
 from fedadamw.settings.data import LANGUAGE, DataSettings
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
-from fedadamw.validation import check
+from fedadamw.validation import InputError, check
 
 DIGITS = DataSettings().source
 
 
 def check_named(experiment: Experiment) -> None:
-    """Raise InputError where the settings name no texts, or a model of images; nothing is looked into."""
-    _check_model(experiment)
+    """Raise InputError if the settings name no texts, or a model of images; nothing is read."""
+    if experiment.model.name in NAMES:
+        raise _refuse_image_model(experiment)
     _source(experiment.data)
 
 
-def _check_model(experiment: Experiment) -> None:
+def _refuse_image_model(experiment: Experiment) -> InputError:
     name, task = experiment.model.name, experiment.data.task
-    check(name not in vision.NAMES, f"model.name={name!r} classifies images; data.task={task!r} takes a text model")
+    return InputError(f"model.name={name!r} classifies images; data.task={task!r} takes a text model")
 
 
-def tokenizer_of(experiment: Experiment) -> Any:
-    """The model's tokenizer, or the one that the experiment names."""
-    m = experiment.model
-    _check_model(experiment)
-    return tokenizers.tokenizer_of(m.name, m.tokenizer, m.pad_token)
-
-
-def load(experiment: Experiment) -> tuple[Texts, Texts]:
-    """The training and held-out texts that the experiment names, as its tokenizer's tokens.
+def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Texts, Texts]:
+    """Load the training and held-out texts that the experiment names, as tokens.
 
     With data.validation the second is empty.
     """
     data, (source, config) = experiment.data, _source(experiment.data)
     splits = read_splits(source, config, data.test_source)
-    reader = _reader(experiment, source, splits["train"])
+    reader = _reader(experiment, pretrained, source, splits["train"])
     train = reader.texts(splits["train"])
-    _warn_of_cut(train, "training", reader.max_length)
+    _warn_if_cut(train, "training", reader.max_length)
     if data.validation:
         return train, train.select(train.labels[:0])
     usual = _usual_split(data)
     wanted = data.test_split or (usual if usual in splits and data.test_source is None else None)
     place = None if data.test_source is None else f"data.test_source={data.test_source!r}"
-    held_out_reader = replace(reader, group=None)
-    test = held_out_reader.texts(
-        splits[choose_held_out_split(place or f"data.source={source!r}", splits, wanted)], place
-    )
-    _warn_of_cut(test, "held-out", reader.max_length)
+    held_out = splits[choose_held_out_split(place or f"data.source={source!r}", splits, wanted)]
+    test = replace(reader, group=None).texts(held_out, place)
+    _warn_if_cut(test, "held-out", reader.max_length)
     return train, test
 
 
-def held_out(experiment: Experiment, about: Mapping[str, Any]) -> Texts:
-    """The held-out texts alone, with the classes that `build` told about."""
+def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: TextFacts) -> Texts:
+    """Load the held-out texts only, with the classes of the training texts."""
     data, (source, config) = experiment.data, _source(experiment.data)
     split = read_held_out(source, config, data.test_source, data.test_split, _usual_split(data))
-    edges = about["edges"]
-    reader = _reader(experiment, source, split, classes=tuple(about["classes"]), edges=edges and tuple(edges))
-    found = reader.texts(split, None if data.test_source is None else f"data.test_source={data.test_source!r}")
-    _warn_of_cut(found, "held-out", reader.max_length)
-    return found
+    reader = _reader(experiment, pretrained, source, split, facts)
+    texts = reader.texts(split, None if data.test_source is None else f"data.test_source={data.test_source!r}")
+    _warn_if_cut(texts, "held-out", reader.max_length)
+    return texts
 
 
 def _source(data: DataSettings) -> tuple[str, str | None]:
-    """Where the data is, and its configuration there: GLUE's own for its tasks."""
-    known = data.task in glue.TASKS
-    check(known or data.source != DIGITS, f"data.task={data.task!r} needs data.source: a folder, a file or a hub id")
+    """The data's source and its configuration there: GLUE's own for its tasks."""
+    is_glue = data.task in glue.TASKS
+    check(is_glue or data.source != DIGITS, f"data.task={data.task!r} needs data.source: a folder, a file or a hub id")
     source = glue.HUB_ID if data.source == DIGITS else data.source
-    return source, data.task if known and source == glue.HUB_ID and data.config is None else data.config
+    return source, data.task if is_glue and source == glue.HUB_ID and data.config is None else data.config
 
 
 def _usual_split(data: DataSettings) -> str | None:
-    """The held-out split of a task of GLUE."""
+    """The held-out split of a GLUE task."""
     return glue.TASKS[data.task].test_split if data.task in glue.TASKS else None
 
 
-def _reader(experiment: Experiment, source: str, train: Any, **known: Any) -> Labelled | Dialogues:
-    """What reads the experiment's columns; its classes are `known`, or the training split's."""
-    data = experiment.data
-    tokenizer = tokenizer_of(experiment)
-    common: dict[str, Any] = {
-        "label": data.label_column,
-        "group": None if known else experiment.partition.client_column,
-        "tokenizer": tokenizer,
-        "max_length": tokenizers.max_length_of(experiment.model.name, tokenizer, data.max_length),
-    }
-    if data.task == LANGUAGE:
-        reader = Dialogues(source, data.text_column, data.prompt_column, data.response_column, **common)
-        return replace(reader, classes=known["classes"]) if known else reader.of(train)
-    task, pair = glue.TASKS.get(data.task), data.text_pair_column
-    if task and not (data.text_column or pair):
-        columns: tuple[str, ...] = task.columns
-    else:
-        label = data.label_column or find_label_column(train)
-        first = text_column(
-            f"data.source={source!r}", train, data.text_column, (label, pair, experiment.partition.column)
-        )
-        columns = (first, pair) if pair else (first,)
-    numbers = task is not None and task.metrics[0] in REGRESSION
-    outputs = no_head if experiment.model.fresh else partial(outputs_of, experiment.model.name)
-    labelled = Labelled.of(source, train, columns, **common, **known, numbers=numbers, outputs=outputs)
-    if known or labelled.edges is not None or experiment.model.fresh:
-        return labelled
-    return replace(labelled, classes=heads.in_own_order(experiment.model.name, labelled.classes))
+def _reader(
+    experiment: Experiment, pretrained: Pretrained | None, source: str, split: "Dataset", facts: TextFacts | None = None
+) -> Labelled | Dialogues:
+    """A reader of the experiment's columns. facts: the classes to use instead of those of the training `split`."""
+    if pretrained is None:
+        raise _refuse_image_model(experiment)
+    group = experiment.partition.client_column if facts is None else None
+    max_length = pretrained.max_length(experiment.data.max_length)
+    if experiment.data.task == LANGUAGE:
+        return _language_reader(experiment.data, pretrained, source, split, group, max_length, facts)
+    return _label_reader(experiment, pretrained, source, split, group, max_length, facts)
 
 
-def _warn_of_cut(texts: Texts, which: str, max_length: int) -> None:
+def _language_reader(
+    data: DataSettings,
+    pretrained: Pretrained,
+    source: str,
+    split: "Dataset",
+    group: str | None,
+    max_length: int,
+    facts: TextFacts | None,
+) -> Dialogues:
+    columns = (data.text_column, data.prompt_column, data.response_column, data.label_column)
+    reader = Dialogues(source, *columns, group, pretrained.tokenizer, max_length)
+    return reader.of(split) if facts is None else replace(reader, classes=tuple(facts["classes"]))
+
+
+def _label_reader(
+    experiment: Experiment,
+    pretrained: Pretrained,
+    source: str,
+    split: "Dataset",
+    group: str | None,
+    max_length: int,
+    facts: TextFacts | None,
+) -> Labelled:
+    data, task, fresh = experiment.data, glue.TASKS.get(experiment.data.task), experiment.model.fresh
+    edges = facts["edges"] if facts else None
+    reader = Labelled.of(
+        source,
+        split,
+        _text_columns(experiment, source, split),
+        label=data.label_column,
+        group=group,
+        tokenizer=pretrained.tokenizer,
+        max_length=max_length,
+        classes=tuple(facts["classes"]) if facts else None,
+        edges=None if edges is None else tuple(edges),
+        numbers=task is not None and task.metrics[0] in REGRESSION,
+        outputs=None if fresh else partial(count_outputs, pretrained),
+    )
+    if facts or reader.edges is not None or fresh:
+        return reader
+    return replace(reader, classes=sort_like_head(pretrained, reader.classes))
+
+
+def _text_columns(experiment: Experiment, source: str, split: "Dataset") -> tuple[str, ...]:
+    """The column of the text, or the two of a pair: GLUE's own for its tasks."""
+    data, pair = experiment.data, experiment.data.text_pair_column
+    if data.task in glue.TASKS and not (data.text_column or pair):
+        return glue.TASKS[data.task].columns
+    label = data.label_column or find_label_column(split)
+    others = (label, pair, experiment.partition.column)
+    first = text_column(f"data.source={source!r}", split, data.text_column, others)
+    return (first, pair) if pair else (first,)
+
+
+def _warn_if_cut(texts: Texts, which: str, max_length: int) -> None:
     if texts.truncated:
         warnings.warn(
             f"{texts.truncated:,} of {len(texts):,} {which} texts are longer than {max_length} tokens and were cut",
@@ -132,46 +164,49 @@ def _warn_of_cut(texts: Texts, which: str, max_length: int) -> None:
         )
 
 
-def build(experiment: Experiment, train: Texts, test: Texts, device: torch.device) -> Learned:
-    """The model on `device`, and its task."""
+def build(
+    experiment: Experiment, pretrained: Pretrained | None, train: Texts, test: Texts, device: torch.device
+) -> Problem:
+    """Build the model on `device`, and its task."""
     cut, skipped = [train.truncated, test.truncated], [train.skipped, test.skipped]
-    if experiment.data.validation:  # all of it is of one split
+    if experiment.data.validation:  # both are parts of one split, whose counts they have
         cut[1] = skipped[1] = 0
-    about: dict[str, Any] = {"classes": train.classes, "edges": train.edges, "cut": cut}
+    facts: TextFacts = {"classes": train.classes, "edges": train.edges, "cut": cut}
     if any(skipped):
-        about["skipped"] = skipped
-    built = model_of(experiment, about)
-    return Learned(built.model.to(device), task_of(experiment, built.form, train, test, device), about)
+        facts["skipped"] = skipped
+    built = build_model(experiment, pretrained, facts)
+    return Problem(built.model.to(device), build_task(experiment, built.form, train, test, device), facts)
 
 
-def task_of(experiment: Experiment, form: text.Form, train: Texts, test: Texts, device: torch.device) -> Task:
-    """What is learned of the texts."""
+def build_model(experiment: Experiment, pretrained: Pretrained | None, facts: TextFacts) -> TextModel:
+    """Build the model; its fresh weights depend on the seed alone."""
+    if pretrained is None:
+        raise _refuse_image_model(experiment)
+    fresh, lora, language = experiment.model.fresh, experiment.lora, experiment.data.task == LANGUAGE
+    max_length = pretrained.max_length(experiment.data.max_length)
+
+    def build() -> TextModel:
+        if language:
+            built = build_language_model(pretrained, max_length, fresh=fresh)
+        else:
+            numbers = facts["edges"] is not None
+            built = build_classifier(pretrained, facts["classes"], max_length, numbers=numbers, fresh=fresh)
+        kind = "CAUSAL_LM" if language else "SEQ_CLS"
+        return built if lora is None else built._replace(model=add_adapters(built.model, lora, kind, built.fresh))
+
+    return build_seeded(build, torch_seed(experiment.seed, Purpose.INITIAL_MODEL))
+
+
+def build_task(experiment: Experiment, form: Form, train: Texts, test: Texts, device: torch.device) -> Task:
+    """Build the task of learning the texts' classes, numbers or next tokens."""
     training = experiment.training
     if experiment.data.task == LANGUAGE:
-        most = min(20, training.batch_size)  # a token's logits are as many as the tokenizer has words
+        most = min(20, training.batch_size)  # the logits of one token are as many as the vocabulary has tokens
         return LanguageTask(train, test, form, device=device, test_batch_size=training.evaluation_batch(most))
     task, numbers = glue.TASKS.get(experiment.data.task), train.targets is not None
     fits = task is None or (task.metrics[0] in REGRESSION) == numbers
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")
-    check(fits, f"data.task={experiment.data.task!r}: the labels are {kinds[0]}, where {kinds[1]} are wanted")
+    check(fits, f"data.task={experiment.data.task!r}: the labels are {kinds[0]}; it needs {kinds[1]}")
     metrics = task.metrics if task else None
     at_once = training.evaluation_batch(100)
     return TextTask(train, test, form, device=device, metrics=metrics, test_batch_size=at_once)
-
-
-def model_of(experiment: Experiment, about: Mapping[str, Any]) -> text.Text:
-    """The model, whose fresh weights depend on the seed alone."""
-    m, lora, language = experiment.model, experiment.lora, experiment.data.task == LANGUAGE
-    tokenizer = tokenizer_of(experiment)
-    max_length = tokenizers.max_length_of(m.name, tokenizer, experiment.data.max_length)
-    numbers = about["edges"] is not None
-
-    def build() -> text.Text:
-        if language:
-            built = text.causal(m.name, tokenizer, max_length, fresh=m.fresh)
-        else:
-            built = text.classifier(m.name, about["classes"], tokenizer, max_length, numbers=numbers, fresh=m.fresh)
-        kind = "CAUSAL_LM" if language else "SEQ_CLS"
-        return built if lora is None else built._replace(model=adapted(built.model, lora, kind, built.fresh))
-
-    return initial(build, torch_seed(experiment.seed, Purpose.INITIAL_MODEL))

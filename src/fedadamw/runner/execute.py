@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import torch
 
+from fedadamw.engine.clients import Clients
 from fedadamw.engine.ranks import RankLostError
 from fedadamw.engine.record import DivergedError, Record
-from fedadamw.engine.simulate import Remote, Simulation
+from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.runner.folder import RunFolder, settings_digest
@@ -34,53 +35,49 @@ def execute(
     report: bool = True,
     on_start: Callable[[int], None] = lambda _: None,
     on_round: OnRound = lambda _: None,
-    elsewhere: Callable[[Prepared], Remote] | None = None,
+    make_clients: Callable[[Prepared], Clients] | None = None,
 ) -> None:
     """Run `experiment` in `folder` to its last round; on Ctrl-C save and raise Interrupted.
 
-    elsewhere: what trains the clients, where that is not this process.
-    on_start gets the rounds already done, on_round each new record; report: draw the run's own page at the end.
+    make_clients: makes the clients if they are not simulated in this process.
+    on_start gets the number of rounds already done, on_round each new record; report: write the report at the end.
     Under torchrun this is for rank 0, and `follow` for the others.
     """
     check_trackers(experiment.trackers)
     if resume and folder.started:
         check_origins(experiment, folder.read_manifest().get("folders"), (*MODEL_PATHS, *DATA_PATHS))
-    prepared = prepare(experiment, remote=elsewhere is not None)
+    prepared = prepare(experiment, remote=make_clients is not None)
     with folder.locked():
         folder.check_startable(experiment, resume=resume)  # what came before the lock may have changed since
         with Trackers(experiment, folder.path) as trackers:
-            if elsewhere is not None:
-                prepared.simulation.train_elsewhere(elsewhere(prepared))
-            _begin(experiment, folder, prepared, resume=resume)
-            on_start(prepared.simulation.state.round)
-            _train(experiment, folder, prepared.simulation, trackers, on_round)
+            clients = None if make_clients is None else make_clients(prepared)
+            simulation = _begin(experiment, folder, prepared, clients, resume=resume)
+            on_start(simulation.state.round)
+            _train(experiment, folder, simulation, trackers, on_round)
         if report:
             write_report(folder, prepared)
 
 
-def _begin(experiment: Experiment, folder: RunFolder, prepared: Prepared, *, resume: bool) -> None:
-    """Start the run in its folder, or restore what it has come to; then agree with the other ranks."""
-    simulation, manifest = prepared.simulation, manifest_of(experiment, prepared)
-    if experiment.client_memory == "disk":
-        simulation.keep_on_disk(folder.path / "clients")
-    saved = None
+def _begin(
+    experiment: Experiment, folder: RunFolder, prepared: Prepared, clients: Clients | None, *, resume: bool
+) -> Simulation:
+    """Start the run in its folder, or resume it from its checkpoint."""
+    manifest, checkpoint = manifest_of(experiment, prepared), None
     if resume and folder.started:
         folder.check_same(manifest)
-        saved = folder.load(experiment)
+        checkpoint = folder.load(experiment)
     else:
         folder.start(experiment, manifest)
-    if saved is None:
-        simulation.store.restore(0, {})  # what an earlier start may have left on disk
-    else:
-        simulation.restore(*saved)
-    agree(experiment, prepared)
-    simulation.synchronise()
+    check_ranks_agree(experiment, prepared)
+    memory_folder = folder.path / "clients" if experiment.client_memory == "disk" else None
+    saved = None if checkpoint is None else Saved(*checkpoint)
+    return prepared.simulation(clients, memory_folder=memory_folder, saved=saved)
 
 
 def _train(
     experiment: Experiment, folder: RunFolder, simulation: Simulation, trackers: Trackers, on_round: OnRound
 ) -> None:
-    """The rounds that are left; what stops them leaves the last whole one in the checkpoint."""
+    """Run the rounds that are left; if they are stopped, the checkpoint holds the last complete one."""
     settled = simulation.state
     try:
         for record in simulation.rounds():
@@ -104,20 +101,18 @@ def _train(
 
 
 def follow(experiment: Experiment) -> None:
-    """What a rank other than 0 does of a run: its share of every round, until the end or until rank 0 is gone."""
+    """Run a rank other than 0: its share of every round, until the end or until rank 0 is gone."""
     prepared = prepare(experiment)
-    agree(experiment, prepared)
-    simulation = prepared.simulation
+    check_ranks_agree(experiment, prepared)
     try:
-        simulation.synchronise()
-        for _ in simulation.rounds():
+        for _ in prepared.simulation().rounds():
             pass
     except DivergedError:
         pass  # which rank 0 reports
 
 
-def agree(experiment: Experiment, prepared: Prepared) -> None:
-    """Raise InputError in a rank whose settings, data or partition are not those of rank 0."""
+def check_ranks_agree(experiment: Experiment, prepared: Prepared) -> None:
+    """Raise InputError in a rank whose settings, data or partition differ from those of rank 0."""
     parts = [settings_digest(experiment), prepared.train.fingerprint, prepared.partition.fingerprint]
     parts += list_plain_folders(experiment)
     digest = int(hashlib.sha256(" ".join(parts).encode()).hexdigest()[:15], 16)

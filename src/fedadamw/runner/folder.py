@@ -201,26 +201,17 @@ class RunFolder:
 
 
 def check_pixels(path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where pictures became what the model takes in another way: `before`, when the run began.
-
-    Both are what manifests say of the data. An earlier version made all pictures those of the model's size, by an
-    interpolation of its own, and did not say so.
-    """
+    """Raise CheckpointError if images are prepared in another way than when the run began, with the facts `before`."""
     if "shape" not in before or "shape" not in after:
-        return  # no pictures
+        return  # no images
     fits = before.get("fit", OWN_SIZE), after["fit"]
     steps = before.get("steps", after["steps"] if "fit" in before else {}), after["steps"]
     if fits[0] == fits[1] and before["shape"] != after["shape"]:
         return  # other data, as their fingerprints say
-    if "fit" not in before and (fits[0] != fits[1] or steps[0] != steps[1]):
-        raise CheckpointError(
-            f"{path}: was trained by an earlier version, which resized pictures to the model's size in another way; "
-            f"{ELSEWHERE}"
-        )
-    for what, (was, now) in (("form that pictures are kept in", fits), ("way that pictures are prepared", steps)):
+    for what, (was, now) in (("form that images are stored in", fits), ("way that images are prepared", steps)):
         if was != now:
             raise CheckpointError(f"{path}: the {what} changed since the run began (was {was}, is {now}): {ELSEWHERE}")
-    for name in ("mean", "std"):  # of an earlier version, which read a model's image processor otherwise
+    for name in ("mean", "std"):
         was, now = before.get(name), after.get(name)
         if was and now and not all(map(_close, was, now)):
             what = f"{name} that pixels are normalised by"

@@ -19,11 +19,10 @@ PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetenso
 
 def manifest_of(experiment: Experiment, prepared: Prepared) -> Manifest:
     """Return the manifest of a run that is prepared and about to start."""
-    simulation = prepared.simulation
-    layout = simulation.workspace.layout
+    layout = prepared.workspace.layout
     model: ModelFacts = {"layout": layout.fingerprint, "d": layout.d}
     if needs_blocks(experiment.algorithm_name):
-        model["B"] = simulation.algorithm.blocks.B  # type: ignore[attr-defined]  # needs_blocks says that it has them
+        model["B"] = prepared.algorithm.blocks.B  # type: ignore[attr-defined]  # needs_blocks says that it has them
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "commit": commit(),
@@ -32,7 +31,7 @@ def manifest_of(experiment: Experiment, prepared: Prepared) -> Manifest:
         "data": {
             "train": {"samples": len(prepared.train), "fingerprint": prepared.train.fingerprint},
             "test": {"samples": len(prepared.test), "fingerprint": prepared.test.fingerprint},
-            **json.loads(json.dumps(prepared.about)),  # tuples become lists, as when it is read from the file
+            **json.loads(json.dumps(prepared.facts)),  # tuples become lists, as when it is read from the file
         },
         "folders": list_plain_folders(experiment),
         "partition": {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint},

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedadamw.algorithms import registry
-from fedadamw.io.yaml_text import LONGEST, read_yaml
+from fedadamw.io.yaml_text import MAX_YAML_CHARACTERS, read_yaml
 from fedadamw.settings.experiment import Experiment, fields_at, list_settings_outside
 from fedadamw.settings.recipes import RECIPE_FOLDER, list_recipes
 from fedadamw.validation import InputError, check, check_one_of, shorten, suggest
@@ -95,7 +95,7 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: no such file")
     try:
         with open(path, encoding="utf-8") as file:
-            return file.read(LONGEST + 1)
+            return file.read(MAX_YAML_CHARACTERS + 1)
     except ValueError:
         raise InputError(f"{path}: not a text file (UTF-8)") from None
 

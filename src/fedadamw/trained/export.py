@@ -1,30 +1,31 @@
-"""A trained model as a folder that transformers' and peft's `from_pretrained` load, with a model card."""
+"""Export a trained model as a folder that `from_pretrained` of transformers or peft loads, with a model card."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fedadamw.data.image_decoding import CROPPED
 from fedadamw.io.disk import new_folder
 from fedadamw.models.loading import is_local
 from fedadamw.models.resizing import ResizeCrop
-from fedadamw.models.vision import NAMES, RESNETS, Vision
-from fedadamw.prepare import images, texts
+from fedadamw.models.vision import NAMES, RESNETS, ImageModel
+from fedadamw.prepare import images
+from fedadamw.prepare.problem import ImageFacts
 from fedadamw.settings.paths import make_portable, make_settings_portable, replace_model_paths
-from fedadamw.trained.card import card
-from fedadamw.trained.load import FACTS, Trained
+from fedadamw.trained.card import write_card
+from fedadamw.trained.load import FACTS, ExportFacts, Trained
 from fedadamw.validation import InputError, check
 
-OF_THEIR_OWN = ("EfficientNet", "MobileViT")  # image processors that do more than CLIP's to the pixels
+KEPT_PROCESSORS = ("EfficientNet", "MobileViT")  # do more than CLIP's, so they are not replaced by it
 
 
 def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = False) -> str:
-    """Write the model to the new folder `to`, whole or not at all; what was written, in words.
+    """Write the model to the new folder `to`, completely or not at all; returns in words what was written.
 
-    A model with adapters becomes an adapter, or with `merged` a whole model; one whose base nobody else has, since it
-    was fresh or the exact mean has changed it, is always whole. shared: others shall load it, so an adapter's base
-    must be of the hub.
+    A model with adapters becomes an adapter, or with `merged` a whole model. It is always whole if the base exists
+    nowhere else: it was fresh, or the exact mean changed it. shared: it will be uploaded, so an adapter's base must be
+    on the hub.
     """
     experiment = trained.experiment
     to = to.absolute()
@@ -33,11 +34,11 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
         f"{experiment.model.name}: its stem and norms are not those of transformers' ResNet, which could not load it",
     )
     lora, name = experiment.lora, experiment.model.name
-    nobody_has = experiment.model.fresh or name in NAMES  # the base, whose weights were drawn
-    whole = lora is None or lora.aggregate == "exact" or nobody_has or merged
+    unpublished = experiment.model.fresh or name in NAMES
+    whole = lora is None or lora.aggregate == "exact" or unpublished or merged
     check(
         whole or not is_local(name) or not shared,
-        f"--push: the adapter's base {name!r} is on this machine alone; push the whole model with --merged",
+        f"--push: the adapter's base {name!r} is on this machine only; push the whole model with --merged",
     )
     with new_folder(to) as aside:
         _write(trained, aside, to, whole=whole)
@@ -45,49 +46,54 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
 
 
 def _write(trained: Trained, folder: Path, to: Path, *, whole: bool) -> None:
-    """Everything, into `folder`, which will be `to`."""
-    experiment, model = trained.experiment, trained.model
-    if experiment.lora is not None and whole:
-        model = model.merge_and_unload()  # type: ignore[operator]
-    if whole:
-        _named_for_classes(model, trained)
-        model.save_pretrained(folder)  # type: ignore[operator]
+    """Write all files into `folder`, which will be renamed to `to`."""
+    experiment = trained.experiment
+    _write_model(trained, folder, whole=whole)
+    if isinstance(trained.built, ImageModel):
+        processor = _processor_settings(trained.built, cast("ImageFacts", trained.facts))
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
     else:
-        model.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator]
-    if isinstance(trained.built, Vision):
-        (folder / "preprocessor_config.json").write_text(json.dumps(_pixels(trained), indent=1) + "\n")
-    else:
-        try:
-            texts.tokenizer_of(experiment).save_pretrained(folder)
-        except ValueError as error:  # such as a chat template whose name is a path
-            raise InputError(f"{folder}: its tokenizer cannot be written: {error}") from None
+        _write_tokenizer(trained, folder)
     replace_model_paths(folder, make_portable("model.name", experiment.model.name, to))
     settings, relative = make_settings_portable(experiment.model_dump(mode="json"), to)
-    facts = {"settings": settings, "relative": relative, **trained.facts, "records": trained.records[-1:]}
+    facts = cast("ExportFacts", {"settings": settings, "relative": relative, **trained.origin})
+    facts["records"] = trained.records[-1:]
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
-    (folder / "README.md").write_text(card(trained, to, whole=whole), encoding="utf-8")
+    (folder / "README.md").write_text(write_card(trained, to, whole=whole), encoding="utf-8")
 
 
-def _named_for_classes(model: Any, trained: Trained) -> None:
-    """The classes' names in the configuration of an image classifier with fresh weights."""
-    classes = trained.about["classes"]
-    if isinstance(trained.built, Vision):
+def _write_model(trained: Trained, folder: Path, *, whole: bool) -> None:
+    model: Any = trained.model
+    if not whole:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        return
+    if trained.experiment.lora is not None:
+        model = model.merge_and_unload()
+    if isinstance(trained.built, ImageModel):
+        classes = trained.facts["classes"]
         model.config.id2label = dict(enumerate(classes))
         model.config.label2id = {name: i for i, name in enumerate(classes)}
+    model.save_pretrained(folder)
 
 
-def _pixels(trained: Trained) -> dict[str, Any]:
-    """How an image is made what the model takes, as transformers' image processors read it."""
-    assert isinstance(trained.built, Vision)
-    about, processor = trained.about, trained.built.processor
-    data_channels, height, width = about["shape"]
-    channels = trained.built.channels or data_channels
-    fit = images.remaining_fit(trained.built, about) or ResizeCrop()
+def _write_tokenizer(trained: Trained, folder: Path) -> None:
+    assert trained.pretrained is not None
+    try:
+        trained.pretrained.tokenizer.save_pretrained(folder)
+    except ValueError as error:  # such as a chat template whose name is a path
+        raise InputError(f"{folder}: its tokenizer cannot be written: {error}") from None
+
+
+def _processor_settings(built: ImageModel, facts: ImageFacts) -> dict[str, Any]:
+    """The settings of an image processor of transformers that prepares images as the run did."""
+    data_channels, height, width = facts["shape"]
+    channels = built.channels or data_channels
+    fit = images.remaining_fit(built, facts) or ResizeCrop()
     output = fit.output_size((height, width))
-    if processor.settings is not None:
-        found = dict(processor.settings)
+    if built.processor.settings is not None:
+        settings = dict(built.processor.settings)
     else:
-        found = {
+        settings = {
             "image_processor_type": "ViTImageProcessor",
             "do_resize": True,
             "size": {"height": output[0], "width": output[1]},
@@ -95,24 +101,24 @@ def _pixels(trained: Trained) -> dict[str, Any]:
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
-            "image_mean": _a_channel(about["mean"], channels),
-            "image_std": _a_channel(about["std"], channels),
+            "image_mean": _repeat(facts["mean"], channels),
+            "image_std": _repeat(facts["std"], channels),
         }
     if channels == 3:
-        found["do_convert_rgb"] = True
-    cut = about.get("fit") == CROPPED and output[0] == output[1]
-    return found | _square(output[0], found) if cut else found
+        settings["do_convert_rgb"] = True
+    is_square = facts.get("fit") == CROPPED and output[0] == output[1]
+    return settings | _crop_settings(output[0], settings) if is_square else settings
 
 
-def _a_channel(values: Sequence[float], channels: int) -> list[float]:
+def _repeat(values: Sequence[float], channels: int) -> list[float]:
     return list(values) if len(values) == channels else list(values) * channels
 
 
-def _square(side: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a processor that resizes the shorter side and cuts out the middle."""
+def _crop_settings(side: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that resize the shorter side and crop the centre."""
     kind = settings["image_processor_type"]
     return {
-        "image_processor_type": kind if kind.startswith(OF_THEIR_OWN) else "CLIPImageProcessor",
+        "image_processor_type": kind if kind.startswith(KEPT_PROCESSORS) else "CLIPImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": side},
         "resample": settings["resample"],
@@ -122,7 +128,7 @@ def _square(side: int, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload an exported folder to the hub repository `owner/name`, made where there is none; its address."""
+    """Upload an exported folder to the hub repository `owner/name`, created if missing; returns its address."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

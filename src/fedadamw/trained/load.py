@@ -1,50 +1,77 @@
-"""A model that a run has trained, built again from its folder; or one that was exported, or anybody's."""
+"""Load a trained model: a run folder, an export, or any transformers folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedadamw import checkpoint
-from fedadamw.engine.ledger import NAME as LEDGER
+from fedadamw.engine.ledger import TENSOR_NAME as LEDGER
 from fedadamw.engine.ledger import Page, read_page
-from fedadamw.models.loading import config_from, in_one_line, loaded
-from fedadamw.models.lora import Folding, with_adapter
-from fedadamw.models.text import Text
-from fedadamw.models.vision import Vision
+from fedadamw.models.heads import class_names
+from fedadamw.models.loading import as_input_error
+from fedadamw.models.lora import Folding, load_adapter
+from fedadamw.models.pretrained import Pretrained
+from fedadamw.models.text import TextModel
+from fedadamw.models.vision import ImageModel
 from fedadamw.prepare import images, texts
+from fedadamw.prepare.problem import Facts, ImageFacts, TextFacts, open_pretrained
 from fedadamw.report.run_files import RecordDict
 from fedadamw.runner.folder import RunFolder, check_pixels
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
-from fedadamw.settings.load import build_experiment, load, parse_settings
+from fedadamw.settings.load import build_experiment, load, parse_settings, set_path
 from fedadamw.settings.paths import DATA_PATHS, MODEL_PATHS, check_origins, is_path, resolve_path, restore_paths
 from fedadamw.validation import InputError, check, shorten
 from fedadamw.vector import Layout, statistics, trainable
 
-EVALUATED = (
-    "device",
-    "threads",
-    "training.precision",
-    "training.evaluate_batch",
-)  # settings of an evaluation, besides its data
-OF_ANYBODY = ("model.tokenizer", "model.pad_token")  # and of a model that comes without settings
+EVALUATION_SETTINGS = ("device", "threads", "training.precision", "training.evaluate_batch")  # besides data.*
+TOKENIZER_SETTINGS = ("model.tokenizer", "model.pad_token")  # also of a model that comes without settings
 BASE, ADAPTER = "model.name", "adapter_config.json"
-FACTS = "fedadamw.json"  # in an exported folder: the run's settings and what is known of its data
+FACTS = "fedadamw.json"  # in an exported folder: an ExportFacts
+Overrides = Sequence[tuple[str, object]]  # settings and their new values
+
+
+class NodeCounts(TypedDict):
+    """The nodes of a federation."""
+
+    counted: int  # nodes with an accepted answer
+    samples: int | None  # that these say they have; None unless all say it
+
+
+class Origin(TypedDict, total=False):
+    """How a model was trained: its run's manifest.json, and the nodes of a federation."""
+
+    versions: dict[str, str | None]
+    commit: str | None
+    data: dict[str, Any]  # Facts; and samples and fingerprint of `train` and `test`
+    folders: list[str]
+    partition: dict[str, Any]
+    model: dict[str, Any]
+    nodes: NodeCounts
+
+
+class ExportFacts(Origin, total=False):
+    """What an exported folder says of its model."""
+
+    settings: dict[str, Any]
+    relative: list[str]  # settings that are paths relative to the folder
+    records: list[RecordDict]  # of the last round
 
 
 class Trained(NamedTuple):
     """A model with its weights, and all that evaluating or exporting it needs."""
 
     experiment: Experiment
-    built: Text | Vision
-    about: Mapping[str, Any]  # of the data: see problems
-    facts: Mapping[str, Any]  # the run's manifest; {} of somebody else's model
+    pretrained: Pretrained | None
+    built: TextModel | ImageModel
+    facts: Facts  # of the training data
+    origin: Origin  # {} if unknown
     records: list[RecordDict]
-    other_data: bool  # than the run's own held-out samples is to be evaluated on
+    other_data: bool  # whether it is evaluated on other data than its run's held-out samples
 
     @property
     def model(self) -> nn.Module:
@@ -52,66 +79,75 @@ class Trained(NamedTuple):
         return self.built.model
 
 
-def opened(path: Path, given: list[tuple[str, Any]]) -> Trained:
-    """The model of a run's folder, of an exported one, or of any that transformers loads; `given`: changed settings."""
+def open_trained(path: Path, overrides: Overrides = ()) -> Trained:
+    """Load the model of a run folder, an export, or any transformers folder, to evaluate it."""
     check(path.is_dir(), f"{path}: no such folder")
-    anybodys = not RunFolder(path).started and not (path / FACTS).is_file()
-    for setting, _ in given:
-        known = setting.startswith("data.") or setting in EVALUATED or (anybodys and setting in OF_ANYBODY)
-        known = known or (setting == BASE and (path / ADAPTER).is_file())  # its base may be in another place now
-        check(known, f"{setting}: a model is evaluated as it is; what can be set is data.* and {', '.join(EVALUATED)}")
-    if _of_data(given):  # all of it, unless they say how much: the run's own bound was for its evaluations
-        given = [("data.max_test", None), *given]
-    if RunFolder(path).started:
-        return of_run(path, given)
-    if (path / FACTS).is_file():
-        return _of_exported(path, given)
-    known = (path / "config.json").is_file()
-    check(known, f"{path}: neither a run's folder (no config.yaml) nor a model's (no config.json)")
-    return _of_anybody(path, given)
+    is_run, is_export = RunFolder(path).started, (path / FACTS).is_file()
+    _check_overrides(path, overrides, without_settings=not (is_run or is_export))
+    if _has_data(overrides):  # all of that data unless max_test is given: the run's own is for its evaluations
+        overrides = [("data.max_test", None), *overrides]
+    if is_run:
+        return open_run(path, overrides)
+    if is_export:
+        return _open_export(path, overrides)
+    is_model = (path / "config.json").is_file()
+    check(is_model, f"{path}: neither a run's folder (no config.yaml) nor a model's (no config.json)")
+    return _open_transformers_folder(path, overrides)
 
 
-def of_run(path: Path, given: list[tuple[str, Any]] | None = None) -> Trained:
-    """The model of a run's last checkpoint."""
+def _check_overrides(path: Path, overrides: Overrides, *, without_settings: bool) -> None:
+    """Raise InputError if an override would change the model."""
+    allowed: Iterable[str] = EVALUATION_SETTINGS + (TOKENIZER_SETTINGS if without_settings else ())
+    for setting, _ in overrides:
+        is_base = setting == BASE and (path / ADAPTER).is_file()  # an adapter's base may have moved
+        check(
+            setting.startswith("data.") or setting in allowed or is_base,
+            f"{setting}: evaluating does not change a model; what can be set is data.* and "
+            f"{', '.join(EVALUATION_SETTINGS)}",
+        )
+
+
+def open_run(path: Path, overrides: Overrides | None = None) -> Trained:
+    """Load the model of a run's last checkpoint. overrides: None if no data will be read, as for an export."""
     folder = RunFolder(path)
     check(folder.started, f"{path} holds no run (no config.yaml)")
-    facts: dict[str, Any] = {**folder.read_manifest()}
-    check(
-        "classes" in facts.get("data", {}), f"{path}: the run was made by an earlier version; it cannot be built again"
-    )
+    origin = cast("Origin", folder.read_manifest())
+    check("classes" in origin.get("data", {}), f"{folder.manifest}: does not describe the data")
     check(folder.state.exists(), f"{path}: the run has no checkpoint yet")
-    tensors, kept = checkpoint.read(folder.state, "checkpoint")
-    own, other_data = load(str(folder.config)), _of_data(given or [])
-    data = () if given is None or other_data else DATA_PATHS  # an export reads none
-    check_origins(own, facts.get("folders"), (*MODEL_PATHS, *data))
-    built = _built(own, facts["data"])
-    if isinstance(built, Vision):
-        check_pixels(path, facts["data"], images.pixels_of(built, facts["data"]))
-    _put(built.model, tensors, facts)
+    tensors, state = checkpoint.read(folder.state, "checkpoint")
+    experiment, other_data = load(str(folder.config)), _has_data(overrides or ())
+    data_settings = () if overrides is None or other_data else DATA_PATHS
+    check_origins(experiment, origin.get("folders"), (*MODEL_PATHS, *data_settings))
+    facts, pretrained = cast("Facts", origin["data"]), open_pretrained(experiment)
+    built = _build(experiment, pretrained, facts)
+    if isinstance(built, ImageModel):
+        check_pixels(path, origin["data"], images.with_own_pixels(built, cast("ImageFacts", facts)))
+    _load_tensors(built.model, tensors, origin["model"]["layout"])
     if LEDGER in tensors:
-        facts["nodes"] = _nodes(read_page(tensors[LEDGER]))
-    experiment = build_experiment(str(folder.config), given) if given else own
-    _check_same_kind(own, experiment)
-    records = folder.records()[: kept["round"]]  # a run that was killed may have recorded more
-    return Trained(experiment, built, facts["data"], facts, records, other_data)
+        origin["nodes"] = _count_nodes(read_page(tensors[LEDGER]))
+    changed = build_experiment(str(folder.config), overrides) if overrides else experiment
+    _check_same_kind(experiment, changed)
+    records = folder.records()[: state["round"]]  # a killed run may have recorded more
+    return Trained(changed, pretrained, built, facts, origin, records, other_data)
 
 
-def _nodes(page: Page) -> dict[str, int | None]:
-    """How many nodes of a federation had answers that counted, and how many samples these say they have in all."""
-    told = [page.samples.get(client) for client in page.counted]
-    known = [samples for samples in told if samples is not None]
-    return {"counted": len(told), "samples": sum(known) if len(known) == len(told) else None}
+def _count_nodes(page: Page) -> NodeCounts:
+    samples = [page.samples.get(client) for client in page.counted]
+    known = [count for count in samples if count is not None]
+    return {"counted": len(samples), "samples": sum(known) if len(known) == len(samples) else None}
 
 
-def _built(experiment: Experiment, about: Mapping[str, Any]) -> Text | Vision:
-    return texts.model_of(experiment, about) if experiment.data.is_text else images.model_of(experiment, about)
+def _build(experiment: Experiment, pretrained: Pretrained | None, facts: Facts) -> TextModel | ImageModel:
+    if experiment.data.is_text:
+        return texts.build_model(experiment, pretrained, cast("TextFacts", facts))
+    return images.build_model(experiment, pretrained, cast("ImageFacts", facts))
 
 
-def _put(model: nn.Module, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """A checkpoint's numbers into the model."""
+def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], fingerprint: str) -> None:
+    """Copy a checkpoint's tensors into the model, whose layout must have the `fingerprint`."""
     layout = Layout.of(model)
     check(
-        facts["model"]["layout"] == layout.fingerprint,
+        fingerprint == layout.fingerprint,
         "the model that these settings build is not the one that was trained: another version of a library, or a "
         "changed folder",
     )
@@ -125,76 +161,89 @@ def _put(model: nn.Module, tensors: Mapping[str, Tensor], facts: Mapping[str, An
         Folding(model).load(tensors["base"])
 
 
-def _of_exported(path: Path, given: list[tuple[str, Any]]) -> Trained:
+def _open_export(path: Path, overrides: Overrides) -> Trained:
+    """Load an exported whole model, or an exported adapter on its base."""
     try:
-        facts = json.loads((path / FACTS).read_text())
+        origin: ExportFacts = json.loads((path / FACTS).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path / FACTS}: cannot be read ({error})") from None
-    given, base = [pair for pair in given if pair[0] != BASE], dict(given).get(BASE)
-    with in_one_line(f"{path / FACTS}: does not tell of a model"):
-        settings, about = restore_paths(facts["settings"], facts.get("relative", []), path), facts["data"]
+    base = dict(overrides).get(BASE)
+    overrides = [pair for pair in overrides if pair[0] != BASE]
+    with as_input_error(f"{path / FACTS}: does not describe a model"):
+        settings, facts = restore_paths(origin["settings"], origin.get("relative", []), path), origin["data"]
         if base is not None:
             settings["model"]["name"] = base
         if settings["model"]["tokenizer"] is not None:
             settings["model"]["tokenizer"] = str(path.resolve())  # the exported one
-        experiment = parse_settings(settings)
-        _check_numbers(about, ("edges",) if experiment.data.is_text else ("mean", "std"))
-        if (path / ADAPTER).is_file():
-            _check_base(path, experiment.model.name)
-            built = _built(parse_settings({**settings, "lora": None}), about)
-            built = built._replace(model=with_adapter(built.model, path))
-        else:
-            own = {**settings["model"], "name": str(path.resolve()), "tokenizer": None, "fresh": False}
-            experiment = parse_settings({**settings, "lora": None, "model": own})
-            built = _built(experiment, about)
-    changed = _changed(experiment, given)
+        _check_numbers(facts, ("edges",) if parse_settings(settings).data.is_text else ("mean", "std"))
+        opened = _open_exported_adapter if (path / ADAPTER).is_file() else _open_exported_model
+        experiment, pretrained, built = opened(path, settings, cast("Facts", facts))
+    changed = _with_overrides(experiment, overrides)
     _check_same_kind(experiment, changed)
-    return Trained(changed, built, about, facts, facts.get("records", []), _of_data(given))
+    records = origin.get("records", [])
+    return Trained(changed, pretrained, built, cast("Facts", facts), origin, records, _has_data(overrides))
 
 
-def _check_numbers(about: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise whatever it be where one of `names` is in place of numbers something else."""
+Opened = tuple[Experiment, Pretrained | None, TextModel | ImageModel]
+
+
+def _open_exported_adapter(path: Path, settings: Mapping[str, Any], facts: Facts) -> Opened:
+    experiment = parse_settings(settings)
+    _check_base(path, experiment.model.name)
+    pretrained = open_pretrained(experiment)
+    base = _build(parse_settings({**settings, "lora": None}), pretrained, facts)
+    return experiment, pretrained, base._replace(model=load_adapter(base.model, path))
+
+
+def _open_exported_model(path: Path, settings: Mapping[str, Any], facts: Facts) -> Opened:
+    model = {**settings["model"], "name": str(path.resolve()), "tokenizer": None, "fresh": False}
+    experiment = parse_settings({**settings, "lora": None, "model": model})
+    pretrained = open_pretrained(experiment)
+    return experiment, pretrained, _build(experiment, pretrained, facts)
+
+
+def _check_numbers(facts: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise InputError or TypeError if one of `names` holds anything but numbers."""
     for name in names:
-        for number in about[name] or ():
-            check(isinstance(number, int | float), f"{name} has {shorten(number)}, which is no number")
+        for number in facts[name] or ():
+            check(isinstance(number, int | float), f"{name} has {shorten(number)}, which is not a number")
 
 
 def _check_base(path: Path, name: str) -> None:
-    """Raise InputError where the folder of an adapter's base is not where the export says."""
+    """Raise InputError if an adapter's base is not in the folder that the export names."""
     moved = is_path(BASE, name) and not resolve_path(BASE, name).is_dir()
     check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its folder: -s model.name=DIR")
 
 
-def _of_anybody(path: Path, given: list[tuple[str, Any]]) -> Trained:
-    labels = loaded("model", str(path.resolve()), config_from).id2label
-    classes = [str(labels[i]) for i in sorted(labels)]
-    experiment = _changed(parse_settings({"model": {"name": str(path.resolve())}}), given)
+def _open_transformers_folder(path: Path, overrides: Overrides) -> Trained:
+    """Load a folder without settings: a text classifier or language model."""
+    experiment = _with_overrides(parse_settings({"model": {"name": str(path.resolve())}}), overrides)
+    pretrained = Pretrained(experiment.model.name, experiment.model.tokenizer, experiment.model.pad_token)
+    classes = class_names(pretrained)
     check(experiment.data.is_text, f"{path}: say what it is to be evaluated on, for example -s data.task=sst2")
-    about = {"classes": classes, "edges": [] if len(classes) == 1 else None}
-    built = _built(experiment, about)
-    fresh = built.fresh if isinstance(built, Text) else ()
+    facts: TextFacts = {"classes": classes, "edges": [] if len(classes) == 1 else None}
+    built = texts.build_model(experiment, pretrained, facts)
     check(
-        not fresh,
-        f"{path}: has no trained weights of {', '.join(fresh)}; it is no model of data.task={experiment.data.task}",
+        not built.fresh,
+        f"{path}: has no trained weights of {', '.join(built.fresh)}; it is no model of "
+        f"data.task={experiment.data.task}",
     )
-    return Trained(experiment, built, about, {}, [], other_data=True)
+    return Trained(experiment, pretrained, built, facts, {}, [], other_data=True)
 
 
 def _check_same_kind(trained: Experiment, changed: Experiment) -> None:
-    """Raise InputError where a model is to do something of another kind than it was trained for."""
+    """Raise InputError if overrides ask for another kind of task than the model was trained for."""
     task, wanted = trained.data.task, changed.data.task
     same = (task == LANGUAGE) == (wanted == LANGUAGE) and trained.data.is_text == changed.data.is_text
     check(same, f"data.task={wanted!r}: the model was trained for {task!r}")
 
 
-def _of_data(given: list[tuple[str, Any]]) -> bool:
-    return any(path.startswith("data.") for path, _ in given)
+def _has_data(overrides: Overrides) -> bool:
+    return any(setting.startswith("data.") for setting, _ in overrides)
 
 
-def _changed(experiment: Experiment, given: list[tuple[str, Any]]) -> Experiment:
-    from fedadamw.settings.load import set_path
-
+def _with_overrides(experiment: Experiment, overrides: Overrides) -> Experiment:
     settings = experiment.model_dump(mode="json")
-    for path, value in given:
-        set_path(settings, path, value)
+    for setting, value in overrides:
+        set_path(settings, setting, value)
     return parse_settings(settings)

@@ -13,35 +13,35 @@ from typing import Any
 
 from fedadamw.validation import check
 
-DAYS = 365  # that they are valid
+DAYS = 365  # for which certificates are valid
 
 
 def write_certificates(folder: Path, hosts: Sequence[str], nodes: int) -> None:
-    """ca.crt, server.pem and server.key for a server of these names and addresses, and node-<i>, node-<i>.pub.
+    """Write ca.crt, server.pem and server.key for a server with these names and addresses, and node-<i>, node-<i>.pub.
 
-    Private keys are for the owner's eyes. InputError where something is there already.
+    Only the owner can read private keys. Raises InputError if the folder is not empty.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
-    check(not folder.exists() or not any(folder.iterdir()), f"{folder}: is there, and not empty; nothing is replaced")
+    check(not folder.exists() or not any(folder.iterdir()), f"{folder}: not empty; nothing is replaced")
     check(len(hosts) > 0, "give the server's names or addresses")
     for host in hosts:
-        check(_fits(host), f"{host!r}: a server is called by a name, as fl.example.org, or an IP address; no port")
+        check(_is_host(host), f"{host!r}: a server's name looks like fl.example.org, or is an IP address; no port")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     authority, server = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
     ca = (
-        _certificate("fedadamw test bed", authority)
+        _certificate_builder("fedadamw test bed", authority)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority.public_key()), critical=False)
         .add_extension(_usage(signs_certificates=True), critical=True)
         .sign(authority, hashes.SHA384())
     )
-    names = x509.SubjectAlternativeName([_general(host) for host in hosts])
+    names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
     of_server = (
-        _certificate("fedadamw SuperLink", server)
+        _certificate_builder("fedadamw SuperLink", server)
         .add_extension(names, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
@@ -50,16 +50,16 @@ def write_certificates(folder: Path, hosts: Sequence[str], nodes: int) -> None:
         .sign(authority, hashes.SHA384())
     )
     pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    _private(folder / "ca.key", authority.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    _write_private(folder / "ca.key", authority.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
     (folder / "ca.crt").write_bytes(ca.public_bytes(pem))
-    _private(folder / "server.key", server.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    _write_private(folder / "server.key", server.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
     (folder / "server.pem").write_bytes(of_server.public_bytes(pem))
     for number in range(nodes):
-        _node_key(folder / f"node-{number}")
+        _write_node_key(folder / f"node-{number}")
 
 
-def _certificate(subject: str, key: Any) -> Any:
-    """What is to be signed by the test bed's authority for `key`: a builder, without extensions."""
+def _certificate_builder(subject: str, key: Any) -> Any:
+    """Return the builder of a certificate for `key` by the test bed's authority, without extensions."""
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
@@ -78,20 +78,20 @@ def _certificate(subject: str, key: Any) -> Any:
     )
 
 
-def _node_key(path: Path) -> None:
-    """A node's private key at `path`, the public one beside it."""
+def _write_node_key(path: Path) -> None:
+    """Write a node's private key to `path`, the public one beside it."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
     pem, openssh = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
     key = ec.generate_private_key(ec.SECP384R1())
-    _private(path, key.private_bytes(pem, openssh, serialization.NoEncryption()))
+    _write_private(path, key.private_bytes(pem, openssh, serialization.NoEncryption()))
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     path.with_name(f"{path.name}.pub").write_bytes(public + b"\n")
 
 
-def _general(host: str) -> "x509.GeneralName":  # type: ignore[name-defined]  # noqa: F821
-    """A server's name or address, as a certificate has it."""
+def _general_name(host: str) -> "x509.GeneralName":  # type: ignore[name-defined]  # noqa: F821
+    """Convert a server's name or address to the certificate's form."""
     from cryptography import x509
 
     try:
@@ -100,8 +100,8 @@ def _general(host: str) -> "x509.GeneralName":  # type: ignore[name-defined]  # 
         return x509.DNSName(host)
 
 
-def _fits(host: str) -> bool:
-    """Whether a certificate can be for it."""
+def _is_host(host: str) -> bool:
+    """Whether it is a host name or an IP address."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -127,7 +127,7 @@ def _usage(*, signs_certificates: bool) -> "x509.KeyUsage":  # type: ignore[name
     )
 
 
-def _private(path: Path, content: bytes) -> None:
-    """A file that only its owner reads, from its first byte on."""
+def _write_private(path: Path, content: bytes) -> None:
+    """Write a file that only its owner can read, from the first byte on."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedadamw.flower import new_app
-from fedadamw.flower.local.testbed import Testbed
+from fedadamw.flower.local.testbed import LocalFederation
 from fedadamw.prepare.simulation import check_settings
 from fedadamw.report.metrics import label, shown
 from fedadamw.runner.folder import RunFolder
@@ -20,20 +20,20 @@ Say = Callable[[str], None]
 
 
 def run_demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> Path:
-    """Run `experiment` on as many nodes in `folder`, which must be new or empty; the run's folder in it."""
+    """Run `experiment` on so many nodes in `folder`, which must be new or empty; return the run's folder in it."""
     _check(experiment, nodes)
     experiment = make_absolute(experiment)  # server and nodes start in other folders
     folder = folder.resolve()
     with RunFolder(folder).locked():
-        check(not any(folder.iterdir()), f"{folder}: is there, and not empty; choose another --out")
+        check(not any(folder.iterdir()), f"{folder}: not empty; choose another --out")
         new_app.write_app(folder / "app", experiment)
-        _held(folder, nodes, say)
+        _run_in(folder, nodes, say)
     return folder / "run"
 
 
-def _held(folder: Path, nodes: int, say: Say) -> None:
-    """The demonstration, in a folder of its own with its app."""
-    with Testbed(folder, nodes) as bed:
+def _run_in(folder: Path, nodes: int, say: Say) -> None:
+    """Start SuperLink and nodes, run the app in `folder` and wait for its end."""
+    with LocalFederation(folder, nodes) as bed:
         say("SuperLink: TLS, and only nodes with registered keys")
         bed.start_superlink()
         for node in range(nodes):
@@ -41,13 +41,13 @@ def _held(folder: Path, nodes: int, say: Say) -> None:
             bed.start_node(node, {"threads": 1})
         run = bed.submit(folder / "app", {"out": str(folder / "run")})
         say(f"run {run} on {nodes} nodes; they load libraries, data and model first")
-        status = _followed(bed, run, folder / "run", say)
+        status = _follow(bed, run, folder / "run", say)
         if status != "finished:completed":
             raise InputError(f"the run is {status}; what it said last: {bed.run_log(run).strip()[-800:]}")
 
 
 def _check(experiment: Experiment, nodes: int) -> None:
-    """Raise InputError where so many nodes of this machine cannot run `experiment`, before any is started."""
+    """Raise InputError if so many local nodes cannot run `experiment`."""
     f, s, t = experiment.federation, experiment.partition, experiment.training
     check_settings(experiment, remote=True)
     check_trackers(experiment.trackers)
@@ -60,7 +60,7 @@ def _check(experiment: Experiment, nodes: int) -> None:
 
 
 def next_free_folder(folder: Path) -> Path:
-    """`folder`, or it with the first number behind it for which nothing is there."""
+    """Return `folder`, or `folder-2`, `folder-3`, ... if it is not empty."""
     found, number = folder, 1
     while found.exists() and any(found.iterdir()):
         number += 1
@@ -68,8 +68,8 @@ def next_free_folder(folder: Path) -> Path:
     return found
 
 
-def _followed(bed: Testbed, run: int, out: Path, say: Say) -> str:
-    """Tell each round and what happened, until the run is over; its state then."""
+def _follow(bed: LocalFederation, run: int, out: Path, say: Say) -> str:
+    """Print rounds and events until the run is over; return its status."""
     seen = {"metrics.jsonl": 0, "events.jsonl": 0}
     while True:
         status = bed.status(run)
@@ -84,7 +84,7 @@ def _followed(bed: Testbed, run: int, out: Path, say: Say) -> str:
 
 
 def format_record(record: dict[str, Any]) -> str:
-    """A round's record or an event as a line."""
+    """Format a round's record or an event as one line."""
     if "event" in record:
         facts = ", ".join(f"{k} {v}" for k, v in record.items() if k not in ("time", "event", "node") and v is not None)
         return f"  {record['event']}: {facts}"

@@ -49,7 +49,7 @@ def run_supernode(arguments: Sequence[str]) -> NoReturn:
         flower_supernode()
     except Exception as error:
         why = str(error)
-    log(ERROR, "The SuperNode cannot go on (%s): systemd, Compose or Kubernetes start it again.", why)
+    log(ERROR, "The SuperNode cannot continue (%s): systemd, Compose or Kubernetes start it again.", why)
     trigger_exit_handlers(run_before_force_exit=False)
     os._exit(1)  # threads of Flower's would keep the process
 

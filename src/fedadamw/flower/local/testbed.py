@@ -23,8 +23,8 @@ HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
 
 
-class Testbed:
-    """SuperLink and SuperNodes in `folder`; all of them end with the `with` block.
+class LocalFederation:
+    """A SuperLink and SuperNodes with their files in `folder`; they end with the `with` block.
 
     nodes: keys to make. authenticated: whether only nodes with registered keys get in.
     """
@@ -44,7 +44,7 @@ class Testbed:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What Flower's commands need."""
+        """The environment of Flower's commands."""
         return {
             **os.environ,
             "FLWR_HOME": str(self.home),
@@ -55,7 +55,7 @@ class Testbed:
         }
 
     def start_superlink(self) -> None:
-        """Start the SuperLink, with the database that an earlier one left."""
+        """Start the SuperLink on its database, new or left by an earlier one."""
         certificates = self.certs
         options = {
             "ssl-ca-certfile": certificates / "ca.crt",
@@ -72,7 +72,7 @@ class Testbed:
         self._await_link()
 
     def register(self, node: int) -> None:
-        """Let the SuperLink know a node's key."""
+        """Register a node's key with the SuperLink."""
         self.flwr("supernode", "register", str(self.certs / f"node-{node}.pub"), "bed", "--name", f"node-{node}")
 
     def start_node(
@@ -91,7 +91,7 @@ class Testbed:
         return process
 
     def flwr(self, *arguments: str) -> str:
-        """What a `flwr` command says; InputError with its error where it fails."""
+        """Run a `flwr` command and return its output; raises InputError if it fails."""
         command = [str(BIN / "flwr"), *arguments]
         done = subprocess.run(
             command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=False
@@ -100,7 +100,7 @@ class Testbed:
         return done.stdout
 
     def submit(self, app: Path, config: Mapping[str, str | int | bool]) -> int:
-        """Start a run of the app in folder `app`; its number."""
+        """Start a run of the app in folder `app`; return its number."""
         words = [f"{k}={json.dumps(v)}" for k, v in config.items()]
         given = [part for word in words for part in ("-c", word)]
         said = json.loads(self.flwr("run", str(app), "bed", *given, "--format", "json"))
@@ -108,12 +108,12 @@ class Testbed:
         return int(said["run-id"])
 
     def status(self, run: int) -> str:
-        """The state of a run, as `flwr list` says it: running, finished:completed, finished:failed, ..."""
+        """Return a run's status from `flwr list`: running, finished:completed, finished:failed, ..."""
         runs = json.loads(self.flwr("list", "bed", "--format", "json"))["runs"]
         return next((str(found["status"]) for found in runs if int(found["run-id"]) == run), "unknown")
 
     def wait_for_end(self, run: int, seconds: float) -> str:
-        """The state of a run once it is over."""
+        """Wait until a run is over; return its status."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if (status := self.status(run)).startswith("finished"):
@@ -122,14 +122,14 @@ class Testbed:
         raise InputError(f"run {run} is not over after {seconds:g} s (it is {status})")
 
     def run_log(self, run: int) -> str:
-        """What a run's ServerApp has said."""
+        """Return the log of a run's ServerApp."""
         return self.flwr("log", str(run), "bed", "--show")
 
     def log(self, name: str) -> str:
-        """What the process `link` or `node-<i>` has said."""
+        """Return the log of the process `link` or `node-<i>`."""
         return (self.logs / f"{name}.log").read_text(errors="replace")
 
-    def __enter__(self) -> "Testbed":
+    def __enter__(self) -> "LocalFederation":
         return self
 
     def __exit__(
@@ -169,7 +169,7 @@ class Testbed:
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
-    """SIGKILL a process and all that it started."""
+    """Kill (SIGKILL) a process and all that it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS's word for a group that has ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,1 +1,1 @@
-"""A node of a federation: it trains the clients that it stands for, on its own data."""
+"""A node of the federation: one client that trains on its own data. Imports nothing, so the client app stays light."""

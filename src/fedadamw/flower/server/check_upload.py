@@ -1,117 +1,151 @@
-"""What an answer must be before it counts: every number of it comes from a machine that is somebody else's.
+"""Checks an upload before it counts: a node can send anything.
 
-Names, shapes and types are wire.py's. Here: finite, not negative where that has no meaning, steps and samples as
-asked and registered, and no longer than updates are.
+UploadChecker.check is the only way in; its docstring lists the checks.
 """
 
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
-from statistics import median_low
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from flwr.app import Message
 from torch import Tensor
 
-from fedadamw.flower.wire import RefusedError
-from fedadamw.settings.federation import FederationSettings
-from fedadamw.vector import LARGEST_PLAUSIBLE
+from fedadamw.engine.uploads import Uploads
+from fedadamw.flower.protocol import ARRAYS
+from fedadamw.flower.server.norm_bounds import Norms, measure_norms
+from fedadamw.flower.server.replies import read_numbers
+from fedadamw.flower.wire import MAX_HEADER_BYTES, ArraySpec, RefusedError, read_arrays
+from fedadamw.settings.training import TrainingSettings
+from fedadamw.validation import InputError
+from fedadamw.vector import LARGEST_PLAUSIBLE, Layout, Vector, nbytes
 
-STATISTICS = "statistics"  # BatchNorm's, beside the fields of an upload
-LOSS = 1e6  # nats; a model that is this wrong has nothing to say
-ROUNDS = 5  # whose accepted lengths the bound looks back on
+MAX_LOSS = 1e6  # nats
+SPARE = 4  # reply arrays may have so many times an honest upload's bytes: a little too many get their own reason
 
 
-def check_numbers(up: Any, statistics: Mapping[str, Tensor], *, nonnegative: Sequence[str], steps: int | None) -> None:
-    """Raise RefusedError where an upload holds what no honest client sends.
+class CheckedUpload(NamedTuple):
+    """What the server keeps in memory of an upload that passed; its tensors are on disk."""
 
-    statistics: BatchNorm's, by name. nonnegative: fields that are never below 0. steps: the most local steps that were
-    asked for, where that is known; the field `k` counts them.
+    norms: Norms  # of its fields
+    loss: float
+    samples: int
+    nbytes: int
+    fresh: bool  # the client's memory was lost and it began a new one
+
+
+class UploadChecker:
+    """Checks replies to train requests.
+
+    up, statistics: of the shapes and types that an honest client sends. layout: of the statistics.
     """
-    for name, t in {**up._asdict(), **statistics}.items():
-        if not t.numel():
-            continue
-        least, most = map(float, torch.aminmax(t))  # NaN where any number is
-        if not math.isfinite(least + most):
-            raise RefusedError("not-finite", f"{name!r} has numbers that are not finite")
-        if max(-least, most) > LARGEST_PLAUSIBLE:
-            raise RefusedError("too-long", f"{name!r} has numbers above {LARGEST_PLAUSIBLE:g}")
-        if least < 0 and (name in nonnegative or name.endswith("running_var")):
-            raise RefusedError("negative", f"{name!r} has numbers below 0")
-    k = getattr(up, "k", None)
-    if k is not None and not bool(((k >= 1) & (k <= (steps or LARGEST_PLAUSIBLE))).all()):
-        asked = "at least 1 was" if steps is None else f"{steps} were"
-        raise RefusedError("steps", f"{float(k.flatten()[0]):g} steps are said to be done, {asked} asked for")
+
+    def __init__(
+        self, training: TrainingSettings, uploads: Uploads, up: Any, statistics: Vector, layout: Layout
+    ) -> None:
+        self.training, self.uploads, self.up, self.layout = training, uploads, up, layout
+        self._first_statistics = statistics.cpu()
+        payload = uploads.encode(up, uploads.zero_residual(up.delta), torch.Generator()).payload
+        self._specs = {f"up.{name}": ArraySpec.of(t) for name, t in payload.items()}
+        self._specs["statistics"] = ArraySpec.of(statistics)
+        self.max_nbytes = SPARE * sum(spec.nbytes + MAX_HEADER_BYTES for spec in self._specs.values())
+
+    def check(
+        self, reply: Message | Exception, client: int, registered: int | None, samples: int | None
+    ) -> tuple[CheckedUpload, dict[str, Tensor]]:
+        """Return an upload and its tensors as they travelled; raises RefusedError with the reason it does not count.
+
+        registered: the number of samples that the node registered with. samples: how many it has, if known.
+
+        Before this, the Grid's array limit (pull.py): `garbage`. Here, in this order:
+        1. a message, no error, with the expected records and numbers: `garbage`, `failed`, `records`, `stale`
+        2. from the client that was asked; loss finite and below MAX_LOSS; samples as registered:
+           `other-client`, `not-finite`, `too-long`, `samples`
+        3. names, shapes, types and bytes of the arrays: `missing-array`, `extra-array`, `wrong-shape`,
+           `wrong-dtype`, `garbage`
+        4. the codec decodes them: `garbage`, `not-finite`
+        5. numbers finite and below LARGEST_PLAUSIBLE; counts and variances not negative, steps no more than asked for:
+           `not-finite`, `too-long`, `negative`, `steps`
+        After it, when the round's other uploads are known, the norms (norm_bounds.py): `too-long`, or clipped.
+        """
+        numbers = read_numbers(reply)
+        if not isinstance(reply, Message):
+            raise RefusedError("garbage", "it is no message")
+        loss = check_metrics(numbers, client, registered)
+        records = reply.content.array_records
+        if set(records) != {ARRAYS}:
+            raise RefusedError("records", f"its records of arrays are {', '.join(sorted(records)) or 'none'}")
+        tensors = read_arrays(dict(records[ARRAYS]), self._specs)
+        up, _ = self.decode(tensors)
+        steps = self._max_steps(samples)
+        statistics = zero_unchanged_constants(tensors["statistics"], self._first_statistics)
+        nonnegative = self.uploads.algorithm.nonnegative
+        check_numbers(up, self.layout.views(statistics), nonnegative=nonnegative, steps=steps)
+        norms = measure_norms(up, statistics, steps=steps is None)
+        size = nbytes(tensors.values())
+        return CheckedUpload(norms, loss, registered or 1, size, bool(numbers.get("fresh"))), tensors
+
+    def decode(self, tensors: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+        """Return the algorithm's Up and the payload that it is decoded from; raises RefusedError if it cannot be."""
+        payload = {name.removeprefix("up."): t for name, t in tensors.items() if name.startswith("up.")}
+        try:
+            return self.uploads.decode(payload, self.up), payload
+        except InputError as error:
+            raise RefusedError("not-finite" if "not finite" in str(error) else "garbage", str(error)) from None
+
+    def _max_steps(self, samples: int | None) -> int | None:
+        """Return the most local steps that a client with so many samples does in a round; None if not known."""
+        t = self.training
+        if t.steps:
+            return t.steps
+        return (t.epochs or 1) * math.ceil(samples / t.batch_size) if samples else None
 
 
-def without_constants(statistics: Tensor, begun: Tensor) -> Tensor:
-    """The statistics, with 0 for what no running number comes near and is as it has `begun`: a mask, say."""
-    return statistics.masked_fill((statistics.abs() > LARGEST_PLAUSIBLE) & (statistics == begun), 0)
+def check_metrics(numbers: Mapping[str, object], client: int, registered: int | None) -> float:
+    """Return the mean loss; raises RefusedError if it, the client or the number of samples cannot be right.
 
-
-def check_metrics(numbers: Mapping[str, Any], client: int, samples: int | None) -> float:
-    """The mean loss that an answer tells; RefusedError where it or the number of samples cannot be.
-
-    client: that was asked; its node may have been started as another since. samples: what the node registered with;
-    None where it told none, and is to tell none.
+    client: that was asked; its node may have been restarted as another. registered: its number of samples; None if
+    nodes do not tell.
     """
     if numbers.get("client") != client:
         raise RefusedError("other-client", f"it is client {numbers.get('client')!r} now")
     loss = numbers.get("loss")
     if not isinstance(loss, float) or not abs(loss) < torch.finfo(torch.float32).max:
         raise RefusedError("not-finite", f"the loss is {loss!r}")
-    if abs(loss) > LOSS:
+    if abs(loss) > MAX_LOSS:
         raise RefusedError("too-long", f"the loss is {loss:.3g}")
-    told = numbers.get("num-examples")
-    if told != samples:
-        raise RefusedError("samples", f"the node says it has {told!r} samples, and registered with {samples!r}")
+    samples = numbers.get("num-examples")
+    if samples != registered:
+        raise RefusedError("samples", f"the node reports {samples!r} samples, and registered with {registered!r}")
     return loss
 
 
-def lengths(up: Any, statistics: Tensor, *, steps: bool) -> dict[str, float]:
-    """The l2 norm of each vector of an upload and of the statistics that came with it; where `steps`, its counter's."""
-    vectors = {**{name: t for name, t in up._asdict().items() if name != "k" or steps}, STATISTICS: statistics}
-    norm = torch.linalg.vector_norm
-    return {name: float(norm(t, dtype=torch.float64)) for name, t in vectors.items() if t.numel()}
+def check_numbers(up: Any, statistics: Mapping[str, Tensor], *, nonnegative: Sequence[str], steps: int | None) -> None:
+    """Raise RefusedError if an upload has a number that no honest client sends.
+
+    statistics: BatchNorm's, by name. nonnegative: fields that are never below 0. steps: the most local steps, if
+    known; the field `k` counts them.
+    """
+    for name, t in {**up._asdict(), **statistics}.items():
+        if t.numel():
+            _check_range(name, t, nonnegative=name in nonnegative or name.endswith("running_var"))
+    k = getattr(up, "k", None)
+    if k is not None and not bool(((k >= 1) & (k <= (steps or LARGEST_PLAUSIBLE))).all()):
+        asked = "at least 1 was" if steps is None else f"{steps} were"
+        raise RefusedError("steps", f"it reports {float(k.flatten()[0]):g} steps, {asked} asked for")
 
 
-class Bounds:
-    """How long an upload's vectors may be: a fixed bound on the update, and a multiple of what is usual for each."""
-
-    def __init__(self, federation: FederationSettings) -> None:
-        self.federation = federation
-        self.past: deque[list[Mapping[str, float]]] = deque(maxlen=ROUNDS)  # lengths of each round's accepted uploads
-
-    def limits(self, present: Sequence[Mapping[str, float]], model: float) -> dict[str, float]:
-        """The bound of each field in a round with uploads of these lengths; inf where there is none.
-
-        model: the model's own length, which is what a first update is held to where it is the only one.
-
-        What is usual is the larger one of two medians: of the last rounds' accepted uploads, and of the present ones
-        where they are several (the lower one of two), since all may grow at once.
-        """
-        past = [found for round_ in self.past for found in round_]
-        limits = {}
-        for name in present[0] if present else ():
-            known = [found[name] for found in past if name in found]  # settings may have changed since
-            medians = [median_low(known)] if known else []
-            if len(present) > 1:
-                medians.append(median_low(found[name] for found in present))
-            usual = max(medians, default=model if name == "delta" else 0.0)
-            factor = self.federation.norm_factor
-            limits[name] = usual * factor if factor and usual > 0 else math.inf
-        if self.federation.max_norm and "delta" in limits:
-            limits["delta"] = min(limits["delta"], self.federation.max_norm)
-        return limits
-
-    def accepted(self, found: list[Mapping[str, float]]) -> None:
-        """A round is over, and these lengths counted."""
-        if found:
-            self.past.append(found)
+def _check_range(name: str, t: Tensor, *, nonnegative: bool) -> None:
+    """Raise RefusedError unless every number is finite, below LARGEST_PLAUSIBLE, and not negative if it must not be."""
+    least, most = map(float, torch.aminmax(t))  # NaN if any number is
+    if not math.isfinite(least + most):
+        raise RefusedError("not-finite", f"{name!r} has numbers that are not finite")
+    if max(-least, most) > LARGEST_PLAUSIBLE:
+        raise RefusedError("too-long", f"{name!r} has numbers above {LARGEST_PLAUSIBLE:g}")
+    if least < 0 and nonnegative:
+        raise RefusedError("negative", f"{name!r} has numbers below 0")
 
 
-def clipped(up: Any, found: Mapping[str, float], limits: Mapping[str, float]) -> Any:
-    """The upload, with its vectors of these lengths scaled down to their limits where they are longer."""
-    fields = {name: length for name, length in found.items() if name != STATISTICS}
-    long = {name: limits[name] / length for name, length in fields.items() if length > limits[name]}
-    return up._replace(**{name: getattr(up, name) * scale for name, scale in long.items()})
+def zero_unchanged_constants(statistics: Tensor, first: Tensor) -> Tensor:
+    """Return the statistics with 0 for huge numbers that are as they were at first: a constant such as a mask."""
+    return statistics.masked_fill((statistics.abs() > LARGEST_PLAUSIBLE) & (statistics == first), 0)

@@ -1,4 +1,4 @@
-"""Who takes part: the nodes that are online, and which client each says it is."""
+"""Which clients are online: new nodes are asked which client they are (hello) and joined or left out."""
 
 import time
 from collections.abc import Sequence
@@ -7,31 +7,33 @@ from typing import NamedTuple
 from flwr.app import Message
 
 from fedadamw.flower.server.events import Events
-from fedadamw.flower.server.messenger import Messenger, read_numbers
+from fedadamw.flower.server.messenger import Messenger
+from fedadamw.flower.server.replies import read_numbers
 from fedadamw.flower.wire import RefusedError
 
-HELLO_S = 300.0  # that a node may take to say who it is: it loads data and model
-AGAIN_S = 60.0  # after which a node that was left out is asked again; or says nothing: Flower may have lost a message
+HELLO_S = 300.0  # for a node to answer hello: it loads data and model first
+AGAIN_S = 60.0  # after which a node is asked again: it was left out, or Flower may have lost the message
 
 
-class Known(NamedTuple):
-    """A client that has said who it is."""
+class JoinedClient(NamedTuple):
+    """A client that is online."""
 
-    node: int  # Flower's number of it
-    samples: int | None  # that it holds, where nodes tell
+    node: int  # Flower's node id
+    samples: int | None  # that it registered with; None if nodes do not tell
 
 
 class Hello(NamedTuple):
-    """A node is asked who it is."""
+    """A node that has been asked which client it is."""
 
-    names: tuple[str, ...]  # of the messages: one, or two
-    until: float  # when it is silent
+    message_ids: tuple[str, ...]  # one, or two if it was asked again
+    expires: float  # when it counts as silent
 
 
 class ClientRegistry:
-    """The clients 0 .. clients - 1, of those that are online. layout: the model's, which theirs must have.
+    """The clients 0 .. clients - 1 that are online, and their nodes.
 
-    sizes: samples that each client has, where the server knows. counts: whether nodes tell; most: that may be told.
+    layout: digest of the model's layout, which nodes must have, too. sizes: each client's number of samples, if known
+    here. counts: whether nodes tell how many samples they have; most: the largest number that they may tell.
     """
 
     def __init__(
@@ -47,71 +49,88 @@ class ClientRegistry:
     ) -> None:
         self.messenger, self.events, self.sizes = messenger, events, sizes
         self.clients, self.layout, self.counts, self.most = clients, layout, counts, most
-        self.known: dict[int, Known] = {}  # by client
+        self.joined: dict[int, JoinedClient] = {}  # by client
         self._hellos: dict[int, Hello] = {}  # by node
-        self._left_out: dict[int, float] = {}  # nodes, and until when they are not asked again
+        self._left_out: dict[int, float] = {}  # node -> when it is asked again
 
-    def node(self, client: int) -> int | None:
-        """The node of a client, None where that is not online."""
-        return self.known[client].node if client in self.known else None
+    def node_of(self, client: int) -> int | None:
+        """Return a client's node; None if it is not online."""
+        return self.joined[client].node if client in self.joined else None
 
-    def online(self) -> list[int]:
-        """The clients that are online, rising; new nodes are asked who they are, and do not hold up the others."""
-        here, now = set(self.messenger.grid.get_node_ids()), time.monotonic()
-        for client in [c for c, known in self.known.items() if known.node not in here]:
-            self.events.write("left", client=client)
-            del self.known[client]
-            self._left_out.clear()  # who was another's double may be the one now
-        self._left_out = {node: until for node, until in self._left_out.items() if node in here and now < until}
-        for node, hello in list(self._hellos.items()):
-            replies = [reply for name in hello.names if (reply := self.messenger.answer(name, node)) is not None]
-            if replies or now > hello.until or node not in here:
-                del self._hellos[node]
-                for name in hello.names:
-                    self.messenger.forget(name)
-                self._met(node, next(iter(replies), None))
-        for node in sorted(here - {known.node for known in self.known.values()} - self._left_out.keys()):
-            hello = self._hellos.get(node, Hello((), now + HELLO_S))
-            again = len(hello.names) == 1 and now > hello.until - HELLO_S + AGAIN_S
-            sent = self.messenger.send(node, "hello", HELLO_S) if again or not hello.names else None
-            if sent is not None:
-                self._hellos[node] = Hello((*hello.names, sent), hello.until)
-        self.events.monitor.set_online(len(self.known))
-        return sorted(self.known)
+    def sample_count(self, client: int) -> int | None:
+        """Return how many samples a client has; None if not known."""
+        return int(self.sizes[client]) if self.sizes is not None else self.joined[client].samples
 
-    def size(self, client: int) -> int | None:
-        """How many samples a client has, where the server knows or was told."""
-        return int(self.sizes[client]) if self.sizes is not None else self.known[client].samples
+    def poll_online(self) -> list[int]:
+        """Return the clients that are online, rising.
+
+        Removes nodes that left, says hello to new ones and joins those that have answered; does not wait for them.
+        """
+        nodes, now = set(self.messenger.grid.get_node_ids()), time.monotonic()
+        self._remove_gone(nodes)
+        self._left_out = {node: until for node, until in self._left_out.items() if node in nodes and now < until}
+        self._receive_hellos(nodes, now)
+        self._send_hellos(nodes, now)
+        self.events.monitor.set_online(len(self.joined))
+        return sorted(self.joined)
 
     def forget(self, client: int) -> None:
-        """A client is another one now: its node is asked again who it is."""
-        if self.known.pop(client, None) is not None:
+        """Remove a client whose node has become another one; the node is asked again."""
+        if self.joined.pop(client, None) is not None:
             self.events.write("left", client=client)
 
-    def _counted(self, client: int, samples: object) -> bool:
-        """Whether a client may have so many samples."""
-        if not self.counts:
-            return samples is None
-        if self.sizes is not None:
-            return samples == int(self.sizes[client])
-        return isinstance(samples, int) and 0 < samples <= self.most
+    def _remove_gone(self, nodes: set[int]) -> None:
+        for client in [client for client, joined in self.joined.items() if joined.node not in nodes]:
+            self.forget(client)
+            self._left_out.clear()  # a node whose number was taken may join now
 
-    def _met(self, node: int, reply: Message | Exception | None) -> None:
-        """Take a node in for the client that it says it is, or leave it out for a while."""
+    def _receive_hellos(self, nodes: set[int], now: float) -> None:
+        for node, hello in list(self._hellos.items()):
+            polled = [self.messenger.poll(message_id, node) for message_id in hello.message_ids]
+            replies = [reply for reply in polled if reply is not None]
+            if replies or now > hello.expires or node not in nodes:
+                del self._hellos[node]
+                for message_id in hello.message_ids:
+                    self.messenger.forget(message_id)
+                self._admit(node, next(iter(replies), None))
+
+    def _send_hellos(self, nodes: set[int], now: float) -> None:
+        """Say hello to nodes that are not known, and once again to those that have not answered for AGAIN_S."""
+        for node in sorted(nodes - {joined.node for joined in self.joined.values()} - self._left_out.keys()):
+            hello = self._hellos.get(node, Hello((), now + HELLO_S))
+            again = len(hello.message_ids) == 1 and now > hello.expires - HELLO_S + AGAIN_S
+            sent = self.messenger.send(node, "hello", HELLO_S) if again or not hello.message_ids else None
+            if sent is not None:
+                self._hellos[node] = Hello((*hello.message_ids, sent), hello.expires)
+
+    def _admit(self, node: int, reply: Message | Exception | None) -> None:
+        """Join a node as the client that it says it is, or leave it out for a while."""
         try:
-            numbers = read_numbers(reply)
-            client, samples = numbers.get("client"), numbers.get("num-examples")
-            if not isinstance(client, int) or not 0 <= client < self.clients:
-                raise RefusedError("unknown-client", f"it is client {client!r} of {self.clients}")
-            if client in self.known:
-                raise RefusedError("taken", f"client {client} is there already")
-            if numbers.get("layout") != self.layout:
-                raise RefusedError("other-model", "its model differs from the server's: other versions or settings")
-            if not self._counted(client, samples):
-                raise RefusedError("samples", f"it says it has {samples!r} samples")
+            client, samples = self._check_hello(reply)
         except RefusedError as refused:
             self._left_out[node] = time.monotonic() + AGAIN_S
             self.events.write("stranger", node=str(node), reason=refused.reason, detail=refused.detail)
             return
-        self.known[client] = Known(node, samples)
+        self.joined[client] = JoinedClient(node, samples)
         self.events.write("joined", client=client, node=str(node), samples=samples)
+
+    def _check_hello(self, reply: Message | Exception | None) -> tuple[int, int | None]:
+        """Return client and number of samples of a node's answer; raises RefusedError if it cannot join."""
+        numbers = read_numbers(reply)
+        client, samples = numbers.get("client"), numbers.get("num-examples")
+        if not isinstance(client, int) or not 0 <= client < self.clients:
+            raise RefusedError("unknown-client", f"it is client {client!r} of {self.clients}")
+        if client in self.joined:
+            raise RefusedError("taken", f"client {client} is online already")
+        if numbers.get("layout") != self.layout:
+            raise RefusedError("other-model", "its model differs from the server's: other versions or settings")
+        if not self._is_valid_count(client, samples):
+            raise RefusedError("samples", f"it reports {samples!r} samples")
+        return client, samples if isinstance(samples, int) else None
+
+    def _is_valid_count(self, client: int, samples: object) -> bool:
+        if not self.counts:
+            return samples is None
+        if self.sizes is not None:
+            return isinstance(samples, int) and samples == int(self.sizes[client])
+        return isinstance(samples, int) and 0 < samples <= self.most

@@ -1,53 +1,56 @@
-"""The answers of a round: clients are asked and waited for, and what passes the guard is kept until the round is over.
+"""Collects a round's uploads: asks clients, polls for replies, asks again after failures, stops at the deadline.
 
-Nothing that one node does holds up another: who is away or fails is asked again, who is slow is waited for until the
-deadline, and answers that come later are counted and thrown away.
+No node holds up the others: failed or returning ones are asked again, slow ones are waited for until the deadline, and
+what comes later is counted and thrown away.
 """
 
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from flwr.app import Message
-from flwr.common.constant import ErrorCode
 
 from fedadamw.flower.protocol import STALE
-from fedadamw.flower.server import check_upload as guard
+from fedadamw.flower.server.broadcast import Broadcast
+from fedadamw.flower.server.check_upload import CheckedUpload
 from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.events import Events
-from fedadamw.flower.server.messenger import SURE_S, Content, Messenger
-from fedadamw.flower.server.spool import Upload, UploadSpool
+from fedadamw.flower.server.late import LateReplies, Overdue
+from fedadamw.flower.server.messenger import TTL_MARGIN_S, Content, Messenger
+from fedadamw.flower.server.norm_bounds import STATISTICS, NormBounds, Norms, find_too_long
+from fedadamw.flower.server.replies import count_bytes, is_node_gone
+from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.flower.wire import RefusedError
 from fedadamw.settings.federation import FederationSettings
 
-POLL_S = (0.05, 0.5)  # between looks for answers: at first, and at most
-LOOK_S = 2.0  # between looks for nodes that came or went
+POLL_S = (0.05, 0.5)  # between polls for replies: at first, and at most
+POLL_NODES_S = 2.0  # between polls for nodes that came or left
+
+Outcome = Literal["counted", "surplus", "refused", "failed", "stale", "gone"]
 
 
-class Asked(NamedTuple):
-    """A message that an answer is awaited for."""
+class Attempt(NamedTuple):
+    """A client to ask."""
+
+    client: int
+    retries: int  # times that it may be asked again after this
+
+
+class PendingRequest(NamedTuple):
+    """A train request that has no reply yet."""
 
     client: int
     node: int
-    samples: int | None  # that it has registered with
-    size: int | None  # how many it has, as far as is known
-    again: int  # times that the client may be asked again
-    until: float  # when Flower forgets it
-    whole: bool  # whether it was sent all of the server's state
-
-
-class Late(NamedTuple):
-    """A message whose round is over."""
-
-    client: int
-    node: int
-    round: int
-    until: float  # when Flower forgets it
+    registered: int | None  # samples that the client registered with
+    samples: int | None  # samples that it has, if known
+    retries: int  # times that the client may be asked again
+    expires: float  # when Flower forgets the request
+    whole: bool  # whether it carried the whole state
 
 
 class Collector:
-    """Asks clients and takes their answers, one round after the other; `wanted` answers are enough for a round."""
+    """Collects uploads, one round after the other; `wanted` uploads are enough for a round."""
 
     def __init__(
         self,
@@ -59,213 +62,197 @@ class Collector:
         wanted: int,
     ) -> None:
         self.federation, self.messenger, self.registry = federation, messenger, registry
-        self.spool, self.events = spool, events
-        self.wanted = wanted
-        self.bounds = guard.Bounds(federation)
-        self.holds: dict[int, tuple[int, int]] = {}  # client -> its node, and the last round whose state that has
-        self.uploads: dict[int, Upload] = {}  # of the present round, as all that follows
+        self.spool, self.events, self.wanted = spool, events, wanted
+        self.bounds = NormBounds(federation)
+        self.broadcast = Broadcast()
+        self.late = LateReplies(messenger)
+        # of the present round:
+        self.uploads: dict[int, CheckedUpload] = {}  # by client
         self.asked: set[int] = set()
         self.counts: Counter[str] = Counter()
-        self.down_bytes = self.wasted_bytes = 0  # sent; and received in vain
-        self.reason = ""  # why the last answer did not count
-        self._round, self._length = 0, 0.0
-        self._whole = Content.of({}, {})
-        self._change: Content | None = None
-        self._counted: Mapping[int, int] = {}
-        self._pending: dict[str, Asked] = {}
-        self._away: dict[int, int] = {}  # clients to be asked if they are back in time, and how often
-        self._unreached: set[int] = set()
-        self._late: dict[str, Late] = {}
-        self._stale: set[int] = set()  # nodes that could not make the state of what has changed, once
-        self._distrusted: set[int] = set()  # and again: other hardware, perhaps; they are sent all of it
+        self.down_bytes = self.wasted_bytes = 0  # sent; and received without counting
+        self.reason = ""  # why the last upload did not count
+        self._model_norm = 0.0
+        self._pending: dict[str, PendingRequest] = {}  # by message id
+        self._away: dict[int, int] = {}  # client -> retries left, if it comes back in time
+        self._unreachable: set[int] = set()  # clients counted so
 
     @property
     def working(self) -> list[int]:
-        """The clients whose answers are awaited."""
-        return [asked.client for asked in self._pending.values()]
+        """The clients whose replies are awaited."""
+        return [request.client for request in self._pending.values()]
 
     def begin(
-        self, round_: int, whole: Content, change: Content | None, counted: Mapping[int, int], length: float
+        self, round_: int, whole: Content, change: Content | None, counted: Mapping[int, int], model_norm: float
     ) -> None:
-        """A new round (from 0), with what travels down.
+        """Begin a round (from 0) with what is sent to clients.
 
-        counted: the last round whose answer counted, by client. length: of the model (l2).
+        counted: the last round whose upload counted, by client. model_norm: l2 norm of the model.
         """
         self.uploads, self.counts, self.down_bytes, self.wasted_bytes, self.reason = {}, Counter(), 0, 0, ""
-        self._round, self._whole, self._change, self._counted = round_, whole, change, counted
-        self._length, self.asked = length, set()
-        self._away, self._unreached = {}, set()
-        self._look_for_late()
+        self._model_norm, self.asked, self._away, self._unreachable = model_norm, set(), {}, set()
+        self.broadcast.begin(round_, whole, change, counted)
+        self._poll_late()
 
     def collect(self, clients: Sequence[int], enough: int, seconds: float) -> None:
-        """Ask `clients`, and wait until `enough` answers passed, no other can come, or so many seconds are over."""
-        until, look, pause = time.monotonic() + seconds, time.monotonic() + LOOK_S, POLL_S[0]
-        todo = [(client, self.federation.retries) for client in clients]
+        """Ask `clients`, and wait until `enough` uploads passed, no other can come, or so many seconds are over."""
+        deadline, poll_nodes_at, pause = time.monotonic() + seconds, time.monotonic() + POLL_NODES_S, POLL_S[0]
+        attempts = [Attempt(client, self.federation.retries) for client in clients]
         while len(self.uploads) < enough:
-            for client, again in todo:
-                self._ask(client, again, until - time.monotonic())
-            over = time.monotonic() > until  # what is here by now still counts
-            before, began = len(self._pending), time.monotonic()
-            todo = self._look()
-            took = time.monotonic() - began
+            for attempt in attempts:
+                self._ask(attempt, deadline - time.monotonic())
+            over = time.monotonic() > deadline  # checked before polling: replies that are here by now still count
+            pending, start = len(self._pending), time.monotonic()
+            attempts = self._poll_replies()
+            poll_s = time.monotonic() - start
             if over:
                 break
             if len(self.uploads) >= enough:
-                self._leave_out_long()
-            if time.monotonic() > look:
-                todo += self._look_for_nodes()
-                self._look_for_late()
-                look = time.monotonic() + LOOK_S
-            if not (todo or self._pending):
+                self._reject_too_long()
+            if time.monotonic() > poll_nodes_at:
+                attempts += self._poll_nodes()
+                self._poll_late()
+                poll_nodes_at = time.monotonic() + POLL_NODES_S
+            if not (attempts or self._pending):
                 break
-            pause = POLL_S[0] if len(self._pending) < before else min(pause * 1.5, POLL_S[1])
-            if not todo:
-                time.sleep(min(max(pause, 3 * took), LOOK_S))  # a quarter of the time at most goes into looks
-        self._leave_out_long()
+            pause = POLL_S[0] if len(self._pending) < pending else min(pause * 1.5, POLL_S[1])
+            if not attempts:
+                time.sleep(min(max(pause, 3 * poll_s), POLL_NODES_S))  # so polling takes a quarter of the time at most
+        self._reject_too_long()
 
-    def close(self) -> Mapping[str, float]:
-        """The round is over; how long its uploads may be. Whoever has not answered is overdue."""
-        for name, asked in self._pending.items():
-            self._count("overdue", asked.client)
-            self._late[name] = Late(asked.client, asked.node, self._round, asked.until)
+    def close(self) -> Norms:
+        """End the round: count overdue clients and uploads that will be clipped; return the norm limits."""
+        for message_id, request in self._pending.items():
+            self._count("overdue", request.client)
+            overdue = Overdue(request.client, request.node, self.broadcast.round, request.expires)
+            self.late.overdue[message_id] = overdue
         self._pending = {}
         limits = self._limits()
         for client, upload in self.uploads.items():
-            if long := self._long(upload, limits):
-                self._count("clipped", client, fields=", ".join(long))
+            if too_long := find_too_long(upload.norms, limits):
+                self._count("clipped", client, fields=", ".join(too_long))
         self.counts["answered"] = len(self.uploads)
         return limits
 
-    def _ask(self, client: int, again: int, seconds: float) -> None:
-        """Ask a client for its work, where it is there to be asked."""
-        node = self.registry.node(client)
+    def _ask(self, attempt: Attempt, seconds: float) -> None:
+        """Send a client its train request, if it is online."""
+        client, node = attempt.client, self.registry.node_of(attempt.client)
         if node is None:
-            self._unreachable(client, again)
+            self._mark_unreachable(attempt)
             return
-        has_last = self.holds.pop(client, None) == (node, self._round - 1)
-        changed = has_last and self._change is not None and node not in self._distrusted
-        content = self._change if changed and self._change is not None else self._whole
-        own = content._replace(facts={**content.facts, "counted": self._counted.get(client, 0)})
-        seconds, keep = max(seconds, 1.0), self.federation.wait_s + SURE_S
-        name = self.messenger.send(node, "train", seconds, own, keep=keep)
-        if name is None:
-            self._unreachable(client, again)
+        content, whole = self.broadcast.content_for(client, node)
+        seconds, keep = max(seconds, 1.0), self.federation.wait_s + TTL_MARGIN_S
+        message_id = self.messenger.send(node, "train", seconds, content, keep=keep)
+        if message_id is None:
+            self._mark_unreachable(attempt)
             return
         self.counts["asked"] += 1
         self.asked.add(client)
         self._away.pop(client, None)
         self.down_bytes += content.nbytes
-        samples, size, until = self.registry.known[client].samples, self.registry.size(client), time.monotonic()
-        self._pending[name] = Asked(client, node, samples, size, again, until + seconds + keep, not changed)
+        registered, samples = self.registry.joined[client].samples, self.registry.sample_count(client)
+        expires = time.monotonic() + seconds + keep
+        self._pending[message_id] = PendingRequest(client, node, registered, samples, attempt.retries, expires, whole)
 
-    def _unreachable(self, client: int, again: int) -> None:
-        """A client could not be asked, or went while it worked."""
-        if client not in self._unreached:
+    def _mark_unreachable(self, attempt: Attempt | PendingRequest) -> None:
+        """Count a client that could not be asked or left while it worked; it is asked again if it comes back."""
+        client = attempt.client
+        if client not in self._unreachable:
             self._count("unreachable", client)
-        self._unreached.add(client)
-        if again:
-            self._away[client] = again - 1
+        self._unreachable.add(client)
+        if attempt.retries:
+            self._away[client] = attempt.retries - 1
 
-    def _look(self) -> list[tuple[int, int]]:
-        """Take the answers that are here; the clients to be asked again, and how often after that."""
-        came = {name: how for name, asked in self._pending.items() if (how := self._came(name, asked))}
-        gone = [(self._pending.pop(name), how) for name, how in came.items()]
-        failed = [asked for asked, how in gone if how in ("failed", STALE)]
-        return [(a.client, a.again - a.whole) for a in failed if a.again or not a.whole]
+    def _poll_replies(self) -> list[Attempt]:
+        """Handle the replies that have come; return the clients to ask again."""
+        attempts = []
+        for message_id, request in list(self._pending.items()):
+            reply = self.messenger.poll(message_id, request.node)
+            if reply is None:
+                continue
+            outcome = self._handle_reply(reply, request)
+            del self._pending[message_id]
+            if outcome in ("failed", STALE) and (request.retries or not request.whole):
+                attempts.append(Attempt(request.client, request.retries - request.whole))
+        return attempts
 
-    def _came(self, name: str, asked: Asked) -> str | None:
-        """What came in answer: counted, surplus, refused, failed, stale or gone; None where nothing did yet."""
-        reply = self.messenger.answer(name, asked.node)
-        if reply is None:
-            return None
-        client = asked.client
-        if isinstance(reply, Message) and reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE:
-            self.registry.online()
-            self._unreachable(client, asked.again)
+    def _handle_reply(self, reply: Message | Exception, request: PendingRequest) -> Outcome:
+        """Count a reply's upload, or count why it does not count."""
+        if is_node_gone(reply):
+            self.registry.poll_online()
+            self._mark_unreachable(request)
             return "gone"
         if len(self.uploads) >= self.wanted:
-            self._leave_out_long()
+            self._reject_too_long()
         if len(self.uploads) >= self.wanted:
-            self._count("surplus", client)
-            self.wasted_bytes += _nbytes(reply)
+            self._count("surplus", request.client)
+            self.wasted_bytes += count_bytes(reply)
             return "surplus"
         try:
-            self.uploads[client] = self.spool.take(reply, client, asked.samples, asked.size)
+            upload = self.spool.accept(reply, request.client, request.registered, request.samples)
         except RefusedError as refused:
-            self.wasted_bytes += _nbytes(reply)
-            if refused.reason == STALE and asked.node in self._stale:
-                self._distrusted.add(asked.node)
-            if refused.reason == STALE:
-                self._stale.add(asked.node)
-            if refused.reason == "other-client":
-                self.registry.forget(client)
-            how = refused.reason if refused.reason in ("failed", STALE) else "refused"
-            self.reason = f"client {client}: {refused.detail}"
-            self._count(how, client, reason=refused.reason, detail=refused.detail)
-            return how
-        if self.uploads[client].fresh:
-            self._count("fresh", client)
-        self.holds[client] = asked.node, self._round
+            return self._handle_refusal(reply, request, refused)
+        self.uploads[request.client] = upload
+        if upload.fresh:
+            self._count("fresh", request.client)
+        self.broadcast.record_accepted(request.client, request.node)
         return "counted"
 
-    def _look_for_nodes(self) -> list[tuple[int, int]]:
-        """See who is online; those to be asked who were away."""
-        self.registry.online()
-        for name, asked in list(self._pending.items()):
-            if self.registry.node(asked.client) != asked.node:
-                self.messenger.forget(name)
-                del self._pending[name]
-                self._unreachable(asked.client, asked.again)
-        back = [client for client in self._away if self.registry.node(client) is not None]
-        return [(client, self._away.pop(client)) for client in back]
+    def _handle_refusal(self, reply: Message | Exception, request: PendingRequest, refused: RefusedError) -> Outcome:
+        """Count an upload that failed a check."""
+        client, reason = request.client, refused.reason
+        self.wasted_bytes += count_bytes(reply)
+        if reason == STALE:
+            self.broadcast.record_stale(request.node)
+        if reason == "other-client":
+            self.registry.forget(client)
+        outcome: Outcome = "failed" if reason == "failed" else "stale" if reason == STALE else "refused"
+        self.reason = f"client {client}: {refused.detail}"
+        self._count(outcome, client, reason=reason, detail=refused.detail)
+        return outcome
 
-    def _limits(self) -> Mapping[str, float]:
-        """How long the uploads that are here may be."""
-        return self.bounds.limits([upload.lengths for upload in self.uploads.values()], self._length)
+    def _poll_nodes(self) -> list[Attempt]:
+        """See which clients are online; return those to ask that were away."""
+        self.registry.poll_online()
+        for message_id, request in list(self._pending.items()):
+            if self.registry.node_of(request.client) != request.node:
+                self.messenger.forget(message_id)
+                del self._pending[message_id]
+                self._mark_unreachable(request)
+        back = [client for client in self._away if self.registry.node_of(client) is not None]
+        return [Attempt(client, self._away.pop(client)) for client in back]
 
-    def _leave_out_long(self) -> None:
-        """Take out the uploads that are too long, where they are not to be clipped; without them others may be."""
+    def _poll_late(self) -> None:
+        """Count the replies that came after their round."""
+        for reply in self.late.poll():
+            self._count("late", reply.client, round=reply.round + 1)
+            self.wasted_bytes += reply.nbytes
+
+    def _limits(self) -> Norms:
+        return self.bounds.limits([upload.norms for upload in self.uploads.values()], self._model_norm)
+
+    def _reject_too_long(self) -> None:
+        """Drop uploads that are too long and are not clipped, until none is: each one dropped lowers the median."""
         before = None
         while before != len(self.uploads):
             before, limits = len(self.uploads), self._limits()
             for client, upload in list(self.uploads.items()):
-                long = self._long(upload, limits)
-                if long and (self.federation.norm_action == "reject" or guard.STATISTICS in long):
-                    self._too_long(client, upload, long[0], limits)
+                too_long = find_too_long(upload.norms, limits)
+                if too_long and (self.federation.norm_action == "reject" or STATISTICS in too_long):
+                    self._reject(client, upload, too_long[0], limits)
 
-    def _too_long(self, client: int, upload: Upload, name: str, limits: Mapping[str, float]) -> None:
-        """Take out one upload, of which `name` is too long."""
-        self.reason = f"client {client}: {name!r} is too long"
-        detail = f"{name!r} has length {upload.lengths[name]:.3g}, more than {limits[name]:.3g}"
+    def _reject(self, client: int, upload: CheckedUpload, field: str, limits: Norms) -> None:
+        """Drop one upload, whose `field` is too long."""
+        self.reason = f"client {client}: {field!r} is too long"
+        detail = f"{field!r} has norm {upload.norms[field]:.3g}, more than {limits[field]:.3g}"
         self._count("refused", client, reason="too-long", detail=detail)
         self.wasted_bytes += upload.nbytes
         del self.uploads[client]
         self.spool.drop(client)
 
-    @staticmethod
-    def _long(upload: Upload, limits: Mapping[str, float]) -> list[str]:
-        return [name for name, length in upload.lengths.items() if length > limits[name]]
-
-    def _look_for_late(self) -> None:
-        """Count and forget the answers that came after their round was over."""
-        for name, late in list(self._late.items()):
-            reply = self.messenger.answer(name, late.node, late=True)
-            if isinstance(reply, Message) and not reply.has_error():
-                self._count("late", late.client, round=late.round + 1)
-                self.wasted_bytes += _nbytes(reply)
-            if reply is not None or time.monotonic() > late.until:
-                self.messenger.forget(name)
-                del self._late[name]
-
-    def _count(self, event: str, client: int, **facts: Any) -> None:
+    def _count(self, event: str, client: int, **facts: str | float) -> None:
+        """Count and write an event of this round."""
         self.counts[event] += 1
         if "reason" in facts:
             self.counts[f"{event}: {facts['reason']}"] += 1
-        self.events.write(event, **{"round": self._round + 1, "client": client, **facts})
-
-
-def _nbytes(reply: Message | Exception) -> int:
-    """Bytes of arrays in an answer."""
-    if not isinstance(reply, Message) or reply.has_error():
-        return 0
-    return sum(len(array.data) for arrays in reply.content.array_records.values() for array in arrays.values())
+        self.events.write(event, **{"round": self.broadcast.round + 1, "client": client, **facts})

@@ -1,4 +1,4 @@
-"""What happens in a federation, one JSON line each, on standard error and in a file; and counted, for a monitor."""
+"""Writes a federation's events: one JSON line each, to a file and standard error; counts them for Prometheus."""
 
 import json
 import sys
@@ -10,14 +10,14 @@ from fedadamw.io.disk import report_full_disk
 
 
 class Events:
-    """Writes events: waiting, joined, refused, late, ..."""
+    """Writes events (waiting, joined, refused, late, ...; docs/federation.md lists them) to the file `path`."""
 
     def __init__(self, path: Path, monitor: Monitor) -> None:
         self.path, self.monitor = path, monitor
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, event: str, **facts: str | float | None) -> None:
-        """One event, with what is to be known of it."""
+        """Write one event with its facts."""
         self.monitor.count_event(event)
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
         with report_full_disk(self.path), open(self.path, "a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""What a monitor sees of a run: Prometheus' numbers on a page of its client library."""
+"""A run's metrics for Prometheus."""
 
 from types import TracebackType
 
@@ -7,7 +7,7 @@ from fedadamw.validation import InputError, check, missing_extra_error
 
 
 class Monitor:
-    """A page of numbers at http://host:port/metrics, for as long as the run goes; none with port 0."""
+    """Serves metrics at http://host:port/metrics while the run lasts; nothing with port 0."""
 
     def __init__(self, port: int, host: str) -> None:
         self.port, self.host = port, host
@@ -32,7 +32,7 @@ class Monitor:
             raise InputError(f"metrics-port={port}: {error}") from None
 
     def record_round(self, record: Record) -> None:
-        """One more round is done."""
+        """Update the metrics of a round."""
         if not self.port:
             return
         self._round.set(record.round)
@@ -45,12 +45,12 @@ class Monitor:
             self._score.labels(name).set(record.test_metrics[name])
 
     def count_event(self, name: str) -> None:
-        """Something happened."""
+        """Count an event."""
         if self.port:
             self._events.labels(name).inc()
 
     def set_online(self, clients: int) -> None:
-        """So many clients are online."""
+        """Set how many clients are online."""
         if self.port:
             self._online.set(clients)
 

@@ -1,4 +1,4 @@
-"""Any transformers model as a skeleton without weights: enough to see its blocks, whatever its size."""
+"""Any transformers model as a skeleton without weights, to see its blocks whatever its size."""
 
 import os
 from pathlib import Path
@@ -8,46 +8,46 @@ import torch
 from torch import nn
 
 from fedadamw.models import vision
-from fedadamw.models.loading import config_from, place_of, quiet_libraries, read, unloaded
+from fedadamw.models.loading import build_fresh, load_config, load_place, locate, silence_libraries
 from fedadamw.validation import shorten
 
 SHAPE = vision.ImageShape(size=32, channels=3, classes=10)
 MICRO = vision.ImageShape(size=8, channels=1, classes=10)
 
 
-def skeleton(name: str) -> nn.Module:
-    """The model `name` on the meta device: one of this package's, a folder, a transformers type (bert) or a hub id."""
-    quiet_libraries()
+def build_skeleton(name: str) -> nn.Module:
+    """Build `name` on the meta device: one of this package's models, a folder, a transformers type (bert), a hub id."""
+    silence_libraries()
     with torch.device("meta"):
         if name in vision.NAMES:
             return vision.build(name, MICRO if name == "vit-micro" else SHAPE).model
-        return _transformers(name)
+        return _build_transformers(name)
 
 
-def _transformers(name: str) -> nn.Module:
+def _build_transformers(name: str) -> nn.Module:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     if name in CONFIG_MAPPING and not (Path(name) / "config.json").is_file():
-        return _from_config(AutoConfig.for_model(name))
-    place, what = name if os.path.isfile(name) else place_of("model", name), f"model {shorten(name)}"  # noqa: PTH113  (Path.is_file raises if a name is too long)
+        return build_from_config(AutoConfig.for_model(name))
+    place, what = name if os.path.isfile(name) else locate("model", name), f"model {shorten(name)}"  # noqa: PTH113  (Path.is_file raises if a name is too long)
     if not os.path.exists(place):  # noqa: PTH110
         what += f" is none of {', '.join(vision.NAMES)}, no type of transformers (bert, llama, ...), no folder, and"
-    return read(what, place, lambda: _from_config(config_from(place)))
+    return load_place(what, place, lambda: build_from_config(load_config(place)))
 
 
-def _from_config(config: Any) -> nn.Module:
-    """The class the configuration names; else an image or text classifier, else a language model."""
+def build_from_config(config: Any) -> nn.Module:
+    """Build the class that the configuration names, else an image or text classifier, else a language model."""
     import transformers
     from transformers import AutoModel, PreTrainedModel
     from transformers.models.auto import modeling_auto as auto
 
     for architecture in config.architectures or ():
-        named = getattr(transformers, str(architecture), None)  # any word, as far as a folder goes
-        if isinstance(named, type) and issubclass(named, PreTrainedModel):
-            return named(config)  # type: ignore[no-any-return]
+        cls = getattr(transformers, str(architecture), None)  # the folder may name anything
+        if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
+            return cls(config)  # type: ignore[no-any-return]
     config.architectures = []  # AutoModel iterates over it
     kind = config.model_type
-    classifier = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES  # an encoder: to be classified with
+    classifier = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES  # an encoder
     for names, cls, wanted in (
         (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, transformers.AutoModelForImageClassification, True),
         (
@@ -58,5 +58,5 @@ def _from_config(config: Any) -> nn.Module:
         (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForCausalLM, True),
     ):
         if wanted and kind in names:
-            return unloaded(cls, config)  # type: ignore[no-any-return]
-    return unloaded(AutoModel, config)  # type: ignore[no-any-return]
+            return build_fresh(cls, config)  # type: ignore[no-any-return]
+    return build_fresh(AutoModel, config)  # type: ignore[no-any-return]

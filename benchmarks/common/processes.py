@@ -1,0 +1,27 @@
+"""Measure a part of a benchmark in a process of its own, for its peak memory, threads or ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common.records import ROOT
+
+
+def run_again(file: str, arguments: Sequence[str], *, ranks: int = 1, threads: int | None = None) -> dict[str, Any]:
+    """Run the benchmark `file` with other arguments, under torchrun if there are several ranks.
+
+    Returns the JSON in the last line that it prints. `threads` are OpenMP's.
+    """
+    module = ".".join(Path(file).resolve().relative_to(ROOT).with_suffix("").parts)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *torchrun, "-m", module, *arguments]
+    environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    if done.returncode:
+        raise SystemExit(f"{module} {' '.join(arguments)}: {done.stderr[-2000:]}")
+    measurement: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measurement

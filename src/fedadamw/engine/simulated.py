@@ -1,0 +1,110 @@
+"""Clients simulated in this process: an engine trains them, a codec encodes their uploads, a store keeps memories."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.engine.client import Answer, Broadcast, Shard
+from fedadamw.engine.clients import Clients, Traffic, Update
+from fedadamw.engine.codecs import make_codec
+from fedadamw.engine.loop import Loop
+from fedadamw.engine.ranks import Team, gather_states, scatter_states
+from fedadamw.engine.stacked import Stacked
+from fedadamw.engine.step import make_step
+from fedadamw.engine.store import InMemory, OnDisk, Store
+from fedadamw.engine.uploads import CodedEngine, Engine, Uploads
+from fedadamw.engine.workspace import Workspace
+from fedadamw.randomness import sample_clients
+from fedadamw.settings.training import TrainingSettings
+from fedadamw.task import Task
+
+
+class SimulatedClients(Clients):
+    """Clients that train here, each on its sample numbers of `partition`.
+
+    stack: clients that train at once; may_loop: train them one after the other if the model cannot be stacked, else
+    raise InputError. compiled: compile the local step. memory_folder: keep clients' memories in files there.
+    ranks: the processes that share the sampled clients.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        algorithm: AnyAlgorithm,
+        task: Task,
+        partition: Sequence[np.ndarray],
+        training: TrainingSettings,
+        *,
+        seed: int,
+        stack: int,
+        may_loop: bool,
+        compiled: bool,
+        memory_folder: Path | None,
+        ranks: Team,
+    ) -> None:
+        self.partition, self.training, self.seed, self.ranks = partition, training, seed, ranks
+        self.uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
+        common = (workspace, algorithm, task, training, seed, make_step(algorithm, training.clip, compiled=compiled))
+        loop = Loop(*common)
+        self.engine: Engine = loop if stack == 1 else Stacked(*common, group=stack, fallback=loop if may_loop else None)
+        down = algorithm.broadcast(algorithm.server_init(workspace.y.clone()))
+        self._no_memory = self.uploads.initial_memory(
+            down
+        )  # before a client's first round; () if it has nothing to remember
+        if memory_folder is not None and self._no_memory != ():
+            self.store: Store = OnDisk(memory_folder, len(partition), self._no_memory)
+        else:
+            self.store = InMemory(self._no_memory)
+        self._traffic = Traffic(0)
+        self._round = 0  # the present one
+        self._memories: dict[int, Any] = {}  # of this rank's accepted answers, by client, if there are several ranks
+
+    def __len__(self) -> int:
+        return len(self.partition)
+
+    def sample(self, round_: int) -> list[int]:
+        return [int(i) for i in sample_clients(self.seed, round_, len(self), self.training.clients_per_round)]
+
+    def train(self, sampled: Sequence[int], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
+        self._round, self._traffic = broadcast.round, Traffic(broadcast.nbytes * len(sampled))
+        memories: Iterator[Any] = (self.store.get(i, broadcast.round) for i in sampled)
+        if self.ranks.size > 1:
+            memories = iter(scatter_states(list(memories), self._no_memory, self.ranks))
+        shards = (Shard(i, self.partition[i], memory) for i, memory in zip(sampled, memories, strict=True))
+        mine = self.ranks.share(shards, lambda shard: self.training.samples_per_round(len(shard.samples)))
+        yield from CodedEngine(self.engine, self.uploads, self.seed).train(mine, broadcast)
+        if self.ranks.size > 1:
+            self._store_memories_of_all_ranks(sampled)
+
+    def accept(self, shard: Shard, answer: Answer) -> None:
+        if answer.memory == ():
+            return
+        if self.ranks.size == 1:
+            self.store.put(shard.client, self._round + 1, answer.memory)
+        else:
+            self._memories[shard.client] = answer.memory
+
+    def finish_round(self, update: Update) -> None:
+        """Nothing to do: clients get the new state with the next broadcast."""
+
+    def _store_memories_of_all_ranks(self, sampled: Sequence[int]) -> None:
+        """Bring the memories of the round's clients to rank 0, which stores them."""
+        mine = {place: self._memories[i] for place, i in enumerate(sampled) if i in self._memories}
+        self._memories = {}
+        for place, memory in gather_states(mine, len(sampled), self._no_memory, self.ranks).items():
+            if self.ranks.rank == 0:
+                self.store.put(sampled[place], self._round + 1, memory)
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._traffic
+
+    def tensors(self, round_: int) -> dict[str, Tensor]:
+        return self.store.tensors(round_)
+
+    def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
+        self.store.restore(round_, tensors)

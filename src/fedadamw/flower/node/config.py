@@ -1,0 +1,29 @@
+"""What a node is started with (--node-config)."""
+
+from pathlib import Path
+
+from fedadamw.flower.protocol import NodeConfig
+from fedadamw.prepare.device import check_device
+from fedadamw.validation import check
+
+
+def read_number(config: NodeConfig) -> int:
+    """Return the node's `partition-id`: its number among the clients."""
+    number = config.get("partition-id")
+    fine = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    check(fine, f"this node's partition-id is {number!r}: give --node-config 'partition-id=NUMBER', its own from 0")
+    return int(number)  # type: ignore[arg-type]  # as just checked
+
+
+def read_device(config: NodeConfig) -> str:
+    """Return the node's `device`; `auto` if not set."""
+    device = config.get("device", "auto")
+    check_device("this node's device", device)
+    return str(device)
+
+
+def memory_folder(config: NodeConfig, federation: str, number: int) -> Path:
+    """Return the folder for what a client keeps of a run: below `state-dir`, or below the user's state folder."""
+    check(federation.isalnum(), f"{federation!r} is no run's name: letters and digits only")
+    base = config.get("state-dir") or Path.home() / ".local/state/fedadamw"
+    return Path(str(base)) / federation / f"client-{number}"

@@ -1,0 +1,65 @@
+"""A node's samples, and the task and model for them."""
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedadamw.data.images import Images
+from fedadamw.data.texts import Texts
+from fedadamw.flower.protocol import NodeConfig
+from fedadamw.models.pretrained import Pretrained
+from fedadamw.prepare import images, texts
+from fedadamw.prepare.problem import Facts, ImageFacts, TextFacts, open_pretrained
+from fedadamw.prepare.samples import load_samples, make_partition
+from fedadamw.settings.data import DataSettings
+from fedadamw.settings.experiment import Experiment
+from fedadamw.task import Task
+from fedadamw.validation import check
+
+
+def build_task(
+    experiment: Experiment, about: Facts, config: NodeConfig, number: int, device: torch.device
+) -> tuple[nn.Module, Task, np.ndarray]:
+    """Return the model, its task, and the numbers of this node's samples. about: what the server knows of the data."""
+    pretrained = open_pretrained(experiment)
+    train, samples = load_node_samples(experiment, pretrained, about, config, number)
+    no_held_out: Any = train.select(np.arange(0))
+    if isinstance(train, Texts):
+        text = texts.build_model(experiment, pretrained, cast("TextFacts", about))
+        return text.model.to(device), texts.build_task(experiment, text.form, train, no_held_out, device), samples
+    facts = cast("ImageFacts", about)
+    image = images.build_model(experiment, pretrained, facts)
+    return image.model.to(device), images.build_task(experiment, image, train, no_held_out, device, facts), samples
+
+
+def load_node_samples(
+    experiment: Experiment, pretrained: Pretrained | None, about: Facts, config: NodeConfig, number: int
+) -> tuple[Texts | Images, np.ndarray]:
+    """Return samples and which of them are this node's: all of its own folder, or its part of the common data set."""
+    if experiment.partition.kind == "nodes":
+        samples = _load_folder(experiment, pretrained, about, config)
+        return samples, np.arange(len(samples))
+    train, _ = load_samples(experiment, pretrained)
+    assert isinstance(train, Texts | Images)
+    clients = make_partition(experiment, train)
+    check(number < len(clients), f"this node's partition-id is {number}; there are {len(clients)} clients")
+    return train, clients[number]
+
+
+def _load_folder(
+    experiment: Experiment, pretrained: Pretrained | None, about: Facts, config: NodeConfig
+) -> Texts | Images:
+    """Load the node's own `data`, with the classes and the form that the server's sample has."""
+    place, split = config.get("data"), config.get("split", "train")
+    check(isinstance(place, str), "this node has no data: give --node-config 'data=\"FOLDER\"'")
+    data = {**experiment.data.model_dump(), "source": place, "config": None, "test_source": None, "test_split": split}
+    local = experiment.model_copy(update={"data": DataSettings(**data)})
+    samples: Texts | Images
+    if local.data.is_text:
+        samples = texts.load_test(local, pretrained, cast("TextFacts", about))
+    else:
+        samples = images.load_test(local, pretrained, cast("ImageFacts", about))
+    check(len(samples) > 0, f"{place}: holds no samples")
+    return samples

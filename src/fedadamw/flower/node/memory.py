@@ -1,0 +1,50 @@
+"""What a client keeps between its rounds: control variates, error feedback."""
+
+from pathlib import Path
+from typing import Any
+
+from fedadamw.checkpoint import CheckpointError, write_atomically
+from fedadamw.engine.store import OnDisk
+from fedadamw.flower.protocol import LateError
+
+
+class ClientMemory:
+    """One client's memory of a run in files of `folder`; nothing is written if the template is ().
+
+    fresh_if_lost: begin a new memory if it is lost (federation.lost_memory=fresh); otherwise raise CheckpointError.
+    """
+
+    def __init__(self, folder: Path, template: Any, *, fresh_if_lost: bool) -> None:
+        self.folder, self.fresh_if_lost = folder, fresh_if_lost
+        self._store = OnDisk(folder, 1, template) if template != () else None
+
+    def check_order(self, sent: float) -> None:
+        """Raise LateError if a request that was sent later has already been answered: memories would be mixed up."""
+        if self._store is None:
+            return
+        path = self.folder / "last"
+        last = float(path.read_text()) if path.exists() else 0.0
+        if sent < last:
+            raise LateError("a newer request has been answered already (or the server's clock was set back)")
+        write_atomically(path, repr(sent).encode())
+
+    def load(self, counted: int) -> tuple[Any, bool]:
+        """Return the memory after round `counted` (0: None), and whether it was lost and begins anew."""
+        if self._store is None:
+            return None, False
+        self._store.tensors(counted)  # the server will not ask for an earlier round
+        self._store.forget_after(0, counted)
+        if counted == 0:
+            return None, False
+        if self._store.has(0, counted):
+            return self._store.get(0, counted), False
+        if not self.fresh_if_lost:
+            raise CheckpointError(f"{self.folder}: the memories of round {counted} are lost (federation.lost_memory)")
+        self._store.forget_after(0, 0)
+        return None, True
+
+    def save(self, round_: int, memory: Any) -> None:
+        """Keep the memory after round `round_` (from 1)."""
+        if self._store is not None:
+            self._store.put(0, round_, memory)
+            self._store.sync()

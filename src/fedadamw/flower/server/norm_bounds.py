@@ -1,0 +1,70 @@
+"""How long (l2) the vectors of an upload may be, against the other uploads of this round and the last ones."""
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from statistics import median_low
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedadamw.settings.federation import FederationSettings
+
+STATISTICS = "statistics"  # BatchNorm's, beside the fields of an upload
+ROUNDS = 5  # that the usual norm looks back on
+
+Norms = Mapping[str, float]  # field -> l2 norm
+
+
+def measure_norms(up: Any, statistics: Tensor, *, steps: bool) -> dict[str, float]:
+    """Return the l2 norm of each field of an upload and of its statistics. steps: of its step counter `k`, too."""
+    vectors = {**{name: t for name, t in up._asdict().items() if name != "k" or steps}, STATISTICS: statistics}
+    norm = torch.linalg.vector_norm
+    return {name: float(norm(t, dtype=torch.float64)) for name, t in vectors.items() if t.numel()}
+
+
+class NormBounds:
+    """The bound on each field: `norm_factor` times its usual norm, and `max_norm` for the update."""
+
+    def __init__(self, federation: FederationSettings) -> None:
+        self.federation = federation
+        self.past: deque[list[Norms]] = deque(maxlen=ROUNDS)  # of each round's uploads that counted
+
+    def limits(self, present: Sequence[Norms], model_norm: float) -> dict[str, float]:
+        """Return the bound of each field in a round with uploads of these norms; inf if there is none."""
+        limits = {}
+        for name in present[0] if present else ():
+            usual, factor = self._usual(name, present, model_norm), self.federation.norm_factor
+            limits[name] = usual * factor if factor and usual > 0 else math.inf
+        if self.federation.max_norm and "delta" in limits:
+            limits["delta"] = min(limits["delta"], self.federation.max_norm)
+        return limits
+
+    def record_round(self, norms: list[Norms]) -> None:
+        """Remember the norms of a round's uploads that counted."""
+        if norms:
+            self.past.append(norms)
+
+    def _usual(self, name: str, present: Sequence[Norms], model_norm: float) -> float:
+        """Return a field's usual norm: the larger of the medians over the last rounds and over this one.
+
+        This round's counts only with two uploads or more (of two, the smaller); norms may grow from round to round.
+        A first update that is alone is compared with the model's norm.
+        """
+        known = [norms[name] for round_ in self.past for norms in round_ if name in norms]  # settings may have changed
+        medians = [median_low(known)] if known else []
+        if len(present) > 1:
+            medians.append(median_low(norms[name] for norms in present))
+        return max(medians, default=model_norm if name == "delta" else 0.0)
+
+
+def find_too_long(norms: Norms, limits: Norms) -> list[str]:
+    """Return the fields that are longer than their limits."""
+    return [name for name, norm in norms.items() if norm > limits[name]]
+
+
+def clip(up: Any, norms: Norms, limits: Norms) -> Any:
+    """Scale the fields of an upload that are too long down to their limits."""
+    scales = {name: limits[name] / norms[name] for name in find_too_long(norms, limits) if name != STATISTICS}
+    return up._replace(**{name: getattr(up, name) * scale for name, scale in scales.items()})

@@ -1,0 +1,104 @@
+"""A pretrained model as one value: its configuration, tokenizer and image processor, each read at most once."""
+
+import copy
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedadamw.models.loading import build_fresh, load_config, load_named, load_tokenizer, load_weights
+from fedadamw.models.processor import Processor, read_processor
+from fedadamw.validation import check
+
+NO_LIMIT = 10**6  # a tokenizer without a length limit reports a number above this
+DEFAULT_LENGTH = 512  # tokens, if neither the model nor its tokenizer has a limit
+
+
+class Pretrained:
+    """The model of a folder or hub id. Nothing is read before it is needed, and everything only once.
+
+    tokenizer: another folder or hub id to take the tokenizer from. pad_token: which of its tokens is padding, for a
+    tokenizer without one.
+    """
+
+    def __init__(self, name: str, tokenizer: str | None = None, pad_token: str | None = None) -> None:
+        self.name = name
+        self._tokenizer_source = ("model.name", name) if tokenizer is None else ("model.tokenizer", tokenizer)
+        self._pad_token = pad_token
+
+    @cached_property
+    def config(self) -> Any:
+        """The configuration, as transformers reads it."""
+        return load_named("model.name", self.name, load_config)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The fast tokenizer; raises InputError if it has none, or no such padding token."""
+        setting, name = self._tokenizer_source
+        # a folder with the vocabulary alone does not say the tokenizer's class: the model's configuration does
+        config = self.config
+        tokenizer = load_named(setting, name, lambda place: _try(load_tokenizer(place, config)), "its tokenizer")
+        check(tokenizer.is_fast, f"{setting}={name!r}: its tokenizer has no fast form (tokenizer.json)")
+        if self._pad_token is not None:
+            check(
+                self._pad_token in tokenizer.get_vocab(),
+                f"model.pad_token={self._pad_token!r} is not among the tokenizer's {len(tokenizer):,} tokens",
+            )
+            tokenizer.pad_token = self._pad_token
+        return tokenizer
+
+    @cached_property
+    def processor(self) -> Processor:
+        """What the model's own image processor does."""
+        return read_processor(self.name, self.config)
+
+    @cached_property
+    def positions_after_padding(self) -> int | None:
+        """Positions of a model that counts them from the padding token's number on, as RoBERTa; None for others."""
+        from transformers import AutoModel
+
+        with torch.device("meta"):
+            skeleton = load_named("model.name", self.name, lambda _: build_fresh(AutoModel, self._config_with()))
+        for path, module in skeleton.named_modules():
+            is_positions = path.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+            if is_positions and module.padding_idx is not None:
+                return int(module.num_embeddings - module.padding_idx - 1)
+        return None
+
+    def max_length(self, wanted: int | None) -> int:
+        """Tokens of the longest text: `wanted`, or what the positions and the tokenizer allow."""
+        positions = self.positions_after_padding or getattr(self.config, "max_position_embeddings", None)
+        if wanted is None:
+            limits = [n for n in (positions, self.tokenizer.model_max_length) if n is not None and n < NO_LIMIT]
+            return min(limits, default=DEFAULT_LENGTH)
+        fits = positions is None or wanted <= positions
+        check(fits, f"data.max_length={wanted}: {self.name!r} takes {positions} tokens")
+        return wanted
+
+    def build(self, auto: Any, *, fresh: bool, **changes: Any) -> tuple[Any, list[str]]:
+        """Return a model of class `auto` (AutoModel, ...), and which of its modules the pretrained weights lack.
+
+        changes: of the configuration, such as the number of classes. fresh: take the shape alone, not the weights.
+        """
+        config = self._config_with(**changes)
+        if fresh:
+            return load_named("model.name", self.name, lambda _: build_fresh(auto, config, dtype=torch.float32)), []
+        return load_named("model.name", self.name, lambda place: load_weights(auto, place, config))
+
+    def _config_with(self, **changes: Any) -> Any:
+        """A copy of the configuration with `changes` of settings that it has: its model keeps it, and may change it."""
+        config = copy.deepcopy(self.config)
+        for name, value in changes.items():
+            if hasattr(config, name):  # as from_pretrained does
+                setattr(config, name, value)
+        return config
+
+
+def _try(tokenizer: Any) -> Any:
+    """Return the tokenizer after one use: some load and then fail on any text."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.encode("a text")
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise TypeError(f"model_max_length is {tokenizer.model_max_length!r}, not a number")
+    return tokenizer

@@ -1,0 +1,66 @@
+"""What a run learns: a model, its task, and the facts of the data that the model is built from again."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
+
+from torch import nn
+
+from fedadamw.data.image_decoding import SizeSource
+from fedadamw.models.pretrained import Pretrained
+from fedadamw.models.vision import NAMES
+from fedadamw.settings.experiment import Experiment
+from fedadamw.task import Task
+
+
+class PixelSteps(TypedDict, total=False):
+    """How images are prepared before they are normalised; empty: scaled to [0, 1]."""
+
+    resize: Sequence[int] | int | None  # as of Fit
+    crop: Sequence[int] | None
+    resample: int
+    scale: float
+    bgr: bool
+
+
+class _ImageForm(TypedDict):
+    classes: Sequence[str]
+    shape: Sequence[int]  # channels, height, width
+
+
+class ImageFacts(_ImageForm, total=False):
+    """What building and evaluating an image classifier needs to know of its training images."""
+
+    fit: SizeSource  # what gave the images their size: OWN_SIZE (also if missing), CROPPED or MODEL_SIZE
+    skipped: list[int]  # training and held-out images that could not be used
+    steps: PixelSteps
+    mean: Sequence[float]  # of each channel; known once the model is built, as are std and steps
+    std: Sequence[float]
+
+
+class _TextClasses(TypedDict):
+    classes: Sequence[str]
+    edges: Sequence[float] | None  # of the bins, if numbers are predicted
+
+
+class TextFacts(_TextClasses, total=False):
+    """What building and evaluating a model of texts needs to know of its training texts."""
+
+    cut: list[int]  # training and held-out texts that were too long
+    skipped: list[int]  # and conversations that could not be used
+
+
+Facts = ImageFacts | TextFacts  # JSON in a run's manifest, in an exported folder, and sent to nodes
+
+
+class Problem(NamedTuple):
+    """A model, what it learns, and the facts of its data."""
+
+    model: nn.Module
+    task: Task
+    facts: Facts
+
+
+def open_pretrained(experiment: Experiment) -> Pretrained | None:
+    """Return the experiment's pretrained model, None if its model is one of this package's; nothing is read yet."""
+    model = experiment.model
+    return None if model.name in NAMES else Pretrained(model.name, model.tokenizer, model.pad_token)

@@ -1,0 +1,28 @@
+"""The folder of models and texts, and one finished run with adapters."""
+
+import pytest
+from support import tiny_models
+from support.trained_texts import TARGETS, lora, settings_of
+
+from fedadamw.runner.execute import execute
+from fedadamw.runner.folder import RunFolder
+from fedadamw.settings.load import load
+
+
+@pytest.fixture(scope="package")
+def place(tmp_path_factory):
+    path = tmp_path_factory.mktemp("export")
+    for kind in TARGETS:
+        tiny_models.folder(path / kind, kind)
+    tiny_models.reviews(path / "reviews.csv")
+    tiny_models.reviews(path / "more.csv", rows=30, seed=1)
+    return path
+
+
+@pytest.fixture(scope="package")
+def trained(place, tmp_path_factory):
+    folder = RunFolder(tmp_path_factory.mktemp("trained") / "run")
+    execute(
+        load("digits", settings_of(place, "bert", "text", *lora("bert", "factors"))), folder, resume=False, report=False
+    )
+    return folder
