@@ -51,6 +51,6 @@ class Manifest(TypedDict):
     seed: int
     device: str
     data: dict[str, Any]  # size and fingerprint of `train` and `test`, and what rebuilding the model needs
-    folders: list[str]  # settings whose values were relative paths without ./, see settings.paths.plain_folders
+    folders: list[str]  # settings whose values were relative paths without ./, see prepare.paths.list_plain_folders
     partition: PartitionFacts
     model: ModelFacts

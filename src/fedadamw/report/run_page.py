@@ -1,6 +1,6 @@
 """One HTML page of a run that opens without a network: charts, settings, bytes, partition."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -14,6 +14,7 @@ from fedadamw.report import run_charts as figures
 from fedadamw.report.metrics import evaluated, label, main, score, shown
 from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.vega import library
+from fedadamw.settings.section import flatten_settings
 
 
 def write_run_page(
@@ -57,8 +58,8 @@ def render(
     return template.substitute(
         title=escape_html(title),
         cards="".join(_card(*card) for card in _summary(records)),
-        settings=_rows(_flatten(settings)),
-        manifest=_rows(_flatten(manifest)),
+        settings=_setting_rows(settings),
+        manifest=_setting_rows(manifest),
         library=library(),
         panels="".join(f"<div class=panel id={name}></div>" for name in charts if name not in ("score", "losses")),
         specs=escape_script(specs),
@@ -105,13 +106,6 @@ def _card(label: str, value: str) -> str:
     return f"<div class=card><b>{escape_html(value)}</b><span>{escape_html(label)}</span></div>\n"
 
 
-def _rows(items: Iterable[tuple[str, object]]) -> str:
-    return "".join(f"<tr><th>{escape_html(k)}<td>{escape_html(v)}\n" for k, v in items)
-
-
-def _flatten(content: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, "not set" if value in (None, []) else value
+def _setting_rows(settings: Mapping[str, Any]) -> str:
+    rows = ((path, "not set" if value in (None, []) else value) for path, value in flatten_settings(settings))
+    return "".join(f"<tr><th>{escape_html(path)}<td>{escape_html(value)}\n" for path, value in rows)

@@ -12,12 +12,12 @@ from fedadamw.engine.ranks import RankLostError
 from fedadamw.engine.record import DivergedError, Record
 from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.io.yaml_text import read_yaml
+from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.manifest import manifest_of
 from fedadamw.runner.tracking import Trackers, check_trackers
 from fedadamw.settings.experiment import Experiment
-from fedadamw.settings.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.validation import check
 
 OnRound = Callable[[Record], None]

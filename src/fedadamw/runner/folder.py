@@ -25,6 +25,7 @@ from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.data.image_decoding import OWN_SIZE
 from fedadamw.engine.record import Record
 from fedadamw.io.disk import report_full_disk
+from fedadamw.io.json_values import replace_nan
 from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
@@ -162,7 +163,9 @@ class RunFolder:
     def append(self, record: Record) -> None:
         """Add one record, on disk when this returns."""
         columns = {
-            k: _finite(v) for k, v in asdict(record).items() if v is not None or k not in ("diagnostics", "federation")
+            k: replace_nan(v)
+            for k, v in asdict(record).items()
+            if v is not None or k not in ("diagnostics", "federation")
         }
         line = json.dumps(columns, allow_nan=False) + "\n"
         with report_full_disk(self.metrics), open(self.metrics, "ab") as file:
@@ -247,10 +250,3 @@ def _place(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     for section in sections:
         settings = settings.get(section) or {}
     return settings, name
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no nan and no infinity: such a number is null."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value

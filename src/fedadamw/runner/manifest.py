@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from fedadamw.algorithms.registry import needs_blocks
+from fedadamw.prepare.paths import list_plain_folders
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.report.run_files import Manifest, ModelFacts
 from fedadamw.settings.experiment import Experiment
-from fedadamw.settings.paths import list_plain_folders
 
 PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetensors")
 

@@ -9,10 +9,10 @@ import yaml
 from fedadamw.io.escaping import escape_markdown
 from fedadamw.models.loading import PACKAGE, is_hub_id
 from fedadamw.models.vision import ImageModel
+from fedadamw.prepare.paths import is_path, make_portable, relative_path
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.partition import PartitionSettings
-from fedadamw.settings.paths import is_path, make_portable, relative_path
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.trained.load import FACTS, Origin, Trained
 from fedadamw.validation import parse_path
