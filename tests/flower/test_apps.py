@@ -17,9 +17,9 @@ from fedadamw import checkpoint
 from fedadamw.flower.local import certs, demo
 from fedadamw.flower.server.monitor import Monitor
 from fedadamw.flower.server_app import run
+from fedadamw.prepare.paths import make_absolute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
-from fedadamw.settings.paths import make_absolute
 from fedadamw.validation import InputError
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
@@ -75,7 +75,7 @@ def test_certificates_are_for_long_names_and_addresses(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["training.diagnostics=true"], "training.diagnostics looks at clients while they train: not elsewhere"),
+        (["training.diagnostics=true"], "training.diagnostics needs simulated clients, not Flower's nodes"),
         (["training.clients_per_round=4"], "clients_per_round=4 is more than the 3 clients there are"),
         (["training.mean=krum"], "needs 5 clients a round, not 2 (training.clients_per_round)"),
         (
@@ -108,7 +108,7 @@ def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message
         (["-s", "partition.clients=5"], "--nodes 4: the run waits for 5 clients"),
         (["-s", "federation.wait_for=1", "-s", "partition.clients=9", "--nodes", "1"], "waits for 2 clients"),
         (["-s", "trackers=[tensorbored]"], "did you mean 'tensorboard'"),
-        (["-s", "training.diagnostics=true"], "not elsewhere"),
+        (["-s", "training.diagnostics=true"], "needs simulated clients"),
     ],
 )
 def test_a_demonstration_that_can_only_fail_starts_nothing(arguments, message, tmp_path, run_main):

@@ -183,7 +183,7 @@ def test_a_node_that_is_nobody_is_left_out(tmp_path, config, reason):
 
 
 def test_a_simulation_has_no_nodes_with_own_data():
-    with pytest.raises(InputError, match="needs Flower"):
+    with pytest.raises(InputError, match="cannot be simulated"):
         prepare(load("digits", ["partition.kind=nodes"]))
 
 

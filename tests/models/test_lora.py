@@ -169,7 +169,7 @@ def test_the_exact_mean_is_that_of_the_dense_weights(place, kind, targets):
     stacked = torch.stack(clients)
     torch.testing.assert_close(folding.product(stacked)[1], folding.product(clients[1]), rtol=0, atol=1e-12)
     folding.load(folding.base + weights @ folding.product(stacked))
-    work.y.copy_(folding.restarted(weights @ stacked))
+    work.y.copy_(folding.reset_adapters(weights @ stacked))
     found = weight_of_merged(model, work, work.y.clone())
     assert len(found) == len(expected) > 0
     for name, value in expected.items():

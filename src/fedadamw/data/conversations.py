@@ -12,39 +12,39 @@ CALLS = ("tool_calls", "function_call")
 SAID = ("content", "reasoning_content", "reasoning", "thinking", *CALLS)  # by an assistant
 
 
-def conversation(tokenizer: Any, talk: Any) -> tuple[Ids, Ids]:
+def encode_conversation(tokenizer: Any, talk: object) -> tuple[Ids, Ids]:
     """Return tokens and marks of a conversation in the chat template; raises InputError if it cannot be used.
 
     Marked are the assistant's messages (content, reasoning, calls) as the template shows them, with the token that
     ends its turn. An empty message, or one that is not shown, has no marks.
     """
-    talk = _messages(talk)
-    text = _apply_template(tokenizer, talk)
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = found["input_ids"], found["offset_mapping"]
-    check(bool(ids), "the chat template shows nothing of it")
+    messages = _read_messages(talk)
+    text = _apply_template(tokenizer, messages)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+    check(bool(ids), "the chat template leaves it empty")
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     marks, at = [0] * len(ids), 0
-    for i, message in enumerate(talk):
+    for i, message in enumerate(messages):
         if message["role"] == "assistant" and any(message.get(part) for part in SAID):
-            start, end = _place(tokenizer, talk, i, text, at)
+            start, end = _find_message(tokenizer, messages, i, text, at)
             if start == end:
                 continue
-            first, last = _tokens_of(offsets, start, end)
-            ended = any(message.get(part) for part in CALLS) and ids[last - 1] in special  # by a token of calls
-            stop = last if ended else min(last + 1, len(ids))
+            first, last = _find_tokens(offsets, start, end)
+            ends_with_call = any(message.get(part) for part in CALLS) and ids[last - 1] in special
+            stop = last if ends_with_call else min(last + 1, len(ids))
             marks[first:stop] = [1] * (stop - first)
             at = end
     return ids, marks
 
 
-def _messages(talk: Any) -> list[Message]:
+def _read_messages(talk: Any) -> list[Message]:
     """Return the messages without their null values, which a column adds; a null content becomes ''."""
-    fine = isinstance(talk, list) and all(
+    is_valid = isinstance(talk, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str | None)
         for m in talk
     )
-    if not fine or not talk:
+    if not is_valid or not talk:
         raise InputError(
             f"column 'messages' holds {shorten(talk)} where a list of role and content (a text) is expected"
         )
@@ -62,7 +62,7 @@ def _apply_template(tokenizer: Any, talk: Any) -> str:
         return str(tokenizer.apply_chat_template(talk, tokenize=False))
 
 
-def _place(tokenizer: Any, talk: list[Message], i: int, text: str, after: int) -> tuple[int, int]:
+def _find_message(tokenizer: Any, talk: list[Message], i: int, text: str, after: int) -> tuple[int, int]:
     """Return start and end of message i in a conversation's `text`: the part that another content would change.
 
     after: the end of the message before it.
@@ -72,22 +72,22 @@ def _place(tokenizer: Any, talk: list[Message], i: int, text: str, after: int) -
     for following in (talk[i + 1 :], []):  # some templates refuse a tool's answer without its call
         with suppress(InputError):
             whole = text if following else _apply_template(tokenizer, talk[: i + 1])
-            start, end = _differs(whole, _apply_template(tokenizer, [*talk[:i], changed, *following]))
+            start, end = _find_difference(whole, _apply_template(tokenizer, [*talk[:i], changed, *following]))
             if text.startswith(whole[:end]):
                 return _move_back(text, start, end, talk[i]["content"], after), end
     said = talk[i]["content"].strip()
     start = text.find(said, after)
-    check(start >= 0, f"the chat template does not show what is said as it is: {said[:60]!r}")
+    check(start >= 0, f"the chat template changes this message: {said[:60]!r}")
     return start, start + len(said)
 
 
-def _differs(text: str, other: str) -> tuple[int, int]:
+def _find_difference(text: str, other: str) -> tuple[int, int]:
     """Return start and end of the part in which `text` differs from `other`."""
-    start = _common(text, other)
-    return start, len(text) - _common(text[start:][::-1], other[start:][::-1])
+    start = _count_common(text, other)
+    return start, len(text) - _count_common(text[start:][::-1], other[start:][::-1])
 
 
-def _common(a: str, b: str) -> int:
+def _count_common(a: str, b: str) -> int:
     """Return the length of the common prefix of `a` and `b`."""
     low, high = 0, min(len(a), len(b))
     while low < high:
@@ -97,17 +97,20 @@ def _common(a: str, b: str) -> int:
 
 
 def _move_back(text: str, start: int, end: int, said: str, after: int) -> int:
-    """`start` without blanks; or before it where the rest of `said` stands, as of a <think> that templates put in."""
+    """Return the start of `said`: `start` after blanks, or earlier if `text` has the beginning of `said` before it.
+
+    This happens if the template itself writes the beginning, such as <think>.
+    """
     shown, whole = ("".join(part.split()) for part in (text[start:end], said))
     missing, place = whole.removesuffix(shown) if shown else "", start
     while missing and place > after and (text[place - 1].isspace() or missing.endswith(text[place - 1])):
         place -= 1
         missing = missing.removesuffix(text[place])
-    found = start if missing else place
-    return found + len(text[found:end]) - len(text[found:end].lstrip())
+    first = start if missing else place
+    return first + len(text[first:end]) - len(text[first:end].lstrip())
 
 
-def _tokens_of(offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+def _find_tokens(offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
     """Return the first token that overlaps the characters from `start` to `end`, and the one after the last."""
     first = next((token for token, (_, stop) in enumerate(offsets) if stop > start), len(offsets))
     return first, next((token for token in range(first, len(offsets)) if offsets[token][0] >= end), len(offsets))

@@ -14,10 +14,10 @@ from fedadamw.models import vision
 from fedadamw.models.loading import is_hub_id, locate
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.skeleton import build_skeleton
+from fedadamw.prepare.paths import PATHS, list_plain_folders, make_absolute, make_portable, mark_folders
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load, parse_settings
-from fedadamw.settings.paths import PATHS, list_plain_folders, make_absolute, make_portable, mark_folders
 from fedadamw.trained.evaluate import evaluate
 from fedadamw.trained.export import export
 from fedadamw.trained.load import open_run, open_trained
