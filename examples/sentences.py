@@ -20,8 +20,8 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 def load(source: str | None, size: int) -> list[Dataset]:
     """Load two clients of `size` sentences each, two thirds of which have one label, and 160 held-out sentences.
 
-    source: a folder or hub id with columns `sentence` and `label`; None loads SST-2 if it and MiniLM are available, else
-    generates sentences, because a new small model cannot learn real ones from so few.
+    source: a folder or hub id with columns `sentence` and `label`; None loads SST-2 if it and MiniLM are available,
+    else generates sentences, because a new small model cannot learn real ones from so few.
     """
     if source is not None or (SST2.exists() and find_spec(MINILM) is not None):
         splits = load_dataset(source or str(SST2))

@@ -1,4 +1,4 @@
-"""FedAdamW inside transformers' Trainer: a client's round is one `Trainer.train()`; only LoRA's adapters are trained and sent.
+"""FedAdamW inside transformers' Trainer: a client's round is one `Trainer.train()`; only LoRA is trained and sent.
 
 python examples/trainer.py                   # with the data of examples/sentences.py
 python examples/trainer.py DATA MODEL        # folders or hub ids, such as stanfordnlp/sst2 roberta-base
