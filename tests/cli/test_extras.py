@@ -1,4 +1,4 @@
-"""How to install what is not there: from a clone and from a wheel of it, since no package index has this package."""
+"""Installation from a clone or a wheel of it; no package index has this package."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.checkout import ROOT
 
-from fedadamw.cli.flower import _installed
+from fedadamw.cli.flower import _require_flower
 from fedadamw.flower.new_app import write_app
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.load import load
@@ -17,7 +17,7 @@ from fedadamw.study.search import journal
 from fedadamw.validation import EXTRAS, InputError, missing_extra_error
 
 
-def test_the_extras_are_those_of_the_package():
+def test_extras_match_pyproject():
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has it")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     own = {
@@ -27,7 +27,7 @@ def test_the_extras_are_those_of_the_package():
     assert EXTRAS.items() <= own.items()
 
 
-def test_what_is_missing_is_named_with_its_packages(monkeypatch, tmp_path):
+def test_a_missing_library_is_named_with_its_packages(monkeypatch, tmp_path):
     for library in ("accelerate.tracking", "optuna"):
         monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(
@@ -38,12 +38,12 @@ def test_what_is_missing_is_named_with_its_packages(monkeypatch, tmp_path):
         journal(tmp_path / "optuna.log")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "cryptography" else name)
     with pytest.raises(InputError, match=r"^cryptography is not installed: pip install 'flwr>=1.41,<1.42' 'click<"):
-        _installed()
+        _require_flower()
     assert str(missing_extra_error("it", "lora")) == "it: pip install 'peft>=0.17'"
 
 
-def test_nothing_asks_an_index_for_this_package():
-    """There is no release: what is found by this name would be a stranger's."""
+def test_no_text_installs_this_package_from_an_index():
+    """There is no release: a package of this name would be a stranger's."""
     files = [ROOT / "README.md", *(ROOT / "src").rglob("*.py")]
     files += [path for part in ("docs", "deploy", "examples") for path in (ROOT / part).rglob("*")]
     texts = [path for path in files if path.suffix in (".md", ".py", ".toml", ".yaml", "") and path.is_file()]
@@ -51,7 +51,7 @@ def test_nothing_asks_an_index_for_this_package():
     assert [str(path) for path in texts if asks.search(path.read_text())] == []
 
 
-def test_an_app_asks_for_nothing_but_flower(tmp_path):
+def test_an_app_depends_only_on_flower(tmp_path):
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has it")
     write_app(tmp_path / "app", load("digits"))
     for path in (tmp_path / "app/pyproject.toml", ROOT / "examples/flower_app/pyproject.toml"):
@@ -59,7 +59,7 @@ def test_an_app_asks_for_nothing_but_flower(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_wheel_of_a_clone_is_complete_and_makes_apps(tmp_path):
+def test_a_wheel_is_complete_and_writes_apps(tmp_path):
     def pip(*arguments):
         return subprocess.run([sys.executable, "-m", "pip", *arguments], cwd=ROOT, capture_output=True, text=True)
 

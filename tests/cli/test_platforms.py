@@ -1,4 +1,4 @@
-"""Other systems than Linux: what it alone has is taken away here, and what is left must do."""
+"""Systems other than Linux, imitated by removing what only Linux has."""
 
 import os
 import subprocess
@@ -13,15 +13,15 @@ from fedadamw.engine.ranks import _File
 
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """Processes that this one starts find what macOS has of `os`, and no more."""
+def without_linux_calls(tmp_path, monkeypatch):
+    """Child processes see only the part of `os` that macOS has."""
     names = ("pidfd_open", "memfd_create", "sched_getaffinity", "posix_fallocate", "posix_fadvise")
     lines = [f"os.__dict__.pop({name!r}, None)" for name in names]
     (tmp_path / "sitecustomize.py").write_text("\n".join(["import os", *lines]))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
-def test_a_worker_answers_and_ends_with_its_node_without_pidfds(elsewhere, tmp_path, monkeypatch):
+def test_a_worker_ends_with_its_node_without_pidfds(without_linux_calls, tmp_path, monkeypatch):
     pytest.importorskip("flwr", reason="Flower needs Python 3.11")
     from fedadamw.flower.node import worker, worker_client
 
@@ -57,7 +57,7 @@ def test_ranks_share_files_without_memfds(monkeypatch):
     assert not Path(file.path).exists()
 
 
-def test_processes_import_their_own_libraries_where_frameworks_do_not_survive_a_fork():
+def test_the_fork_server_on_macos_preloads_no_frameworks():
     look = "import os, sys; os._exit(len({'torch', 'transformers'} & set(sys.modules)))"
     code = f"""
 import sys
@@ -71,7 +71,7 @@ sys.exit(process.exitcode)
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-def test_the_optimizer_works_on_windows_and_the_commands_say_that_they_do_not(tmp_path, run_main, monkeypatch):
+def test_on_windows_the_optimizer_works_and_commands_refuse(tmp_path, run_main, monkeypatch):
     code = """
 import os, sys
 for name in ("fcntl", "termios", "pwd", "grp"):
@@ -96,7 +96,7 @@ server.update([opt.finish_round()])
     assert "use WSL" in done.stderr
 
 
-def test_what_is_said_of_systems_is_the_same_everywhere():
+def test_readme_and_classifiers_name_the_same_systems():
     classifiers = (ROOT / "pyproject.toml").read_text()
     assert '"Operating System :: POSIX :: Linux"' in classifiers
     assert '"Operating System :: MacOS"' in classifiers

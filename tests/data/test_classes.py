@@ -12,7 +12,7 @@ from support.text_experiments import experiment
 
 from fedadamw.data.classes import has_fractions, read_classes, read_labels
 from fedadamw.data.columns import read_groups
-from fedadamw.data.images import load_images
+from fedadamw.data.images import ImageSource, load_images
 from fedadamw.models.heads import match_classes, sort_like_head
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
@@ -52,7 +52,9 @@ def letters(folder, names):
 
 
 def test_letters_that_differ_by_case_keep_their_classes_held_out_and_on_a_node(tmp_path):
-    train, test = load_images(letters(tmp_path / "train", "ABab"), test_source=letters(tmp_path / "held", "Aab"))
+    train, test = load_images(
+        ImageSource(letters(tmp_path / "train", "ABab"), test_source=letters(tmp_path / "held", "Aab"))
+    )
     node = load("digits", [f"data.source={letters(tmp_path / 'node', 'Bb')}", "data.test_split=train"])
     own = images.load_test(node, None, {"classes": train.classes, "shape": [1, 8, 8]})
     for found in (train, test, own):
@@ -127,7 +129,7 @@ def test_minus_one_beside_zero_is_said_to_be_a_class(tmp_path):
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
     line = "holds -1 beside 0 to 2: it is taken for a class; if it marks rows without"
     with pytest.warns(UserWarning, match=line) as said:
-        assert load_images(str(tmp_path), label_column="label")[0].classes == ("-1", "0", "1", "2")
+        assert load_images(ImageSource(str(tmp_path), label_column="label"))[0].classes == ("-1", "0", "1", "2")
     assert [found.filename for found in said if "-1" in str(found.message)] == [__file__]
 
 
@@ -274,8 +276,8 @@ def test_folders_of_classes_that_only_the_held_out_split_has_are_no_classes(tmp_
 
     folders("set/train", "cat", "dog")
     folders("set/test", "Cat")
-    train, test = load_images(str(tmp_path / "set"))
+    train, test = load_images(ImageSource(str(tmp_path / "set")))
     assert (train.classes, test.labels.tolist()) == (("cat", "dog"), [0, 0, 0])
     folders("set/test", "bird")
     with pytest.raises(InputError, match="a class 'bird', which is not one of the 2 training classes"):
-        load_images(str(tmp_path / "set"))
+        load_images(ImageSource(str(tmp_path / "set")))

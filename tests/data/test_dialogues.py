@@ -9,7 +9,7 @@ from support import tiny_models
 from support.checkout import SHARED, need
 from support.text_experiments import decode_texts, experiment
 
-from fedadamw.data.conversations import conversation
+from fedadamw.data.conversations import encode_conversation
 from fedadamw.data.text_tasks import LanguageTask
 from fedadamw.data.texts import Texts
 from fedadamw.models.pretrained import Pretrained
@@ -100,7 +100,7 @@ def test_an_answer_is_found_after_what_announces_it(template, asked, answer, exp
     words = tiny_models.tokenizer(template=template)
     words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     talk = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    ids, marks = conversation(words, talk)
+    ids, marks = encode_conversation(words, talk)
     learned = [i for i, mark in zip(ids, marks, strict=True) if mark]
     assert words.decode(learned).strip() == expected.strip()
     before = words.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True)
@@ -121,7 +121,7 @@ THINKS = CHATML.replace("assistant\\n{% endif", "assistant\\n<think>\\n{% endif"
 def test_every_answer_is_found_in_its_own_message(template, talk):
     words = tiny_models.tokenizer(template=template)
     words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    ids, marks = conversation(words, [{"role": role, "content": said} for role, said in talk])
+    ids, marks = encode_conversation(words, [{"role": role, "content": said} for role, said in talk])
     assert words.decode([i for i, mark in zip(ids, marks, strict=True) if mark]) == "a<|im_end|>" * 2
 
 
@@ -210,7 +210,7 @@ def said(role, content, **more):
 def test_what_a_template_shows_of_thoughts_and_calls_is_learned(template, talk, expected):
     words = tiny_models.tokenizer(template=template)
     words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    ids, marks = conversation(words, [said("user", "was it a or b", name=None), *talk])
+    ids, marks = encode_conversation(words, [said("user", "was it a or b", name=None), *talk])
     assert words.decode([i for i, mark in zip(ids, marks, strict=True) if mark]) == "".join(expected)
 
 

@@ -12,7 +12,7 @@ from support import image_files
 from support.image_files import GREEN, RED, noise
 
 from fedadamw.data.image_decoding import BadImageError, DecodeSummary, PixelFormat, image_to_array, run_decoder
-from fedadamw.data.images import ImageOptions, load_images
+from fedadamw.data.images import ImageOptions, ImageSource, load_images
 from fedadamw.data.pixel_cache import load_pixels, load_survey
 from fedadamw.models.resizing import ResizeCrop
 from fedadamw.prepare import images as problem
@@ -62,7 +62,7 @@ def test_one_picture_with_colour_keeps_the_colour_of_all(tmp_path):
     source = image_files.folder(
         tmp_path / "d", train={"a": [grey, colour], "b": [grey]}, test={"a": [grey], "b": [colour]}
     )
-    train, test = load_images(source)
+    train, test = load_images(ImageSource(source))
     assert train.pixels.shape == (3, 3, 6, 8)
     assert train.pixels[:, :, 0, 0].tolist() == [[77] * 3, list(RED), [77] * 3]
     assert test.pixels[:, :, 0, 0].tolist() == [[77] * 3, list(RED)]
@@ -76,7 +76,7 @@ def test_held_out_images_get_the_training_format_with_a_warning(tmp_path):
     )
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        train, test = load_images(source)
+        train, test = load_images(ImageSource(source))
     assert train.pixels.shape[1:] == test.pixels.shape[1:] == (1, 8, 8)
     whole = noise(16, 12, 3).convert("L").resize((8, 8), Image.Resampling.BILINEAR)
     assert np.array_equal(test.pixels[0, 0], np.asarray(whole))
@@ -86,7 +86,7 @@ def test_held_out_images_get_the_training_format_with_a_warning(tmp_path):
 
 
 def test_a_node_converts_its_images_to_the_training_format(tmp_path):
-    from fedadamw.flower.node.local_data import load_samples
+    from fedadamw.flower.node.local_data import load_node_samples
 
     own = image_files.folder(tmp_path / "own", train={"a": [noise(20, 10, 1)], "b": [Image.new("L", (8, 8), 9)]})
     (tmp_path / "own/train/b/1.png").write_bytes(image_files.truncated(noise(8, 8)))
@@ -94,7 +94,7 @@ def test_a_node_converts_its_images_to_the_training_format(tmp_path):
     about = {"classes": ["a", "b"], "shape": [3, 6, 6], "fit": "crop"}
     config = {"partition-id": 0, "data": own, "split": "train"}
     with pytest.warns(UserWarning, match=r"1 of 3 images cannot be used: row 3 of 3 \(b/1.png\)"):
-        found, samples = load_samples(load("digits", settings), None, about, config, 0)
+        found, samples = load_node_samples(load("digits", settings), None, about, config, 0)
     assert found.pixels.shape == (2, 3, 6, 6)
     assert len(samples) == 2
     cut = noise(20, 10, 1).convert("RGB").resize((6, 12), Image.Resampling.BILINEAR).crop((0, 3, 6, 9))
@@ -152,7 +152,7 @@ def test_palettes_are_converted_and_exif_rotation_is_applied(tmp_path):
         (place / split / "a").mkdir(parents=True)
         two.quantize(4).save(place / split / "a" / "0.png")
         two.transpose(Image.Transpose.ROTATE_90).save(place / split / "a" / "1.png", exif=exif)
-    train, _ = load_images(str(place))
+    train, _ = load_images(ImageSource(str(place)))
     assert train.pixels.shape == (2, 3, 6, 10), "both lie on their long side"
     for x, colour in ((0, RED), (9, GREEN)):
         assert np.abs(train.pixels[:, :, 3, x].astype(int) - colour).max() <= 2
@@ -167,7 +167,7 @@ def test_a_rotated_tiff_has_its_rotated_size(tmp_path):
     for name in ("train/a", "test/a"):
         (tmp_path / "d" / name).mkdir(parents=True)
         two.save(tmp_path / "d" / name / "0.tif", exif=exif)
-    train, _ = load_images(str(tmp_path / "d"))
+    train, _ = load_images(ImageSource(str(tmp_path / "d")))
     assert np.array_equal(train.pixels[0], np.asarray(two.rotate(-90, expand=True)).transpose(2, 0, 1))
     with pytest.raises(InputError, match="1 of 5 images have another size than their files' headers say"):
         _check_header_sizes(
@@ -210,14 +210,14 @@ def test_images_of_several_sizes_need_image_size_and_keep_their_aspect(tmp_path)
     found = {"a": [noise(20, 30)], "b": [noise(40, 20)]}
     source = image_files.folder(tmp_path / "d", train=found, test=found)
     with pytest.raises(InputError, match=r"of several sizes, 20 x 30 to 40 x 20; set data.image_size=N"):
-        load_images(source)
-    train, test = load_images(source, options=ImageOptions(size=10))
+        load_images(ImageSource(source))
+    train, test = load_images(ImageSource(source), ImageOptions(size=10))
     wide = noise(20, 30).resize((15, 10), Image.Resampling.BILINEAR).crop((2, 0, 12, 10))
     high = noise(40, 20).resize((10, 20), Image.Resampling.BILINEAR).crop((0, 5, 10, 15))
     for i, picture in enumerate((wide, high)):
         assert np.array_equal(train.pixels[i], np.asarray(picture).transpose(2, 0, 1))
     assert np.array_equal(train.pixels, test.pixels)
-    assert load_images(source, options=ImageOptions(size=10, grey=True))[0].pixels.shape == (2, 1, 10, 10)
+    assert load_images(ImageSource(source), ImageOptions(size=10, grey=True))[0].pixels.shape == (2, 1, 10, 10)
 
 
 def test_the_settings_hold_for_the_digits_too():
@@ -246,7 +246,7 @@ def test_a_damaged_image_is_named(damaged):
     with pytest.raises(
         InputError, match=r"images cannot be used: row 3 of 5: is not an image; row 4 of 5: there is no"
     ):
-        load_images(source)
+        load_images(ImageSource(source))
 
 
 def test_a_truncated_image_is_named_and_not_mistaken_for_a_full_disk(tmp_path):
@@ -257,17 +257,17 @@ def test_a_truncated_image_is_named_and_not_mistaken_for_a_full_disk(tmp_path):
     with pytest.raises(
         InputError, match=r"split 'test': 1 of 2 images cannot be used: row 2 of 2 \(b/0.png\): .*data.on_bad=skip"
     ):
-        load_images(source)
+        load_images(ImageSource(source))
     (tmp_path / "d/test/a/0.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"2 of 2 images cannot be used: .*; none is left"):
-        load_images(source, options=ImageOptions(skip_bad=True))
+        load_images(ImageSource(source), ImageOptions(skip_bad=True))
 
 
 def test_bad_images_are_skipped_counted_and_reported(damaged):
     source, good = damaged
     for _ in range(2):
         with pytest.warns(UserWarning, match="3 of 5 images cannot be used: row 2 of 5: .*; skipped"):
-            train, test = load_images(source, options=ImageOptions(skip_bad=True))
+            train, test = load_images(ImageSource(source), ImageOptions(skip_bad=True))
         assert (len(train), train.skipped, test.skipped) == (2, 3, 0)
         assert np.array_equal(train.pixels, np.stack([np.asarray(good).transpose(2, 0, 1)] * 2))
         assert train.labels.tolist() == [0, 1]
@@ -280,10 +280,10 @@ def test_row_numbers_count_skipped_images(tmp_path):
     skip = ImageOptions(skip_bad=True)
     unnamed = table(tmp_path / "d", train={"image": content, "label": ["a", "a", "b", None, "a", "b"]}, test=test)
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(InputError, match="is empty in row 4 of 6"):
-        load_images(unnamed, options=skip)
+        load_images(ImageSource(unnamed), skip)
     bad = table(tmp_path / "e", train={"image": content, "label": [None, "a", "b", "b", "a", "b"]}, test=test)
     with pytest.warns(UserWarning, match="skipped"):
-        assert load_images(bad, options=skip)[0].labels.tolist() == [0, 1, 1, 0, 1]
+        assert load_images(ImageSource(bad), skip)[0].labels.tolist() == [0, 1, 1, 0, 1]
 
 
 def test_dark_16_bit_images_are_reported(tmp_path):
@@ -293,20 +293,22 @@ def test_dark_16_bit_images_are_reported(tmp_path):
     with pytest.warns(
         UserWarning, match="no pixel of the 16-bit images is over 15 of 255; they should use the range to 65,535"
     ):
-        train, _ = load_images(source)
+        train, _ = load_images(ImageSource(source))
     assert train.pixels.max() == 15
 
 
 def test_fractions_are_no_classes(tmp_path):
     content = {"image": cells([noise(8, 8)] * 3), "label": [0.5, 1.8, 3.1]}
     with pytest.raises(InputError, match="column 'label' holds fractions where classes are expected"):
-        load_images(table(tmp_path / "d", train=content, test=content))
+        load_images(ImageSource(table(tmp_path / "d", train=content, test=content)))
 
 
 def test_a_column_without_images_is_refused(tmp_path):
     content = {"image": cells([noise(8, 8)] * 2), "label": [0, 1]}
     with pytest.raises(InputError, match="column 'label' holds int64 where images are expected"):
-        load_images(table(tmp_path / "d", train=content, test=content), image_column="label", label_column="label")
+        load_images(
+            ImageSource(table(tmp_path / "d", train=content, test=content), image_column="label", label_column="label")
+        )
 
 
 @pytest.mark.parametrize("column", ["x/../../../precious", "/tmp/x", "a\nb", "..", "x" * 300])
@@ -316,7 +318,7 @@ def test_a_column_name_cannot_escape_the_cache_folder(tmp_path, column):
     precious.write_bytes(b"kept")
     source = table(tmp_path / "d", train=content, test=content)
     before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
-    train, _ = load_images(source)
+    train, _ = load_images(ImageSource(source))
     assert len(train) == 2
     assert precious.read_bytes() == b"kept"
     assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before
@@ -342,6 +344,9 @@ def test_runs_begun_earlier_have_the_same_pixels_and_settings():
     """Digests that an earlier version wrote."""
     from fedadamw.runner.folder import settings_digest
 
-    assert [found.fingerprint for found in load_images("digits")] == ["ce36cf39979a9f9c", "0ec5e72913a6aae2"]
+    assert [found.fingerprint for found in load_images(ImageSource("digits"))] == [
+        "ce36cf39979a9f9c",
+        "0ec5e72913a6aae2",
+    ]
     assert settings_digest(load("digits")) == "e0f568804902e74f"
     assert settings_digest(load("digits", ["data.image_size=16"])) != "e0f568804902e74f"

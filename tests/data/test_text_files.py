@@ -140,8 +140,8 @@ def test_f1_is_of_one_kind_whatever_a_file_holds(place, tmp_path):
             "'label' holds numbers, except for NA",
         ),
         ("text,label\ngood,1\nbad,0,2,3\n", "could not be read: .*Expected 2 fields in line 3, saw 4"),
-        ("text,label\ngood,up\nbad,up\n", "column 'label' has one class alone, 'up'"),
-        ("text,label\ngood,up\n,down\n", "column 'text' holds None where a text is wanted, in row 2 of 2"),
+        ("text,label\ngood,up\nbad,up\n", "column 'label' has only one class, 'up'"),
+        ("text,label\ngood,up\n,down\n", "column 'text' holds None where a text is expected, in row 2 of 2"),
     ],
 )
 def test_a_broken_file_is_one_clear_line(place, tmp_path, content, line):

@@ -9,7 +9,7 @@ from support import tiny_models
 from support.checkout import SHARED, need
 from support.text_experiments import decode_texts, experiment
 
-from fedadamw.data.scoring import scores
+from fedadamw.data.scoring import compute_metrics
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare.samples import load_samples
 from fedadamw.prepare.simulation import prepare
@@ -93,7 +93,7 @@ def test_pairs_are_read_together_and_told_apart(place, pairs, tmp_path):
 
 
 def test_the_text_is_never_guessed_among_several_columns(place, pairs):
-    with pytest.raises(InputError, match=r"several columns with words \(id, a, b\) among .*data.text_column"):
+    with pytest.raises(InputError, match=r"several columns of text \(id, a, b\) among .*data.text_column"):
         load_samples(experiment(place, f"data.source={pairs}"))
 
 
@@ -133,7 +133,7 @@ def test_classes_of_another_order_are_matched_by_name(place, tmp_path):
     ],
 )
 def test_metrics(task, labels, predicted, expected):
-    assert scores((task,), np.array(labels), np.array(predicted), 2)[task] == pytest.approx(expected)
+    assert compute_metrics((task,), np.array(labels), np.array(predicted), 2)[task] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,10 @@ def test_wrong_input_is_one_clear_line(place, settings, line):
 @pytest.mark.parametrize(
     ("rows", "line"),
     [
-        ([{"text": "good", "label": 0}, {"text": None, "label": 1}], "column 'text' holds None where a text is wanted"),
+        (
+            [{"text": "good", "label": 0}, {"text": None, "label": 1}],
+            "column 'text' holds None where a text is expected",
+        ),
         ([{"text": "good", "label": "up"}, {"text": "bad", "label": ""}], "column 'label' is empty in row 2 of 20"),
         ([{"text": "good", "label": 0}, {"text": "bad", "label": None}], "column 'label'"),
         (

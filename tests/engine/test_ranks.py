@@ -21,7 +21,7 @@ from support.sequences import SequenceTask
 from support.studies import wait_for
 
 from fedadamw.checkpoint import read
-from fedadamw.cli.run import one_rank
+from fedadamw.cli.run import run_rank
 from fedadamw.engine.ranks import assign_clients
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.launch import ranks_that_pay
@@ -126,7 +126,7 @@ def test_stopping_the_launcher_stops_the_ranks_and_frees_the_folder(number, tmp_
         wait_for(lambda: not held(out))
     else:
         assert process.returncode == 128 + number
-        assert said == f"stopped; go on with: fedadamw run --resume --out {out}\n"
+        assert said == f"stopped; resume with: fedadamw run --resume --out {out}\n"
         assert (out / "checkpoint" / "state.safetensors").exists()
         assert not held(out)
 
@@ -166,11 +166,11 @@ def test_unexpected_errors_are_reported_by_their_rank(tmp_path, monkeypatch, cap
     monkeypatch.setattr(
         "fedadamw.runner.launch.join", lambda *, leads: None
     )  # it would give this process a rank's signals
-    monkeypatch.setattr("fedadamw.cli.run.lead", fails)
+    monkeypatch.setattr("fedadamw.cli.run.run_leader", fails)
     terminate, shown = signal.getsignal(signal.SIGTERM), warnings.showwarning
     try:
         with pytest.raises(SystemExit) as ended:
-            one_rank(load("digits").to_yaml(), str(tmp_path / "run"), resume=False, quiet=True)
+            run_rank(load("digits").to_yaml(), str(tmp_path / "run"), resume=False, quiet=True)
     finally:
         signal.signal(signal.SIGTERM, terminate)
         warnings.showwarning = shown

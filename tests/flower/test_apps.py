@@ -17,9 +17,9 @@ from fedadamw import checkpoint
 from fedadamw.flower.local import certs, demo
 from fedadamw.flower.server.monitor import Monitor
 from fedadamw.flower.server_app import run
+from fedadamw.prepare.paths import make_absolute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
-from fedadamw.settings.paths import make_absolute
 from fedadamw.validation import InputError
 
 pytestmark = pytest.mark.usefixtures("restore_threads")

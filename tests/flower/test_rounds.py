@@ -183,7 +183,7 @@ def test_a_node_with_an_invalid_number_is_left_out(tmp_path, config, reason):
 
 
 def test_a_simulation_refuses_nodes_with_their_own_data():
-    with pytest.raises(InputError, match="needs Flower"):
+    with pytest.raises(InputError, match="cannot be simulated"):
         prepare(load("digits", ["partition.kind=nodes"]))
 
 

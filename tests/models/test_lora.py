@@ -78,7 +78,7 @@ def test_grouping_by_length_pads_less_and_changes_no_sample(place, batch_size):
     size = f"training.batch_size={batch_size}"
     plain, grouped = (simulation(place, size, f"training.group_by_length={on}") for on in ("false", "true"))
     task, padded = grouped.task, []
-    for client, samples in enumerate(grouped.clients):
+    for client, samples in enumerate(grouped.clients.partition):
         works = [plan_work(task, sim.training, 0, client, samples, 0) for sim in (plain, grouped)]
         assert sorted(works[0].samples.tolist()) == sorted(works[1].samples.tolist())
         assert works[0].sizes == works[1].sizes
@@ -169,7 +169,7 @@ def test_the_exact_mean_is_that_of_the_dense_weights(place, kind, targets):
     stacked = torch.stack(clients)
     torch.testing.assert_close(folding.product(stacked)[1], folding.product(clients[1]), rtol=0, atol=1e-12)
     folding.load(folding.base + weights @ folding.product(stacked))
-    work.y.copy_(folding.restarted(weights @ stacked))
+    work.y.copy_(folding.reset_adapters(weights @ stacked))
     found = weight_of_merged(model, work, work.y.clone())
     assert len(found) == len(expected) > 0
     for name, value in expected.items():

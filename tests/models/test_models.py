@@ -12,7 +12,7 @@ from support.image_sets import images
 from support.sequences import batch_of
 
 from fedadamw.data.image_task import ImageTask
-from fedadamw.data.images import load_images
+from fedadamw.data.images import ImageSource, load_images
 from fedadamw.models import vision
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare.simulation import prepare
@@ -126,7 +126,7 @@ def test_flips_are_about_half_and_follow_the_generator():
 
 
 def test_cifar10_as_it_lies_on_disk():
-    train, test = load_images(str(need(SHARED / "cifar10")))
+    train, test = load_images(ImageSource(str(need(SHARED / "cifar10"))))
     assert train.pixels.shape == (50_000, 3, 32, 32)
     assert test.pixels.shape == (10_000, 3, 32, 32)
     assert train.classes[0] == "airplane"
@@ -146,23 +146,23 @@ def test_images_are_decoded_once_and_a_damaged_cache_is_not_believed(tmp_path, m
             folder = tmp_path / "images" / split / name
             folder.mkdir(parents=True)
             Image.effect_noise((8, 8), 50).save(folder / "0.png")
-    first, _ = load_images(str(tmp_path / "images"))
+    first, _ = load_images(ImageSource(str(tmp_path / "images")))
     decoded, decode = [], pixel_cache.decode_images
     monkeypatch.setattr(pixel_cache, "decode_images", lambda *args: decoded.append(args) or decode(*args))
-    again, _ = load_images(str(tmp_path / "images"))
+    again, _ = load_images(ImageSource(str(tmp_path / "images")))
     assert again.fingerprint == first.fingerprint
     assert decoded == []
     caches = list((tmp_path / "cache").rglob("*.npy"))
     assert len(caches) == 2
     for cache in (tmp_path / "cache" / "fedadamw-pixels").iterdir():
         cache.write_bytes(b"torn")
-    again, _ = load_images(str(tmp_path / "images"))
+    again, _ = load_images(ImageSource(str(tmp_path / "images")))
     assert again.fingerprint == first.fingerprint
     assert len(decoded) == 2
     assert isinstance(again.pixels, np.memmap)
     monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     shutil.rmtree(tmp_path / "cache" / "fedadamw-pixels")
-    again, _ = load_images(str(tmp_path / "images"))
+    again, _ = load_images(ImageSource(str(tmp_path / "images")))
     assert again.fingerprint == first.fingerprint, "in memory, where the disk is full"
 
 
@@ -177,17 +177,17 @@ def parquet(tmp_path, **columns):
 def test_wrong_columns_and_splits_are_one_line(tmp_path):
     folder = parquet(tmp_path, words=["a", "b"], number=[1, 2])
     with pytest.raises(ValueError, match=r"no image column found among words, number; name it with data\.image_column"):
-        load_images(folder)
+        load_images(ImageSource(folder))
     with pytest.raises(ValueError, match="has no column 'pixels'; it has words, number"):
-        load_images(folder, image_column="pixels")
+        load_images(ImageSource(folder, image_column="pixels"))
     with pytest.raises(ValueError, match="no split named holdout; it has train, test"):
-        load_images(folder, test_split="holdout")
+        load_images(ImageSource(folder, test_split="holdout"))
     (tmp_path / "test-00000.parquet").unlink()
     with pytest.raises(ValueError, match=r"or hold out some training samples with data\.validation"):
-        load_images(folder)
+        load_images(ImageSource(folder))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="could not be read"):
-        load_images(str(tmp_path / "empty"))
+        load_images(ImageSource(str(tmp_path / "empty")))
 
 
 def test_natural_clients_from_a_column(tmp_path):
@@ -256,7 +256,7 @@ def test_what_fedadamw_sends_of_vit_tiny_against_fedavg():
 
 def test_the_digits_are_scikit_learns():
     whole = load_digits()
-    train, test = load_images("digits")
+    train, test = load_images(ImageSource("digits"))
     assert len(train) + len(test) == len(whole.target)
     numbers = np.arange(len(whole.target))
     for part, wanted in ((train, numbers % 5 != 0), (test, numbers % 5 == 0)):

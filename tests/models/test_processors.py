@@ -215,14 +215,14 @@ def test_a_run_whose_pixels_were_normalised_otherwise_is_not_resumed(tmp_path):
 
 
 def test_a_run_goes_on_with_the_pixels_that_it_began_with_or_is_refused(tmp_path):
-    """An earlier version interpolated pictures to the model's size, and its manifests do not say how."""
+    """A manifest without `fit` and `steps` is of a run whose images were stored in their own size."""
     from fedadamw.checkpoint import CheckpointError
     from fedadamw.runner.execute import execute
     from fedadamw.runner.folder import RunFolder
     from fedadamw.trained.load import open_run
 
     model = image_files.vit(tmp_path / "vit", {"image_std": 0.25, "size": 32, "resample": 3})
-    for side, earlier in ((32, None), (24, "was trained by an earlier version, which resized pictures")):
+    for side, earlier in ((32, None), (24, "the way that images are prepared changed")):
         raw = {name: [noise(side, side, seed=i)] for i, name in enumerate("ab")}
         source = image_files.folder(tmp_path / f"{side}", train=raw, test=raw)
         experiment, folder = load("digits", settings_of(source, model)), RunFolder(tmp_path / f"run-{side}")
@@ -233,7 +233,7 @@ def test_a_run_goes_on_with_the_pixels_that_it_began_with_or_is_refused(tmp_path
         )
         other = {"steps": {"resize": [32, 32], "crop": None, "resample": 0}}
         old = {name: value for name, value in written["data"].items() if name not in ("fit", "steps")}
-        for data, line in ((old, earlier), (written["data"] | other, "the way that pictures are prepared changed")):
+        for data, line in ((old, earlier), (written["data"] | other, "the way that images are prepared changed")):
             folder.manifest.write_text(json.dumps({**written, "data": data}))
             resume = partial(execute, experiment, folder, resume=True, report=False)
             for again in (resume, partial(open_run, folder.path)):
@@ -268,7 +268,7 @@ def test_pictures_larger_than_a_model_takes_are_decoded_to_its_size(tmp_path):
     kept = {**written["data"], "fit": "size", "shape": [3, 40, 56]}
     del kept["steps"]
     folder.manifest.write_text(json.dumps({**written, "data": kept}))
-    with pytest.raises(CheckpointError, match=r"form that pictures are kept in changed .*\(was size, is model\)"):
+    with pytest.raises(CheckpointError, match=r"form that images are stored in changed .*\(was size, is model\)"):
         execute(experiment, folder, resume=True, report=False)
     with pytest.raises(InputError, match="the data's images are not of the run's form"):
         evaluate(open_trained(folder.path, []))

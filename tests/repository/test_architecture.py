@@ -20,7 +20,6 @@ LAYERS = (  # a module imports from its own folder or from rows above it; an ent
     ("settings",),
     ("models",),
     ("data",),
-    ("settings.paths",),
     ("engine",),
     ("prepare",),
     ("report", "runner"),

@@ -42,11 +42,13 @@ def test_a_source_file_of_more_than_300_lines_gives_its_reason():
 
 
 def test_no_function_is_longer_than_40_lines():
+    """Without its docstring, which for a command is the help text."""
     long = {}
     for path in python_files("src"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
-                long[f"{name_of(path)}: {node.name}"] = node.end_lineno - node.lineno + 1
+                docstring = len((ast.get_docstring(node) or "").splitlines())
+                long[f"{name_of(path)}: {node.name}"] = node.end_lineno - node.lineno + 1 - docstring
     assert {name: count for name, count in long.items() if count > MAX_FUNCTION_LINES} == {}
 
 

@@ -91,7 +91,7 @@ def test_damaged_records_are_refused_and_kept(finished_run, tmp_path, run_main):
 
 def test_an_upload_is_not_a_checkpoint(tmp_path):
     write(tmp_path / "a", "upload", {}, {})
-    with pytest.raises(CheckpointError, match="no checkpoint of fedadamw"):
+    with pytest.raises(CheckpointError, match="not a fedadamw checkpoint"):
         read(tmp_path / "a", "checkpoint")
     with pytest.raises(CheckpointError, match="no such file"):
         read(tmp_path / "b", "checkpoint")
@@ -103,7 +103,7 @@ def test_a_run_is_never_overwritten(finished_run, tmp_path, run_main):
     before = (out / "metrics.jsonl").read_bytes()
     done = run_main("run", "digits", *SHORT_RUN, "--out", str(out))
     assert done.returncode == 2
-    assert "holds a run already; go on with --resume" in done.stderr
+    assert "holds a run already; resume it with --resume" in done.stderr
     done = run_main("run", "digits", *SHORT_RUN, "-s", "seed=1", "--out", str(out), "--resume")
     assert done.returncode == 2
     assert "was run with other settings" in done.stderr

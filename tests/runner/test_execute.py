@@ -239,7 +239,7 @@ def test_an_interrupted_run_says_how_to_go_on(finished_run, tmp_path, sent, code
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code
-    assert f"go on with: fedadamw run --resume --out {out}" in stderr
+    assert f"resume with: fedadamw run --resume --out {out}" in stderr
     assert "Traceback" not in stderr
     _, facts = read(out / "checkpoint" / "state.safetensors", "checkpoint")
     assert facts["round"] >= 3  # the round whose record was just written may still count as under way
@@ -292,7 +292,7 @@ def test_an_interrupted_run_says_how_to_go_on(finished_run, tmp_path, sent, code
         (["-s", "trackers=[tensorbored]"], "did you mean 'tensorboard'"),
         (["-s", "device=cuda:99"], "device='cuda:99': torch finds no such GPU here; available: cpu"),
         (["--resume"], "--resume needs --out"),
-        (["--resume", "--out", "nowhere"], "nowhere holds no run to go on with"),
+        (["--resume", "--out", "nowhere"], "nowhere holds no run to resume"),
         (["digitz"], "recipe 'digitz' is unknown (did you mean 'digits'?)"),
         (["nowhere.yaml"], "nowhere.yaml: no such file"),
         (["--resum"], "No such option"),
@@ -399,9 +399,9 @@ def test_full_memory_is_one_line_that_says_how_to_resume_even_if_saving_fails(sa
     assert done.returncode == 1
     *before, last = done.stderr.splitlines()
     assert last.startswith(
-        "error: memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.); training.micro_batch"
+        "error: memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.); a smaller training.micro_batch"
     )
-    assert last.endswith(f"take less of it; go on with: fedadamw run --resume --out {out}")
+    assert last.endswith(f"needs less; resume with: fedadamw run --resume --out {out}")
     assert before == ([] if saves else [f"warning: round 2 is not in the checkpoint: {second}"])
     if saves:
         assert read(out / "checkpoint" / "state.safetensors", "checkpoint")[1]["round"] == 2

@@ -174,7 +174,7 @@ def test_ctrl_c_stops_every_process_and_the_same_command_goes_on(tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all of the group
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr == "stopped; the same command goes on where it was\n"
+    assert stderr == "stopped; the same command resumes it\n"
     for checkpoint in tmp_path.rglob("runs/*"):
         assert (checkpoint / "checkpoint" / "state.safetensors").exists(), "each saved its last round"
     wait_for(lambda: not living(process.pid), seconds=10)
@@ -189,7 +189,7 @@ def test_ctrl_c_while_it_starts_says_one_line(tmp_path):
     wait_for(lambda: any("forkserver" in line for line in command_lines(process.pid)))
     os.killpg(process.pid, signal.SIGINT)  # its fork server is importing torch
     _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (130, "stopped; the same command goes on where it was\n")
+    assert (process.returncode, stderr) == (130, "stopped; the same command resumes it\n")
     wait_for(lambda: not living(process.pid), seconds=10)
 
 
@@ -262,7 +262,7 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["ablate", "-s", "training.lr=[1,2]"], "ablate takes one value a setting, no lists (training.lr)"),
         (["compare", "-a", "fedavg", "-s", "algorithm.rounds=1"], "of fedavg (did you mean 'training.rounds'?)"),
         (["compare", "-s", "training.clients_per_round=[5,101]"], "clients_per_round=101 is more than the 100"),
-        (["compare", "-s", "partition.kind=nodes"], "it needs Flower, not a simulation"),
+        (["compare", "-s", "partition.kind=nodes"], "it cannot be simulated"),
         (["compare", "-s", "trackers=[tensorbored]"], "did you mean 'tensorboard'"),
         (["compare", "-s", "model.name=[vit-nano,resnet18]", "-s", "model.depth=1"], "model.depth is a setting of"),
         (["compare", "-a", "fedavg,fedadam", "-s", "lora.aggregate=exact"], "this algorithm's server does not"),

@@ -12,11 +12,11 @@ from support.trained_texts import assert_no_path, logits, lora, run, settings_of
 from fedadamw.engine.simulate import Saved
 from fedadamw.io.disk import new_folder
 from fedadamw.models.pretrained import Pretrained
+from fedadamw.prepare.paths import make_portable, make_settings_portable, relative_path, replace_model_paths
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
-from fedadamw.settings.paths import make_portable, make_settings_portable, relative_path, replace_model_paths
 from fedadamw.trained.evaluate import evaluate
 from fedadamw.trained.export import export
 from fedadamw.trained.load import open_run, open_trained

@@ -1,4 +1,4 @@
-"""What every command shares: the application, its common options, and how it speaks."""
+"""What the commands share: the application, common options, messages."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 import typer.core
 
-from fedadamw.cli import complete
+from fedadamw.cli.complete import complete_recipe, complete_setting
 from fedadamw.io.escaping import escape_text
 
 typer.core.HAS_RICH = False  # help is plain; for rich, typer would put a backslash before `[default: ...]`
@@ -16,8 +16,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     suggest_commands=False,  # click itself does
 )
-DEFAULT = "digits"
-LONGEST_LINE = 4000  # characters
+DEFAULT_RECIPE = "digits"
+MAX_MESSAGE_CHARACTERS = 4000
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -25,20 +25,22 @@ Settings = Annotated[
         "--set",
         metavar="KEY.PATH=VALUE",
         help="Change one setting; repeatable.",
-        autocompletion=complete.settings,
+        autocompletion=complete_setting,
     ),
 ]
 Recipe = Annotated[
     str | None,
     typer.Argument(
-        help="A recipe's name (see `list`) or a YAML file.", show_default="digits", autocompletion=complete.recipes
+        help="A recipe's name (see `list`) or a YAML file.",
+        show_default="digits",
+        autocompletion=complete_recipe,
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")]
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001  (typer calls it with the flag)
-    if wanted:
+def _version(given: bool) -> None:  # noqa: FBT001  (typer calls it with the flag)
+    if given:
         from importlib.metadata import version
 
         typer.echo(f"fedadamw {version('fedadamw')}")
@@ -58,26 +60,26 @@ def _options(
     """
 
 
-def names_in(text: str) -> list[str]:
-    """The names in a list with commas."""
+def parse_names(text: str) -> list[str]:
+    """Return the names in a list with commas."""
     return [name.strip() for name in text.split(",")]
 
 
-def short(recipe: str) -> str:
-    """The last part of a recipe's name or file, without its ending; for a tuned.yaml its folder's."""
+def short_name(recipe: str) -> str:
+    """Return the last part of a recipe's name or file, without its ending; for a tuned.yaml its folder's name."""
     path = Path(recipe)
     if path.name == "tuned.yaml" and path.parent.name:
         return path.parent.name
     return path.stem if path.suffix in (".yaml", ".yml") else path.name
 
 
-def memory_full(error: Exception) -> str:
-    """What is said of an error of full memory."""
-    why = (str(error) or type(error).__name__).splitlines()[0]
-    return f"memory is full ({why}); training.micro_batch, and training.evaluate_batch, take less of it"
+def describe_full_memory(error: Exception) -> str:
+    """Return the message for an out-of-memory error."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return f"memory is full ({reason}); a smaller training.micro_batch or training.evaluate_batch needs less"
 
 
 def say(text: str) -> None:
-    """One line on standard error; a library's may be several. A very long one is cut."""
-    shown = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+    """Print a message on standard error; a very long one is cut."""
+    shown = text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:MAX_MESSAGE_CHARACTERS]}..."
     typer.echo("\n".join(map(escape_text, shown.split("\n"))), err=True)

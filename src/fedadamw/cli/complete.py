@@ -1,33 +1,35 @@
-"""What the shell's completion offers for recipes, algorithms, models and settings; nothing heavy is imported."""
+"""The shell's completion of recipes, algorithms, models and settings; torch is not imported."""
 
 from collections.abc import Iterable
 
-from fedadamw.cli import choices
-from fedadamw.settings import recipes as recipe_files
+from fedadamw.cli.choices import list_algorithms, list_models
+from fedadamw.settings.recipes import list_recipes
 
 
-def recipes(incomplete: str) -> list[str]:
-    """Recipes; where none fits, the shell offers files."""
-    return _beginning(incomplete, recipe_files.list_recipes())
+def complete_recipe(incomplete: str) -> list[str]:
+    """Recipes; if none fits, the shell offers files."""
+    return _select(incomplete, list_recipes())
 
 
-def algorithms(incomplete: str) -> list[str]:
-    """Algorithms, also behind those that are named already, with commas between."""
+def complete_algorithms(incomplete: str) -> list[str]:
+    """Algorithms for the last name of a list with commas, without those named before."""
     before, comma, last = incomplete.rpartition(",")
     named = before.split(",")
-    return [f"{before}{comma}{name}" for name in _beginning(last, choices.algorithms()) if name not in named]
+    return [f"{before}{comma}{name}" for name in _select(last, list_algorithms()) if name not in named]
 
 
-def models(incomplete: str) -> list[str]:
-    """Image classifiers that come with the package."""
-    return _beginning(incomplete, choices.models())
+def complete_model(incomplete: str) -> list[str]:
+    """Built-in image classifiers."""
+    return _select(incomplete, list_models())
 
 
-def settings(incomplete: str) -> list[str]:
-    """Settings, every algorithm's among them, up to the sign that their value follows."""
-    own = [f"algorithm.{key}" for found in choices.algorithms().values() for key in ("name", *found)]
-    return [f"{path}=" for path in _beginning(incomplete, dict.fromkeys([*choices.settings(), *own]))]
+def complete_setting(incomplete: str) -> list[str]:
+    """Settings, every algorithm's included, each with the = before its value."""
+    from fedadamw.settings.experiment import list_settings  # imports pydantic, a third of a second
+
+    of_algorithms = [f"algorithm.{key}" for keys in list_algorithms().values() for key in ("name", *keys)]
+    return [f"{path}=" for path in _select(incomplete, dict.fromkeys([*list_settings(), *of_algorithms]))]
 
 
-def _beginning(incomplete: str, words: Iterable[str]) -> list[str]:
+def _select(incomplete: str, words: Iterable[str]) -> list[str]:
     return [word for word in words if word.startswith(incomplete)]

@@ -1,4 +1,4 @@
-"""`fedadamw flower`: apps and certificates for Flower's SuperLink and SuperNodes, both as services, a demonstration."""
+"""`fedadamw flower`: apps, certificates and services for Flower, and a demonstration on this machine."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,23 +8,23 @@ import typer
 from fedadamw.cli.app import Quiet, Recipe, Settings, app, say
 
 flower = typer.Typer(
-    help="""Real federation on Flower: apps, certificates, services, a demonstration.
+    help="""Federate over a network, with Flower: apps, certificates, services, a demonstration.
 
     \b
     fedadamw flower demo --nodes 2
     fedadamw flower new app digits -s partition.clients=12
     """,
-    short_help="Federate for real, on Flower.",
+    short_help="Federate over a network, with Flower.",
     no_args_is_help=True,
     rich_markup_mode=None,
     suggest_commands=False,  # click itself does
 )
-NewFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where it goes.")]
+NewFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The new folder.")]
 app.add_typer(flower, name="flower")
 
 
-def _installed() -> None:
-    """InputError where Flower is not there."""
+def _require_flower() -> None:
+    """Raise InputError if Flower is not installed."""
     from importlib.util import find_spec
 
     from fedadamw.validation import missing_extra_error
@@ -49,21 +49,21 @@ def new(folder: NewFolder, recipe: Recipe = None, settings: Settings = None) -> 
     typer.echo(f"{folder}: pyproject.toml, and the app with its experiment.yaml; start it with: flwr run {folder}")
 
 
-@flower.command("certs", short_help="Make a test bed's certificates and keys.")
+@flower.command("certs", short_help="Make certificates and keys for testing.")
 def certs(
     folder: NewFolder,
     host: Annotated[
         list[str] | None,
         typer.Option("--host", help="The server's name or address, besides localhost; repeatable."),
     ] = None,
-    nodes: Annotated[int, typer.Option(min=0, help="Keys to make, one a node.")] = 4,
+    nodes: Annotated[int, typer.Option(min=0, help="Number of node keys.")] = 4,
 ) -> None:
-    """Make a test bed's authority, server certificate and node keys in FOLDER.
+    """Make a certificate authority, a server certificate and node keys for testing in FOLDER.
 
     \b
     fedadamw flower certs certs --host fl.example.org --host 10.0.0.5 --nodes 12
     """
-    _installed()
+    _require_flower()
     from fedadamw.flower.local.certs import write_certificates
 
     host = list(dict.fromkeys([*(host or []), "localhost", "127.0.0.1"]))  # the SuperLink's own processes ask here
@@ -71,37 +71,37 @@ def certs(
     typer.echo(f"{folder}: ca.crt, server.pem, server.key for {', '.join(host)}; {nodes} node keys, node-0 and on")
 
 
-PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+PASS_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-@flower.command("superlink", context_settings=PASSED_ON)
+@flower.command("superlink", context_settings=PASS_OPTIONS)
 def superlink(context: typer.Context) -> None:
-    """Start a SuperLink: Flower's, with some faults mended.
+    """Start a SuperLink: Flower's, with some faults fixed.
 
     \b
     fedadamw flower superlink --ssl-ca-certfile certs/ca.crt --ssl-certfile certs/server.pem \\
       --ssl-keyfile certs/server.key --enable-supernode-auth --disable-runtime-dependency-installation \\
       --host 127.0.0.1 --port 8000 --database superlink.db
 
-    It takes all options that `flower-superlink --help` tells; docs/federation.md says what is mended.
+    It takes all options of `flower-superlink`; docs/federation.md lists the fixes.
     """
-    _installed()
+    _require_flower()
     from fedadamw.flower.local import services
 
     services.run_superlink(context.args)
 
 
-@flower.command("supernode", context_settings=PASSED_ON)
+@flower.command("supernode", context_settings=PASS_OPTIONS)
 def supernode(context: typer.Context) -> None:
-    """Start a SuperNode: Flower's, with some faults mended.
+    """Start a SuperNode: Flower's, with some faults fixed.
 
     \b
     fedadamw flower supernode --superlink fl.example.org:8443 --root-certificates ca.crt \\
       --auth-supernode-private-key node-0 --node-config 'partition-id=0 state-dir="/var/lib/fedadamw"'
 
-    It takes all options that `flower-supernode --help` tells; docs/federation.md says what is mended.
+    It takes all options of `flower-supernode`; docs/federation.md lists the fixes.
     """
-    _installed()
+    _require_flower()
     from fedadamw.flower.local import services
 
     services.run_supernode(context.args)
@@ -111,9 +111,9 @@ def supernode(context: typer.Context) -> None:
 def demo(
     recipe: Recipe = None,
     settings: Settings = None,
-    nodes: Annotated[int, typer.Option(min=1, help="SuperNodes, each a process.")] = 4,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of SuperNodes, each a process.")] = 4,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for all that it makes; runs/flower-demo, or with the next free number.")
+        Path | None, typer.Option(help="Folder for everything; by default runs/flower-demo, numbered if that exists.")
     ] = None,
     quiet: Quiet = False,  # noqa: FBT002
 ) -> None:
@@ -123,7 +123,7 @@ def demo(
     fedadamw flower demo
     fedadamw flower demo digits --nodes 2 -s training.rounds=3 --out runs/small-demo
     """
-    _installed()
+    _require_flower()
     from fedadamw.cli.tables import print_run
     from fedadamw.flower.local.demo import next_free_folder, run_demo
     from fedadamw.runner.folder import RunFolder

@@ -1,4 +1,4 @@
-"""`fedadamw export` and `eval`: what is done with a model once it is trained."""
+"""`fedadamw export` and `eval`: use a trained model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,16 +7,16 @@ import typer
 
 from fedadamw.cli.app import Settings, app
 
-Where = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 
 
 @app.command("export", short_help="Write a trained model for transformers and peft.")
 def export_command(
-    run: Where,
+    run: RunFolder,
     to: Annotated[Path, typer.Option(help="The new folder.")],
-    merged: Annotated[bool, typer.Option("--merged", help="Adapters merged into a whole model.")] = False,  # noqa: FBT002
+    merged: Annotated[bool, typer.Option("--merged", help="Merge adapters into the model.")] = False,  # noqa: FBT002
     push: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to this repository of the hub, too.")
+        str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to this repository of the hub.")
     ] = None,
 ) -> None:
     """Write the model of a run's last checkpoint as a folder that from_pretrained loads, with a model card.
@@ -37,9 +37,9 @@ def export_command(
 
 @app.command("eval", short_help="Evaluate a run's or an exported model.")
 def eval_command(
-    where: Annotated[Path, typer.Argument(metavar="RUN_OR_DIR", help="A run's folder, or a model's.")],
+    where: Annotated[Path, typer.Argument(metavar="RUN_OR_DIR", help="The folder of a run or of a model.")],
     data: Annotated[str | None, typer.Option(help="Another folder, file or hub id to evaluate on.")] = None,
-    split: Annotated[str | None, typer.Option(help="The split of it, such as validation_mismatched.")] = None,
+    split: Annotated[str | None, typer.Option(help="Its split, such as validation_mismatched.")] = None,
     settings: Settings = None,
 ) -> None:
     """Evaluate a trained model on held-out samples: those of its run, or others.
@@ -50,12 +50,15 @@ def eval_command(
     fedadamw eval ./any-classifier --data reviews.csv -s data.task=text
     """
     from fedadamw.cli.tables import print_evaluation
-    from fedadamw.settings.load import parse_override
+    from fedadamw.settings.load import Override, parse_override
     from fedadamw.trained.evaluate import evaluate
     from fedadamw.trained.load import open_trained
 
-    other: dict[str, object] = {"data.config": None, "data.test_source": None, "data.validation": 0.0}
-    given = [] if data is None else [*other.items(), ("data.source", data)]
-    given += [] if split is None else [("data.test_split", split)]
-    found = open_trained(where, [*given, *(parse_override(setting) for setting in settings or ())])
-    print_evaluation(*evaluate(found))
+    overrides: list[Override] = []
+    if data is not None:
+        overrides += [("data.config", None), ("data.test_source", None), ("data.validation", 0.0)]
+        overrides.append(("data.source", data))
+    if split is not None:
+        overrides.append(("data.test_split", split))
+    trained = open_trained(where, [*overrides, *(parse_override(setting) for setting in settings or ())])
+    print_evaluation(*evaluate(trained))

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, app, memory_full, say, short
+from fedadamw.cli.app import DEFAULT_RECIPE, Quiet, Recipe, Settings, app, describe_full_memory, say, short_name
 from fedadamw.runner.signals import Terminated
-from fedadamw.validation import check
+from fedadamw.validation import InputError, check
 
 if TYPE_CHECKING:
     from fedadamw.runner.folder import RunFolder
@@ -25,14 +25,14 @@ def run_command(
     recipe: Recipe = None,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<recipe>-<time> by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,  # noqa: FBT002
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,  # noqa: FBT002
     ranks: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes that share a round.", show_default="one a core, where it pays"),
+        typer.Option(min=1, help="Processes that share a round.", show_default="one per core if that is faster"),
     ] = None,
     quiet: Quiet = False,  # noqa: FBT002
 ) -> None:
-    """Train a federated model and leave its curves, page, metrics and checkpoint in a folder.
+    """Train a federated model and write its curves, page, metrics and checkpoint to a folder.
 
     \b
     fedadamw run
@@ -45,114 +45,114 @@ def run_command(
     from fedadamw.cli.tables import print_run
     from fedadamw.runner.execute import follow
     from fedadamw.runner.launch import launch, ranks_that_pay
+    from fedadamw.settings.load import load
 
     if int(os.environ.get("RANK", "0")) > 0:
-        known = out is not None and resume and (out / "config.yaml").is_file()
-        follow(_loaded(recipe or (str(out / "config.yaml") if out and known else DEFAULT), settings or []))
+        started = out is not None and resume and (out / "config.yaml").is_file()
+        follow(load(recipe or (str(out / "config.yaml") if out and started else DEFAULT_RECIPE), settings or []))
         return
-    folder, experiment = _place(recipe, settings or [], out, resume=resume)
+    folder, experiment = _open_folder(recipe, settings or [], out, resume=resume)
     ranks = ranks or ranks_that_pay(experiment)
     sampled = experiment.training.clients_per_round
-    check(ranks <= sampled, f"--ranks {ranks}: more than the {sampled} clients a round; use at most as many")
+    check(ranks <= sampled, f"--ranks {ranks}: more than the {sampled} clients per round; use at most as many")
     if ranks > 1 and "RANK" not in os.environ:
-        code = launch(ranks, one_rank, experiment.to_yaml(), str(folder.path), resume, quiet)
+        code = launch(ranks, run_rank, experiment.to_yaml(), str(folder.path), resume, quiet)
         if code:
             raise typer.Exit(code)
     else:
-        lead(experiment, folder, resume=resume, quiet=quiet)
+        run_leader(experiment, folder, resume=resume, quiet=quiet)
     if not quiet:
         print_run(folder.records())
         typer.echo(folder.contents)
 
 
-def lead(experiment: "Experiment", folder: "RunFolder", *, resume: bool, quiet: bool) -> None:
-    """The run, shown as it goes; how to go on where it is stopped."""
+def run_leader(experiment: "Experiment", folder: "RunFolder", *, resume: bool, quiet: bool) -> None:
+    """Run with a progress display; if it stops, say how to resume it."""
     from fedadamw.engine.device_memory import is_out_of_memory
     from fedadamw.io.disk import DiskFullError
     from fedadamw.runner.execute import Interrupted, execute
     from fedadamw.runner.progress import Progress
 
-    again = f"go on with: fedadamw run --resume --out {folder.path}"
+    hint = f"resume with: fedadamw run --resume --out {folder.path}"
     try:
         with Progress(experiment.training, quiet=quiet) as progress:
             execute(experiment, folder, resume=resume, on_start=progress.start, on_round=progress.round)
     except Interrupted as stopped:
-        say(f"stopped; {again}")
+        say(f"stopped; {hint}")
         raise typer.Exit(143 if isinstance(stopped.__cause__, Terminated) else 130) from None
     except DiskFullError as error:
-        say(f"error: {error}{f'; once there is room, {again}' if folder.started else ''}")
+        say(f"error: {error}{f'; once there is room, {hint}' if folder.started else ''}")
         raise typer.Exit(1) from None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        say(f"error: {memory_full(error)}{f'; {again}' if folder.started else ''}")
+        say(f"error: {describe_full_memory(error)}{f'; {hint}' if folder.started else ''}")
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:  # while loading or reporting: all that was done is on disk
-        say("stopped; the same command with --resume --out goes on, if the run had begun")
+    except KeyboardInterrupt:  # while loading or reporting: all finished rounds are on disk
+        say("stopped; if the run had begun, the same command with --resume --out resumes it")
         raise typer.Exit(130) from None
 
 
-def one_rank(settings: str, path: str, resume: bool, quiet: bool) -> None:  # noqa: FBT001  (called by torch)
-    """One process of `--ranks`."""
-    import yaml
-
-    from fedadamw.cli import guarded
-    from fedadamw.engine.ranks import RankLostError
-    from fedadamw.runner.execute import follow
+def run_rank(settings: str, path: str, resume: bool, quiet: bool) -> None:  # noqa: FBT001  (called by torch)
+    """Run one process of `--ranks`."""
+    from fedadamw.cli import run_and_exit
     from fedadamw.runner.folder import RunFolder
     from fedadamw.runner.launch import join
-    from fedadamw.settings.load import parse_settings
-    from fedadamw.validation import InputError
 
-    def of_rank() -> None:
+    def run() -> None:
+        import yaml
+
+        from fedadamw.settings.load import parse_settings
+
         experiment, leads = parse_settings(yaml.safe_load(settings)), os.environ["RANK"] == "0"
         join(leads=leads)
         if leads:
-            lead(experiment, RunFolder(Path(path)), resume=resume, quiet=quiet)
+            run_leader(experiment, RunFolder(Path(path)), resume=resume, quiet=quiet)
         else:
-            warnings.simplefilter("ignore")  # rank 0 gives them
-            try:
-                follow(experiment)
-            except RankLostError:
-                sys.exit(1)  # the launcher says which, and why
-            except InputError:  # rank 0 meets it too, and says so: this one waits to be ended with it
-                signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
-                time.sleep(60)
-                raise
+            _run_follower(experiment)
 
     try:
-        guarded(of_rank)
-    except Exception:  # a fault of this package, which torch's launcher would keep to itself
+        run_and_exit(run)
+    except Exception:  # a bug of this package, which torch's launcher would not print
         say(f"rank {os.environ['RANK']}:")
         traceback.print_exc()
         sys.exit(1)
 
 
-def _loaded(recipe: str, settings: list[str]) -> "Experiment":
-    from fedadamw.settings.load import load
+def _run_follower(experiment: "Experiment") -> None:
+    """Run a rank other than 0, which prints the messages for all."""
+    from fedadamw.engine.ranks import RankLostError
+    from fedadamw.runner.execute import follow
 
-    return load(recipe, settings)
+    warnings.simplefilter("ignore")
+    try:
+        follow(experiment)
+    except RankLostError:
+        sys.exit(1)  # the launcher says which, and why
+    except InputError:  # rank 0 raises it too and reports it; this one waits to be ended with it
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
+        time.sleep(60)
+        raise
 
 
-def _place(
+def _open_folder(
     recipe: str | None, settings: list[str], out: Path | None, *, resume: bool
 ) -> "tuple[RunFolder, Experiment]":
-    """The folder and the experiment to run in it, new or begun; InputError where they do not go together."""
+    """Return the folder, new or started, and the experiment to run in it; raises InputError if they do not match."""
     from fedadamw.runner.folder import RunFolder
     from fedadamw.settings.load import load
-    from fedadamw.validation import check
 
-    name = recipe or DEFAULT
-    folder = RunFolder(out or Path("runs") / f"{short(name)}-{time.strftime('%Y%m%d-%H%M%S')}")
+    name = recipe or DEFAULT_RECIPE
+    folder = RunFolder(out or Path("runs") / f"{short_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}")
     check(not folder.path.exists() or folder.path.is_dir(), f"{folder.path}: is a file, not a folder for a run")
     if not resume:
-        holds = f"{folder.path} {folder.content} already"
-        check(not folder.used, f"{holds}; {'go on with --resume, or ' if folder.started else ''}choose another --out")
+        hint = "resume it with --resume, or " if folder.started else ""
+        check(not folder.used, f"{folder.path} {folder.content} already; {hint}choose another --out")
         return folder, load(name, settings)
     check(out is not None, "--resume needs --out, the folder of the run")
     if folder.started:
         experiment = load(recipe or str(folder.config), settings)
         folder.check_settings(experiment)
         return folder, experiment
-    check(recipe is not None and not folder.used, f"{folder.path} holds no run to go on with (no config.yaml)")
+    check(recipe is not None and not folder.used, f"{folder.path} holds no run to resume (no config.yaml)")
     return folder, load(name, settings)

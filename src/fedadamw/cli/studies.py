@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedadamw.cli import complete
-from fedadamw.cli.app import DEFAULT, Quiet, Recipe, Settings, app, names_in, say, short
+from fedadamw.cli.app import DEFAULT_RECIPE, Quiet, Recipe, Settings, app, parse_names, say, short_name
+from fedadamw.cli.complete import complete_algorithms
 from fedadamw.runner.signals import Terminated
 
 if TYPE_CHECKING:
@@ -20,18 +20,18 @@ Algorithms = Annotated[
         "-a",
         "--algorithms",
         metavar="NAME,NAME",
-        help="Of those that `list` shows.",
-        autocompletion=complete.algorithms,
+        help="Algorithms, as `list` shows them.",
+        autocompletion=complete_algorithms,
     ),
 ]
 Seeds = Annotated[int, typer.Option(min=1, help="Runs of each variant, with seeds 0, 1, ...")]
 Target = Annotated[
     float | None,
-    typer.Option(min=-1.0, max=1.0, help="Score to count rounds and bytes to; below 0 where it is a correlation."),
+    typer.Option(min=-1.0, max=1.0, help="Score to count rounds and bytes to; may be negative for a correlation."),
 ]
 Jobs = Annotated[
     int | None,
-    typer.Option(min=1, help="Runs at a time: one a core, with a thread each, or one on a GPU.", show_default=False),
+    typer.Option(min=1, help="Runs at a time; by default one per core, or one on a GPU.", show_default=False),
 ]
 
 
@@ -49,8 +49,8 @@ def compare_command(
 ) -> None:
     """Run algorithms x seeds x settings side by side, and leave a table, curves and a page in a folder.
 
-    A list of values makes a variant of each. Each algorithm has its own settings where the recipe names them.
-    The same command goes on after a stop: finished runs are not run again.
+    A list of values makes a variant of each. An algorithm's own settings come from the recipe's `algorithms`.
+    After a stop the same command resumes: finished runs are not run again.
 
     \b
     fedadamw compare digits -a fedadamw,local-adamw,fedavg --seeds 3
@@ -62,29 +62,30 @@ def compare_command(
     from fedadamw.study.results import headings, rows
     from fedadamw.study.tune import tune_for_comparison
 
-    place = out or Path("runs") / f"compare-{short(recipe or DEFAULT)}"
-    given = [parse_override(text) for text in settings or ()]
-    names = names_in(algorithms)
-    with _stoppable():
+    recipe = recipe or DEFAULT_RECIPE
+    place = out or Path("runs") / f"compare-{short_name(recipe)}"
+    overrides = [parse_override(text) for text in settings or ()]
+    names = parse_names(algorithms)
+    with _exit_if_stopped():
         failed: dict[str, str] = {}
         if tuned:
-            path, failed = tune_for_comparison(recipe or DEFAULT, names, seeds, given, place, jobs=jobs, quiet=quiet)
+            path, failed = tune_for_comparison(recipe, names, seeds, overrides, place, jobs=jobs, quiet=quiet)
             if path is None:
-                _fail_if_missing([], failed)
+                _exit_if_missing([], failed)
             recipe, names = str(path), [name for name in names if name not in failed]
-        results = compare(recipe or DEFAULT, names, seeds, given, place, target=target, jobs=jobs, quiet=quiet)
+        results = compare(recipe, names, seeds, overrides, place, target=target, jobs=jobs, quiet=quiet)
     if not quiet:
         print_grid(headings(results), rows(results))
         page = "report.html, curves.png, " if results["runs"] else ""
         typer.echo(f"{place}: {page}table.md, results.json, runs/")
-    _fail_if_missing([results], failed)
+    _exit_if_missing([results], failed)
 
 
 @app.command("tune", short_help="Find each algorithm's best settings.")
 def tune_command(
     recipe: Recipe = None,
     algorithms: Algorithms = "fedadamw",
-    only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Tune these settings only, as lr.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Tune only these settings, such as lr.")] = None,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/tune-<recipe> by default.")] = None,
     jobs: Jobs = None,
@@ -92,9 +93,9 @@ def tune_command(
 ) -> None:
     """Find each algorithm's best settings on held-out training data, and write a recipe with them.
 
-    One setting after the other: learning rate, weight decay, then the algorithm's own. The grids of the first two
-    grow while their best is at an edge; hopeless trials are stopped early. The same command goes on after a stop.
-    What it writes holds what this call tuned: to tune more on top of it, give it as the recipe.
+    One setting after the other: learning rate, weight decay, then the algorithm's own. The first two grids grow while
+    the best value is at an edge; trials far behind are stopped early. After a stop the same command resumes.
+    The new recipe has the settings tuned by this call; to tune others on top, give it as the recipe.
 
     \b
     fedadamw tune digits -a fedadamw,fedavg --only lr
@@ -104,30 +105,31 @@ def tune_command(
     from fedadamw.settings.load import parse_override
     from fedadamw.study.tune import tune
 
-    place = out or Path("runs") / f"tune-{short(recipe or DEFAULT)}"
-    given = [parse_override(text) for text in settings or ()]
-    with _stoppable():
-        wanted = names_in(only) if only else None
-        found = tune(recipe or DEFAULT, names_in(algorithms), given, place, only=wanted, jobs=jobs, quiet=quiet)
-    if found.recipe is not None and not quiet:
+    recipe = recipe or DEFAULT_RECIPE
+    place = out or Path("runs") / f"tune-{short_name(recipe)}"
+    overrides = [parse_override(text) for text in settings or ()]
+    names, keys = parse_names(algorithms), parse_names(only) if only else None
+    with _exit_if_stopped():
+        tuned = tune(recipe, names, overrides, place, only=keys, jobs=jobs, quiet=quiet)
+    if tuned.recipe is not None and not quiet:
         typer.echo((place / "table.md").read_text())
-        typer.echo(f"{found.recipe}: run it, or compare with it;  table.md, trials.json, optuna.log, runs/ beside it")
-    _fail_if_missing([], found.errors)
+        typer.echo(f"{tuned.recipe}: the tuned recipe; table.md, trials.json, optuna.log and runs/ are beside it")
+    _exit_if_missing([], tuned.errors)
 
 
 @app.command("ablate", short_help="Take FedAdamW apart, part by part.")
 def ablate_command(
     recipe: Recipe = None,
-    only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="These studies only, see above.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Only these studies, see above.")] = None,
     seeds: Seeds = 1,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/ablate-<recipe> by default.")] = None,
     jobs: Jobs = None,
     quiet: Quiet = False,  # noqa: FBT002
 ) -> None:
-    """Take FedAdamW apart: a table and a figure a question.
+    """Take FedAdamW apart: a table and a figure for each study.
 
-    parts, sharing, blocks, alpha, weight-decay, local-steps, beta2. The same command goes on after a stop.
+    parts, sharing, blocks, alpha, weight-decay, local-steps, beta2. After a stop the same command resumes.
 
     \b
     fedadamw ablate digits --only sharing,alpha
@@ -138,22 +140,23 @@ def ablate_command(
     from fedadamw.study.ablate import STUDIES, ablate
     from fedadamw.study.results import headings, rows
 
-    place = out or Path("runs") / f"ablate-{short(recipe or DEFAULT)}"
-    given = [parse_override(text) for text in settings or ()]
-    with _stoppable():
-        wanted = names_in(only) if only else None
-        found = ablate(recipe or DEFAULT, seeds, given, place, only=wanted, jobs=jobs, quiet=quiet)
-    for name, results in found.items():
+    recipe = recipe or DEFAULT_RECIPE
+    place = out or Path("runs") / f"ablate-{short_name(recipe)}"
+    overrides = [parse_override(text) for text in settings or ()]
+    names = parse_names(only) if only else None
+    with _exit_if_stopped():
+        studies = ablate(recipe, seeds, overrides, place, only=names, jobs=jobs, quiet=quiet)
+    for name, results in studies.items():
         if not quiet:
             typer.echo(f"\n{STUDIES[name][0]}")
             print_grid(headings(results), rows(results))
     if not quiet:
-        typer.echo(f"{place}: table.md, and a folder a study with report.html, curves.png, table.md, results.json")
-    _fail_if_missing(found.values())
+        typer.echo(f"{place}: table.md, and a folder per study with report.html, curves.png, table.md, results.json")
+    _exit_if_missing(studies.values())
 
 
-def _fail_if_missing(studies: "Iterable[Results]", untuned: Mapping[str, str] | None = None) -> None:
-    """Say which runs and tuned settings there are not, and why, and end with exit code 1 where there are any."""
+def _exit_if_missing(studies: "Iterable[Results]", untuned: Mapping[str, str] | None = None) -> None:
+    """Print which runs and tuned settings are missing, and why; exit with code 1 if any is."""
     missing = [run for results in studies for run in results["missing"]]
     for error in (untuned or {}).values():
         say(f"error: {error}")
@@ -164,10 +167,10 @@ def _fail_if_missing(studies: "Iterable[Results]", untuned: Mapping[str, str] | 
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """A study that Ctrl-C or SIGTERM ends says that it can go on."""
+def _exit_if_stopped() -> Iterator[None]:
+    """After Ctrl-C or SIGTERM, say how to resume and exit."""
     try:
         yield
     except KeyboardInterrupt as stopped:
-        say("stopped; the same command goes on where it was")
+        say("stopped; the same command resumes it")
         raise typer.Exit(143 if isinstance(stopped, Terminated) else 130) from None

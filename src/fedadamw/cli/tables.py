@@ -1,7 +1,6 @@
 """Tables for the terminal."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
@@ -11,25 +10,26 @@ from rich.text import Text
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.io.escaping import escape_text
 from fedadamw.report.metrics import evaluated, label, shown
+from fedadamw.report.run_files import RecordDict
 from fedadamw.task import Evaluation
 
 SHADES = " ░▒▓█"
-BYTES = 4  # a float32
+BYTES = 4  # of a float32
 
 
 def _console(table: Table) -> Console:
-    """The terminal; where there is none, a page as wide as the table."""
+    """Return the terminal or, if output goes elsewhere, a page as wide as the table."""
     console = Console(highlight=False)
     if console.is_terminal:
         return console
     return Console(highlight=False, width=max(Console(width=400).measure(table).maximum, 80))
 
 
-def print_run(records: Sequence[Mapping[str, Any]], *, most: int = 8) -> None:
-    """Some of a run's evaluated rounds, evenly spaced, the last one always."""
+def print_run(records: Sequence[RecordDict], *, most: int = 8) -> None:
+    """Print at most `most` of a run's evaluated rounds, evenly spaced, always the last one."""
     tested = evaluated(records)
     chosen = sorted({tested[round(k)] for k in np.linspace(0, len(tested) - 1, min(most, len(tested)))})
-    metrics = list(records[tested[0]]["test_metrics"])
+    metrics = list(records[tested[0]]["test_metrics"] or ())
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("round", "lr", "training loss", "test loss", *(f"test {label(m)}" for m in metrics), "sent up so far"):
         table.add_column(name, justify="right")
@@ -37,13 +37,13 @@ def print_run(records: Sequence[Mapping[str, Any]], *, most: int = 8) -> None:
         r = records[i]
         sent = sum(earlier["up_bytes"] for earlier in records[: i + 1]) / 1e6
         losses = ("-" if loss is None else f"{loss:.4f}" for loss in (r["train_loss"], r["test_loss"]))
-        scores = (shown(name, r["test_metrics"][name]) for name in metrics)
+        scores = (shown(name, (r["test_metrics"] or {})[name]) for name in metrics)
         table.add_row(str(r["round"]), f"{r['lr']:.2e}", *losses, *scores, f"{sent:,.1f} MB")
     _console(table).print(table)
 
 
 def print_grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Cells under their headings, the first column to the left."""
+    """Print cells under their headings, the first column aligned left."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for i, name in enumerate(head):
         table.add_column(Text(escape_text(name)), justify="right" if i else "left")
@@ -53,7 +53,7 @@ def print_grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_blocks(name: str, blocks: Blocks) -> None:
-    """Every parameter with its class, shape and blocks; then B, d, B/d and what an upload costs."""
+    """Print every parameter with its class, shape and blocks; then B, d, B/d and the size of an upload."""
     table = Table("parameter", "class", "shape", box=None, header_style="bold", pad_edge=False)
     table.add_column("blocks", justify="right")
     for row in blocks.table():
@@ -67,11 +67,11 @@ def print_blocks(name: str, blocks: Blocks) -> None:
         ("whole v too", 2 * d + 1),
     )
     for what, numbers in uploads:
-        print(f"upload a client and round, float32: {numbers * BYTES / 1e6:12,.2f} MB  {what}")
+        print(f"upload per client and round, float32: {numbers * BYTES / 1e6:12,.2f} MB  {what}")
 
 
 def print_partition(counts: np.ndarray, fingerprint: str, *, most: int = 20) -> None:
-    """Samples a client and class (clients, classes) as shades, the first clients only, and the sizes in short."""
+    """Print samples of each client and class (clients, classes) as shades, for `most` clients, and a summary."""
     table = Table("client", "samples", box=None, header_style="bold", pad_edge=False)
     table.add_column("classes 0 .. " + str(counts.shape[1] - 1), no_wrap=True)
     for i, row in enumerate(counts[:most]):
@@ -81,7 +81,7 @@ def print_partition(counts: np.ndarray, fingerprint: str, *, most: int = 20) -> 
         print(f"... and {len(counts) - most:,} more")
     sizes = counts.sum(1)
     print(
-        f"{len(counts):,} clients, {sizes.sum():,} samples: {sizes.min():,} to {sizes.max():,} a client, "
+        f"{len(counts):,} clients, {sizes.sum():,} samples: {sizes.min():,} to {sizes.max():,} per client, "
         f"{(counts > 0).sum(1).mean():.1f} classes on average; fingerprint {fingerprint}"
     )
 
@@ -91,9 +91,9 @@ def _shades(row: Sequence[int] | np.ndarray) -> str:
     return "".join(SHADES[-(-int(n) * (len(SHADES) - 1) // int(top))] for n in row)
 
 
-def print_evaluation(found: Evaluation, samples: int) -> None:
-    """Loss and metrics on held-out samples, a line each."""
+def print_evaluation(evaluation: Evaluation, samples: int) -> None:
+    """Print loss and metrics on held-out samples, a line each."""
     print(f"held-out samples  {samples:,}")
-    print(f"loss              {found.loss:.4f}")
-    for name, value in found.metrics.items():
+    print(f"loss              {evaluation.loss:.4f}")
+    for name, value in evaluation.metrics.items():
         print(f"{label(name):<17} {shown(name, value)}")

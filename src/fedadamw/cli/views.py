@@ -1,12 +1,12 @@
-"""`fedadamw list`, `blocks` and `partition`: what there is, before anything is trained."""
+"""`fedadamw list`, `blocks` and `partition`: recipes, models and data before training."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedadamw.cli import complete
-from fedadamw.cli.app import DEFAULT, Recipe, Settings, app, names_in
+from fedadamw.cli.app import DEFAULT_RECIPE, Recipe, Settings, app, parse_names
+from fedadamw.cli.complete import complete_model
 
 
 @app.command("list", short_help="Show recipes, algorithms and models.")
@@ -16,34 +16,34 @@ def list_command() -> None:
     \b
     fedadamw list
     """
-    from fedadamw.cli.choices import algorithms, models
+    from fedadamw.cli.choices import list_algorithms, list_models
     from fedadamw.settings.recipes import list_recipes
 
     typer.echo("recipes")
-    width = max(map(len, list_recipes()))
-    for name, about in list_recipes().items():
+    recipes = list_recipes()
+    width = max(map(len, recipes))
+    for name, about in recipes.items():
         typer.echo(f"  {name:<{width}}  {about}")
     typer.echo("algorithms")
-    for name, settings in algorithms().items():
-        given = ", ".join(f"{key}={value}" for key, value in settings.items())
-        typer.echo(f"  {name:<16} {given}")
+    for name, settings in list_algorithms().items():
+        typer.echo(f"  {name:<16} {', '.join(f'{key}={value}' for key, value in settings.items())}")
     typer.echo(
-        f"models\n  {', '.join(models())}, any image classifier of the hub (owner/name) or a folder; "
-        "with data.task for texts, any classifier or causal language model"
+        f"models\n  {', '.join(list_models())}, any image classifier from the hub (owner/name) or a folder; "
+        "if data.task is for texts, any text classifier or causal language model"
     )
 
 
-@app.command("blocks", short_help="Show a model's blocks, and bytes sent.")
+@app.command("blocks", short_help="Show a model's blocks and upload size.")
 def blocks_command(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="vit-tiny, bert, a folder, a hub id, ...", autocompletion=complete.models),
+        typer.Argument(metavar="MODEL", help="vit-tiny, bert, a folder, a hub id, ...", autocompletion=complete_model),
     ],
     granularity: Annotated[str, typer.Option(help="paper, coarse, tensor or coordinate.")] = "paper",
     lora: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Put LoRA on these modules.")] = None,
-    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA adapters.")] = 16,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA adapters.")] = 16,
 ) -> None:
-    """Show how a model is cut into blocks and what an upload costs; no weights are loaded.
+    """Show how a model is cut into blocks and how large an upload is; no weights are loaded.
 
     \b
     fedadamw blocks vit-tiny
@@ -54,16 +54,16 @@ def blocks_command(
     from fedadamw.cli.tables import print_blocks
     from fedadamw.models.skeleton import build_skeleton
 
-    found = build_skeleton(model)
+    module = build_skeleton(model)
     if lora is not None:
         from fedadamw.models.lora import add_adapters
         from fedadamw.settings.lora import LoraSettings
 
-        found = add_adapters(found, LoraSettings(r=rank, target_modules=tuple(names_in(lora))), None)
-    print_blocks(model, Blocks.of(found, granularity))
+        module = add_adapters(module, LoraSettings(r=rank, target_modules=tuple(parse_names(lora))), None)
+    print_blocks(model, Blocks.of(module, granularity))
 
 
-@app.command("partition", short_help="Draw who holds which samples.")
+@app.command("partition", short_help="Draw which client holds which samples.")
 def partition_command(
     recipe: Recipe = None,
     settings: Settings = None,
@@ -82,7 +82,7 @@ def partition_command(
     from fedadamw.validation import check
 
     check(out.suffix in (".png", ".svg"), f"--out {out}: must end in .png or .svg")
-    experiment = load(recipe or DEFAULT, settings or ())
+    experiment = load(recipe or DEFAULT_RECIPE, settings or ())
     train, _ = load_samples(experiment)
     clients = make_partition(experiment, train)
     counts = clients.counts(train.labels, len(train.classes))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedadamw.data.image_decoding import ImageCell, encoded_images
+from fedadamw.data.image_decoding import ImageCell, iter_encoded_images
 from fedadamw.validation import check
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def check_bad_images(place: str, split: "Dataset", column: str, bad: Mapping[int
 def describe_bad_images(place: str, split: "Dataset", column: str, bad: Mapping[int, str]) -> str:
     """Say how many images of `place` are bad, and of the first three the row, the end of the path and the reason."""
     first = dict(sorted(bad.items())[:3])
-    cells = encoded_images(split.select(first), column)
+    cells = iter_encoded_images(split.select(first), column)
     lines = [
         f"row {row + 1:,} of {len(split):,}{_short_path(cell)}: {first[row]}"
         for row, cell in zip(first, cells, strict=True)

@@ -1,4 +1,4 @@
-"""Conversations as token numbers in a tokenizer's chat template, and what of them is to be learned."""
+"""Conversations as tokens in a tokenizer's chat template, and which tokens are learned."""
 
 from contextlib import suppress
 from typing import Any
@@ -12,40 +12,42 @@ CALLS = ("tool_calls", "function_call")
 SAID = ("content", "reasoning_content", "reasoning", "thinking", *CALLS)  # by an assistant
 
 
-def conversation(tokenizer: Any, talk: Any) -> tuple[Ids, Ids]:
-    """Tokens and marks of a conversation in the tokenizer's chat template; InputError where it cannot be used.
+def encode_conversation(tokenizer: Any, talk: object) -> tuple[Ids, Ids]:
+    """Return tokens and marks of a conversation in the chat template; raises InputError if it cannot be used.
 
-    Marked is what the template shows of what the assistant says, thinks and calls, and the token after it, which ends
-    its turn; nothing where it says nothing, or what it says is not shown.
+    Marked are the assistant's messages (content, reasoning, calls) as the template shows them, with the token that
+    ends its turn. An empty message, or one that is not shown, has no marks.
     """
-    talk = _messages(talk)
-    text = _templated(tokenizer, talk)
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = found["input_ids"], found["offset_mapping"]
-    check(bool(ids), "the chat template shows nothing of it")
+    messages = _read_messages(talk)
+    text = _apply_template(tokenizer, messages)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+    check(bool(ids), "the chat template leaves it empty")
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     marks, at = [0] * len(ids), 0
-    for i, message in enumerate(talk):
+    for i, message in enumerate(messages):
         if message["role"] == "assistant" and any(message.get(part) for part in SAID):
-            start, end = _place(tokenizer, talk, i, text, at)
+            start, end = _find_message(tokenizer, messages, i, text, at)
             if start == end:
                 continue
-            first, last = _tokens_of(offsets, start, end)
-            ended = any(message.get(part) for part in CALLS) and ids[last - 1] in special  # by a token of calls
-            stop = last if ended else min(last + 1, len(ids))
+            first, last = _find_tokens(offsets, start, end)
+            ends_with_call = any(message.get(part) for part in CALLS) and ids[last - 1] in special
+            stop = last if ends_with_call else min(last + 1, len(ids))
             marks[first:stop] = [1] * (stop - first)
             at = end
     return ids, marks
 
 
-def _messages(talk: Any) -> list[Message]:
-    """The messages of a conversation without what is null in them, which a column adds; a null content is ''."""
-    fine = isinstance(talk, list) and all(
+def _read_messages(talk: Any) -> list[Message]:
+    """Return the messages without their null values, which a column adds; a null content becomes ''."""
+    is_valid = isinstance(talk, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str | None)
         for m in talk
     )
-    if not fine or not talk:
-        raise InputError(f"column 'messages' holds {shorten(talk)} where a list of role and content (a text) is wanted")
+    if not is_valid or not talk:
+        raise InputError(
+            f"column 'messages' holds {shorten(talk)} where a list of role and content (a text) is expected"
+        )
     return [{"content": "", **_without_null(message)} for message in talk]
 
 
@@ -55,38 +57,38 @@ def _without_null(value: Any) -> Any:
     return [_without_null(part) for part in value] if isinstance(value, list) else value
 
 
-def _templated(tokenizer: Any, talk: Any) -> str:
+def _apply_template(tokenizer: Any, talk: Any) -> str:
     with as_input_error("the chat template refuses a conversation"):
         return str(tokenizer.apply_chat_template(talk, tokenize=False))
 
 
-def _place(tokenizer: Any, talk: list[Message], i: int, text: str, after: int) -> tuple[int, int]:
-    """Where in a conversation's `text` stands what its message i says: the part that another one would change.
+def _find_message(tokenizer: Any, talk: list[Message], i: int, text: str, after: int) -> tuple[int, int]:
+    """Return start and end of message i in a conversation's `text`: the part that another content would change.
 
-    after: where the message before it ends.
+    after: the end of the message before it.
     """
-    other = next(chr(n) for n in range(0xE000, 0xF8FF) if chr(n) not in text)  # of nobody's language
+    other = next(chr(n) for n in range(0xE000, 0xF8FF) if chr(n) not in text)  # a private-use character
     changed = {**{name: part for name, part in talk[i].items() if name not in SAID}, "content": other}
-    for following in (talk[i + 1 :], []):  # some templates refuse the answer to a call where there is no call
+    for following in (talk[i + 1 :], []):  # some templates refuse a tool's answer without its call
         with suppress(InputError):
-            whole = text if following else _templated(tokenizer, talk[: i + 1])
-            start, end = _differs(whole, _templated(tokenizer, [*talk[:i], changed, *following]))
+            whole = text if following else _apply_template(tokenizer, talk[: i + 1])
+            start, end = _find_difference(whole, _apply_template(tokenizer, [*talk[:i], changed, *following]))
             if text.startswith(whole[:end]):
-                return _moved_back(text, start, end, talk[i]["content"], after), end
+                return _move_back(text, start, end, talk[i]["content"], after), end
     said = talk[i]["content"].strip()
     start = text.find(said, after)
-    check(start >= 0, f"the chat template does not show what is said as it is: {said[:60]!r}")
+    check(start >= 0, f"the chat template changes this message: {said[:60]!r}")
     return start, start + len(said)
 
 
-def _differs(text: str, other: str) -> tuple[int, int]:
-    """From where to where `text` is not as `other`."""
-    start = _common(text, other)
-    return start, len(text) - _common(text[start:][::-1], other[start:][::-1])
+def _find_difference(text: str, other: str) -> tuple[int, int]:
+    """Return start and end of the part in which `text` differs from `other`."""
+    start = _count_common(text, other)
+    return start, len(text) - _count_common(text[start:][::-1], other[start:][::-1])
 
 
-def _common(a: str, b: str) -> int:
-    """How many characters `a` and `b` have in common at their beginning."""
+def _count_common(a: str, b: str) -> int:
+    """Return the length of the common prefix of `a` and `b`."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -94,18 +96,21 @@ def _common(a: str, b: str) -> int:
     return low
 
 
-def _moved_back(text: str, start: int, end: int, said: str, after: int) -> int:
-    """`start` without blanks; or before it where the rest of `said` stands, as of a <think> that templates put in."""
+def _move_back(text: str, start: int, end: int, said: str, after: int) -> int:
+    """Return the start of `said`: `start` after blanks, or earlier if `text` has the beginning of `said` before it.
+
+    This happens if the template itself writes the beginning, such as <think>.
+    """
     shown, whole = ("".join(part.split()) for part in (text[start:end], said))
     missing, place = whole.removesuffix(shown) if shown else "", start
     while missing and place > after and (text[place - 1].isspace() or missing.endswith(text[place - 1])):
         place -= 1
         missing = missing.removesuffix(text[place])
-    found = start if missing else place
-    return found + len(text[found:end]) - len(text[found:end].lstrip())
+    first = start if missing else place
+    return first + len(text[first:end]) - len(text[first:end].lstrip())
 
 
-def _tokens_of(offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The first of the tokens that have a part of the characters from `start` to `end`, and the one after them."""
+def _find_tokens(offsets: list[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """Return the first token that overlaps the characters from `start` to `end`, and the one after the last."""
     first = next((token for token, (_, stop) in enumerate(offsets) if stop > start), len(offsets))
     return first, next((token for token in range(first, len(offsets)) if offsets[token][0] >= end), len(offsets))

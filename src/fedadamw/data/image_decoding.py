@@ -69,7 +69,7 @@ class DecodeSummary:
 def decode_images(split: "Dataset", column: str, target: PixelFormat, pixels: Array) -> DecodeSummary:
     """Decode all usable images of a split into `pixels` (n, c, h, w), without gaps."""
     summary, place = DecodeSummary({}), 0
-    for i, cell in enumerate(encoded_images(split, column)):
+    for i, cell in enumerate(iter_encoded_images(split, column)):
         try:
             image = run_decoder(open_image, cell)
             pixels[place] = run_decoder(image_to_array, image, target)
@@ -84,7 +84,7 @@ def decode_images(split: "Dataset", column: str, target: PixelFormat, pixels: Ar
     return summary
 
 
-def encoded_images(split: "Dataset", column: str) -> Iterator[ImageCell | None]:
+def iter_encoded_images(split: "Dataset", column: str) -> Iterator[ImageCell | None]:
     """Iterate over the images of a split without decoding them."""
     import datasets
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedadamw.data.image_decoding import BadImageError, ImageCell, encoded_images, is_grey, open_image, run_decoder
+from fedadamw.data.image_decoding import BadImageError, ImageCell, is_grey, iter_encoded_images, open_image, run_decoder
 from fedadamw.models.resizing import Size
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ImageSurvey:
 def survey_images(split: "Dataset", column: str) -> ImageSurvey:
     """Read the header of every image of a split."""
     sizes, modes, bad = set(), set(), {}
-    for i, cell in enumerate(encoded_images(split, column)):
+    for i, cell in enumerate(iter_encoded_images(split, column)):
         try:
             size, mode = run_decoder(_read_header, cell)
         except BadImageError as error:

@@ -76,6 +76,31 @@ class ImageOptions:
 DEFAULT_OPTIONS = ImageOptions()
 
 
+class ImageSource(NamedTuple):
+    """Where the images are: `digits`, a folder (Parquet, image folder) or a hub id, and the settings that go with it.
+
+    Columns that are None are found by type: the first image column, the first class label.
+    """
+
+    name: str
+    config: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    group_column: str | None = None  # names the natural client of each row
+    test_source: str | None = None  # see `read_splits`
+    test_split: str | None = None  # see `choose_held_out_split`
+
+    @property
+    def place(self) -> str:
+        """The source, for errors."""
+        return f"data.source={self.name!r}"
+
+    @property
+    def test_place(self) -> str:
+        """The source of the held-out images, for errors."""
+        return self.place if self.test_source is None else f"data.test_source={self.test_source!r}"
+
+
 class ImageColumns(NamedTuple):
     """The names of a data set's columns."""
 
@@ -85,59 +110,37 @@ class ImageColumns(NamedTuple):
 
 
 def load_images(
-    source: str,
-    *,
-    config: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    group_column: str | None = None,
-    test_source: str | None = None,
-    test_split: str | None = None,
-    want_test: bool = True,
-    options: ImageOptions = DEFAULT_OPTIONS,
+    source: ImageSource, options: ImageOptions = DEFAULT_OPTIONS, *, want_test: bool = True
 ) -> tuple[Images, Images]:
-    """Return the training and held-out images of `source`: `digits`, a folder (Parquet, image folder) or a hub id.
+    """Return the training and held-out images of `source`, both in the pixel format of the training set.
 
-    Columns that are not named are found by type: the first image column, the first class label. Both splits have the
-    pixel format of the training set. Without `want_test` the second is empty, and the data needs no test split.
+    Without `want_test` the second is empty, and the data needs no test split.
     """
-    place = f"data.source={source!r}"
-    if source == "digits":
-        check(group_column is None, f"partition.column={group_column!r}: digits have no columns")
-        return _load_digits(_choose_format(place, DIGITS_SURVEY, options))
-    splits = read_splits(source, config, test_source)
-    test_name = choose_held_out_split(place, splits, test_split) if want_test else None
-    columns = _find_columns(place, splits["train"], image_column, label_column, group_column)
+    if source.name == "digits":
+        check(source.group_column is None, f"partition.column={source.group_column!r}: digits have no columns")
+        return _load_digits(_choose_format(source.place, DIGITS_SURVEY, options))
+    splits = read_splits(source.name, source.config, source.test_source)
+    test_name = choose_held_out_split(source.place, splits, source.test_split) if want_test else None
+    columns = _find_columns(source.place, splits["train"], source)
     survey = load_survey(splits["train"], columns.image)
-    check_bad_images(place, splits["train"], columns.image, survey.bad, skip=options.skip_bad)
-    target = _choose_format(place, survey, options)
-    train = _load_split(place, splits["train"], columns, target, options)
+    check_bad_images(source.place, splits["train"], columns.image, survey.bad, skip=options.skip_bad)
+    target = _choose_format(source.place, survey, options)
+    train = _load_split(source.place, splits["train"], columns, target, options)
     if test_name is None:
         return train, replace(train.select(np.arange(0)), skipped=0)
-    if test_source is not None:
-        place = f"data.test_source={test_source!r}"
-    return train, _load_split(place, splits[test_name], columns._replace(group=None), target, options, train.classes)
+    columns = columns._replace(group=None)
+    return train, _load_split(source.test_place, splits[test_name], columns, target, options, train.classes)
 
 
 def load_held_out(
-    source: str,
-    classes: tuple[str, ...],
-    target: PixelFormat,
-    *,
-    config: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    test_source: str | None = None,
-    test_split: str | None = None,
-    options: ImageOptions = DEFAULT_OPTIONS,
+    source: ImageSource, classes: tuple[str, ...], target: PixelFormat, options: ImageOptions = DEFAULT_OPTIONS
 ) -> Images:
     """Return the held-out images of `source` in the training set's format, their labels among `classes`."""
-    if source == "digits":
+    if source.name == "digits":
         return _load_digits(target)[1]
-    split = read_held_out(source, config, test_source, test_split)
-    place = f"data.source={source!r}" if test_source is None else f"data.test_source={test_source!r}"
-    columns = _find_columns(place, split, image_column, label_column, None)
-    return _load_split(place, split, columns, target, options, classes)
+    split = read_held_out(source.name, source.config, source.test_source, source.test_split)
+    columns = _find_columns(source.test_place, split, source._replace(group_column=None))
+    return _load_split(source.test_place, split, columns, target, options, classes)
 
 
 def _load_digits(target: PixelFormat) -> tuple[Images, Images]:
@@ -148,16 +151,14 @@ def _load_digits(target: PixelFormat) -> tuple[Images, Images]:
     return digits.select(numbers[numbers % 5 != 0]), digits.select(numbers[numbers % 5 == 0])
 
 
-def _find_columns(
-    place: str, split: "Dataset", image: str | None, label: str | None, group: str | None
-) -> ImageColumns:
-    """Return the columns that are named or found by type; raise InputError if there are none."""
+def _find_columns(place: str, split: "Dataset", source: ImageSource) -> ImageColumns:
+    """Return the columns that `source` names or that have the right type; raise InputError if there are none."""
     import datasets
 
-    features = split.features
-    check_columns(place, split, (image, label, group))
-    image = image or next((n for n, f in features.items() if isinstance(f, datasets.Image)), None)
-    label = label or find_label_column(split)
+    features, group = split.features, source.group_column
+    check_columns(place, split, (source.image_column, source.label_column, group))
+    image = source.image_column or next((n for n, f in features.items() if isinstance(f, datasets.Image)), None)
+    label = source.label_column or find_label_column(split)
     columns = ImageColumns(
         require_column(place, split, "image", image), require_column(place, split, "label", label), group
     )

@@ -12,7 +12,7 @@ def _accuracy(labels: Array, predicted: Array, classes: int) -> float:
 
 
 def _f1(labels: Array, predicted: Array, classes: int) -> float:
-    """Of class 1 where there are two classes, the mean over classes where there are more."""
+    """Return the F1 of class 1 if there are two classes, else the mean over classes."""
     from sklearn.metrics import f1_score
 
     average = "binary" if classes == 2 else "macro"
@@ -28,19 +28,19 @@ def _matthews(labels: Array, predicted: Array, classes: int) -> float:
 def _spearman(labels: Array, predicted: Array, classes: int) -> float:
     from scipy.stats import spearmanr
 
-    return _correlation(spearmanr, labels, predicted)
+    return _correlate(spearmanr, labels, predicted)
 
 
 def _pearson(labels: Array, predicted: Array, classes: int) -> float:
     from scipy.stats import pearsonr
 
-    return _correlation(pearsonr, labels, predicted)
+    return _correlate(pearsonr, labels, predicted)
 
 
-def _correlation(of: Callable[[Array, Array], tuple[float, float]], labels: Array, predicted: Array) -> float:
-    """0 where one of the two is constant, for which a correlation is not defined."""
+def _correlate(measure: Callable[[Array, Array], tuple[float, float]], labels: Array, predicted: Array) -> float:
+    """Return the correlation, 0 if one of the two is constant (it is not defined then)."""
     constant = np.ptp(labels) == 0 or np.ptp(predicted) == 0
-    return 0.0 if constant else float(of(labels, predicted)[0])
+    return 0.0 if constant else float(measure(labels, predicted)[0])
 
 
 METRICS: dict[str, Callable[[Array, Array, int], float]] = {
@@ -53,6 +53,6 @@ METRICS: dict[str, Callable[[Array, Array, int], float]] = {
 CLASSIFICATION, REGRESSION = ("accuracy", "f1"), ("spearman", "pearson")
 
 
-def scores(names: tuple[str, ...], labels: Array, predicted: Array, classes: int) -> dict[str, float]:
-    """The named metrics of `predicted` (n,) against `labels` (n,): classes, or numbers for the correlations."""
+def compute_metrics(names: tuple[str, ...], labels: Array, predicted: Array, classes: int) -> dict[str, float]:
+    """Compute the named metrics of `predicted` (n,) against `labels` (n,): classes, or numbers for the correlations."""
     return {name: METRICS[name](labels, predicted, classes) for name in names}

@@ -18,7 +18,7 @@ from fedadamw.models.loading import as_input_error
 from fedadamw.validation import InputError, check
 
 Rows = Mapping[str, list[Any]]  # columns of some rows
-VERSION = 3  # of what `tokenised` leaves in the cache
+CACHE_VERSION = 3  # of what `tokenise` leaves in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +26,14 @@ class Texts:
     """One split of tokenised texts, one after the other in one array."""
 
     tokens: Array  # (total,) int32
-    marks: Array  # (total,) int8: token types of a classifier; in a language model 1 for what is to be learned
+    marks: Array  # (total,) int8: token types for a classifier; for a language model 1 if the token is learned
     starts: Array  # (n + 1,) int64, where each text begins; last, the total
-    labels: Array  # (n,) int64; of numbers to be predicted, the bins that they fall in
+    labels: Array  # (n,) int64; if numbers are predicted, their bins
     classes: tuple[str, ...]
-    targets: Array | None = None  # (n,) float32 numbers to be predicted, in place of classes
-    edges: tuple[float, ...] | None = None  # of the bins of such numbers
-    groups: Array | None = None  # (n,) natural clients, where a column of the data names them
-    rows: Array | None = None  # (n,) of the data, where several samples may come from one
+    targets: Array | None = None  # (n,) float32 numbers to predict, instead of classes
+    edges: tuple[float, ...] | None = None  # between the bins of these numbers
+    groups: Array | None = None  # (n,) natural clients, if a column of the data names them
+    rows: Array | None = None  # (n,) row of the data, if several samples may come from one
     truncated: int = 0  # texts of the whole split that were longer than the model takes
     skipped: int = 0  # conversations of the whole split that could not be used
 
@@ -42,11 +42,11 @@ class Texts:
 
     @property
     def lengths(self) -> Array:
-        """Tokens of each text, (n,)."""
+        """Number of tokens of each text, (n,)."""
         return np.diff(self.starts)
 
     def select(self, samples: Array) -> "Texts":
-        """The given samples only."""
+        """Return the given samples only."""
         lengths = self.lengths[samples]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         places = np.repeat(self.starts[:-1][samples] - starts[:-1], lengths) + np.arange(starts[-1])
@@ -75,20 +75,22 @@ class Texts:
         return digest.hexdigest()[:16]
 
 
-def text_column(place: str, split: "Dataset", named: str | None, others: Collection[str | None] = ()) -> str:
-    """The column of text: the one `named`, or `text`, or `sentence`, or the only one with words besides `others`."""
+def find_text_column(place: str, split: "Dataset", named: str | None, others: Collection[str | None] = ()) -> str:
+    """Return the text's column: `named`, `text`, `sentence`, or the only column of strings besides `others`."""
     check_columns(place, split, (named,))
     if named:
         return named
     kinds = ("string", "large_string")
-    words: list[str] = [n for n, f in split.features.items() if getattr(f, "dtype", None) in kinds and n not in others]
+    strings: list[str] = [
+        n for n, f in split.features.items() if getattr(f, "dtype", None) in kinds and n not in others
+    ]
     for name in ("text", "sentence"):
-        if name in words:
+        if name in strings:
             return name
-    if len(words) == 1:
-        return words[0]
-    found = f"several columns with words ({', '.join(words)})" if words else "no column of text"
-    raise InputError(f"{place}: {found} among {', '.join(split.features)}; name the text with data.text_column")
+    if len(strings) == 1:
+        return strings[0]
+    problem = f"several columns of text ({', '.join(strings)})" if strings else "no column of text"
+    raise InputError(f"{place}: {problem} among {', '.join(split.features)}; name one with data.text_column")
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Labelled:
     tokenizer: Any
     max_length: int
     classes: tuple[str, ...]
-    edges: tuple[float, ...] | None  # of the bins, where numbers are to be predicted
+    edges: tuple[float, ...] | None  # between the bins, if numbers are predicted
 
     @staticmethod
     def of(
@@ -119,49 +121,49 @@ class Labelled:
         numbers: bool = False,
         outputs: HeadSize | None = None,
     ) -> "Labelled":
-        """As the training split has them: words and whole numbers are classes, fractions are to be predicted.
+        """Return a reader for this training split: words and whole numbers are classes, fractions are predicted.
 
-        classes, edges: known from an earlier training split, in place of this one's. numbers: whole ones are to be
-        predicted, too. outputs: of the model's own head, whose classes numbers may count.
+        classes, edges: those of an earlier training split, used instead of this one's. numbers: whole numbers are
+        predicted, too. outputs: the number of classes of the model's trained head, see `read_classes`.
         """
         place = f"data.source={source!r}"
         label = require_column(place, train, "label", label or find_label_column(train))
         check_columns(place, train, (*columns, label, group))
         if classes is None and (numbers or has_fractions(train, label)):
-            edges, classes = _bins(train, label)
+            edges, classes = _choose_bins(train, label)
         classes = classes or read_classes(train, label, outputs)
-        check(edges is not None or len(classes) > 1, f"{place}: column {label!r} has one class alone, {classes[0]!r}")
+        check(edges is not None or len(classes) > 1, f"{place}: column {label!r} has only one class, {classes[0]!r}")
         return Labelled(source, columns, label, group, tokenizer, max_length, classes, edges)
 
-    def texts(self, split: "Dataset", place: str | None = None) -> Texts:
-        """The texts of a split, tokenised, with their labels; place: where it is from, for errors."""
+    def read(self, split: "Dataset", place: str | None = None) -> Texts:
+        """Tokenise the texts of a split and read their labels; place: where it is from, for errors."""
         check_columns(place or f"data.source={self.source!r}", split, (*self.columns, self.label))
         check_words(split, self.columns)
         encode = _encoder(self.tokenizer, self.columns, self.max_length)
-        tokens, marks, starts, cut, *_ = tokenised(split, self.tokenizer, encode)
+        tokens, marks, starts, cut, *_ = tokenise(split, self.tokenizer, encode)
         if self.edges is None:
             labels, targets = read_labels(split, self.label, self.classes), None
         else:
-            targets = _numbers(split, self.label)
+            targets = _read_numbers(split, self.label)
             labels = np.searchsorted(np.asarray(self.edges, dtype=np.float32), targets)
         groups = read_groups(split, self.group)
         return Texts(tokens, marks, starts, labels, self.classes, targets, self.edges, groups, None, int(cut.sum()))
 
 
-def _numbers(split: "Dataset", column: str) -> Array:
-    """A column of numbers (n,) float32; InputError where one is none."""
+def _read_numbers(split: "Dataset", column: str) -> Array:
+    """Return a column of numbers (n,) float32; raises InputError if one is missing or not a number."""
     try:
         values = np.asarray(split[column][:], dtype=np.float32)
     except ValueError as error:
-        raise InputError(f"column {column!r} does not hold numbers alone ({error})") from None
+        raise InputError(f"column {column!r} does not hold only numbers ({error})") from None
     wrong = np.flatnonzero(~np.isfinite(values))
     check(len(wrong) == 0, f"column {column!r} holds no number in row {int(wrong[:1].sum()) + 1:,} of {len(values):,}")
     return values
 
 
-def _bins(train: "Dataset", column: str) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """Up to five bins of as many training samples each, and their names: what a partition takes for classes."""
-    edges = tuple(float(e) for e in np.unique(np.quantile(_numbers(train, column), (0.2, 0.4, 0.6, 0.8))))
+def _choose_bins(train: "Dataset", column: str) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Return the edges and names of up to five bins of equally many training samples: a partition's classes."""
+    edges = tuple(float(e) for e in np.unique(np.quantile(_read_numbers(train, column), (0.2, 0.4, 0.6, 0.8))))
     ends = [f"{edge:.3g}" for edge in edges]
     return edges, tuple(f"{a} to {b}" for a, b in zip(["lowest", *ends], [*ends, "highest"], strict=True))
 
@@ -170,48 +172,48 @@ Encoder = Callable[[Rows], dict[str, list[Any]]]
 
 
 def _encoder(tokenizer: Any, columns: tuple[str, ...], max_length: int) -> Encoder:
-    """From rows of text to their tokens, and whether each was cut."""
+    """Return a function from rows of text to their tokens, and whether each was cut."""
 
     def encode(rows: Rows) -> dict[str, list[Any]]:
         texts = [rows[column] for column in columns]
-        found = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
-        tokens = found["input_ids"]
-        types = found.get("token_type_ids") or [[0] * len(t) for t in tokens]
-        return {"tokens": tokens, "marks": types, "cut": [bool(e.overflowing) for e in found.encodings]}
+        encoding = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+        tokens = encoding["input_ids"]
+        types = encoding.get("token_type_ids") or [[0] * len(t) for t in tokens]
+        return {"tokens": tokens, "marks": types, "cut": [bool(e.overflowing) for e in encoding.encodings]}
 
     return encode
 
 
 def check_words(split: "Dataset", columns: Collection[str]) -> None:
-    """Raise InputError where one of `columns` holds something else than a text."""
+    """Raise InputError if one of `columns` holds anything but text."""
     for column in columns:
         for row, value in enumerate(split[column][:]):
             if not isinstance(value, str):
                 raise InputError(
-                    f"column {column!r} holds {value!r} where a text is wanted, in row {row + 1:,} of {len(split):,}"
+                    f"column {column!r} holds {value!r} where a text is expected, in row {row + 1:,} of {len(split):,}"
                 )
 
 
 class Tokenised(NamedTuple):
-    """Texts one after the other, as in `Texts`."""
+    """Tokenised texts one after the other, as in `Texts`."""
 
     tokens: Array
     marks: Array
     starts: Array
     cut: Array  # (n,) bool
     rows: Array  # (n,) of the split
-    refused: list[str]  # why a text became no tokens, or ''
+    refused: list[str]  # why a text could not be tokenised, or ''
 
 
-def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> Tokenised:
-    """`encode` done once for each split and kept.
+def tokenise(split: "Dataset", tokenizer: Any, encode: Encoder) -> Tokenised:
+    """Tokenise a split with `encode`; the result is cached by `datasets`.
 
-    What `encode` closes over must be words and numbers, besides the tokenizer: they tell what is in the cache.
+    Besides the tokenizer, `encode` may close over strings and numbers only: they are part of the cache's key.
     """
     import datasets
 
-    own = [c.cell_contents for c in encode.__closure__ or () if c.cell_contents is not tokenizer]
-    about = f"{VERSION} {split._fingerprint} {encode.__qualname__} {own} {_digest(tokenizer)}"
+    options = [c.cell_contents for c in encode.__closure__ or () if c.cell_contents is not tokenizer]
+    about = f"{CACHE_VERSION} {split._fingerprint} {encode.__qualname__} {options} {_digest(tokenizer)}"
     features = datasets.Features(
         {
             "tokens": datasets.List(datasets.Value("int32")),
@@ -224,12 +226,12 @@ def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> Tokenised:
 
     def with_rows(rows: Rows, numbers: list[int]) -> dict[str, list[Any]]:
         with as_input_error("the tokenizer cannot read a text"):
-            found = encode(rows)
-        found.setdefault("refused", [""] * len(found["tokens"]))
-        found["row"] = [numbers[i] for i in found.pop("of", range(len(numbers)))]
-        return found
+            columns = encode(rows)
+        columns.setdefault("refused", [""] * len(columns["tokens"]))
+        columns["row"] = [numbers[i] for i in columns.pop("of", range(len(numbers)))]
+        return columns
 
-    done = split.map(
+    table = split.map(
         with_rows,
         batched=True,
         with_indices=True,
@@ -237,14 +239,14 @@ def tokenised(split: "Dataset", tokenizer: Any, encode: Encoder) -> Tokenised:
         features=features,
         new_fingerprint=hashlib.sha256(about.encode()).hexdigest()[:16],
     )
-    tokens, starts = _ragged(done, "tokens", np.int32)
-    marks, _ = _ragged(done, "marks", np.int8)
-    rows = np.asarray(done["row"][:], dtype=np.int64)
-    return Tokenised(tokens, marks, starts, np.asarray(done["cut"][:], dtype=bool), rows, list(done["refused"][:]))
+    tokens, starts = _read_lists(table, "tokens", np.int32)
+    marks, _ = _read_lists(table, "marks", np.int8)
+    rows = np.asarray(table["row"][:], dtype=np.int64)
+    return Tokenised(tokens, marks, starts, np.asarray(table["cut"][:], dtype=bool), rows, list(table["refused"][:]))
 
 
-def _ragged(split: "Dataset", column: str, dtype: Any) -> tuple[Array, Array]:
-    """A column of lists as all their numbers, and where each list begins."""
+def _read_lists(split: "Dataset", column: str, dtype: type[np.integer]) -> tuple[Array, Array]:
+    """Return the concatenation of a column of lists, and where each list begins."""
     parts = split.data.column(column).chunks
     numbers = [np.asarray(part.flatten(), dtype=dtype) for part in parts]
     lengths = [np.diff(np.asarray(part.offsets, dtype=np.int64)) for part in parts]
@@ -253,7 +255,7 @@ def _ragged(split: "Dataset", column: str, dtype: Any) -> tuple[Array, Array]:
 
 
 def _digest(tokenizer: Any) -> str:
-    """What tells one tokenizer from another: its rules, words and chat template, not how it was last called."""
+    """Return a digest of a tokenizer's rules, vocabulary and chat template, not of its last call's options."""
     import json
 
     rules = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Update
 from fedadamw.engine.diagnostics import Diagnostics
@@ -31,7 +31,7 @@ class State(NamedTuple):
     """All that a run is between two rounds."""
 
     round: int  # rounds done
-    server: Any  # the algorithm's Server
+    server: AnyState  # the algorithm's Server
     statistics: Vector  # (s,) BatchNorm's running statistics, averaged over clients
     last: Vector  # (d,) the last round's change of x, for diagnostics; (0,) before it, or without them
     base: Vector  # (w,) frozen weights that the adapters' exact means are folded into; (0,) without that
@@ -208,7 +208,7 @@ class Simulation:
         if self.folding is not None and result.product is not None:
             plain = torch.allclose(server.x, state.server.x + result.up.delta, rtol=1e-4, atol=1e-6)
             check(plain, NOT_EXACT)
-            base, server = base + result.product, server._replace(x=self.folding.restarted(server.x))
+            base, server = base + result.product, server._replace(x=self.folding.reset_adapters(server.x))
         after = State(state.round + 1, server, result.statistics, last, base)
         if not all_finite(server):
             raise DivergedError(f"round {after.round}: the clients' mean is not finite; try a smaller training.lr")

@@ -23,11 +23,11 @@ from fedadamw.flower.server.messenger import Messenger
 from fedadamw.flower.server.monitor import NO_MONITOR, Monitor
 from fedadamw.flower.server.rounds import Nodes
 from fedadamw.flower.server.spool import UploadSpool
+from fedadamw.prepare.paths import mark_folders
 from fedadamw.prepare.simulation import Prepared, check_settings
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
-from fedadamw.settings.paths import mark_folders
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, Vector, statistics
 

@@ -4,8 +4,9 @@ import html
 import json
 import re
 import unicodedata
-from math import isfinite
 from typing import Any
+
+from fedadamw.io.json_values import replace_nan
 
 BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they change the direction of text
 MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]<>|&~$#]|(?<!\w)_|_(?!\w)")  # an underscore inside a word is literal
@@ -28,7 +29,7 @@ def escape_markdown(text: object) -> str:
 
 def escape_script(value: Any) -> str:
     """Return `value` as JSON for an HTML script: no text in it can end the script or begin a comment; NaN is null."""
-    text = json.dumps(_without_nan(value), allow_nan=False)  # escapes all beyond ASCII, U+2028 too
+    text = json.dumps(replace_nan(value), allow_nan=False)  # escapes all beyond ASCII, U+2028 too
     return re.sub("[<>&]", lambda match: _escape(match.group()), text)
 
 
@@ -39,11 +40,3 @@ def _is_control(c: str) -> bool:
 
 def _escape(c: str) -> str:
     return f"\\u{ord(c):04x}" if c.isprintable() else ascii(c)[1:-1]
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

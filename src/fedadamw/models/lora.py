@@ -197,7 +197,7 @@ class Folding:
             parts.append((added.transpose(-1, -2) if layer.transposed else added).flatten(-2))
         return torch.cat(parts, -1)
 
-    def restarted(self, x: Vector) -> Vector:
+    def reset_adapters(self, x: Vector) -> Vector:
         """Return a copy of `x` (d,) with every B at 0, after its product was added to the base."""
         reset = x.clone()
         named = self._layout.views(reset)

@@ -37,7 +37,7 @@ class ResizeCrop:
         """The output size, if it is the same for every image."""
         return self.crop or (self.resize if isinstance(self.resize, tuple) else None)
 
-    def resized_size(self, size: Size) -> Size:
+    def size_after_resize(self, size: Size) -> Size:
         """Return the size of an image of `size` after resizing; the longer side is rounded down."""
         if not isinstance(self.resize, int):
             return self.resize or size
@@ -47,13 +47,13 @@ class ResizeCrop:
 
     def output_size(self, size: Size) -> Size:
         """Return the size of an image of `size` after resizing and cropping."""
-        return self.crop or self.resized_size(size)
+        return self.crop or self.size_after_resize(size)
 
     def resize_image(self, image: "Image") -> "Image":
         """Resize and crop one image with Pillow."""
         from PIL.Image import Resampling
 
-        height, width = self.resized_size((image.height, image.width))
+        height, width = self.size_after_resize((image.height, image.width))
         if image.size != (width, height):
             image = image.resize((width, height), Resampling(self.resample))
         if self.crop is None or self.crop == (height, width):
@@ -64,7 +64,7 @@ class ResizeCrop:
     def resize_batch(self, pixels: Tensor) -> Tensor:
         """Resize and crop a batch of bytes (n, c, h, w) on its device."""
         before = (pixels.shape[-2], pixels.shape[-1])
-        height, width = self.resized_size(before)
+        height, width = self.size_after_resize(before)
         if (height, width) != before:
             columns_first = _resizes_columns_first(before, (height, width), self.resample)
             pixels = _resize(pixels, (height, width), self.resample, columns_first=columns_first)

@@ -8,7 +8,7 @@ import torch
 
 from fedadamw.data.image_decoding import CROPPED, MODEL_SIZE, OWN_SIZE, PixelFormat
 from fedadamw.data.image_task import ImageTask, channel_statistics
-from fedadamw.data.images import ImageOptions, Images, load_held_out, load_images
+from fedadamw.data.images import ImageOptions, Images, ImageSource, load_held_out, load_images
 from fedadamw.models import vision
 from fedadamw.models.heads import count_outputs
 from fedadamw.models.loading import build_seeded
@@ -31,8 +31,19 @@ def check_named(experiment: Experiment) -> None:
 
 def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Images, Images]:
     """Load the training and held-out images that the experiment names."""
+    options = _image_options(experiment, pretrained)
+    return load_images(_image_source(experiment), options, want_test=not experiment.data.validation)
+
+
+def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFacts) -> Images:
+    """Load the held-out images only, with the classes and the pixel format of the training images."""
+    target, options = _training_format(experiment, pretrained, facts), _image_options(experiment, pretrained)
+    return load_held_out(_image_source(experiment), tuple(facts["classes"]), target, options)
+
+
+def _image_source(experiment: Experiment) -> ImageSource:
     data = experiment.data
-    return load_images(
+    return ImageSource(
         data.source,
         config=data.config,
         image_column=data.image_column,
@@ -40,45 +51,27 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Images,
         group_column=experiment.partition.client_column,
         test_source=data.test_source,
         test_split=data.test_split,
-        want_test=not data.validation,
-        options=_wanted(experiment, pretrained),
     )
 
 
-def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFacts) -> Images:
-    """Load the held-out images only, with the classes and in the form of the training images."""
-    data = experiment.data
-    return load_held_out(
-        data.source,
-        tuple(facts["classes"]),
-        _form(experiment, pretrained, facts),
-        config=data.config,
-        image_column=data.image_column,
-        label_column=data.label_column,
-        test_source=data.test_source,
-        test_split=data.test_split,
-        options=_wanted(experiment, pretrained),
-    )
-
-
-def _wanted(experiment: Experiment, pretrained: Pretrained | None) -> ImageOptions:
+def _image_options(experiment: Experiment, pretrained: Pretrained | None) -> ImageOptions:
     """What the settings and the model say of the form of images."""
     data, fresh = experiment.data, experiment.model.fresh
     return ImageOptions(
         size=data.image_size,
         grey=None if data.image_mode == "auto" else data.image_mode == "grey",
         skip_bad=data.on_bad == "skip",
-        model_resize=partial(_fit_of, pretrained),
+        model_resize=partial(_model_resize, pretrained),
         head_size=None if fresh or pretrained is None else partial(count_outputs, pretrained),
     )
 
 
-def _fit_of(pretrained: Pretrained | None) -> ResizeCrop | None:
+def _model_resize(pretrained: Pretrained | None) -> ResizeCrop | None:
     """How the model's own image processor resizes and crops, if it has one."""
     return None if pretrained is None else pretrained.processor.fit
 
 
-def _form(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFacts) -> PixelFormat:
+def _training_format(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFacts) -> PixelFormat:
     """The form of the training images, for other images."""
     data, (channels, height, width) = experiment.data, facts["shape"]
     check(
@@ -90,7 +83,7 @@ def _form(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFac
     size = (height, width)
     if data.image_size is None and kind != MODEL_SIZE:
         return PixelFormat(channels == 1, size, ResizeCrop(size), kind)
-    fit = _fit_of(pretrained)
+    fit = _model_resize(pretrained)
     if fit is None or kind != MODEL_SIZE:
         fit = ResizeCrop(height, size, fit.resample if fit else BILINEAR)
     return PixelFormat(channels == 1, size, fit, CROPPED if data.image_size is not None else kind)
@@ -168,7 +161,7 @@ def steps_of(built: ImageModel, facts: ImageFacts) -> PixelSteps:
     _, height, width = facts["shape"]
     fit, processor = remaining_fit(built, facts) or ResizeCrop(), built.processor
     size = (height, width)
-    sizes = {size, fit.resized_size(size), fit.output_size(size), built.size or size}
+    sizes = {size, fit.size_after_resize(size), fit.output_size(size), built.size or size}
     steps = asdict(fit) if len(sizes) > 1 else {}
     steps |= {} if processor.scale == BYTE else {"scale": processor.scale}
     steps |= {"bgr": True} if processor.bgr else {}

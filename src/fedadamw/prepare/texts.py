@@ -15,7 +15,7 @@ from fedadamw.data.dialogues import Dialogues
 from fedadamw.data.scoring import REGRESSION
 from fedadamw.data.sources import choose_held_out_split, read_held_out, read_splits
 from fedadamw.data.text_tasks import LanguageTask, TextTask
-from fedadamw.data.texts import Labelled, Texts, text_column
+from fedadamw.data.texts import Labelled, Texts, find_text_column
 from fedadamw.models.heads import count_outputs, sort_like_head
 from fedadamw.models.loading import build_seeded
 from fedadamw.models.lora import add_adapters
@@ -53,7 +53,7 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Texts, 
     data, (source, config) = experiment.data, _source(experiment.data)
     splits = read_splits(source, config, data.test_source)
     reader = _reader(experiment, pretrained, source, splits["train"])
-    train = reader.texts(splits["train"])
+    train = reader.read(splits["train"])
     _warn_if_cut(train, "training", reader.max_length)
     if data.validation:
         return train, train.select(train.labels[:0])
@@ -61,7 +61,7 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Texts, 
     wanted = data.test_split or (usual if usual in splits and data.test_source is None else None)
     place = None if data.test_source is None else f"data.test_source={data.test_source!r}"
     held_out = splits[choose_held_out_split(place or f"data.source={source!r}", splits, wanted)]
-    test = replace(reader, group=None).texts(held_out, place)
+    test = replace(reader, group=None).read(held_out, place)
     _warn_if_cut(test, "held-out", reader.max_length)
     return train, test
 
@@ -71,7 +71,7 @@ def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: Text
     data, (source, config) = experiment.data, _source(experiment.data)
     split = read_held_out(source, config, data.test_source, data.test_split, _usual_split(data))
     reader = _reader(experiment, pretrained, source, split, facts)
-    texts = reader.texts(split, None if data.test_source is None else f"data.test_source={data.test_source!r}")
+    texts = reader.read(split, None if data.test_source is None else f"data.test_source={data.test_source!r}")
     _warn_if_cut(texts, "held-out", reader.max_length)
     return texts
 
@@ -152,7 +152,7 @@ def _text_columns(experiment: Experiment, source: str, split: "Dataset") -> tupl
         return glue.TASKS[data.task].columns
     label = data.label_column or find_label_column(split)
     others = (label, pair, experiment.partition.column)
-    first = text_column(f"data.source={source!r}", split, data.text_column, others)
+    first = find_text_column(f"data.source={source!r}", split, data.text_column, others)
     return (first, pair) if pair else (first,)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.data.image_decoding import OWN_SIZE
 from fedadamw.engine.record import Record
 from fedadamw.io.disk import report_full_disk
+from fedadamw.io.json_values import replace_nan
+from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
@@ -85,7 +87,7 @@ class RunFolder:
         events = "events.jsonl, " if (self.path / "events.jsonl").exists() else ""
         return f"{self.path}: report.html, curves.png, metrics.jsonl, {events}config.yaml, checkpoint/"
 
-    def start(self, experiment: Experiment, manifest: Mapping[str, Any]) -> None:
+    def start(self, experiment: Experiment, manifest: Manifest) -> None:
         """Write what is known before the first round; the settings last, since they say that a run began."""
         self.state.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.manifest, (json.dumps(manifest, indent=2) + "\n").encode())
@@ -126,7 +128,7 @@ class RunFolder:
         if settings_digest(load(str(self.config))) != settings_digest(experiment):
             raise InputError(f"{self.path}: was run with other settings; --resume takes them from {self.config}")
 
-    def check_same(self, manifest: Mapping[str, Any]) -> None:
+    def check_same(self, manifest: Manifest) -> None:
         """Raise CheckpointError where data, partition or model are not those that the run began with."""
         before = self.read_manifest()
         check_pixels(self.path, before.get("data") or {}, manifest["data"])
@@ -138,16 +140,16 @@ class RunFolder:
                     f"(was {was}, is {now}); resume with the same, or start in another folder"
                 )
 
-    def read_manifest(self) -> dict[str, Any]:
+    def read_manifest(self) -> Manifest:
         """What `start` wrote of the run besides its settings."""
         try:
-            return dict(json.loads(self.manifest.read_text()))
+            return cast(Manifest, dict(json.loads(self.manifest.read_text())))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.manifest}: cannot be read ({error})") from None
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[RecordDict]:
         """The records so far, checked to be those of rounds 1, 2, ...; a line cut short by a crash is left out."""
-        found = []
+        found: list[RecordDict] = []
         for number, line in enumerate(self._whole_lines(), start=1):
             try:
                 record = json.loads(line)
@@ -155,13 +157,15 @@ class RunFolder:
                 record = None
             if not isinstance(record, dict) or record.get("round") != number:
                 raise CheckpointError(f"{self.metrics}: line {number} is not the record of round {number}")
-            found.append(record)
+            found.append(cast(RecordDict, record))
         return found
 
     def append(self, record: Record) -> None:
         """Add one record, on disk when this returns."""
         columns = {
-            k: _finite(v) for k, v in asdict(record).items() if v is not None or k not in ("diagnostics", "federation")
+            k: replace_nan(v)
+            for k, v in asdict(record).items()
+            if v is not None or k not in ("diagnostics", "federation")
         }
         line = json.dumps(columns, allow_nan=False) + "\n"
         with report_full_disk(self.metrics), open(self.metrics, "ab") as file:
@@ -200,26 +204,17 @@ class RunFolder:
 
 
 def check_pixels(path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where pictures became what the model takes in another way: `before`, when the run began.
-
-    Both are what manifests say of the data. An earlier version made all pictures those of the model's size, by an
-    interpolation of its own, and did not say so.
-    """
+    """Raise CheckpointError if images are prepared in another way than when the run began, with the facts `before`."""
     if "shape" not in before or "shape" not in after:
-        return  # no pictures
+        return  # no images
     fits = before.get("fit", OWN_SIZE), after["fit"]
     steps = before.get("steps", after["steps"] if "fit" in before else {}), after["steps"]
     if fits[0] == fits[1] and before["shape"] != after["shape"]:
         return  # other data, as their fingerprints say
-    if "fit" not in before and (fits[0] != fits[1] or steps[0] != steps[1]):
-        raise CheckpointError(
-            f"{path}: was trained by an earlier version, which resized pictures to the model's size in another way; "
-            f"{ELSEWHERE}"
-        )
-    for what, (was, now) in (("form that pictures are kept in", fits), ("way that pictures are prepared", steps)):
+    for what, (was, now) in (("form that images are stored in", fits), ("way that images are prepared", steps)):
         if was != now:
             raise CheckpointError(f"{path}: the {what} changed since the run began (was {was}, is {now}): {ELSEWHERE}")
-    for name in ("mean", "std"):  # of an earlier version, which read a model's image processor otherwise
+    for name in ("mean", "std"):
         was, now = before.get(name), after.get(name)
         if was and now and not all(map(_close, was, now)):
             what = f"{name} that pixels are normalised by"
@@ -255,10 +250,3 @@ def _place(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     for section in sections:
         settings = settings.get(section) or {}
     return settings, name
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no nan and no infinity: such a number is null."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not abs(value) < float("inf") else value

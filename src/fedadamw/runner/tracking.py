@@ -1,6 +1,6 @@
 """Records to experiment trackers (TensorBoard, W&B, MLflow, ...), by name, through accelerate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -8,6 +8,7 @@ from typing import Any
 
 from fedadamw.engine.record import Record
 from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.section import flatten_settings
 from fedadamw.validation import InputError, missing_extra_error, suggest
 
 
@@ -49,12 +50,12 @@ class Trackers:
             place = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
             tracker = kind(folder.name, **place)
             tracker.start()
-            tracker.store_init_configuration(_flat(experiment.model_dump(mode="json")))
+            tracker.store_init_configuration(_columns(experiment.model_dump(mode="json")))
             self._trackers.append(tracker)
 
     def log(self, record: Record) -> None:
         """One round, at its own number."""
-        columns = _flat({k: v for k, v in asdict(record).items() if k != "round" and v is not None})
+        columns = _columns({k: v for k, v in asdict(record).items() if k != "round" and v is not None})
         numbers = {k: v for k, v in columns.items() if not isinstance(v, str)}
         for tracker in self._trackers:
             tracker.log(numbers, step=record.round)
@@ -69,12 +70,6 @@ class Trackers:
             tracker.finish()
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str | int | float]:
-    """Nested settings as `section.key`, of the types that every tracker takes."""
-    flat: dict[str, str | int | float] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, int | float | str) else str(value)
-    return flat
+def _columns(values: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """Return nested values by path, of the types that every tracker takes."""
+    return {path: v if isinstance(v, int | float | str) else str(v) for path, v in flatten_settings(values)}

@@ -11,9 +11,12 @@ from typing import Any
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.io.escaping import escape_markdown, escape_text
+from fedadamw.io.json_values import replace_nan
 from fedadamw.report.metrics import evaluated, label, main, score
+from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.study_charts import Result, Results, variants
 from fedadamw.report.study_page import columns
+from fedadamw.settings.section import flatten_settings
 from fedadamw.study.plan import Run
 from fedadamw.study.workers import Ended
 
@@ -66,7 +69,7 @@ def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), targe
     }
 
 
-def result_of(run: Run, manifest: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Result:
+def result_of(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> Result:
     """One run: its label, seed, own settings, and its records as columns."""
     sent = list(accumulate(record["up_bytes"] for record in records))
     shown = evaluated(records)
@@ -104,7 +107,7 @@ def final(result: Result) -> float | None:
     return last
 
 
-def not_a_number(records: Sequence[Mapping[str, Any]]) -> str | None:
+def not_a_number(records: Sequence[RecordDict]) -> str | None:
     """What to say of a run whose last score is not a number; None of any other."""
     return f"{label(main(records))} is not a number after the last round" if score(records[-1]) is None else None
 
@@ -148,7 +151,7 @@ def settings_by_path(experiments: Iterable[Mapping[str, Any]]) -> dict[str, tupl
     values: dict[str, list[Any]] = {}
     count = 0
     for count, experiment in enumerate(experiments, start=1):  # noqa: B007  (how many there were)
-        for path, value in _flat(experiment):
+        for path, value in flatten_settings(experiment):
             values.setdefault(path, []).append(value)
     found: dict[str, tuple[bool, Any]] = {}
     for path, all_ in values.items():
@@ -171,7 +174,7 @@ def name_of(label: Mapping[str, str]) -> str:
 
 def write(results: Results, path: Path) -> None:
     """The results as JSON, atomically; a number that is none is null."""
-    text = json.dumps(_finite(results), indent=1, allow_nan=False)
+    text = json.dumps(replace_nan(results, digits=6), indent=1, allow_nan=False)
     write_atomically(path, (_compact(text) + "\n").encode())
 
 
@@ -196,23 +199,6 @@ def rows(results: Results) -> list[list[str]]:
     """The summary as words, best first and what is not a number last: the cells of `markdown`."""
     ranked = sorted(results["summary"], key=lambda s: inf if s["score"] is None else -s["score"])
     return [[cell(summary)[1] for _, cell in columns(results)] for summary in ranked]
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _finite(value: Any) -> Any:
-    """The same, with None for numbers that JSON does not have, and six digits of the others."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if abs(value) < float("inf") else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _compact(text: str) -> str:

@@ -11,8 +11,8 @@ from fedadamw.models.loading import is_local
 from fedadamw.models.resizing import ResizeCrop
 from fedadamw.models.vision import NAMES, RESNETS, ImageModel
 from fedadamw.prepare import images
+from fedadamw.prepare.paths import make_portable, make_settings_portable, replace_model_paths
 from fedadamw.prepare.problem import ImageFacts
-from fedadamw.settings.paths import make_portable, make_settings_portable, replace_model_paths
 from fedadamw.trained.card import write_card
 from fedadamw.trained.load import FACTS, ExportFacts, Trained
 from fedadamw.validation import InputError, check

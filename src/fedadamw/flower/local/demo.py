@@ -8,12 +8,12 @@ from typing import Any
 
 from fedadamw.flower import new_app
 from fedadamw.flower.local.testbed import LocalFederation
+from fedadamw.prepare.paths import make_absolute
 from fedadamw.prepare.simulation import check_settings
 from fedadamw.report.metrics import label, shown
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.experiment import Experiment
-from fedadamw.settings.paths import make_absolute
 from fedadamw.validation import InputError, check
 
 Say = Callable[[str], None]

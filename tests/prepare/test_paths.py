@@ -1,4 +1,4 @@
-"""Plain names of folders: `x` is `./x` wherever a folder may be named, stays so for a run, and is called no hub id."""
+"""Plain names of folders: `x` means `./x` if that folder exists, throughout a run, and is never taken for a hub id."""
 
 import json
 from pathlib import Path
@@ -14,10 +14,10 @@ from fedadamw.models import vision
 from fedadamw.models.loading import is_hub_id, locate
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.skeleton import build_skeleton
+from fedadamw.prepare.paths import PATHS, list_plain_folders, make_absolute, make_portable, mark_folders
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load, parse_settings
-from fedadamw.settings.paths import PATHS, list_plain_folders, make_absolute, make_portable, mark_folders
 from fedadamw.trained.evaluate import evaluate
 from fedadamw.trained.export import export
 from fedadamw.trained.load import open_run, open_trained
@@ -50,16 +50,16 @@ def settings(*more):
 
 
 @pytest.fixture(scope="module")
-def ended(place, tmp_path_factory):
-    """A run of adapters that began in `place`."""
-    folder = RunFolder(tmp_path_factory.mktemp("ended") / "run")
+def ended_run(place, tmp_path_factory):
+    """A finished run of adapters, started in `place`."""
+    folder = RunFolder(tmp_path_factory.mktemp("ended_run") / "run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         execute(load("digits", settings(*LORA)), folder, resume=False, report=False)
     return folder
 
 
-def test_a_folder_of_data_is_read_by_its_plain_name_as_by_its_path(place, tmp_path, monkeypatch):
+def test_a_plain_name_reads_the_same_data_as_its_path(place, tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.chdir(tmp_path)
@@ -80,7 +80,7 @@ def test_a_folder_of_data_is_read_by_its_plain_name_as_by_its_path(place, tmp_pa
         read_splits("notes")
 
 
-def test_a_models_folder_is_meant_by_its_plain_name(place, tmp_path, monkeypatch):
+def test_a_plain_name_loads_the_same_model_as_its_path(place, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
     assert locate("model.name", "own/bert") == locate("model.name", "./own/bert") == str(place / "own" / "bert")
     assert not is_hub_id("own/bert")
@@ -99,7 +99,7 @@ def test_a_models_folder_is_meant_by_its_plain_name(place, tmp_path, monkeypatch
         vision.build_pretrained(Pretrained("bert"), vision.ImageShape(8, 1, 2))
 
 
-def test_names_of_the_package_come_before_folders(place, tmp_path, monkeypatch):
+def test_built_in_names_come_before_folders(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("vit-micro", "digits"):
         (tmp_path / name).mkdir()
@@ -107,56 +107,56 @@ def test_names_of_the_package_come_before_folders(place, tmp_path, monkeypatch):
     assert list_plain_folders(load("digits", [])) == []
 
 
-def test_an_export_names_no_folder_as_a_hubs_model(place, ended, tmp_path, monkeypatch):
+def test_an_export_never_names_a_folder_as_a_hub_id(place, ended_run, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
-    export(open_run(ended.path), tmp_path / "adapter")
+    export(open_run(ended_run.path), tmp_path / "adapter")
     assert (
         json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] != "own/bert"
     )
     head = yaml.safe_load((tmp_path / "adapter" / "README.md").read_text().split("---")[1])
     assert "base_model" not in head
     with pytest.raises(InputError, match="--push: the adapter's base 'own/bert' is on this machine only"):
-        export(open_run(ended.path), tmp_path / "other", shared=True)
-    export(open_run(ended.path), tmp_path / "whole", merged=True)
+        export(open_run(ended_run.path), tmp_path / "other", shared=True)
+    export(open_run(ended_run.path), tmp_path / "whole", merged=True)
     assert "own/bert" not in (tmp_path / "whole" / "config.json").read_text()
 
 
-def test_what_was_a_folder_is_not_taken_from_the_hub_elsewhere(place, ended, tmp_path, monkeypatch):
-    assert ended.read_manifest()["folders"] == ["model.name", "data.source"]
+def test_a_folder_of_a_run_is_not_loaded_from_the_hub_elsewhere(place, ended_run, tmp_path, monkeypatch):
+    assert ended_run.read_manifest()["folders"] == ["model.name", "data.source"]
     monkeypatch.chdir(tmp_path)
     lost = "model.name='own/bert' was a folder or a file when the run began, and .* has none"
-    experiment = load(str(ended.config))
+    experiment = load(str(ended_run.config))
     assert experiment.model.name == "own/bert"
-    for go_on in (
-        lambda: execute(experiment, ended, resume=True, report=False),
-        lambda: export(open_run(ended.path), tmp_path / "out"),
-        lambda: open_trained(ended.path, []),
+    for resume in (
+        lambda: execute(experiment, ended_run, resume=True, report=False),
+        lambda: export(open_run(ended_run.path), tmp_path / "out"),
+        lambda: open_trained(ended_run.path, []),
     ):
         with pytest.raises(InputError, match=lost):
-            go_on()
+            resume()
     (tmp_path / "own").symlink_to(place / "own")
     with pytest.raises(InputError, match="data.source='texts' was a folder or a file when the run began"):
-        open_trained(ended.path, [])
-    assert evaluate(open_trained(ended.path, [("data.source", str(place / "texts"))]))[1] == 12
+        open_trained(ended_run.path, [])
+    assert evaluate(open_trained(ended_run.path, [("data.source", str(place / "texts"))]))[1] == 12
     (tmp_path / "texts").mkdir()  # other texts of the same name
     for split in ("train", "test"):
         (tmp_path / "texts" / f"{split}.csv").write_text("text,label\n" + "dull film,None\ngreat film,Some\n" * 6)
     with pytest.raises(CheckpointError, match="the data changed since the run began"):
-        execute(experiment, ended, resume=True, report=False)
+        execute(experiment, ended_run, resume=True, report=False)
 
 
-def test_what_was_of_the_hub_is_not_taken_from_a_folder(place, ended, tmp_path, monkeypatch):
+def test_a_hub_id_of_a_run_is_not_loaded_from_a_folder(place, ended_run, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
-    manifest = json.loads(ended.manifest.read_text())
+    manifest = json.loads(ended_run.manifest.read_text())
     copy = RunFolder(tmp_path / "run")
     copy.path.mkdir()
-    copy.config.write_text(ended.config.read_text())
+    copy.config.write_text(ended_run.config.read_text())
     copy.manifest.write_text(json.dumps({**manifest, "folders": ["data.source"]}))
     with pytest.raises(InputError, match="model.name='own/bert' was a hub id when the run began, and .* has a folder"):
         execute(load(str(copy.config)), copy, resume=True, report=False)
 
 
-def test_nodes_are_sent_paths_where_the_server_has_folders(place, monkeypatch):
+def test_nodes_are_sent_folders_as_paths(place, monkeypatch):
     monkeypatch.chdir(place)
     given = load("digits", settings("data.test_source=texts/test.csv", "model.tokenizer=other/bert"))
     sent = mark_folders(given)
@@ -165,7 +165,7 @@ def test_nodes_are_sent_paths_where_the_server_has_folders(place, monkeypatch):
     assert mark_folders(sent) == sent
 
 
-def test_flowers_apps_and_demonstrations_keep_folders_of_plain_names(place, tmp_path, monkeypatch):
+def test_flower_apps_and_demos_keep_plain_folder_names(place, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
     given = load("digits", settings("model.tokenizer=other/bert", "data.test_source=texts/test.csv"))
     new_app.write_app(tmp_path / "app", given)
@@ -177,11 +177,11 @@ def test_flowers_apps_and_demonstrations_keep_folders_of_plain_names(place, tmp_
     assert (sent.model.tokenizer, make_absolute(sent)) == ("other/bert", sent)
 
 
-HOPELESS = ["~nobody-of-this-name/x", "./" + "a" * 300, "/" + "a" * 5000, "./a\0b", "./" + "b" * 5000 + ".csv"]
+IMPOSSIBLE_PATHS = ["~nobody-of-this-name/x", "./" + "a" * 300, "/" + "a" * 5000, "./a\0b", "./" + "b" * 5000 + ".csv"]
 
 
-@pytest.mark.parametrize("named", HOPELESS, ids=[f"{len(name)} characters" for name in HOPELESS])
-def test_a_path_that_nothing_could_have_is_one_line_that_names_the_setting(named, tmp_path):
+@pytest.mark.parametrize("named", IMPOSSIBLE_PATHS, ids=[f"{len(name)} characters" for name in IMPOSSIBLE_PATHS])
+def test_an_impossible_path_is_one_line_that_names_the_setting(named, tmp_path):
     given = load("digits", settings()).model_dump(mode="json")
     for setting in PATHS:
         section, key = setting.split(".")
@@ -189,7 +189,7 @@ def test_a_path_that_nothing_could_have_is_one_line_that_names_the_setting(named
         with pytest.raises(InputError, match=rf"^{setting}=.*: no such folder") as found:
             make_absolute(experiment)
         assert len(str(found.value)) < 400
-        for reads in (locate, told_in(tmp_path)):
+        for reads in (locate, portable_in(tmp_path)):
             with pytest.raises(InputError, match=rf"^{setting}=.*: no such folder"):
                 reads(setting, named)
     for reads in (
@@ -202,12 +202,12 @@ def test_a_path_that_nothing_could_have_is_one_line_that_names_the_setting(named
         assert len(str(found.value)) < 400
 
 
-def told_in(folder):
+def portable_in(folder):
     return lambda setting, value: make_portable(setting, value, folder)
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "package:" + "a" * 5000 + "/x", "package:fedadamw/" + "a" * 5000])
-def test_a_models_name_of_any_length_is_one_short_line(name):
+def test_a_very_long_model_name_is_one_short_line(name):
     with pytest.raises(InputError) as found:
         build_skeleton(name)
     assert len(str(found.value)) < 1500
