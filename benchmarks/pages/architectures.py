@@ -48,7 +48,7 @@ DOES_NOT_BUILD = """
 NOT_KNOWN = """
 ## With parameters that no rule knows
 
-They get a block a row, and a warning names them.
+They get a block per row, and a warning names them.
 
 | model type | parameters |
 | --- | --- |
