@@ -111,11 +111,11 @@ def test_loaded_state_gives_the_next_step_of_torch(kind, settings):
         (torch.optim.AdamW, {"amsgrad": True}, "amsgrad=True"),
         (torch.optim.AdamW, {"differentiable": True}, "differentiable=True"),
         (torch.optim.Adam, {"weight_decay": 0.1}, "decoupled_weight_decay=False"),
-        (torch.optim.SGD, {"momentum": 0.9}, "not AdamW's: it has momentum_buffer"),
+        (torch.optim.SGD, {"momentum": 0.9}, "not AdamW's: a parameter has momentum_buffer"),
         (torch.optim.SGD, {}, "not AdamW's: its settings are lr, momentum, dampening"),
-        (torch.optim.NAdam, {}, "not AdamW's: it has step, mu_product, exp_avg, exp_avg_sq"),
+        (torch.optim.NAdam, {}, "not AdamW's: a parameter has step, mu_product, exp_avg, exp_avg_sq"),
         (torch.optim.RAdam, {"decoupled_weight_decay": True}, "not AdamW's: its settings are lr, betas, eps"),
-        (torch.optim.Adamax, {}, "not AdamW's: it has step, exp_avg, exp_inf"),
+        (torch.optim.Adamax, {}, "not AdamW's: a parameter has step, exp_avg, exp_inf"),
     ],
 )
 def test_state_with_unsupported_settings_is_refused_by_name(kind, settings, said):
