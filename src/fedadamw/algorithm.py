@@ -100,4 +100,7 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
         """
 
 
-AnyAlgorithm = Algorithm[Any, Any, Any, Any, Any]  # for engines, which do not read the fields of states
+AnyState = Any  # of some algorithm: a Server, Down, Memory, Local or Up, or () for nothing
+AnyAlgorithm = Algorithm[
+    AnyState, AnyState, AnyState, AnyState, AnyState
+]  # for engines, which do not read the fields of states

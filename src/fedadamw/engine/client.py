@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedadamw.algorithm import AnyState
 from fedadamw.engine.workspace import Workspace, check_not_single
 from fedadamw.randomness import Purpose, draw_batches, numpy_generator, torch_generator
 from fedadamw.settings.training import TrainingSettings
@@ -19,7 +20,7 @@ class Broadcast(NamedTuple):
     """What the server sends to each sampled client of a round."""
 
     round: int  # from 0
-    down: Any  # the algorithm's Down
+    down: AnyState  # the algorithm's Down
     statistics: Vector  # (s,) BatchNorm's running statistics
     base: Vector  # (w,) frozen weights that change between rounds; (0,) if none do
 
@@ -34,18 +35,18 @@ class Shard(NamedTuple):
 
     client: int
     samples: np.ndarray  # (n,) sample numbers
-    memory: Any  # what the algorithm left there, or None before the first round
+    memory: AnyState  # what the algorithm left there, or None before the first round
 
 
 class Answer(NamedTuple):
     """What one client's round returns."""
 
-    up: Any  # the algorithm's Up, as the server has it
-    memory: Any
+    up: AnyState  # the algorithm's Up, as the server has it
+    memory: AnyState
     statistics: Vector  # (s,)
     loss: Tensor  # () mean over the local steps
     samples: int
-    local: Any  # the algorithm's Local after the last step, for diagnostics
+    local: AnyState  # the algorithm's Local after the last step, for diagnostics
     payload: Mapping[str, Tensor] | None = None  # the encoded `up`, if a codec is used
 
     @property

@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
+from fedadamw.algorithm import AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 
 
@@ -22,7 +23,7 @@ class Update(NamedTuple):
     """How the server moved in a round."""
 
     round: int  # from 0
-    up: Any  # the algorithm's Up: the mean of the accepted answers
+    up: AnyState  # the algorithm's Up: the mean of the accepted answers
     lr: float
     participation: float  # accepted answers / all clients
 

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fedadamw.algorithm import AnyState
 from fedadamw.engine.client import Shard
 from fedadamw.engine.states import iterate_tensors, map_tensors
 from fedadamw.io.disk import report_full_disk
@@ -187,7 +188,7 @@ class _File(NamedTuple):
         return flat.view(self.shape)
 
 
-def gather_states(mine: dict[int, Any], count: int, template: Any, ranks: Team) -> dict[int, Any]:
+def gather_states(mine: dict[int, AnyState], count: int, template: AnyState, ranks: Team) -> dict[int, AnyState]:
     """The states of all ranks, by place among the `count` sampled clients; `mine` has this rank's."""
     if ranks.size == 1 or template == ():
         return mine
@@ -202,7 +203,7 @@ def gather_states(mine: dict[int, Any], count: int, template: Any, ranks: Team) 
     return {i: map_tensors(rows, lambda t: t[i].clone()) for i in places}  # noqa: B023  (called at once)
 
 
-def scatter_states(states: Sequence[Any], template: Any, ranks: Team) -> list[Any]:
+def scatter_states(states: Sequence[AnyState], template: AnyState, ranks: Team) -> list[AnyState]:
     """Rank 0's states of the sampled clients, None for those without one, on every rank."""
     if ranks.size == 1 or template == ():
         return list(states)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fedadamw.algorithm import AnyState
 from fedadamw.engine.average import Average, Mean
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients
@@ -63,7 +64,7 @@ class Aggregation:
         """The weight of a client's answer."""
         return float(answer.samples) if self.weighting == "samples" else 1.0
 
-    def tensors(self, answer: Answer, down: Any) -> list[Tensor]:
+    def tensors(self, answer: Answer, down: AnyState) -> list[Tensor]:
         """What is averaged of an answer: the fields of Up, statistics, loss and, with `folding`, the product."""
         product = [] if self.folding is None else [self.folding.product(down.x + answer.up.delta)]
         return [*answer.up, answer.statistics.double(), answer.loss, *product]  # a constant's mean rounds back to it
@@ -72,7 +73,7 @@ class Aggregation:
 class RoundResult(NamedTuple):
     """The weighted mean of a round's answers, and their counts."""
 
-    up: Any  # the algorithm's Up, averaged; None if no client answered
+    up: AnyState  # the algorithm's Up, averaged; None if no client answered
     statistics: Vector | None  # (s,)
     product: Vector | None  # (w,) mean product of the adapters, with `folding`
     train_loss: float  # weighted mean of the clients' mean losses

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Update
 from fedadamw.engine.diagnostics import Diagnostics
@@ -31,7 +31,7 @@ class State(NamedTuple):
     """All that a run is between two rounds."""
 
     round: int  # rounds done
-    server: Any  # the algorithm's Server
+    server: AnyState  # the algorithm's Server
     statistics: Vector  # (s,) BatchNorm's running statistics, averaged over clients
     last: Vector  # (d,) the last round's change of x, for diagnostics; (0,) before it, or without them
     base: Vector  # (w,) frozen weights that the adapters' exact means are folded into; (0,) without that

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Traffic, Update
 from fedadamw.engine.codecs import make_codec
@@ -61,7 +60,9 @@ class SimulatedClients(Clients):
             self.store = InMemory(self._no_memory)
         self._traffic = Traffic(0)
         self._round = 0  # the present one
-        self._memories: dict[int, Any] = {}  # of this rank's accepted answers, by client, if there are several ranks
+        self._memories: dict[
+            int, AnyState
+        ] = {}  # of this rank's accepted answers, by client, if there are several ranks
 
     def __len__(self) -> int:
         return len(self.partition)
@@ -71,7 +72,7 @@ class SimulatedClients(Clients):
 
     def train(self, sampled: Sequence[int], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         self._round, self._traffic = broadcast.round, Traffic(broadcast.nbytes * len(sampled))
-        memories: Iterator[Any] = (self.store.get(i, broadcast.round) for i in sampled)
+        memories: Iterator[AnyState] = (self.store.get(i, broadcast.round) for i in sampled)
         if self.ranks.size > 1:
             memories = iter(scatter_states(list(memories), self._no_memory, self.ranks))
         shards = (Shard(i, self.partition[i], memory) for i, memory in zip(sampled, memories, strict=True))

@@ -7,18 +7,17 @@ torch's fused AdamW moves 7). Without a compiler, vectors are processed in chunk
 import shutil
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.engine.states import iterate_tensors, map_tensors
 from fedadamw.vector import Vector
 
 CHUNK = 131_072  # coordinates, 0.5 MB in float32
 COMPILE_S = 60.0  # seconds that compiling must save: it takes 20 s the first time, 3 s from its cache
-Step = Callable[[Any, Any, Vector, Tensor], None]
+Step = Callable[[AnyState, AnyState, Vector, Tensor], None]
 
 
 def make_step(algorithm: AnyAlgorithm, clip: float | None, *, compiled: bool) -> Step:
@@ -27,13 +26,13 @@ def make_step(algorithm: AnyAlgorithm, clip: float | None, *, compiled: bool) ->
     clip: the global norm that gradients are scaled down to, as in torch's clip_grad_norm_; of each stacked client.
     """
 
-    def whole(local: Any, down: Any, g: Vector, lr: Tensor) -> None:
+    def whole(local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
         new = algorithm.client_step(local, down, clip_gradient(g, clip), lr)
         for old, moved in zip(iterate_tensors(local), iterate_tensors(new), strict=True):
             if moved is not old:
                 old.copy_(moved)
 
-    def chunked(local: Any, down: Any, g: Vector, lr: Tensor) -> None:
+    def chunked(local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
         d = g.shape[-1]
         scale = clip_scale(g, clip)
         for start in range(0, d, CHUNK):
@@ -51,7 +50,7 @@ def make_step(algorithm: AnyAlgorithm, clip: float | None, *, compiled: bool) ->
     if not algorithm.elementwise:
         return whole
 
-    def step(local: Any, down: Any, g: Vector, lr: Tensor) -> None:
+    def step(local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
         small = g.device.type != "cpu" or g.shape[-1] <= CHUNK
         (whole if small else chunked)(local, down, g, lr)
 
@@ -68,7 +67,7 @@ class _Compiled:
         self._plain = step
         self._step: Step = torch.compile(step)
 
-    def __call__(self, local: Any, down: Any, g: Vector, lr: Tensor) -> None:
+    def __call__(self, local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
         try:
             self._step(local, down, g, lr)
         except torch._dynamo.exc.BackendCompilerFailed as error:
@@ -107,6 +106,6 @@ def has_compiler(device: torch.device) -> bool:
     return has_triton()
 
 
-def _slice_vectors(state: Any, d: int, here: slice) -> Any:
+def _slice_vectors(state: AnyState, d: int, here: slice) -> AnyState:
     """The state with views of its vectors; tensors that are not d long stay whole."""
     return map_tensors(state, lambda t: t[..., here] if t.shape[-1:] == (d,) else t)

@@ -8,17 +8,18 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedadamw.algorithm import AnyState
 from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.io.disk import report_full_disk, reserve_space
 
 COUNT = "memories_on_disk"  # in a checkpoint: the number of clients with a memory in the files beside it
-Memory = Any  # the algorithm's: a NamedTuple of tensors
+Memory = AnyState
 
 
 class Store(Protocol):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.codecs import Codec, Plain
 from fedadamw.randomness import Purpose, torch_generator
@@ -41,7 +41,7 @@ class EncodedUpload(NamedTuple):
     """An upload that is ready to be sent."""
 
     payload: Payload
-    up: Any  # the algorithm's Up as the server will have it
+    up: AnyState  # the algorithm's Up as the server will have it
     residual: Residual
 
 
@@ -57,7 +57,7 @@ class Uploads:
         """The fields of Up that have a residual."""
         return self.algorithm.changes if self.codec.feedback else ()
 
-    def initial_memory(self, down: Any) -> Any:
+    def initial_memory(self, down: AnyState) -> AnyState:
         """A client's memory before its first round: the algorithm's, then residuals of zero."""
         return self.join_memory(self.algorithm.client_init(down), self.zero_residual(down.x))
 
@@ -65,14 +65,14 @@ class Uploads:
         """The residual before the first round."""
         return tuple(torch.zeros_like(x) for _ in self.changes)
 
-    def join_memory(self, memory: Any, residual: Residual) -> Any:
+    def join_memory(self, memory: AnyState, residual: Residual) -> AnyState:
         """One NamedTuple of the algorithm's memory and the residuals."""
         if not self.changes:
             return memory
         names = (*getattr(memory, "_fields", ()), *(RESIDUAL + name for name in self.changes))
         return _memory_type(names)(*memory, *residual)
 
-    def split_memory(self, memory: Any, down: Any) -> tuple[Any, Residual]:
+    def split_memory(self, memory: AnyState, down: AnyState) -> tuple[AnyState, Residual]:
         """The algorithm's memory and the residuals that `join_memory` joined; None and zeros for None."""
         if memory is None or not self.changes:
             return memory, self.zero_residual(down.x)
@@ -80,12 +80,12 @@ class Uploads:
         template = self.algorithm.client_init(down)
         return (type(template)(*memory[:count]) if template != () else ()), tuple(memory[count:])
 
-    def template(self, down: Any) -> Any:
+    def template(self, down: AnyState) -> AnyState:
         """An Up of the shapes and types that clients send in answer to `down`; its numbers mean nothing."""
         local = self.algorithm.client_start(down, self.algorithm.client_init(down))
         return self.algorithm.client_finish(local, down, down.x.new_ones(()))[0]
 
-    def encode(self, up: Any, residual: Residual, generator: torch.Generator) -> EncodedUpload:
+    def encode(self, up: AnyState, residual: Residual, generator: torch.Generator) -> EncodedUpload:
         """What travels of `up`, what arrives, and the new residual."""
         payload: Payload = {}
         arrived, lost = [], []
@@ -100,7 +100,7 @@ class Uploads:
                 lost.append(target - arrived[-1])
         return EncodedUpload(payload, type(up)(*arrived), tuple(lost))
 
-    def decode(self, payload: Mapping[str, Tensor], template: Any) -> Any:
+    def decode(self, payload: Mapping[str, Tensor], template: AnyState) -> AnyState:
         """The Up in a payload, of the shapes of `template`; InputError if `encode` cannot have made it."""
         fields = {name: _part_names(name, self._codec(template, name)) for name in template._fields}
         known = [part for parts in fields.values() for part in parts]
@@ -111,7 +111,7 @@ class Uploads:
         parts = {name: tuple(payload[part] for part in fields[name]) for name in fields}
         return type(template)(*(self._decode_field(template, name, sent) for name, sent in parts.items()))
 
-    def _decode_field(self, template: Any, name: str, sent: tuple[Tensor, ...]) -> Tensor:
+    def _decode_field(self, template: AnyState, name: str, sent: tuple[Tensor, ...]) -> Tensor:
         """One field, checked."""
         codec, like = self._codec(template, name), getattr(template, name)
         try:
@@ -122,7 +122,7 @@ class Uploads:
             raise InputError(f"the upload's {name}: {error}") from None
         return t
 
-    def _codec(self, up: Any, name: str) -> Codec:
+    def _codec(self, up: AnyState, name: str) -> Codec:
         """The codec of field `name`: `codec` for a change, its codec for states for a state at least half as long."""
         changes = self.algorithm.changes
         if name in changes:

@@ -13,6 +13,7 @@ from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.io.escaping import escape_markdown, escape_text
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.metrics import evaluated, label, main, score
+from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.study_charts import Result, Results, variants
 from fedadamw.report.study_page import columns
 from fedadamw.settings.section import flatten_settings
@@ -68,7 +69,7 @@ def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), targe
     }
 
 
-def result_of(run: Run, manifest: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Result:
+def result_of(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> Result:
     """One run: its label, seed, own settings, and its records as columns."""
     sent = list(accumulate(record["up_bytes"] for record in records))
     shown = evaluated(records)
@@ -106,7 +107,7 @@ def final(result: Result) -> float | None:
     return last
 
 
-def not_a_number(records: Sequence[Mapping[str, Any]]) -> str | None:
+def not_a_number(records: Sequence[RecordDict]) -> str | None:
     """What to say of a run whose last score is not a number; None of any other."""
     return f"{label(main(records))} is not a number after the last round" if score(records[-1]) is None else None
 
