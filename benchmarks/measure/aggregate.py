@@ -18,7 +18,7 @@ from benchmarks.common.arguments import new_parser
 from benchmarks.common.processes import run_again
 from fedadamw.engine.average import Mean
 from fedadamw.models.vision import ImageShape, build
-from fedadamw.runner.execute import commit, device_name
+from fedadamw.runner.manifest import commit, device_name
 from fedadamw.vector import Layout
 
 CLIENTS = 100

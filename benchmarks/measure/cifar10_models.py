@@ -11,7 +11,7 @@ import torch
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from fedadamw.prepare.simulation import prepare
-from fedadamw.runner.execute import commit
+from fedadamw.runner.manifest import commit
 from fedadamw.settings.load import load
 
 SETTINGS = (

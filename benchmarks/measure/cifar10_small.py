@@ -22,7 +22,7 @@ from benchmarks.common.arguments import new_parser
 from fedadamw.prepare.simulation import prepare
 from fedadamw.report.metrics import in_words, score
 from fedadamw.report.run_charts import save
-from fedadamw.runner.execute import commit
+from fedadamw.runner.manifest import commit
 from fedadamw.settings.load import load
 
 WHAT, DEVICE = "cifar10-small", "cpu"

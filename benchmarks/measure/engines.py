@@ -28,7 +28,7 @@ from fedadamw.engine.ranks import current_team
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.loading import build_seeded
-from fedadamw.runner.execute import commit, device_name
+from fedadamw.runner.manifest import commit, device_name
 from fedadamw.settings.training import TrainingSettings
 
 CORES = len(os.sched_getaffinity(0))

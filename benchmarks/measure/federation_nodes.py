@@ -37,7 +37,7 @@ from fedadamw.flower.client_app import pack_reply
 from fedadamw.flower.local.testbed import HOST, LocalFederation
 from fedadamw.flower.node.worker import Worker
 from fedadamw.flower.protocol import ARRAYS, REQUEST
-from fedadamw.runner.execute import commit
+from fedadamw.runner.manifest import commit
 from fedadamw.settings.load import load
 
 POLL_S = 3.0  # as a SuperNode

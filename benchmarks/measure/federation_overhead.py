@@ -24,7 +24,7 @@ from benchmarks.common.arguments import new_parser
 from fedadamw.flower import new_app
 from fedadamw.flower.local.testbed import LocalFederation
 from fedadamw.prepare.simulation import prepare
-from fedadamw.runner.execute import commit
+from fedadamw.runner.manifest import commit
 from fedadamw.settings.load import load
 
 CLIENT = """

@@ -26,7 +26,7 @@ from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
-from fedadamw.runner.execute import commit, device_name
+from fedadamw.runner.manifest import commit, device_name
 from fedadamw.settings.training import TrainingSettings
 
 CASES = {

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
-from fedadamw.runner.execute import commit, device_name
+from fedadamw.runner.manifest import commit, device_name
 
 HERE = Path(__file__).parent / "peer_jobs"
 ENVIRONMENTS = HERE / "environments"

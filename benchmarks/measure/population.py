@@ -19,7 +19,7 @@ from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition, partition_dirichlet, partition_iid, partition_mix
 from fedadamw.engine.simulate import Simulation
-from fedadamw.runner.execute import commit, device_name
+from fedadamw.runner.manifest import commit, device_name
 from fedadamw.settings.training import TrainingSettings
 
 CLIENTS = 1_000_000

@@ -19,7 +19,7 @@ from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.engine.states import clone_tensors
 from fedadamw.engine.step import make_step
 from fedadamw.models.vision import ImageShape, build
-from fedadamw.runner.execute import commit, device_name
+from fedadamw.runner.manifest import commit, device_name
 from fedadamw.vector import Layout, trainable
 
 LR, CLIP = 1e-3, 10.0

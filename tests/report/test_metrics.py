@@ -9,9 +9,9 @@ from support.studies import LAST_IS_NONE, MANIFEST, NAN, rounds, study_of
 from fedadamw.cli import tables
 from fedadamw.flower.local import demo
 from fedadamw.report import metrics
-from fedadamw.report import run_page as page
 from fedadamw.report import study_charts as charts
 from fedadamw.report import study_page as comparison
+from fedadamw.report.run_page import write_run_page
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.progress import Progress
 from fedadamw.study import progress as show
@@ -44,7 +44,9 @@ def in_table(run, capsys) -> str:
 
 
 def on_page(run, capsys) -> str:
-    page.write(run.folder, np.ones((2, 3), int), ["a", "b", "c"])
+    folder = run.folder
+    settings = run.experiment.model_dump(mode="json")
+    write_run_page(folder.path, folder.records(), settings, MANIFEST, np.ones((2, 3), int), ["a", "b", "c"])
     return (run.folder.path / "report.html").read_text()
 
 

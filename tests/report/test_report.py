@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedadamw.report import run_page as page
 from fedadamw.report import study_charts as charts
 from fedadamw.report import study_page as comparison
+from fedadamw.report.run_page import write_run_page
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
 from fedadamw.study.results import name_of
@@ -191,10 +191,12 @@ def test_hostile_names_of_classes_folders_and_settings_are_words_on_a_runs_page(
     from support.studies import MANIFEST, rounds
 
     folder = RunFolder(tmp_path / "<!--<script><img src=x onerror='hostile=1'>")
-    folder.start(load("digits", ["data.label_column=<!--<script>"]), {**MANIFEST, "data": {"classes": HOSTILE}})
+    experiment = load("digits", ["data.label_column=<!--<script>"])
+    folder.start(experiment, {**MANIFEST, "data": {"classes": HOSTILE}})
     for record in rounds():
         folder.append(record)
-    page.write(folder, np.ones((3, len(HOSTILE)), int), HOSTILE)
+    settings, counts = experiment.model_dump(mode="json"), np.ones((3, len(HOSTILE)), int)
+    write_run_page(folder.path, folder.records(), settings, folder.read_manifest(), counts, HOSTILE)
     shown = drawn(browser, folder.path / "report.html", 3)
     assert shown.locator("h1").inner_text() == folder.path.name
     assert "<!--<script>" in shown.locator("#partition").inner_html().replace("&lt;", "<").replace("&gt;", ">")

@@ -17,7 +17,16 @@ def wait_for(condition, seconds: float = 60) -> None:
 
 NAN = float("nan")
 EVALUATED = ({"matthews": -0.0625, "accuracy": 0.75}, {"matthews": 0.4125, "accuracy": 0.875})
-MANIFEST = {"commit": None, "device": "cpu", "versions": {}}
+MANIFEST = {
+    "versions": {},
+    "commit": None,
+    "seed": 0,
+    "device": "cpu",
+    "data": {},
+    "folders": [],
+    "partition": {"clients": 2, "fingerprint": "00"},
+    "model": {"layout": "00", "d": 1},
+}
 
 
 def rounds(evaluated=EVALUATED) -> list[Record]:

@@ -42,7 +42,7 @@ def run(path, settings) -> tuple[RunFolder, Simulation]:
 def logits(model, simulation) -> torch.Tensor:
     task = simulation.task
     batch = task.batch(torch.arange(20), torch.empty(20, 0))
-    inputs = batch[: len(task.form.inputs(*task.texts.rows(torch.arange(1))))]
+    inputs = batch[: len(task.form.inputs(*task.texts.gather(torch.arange(1))))]
     with torch.no_grad():
         return task.form.logits(model.eval(), inputs)
 

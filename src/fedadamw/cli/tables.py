@@ -1,7 +1,6 @@
 """Tables for the terminal."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.text import Text
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.io.escaping import escape_text
 from fedadamw.report.metrics import evaluated, label, shown
+from fedadamw.report.run_files import RecordDict
 from fedadamw.task import Evaluation
 
 SHADES = " ░▒▓█"
@@ -25,11 +25,11 @@ def _console(table: Table) -> Console:
     return Console(highlight=False, width=max(Console(width=400).measure(table).maximum, 80))
 
 
-def print_run(records: Sequence[Mapping[str, Any]], *, most: int = 8) -> None:
+def print_run(records: Sequence[RecordDict], *, most: int = 8) -> None:
     """Print at most `most` of a run's evaluated rounds, evenly spaced, always the last one."""
     tested = evaluated(records)
     chosen = sorted({tested[round(k)] for k in np.linspace(0, len(tested) - 1, min(most, len(tested)))})
-    metrics = list(records[tested[0]]["test_metrics"])
+    metrics = list(records[tested[0]]["test_metrics"] or ())
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("round", "lr", "training loss", "test loss", *(f"test {label(m)}" for m in metrics), "sent up so far"):
         table.add_column(name, justify="right")
@@ -37,7 +37,7 @@ def print_run(records: Sequence[Mapping[str, Any]], *, most: int = 8) -> None:
         r = records[i]
         sent = sum(earlier["up_bytes"] for earlier in records[: i + 1]) / 1e6
         losses = ("-" if loss is None else f"{loss:.4f}" for loss in (r["train_loss"], r["test_loss"]))
-        scores = (shown(name, r["test_metrics"][name]) for name in metrics)
+        scores = (shown(name, (r["test_metrics"] or {})[name]) for name in metrics)
         table.add_row(str(r["round"]), f"{r['lr']:.2e}", *losses, *scores, f"{sent:,.1f} MB")
     _console(table).print(table)
 

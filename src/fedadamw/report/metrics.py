@@ -2,28 +2,28 @@
 
 from collections.abc import Iterable, Mapping
 from math import inf, isfinite
-from typing import Any
+
+from fedadamw.report.run_files import RecordDict
 
 Metrics = Mapping[str, float | None]  # of one evaluation, the main one first; None: its number was not finite
-Record = Mapping[str, Any]  # one round, as metrics.jsonl has it
 
 LABELS = {"f1": "F1", "matthews": "Matthews", "spearman": "Spearman", "pearson": "Pearson"}  # the others as they are
 
 CORRELATIONS = ("matthews", "spearman", "pearson")
 
 
-def main(records: Iterable[Record]) -> str:
+def main(records: Iterable[RecordDict]) -> str:
     """The main metric's name, of the first record with an evaluation."""
     first: Metrics = next(record["test_metrics"] for record in records if record["test_metrics"])
     return next(iter(first))
 
 
-def evaluated(records: Iterable[Record]) -> list[int]:
+def evaluated(records: Iterable[RecordDict]) -> list[int]:
     """Which of the records have an evaluation, whatever it came to."""
     return [i for i, record in enumerate(records) if record["test_metrics"]]
 
 
-def score(record: Record) -> float | None:
+def score(record: RecordDict) -> float | None:
     """The main metric's value, None in a round without an evaluation, or where it was not finite."""
     return next(iter((record["test_metrics"] or {}).values()), None)
 

@@ -1,9 +1,9 @@
 """Charts: one altair definition each, for the interactive page and for PNG alike."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import altair as alt
 import numpy as np
@@ -11,8 +11,10 @@ import numpy as np
 from fedadamw.io.disk import report_full_disk
 from fedadamw.io.escaping import escape_text
 from fedadamw.report import metrics
+from fedadamw.report.run_files import RecordDict
 
-Records = Sequence[Mapping[str, Any]]
+Records = Sequence[RecordDict]
+Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.HConcatChart
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#64748b"
 MOST_CLIENTS = 200  # columns that are still wide enough to see
@@ -21,13 +23,13 @@ MOST_CLIENTS = 200  # columns that are still wide enough to see
 Width = int | str  # pixels, or "container": as wide as the page gives
 
 
-def curves(records: Records) -> Any:
+def curves(records: Records) -> Chart:
     """The score and the losses by round, side by side."""
     pair = alt.hconcat(score(records, width=420), losses(records, width=420), bounds="flush", spacing=64)
     return pair.resolve_scale(color="independent")
 
 
-def score(records: Records, *, width: Width = "container", height: int = 240) -> Any:
+def score(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
     """The main metric by round; hovering shows the bytes sent so far."""
     name = metrics.label(metrics.main(records))
     rows = [
@@ -48,14 +50,15 @@ def score(records: Records, *, width: Width = "container", height: int = 240) ->
     return (line + base.mark_circle(color=BLUE, size=28).encode(tooltip=hover)).properties(width=width, height=height)
 
 
-def losses(records: Records, *, width: Width = "container", height: int = 240) -> Any:
+def losses(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
     """The clients' training loss and the test loss by round."""
-    names = {"train_loss": "clients' training loss", "test_loss": "test loss"}
+    names = ("clients' training loss", "test loss")
+    values = [[r["train_loss"] for r in records], [r["test_loss"] for r in records]]
     rows = [
-        {"round": r["round"], "loss": r[key], "of": name}
-        for key, name in names.items()
-        for r in records
-        if r[key] is not None
+        {"round": r["round"], "loss": loss, "of": name}
+        for name, column in zip(names, values, strict=True)
+        for r, loss in zip(records, column, strict=True)
+        if loss is not None
     ]
     chart = alt.Chart(alt.Data(values=rows), title="Loss").mark_line(strokeWidth=2)
     return chart.encode(
@@ -64,7 +67,7 @@ def losses(records: Records, *, width: Width = "container", height: int = 240) -
         color=alt.Color(
             "of:N",
             title=None,
-            scale=alt.Scale(domain=list(names.values()), range=[GREY, ORANGE]),
+            scale=alt.Scale(domain=list(names), range=[GREY, ORANGE]),
             legend=alt.Legend(orient="top-right"),
         ),
         tooltip=[alt.Tooltip("round:Q"), alt.Tooltip("of:N", title=" "), alt.Tooltip("loss:Q", format=".4f")],
@@ -76,7 +79,7 @@ def _megabytes(records: Records, until: int) -> float:
     return float(sum(r["up_bytes"] for r in records[: until + 1]) / 1e6)
 
 
-def partition(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880) -> Any:
+def partition(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880) -> Chart:
     """Clients x classes: how many samples of each class (clients, classes) each client has."""
     shown, names = counts[:MOST_CLIENTS], list(map(escape_text, classes))  # a picture cannot hold all characters
     rows = [
@@ -100,7 +103,7 @@ def partition(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880)
     )
 
 
-def answers(records: Records, *, width: Width = "container") -> Any:
+def answers(records: Records, *, width: Width = "container") -> Chart:
     """What came of the clients that were asked, by round, where they are on other machines."""
     kinds = ["answered", "clipped", "refused", "failed", "stale", "unreachable", "overdue", "surplus", "late"]
     rows = [
@@ -123,7 +126,7 @@ def answers(records: Records, *, width: Width = "container") -> Any:
     )
 
 
-def styled(chart: Any) -> Any:
+def styled(chart: Chart) -> Chart:
     """The house style, applied once to a whole chart."""
     return (
         chart.configure(font="Inter, Helvetica, Arial, sans-serif", background="white", padding=12)
@@ -133,7 +136,7 @@ def styled(chart: Any) -> Any:
     )
 
 
-def save(chart: Any, path: Path) -> None:
+def save(chart: Chart, path: Path) -> None:
     """A chart as a picture, of the kind that the ending says: .svg, or .png at twice its size for sharp screens."""
     picture = styled(chart)
     picture.config.aria = False  # words for screen readers, several times the picture's size

@@ -1,8 +1,8 @@
 """One HTML page of a run that opens without a network: charts, settings, bytes, partition."""
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -10,42 +10,49 @@ import numpy as np
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_html, escape_script
-from fedadamw.io.yaml_text import read_yaml
 from fedadamw.report import run_charts as figures
 from fedadamw.report.metrics import evaluated, label, main, score, shown
+from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.vega import library
-from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.section import flatten_settings
 
 
-def write(folder: RunFolder, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """curves.png and report.html in the run's folder; counts: samples of each class a client."""
-    records = folder.records()
-    figures.save(figures.curves(records), folder.path / "curves.png")
+def write_run_page(
+    folder: Path,
+    records: Sequence[RecordDict],
+    settings: Mapping[str, Any],
+    manifest: Manifest,
+    counts: np.ndarray,
+    classes: Sequence[str],
+) -> None:
+    """Write curves.png and report.html into `folder`.
+
+    settings: nested, as in config.yaml. counts: (clients, classes) samples of each class, all 0 if they are unknown.
+    """
+    figures.save(figures.curves(records), folder / "curves.png")
     charts = {
         "score": figures.styled(figures.score(records)),
         "losses": figures.styled(figures.losses(records)),
     }
-    if counts.any():  # else nodes have data that is theirs alone
+    if counts.any():
         charts["partition"] = figures.styled(figures.partition(counts, classes, width="container"))
     if records[-1].get("federation"):
         charts["answers"] = figures.styled(figures.answers(records))
-    settings = read_yaml(str(folder.config), folder.config.read_text())
-    manifest = json.loads(folder.manifest.read_text())
+    data = dict(manifest["data"])
     if settings["partition"]["kind"] == "nodes":
-        manifest["data"]["server's own, not trained on"] = manifest["data"].pop("train")
-    text = page(folder.path.name, records, settings, manifest, charts)
-    write_atomically(folder.path / "report.html", text.encode())
+        data["server's own, not trained on"] = data.pop("train")
+    text = render(folder.name, records, settings, {**manifest, "data": data}, charts)
+    write_atomically(folder / "report.html", text.encode())
 
 
-def page(
+def render(
     title: str,
-    records: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    manifest: Mapping[str, Any],
-    charts: Mapping[str, Any],
+    records: Sequence[RecordDict],
+    settings: Mapping[str, object],
+    manifest: Mapping[str, object],
+    charts: Mapping[str, figures.Chart],
 ) -> str:
-    """The page as text, with the charts' library inside it."""
+    """Return the page as HTML, with the charts' library inside it."""
     template = Template((resources.files("fedadamw.report") / "page.html").read_text())
     specs = {name: chart.to_dict(validate=False) for name, chart in charts.items()}
     return template.substitute(
@@ -59,11 +66,11 @@ def page(
     )
 
 
-def _summary(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _summary(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
     """The headline numbers, as (label, value)."""
     name, scores = main(records), {r["round"]: s for r in records if (s := score(r)) is not None}
     best = max(scores, key=scores.__getitem__, default=None)
-    last, tested = records[-1], records[evaluated(records)[-1]]["test_metrics"]
+    last, tested = records[-1], records[evaluated(records)[-1]]["test_metrics"] or {}
     return [
         (f"test {label(name)}", shown(name, tested[name])),
         ("best, in round", "-" if best is None else f"{shown(name, scores[best])}, {best}"),

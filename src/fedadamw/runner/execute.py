@@ -1,31 +1,24 @@
 """A run from settings to results: prepare or resume, train, record, checkpoint, report."""
 
 import hashlib
-import json
-import platform
 import signal
-import subprocess
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from fedadamw.algorithms.registry import needs_blocks
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.ranks import RankLostError
 from fedadamw.engine.record import DivergedError, Record
 from fedadamw.engine.simulate import Saved, Simulation
+from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.runner.folder import RunFolder, settings_digest
+from fedadamw.runner.manifest import manifest_of
 from fedadamw.runner.tracking import Trackers, check_trackers
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import check
-
-PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetensors")
 
 OnRound = Callable[[Record], None]
 
@@ -130,61 +123,10 @@ def check_ranks_agree(experiment: Experiment, prepared: Prepared) -> None:
 
 
 def write_report(folder: RunFolder, prepared: Prepared) -> None:
-    """curves.png and report.html of a run that is done."""
-    from fedadamw.report.run_page import write
+    """Write curves.png and report.html of a finished run."""
+    from fedadamw.report.run_page import write_run_page
 
-    counts = prepared.partition.counts(prepared.train.labels, len(prepared.train.classes))
-    write(folder, counts, prepared.train.classes)
-
-
-def manifest_of(experiment: Experiment, prepared: Prepared) -> dict[str, Any]:
-    """What a reader needs to repeat the run, besides its settings."""
-    layout = prepared.workspace.layout
-    model: dict[str, Any] = {"layout": layout.fingerprint, "d": layout.d}
-    if needs_blocks(experiment.algorithm_name):
-        model["B"] = prepared.algorithm.blocks.B  # type: ignore[attr-defined]  # it has them, as just asked
-    return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "commit": commit(),
-        "seed": experiment.seed,
-        "device": device_name(prepared.device),
-        "data": {
-            "train": {"samples": len(prepared.train), "fingerprint": prepared.train.fingerprint},
-            "test": {"samples": len(prepared.test), "fingerprint": prepared.test.fingerprint},
-            **json.loads(json.dumps(prepared.facts)),  # as it is read again
-        },
-        "folders": list_plain_folders(experiment),
-        "partition": {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint},
-        "model": model,
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return f"{device}: {torch.cuda.get_device_name(device)}"
-    return f"{device}: {platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def commit() -> str | None:
-    """The commit of this package's own checkout, `+changes` where it was edited; None where it is installed."""
-    package = Path(__file__).parent.parent
-    if not _git(package, "ls-files", "--error-unmatch", "__init__.py"):
-        return None
-    revision = _git(package, "rev-parse", "HEAD")
-    return revision + "+changes" if _git(package, "status", "--porcelain", ".") else revision
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    classes = prepared.train.classes
+    counts = prepared.partition.counts(prepared.train.labels, len(classes))
+    settings = read_yaml(str(folder.config), folder.config.read_text())
+    write_run_page(folder.path, folder.records(), settings, folder.read_manifest(), counts, classes)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from fedadamw.data.image_decoding import OWN_SIZE
 from fedadamw.engine.record import Record
 from fedadamw.io.disk import report_full_disk
 from fedadamw.io.json_values import replace_nan
+from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
@@ -86,7 +87,7 @@ class RunFolder:
         events = "events.jsonl, " if (self.path / "events.jsonl").exists() else ""
         return f"{self.path}: report.html, curves.png, metrics.jsonl, {events}config.yaml, checkpoint/"
 
-    def start(self, experiment: Experiment, manifest: Mapping[str, Any]) -> None:
+    def start(self, experiment: Experiment, manifest: Manifest) -> None:
         """Write what is known before the first round; the settings last, since they say that a run began."""
         self.state.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.manifest, (json.dumps(manifest, indent=2) + "\n").encode())
@@ -127,7 +128,7 @@ class RunFolder:
         if settings_digest(load(str(self.config))) != settings_digest(experiment):
             raise InputError(f"{self.path}: was run with other settings; --resume takes them from {self.config}")
 
-    def check_same(self, manifest: Mapping[str, Any]) -> None:
+    def check_same(self, manifest: Manifest) -> None:
         """Raise CheckpointError where data, partition or model are not those that the run began with."""
         before = self.read_manifest()
         check_pixels(self.path, before.get("data") or {}, manifest["data"])
@@ -139,16 +140,16 @@ class RunFolder:
                     f"(was {was}, is {now}); resume with the same, or start in another folder"
                 )
 
-    def read_manifest(self) -> dict[str, Any]:
+    def read_manifest(self) -> Manifest:
         """What `start` wrote of the run besides its settings."""
         try:
-            return dict(json.loads(self.manifest.read_text()))
+            return cast(Manifest, dict(json.loads(self.manifest.read_text())))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.manifest}: cannot be read ({error})") from None
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[RecordDict]:
         """The records so far, checked to be those of rounds 1, 2, ...; a line cut short by a crash is left out."""
-        found = []
+        found: list[RecordDict] = []
         for number, line in enumerate(self._whole_lines(), start=1):
             try:
                 record = json.loads(line)
@@ -156,7 +157,7 @@ class RunFolder:
                 record = None
             if not isinstance(record, dict) or record.get("round") != number:
                 raise CheckpointError(f"{self.metrics}: line {number} is not the record of round {number}")
-            found.append(record)
+            found.append(cast(RecordDict, record))
         return found
 
     def append(self, record: Record) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.report.study_charts import Results
+from fedadamw.report.study_files import Results
 from fedadamw.study.compare import RUNS, held, run_here, save
 from fedadamw.study.plan import Run, check_distinct, check_single, plan
 from fedadamw.study.results import collect

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.report import study_page as comparison
-from fedadamw.report.study_charts import Results
+from fedadamw.report.study_files import Results
 from fedadamw.runner.folder import RunFolder
 from fedadamw.study.plan import Run, jobs_for, plan
 from fedadamw.study.progress import Show

@@ -12,6 +12,7 @@ from fedadamw.algorithms import registry
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.prepare.device import count_cores, uses_gpu
 from fedadamw.prepare.simulation import check_settings
+from fedadamw.report.run_files import RecordDict
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.experiment import Experiment, list_settings_outside
@@ -41,7 +42,7 @@ class Run:
         return RunFolder(self.parent / self.name)
 
     @property
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[RecordDict]:
         """What its rounds have come to; nothing where the folder is damaged, which going on with the run reports."""
         try:
             return self.folder.records() if self.folder.started else []

@@ -74,7 +74,7 @@ class Show:
         else:
             records = run.records
             wall = sum(record["wall_s"] for record in records)
-            line = f"{place}: {in_words(records[-1]['test_metrics'])} in {wall:.0f} s"
+            line = f"{place}: {in_words(records[-1]['test_metrics'] or {})} in {wall:.0f} s"
         if self._bars is not None:
             self._bars.print(escape_text(line))
         else:

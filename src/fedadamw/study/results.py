@@ -13,7 +13,9 @@ from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.io.escaping import escape_markdown, escape_text
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.metrics import evaluated, label, main, score
-from fedadamw.report.study_charts import Result, Results, variants
+from fedadamw.report.run_files import Manifest, RecordDict
+from fedadamw.report.study_charts import variants
+from fedadamw.report.study_files import Missing, Results, RunResult, Summary
 from fedadamw.report.study_page import columns
 from fedadamw.settings.section import flatten_settings
 from fedadamw.study.plan import Run
@@ -23,52 +25,68 @@ FORMAT = 2
 
 
 def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), target: float | None = None) -> Results:
-    """The records of all runs that are done, why the others are not, and a summary of each variant over its seeds.
+    """Return the records of all finished runs, why the others did not finish, and a summary of each variant over seeds.
 
-    A run whose last score is not a number is among both: it is drawn, and named among those that are missing.
-    target: the score that `rounds and bytes to` are counted to; by default the median of the variants' final ones.
+    A run whose last score is not a number is in both: it is drawn, and listed as missing.
+    target: the score for rounds_to_target and bytes_to_target; by default the median of the variants' final scores.
     """
     errors = {end.run.name: end.error for end in ended if end.error}
-    found, manifests, metrics = [], [], []
-    for run in runs:
-        if run.done:
-            try:
-                manifest, records = run.folder.read_manifest(), run.folder.records()
-                found.append(result_of(run, manifest, records))
-                manifests.append(manifest)
-                metrics.append(main(records))
-                if why := not_a_number(records):
-                    errors[run.name] = why
-            except CheckpointError as error:
-                errors[run.name] = str(error)
-    groups = list(variants(found).values())
-    there = {result["name"] for result in found if final(result) is not None}
+    results, manifests, metrics, errors_in_files = _read_finished(runs)
+    errors |= errors_in_files
+    groups = list(variants(results).values())
     if target is None:
-        means = [mean for group in groups if (mean := _mean_of_all([final(r) for r in group])) is not None]
-        target = statistics.median(means) if means else None
+        target = _median_score(groups)
+    versions = manifests[0]["versions"] if manifests else {}
     return {
         "format": FORMAT,
         "recipe": recipe,
         "commit": distinct(manifest["commit"] for manifest in manifests),
         "device": distinct(manifest["device"] for manifest in manifests),
-        "versions": {
-            package: distinct(manifest["versions"].get(package) for manifest in manifests)
-            for package in (manifests[0]["versions"] if manifests else ())
-        },
+        "versions": {name: distinct(manifest["versions"].get(name) for manifest in manifests) for name in versions},
         "metric": distinct(metrics),
         "target": None if target is None else round(target, 4),
         "settings": settings_by_path(run.experiment.model_dump(mode="json") for run in runs),
         "summary": [summary(group, target) for group in groups],
-        "runs": found,
-        "missing": [
-            {"variant": name_of(r.label), "seed": r.experiment.seed, "error": errors.get(r.name, "not run")}
-            for r in runs
-            if r.name not in there
-        ],
+        "runs": results,
+        "missing": _list_missing(runs, results, errors),
     }
 
 
-def result_of(run: Run, manifest: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Result:
+def _read_finished(runs: Sequence[Run]) -> tuple[list[RunResult], list[Manifest], list[str], dict[str, str]]:
+    """Return results, manifests and metrics of the finished runs, and by run name what is wrong with a run's files."""
+    results, manifests, metrics, errors = [], [], [], {}
+    for run in runs:
+        if run.done:
+            try:
+                manifest, records = run.folder.read_manifest(), run.folder.records()
+            except CheckpointError as error:
+                errors[run.name] = str(error)
+                continue
+            results.append(result_of(run, manifest, records))
+            manifests.append(manifest)
+            metrics.append(main(records))
+            if why := not_a_number(records):
+                errors[run.name] = why
+    return results, manifests, metrics, errors
+
+
+def _median_score(groups: Iterable[Sequence[RunResult]]) -> float | None:
+    """Return the median of the variants' mean final scores."""
+    means = [mean for group in groups if (mean := _mean_of_all([final(result) for result in group])) is not None]
+    return statistics.median(means) if means else None
+
+
+def _list_missing(runs: Iterable[Run], results: Iterable[RunResult], errors: Mapping[str, str]) -> list[Missing]:
+    """Return the runs without a final score, with the reason."""
+    scored = {result["name"] for result in results if final(result) is not None}
+    return [
+        {"variant": name_of(run.label), "seed": run.experiment.seed, "error": errors.get(run.name, "not run")}
+        for run in runs
+        if run.name not in scored
+    ]
+
+
+def result_of(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> RunResult:
     """One run: its label, seed, own settings, and its records as columns."""
     sent = list(accumulate(record["up_bytes"] for record in records))
     shown = evaluated(records)
@@ -100,18 +118,17 @@ def distinct(words: Iterable[str | None]) -> str | None:
     return " and ".join(dict.fromkeys(word for word in words if word is not None)) or None
 
 
-def final(result: Result) -> float | None:
+def final(result: RunResult) -> float | None:
     """The score after the last round, None where that is not a number."""
-    last: float | None = result["score"][-1]
-    return last
+    return result["score"][-1]
 
 
-def not_a_number(records: Sequence[Mapping[str, Any]]) -> str | None:
+def not_a_number(records: Sequence[RecordDict]) -> str | None:
     """What to say of a run whose last score is not a number; None of any other."""
     return f"{label(main(records))} is not a number after the last round" if score(records[-1]) is None else None
 
 
-def summary(group: Sequence[Result], target: float | None) -> dict[str, Any]:
+def summary(group: Sequence[RunResult], target: float | None) -> Summary:
     """One variant over its seeds."""
     finals = [final(result) for result in group]
     first, mean = group[0], _mean_of_all(finals)

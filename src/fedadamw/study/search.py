@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedadamw.algorithms import registry
 from fedadamw.report.metrics import main, score
+from fedadamw.report.study_files import Stage
 from fedadamw.runner.folder import settings_digest
 from fedadamw.settings.load import build_experiment
 from fedadamw.study.plan import Run, sharing, those_of, words
@@ -51,7 +52,7 @@ class Search:
             if (not only or name in only) and name not in fixed
         }
         self.best: dict[str, float] = {}  # setting -> its best value, of the stages that are over
-        self.history: list[dict[str, Any]] = []  # those stages, for trials.json
+        self.history: list[Stage] = []  # those stages, for trials.json
         self.error: str | None = None  # why the search cannot go on
         self._storage = storage
         self._begin_stage()

@@ -7,7 +7,7 @@ trial that is hopeless is stopped early.
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from fedadamw.algorithms import registry
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_text
 from fedadamw.report.metrics import label
+from fedadamw.report.study_files import Stage, Trial
 from fedadamw.settings.load import build_experiment, read_recipe, set_path
 from fedadamw.study.compare import RUNS, held
 from fedadamw.study.plan import check_given, check_runnable, check_single, jobs_for, plan, single, those_of
@@ -148,7 +149,7 @@ def _write(recipe: str, given: Iterable[tuple[str, Any]], searches: Sequence[Sea
     return path
 
 
-def table(history: Sequence[Mapping[str, Any]]) -> str:
+def table(history: Sequence[Stage]) -> str:
     """Every stage as a row of Markdown: the values that were tried, with their held-out scores."""
     metric = distinct(label(stage["metric"]) for stage in history) or "score"
     lines = [f"| algorithm | setting | best | tried: held-out {metric} |", "| --- | --- | ---: | --- |"]
@@ -159,7 +160,7 @@ def table(history: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _outcome(trial: Mapping[str, Any]) -> str:
+def _outcome(trial: Trial) -> str:
     if trial["state"] == "complete":
         return f"{trial['score']:.1%}"
     if trial["state"] == "failed":

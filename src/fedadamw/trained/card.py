@@ -21,8 +21,8 @@ from fedadamw.validation import parse_path
 def write_card(trained: Trained, to: Path, *, whole: bool) -> str:
     """Return the model card for the folder `to`: what the model is, how and on what it was trained, and its results."""
     experiment, origin = trained.experiment, trained.origin
-    last: dict[str, Any] = next((r for r in reversed(trained.records) if r.get("test_metrics")), {})
-    results = {"loss": last.get("test_loss"), **last.get("test_metrics", {})}
+    last = next((r for r in reversed(trained.records) if r.get("test_metrics")), None)
+    results = {"loss": last.get("test_loss"), **(last["test_metrics"] or {})} if last else {"loss": None}
     head = {
         "library_name": "transformers" if whole else "peft",
         "tags": ["federated-learning", *sorted({"fedadamw", experiment.algorithm_name})],
@@ -41,7 +41,7 @@ Trained with [fedadamw]({HOME}) {origin["versions"].get("fedadamw")}, commit {or
 {_code(trained, to, whole=whole)}
 ```
 
-| held out, after round {last.get("round", 0)} | |
+| held out, after round {last.get("round", 0) if last else 0} | |
 | --- | ---: |
 {_rows(scores.items())}
 
@@ -115,7 +115,7 @@ def _base(name: str, to: Path) -> tuple[str, str]:
 
 def _settings(trained: Trained) -> list[tuple[str, Any]]:
     """Return the settings that the card shows, by name."""
-    experiment, last = trained.experiment, trained.records[-1] if trained.records else {}
+    experiment, rounds = trained.experiment, trained.records[-1].get("round", 0) if trained.records else 0
     t, origin = experiment.training, trained.origin
     sampled = f"{origin['partition']['clients']}, {t.clients_per_round} a round"
     counted = f"; answers of {origin['nodes']['counted']} counted" if "nodes" in origin else ""
@@ -126,7 +126,7 @@ def _settings(trained: Trained) -> list[tuple[str, Any]]:
         ("data", f"{experiment.data.task}, {_name_of('data.source', experiment.data.source)}"),
         ("clients", f"{sampled}{counted}, partitioned {_partition(experiment.partition)}"),
         ("local work", f"{_work(t)}, batches of {t.batch_size}, learning rate {t.lr:g} ({t.schedule})"),
-        ("rounds", f"{last.get('round', 0)} of {t.rounds}"),
+        ("rounds", f"{rounds} of {t.rounds}"),
         ("seed", experiment.seed),
     ]
 

@@ -20,6 +20,7 @@ from fedadamw.models.vision import ImageModel
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, is_path, resolve_path, restore_paths
 from fedadamw.prepare.problem import Facts, ImageFacts, TextFacts, open_pretrained
+from fedadamw.report.run_files import ModelFacts, PartitionFacts, RecordDict
 from fedadamw.runner.folder import RunFolder, check_pixels
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
@@ -48,8 +49,8 @@ class Origin(TypedDict, total=False):
     commit: str | None
     data: dict[str, Any]  # Facts; and samples and fingerprint of `train` and `test`
     folders: list[str]
-    partition: dict[str, Any]
-    model: dict[str, Any]
+    partition: PartitionFacts
+    model: ModelFacts
     nodes: NodeCounts
 
 
@@ -58,7 +59,7 @@ class ExportFacts(Origin, total=False):
 
     settings: dict[str, Any]
     relative: list[str]  # settings that are paths relative to the folder
-    records: list[dict[str, Any]]  # of the last round
+    records: list[RecordDict]  # of the last round
 
 
 class Trained(NamedTuple):
@@ -69,7 +70,7 @@ class Trained(NamedTuple):
     built: TextModel | ImageModel
     facts: Facts  # of the training data
     origin: Origin  # {} if unknown
-    records: list[dict[str, Any]]
+    records: list[RecordDict]
     other_data: bool  # whether it is evaluated on other data than its run's held-out samples
 
     @property

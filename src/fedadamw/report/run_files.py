@@ -1,0 +1,56 @@
+"""Types of what a run folder holds: the lines of metrics.jsonl, and manifest.json."""
+
+from typing import Any, TypedDict
+
+from fedadamw.engine.diagnostics import Numbers
+
+
+class _Record(TypedDict):
+    round: int
+    lr: float
+    train_loss: float | None
+    test_loss: float | None
+    test_metrics: dict[str, float | None] | None
+    clients: int
+    rejected: int
+    up_bytes: int
+    down_bytes: int
+    wall_s: float
+
+
+class RecordDict(_Record, total=False):
+    """A line of metrics.jsonl: an engine.record.Record as JSON, None for numbers that are not finite."""
+
+    diagnostics: Numbers
+    federation: dict[str, int]
+
+
+class PartitionFacts(TypedDict):
+    """The partition of a run."""
+
+    clients: int
+    fingerprint: str
+
+
+class _Model(TypedDict):
+    layout: str  # fingerprint of the trainable tensors' names and shapes
+    d: int  # trainable parameters
+
+
+class ModelFacts(_Model, total=False):
+    """The model of a run."""
+
+    B: int  # blocks, if the algorithm uses them
+
+
+class Manifest(TypedDict):
+    """manifest.json: what is needed to repeat a run, besides its settings."""
+
+    versions: dict[str, str | None]  # of Python and packages; None if not installed
+    commit: str | None
+    seed: int
+    device: str
+    data: dict[str, Any]  # size and fingerprint of `train` and `test`, and what rebuilding the model needs
+    folders: list[str]  # settings whose values were relative paths without ./, see prepare.paths.list_plain_folders
+    partition: PartitionFacts
+    model: ModelFacts

@@ -1,0 +1,70 @@
+"""Builds manifest.json: versions, commit, device, and fingerprints of data, partition and model."""
+
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from fedadamw.algorithms.registry import needs_blocks
+from fedadamw.prepare.paths import list_plain_folders
+from fedadamw.prepare.simulation import Prepared
+from fedadamw.report.run_files import Manifest, ModelFacts
+from fedadamw.settings.experiment import Experiment
+
+PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetensors")
+
+
+def manifest_of(experiment: Experiment, prepared: Prepared) -> Manifest:
+    """Return the manifest of a run that is prepared and about to start."""
+    layout = prepared.workspace.layout
+    model: ModelFacts = {"layout": layout.fingerprint, "d": layout.d}
+    if needs_blocks(experiment.algorithm_name):
+        model["B"] = prepared.algorithm.blocks.B  # type: ignore[attr-defined]  # needs_blocks says that it has them
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "commit": commit(),
+        "seed": experiment.seed,
+        "device": device_name(prepared.device),
+        "data": {
+            "train": {"samples": len(prepared.train), "fingerprint": prepared.train.fingerprint},
+            "test": {"samples": len(prepared.test), "fingerprint": prepared.test.fingerprint},
+            **json.loads(json.dumps(prepared.facts)),  # tuples become lists, as when it is read from the file
+        },
+        "folders": list_plain_folders(experiment),
+        "partition": {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint},
+        "model": model,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Describe a device: `cuda:0: NVIDIA H200`, `cpu: x86_64, 8 threads`."""
+    if device.type == "cuda":
+        return f"{device}: {torch.cuda.get_device_name(device)}"
+    return f"{device}: {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout with this package, `+changes` if it was edited; None if it is installed."""
+    package = Path(__file__).parent.parent
+    if not _git(package, "ls-files", "--error-unmatch", "__init__.py"):
+        return None
+    revision = _git(package, "rev-parse", "HEAD")
+    return revision + "+changes" if _git(package, "status", "--porcelain", ".") else revision
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
