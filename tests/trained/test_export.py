@@ -82,7 +82,7 @@ def test_a_resnet_of_our_own_shape_is_refused(tmp_path):
     settings = ["model.name=resnet-nano", "training.rounds=1", "training.steps=1", "device=cpu"]
     folder = RunFolder(tmp_path / "run")
     execute(load("digits", settings), folder, resume=False, report=False)
-    with pytest.raises(InputError, match="resnet-nano: its stem and norms are not those of transformers' ResNet"):
+    with pytest.raises(InputError, match="resnet-nano: its stem and norms differ from those of transformers' ResNet"):
         export(open_run(folder.path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
