@@ -152,4 +152,4 @@ def test_a_run_goes_on_from_its_folder(tmp_path, capsys):
     list(theirs.rounds())
     for name, t in theirs.state.tensors().items():
         assert torch.equal(found[name], t), name
-    assert "What came of the clients that were asked" in (tmp_path / "run/report.html").read_text()
+    assert "Outcomes of the sampled clients" in (tmp_path / "run/report.html").read_text()

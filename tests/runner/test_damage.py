@@ -12,7 +12,7 @@ from fedadamw.checkpoint import CheckpointError, read, write
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
-from fedadamw.study.compare import held
+from fedadamw.study.compare import lock_study
 from fedadamw.validation import InputError
 
 QUICK = ("training.rounds=1", "training.steps=1", "training.clients_per_round=2", "device=cpu", "threads=1")
@@ -135,9 +135,9 @@ def test_a_study_is_not_overwritten_by_a_run(tmp_path, run_main):
 
 def test_a_study_looks_for_a_single_run_once_the_folder_is_its_own(tmp_path):
     (tmp_path / "config.yaml").touch()
-    with RunFolder(tmp_path).locked(), pytest.raises(InputError, match="another process"), held(tmp_path):
+    with RunFolder(tmp_path).locked(), pytest.raises(InputError, match="another process"), lock_study(tmp_path):
         pass
-    with pytest.raises(InputError, match="holds a single run"), held(tmp_path):
+    with pytest.raises(InputError, match="holds a single run"), lock_study(tmp_path):
         pass
 
 

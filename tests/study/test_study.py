@@ -17,7 +17,7 @@ from support.studies import TINY, wait_for
 from fedadamw import cli
 from fedadamw.prepare.device import count_cores
 from fedadamw.settings.load import load
-from fedadamw.study import results as outcome
+from fedadamw.study import results
 from fedadamw.study.plan import plan
 
 
@@ -233,7 +233,7 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
     ("arguments", "message"),
     [
         (["compare", "-a", "fedavgg"], "algorithm='fedavgg' is unknown (did you mean 'fedavg'?)"),
-        (["compare", "-a", "fedavg", "-s", "algorithm.alpha=[0,1]"], "algorithm.alpha is no setting of fedavg"),
+        (["compare", "-a", "fedavg", "-s", "algorithm.alpha=[0,1]"], "algorithm.alpha is not a setting of fedavg"),
         (["compare", "-s", "seed=[1,2]"], "a comparison takes it from --seeds"),
         (["compare", "-s", "algorithm.name=fedavg"], "a comparison takes it from -a"),
         (["compare", "-s", "algorithm={name: fedavg}"], "-s algorithm: is a section; set one key of it"),
@@ -249,7 +249,7 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["compare", "-s", "training.lr=[1,0]"], "training.lr=0: input should be greater than 0"),
         (["compare", "nowhere.yaml", "--target", "-0.5"], "nowhere.yaml: no such file"),
         (["tune", "--only", "alhpa"], "--only='alhpa' is unknown (did you mean 'alpha'?)"),
-        (["tune", "-s", "training.lr=[1,2]"], "tune takes one value a setting, no lists"),
+        (["tune", "-s", "training.lr=[1,2]"], "tune takes one value per setting, no lists"),
         (["tune", "-s", "data.validation=0.2"], "tune sets data.validation itself, to 0.1"),
         (["tune", "-s", "algorithm.name=fedavg"], "from -a, and seed 0"),
         (["tune", "-a", "fedavg,fedavg"], "names one algorithm twice"),
@@ -258,8 +258,8 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["compare", "--seeds", "5001"], "the study would have 10,002 runs; use at most 10,000"),
         (["compare", "--out", "afile"], "afile: is a file, not a folder"),
         (["compare", "--out", "arun"], "arun: holds a single run; choose another --out"),
-        (["ablate", "-s", "algorithm.name=fedavg"], "ablate takes fedadamw apart, no other algorithm"),
-        (["ablate", "-s", "training.lr=[1,2]"], "ablate takes one value a setting, no lists (training.lr)"),
+        (["ablate", "-s", "algorithm.name=fedavg"], "ablate is for fedadamw only"),
+        (["ablate", "-s", "training.lr=[1,2]"], "ablate takes one value per setting, no lists (training.lr)"),
         (["compare", "-a", "fedavg", "-s", "algorithm.rounds=1"], "of fedavg (did you mean 'training.rounds'?)"),
         (["compare", "-s", "training.clients_per_round=[5,101]"], "clients_per_round=101 is more than the 100"),
         (["compare", "-s", "partition.kind=nodes"], "it cannot be simulated"),
@@ -303,9 +303,9 @@ def test_a_plan_is_algorithms_times_lists_times_seeds(tmp_path):
 def test_variants_that_differ_have_names_that_differ(tmp_path):
     given = [("training.lr", [1e-3, 1e-3 + 1e-9]), ("data.max_train", [100, 200]), ("data.max_test", 100)]
     runs = plan("digits", ["fedavg"], [0], given, tmp_path)
-    assert len({outcome.name_of(run.label) for run in runs}) == 4
+    assert len({results.variant_name(run.label) for run in runs}) == 4
     clash = {"algorithm": "a", "partition.kind": "x", "other.kind": "y"}
-    assert outcome.name_of(clash) == "a, partition.kind x, other.kind y"
+    assert results.variant_name(clash) == "a, partition.kind x, other.kind y"
 
 
 def test_runs_share_the_cores_unless_told_otherwise(tmp_path):
@@ -321,7 +321,7 @@ def test_runs_share_the_cores_unless_told_otherwise(tmp_path):
 
 
 def test_settings_of_only_some_runs_are_not_common():
-    found = outcome.settings_by_path([{"a": 1, "b": {"c": 2}}, {"a": 1}])
+    found = results.compare_settings([{"a": 1, "b": {"c": 2}}, {"a": 1}])
     assert found == {"a": (False, 1), "b.c": (True, [2])}
 
 
@@ -340,9 +340,9 @@ def test_rounds_and_bytes_to_a_target_are_those_of_the_mean_curve():
         }
 
     group = [result([0.1, 0.3, 0.4]), result([0.2, 0.4, 0.6])]
-    found = outcome.summary(group, 0.35)
+    found = results.summarize(group, 0.35)
     assert (found["rounds_to_target"], found["bytes_to_target"]) == (4, 20)
-    assert outcome.summary(group, 0.9)["rounds_to_target"] is None
+    assert results.summarize(group, 0.9)["rounds_to_target"] is None
 
 
 def test_a_recipes_own_settings_hold_for_their_algorithm_alone(tmp_path):

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from fedadamw.engine.record import Record
-from fedadamw.report.metrics import in_words
+from fedadamw.report.metrics import format_main_metric
 from fedadamw.settings.training import TrainingSettings
 
 LINES = 20  # about so many of them a run, where there is no terminal
@@ -49,7 +49,7 @@ class Progress:
             return
         self._clients += record.clients + record.rejected
         if record.test_metrics:
-            self._score = in_words(record.test_metrics) + "  "
+            self._score = format_main_metric(record.test_metrics) + "  "
         speed = self._clients / max(time.perf_counter() - self._begin, 1e-9)
         rejected = f"  rejected {record.rejected}" if record.rejected else ""
         status = f"loss {record.train_loss:.4f}  {self._score}{speed:.1f} clients/s{rejected}"
