@@ -46,7 +46,7 @@ def compare(
 def held(out: Path) -> Iterator[None]:
     """A study's folder, its own while the block lasts; InputError where something else is there."""
     folder = RunFolder(out)
-    with folder.locked():
+    with folder.lock():
         check(not folder.started, f"{out}: holds a single run; choose another --out")
         yield
 
