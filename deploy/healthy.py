@@ -1,4 +1,4 @@
-"""Exits with 0 if URL answers 200: python healthy.py URL [CA's certificate]."""
+"""Exits with 0 if URL answers with status 200: python healthy.py URL [CA's certificate]."""
 
 import ssl
 import sys

@@ -16,19 +16,19 @@ def rounds(accelerator: Accelerator, model: nn.Module, clients: list[DataLoader]
     blocks = fedadamw.Blocks.of(model)
     server = fedadamw.Server(model, blocks=blocks)
     opt = fedadamw.FedAdamW(model.named_parameters(), lr=3e-3, blocks=blocks)
-    model, wrapped = accelerator.prepare(model, opt)  # once: start_round makes it another client's
+    model, wrapped = accelerator.prepare(model, opt)  # once: start_round resets it for each client
     loaders = [accelerator.prepare_data_loader(loader) for loader in clients]
     for _ in range(count):
         uploads = []
         for loader in loaders:
-            opt.start_round(server.broadcast())  # rounds belong to the optimizer itself, not to what wraps it
+            opt.start_round(server.broadcast())  # a method of the optimizer, not of its wrapper
             for pixels, labels in loader:
                 with accelerator.accumulate(model):
                     loss = nn.functional.cross_entropy(model(pixels), labels)
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
                         accelerator.clip_grad_norm_(model.parameters(), 1.0)
-                    wrapped.step()  # a step of k only where a whole batch is in
+                    wrapped.step()  # counts a step only after the last accumulated batch
                     wrapped.zero_grad()
             uploads.append(opt.finish_round())
         server.update(uploads, weights=[len(loader.dataset) for loader in loaders])
@@ -37,7 +37,7 @@ def rounds(accelerator: Accelerator, model: nn.Module, clients: list[DataLoader]
 
 
 def main() -> None:
-    """Fifteen rounds of five clients."""
+    """Run fifteen rounds of five clients."""
     clients, held_out = digits.load()
     model = digits.network()
     digits.show(0, model, held_out)

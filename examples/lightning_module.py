@@ -14,7 +14,7 @@ import fedadamw
 
 
 class Client(pl.LightningModule):
-    """A client for one round: `fit` trains `network` from the broadcast `down`, and leaves the answer in `up`."""
+    """A client for one round: `fit` trains `network` from the broadcast `down`, and stores the upload in `up`."""
 
     def __init__(self, network: nn.Module, blocks: fedadamw.Blocks, down: fedadamw.Broadcast) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Client(pl.LightningModule):
         return fedadamw.FedAdamW(self.network.named_parameters(), lr=3e-3, blocks=self.blocks)
 
     def on_train_start(self) -> None:
-        if self.global_step == 0:  # else a checkpoint was loaded, from the middle of the round
+        if self.global_step == 0:  # else a checkpoint from the middle of the round was loaded
             self.optimizers().start_round(self.down)
 
     def on_train_end(self) -> None:
@@ -36,14 +36,14 @@ class Client(pl.LightningModule):
 
 
 def fit(client: Client, data: TensorDataset, **settings: object) -> fedadamw.Upload:
-    """The upload of one client's round; `settings` are a Lightning Trainer's."""
+    """Train one client for a round and return its upload; `settings` are for Lightning's Trainer."""
     settings = {"barebones": True, "gradient_clip_val": 1.0} | settings
     pl.Trainer(**settings).fit(client, DataLoader(data, batch_size=32, shuffle=True))
     return client.up
 
 
 def main() -> None:
-    """Fifteen rounds of five clients."""
+    """Run fifteen rounds of five clients."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     clients, held_out = digits.load()
     network = digits.network()

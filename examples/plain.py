@@ -1,4 +1,4 @@
-"""FedAdamW in a plain loop: the README's, on handwritten digits; every client knows only two of the ten.
+"""FedAdamW in the plain loop of the README, on handwritten digits; every client has only two of the ten.
 
 python examples/plain.py
 """
@@ -13,7 +13,7 @@ import fedadamw
 def train_client(
     model: nn.Module, blocks: fedadamw.Blocks, down: fedadamw.Broadcast, data: TensorDataset
 ) -> fedadamw.Upload:
-    """One epoch on a client's own images."""
+    """Train one epoch on a client's images."""
     opt = fedadamw.FedAdamW(model.named_parameters(), lr=3e-3, blocks=blocks)
     opt.start_round(down)  # loads x, expands v_bar, resets m
     for pixels, labels in DataLoader(data, batch_size=32, shuffle=True):
@@ -24,7 +24,7 @@ def train_client(
 
 
 def main(rounds: int = 15) -> None:
-    """Rounds of five clients."""
+    """Run rounds of five clients."""
     clients, held_out = digits.load()
     model = digits.network()
     blocks = fedadamw.Blocks.of(model)

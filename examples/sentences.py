@@ -1,4 +1,4 @@
-"""Sentences of two moods and an encoder for the examples: real ones where they are at hand, small ones where not."""
+"""Sentences with two labels, and an encoder, for the examples: real ones if available, else small synthetic ones."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -18,32 +18,34 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 
 
 def load(source: str | None, size: int) -> list[Dataset]:
-    """Two clients of `size` sentences, two thirds of them of one mood, and 160 that nobody trains on.
+    """Load two clients of `size` sentences each, two thirds of which have one label, and 160 held-out sentences.
 
-    source: a folder or hub id with columns `sentence` and `label`; None takes SST-2 where it and MiniLM are at hand, or
-    makes some, since a new small model does not learn real ones from so few.
+    source: a folder or hub id with columns `sentence` and `label`; None loads SST-2 if it and MiniLM are available,
+    else generates sentences, because a new small model cannot learn real ones from so few.
     """
     if source is not None or (SST2.exists() and find_spec(MINILM) is not None):
         splits = load_dataset(source or str(SST2))
         train, held_out = splits["train"].shuffle(seed=0), splits["validation"].shuffle(seed=0)
     else:
-        train, held_out = made_up().train_test_split(160, seed=0).values()
+        train, held_out = generate().train_test_split(160, seed=0).values()
     moods = [train.filter(lambda row, label=label: row["label"] == label) for label in (0, 1)]
     few, most = range(size // 3), range(size // 3, size)
     mixes = ((most, few), (few, most))
-    clients = [concatenate_datasets([own.select(part) for own, part in zip(moods, mix, strict=True)]) for mix in mixes]
+    clients = [
+        concatenate_datasets([mood.select(part) for mood, part in zip(moods, mix, strict=True)]) for mix in mixes
+    ]
     return [*clients, held_out.select(range(160))]
 
 
-def made_up() -> Dataset:
-    """Sentences that a small model learns to tell apart within seconds."""
+def generate() -> Dataset:
+    """Generate sentences that a small model learns to classify within seconds."""
     mixes = list(product((0, 1), range(5), range(5), NOUNS, NOUNS))
     texts = [f"a {MOODS[label][i]} {one} and a {MOODS[label][j]} {other}" for label, i, j, one, other in mixes]
     return Dataset.from_dict({"sentence": texts, "label": [label for label, *_ in mixes]})
 
 
 def encoder(source: str | None, texts: list[str]) -> tuple[Callable[[dict[str, str]], BatchEncoding], PreTrainedModel]:
-    """A tokenizer and a model: of a folder or hub id, MiniLM where it is installed, or a new small BERT for `texts`."""
+    """Load a tokenizer and a model: a folder or hub id, MiniLM if installed, else a new small BERT for `texts`."""
     installed = find_spec(MINILM)
     if source is None and installed is not None and installed.origin is not None:
         source = str(Path(installed.origin).with_name("model"))

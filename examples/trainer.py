@@ -1,6 +1,6 @@
-"""FedAdamW inside transformers' Trainer: a client's round is one `Trainer.train()`; LoRA trains and travels.
+"""FedAdamW inside transformers' Trainer: a client's round is one `Trainer.train()`; only LoRA is trained and sent.
 
-python examples/trainer.py                   # with what is at hand, see examples/sentences.py
+python examples/trainer.py                   # with the data of examples/sentences.py
 python examples/trainer.py DATA MODEL        # folders or hub ids, such as stanfordnlp/sst2 roberta-base
 """
 
@@ -18,7 +18,7 @@ from fedadamw.vector import nbytes
 
 
 def new_trainer(model: nn.Module, data: Any = None, opt: FedAdamW | None = None, **settings: Any) -> Trainer:
-    """A Trainer that prints and keeps nothing; `settings` are TrainingArguments, and name the scheduler."""
+    """A Trainer that prints and saves nothing; `settings` are TrainingArguments, including the scheduler."""
     quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "dataloader_pin_memory": False}
     args = TrainingArguments(**{"output_dir": tempfile.gettempdir()} | quiet | settings)
     trainer = Trainer(model, args, train_dataset=data, optimizers=(opt, None))
@@ -27,7 +27,7 @@ def new_trainer(model: nn.Module, data: Any = None, opt: FedAdamW | None = None,
 
 
 def train_client(model: nn.Module, blocks: Blocks, down: Broadcast, data: Any, **settings: Any) -> Upload:
-    """What a client answers to the broadcast `down`."""
+    """Train one client from the broadcast `down` and return its upload."""
     opt = FedAdamW(model.named_parameters(), lr=3e-3, blocks=blocks)
     opt.start_round(down)
     new_trainer(model, data, opt, **settings).train()
@@ -35,17 +35,17 @@ def train_client(model: nn.Module, blocks: Blocks, down: Broadcast, data: Any, *
 
 
 def main(source: str | None = None, name: str | None = None) -> None:
-    """Rounds of two clients, of which one has mostly bad reviews and one mostly good ones."""
+    """Run rounds of two clients: one has mostly negative reviews, the other mostly positive ones."""
     set_seed(0)
     *clients, held_out = sentences.load(source, size=128)
     encode, model = sentences.encoder(name, [text for data in clients for text in data["sentence"]])
     *clients, held_out = (data.map(encode) for data in (*clients, held_out))
     model = get_peft_model(model, LoraConfig("SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"]))
-    server = Server(model, blocks=(blocks := Blocks.of(model)))  # of adapters and head: what is frozen stays out
+    server = Server(model, blocks=(blocks := Blocks.of(model)))  # of adapters and head, without the frozen weights
     settings = {"max_steps": 6, "per_device_train_batch_size": 16, "lr_scheduler_type": "constant"}
     for round_ in range(5):
         if round_ > 0:
-            settings["seed"], down = round_, server.broadcast()  # Trainer seeds everything, the same each time
+            settings["seed"], down = round_, server.broadcast()  # Trainer sets the seed in every round
             uploads = [train_client(model, blocks, down, data, **settings) for data in clients]
             server.update(uploads)
             server.load_into(model)

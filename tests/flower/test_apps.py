@@ -1,4 +1,4 @@
-"""Apps, demonstrations, certificates, the monitor, and a run that is resumed."""
+"""Apps, demonstrations, certificates, the monitor, and resuming a run."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
 from support.federated import COMMON, LIES, simulated
-from support.grids import Here
+from support.grids import LocalGrid
 
 from fedadamw import checkpoint
 from fedadamw.flower.local import certs, demo
@@ -25,20 +25,20 @@ from fedadamw.validation import InputError
 pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
-def test_two_demonstrations_never_share_a_folder(tmp_path):
-    with RunFolder(tmp_path).locked(), pytest.raises(InputError, match="another process is running"):
+def test_a_demo_refuses_a_folder_that_another_process_uses(tmp_path):
+    with RunFolder(tmp_path).lock(), pytest.raises(InputError, match="another process is running"):
         demo.run_demo(load("digits", COMMON), tmp_path, nodes=3, say=print)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_monitor_sees_the_run(tmp_path):
+def test_the_monitor_serves_the_runs_metrics(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     experiment = load("digits", [*COMMON, "training.evaluate_every=1"])
     lies = {2: LIES["nan"][0]}
     with Monitor(port, "127.0.0.1") as monitor:
-        run(experiment, Here(3, tmp_path / "state", lies), tmp_path / "run", monitor=monitor)
+        run(experiment, LocalGrid(3, tmp_path / "state", lies), tmp_path / "run", monitor=monitor)
         page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
     numbers = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -55,19 +55,19 @@ def test_a_monitor_sees_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("host", ["", "fl.example.org:8443", "http://fl.example.org", "h\u00f6st", "a" * 70])
-def test_a_host_that_no_certificate_is_for_is_refused(tmp_path, host):
+def test_an_invalid_host_name_is_refused(tmp_path, host):
     with pytest.raises(InputError, match="a server's name looks like"):
         certs.write_certificates(tmp_path / "certs", [host], 1)
     assert not (tmp_path / "certs").exists()
 
 
-def test_certificates_are_for_long_names_and_addresses(tmp_path):
+def test_a_certificate_covers_long_names_wildcards_and_addresses(tmp_path):
     from cryptography import x509
 
     name = "node." + "a" * 63 + ".example.org"
     certs.write_certificates(tmp_path / "certs", [name, "*.example.org", "10.0.0.5", "::1"], 1)
-    made = x509.load_pem_x509_certificate((tmp_path / "certs/server.pem").read_bytes())
-    names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    certificate = x509.load_pem_x509_certificate((tmp_path / "certs/server.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == [name, "*.example.org"]
     assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.5", "::1"]
 
@@ -91,27 +91,27 @@ def test_certificates_are_for_long_names_and_addresses(tmp_path):
         (["trackers=[tensorbored]"], "did you mean 'tensorboard'"),
     ],
 )
-def test_an_app_that_can_only_fail_is_refused_where_it_is_made(settings, message, tmp_path, run_main):
+def test_settings_that_cannot_run_are_refused_by_flower_new_and_by_the_server(settings, message, tmp_path, run_main):
     given = [part for setting in [*COMMON, *settings] for part in ("-s", setting)]
     done = run_main("flower", "new", str(tmp_path / "app"), "digits", *given)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
     assert not (tmp_path / "app").exists()
-    with pytest.raises(InputError, match=re.escape(message)):  # and again by the server, whose settings may be others
-        run(load("digits", [*COMMON, *settings]), Here(3, tmp_path / "state"), tmp_path / "run")
+    with pytest.raises(InputError, match=re.escape(message)):  # also by the server, whose settings may differ
+        run(load("digits", [*COMMON, *settings]), LocalGrid(3, tmp_path / "state"), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-s", "partition.kind=nodes"], "the demonstration's nodes have no data of their own"),
+        (["-s", "partition.kind=nodes"], "the nodes of a demo have no own data"),
         (["-s", "partition.clients=5"], "--nodes 4: the run waits for 5 clients"),
         (["-s", "federation.wait_for=1", "-s", "partition.clients=9", "--nodes", "1"], "waits for 2 clients"),
         (["-s", "trackers=[tensorbored]"], "did you mean 'tensorboard'"),
         (["-s", "training.diagnostics=true"], "needs simulated clients"),
     ],
 )
-def test_a_demonstration_that_can_only_fail_starts_nothing(arguments, message, tmp_path, run_main):
+def test_a_demo_that_cannot_run_starts_nothing(arguments, message, tmp_path, run_main):
     fewer = ["-s", "training.clients_per_round=4"] if "--nodes" in arguments else []
     done = run_main("flower", "demo", *arguments, *fewer, "--out", str(tmp_path / "demo"))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -119,7 +119,7 @@ def test_a_demonstration_that_can_only_fail_starts_nothing(arguments, message, t
     assert not (tmp_path / "demo").exists()
 
 
-def test_a_demonstration_takes_paths_from_where_it_was_started(tmp_path, monkeypatch):
+def test_a_demo_resolves_paths_against_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.csv").touch()
     given = ["data.source=../data", "data.test_source=data.csv", "model.name=owner/name", "model.tokenizer=./words"]
@@ -128,22 +128,22 @@ def test_a_demonstration_takes_paths_from_where_it_was_started(tmp_path, monkeyp
     assert (found.model.name, found.model.tokenizer) == ("owner/name", str(tmp_path / "words"))
 
 
-def test_a_run_goes_on_from_its_folder(tmp_path, capsys):
+def test_a_run_is_resumed_from_its_folder(tmp_path, capsys):
     experiment = load("digits", [*COMMON, "training.rounds=3", "algorithm.name=scaffold", "training.lr=0.1"])
-    grid = Here(3, tmp_path / "state")
-    stopped = grid.pull_messages
+    grid = LocalGrid(3, tmp_path / "state")
+    honest = grid.pull_messages
 
-    def stops(names):
+    def fail_in_second_round(names):
         if (tmp_path / "run/metrics.jsonl").read_text().count("\n") == 1:
             raise ConnectionError("the SuperLink is gone")
-        return stopped(names)
+        return honest(names)
 
-    grid.pull_messages = stops
+    grid.pull_messages = fail_in_second_round
     with pytest.raises(ConnectionError):
         run(experiment, grid, tmp_path / "run")
     with pytest.raises(InputError, match="holds a run already"):
         run(experiment, grid, tmp_path / "run")
-    grid = Here(3, tmp_path / "state")
+    grid = LocalGrid(3, tmp_path / "state")
     run(experiment, grid, tmp_path / "run", resume=True)
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"{tmp_path / 'run'}: report.html, curves.png, metrics.jsonl, events.jsonl, config.yaml, checkpoint/"

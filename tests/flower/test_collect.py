@@ -1,4 +1,4 @@
-"""Answers that are slow, late, hung, too large or another client's: none holds up a round or gets into the model."""
+"""Replies that are slow, late, hanging, too large or from another client neither delay a round nor change the model."""
 
 import json
 import shutil
@@ -27,16 +27,16 @@ pytestmark = pytest.mark.usefixtures("restore_threads")
 SCAFFOLD = ["algorithm.name=scaffold", "training.lr=0.1", "training.clients_per_round=3", "federation.retries=0"]
 
 
-def slowed(grid, slow):
-    """Let `slow(name, node)` run before an answer is given."""
+def delay_replies(grid, delay):
+    """Call `delay(name, node)` before each reply is pulled."""
     honest = grid.pull_messages
 
-    def pulled(names):
+    def pull(names):
         (name,) = names
-        slow(name, grid.waiting[name].metadata.dst_node_id)
+        delay(name, grid.waiting[name].metadata.dst_node_id)
         return honest(names)
 
-    grid.pull_messages = pulled
+    grid.pull_messages = pull
 
 
 def events(tmp_path, kind):
@@ -44,7 +44,7 @@ def events(tmp_path, kind):
     return [event for event in map(json.loads, lines) if event["event"] == kind]
 
 
-def test_late_answers_that_last_do_not_hold_up_the_next_round(tmp_path):
+def test_slow_late_replies_do_not_delay_the_next_round(tmp_path):
     federation = "federation={over_selection: 1.0, deadline_s: 20, retries: 0}"
     ours, grid = federated(tmp_path, ["partition.clients=8", "training.clients_per_round=4", federation])
     ours.clients.sample(0)
@@ -52,14 +52,14 @@ def test_late_answers_that_last_do_not_hold_up_the_next_round(tmp_path):
     assert ours.step().federation == {"asked": 8, "answered": 4, "overdue": 4}
     grid.silent = set()
     late = set(ours.clients.collector.late.overdue)
-    slowed(grid, lambda name, _: time.sleep(2 if name in late else 0))
+    delay_replies(grid, lambda name, _: time.sleep(2 if name in late else 0))
     start = time.monotonic()
     assert ours.step().federation["answered"] == 4
     assert time.monotonic() - start < 15
 
 
 @pytest.mark.parametrize("asked", ["train", "hello"])
-def test_nodes_that_never_end_their_answers_hold_up_the_others_for_a_while_only(tmp_path, monkeypatch, asked):
+def test_nodes_with_hanging_replies_delay_the_others_only_briefly(tmp_path, monkeypatch, asked):
     monkeypatch.setattr(messenger, "SLOW_PULL_S", 1.0)
     federation = "federation={quorum: 5, deadline_s: 30, wait_s: 8, retries: 0, wait_for: 6}"
     ours, grid = federated(tmp_path, ["partition.clients=10", "training.clients_per_round=6", federation])
@@ -67,7 +67,7 @@ def test_nodes_that_never_end_their_answers_hold_up_the_others_for_a_while_only(
     if asked == "train":
         ours.clients.sample(0)
         hung = {100, 101, 102, 103}
-    slowed(grid, lambda _, node: over.wait(60) if node in hung else None)
+    delay_replies(grid, lambda _, node: over.wait(60) if node in hung else None)
     ours.clients.sample = lambda _: list(range(4, 10)) if asked == "train" else list(range(5, 10))
     ours.clients._wait_for_clients(0, 5)
     ours.clients.collector.registry.poll_online()
@@ -76,19 +76,19 @@ def test_nodes_that_never_end_their_answers_hold_up_the_others_for_a_while_only(
     assert found == ({"asked": 6, "answered": 6} if asked == "train" else [5, 6, 7, 8, 9])
 
 
-def test_a_node_that_never_ends_its_answers_costs_two_threads_and_is_not_asked_again(tmp_path):
+def test_a_node_with_hanging_replies_uses_two_threads_and_is_not_asked_again(tmp_path):
     settings = ["training.rounds=4", "training.clients_per_round=3", "federation={deadline_s: 1.5, retries: 0}"]
     ours, grid = federated(tmp_path, settings)
     ours.clients.sample(0)
     over = threading.Event()
-    slowed(grid, lambda _, node: over.wait(60) if node == 102 else None)
+    delay_replies(grid, lambda _, node: over.wait(60) if node == 102 else None)
     came = [record.federation for record in ours.rounds()]
     assert sum(isinstance(thread, pull.Pull) for thread in threading.enumerate()) <= messenger.MAX_PULLS_PER_NODE
     over.set()
     assert came[-1] == {"asked": 2, "answered": 2, "unreachable": 1}
 
 
-def test_an_answer_after_the_deadline_counts_where_the_round_waits_for_a_quorum(tmp_path):
+def test_a_reply_after_the_deadline_counts_if_the_round_has_no_quorum_yet(tmp_path):
     federation = "federation={deadline_s: 2, wait_s: 20, retries: 0}"
     ours, grid = federated(tmp_path, ["training.clients_per_round=3", federation])
     ours.clients.sample(0)
@@ -98,7 +98,7 @@ def test_an_answer_after_the_deadline_counts_where_the_round_waits_for_a_quorum(
     assert len(events(tmp_path, "no-quorum")) <= 2
 
 
-def test_a_client_that_went_and_is_back_is_asked_again(tmp_path):
+def test_a_client_that_left_and_came_back_is_asked_again(tmp_path):
     ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation={quorum: 3, deadline_s: 30}"])
     ours.clients.sample(0)
     grid.silent = {101}
@@ -113,7 +113,7 @@ def test_a_client_that_went_and_is_back_is_asked_again(tmp_path):
     assert ours.step().federation == {"asked": 4, "answered": 3, "unreachable": 1}
 
 
-def test_a_node_that_flower_no_longer_knows_is_unreachable(tmp_path):
+def test_a_node_that_flower_no_longer_knows_counts_as_unreachable(tmp_path):
     settings = ["partition.clients=4", "training.clients_per_round=4", "federation={deadline_s: 30, retries: 0}"]
     ours, grid = federated(tmp_path, settings)
     ours.clients.sample(0)
@@ -122,7 +122,7 @@ def test_a_node_that_flower_no_longer_knows_is_unreachable(tmp_path):
     assert ours.step().federation == {"asked": 2, "answered": 2, "unreachable": 2}
 
 
-def test_an_error_of_the_superlink_itself_is_borne_for_a_while(tmp_path, monkeypatch):
+def test_errors_of_the_superlink_are_tolerated_for_a_limited_time(tmp_path, monkeypatch):
     ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation={deadline_s: 30, retries: 0}"])
     ours.clients.sample(0)
     request, broken = httpx.Request("POST", "https://superlink"), [True] * 5
@@ -133,7 +133,7 @@ def test_an_error_of_the_superlink_itself_is_borne_for_a_while(tmp_path, monkeyp
                 broken.pop()
             raise httpx.HTTPStatusError("database is locked", request=request, response=httpx.Response(500))
 
-    slowed(grid, fails)
+    delay_replies(grid, fails)
     assert ours.step().federation == {"asked": 3, "answered": 3}
     monkeypatch.setattr(messenger, "MAX_OUTAGE_S", 0.0)
     broken += [True] * 1000
@@ -141,7 +141,7 @@ def test_an_error_of_the_superlink_itself_is_borne_for_a_while(tmp_path, monkeyp
         ours.step()
 
 
-def test_a_node_that_became_another_client_is_refused_and_asked_who_it_is(tmp_path):
+def test_a_node_that_became_another_client_is_refused_and_asked_again_which_client_it_is(tmp_path):
     ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation={retries: 0, quorum: 1}"])
     ours.clients.sample(0)
     grid.configs[100]["partition-id"], grid.configs[101]["partition-id"] = 1, 0
@@ -150,7 +150,7 @@ def test_a_node_that_became_another_client_is_refused_and_asked_who_it_is(tmp_pa
     assert ours.step().federation == {"asked": 3, "answered": 3}
 
 
-def test_a_hello_that_flower_lost_is_said_once_again(tmp_path, monkeypatch):
+def test_a_hello_that_flower_lost_is_sent_once_more(tmp_path, monkeypatch):
     monkeypatch.setattr(clients, "AGAIN_S", 0.5)
     ours, grid = federated(
         tmp_path, ["training.clients_per_round=3", "federation={wait_s: 30, quorum: 1, wait_for: 2}"]
@@ -169,7 +169,7 @@ def test_a_hello_that_flower_lost_is_said_once_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("clients", [2, 4])
-def test_a_clipped_update_is_not_what_is_usual_from_then_on(tmp_path, clients):
+def test_a_clipped_update_does_not_raise_later_norm_limits(tmp_path, clients):
     settings = [f"partition.clients={clients}", f"training.clients_per_round={clients}", "training.rounds=3"]
     lies = {f"_{i}": changed("up.delta", lambda a: 1000 * a) for i in range(clients // 2, clients)}
     ours, _ = federated(tmp_path, [*settings, "federation={norm_action: clip}"], **lies)
@@ -181,7 +181,7 @@ def test_a_clipped_update_is_not_what_is_usual_from_then_on(tmp_path, clients):
     assert max(moved) < 3 * moved[0]
 
 
-def test_a_first_update_that_comes_alone_is_held_to_the_models_length(tmp_path):
+def test_a_single_first_update_is_compared_with_the_models_norm(tmp_path):
     ours, grid = federated(
         tmp_path,
         ["federation={wait_s: 2, deadline_s: 2, retries: 0}"],
@@ -193,8 +193,8 @@ def test_a_first_update_that_comes_alone_is_held_to_the_models_length(tmp_path):
         ours.step()
 
 
-def test_a_round_whose_last_upload_falls_out_has_no_quorum(tmp_path):
-    """The other client fails: nobody is left to wait for, and what is here is too long."""
+def test_a_round_whose_only_upload_is_too_long_has_no_quorum(tmp_path):
+    """The other client fails, so there is no other upload to wait for."""
     lie = changed("up.delta", lambda a: np.full_like(a, 1e6))
     ours, grid = federated(
         tmp_path, ["partition.clients=2", "federation={wait_s: 2, deadline_s: 9, retries: 0}"], _0=lie
@@ -205,7 +205,7 @@ def test_a_round_whose_last_upload_falls_out_has_no_quorum(tmp_path):
         ours.step()
 
 
-def test_a_node_that_is_gone_for_good_does_not_make_a_round_wait_for_its_deadline(tmp_path):
+def test_a_round_does_not_wait_until_the_deadline_for_a_node_that_left(tmp_path):
     settings = ["partition.clients=4", "federation={quorum: 2, deadline_s: 60}"]
     ours, grid = federated(tmp_path, settings)
     first, _ = ours.clients.sample(0)
@@ -221,7 +221,7 @@ def test_a_node_that_is_gone_for_good_does_not_make_a_round_wait_for_its_deadlin
     assert time.monotonic() - start < 30
 
 
-def test_who_has_answered_and_left_counts_where_the_round_waits_for_others(tmp_path):
+def test_an_upload_counts_even_if_its_node_has_left_since(tmp_path):
     ours, grid = federated(
         tmp_path, ["training.clients_per_round=3", "federation={quorum: 3, deadline_s: 2, wait_s: 20, retries: 0}"]
     )
@@ -239,7 +239,7 @@ def test_who_has_answered_and_left_counts_where_the_round_waits_for_others(tmp_p
     assert ours.step().federation == {"asked": 3, "answered": 3}
 
 
-def test_huge_numbers_are_refused_without_any_bound_on_lengths(tmp_path):
+def test_huge_numbers_are_refused_even_without_a_norm_limit(tmp_path):
     ours, _ = federated(
         tmp_path,
         ["training.clients_per_round=3", "training.weighting=samples", "federation={norm_factor: null, retries: 0}"],
@@ -248,44 +248,44 @@ def test_huge_numbers_are_refused_without_any_bound_on_lengths(tmp_path):
     assert ours.step().federation == {"asked": 3, "answered": 2, "refused": 1, "refused: too-long": 1}
 
 
-def test_steps_that_nobody_can_know_are_held_to_what_is_usual(tmp_path):
+def test_step_counts_are_compared_with_the_median_if_the_server_cannot_know_them(tmp_path):
     settings = ["training={rounds: 2, clients_per_round: 3, epochs: 1, batch_size: 20, lr: 0.001, steps: null}"]
     settings += ["federation={sample_counts: false, retries: 0}", "data.max_train=90"]
     ours, _ = federated(tmp_path, settings, _2=changed("up.k", lambda a: a * 0 + 1e9))
-    ours.clients.registry.sizes = None  # as with data of the nodes' own
+    ours.clients.registry.sizes = None  # as if nodes have their own data
     assert ours.step().federation == {"asked": 3, "answered": 2, "refused": 1, "refused: too-long": 1}
 
 
-def test_fast_answers_that_are_too_long_do_not_take_the_places_of_others(tmp_path):
+def test_fast_uploads_that_are_too_long_do_not_displace_others(tmp_path):
     lie = changed("up.delta", lambda a: 1000 * a)
     ours, _ = federated(tmp_path, ["federation={over_selection: 0.5, retries: 0}"], _0=lie)
     assert ours.step().federation == {"asked": 3, "answered": 2, "refused": 1, "refused: too-long": 1}
 
 
-def test_what_came_in_vain_is_counted_in_bytes(tmp_path):
+def test_bytes_of_surplus_replies_are_counted(tmp_path):
     ours, _ = federated(tmp_path, ["federation={over_selection: 0.5}"])
     record = ours.step()
     assert record.federation["surplus"] == 1
     assert record.up_bytes > 2.9 * (record.up_bytes - ours.clients.traffic.wasted_bytes) / 2
 
 
-def test_a_piece_that_is_named_many_times_is_not_put_together(tmp_path):
-    piece = ArrayChunk(memoryview(bytes(2**20)))
+def test_a_reply_that_names_one_chunk_many_times_is_refused(tmp_path):
+    chunk = ArrayChunk(memoryview(bytes(2**20)))
     array = Array("float32", (4,), "numpy.ndarray", bytes(2**20))
     about = json.loads(get_object_body(array.deflate(), Array))
     bomb = add_header_to_object_body(json.dumps({**about, "arraychunk_ids": [0] * 1000}).encode(), array)
     pull._budget.nbytes = 2**21
     try:
-        assert len(pull.LimitedArray.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20
+        assert len(pull.LimitedArray.inflate(array.deflate(), {chunk.object_id: chunk}).data) == 2**20
         with pytest.raises(RefusedError, match="too large"):
-            pull.LimitedArray.inflate(bomb, {piece.object_id: piece})
+            pull.LimitedArray.inflate(bomb, {chunk.object_id: chunk})
     finally:
         del pull._budget.nbytes
-    assert len(pull.LimitedArray.inflate(array.deflate(), {piece.object_id: piece}).data) == 2**20, "another caller's"
+    assert len(pull.LimitedArray.inflate(array.deflate(), {chunk.object_id: chunk}).data) == 2**20, "another caller's"
 
 
-def test_a_message_that_comes_after_a_later_one_is_refused(tmp_path):
-    """And the memories are those of the rounds that counted."""
+def test_a_request_older_than_the_last_answered_one_is_refused(tmp_path):
+    """Otherwise the client's memory would become an older round's."""
     ours, grid = federated(tmp_path, [*SCAFFOLD, "training.rounds=4"])
     seen, worker = [], grid.workers[101]
     answer = worker.answer
@@ -306,7 +306,7 @@ def test_a_message_that_comes_after_a_later_one_is_refused(tmp_path):
     assert_same(ours, theirs)
 
 
-def test_a_message_whose_time_was_over_is_not_worked_on(tmp_path):
+def test_an_expired_request_is_not_worked_on(tmp_path):
     ours, grid = federated(tmp_path, [*SCAFFOLD, "training.rounds=2"])
     answer = grid.workers[101].answer
     grid.workers[101].answer = lambda facts, arrays: answer({**facts, "came": facts["came"] - 1e4}, arrays)
@@ -315,7 +315,7 @@ def test_a_message_whose_time_was_over_is_not_worked_on(tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["refuse", "fresh"])
-def test_older_memories_than_those_of_the_last_answer_are_none(tmp_path, lost):
+def test_an_older_copy_of_a_memory_counts_as_lost(tmp_path, lost):
     ours, grid = federated(tmp_path, [*SCAFFOLD, "training.rounds=4", f"federation.lost_memory={lost}"])
     ours.step()
     home = next((tmp_path / "state").glob("*/client-1"))
@@ -333,7 +333,7 @@ def test_older_memories_than_those_of_the_last_answer_are_none(tmp_path, lost):
         assert CheckpointError.__name__ in events(tmp_path, "failed")[0]["detail"]
 
 
-def test_a_mean_that_is_not_finite_leaves_the_state_as_it_was(tmp_path):
+def test_a_mean_that_is_not_finite_leaves_the_state_unchanged(tmp_path):
     simulation = simulated(["training.clients_per_round=3"])
     before, algorithm = simulation.state, simulation.algorithm
 

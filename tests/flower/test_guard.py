@@ -1,4 +1,4 @@
-"""Whatever a node sends: it is counted with its reason, and changes nothing."""
+"""An invalid upload is counted with its reason and changes nothing, whatever a node sends."""
 
 import json
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_a_lie_is_counted_with_its_reason_and_changes_nothing(tmp_path, name):
+def test_an_invalid_upload_is_counted_with_its_reason_and_changes_nothing(tmp_path, name):
     lie, reason = LIES[name]
     settings = ["training.clients_per_round=3", "training.rounds=1", "federation.retries=0"]
     ours, _ = federated(tmp_path, settings, _2=lie)
@@ -58,32 +58,32 @@ def npy(header: bytes) -> bytes:
         npy(b"(" * 200),
     ],
 )
-def test_bytes_that_are_no_array_are_refused(data):
+def test_malformed_array_bytes_are_refused(data):
     with pytest.raises(RefusedError) as refused:
         read_arrays({"a": Array("float32", (4,), "numpy.ndarray", data)}, {"a": ArraySpec((4,), "float32")})
     assert refused.value.reason == "garbage"
 
 
 @given(st.binary(max_size=200), st.booleans())
-def test_any_bytes_are_refused_and_nothing_else_happens(data, magic):
+def test_random_bytes_are_refused_without_another_error(data, magic):
     data = b"\x93NUMPY\x01\x00" + data if magic else data
     with pytest.raises(RefusedError):
         read_arrays({"a": Array("float32", (4,), "numpy.ndarray", data)}, {"a": ArraySpec((4,), "float32")})
 
 
-def test_a_long_story_is_cut():
+def test_a_long_refusal_detail_is_cut():
     with pytest.raises(RefusedError) as refused:
         read_arrays({"x" * 10**6: Array(np.zeros(1))}, {})
     assert len(str(refused.value)) < 400
 
 
-def test_what_was_sent_under_anothers_name_does_not_count(tmp_path):
+def test_a_reply_sent_under_another_nodes_name_does_not_count(tmp_path):
     ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation={deadline_s: 3, retries: 0}"])
     ours.clients.sample(0)
     honest = grid.pull_messages
 
     def pulled(names):
-        """Node 102 says that it is node 101, whose own answers are lost; and a message that answers nothing."""
+        """Node 102 replies as node 101, whose own replies are lost, and sends a message that is not a reply."""
         found = list(honest(names))
         for message in found:
             if message.metadata.src_node_id == 101:
@@ -113,7 +113,7 @@ def test_a_reply_that_flower_cannot_read_is_garbage(tmp_path, error):
     assert ours.step().federation == {"asked": 3, "answered": 2, "refused": 1, "refused: garbage": 1}
 
 
-def test_statistics_are_bounded_and_variances_positive(tmp_path):
+def test_statistics_that_are_too_long_or_have_negative_variances_are_refused(tmp_path):
     settings = ["model.name=resnet18", "model.norm=batch", "data.max_train=90", "data.max_test=20"]
     settings += ["training.clients_per_round=3", "training.rounds=1", "federation={retries: 0}"]
     for lie, reason in ((lambda a: -np.abs(a) - 1e-3, "negative"), (lambda a: 1e4 * a, "too-long")):
@@ -121,7 +121,7 @@ def test_statistics_are_bounded_and_variances_positive(tmp_path):
         assert ours.step().federation == {"asked": 3, "answered": 2, "refused": 1, f"refused: {reason}": 1}
 
 
-def test_a_huge_constant_among_the_statistics_passes_and_stays_as_it_is(tmp_path, monkeypatch):
+def test_a_huge_constant_in_the_statistics_is_accepted_and_stays_unchanged(tmp_path, monkeypatch):
     build, least = vision.build, torch.finfo(torch.float32).min
 
     def masked(*args, **how):
@@ -136,7 +136,7 @@ def test_a_huge_constant_among_the_statistics_passes_and_stays_as_it_is(tmp_path
     assert ours.state.statistics.tolist() == [0.0, least]
 
 
-def test_a_node_cannot_say_that_it_has_more_than_its_part(tmp_path):
+def test_a_node_that_reports_more_samples_than_its_partition_is_left_out(tmp_path):
     ours, grid = federated(tmp_path, ["federation={quorum: 2, wait_s: 1}"])
     work = grid.workers[102].answer
     grid.workers[102].answer = lambda *a: ({**work(*a)[0], "num-examples": 10**15}, {})
@@ -144,7 +144,7 @@ def test_a_node_cannot_say_that_it_has_more_than_its_part(tmp_path):
     assert '"reason": "samples"' in (tmp_path / "run/events.jsonl").read_text()
 
 
-def test_robust_means_must_hold_at_quorum(tmp_path):
+def test_a_robust_mean_must_be_possible_at_the_quorum(tmp_path):
     settings = ["training.clients_per_round=3", "training.mean=trimmed-mean"]
     with pytest.raises(InputError, match="needs 3 clients a round, not 2"):
         federated(tmp_path, settings)
@@ -152,7 +152,7 @@ def test_robust_means_must_hold_at_quorum(tmp_path):
     assert ours.step().clients == 3
 
 
-def test_a_long_update_is_cut_where_that_is_asked_for(tmp_path):
+def test_a_long_update_is_clipped_with_norm_action_clip(tmp_path):
     three = ["training.clients_per_round=3", "training.rounds=1", "federation.norm_action=clip"]
     ours, _ = federated(tmp_path, three, _2=changed("up.delta", lambda a: 1000 * a))
     (record,) = ours.rounds()
@@ -164,7 +164,7 @@ def test_a_long_update_is_cut_where_that_is_asked_for(tmp_path):
     assert usual < moved < 10 * usual
 
 
-def test_a_fixed_bound_on_updates(tmp_path):
+def test_an_update_longer_than_max_norm_is_refused(tmp_path):
     ours, _ = federated(tmp_path, ["federation={max_norm: 1.0e-6, wait_s: 1}"])
     with pytest.raises(QuorumError, match="0 clients answered, 1 are needed"):
         ours.step()

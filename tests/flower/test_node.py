@@ -1,4 +1,4 @@
-"""A node: its own data, device, memory and errors."""
+"""A node's own data, device, memory and errors."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from support import tiny_models
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
 from support.federated import COMMON, assert_same, federated, simulated
-from support.grids import Here
+from support.grids import LocalGrid
 
 from fedadamw.flower.node import config, node
 from fedadamw.flower.node.worker import Worker
@@ -27,8 +27,8 @@ from fedadamw.validation import InputError
 pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
-def test_each_node_trains_on_its_own_folder(tmp_path, monkeypatch):
-    """Parts of the digits as each node's own Parquet, classes by name: the loop's numbers on the same partition."""
+def test_each_node_trains_on_its_own_data(tmp_path, monkeypatch):
+    """Each node has its own CSV file of reviews."""
     tiny_models.folder(tmp_path / "roberta", "roberta")
     tiny_models.reviews(tmp_path / "reviews.csv")
     rows = (tmp_path / "reviews.csv").read_text().splitlines()
@@ -43,20 +43,19 @@ def test_each_node_trains_on_its_own_folder(tmp_path, monkeypatch):
         "training.weighting=samples",
         "training.clients_per_round=3",
     ]
-    grid = Here(3, tmp_path / "state")
+    grid = LocalGrid(3, tmp_path / "state")
     for i in range(3):
         grid.configs[100 + i] |= {"data": str(tmp_path / f"node-{i}.csv")}
     monkeypatch.chdir(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
-    assert (
-        "name: ./roberta" in ours.clients.registry.messenger.facts["settings"]
-    )  # no node takes a folder of the server for a hub id
+    facts = ours.clients.registry.messenger.facts
+    assert "name: ./roberta" in facts["settings"]  # so that no node takes the server's folder for a hub id
     losses = [record.test_loss for record in ours.rounds()]
     assert losses[-1] < losses[0]
     assert {i: c.samples for i, c in ours.clients.registry.joined.items()} == dict(enumerate(map(len, parts)))
 
 
-def test_a_node_without_its_data_says_so(tmp_path):
+def test_a_node_without_data_reports_it(tmp_path):
     ours, grid = federated(tmp_path, ["partition.kind=nodes", "federation={quorum: 1, wait_s: 1}"])
     grid.configs[100]["data"] = str(tmp_path / "nothing")
     with pytest.raises(QuorumError):
@@ -68,7 +67,7 @@ def test_a_node_without_its_data_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("given", ["mps", "xpu:0", "cuda:x", "cuda:99", 1, True])
-def test_a_node_trains_on_the_device_that_it_is_told(tmp_path, given):
+def test_a_node_checks_the_device_of_its_configuration(tmp_path, given):
     settings, told = load("digits", COMMON).to_yaml(), {"partition-id": 0, "state-dir": str(tmp_path)}
     assert config.read_device(told) == "auto"
     assert config.read_device({**told, "device": "cuda:1"}) == "cuda:1"
@@ -76,7 +75,7 @@ def test_a_node_trains_on_the_device_that_it_is_told(tmp_path, given):
         node.load_node(settings, "{}", {**told, "device": given}, "run")
 
 
-def test_a_node_whose_memory_is_full_lets_go_of_all_it_held(monkeypatch):
+def test_a_worker_that_runs_out_of_memory_releases_all_its_nodes(monkeypatch):
     class Full:
         def train(self, arrays, facts):
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
@@ -93,8 +92,8 @@ def test_a_node_whose_memory_is_full_lets_go_of_all_it_held(monkeypatch):
     assert not worker._nodes
 
 
-def images(folder, **counts):
-    """A folder of so many images of each class."""
+def write_images(folder, **counts):
+    """Write `counts[name]` images of each class `name`; return the folder."""
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
         for i in range(count):
@@ -104,16 +103,16 @@ def images(folder, **counts):
 
 
 def with_images(tmp_path, *more):
-    """Settings, and a grid of three nodes with images of their own."""
-    source = images(tmp_path / "server", cat=6, dog=6, owl=6)
-    grid = Here(3, tmp_path / "state")
+    """Return settings, and a grid of three nodes that have their own images."""
+    source = write_images(tmp_path / "server", cat=6, dog=6, owl=6)
+    grid = LocalGrid(3, tmp_path / "state")
     for i, classes in enumerate(({"cat": 6}, {"owl": 6}, {"owl": 6, "dog": 6})):
-        grid.configs[100 + i]["data"] = images(tmp_path / f"node-{i}", **classes)
+        grid.configs[100 + i]["data"] = write_images(tmp_path / f"node-{i}", **classes)
     own = ["partition.kind=nodes", "training.clients_per_round=3"]
     return [f"data={{source: {source}, validation: 0.5}}", *own, *more], grid
 
 
-def test_a_node_may_have_images_of_one_class_alone(tmp_path):
+def test_a_node_may_have_images_of_only_one_class(tmp_path):
     settings, grid = with_images(tmp_path)
     ours, _ = federated(tmp_path, settings, grid)
     assert ours.step().federation == {"asked": 3, "answered": 3}
@@ -121,7 +120,7 @@ def test_a_node_may_have_images_of_one_class_alone(tmp_path):
 
 
 @pytest.mark.parametrize(("counts", "samples"), [("true", "24, as the nodes tell"), ("false", "not told")])
-def test_a_card_tells_of_nodes_what_they_tell_and_not_what_the_server_has(tmp_path, counts, samples):
+def test_a_model_card_counts_the_nodes_samples_only_if_they_report_them(tmp_path, counts, samples):
     federation = f"federation={{quorum: 3, wait_for: 3, wait_s: 5, sample_counts: {counts}}}"
     settings, grid = with_images(tmp_path, "partition.clients=5", "training.rounds=1", federation)
     run(load("digits", [*COMMON, *settings]), grid, tmp_path / "run")
@@ -141,9 +140,9 @@ def test_a_card_tells_of_nodes_what_they_tell_and_not_what_the_server_has(tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:BatchNorm needs two samples")
-def test_a_node_with_one_sample_says_what_batch_norm_needs_and_lives_on(tmp_path):
-    """8 x 8 pixels leave ResNet's last BatchNorm one place: it averages over the batch alone."""
-    source = images(tmp_path / "server", cat=6, owl=6)
+def test_a_node_with_too_few_samples_for_batch_norm_fails_and_keeps_running(tmp_path):
+    """With 8 x 8 pixels ResNet's last BatchNorm has one position, so it averages over the batch only."""
+    source = write_images(tmp_path / "server", cat=6, owl=6)
     settings = [
         f"data={{source: {source}, validation: 0.5}}",
         "model={name: resnet-nano, norm: batch}",
@@ -151,9 +150,9 @@ def test_a_node_with_one_sample_says_what_batch_norm_needs_and_lives_on(tmp_path
         "training={rounds: 1, clients_per_round: 3, epochs: 1, batch_size: 4, lr: 0.001}",
         "federation={quorum: 2, retries: 0}",
     ]
-    grid = Here(3, tmp_path / "state")
+    grid = LocalGrid(3, tmp_path / "state")
     for i, count in enumerate((1, 5, 4)):
-        grid.configs[100 + i]["data"] = images(tmp_path / f"node-{i}", owl=count)
+        grid.configs[100 + i]["data"] = write_images(tmp_path / f"node-{i}", owl=count)
     ours, _ = federated(tmp_path, settings, grid)
     assert ours.step().federation == {"asked": 3, "answered": 2, "failed": 1, "failed: failed": 1}
     events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
@@ -161,7 +160,7 @@ def test_a_node_with_one_sample_says_what_batch_norm_needs_and_lives_on(tmp_path
     assert "client 0 has a single sample, and this model's BatchNorm" in detail
 
 
-def test_nodes_that_tell_no_counts(tmp_path):
+def test_nodes_that_do_not_report_their_sample_counts_train_the_same(tmp_path):
     ours, _ = federated(tmp_path, ["federation.sample_counts=false"])
     list(ours.rounds())
     theirs = simulated([])

@@ -1,4 +1,4 @@
-"""Over a Grid come the simulation's numbers: every algorithm, codec and adapter."""
+"""Nodes of a Grid give the simulation's numbers, for every algorithm, codec and adapter."""
 
 import json
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("restore_threads")
 
 @pytest.mark.parametrize("name", rows(EVERYWHERE))
 @pytest.mark.usefixtures("all_algorithms")
-def test_every_algorithm_comes_to_the_loops_numbers(tmp_path, name):
+def test_every_algorithm_gives_the_loops_numbers(tmp_path, name):
     case = EVERYWHERE[name]
     settings = [f"algorithm={json.dumps({'name': case.name, **case.settings})}", f"training.lr={case.lr}"]
     ours, _ = federated(tmp_path, settings)
@@ -34,13 +34,13 @@ def test_every_algorithm_comes_to_the_loops_numbers(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", rows(["fedadamw-mean-v", "fedadamw-vm", "fedcm", "fedlada", "fedmuon-rank", "fedavg"]))
-def test_a_client_with_the_last_state_is_sent_what_changed(tmp_path, name):
+def test_a_client_with_the_last_state_is_sent_only_the_change(tmp_path, name):
     case = CASES[name]
     algorithm = f"algorithm={json.dumps({'name': case.name, **case.settings})}"
     settings = [algorithm, f"training.lr={case.lr}", "training.rounds=3", "training.clients_per_round=3"]
     ours, grid = federated(tmp_path, settings)
     first, second = ours.step(), ours.step()
-    grid.workers[101] = type(grid.workers[101])()  # which remembers nothing
+    grid.workers[101] = type(grid.workers[101])()  # without the last state
     third = ours.step()
     theirs = simulated(settings)
     whole = [record.down_bytes for record in theirs.rounds()]
@@ -65,7 +65,7 @@ def test_a_client_with_the_last_state_is_sent_what_changed(tmp_path, name):
     ],
     ids=["weights", "batch-norm", "epochs"],
 )
-def test_so_do_weights_statistics_and_unequal_steps(tmp_path, settings):
+def test_weights_statistics_and_unequal_steps_give_the_simulations_numbers(tmp_path, settings):
     ours, _ = federated(tmp_path, settings)
     theirs = simulated(settings)
     for _ in zip(ours.rounds(), theirs.rounds(), strict=True):
@@ -75,7 +75,7 @@ def test_so_do_weights_statistics_and_unequal_steps(tmp_path, settings):
 
 @pytest.mark.parametrize("upload", ["bfloat16", "int8", "top-k"])
 @pytest.mark.parametrize("name", ["fedadamw-mean-v", "fedadamw-vm", "scaffold"])
-def test_codecs_come_to_the_simulations_numbers_and_bytes(tmp_path, upload, name):
+def test_codecs_give_the_simulations_numbers_and_bytes(tmp_path, upload, name):
     case = CASES[name]
     algorithm = f"algorithm={json.dumps({'name': case.name, **case.settings})}"
     settings = [algorithm, f"training.lr={case.lr}", f"training.upload={upload}", "training.rounds=3"]
@@ -87,7 +87,7 @@ def test_codecs_come_to_the_simulations_numbers_and_bytes(tmp_path, upload, name
 
 
 @pytest.mark.parametrize("aggregate", ["factors", "frozen-a", "exact"])
-def test_adapters_of_a_text_model(tmp_path, aggregate):
+def test_adapters_of_a_text_model_give_the_simulations_numbers(tmp_path, aggregate):
     tiny_models.folder(tmp_path / "roberta", "roberta")
     tiny_models.reviews(tmp_path / "reviews.csv")
     settings = [
@@ -103,7 +103,7 @@ def test_adapters_of_a_text_model(tmp_path, aggregate):
     assert_same(ours, theirs)
 
 
-def test_a_checkpoint_of_an_earlier_version_says_nothing_of_samples():
+def test_a_checkpoint_of_an_earlier_version_has_no_sample_counts():
     text = json.dumps([[[0, 1], [2, 4]], [[{"delta": 1.5}]]])
     page = read_page(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8))
     assert page == ({0: 1, 2: 4}, [[{"delta": 1.5}]], {})

@@ -1,4 +1,4 @@
-"""FedAdamW's messages as records: as they were after the wire, and nothing else gets through."""
+"""FedAdamW's messages as records: they arrive unchanged, and anything else is refused."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def network():
 
 
 @pytest.fixture(params=["mean-v", "none", "vm"])
-def exchanged(request):
+def exchange(request):
     """The blocks, share, broadcast and upload of one round."""
     model, share = network(), request.param
     blocks = fedadamw.Blocks.of(model)
@@ -34,8 +34,8 @@ def exchanged(request):
     return blocks, share, down, opt.finish_round()
 
 
-def test_messages_come_through_as_they_were(exchanged):
-    blocks, share, down, up = exchanged
+def test_messages_arrive_unchanged(exchange):
+    blocks, share, down, up = exchange
     for sent, found in (
         (down, unpack_broadcast(pack(down), blocks, share)),
         (up, unpack_upload(pack(up), blocks, share)),
@@ -45,15 +45,15 @@ def test_messages_come_through_as_they_were(exchanged):
     assert torch.equal(unpack_upload(pack(up), blocks, share).lr, up.lr)
 
 
-def test_another_model_cut_or_share_is_refused(exchanged):
-    blocks, share, down, up = exchanged
+def test_a_message_for_another_model_cut_or_share_is_refused(exchange):
+    blocks, share, down, up = exchange
     other = fedadamw.Blocks.of(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)))
     with pytest.raises(RefusedError, match="wrong-shape"):
         unpack_upload(pack(up), other, share)
-    tensorwise = fedadamw.Blocks.of(network(), "coordinate")
+    coordinatewise = fedadamw.Blocks.of(network(), "coordinate")
     if share != "mean-v":
         with pytest.raises(InputError, match="another model, cut or share"):
-            unpack_broadcast(pack(down), tensorwise, share)
+            unpack_broadcast(pack(down), coordinatewise, share)
     with pytest.raises((RefusedError, InputError)):
         unpack_upload(pack(up), blocks, "m" if share != "m" else "v")
 
@@ -72,8 +72,8 @@ def test_another_model_cut_or_share_is_refused(exchanged):
         ("delta", np.array(["a"]), "wrong-dtype|wrong-shape"),
     ],
 )
-def test_what_is_no_upload_is_refused(exchanged, field, value, complaint):
-    blocks, share, _, up = exchanged
+def test_an_invalid_upload_record_is_refused(exchange, field, value, complaint):
+    blocks, share, _, up = exchange
     record = pack(up)
     if isinstance(value, str | float):
         numbers = record[field].numpy().astype(np.float64 if isinstance(value, float) else np.float32)
@@ -85,7 +85,7 @@ def test_what_is_no_upload_is_refused(exchanged, field, value, complaint):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_models_come_through(dtype):
+def test_messages_of_half_precision_models_arrive(dtype):
     model = network().to(dtype)
     blocks = fedadamw.Blocks.of(model)
     server = fedadamw.Server(model, blocks=blocks)

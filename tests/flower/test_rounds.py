@@ -1,4 +1,4 @@
-"""Rounds over a Grid: who is waited for, asked again, left out, and what is remembered."""
+"""Rounds over a Grid: which clients are waited for, asked again and left out, and what they remember."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from fedadamw.validation import InputError
 pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
-def test_a_node_that_stops_while_its_answer_is_taken_holds_up_nobody(tmp_path):
+def test_a_node_that_stalls_during_a_pull_does_not_delay_the_others(tmp_path):
     ours, grid = federated(tmp_path, ["training.clients_per_round=3", "federation={deadline_s: 3, retries: 0}"])
     ours.clients.sample(0)
     honest, stopped = grid.pull_messages, threading.Event()
@@ -39,7 +39,7 @@ def test_a_node_that_stops_while_its_answer_is_taken_holds_up_nobody(tmp_path):
     stopped.set()
 
 
-def test_an_answer_that_did_not_count_is_not_remembered(tmp_path):
+def test_a_client_forgets_a_round_whose_upload_did_not_count(tmp_path):
     settings = ["training.rounds=3", "training.clients_per_round=3", "algorithm.name=scaffold", "training.lr=0.1"]
     lies = iter([True, False, False])
     lie = LIES["nan"][0]
@@ -51,7 +51,7 @@ def test_an_answer_that_did_not_count_is_not_remembered(tmp_path):
     assert_same(ours, theirs)
 
 
-def test_lost_memories_are_said(tmp_path):
+def test_a_lost_memory_is_reported(tmp_path):
     settings = ["training.clients_per_round=3", "algorithm.name=scaffold", "training.lr=0.1", "federation.retries=0"]
     ours, grid = federated(tmp_path, settings)
     ours.step()
@@ -61,7 +61,7 @@ def test_lost_memories_are_said(tmp_path):
     assert "the memories of round 1 are lost" in (tmp_path / "run/events.jsonl").read_text()
 
 
-def test_lengths_and_counts_are_in_the_checkpoint(tmp_path):
+def test_the_checkpoint_records_norms_and_counted_uploads(tmp_path):
     settings = ["training.clients_per_round=3", "training.rounds=3"]
     ours, _ = federated(tmp_path, settings)
     ours.step()
@@ -96,10 +96,10 @@ def test_a_client_that_fails_is_asked_again(tmp_path):
     assert_same(ours, theirs)
 
 
-def test_who_does_not_answer_is_waited_for_until_the_deadline_and_counted_late(tmp_path):
+def test_a_silent_client_is_awaited_until_the_deadline_then_counted_as_late(tmp_path):
     settings = ["training.clients_per_round=3", "federation={deadline_s: 2, retries: 0}"]
     ours, grid = federated(tmp_path, settings)
-    ours.clients.sample(0)  # so that all have said who they are
+    ours.clients.sample(0)  # so that all have joined
     grid.silent = {101}
     start = time.monotonic()
     first = ours.step()
@@ -109,7 +109,7 @@ def test_who_does_not_answer_is_waited_for_until_the_deadline_and_counted_late(t
     assert ours.step().federation == {"asked": 3, "answered": 3, "late": 1}
 
 
-def test_over_selection_takes_the_first_answers(tmp_path):
+def test_over_selection_uses_the_first_uploads(tmp_path):
     settings = ["federation={over_selection: 0.5, deadline_s: 60}"]
     ours, grid = federated(tmp_path, settings)
     ours.clients.sample(0)
@@ -119,13 +119,13 @@ def test_over_selection_takes_the_first_answers(tmp_path):
     assert time.monotonic() - start < 30
 
 
-def test_who_answers_beyond_what_is_wanted_is_surplus(tmp_path):
+def test_an_upload_more_than_wanted_counts_as_surplus(tmp_path):
     ours, _ = federated(tmp_path, ["federation={over_selection: 0.5}"])
     assert ours.step().federation == {"asked": 3, "answered": 2, "surplus": 1}
     assert not list((tmp_path / "run/spool").iterdir())
 
 
-def test_without_a_quorum_the_run_waits_as_told_and_keeps_its_state(tmp_path):
+def test_a_run_without_quorum_stops_after_wait_s_and_keeps_its_state(tmp_path):
     settings = ["training.clients_per_round=3", "federation={quorum: 3, wait_s: 1, deadline_s: 1}"]
     ours, grid = federated(tmp_path, settings)
     ours.step()
@@ -139,7 +139,7 @@ def test_without_a_quorum_the_run_waits_as_told_and_keeps_its_state(tmp_path):
     assert '"waiting"' in events
 
 
-def test_a_node_that_comes_back_under_another_number_goes_on(tmp_path):
+def test_a_client_that_comes_back_as_another_node_continues_from_its_memory(tmp_path):
     settings = ["training.rounds=3", "algorithm.name=scaffold", "training.lr=0.1", "training.clients_per_round=3"]
     ours, grid = federated(tmp_path, [*settings, "federation.quorum=3"])
     ours.step()
@@ -150,13 +150,13 @@ def test_a_node_that_comes_back_under_another_number_goes_on(tmp_path):
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("own", [["algorithm.name=scaffold", "training.lr=0.1"], ["training.upload=int8"]])
-def test_a_round_that_is_done_again_finds_the_memories_of_before(tmp_path, own):
-    settings = ["training.rounds=3", "training.clients_per_round=3", *own]
+@pytest.mark.parametrize("more", [["algorithm.name=scaffold", "training.lr=0.1"], ["training.upload=int8"]])
+def test_a_repeated_round_starts_from_the_memories_before_it(tmp_path, more):
+    settings = ["training.rounds=3", "training.clients_per_round=3", *more]
     ours, _ = federated(tmp_path, settings)
     ours.step()
     saved = {name: t.clone() for name, t in ours.tensors().items()}
-    ours.step()  # which the server forgets
+    ours.step()  # the server will forget this round
     ours.restore(Saved(1, saved))
     list(ours.rounds())
     theirs = simulated(settings)
@@ -173,7 +173,7 @@ def test_a_round_that_is_done_again_finds_the_memories_of_before(tmp_path, own):
         ({"partition-id": 0}, "taken"),
     ],
 )
-def test_a_node_that_is_nobody_is_left_out(tmp_path, config, reason):
+def test_a_node_with_an_invalid_number_is_left_out(tmp_path, config, reason):
     ours, grid = federated(tmp_path, ["federation={quorum: 2, wait_s: 1}"])
     grid.configs[102] = {**config, "state-dir": str(tmp_path / "state")}
     ours.step()
@@ -182,12 +182,12 @@ def test_a_node_that_is_nobody_is_left_out(tmp_path, config, reason):
     assert event["reason"] == reason
 
 
-def test_a_simulation_has_no_nodes_with_own_data():
+def test_a_simulation_refuses_nodes_with_their_own_data():
     with pytest.raises(InputError, match="cannot be simulated"):
         prepare(load("digits", ["partition.kind=nodes"]))
 
 
-def test_quorum_and_over_selection():
+def test_quorum_and_over_selection_round_up():
     assert FederationSettings().quorum_of(5) == 3
     assert FederationSettings(quorum=9).quorum_of(5) == 5
     assert FederationSettings(over_selection=0.3).clients_to_ask(10) == 13

@@ -1,4 +1,4 @@
-"""The services: what they pass on to Flower's, and what they mend in it."""
+"""The services pass their options on to Flower, and patch its faults."""
 
 import subprocess
 import sys
@@ -17,52 +17,52 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal
 from flwr.supernode.nodestate import NodeStateFactory
-from support import grids  # noqa: F401  (it tells Flower which process this is)
+from support import grids  # noqa: F401  (it sets Flower's ids of this process)
 
 from fedadamw.flower.local import services
 from fedadamw.flower.local import testbed as bed
 
 
 @pytest.fixture
-def take():
-    """Flower's own function and ours around it."""
+def pull():
+    """Flower's own function, and ours that wraps it."""
     flowers = start_client_internal._pull_and_store_message
     return {"flower": flowers, "ours": services.send_pending_replies(flowers)}
 
 
-def named(message, name):
+def with_id(message, name):
     message.metadata.__dict__["_message_id"] = name  # as Flower's does
     return message
 
 
-def taken(take, state, objects, receive):
-    """What the function says of a look for messages."""
+def call_pull(pull, state, objects, receive):
+    """Return the result of the pull function for one attempt to receive a message."""
     nothing = dict.fromkeys(["get_run", "get_fab", "pull_object", "confirm_message_received", "trusted_entities"])
-    return take(state=state, object_store=objects, node_config={}, receive=receive, **nothing)
+    return pull(state=state, object_store=objects, node_config={}, receive=receive, **nothing)
 
 
-def ended():
+def raise_ended():
     raise RunNotRunningException
 
 
-@pytest.mark.parametrize("receive", [lambda: None, ended], ids=["no message", "its run ended"])
-def test_an_answer_does_not_wait_for_the_next_message(take, receive):
+@pytest.mark.parametrize("receive", [lambda: None, raise_ended], ids=["no message", "its run ended"])
+def test_a_reply_is_sent_without_waiting_for_the_next_message(pull, receive):
     factory = ObjectStoreFactory()
     objects, state = factory.store(), NodeStateFactory(factory).state()
-    assert taken(take["ours"], state, objects, receive) is None
-    asked = named(Message(RecordDict(), 1, "query"), "asked")
+    assert call_pull(pull["ours"], state, objects, receive) is None
+    asked = with_id(Message(RecordDict(), 1, "query"), "asked")
     state.store_message(asked)
-    assert taken(take["ours"], state, objects, receive) is None
-    state.store_message(named(Message(RecordDict(), reply_to=asked), "answer"))
-    assert taken(take["flower"], state, objects, receive) is None
-    assert taken(take["ours"], state, objects, receive) == TaskIdentity.run_id
-    (waiting,) = state.get_messages_legacy(is_reply=True)  # it was seen, not taken away
+    assert call_pull(pull["ours"], state, objects, receive) is None
+    state.store_message(with_id(Message(RecordDict(), reply_to=asked), "answer"))
+    assert call_pull(pull["flower"], state, objects, receive) is None
+    assert call_pull(pull["ours"], state, objects, receive) == TaskIdentity.run_id
+    (waiting,) = state.get_messages_legacy(is_reply=True)  # it was looked at, not removed
     assert waiting.metadata.message_id == "answer"
-    assert taken(take["ours"], state, objects, receive) is None
+    assert call_pull(pull["ours"], state, objects, receive) is None
 
 
 @pytest.mark.parametrize("service", ["superlink", "supernode"])
-def test_a_command_passes_its_options_on(run_main, monkeypatch, service):
+def test_a_service_command_passes_its_options_on_to_flower(run_main, monkeypatch, service):
     given = ["--node-config", '-x=1 y="a b"', "--max-retries", "-1", "-V", "--name", ""]
     passed = []
     monkeypatch.setattr(services, f"run_{service}", passed.extend)
@@ -70,7 +70,7 @@ def test_a_command_passes_its_options_on(run_main, monkeypatch, service):
     assert passed == given
 
 
-def test_a_heartbeat_outlasts_an_error_of_the_superlink():
+def test_heartbeats_are_retried_after_an_error_of_the_superlink():
     def fails(_):
         raise httpx.HTTPStatusError("500", request=None, response=httpx.Response(500))
 
@@ -79,7 +79,7 @@ def test_a_heartbeat_outlasts_an_error_of_the_superlink():
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_a_superlink_ends_with_its_superexec(monkeypatch, stopped):
+def test_a_superlink_ends_when_its_superexec_ends(monkeypatch, stopped):
     monkeypatch.setattr(services, "END_S", 0.1)
     ended = threading.Event()
     monkeypatch.setattr(services.os, "kill", lambda *_: ended.set())
@@ -96,11 +96,11 @@ def test_a_superlink_ends_with_its_superexec(monkeypatch, stopped):
     assert ended.wait(5 if not stopped else 0.5) is not stopped
 
 
-def test_a_node_that_cannot_start_ends(tmp_path):
+def test_a_node_that_cannot_start_exits_with_an_error(tmp_path):
     (tmp_path / "ca.crt").write_text("no certificate")
     port = str(bed._free_port())
     options = ["--superlink", "127.0.0.1:9", "--port", port, "--root-certificates", str(tmp_path / "ca.crt")]
-    with open(tmp_path / "log", "w") as file:  # a pipe would wait for the node's SuperExec, and that for the node
+    with open(tmp_path / "log", "w") as file:  # a pipe would stay open until the node's SuperExec ends
         done = subprocess.run(
             [sys.executable, "-m", "fedadamw", "flower", "supernode", *options],
             env={"PATH": str(sys.prefix) + "/bin", "FLWR_HOME": str(tmp_path), "FLWR_TELEMETRY_ENABLED": "0"},

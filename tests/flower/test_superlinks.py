@@ -1,4 +1,4 @@
-"""Real federation: a SuperLink with TLS and keys, SuperNodes, ServerApps and ClientApps, each a process."""
+"""A real federation: a SuperLink with TLS and keys, SuperNodes, ServerApps and ClientApps, each in its own process."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 NODES = 3
-SLOW = 2  # the node that lies, and is slow, where an app lets it
+SLOW = 2  # the node that lies and is slow, if the app makes it so
 COMMON = [
     f"partition.clients={NODES}",
     f"training={{rounds: 2, clients_per_round: {NODES}, steps: 3, batch_size: 20, lr: 0.001}}",
@@ -45,16 +45,16 @@ def bed(tmp_path_factory):
         yield bed
 
 
-def completed(bed, run, seconds=300):
+def assert_completed(bed, run, seconds=300):
     try:
         status = bed.wait_for_end(run, seconds)
     except InputError as late:
         status = str(late)
-    assert status == "finished:completed", f"{status}\n{said(bed, run)}"
+    assert status == "finished:completed", f"{status}\n{collect_logs(bed, run)}"
 
 
-def said(bed, run):
-    """What there is to learn of a run that went wrong, whether or not the SuperLink still answers."""
+def collect_logs(bed, run):
+    """Return the logs of a failed run, even if the SuperLink no longer answers."""
     found = [f"{name}: {bed.log(name)[-2000:]}" for name in ("link", *(f"node-{node}" for node in bed.nodes))]
     with contextlib.suppress(InputError):
         found += [bed.flwr("supernode", "list", "bed"), bed.run_log(run)[-3000:]]
@@ -62,7 +62,7 @@ def said(bed, run):
 
 
 def server_apps(bed):
-    """The processes of this test bed's ServerApps."""
+    """Return the process ids of this test bed's ServerApps."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it ended meanwhile
@@ -77,7 +77,7 @@ def records(folder):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def awaited(condition, seconds, what):
+def wait_until(condition, seconds, what):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"{what} did not come within {seconds} s"
@@ -85,7 +85,7 @@ def awaited(condition, seconds, what):
 
 
 def simulated(settings, clients=None):
-    """The simulation of the same experiment, at its end; with these clients in every round, or its own choice."""
+    """Run the same experiment as a simulation, with these clients in every round if given."""
     simulation = prepare(load("digits", settings)).simulation()
     if clients is not None:
         simulation.clients.sample = lambda _: clients
@@ -105,11 +105,11 @@ def settings_of(name):
 
 
 @pytest.mark.slow
-def test_every_algorithm_comes_to_the_loops_numbers(bed, tmp_path):
+def test_every_algorithm_gives_the_loops_numbers(bed, tmp_path):
     jobs = {name: settings_of(name) for name in CASES}
     common = [*COMMON, "training.clients_per_round=2"]
-    app = flower_apps.many(tmp_path / "app", common, jobs)
-    completed(bed, bed.submit(app, {"out": str(tmp_path / "out")}), 1200)
+    app = flower_apps.write_many(tmp_path / "app", common, jobs)
+    assert_completed(bed, bed.submit(app, {"out": str(tmp_path / "out")}), 1200)
     for name, settings in jobs.items():
         found, facts = checkpoint.read(tmp_path / "out" / name / "state.safetensors", "checkpoint")
         assert [record["answered"] for record in facts["records"]] == [2, 2]
@@ -131,11 +131,11 @@ LIES = {
 
 
 @pytest.mark.slow
-def test_a_lying_node_is_counted_and_changes_nothing(bed, tmp_path):
+def test_an_invalid_upload_is_counted_and_changes_nothing(bed, tmp_path):
     one = [*COMMON, "training.rounds=1", "federation.retries=0"]
     jobs = {lie: [f"data.config=lie-{lie}"] for lie in (*LIES, "error")}
-    app = flower_apps.many(tmp_path / "app", one, jobs, client=flower_apps.LIARS)
-    completed(bed, bed.submit(app, {"out": str(tmp_path / "out")}), 900)
+    app = flower_apps.write_many(tmp_path / "app", one, jobs, client=flower_apps.LIARS)
+    assert_completed(bed, bed.submit(app, {"out": str(tmp_path / "out")}), 900)
     honest = simulated(one, clients=[0, 1])
     for lie in jobs:
         found, facts = checkpoint.read(tmp_path / "out" / lie / "state.safetensors", "checkpoint")
@@ -145,11 +145,11 @@ def test_a_lying_node_is_counted_and_changes_nothing(bed, tmp_path):
 
 
 @pytest.mark.slow
-def test_only_registered_nodes_with_tls_get_in(bed):
+def test_only_registered_nodes_with_tls_can_connect(bed):
     stranger = bed.start_node(NODES, {})  # its key was never registered
     plain = bed.start_node(NODES + 1, tls=False)
-    awaited(lambda: stranger.poll() is not None, 90, "the end of the node whose key nobody registered")
-    awaited(lambda: bed.log(f"node-{NODES + 1}").count("attempt failed") >= 2, 90, "attempts of the node without TLS")
+    wait_until(lambda: stranger.poll() is not None, 90, "the end of the node whose key is not registered")
+    wait_until(lambda: bed.log(f"node-{NODES + 1}").count("attempt failed") >= 2, 90, "attempts without TLS")
     assert stranger.returncode == 1
     assert "Exit Code: 305" in bed.log(f"node-{NODES}")
     assert online(bed) == NODES
@@ -159,15 +159,15 @@ def test_only_registered_nodes_with_tls_get_in(bed):
 
 
 def online(bed):
-    """How many of the registered nodes the SuperLink counts as online."""
+    """Return how many of the registered nodes the SuperLink counts as online."""
     known = json.loads(bed.flwr("supernode", "list", "bed", "--format", "json"))["nodes"]
     assert len(known) == NODES
     return sum(node["status"] == "online" for node in known)
 
 
 @contextlib.contextmanager
-def locked(bed):
-    """The SuperLink's database is locked, as by a slow disk."""
+def lock_database(bed):
+    """Lock the SuperLink's database, as a slow disk does."""
     with contextlib.closing(sqlite3.connect(bed.folder / "link.db", isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
         yield
@@ -175,10 +175,10 @@ def locked(bed):
 
 
 @pytest.mark.slow
-def test_a_locked_database_costs_no_node(bed):
+def test_no_node_is_lost_while_the_database_is_locked(bed):
     names = ["link", *(f"node-{node}" for node in range(NODES))]
     before = {name: len(bed.log(name)) for name in names}
-    with locked(bed):
+    with lock_database(bed):
         time.sleep(8)  # Flower's own SuperLink gives up after 5
     time.sleep(4)  # nodes look for messages every 3
     assert online(bed) == NODES
@@ -186,24 +186,24 @@ def test_a_locked_database_costs_no_node(bed):
 
 
 @pytest.mark.slow
-def test_a_superlink_and_a_node_that_cannot_go_on_end(tmp_path):
+def test_a_superlink_and_a_node_that_cannot_continue_exit(tmp_path):
     with LocalFederation(tmp_path, 1) as bed:
         bed.start_superlink()
         bed.register(0)
         node = bed.start_node(0)
-        awaited(lambda: "Starting Flower SuperExec" in bed.log("node-0"), 60, "the node")
-        with locked(bed):
-            awaited(lambda: node.poll() is not None, 90, "the node's end")
-            awaited(lambda: bed.superlink.poll() is not None, 90, "the SuperLink's end")
+        wait_until(lambda: "Starting Flower SuperExec" in bed.log("node-0"), 60, "the node")
+        with lock_database(bed):
+            wait_until(lambda: node.poll() is not None, 90, "the node's end")
+            wait_until(lambda: bed.superlink.poll() is not None, 90, "the SuperLink's end")
         assert node.returncode == 1
         assert "The SuperNode cannot continue" in bed.log("node-0")
         assert "The SuperExec, which starts runs, has ended" in bed.log("link")
 
 
 @pytest.mark.slow
-def test_the_example_of_an_app_of_ones_own_learns(bed):
+def test_the_example_app_learns(bed):
     run = bed.submit(ROOT / "examples" / "flower_app", {"rounds": 2})
-    completed(bed, run)
+    assert_completed(bed, run)
     lines = [line for line in bed.run_log(run).splitlines() if line.startswith("round ")]
     assert [line.split(",")[0] for line in lines] == ["round 1: 3 nodes", "round 2: 3 nodes"]
     assert float(lines[-1].split()[-1]) > 0.4
@@ -219,11 +219,11 @@ SCAFFOLD = ["algorithm.name=scaffold", "training.lr=0.1", "training.weighting=sa
         pytest.param("server-app", ["training.upload=int8"], id="server-app", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_server_goes_on_and_comes_to_the_same(bed, tmp_path, killed, settings):
+def test_resume_after_killing_the_server_gives_the_same_numbers(bed, tmp_path, killed, settings):
     three = [*COMMON, "training.rounds=3", *settings]
-    app, out = flower_apps.own(tmp_path / "app", three), tmp_path / "run"
+    app, out = flower_apps.write_app(tmp_path / "app", three), tmp_path / "run"
     bed.submit(app, {"out": str(out)})
-    awaited(lambda: len(records(out)) == 1, 300, "the first round")
+    wait_until(lambda: len(records(out)) == 1, 300, "the first round")
     time.sleep(2)  # into the second
     if killed == "superlink":
         kill(bed.superlink)
@@ -232,7 +232,7 @@ def test_a_killed_server_goes_on_and_comes_to_the_same(bed, tmp_path, killed, se
         (process,) = server_apps(bed)
         os.kill(process, signal.SIGKILL)
     assert len(records(out)) == 1
-    completed(bed, bed.submit(app, {"out": str(out), "resume": True}))
+    assert_completed(bed, bed.submit(app, {"out": str(out), "resume": True}))
     assert (out / "report.html").exists()
     found, facts = checkpoint.read(out / "checkpoint" / "state.safetensors", "checkpoint")
     assert facts["round"] == 3
@@ -240,22 +240,22 @@ def test_a_killed_server_goes_on_and_comes_to_the_same(bed, tmp_path, killed, se
 
 
 @pytest.mark.slow
-def test_a_killed_node_costs_its_work_and_a_lost_quorum_stops_the_run(bed, tmp_path):
+def test_a_killed_node_loses_its_round_and_a_lost_quorum_stops_the_run(bed, tmp_path):
     settings = [*COMMON, "training.rounds=4", "federation={deadline_s: 25, wait_s: 40, quorum: 2, retries: 0}"]
-    app, out = flower_apps.own(tmp_path / "app", settings, client=flower_apps.LIARS), tmp_path / "run"
+    app, out = flower_apps.write_app(tmp_path / "app", settings, client=flower_apps.LIARS), tmp_path / "run"
     run = bed.submit(app, {"out": str(out)})
-    awaited(lambda: len(records(out)) == 1, 300, "the first round")
+    wait_until(lambda: len(records(out)) == 1, 300, "the first round")
     time.sleep(8)  # into the second, in which this node takes a minute
     kill(bed.nodes[SLOW])
-    awaited(lambda: len(records(out)) == 2, 120, "the second round")
+    wait_until(lambda: len(records(out)) == 2, 120, "the second round")
     kill(bed.nodes[0])
     assert bed.wait_for_end(run, 240) == "finished:failed"
     first, second, *_ = records(out)
     assert first["federation"] == {"asked": 3, "answered": 3}
     assert second["federation"] == {"asked": 3, "answered": 2, "overdue": 1}  # no node was stale
     assert second["wall_s"] < 25 + 15
-    said = bed.run_log(run)
-    assert "QuorumError: round" in said
-    assert "2 are needed (federation.quorum)" in said
+    log = bed.run_log(run)
+    assert "QuorumError: round" in log
+    assert "2 are needed (federation.quorum)" in log
     _, facts = checkpoint.read(out / "checkpoint" / "state.safetensors", "checkpoint")
     assert facts["round"] == len(records(out)) >= 2

@@ -80,4 +80,6 @@ def test_the_map_in_contributing_names_every_module_and_no_other():
     for path in PACKAGE.rglob("*.py"):
         actual.setdefault(path.parent.relative_to(PACKAGE).as_posix(), set()).add(path.stem)
     actual = {folder: names - {"__init__", "__main__"} for folder, names in actual.items()}
-    assert listed == {folder: names for folder, names in actual.items() if names}
+    missing = {f"{folder}/{name}" for folder, names in actual.items() for name in names - listed.get(folder, set())}
+    gone = {f"{folder}/{name}" for folder, names in listed.items() for name in names - actual.get(folder, set())}
+    assert (missing, gone) == (set(), set())

@@ -1,4 +1,4 @@
-"""docs/results.md says what the committed records say."""
+"""docs/results.md and its pictures match the committed records."""
 
 import json
 
@@ -6,20 +6,20 @@ from support.checkout import ROOT
 
 from benchmarks.pages import results as results_page
 
-FOUND = {name: json.loads(path.read_text()) for name, path in results_page.studies().items()}
+STUDIES = {name: json.loads(path.read_text()) for name, path in results_page.studies().items()}
 
 
-def test_the_page_is_made_of_the_committed_records():
-    said = "run python -m benchmarks.pages.results"
-    assert results_page.page(FOUND) == (ROOT / "docs" / "results.md").read_text(), said
+def test_the_page_is_generated_from_the_committed_records():
+    hint = "run python -m benchmarks.pages.results"
+    assert results_page.page(STUDIES) == (ROOT / "docs" / "results.md").read_text(), hint
 
 
-def test_every_study_has_its_picture():
-    missing = [name for name in FOUND if not (results_page.PICTURES / f"{name}.svg").exists()]
+def test_every_study_has_a_picture():
+    missing = [name for name in STUDIES if not (results_page.PICTURES / f"{name}.svg").exists()]
     assert missing == []
 
 
-def test_a_gap_is_told_in_hundredths_of_the_score_by_its_name():
+def test_a_gap_is_given_in_hundredths_of_the_score_and_names_the_metric():
     runs = [
         {"variant": name, "round": [1, 2], "score": scores}
         for name, scores in (("fedadamw", [-0.02, 0.15]), ("local-adamw", [0.0, 0.1]))

@@ -135,12 +135,12 @@ def test_a_study_is_not_overwritten_by_a_run(tmp_path, run_main):
 
 def test_a_study_looks_for_a_single_run_once_the_folder_is_its_own(tmp_path):
     (tmp_path / "config.yaml").touch()
-    with RunFolder(tmp_path).locked(), pytest.raises(InputError, match="another process"), lock_study(tmp_path):
+    with RunFolder(tmp_path).lock(), pytest.raises(InputError, match="another process"), lock_study(tmp_path):
         pass
     with pytest.raises(InputError, match="holds a single run"), lock_study(tmp_path):
         pass
 
 
 def test_only_the_lock_of_a_folder_says_that_another_process_is_running(tmp_path):
-    with pytest.raises(BlockingIOError, match="a pipe is full"), RunFolder(tmp_path).locked():
+    with pytest.raises(BlockingIOError, match="a pipe is full"), RunFolder(tmp_path).lock():
         raise BlockingIOError("a pipe is full")

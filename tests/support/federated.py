@@ -1,4 +1,4 @@
-"""Simulations whose clients are nodes of a grid, what to hold them to, and lies that nodes tell."""
+"""Runs whose clients are nodes of a grid, the simulations to compare them with, and lies that nodes tell."""
 
 import io
 
@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from flwr.app import Array
 
-from fedadamw.flower.server_app import nodes_of
+from fedadamw.flower.server_app import connect_nodes
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
-from support.grids import Here
+from support.grids import LocalGrid
 
 COMMON = [
     "partition.clients=3",
@@ -21,15 +21,16 @@ COMMON = [
 
 
 def federated(tmp_path, settings, grid=None, **lies):
-    """A simulation whose clients are the nodes of a grid, and the grid."""
+    """Return a simulation whose clients are the nodes of a grid, and the grid. lies: `_2=lie` for node 2."""
     experiment = load("digits", [*COMMON, *settings])
     prepared = prepare(experiment, remote=True)
-    grid = grid or Here(experiment.partition.clients, tmp_path / "state", {int(k[1:]): v for k, v in lies.items()})
+    grid = grid or LocalGrid(experiment.partition.clients, tmp_path / "state", {int(k[1:]): v for k, v in lies.items()})
     folder = RunFolder(tmp_path / "run")
-    return prepared.simulation(nodes_of(experiment, prepared, grid, folder)), grid
+    return prepared.simulation(connect_nodes(experiment, prepared, grid, folder)), grid
 
 
 def simulated(settings, clients=None):
+    """Return the simulation of the same experiment, with these clients in every round if given."""
     simulation = prepare(load("digits", [*COMMON, *settings])).simulation()
     if clients is not None:
         simulation.clients.sample = lambda _: clients
@@ -37,12 +38,14 @@ def simulated(settings, clients=None):
 
 
 def assert_same(ours, theirs):
-    found = ours.state.tensors()
+    tensors = ours.state.tensors()
     for name, t in theirs.state.tensors().items():
-        assert torch.equal(found[name], t), name
+        assert torch.equal(tensors[name], t), name
 
 
 def changed(field, change):
+    """Return a lie that replaces a field of the upload by change(field)."""
+
     def lie(arrays, numbers):
         arrays[field] = Array(change(arrays[field].numpy().copy()))
 
@@ -65,7 +68,7 @@ def bomb(arrays, numbers):
 
 
 def objects(arrays, numbers):
-    """numpy's format for Python objects, which would run code."""
+    """Send Python objects in numpy's format, which could run code if unpickled."""
     file = io.BytesIO()
     np.save(file, np.array([{"a": 1}], dtype=object))
     delta = arrays["up.delta"]
@@ -96,6 +99,7 @@ LIES = {
 
 
 def federated_step(simulation, **federation):
+    """Take one step with changed settings of `federation`."""
     rounds = simulation.clients
     rounds.federation = rounds.federation.model_copy(update=federation)
     return simulation.step()

@@ -1,4 +1,4 @@
-"""Flower apps of the tests: many small runs in one, and nodes that lie, sleep or die."""
+"""Flower apps for the tests: many small runs in one app, and nodes that lie or sleep."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from flwr.serverapp import ServerApp
 
 from fedadamw import checkpoint
 from fedadamw.settings.load import load
-from fedadamw.flower.server_app import nodes_of
+from fedadamw.flower.server_app import connect_nodes
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.folder import RunFolder
 
@@ -24,7 +24,7 @@ app = ServerApp()
 
 
 class Locked:
-    """A grid that one thread uses at a time."""
+    """A grid that only one thread uses at a time."""
 
     def __init__(self, grid):
         self.grid, self.lock = grid, RLock()
@@ -44,7 +44,7 @@ def main(grid, context):
     for name, settings in json.loads((Path(__file__).parent / "jobs.json").read_text()).items():
         experiment = load(str(Path(__file__).with_name("experiment.yaml")), settings)
         prepared = prepare(experiment, remote=True)
-        jobs[name] = prepared.simulation(nodes_of(experiment, prepared, grid, RunFolder(out / name)))
+        jobs[name] = prepared.simulation(connect_nodes(experiment, prepared, grid, RunFolder(out / name)))
 
     def run(name):
         records = [record.federation for record in jobs[name].rounds()]
@@ -81,50 +81,50 @@ def train(message: Message, context: Context) -> Message:
         time.sleep(60)
     reply = answer_message(message, context)
     if config.get("liar"):
-        config = yaml.safe_load(asked["settings"])["data"]["config"] or ""  # which the digits do not use
-        told(config.removeprefix("lie-"), reply.content[ARRAYS], reply.content[NUMBERS])
+        config = yaml.safe_load(asked["settings"])["data"]["config"] or ""  # the digits do not use it
+        lie(config.removeprefix("lie-"), reply.content[ARRAYS], reply.content[NUMBERS])
     return reply
 
 
-def told(lie, arrays, numbers):
+def lie(kind, arrays, numbers):
     delta = arrays["up.delta"].numpy().copy()
-    if lie == "nan":
+    if kind == "nan":
         delta[7] = np.nan
         arrays["up.delta"] = Array(delta)
-    elif lie == "shape":
+    elif kind == "shape":
         arrays["up.delta"] = Array(delta[:-1])
-    elif lie == "dtype":
+    elif kind == "dtype":
         arrays["up.delta"] = Array(delta.astype(np.float64))
-    elif lie == "extra":
+    elif kind == "extra":
         arrays["up.more"] = Array(delta)
-    elif lie == "missing":
+    elif kind == "missing":
         del arrays["up.k"]
-    elif lie == "negative":
+    elif kind == "negative":
         arrays["up.v"] = Array(-arrays["up.v"].numpy() - 1)
-    elif lie == "steps":
+    elif kind == "steps":
         arrays["up.k"] = Array(np.full(1, 1000, np.float32))
-    elif lie == "weight":
+    elif kind == "weight":
         numbers["num-examples"] = 10**12
-    elif lie == "long":
+    elif kind == "long":
         arrays["up.delta"] = Array(1000 * delta)
-    elif lie == "garbage":
+    elif kind == "garbage":
         arrays["up.delta"] = Array(dtype="float32", shape=delta.shape, stype="numpy.ndarray", data=b"garbage" * 1000)
-    elif lie == "error":
+    elif kind == "error":
         raise ValueError("this node fails")
 """
 
 
-def many(folder: Path, settings: list[str], jobs: dict[str, list[str]], *, client: str | None = None) -> Path:
-    """An app that runs all `jobs`, settings by name, at once; the app's folder."""
-    own(folder, settings, client=client)
+def write_many(folder: Path, settings: list[str], jobs: dict[str, list[str]], *, client: str | None = None) -> Path:
+    """Write an app that runs all `jobs` (name -> settings) at once; return its folder."""
+    write_app(folder, settings, client=client)
     place = next(folder.glob("*/server_app.py"))
     place.write_text(SERVER)
     place.with_name("jobs.json").write_text(json.dumps(jobs))
     return folder
 
 
-def own(folder: Path, settings: list[str], *, client: str | None = None) -> Path:
-    """An app as users get it, with another client app where one is given."""
+def write_app(folder: Path, settings: list[str], *, client: str | None = None) -> Path:
+    """Write an app as `fedadamw flower new` does, with `client` as its ClientApp if given; return its folder."""
     new_app.write_app(folder, load("digits", settings))
     if client is not None:
         next(folder.glob("*/client_app.py")).write_text(client)

@@ -1,4 +1,4 @@
-"""A Grid whose nodes are in this process: Flower's messages and records, without its network."""
+"""A Grid whose nodes run in this process: Flower's messages and records, without its network."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -11,22 +11,22 @@ from fedadamw.flower.client_app import pack_reply
 from fedadamw.flower.node.worker import Worker
 from fedadamw.flower.protocol import ARRAYS, REQUEST
 
-TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # as Flower's processes set it first
+TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # as Flower's processes do at their start
 
 Lie = Callable[[dict, dict], None]  # changes arrays and numbers of an answer
 
 
-class Here:
-    """What we call of a Grid.
+class LocalGrid:
+    """The part of a Grid that the server uses.
 
-    Nodes 100, 101, ... are clients 0, 1, ...; a lie is told by its node in every answer to `train`.
+    Nodes 100, 101, ... are clients 0, 1, ...; a lie changes every reply of its node to `train`.
     """
 
     def __init__(self, clients: int, home, lies: dict[int, Lie] | None = None) -> None:
         self.configs = {100 + i: {"partition-id": i, "state-dir": str(home)} for i in range(clients)}
         self.workers = {node: Worker() for node in self.configs}
         self.lies = {100 + i: lie for i, lie in (lies or {}).items()}
-        self.silent: set[int] = set()  # nodes that are there and do not answer
+        self.silent: set[int] = set()  # online nodes that do not answer
         self.waiting: dict[str, Message] = {}
         self.pulled: list[int] = []
 
@@ -50,7 +50,7 @@ class Here:
         if node in self.silent or message is None:
             return []
         asked, records = dict(message.content.config_records[REQUEST]), message.content.array_records
-        self.configs[node] = dict(reversed(self.configs[node].items()))  # over the wire they come in any order
+        self.configs[node] = dict(reversed(self.configs[node].items()))  # over the network they arrive in any order
         numbers, arrays = self.workers[node].answer(
             {**asked, "came": time.time(), "config": self.configs[node]},
             dict(records[ARRAYS]) if ARRAYS in records else {},

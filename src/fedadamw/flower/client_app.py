@@ -12,7 +12,7 @@ from fedadamw.flower.protocol import ARRAYS, NUMBERS, PROTOCOL, REQUEST, Numbers
 
 
 def client_app() -> ClientApp:
-    """Return an app that does what fedadamw's ServerApp asks for, on this node's data."""
+    """Return an app that answers the requests of fedadamw's ServerApp with this node's data."""
     app = ClientApp()
 
     @app.query()

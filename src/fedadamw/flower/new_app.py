@@ -1,4 +1,4 @@
-"""Writes a Flower app for an experiment, which `flwr run` takes."""
+"""Writes a Flower app for an experiment, to be run with `flwr run`."""
 
 from pathlib import Path
 
@@ -17,9 +17,9 @@ build-backend = "hatchling.build"
 [project]
 name = "{name}"
 version = "0.1.0"
-description = "An experiment of fedadamw on Flower"
+description = "A fedadamw experiment on Flower"
 license = "Apache-2.0"
-# fedadamw itself is installed on every machine before: it is on no package index (its docs/federation.md)
+# fedadamw itself must be installed on every machine: it is not on a package index (its docs/federation.md)
 dependencies = ["{flwr}"]
 
 [tool.hatch.build.targets.wheel]
@@ -34,13 +34,13 @@ clientapp = "{package}.client_app:app"
 
 [tool.flwr.app.config]
 settings = ""  # changes to experiment.yaml, as "training.rounds=3 algorithm.alpha=0"
-out = ""  # the run's folder, on the SuperLink's machine; runs/flower-<run> where empty
-resume = false  # go on with the run in `out`
-metrics-port = 0  # of a page for Prometheus on the SuperLink's machine; none where 0
-metrics-host = "127.0.0.1"  # who may see it; 0.0.0.0 for all that reach the machine
+out = ""  # the run's folder on the SuperLink's machine; runs/flower-<run> if empty
+resume = false  # resume the run in `out`
+metrics-port = 0  # serves metrics for Prometheus on the SuperLink's machine; 0: no
+metrics-host = "127.0.0.1"  # address to serve them on; 0.0.0.0: reachable from other machines
 """
 SERVER = '''\
-"""What runs beside the SuperLink."""
+"""The ServerApp; it runs next to the SuperLink."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ from fedadamw.flower.server_app import server_app
 app = server_app(Path(__file__).with_name("experiment.yaml"))
 '''
 CLIENT = '''\
-"""What runs on every SuperNode."""
+"""The ClientApp; it runs on every SuperNode."""
 
 from fedadamw.flower.client_app import client_app
 
@@ -58,7 +58,7 @@ app = client_app()
 
 
 def write_app(folder: Path, experiment: Experiment) -> None:
-    """Write the app of `experiment` into `folder`, which must be empty or new; raises InputError if it cannot run."""
+    """Write an app for `experiment` to `folder`, which must be empty or new; raises InputError if it cannot run."""
     check_settings(experiment, remote=True)
     check_trackers(experiment.trackers, here=False)
     word = folder.resolve().name.lower()

@@ -27,15 +27,15 @@ Numbers = dict[str, int | float]
 
 
 class RunFacts(TypedDict):
-    """What every request says of its run."""
+    """A request's facts about its run."""
 
     settings: str  # YAML
-    about: str  # JSON: what the server knows of the data, so that both sides build the same model
+    about: str  # JSON: the server's facts about the data, so that both sides build the same model
     federation: str  # the run's name, also after a resume
 
 
 class RoundFacts(TypedDict, total=False):
-    """What a train request says of its round; the last three only if it carries the change, not the whole state."""
+    """A train request's facts about its round; the last three only if it carries the change, not the whole state."""
 
     round: int  # from 0
     counted: int  # the last round (from 1) whose upload of this client counted; 0: none
@@ -50,7 +50,7 @@ class Request(RunFacts, RoundFacts):
     protocol: int
     ask: Ask
     sent: float  # the server's clock
-    seconds: float  # after its arrival, in which the work must begin
+    seconds: float  # after its arrival, within which the work must begin
 
 
 class WorkerRequest(Request):

@@ -1,4 +1,4 @@
-"""FedAdamW in your own Flower app: messages between `fedadamw.Server` and `fedadamw.FedAdamW` as records.
+"""For your own Flower app: the messages between `fedadamw.Server` and `fedadamw.FedAdamW` as records.
 
 server:  record = pack(server.broadcast())          client:  opt.start_round(unpack_broadcast(record, server's blocks))
          server.update([unpack_upload(r, ...)])                    record = pack(opt.finish_round())
@@ -19,11 +19,11 @@ from fedadamw.optim.messages import Broadcast, Message, Upload, check_message
 from fedadamw.validation import InputError, check_one_of
 
 Sent = TypeVar("Sent", Broadcast, Upload)
-ABOUT = "about"  # the array that says the model, cut and share of a message, as text
+ABOUT = "about"  # the array that names the model, cut and share of a message, as text
 
 
 def pack(message: Broadcast | Upload) -> ArrayRecord:
-    """Pack a broadcast or an upload into one record, one array a field; half precision travels as float32."""
+    """Pack a broadcast or an upload into a record, one array per field; half precision is sent as float32."""
     tensors: dict[str, Tensor] = dict(message.state._asdict())
     if isinstance(message, Upload):
         tensors["lr"] = message.lr
@@ -35,8 +35,8 @@ def pack(message: Broadcast | Upload) -> ArrayRecord:
 def unpack_broadcast(record: Mapping[str, Array], blocks: Blocks, share: str = "mean-v") -> Broadcast:
     """Unpack a broadcast; raises InputError if it is for another model, RefusedError if it is not a broadcast."""
     state = algorithm.Server(**_tensors(record, blocks, share, {"x": blocks.d, "delta": blocks.d, "t": 1}))
-    found = Broadcast(blocks.layout, blocks.fingerprint, share, state)
-    return _check_about(found, record, blocks, share, "the broadcast")
+    message = Broadcast(blocks.layout, blocks.fingerprint, share, state)
+    return _check_about(message, record, blocks, share, "the broadcast")
 
 
 def unpack_upload(
@@ -49,20 +49,20 @@ def unpack_upload(
 ) -> Upload:
     """Unpack an upload; raises InputError if it is for another model, RefusedError if it is not an upload.
 
-    Every number is checked as `Server.update` does, so that one bad client can be left out before it. steps: the most
-    that a client may report, if known. dtype: the server's; numbers must be finite in it.
+    It makes the same checks as `Server.update`, so a bad upload can be left out before. steps: the most steps that a
+    client may report, if known. dtype: the server's; numbers must be finite in it.
     """
     tensors = _tensors(record, blocks, share, {"delta": blocks.d, "k": 1, "lr": len(blocks.layout.names)})
     tensors = {name: t.to(dtype) for name, t in tensors.items()}
     lr = tensors.pop("lr")
-    found = Upload(blocks.layout, blocks.fingerprint, share, algorithm.Up(**tensors), lr)
-    if steps is not None and not float(found.state.k) <= steps:
-        raise RefusedError("steps", f"{float(found.state.k):g} steps are reported, {steps} were asked for")
-    return _check_about(found, record, blocks, share, "the upload")
+    message = Upload(blocks.layout, blocks.fingerprint, share, algorithm.Up(**tensors), lr)
+    if steps is not None and not float(message.state.k) <= steps:
+        raise RefusedError("steps", f"{float(message.state.k):g} steps are reported, {steps} were asked for")
+    return _check_about(message, record, blocks, share, "the upload")
 
 
 def _tensors(record: Mapping[str, Array], blocks: Blocks, share: str, sizes: dict[str, int]) -> dict[str, Tensor]:
-    """Read the record's numbers, each field as long as it must be."""
+    """Read the record's arrays, apart from ABOUT; `sizes` and the share say how long each must be."""
     check_one_of("share", share, algorithm.SHARES)
     counts = {"restart": 0, "whole": blocks.d, "mean": blocks.B}
     how_m, how_v = algorithm.SHARES[share]
@@ -75,22 +75,23 @@ def _tensors(record: Mapping[str, Array], blocks: Blocks, share: str, sizes: dic
 
 
 def _check_about(message: Sent, record: Mapping[str, Array], blocks: Blocks, share: str, which: str) -> Sent:
-    wanted = _about(message)
-    given = record.get(ABOUT)
-    fits = given is not None and given.dtype == "uint8" and len(given.shape) == 1 and len(given.data) <= 1000
-    text = _read_text(given) if given is not None and fits else None
-    if text != wanted:
-        raise InputError(f"{which} is for another model, cut or share: {text!r} instead of {wanted!r}")
+    """Return `message` if the record's text names its model, cut and share; raises InputError otherwise."""
+    expected = _about(message)
+    array = record.get(ABOUT)
+    fits = array is not None and array.dtype == "uint8" and len(array.shape) == 1 and len(array.data) <= 1000
+    text = _read_text(array) if array is not None and fits else None
+    if text != expected:
+        raise InputError(f"{which} is for another model, cut or share: {text!r} instead of {expected!r}")
     check_message(message, blocks, share, which)
     return message
 
 
 def _read_text(array: Array) -> str | None:
     try:
-        (found,) = read_arrays({ABOUT: array}, {ABOUT: ArraySpec(tuple(array.shape), "uint8")}).values()
+        (codes,) = read_arrays({ABOUT: array}, {ABOUT: ArraySpec(tuple(array.shape), "uint8")}).values()
     except RefusedError:
         return None
-    return bytes(found.to(torch.uint8).tolist()).decode(errors="replace")
+    return bytes(codes.to(torch.uint8).tolist()).decode(errors="replace")
 
 
 def _about(message: Message) -> str:

@@ -1,4 +1,4 @@
-"""The server's half as a Flower ServerApp: the simulator's run, with its folder, whose clients are nodes."""
+"""Runs an experiment as a Flower ServerApp: the simulator's run and run folder, with nodes as clients."""
 
 import json
 import shlex
@@ -10,6 +10,7 @@ import yaml
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedadamw.algorithm import ServerState
 from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.record import Record
@@ -28,11 +29,11 @@ from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Layout, statistics
+from fedadamw.vector import Layout, Vector, statistics
 
 
 def server_app(experiment: Path) -> ServerApp:
-    """An app that runs the experiment of a YAML file on the nodes of its Grid.
+    """Return an app that runs the experiment of a YAML file on the nodes of its Grid.
 
     The run's configuration may have `settings` (KEY.PATH=VALUE, separated by spaces), `out` (the run's folder),
     `resume`, and `metrics-port` and `metrics-host` for Prometheus.
@@ -41,32 +42,32 @@ def server_app(experiment: Path) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        given = context.run_config
+        config = context.run_config
         try:
-            settings, port = shlex.split(str(given.get("settings", ""))), int(given.get("metrics-port", 0))
+            settings, port = shlex.split(str(config.get("settings", ""))), int(config.get("metrics-port", 0))
         except ValueError as error:
             raise InputError(f"the run's configuration: {error}") from None
-        resume = given.get("resume", False)
+        resume = config.get("resume", False)
         check(isinstance(resume, bool), f"resume={resume!r}: give true or false, without quotes")
-        chosen = load(str(experiment), settings)
-        out = Path(str(given.get("out") or f"runs/flower-{context.run_id}"))
-        with Monitor(port, str(given.get("metrics-host", "127.0.0.1"))) as monitor:
-            run(chosen, grid, out, resume=bool(resume), monitor=monitor)
+        out = Path(str(config.get("out") or f"runs/flower-{context.run_id}"))
+        changed = load(str(experiment), settings)
+        with Monitor(port, str(config.get("metrics-host", "127.0.0.1"))) as monitor:
+            run(changed, grid, out, resume=bool(resume), monitor=monitor)
 
     return app
 
 
 def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, monitor: Monitor = NO_MONITOR) -> None:
-    """Run `experiment` in the folder `out`, new or to be gone on with, on the nodes of `grid`."""
+    """Run `experiment` on the nodes of `grid`; start in the new folder `out`, or resume the run in it."""
     from fedadamw.runner.execute import execute
     from fedadamw.runner.progress import Progress
 
-    experiment = experiment.model_copy(update={"checkpoint_every": 1})  # so that no round is lost, here or on a node
+    experiment = experiment.model_copy(update={"checkpoint_every": 1})  # no round is lost on the server or a node
     folder = RunFolder(out.resolve())
     if resume and folder.started:
         folder.check_settings(experiment)
     else:
-        check(not folder.used, f"{out} {folder.content} already; go on with resume=true, or choose another out")
+        check(not folder.used, f"{out} {folder.content} already; resume it with resume=true, or choose another out")
 
     def on_round(record: Record) -> None:
         progress.round(record)
@@ -79,65 +80,81 @@ def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, 
             resume=resume,
             on_start=progress.start,
             on_round=on_round,
-            make_clients=lambda prepared: nodes_of(experiment, prepared, grid, folder, monitor),
+            make_clients=lambda prepared: connect_nodes(experiment, prepared, grid, folder, monitor),
         )
-    print(folder.contents, flush=True)  # which `flwr log` shows
+    print(folder.contents, flush=True)  # `flwr log` shows it
 
 
-def federation_of(folder: RunFolder) -> str:
-    """The name that nodes know a run by, for good; a new one for a run that has not begun."""
+def read_federation_name(folder: RunFolder) -> str:
+    """Return the permanent name by which nodes know a run; write a new one if the run has not begun."""
     path = folder.path / "federation"
     if not folder.started:
         folder.path.mkdir(parents=True, exist_ok=True)
         write_atomically(path, uuid4().hex.encode())
     elif not path.is_file():
-        raise CheckpointError(f"{path}: is missing; nodes know their memories of the run by it")
+        raise CheckpointError(f"{path}: is missing; nodes find their memories of the run by it")
     return path.read_text()
 
 
-def nodes_of(
+def connect_nodes(
     experiment: Experiment, prepared: Prepared, grid: Grid, folder: RunFolder, monitor: Monitor = NO_MONITOR
 ) -> Nodes:
-    """The nodes of `grid` as the clients of the prepared run."""
-    f, t, algorithm, workspace = experiment.federation, experiment.training, prepared.algorithm, prepared.workspace
+    """Return the nodes of `grid` as the clients of the prepared run."""
     check_settings(experiment, remote=True)
     check(prepared.ranks.size == 1, "a federation's server is one process")
-    spool_folder = folder.path / "spool"
-    shutil.rmtree(spool_folder, ignore_errors=True)
-    spool_folder.mkdir(parents=True)
-    facts: RunFacts = {
-        "settings": yaml.safe_dump(
-            mark_folders(experiment).model_dump(mode="json", exclude={"device", "threads", "trackers"})
-        ),
-        "about": json.dumps(prepared.facts),
-        "federation": federation_of(folder),
-    }
-    uploads = Uploads(algorithm, make_codec(t.upload, t.keep))
-    server = algorithm.server_init(workspace.y.clone())
-    template = uploads.template(algorithm.broadcast(server))
-    shapes = type(template)(*(t.new_zeros(()).expand(t.shape) for t in template))  # without their memory
-    layout = Layout.of_tensors(statistics(workspace.module))
-    first = workspace.statistics.clone()
-    checker = UploadChecker(t, uploads, shapes, first, layout)
-    spool = UploadSpool(checker, first, spool_folder)
-    events, messenger = Events(folder.path / "events.jsonl", monitor), Messenger(grid, facts, checker.max_nbytes)
-    registry = ClientRegistry(
-        messenger,
-        events,
-        clients=len(prepared.partition),
-        layout=int(workspace.layout.fingerprint[:12], 16),
-        sizes=None if experiment.partition.kind == "nodes" else prepared.partition.sizes.tolist(),
-        counts=f.sample_counts,
-        most=f.max_samples,
-    )
+    state = prepared.algorithm.server_init(prepared.workspace.y.clone())
+    checker = build_checker(experiment, prepared, state)
+    spool = build_spool(checker, prepared.workspace.statistics.clone(), folder.path / "spool")
+    events = Events(folder.path / "events.jsonl", monitor)
+    messenger = Messenger(grid, collect_facts(experiment, prepared, folder), checker.max_nbytes)
     return Nodes(
-        f,
+        experiment.federation,
         messenger,
-        registry,
+        build_registry(experiment, prepared, messenger, events),
         spool,
         events,
         seed=experiment.seed,
-        clients_per_round=t.clients_per_round,
-        state=type(server),
+        clients_per_round=experiment.training.clients_per_round,
+        state=type(state),
         sends_base=prepared.folding is not None,
+    )
+
+
+def collect_facts(experiment: Experiment, prepared: Prepared, folder: RunFolder) -> RunFacts:
+    """Return the facts about the run that every request carries."""
+    settings = mark_folders(experiment).model_dump(mode="json", exclude={"device", "threads", "trackers"})
+    return {
+        "settings": yaml.safe_dump(settings),
+        "about": json.dumps(prepared.facts),
+        "federation": read_federation_name(folder),
+    }
+
+
+def build_checker(experiment: Experiment, prepared: Prepared, state: ServerState) -> UploadChecker:
+    """Build the checker of uploads, for the shapes and types of the algorithm's honest upload."""
+    training, algorithm, workspace = experiment.training, prepared.algorithm, prepared.workspace
+    uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
+    template = uploads.template(algorithm.broadcast(state))
+    shapes = type(template)(*(t.new_zeros(()).expand(t.shape) for t in template))  # without their memory
+    layout = Layout.of_tensors(statistics(workspace.module))
+    return UploadChecker(training, uploads, shapes, workspace.statistics.clone(), layout)
+
+
+def build_spool(checker: UploadChecker, like: Vector, folder: Path) -> UploadSpool:
+    """Build the spool in `folder`, which is emptied."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return UploadSpool(checker, like, folder)
+
+
+def build_registry(experiment: Experiment, prepared: Prepared, messenger: Messenger, events: Events) -> ClientRegistry:
+    """Build the registry of the clients that are online."""
+    return ClientRegistry(
+        messenger,
+        events,
+        clients=len(prepared.partition),
+        layout=int(prepared.workspace.layout.fingerprint[:12], 16),
+        sizes=None if experiment.partition.kind == "nodes" else prepared.partition.sizes.tolist(),
+        counts=experiment.federation.sample_counts,
+        most=experiment.federation.max_samples,
     )

@@ -1,4 +1,4 @@
-"""Tensors <-> Flower's arrays in numpy's format. Received bytes are parsed as plain numbers; nothing in them runs."""
+"""Converts tensors to and from Flower's arrays (numpy's format). Received bytes are only parsed as plain numbers."""
 
 import hashlib
 import io
@@ -12,12 +12,12 @@ from flwr.app import Array
 from torch import Tensor
 
 MAX_HEADER_BYTES = 256  # of numpy's format, before the numbers
-MAX_DETAIL_CHARACTERS = 300  # of a refusal's detail: parts of it come from the node
+MAX_DETAIL_CHARACTERS = 300  # of a refusal's detail, parts of which come from the node
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class RefusedError(Exception):
-    """A message fails a check; reason: one word to count by."""
+    """A message failed a check; reason: one word, by which refusals are counted."""
 
     def __init__(self, reason: str, detail: str) -> None:
         self.reason = reason
@@ -43,12 +43,12 @@ class ArraySpec(NamedTuple):
 
 
 def name_fields(prefix: str, state: Any) -> dict[str, Tensor]:
-    """Return the fields of a state (a NamedTuple of tensors) by name, `prefix.field`."""
+    """Return the tensors of a state (a NamedTuple) under the names `prefix.field`."""
     return {f"{prefix}.{field}": t for field, t in state._asdict().items()}
 
 
 def digest(state: Any) -> str:
-    """Return a digest of every number of a state."""
+    """Return a digest of all numbers of a state."""
     sha = hashlib.sha256()
     for t in state:
         sha.update(t.detach().cpu().numpy().tobytes())
@@ -61,7 +61,7 @@ def to_array(t: Tensor) -> Array:
 
 
 def read_arrays(arrays: Mapping[str, Array], specs: Mapping[str, ArraySpec]) -> dict[str, Tensor]:
-    """Read exactly the arrays of `specs`; raises RefusedError if one is missing, extra or not as its spec says."""
+    """Read exactly the arrays of `specs`; raises RefusedError if one is missing, extra or does not match its spec."""
     missing, extra = sorted(specs.keys() - arrays.keys()), sorted(arrays.keys() - specs.keys())
     if missing:
         raise RefusedError("missing-array", f"{missing[0]!r} is missing")
@@ -71,7 +71,7 @@ def read_arrays(arrays: Mapping[str, Array], specs: Mapping[str, ArraySpec]) -> 
 
 
 def _read_array(name: str, array: Array, spec: ArraySpec) -> Tensor:
-    """Read one array: its metadata is checked before its bytes are parsed."""
+    """Read one array; check its metadata before parsing its bytes."""
     _check_metadata(name, array, spec)
     dtype, count = np.dtype(spec.dtype), math.prod(spec.shape)
     file = io.BytesIO(array.data)
@@ -87,7 +87,7 @@ def _read_array(name: str, array: Array, spec: ArraySpec) -> Tensor:
 
 
 def _check_metadata(name: str, array: Array, spec: ArraySpec) -> None:
-    """Raise RefusedError if the array's declared shape, type or size is not as `spec` says."""
+    """Raise RefusedError if the array's declared shape, type or size does not match `spec`."""
     if tuple(array.shape) != spec.shape:
         raise RefusedError("wrong-shape", f"{name!r} has shape {tuple(array.shape)} instead of {spec.shape}")
     if array.dtype != spec.dtype:

@@ -1,15 +1,18 @@
 """Charts of a study: mean curves with a standard deviation band over seeds, a setting's values, diagnostics."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
-from typing import Any
+from typing import Literal
 
 import altair as alt
 
 from fedadamw.report.metrics import label, value_range
 from fedadamw.report.run_charts import Chart, Width
-from fedadamw.report.study_results import Curve, Results, RunResult
+from fedadamw.report.study_files import Results, Row, RunResult
+
+Curve = Literal["score", "train_loss", "test_loss"]
+Symbol = dict[str, str | int]  # how a legend draws its symbols
 
 COLORS = (
     "#2563eb", "#ea580c", "#16a34a", "#9333ea", "#dc2626", "#0891b2",
@@ -78,7 +81,7 @@ def setting_chart(results: Results, setting: str, *, width: Width = "container",
 def all_charts(results: Results) -> dict[str, tuple[str, Chart]]:
     """Return every chart that the results have numbers for: element id -> (heading, chart)."""
     name = score_label(results)
-    charts = {
+    charts: dict[str, tuple[str, Chart]] = {
         "score": (f"Test {name} by round", curve_chart(results, "score", by="round")),
         "bytes": (f"Test {name} by bytes sent", curve_chart(results, "score", by="sent")),
         "train": ("Clients' training loss", curve_chart(results, "train_loss", by="round")),
@@ -122,7 +125,7 @@ AXES = {
 }
 LOGARITHMIC = {"v_variance"}
 LOG_SCALE_RATIO = 3.5  # of the bytes that two variants send, from which the axis is logarithmic
-STROKES = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 3}
+STROKES: Symbol = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 3}
 
 
 def curve_chart(results: Results, what: Curve, *, by: str, width: Width = "container", height: int = 280) -> Chart:
@@ -135,7 +138,7 @@ def curve_chart(results: Results, what: Curve, *, by: str, width: Width = "conta
 
 
 def line_chart(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     x: str,
     y: str,
     names: Sequence[str],
@@ -150,7 +153,7 @@ def line_chart(
     selected = alt.selection_point(name=f"picked_{x}_{y}", fields=["variant"], bind="legend")
     base = alt.Chart(alt.Data(values=list(rows))).encode(
         x=alt.X(f"{x}:Q", title=AXES[x], scale=alt.Scale(type=_axis_type(rows, x), nice=False)),
-        color=_color(names, **STROKES),
+        color=_color(names, STROKES),
     )
     shown = alt.condition(selected, alt.value(1.0), alt.value(0.1))
     hover = [
@@ -168,20 +171,21 @@ def line_chart(
         y2="high:Q",
         opacity=alt.condition(selected, alt.value(0.12), alt.value(0.0)),
     )
-    line = base.mark_line(strokeWidth=2).encode(y=values, opacity=shown, strokeDash=_dash(names, **STROKES))
+    line = base.mark_line(strokeWidth=2).encode(y=values, opacity=shown, strokeDash=_dash(names, STROKES))
     points = base.mark_circle(size=36).encode(y=values, opacity=shown, tooltip=hover).add_params(selected)
     return (band + line + points).properties(width=width, height=height)
 
 
-def _axis_type(rows: Sequence[Mapping[str, Any]], x: str) -> str:
+def _axis_type(rows: Sequence[Row], x: str) -> str:
     """Return `log` for bytes if one variant sends many times those of another, else `linear`."""
     totals: dict[str, float] = {}
     for row in rows if x == "sent" else ():
-        totals[row["variant"]] = max(row[x], totals.get(row["variant"], 0.0))
+        variant = str(row["variant"])
+        totals[variant] = max(float(row[x]), totals.get(variant, 0.0))
     return "log" if totals and max(totals.values()) > LOG_SCALE_RATIO * min(totals.values()) > 0 else "linear"
 
 
-def kind_chart(rows: Sequence[Mapping[str, Any]], what: str, names: Sequence[str]) -> Chart:
+def kind_chart(rows: Sequence[Row], what: str, names: Sequence[str]) -> Chart:
     """Return `what` for each kind of block, as a point for each variant."""
     scale = alt.Scale(type="log") if what in LOGARITHMIC else alt.Scale()
     return (
@@ -190,26 +194,26 @@ def kind_chart(rows: Sequence[Mapping[str, Any]], what: str, names: Sequence[str
         .encode(
             x=alt.X(f"{what}:Q", title=AXES[what], scale=scale, axis=alt.Axis(format="~g")),
             y=alt.Y("kind:N", title=None),
-            color=_color(names),
+            color=_color(names, {}),
             tooltip=["variant:N", "kind:N", alt.Tooltip(f"{what}:Q", format=".3g")],
         )
         .properties(width="container", height=26 * len({row["kind"] for row in rows}))
     )
 
 
-def _color(names: Sequence[str], **symbol: Any) -> Any:
+def _color(names: Sequence[str], symbol: Symbol) -> alt.Color:
     """Return a color for each variant; colors repeat after the last, with dashed lines."""
     scale = alt.Scale(domain=list(names), range=[COLORS[i % len(COLORS)] for i in range(len(names))])
     return alt.Color("variant:N", title=None, sort=list(names), scale=scale, legend=_legend(symbol))
 
 
-def _dash(names: Sequence[str], **symbol: Any) -> Any:
+def _dash(names: Sequence[str], symbol: Symbol) -> alt.StrokeDash:
     """Return solid lines for the variants up to the last color, dashed lines for the others."""
     scale = alt.Scale(domain=list(names), range=[[1, 0] if i < len(COLORS) else [5, 3] for i in range(len(names))])
     return alt.StrokeDash("variant:N", title=None, sort=list(names), scale=scale, legend=_legend(symbol))
 
 
-def _legend(symbol: Mapping[str, Any]) -> Any:
+def _legend(symbol: Symbol) -> alt.Legend:
     """Return a legend below the chart, the same for colors and dashes, so that Vega-Lite merges the two."""
     return alt.Legend(orient="bottom", columns=3, labelLimit=240, **symbol)
 
@@ -227,16 +231,14 @@ def variant_names(results: Results) -> list[str]:
     return list(runs_by_variant(results["runs"]))
 
 
-def _curve_rows(
-    variant: str, group: Sequence[RunResult], what: Curve, limits: tuple[float, float]
-) -> Iterable[dict[str, Any]]:
+def _curve_rows(variant: str, group: Sequence[RunResult], what: Curve, limits: tuple[float, float]) -> Iterable[Row]:
     first = group[0]
     for i, round_ in enumerate(first["round"]):
         values = [value for r in group if (value := r[what][i]) is not None]
         yield from _curve_point(variant, round_, first["sent_bytes"][i], what, values, limits)
 
 
-def diagnostic_rows(results: Results, key: str) -> list[dict[str, Any]]:
+def diagnostic_rows(results: Results, key: str) -> list[Row]:
     """Return one diagnostic by round, its mean over the seeds that have it."""
     return [
         row
@@ -253,9 +255,9 @@ def diagnostic_rows(results: Results, key: str) -> list[dict[str, Any]]:
     ]
 
 
-def kind_rows(results: Results, key: str) -> list[dict[str, Any]]:
+def kind_rows(results: Results, key: str) -> list[Row]:
     """Return one diagnostic by kind of block, its mean over rounds and seeds."""
-    rows = []
+    rows: list[Row] = []
     for variant, group in runs_by_variant(results["runs"]).items():
         values: dict[str, list[float]] = {}
         for record in (record for result in group for record in result["diagnostics"]):
@@ -268,14 +270,14 @@ def kind_rows(results: Results, key: str) -> list[dict[str, Any]]:
 
 def _curve_point(
     variant: str, round_: int, sent: int | None, what: str, values: Sequence[float], limits: tuple[float, float]
-) -> Iterable[dict[str, Any]]:
+) -> Iterable[Row]:
     """Yield a point of a curve with its band, if any seed has a value."""
     if values:
         mean = statistics.mean(values)
         sd = statistics.stdev(values) if len(values) > 1 else 0.0
         if what in LOGARITHMIC:
             limits = (min(values) / 2, inf)
-        row = {"variant": variant, "round": round_, what: mean, "sd": sd, **_band(mean, sd, limits)}
+        row: Row = {"variant": variant, "round": round_, what: mean, "sd": sd, **_band(mean, sd, limits)}
         yield row if sent is None else {**row, "sent": sent / 1e6}
 
 

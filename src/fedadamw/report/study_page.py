@@ -10,7 +10,7 @@ from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_html, escape_script
 from fedadamw.report.run_charts import apply_style, save_chart
 from fedadamw.report.study_charts import all_charts, overview_chart, score_label
-from fedadamw.report.study_results import MissingRun, Results, Summary
+from fedadamw.report.study_files import Missing, Results, Summary
 from fedadamw.report.vega import vega_script
 
 PAGE_FILES = ("curves.png", "report.html")
@@ -91,7 +91,7 @@ def _table_row(summary: Summary, cells: Sequence[tuple[str, Cell]]) -> str:
     return f"<tr>{''.join(parts)}\n"
 
 
-def _missing_runs(missing: Sequence[MissingRun]) -> str:
+def _missing_runs(missing: Sequence[Missing]) -> str:
     lines = [f"{m['variant']}, seed {m['seed']}: {m['error']}" for m in missing]
     if not lines:
         return ""

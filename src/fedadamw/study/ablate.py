@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.report.study_results import Results
+from fedadamw.report.study_files import Results
 from fedadamw.study.compare import RUNS_FOLDER, lock_study, run_pending, write_study
 from fedadamw.study.plan import Overrides, Run, check_distinct, check_single, plan
 from fedadamw.study.results import collect_results

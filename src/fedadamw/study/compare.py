@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedadamw.checkpoint import write_atomically
+from fedadamw.report.study_files import Results
 from fedadamw.report.study_page import PAGE_FILES, write_study_page
-from fedadamw.report.study_results import Results
 from fedadamw.runner.folder import RunFolder
 from fedadamw.study.plan import Overrides, Run, default_jobs, plan
 from fedadamw.study.progress import StudyProgress
@@ -45,7 +45,7 @@ def compare(
 def lock_study(out: Path) -> Iterator[None]:
     """Lock a study's folder for the block; raises InputError if it is in use or holds a single run."""
     folder = RunFolder(out)
-    with folder.locked():
+    with folder.lock():
         check(not folder.started, f"{out}: holds a single run; choose another --out")
         yield
 

@@ -15,8 +15,8 @@ from fedadamw.io.json_values import replace_nan
 from fedadamw.report.metrics import find_evaluations, label, main_metric, score
 from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.study_charts import runs_by_variant
+from fedadamw.report.study_files import Missing, Results, RunResult, Summary
 from fedadamw.report.study_page import table_columns
-from fedadamw.report.study_results import MissingRun, Results, RunResult, Summary
 from fedadamw.settings.section import flatten_settings
 from fedadamw.study.plan import Run
 from fedadamw.study.workers import EndedRun
@@ -33,18 +33,8 @@ def collect_results(
     target: the score for rounds_to_target and bytes_to_target; by default the median of the variants' final scores.
     """
     errors = {end.run.name: end.error for end in ended if end.error}
-    results, manifests, metrics = [], [], []
-    for run in runs:
-        if run.done:
-            try:
-                manifest, records = run.folder.read_manifest(), run.folder.records()
-                results.append(run_result(run, manifest, records))
-                manifests.append(manifest)
-                metrics.append(main_metric(records))
-                if error := describe_missing_score(records):
-                    errors[run.name] = error
-            except CheckpointError as error:
-                errors[run.name] = str(error)
+    results, manifests, metrics, file_errors = _read_finished(runs)
+    errors |= file_errors
     groups = list(runs_by_variant(results).values())
     target = _median_score(groups) if target is None else target
     return {
@@ -63,6 +53,24 @@ def collect_results(
         "runs": results,
         "missing": _missing_runs(runs, results, errors),
     }
+
+
+def _read_finished(runs: Sequence[Run]) -> tuple[list[RunResult], list[Manifest], list[str], dict[str, str]]:
+    """Return results, manifests and main metrics of the finished runs, and errors in their files by run name."""
+    results, manifests, metrics, errors = [], [], [], {}
+    for run in runs:
+        if run.done:
+            try:
+                manifest, records = run.folder.read_manifest(), run.folder.records()
+            except CheckpointError as error:
+                errors[run.name] = str(error)
+                continue
+            results.append(run_result(run, manifest, records))
+            manifests.append(manifest)
+            metrics.append(main_metric(records))
+            if missing_score := describe_missing_score(records):
+                errors[run.name] = missing_score
+    return results, manifests, metrics, errors
 
 
 def run_result(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> RunResult:
@@ -90,7 +98,7 @@ def run_result(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> R
     }
 
 
-def _missing_runs(runs: Sequence[Run], results: Sequence[RunResult], errors: Mapping[str, str]) -> list[MissingRun]:
+def _missing_runs(runs: Sequence[Run], results: Sequence[RunResult], errors: Mapping[str, str]) -> list[Missing]:
     complete = {result["name"] for result in results if final_score(result) is not None}
     return [
         {"variant": variant_name(run.label), "seed": run.experiment.seed, "error": errors.get(run.name, "not run")}

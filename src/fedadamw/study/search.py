@@ -6,10 +6,11 @@ A stage is an Optuna study over a grid, kept in a journal. The grid grows while 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from fedadamw.algorithms import registry
 from fedadamw.report.metrics import main_metric, score
+from fedadamw.report.study_files import Stage
 from fedadamw.runner.folder import settings_digest
 from fedadamw.settings.load import build_experiment
 from fedadamw.study.plan import Overrides, Run, format_value, limit_threads, select_settings
@@ -23,25 +24,6 @@ VALIDATION = 0.1  # share of the training data that is held out for tuning
 GROWING = ("lr", "server_lr", "weight_decay")  # settings whose grids may grow
 MAX_ADDED = 3  # values that a grid may grow by at each end
 PRUNE_AFTER = 2 / 3  # share of its rounds after which a trial may be stopped early
-
-
-class Trial(TypedDict):
-    """One value of a setting, in trials.json."""
-
-    value: float
-    score: float | None  # held-out
-    state: str  # complete, pruned (stopped early) or failed
-
-
-class Stage(TypedDict):
-    """The trials of one setting, in trials.json."""
-
-    algorithm: str
-    setting: str
-    metric: str
-    best: float
-    at_edge: bool  # whether the best value is at an end of the grid
-    trials: list[Trial]
 
 
 class Search:

@@ -17,6 +17,7 @@ from fedadamw.algorithms import registry
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_text
 from fedadamw.report.metrics import label
+from fedadamw.report.study_files import Stage, Trial
 from fedadamw.settings.load import build_experiment, read_recipe, set_path
 from fedadamw.study.compare import RUNS_FOLDER, lock_study
 from fedadamw.study.plan import (
@@ -31,7 +32,7 @@ from fedadamw.study.plan import (
 )
 from fedadamw.study.progress import StudyProgress
 from fedadamw.study.results import join_distinct
-from fedadamw.study.search import VALIDATION, Search, Stage, Trial, open_journal, setting_path
+from fedadamw.study.search import VALIDATION, Search, open_journal, setting_path
 from fedadamw.study.workers import POLL_S, EndedRun, Workers
 from fedadamw.validation import check, check_one_of
 

@@ -1,1 +1,1 @@
-"""A whole federation on one machine: test bed, demo, certificates; SuperLink and SuperNode as services."""
+"""A federation on one machine (test bed, demo, certificates), and SuperLink and SuperNode as services."""

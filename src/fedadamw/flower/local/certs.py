@@ -1,6 +1,6 @@
-"""Certificates and keys of a test bed: an authority, a server's certificate, and a key for each node.
+"""Creates a test bed's certificates and keys: an authority, a server's certificate, and a key for each node.
 
-For a federation over the internet use the certificates of your own authority; the nodes' keys may be made like these.
+For a federation over the internet use the certificates of your own authority; nodes' keys can be created like this.
 """
 
 import datetime
@@ -9,15 +9,19 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedadamw.validation import check
 
-DAYS = 365  # for which certificates are valid
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+VALID_DAYS = 365
 
 
 def write_certificates(folder: Path, hosts: Sequence[str], nodes: int) -> None:
-    """Write ca.crt, server.pem and server.key for a server with these names and addresses, and node-<i>, node-<i>.pub.
+    """Write ca.key, ca.crt, server.pem and server.key for a server at `hosts`, and keys node-<i>, node-<i>.pub.
 
     Only the owner can read private keys. Raises InputError if the folder is not empty.
     """
@@ -26,8 +30,8 @@ def write_certificates(folder: Path, hosts: Sequence[str], nodes: int) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
-    check(not folder.exists() or not any(folder.iterdir()), f"{folder}: not empty; nothing is replaced")
-    check(len(hosts) > 0, "give the server's names or addresses")
+    check(not folder.exists() or not any(folder.iterdir()), f"{folder}: not empty; choose a new folder")
+    check(len(hosts) > 0, "give the server's host names or addresses")
     for host in hosts:
         check(_is_host(host), f"{host!r}: a server's name looks like fl.example.org, or is an IP address; no port")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -58,8 +62,8 @@ def write_certificates(folder: Path, hosts: Sequence[str], nodes: int) -> None:
         _write_node_key(folder / f"node-{number}")
 
 
-def _certificate_builder(subject: str, key: Any) -> Any:
-    """Return the builder of a certificate for `key` by the test bed's authority, without extensions."""
+def _certificate_builder(subject: str, key: "ec.EllipticCurvePrivateKey") -> "x509.CertificateBuilder":
+    """Return a builder for a certificate of `key`, issued by the test bed's authority, without extensions."""
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
@@ -74,12 +78,12 @@ def _certificate_builder(subject: str, key: Any) -> Any:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(days=DAYS))
+        .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
     )
 
 
 def _write_node_key(path: Path) -> None:
-    """Write a node's private key to `path`, the public one beside it."""
+    """Write a node's private key to `path` and its public key next to it."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -90,8 +94,8 @@ def _write_node_key(path: Path) -> None:
     path.with_name(f"{path.name}.pub").write_bytes(public + b"\n")
 
 
-def _general_name(host: str) -> "x509.GeneralName":  # type: ignore[name-defined]  # noqa: F821
-    """Convert a server's name or address to the certificate's form."""
+def _general_name(host: str) -> "x509.GeneralName":
+    """Convert a host name or IP address to the form used in a certificate."""
     from cryptography import x509
 
     try:
@@ -101,7 +105,7 @@ def _general_name(host: str) -> "x509.GeneralName":  # type: ignore[name-defined
 
 
 def _is_host(host: str) -> bool:
-    """Whether it is a host name or an IP address."""
+    """Return whether `host` is a host name or an IP address."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -111,7 +115,7 @@ def _is_host(host: str) -> bool:
     return True
 
 
-def _usage(*, signs_certificates: bool) -> "x509.KeyUsage":  # type: ignore[name-defined]  # noqa: F821
+def _usage(*, signs_certificates: bool) -> "x509.KeyUsage":
     from cryptography import x509
 
     return x509.KeyUsage(
@@ -128,6 +132,6 @@ def _usage(*, signs_certificates: bool) -> "x509.KeyUsage":  # type: ignore[name
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, from the first byte on."""
+    """Write a new file that only its owner can ever read."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)

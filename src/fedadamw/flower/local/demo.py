@@ -1,4 +1,4 @@
-"""A federation on this machine as a demonstration: a SuperLink and nodes as processes, with TLS and keys."""
+"""Runs an experiment as a demonstration on this machine: a SuperLink and nodes as processes, with TLS and keys."""
 
 import json
 import time
@@ -20,11 +20,11 @@ Say = Callable[[str], None]
 
 
 def run_demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> Path:
-    """Run `experiment` on so many nodes in `folder`, which must be new or empty; return the run's folder in it."""
+    """Run `experiment` on `nodes` local nodes in `folder`, which must be new or empty; return the run's folder."""
     _check(experiment, nodes)
-    experiment = make_absolute(experiment)  # server and nodes start in other folders
+    experiment = make_absolute(experiment)  # the server and the nodes start in other folders
     folder = folder.resolve()
-    with RunFolder(folder).locked():
+    with RunFolder(folder).lock():
         check(not any(folder.iterdir()), f"{folder}: not empty; choose another --out")
         new_app.write_app(folder / "app", experiment)
         _run_in(folder, nodes, say)
@@ -32,7 +32,7 @@ def run_demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> P
 
 
 def _run_in(folder: Path, nodes: int, say: Say) -> None:
-    """Start SuperLink and nodes, run the app in `folder` and wait for its end."""
+    """Start the SuperLink and the nodes, run the app in `folder` and wait until it ends."""
     with LocalFederation(folder, nodes) as bed:
         say("SuperLink: TLS, and only nodes with registered keys")
         bed.start_superlink()
@@ -40,36 +40,36 @@ def _run_in(folder: Path, nodes: int, say: Say) -> None:
             bed.register(node)
             bed.start_node(node, {"threads": 1})
         run = bed.submit(folder / "app", {"out": str(folder / "run")})
-        say(f"run {run} on {nodes} nodes; they load libraries, data and model first")
+        say(f"run {run} on {nodes} nodes; they first load libraries, data and model")
         status = _follow(bed, run, folder / "run", say)
         if status != "finished:completed":
-            raise InputError(f"the run is {status}; what it said last: {bed.run_log(run).strip()[-800:]}")
+            raise InputError(f"the run is {status}; the end of its log: {bed.run_log(run).strip()[-800:]}")
 
 
 def _check(experiment: Experiment, nodes: int) -> None:
-    """Raise InputError if so many local nodes cannot run `experiment`."""
+    """Raise InputError if `experiment` cannot run on `nodes` local nodes."""
     f, s, t = experiment.federation, experiment.partition, experiment.training
     check_settings(experiment, remote=True)
     check_trackers(experiment.trackers)
-    check(s.kind != "nodes", "partition.kind='nodes': the demonstration's nodes have no data of their own")
-    wanted = max(f.quorum_of(t.clients_per_round), min(f.wait_for or s.clients, s.clients))
+    check(s.kind != "nodes", "partition.kind='nodes': the nodes of a demo have no own data")
+    needed = max(f.quorum_of(t.clients_per_round), min(f.wait_for or s.clients, s.clients))
     check(
-        nodes >= wanted or s.kind == "column",
-        f"--nodes {nodes}: the run waits for {wanted} clients (partition.clients, federation.wait_for)",
+        nodes >= needed or s.kind == "column",
+        f"--nodes {nodes}: the run waits for {needed} clients (partition.clients, federation.wait_for)",
     )
 
 
 def next_free_folder(folder: Path) -> Path:
-    """Return `folder`, or `folder-2`, `folder-3`, ... if it is not empty."""
-    found, number = folder, 1
-    while found.exists() and any(found.iterdir()):
+    """Return `folder`, or the first empty or new one of `folder-2`, `folder-3`, ..."""
+    candidate, number = folder, 1
+    while candidate.exists() and any(candidate.iterdir()):
         number += 1
-        found = folder.with_name(f"{folder.name}-{number}")
-    return found
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
 
 
 def _follow(bed: LocalFederation, run: int, out: Path, say: Say) -> str:
-    """Print rounds and events until the run is over; return its status."""
+    """Print rounds and events until the run ends; return its status."""
     seen = {"metrics.jsonl": 0, "events.jsonl": 0}
     while True:
         status = bed.status(run)

@@ -1,10 +1,11 @@
-"""Flower's SuperLink and SuperNode as services, mended where flwr 1.41's own do not outlast a fault, or stay after it.
+"""Runs Flower's SuperLink and SuperNode as services, with patches for faults of flwr 1.41.
 
-A SuperLink whose database is locked for 5 s answers 500; one whose SuperExec has ended, which starts the runs, stays.
-
-A 500 ends a SuperNode's looks for messages, or its heartbeats, for good, and its process stays: nobody starts it anew.
-And it sends answers only after it took a message: where a run ends while it takes one, that message's answer is one too
-many, and from then on every answer waits for the message after its own.
+- A SuperLink whose database is locked for 5 s answers 500. Patch: it waits for BUSY_S.
+- A SuperLink whose SuperExec, which starts runs, has ended keeps running. Patch: it ends, so that it is restarted.
+- After a 500 a SuperNode stops asking for messages, or its heartbeats, and keeps running. Patch: heartbeats continue,
+  and a SuperNode that no longer asks for messages ends.
+- A SuperNode looks for replies to send only after it has received a message. If a run ends while it receives one,
+  every later reply waits for the message after its own. Patch: it also sends replies when there was no message.
 """
 
 import os
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from logging import ERROR
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import httpx
 from flwr.supercore import heartbeat, log, sql_mixin
@@ -25,44 +26,44 @@ from flwr.supernode import start_client_internal
 from flwr.supernode.cli import flower_supernode
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
-BUSY_S = 25  # that a statement waits for the database; a request's sender waits 30 s
-END_S = 2.0  # after which a SuperLink that ends has forgotten its SuperExec
+BUSY_S = 25  # how long a statement waits for the database; a request's sender waits 30 s
+END_S = 2.0  # a SuperLink that is being stopped forgets its SuperExec within this time
 
 
 def run_superlink(arguments: Sequence[str]) -> None:
-    """`flower-superlink` with these arguments, which waits longer for its database, and ends with its SuperExec."""
+    """Run `flower-superlink` with these arguments and the patches."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    vars(sql_mixin)["SQLITE_PRAGMAS"] = (*SQLITE_PRAGMAS, ("busy_timeout", str(1000 * BUSY_S)))  # the last one counts
+    vars(sql_mixin)["SQLITE_PRAGMAS"] = (*SQLITE_PRAGMAS, ("busy_timeout", str(1000 * BUSY_S)))  # overrides the first
     wrap_attribute(SuperLinkLifespan, "_start_superexec_if_needed", end_with_superexec)
     sys.argv = ["flower-superlink", *arguments]
     flower_superlink()
 
 
 def run_supernode(arguments: Sequence[str]) -> NoReturn:
-    """`flower-supernode` with these arguments, which sends every answer, and ends where it would only stay."""
+    """Run `flower-supernode` with these arguments and the patches; exit with 1 when it can no longer work."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     wrap_attribute(start_client_internal, "_pull_and_store_message", send_pending_replies)
     wrap_attribute(heartbeat.HeartbeatSender, "_heartbeat", retry_heartbeats)
     sys.argv = ["flower-supernode", *arguments]
-    why = "the error above"
+    reason = "the error above"
     try:
         flower_supernode()
     except Exception as error:
-        why = str(error)
-    log(ERROR, "The SuperNode cannot continue (%s): systemd, Compose or Kubernetes start it again.", why)
+        reason = str(error)
+    log(ERROR, "The SuperNode cannot continue (%s): systemd, Compose or Kubernetes start it again.", reason)
     trigger_exit_handlers(run_before_force_exit=False)
-    os._exit(1)  # threads of Flower's would keep the process
+    os._exit(1)  # Flower's threads would keep the process alive
 
 
-def wrap_attribute(holder: Any, name: str, by: Callable[[Any], Any]) -> None:
-    """Put by(function) in the place of a function; AttributeError where there is none of that name."""
-    setattr(holder, name, by(getattr(holder, name)))
+def wrap_attribute(holder: object, name: str, wrap: Callable[..., object]) -> None:
+    """Replace a function by wrap(function); raises AttributeError if there is none of that name."""
+    setattr(holder, name, wrap(getattr(holder, name)))
 
 
-def end_with_superexec(start: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Flower's function that starts the SuperExec; with this, the SuperLink ends where that does."""
+def end_with_superexec(start: Callable[[SuperLinkLifespan], None]) -> Callable[[SuperLinkLifespan], None]:
+    """Wrap Flower's function that starts the SuperExec, so that the SuperLink ends when the SuperExec does."""
 
-    def watched(lifespan: Any) -> None:
+    def start_and_watch(lifespan: SuperLinkLifespan) -> None:
         start(lifespan)
         process = lifespan.superexec_process
         if process is None:
@@ -72,41 +73,40 @@ def end_with_superexec(start: Callable[[Any], None]) -> Callable[[Any], None]:
             process.wait()
             time.sleep(END_S)
             if lifespan.superexec_process is process:
-                log(
-                    ERROR,
-                    "The SuperExec, which starts runs, has ended, and so does the SuperLink, to be started again.",
-                )
+                log(ERROR, "The SuperExec, which starts runs, has ended; the SuperLink ends, to be started again.")
                 os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=watch, daemon=True).start()
 
-    return watched
+    return start_and_watch
 
 
-def retry_heartbeats(beat: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Flower's function that sends a heartbeat, tried again after a HeartbeatFailure; with this, after all errors."""
+def retry_heartbeats(
+    send_heartbeat: Callable[[heartbeat.HeartbeatSender], None],
+) -> Callable[[heartbeat.HeartbeatSender], None]:
+    """Wrap Flower's function that sends a heartbeat, so that it is retried after every error, not only some."""
 
-    def lasted(sender: Any) -> None:
+    def send_or_retry(sender: heartbeat.HeartbeatSender) -> None:
         try:
-            beat(sender)
+            send_heartbeat(sender)
         except (httpx.HTTPError, RuntimeError) as error:
-            raise heartbeat.HeartbeatFailure from error
+            raise heartbeat.HeartbeatFailure from error  # Flower retries after this one
 
-    return lasted
+    return send_or_retry
 
 
-def send_pending_replies(take: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Flower's function that takes a message and tells its run, None where there was none; then nothing is sent.
+def send_pending_replies(pull: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Wrap Flower's function that receives a message and returns its run; Flower sends replies only if it is not None.
 
-    With this, a run is told, too, where an answer waits to be sent.
+    If there is no message, the wrapped function returns the run of a reply that waits to be sent.
     """
 
-    def taken(*, state: InMemoryNodeState, **others: Any) -> int | None:
-        run = take(state=state, **others)
+    def pull_or_find_reply(*, state: InMemoryNodeState, **others: object) -> int | None:
+        run = pull(state=state, **others)
         if run is not None:
             return run
         with state.lock_msg_store:
-            waiting = [entry.message.metadata for entry in state.msg_store.values() if not entry.is_retrieved]
-        return next((about.run_id for about in waiting if about.reply_to_message_id), None)
+            unsent = [entry.message.metadata for entry in state.msg_store.values() if not entry.is_retrieved]
+        return next((metadata.run_id for metadata in unsent if metadata.reply_to_message_id), None)
 
-    return taken
+    return pull_or_find_reply

@@ -1,6 +1,6 @@
-"""A federation on this machine, of real processes: a SuperLink with TLS, SuperNodes with keys, runs.
+"""Runs a federation of real processes on this machine: a SuperLink with TLS, SuperNodes with keys, runs.
 
-For demonstrations, tests and rehearsals of an operator's plans.
+For demonstrations, tests, and to try out an operator's procedures.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from fedadamw.flower.local import certs
 from fedadamw.validation import InputError, check
@@ -24,9 +23,9 @@ BIN = Path(sys.executable).parent
 
 
 class LocalFederation:
-    """A SuperLink and SuperNodes with their files in `folder`; they end with the `with` block.
+    """A SuperLink and SuperNodes with their files in `folder`; they are stopped at the end of the `with` block.
 
-    nodes: keys to make. authenticated: whether only nodes with registered keys get in.
+    nodes: number of keys to create. authenticated: whether only nodes with registered keys may connect.
     """
 
     def __init__(self, folder: Path, nodes: int, *, authenticated: bool = True) -> None:
@@ -44,7 +43,7 @@ class LocalFederation:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of Flower's commands."""
+        """The environment variables of Flower's commands."""
         return {
             **os.environ,
             "FLWR_HOME": str(self.home),
@@ -55,7 +54,7 @@ class LocalFederation:
         }
 
     def start_superlink(self) -> None:
-        """Start the SuperLink on its database, new or left by an earlier one."""
+        """Start the SuperLink; it continues with the database of an earlier one if there is one."""
         certificates = self.certs
         options = {
             "ssl-ca-certfile": certificates / "ca.crt",
@@ -78,10 +77,10 @@ class LocalFederation:
     def start_node(
         self, node: int, config: Mapping[str, str | int] | None = None, *, key: str | None = None, tls: bool = True
     ) -> "subprocess.Popen[bytes]":
-        """Start a SuperNode with the key of `node`, or the one in file `key`; without TLS it should not get in."""
-        given = {"partition-id": node, "state-dir": str(self.folder / "state"), **(config or {})}
-        words = " ".join(f"{k}={json.dumps(v)}" for k, v in given.items())
-        options: dict[str, Any] = {"superlink": f"{HOST}:{self.port}", "host": HOST, "port": _free_port()}
+        """Start a SuperNode with the key of `node`, or the one in the file `key`; without TLS it cannot connect."""
+        node_config = {"partition-id": node, "state-dir": str(self.folder / "state"), **(config or {})}
+        words = " ".join(f"{k}={json.dumps(v)}" for k, v in node_config.items())
+        options: dict[str, object] = {"superlink": f"{HOST}:{self.port}", "host": HOST, "port": _free_port()}
         if tls:
             options["root-certificates"] = self.certs / "ca.crt"
             options["auth-supernode-private-key"] = key or self.certs / f"node-{node}"
@@ -93,33 +92,32 @@ class LocalFederation:
     def flwr(self, *arguments: str) -> str:
         """Run a `flwr` command and return its output; raises InputError if it fails."""
         command = [str(BIN / "flwr"), *arguments]
-        done = subprocess.run(
+        result = subprocess.run(
             command, env=self.environment, cwd=self.folder, capture_output=True, text=True, check=False
         )
-        check(done.returncode == 0, f"flwr {arguments[0]}: {(done.stderr or done.stdout).strip()[-500:]}")
-        return done.stdout
+        check(result.returncode == 0, f"flwr {arguments[0]}: {(result.stderr or result.stdout).strip()[-500:]}")
+        return result.stdout
 
     def submit(self, app: Path, config: Mapping[str, str | int | bool]) -> int:
         """Start a run of the app in folder `app`; return its number."""
-        words = [f"{k}={json.dumps(v)}" for k, v in config.items()]
-        given = [part for word in words for part in ("-c", word)]
-        said = json.loads(self.flwr("run", str(app), "bed", *given, "--format", "json"))
-        check("run-id" in said, f"flwr run: {said}")
-        return int(said["run-id"])
+        options = [part for k, v in config.items() for part in ("-c", f"{k}={json.dumps(v)}")]
+        reply = json.loads(self.flwr("run", str(app), "bed", *options, "--format", "json"))
+        check("run-id" in reply, f"flwr run: {reply}")
+        return int(reply["run-id"])
 
     def status(self, run: int) -> str:
         """Return a run's status from `flwr list`: running, finished:completed, finished:failed, ..."""
         runs = json.loads(self.flwr("list", "bed", "--format", "json"))["runs"]
-        return next((str(found["status"]) for found in runs if int(found["run-id"]) == run), "unknown")
+        return next((str(entry["status"]) for entry in runs if int(entry["run-id"]) == run), "unknown")
 
     def wait_for_end(self, run: int, seconds: float) -> str:
-        """Wait until a run is over; return its status."""
+        """Wait until a run ends; return its status. Raises InputError if it is still running after `seconds`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if (status := self.status(run)).startswith("finished"):
                 return status
             time.sleep(1.0)
-        raise InputError(f"run {run} is not over after {seconds:g} s (it is {status})")
+        raise InputError(f"run {run} has not ended after {seconds:g} s (it is {status})")
 
     def run_log(self, run: int) -> str:
         """Return the log of a run's ServerApp."""
@@ -142,7 +140,7 @@ class LocalFederation:
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-            kill(process)  # and what it has started
+            kill(process)  # and its child processes
 
     def _start(self, service: str, arguments: Sequence[str], name: str) -> "subprocess.Popen[bytes]":
         with open(self.logs / f"{name}.log", "ab") as log:
@@ -169,13 +167,13 @@ class LocalFederation:
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
-    """Kill (SIGKILL) a process and all that it started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS's word for a group that has ended
+    """Kill (SIGKILL) a process and its child processes."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS raises it if the process group has ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _flags(options: Mapping[str, Any]) -> list[str]:
+def _flags(options: Mapping[str, object]) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name}", str(value))]
 
 

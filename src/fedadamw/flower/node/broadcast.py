@@ -33,8 +33,8 @@ class BroadcastReader:
     def read(self, arrays: Mapping[str, Array], request: Request) -> Broadcast:
         """Return the broadcast of a train request.
 
-        Raises StaleError if it is a change and the state before is not here; RefusedError if the arrays are not what
-        this algorithm sends.
+        Raises StaleError if it is a change and this node lacks the state before; RefusedError if the arrays are not
+        those of this algorithm.
         """
         change = "digest" in request
         received = read_arrays(arrays, self._change_specs if change else self._whole_specs)
@@ -48,7 +48,7 @@ class BroadcastReader:
         return Broadcast(round_, down, tensors["statistics"], tensors.get("base", down.x[:0]))
 
     def _apply_change(self, tensors: Mapping[str, Tensor], request: Request) -> Any:
-        """Redo the server's update of the last round from the clients' mean upload."""
+        """Repeat the server's update of the last round, from the clients' mean upload."""
         if self._last is None or self._last[0] != request["round"] - 1:
             raise StaleError(f"the state of round {int(request['round'])} is not here")
         up = self._up(*(tensors[f"up.{field}"] for field in self._up._fields))

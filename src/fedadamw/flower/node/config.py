@@ -1,4 +1,4 @@
-"""What a node is started with (--node-config)."""
+"""Reads a node's configuration (--node-config)."""
 
 from pathlib import Path
 
@@ -10,8 +10,11 @@ from fedadamw.validation import check
 def read_number(config: NodeConfig) -> int:
     """Return the node's `partition-id`: its number among the clients."""
     number = config.get("partition-id")
-    fine = isinstance(number, int) and not isinstance(number, bool) and number >= 0
-    check(fine, f"this node's partition-id is {number!r}: give --node-config 'partition-id=NUMBER', its own from 0")
+    valid = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    check(
+        valid,
+        f"this node's partition-id is {number!r}: give --node-config 'partition-id=NUMBER', from 0, unique to it",
+    )
     return int(number)  # type: ignore[arg-type]  # as just checked
 
 
@@ -23,7 +26,7 @@ def read_device(config: NodeConfig) -> str:
 
 
 def memory_folder(config: NodeConfig, federation: str, number: int) -> Path:
-    """Return the folder for what a client keeps of a run: below `state-dir`, or below the user's state folder."""
-    check(federation.isalnum(), f"{federation!r} is no run's name: letters and digits only")
+    """Return the folder of a client's memory of a run: below `state-dir`, or below the user's state folder."""
+    check(federation.isalnum(), f"{federation!r} is not a run's name, which has only letters and digits")
     base = config.get("state-dir") or Path.home() / ".local/state/fedadamw"
     return Path(str(base)) / federation / f"client-{number}"

@@ -1,4 +1,4 @@
-"""A node's samples, and the task and model for them."""
+"""Loads a node's samples and builds the task and model for them."""
 
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from fedadamw.validation import check
 def build_task(
     experiment: Experiment, about: Facts, config: NodeConfig, number: int, device: torch.device
 ) -> tuple[nn.Module, Task, np.ndarray]:
-    """Return the model, its task, and the numbers of this node's samples. about: what the server knows of the data."""
+    """Return the model, its task, and the indices of this node's samples. about: the server's facts about the data."""
     pretrained = open_pretrained(experiment)
     train, samples = load_node_samples(experiment, pretrained, about, config, number)
     no_held_out: Any = train.select(np.arange(0))
@@ -37,7 +37,7 @@ def build_task(
 def load_node_samples(
     experiment: Experiment, pretrained: Pretrained | None, about: Facts, config: NodeConfig, number: int
 ) -> tuple[Texts | Images, np.ndarray]:
-    """Return samples and which of them are this node's: all of its own folder, or its part of the common data set."""
+    """Return samples and the indices of this node's: all of its own data, or its part of the common data set."""
     if experiment.partition.kind == "nodes":
         samples = _load_folder(experiment, pretrained, about, config)
         return samples, np.arange(len(samples))
@@ -51,7 +51,7 @@ def load_node_samples(
 def _load_folder(
     experiment: Experiment, pretrained: Pretrained | None, about: Facts, config: NodeConfig
 ) -> Texts | Images:
-    """Load the node's own `data`, with the classes and the form that the server's sample has."""
+    """Load the node's own `data`, in the form and with the classes of the server's sample."""
     place, split = config.get("data"), config.get("split", "train")
     check(isinstance(place, str), "this node has no data: give --node-config 'data=\"FOLDER\"'")
     data = {**experiment.data.model_dump(), "source": place, "config": None, "test_source": None, "test_split": split}

@@ -1,4 +1,4 @@
-"""What a client keeps between its rounds: control variates, error feedback."""
+"""Stores what a client keeps between its rounds: control variates, error feedback."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from fedadamw.flower.protocol import LateError
 
 
 class ClientMemory:
-    """One client's memory of a run in files of `folder`; nothing is written if the template is ().
+    """One client's memory of a run, in `folder`; nothing is written if the template is ().
 
     fresh_if_lost: begin a new memory if it is lost (federation.lost_memory=fresh); otherwise raise CheckpointError.
     """
@@ -19,7 +19,7 @@ class ClientMemory:
         self._store = OnDisk(folder, 1, template) if template != () else None
 
     def check_order(self, sent: float) -> None:
-        """Raise LateError if a request that was sent later has already been answered: memories would be mixed up."""
+        """Raise LateError if a request that was sent later was answered already, so that memories keep their order."""
         if self._store is None:
             return
         path = self.folder / "last"
@@ -29,7 +29,7 @@ class ClientMemory:
         write_atomically(path, repr(sent).encode())
 
     def load(self, counted: int) -> tuple[Any, bool]:
-        """Return the memory after round `counted` (0: None), and whether it was lost and begins anew."""
+        """Return the memory after round `counted` (0: None), and whether it was lost and is begun anew."""
         if self._store is None:
             return None, False
         self._store.tensors(counted)  # the server will not ask for an earlier round

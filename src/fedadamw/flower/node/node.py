@@ -1,7 +1,7 @@
-"""A node's half of a run: its data, the model, the algorithm, and the client's memory.
+"""Trains one client on a node: its data, the model, the algorithm, and the client's memory.
 
-It trains as the simulator's loop engine does, with the random generators of its client number: the same client with
-the same samples sends the same numbers.
+It trains like the simulator's loop engine, with the random generators of its client number: the same client with the
+same samples sends the same numbers.
 """
 
 import json
@@ -46,7 +46,7 @@ class Reply(NamedTuple):
 class Node:
     """One client, ready to train.
 
-    about: what the server knows of the data, so that both sides build the same model. config: --node-config.
+    about: the server's facts about the data, so that both sides build the same model. config: --node-config.
     home: the folder of its memory.
     """
 
@@ -73,16 +73,16 @@ class Node:
 
     @property
     def sample_count(self) -> Numbers:
-        """How many samples it holds; empty with federation.sample_counts=false."""
+        """Its number of samples; empty with federation.sample_counts=false."""
         return {"num-examples": len(self.samples)} if self.experiment.federation.sample_counts else {}
 
     def hello(self) -> Reply:
-        """Return what the server must know before the client's first round."""
+        """Return the client's number, model layout and number of samples."""
         layout = int(self.workspace.layout.fingerprint[:12], 16)
         return Reply({}, {"client": self.number, "layout": layout, **self.sample_count})
 
     def train(self, arrays: Mapping[str, Array], request: Request) -> Reply:
-        """Train one round from the server's broadcast and the memory of the client's last round that counted.
+        """Train one round, starting from the server's broadcast and the memory of the client's last round that counted.
 
         Raises LateError if a newer request was answered, StaleError or RefusedError if the broadcast cannot be read,
         CheckpointError if the memory is lost, DivergedError if the result is not finite.
@@ -115,16 +115,16 @@ class Node:
 
 
 def load_node(settings: str, about: str, config: NodeConfig, federation: str) -> Node:
-    """Build the node of a run from a request's texts: settings (YAML) and what the server knows of the data (JSON)."""
+    """Build the node of a run from a request's settings (YAML) and facts about the data (JSON)."""
     from fedadamw.settings.load import parse_settings
 
     try:
-        raw_settings, known = read_yaml("settings", settings), json.loads(about)
+        raw_settings, facts = read_yaml("settings", settings), json.loads(about)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the server's settings cannot be read ({error})") from None
     home = memory_folder(config, federation, read_number(config))
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        return Node(parse_settings(raw_settings), known, config, home)
+        return Node(parse_settings(raw_settings), facts, config, home)
     except OSError as error:
         raise CheckpointError(f"{home}: {error}") from None

@@ -1,8 +1,8 @@
-"""The node's worker: a process that stays between rounds with libraries, model and data loaded.
+"""Runs the node's worker: a process that keeps libraries, model and data loaded between rounds.
 
 Flower starts a process for every message; importing torch and loading model and data there would take seconds a round.
 That process asks this one (worker_client.py). The worker starts with the first message and ends with the node, or
-after an idle hour.
+after an hour without work.
 """
 
 import contextlib
@@ -27,21 +27,21 @@ from fedadamw.flower.protocol import STALE, LateError, StaleError, WorkerRequest
 if TYPE_CHECKING:
     from fedadamw.flower.node.node import Node
 
-IDLE_S = 3600.0  # without work, after which it ends
-MAX_ERROR_CHARACTERS = 300  # of an error's text that leave the node
-POLL_S = 0.5  # between checks whether the SuperNode still runs
-MAX_NODES = 2  # runs whose model and data it keeps
+IDLE_S = 3600.0  # without work, then it ends
+MAX_ERROR_CHARACTERS = 300  # of an error's text that are sent to the server
+POLL_S = 0.5  # between checks whether the SuperNode is still running
+MAX_NODES = 2  # runs whose model and data it keeps loaded
 
 
 class Worker:
-    """Answers requests, with the nodes of the last runs loaded."""
+    """Answers requests and keeps the nodes of the last runs loaded."""
 
     def __init__(self) -> None:
         self.idle_since = time.monotonic()  # inf while it works
         self._nodes: OrderedDict[str, Node] = OrderedDict()  # by settings and config, oldest first
 
     def serve(self, socket: Path) -> None:
-        """Answer one request after the other, without end."""
+        """Answer one request after another, forever."""
         with Listener(str(socket), "AF_UNIX", backlog=64) as listener:
             while True:
                 with contextlib.suppress(EOFError, OSError), listener.accept() as connection:
@@ -55,7 +55,7 @@ class Worker:
     def answer(
         self, request: WorkerRequest, arrays: Mapping[str, Array]
     ) -> tuple[Mapping[str, int | float | str], dict[str, Array]]:
-        """Return numbers and arrays for a request; on an error, {"error": text} or {"stale": 1} and no arrays."""
+        """Return numbers and arrays for a request; after an error, {"error": text} or {"stale": 1} and no arrays."""
         from fedadamw.engine.device_memory import is_out_of_memory, release_memory
 
         try:
@@ -63,7 +63,7 @@ class Worker:
         except Exception as error:
             numbers = {STALE: 1} if isinstance(error, StaleError) else {"error": _describe(error)}
             out_of_memory = is_out_of_memory(error)
-        if out_of_memory:  # only now: the error's traceback referred to the node's tensors
+        if out_of_memory:  # only now: until here the error's traceback referred to the node's tensors
             self._nodes.clear()
             release_memory()
         return numbers, {}
@@ -71,7 +71,7 @@ class Worker:
     def _handle(
         self, request: WorkerRequest, arrays: Mapping[str, Array]
     ) -> tuple[Mapping[str, int | float], dict[str, Array]]:
-        """Let the request's node do its work."""
+        """Do the request's work with its node, loading the node if needed."""
         if request["ask"] != "hello" and time.time() - request["came"] > request["seconds"]:
             raise LateError("its time was over before the work began")
         key = _key(request)
@@ -79,7 +79,7 @@ class Worker:
         try:
             reply = node.hello() if request["ask"] == "hello" else node.train(arrays, request)
         except (StaleError, LateError):
-            self._nodes[key] = node  # after any other error it is built anew: its state may be half changed
+            self._nodes[key] = node  # after other errors it is rebuilt: its state may be half changed
             raise
         self._nodes[key] = node
         while len(self._nodes) > MAX_NODES:
@@ -87,7 +87,7 @@ class Worker:
         return reply.numbers, reply.arrays
 
     def _load(self, request: WorkerRequest) -> "Node":
-        """Build the request's node; it replaces one of the same run with other settings."""
+        """Build the request's node; it replaces one that has the same run and other settings."""
         from fedadamw.flower.node import node
 
         run = json.dumps([request["config"], request["federation"]], sort_keys=True)
@@ -96,7 +96,7 @@ class Worker:
 
 
 def _key(request: WorkerRequest) -> str:
-    """Return what a node is built from, as text; the config's order varies from message to message."""
+    """Return the inputs that a node is built from, as text; sorted: the config's order varies between messages."""
     parts: list[Any] = [request["settings"], request["about"], request["config"], request["federation"]]
     return json.dumps(parts, sort_keys=True)
 
@@ -106,8 +106,8 @@ def _describe(error: Exception) -> str:
 
 
 def watch_process(process: int) -> Callable[[], bool]:
-    """Return a function that waits up to half a second and says whether the process `process` has ended."""
-    if hasattr(os, "pidfd_open"):  # Linux; also sees a process that has ended but was not waited for
+    """Return a function that waits up to POLL_S and returns whether `process` has ended."""
+    if hasattr(os, "pidfd_open"):  # Linux; also detects an ended process that was not waited for
         with contextlib.suppress(OSError):  # it has ended already, or the kernel is old: poll instead
             descriptor = os.pidfd_open(process)
             return lambda: bool(select.select([descriptor], [], [], POLL_S)[0])
@@ -124,7 +124,7 @@ def watch_process(process: int) -> Callable[[], bool]:
 
 
 def run_worker(socket: Path, parent: int) -> None:
-    """Be the worker at `socket` until the process `parent` ends or no request came for an hour."""
+    """Serve requests at `socket` until the process `parent` ends or no request has come for IDLE_S."""
     worker = Worker()
     has_ended = watch_process(parent)
 

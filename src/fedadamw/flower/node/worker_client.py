@@ -1,6 +1,6 @@
-"""Passes the client app's requests to the node's worker (worker.py), which it starts if it does not run yet.
+"""Passes the client app's requests to the node's worker (worker.py); starts it if it is not running.
 
-They talk over a Unix socket in a folder that only their user may enter.
+They communicate over a Unix socket in a folder that only their user can enter.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ from flwr.app import Array
 
 from fedadamw.flower.protocol import NodeConfig, Numbers, WorkerRequest
 
-START_S = 60.0  # for a worker to start listening
+START_S = 60.0  # in which a worker must start listening
 MAX_SOCKET_PATH_BYTES = 100  # Linux takes 107, macOS 103
 
 
 def ask_worker(request: WorkerRequest, arrays: Mapping[str, Array]) -> tuple[Numbers, dict[str, Array]]:
-    """Return the worker's reply; raises RuntimeError with the error that the worker met."""
+    """Return the worker's reply; raises RuntimeError with the worker's error if it failed."""
     parent = os.getppid()
     with _connect(_socket_path(parent, request["config"]), parent) as connection:
         try:
             send(connection, request, arrays)
             numbers, reply_arrays = receive(connection)
         except (EOFError, OSError):
-            raise RuntimeError("the node's worker ended while it worked: out of memory?") from None
+            raise RuntimeError("the node's worker was killed while it worked: out of memory?") from None
     if "error" in numbers:
         raise RuntimeError(numbers["error"])
     return numbers, reply_arrays
@@ -58,12 +58,12 @@ def receive(connection: Connection) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def _socket_path(parent: int, config: NodeConfig) -> Path:
-    """Return the socket for the node with this config, whose SuperNode is the process `parent`."""
+    """Return the socket of the node with this config and the SuperNode process `parent`."""
     folder = Path(gettempdir()) / f"fedadamw-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     about = folder.lstat()
     if about.st_uid != os.getuid() or about.st_mode & 0o077:
-        raise RuntimeError(f"{folder}: others may enter it; remove it, or set TMPDIR")
+        raise RuntimeError(f"{folder}: other users can enter it; remove it, or set TMPDIR")
     key = json.dumps([parent, config], sort_keys=True)
     path = folder / f"{parent}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
@@ -72,21 +72,14 @@ def _socket_path(parent: int, config: NodeConfig) -> Path:
 
 
 def _connect(path: Path, parent: int) -> Connection:
-    """Connect to the worker, starting it if needed; a lock keeps two processes from starting two."""
+    """Connect to the worker, starting it if needed; a lock prevents starting two."""
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with contextlib.suppress(OSError):
             return Client(str(path), "AF_UNIX")
         path.unlink(missing_ok=True)  # left by a worker that was killed
-        module = "fedadamw.flower.node.worker"
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            module,
-            str(path),
-            str(parent),
-        ]  # -P: import nothing from the working folder
+        module = ["-P", "-m", "fedadamw.flower.node.worker"]  # -P: import nothing from the working folder
+        command = [sys.executable, *module, str(path), str(parent)]
         worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:

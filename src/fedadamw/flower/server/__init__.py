@@ -1,1 +1,1 @@
-"""The server of a federation: it asks clients, checks what they send, and averages it."""
+"""The server of a federation: sends requests to clients, checks their uploads and averages them."""

@@ -1,4 +1,4 @@
-"""Decides what each client is sent: the whole state, or only the change if its node has the last round's state."""
+"""Chooses what to send to each client: the whole state, or only the change if its node has the last round's state."""
 
 from collections.abc import Mapping
 
@@ -13,9 +13,9 @@ class Broadcast:
         self._whole = Content.of({}, {})
         self._change: Content | None = None
         self._counted: Mapping[int, int] = {}
-        self._last_state: dict[int, tuple[int, int]] = {}  # client -> its node, and the last round whose state that has
+        self._last_state: dict[int, tuple[int, int]] = {}  # client -> its node, and the last round whose state it has
         self._stale_once: set[int] = set()  # nodes that could not rebuild the state from the change
-        self._stale_twice: set[int] = set()  # their hardware may round otherwise: they are always sent the whole state
+        self._stale_twice: set[int] = set()  # their hardware may round differently: always send them the whole state
 
     @property
     def has_state_anywhere(self) -> bool:

@@ -1,7 +1,4 @@
-"""Checks an upload before it counts: a node can send anything.
-
-UploadChecker.check is the only way in; its docstring lists the checks.
-"""
+"""Checks an upload before it counts, since a node can send anything. UploadChecker.check lists all checks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,11 +18,11 @@ from fedadamw.validation import InputError
 from fedadamw.vector import LARGEST_PLAUSIBLE, Layout, Vector, nbytes
 
 MAX_LOSS = 1e6  # nats
-SPARE = 4  # reply arrays may have so many times an honest upload's bytes: a little too many get their own reason
+SPARE = 4  # limit on a reply's arrays, in honest uploads; smaller excesses are refused with a more precise reason
 
 
 class CheckedUpload(NamedTuple):
-    """What the server keeps in memory of an upload that passed; its tensors are on disk."""
+    """The facts of an upload that passed; its tensors are on disk."""
 
     norms: Norms  # of its fields
     loss: float
@@ -37,7 +34,7 @@ class CheckedUpload(NamedTuple):
 class UploadChecker:
     """Checks replies to train requests.
 
-    up, statistics: of the shapes and types that an honest client sends. layout: of the statistics.
+    up, statistics: an example of an honest client's, for shapes and types. layout: of the statistics.
     """
 
     def __init__(
@@ -53,28 +50,28 @@ class UploadChecker:
     def check(
         self, reply: Message | Exception, client: int, registered: int | None, samples: int | None
     ) -> tuple[CheckedUpload, dict[str, Tensor]]:
-        """Return an upload and its tensors as they travelled; raises RefusedError with the reason it does not count.
+        """Return an upload's facts and its tensors as received; raises RefusedError if it does not count.
 
-        registered: the number of samples that the node registered with. samples: how many it has, if known.
+        registered: the number of samples that the node registered with. samples: the number it has, if known.
 
         Before this, the Grid's array limit (pull.py): `garbage`. Here, in this order:
-        1. a message, no error, with the expected records and numbers: `garbage`, `failed`, `records`, `stale`
-        2. from the client that was asked; loss finite and below MAX_LOSS; samples as registered:
+        1. a message without an error, with the expected records and numbers: `garbage`, `failed`, `records`, `stale`
+        2. it is from the client that was asked; loss finite and below MAX_LOSS; samples as registered:
            `other-client`, `not-finite`, `too-long`, `samples`
         3. names, shapes, types and bytes of the arrays: `missing-array`, `extra-array`, `wrong-shape`,
            `wrong-dtype`, `garbage`
         4. the codec decodes them: `garbage`, `not-finite`
-        5. numbers finite and below LARGEST_PLAUSIBLE; counts and variances not negative, steps no more than asked for:
+        5. numbers finite and below LARGEST_PLAUSIBLE; counts and variances not negative, no more steps than asked for:
            `not-finite`, `too-long`, `negative`, `steps`
-        After it, when the round's other uploads are known, the norms (norm_bounds.py): `too-long`, or clipped.
+        Later, once the round's other uploads are known, the norms (norm_bounds.py): `too-long`, or clipped.
         """
         numbers = read_numbers(reply)
         if not isinstance(reply, Message):
-            raise RefusedError("garbage", "it is no message")
+            raise RefusedError("garbage", "it is not a message")
         loss = check_metrics(numbers, client, registered)
         records = reply.content.array_records
         if set(records) != {ARRAYS}:
-            raise RefusedError("records", f"its records of arrays are {', '.join(sorted(records)) or 'none'}")
+            raise RefusedError("records", f"its array records are {', '.join(sorted(records)) or 'none'}")
         tensors = read_arrays(dict(records[ARRAYS]), self._specs)
         up, _ = self.decode(tensors)
         steps = self._max_steps(samples)
@@ -86,7 +83,7 @@ class UploadChecker:
         return CheckedUpload(norms, loss, registered or 1, size, bool(numbers.get("fresh"))), tensors
 
     def decode(self, tensors: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-        """Return the algorithm's Up and the payload that it is decoded from; raises RefusedError if it cannot be."""
+        """Return the algorithm's Up and the payload that it is decoded from; raises RefusedError if decoding fails."""
         payload = {name.removeprefix("up."): t for name, t in tensors.items() if name.startswith("up.")}
         try:
             return self.uploads.decode(payload, self.up), payload
@@ -94,7 +91,7 @@ class UploadChecker:
             raise RefusedError("not-finite" if "not finite" in str(error) else "garbage", str(error)) from None
 
     def _max_steps(self, samples: int | None) -> int | None:
-        """Return the most local steps that a client with so many samples does in a round; None if not known."""
+        """Return the maximum of local steps per round for a client with this many samples; None if not known."""
         t = self.training
         if t.steps:
             return t.steps
@@ -102,10 +99,10 @@ class UploadChecker:
 
 
 def check_metrics(numbers: Mapping[str, object], client: int, registered: int | None) -> float:
-    """Return the mean loss; raises RefusedError if it, the client or the number of samples cannot be right.
+    """Return the mean loss; raises RefusedError if it, the client or the number of samples is implausible.
 
-    client: that was asked; its node may have been restarted as another. registered: its number of samples; None if
-    nodes do not tell.
+    client: the one that was asked; its node may have been restarted as another client. registered: the number of
+    samples that it registered with; None if nodes do not report it.
     """
     if numbers.get("client") != client:
         raise RefusedError("other-client", f"it is client {numbers.get('client')!r} now")
@@ -123,8 +120,8 @@ def check_metrics(numbers: Mapping[str, object], client: int, registered: int | 
 def check_numbers(up: Any, statistics: Mapping[str, Tensor], *, nonnegative: Sequence[str], steps: int | None) -> None:
     """Raise RefusedError if an upload has a number that no honest client sends.
 
-    statistics: BatchNorm's, by name. nonnegative: fields that are never below 0. steps: the most local steps, if
-    known; the field `k` counts them.
+    statistics: BatchNorm's, by name. nonnegative: fields that are never below 0. steps: the maximum of local steps, if
+    known; field `k` counts them.
     """
     for name, t in {**up._asdict(), **statistics}.items():
         if t.numel():
@@ -136,7 +133,7 @@ def check_numbers(up: Any, statistics: Mapping[str, Tensor], *, nonnegative: Seq
 
 
 def _check_range(name: str, t: Tensor, *, nonnegative: bool) -> None:
-    """Raise RefusedError unless every number is finite, below LARGEST_PLAUSIBLE, and not negative if it must not be."""
+    """Raise RefusedError unless all numbers are finite, below LARGEST_PLAUSIBLE and, if `nonnegative`, not below 0."""
     least, most = map(float, torch.aminmax(t))  # NaN if any number is
     if not math.isfinite(least + most):
         raise RefusedError("not-finite", f"{name!r} has numbers that are not finite")
@@ -147,5 +144,5 @@ def _check_range(name: str, t: Tensor, *, nonnegative: bool) -> None:
 
 
 def zero_unchanged_constants(statistics: Tensor, first: Tensor) -> Tensor:
-    """Return the statistics with 0 for huge numbers that are as they were at first: a constant such as a mask."""
+    """Return the statistics with huge numbers that never changed set to 0: constants such as a mask."""
     return statistics.masked_fill((statistics.abs() > LARGEST_PLAUSIBLE) & (statistics == first), 0)

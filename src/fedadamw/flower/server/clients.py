@@ -1,4 +1,4 @@
-"""Which clients are online: new nodes are asked which client they are (hello) and joined or left out."""
+"""Tracks the clients that are online. New nodes are asked which client they are (hello); they join or are left out."""
 
 import time
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from fedadamw.flower.server.messenger import Messenger
 from fedadamw.flower.server.replies import read_numbers
 from fedadamw.flower.wire import RefusedError
 
-HELLO_S = 300.0  # for a node to answer hello: it loads data and model first
-AGAIN_S = 60.0  # after which a node is asked again: it was left out, or Flower may have lost the message
+HELLO_S = 300.0  # time for a node to answer hello; it first loads data and model
+AGAIN_S = 60.0  # until a node is asked again: it was left out, or Flower may have lost the message
 
 
 class JoinedClient(NamedTuple):
     """A client that is online."""
 
     node: int  # Flower's node id
-    samples: int | None  # that it registered with; None if nodes do not tell
+    samples: int | None  # that it registered with; None if nodes do not report it
 
 
 class Hello(NamedTuple):
@@ -32,8 +32,8 @@ class Hello(NamedTuple):
 class ClientRegistry:
     """The clients 0 .. clients - 1 that are online, and their nodes.
 
-    layout: digest of the model's layout, which nodes must have, too. sizes: each client's number of samples, if known
-    here. counts: whether nodes tell how many samples they have; most: the largest number that they may tell.
+    layout: digest of the model's layout, which nodes must match. sizes: each client's number of samples, if the server
+    knows it. counts: whether nodes report how many samples they have; most: the largest number they may report.
     """
 
     def __init__(
@@ -51,20 +51,20 @@ class ClientRegistry:
         self.clients, self.layout, self.counts, self.most = clients, layout, counts, most
         self.joined: dict[int, JoinedClient] = {}  # by client
         self._hellos: dict[int, Hello] = {}  # by node
-        self._left_out: dict[int, float] = {}  # node -> when it is asked again
+        self._left_out: dict[int, float] = {}  # node -> when to ask it again
 
     def node_of(self, client: int) -> int | None:
         """Return a client's node; None if it is not online."""
         return self.joined[client].node if client in self.joined else None
 
     def sample_count(self, client: int) -> int | None:
-        """Return how many samples a client has; None if not known."""
+        """Return a client's number of samples; None if not known."""
         return int(self.sizes[client]) if self.sizes is not None else self.joined[client].samples
 
     def poll_online(self) -> list[int]:
-        """Return the clients that are online, rising.
+        """Return the clients that are online, in ascending order.
 
-        Removes nodes that left, says hello to new ones and joins those that have answered; does not wait for them.
+        Removes nodes that left, sends hello to new ones and admits those that have answered; does not wait for them.
         """
         nodes, now = set(self.messenger.grid.get_node_ids()), time.monotonic()
         self._remove_gone(nodes)
@@ -75,7 +75,7 @@ class ClientRegistry:
         return sorted(self.joined)
 
     def forget(self, client: int) -> None:
-        """Remove a client whose node has become another one; the node is asked again."""
+        """Remove a client that has left, or whose node is now another client; the node is asked again."""
         if self.joined.pop(client, None) is not None:
             self.events.write("left", client=client)
 
@@ -95,7 +95,7 @@ class ClientRegistry:
                 self._admit(node, next(iter(replies), None))
 
     def _send_hellos(self, nodes: set[int], now: float) -> None:
-        """Say hello to nodes that are not known, and once again to those that have not answered for AGAIN_S."""
+        """Send hello to unknown nodes, and once more to those that have not answered within AGAIN_S."""
         for node in sorted(nodes - {joined.node for joined in self.joined.values()} - self._left_out.keys()):
             hello = self._hellos.get(node, Hello((), now + HELLO_S))
             again = len(hello.message_ids) == 1 and now > hello.expires - HELLO_S + AGAIN_S
@@ -104,7 +104,7 @@ class ClientRegistry:
                 self._hellos[node] = Hello((*hello.message_ids, sent), hello.expires)
 
     def _admit(self, node: int, reply: Message | Exception | None) -> None:
-        """Join a node as the client that it says it is, or leave it out for a while."""
+        """Admit a node as the client that it claims to be, or leave it out for AGAIN_S."""
         try:
             client, samples = self._check_hello(reply)
         except RefusedError as refused:
@@ -115,7 +115,7 @@ class ClientRegistry:
         self.events.write("joined", client=client, node=str(node), samples=samples)
 
     def _check_hello(self, reply: Message | Exception | None) -> tuple[int, int | None]:
-        """Return client and number of samples of a node's answer; raises RefusedError if it cannot join."""
+        """Return the client and number of samples that a node reports; raises RefusedError if it cannot join."""
         numbers = read_numbers(reply)
         client, samples = numbers.get("client"), numbers.get("num-examples")
         if not isinstance(client, int) or not 0 <= client < self.clients:

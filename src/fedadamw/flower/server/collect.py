@@ -1,7 +1,7 @@
 """Collects a round's uploads: asks clients, polls for replies, asks again after failures, stops at the deadline.
 
-No node holds up the others: failed or returning ones are asked again, slow ones are waited for until the deadline, and
-what comes later is counted and thrown away.
+No node delays the others: failed and returning nodes are asked again, slow ones have until the deadline, and late
+replies are counted and discarded.
 """
 
 import time
@@ -34,7 +34,7 @@ class Attempt(NamedTuple):
     """A client to ask."""
 
     client: int
-    retries: int  # times that it may be asked again after this
+    retries: int  # how often it may be asked again after this
 
 
 class PendingRequest(NamedTuple):
@@ -44,13 +44,13 @@ class PendingRequest(NamedTuple):
     node: int
     registered: int | None  # samples that the client registered with
     samples: int | None  # samples that it has, if known
-    retries: int  # times that the client may be asked again
+    retries: int  # how often the client may be asked again
     expires: float  # when Flower forgets the request
     whole: bool  # whether it carried the whole state
 
 
 class Collector:
-    """Collects uploads, one round after the other; `wanted` uploads are enough for a round."""
+    """Collects the uploads of one round after another. wanted: how many uploads a round uses at most."""
 
     def __init__(
         self,
@@ -66,26 +66,26 @@ class Collector:
         self.bounds = NormBounds(federation)
         self.broadcast = Broadcast()
         self.late = LateReplies(messenger)
-        # of the present round:
+        # of the current round:
         self.uploads: dict[int, CheckedUpload] = {}  # by client
         self.asked: set[int] = set()
         self.counts: Counter[str] = Counter()
-        self.down_bytes = self.wasted_bytes = 0  # sent; and received without counting
+        self.down_bytes = self.wasted_bytes = 0  # sent; and received in replies that did not count
         self.reason = ""  # why the last upload did not count
         self._model_norm = 0.0
         self._pending: dict[str, PendingRequest] = {}  # by message id
-        self._away: dict[int, int] = {}  # client -> retries left, if it comes back in time
-        self._unreachable: set[int] = set()  # clients counted so
+        self._away: dict[int, int] = {}  # client -> remaining retries, if it comes back in time
+        self._unreachable: set[int] = set()  # clients already counted as unreachable
 
     @property
     def working(self) -> list[int]:
-        """The clients whose replies are awaited."""
+        """The clients whose replies are pending."""
         return [request.client for request in self._pending.values()]
 
     def begin(
         self, round_: int, whole: Content, change: Content | None, counted: Mapping[int, int], model_norm: float
     ) -> None:
-        """Begin a round (from 0) with what is sent to clients.
+        """Begin a round (from 0) with the contents to send.
 
         counted: the last round whose upload counted, by client. model_norm: l2 norm of the model.
         """
@@ -95,7 +95,7 @@ class Collector:
         self._poll_late()
 
     def collect(self, clients: Sequence[int], enough: int, seconds: float) -> None:
-        """Ask `clients`, and wait until `enough` uploads passed, no other can come, or so many seconds are over."""
+        """Ask `clients`; wait until `enough` uploads have passed, no more can come, or `seconds` are over."""
         deadline, poll_nodes_at, pause = time.monotonic() + seconds, time.monotonic() + POLL_NODES_S, POLL_S[0]
         attempts = [Attempt(client, self.federation.retries) for client in clients]
         while len(self.uploads) < enough:
@@ -117,11 +117,11 @@ class Collector:
                 break
             pause = POLL_S[0] if len(self._pending) < pending else min(pause * 1.5, POLL_S[1])
             if not attempts:
-                time.sleep(min(max(pause, 3 * poll_s), POLL_NODES_S))  # so polling takes a quarter of the time at most
+                time.sleep(min(max(pause, 3 * poll_s), POLL_NODES_S))  # polling takes at most a quarter of the time
         self._reject_too_long()
 
     def close(self) -> Norms:
-        """End the round: count overdue clients and uploads that will be clipped; return the norm limits."""
+        """End the round: count the overdue clients and the uploads to clip; return the norm limits."""
         for message_id, request in self._pending.items():
             self._count("overdue", request.client)
             overdue = Overdue(request.client, request.node, self.broadcast.round, request.expires)
@@ -135,7 +135,7 @@ class Collector:
         return limits
 
     def _ask(self, attempt: Attempt, seconds: float) -> None:
-        """Send a client its train request, if it is online."""
+        """Send a train request to a client, if it is online."""
         client, node = attempt.client, self.registry.node_of(attempt.client)
         if node is None:
             self._mark_unreachable(attempt)
@@ -155,7 +155,7 @@ class Collector:
         self._pending[message_id] = PendingRequest(client, node, registered, samples, attempt.retries, expires, whole)
 
     def _mark_unreachable(self, attempt: Attempt | PendingRequest) -> None:
-        """Count a client that could not be asked or left while it worked; it is asked again if it comes back."""
+        """Count a client that was offline or left while it worked; it is asked again if it comes back."""
         client = attempt.client
         if client not in self._unreachable:
             self._count("unreachable", client)
@@ -164,7 +164,7 @@ class Collector:
             self._away[client] = attempt.retries - 1
 
     def _poll_replies(self) -> list[Attempt]:
-        """Handle the replies that have come; return the clients to ask again."""
+        """Handle the replies that have arrived; return the clients to ask again."""
         attempts = []
         for message_id, request in list(self._pending.items()):
             reply = self.messenger.poll(message_id, request.node)
@@ -177,7 +177,7 @@ class Collector:
         return attempts
 
     def _handle_reply(self, reply: Message | Exception, request: PendingRequest) -> Outcome:
-        """Count a reply's upload, or count why it does not count."""
+        """Keep a reply's upload, or count the reason why it does not count."""
         if is_node_gone(reply):
             self.registry.poll_online()
             self._mark_unreachable(request)
@@ -212,7 +212,7 @@ class Collector:
         return outcome
 
     def _poll_nodes(self) -> list[Attempt]:
-        """See which clients are online; return those to ask that were away."""
+        """Find out which clients are online; return those that are back and to be asked again."""
         self.registry.poll_online()
         for message_id, request in list(self._pending.items()):
             if self.registry.node_of(request.client) != request.node:
@@ -223,7 +223,7 @@ class Collector:
         return [Attempt(client, self._away.pop(client)) for client in back]
 
     def _poll_late(self) -> None:
-        """Count the replies that came after their round."""
+        """Count the replies that came after the end of their round."""
         for reply in self.late.poll():
             self._count("late", reply.client, round=reply.round + 1)
             self.wasted_bytes += reply.nbytes
@@ -232,7 +232,7 @@ class Collector:
         return self.bounds.limits([upload.norms for upload in self.uploads.values()], self._model_norm)
 
     def _reject_too_long(self) -> None:
-        """Drop uploads that are too long and are not clipped, until none is: each one dropped lowers the median."""
+        """Drop uploads that are too long and cannot be clipped; repeat, since each drop may lower the median."""
         before = None
         while before != len(self.uploads):
             before, limits = len(self.uploads), self._limits()
@@ -242,7 +242,7 @@ class Collector:
                     self._reject(client, upload, too_long[0], limits)
 
     def _reject(self, client: int, upload: CheckedUpload, field: str, limits: Norms) -> None:
-        """Drop one upload, whose `field` is too long."""
+        """Drop one upload because its `field` is too long."""
         self.reason = f"client {client}: {field!r} is too long"
         detail = f"{field!r} has norm {upload.norms[field]:.3g}, more than {limits[field]:.3g}"
         self._count("refused", client, reason="too-long", detail=detail)

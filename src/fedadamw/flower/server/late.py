@@ -1,4 +1,4 @@
-"""Replies that come after their round: counted, and thrown away."""
+"""Polls for replies that come after the end of their round; they are counted and discarded."""
 
 import time
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Overdue(NamedTuple):
 
 
 class LateReply(NamedTuple):
-    """A reply to it."""
+    """A reply to an overdue request."""
 
     client: int
     round: int

@@ -16,17 +16,17 @@ from fedadamw.flower.server.pull import Pull
 from fedadamw.flower.wire import to_array
 from fedadamw.vector import nbytes
 
-FIRST_WAIT_S = 0.5  # for a new pull to end
-MAX_PULLS = 4  # at a time: each may hold a whole reply in memory
-MAX_LATE_PULLS = 1  # at a time, beside them
+FIRST_WAIT_S = 0.5  # for a new pull
+MAX_PULLS = 4  # at the same time; each may hold a whole reply in memory
+MAX_LATE_PULLS = 1  # in addition, for late replies
 SLOW_PULL_S = 20.0  # after which a pull no longer counts among MAX_PULLS
-MAX_PULLS_PER_NODE = 2  # at a time, slow ones too
-MAX_OUTAGE_S = 60.0  # in which the SuperLink may answer with nothing but errors
+MAX_PULLS_PER_NODE = 2  # at the same time, including slow ones
+MAX_OUTAGE_S = 60.0  # for which the SuperLink may answer only with errors
 TTL_MARGIN_S = 30.0  # for which a message stays valid beyond its deadline
 
 
 class Content(NamedTuple):
-    """What a request says of its round, and its arrays."""
+    """A request's facts about its round, and its arrays."""
 
     facts: RoundFacts
     arrays: ArrayRecord
@@ -39,7 +39,7 @@ class Content(NamedTuple):
 
 
 class Messenger:
-    """Sends requests and polls for replies. facts: sent with every request. max_nbytes: of a reply's arrays."""
+    """Sends requests and polls for replies. facts: sent with every request. max_nbytes: limit on a reply's arrays."""
 
     def __init__(self, grid: Grid, facts: RunFacts, max_nbytes: int) -> None:
         self.grid, self.facts, self.max_nbytes = grid, facts, max_nbytes
@@ -52,7 +52,7 @@ class Messenger:
     ) -> str | None:
         """Send a request whose work must begin within `seconds` of its arrival; return its id, None if not sent.
 
-        keep: seconds after these in which its reply may still come.
+        keep: how many seconds after that its reply may still come.
         """
         if self._is_hanging(node):
             return None
@@ -101,7 +101,7 @@ class Messenger:
         return pull
 
     def _is_outage(self, error: BaseException | None) -> bool:
-        """Whether it is an error of the SuperLink itself, which may pass; raised after MAX_OUTAGE_S."""
+        """Return whether `error` is a temporary failure of the SuperLink; raises it after MAX_OUTAGE_S."""
         if not isinstance(error, httpx.HTTPStatusError) or error.response.status_code < 500:
             self._outage_start = self._last_error = -math.inf
             return False
@@ -113,19 +113,19 @@ class Messenger:
         return True
 
     def _is_hanging(self, node: int) -> bool:
-        """Whether so many pulls from a node are running that no other is started."""
+        """Return whether the most pulls allowed from one node are running already."""
         self._abandoned = [pull for pull in self._abandoned if pull.is_alive()]
         running = (*self._pulls.values(), *self._abandoned)
         return sum(pull.node == node for pull in running) >= MAX_PULLS_PER_NODE
 
     def _has_room(self, *, late: bool) -> bool:
-        """Whether one more pull may run; a node that stalls its pull takes up room for SLOW_PULL_S only."""
+        """Return whether one more pull may start; a stalled one counts for SLOW_PULL_S only."""
         now = time.monotonic()
         running = sum(pull.late == late and now - pull.started_at < SLOW_PULL_S for pull in self._pulls.values())
         return running < (MAX_LATE_PULLS if late else MAX_PULLS)
 
 
 def _is_reply(message: Message, message_id: str, node: int) -> bool:
-    """Whether `node`, or Flower in its place, replies to this message: a node can send under another's name."""
+    """Return whether `node`, or Flower for it, replied to this message: a node can send under another's name."""
     about = message.metadata
     return about.reply_to_message_id == message_id and (message.has_error() or about.src_node_id == node)

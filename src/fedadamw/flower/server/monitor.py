@@ -1,4 +1,4 @@
-"""A run's metrics for Prometheus."""
+"""Serves a run's metrics to Prometheus."""
 
 from types import TracebackType
 

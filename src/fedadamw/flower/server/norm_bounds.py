@@ -1,4 +1,4 @@
-"""How long (l2) the vectors of an upload may be, against the other uploads of this round and the last ones."""
+"""Limits the l2 norms of an upload's vectors relative to the other uploads of this round and the last ones."""
 
 import math
 from collections import deque
@@ -12,13 +12,13 @@ from torch import Tensor
 from fedadamw.settings.federation import FederationSettings
 
 STATISTICS = "statistics"  # BatchNorm's, beside the fields of an upload
-ROUNDS = 5  # that the usual norm looks back on
+PAST_ROUNDS = 5  # whose uploads the usual norm is computed from
 
 Norms = Mapping[str, float]  # field -> l2 norm
 
 
 def measure_norms(up: Any, statistics: Tensor, *, steps: bool) -> dict[str, float]:
-    """Return the l2 norm of each field of an upload and of its statistics. steps: of its step counter `k`, too."""
+    """Return the l2 norm of each field of an upload and of its statistics. steps: include its step counter `k`."""
     vectors = {**{name: t for name, t in up._asdict().items() if name != "k" or steps}, STATISTICS: statistics}
     norm = torch.linalg.vector_norm
     return {name: float(norm(t, dtype=torch.float64)) for name, t in vectors.items() if t.numel()}
@@ -29,7 +29,7 @@ class NormBounds:
 
     def __init__(self, federation: FederationSettings) -> None:
         self.federation = federation
-        self.past: deque[list[Norms]] = deque(maxlen=ROUNDS)  # of each round's uploads that counted
+        self.past: deque[list[Norms]] = deque(maxlen=PAST_ROUNDS)  # of the uploads that counted, by round
 
     def limits(self, present: Sequence[Norms], model_norm: float) -> dict[str, float]:
         """Return the bound of each field in a round with uploads of these norms; inf if there is none."""
@@ -49,8 +49,8 @@ class NormBounds:
     def _usual(self, name: str, present: Sequence[Norms], model_norm: float) -> float:
         """Return a field's usual norm: the larger of the medians over the last rounds and over this one.
 
-        This round's counts only with two uploads or more (of two, the smaller); norms may grow from round to round.
-        A first update that is alone is compared with the model's norm.
+        This round's counts only with two uploads or more (of two, the smaller norm); norms may grow from round to
+        round. The first update, if it is the only one, is compared with the model's norm.
         """
         known = [norms[name] for round_ in self.past for norms in round_ if name in norms]  # settings may have changed
         medians = [median_low(known)] if known else []
@@ -60,7 +60,7 @@ class NormBounds:
 
 
 def find_too_long(norms: Norms, limits: Norms) -> list[str]:
-    """Return the fields that are longer than their limits."""
+    """Return the fields whose norms exceed their limits."""
     return [name for name, norm in norms.items() if norm > limits[name]]
 
 

@@ -1,4 +1,4 @@
-"""Pulls replies from Flower's Grid in a thread, with a limit on the memory that one reply may take."""
+"""Pulls replies from Flower's Grid in a thread, with a limit on the memory of one reply."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ from fedadamw.flower.wire import RefusedError
 
 
 class Pull(threading.Thread):
-    """Pulls the reply to one message; `messages` or `error` once it has ended. max_nbytes: of the reply's arrays."""
+    """Pulls the reply to one message; sets `messages` or `error` at its end. max_nbytes: limit on its arrays."""
 
     def __init__(self, grid: Grid, message_id: str, node: int, max_nbytes: int) -> None:
         super().__init__(daemon=True)
@@ -32,7 +32,7 @@ class Pull(threading.Thread):
         _budget.nbytes = self._max_nbytes
         try:
             self.messages = list(self._grid.pull_messages([self._message_id]))
-        except BaseException as error:  # a node can send anything; Flower's end of a run is no Exception
+        except BaseException as error:  # a node can send anything; the signal that the run ended is not an Exception
             self.error = error
 
 
@@ -40,7 +40,7 @@ _budget = threading.local()  # nbytes: of arrays that this thread's pull may sti
 
 
 class LimitedArray(Array):
-    """Flower's Array within this thread's budget: a reply may name one small chunk a thousand times."""
+    """Flower's Array with a limit on the bytes that this thread assembles: a reply can name one chunk many times."""
 
     @classmethod
     def inflate(cls, object_content: bytes, children: dict[str, InflatableObject] | None = None) -> Array:

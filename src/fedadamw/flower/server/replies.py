@@ -8,7 +8,7 @@ from fedadamw.flower.wire import RefusedError
 
 
 def read_numbers(reply: Message | Exception | None) -> dict[str, object]:
-    """Return the numbers of a reply; raises RefusedError if it is an error or has other records than it should."""
+    """Return the numbers of a reply; raises RefusedError if it is an error or has unexpected records."""
     if reply is None:
         raise RefusedError("silent", "it did not answer in time")
     if isinstance(reply, Exception):
@@ -18,7 +18,7 @@ def read_numbers(reply: Message | Exception | None) -> dict[str, object]:
     records = reply.content.metric_records
     if set(records) != {NUMBERS} or reply.content.config_records:
         names = sorted([*records, *reply.content.config_records])
-        raise RefusedError("records", f"its records of numbers and settings are {', '.join(names) or 'none'}")
+        raise RefusedError("records", f"its metric and config records are {', '.join(names) or 'none'}")
     numbers: dict[str, object] = dict(records[NUMBERS])
     if extra := sorted(numbers.keys() - REPLY_NUMBERS):
         raise RefusedError("records", f"it has the number {extra[0]!r}, which is not expected")
@@ -28,7 +28,7 @@ def read_numbers(reply: Message | Exception | None) -> dict[str, object]:
 
 
 def is_node_gone(reply: Message | Exception) -> bool:
-    """Whether Flower replies in place of a node that is gone."""
+    """Return whether Flower replied instead of a node that is gone."""
     return isinstance(reply, Message) and reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE
 
 

@@ -1,6 +1,6 @@
-"""Flower's nodes as the clients of a run: ask, wait until the deadline, check every upload, hold one in memory.
+"""Makes Flower's nodes the clients of a run: ask them, wait until the deadline, yield the uploads that count.
 
-Uploads that pass the checks are written to disk as they come, and summed in the clients' order when the round is over:
+Uploads that pass the checks are written to disk on arrival and summed in the clients' order at the end of the round:
 the same answers give the same bits, in whatever order they came.
 """
 
@@ -33,10 +33,10 @@ class QuorumError(RuntimeError):
 
 
 class Nodes(Clients):
-    """The clients of a run that are Flower's nodes; they keep their data and memories.
+    """Clients that are Flower's nodes; they keep their data and memories.
 
-    state: the type of the server's state, which may be all that travels down.
-    sends_base: whether the frozen weights change, and so travel.
+    state: the type of the server's state; only if a broadcast is of this type can a change replace it. sends_base:
+    whether the frozen weights change, so that they must be sent.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Nodes(Clients):
         self.quorum = federation.quorum_of(clients_per_round)
         self.collector = Collector(federation, messenger, registry, spool, events, clients_per_round)
         self.ledger = Ledger()
-        self._norms: dict[int, Mapping[str, float]] = {}  # of the present round's accepted uploads, by client
+        self._norms: dict[int, Mapping[str, float]] = {}  # of the current round's accepted uploads, by client
         self._samples: dict[int, int] = {}  # sample counts that these clients report
         self._state = state
         self._first_round = True  # of this process
@@ -79,9 +79,9 @@ class Nodes(Clients):
         self.ledger.restore(round_, tensors)
 
     def sample(self, round_: int) -> list[int]:
-        """The clients to ask in round `round_` (from 0), of those online, in rising order; the simulator's if all are.
+        """Return the clients to ask in round `round_` (from 0), in ascending order; if all are online, the simulator's.
 
-        Waits for federation.wait_for clients before the first round of this process, for a quorum before the others.
+        Waits for federation.wait_for clients before the first round of this process, for a quorum before later rounds.
         """
         f, clients = self.federation, self.registry.clients
         wanted = min(f.clients_to_ask(self.clients_per_round), clients)
@@ -124,17 +124,17 @@ class Nodes(Clients):
             yield self.spool.load(client, uploads[client], limits)
 
     def _others(self, online: Iterable[int]) -> list[int]:
-        """The clients to ask in a round without quorum: as many as are missing, those not asked before first."""
+        """Return the clients to ask in a round without quorum: as many as are missing, first those not asked yet."""
         collector = self.collector
         free = [client for client in online if client not in collector.uploads and client not in collector.working]
         free.sort(key=lambda client: client in collector.asked)
         return free[: self.clients_per_round - len(collector.uploads)]
 
     def accept(self, shard: Shard, answer: Answer) -> None:
-        """Nothing to do: nodes keep their memories."""
+        """Do nothing: nodes keep their memories."""
 
     def finish_round(self, update: Update) -> None:
-        """Keep what clients need to compute the new state, and whose answers were accepted."""
+        """Record whose answers counted, and the update, from which clients can compute the new state."""
         self._update = update
         bounds = self.collector.bounds
         bounds.record_round(list(self._norms.values()))
@@ -143,13 +143,13 @@ class Nodes(Clients):
         self.ledger.add(done, Page(counted, list(bounds.past), {**page.samples, **self._samples}))
 
     def _contents(self, broadcast: Broadcast) -> tuple[Content, Content | None]:
-        """What travels down: the whole state, and the last round's update, for clients that can compute it from that.
+        """Return what to send: the whole state, and the last round's update, from which clients can compute the state.
 
-        The second is None if it is not smaller, or not enough.
+        The second is None if it is not smaller or not sufficient.
         """
         round_, down, statistics, base = broadcast
-        base_too = {"base": base} if self.sends_base else {}
-        whole = Content.of({"round": round_}, {**name_fields("down", down), "statistics": statistics, **base_too})
+        sent_base = {"base": base} if self.sends_base else {}
+        whole = Content.of({"round": round_}, {**name_fields("down", down), "statistics": statistics, **sent_base})
         last = self._update
         if not self.federation.reuse or self.sends_base or last is None or last.round != round_ - 1:
             return whole, None
@@ -160,7 +160,7 @@ class Nodes(Clients):
         return whole, Content.of(about, {**name_fields("up", last.up), "statistics": statistics})
 
     def _wait_for_clients(self, round_: int, expected: int) -> list[int]:
-        """The clients that are online, once there are `expected`, or a quorum after wait_s."""
+        """Wait until `expected` clients are online, or after wait_s a quorum; return them."""
         until = time.monotonic() + self.federation.wait_s
         waiting = False
         while len(online := self.registry.poll_online()) < expected:
@@ -174,14 +174,14 @@ class Nodes(Clients):
             time.sleep(0.25)
         return online
 
-    def _no_quorum(self, round_: int, found: str) -> QuorumError:
+    def _no_quorum(self, round_: int, situation: str) -> QuorumError:
         reason = self.collector.reason
         return QuorumError(
-            f"round {round_ + 1}: {found}, {self.quorum} are needed (federation.quorum); "
+            f"round {round_ + 1}: {situation}, {self.quorum} are needed (federation.quorum); "
             f"waited {self.federation.wait_s:g} s (federation.wait_s)" + (f"; {reason}" if reason else "")
         )
 
 
 def _norm(x: Vector) -> float:
-    """The l2 norm of a model (d,)."""
+    """Return the l2 norm of a model (d,)."""
     return float(torch.linalg.vector_norm(x, dtype=torch.float64))

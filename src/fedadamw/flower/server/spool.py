@@ -1,4 +1,4 @@
-"""Keeps a round's uploads on disk until they are averaged, so that memory holds one at a time."""
+"""Keeps a round's uploads on disk until they are averaged, so that only one at a time is in memory."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fedadamw.vector import Vector
 
 
 class UploadSpool:
-    """The uploads of a round, one file a client in `folder`, which must be empty. like: a tensor on their device."""
+    """Stores the uploads of a round, one file per client in `folder`, which must be empty. like: sets their device."""
 
     def __init__(self, checker: UploadChecker, like: Vector, folder: Path) -> None:
         self.checker, self.folder, self._like = checker, folder, like
@@ -29,7 +29,7 @@ class UploadSpool:
         return upload
 
     def load(self, client: int, upload: CheckedUpload, limits: Norms) -> tuple[Shard, Answer]:
-        """Return a client's upload, clipped to `limits`, in the form that the engine has it; delete its file."""
+        """Return a client's upload as the engine's Shard and Answer, clipped to `limits`; delete its file."""
         tensors = {name: t.to(self._like.device) for name, t in load_file(self._file(client)).items()}
         self.drop(client)
         up, payload = self.checker.decode(tensors)

@@ -1,0 +1,50 @@
+"""Loading settings: recipes, files, overrides."""
+
+import pytest
+import yaml
+
+from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.load import load, parse_override, parse_settings
+from fedadamw.settings.recipes import list_recipes
+
+
+def test_every_recipe_is_valid_and_round_trips_through_yaml():
+    for name in list_recipes():
+        experiment = load(name)
+        assert parse_settings(yaml.safe_load(experiment.to_yaml())) == experiment
+    assert parse_settings({}) == Experiment()
+
+
+def test_overrides_are_yaml_and_another_algorithm_starts_from_its_own_defaults():
+    experiment = load("digits", ["algorithm.name=fedavg", "training.epochs=2", "training.lr=1e-3"])
+    assert experiment.algorithm == {"name": "fedavg", "weight_decay": 1e-3}
+    assert (experiment.training.steps, experiment.training.epochs) == (None, 2)
+    assert experiment.training.lr == 1e-3
+
+
+def test_a_special_token_keeps_its_brackets(tmp_path):
+    texts = ["data.task=text", "data.source=./reviews"]
+    assert load("digits", [*texts, "model.pad_token=[PAD]"]).model.pad_token == "[PAD]"
+    assert load("digits", [*texts, "model.pad_token=</s>"]).model.pad_token == "</s>"
+    assert parse_override("model.pad_token=[PAD, </s>]") == ("model.pad_token", ["PAD", "</s>"]), "two to compare"
+    assert parse_override("model.name=[vit-nano]") == ("model.name", ["vit-nano"])
+    (tmp_path / "own.yaml").write_text("data: {task: text, source: ./reviews}\nmodel: {pad_token: [PAD]}\n")
+    with pytest.raises(ValueError, match=r"is a list of one word; in YAML the word with its brackets is \"\[PAD\]\""):
+        load(str(tmp_path / "own.yaml"))
+
+
+def test_yaml_aliases_of_a_section_are_allowed(tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "training: {steps: 1}\nalgorithms:\n  fedavg: &own {lr: 0.5}\n  fedprox: {<<: *own}\n"
+    )
+    assert load(str(tmp_path / "own.yaml"), ["algorithm=fedprox"]).training.lr == 0.5
+
+
+def test_a_file_that_holds_no_settings_is_refused(tmp_path):
+    (tmp_path / "own.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not a text file"):
+        load(str(tmp_path / "own.yaml"))
+    for content, message in (("a: [", "not YAML"), ("just words", "holds no settings"), ("lr: 1", "lr is unknown")):
+        (tmp_path / "own.yaml").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load(str(tmp_path / "own.yaml"))
