@@ -54,7 +54,7 @@ def test_names_with_markup_are_shown_literally(tmp_path, capsys, monkeypatch):
     tables.print_grid(["variant", ODD], [[ODD, ODD + "\\"]])
     say(f"error: {ODD}")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with show.Show([odd], quiet=False) as shown:
+    with show.StudyProgress([odd], quiet=False) as shown:
         shown([odd], [])
         shown([], [Ended(odd, f"failed: {ODD}")])
     said = capsys.readouterr()

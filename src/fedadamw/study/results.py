@@ -1,4 +1,4 @@
-"""What the runs of a study came to: one JSON object that tables, charts and pages are made of."""
+"""Collects the runs of a study into one JSON object, from which tables, charts and pages are made."""
 
 import json
 import re
@@ -87,7 +87,7 @@ def _list_missing(runs: Iterable[Run], results: Iterable[RunResult], errors: Map
 
 
 def result_of(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> RunResult:
-    """One run: its label, seed, own settings, and its records as columns."""
+    """Return one run's label, seed and settings, and its records as columns."""
     sent = list(accumulate(record["up_bytes"] for record in records))
     shown = evaluated(records)
     return {
@@ -114,22 +114,22 @@ def result_of(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> Ru
 
 
 def distinct(words: Iterable[str | None]) -> str | None:
-    """The words, each once, with `and` between them where runs differ; None where there are none."""
+    """Return the distinct words, joined with `and`; None if there are none."""
     return " and ".join(dict.fromkeys(word for word in words if word is not None)) or None
 
 
 def final(result: RunResult) -> float | None:
-    """The score after the last round, None where that is not a number."""
+    """Return the score after the last round, None if it is not a number."""
     return result["score"][-1]
 
 
 def not_a_number(records: Sequence[RecordDict]) -> str | None:
-    """What to say of a run whose last score is not a number; None of any other."""
+    """Return an error text if the last score is not a number, else None."""
     return f"{label(main(records))} is not a number after the last round" if score(records[-1]) is None else None
 
 
 def summary(group: Sequence[RunResult], target: float | None) -> Summary:
-    """One variant over its seeds."""
+    """Summarise one variant over its seeds."""
     finals = [final(result) for result in group]
     first, mean = group[0], _mean_of_all(finals)
     mean_curve = [_mean_of_all(values) for values in zip(*(r["score"] for r in group), strict=True)]
@@ -150,19 +150,20 @@ def summary(group: Sequence[RunResult], target: float | None) -> Summary:
 
 
 def _mean_of_all(values: Sequence[float | None]) -> float | None:
-    """The mean, None where one of them is not a number: without it the others would pass for all."""
+    """Return the mean, None if any value is not a number: a mean of the others would mislead."""
     return None if any(value is None for value in values) else _mean(values)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of those that are numbers."""
+    """Return the mean of the values that are numbers, None without any."""
     found = [value for value in values if value is not None]
     return statistics.mean(found) if found else None
 
 
 def settings_by_path(experiments: Iterable[Mapping[str, Any]]) -> dict[str, tuple[bool, Any]]:
-    """Settings by path: (False, the value) where all runs agree, (True, the values) where they differ, which is also
-    where only some have the setting.
+    """Return settings by path: (False, the value) if all runs agree, else (True, the values).
+
+    They also differ if only some runs have the setting.
     """
     values: dict[str, list[Any]] = {}
     count = 0
@@ -178,7 +179,7 @@ def settings_by_path(experiments: Iterable[Mapping[str, Any]]) -> dict[str, tupl
 
 
 def name_of(label: Mapping[str, str]) -> str:
-    """A variant in words: `fedadamw, alpha 0.5`; labels that differ have names that differ."""
+    """Return a variant in words: `fedadamw, alpha 0.5`; labels that differ have names that differ."""
     named = ("algorithm", "part")
     rest = {path: value for path, value in label.items() if path not in named}
     short = [path.rpartition(".")[2] for path in rest]
@@ -189,13 +190,13 @@ def name_of(label: Mapping[str, str]) -> str:
 
 
 def write(results: Results, path: Path) -> None:
-    """The results as JSON, atomically; a number that is none is null."""
+    """Write the results as JSON, atomically; numbers that are not finite become null."""
     text = json.dumps(replace_nan(results, digits=6), indent=1, allow_nan=False)
     write_atomically(path, (_compact(text) + "\n").encode())
 
 
 def markdown(results: Results) -> str:
-    """The summary as a Markdown table, best first."""
+    """Return the summary as a Markdown table, best first."""
     head = headings(results)
     lines = [f"| {' | '.join(head)} |", "| --- | " + " | ".join(["---:"] * (len(head) - 1)) + " |"]
     for row in rows(results):
@@ -207,16 +208,16 @@ def markdown(results: Results) -> str:
 
 
 def headings(results: Results) -> list[str]:
-    """The headings of `rows`."""
+    """Return the headings of `rows`."""
     return [name for name, _ in columns(results)]
 
 
 def rows(results: Results) -> list[list[str]]:
-    """The summary as words, best first and what is not a number last: the cells of `markdown`."""
+    """Return the cells of the summary's table as text, best first, scores that are not numbers last."""
     ranked = sorted(results["summary"], key=lambda s: inf if s["score"] is None else -s["score"])
     return [[cell(summary)[1] for _, cell in columns(results)] for summary in ranked]
 
 
 def _compact(text: str) -> str:
-    """Lists of numbers on one line each."""
+    """Put each list of numbers on one line."""
     return re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda m: "[" + " ".join(m.group(1).split()) + "]", text)
