@@ -8,13 +8,14 @@ Each benchmarks/results/small-*.json or paper-*.json is the results.json of a `f
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fedadamw.report import study_charts as charts
 from fedadamw.report import study_page as comparison
 from fedadamw.report.run_charts import save
+from fedadamw.report.study_files import Results, RunResult, Summary
 from fedadamw.study.results import markdown
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,7 +53,7 @@ def studies() -> dict[str, Path]:
     return dict(sorted((path.stem.split("_")[0], path) for path in every))
 
 
-def page(found: Mapping[str, Mapping[str, Any]]) -> str:
+def page(found: Mapping[str, Results]) -> str:
     """The page as text."""
     parts = [INTRODUCTION, overview(found), adapters(found)]
     for name, results in found.items():
@@ -70,16 +71,16 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
 class FedAdamWAgainst(NamedTuple):
     """FedAdamW compared with Local AdamW and the best variant of one study."""
 
-    ours: Mapping[str, Any]
-    local: Mapping[str, Any]
-    first: Mapping[str, Any]
+    ours: Summary
+    local: Summary
+    first: Summary
     place: int
     of_all: int
     reached: tuple[int, int] | None  # the round in which it passes Local AdamW's final score, of how many
     metric: str  # what the scores are
 
     @staticmethod
-    def of(results: Mapping[str, Any]) -> "FedAdamWAgainst | None":
+    def of(results: Results) -> "FedAdamWAgainst | None":
         """The comparison of a study; None if one of the two is missing."""
         by_name = {s["variant"]: s for s in results["summary"]}
         if not {"fedadamw", "local-adamw"} <= set(by_name):
@@ -117,7 +118,7 @@ class FedAdamWAgainst(NamedTuple):
         )
 
 
-def overview(found: Mapping[str, Mapping[str, Any]]) -> str:
+def overview(found: Mapping[str, Results]) -> str:
     """A table with one line per comparison."""
     lines = [
         "## FedAdamW and Local AdamW in every comparison\n",
@@ -134,7 +135,7 @@ def overview(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def adapters(found: Mapping[str, Mapping[str, Any]]) -> str:
+def adapters(found: Mapping[str, Results]) -> str:
     """A table of the comparisons on GLUE, one column each."""
     columns = {name: found[name] for name in found if re.fullmatch(r"small-glue-\w+-dir[\d.]+", name)}
     scores = {
@@ -151,7 +152,7 @@ def adapters(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(["## MiniLM with LoRA on GLUE, by task and Dirichlet concentration\n", *lines]) + "\n"
 
 
-def mean_curve(runs: list[dict[str, Any]]) -> list[tuple[int, float]]:
+def mean_curve(runs: Sequence[RunResult]) -> list[tuple[int, float]]:
     """(round, mean score over seeds)."""
     columns = zip(*(run["score"] for run in runs), strict=True)
     return list(zip(runs[0]["round"], (sum(c) / len(c) for c in columns), strict=True))

@@ -1,17 +1,17 @@
-"""The contract: a federated algorithm is a few pure functions on flat vectors. It knows no module, batch or network.
+"""The contract: a federated algorithm is a few pure functions on flat vectors.
 
-One round, as every engine runs it (loop, stacked, ranks, Flower):
+It does not depend on modules, batches or networks. One round, as every engine runs it (loop, stacked, ranks, Flower):
 
     down = broadcast(server)
     for each sampled client i:
-        memory_i = as client_finish last returned it, else client_init(down)
+        memory_i = that of its last client_finish, else client_init(down)
         local = client_start(down, memory_i)
         for k = 1..K:
             local = client_step(local, down, gradient(local.y), lr)
         up_i, memory_i = client_finish(local, down, lr)
     server = server_update(server, weighted mean of the up_i, field by field, lr, answers / N)
 
-So an upload must be something that can be averaged; the engine averages it in the cheapest way it has. Counters are
+So it must make sense to average uploads, field by field. Counters are
 tensors (..., 1), so that they broadcast against vectors with a leading client axis.
 """
 
@@ -54,19 +54,19 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
     """A federated algorithm: a frozen dataclass whose fields are its settings and whose methods are pure."""
 
     elementwise: ClassVar[bool] = False
-    """Whether `client_step` treats every coordinate by itself, so that an engine may step a vector in chunks."""
+    """Whether `client_step` treats each coordinate separately, so that an engine may step a vector in chunks."""
 
     changes: ClassVar[tuple[str, ...]] = ("delta",)
-    """The fields of Up, (..., d), that the server adds to its state: a codec may send a part of them a round later."""
+    """The fields of Up, (..., d), that the server adds to its state: a codec may send part of them a round later."""
 
     adds_mean: ClassVar[bool] = True
     """Whether `server_update` moves x by exactly the clients' mean delta."""
 
     tuning: ClassVar[Mapping[str, Sequence[float]]]
-    """The grids that tuning starts from, in the order of the search; `lr` is training.lr."""
+    """The grids from which tuning starts, in the order of the search; `lr` is training.lr."""
 
     nonnegative: ClassVar[Sequence[str]] = ("v", "k")
-    """Names of fields of Up that are never negative (second moments, counters); it need not have all of them."""
+    """Names of fields that are never negative (second moments, counters), for those that Up has."""
 
     @abstractmethod
     def server_init(self, x: Vector) -> Server:
@@ -74,7 +74,7 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
 
     @abstractmethod
     def broadcast(self, server: Server) -> Down:
-        """Return what each client receives."""
+        """Return the message that each client receives."""
 
     def client_init(self, down: Down) -> Memory:
         """Return a client's memory before its first round; it has none by default."""
@@ -101,4 +101,6 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
 
 
 AnyState = Any  # of some algorithm: a Server, Down, Memory, Local or Up, or () for nothing
-AnyAlgorithm = Algorithm[AnyState, AnyState, AnyState, AnyState, AnyState]  # for engines, which never look into a state
+AnyAlgorithm = Algorithm[
+    AnyState, AnyState, AnyState, AnyState, AnyState
+]  # for engines, which do not read the fields of states

@@ -1,7 +1,7 @@
 """Tensors and JSON metadata in one safetensors file, written atomically and verified when read.
 
 One file, so that tensors and metadata always agree. It is written under another name, flushed to disk and then renamed
-over the old one, so a reader gets either the old or the new file, complete. A digest in the header detects damage.
+over the old one, so a reader gets either the complete old file or the new one. A digest in the header detects damage.
 """
 
 import hashlib
@@ -28,16 +28,16 @@ class CheckpointError(InputError):
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path`: after a crash or on a full disk it has the old or the new content, complete."""
-    aside = path.with_name(path.name + ".new")
+    """Write `content` to `path`: a crash or a full disk leaves the complete old content or the new."""
+    temporary = path.with_name(path.name + ".new")
     try:
-        with report_full_disk(path), open(aside, "wb") as file:
+        with report_full_disk(path), open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders
         return
     folder = os.open(path.parent, os.O_RDONLY)
@@ -50,10 +50,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors and JSON `facts` to `path`; the same content gives the same bytes."""
     copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    about = {"format": FORMAT, "kind": kind, "facts": dict(facts)}
-    about["digest"] = _digest(copies, about)
-    # one key only: safetensors writes several in an order that differs between processes
-    write_atomically(path, save(copies, metadata={HEADER: json.dumps(about, sort_keys=True)}))
+    header = {"format": FORMAT, "kind": kind, "facts": dict(facts)}
+    header["digest"] = _digest(copies, header)
+    # one key only: the order in which safetensors writes several differs between processes
+    write_atomically(path, save(copies, metadata={HEADER: json.dumps(header, sort_keys=True)}))
 
 
 def read(path: Path, *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

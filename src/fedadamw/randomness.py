@@ -1,6 +1,6 @@
 """All randomness, derived from (seed, purpose, round, client): no generator's state is ever saved.
 
-So a client draws the same batches in every engine, and a resumed run draws the same numbers as one without a break.
+So a client draws the same batches in every engine, and a resumed run draws the same numbers as an uninterrupted one.
 """
 
 from enum import IntEnum
@@ -10,7 +10,7 @@ import torch
 
 
 class Purpose(IntEnum):
-    """Purpose of a generator; two purposes never share a stream."""
+    """Purpose of a generator; each has a separate stream."""
 
     SAMPLE_CLIENTS = 1
     BATCHES = 2
@@ -58,8 +58,8 @@ def draw_batches(
     n = len(samples)
     size = min(batch_size, n)
     if steps is None:
-        passes = [samples[generator.permutation(n)] for _ in range(epochs or 1)]
-        return [order[i : i + size] for order in passes for i in range(0, n, size)]
-    rounds = -(-steps * size // n)
-    stream = np.concatenate([samples[generator.permutation(n)] for _ in range(rounds)])
+        orders = [samples[generator.permutation(n)] for _ in range(epochs or 1)]
+        return [order[i : i + size] for order in orders for i in range(0, n, size)]
+    passes = -(-steps * size // n)
+    stream = np.concatenate([samples[generator.permutation(n)] for _ in range(passes)])
     return list(stream[: steps * size].reshape(steps, size))

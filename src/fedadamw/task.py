@@ -1,4 +1,4 @@
-"""What an engine needs from data and loss: the interface between federated learning and everything else."""
+"""The interface between engines and learning problems: data, loss and evaluation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +13,7 @@ Model = Callable[..., Any]  # a module, or a function that calls it with the eng
 class Evaluation(NamedTuple):
     """Result on the held-out set.
 
-    metrics: by name, the main one first; that one is always a number, at most 1, and higher is better.
+    metrics: by name, the main one first. The main one is always a number, at most 1, and higher is better.
     """
 
     loss: float
@@ -51,7 +51,7 @@ class Task(Protocol):
         """The number of held-out samples."""
 
     def outputs(self, model: Model, start: int, stop: int) -> Tensor:
-        """Return what `score` needs for held-out samples `start` to `stop`, (stop - start, c); deterministic."""
+        """Return the outputs for `score` of held-out samples `start` to `stop`, (stop - start, c); deterministic."""
 
     def score(self, outputs: Tensor) -> Evaluation:
         """Compute loss and metrics from the outputs (held_out, c) of all held-out samples."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 from pathlib import Path
 
-SUGGESTED_LIKENESS = 0.6  # of two words, 0 to 1, from which one is suggested for the other
+SUGGESTED_LIKENESS = 0.6  # similarity of two words, 0 to 1, from which one is suggested for the other
 MAX_SHOWN_CHARACTERS = 200  # characters of a value in a message
 
 
@@ -18,46 +18,46 @@ def check(condition: bool, message: str) -> None:  # noqa: FBT001  (the conditio
         raise InputError(message)
 
 
-def parse_path(setting: str, given: str) -> Path:
+def parse_path(setting: str, value: str) -> Path:
     """Return the path of a setting, with ~ expanded; raises InputError if no path can have that name."""
     try:
-        path = Path(given).expanduser()
+        path = Path(value).expanduser()
         path.exists()
         path.resolve()
     except (OSError, ValueError, RuntimeError) as error:  # too long, contains a null, or ~ of an unknown user
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"{setting}={shorten(given)}: no such folder ({why})") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{setting}={shorten(value)}: no such folder ({reason})") from None
     return path
 
 
-def check_one_of(name: str, given: str, allowed: Iterable[str]) -> None:
-    """Raise InputError unless `given` is one of `allowed`."""
+def check_one_of(name: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise InputError unless `value` is one of `allowed`."""
     names = list(allowed)
-    check(given in names, f"{name}={shorten(given)} is unknown{suggest(given, names)}; use one of {', '.join(names)}")
+    check(value in names, f"{name}={shorten(value)} is unknown{suggest(value, names)}; use one of {', '.join(names)}")
 
 
-def shorten(given: object) -> str:
-    """Return `given` as a message shows it, cut if it is long."""
-    text = repr(given)
+def shorten(value: object) -> str:
+    """Return the text of `value` for a message, cut if it is long."""
+    text = repr(value)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
 
 
-def suggest(given: str, names: Iterable[str], separator: str = "/") -> str:
+def suggest(word: str, names: Iterable[str], separator: str = "/") -> str:
     """Return a hint such as ` (did you mean 'alpha'?)`, or "" if no name is similar.
 
     Names are compared by the part after their last `separator`: with a dot, `rounds` suggests `training.rounds`. Among
-    equally similar names those in the section of `given` win; at most two are suggested.
+    equally similar names those in the section of `word` are preferred; at most two are suggested.
     """
-    section, _, word = str(given).lower().rpartition(separator)
-    likeness = {name: _likeness(word, name.lower().rpartition(separator)[2]) for name in names}
+    section, _, last = str(word).lower().rpartition(separator)
+    likeness = {name: _likeness(last, name.lower().rpartition(separator)[2]) for name in names}
     best = max(likeness.values(), default=0.0)
-    near = [name for name, value in likeness.items() if value == best]
-    near = [name for name in near if name.lower().rpartition(separator)[0] == section] or near
-    return f" (did you mean {' or '.join(map(repr, near[:2]))}?)" if best >= SUGGESTED_LIKENESS else ""
+    closest = [name for name, value in likeness.items() if value == best]
+    closest = [name for name in closest if name.lower().rpartition(separator)[0] == section] or closest
+    return f" (did you mean {' or '.join(map(repr, closest[:2]))}?)" if best >= SUGGESTED_LIKENESS else ""
 
 
-def _likeness(given: str, name: str) -> float:
-    return SequenceMatcher(None, name, given).ratio()
+def _likeness(word: str, name: str) -> float:
+    return SequenceMatcher(None, name, word).ratio()
 
 
 EXTRAS = {  # as in pyproject.toml

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedadamw.validation import check
 
-LARGEST_PLAUSIBLE = 1e15  # no number of a model is larger; squares and sums over clients stay finite
+LARGEST_PLAUSIBLE = 1e15  # a larger number in a model is an error; squares and sums over clients stay finite
 Vector = Tensor  # (..., d): the d trainable numbers of a model; a leading axis, if any, is clients
 
 
@@ -19,7 +19,7 @@ Vector = Tensor  # (..., d): the d trainable numbers of a model; a leading axis,
 class Layout:
     """Names and shapes of the tensors in one flat vector, in order.
 
-    It has no frozen weights, which never travel, and tied weights once.
+    Frozen weights, which are never sent, are not in it; tied weights are in it once.
     """
 
     names: tuple[str, ...]
@@ -76,8 +76,8 @@ class Layout:
         parts = vector.split(self.sizes, dim=-1)
         return torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in parts], dim=-1)
 
-    def spread(self, numbers: Tensor) -> Vector:
-        """Return a vector (..., d) in which every coordinate has its tensor's number of `numbers` (..., tensors)."""
+    def expand(self, numbers: Tensor) -> Vector:
+        """Return a vector (..., d) in which each coordinate has the value of its tensor in `numbers` (..., tensors)."""
         parts = [
             number.unsqueeze(-1).expand(*number.shape, n)
             for number, n in zip(numbers.unbind(-1), self.sizes, strict=True)
@@ -90,14 +90,14 @@ class Layout:
 
     def difference(self, other: "Layout") -> str | None:
         """Describe the first tensor in which `other` differs from this layout; None if they agree."""
-        mine = dict(zip(self.names, self.shapes, strict=True))
-        theirs = dict(zip(other.names, other.shapes, strict=True))
-        for name, shape in mine.items():
-            if name not in theirs:
+        shapes = dict(zip(self.names, self.shapes, strict=True))
+        others = dict(zip(other.names, other.shapes, strict=True))
+        for name, shape in shapes.items():
+            if name not in others:
                 return f"{name!r} is missing"
-            if theirs[name] != shape:
-                return f"{name!r} has shape {tuple(theirs[name])} instead of {tuple(shape)}"
-        extra = next((name for name in theirs if name not in mine), None)
+            if others[name] != shape:
+                return f"{name!r} has shape {tuple(others[name])} instead of {tuple(shape)}"
+        extra = next((name for name in others if name not in shapes), None)
         if extra is not None:
             return f"{extra!r} is not in this model"
         return None if self.names == other.names else "the parameters are in another order"

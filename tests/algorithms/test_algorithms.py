@@ -46,7 +46,7 @@ def test_bytes_are_the_documented_count(name, task):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_same_seed_same_numbers_another_seed_others(name, task):
+def test_seed_determines_the_numbers(name, task):
     def run(seed):
         sim = simulation(CASES[name], task, seed=seed)
         list(sim.rounds())
@@ -57,7 +57,7 @@ def test_same_seed_same_numbers_another_seed_others(name, task):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_order_of_clients_is_irrelevant(name, task):
+def test_order_of_clients_does_not_matter(name, task):
     sim = simulation(CASES[name], task)
     broadcast = Broadcast(0, sim.algorithm.broadcast(sim.state.server), sim.state.statistics, sim.state.base)
     forwards = run_round(sim.clients, [0, 1, 2, 3, 4], broadcast, Aggregation())
@@ -67,7 +67,7 @@ def test_order_of_clients_is_irrelevant(name, task):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_saved_and_restored_between_rounds_bit_for_bit(name, task):
+def test_resume_between_rounds_is_bit_identical(name, task):
     whole = simulation(CASES[name], task)
     list(whole.rounds())
     first = simulation(CASES[name], task)
@@ -81,7 +81,7 @@ def test_saved_and_restored_between_rounds_bit_for_bit(name, task):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_that_came_in_is_changed(name):
+def test_algorithm_does_not_modify_its_arguments(name):
     case = CASES[name]
     model = attention_model()
     algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
@@ -104,7 +104,7 @@ def test_nothing_that_came_in_is_changed(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_clients_stacked_on_a_leading_axis_give_the_same(name):
+def test_stacked_clients_equal_single_clients(name):
     case = CASES[name]
     model = attention_model()
     algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
@@ -127,7 +127,7 @@ def test_clients_stacked_on_a_leading_axis_give_the_same(name):
             torch.testing.assert_close(a[i] if a.dim() == 2 else a, b, rtol=0, atol=1e-12)
 
 
-def test_without_alignment_and_sharing_it_is_torch_adamw_on_each_client(task):
+def test_fedadamw_without_alignment_and_sharing_is_torch_adamw_on_each_client(task):
     model = attention_model()
     settings = registry.validate("fedadamw", {"alpha": 0.0, "share": "none"})
     algorithm = registry.make("fedadamw", settings, Blocks.of(model))
@@ -155,7 +155,7 @@ def test_without_alignment_and_sharing_it_is_torch_adamw_on_each_client(task):
         torch.testing.assert_close(sim.state.server.x, x, rtol=0, atol=1e-12)
 
 
-def test_share_none_without_alignment_is_local_adamw(task):
+def test_fedadamw_without_alignment_and_sharing_is_local_adamw(task):
     ours = simulation(CASES["fedadamw-none"]._replace(settings={"share": "none", "alpha": 0.0}), task)
     local = simulation(CASES["local-adamw"], task)
     list(ours.rounds())
@@ -181,7 +181,7 @@ def ends(name, settings, dtype, rounds=2, steps=250):
 
 
 @pytest.mark.parametrize("beta2", [0.9999, 0.99999])
-def test_in_float32_it_is_as_near_to_adamw_as_torchs_own(beta2):
+def test_float32_steps_are_as_accurate_as_torch_adamw(beta2):
     settings = {"betas": [0.9, beta2], "weight_decay": 0.01}
     ours, gradients = ends("local-adamw", settings, torch.float32, rounds=1, steps=2000)
     found = {}
@@ -200,14 +200,14 @@ WITH_SECOND_MOMENT = ("fedadamw-vm", "fedadamw-mean-v", "local-adam", "fedlada",
 
 
 @pytest.mark.parametrize("name", WITH_SECOND_MOMENT)
-def test_moments_that_remember_long_have_float32s_accuracy(name):
+def test_moments_with_betas_near_1_are_accurate_in_float32(name):
     case = CASES[name]
     settings = {**case.settings, "betas": [0.9, 0.99999]}
     single, double = (ends(case.name, settings, dtype)[0].double() for dtype in (torch.float32, torch.float64))
     assert float((single - double).norm() / double.norm()) < 5e-6
 
 
-def test_fedadams_moments_have_float32s_accuracy():
+def test_fedadam_server_moments_are_accurate_in_float32():
     algorithm = registry.make(
         "fedadam", registry.validate("fedadam", {"betas": [0.9, 0.99999]}), Blocks.of(attention_model())
     )
@@ -229,7 +229,7 @@ def test_fedadams_moments_have_float32s_accuracy():
         ("fedlamb", {"trust": [1.0, 1.0], "eps": 1e-8}, "fedadamw-mean-v"),
     ],
 )
-def test_at_its_limit_it_is_another(name, settings, like, task):
+def test_limiting_settings_give_another_algorithm(name, settings, like, task):
     limit = simulation(CASES[name]._replace(settings=settings, lr=CASES[like].lr), task)
     other = simulation(CASES[like], task)
     list(limit.rounds())
@@ -237,7 +237,7 @@ def test_at_its_limit_it_is_another(name, settings, like, task):
     torch.testing.assert_close(limit.state.server.x, other.state.server.x, rtol=0, atol=1e-12)
 
 
-def test_scaffolds_first_round_is_fedavgs_and_its_second_is_not(task):
+def test_scaffold_equals_fedavg_in_the_first_round_only(task):
     scaffold, fedavg = simulation(CASES["scaffold"], task), simulation(CASES["fedavg"], task)
     scaffold.step()
     fedavg.step()
@@ -247,7 +247,7 @@ def test_scaffolds_first_round_is_fedavgs_and_its_second_is_not(task):
     assert float((scaffold.state.server.x - fedavg.state.server.x).abs().max()) > 1e-4
 
 
-def test_scaffolds_control_variate_is_the_mean_over_all_clients(task):
+def test_scaffold_control_variate_is_the_mean_over_all_clients(task):
     sim = simulation(CASES["scaffold"], task)
     list(sim.rounds())
     memories = [sim.clients.store.get(i, ROUNDS) for i in range(len(sim.clients))]
@@ -296,7 +296,7 @@ def test_one_client_with_every_sample_is_central_training(task):
         ("fedadam-w", {}, "'fedadam-w' is unknown.*did you mean 'fedadamw'"),
     ],
 )
-def test_a_wrong_setting_is_one_clear_line(name, given, message):
+def test_invalid_setting_is_reported_in_one_line(name, given, message):
     with pytest.raises(ValueError, match=message) as caught:
         registry.check_startable({"name": name, **registry.validate(name, given)})
     assert "\n" not in str(caught.value)

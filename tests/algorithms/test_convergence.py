@@ -49,7 +49,7 @@ class QuadraticTask:
 
 
 @pytest.mark.parametrize("name", rows(name for name in CASES if name != "fedadamw-m"))
-def test_finds_the_optimum_between_clients_that_disagree(name):
+def test_converges_to_the_optimum_of_conflicting_clients(name):
     case = CASES[name]
     task = QuadraticTask()
     model = torch.nn.Linear(6, 1, bias=False).double()
@@ -118,7 +118,7 @@ def run_curved(name, task, **training):
 
 
 @pytest.mark.slow
-def test_fedavg_with_many_local_steps_stops_beside_the_optimum_and_scaffold_does_not():
+def test_scaffold_reaches_the_optimum_that_fedavg_with_many_local_steps_misses():
     task, lr, steps = CurvedTask(noise=0.0), 0.05, 30
     settings = {"rounds": 150, "steps": steps, "lr": lr, "schedule": "constant", "evaluate_every": 150}
     pull = 1 - (1 - lr * task.curvatures) ** steps  # of a client's minimum, in one round
@@ -131,7 +131,7 @@ def test_fedavg_with_many_local_steps_stops_beside_the_optimum_and_scaffold_does
 
 
 @pytest.mark.parametrize("name", rows(CASES))
-def test_comes_near_the_optimum_of_clients_with_other_curvatures(name):
+def test_approaches_the_optimum_of_clients_with_different_curvatures(name):
     task = CurvedTask(noise=5.0)
     lr = 0.01 if name == "fedlion" else 0.02
     _, distance = run_curved(name, task, rounds=120, steps=20, lr=lr, batch_size=1, evaluate_every=120)

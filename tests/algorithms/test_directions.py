@@ -5,7 +5,7 @@ import torch
 
 from fedadamw.directions.lamb import lamb
 from fedadamw.directions.lion import lion
-from fedadamw.directions.muon import muon, orthogonal
+from fedadamw.directions.muon import muon, orthogonalize
 from fedadamw.directions.sketch import Sketch, decode, encode
 from fedadamw.vector import Layout
 
@@ -15,29 +15,29 @@ def random(*shape, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4), (3, 2, 5, 7)])
-def test_orthogonal_has_the_singular_vectors_and_values_near_one(shape):
+def test_orthogonal_keeps_singular_vectors_and_brings_singular_values_near_one(shape):
     matrices = random(*shape)
-    found = orthogonal(matrices, 8)
+    found = orthogonalize(matrices, 8)
     u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
     values = (u.mT @ found @ vt.mT).diagonal(dim1=-2, dim2=-1)
     assert float(values.min()) > 0.6
     assert float(values.max()) < 1.25
     torch.testing.assert_close(u.mT @ found @ vt.mT, torch.diag_embed(values), rtol=0, atol=1e-6)
-    assert torch.equal(orthogonal(torch.zeros(2, 3), 5), torch.zeros(2, 3))
+    assert torch.equal(orthogonalize(torch.zeros(2, 3), 5), torch.zeros(2, 3))
 
 
-def test_muon_moves_the_named_matrices_only_and_reads_a_kernel_as_channels_by_the_rest():
+def test_muon_changes_only_the_named_matrices_and_flattens_kernels_to_channels_by_rest():
     layout = Layout(("a", "bias", "kernel"), (torch.Size((2, 3)), torch.Size((4,)), torch.Size((5, 2, 3, 3))))
     u, m = random(layout.d), random(layout.d, seed=1)
     found = layout.views(muon(u, m, layout, ("a", "kernel"), steps=5))
     assert torch.equal(found["bias"], layout.views(u)["bias"])
     own = layout.views(m)
-    torch.testing.assert_close(found["a"], 0.2 * 3**0.5 * orthogonal(own["a"], 5))
-    kernel = 0.2 * 18**0.5 * orthogonal(own["kernel"].reshape(5, 18), 5)
+    torch.testing.assert_close(found["a"], 0.2 * 3**0.5 * orthogonalize(own["a"], 5))
+    kernel = 0.2 * 18**0.5 * orthogonalize(own["kernel"].reshape(5, 18), 5)
     torch.testing.assert_close(found["kernel"].reshape(5, 18), kernel)
 
 
-def test_lion_is_a_sign():
+def test_lion_direction_is_a_sign():
     g, m = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([-0.05, 1.0, 0.0])
     u, after = lion(g, m, betas=(0.9, 0.99))
     assert u.tolist() == [1.0, 1.0, 0.0]
@@ -63,7 +63,7 @@ def unknown(rows, columns, r):
     return Sketch(*(torch.zeros(n, r, dtype=torch.float64) for n in (rows, columns, rows, columns)))
 
 
-def test_sketches_can_be_averaged_and_never_grow():
+def test_mean_of_sketches_is_the_sketch_of_the_mean_and_errors_never_exceed_the_matrix():
     known = decode(*encode(random(7, 5), unknown(7, 5, 2)), unknown(7, 5, 2))
     first, second = random(7, 5, seed=1), random(7, 5, seed=2)
     mean = [(a + b) / 2 for a, b in zip(encode(first, known), encode(second, known), strict=True)]

@@ -67,7 +67,7 @@ KEY_HEADS = {  # where there are not two of a configuration with num_key_value_h
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_parameter_is_known_and_cut_once(kind):
+def test_every_parameter_has_a_known_role_and_is_cut_once(kind):
     if kind in DO_NOT_BUILD:  # docs/architectures.md says why
         with pytest.raises(Exception):  # noqa: B017, PT011  (each library has its own)
             tiny(kind)
@@ -87,7 +87,7 @@ def test_every_parameter_is_known_and_cut_once(kind):
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")  # peft sees a transposed Conv1D itself
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # peft's own, for stacked experts
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - DO_NOT_BUILD))
-def test_adapters_are_cut_as_the_layers_that_they_add_to(kind):
+def test_adapters_are_cut_like_the_layers_they_adapt(kind):
     """A B of every layer that peft adapts, with the heads, latents and gates of that layer."""
     model = tiny(kind)
     layers = {p.name.removesuffix(".weight"): p for p in parameters_of(model)}
@@ -117,7 +117,7 @@ def takes_an_adapter(module: torch.nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("granularity", ["paper", "coarse"])
-def test_an_adapter_of_stacked_experts_has_blocks_for_each(granularity):
+def test_adapter_of_stacked_experts_has_blocks_per_expert(granularity):
     """peft keeps B as (out, r x experts), read as (out, r, experts): column j is expert j % experts."""
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     with torch.device("meta"):
@@ -168,13 +168,13 @@ def assert_tied_weights_are_cut_once(model: torch.nn.Module, blocks: Blocks) -> 
 
 
 @pytest.mark.parametrize(("kind", "head"), [("gpt2", "lm_head"), ("gemma", "lm_head"), ("mpt", "lm_head")])
-def test_a_head_that_is_the_embedding_has_no_blocks_of_its_own(kind, head):
+def test_head_tied_to_the_embedding_has_no_separate_blocks(kind, head):
     model = tiny(kind)
     assert model.get_parameter(f"{head}.weight") is model.get_input_embeddings().weight
     assert f"{head}.weight" not in Blocks.of(model).layout.names
 
 
-def test_most_architectures_are_among_them():
+def test_most_architectures_are_covered():
     assert len(set(KINDS) - DO_NOT_BUILD - UNKNOWN) >= 250
 
 
@@ -191,7 +191,7 @@ FUSED = {
 
 
 @pytest.mark.parametrize("case", FUSED)
-def test_heads_lie_where_the_model_reads_them(case):
+def test_blocks_of_heads_match_the_forward_pass(case):
     """What a head's queries, keys and values depend on, by the model's own forward pass, is that head's blocks."""
     torch.manual_seed(0)
     model = build_from_config(tiny_config(case.split(",")[0], **FUSED[case])).eval()
@@ -268,7 +268,7 @@ def attention_states(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return seen.states
 
 
-def test_a_row_of_an_expert_is_a_block_whichever_way_it_lies():
+def test_expert_has_a_block_per_output_in_either_orientation():
     for kind, name, shape in (
         ("mixtral", "model.layers.0.mlp.experts.gate_up_proj", (4, 96, 32)),
         ("gpt_oss", "model.layers.0.mlp.experts.gate_up_proj", (4, 32, 96)),  # (experts, in, out)
@@ -292,17 +292,17 @@ def test_dbrx_keeps_its_experts_in_one_matrix():
     assert torch.equal(owner.long(), torch.arange(4 * 32).view(4, 1, 32).expand_as(owner))
 
 
-def test_the_input_of_a_state_space_layer_is_no_attention():
+def test_input_of_a_state_space_layer_is_not_attention():
     kinds = {row.parameter: row.kind for row in Blocks.of(tiny("mamba2")).table()}
     assert kinds["backbone.layers.0.mixer.in_proj.weight"] == "mlp"
 
 
-def test_an_mlp_below_a_module_called_attention_is_an_mlp():
+def test_mlp_inside_an_attention_module_is_an_mlp():
     kinds = {row.parameter: row.kind for row in Blocks.of(tiny("perceiver")).table()}
     assert kinds["perceiver.encoder.cross_attention.mlp.dense1.weight"] == "mlp"
 
 
-def test_a_module_that_says_only_its_heads_leaves_key_heads_to_its_configuration():
+def test_key_heads_come_from_the_configuration_if_the_module_has_only_heads():
     class Attention(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -316,30 +316,30 @@ def test_a_module_that_says_only_its_heads_leaves_key_heads_to_its_configuration
     assert rows["attn.inner.in_proj_weight"] == 4 + 4 + 32
 
 
-def test_layers_may_differ_in_their_key_heads():
+def test_layers_may_differ_in_their_number_of_key_heads():
     config = tiny_config("mimo_v2_flash", num_attention_heads=8)  # sliding layers have twice as many as the others
     with torch.device("meta"):
         blocks = Blocks.of(build_from_config(config))
     assert {row.blocks for row in blocks.table() if row.kind == "key"} == {2, 4}
 
 
-def test_a_query_that_does_not_fit_its_heads_is_unknown():
+def test_query_whose_rows_do_not_fit_its_heads_is_unknown():
     class GatedAttention(torch.nn.Module):  # the rows are twice what heads of that width have
         def __init__(self):
             super().__init__()
             self.num_heads, self.head_dim = 4, 8
             self.q_proj = torch.nn.Linear(32, 64)
 
-    with pytest.warns(UserWarning, match=r"attn\.q_proj\.weight: one block a row"):
+    with pytest.warns(UserWarning, match=r"attn\.q_proj\.weight: one block per row"):
         Blocks.of(torch.nn.ModuleDict({"attn": GatedAttention()}))
 
 
-def test_a_layout_that_no_rule_knows_is_unknown():
+def test_projection_whose_layout_has_no_rule_is_unknown():
     class UnheardOfAttention(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.num_heads, self.head_dim = 4, 8
             self.query_key_value = torch.nn.Linear(32, 96)  # by head, or all queries first?
 
-    with pytest.warns(UserWarning, match=r"query_key_value\.weight: one block a row"):
+    with pytest.warns(UserWarning, match=r"query_key_value\.weight: one block per row"):
         Blocks.of(torch.nn.ModuleDict({"attn": UnheardOfAttention()}))

@@ -80,7 +80,7 @@ def assert_cuts_every_coordinate_once(blocks: Blocks) -> None:
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("kind", MODELS)
-def test_every_coordinate_lies_in_one_block(kind, granularity):
+def test_every_coordinate_is_in_exactly_one_block(kind, granularity):
     blocks = Blocks.of(tiny(kind), granularity)
     assert "unknown" not in blocks.kinds
     assert_cuts_every_coordinate_once(blocks)
@@ -91,7 +91,7 @@ def test_every_coordinate_lies_in_one_block(kind, granularity):
 
 
 @pytest.mark.parametrize("kind", LORA)
-def test_lora_is_cut_as_the_layer_it_adapts(kind):
+def test_lora_is_cut_like_the_layer_it_adapts(kind):
     model = add_adapters(tiny(kind), LoraSettings(r=4, target_modules=tuple(LORA[kind])), None).to_empty(device="cpu")
     blocks = Blocks.of(model)
     assert "unknown" not in blocks.kinds
@@ -106,7 +106,7 @@ def test_lora_is_cut_as_the_layer_it_adapts(kind):
     assert bool(fused) == (kind == "gpt2")
 
 
-def test_an_adapter_of_torchs_attention_is_cut_by_its_heads():
+def test_adapter_of_torch_attention_is_cut_by_heads():
     model = nn.ModuleDict({"mix": nn.MultiheadAttention(24, 3), "fc": nn.Linear(24, 24)})
     rows = rows_of(Blocks.of(get_peft_model(model, LoraConfig(r=2, target_modules=["mix"]))))
     assert {(row.kind, row.blocks) for name, row in rows.items() if "lora_B" in name} == {
@@ -115,7 +115,7 @@ def test_an_adapter_of_torchs_attention_is_cut_by_its_heads():
     }
 
 
-def test_an_adapter_of_one_rank_is_cut_as_any_other():
+def test_adapter_of_rank_1_is_cut_like_any_other():
     model = get_peft_model(tiny("bert"), LoraConfig(r=1, target_modules=["word_embeddings", "query"]))
     rows = rows_of(Blocks.of(model))
     (embedding,) = [row for name, row in rows.items() if "lora_embedding_B" in name]
@@ -123,18 +123,18 @@ def test_an_adapter_of_one_rank_is_cut_as_any_other():
     assert {row.blocks for name, row in rows.items() if "query.lora_B" in name} == {3}
 
 
-def test_the_bias_of_an_adapter_is_a_vector():
+def test_bias_of_an_adapter_is_a_vector():
     config = LoraConfig(r=2, target_modules=["0"], lora_bias=True)
     rows = rows_of(Blocks.of(get_peft_model(nn.Sequential(nn.Linear(4, 24)), config)))
     assert [(row.kind, row.blocks) for name, row in rows.items() if name.endswith("bias")] == [("vector", 1)]
 
 
-def test_a_transposed_convolution_of_groups_has_a_block_a_channel():
+def test_grouped_transposed_convolution_has_a_block_per_channel():
     (row,) = Blocks.of(nn.ConvTranspose2d(8, 12, 3, groups=4, bias=False)).table()
     assert row.blocks == 12
 
 
-def test_the_paper_table_on_real_shapes():
+def test_block_counts_of_real_models_match_the_paper_table():
     """Counts worked out by hand from PAPER's table; no weights are loaded."""
     vit = rows_of(Blocks.of(build_skeleton("vit-tiny")))
     layer = "vit.layers.0."
@@ -158,21 +158,21 @@ def test_the_paper_table_on_real_shapes():
     assert resnet["resnet.encoder.stages.1.layers.0.layer.0.convolution.weight"].blocks == 128
 
 
-def test_digests_of_cuts_stay():
+def test_fingerprints_of_cuts_do_not_change():
     """A run's folder keeps them: rules for other models must not change those of these."""
     assert Blocks.of(build_skeleton("vit-tiny")).fingerprint == "3685cf2b188942dd"
     assert Blocks.of(build_skeleton("gpt2")).fingerprint == "a37f7643dbfa65b1"
     assert Blocks.of(build_skeleton("gpt2"), "coarse").fingerprint == "70152967ade45348"
 
 
-def test_grouped_query_attention_has_a_block_a_key_head():
+def test_grouped_query_attention_has_a_block_per_key_head():
     rows = rows_of(Blocks.of(tiny("llama")))
     assert rows["model.layers.0.self_attn.q_proj.weight"].blocks == 6
     assert rows["model.layers.0.self_attn.k_proj.weight"].blocks == 2
     assert rows["model.layers.0.self_attn.v_proj.weight"].blocks == 8
 
 
-def test_a_fused_projection_is_cut_in_its_own_direction():
+def test_fused_projection_is_cut_along_its_output_axis():
     """GPT-2 keeps (in, out): head 0 of the queries is the first columns of every row."""
     model = tiny("gpt2")
     blocks = Blocks.of(model)
@@ -186,7 +186,7 @@ def test_a_fused_projection_is_cut_in_its_own_direction():
     assert (owner[:, 49] == first + 7).all()
 
 
-def test_timm_style_fused_projection():
+def test_fused_projection_of_timm_is_cut_by_heads():
     class TimmAttention(nn.Module):
         def __init__(self):
             super().__init__()
@@ -217,7 +217,7 @@ class Attention8x2(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["attn", "SelfAttention", "sa"])
-def test_heads_are_found_from_their_number_alone(name):
+def test_heads_are_derived_from_their_number_alone(name):
     rows = rows_of(Blocks.of(nn.ModuleDict({name: Attention8x2()})))
     assert rows[f"{name}.q_proj.weight"].blocks == 8
     assert rows[f"{name}.k_proj.weight"].blocks == 2
@@ -225,35 +225,35 @@ def test_heads_are_found_from_their_number_alone(name):
     assert rows[f"{name}.qkv.weight"].blocks == 8 + 2 + 8
 
 
-def test_queries_without_heads_are_unknown():
-    with pytest.warns(UserWarning, match=r"q_proj\.weight: one block a row"):
+def test_queries_without_a_number_of_heads_are_unknown():
+    with pytest.warns(UserWarning, match=r"q_proj\.weight: one block per row"):
         blocks = Blocks.of(nn.ModuleDict({"q_proj": nn.Linear(4, 6)}))
     assert rows_of(blocks)["q_proj.weight"].blocks == 6
 
 
-def test_a_matrix_of_one_column_is_cut_by_rows():
+def test_matrix_with_one_column_is_cut_by_rows():
     assert rows_of(Blocks.of(nn.Sequential(nn.Linear(1, 6))))["0.weight"].blocks == 6
 
 
-def test_coarse_is_one_a_head_or_one_a_layer():
+def test_coarse_has_one_block_per_head_or_layer():
     rows = rows_of(Blocks.of(tiny("vit"), "coarse"))
     assert {row.blocks for row in rows.values() if row.kind in ("query", "key", "value")} == {3}
     assert {row.blocks for row in rows.values() if row.kind not in ("query", "key", "value")} == {1}
 
 
-def test_an_unknown_matrix_gets_a_block_a_row_and_one_warning():
+def test_unknown_matrices_get_a_block_per_row_and_one_warning():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
             self.mystery = nn.Parameter(torch.randn(5, 7))
             self.enigma = nn.Parameter(torch.randn(2, 3))
 
-    with pytest.warns(UserWarning, match="mystery, enigma: one block a row"):
+    with pytest.warns(UserWarning, match="mystery, enigma: one block per row"):
         blocks = Blocks.of(Odd())
     assert [row.blocks for row in blocks.table()] == [5, 2]
 
 
-def test_an_own_function_decides():
+def test_custom_function_decides_the_cut():
     blocks = Blocks.of(SmallTransformer(), granularity=lambda name, p: p.shape[0] if "mlp" in name else 1)
     assert rows_of(blocks)["mlp.weight"].blocks == 8
     assert_cuts_every_coordinate_once(blocks)
@@ -261,14 +261,14 @@ def test_an_own_function_decides():
         Blocks.of(SmallTransformer(), granularity=lambda name, p: 5)
 
 
-def test_an_unknown_granularity_says_what_there_is():
+def test_unknown_granularity_error_lists_the_allowed_ones():
     with pytest.raises(ValueError, match="use one of paper, coarse, tensor, coordinate"):
         Blocks.of(SmallTransformer(), "row")
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=3), min_size=1, max_size=5), st.integers(0, 3))
-def test_a_layout_gives_back_what_went_in(shapes, lead):
+def test_layout_flattens_and_restores_tensors(shapes, lead):
     tensors = {f"t{i}": torch.randn(*shape) for i, shape in enumerate(shapes)}
     layout = Layout.of_tensors(tensors)
     vector = layout.flatten(tensors)
@@ -282,7 +282,7 @@ def test_a_layout_gives_back_what_went_in(shapes, lead):
         assert vector[position] == tensors[name].reshape(-1)[position - start]
 
 
-def test_a_bound_module_and_its_vector_are_one():
+def test_bound_module_shares_memory_with_its_vector():
     model = SmallTransformer()
     parameters = trainable(model)
     layout = Layout.of(model)
@@ -299,7 +299,7 @@ def test_a_bound_module_and_its_vector_are_one():
     assert torch.equal(layout.flatten({n: p.grad for n, p in parameters.items()}), g)
 
 
-def test_a_difference_between_layouts_names_the_parameter():
+def test_difference_between_layouts_names_the_parameter():
     a, b = Layout.of(SmallTransformer()), Layout.of(SmallTransformer(width=8))
     assert "'embed.weight' has shape (8, 3) instead of (4, 3)" in a.difference(b)
     assert a.difference(Layout.of(SmallTransformer())) is None

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
 def test_a_demo_refuses_a_folder_that_another_process_uses(tmp_path):
-    with RunFolder(tmp_path).locked(), pytest.raises(InputError, match="another process is running"):
+    with RunFolder(tmp_path).lock(), pytest.raises(InputError, match="another process is running"):
         demo.run_demo(load("digits", COMMON), tmp_path, nodes=3, say=print)
     assert list(tmp_path.iterdir()) == []
 

@@ -51,7 +51,7 @@ def leave(disk, room):
         os.posix_fallocate(file.fileno(), 0, about.f_bavail * about.f_frsize - room)
 
 
-def test_a_run_stops_on_a_full_disk_with_one_line_and_goes_on_when_there_is_room(small_disk, run_main):
+def test_run_stops_on_a_full_disk_with_one_line_and_resumes_when_there_is_space(small_disk, run_main):
     settings = [word for setting in SMALL.split() for word in ("-s", setting)]
     stopped, out = [], small_disk / "run"
     for room in (8, 64, 2000, 15000):  # kB
@@ -70,18 +70,18 @@ def test_a_run_stops_on_a_full_disk_with_one_line_and_goes_on_when_there_is_room
     assert [line["round"] for line in lines] == [1, 2, 3, 4]
 
 
-def test_an_index_of_clients_has_its_place_on_the_disk(tmp_path):
+def test_index_of_clients_reserves_its_disk_space(tmp_path):
     OnDisk(tmp_path, 100_000, memory_of(0.0))
     assert (tmp_path / "index.bin").stat().st_blocks * 512 >= 100_000 * 32, "else writing to it may kill the process"
 
 
-def test_an_index_that_the_disk_does_not_take_is_refused_before_it_is_mapped(small_disk):
+def test_index_that_does_not_fit_on_the_disk_is_refused_before_it_is_mapped(small_disk):
     leave(small_disk, 100_000)
     with pytest.raises(DiskFullError, match=r"index\.bin: not written, no space left on device"):
         OnDisk(small_disk / "clients", 1_000_000, memory_of(0.0))
 
 
-def test_space_is_taken_where_the_system_has_no_call_for_it(tmp_path):
+def test_space_is_reserved_without_posix_fallocate(tmp_path):
     path = tmp_path / "sparse"
     path.write_bytes(b"begun")
     os.truncate(path, 3_000_000)
@@ -92,7 +92,7 @@ def test_space_is_taken_where_the_system_has_no_call_for_it(tmp_path):
     assert path.read_bytes() == b"begun" + bytes(3_000_000 - 5)
 
 
-def test_what_does_not_fit_leaves_the_old_content_and_nothing_beside_it(tmp_path, short_files):
+def test_failed_write_keeps_the_old_content_and_leaves_no_other_file(tmp_path, short_files):
     path = tmp_path / "state"
     write_atomically(path, b"old")
     short_files(1000)
@@ -102,7 +102,7 @@ def test_what_does_not_fit_leaves_the_old_content_and_nothing_beside_it(tmp_path
     assert path.read_bytes() == b"old"
 
 
-def test_a_memory_that_does_not_fit_leaves_the_one_before(tmp_path, short_files):
+def test_failed_write_of_a_memory_keeps_the_previous_one(tmp_path, short_files):
     template = memory_of(0.0)._replace(c=torch.zeros(1000))
     store = OnDisk(tmp_path, 10, template)
     store.put(3, 1, template._replace(c=torch.ones(1000)))
@@ -125,7 +125,7 @@ def _in_new(to, write):
 
 
 @pytest.mark.parametrize("what", FOLDERS)
-def test_a_folder_that_does_not_fit_is_named_and_leaves_nothing(what, tmp_path, short_files):
+def test_failed_write_of_a_folder_names_it_and_leaves_nothing(what, tmp_path, short_files):
     short_files(500)
     with pytest.raises(DiskFullError, match=rf"^{tmp_path / 'out'}: not written, file too large$"):
         FOLDERS[what](tmp_path / "out")

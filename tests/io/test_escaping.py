@@ -27,12 +27,12 @@ from fedadamw.study.workers import Ended
         ("naïve 猫 👩‍🔬 می‌خواهم", "naïve 猫 👩‍🔬 می‌خواهم"),
     ],
 )
-def test_what_steers_a_terminal_is_shown_and_letters_stay(given, shown):
+def test_terminal_control_characters_are_escaped_and_letters_kept(given, shown):
     assert escape_text(given) == shown
     escape_text(given).encode()
 
 
-def test_a_script_holds_any_words_and_no_sign_that_ends_it():
+def test_no_text_can_end_a_script():
     words = {"<!--<script>": ["</script>", "&amp;", "\u2028", float("nan")]}
     text = escape_script(words)
     assert not set(text) & set("<>&\u2028")
@@ -40,7 +40,7 @@ def test_a_script_holds_any_words_and_no_sign_that_ends_it():
     assert escape_html("<b>'\"&\x1b") == r"&lt;b&gt;&#x27;&quot;&amp;\x1b"
 
 
-def test_markdown_holds_any_words_in_a_cell():
+def test_no_text_can_break_a_markdown_cell():
     assert escape_markdown("a|b `c` *d* [e](f) <g>\n---") == r"a\|b \`c\` \*d\* \[e\](f) \<g\>\\n---"
     assert escape_markdown("weight_decay _x_") == r"weight_decay \_x\_"
 
@@ -48,13 +48,13 @@ def test_markdown_holds_any_words_in_a_cell():
 ODD = "[/x] [bold]\x1b[31m|\n"
 
 
-def test_names_with_markup_are_shown_as_they_are(tmp_path, capsys, monkeypatch):
+def test_names_with_markup_are_shown_literally(tmp_path, capsys, monkeypatch):
     (run,) = study_of(tmp_path, fedavg=LAST_IS_NONE)
     odd = replace(run, label={"algorithm": ODD})
     tables.print_grid(["variant", ODD], [[ODD, ODD + "\\"]])
     say(f"error: {ODD}")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with show.Show([odd], quiet=False) as shown:
+    with show.StudyProgress([odd], quiet=False) as shown:
         shown([odd], [])
         shown([], [Ended(odd, f"failed: {ODD}")])
     said = capsys.readouterr()
@@ -65,7 +65,7 @@ def test_names_with_markup_are_shown_as_they_are(tmp_path, capsys, monkeypatch):
     assert table.splitlines()[2].startswith(r"| \[/x\] \[bold\]\\x1b\[31m\|\\n | 0.1 | - |")
 
 
-def test_a_recipes_name_adds_nothing_to_what_tuning_writes(tmp_path):
+def test_recipe_name_cannot_add_settings_to_a_tuned_recipe(tmp_path):
     recipe = tmp_path / "a\nseed: 7\n#.yaml"
     recipe.write_text("seed: 3\n")
     path = _write(str(recipe), [], [], tmp_path)

@@ -11,14 +11,14 @@ from fedadamw.optim import optimizer as optim
 from fedadamw.validation import InputError
 
 
-def test_before_a_round_it_equals_torch_adamw():
+def test_optimizer_equals_torch_adamw_before_the_first_round():
     ours, theirs = perceptron(), perceptron()
     train(ours, fedadamw.FedAdamW(ours.parameters(), lr=0.01, weight_decay=0.1), 20)
     train(theirs, torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1), 20)
     torch.testing.assert_close(flat(ours), flat(theirs), rtol=0, atol=1e-12)
 
 
-def test_it_resumes_from_a_state_of_torch_adamw():
+def test_optimizer_resumes_from_a_torch_adamw_state():
     ours, theirs = perceptron(), perceptron()
     before = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1)
     train(theirs, before, 5)
@@ -68,7 +68,7 @@ def moved_by(make, kind, steps=100):
 @pytest.mark.parametrize("default", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("one_by_one", [False, True], ids=["fused", "one by one"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_parameter_steps_as_with_torch(kind, one_by_one, default, default_dtype, monkeypatch):
+def test_every_kind_of_parameter_steps_like_torch_adamw(kind, one_by_one, default, default_dtype, monkeypatch):
     if one_by_one:
         monkeypatch.setattr(optim, "_is_plain", lambda *_: False)
     settings = {"lr": 2**-7, "betas": (0.8, 0.9999), "weight_decay": 0.125}  # float32 has all digits of 1 - lr lambda
@@ -90,7 +90,7 @@ def test_every_kind_of_parameter_steps_as_with_torch(kind, one_by_one, default, 
         (torch.optim.Adam, {"weight_decay": 0.0}),
     ],
 )
-def test_a_loaded_state_gives_torchs_next_step(kind, settings):
+def test_loaded_state_gives_the_next_step_of_torch(kind, settings):
     p, q = (torch.nn.Parameter(torch.arange(6.0).view(2, 3)) for _ in range(2))
     theirs, ours = kind([p], lr=0.1, **settings), fedadamw.FedAdamW([q])
     p.grad = torch.arange(1.0, 7.0).view(2, 3)
@@ -107,18 +107,18 @@ def test_a_loaded_state_gives_torchs_next_step(kind, settings):
 @pytest.mark.parametrize(
     ("kind", "settings", "said"),
     [
-        (torch.optim.AdamW, {"maximize": True}, "maximize=True: FedAdamW has no such setting"),
+        (torch.optim.AdamW, {"maximize": True}, "maximize=True: FedAdamW does not support this setting"),
         (torch.optim.AdamW, {"amsgrad": True}, "amsgrad=True"),
         (torch.optim.AdamW, {"differentiable": True}, "differentiable=True"),
         (torch.optim.Adam, {"weight_decay": 0.1}, "decoupled_weight_decay=False"),
-        (torch.optim.SGD, {"momentum": 0.9}, "not AdamW's: it has momentum_buffer"),
+        (torch.optim.SGD, {"momentum": 0.9}, "not AdamW's: a parameter has momentum_buffer"),
         (torch.optim.SGD, {}, "not AdamW's: its settings are lr, momentum, dampening"),
-        (torch.optim.NAdam, {}, "not AdamW's: it has step, mu_product, exp_avg, exp_avg_sq"),
+        (torch.optim.NAdam, {}, "not AdamW's: a parameter has step, mu_product, exp_avg, exp_avg_sq"),
         (torch.optim.RAdam, {"decoupled_weight_decay": True}, "not AdamW's: its settings are lr, betas, eps"),
-        (torch.optim.Adamax, {}, "not AdamW's: it has step, exp_avg, exp_inf"),
+        (torch.optim.Adamax, {}, "not AdamW's: a parameter has step, exp_avg, exp_inf"),
     ],
 )
-def test_a_state_with_unsupported_settings_is_refused_by_name(kind, settings, said):
+def test_state_with_unsupported_settings_is_refused_by_name(kind, settings, said):
     p = torch.nn.Parameter(torch.ones(3))
     theirs = kind([p], lr=0.1, **settings)
     p.grad = torch.ones(3)

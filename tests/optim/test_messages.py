@@ -16,7 +16,7 @@ def replaced(up, **fields):
     return replace(up, state=up.state._replace(**fields))
 
 
-def test_bad_uploads_are_refused_by_name_and_change_nothing():
+def test_invalid_uploads_are_refused_by_name_and_change_nothing():
     server, up = one_round()
     before = server.broadcast().state
     layout = up.layout
@@ -43,7 +43,7 @@ def test_bad_uploads_are_refused_by_name_and_change_nothing():
         server.update([up, up], weights=[1.0])
 
 
-def test_a_bad_broadcast_is_refused_by_name():
+def test_invalid_broadcast_is_refused_by_name():
     model = attention_model()
     server, _ = one_round()
     down = server.broadcast()
@@ -59,7 +59,7 @@ def test_a_bad_broadcast_is_refused_by_name():
         server.load_into(SmallTransformer(width=8))
 
 
-def test_another_granularity_or_share_is_refused():
+def test_message_with_another_granularity_or_share_is_refused():
     model = attention_model()
     server, _ = one_round()
     blocks = fedadamw.Blocks.of(model, granularity="tensor")
@@ -71,7 +71,7 @@ def test_another_granularity_or_share_is_refused():
         other.restore(server.broadcast())
 
 
-def test_messages_survive_save_and_load(tmp_path):
+def test_messages_are_unchanged_by_save_and_load(tmp_path):
     server, up = one_round()
     fedadamw.save(up, tmp_path / "up.safetensors")
     fedadamw.save(server.broadcast(), tmp_path / "down.safetensors")
@@ -86,7 +86,7 @@ def test_messages_survive_save_and_load(tmp_path):
 
 
 @pytest.mark.parametrize("facts", [{}, {"names": 3, "shapes": 4, "cut": 1, "share": 2}, {"names": []}])
-def test_a_foreign_file_is_refused(tmp_path, facts):
+def test_file_that_is_not_a_message_is_refused(tmp_path, facts):
     write(tmp_path / "up", "upload", {"lr": torch.ones(1), "strange": torch.ones(1)}, facts)
     with pytest.raises(CheckpointError, match="neither an upload nor a broadcast"):
         fedadamw.load(tmp_path / "up")

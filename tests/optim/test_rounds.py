@@ -65,7 +65,7 @@ class Odd(torch.nn.Module):
 
 @pytest.mark.parametrize("granularity", ["paper", "coarse", "tensor", "coordinate", lambda name, p: 1])
 @pytest.mark.filterwarnings("ignore:no block rule knows", "ignore:Initializing zero-element")
-def test_rounds_of_a_model_with_empty_and_single_parameters(granularity):
+def test_rounds_support_empty_and_single_element_parameters(granularity):
     model = Odd()
     blocks = fedadamw.Blocks.of(model, granularity)
     assert {row.parameter: row.blocks for row in blocks.table()}["no_inputs.weight"] == 0
@@ -89,14 +89,14 @@ def test_blocks_and_server_refuse_complex_parameters_by_name():
             entry(model)
 
 
-def test_a_deep_copy_keeps_its_blocks():
+def test_deep_copy_keeps_its_blocks():
     server, up = one_round()
     opt = copy.deepcopy(optimizer(attention_model()))
     opt.start_round(server.broadcast())
     assert len(up.state.v) == opt.blocks.B
 
 
-def test_a_group_with_lr_0_has_no_global_direction():
+def test_group_with_lr_0_has_no_global_direction():
     model = attention_model()
     frozen = [(n, p) for n, p in model.named_parameters() if n.startswith("embed")]
     rest = [(n, p) for n, p in model.named_parameters() if not n.startswith("embed")]
@@ -112,7 +112,7 @@ def test_a_group_with_lr_0_has_no_global_direction():
     assert directions["mlp.weight"].any()
 
 
-def test_rounds_with_groups_scheduler_and_closure():
+def test_rounds_support_groups_schedulers_and_closures():
     model = attention_model()
     decayed = [(n, p) for n, p in model.named_parameters() if p.dim() > 1]
     rest = [(n, p) for n, p in model.named_parameters() if p.dim() == 1]
@@ -192,7 +192,7 @@ def test_resume_within_a_round_is_bit_identical():
     assert torch.equal(finals[0].lr, finals[1].lr)
 
 
-def test_frozen_parameters_stay_and_do_not_travel():
+def test_frozen_parameters_do_not_change_and_are_not_sent():
     model = attention_model()
     model.embed.requires_grad_(False)
     before = model.embed.weight.clone()
@@ -203,7 +203,7 @@ def test_frozen_parameters_stay_and_do_not_travel():
     assert len(server.broadcast().state.x) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def test_a_parameter_without_gradient_does_not_change():
+def test_parameter_without_gradient_does_not_change():
     model = attention_model()
     opt = optimizer(model)
     opt.start_round(fedadamw.Server(model).broadcast())
@@ -214,7 +214,7 @@ def test_a_parameter_without_gradient_does_not_change():
     assert float(opt.finish_round().state.k) == 1
 
 
-def test_a_step_without_any_gradient_does_not_count():
+def test_step_without_any_gradient_does_not_count():
     """Lightning takes one where a training step returns None; Delta_G is then of the others alone."""
     model = perceptron()
     server = fedadamw.Server(model)
@@ -258,7 +258,7 @@ def test_rounds_of_a_half_precision_model_accumulate_in_float32():
     assert model.weight.dtype == torch.bfloat16
 
 
-def test_update_takes_a_generator_that_trains_clients():
+def test_update_accepts_a_generator_that_trains_clients():
     model = attention_model()
     server = fedadamw.Server(model)
     server.update(one_round(model)[1] for _ in range(2))
@@ -281,7 +281,7 @@ def test_misuse_raises_an_error_that_says_what_to_do():
     with pytest.raises(RuntimeError, match="before start_round"):
         opt.finish_round()
     opt.start_round(fedadamw.Server(model).broadcast())
-    with pytest.raises(RuntimeError, match="without a step"):
+    with pytest.raises(RuntimeError, match="before the first step"):
         opt.finish_round()
     unnamed = fedadamw.FedAdamW(model.parameters(), blocks=fedadamw.Blocks.of(model))
     with pytest.raises(ValueError, match="named_parameters"):

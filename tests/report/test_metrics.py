@@ -51,7 +51,7 @@ def on_page(run, capsys) -> str:
 
 
 def in_study(run, capsys) -> str:
-    with show.Show([], quiet=False) as shown:
+    with show.StudyProgress([], quiet=False) as shown:
         shown([], [Ended(run, None)])
     return capsys.readouterr().out
 
@@ -95,7 +95,7 @@ def test_a_study_keeps_the_main_metric_and_its_name(run, tmp_path):
     assert results.collect("digits", [run], target=-0.1)["summary"][0]["rounds_to_target"] == 2, "it may be below 0"
 
 
-def test_the_order_lasts_and_a_perplexity_is_no_share(tmp_path):
+def test_metric_order_is_kept_and_perplexity_is_not_a_percentage(tmp_path):
     folder = RunFolder(tmp_path)
     for record in rounds([{"accuracy": 0.25, "perplexity": 1234.56}, {"accuracy": 0.5, "perplexity": float("inf")}]):
         folder.append(record)
@@ -151,6 +151,6 @@ def test_a_seed_without_a_number_is_not_left_out_of_a_mean(tmp_path):
     assert [row["value"] for row in of_values["data"]["values"]] == ["1"]
 
 
-def test_a_round_without_a_finite_loss_is_told(tmp_path):
+def test_a_round_without_a_finite_loss_is_reported(tmp_path):
     record = {"round": 1, "train_loss": None, "test_metrics": {"spearman": None}, "wall_s": 1.0}
     assert demo.format_record(record) == "round 1  loss -  Spearman -  1.0 s"

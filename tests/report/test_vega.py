@@ -7,7 +7,7 @@ import pytest
 from fedadamw.report import vega as library
 
 
-def test_it_is_put_together_once(tmp_path, monkeypatch):
+def test_the_library_is_bundled_once_and_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     script = library.library()
     assert "window.vegaEmbed" in script
@@ -17,7 +17,7 @@ def test_it_is_put_together_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kept", [b"", b"window.vegaEm", b"\xff\xfe"])
-def test_what_is_not_whole_is_made_again(kept, tmp_path, monkeypatch):
+def test_an_incomplete_cached_file_is_rebuilt(kept, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     script = library.library()
     (path,) = (tmp_path / "fedadamw").iterdir()
@@ -26,7 +26,7 @@ def test_what_is_not_whole_is_made_again(kept, tmp_path, monkeypatch):
     assert path.read_text() == script
 
 
-def test_a_page_has_it_where_nothing_can_be_kept(tmp_path, monkeypatch):
+def test_the_library_is_available_without_a_cache(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert "window.vegaEmbed" in library.library()

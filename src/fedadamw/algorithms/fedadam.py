@@ -9,8 +9,8 @@
              m = beta1 m + (1 - beta1) D;  v = beta2 v + (1 - beta2) D*D            3
              x = x + server_lr m / (sqrt(v) + tau)                                  4
 
-As the paper has it, without bias corrections; v starts at tau^2, the least that it allows. The code of the published
-comparisons has beta2 = 0.98, tau = 0.01, v from 0 and a fixed server_lr of 0.01.
+As in the paper, there are no bias corrections; v starts at tau^2, the smallest value that the paper allows. The code of
+the published comparisons has beta2 = 0.98, tau = 0.01, v from 0 and a fixed server_lr of 0.01.
 """
 
 from dataclasses import dataclass
@@ -56,9 +56,9 @@ class FedAdam(Algorithm[Server, Down, tuple[()], Local, Up]):
     """SGD on clients, Adam on the server."""
 
     betas: tuple[float, float] = (0.9, 0.99)  # of the server's moments
-    tau: float = 1e-3  # in the denominator: how adaptive the server is
+    tau: float = 1e-3  # in the denominator; smaller is more adaptive
     server_lr: float = 0.01  # of the server's step
-    weight_decay: float = 1e-3  # a local step, times lr
+    weight_decay: float = 1e-3  # per local step, times lr
 
     elementwise: ClassVar = True
     adds_mean: ClassVar = False

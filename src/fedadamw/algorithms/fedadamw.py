@@ -11,9 +11,9 @@
     server:  x = x + mean delta;  Delta_G = - mean delta / (mean K lr)             7
              v_bar = mean of the block means;  t = t + mean K                      8
 
-`share` says which moments survive a round and as what: `none`, `m`, `v`, `vm` (whole vectors), `mean-v` (the
-paper's). A moment that restarts is debiased by k, one that is carried by t + k. Sharing m while v restarts (`m`)
-is ill-conditioned: v is then made of one gradient, and steps are m/|g| where g is near 0.
+`share` selects the moments that are carried from round to round: `none`, `m`, `v`, `vm` (whole vectors), `mean-v`
+(block means of v, as in the paper). A moment that restarts is debiased by k, a carried one by t + k. Sharing m while v
+restarts (`m`) is ill-conditioned: in the first step v is g*g, so coordinates with g near 0 step by about m/|g|.
 """
 
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ from torch import Tensor
 from fedadamw.algorithm import Algorithm
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
-from fedadamw.directions.align import aligned_step
+from fedadamw.directions.align import take_aligned_step
 from fedadamw.validation import check, check_one_of
 from fedadamw.vector import Vector
 
-Packing = str  # how a moment travels: "restart" (not at all), "whole" (d numbers), "mean" (one a block)
+Packing = str  # how a moment is sent: "restart" (not at all), "whole" (d numbers), "mean" (one per block)
 SHARES: dict[str, tuple[Packing, Packing]] = {  # share -> (m, v)
     "none": ("restart", "restart"),
     "m": ("whole", "restart"),
@@ -68,12 +68,12 @@ class Up(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
-    """FedAdamW and its ablations, one a value of `share`."""
+    """FedAdamW, and its ablations by other values of `share`."""
 
-    blocks: Blocks  # the cut that v is averaged over
+    blocks: Blocks  # v is averaged in each
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 0.01  # decoupled, a step, times lr
+    weight_decay: float = 0.01  # decoupled, per step, times lr
     alpha: float = 0.5  # weight of Delta_G in every local step
     share: str = "mean-v"  # none, m, v, vm, mean-v
 
@@ -109,7 +109,7 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
         k = local.k + 1
         m_steps, v_steps = (k if how == "restart" else k + down.t for how in SHARES[self.share])
         u, moments = adamw(g, local.moments, m_steps, v_steps, betas=self.betas, eps=self.eps)  # lines 2-4
-        y = aligned_step(local.y, u, down.delta, lr, alpha=self.alpha, weight_decay=self.weight_decay)  # line 5
+        y = take_aligned_step(local.y, u, down.delta, lr, alpha=self.alpha, weight_decay=self.weight_decay)  # line 5
         return Local(y, moments, k)
 
     def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 6
@@ -122,14 +122,14 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
 
 
 def pack(moment: Vector, how: Packing, blocks: Blocks) -> Tensor:
-    """Return what travels of a moment (..., d): nothing (..., 0), its block means (..., B), or all of it."""
+    """Return the part of a moment (..., d) that is sent: nothing (..., 0), its block means (..., B), or all of it."""
     if how == "restart":
         return moment[..., :0]
     return blocks.mean(moment) if how == "mean" else moment
 
 
 def unpack(packed: Tensor, how: Packing, blocks: Blocks, *, like: Vector) -> Vector:
-    """Return a moment (..., d) from its packed form; zero if nothing of it travels."""
+    """Return a moment (..., d) from its packed form; zero if none of it was sent."""
     if how == "restart":
         return torch.zeros_like(like)
     return blocks.expand(packed) if how == "mean" else packed

@@ -7,8 +7,8 @@
              send delta = y - x, K                                                  2
     server:  x = x + mean delta;  Delta_G = - mean delta / (mean K lr)              3
 
-With a = 1 it is FedAvg. In the first round Delta_G is 0, so its steps are a times as long. The paper does not say where
-weight decay goes; public implementations add it to the mixture, and so do we.
+With a = 1 it is FedAvg. In the first round Delta_G is 0, so the step length is a times FedAvg's. The paper does not
+say where weight decay goes; public implementations add it to the mixture, as here.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class FedCM(Algorithm[Server, Server, tuple[()], Local, Up]):
     """SGD on clients with the global direction as momentum."""
 
     a: float = 0.1  # weight of the client's own gradient; the global direction has 1 - a
-    weight_decay: float = 1e-3  # a step, times lr
+    weight_decay: float = 1e-3  # per step, times lr
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (0.03, 0.1, 0.3), "weight_decay": (1e-4, 1e-3, 1e-2), "a": (0.05, 0.1, 0.3)}

@@ -9,9 +9,10 @@
              send delta = y - x, v, K                                               5
     server:  x = x + mean delta;  Delta_G = - mean delta / (mean K lr);  v = mean v 6
 
-No bias corrections: v is carried, and what m lacks in its first steps the amendment gives. The paper's text was not at
-hand: a, the missing corrections, the fresh m and the averaged v are what its abstract and two public implementations
-agree on. One of them also takes the running maximum of v, as AMSGrad; the published comparisons do not, nor do we.
+There are no bias corrections: v is carried, and Delta_G makes up for the small m of the first steps. We had no access
+to the paper's text: a, the missing corrections, the fresh m and the averaged v are those on which its abstract and two
+public implementations agree. One of them also takes the running maximum of v, as in AMSGrad; the code of the published
+comparisons does not, and neither does this one.
 """
 
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class FedLADA(Algorithm[Server, Server, tuple[()], Local, Up]):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 1e-3  # part of the gradient
-    a: float = 0.1  # weight of the client's own direction; the global one has 1 - a
+    a: float = 0.1  # weight of the client's own direction; the global direction has 1 - a
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-4, 1e-3, 1e-2), "a": (0.1, 0.3, 0.5)}

@@ -1,4 +1,4 @@
-"""FedLAMB: LAMB on clients with shared block means of v and global alignment; FedAdamW's outlook (2510.27486).
+"""FedLAMB: LAMB on clients with shared block means of v and global alignment; after FedAdamW (2510.27486).
 
     server keeps x, Delta_G = 0, v_bar = 0 (B numbers), t = 0
     client:  y = x;  m = 0;  v = expand(v_bar)                                      1
@@ -11,7 +11,7 @@
     server:  x = x + mean delta;  Delta_G = - mean delta / (mean K lr)              7
              v_bar = mean of the block means;  t = t + mean K                       8
 
-LAMB is arXiv 1904.00962. A matrix that starts at zero (LoRA's B) has hardly a length: the lower end of `trust` lets it
+LAMB is arXiv 1904.00962. A matrix that starts at zero (LoRA's B) has a norm near zero: the lower end of `trust` lets it
 grow. With r fixed to 1 (`trust: [1, 1]`) it is FedAdamW. Fed-LAMB (Karimi, Li and Li, UAI 2023) is
 another method: layer-wise scaling of AMSGrad's local steps, without alignment.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 from fedadamw.algorithm import Algorithm
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
-from fedadamw.directions.align import aligned_step
+from fedadamw.directions.align import take_aligned_step
 from fedadamw.directions.lamb import lamb
 from fedadamw.validation import check
 from fedadamw.vector import Vector
@@ -58,9 +58,9 @@ class Up(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FedLAMB(Algorithm[Server, Server, tuple[()], Local, Up]):
-    """LAMB on clients, with what FedAdamW shares."""
+    """LAMB on clients, with the block means and the alignment of FedAdamW."""
 
-    blocks: Blocks  # the cut that v is averaged over; its layout says which tensors have a ratio
+    blocks: Blocks  # v is averaged in each; trust ratios are per tensor of its layout
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-6
     weight_decay: float = 0.01  # inside the ratio, times lr
@@ -90,7 +90,7 @@ class FedLAMB(Algorithm[Server, Server, tuple[()], Local, Up]):
         k = local.k + 1
         u, moments = adamw(g, local.moments, k, k + down.t, betas=self.betas, eps=self.eps)  # lines 2, 3
         w = lamb(u, local.y, self.blocks.layout, weight_decay=self.weight_decay, trust=self.trust)  # lines 3, 4
-        y = aligned_step(local.y, w, down.delta, lr, alpha=self.alpha, weight_decay=0.0)  # line 5
+        y = take_aligned_step(local.y, w, down.delta, lr, alpha=self.alpha, weight_decay=0.0)  # line 5
         return Local(y, moments, k)
 
     def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 6

@@ -1,4 +1,4 @@
-"""FedLion: Lion on clients with global alignment; FedAdamW's outlook (arXiv 2510.27486) for the rule of 2302.06675.
+"""FedLion: Lion on clients with global alignment; the rule of arXiv 2302.06675, as in FedAdamW (2510.27486).
 
     server keeps x, Delta_G = 0
     client:  y = x;  m = 0
@@ -9,9 +9,9 @@
              send delta = y - x, K                                                  4
     server:  x = x + mean delta;  Delta_G = - mean delta / (mean K lr)              5
 
-A step is alpha Delta_G and a sign a coordinate, so Lion wants a learning rate 3 to 10 times smaller than AdamW's and a
-decay as much larger. There is no second moment to share: d + 1 numbers go up. Another method of this name (arXiv
-2402.09941) averages the clients' momenta, sends updates as integers, and has neither alignment nor decay.
+Each coordinate of u is -1, 0 or 1, so Lion needs a learning rate 3 to 10 times smaller than AdamW's and a decay larger
+by the same factor. There is no second moment to share: an upload has d + 1 numbers. Another method of this name (arXiv
+2402.09941) averages the clients' momenta, sends updates as integers, and has no alignment or decay.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
-from fedadamw.directions.align import aligned_step
+from fedadamw.directions.align import take_aligned_step
 from fedadamw.directions.lion import lion
 from fedadamw.validation import check
 from fedadamw.vector import Vector
@@ -54,7 +54,7 @@ class FedLion(Algorithm[Server, Server, tuple[()], Local, Up]):
     """Lion on clients with the global direction in every step."""
 
     betas: tuple[float, float] = (0.9, 0.99)  # of the direction, of the momentum
-    weight_decay: float = 0.03  # decoupled, a step, times lr
+    weight_decay: float = 0.03  # decoupled, per step, times lr
     alpha: float = 0.5  # weight of Delta_G in every local step
 
     elementwise: ClassVar = True
@@ -76,7 +76,7 @@ class FedLion(Algorithm[Server, Server, tuple[()], Local, Up]):
 
     def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
         u, m = lion(g, local.m, betas=self.betas)  # lines 1, 2
-        y = aligned_step(local.y, u, down.delta, lr, alpha=self.alpha, weight_decay=self.weight_decay)  # line 3
+        y = take_aligned_step(local.y, u, down.delta, lr, alpha=self.alpha, weight_decay=self.weight_decay)  # line 3
         return Local(y, m, local.k + 1)
 
     def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 4

@@ -1,4 +1,4 @@
-"""FedMuon (arXiv 2510.27403): clients step along orthogonalised momenta, which the server averages and hands on.
+"""FedMuon (arXiv 2510.27403): clients step along orthogonalized momenta, which the server averages and broadcasts.
 
     server keeps x, Delta_G = 0, M = 0 of each matrix
     client:  y = x;  m = M for matrices, 0 elsewhere;  v = 0                        1
@@ -9,12 +9,12 @@
              send delta = y - x, m of the matrices, K                               5
     server:  x = x + mean delta;  Delta_G = - mean delta / (mean K lr);  M = mean m 6
 
-Matrices are the hidden layers' weights, a convolution as its output channels by the rest; embeddings, the head and
-whatever is flat go by AdamW with fresh moments, as Muon's authors advise (the code of FedMuon orthogonalises
-embeddings and head too). The orthogonal direction has AdamW's size, so one lr serves both (directions/muon.py).
+Matrices are the hidden layers' weights; a convolution is read as output channels by the rest. Embeddings, the head and
+flat tensors take AdamW steps with fresh moments, as Muon's authors advise (the code of FedMuon orthogonalizes
+embeddings and head too). The orthogonal direction has AdamW's size, so one lr fits both (directions/muon.py).
 
 rank: send thin sketches of the momenta in place of all their numbers (directions/sketch.py). The paper's code sends a
-truncated singular value decomposition, which the server has to rebuild client by client; ours is averaged as it comes.
+truncated singular value decomposition, which the server has to rebuild for each client; sketches are averaged directly.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from torch import Tensor
 from fedadamw.algorithm import Algorithm
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
-from fedadamw.directions.align import aligned_step
+from fedadamw.directions.align import take_aligned_step
 from fedadamw.directions.muon import as_matrix, muon
 from fedadamw.directions.sketch import Sketch, decode, encode
 from fedadamw.validation import check
@@ -41,7 +41,7 @@ class Server(NamedTuple):
 
     x: Vector  # (d,) the global model
     delta: Vector  # (d,) Delta_G, the last global direction
-    m: Tensor  # the matrices' momenta, whole or as sketches, one after the other
+    m: Tensor  # the matrices' momenta, whole or as sketches, concatenated
 
 
 class Local(NamedTuple):
@@ -64,10 +64,10 @@ class Up(NamedTuple):
 class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
     """Muon on clients with averaged momenta and global alignment."""
 
-    blocks: Blocks  # says which tensors are hidden layers' matrices
+    blocks: Blocks  # their kinds tell which tensors are matrices of hidden layers
     betas: tuple[float, float] = (0.95, 0.999)  # of the momentum, and of AdamW's v elsewhere
     eps: float = 1e-8
-    weight_decay: float = 0.01  # decoupled, a step, times lr
+    weight_decay: float = 0.01  # decoupled, per step, times lr
     alpha: float = 0.5  # weight of Delta_G in every local step; the client's own direction has 1 - alpha
     steps: int = 5  # Newton-Schulz iterations
     rank: int | None = None  # of the momenta's sketches; None sends them whole
@@ -80,11 +80,13 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
         check(0 <= self.alpha < 1, f"alpha={self.alpha} must lie in [0, 1)")
         check(self.steps >= 1, f"steps={self.steps} must be at least 1")
         check(self.rank is None or self.rank >= 1, f"rank={self.rank} must be at least 1, or not set")
-        check("own" not in self.blocks.kinds, "fedmuon finds matrices by the named granularities, not by a function")
+        check(
+            "own" not in self.blocks.kinds, "fedmuon needs a named granularity, not a function, to recognize matrices"
+        )
 
     @cached_property
     def matrices(self) -> Layout:
-        """Names and shapes of the tensors that Muon moves."""
+        """The names and shapes of the tensors that take Muon's steps."""
         layout = self.blocks.layout
         rows = zip(layout.names, layout.shapes, self.blocks.kinds, strict=True)
         chosen = {name: shape for name, shape, kind in rows if kind in HIDDEN and len(shape) > 1}
@@ -106,7 +108,7 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
         u, moments = adamw(g, local.moments, k, k, betas=self.betas, eps=self.eps)  # line 2
         u = muon(u, moments.m, self.blocks.layout, self.matrices.names, steps=self.steps)  # line 3
         u = (1 - self.alpha) * u
-        y = aligned_step(local.y, u, down.delta, lr, alpha=self.alpha, weight_decay=self.weight_decay)  # line 4
+        y = take_aligned_step(local.y, u, down.delta, lr, alpha=self.alpha, weight_decay=self.weight_decay)  # line 4
         return Local(y, moments, k)
 
     def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 5
@@ -121,31 +123,31 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
     def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # line 6
         m = up.m
         if self.rank is not None:
-            came = zip(self._pairs(up.m), self._sketches(server.m), strict=True)
-            after = [decode(*pair, known) for pair, known in came]
+            received = zip(self._pairs(up.m), self._sketches(server.m), strict=True)
+            after = [decode(*pair, known) for pair, known in received]
             thin = [torch.cat((s.p, s.q)) for s in after], [torch.cat((s.left, s.right)) for s in after]
             m = torch.cat([up.m[:0], *(part.flatten() for part in (*thin[0], *thin[1]))])
         return Server(server.x + up.delta, -up.delta / (up.k * lr), m)
 
     @cached_property
     def _thin(self) -> Layout:
-        """L above R of each matrix: (rows + columns, r), r at most the smaller side."""
+        """The layout of L above R of each matrix: (rows + columns, r), r at most the smaller side."""
         sides = [(shape[0], shape[1:].numel()) for shape in self.matrices.shapes]
         shapes = tuple(torch.Size((m + n, min(self.rank or m, m, n))) for m, n in sides)
         return Layout(self.matrices.names, shapes)
 
     def _pairs(self, packed: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The two thin matrices (rows, r), (columns, r) of each matrix, from numbers (thin.d,) that have travelled."""
+        """Unpack the two thin matrices (rows, r), (columns, r) of each matrix, from a vector (thin.d,)."""
         thin, rows = self._thin.views(packed).values(), [shape[0] for shape in self.matrices.shapes]
         return [(t[:n], t[n:]) for n, t in zip(rows, thin, strict=True)]
 
     def _sketches(self, packed: Tensor) -> list[Sketch]:
-        """What both sides know of each matrix: all bases, then all L and R."""
+        """Unpack the sketch of each matrix: all bases, then all L and R."""
         bases, ends = packed.chunk(2)
         return [Sketch(*b, *e) for b, e in zip(self._pairs(bases), self._pairs(ends), strict=True)]
 
     def _momenta(self, packed: Tensor, *, like: Vector) -> Vector:
-        """A vector (d,) with the matrices' momenta in their places and zero elsewhere."""
+        """Return a vector (d,) with the momenta of the matrices, and zero elsewhere."""
         out = torch.zeros_like(like)
         places = self.blocks.layout.views(out)
         if self.rank is None:

@@ -1,4 +1,4 @@
-"""FedProx (arXiv 1812.06127): FedAvg whose clients are held near the global model.
+"""FedProx (arXiv 1812.06127): FedAvg with a pull of the clients towards the global model.
 
     client:  y = x
              for k = 1..K, with g the gradient at y:
@@ -42,7 +42,7 @@ class FedProx(Algorithm[Server, Server, tuple[()], Local, Up]):
     """SGD on clients with a pull towards the global model, averaged models."""
 
     mu: float = 0.01  # strength of the pull
-    weight_decay: float = 1e-3  # a step, times lr
+    weight_decay: float = 1e-3  # per step, times lr
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (0.03, 0.1, 0.3), "weight_decay": (1e-4, 1e-3, 1e-2), "mu": (1e-3, 1e-2, 1e-1)}

@@ -8,8 +8,8 @@
              send delta = y - x                                                     4
     server:  x = x + mean delta                                                     5
 
-Adam (arXiv 1412.6980), whose decay is part of the gradient and so is divided by sqrt(v) too: what Local AdamW
-decouples. The baseline of FedAdamW (arXiv 2510.27486).
+Adam (arXiv 1412.6980), whose decay is part of the gradient and so is divided by sqrt(v) too, unlike Local
+AdamW's. A baseline of FedAdamW (arXiv 2510.27486).
 """
 
 from dataclasses import dataclass

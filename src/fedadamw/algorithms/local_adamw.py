@@ -47,7 +47,7 @@ class LocalAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    weight_decay: float = 0.01  # decoupled, a step, times lr
+    weight_decay: float = 0.01  # decoupled, per step, times lr
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-3, 1e-2, 1e-1)}

@@ -40,28 +40,28 @@ ALGORITHMS: dict[str, type[AnyAlgorithm]] = {
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """Return the settings of algorithm `name` with their defaults; blocks are no setting, they come from the model."""
+    """Return the settings of algorithm `name` with their defaults; blocks are not one, they come from the model."""
     check_one_of("algorithm.name", name, ALGORITHMS)
     fields: Any = dataclasses.fields(ALGORITHMS[name])  # type: ignore[arg-type]  # every algorithm is a dataclass
     return {f.name: f.default for f in fields if f.name != "blocks"}
 
 
-def validate(name: str, given: Mapping[str, Any], *, others: Sequence[str] = ()) -> dict[str, Any]:
-    """Check the settings `given` for algorithm `name` and return all of its settings, with defaults for the others.
+def validate(name: str, values: Mapping[str, Any], *, others: Sequence[str] = ()) -> dict[str, Any]:
+    """Check settings of algorithm `name` and return all of its settings, with defaults for those not in `values`.
 
-    others: names of settings outside of the section, to suggest for an unknown one.
+    others: names of settings outside the section, which may be suggested for an unknown name.
     """
     defaults = settings_of(name)
-    for key in given:
+    for key in values:
         if key not in defaults:
             owners = ", ".join(other for other in ALGORITHMS if key in settings_of(other))
-            theirs = f"; {key} is a setting of {owners}" if owners else ""
+            hint_of_owners = f"; {key} is a setting of {owners}" if owners else ""
             hint = suggest(key, [*defaults, *([] if owners else others)], ".")
-            raise InputError(f"algorithm.{key} is unknown{hint}; {name} has {', '.join(defaults)}{theirs}")
+            raise InputError(f"algorithm.{key} is unknown{hint}; {name} has {', '.join(defaults)}{hint_of_owners}")
     hints = {f.name: f.type for f in dataclasses.fields(ALGORITHMS[name])}  # type: ignore[arg-type]
     fields: dict[str, Any] = {key: (hints[key], default) for key, default in defaults.items()}
     try:
-        settings: dict[str, Any] = create_model(name, **fields).model_validate(dict(given)).model_dump()
+        settings: dict[str, Any] = create_model(name, **fields).model_validate(dict(values)).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -72,7 +72,7 @@ def validate(name: str, given: Mapping[str, Any], *, others: Sequence[str] = ())
 
 
 def check_startable(algorithm: Mapping[str, Any]) -> None:
-    """Raise InputError if no new run may start with these settings, though an older run may have them."""
+    """Raise InputError if a new run may not start with these settings; an older run may have them."""
     try:
         make(*parse_section(algorithm), NO_BLOCKS)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""SCAFFOLD (arXiv 1910.06378), option II: control variates c that take the clients' drift out of every step.
+"""SCAFFOLD (arXiv 1910.06378), option II: control variates c that correct the clients' drift in every step.
 
     server keeps x, c = 0;  client i keeps c_i = 0 between its rounds
     client:  y = x
@@ -9,9 +9,9 @@
     server:  x = x + server_lr mean delta                                           4
              c = c + S/N mean dc                                                    5
 
-With c = mean c_i, as line 5 keeps it where clients are weighted uniformly, the correction has no bias. Clients that
-never took part have c_i = 0. Published code often has a correction without a gradient (a scalar that is added to the
-loss through `.item()`), which is FedAvg; here it enters the step.
+If clients are weighted uniformly, line 5 keeps c = mean c_i, and the correction has no bias. Clients that never took
+part have c_i = 0. In some published code the correction has no gradient (a scalar is added to the loss through
+`.item()`), which makes it FedAvg; here the correction is in the step.
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Scaffold(Algorithm[Server, Server, Memory, Local, Up]):
     """SGD on clients, corrected by control variates."""
 
     server_lr: float = 1.0  # of the server's step
-    weight_decay: float = 1e-3  # a step, times lr
+    weight_decay: float = 1e-3  # per step, times lr
 
     elementwise: ClassVar = True
     changes: ClassVar = ("delta", "dc")

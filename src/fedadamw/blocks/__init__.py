@@ -1,1 +1,1 @@
-"""Hessian blocks: which coordinates of a model share one second moment."""
+"""Hessian blocks: groups of a model's coordinates that share one second moment."""

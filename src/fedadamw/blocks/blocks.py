@@ -1,7 +1,7 @@
-"""Blocks: which coordinates of the flat vector share one number of v.
+"""Blocks: groups of coordinates of the flat vector that share one number of v.
 
 A parameter's tensor is cut by strides, never by an index vector, so a cut needs no memory and a mean is one reduction
-for each piece, whatever the size of the model.
+per piece, whatever the size of the model.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from fedadamw.blocks.cuts import GRANULARITIES, Cut, Parameter, cut, parameters_
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, Vector
 
-BlockRule = Callable[[str, Tensor], int]  # (name, parameter) -> equal consecutive blocks it is cut into
+BlockRule = Callable[[str, Tensor], int]  # (name, parameter) -> number of equal consecutive blocks
 
 
 class BlockRow(NamedTuple):
@@ -40,7 +40,7 @@ class Blocks:
     """
 
     layout: Layout
-    kinds: tuple[str, ...]  # one a parameter
+    kinds: tuple[str, ...]  # one per parameter
     cuts: tuple[tuple[Cut, ...], ...]  # (parameters, pieces of the parameter)
 
     @staticmethod
@@ -65,7 +65,7 @@ class Blocks:
             )
         unknown = [p.name for p in parameters if p.kind == "unknown"]
         if unknown and granularity in ("paper", "coarse"):
-            warnings.warn(f"no block rule knows {', '.join(unknown)}: one block a row", stacklevel=2)
+            warnings.warn(f"no block rule knows {', '.join(unknown)}: one block per row", stacklevel=2)
         cuts = tuple(cut(p, granularity) for p in parameters)
         return Blocks(layout, tuple(p.kind for p in parameters), cuts)
 
@@ -86,7 +86,7 @@ class Blocks:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of names, shapes and cuts: block means can be exchanged only between equal ones."""
+        """A digest of names, shapes and cuts: block means can be exchanged only if it is equal."""
         return hashlib.sha256(f"{self.layout.fingerprint} {self.cuts}".encode()).hexdigest()[:16]
 
     def mean(self, v: Vector) -> Tensor:
@@ -109,7 +109,7 @@ class Blocks:
         return out
 
     def table(self) -> list[BlockRow]:
-        """Return one row per parameter: its name, class, shape and number of blocks."""
+        """Return one row per parameter: its name, kind, shape and number of blocks."""
         rows = zip(self.layout.names, self.kinds, self.layout.shapes, self.counts, strict=True)
         return [BlockRow(name, kind, tuple(shape), blocks) for name, kind, shape, blocks in rows]
 
@@ -128,7 +128,7 @@ def _columns(part: Vector, piece: Cut) -> Tensor:
 
 
 def _cut_by_function(rule: BlockRule, parameter: Parameter) -> Cut:
-    """Return the cut that a user's function asks for."""
+    """Return the cut into the number of blocks that a user's function returns."""
     blocks = rule(parameter.name, parameter.tensor)
     n = parameter.tensor.numel()
     if not isinstance(blocks, int) or blocks < 1 or n % blocks:

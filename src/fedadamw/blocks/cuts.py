@@ -1,4 +1,4 @@
-"""The rules that cut each parameter into blocks: its role, its rows, the parts of its rows.
+"""The rules that cut each parameter into blocks, by its role, its rows and the parts of its rows.
 
 A role is read from the module that owns the parameter, its path and its attributes; heads from the attention
 module or the configuration, never guessed. A parameter without a rule is `unknown`, and a warning names it.
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from fedadamw.blocks.heads import Part, Parts, nearest, parts_of, plain
+from fedadamw.blocks.heads import Part, Parts, nearest, one_part, parts_of
 from fedadamw.blocks.roles import find_adapted, role_of
 
 GRANULARITIES = ("paper", "coarse", "tensor", "coordinate")
@@ -18,9 +18,9 @@ EXPERTS = ("moe_num_experts",)  # attribute of a module with all experts in one 
 
 
 class Cut(NamedTuple):
-    """Some coordinates of a tensor: viewed as (groups, outer, width), its columns from `start`, as (blocks, inner).
+    """Some coordinates of a tensor: in its view (groups, outer, width), blocks * inner columns from `start`.
 
-    Each group has `blocks` separate blocks.
+    Each group has `blocks` separate blocks of outer * inner numbers.
     """
 
     outer: int
@@ -34,13 +34,13 @@ class Cut(NamedTuple):
         """The number of blocks in all groups."""
         return self.groups * self.blocks
 
-    def __repr__(self) -> str:  # digests use it, and must not change for cuts without groups
+    def __repr__(self) -> str:  # fingerprints use it, so it must not change for cuts without groups
         shown = list(self._asdict().items())[: 4 if self.groups == 1 else 5]
         return f"Cut({', '.join(f'{name}={value}' for name, value in shown)})"
 
 
 class Parameter(NamedTuple):
-    """A trainable tensor, its role, and the place of its output units (rows)."""
+    """A trainable tensor, its role, and where its output units (rows) are."""
 
     name: str
     tensor: Tensor
@@ -52,7 +52,7 @@ class Parameter(NamedTuple):
 
 
 def row(blocks: int, inner: int) -> Cut:
-    """Return the cut of a whole tensor into `blocks` runs of `inner` consecutive numbers."""
+    """Return the cut of a whole tensor into `blocks` blocks of `inner` consecutive numbers."""
     return Cut(1, 0, blocks, inner)
 
 
@@ -68,9 +68,9 @@ def cut(p: Parameter, granularity: str) -> tuple[Cut, ...]:
     if granularity == "coarse" and p.groups == 1 and [part.coarse for part in p.parts] == [p.parts[0].rows]:
         return (row(1, n),)
     pieces, start = [], 0
-    for (paper, coarse), alike in groupby(p.parts, lambda part: (part.paper, part.coarse)):
+    for (paper, coarse), equal_parts in groupby(p.parts, lambda part: (part.paper, part.coarse)):
         rows_a_block = paper if granularity == "paper" else coarse
-        rows = sum(part.rows for part in alike)
+        rows = sum(part.rows for part in equal_parts)
         pieces.append(Cut(p.outer, start * p.unit, rows // rows_a_block, rows_a_block * p.unit, p.groups))
         start += rows
     return tuple(pieces)
@@ -79,13 +79,13 @@ def cut(p: Parameter, granularity: str) -> tuple[Cut, ...]:
 def parameters_of(model: nn.Module) -> list[Parameter]:
     """Return the trainable parameters of `model`, in the order of its layout, each with its role."""
     modules = dict(model.named_modules())
-    found = []
+    parameters = []
     for name, tensor in model.named_parameters():
         if tensor.requires_grad:
             path = name.split(".")
             lineage = [modules[".".join(path[:i])] for i in range(len(path)) if ".".join(path[:i]) in modules]
-            found.append(_describe(name, tensor, path, lineage))
-    return found
+            parameters.append(_describe(name, tensor, path, lineage))
+    return parameters
 
 
 def _describe(name: str, tensor: Tensor, path: Sequence[str], lineage: Sequence[nn.Module]) -> Parameter:
@@ -95,17 +95,17 @@ def _describe(name: str, tensor: Tensor, path: Sequence[str], lineage: Sequence[
     if layer is None:
         role, axes = role_of(path, lineage, tensor)
         groups, outer, rows, unit = _units(axes, lineage[-1], tensor)
-    else:  # a row of B is an output of the layer, however that keeps its own weight
+    else:  # a row of B is an output of the layer, in whichever order the layer's weight has its axes
         role, lineage = role_of(layer.path, layer.lineage, layer.weight)[0], layer.lineage
         groups, outer, rows, unit = 1, 1, len(tensor), tensor[0].numel()
-    found = parts_of(role, lineage, rows)
-    if layer is not None and layer.experts > 1:  # (out, r, experts): no view has one expert's outputs side by side
+    parts = parts_of(role, lineage, rows)
+    if layer is not None and layer.experts > 1:  # (out, r, experts): an expert's outputs are not adjacent in any view
         groups, outer, rows, unit = rows, unit // layer.experts, layer.experts, 1
-        found = Parts(1, (Part(role.parts[0], rows, 1, 1),))
-    if found is None or (found.repeats > 1 and groups * outer > 1):  # repeated parts of (in, out): no view has them
-        found = plain("unknown", rows)
-    kind = found.parts[0].role if len(found.parts) == 1 else "qkv"
-    return Parameter(name, tensor, kind, groups * found.repeats, outer, unit, found.parts)
+        parts = Parts(1, (Part(role.parts[0], rows, 1, 1),))
+    if parts is None or (parts.repeats > 1 and groups * outer > 1):  # no view has repeated parts of (in, out)
+        parts = one_part("unknown", rows)
+    kind = parts.parts[0].role if len(parts.parts) == 1 else "qkv"
+    return Parameter(name, tensor, kind, groups * parts.repeats, outer, unit, parts.parts)
 
 
 def _units(axes: str, owner: nn.Module, tensor: Tensor) -> tuple[int, int, int, int]:

@@ -15,11 +15,11 @@ QUERY_DIM = ("qk_head_dim", *KEY_DIM)
 VALUE_DIM = ("v_head_dim", "head_v_dim", *KEY_DIM)
 WITH_HEADS = {"query", "key", "value", "nope", "rope", "narrow query", "narrow key"}
 KEYS = {"nope": "key", "rope": "key"}  # the parts of a key with and without rotary positions
-ONE_HEAD = {"SwiftFormerEfficientAdditiveAttention"}  # attention without heads, which no attribute says
+ONE_HEAD = {"SwiftFormerEfficientAdditiveAttention"}  # attention without heads; no attribute says so
 
 
 class Part(NamedTuple):
-    """Consecutive rows of one role, and how many of them share a block at the granularities that ask."""
+    """Consecutive rows of one role, and how many of them share a block at granularities `paper` and `coarse`."""
 
     role: str  # query, key, value, projection, gate, latent, mlp, ...
     rows: int
@@ -28,7 +28,7 @@ class Part(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The rows of a layer: `repeats` times the same parts."""
+    """The rows of a layer: the same parts, `repeats` times."""
 
     repeats: int
     parts: tuple[Part, ...]
@@ -45,29 +45,29 @@ class Heads(NamedTuple):
     value_dim: int
 
 
-def plain(role: str, rows: int) -> Parts:
-    """Return rows that are a block each, and one block in `coarse` if their role is known."""
+def one_part(role: str, rows: int) -> Parts:
+    """Return rows that are one block each, or, in `coarse` and if their role is known, one block together."""
     return Parts(1, (Part(role, rows, 1, 1 if role == "unknown" else rows),))
 
 
 def parts_of(role: Role, lineage: Sequence[nn.Module], rows: int) -> Parts | None:
     """Return the parts of a layer's `rows`; None if the number of heads is unknown or does not fit."""
     if not WITH_HEADS & set(role.parts):
-        return plain(role.parts[0], rows) if len(role.parts) == 1 else None
+        return one_part(role.parts[0], rows) if len(role.parts) == 1 else None
     heads = _heads(lineage)
     if len(role.parts) == 1:
-        part = _single(role.parts[0], heads, rows)
+        part = _read_single(role.parts[0], heads, rows)
         return Parts(1, (part,)) if part else None
-    return _fused(role, heads, lineage, rows)
+    return _read_fused(role, heads, lineage, rows)
 
 
-def _single(name: str, heads: Heads, rows: int) -> Part | None:
+def _read_single(name: str, heads: Heads, rows: int) -> Part | None:
     """Return the rows of a layer that has only queries, keys or values."""
     count, dim = {
         "query": (heads.queries, heads.query_dim),
         "key": (heads.keys, heads.key_dim),
         "value": (heads.values, heads.value_dim),
-        "narrow query": (heads.queries, 0),  # heads of a width of their own
+        "narrow query": (heads.queries, 0),  # the width of these heads is not an attribute
         "narrow key": (heads.keys, 0),
     }[name]
     name = name.removeprefix("narrow ")
@@ -80,17 +80,17 @@ def _single(name: str, heads: Heads, rows: int) -> Part | None:
     return Part(name, rows, dim, dim) if rows in {number * dim for number in fitting} else None
 
 
-def _fused(role: Role, heads: Heads, lineage: Sequence[nn.Module], rows: int) -> Parts | None:
-    """Return the rows of a layer with several parts side by side; values, gates and latents share the rest."""
+def _read_fused(role: Role, heads: Heads, lineage: Sequence[nn.Module], rows: int) -> Parts | None:
+    """Return the rows of a layer with several parts side by side; values, gates and latents share the other rows."""
     repeats = {"once": 1, "a head": heads.queries, "a key head": heads.keys}.get(role.repeats) or role.number
     if not repeats or rows % repeats:
         return None
     by_head = _by_head(role, heads, lineage, rows)  # (heads in all, rows a head)
     sizes = {name: math.prod(by_head[name]) // repeats for name in role.parts if name in by_head}
-    each, odd = divmod(rows // repeats - sum(sizes.values()), len(role.parts) - len(sizes))
+    each, remainder = divmod(rows // repeats - sum(sizes.values()), len(role.parts) - len(sizes))
     values = heads.values * heads.value_dim
     wrong = role.repeats == "once" and "value" in role.parts and values not in (0, each)
-    if odd or wrong or each < 1 or not all(sizes.values()):
+    if remainder or wrong or each < 1 or not all(sizes.values()):
         return None
     dim = heads.value_dim or each // max(1, heads.values // repeats)
     blocks = {name: (by_head[name][1],) * 2 for name in sizes} | {"value": (1, each if each % dim else dim)}
@@ -112,7 +112,7 @@ def _by_head(role: Role, heads: Heads, lineage: Sequence[nn.Module], rows: int) 
 
 
 def _heads(lineage: Sequence[nn.Module]) -> Heads:
-    """Read the heads from the modules above a layer or their configurations; the nearest decides."""
+    """Read the heads from the modules above a layer or their configurations; the nearest takes precedence."""
     one = any(type(module).__name__ in ONE_HEAD for module in lineage)
     queries = 1 if one else nearest(lineage, HEADS)
     keys = _key_heads(lineage) or queries
@@ -123,24 +123,24 @@ def _heads(lineage: Sequence[nn.Module]) -> Heads:
 
 
 def _key_heads(lineage: Sequence[nn.Module]) -> int:
-    """Read key heads from the module that has the number of heads, else its configuration; 0: as many as queries."""
+    """Read the number of key heads from the module that has heads, or its configuration; 0 if as many as queries."""
     if any(isinstance(module, nn.MultiheadAttention) for module in lineage):
         return 0
     places = [place for place in _places(lineage) if _first(place, (*HEADS, *KEY_HEADS))]
     configurations = [place for place in places if not isinstance(place, nn.Module)]
-    of_module = _first(places[0], KEY_HEADS) if places and isinstance(places[0], nn.Module) else 0
-    groups = nearest(lineage, ("num_key_value_groups",))  # layers of one model may differ in it
-    of_configuration = _first(configurations[0], KEY_HEADS) if configurations else 0
-    return of_module or (nearest(lineage, HEADS) // groups if groups else of_configuration)
+    in_module = _first(places[0], KEY_HEADS) if places and isinstance(places[0], nn.Module) else 0
+    groups = nearest(lineage, ("num_key_value_groups",))  # may differ between layers
+    in_configuration = _first(configurations[0], KEY_HEADS) if configurations else 0
+    return in_module or (nearest(lineage, HEADS) // groups if groups else in_configuration)
 
 
 def nearest(lineage: Sequence[nn.Module], names: Sequence[str]) -> int:
-    """Return the first of `names` that the nearest module or configuration has as a positive integer, else 0."""
+    """Return the first positive integer among attributes `names` of the nearest module or configuration, else 0."""
     return next((number for place in _places(lineage) if (number := _first(place, names))), 0)
 
 
 def _first(place: object, names: Sequence[str]) -> int:
-    """Return the first of `names` that `place` has as a positive integer, else 0."""
+    """Return the first positive integer among attributes `names` of `place`, else 0."""
     return next((number for name in names if (number := _number(place, name))), 0)
 
 

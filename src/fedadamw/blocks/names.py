@@ -1,7 +1,7 @@
 """Names of layers and parameters: the tables from which block rules read their roles.
 
-A name alone decides if every library means the same by it; for a fused tensor with a layout of its own, the class that
-reads it precedes the layer's name. Layouts follow the views in transformers' modeling files.
+A layer's name alone is enough if all libraries use it in the same way. For a fused tensor with a special layout, the
+name of the module's class precedes it. Layouts follow the views in transformers' modeling files.
 """
 
 from typing import NamedTuple
@@ -50,7 +50,7 @@ BY_CLASS = {
     **dict.fromkeys(
         (
             "BloomAttention.query_key_value",
-            "DisentangledSelfAttention.in_proj",  # DeBERTa; its second version has layers of their own
+            "DisentangledSelfAttention.in_proj",  # DeBERTa; its second version has separate layers
             "FalconAttention.query_key_value",
             "GPTBigCodeAttention.c_attn",
             "GPTNeoXAttention.query_key_value",
@@ -69,7 +69,7 @@ BY_CLASS = {
     "LiltSelfAttention.layout_key": Role(("narrow key",)),
     "LiltSelfAttention.layout_value": VALUE,
     "MiniMaxLightningAttention.qkv_proj": Role(("query", "key", "value"), "a head"),
-    **dict.fromkeys(  # one head that is key and value at once: cut as the finer of the two
+    **dict.fromkeys(  # one head is key and value at once: it is cut as the finer of the two
         ("DeepseekV4Attention.kv_proj", "DeepseekV4HCACompressor.kv_proj", "DeepseekV4CSACompressor.kv_proj"), VALUE
     ),
     "DeepseekV4Indexer.kv_proj": VALUE,
@@ -85,55 +85,59 @@ BY_CLASS = {
 }
 
 
-class Own(NamedTuple):
-    """A parameter of a module's own, not of an nn.Linear or similar layer."""
+class Direct(NamedTuple):
+    """A parameter that a module has directly, not in an nn.Linear or similar layer."""
 
     kind: str
     axes: str  # rows: (out, in); in-out: (in, out); stack: (n, out, in); in-out stack: (n, in, out)
 
 
-POSITION = Own("embedding", "rows")
-OWN = {
-    "relative_position_bias_table": Own("position-bias", "in-out"),  # ((2w-1)^2, heads)
-    "CpmAntSegmentPositionEmbedding.relative_attention_bias": Own("position-bias", "in-out"),
-    "attention_biases": Own("position-bias", "rows"),  # (heads, offsets)
-    **dict.fromkeys(("r_w_bias", "r_r_bias", "r_s_bias"), Own("position-bias", "rows")),  # (heads, head_dim)
-    **dict.fromkeys(("register_tokens", "seg_embed"), Own("embedding", "tokens")),
+POSITION = Direct("embedding", "rows")
+DIRECT = {
+    "relative_position_bias_table": Direct("position-bias", "in-out"),  # ((2w-1)^2, heads)
+    "CpmAntSegmentPositionEmbedding.relative_attention_bias": Direct("position-bias", "in-out"),
+    "attention_biases": Direct("position-bias", "rows"),  # (heads, offsets)
+    **dict.fromkeys(("r_w_bias", "r_r_bias", "r_s_bias"), Direct("position-bias", "rows")),  # (heads, head_dim)
+    **dict.fromkeys(("register_tokens", "seg_embed"), Direct("embedding", "tokens")),
     **dict.fromkeys(("rel_pos_h", "rel_pos_w"), POSITION),
-    "PerceiverEmbeddings.latents": Own("embedding", "rows"),
-    "QuantEmbedding.weight": Own("embedding", "rows"),
-    "A_log": Own("state", "rows"),  # (channels, states)
-    **dict.fromkeys(("ZambaMambaMixer.x_proj_weight", "ZambaMambaMixer.dt_proj_weight"), Own("mlp", "stack")),
-    **dict.fromkeys(("ZambaMambaMixer.dt_proj_bias", "ZambaMambaMixer.D"), Own("state", "rows")),  # (heads, channels)
-    "ZambaMambaMixer.A_log": Own("state", "stack"),  # (heads, channels, states)
-    "XLNetRelativeAttention.q": Own("query", "in-out"),  # (in, heads, head_dim)
-    **dict.fromkeys(("XLNetRelativeAttention.k", "XLNetRelativeAttention.r"), Own("key", "in-out")),
-    "XLNetRelativeAttention.v": Own("value", "in-out"),
-    "XLNetRelativeAttention.o": Own("projection", "rows"),
-    "FunnelRelMultiheadAttention.r_kernel": Own("key", "in-out"),
-    "mm_input_projection_weight": Own("mlp", "in-out"),
-    **dict.fromkeys(("DeepseekV4HyperConnection.fn", "HYV4HyperConnection.fn"), Own("mlp", "rows")),
-    **dict.fromkeys(("DeepseekV4HyperHead.hc_fn", "HYV4HyperHead.hc_fn"), Own("mlp", "rows")),
+    "PerceiverEmbeddings.latents": Direct("embedding", "rows"),
+    "QuantEmbedding.weight": Direct("embedding", "rows"),
+    "A_log": Direct("state", "rows"),  # (channels, states)
+    **dict.fromkeys(("ZambaMambaMixer.x_proj_weight", "ZambaMambaMixer.dt_proj_weight"), Direct("mlp", "stack")),
+    **dict.fromkeys(
+        ("ZambaMambaMixer.dt_proj_bias", "ZambaMambaMixer.D"), Direct("state", "rows")
+    ),  # (heads, channels)
+    "ZambaMambaMixer.A_log": Direct("state", "stack"),  # (heads, channels, states)
+    "XLNetRelativeAttention.q": Direct("query", "in-out"),  # (in, heads, head_dim)
+    **dict.fromkeys(("XLNetRelativeAttention.k", "XLNetRelativeAttention.r"), Direct("key", "in-out")),
+    "XLNetRelativeAttention.v": Direct("value", "in-out"),
+    "XLNetRelativeAttention.o": Direct("projection", "rows"),
+    "FunnelRelMultiheadAttention.r_kernel": Direct("key", "in-out"),
+    "mm_input_projection_weight": Direct("mlp", "in-out"),
+    **dict.fromkeys(("DeepseekV4HyperConnection.fn", "HYV4HyperConnection.fn"), Direct("mlp", "rows")),
+    **dict.fromkeys(("DeepseekV4HyperHead.hc_fn", "HYV4HyperHead.hc_fn"), Direct("mlp", "rows")),
     **dict.fromkeys(
         ("RecurrentGemmaRglru.input_gate_weight", "RecurrentGemmaRglru.recurrent_gate_weight"),
-        Own("gate", "in-out stack"),
+        Direct("gate", "in-out stack"),
     ),
     **dict.fromkeys(
-        ("RecurrentGemmaRglru.input_gate_bias", "RecurrentGemmaRglru.recurrent_gate_bias"), Own("gate", "rows")
+        ("RecurrentGemmaRglru.input_gate_bias", "RecurrentGemmaRglru.recurrent_gate_bias"), Direct("gate", "rows")
     ),
-    **dict.fromkeys(("DbrxExpertGLU.w1", "DbrxExpertGLU.v1"), Own("expert", "rows")),
-    "DbrxExpertGLU.w2": Own("expert", "in-out stack"),
-    **dict.fromkeys(("Llama4TextExperts.gate_up_proj", "Llama4TextExperts.down_proj"), Own("expert", "in-out stack")),
-    **dict.fromkeys(("LongcatFlashExperts.gate_up_proj", "LongcatFlashExperts.down_proj"), Own("expert", "stack")),
+    **dict.fromkeys(("DbrxExpertGLU.w1", "DbrxExpertGLU.v1"), Direct("expert", "rows")),
+    "DbrxExpertGLU.w2": Direct("expert", "in-out stack"),
+    **dict.fromkeys(
+        ("Llama4TextExperts.gate_up_proj", "Llama4TextExperts.down_proj"), Direct("expert", "in-out stack")
+    ),
+    **dict.fromkeys(("LongcatFlashExperts.gate_up_proj", "LongcatFlashExperts.down_proj"), Direct("expert", "stack")),
     **dict.fromkeys(
         ("InklingSharedExperts.gate_proj", "InklingSharedExperts.up_proj", "InklingSharedExperts.down_proj"),
-        Own("expert", "stack"),
+        Direct("expert", "stack"),
     ),
-    "JetMoeParallelExperts.weight": Own("expert", "stack"),
-    "InklingRelativeLogits.proj": Own("position-bias", "in-out"),  # (profiles, distances)
+    "JetMoeParallelExperts.weight": Direct("expert", "stack"),
+    "InklingRelativeLogits.proj": Direct("position-bias", "in-out"),  # (profiles, distances)
     **dict.fromkeys(("DeepseekV4HCACompressor.position_bias", "DeepseekV4CSACompressor.position_bias"), POSITION),
     "DeepseekV4Indexer.position_bias": POSITION,
-    "AxialPositionEmbeddings.weights": Own("embedding", "tokens"),  # Reformer's, one tensor an axis
+    "AxialPositionEmbeddings.weights": Direct("embedding", "tokens"),  # Reformer's, one tensor an axis
 }
 
 HEAD = {"classifier", "cls_classifier", "distillation_classifier", "score", "lm_head", "qa_outputs", "decoder"}
@@ -141,7 +145,7 @@ TOP_LEVEL_HEAD = {"fc", "head", "heads"}
 ROUTERS = ("Router", "Gating")  # endings of the names of classes that choose experts
 ATTENTION_CLASSES = ("Attention", "AttentionSubsample")
 WRAPPERS = {"base_layer", "linear"}  # an inner layer, named by the outer one
-MATRIX_CLASSES = {"QuantLinear"}  # linear layers that are not nn.Linear
+MATRIX_CLASSES = {"QuantLinear"}  # linear layers that do not inherit from nn.Linear
 ADAPTER_MARKS = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save"}
 POSITIONS = ("pos_embed", "position_embed", "positional_embed")
 MLP_PLACES = {"mlp", "ffn", "feed_forward"}  # a layer inside one of these does not belong to attention

@@ -14,7 +14,7 @@ TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTransp
 
 
 class Adapted(NamedTuple):
-    """The weight that a LoRA B (out, r) adds to, and its place; a B of stacked experts is (out, r, experts)."""
+    """The weight that a LoRA B (out, r) adapts, and where it is; a B of stacked experts is (out, r, experts)."""
 
     path: Sequence[str]
     lineage: Sequence[nn.Module]
@@ -23,7 +23,7 @@ class Adapted(NamedTuple):
 
 
 def find_adapted(path: Sequence[str], lineage: Sequence[nn.Module]) -> Adapted | None:
-    """Return what a LoRA B of peft adds to; None if `path` leads to another parameter."""
+    """Return the weight that a LoRA B of peft adapts; None if `path` is that of another parameter."""
     if "lora_B" not in path:
         return None
     at = path.index("lora_B")
@@ -41,24 +41,24 @@ def find_adapted(path: Sequence[str], lineage: Sequence[nn.Module]) -> Adapted |
 
 
 def role_of(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -> tuple[Role, str]:
-    """Return the role of a tensor, and the order of its axes (`names.Own`, `whole`, `tokens` or `channels`)."""
+    """Return the role of a tensor, and the order of its axes (`names.Direct`, `whole`, `tokens` or `channels`)."""
     owner = lineage[-1]
     flat = tensor.numel() == max(tensor.shape, default=1)
     if tensor.dim() > 1 and ("lora_A" in path or "lora_embedding_A" in path):
         return Role(("lora-a",)), "rows"
     if tensor.dim() > 1 and "lora_embedding_B" in path:
         return Role(("embedding",)), "rows"
-    if tensor.dim() < 2 or (flat and not _is_matrix(owner)):  # (1, 1, width) too: a class token
+    if tensor.dim() < 2 or (flat and not _is_matrix(owner)):  # includes class tokens (1, 1, width)
         return Role(("vector",)), "whole"
     if isinstance(owner, CONVOLUTIONS + TRANSPOSED_CONVOLUTIONS):
         return _read_convolution(path, lineage, tensor)
     if isinstance(owner, nn.Embedding):
         return Role(("embedding",)), "tokens"
-    return _read_own(path, lineage, tensor) or _read_layer(path, lineage)
+    return _read_direct(path, lineage, tensor) or _read_layer(path, lineage)
 
 
 def _read_convolution(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -> tuple[Role, str]:
-    """Read the role of a convolution; over single positions it is a linear layer and may belong to attention."""
+    """Read the role of a convolution; with kernel size 1 it is a linear layer and may belong to attention."""
     if isinstance(lineage[-1], TRANSPOSED_CONVOLUTIONS):
         return Role(("conv",)), "channels"
     role = _attention_role(path, lineage)
@@ -66,18 +66,18 @@ def _read_convolution(path: Sequence[str], lineage: Sequence[nn.Module], tensor:
     return role if role and single else Role(("conv",)), "rows"
 
 
-def _read_own(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -> tuple[Role, str] | None:
-    """Read the role of a parameter that its module uses without a layer; None if it is not one."""
+def _read_direct(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -> tuple[Role, str] | None:
+    """Read the role of a parameter that its module uses directly, not in a layer; None if it is another."""
     owner, leaf = lineage[-1], (_names(path) or [""])[-1]
     for key in (*(f"{type(module).__name__}.{leaf}" for module in reversed(lineage[-2:])), leaf):
-        if key in names.OWN:
-            return Role((names.OWN[key].kind,)), names.OWN[key].axes
+        if key in names.DIRECT:
+            return Role((names.DIRECT[key].kind,)), names.DIRECT[key].axes
     if isinstance(getattr(owner, "is_transposed", None), bool):  # transformers' stacked experts
         stack = "in-out stack" if owner.is_transposed else "stack"
         return Role(("expert",)), "rows" if tensor.dim() == 2 else stack
     if leaf.startswith(names.POSITIONS):
         return Role(("embedding",)), "tokens"
-    if type(owner).__name__.endswith(names.ROUTERS):  # with a matrix of its own
+    if type(owner).__name__.endswith(names.ROUTERS):  # the router's matrix is a direct parameter
         return Role(("router",)), "rows"
     return None
 
@@ -99,7 +99,7 @@ def _read_layer(path: Sequence[str], lineage: Sequence[nn.Module]) -> tuple[Role
 
 
 def _attention_role(path: Sequence[str], lineage: Sequence[nn.Module]) -> Role | None:
-    """Return the role in attention of the layer that has the weight; None for a layer outside."""
+    """Return the role of the weight's layer in attention; None for a layer outside."""
     *above, leaf = _names(path) or [""]
     if leaf.removesuffix("_weight") in names.OF_MULTIHEAD_ATTENTION:
         return names.OF_MULTIHEAD_ATTENTION[leaf.removesuffix("_weight")]
@@ -115,7 +115,7 @@ def _attention_role(path: Sequence[str], lineage: Sequence[nn.Module]) -> Role |
 
 
 def _in_attention(path: Sequence[str], lineage: Sequence[nn.Module]) -> bool:
-    """Return whether the layer is inside an attention module, and not inside an MLP of that."""
+    """Return whether the layer is inside an attention module, and not in an MLP inside it."""
     inside = False
     for name, module in zip(path, lineage[1:-1], strict=False):
         if name in names.MLP_PLACES:
@@ -134,7 +134,7 @@ def _without_adapters(path: Sequence[str]) -> Iterator[str]:
     parts = iter(path)
     for part in parts:
         if part in names.ADAPTER_MARKS:
-            next(parts, None)  # the adapter's own name
+            next(parts, None)  # the adapter's name
         elif part not in names.WRAPPERS:
             yield part
 

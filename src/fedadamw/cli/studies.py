@@ -12,7 +12,7 @@ from fedadamw.cli.complete import complete_algorithms
 from fedadamw.runner.signals import Terminated
 
 if TYPE_CHECKING:
-    from fedadamw.report.study_charts import Results
+    from fedadamw.report.study_files import Results
 
 Algorithms = Annotated[
     str,

@@ -1,4 +1,4 @@
-"""AdamW's direction (arXiv 1711.05101) without its decay: the moments' ratio, elementwise."""
+"""AdamW's direction (arXiv 1711.05101) without weight decay: the ratio of the moments, elementwise."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 from fedadamw.validation import check
 from fedadamw.vector import Vector
 
-LEAST = torch.finfo(torch.float32).tiny  # smallest normal float32
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 class Moments(NamedTuple):
@@ -24,7 +24,7 @@ def adamw(
 ) -> tuple[Vector, Moments]:
     """Return the direction u (..., d) for the gradient `g`, and the moments after it.
 
-    m_steps, v_steps: gradients, including this one, that each moment has seen since it was zero (..., 1).
+    m_steps, v_steps: number of gradients in each moment since it was zero, including this one (..., 1).
     """
     beta1, beta2 = betas  # 1 - beta is exact in double; float32(beta) would lose its digits
     m = torch.lerp(moments.m, g, 1 - beta1)
@@ -40,16 +40,19 @@ def check_adamw(betas: tuple[float, float], weight_decay: float) -> None:
     check(weight_decay >= 0, f"weight_decay={weight_decay} must not be negative")
 
 
-def check_above_zero(name: str, given: float) -> None:
-    """Raise InputError if an addend of a root is 0 in float32: a gradient of 0 would give 0/0."""
-    check(given >= LEAST, f"{name}={given} must be at least {LEAST:.3g}: without it a gradient of 0 gives 0/0")
+def check_above_zero(name: str, value: float) -> None:
+    """Raise InputError if a term of the denominator is 0 in float32: a gradient of 0 would then give 0/0."""
+    check(
+        value >= SMALLEST_NORMAL,
+        f"{name}={value} must be at least {SMALLEST_NORMAL:.3g}: without it a gradient of 0 gives 0/0",
+    )
 
 
 def debias(beta: float, steps: Tensor) -> Tensor:
     """Return 1 - beta^steps: the weight that `steps` gradients have in a running mean that started at zero.
 
-    By expm1 of a logarithm in double precision: in float32, 1 - 0.999^k keeps five digits for small k, and so would
-    expm1 of a rounded beta.
+    Computed by expm1 of a logarithm in double precision: in float32, 1 - 0.999^k has only five correct digits for small
+    k, and so would expm1 of a rounded beta.
     """
     if beta == 0.0:
         return torch.ones_like(steps)

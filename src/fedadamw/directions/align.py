@@ -1,12 +1,12 @@
-"""Global alignment and decoupled weight decay, which FedAdamW adds to any direction rule."""
+"""Global alignment and decoupled weight decay, which FedAdamW adds to the direction."""
 
 from torch import Tensor
 
 from fedadamw.vector import Vector
 
 
-def aligned_step(y: Vector, u: Vector, delta: Vector, lr: Tensor, *, alpha: float, weight_decay: float) -> Vector:
-    """Return y - lr (u + alpha Delta_G + lambda y): one local step along the direction `u` (..., d).
+def take_aligned_step(y: Vector, u: Vector, delta: Vector, lr: Tensor, *, alpha: float, weight_decay: float) -> Vector:
+    """Take one local step along the direction `u` (..., d): return y - lr (u + alpha Delta_G + lambda y).
 
     The paper prints - lambda y inside the bracket, which would grow the weights; decay is meant.
     """

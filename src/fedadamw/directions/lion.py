@@ -1,4 +1,4 @@
-"""Lion's direction (arXiv 2302.06675) without its decay: the sign of a mixture of momentum and gradient."""
+"""Lion's direction (arXiv 2302.06675) without weight decay: the sign of a mixture of momentum and gradient."""
 
 import torch
 

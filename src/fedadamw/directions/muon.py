@@ -1,4 +1,4 @@
-"""Muon's direction (Jordan et al., 2024): the momentum of each matrix, made orthogonal."""
+"""Muon's direction (Jordan et al., 2024): the momentum of each matrix, orthogonalized."""
 
 from collections.abc import Iterable
 
@@ -11,22 +11,22 @@ QUINTIC = (3.4445, -4.7750, 2.0315)  # drives singular values towards 1 quickly,
 
 
 def muon(u: Vector, m: Vector, layout: Layout, matrices: Iterable[str], *, steps: int) -> Vector:
-    """Return `u` (..., d) with the tensors named `matrices` replaced by their momenta in `m` (..., d), orthogonalised.
+    """Return `u` (..., d) with the tensors named `matrices` replaced by their momenta in `m` (..., d), orthogonalized.
 
-    A tensor is a matrix of its first axis by the rest. Each is scaled by 0.2 sqrt(max(rows, columns)) to the size of
-    AdamW's steps, so that one learning rate serves both (arXiv 2502.16982).
+    A tensor is read as a matrix: its first axis by the rest. Each is scaled by 0.2 sqrt(max(rows, columns)) to the size
+    of AdamW's steps, so that one learning rate serves both (arXiv 2502.16982).
     """
     out = u.clone()
     sources, targets = layout.views(m), layout.views(out)
     for names in group_by_shape(layout, matrices):
         stack = torch.stack([as_matrix(sources[name], layout, name) for name in names])
         scale = 0.2 * max(stack.shape[-2:]) ** 0.5
-        for name, direction in zip(names, scale * orthogonal(stack, steps), strict=True):
+        for name, direction in zip(names, scale * orthogonalize(stack, steps), strict=True):
             targets[name].copy_(direction.reshape(targets[name].shape))
     return out
 
 
-def orthogonal(matrices: Tensor, steps: int) -> Tensor:
+def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     """Return U V^T, approximately, of each of `matrices` (..., rows, columns) = U S V^T.
 
     By `steps` Newton-Schulz iterations, batched over the leading axes; zero stays zero.

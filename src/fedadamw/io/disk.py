@@ -49,19 +49,19 @@ def new_folder(to: Path) -> Iterator[Path]:
     """
     to = to.absolute()
     check(not to.exists() or (to.is_dir() and not any(to.iterdir())), f"{to}: exists; give a new folder")
-    aside = to.with_name(f"{to.name}.{uuid.uuid4().hex[:8]}")
+    temporary = to.with_name(f"{to.name}.{uuid.uuid4().hex[:8]}")
     try:
         with report_full_disk(to):
-            aside.mkdir(parents=True)
-            yield aside
-            _rename(aside, to)
+            temporary.mkdir(parents=True)
+            yield temporary
+            _rename(temporary, to)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _rename(aside: Path, to: Path) -> None:
+def _rename(temporary: Path, to: Path) -> None:
     try:
-        os.replace(aside, to)
+        os.replace(temporary, to)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{to}: {(error.strerror or 'exists').lower()}; give a new folder") from None
     except OSError as error:
@@ -86,7 +86,7 @@ def reserve_space(path: Path) -> None:
 
 
 def _fill_holes(descriptor: int, size: int) -> None:
-    """Rewrite a file in place, so that it has no holes: for macOS, which has no call for it."""
+    """Rewrite a file in place, so that it has no holes: for macOS, which has no posix_fallocate."""
     for start in range(0, size, CHUNK):
         chunk = os.pread(descriptor, min(CHUNK, size - start), start)
         while chunk:

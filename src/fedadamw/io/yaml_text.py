@@ -1,4 +1,4 @@
-"""Read untrusted YAML: a small text whose aliases expand to gigabytes is refused before it is built."""
+"""Read untrusted YAML: a small text whose aliases expand to gigabytes is refused before its value is built."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import yaml
 from fedadamw.validation import InputError, check
 
 MAX_YAML_CHARACTERS = 100_000  # of a text with its aliases expanded
-CHARACTERS_PER_NODE = 20  # that each value counts for, besides its own
+CHARACTERS_PER_NODE = 20  # that each value counts in addition to its text
 MAX_INTEGER = 2**63  # Python cannot print integers of over 4,300 digits
 MAX_DEPTH = 20  # of nested sections and lists
 TAG_ERRORS = (ValueError, ArithmeticError, LookupError, AttributeError, TypeError)  # raised for !!int x, 1:01.5, ...
@@ -33,12 +33,14 @@ def _check_numbers(name: str, value: Any) -> None:
     if isinstance(value, list | tuple | set):
         for inner in value:
             _check_numbers(name, inner)
-    check(not isinstance(value, int) or abs(value) < MAX_INTEGER, f"{name}: holds a whole number beyond 2**63")
+    check(not isinstance(value, int) or abs(value) < MAX_INTEGER, f"{name}: contains an integer beyond 2**63")
 
 
 def _check_size(name: str, text: str) -> None:
     """Raise InputError if the text, with its aliases expanded, is too long or too deeply nested."""
-    too_large = f"{name}: is too large for settings: more than {MAX_YAML_CHARACTERS:,} characters, aliases written out"
+    too_large = (
+        f"{name}: is too large for settings: more than {MAX_YAML_CHARACTERS:,} characters, with aliases expanded"
+    )
     check(len(text) <= MAX_YAML_CHARACTERS, too_large)
     sizes: dict[str, int] = {}  # by anchor
     open_nodes: list[tuple[str | None, int]] = []  # open sections and lists: their anchor, and the total before them
@@ -46,7 +48,10 @@ def _check_size(name: str, text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         anchor = getattr(event, "anchor", None)
         if isinstance(event, yaml.AliasEvent):
-            check(anchor not in [outer for outer, _ in open_nodes], f"{name}: *{anchor} is inside what it stands for")
+            check(
+                anchor not in [outer for outer, _ in open_nodes],
+                f"{name}: *{anchor} is inside the value that it refers to",
+            )
             total += CHARACTERS_PER_NODE + sizes.get(anchor or "", 0)
         elif isinstance(event, yaml.ScalarEvent):
             sizes[anchor or ""] = CHARACTERS_PER_NODE + len(event.value)

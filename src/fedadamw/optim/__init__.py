@@ -1,1 +1,1 @@
-"""The optimizer and its server, for a training loop of your own."""
+"""The optimizer and its server, for other training loops."""

@@ -1,4 +1,4 @@
-"""Messages between a server and its clients in your own loop: checked, saved and loaded."""
+"""Messages between a server and its clients in other loops: check, save and load them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from fedadamw.vector import Layout
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """Fields of both directions that identify the model, so that messages for another one are refused."""
+    """Fields that identify the model in both kinds of messages, so that messages for another model are refused."""
 
     layout: Layout
     cut: str  # Blocks.fingerprint
@@ -48,9 +48,11 @@ class Upload(Message):
 def check_message(message: Message, blocks: Blocks, share: str, which: str, dtype: torch.dtype | None = None) -> None:
     """Raise InputError if `message` is for another model, of another shape, or has invalid numbers.
 
-    dtype: in which its numbers will be kept and must be finite.
+    dtype: the type that its numbers will be converted to, in which they must be finite.
     """
-    check(isinstance(message, Broadcast | Upload), f"{which} is a {type(message).__name__}, not a message of rounds")
+    check(
+        isinstance(message, Broadcast | Upload), f"{which} is a {type(message).__name__}, not an Upload or a Broadcast"
+    )
     problem = blocks.layout.difference(message.layout)
     if problem:
         raise InputError(f"{which} is for another model: {problem}")
@@ -59,20 +61,20 @@ def check_message(message: Message, blocks: Blocks, share: str, which: str, dtyp
     how_m, how_v = algorithm.SHARES[share]
     counts = {"restart": 0, "whole": blocks.d, "mean": blocks.B}
     sizes = {"x": blocks.d, "delta": blocks.d, "m": counts[how_m], "v": counts[how_v], "t": 1, "k": 1}
-    state: Any = message.state  # type: ignore[attr-defined]  # either of the two has one
+    state: Any = message.state  # type: ignore[attr-defined]  # both kinds have one
     for field, t in state._asdict().items():
         check(t.shape == (sizes[field],), f"{which}: {field} has {t.numel():,} numbers instead of {sizes[field]:,}")
-        _check_none(~torch.isfinite(t.to(dtype or t.dtype)), "is not finite", field, blocks, share, which)
-    _check_none(state.v < 0, "is negative", "v", blocks, share, which)
+        _check_numbers(~torch.isfinite(t.to(dtype or t.dtype)), "is not finite", field, blocks, share, which)
+    _check_numbers(state.v < 0, "is negative", "v", blocks, share, which)
     if isinstance(message, Upload):
         check(float(message.state.k) >= 1, f"{which}: {float(message.state.k):g} steps; at least 1 is needed")
-        sane = message.lr.shape == (len(blocks.layout.names),) and bool(
+        valid = message.lr.shape == (len(blocks.layout.names),) and bool(
             (message.lr.to(dtype or message.lr.dtype).isfinite() & (message.lr >= 0)).all()
         )
-        check(sane, f"{which}: its learning rates are not one number a parameter, finite and not negative")
+        check(valid, f"{which}: its learning rates must be one finite number per parameter, not negative")
 
 
-def _check_none(bad: Tensor, complaint: str, field: str, blocks: Blocks, share: str, which: str) -> None:
+def _check_numbers(bad: Tensor, complaint: str, field: str, blocks: Blocks, share: str, which: str) -> None:
     """Raise InputError if any number is `bad`; it names the parameter of the first."""
     positions = bad.nonzero()
     if not len(positions):
@@ -100,8 +102,8 @@ def save(message: Broadcast | Upload, path: str | Path) -> None:
 def load(path: str | Path) -> Broadcast | Upload:
     """Read an upload or a broadcast that `save` wrote.
 
-    Raises CheckpointError (a ValueError) if the file is missing, damaged or holds something else. The tensors are on
-    the CPU. Whether it fits a model is checked when it is used.
+    Raises CheckpointError (a ValueError) if the file is missing, damaged or contains something else. The tensors are
+    on the CPU. The message is checked against the model when it is used.
     """
     tensors, facts = checkpoint.read(Path(path), "upload", "broadcast")
     try:
@@ -112,4 +114,4 @@ def load(path: str | Path) -> Broadcast | Upload:
             return Upload(*about, algorithm.Up(**tensors), lr)
         return Broadcast(*about, algorithm.Server(**tensors))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: holds neither an upload nor a broadcast ({error})") from None
+        raise CheckpointError(f"{path}: contains neither an upload nor a broadcast ({error})") from None

@@ -1,6 +1,6 @@
-"""FedAdamW for your own federated loop: a torch.optim.Optimizer for the client; the server is in server.py.
+"""FedAdamW for other federated loops: a torch.optim.Optimizer for the client; the server is in server.py.
 
-It steps by the same functions as the simulator (directions/), so both give the same numbers.
+Its steps call the same functions as the simulator (directions/), so both give the same numbers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,15 +13,15 @@ from torch.optim.adamw import adamw as adamw_
 from fedadamw.algorithms import fedadamw as algorithm
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw, check_adamw, debias
-from fedadamw.directions.align import aligned_step
+from fedadamw.directions.align import take_aligned_step
 from fedadamw.optim.messages import Broadcast, Upload, check_message
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, at_least_single
 
 ZERO = torch.zeros((), dtype=torch.float64)
-BEFORE_A_ROUND: dict[str, Any] = {"share": "vm", "t": 0.0, "lr_sum": 0.0}  # nothing restarts, as in AdamW
-ADAMW_STATE, OWN_STATE = {"step", "exp_avg", "exp_avg_sq"}, {"step", "m", "v"}  # keys in a parameter's state
-ROUND_STATE = {"x", "delta"}  # further keys of ours within a round
+BEFORE_A_ROUND: dict[str, Any] = {"share": "vm", "t": 0.0, "lr_sum": 0.0}  # no moment restarts, as in AdamW
+ADAMW_STATE, FEDADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}, {"step", "m", "v"}  # keys in a parameter's state
+ROUND_STATE = {"x", "delta"}  # further keys of FedAdamW within a round
 UNSUPPORTED = ("maximize", "amsgrad", "differentiable")  # settings of torch's AdamW that change its steps
 
 
@@ -47,7 +47,7 @@ class FedAdamW(torch.optim.Optimizer):
     blocks: `Blocks.of(model)`; needed for rounds.
 
     Raises InputError if a setting is out of range, or a group sets `maximize`, `amsgrad`, `differentiable` or Adam's
-    coupled weight decay, which FedAdamW has not.
+    coupled weight decay, which FedAdamW does not support.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class FedAdamW(torch.optim.Optimizer):
         for group in state["param_groups"]:
             _check_group(group)
         for values in state["state"].values():
-            known = values.keys() in (ADAMW_STATE, OWN_STATE, OWN_STATE | ROUND_STATE)
-            check(not values or known, f"this state is not AdamW's: it has {', '.join(values)} of a parameter")
-        for group in state["param_groups"]:  # only these tell SGD and RAdam apart
+            known = values.keys() in (ADAMW_STATE, FEDADAMW_STATE, FEDADAMW_STATE | ROUND_STATE)
+            check(not values or known, f"this state is not AdamW's: a parameter has {', '.join(values)}")
+        for group in state["param_groups"]:  # states of SGD and RAdam differ from AdamW's only in their settings
             known = "amsgrad" in group or "share" in group
             check(known, f"this state is not AdamW's: its settings are {', '.join(k for k in group if k != 'params')}")
         super().__setstate__(state)
@@ -112,18 +112,18 @@ class FedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        moves = any(p.grad is not None for group in self.param_groups for p in group["params"])
+        has_gradients = any(p.grad is not None for group in self.param_groups for p in group["params"])
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            alike: dict[tuple[float, torch.device], list[Tensor]] = {}  # by steps and device: one fused call each
+            fusable: dict[tuple[float, torch.device], list[Tensor]] = {}  # by steps and device: one fused call each
             for p, steps in zip(parameters, self._count_steps(parameters), strict=True):
                 if _is_plain(p, self.state[p]):
-                    alike.setdefault((steps, p.device), []).append(p)
+                    fusable.setdefault((steps, p.device), []).append(p)
                 else:
                     self._step_one(p, steps, group)
-            for (steps, _), fused in alike.items():
-                self._step_fused(fused, steps, group)
-            group["lr_sum"] += float(group["lr"]) if moves else 0.0
+            for (steps, _), same_steps in fusable.items():
+                self._step_fused(same_steps, steps, group)
+            group["lr_sum"] += float(group["lr"]) if has_gradients else 0.0
         return loss
 
     def _count_steps(self, parameters: Sequence[Tensor]) -> list[float]:
@@ -137,20 +137,20 @@ class FedAdamW(torch.optim.Optimizer):
         if not parameters:
             return []
         steps = torch.stack([self.state[p]["step"].double().cpu() for p in parameters]) + 1
-        for p, step in zip(parameters, steps.unbind(), strict=True):  # a loaded one may be float32, and shared
+        for p, step in zip(parameters, steps.unbind(), strict=True):  # a loaded step may be float32, and shared
             self.state[p]["step"] = step
         return list(steps.tolist())
 
     def _step_fused(self, parameters: list[Tensor], steps: float, group: dict[str, Any]) -> None:
         """Do `_step_one` for many parameters by torch's fused AdamW, plus one pass for the global direction.
 
-        Its kernel debiases m and v by the steps of this round. If they are older, lr and eps are scaled to correct it.
+        Its kernel debiases m and v by the steps of this round; scaled lr and eps correct it for carried moments.
         """
         lr, beta1, beta2 = float(group["lr"]), *map(float, group["betas"])
         k = torch.tensor(steps, dtype=torch.float64, device="cpu")
         m_steps, v_steps = self._ages(k, group)
-        of_v = float((debias(beta2, v_steps) / debias(beta2, k)).sqrt())
-        scale = of_v * float(debias(beta1, k) / debias(beta1, m_steps))
+        v_scale = float((debias(beta2, v_steps) / debias(beta2, k)).sqrt())
+        scale = v_scale * float(debias(beta1, k) / debias(beta1, m_steps))
         states = [self.state[p] for p in parameters]
         before = torch.full((len(parameters),), steps - 1, dtype=torch.float32, device=parameters[0].device)
         adamw_(
@@ -166,15 +166,15 @@ class FedAdamW(torch.optim.Optimizer):
             beta2=beta2,
             lr=lr * scale,
             weight_decay=group["weight_decay"] / scale,
-            eps=group["eps"] * of_v,
+            eps=group["eps"] * v_scale,
             maximize=False,
         )
-        moved = [(p, state["delta"]) for p, state in zip(parameters, states, strict=True) if "delta" in state]
-        if moved and group["alpha"]:
-            torch._foreach_add_([p for p, _ in moved], [d for _, d in moved], alpha=-lr * group["alpha"])
+        directions = [(p, state["delta"]) for p, state in zip(parameters, states, strict=True) if "delta" in state]
+        if directions and group["alpha"]:
+            torch._foreach_add_([p for p, _ in directions], [d for _, d in directions], alpha=-lr * group["alpha"])
 
     def _ages(self, steps: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return how many gradients m and v have seen after `steps` of this round."""
+        """Return the number of gradients in m and in v after `steps` of this round."""
         how_m, how_v = (0.0 if how == "restart" else group["t"] for how in algorithm.SHARES[group["share"]])
         return steps + how_m, steps + how_v
 
@@ -189,7 +189,7 @@ class FedAdamW(torch.optim.Optimizer):
             _real(p.grad.resolve_conj()).to(y), before, m_steps, v_steps, betas=(beta1, beta2), eps=group["eps"]
         )
         delta = _real(state["delta"]) if "delta" in state else y.new_zeros(())
-        y.copy_(aligned_step(y, u, delta, lr, alpha=group["alpha"], weight_decay=group["weight_decay"]))
+        y.copy_(take_aligned_step(y, u, delta, lr, alpha=group["alpha"], weight_decay=group["weight_decay"]))
         before.m.copy_(after.m)
         before.v.copy_(after.v)
 
@@ -219,16 +219,16 @@ class FedAdamW(torch.optim.Optimizer):
     def finish_round(self) -> Upload:
         """Return the upload to the server: delta = y - x (d,), block means of v (B,), steps and mean learning rates.
 
-        The model does not change. Raises RuntimeError without a `start_round`, or a step since.
+        The model does not change. Raises RuntimeError before `start_round`, or if no step followed it.
         """
         blocks = self._blocks()
         parameters = self._parameters()
         states = {name: self.state[p] for name, p in parameters.items()}
         if not all("x" in state for state in states.values()):
-            raise RuntimeError("finish_round before start_round: there is no broadcast to answer")
+            raise RuntimeError("finish_round before start_round: no round has started")
         steps = max(float(state["step"]) for state in states.values())
         if steps == 0:
-            raise RuntimeError("finish_round without a step since start_round")
+            raise RuntimeError("finish_round before the first step after start_round")
         share = self.param_groups[0]["share"]
         how_m, how_v = algorithm.SHARES[share]
         delta = blocks.layout.flatten({name: p - states[name]["x"] for name, p in parameters.items()})
@@ -252,7 +252,7 @@ class FedAdamW(torch.optim.Optimizer):
     def _parameters(self) -> dict[str, Tensor]:
         """Return the parameters of the blocks' layout, by name and in its order."""
         layout = self._blocks().layout
-        named = dict(self._named_parameters())
+        named = dict(self._iterate_named())
         parameters = {name: named[name] for name in layout.names if name in named}
         extra = {name: p for name, p in named.items() if p.requires_grad and name not in parameters}
         problem = layout.difference(Layout.of_tensors(parameters | extra))
@@ -260,7 +260,7 @@ class FedAdamW(torch.optim.Optimizer):
             raise InputError(f"the optimizer's parameters are not those of its blocks: {problem}")
         return parameters
 
-    def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+    def _iterate_named(self) -> Iterator[tuple[str, Tensor]]:
         for group in self.param_groups:
             if "param_names" not in group:
                 raise InputError("pass model.named_parameters(), not model.parameters(): rounds need names")
@@ -268,22 +268,22 @@ class FedAdamW(torch.optim.Optimizer):
 
 
 def _is_plain(p: Tensor, state: Mapping[str, Tensor]) -> bool:
-    """Return whether torch's fused kernels take this parameter, its gradient and its moments."""
+    """Return whether torch's fused kernels support this parameter, its gradient and its moments."""
     assert p.grad is not None
     g, m, v = p.grad, state["m"], state["v"]
-    one_type = p.dtype == g.dtype == m.dtype == v.dtype
-    one_order = p.is_contiguous() and g.is_contiguous() and m.is_contiguous() and v.is_contiguous()
-    return one_type and one_order and (p.is_cpu or p.is_cuda)
+    same_type = p.dtype == g.dtype == m.dtype == v.dtype
+    contiguous = p.is_contiguous() and g.is_contiguous() and m.is_contiguous() and v.is_contiguous()
+    return same_type and contiguous and (p.is_cpu or p.is_cuda)
 
 
 def _real(t: Tensor) -> Tensor:
-    """Return `t`; of a complex tensor a view (..., 2) of its real and imaginary parts, as in torch's AdamW."""
+    """Return `t`, or if it is complex, a view (..., 2) of its real and imaginary parts, as in torch's AdamW."""
     return torch.view_as_real(t) if t.is_complex() else t
 
 
 def _check_group(group: Mapping[str, Any]) -> None:
     """Raise InputError if a group of parameters has a setting that FedAdamW does not support."""
     for name in UNSUPPORTED:
-        check(not group.get(name), f"{name}={group.get(name)}: FedAdamW has no such setting, and would step otherwise")
+        check(not group.get(name), f"{name}={group.get(name)}: FedAdamW does not support this setting")
     coupled = not group.get("decoupled_weight_decay", True) and group.get("weight_decay", 0) != 0
     check(not coupled, "decoupled_weight_decay=False: FedAdamW decays weights as AdamW does, not as Adam")

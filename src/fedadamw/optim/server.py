@@ -1,4 +1,4 @@
-"""FedAdamW's server for your own federated loop; the client's optimizer is in optimizer.py."""
+"""FedAdamW's server for other federated loops; the client's optimizer is in optimizer.py."""
 
 from collections.abc import Iterable, Sequence
 
@@ -18,7 +18,8 @@ class Server:
     model: gives the initial x and the layout; it is not changed. blocks: `Blocks.of(model)` by default.
     share: the moments that survive a round: `mean-v` (the paper), or the ablations `none`, `m`, `v`, `vm`.
 
-    Half precision models have a float32 server. Raises InputError for another model's blocks or an unknown share.
+    For a half-precision model, the server's state is float32. Raises InputError if the blocks are another model's or
+    the share is unknown.
     """
 
     def __init__(self, model: nn.Module, blocks: Blocks | None = None, share: str = "mean-v") -> None:
@@ -59,10 +60,10 @@ class Server:
         weights: one per upload, not negative, normalised; uniform by default.
         lr: the round's learning rate, above 0, by which Delta_G is divided; by default the optimizers' mean.
         """
-        self._move(list(uploads), weights, lr)  # outside no_grad: a generator may train its clients here
+        self._apply(list(uploads), weights, lr)  # outside no_grad: a generator may train its clients here
 
     @torch.no_grad()
-    def _move(self, ups: Sequence[Upload], weights: Sequence[float] | None, lr: float | None) -> None:
+    def _apply(self, ups: Sequence[Upload], weights: Sequence[float] | None, lr: float | None) -> None:
         shares = _normalise(weights, len(ups))
         for number, up in enumerate(ups):
             check_message(up, self.blocks, self.share, f"upload {number}", self._state.x.dtype)
@@ -70,23 +71,26 @@ class Server:
         fields = zip(*(up.state for up in ups), strict=True)
         mean = algorithm.Up(*(_mean([t.to(x) for t in field], shares) for field in fields))
         check(lr is None or lr > 0, f"lr={lr} must be above 0 to divide by")
-        rate = self._spread(_mean([up.lr.to(x) for up in ups], shares)) if lr is None else x.new_tensor(lr)
-        rate = rate.masked_fill(rate == 0, float("inf"))  # no direction for parameters that did not learn
+        rate = self._expand_rates(_mean([up.lr.to(x) for up in ups], shares)) if lr is None else x.new_tensor(lr)
+        rate = rate.masked_fill(rate == 0, float("inf"))  # Delta_G is 0 for parameters whose lr is 0
         self._state = self._algorithm.server_update(self._state, mean, rate, x.new_tensor(1.0))
 
-    def _spread(self, rates: Tensor) -> Tensor:
+    def _expand_rates(self, rates: Tensor) -> Tensor:
         """Expand learning rates (parameters,) to coordinates (d,); () if all are equal."""
         if bool((rates == rates[0]).all()):
             return rates[0]
-        return self.blocks.layout.spread(rates)
+        return self.blocks.layout.expand(rates)
 
 
 def _normalise(weights: Sequence[float] | None, count: int) -> list[float]:
     check(count > 0, "no uploads: at least one is needed")
-    given = [1.0] * count if weights is None else [float(w) for w in weights]
-    check(len(given) == count, f"{len(given)} weights for {count} uploads")
-    check(all(0 <= w < float("inf") for w in given) and sum(given) > 0, f"weights={given}: not negative, not all 0")
-    return [w / sum(given) for w in given]
+    values = [1.0] * count if weights is None else [float(w) for w in weights]
+    check(len(values) == count, f"{len(values)} weights for {count} uploads")
+    check(
+        all(0 <= w < float("inf") for w in values) and sum(values) > 0,
+        f"weights={values}: must not be negative, nor all 0",
+    )
+    return [w / sum(values) for w in values]
 
 
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

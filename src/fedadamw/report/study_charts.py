@@ -1,17 +1,18 @@
 """A study's charts: curves with bands over seeds, a setting's values, diagnostics; one definition for page and PNG."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
-from typing import Any
+from typing import Literal
 
 import altair as alt
 
 from fedadamw.report.metrics import bounds, label
-from fedadamw.report.run_charts import Width
+from fedadamw.report.run_charts import Chart, Width
+from fedadamw.report.study_files import Results, Row, RunResult
 
-Result = Mapping[str, Any]  # one run
-Results = Mapping[str, Any]  # a study
+Curve = Literal["score", "train_loss", "test_loss"]
+Symbol = dict[str, str | int]  # how a legend draws its symbols
 
 COLORS = (
     "#2563eb", "#ea580c", "#16a34a", "#9333ea", "#dc2626", "#0891b2",
@@ -19,7 +20,7 @@ COLORS = (
 )  # fmt: skip
 
 
-def picture(results: Results) -> Any:
+def picture(results: Results) -> Chart:
     """The score by round, and beside it by bytes sent, or by the one numeric setting in which the variants differ."""
     left = curve(results, "score", by="round", width=420, height=280)
     setting = the_setting(results)
@@ -53,7 +54,7 @@ def is_number(text: str) -> bool:
     return True
 
 
-def by_value(results: Results, setting: str, *, width: Width = "container", height: int = 280) -> Any:
+def by_value(results: Results, setting: str, *, width: Width = "container", height: int = 280) -> Chart:
     """The final score against the value of `setting`, with a bar of one standard deviation either side."""
     rows = [
         {
@@ -77,10 +78,10 @@ def by_value(results: Results, setting: str, *, width: Width = "container", heig
     return (bar + line).properties(width=width, height=height)
 
 
-def all_of(results: Results) -> dict[str, tuple[str, Any]]:
+def all_of(results: Results) -> dict[str, tuple[str, Chart]]:
     """Every chart that the results have numbers for: element id -> (heading, chart)."""
     name = metric(results)
-    found = {
+    found: dict[str, tuple[str, Chart]] = {
         "score": (f"Test {name} by round", curve(results, "score", by="round")),
         "bytes": (f"Test {name} by bytes sent", curve(results, "score", by="sent")),
         "train": ("Clients' training loss", curve(results, "train_loss", by="round")),
@@ -124,10 +125,10 @@ AXES = {
 }
 LOGARITHMIC = {"v_variance"}
 FAR = 3.5  # times the bytes of another variant
-STROKES = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 3}
+STROKES: Symbol = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 3}
 
 
-def curve(results: Results, what: str, *, by: str, width: Width = "container", height: int = 280) -> Any:
+def curve(results: Results, what: Curve, *, by: str, width: Width = "container", height: int = 280) -> Chart:
     """Mean over seeds of `what` by round or by megabytes sent, with a band of one standard deviation either side."""
     within = bounds(results["metric"]) if what == "score" else (0.0, inf)
     groups = variants(results["runs"]).items()
@@ -137,7 +138,7 @@ def curve(results: Results, what: str, *, by: str, width: Width = "container", h
 
 
 def lines(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     x: str,
     y: str,
     names: Sequence[str],
@@ -145,14 +146,14 @@ def lines(
     title: str,
     width: Width = "container",
     height: int = 280,
-) -> Any:
+) -> Chart:
     """One line a variant through `rows` of x, y, and the band's low and high; title: of y."""
     form = "%" if y == "score" else "~g"
     scale = alt.Scale(type="log") if y in LOGARITHMIC else alt.Scale(zero=False)
     picked = alt.selection_point(name=f"picked_{x}_{y}", fields=["variant"], bind="legend")
     base = alt.Chart(alt.Data(values=list(rows))).encode(
         x=alt.X(f"{x}:Q", title=AXES[x], scale=alt.Scale(type=_type_of_axis(rows, x), nice=False)),
-        color=_color(names, **STROKES),
+        color=_color(names, STROKES),
     )
     shown = alt.condition(picked, alt.value(1.0), alt.value(0.1))
     hover = [
@@ -170,20 +171,21 @@ def lines(
         y2="high:Q",
         opacity=alt.condition(picked, alt.value(0.12), alt.value(0.0)),
     )
-    line = base.mark_line(strokeWidth=2).encode(y=values, opacity=shown, strokeDash=_dash(names, **STROKES))
+    line = base.mark_line(strokeWidth=2).encode(y=values, opacity=shown, strokeDash=_dash(names, STROKES))
     points = base.mark_circle(size=36).encode(y=values, opacity=shown, tooltip=hover).add_params(picked)
     return (band + line + points).properties(width=width, height=height)
 
 
-def _type_of_axis(rows: Sequence[Mapping[str, Any]], x: str) -> str:
+def _type_of_axis(rows: Sequence[Row], x: str) -> str:
     """Logarithmic for bytes where one variant sends many times what another does, which else has no room."""
     ends: dict[str, float] = {}
     for row in rows if x == "sent" else ():
-        ends[row["variant"]] = max(row[x], ends.get(row["variant"], 0.0))
+        variant = str(row["variant"])
+        ends[variant] = max(float(row[x]), ends.get(variant, 0.0))
     return "log" if ends and max(ends.values()) > FAR * min(ends.values()) > 0 else "linear"
 
 
-def bars(rows: Sequence[Mapping[str, Any]], what: str, names: Sequence[str]) -> Any:
+def bars(rows: Sequence[Row], what: str, names: Sequence[str]) -> Chart:
     """`what` of each class of block, the variants side by side."""
     scale = alt.Scale(type="log") if what in LOGARITHMIC else alt.Scale()
     return (
@@ -192,33 +194,33 @@ def bars(rows: Sequence[Mapping[str, Any]], what: str, names: Sequence[str]) -> 
         .encode(
             x=alt.X(f"{what}:Q", title=AXES[what], scale=scale, axis=alt.Axis(format="~g")),
             y=alt.Y("kind:N", title=None),
-            color=_color(names),
+            color=_color(names, {}),
             tooltip=["variant:N", "kind:N", alt.Tooltip(f"{what}:Q", format=".3g")],
         )
         .properties(width="container", height=26 * len({row["kind"] for row in rows}))
     )
 
 
-def _color(names: Sequence[str], **symbol: Any) -> Any:
+def _color(names: Sequence[str], symbol: Symbol) -> alt.Color:
     """A color a variant; after the last it begins again, with dashes."""
     scale = alt.Scale(domain=list(names), range=[COLORS[i % len(COLORS)] for i in range(len(names))])
     return alt.Color("variant:N", title=None, sort=list(names), scale=scale, legend=_legend(symbol))
 
 
-def _dash(names: Sequence[str], **symbol: Any) -> Any:
+def _dash(names: Sequence[str], symbol: Symbol) -> alt.StrokeDash:
     """Whole lines for the variants that have a color of their own, dashes for the others."""
     scale = alt.Scale(domain=list(names), range=[[1, 0] if i < len(COLORS) else [5, 3] for i in range(len(names))])
     return alt.StrokeDash("variant:N", title=None, sort=list(names), scale=scale, legend=_legend(symbol))
 
 
-def _legend(symbol: Mapping[str, Any]) -> Any:
+def _legend(symbol: Symbol) -> alt.Legend:
     """Below the chart; color and dashes give the same one, so that they are drawn as one."""
     return alt.Legend(orient="bottom", columns=3, labelLimit=240, **symbol)
 
 
-def variants(runs: Iterable[Result]) -> dict[str, list[Result]]:
+def variants(runs: Iterable[RunResult]) -> dict[str, list[RunResult]]:
     """The runs of each variant, one a seed, in the order in which they come."""
-    groups: dict[str, list[Result]] = {}
+    groups: dict[str, list[RunResult]] = {}
     for result in runs:
         groups.setdefault(result["variant"], []).append(result)
     return groups
@@ -229,16 +231,14 @@ def order(results: Results) -> list[str]:
     return list(variants(results["runs"]))
 
 
-def _curve_rows(
-    variant: str, group: Sequence[Result], what: str, within: tuple[float, float]
-) -> Iterable[dict[str, Any]]:
+def _curve_rows(variant: str, group: Sequence[RunResult], what: Curve, within: tuple[float, float]) -> Iterable[Row]:
     first = group[0]
     for i, round_ in enumerate(first["round"]):
-        values = [r[what][i] for r in group if r[what][i] is not None]
+        values = [value for r in group if (value := r[what][i]) is not None]
         yield from _row(variant, round_, first["sent_bytes"][i], what, values, within)
 
 
-def diagnostic_rows(results: Results, key: str) -> list[dict[str, Any]]:
+def diagnostic_rows(results: Results, key: str) -> list[Row]:
     """One diagnostic over the rounds, its mean over the seeds that have it."""
     return [
         row
@@ -255,9 +255,9 @@ def diagnostic_rows(results: Results, key: str) -> list[dict[str, Any]]:
     ]
 
 
-def kind_rows(results: Results, key: str) -> list[dict[str, Any]]:
+def kind_rows(results: Results, key: str) -> list[Row]:
     """One diagnostic by class of block, its mean over rounds and seeds."""
-    rows = []
+    rows: list[Row] = []
     for variant, group in variants(results["runs"]).items():
         values: dict[str, list[float]] = {}
         for record in (record for result in group for record in result["diagnostics"]):
@@ -270,14 +270,14 @@ def kind_rows(results: Results, key: str) -> list[dict[str, Any]]:
 
 def _row(
     variant: str, round_: int, sent: int | None, what: str, values: Sequence[float], within: tuple[float, float]
-) -> Iterable[dict[str, Any]]:
+) -> Iterable[Row]:
     """A point of a curve with its band, where any seed has a value."""
     if values:
         mean = statistics.mean(values)
         sd = statistics.stdev(values) if len(values) > 1 else 0.0
         if what in LOGARITHMIC:
             within = (min(values) / 2, inf)
-        row = {"variant": variant, "round": round_, what: mean, "sd": sd, **_band(mean, sd, within)}
+        row: Row = {"variant": variant, "round": round_, what: mean, "sd": sd, **_band(mean, sd, within)}
         yield row if sent is None else {**row, "sent": sent / 1e6}
 
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, Literal
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_html, escape_script
 from fedadamw.report import study_charts as charts
 from fedadamw.report.run_charts import save, styled
-from fedadamw.report.study_charts import Results, metric
+from fedadamw.report.study_charts import metric
+from fedadamw.report.study_files import Missing, Results, Summary
 from fedadamw.report.vega import library
 
 FILES = ("curves.png", "report.html")
@@ -48,15 +49,20 @@ def about(results: Results) -> str:
     return f"{results['recipe']}: {count} variants, {seeds} seeds, {len(results['runs'])} runs on {results['device']}"
 
 
-Cell = Callable[[Mapping[str, Any]], tuple[float | None, str]]
+Number = Literal["train_loss", "rounds_to_target", "bytes_to_target", "up_bytes_a_client", "wall_s"]
+Cell = Callable[[Summary], tuple[float | None, str]]
 
 
 def columns(results: Results) -> list[tuple[str, Cell]]:
     """Headings of the table and, for each, a summary's number to sort by and its words."""
     goal = "target" if results["target"] is None else f"{results['target']:.1%}"
 
-    def number(key: str, form: Callable[[float], str], none: str = "-") -> Cell:
-        return lambda s: (s[key], none if s[key] is None else form(s[key]))
+    def number(key: Number, form: Callable[[float], str], none: str = "-") -> Cell:
+        def cell(s: Summary) -> tuple[float | None, str]:
+            value = s[key]
+            return value, none if value is None else form(value)
+
+        return cell
 
     return [
         ("variant", lambda s: (None, s["variant"])),
@@ -81,7 +87,7 @@ def _panel(name: str, heading: str) -> str:
     return f"<section class=panel><h3>{escape_html(heading)}</h3><div id={name}></div></section>\n"
 
 
-def _table_row(summary: Mapping[str, Any], cells: Sequence[tuple[str, Cell]]) -> str:
+def _table_row(summary: Summary, cells: Sequence[tuple[str, Cell]]) -> str:
     parts = []
     for _, cell in cells:
         number, text = cell(summary)
@@ -90,14 +96,14 @@ def _table_row(summary: Mapping[str, Any], cells: Sequence[tuple[str, Cell]]) ->
     return f"<tr>{''.join(parts)}\n"
 
 
-def _missing(missing: Sequence[Mapping[str, Any]]) -> str:
+def _missing(missing: Sequence[Missing]) -> str:
     lines = [f"{m['variant']}, seed {m['seed']}: {m['error']}" for m in missing]
     if not lines:
         return ""
     return f"<div class='panel warning'><b>Missing</b><br>{'<br>'.join(map(escape_html, lines))}</div>"
 
 
-def _settings(settings: Mapping[str, Any], *, differing: bool) -> str:
+def _settings(settings: Mapping[str, tuple[bool, Any]], *, differing: bool) -> str:
     """Rows of the settings in which runs differ (their values), or in which they agree."""
     rows = []
     for path, (differs, values) in settings.items():

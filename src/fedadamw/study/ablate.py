@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.report.study_charts import Results
-from fedadamw.study.compare import RUNS, held, run_here, save
+from fedadamw.report.study_files import Results
+from fedadamw.study.compare import RUNS, lock_study, run_here, save
 from fedadamw.study.plan import Run, check_distinct, check_single, plan
 from fedadamw.study.results import collect
 from fedadamw.validation import check, check_one_of
@@ -54,7 +54,7 @@ def ablate(
     """Every study of STUDIES, or those in `only`: a folder each in `out`, and their tables in table.md, with those of
     earlier calls that had the same settings.
 
-    Runs that studies have in common are run once. The same call goes on after a stop.
+    A run that several studies share is run once. The same call resumes.
     """
     for name in only or ():
         check_one_of("--only", name, STUDIES)
@@ -67,7 +67,7 @@ def ablate(
     plans = {name: _runs(recipe, variants, seeds, given, out / RUNS, jobs) for name, (_, variants) in chosen.items()}
     every = {run.name: run for runs in plans.values() for run in runs}
     found = {}
-    with held(out):
+    with lock_study(out):
         ended = run_here(list(every.values()), jobs, quiet=quiet)
         for name, runs in plans.items():
             found[name] = collect(recipe, runs, ended)
@@ -82,7 +82,7 @@ def ablate(
 def _runs(
     recipe: str, variants: Mapping[str, Pairs], seeds: int, given: Pairs, parent: Path, jobs: int | None
 ) -> list[Run]:
-    """A study's runs; InputError where two of its variants are the same with what is given."""
+    """Return a study's runs; raise InputError if the given settings make two variants the same."""
     runs = []
     for name, pairs in variants.items():
         own = plan(recipe, [ALGORITHM], range(seeds), [*given, *pairs], parent, jobs)
@@ -92,6 +92,6 @@ def _runs(
 
 
 def _agree(a: Results, b: Results) -> bool:
-    """Whether two saved studies are of one recipe, with the same settings where neither varies them."""
+    """Whether two saved studies have the same recipe and the same settings, except those that either varies."""
     shared = [(a["settings"][path], b["settings"][path]) for path in a["settings"].keys() & b["settings"].keys()]
     return a["recipe"] == b["recipe"] and all(x[0] or y[0] or x == y for x, y in shared)

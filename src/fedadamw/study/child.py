@@ -1,4 +1,4 @@
-"""One run in a process of its own, forked from a server that has the libraries."""
+"""Executes one run of a study in a process forked from a server that has the libraries loaded."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ LOG = "log.txt"
 
 
 def work(settings: str, path: str) -> None:
-    """Run, or go on with, the experiment of the YAML `settings` in the folder `path`; what it says goes to log.txt."""
+    """Run or resume the experiment of the YAML `settings` in the folder `path`; its output goes to log.txt."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent asks us to stop
     signal.signal(signal.SIGTERM, stop_once)
     end_with_parent()

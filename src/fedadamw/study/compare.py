@@ -7,10 +7,10 @@ from typing import Any
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.report import study_page as comparison
-from fedadamw.report.study_charts import Results
+from fedadamw.report.study_files import Results
 from fedadamw.runner.folder import RunFolder
-from fedadamw.study.plan import Run, jobs_for, plan
-from fedadamw.study.progress import Show
+from fedadamw.study.plan import Run, choose_jobs, plan
+from fedadamw.study.progress import StudyProgress
 from fedadamw.study.results import collect, markdown, write
 from fedadamw.study.workers import Ended, Workers, run_all
 from fedadamw.validation import check
@@ -31,11 +31,11 @@ def compare(
 ) -> Results:
     """Run what is not done yet in `out`, then write results.json, table.md, curves.png and report.html there.
 
-    given: (path, value) of settings; a list of values makes a variant of each. The same call goes on after a stop.
-    jobs: runs at a time, by default one a core, or one on a GPU.
+    given: (path, value) of settings; a list of values makes a variant of each. The same call resumes a study.
+    jobs: runs at a time; by default one per core, or one on a GPU.
     """
     runs = plan(recipe, algorithms, range(seeds), given, out / RUNS, jobs)
-    with held(out):
+    with lock_study(out):
         ended = run_here(runs, jobs, quiet=quiet)
         results = collect(recipe, runs, ended, target)
         save(results, out)
@@ -43,22 +43,22 @@ def compare(
 
 
 @contextmanager
-def held(out: Path) -> Iterator[None]:
-    """A study's folder, its own while the block lasts; InputError where something else is there."""
+def lock_study(out: Path) -> Iterator[None]:
+    """Lock the folder of a study; raise InputError if it holds a single run."""
     folder = RunFolder(out)
-    with folder.locked():
+    with folder.lock():
         check(not folder.started, f"{out}: holds a single run; choose another --out")
         yield
 
 
 def run_here(runs: Sequence[Run], jobs: int | None, *, quiet: bool) -> list[Ended]:
-    """Every run that is not done yet, `jobs` at a time."""
-    with Show(runs, quiet=quiet) as show, Workers(jobs or jobs_for(runs)) as workers:
+    """Execute every run that is not done yet, `jobs` at a time."""
+    with StudyProgress(runs, quiet=quiet) as show, Workers(jobs or choose_jobs(runs)) as workers:
         return run_all(runs, workers, show)
 
 
 def save(results: Results, out: Path) -> None:
-    """results.json, table.md, and, where any run is done, curves.png and report.html."""
+    """Write results.json, table.md and, if any run is done, curves.png and report.html."""
     out.mkdir(parents=True, exist_ok=True)
     write(results, out / "results.json")
     write_atomically(out / "table.md", markdown(results).encode())

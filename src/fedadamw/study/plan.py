@@ -1,4 +1,4 @@
-"""Which runs a study consists of: algorithms x settings given as lists x seeds."""
+"""Plans the runs of a study: algorithms x settings given as lists x seeds."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from fedadamw.settings.experiment import Experiment, list_settings_outside
 from fedadamw.settings.load import build_experiment
 from fedadamw.validation import InputError, check, check_one_of, suggest
 
-MOST_RUNS = 10_000
+MAX_RUNS = 10_000
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a study: its settings, and what sets it apart from the others."""
+    """One run of a study: its settings, and a label of those that vary."""
 
     experiment: Experiment
     label: Mapping[str, str]  # `algorithm` and each setting that varies -> its value in words
@@ -32,18 +32,18 @@ class Run:
 
     @cached_property
     def name(self) -> str:
-        """The same for the same settings, in whatever study: a run that two have in common is run once."""
+        """Name of the run's folder: the same for the same settings, so that studies can share a run."""
         algorithm = self.experiment.algorithm_name
         return f"{algorithm}-seed{self.experiment.seed}-{settings_digest(self.experiment)[:10]}"
 
     @property
     def folder(self) -> RunFolder:
-        """Where the run is."""
+        """The run's folder."""
         return RunFolder(self.parent / self.name)
 
     @property
     def records(self) -> list[RecordDict]:
-        """What its rounds have come to; nothing where the folder is damaged, which going on with the run reports."""
+        """The records so far; none if the folder is damaged, which resuming the run reports."""
         try:
             return self.folder.records() if self.folder.started else []
         except CheckpointError:
@@ -63,7 +63,7 @@ def plan(
     parent: Path,
     jobs: int | None = None,
 ) -> list[Run]:
-    """Every run, seed by seed; InputError where one has wrong settings.
+    """Return every run, seed by seed; raise InputError if the settings of one are wrong.
 
     given: (path, value); a list of values makes a run of each. A setting of `algorithm` holds for those that have it.
     jobs: how many will run at a time.
@@ -73,46 +73,46 @@ def plan(
     runs = []
     for seed in seeds:
         for name in algorithms:
-            own = those_of(name, given)
+            own = select_settings(name, given)
             for pairs in product(*(_alternatives(name, path, value) for path, value in own)):
                 experiment = build_experiment(recipe, [("algorithm.name", name), *pairs, ("seed", seed)])
                 varying = [(path, v) for (path, v), (_, value) in zip(pairs, own, strict=True) if v is not value]
                 label = {"algorithm": name, **{path: words(v) for path, v in varying}}
                 check_runnable(experiment)
-                runs.append(Run(sharing(experiment, jobs), label, parent))
+                runs.append(Run(share_cores(experiment, jobs), label, parent))
     check_distinct(runs)
     return runs
 
 
 def _check_count(algorithms: Sequence[str], seeds: Sequence[int], given: Sequence[tuple[str, Any]]) -> None:
-    """Raise InputError where lists of values multiply to more runs than anybody waits for."""
-    sizes = (prod(len(_alternatives(name, *pair)) for pair in those_of(name, given)) for name in algorithms)
+    """Raise InputError if lists of values multiply to more than MAX_RUNS runs."""
+    sizes = (prod(len(_alternatives(name, *pair)) for pair in select_settings(name, given)) for name in algorithms)
     count = len(seeds) * sum(sizes)
-    check(count <= MOST_RUNS, f"the study would have {count:,} runs; use at most {MOST_RUNS:,}")
+    check(count <= MAX_RUNS, f"the study would have {count:,} runs; use at most {MAX_RUNS:,}")
 
 
 def check_runnable(experiment: Experiment) -> None:
-    """Raise InputError where the settings can only fail, before the first of many processes starts."""
+    """Raise InputError for settings that are bound to fail, before the first process starts."""
     check_settings(experiment, remote=False)
     check_trackers(experiment.trackers)
 
 
-def sharing(experiment: Experiment, jobs: int | None = None) -> Experiment:
-    """The experiment with its share of the cores, where it names no number of threads; as it is, on a GPU."""
+def share_cores(experiment: Experiment, jobs: int | None = None) -> Experiment:
+    """Return the experiment with its share of the cores, unless it sets a number of threads or runs on a GPU."""
     if experiment.threads is not None or uses_gpu(experiment):
         return experiment
     return experiment.model_copy(update={"threads": max(count_cores() // (jobs or count_cores()), 1)})
 
 
-def jobs_for(runs: Iterable[Run]) -> int:
-    """How many runs at a time: one on a GPU, else as many as the cores have room for their threads."""
+def choose_jobs(runs: Iterable[Run]) -> int:
+    """Return how many runs to execute at a time: one on a GPU, else the cores divided by the threads of a run."""
     if any(uses_gpu(run.experiment) for run in runs):
         return 1
     return max(count_cores() // max((run.experiment.threads or 1 for run in runs), default=1), 1)
 
 
 def words(value: Any) -> str:
-    """A setting's value, as short as it can be told from others."""
+    """Return a setting's value as short text that still differs from other values."""
     if isinstance(value, Mapping | list | tuple):
         return " ".join(words(v) for v in value)
     if isinstance(value, float) and float(f"{value:g}") == value:
@@ -121,7 +121,7 @@ def words(value: Any) -> str:
 
 
 def _alternatives(algorithm: str, path: str, value: Any) -> list[tuple[str, Any]]:
-    """(path, value) for each value of a list, or the one there is; a setting that is a list itself wants lists."""
+    """Return (path, value) for each value of a list; a setting that is itself a list varies by a list of lists."""
     if not isinstance(value, list) or not value:
         return [(path, value)]
     if _is_list(algorithm, path) and not isinstance(value[0], list):
@@ -129,8 +129,8 @@ def _alternatives(algorithm: str, path: str, value: Any) -> list[tuple[str, Any]
     return [(path, one) for one in value]
 
 
-def single(given: Sequence[tuple[str, Any]], algorithms: Sequence[str]) -> list[tuple[str, Any]]:
-    """The settings that are given as one value, which may be a list where the setting is one."""
+def select_single_values(given: Sequence[tuple[str, Any]], algorithms: Sequence[str]) -> list[tuple[str, Any]]:
+    """Return the settings given as one value (a list, if the setting is one), not as alternatives."""
 
     def alone(path: str, value: Any) -> bool:
         return all(v is value for name in algorithms for _, v in _alternatives(name, path, value))
@@ -139,8 +139,8 @@ def single(given: Sequence[tuple[str, Any]], algorithms: Sequence[str]) -> list[
 
 
 def check_single(given: Sequence[tuple[str, Any]], algorithms: Sequence[str], study: str) -> None:
-    """Raise InputError where a setting is given as a list of values."""
-    lists = [path for path, _ in given if path not in dict(single(given, algorithms))]
+    """Raise InputError if a setting is given as a list of values."""
+    lists = [path for path, _ in given if path not in dict(select_single_values(given, algorithms))]
     check(not lists, f"{study} takes one value a setting, no lists ({', '.join(lists)})")
 
 
@@ -151,14 +151,14 @@ def _is_list(algorithm: str, path: str) -> bool:
     return path == "trackers"
 
 
-def those_of(algorithm: str, given: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The settings that `algorithm` has."""
+def select_settings(algorithm: str, given: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return those of the given settings that `algorithm` has."""
     known = registry.settings_of(algorithm)
     return [(path, v) for path, v in given if not path.startswith("algorithm.") or path.partition(".")[2] in known]
 
 
 def check_distinct(runs: Sequence[Run]) -> None:
-    """Raise InputError where two runs are the same: they would share a folder, or pass for two seeds."""
+    """Raise InputError if two runs are the same: they would share a folder, or count as two seeds."""
     seen: dict[str, Run] = {}
     for run in runs:
         same = seen.setdefault(run.name, run)
@@ -168,8 +168,8 @@ def check_distinct(runs: Sequence[Run]) -> None:
 
 
 def check_given(given: Sequence[tuple[str, Any]], algorithms: Sequence[str], elsewhere: str) -> None:
-    """Raise InputError where an algorithm is unknown or twice there, where none of them has a setting, or where one is
-    given twice, as a whole section, or belongs `elsewhere`, a sentence with an {option}.
+    """Raise InputError if an algorithm is unknown or repeated, or if a setting belongs to none of them, is given twice,
+    is a section, or has an option instead (`elsewhere`: a sentence with {option}).
     """
     for name in algorithms:
         check_one_of("algorithm", name, registry.ALGORITHMS)
@@ -181,7 +181,7 @@ def check_given(given: Sequence[tuple[str, Any]], algorithms: Sequence[str], els
         if path in ("algorithm.name", "seed"):
             option = "-a" if path == "algorithm.name" else "--seeds"
             raise InputError(f"-s {path}: {elsewhere.format(option=option)}")
-        if not any(those_of(name, [(path, value)]) for name in algorithms):
+        if not any(select_settings(name, [(path, value)]) for name in algorithms):
             known = sorted({key for name in algorithms for key in registry.settings_of(name)})
             hint = suggest(path.partition(".")[2], [*known, *list_settings_outside("algorithm")], ".")
             raise InputError(f"{path} is no setting of {', '.join(algorithms)}{hint}")

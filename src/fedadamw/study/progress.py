@@ -1,4 +1,4 @@
-"""How a study shows itself while it goes: a bar a running process on a terminal, a line a finished run elsewhere."""
+"""Shows a study's progress: a bar per running process on a terminal, a line per finished run elsewhere."""
 
 import sys
 import time
@@ -15,10 +15,10 @@ from fedadamw.study.results import name_of
 from fedadamw.study.workers import Ended
 
 
-class Show:
-    """Called again and again with the runs under way and those that are over; nothing when quiet.
+class StudyProgress:
+    """Display that is called repeatedly with the running and the finished runs; prints nothing if quiet.
 
-    runs: all of the study; none where that is not known beforehand.
+    runs: all runs of the study, empty if they are not known beforehand.
     """
 
     def __init__(self, runs: Sequence[Run], *, quiet: bool) -> None:
@@ -31,7 +31,7 @@ class Show:
         self._next_look = 0.0
         self._before = sum(run.done for run in runs)
 
-    def __enter__(self) -> "Show":
+    def __enter__(self) -> "StudyProgress":
         if self.quiet:
             return self
         if self._before:
@@ -103,5 +103,5 @@ class Show:
 
 
 def variant_of(run: Run) -> str:
-    """A run's variant and seed."""
+    """Return a run's variant and seed as text."""
     return f"{name_of(run.label)}, seed {run.experiment.seed}"

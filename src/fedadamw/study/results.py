@@ -1,4 +1,4 @@
-"""What the runs of a study came to: one JSON object that tables, charts and pages are made of."""
+"""Collects the runs of a study into one JSON object, from which tables, charts and pages are made."""
 
 import json
 import re
@@ -14,7 +14,8 @@ from fedadamw.io.escaping import escape_markdown, escape_text
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.metrics import evaluated, label, main, score
 from fedadamw.report.run_files import Manifest, RecordDict
-from fedadamw.report.study_charts import Result, Results, variants
+from fedadamw.report.study_charts import variants
+from fedadamw.report.study_files import Missing, Results, RunResult, Summary
 from fedadamw.report.study_page import columns
 from fedadamw.settings.section import flatten_settings
 from fedadamw.study.plan import Run
@@ -24,53 +25,69 @@ FORMAT = 2
 
 
 def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), target: float | None = None) -> Results:
-    """The records of all runs that are done, why the others are not, and a summary of each variant over its seeds.
+    """Return the records of all finished runs, why the others did not finish, and a summary of each variant over seeds.
 
-    A run whose last score is not a number is among both: it is drawn, and named among those that are missing.
-    target: the score that `rounds and bytes to` are counted to; by default the median of the variants' final ones.
+    A run whose last score is not a number is in both: it is drawn, and listed as missing.
+    target: the score for rounds_to_target and bytes_to_target; by default the median of the variants' final scores.
     """
     errors = {end.run.name: end.error for end in ended if end.error}
-    found, manifests, metrics = [], [], []
-    for run in runs:
-        if run.done:
-            try:
-                manifest, records = run.folder.read_manifest(), run.folder.records()
-                found.append(result_of(run, manifest, records))
-                manifests.append(manifest)
-                metrics.append(main(records))
-                if why := not_a_number(records):
-                    errors[run.name] = why
-            except CheckpointError as error:
-                errors[run.name] = str(error)
-    groups = list(variants(found).values())
-    there = {result["name"] for result in found if final(result) is not None}
+    results, manifests, metrics, errors_in_files = _read_finished(runs)
+    errors |= errors_in_files
+    groups = list(variants(results).values())
     if target is None:
-        means = [mean for group in groups if (mean := _mean_of_all([final(r) for r in group])) is not None]
-        target = statistics.median(means) if means else None
+        target = _median_score(groups)
+    versions = manifests[0]["versions"] if manifests else {}
     return {
         "format": FORMAT,
         "recipe": recipe,
         "commit": distinct(manifest["commit"] for manifest in manifests),
         "device": distinct(manifest["device"] for manifest in manifests),
-        "versions": {
-            package: distinct(manifest["versions"].get(package) for manifest in manifests)
-            for package in (manifests[0]["versions"] if manifests else ())
-        },
+        "versions": {name: distinct(manifest["versions"].get(name) for manifest in manifests) for name in versions},
         "metric": distinct(metrics),
         "target": None if target is None else round(target, 4),
         "settings": settings_by_path(run.experiment.model_dump(mode="json") for run in runs),
         "summary": [summary(group, target) for group in groups],
-        "runs": found,
-        "missing": [
-            {"variant": name_of(r.label), "seed": r.experiment.seed, "error": errors.get(r.name, "not run")}
-            for r in runs
-            if r.name not in there
-        ],
+        "runs": results,
+        "missing": _list_missing(runs, results, errors),
     }
 
 
-def result_of(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> Result:
-    """One run: its label, seed, own settings, and its records as columns."""
+def _read_finished(runs: Sequence[Run]) -> tuple[list[RunResult], list[Manifest], list[str], dict[str, str]]:
+    """Return results, manifests and metrics of the finished runs, and by run name what is wrong with a run's files."""
+    results, manifests, metrics, errors = [], [], [], {}
+    for run in runs:
+        if run.done:
+            try:
+                manifest, records = run.folder.read_manifest(), run.folder.records()
+            except CheckpointError as error:
+                errors[run.name] = str(error)
+                continue
+            results.append(result_of(run, manifest, records))
+            manifests.append(manifest)
+            metrics.append(main(records))
+            if why := not_a_number(records):
+                errors[run.name] = why
+    return results, manifests, metrics, errors
+
+
+def _median_score(groups: Iterable[Sequence[RunResult]]) -> float | None:
+    """Return the median of the variants' mean final scores."""
+    means = [mean for group in groups if (mean := _mean_of_all([final(result) for result in group])) is not None]
+    return statistics.median(means) if means else None
+
+
+def _list_missing(runs: Iterable[Run], results: Iterable[RunResult], errors: Mapping[str, str]) -> list[Missing]:
+    """Return the runs without a final score, with the reason."""
+    scored = {result["name"] for result in results if final(result) is not None}
+    return [
+        {"variant": name_of(run.label), "seed": run.experiment.seed, "error": errors.get(run.name, "not run")}
+        for run in runs
+        if run.name not in scored
+    ]
+
+
+def result_of(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> RunResult:
+    """Return one run's label, seed and settings, and its records as columns."""
     sent = list(accumulate(record["up_bytes"] for record in records))
     shown = evaluated(records)
     return {
@@ -97,23 +114,22 @@ def result_of(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> Re
 
 
 def distinct(words: Iterable[str | None]) -> str | None:
-    """The words, each once, with `and` between them where runs differ; None where there are none."""
+    """Return the distinct words, joined with `and`; None if there are none."""
     return " and ".join(dict.fromkeys(word for word in words if word is not None)) or None
 
 
-def final(result: Result) -> float | None:
-    """The score after the last round, None where that is not a number."""
-    last: float | None = result["score"][-1]
-    return last
+def final(result: RunResult) -> float | None:
+    """Return the score after the last round, None if it is not a number."""
+    return result["score"][-1]
 
 
 def not_a_number(records: Sequence[RecordDict]) -> str | None:
-    """What to say of a run whose last score is not a number; None of any other."""
+    """Return an error text if the last score is not a number, else None."""
     return f"{label(main(records))} is not a number after the last round" if score(records[-1]) is None else None
 
 
-def summary(group: Sequence[Result], target: float | None) -> dict[str, Any]:
-    """One variant over its seeds."""
+def summary(group: Sequence[RunResult], target: float | None) -> Summary:
+    """Summarise one variant over its seeds."""
     finals = [final(result) for result in group]
     first, mean = group[0], _mean_of_all(finals)
     mean_curve = [_mean_of_all(values) for values in zip(*(r["score"] for r in group), strict=True)]
@@ -134,19 +150,20 @@ def summary(group: Sequence[Result], target: float | None) -> dict[str, Any]:
 
 
 def _mean_of_all(values: Sequence[float | None]) -> float | None:
-    """The mean, None where one of them is not a number: without it the others would pass for all."""
+    """Return the mean, None if any value is not a number: a mean of the others would mislead."""
     return None if any(value is None for value in values) else _mean(values)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of those that are numbers."""
+    """Return the mean of the values that are numbers, None without any."""
     found = [value for value in values if value is not None]
     return statistics.mean(found) if found else None
 
 
 def settings_by_path(experiments: Iterable[Mapping[str, Any]]) -> dict[str, tuple[bool, Any]]:
-    """Settings by path: (False, the value) where all runs agree, (True, the values) where they differ, which is also
-    where only some have the setting.
+    """Return settings by path: (False, the value) if all runs agree, else (True, the values).
+
+    They also differ if only some runs have the setting.
     """
     values: dict[str, list[Any]] = {}
     count = 0
@@ -162,7 +179,7 @@ def settings_by_path(experiments: Iterable[Mapping[str, Any]]) -> dict[str, tupl
 
 
 def name_of(label: Mapping[str, str]) -> str:
-    """A variant in words: `fedadamw, alpha 0.5`; labels that differ have names that differ."""
+    """Return a variant in words: `fedadamw, alpha 0.5`; labels that differ have names that differ."""
     named = ("algorithm", "part")
     rest = {path: value for path, value in label.items() if path not in named}
     short = [path.rpartition(".")[2] for path in rest]
@@ -173,13 +190,13 @@ def name_of(label: Mapping[str, str]) -> str:
 
 
 def write(results: Results, path: Path) -> None:
-    """The results as JSON, atomically; a number that is none is null."""
+    """Write the results as JSON, atomically; numbers that are not finite become null."""
     text = json.dumps(replace_nan(results, digits=6), indent=1, allow_nan=False)
     write_atomically(path, (_compact(text) + "\n").encode())
 
 
 def markdown(results: Results) -> str:
-    """The summary as a Markdown table, best first."""
+    """Return the summary as a Markdown table, best first."""
     head = headings(results)
     lines = [f"| {' | '.join(head)} |", "| --- | " + " | ".join(["---:"] * (len(head) - 1)) + " |"]
     for row in rows(results):
@@ -191,16 +208,16 @@ def markdown(results: Results) -> str:
 
 
 def headings(results: Results) -> list[str]:
-    """The headings of `rows`."""
+    """Return the headings of `rows`."""
     return [name for name, _ in columns(results)]
 
 
 def rows(results: Results) -> list[list[str]]:
-    """The summary as words, best first and what is not a number last: the cells of `markdown`."""
+    """Return the cells of the summary's table as text, best first, scores that are not numbers last."""
     ranked = sorted(results["summary"], key=lambda s: inf if s["score"] is None else -s["score"])
     return [[cell(summary)[1] for _, cell in columns(results)] for summary in ranked]
 
 
 def _compact(text: str) -> str:
-    """Lists of numbers on one line each."""
+    """Put each list of numbers on one line."""
     return re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda m: "[" + " ".join(m.group(1).split()) + "]", text)

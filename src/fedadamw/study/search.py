@@ -1,4 +1,4 @@
-"""One algorithm's search for its best settings: a stage a setting, each with the best of the earlier ones.
+"""Searches one algorithm's best settings: one stage per setting, using the best values of the earlier stages.
 
 A stage is an Optuna study over a grid, kept in a journal. The grid grows while its best is at an end of it.
 """
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from fedadamw.algorithms import registry
 from fedadamw.report.metrics import main, score
+from fedadamw.report.study_files import Stage
 from fedadamw.runner.folder import settings_digest
 from fedadamw.settings.load import build_experiment
-from fedadamw.study.plan import Run, sharing, those_of, words
+from fedadamw.study.plan import Run, select_settings, share_cores, words
 from fedadamw.study.results import not_a_number
 from fedadamw.validation import missing_extra_error
 
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
 VALIDATION = 0.1  # of the training data, held out for the choice
 GROWS = ("lr", "server_lr", "weight_decay")  # grids that may grow beyond their ends
-SAFE = 2 / 3  # of its rounds that a trial runs before it can be hopeless
+SAFE = 2 / 3  # of its rounds that a trial runs before it can be stopped early
 MOST_GROWN = 3  # values that a grid may grow at either end
 
 
 class Search:
-    """The stages of one algorithm. Ask for the runs that are `wanted`, and `begin` and `end` each.
+    """The stages of one algorithm. Ask for the runs that are `pending`, and `begin` and `end` each.
 
     given: settings that hold for all trials; those that the algorithm does not have are left out.
     only: the settings to tune, by default all of the algorithm's `tuning`.
@@ -43,7 +44,7 @@ class Search:
         jobs: int | None = None,
     ) -> None:
         self.recipe, self.algorithm, self.parent, self.jobs = recipe, algorithm, parent, jobs
-        self.given = those_of(algorithm, given)
+        self.given = select_settings(algorithm, given)
         fixed = {path.removeprefix("algorithm.").removeprefix("training.") for path, _ in self.given}
         self.grids = {
             name: sorted(grid)
@@ -51,8 +52,8 @@ class Search:
             if (not only or name in only) and name not in fixed
         }
         self.best: dict[str, float] = {}  # setting -> its best value, of the stages that are over
-        self.history: list[dict[str, Any]] = []  # those stages, for trials.json
-        self.error: str | None = None  # why the search cannot go on
+        self.history: list[Stage] = []  # those stages, for trials.json
+        self.error: str | None = None  # why the search failed
         self._storage = storage
         self._begin_stage()
 
@@ -62,21 +63,21 @@ class Search:
         return self.error is not None or len(self.best) == len(self.grids)
 
     @property
-    def wanted(self) -> list[Run]:
-        """The trials of this stage that have no result and are not under way."""
+    def pending(self) -> list[Run]:
+        """The runs of this stage that have no result and are not running."""
         if self.done:
             return []
-        over = {t.params[self.stage] for t in self._finished()} | set(self._failed)
+        over = {t.params[self.stage] for t in self._list_finished()} | set(self._failed)
         runs = [self._run_of(value) for value in self.grid if value not in over]
         return [run for run in runs if run.name not in self._trials]
 
     @property
     def trials(self) -> int:
-        """How many trials have a result, in this stage and those before."""
-        return sum(len(stage["trials"]) for stage in self.history) + (0 if self.done else len(self._finished()))
+        """Number of trials with a result, in this stage and the earlier ones."""
+        return sum(len(stage["trials"]) for stage in self.history) + (0 if self.done else len(self._list_finished()))
 
     def begin(self, run: Run) -> None:
-        """The trial of `run` starts, or goes on after a stop."""
+        """Start the trial of `run`, or resume it."""
         import optuna
 
         value = self._values[run.name]
@@ -87,19 +88,19 @@ class Search:
         only = optuna.distributions.FloatDistribution(value, value)
         self._trials[run.name] = self.study.ask({self.stage: only})
 
-    def hopeless(self, run: Run) -> bool:
-        """Tell the trial what its run has come to so far; whether it should stop."""
-        trial = self._told(run)
+    def should_stop(self, run: Run) -> bool:
+        """Report the run's scores so far, and return whether to stop it early."""
+        trial = self._report_scores(run)
         return trial.should_prune() and self._values[run.name] not in self._spared
 
     def end(self, run: Run, *, stopped: bool = False, error: str | None = None) -> None:
-        """The trial of `run` is over; after the last of a stage the next one begins.
+        """End the trial of `run`; after the last trial of a stage, begin the next stage.
 
-        A failure holds for this search; the next command tries again, since its cause may be gone.
+        A failure counts for this search only; the next command tries again.
         """
         import optuna
 
-        trial = self._told(run)
+        trial = self._report_scores(run)
         del self._trials[run.name]
         if not stopped and error is None:
             error = not_a_number(run.records)  # worse than any score
@@ -113,8 +114,8 @@ class Search:
             self.study.tell(trial, score(run.records[-1]))
         self._settle()
 
-    def _told(self, run: Run) -> "optuna.Trial":
-        """The trial of `run`, with all that its run has come to reported."""
+    def _report_scores(self, run: Run) -> "optuna.Trial":
+        """Report all of the run's scores to its trial, and return the trial."""
         trial = self._trials[run.name]
         known = self.study.trials[trial.number].intermediate_values
         for record in run.records:
@@ -123,18 +124,18 @@ class Search:
         return trial
 
     def _run_of(self, value: float) -> Run:
-        """The run that tries `value` for this stage's setting."""
+        """Return the run that tries `value` for this stage's setting."""
         if value not in self._runs:
             chosen = [(path_of(name), v) for name, v in {**self.best, self.stage: value}.items()]
             base = [("algorithm.name", self.algorithm), *self.given, ("data.validation", VALIDATION), ("seed", 0)]
             label = {"algorithm": self.algorithm, **{path: words(v) for path, v in chosen}}
-            experiment = sharing(build_experiment(self.recipe, [*base, *chosen]), self.jobs)
+            experiment = share_cores(build_experiment(self.recipe, [*base, *chosen]), self.jobs)
             self._runs[value] = Run(experiment, label, self.parent)
             self._values[self._runs[value].name] = value
         return self._runs[value]
 
     def _begin_stage(self) -> None:
-        """The next setting's study, continued where the journal has it."""
+        """Create the next setting's study, or continue it if the journal has it."""
         if self.done:
             return
         import optuna
@@ -145,7 +146,7 @@ class Search:
         self._values: dict[str, float] = {}  # name of a run -> its value of this stage's setting
         self._trials: dict[str, optuna.Trial] = {}  # name of a run under way -> its trial
         self._failed: dict[float, str] = {}  # value -> what went wrong
-        self._spared: set[float] = set()  # stopped ahead of where the best ended: their trials go on
+        self._spared: set[float] = set()  # stopped early with a better score than the final best: these resume
         first = self._run_of(self.grid[0]).experiment
         self.study = optuna.create_study(  # its name says all settings but this stage's: no other's results are taken
             study_name=f"{self.algorithm}/{self.stage}/{settings_digest(first)[:10]}",
@@ -156,8 +157,8 @@ class Search:
         )
         self._settle()
 
-    def _finished(self) -> "list[optuna.trial.FrozenTrial]":
-        """This stage's trials with a result: at their end, or stopped as hopeless."""
+    def _list_finished(self) -> "list[optuna.trial.FrozenTrial]":
+        """Return this stage's trials with a result: complete, or stopped early."""
 
         def stopped(t: "optuna.trial.FrozenTrial") -> bool:
             return t.state.name == "PRUNED" and t.params[self.stage] not in self._spared
@@ -166,9 +167,9 @@ class Search:
         return [t for t in trials if t.state.name == "COMPLETE" or stopped(t)]
 
     def _settle(self) -> None:
-        """Once all of the grid was tried: let it grow while its best is at an end; then keep the best and go on."""
-        while not self.done and not self.wanted and not self._trials:
-            tried = {t.params[self.stage]: t for t in self._finished()}
+        """After all values: extend the grid if its best is at an end, else record the best and begin a stage."""
+        while not self.done and not self.pending and not self._trials:
+            tried = {t.params[self.stage]: t for t in self._list_finished()}
             values = {v: t.values[0] for v, t in tried.items() if t.state.name == "COMPLETE" and v in self.grid}
             if not values:
                 why = next(iter(self._failed.values()), "all were stopped early")
@@ -184,9 +185,9 @@ class Search:
                 continue
             usual = registry.settings_of(self.algorithm).get(self.stage)
             best = max(values, key=lambda v: (values[v], v == usual))
-            grown = self._grown(best)
-            if grown is not None:
-                self.grid = sorted([*self.grid, grown])
+            extension = self._extend_grid(best)
+            if extension is not None:
+                self.grid = sorted([*self.grid, extension])
                 continue
             self.history.append(
                 {
@@ -204,8 +205,8 @@ class Search:
             self.best[self.stage] = best
             self._begin_stage()
 
-    def _grown(self, best: float) -> float | None:
-        """A value beyond `best`, where that is at an end of the grid that may grow there."""
+    def _extend_grid(self, best: float) -> float | None:
+        """Return a value beyond `best` if it is at an end of the grid that may still grow, else None."""
         start = self.grids[self.stage]
         if self.stage not in GROWS or len(start) < 2:
             return None
@@ -218,14 +219,14 @@ class Search:
 
 
 def outcome(value: float, tried: "Mapping[float, optuna.trial.FrozenTrial]") -> str:
-    """What became of a value's trial: complete, pruned or failed."""
+    """Return the state of a value's trial: complete, pruned or failed."""
     if value not in tried:
         return "failed"
     return "complete" if tried[value].state.name == "COMPLETE" else "pruned"
 
 
 def journal(path: Path) -> "optuna.storages.BaseStorage":
-    """Optuna's journal: a file of JSON lines, which a killed process leaves readable. One process at a time."""
+    """Open Optuna's journal, a file of JSON lines that stays readable after a kill. For one process at a time."""
     try:
         import optuna
         from optuna.storages import JournalStorage
@@ -241,10 +242,10 @@ def journal(path: Path) -> "optuna.storages.BaseStorage":
 
 
 def path_of(setting: str) -> str:
-    """Where a recipe has a setting of `tuning`."""
+    """Return the path in a recipe of a setting of `tuning`."""
     return "training.lr" if setting == "lr" else f"algorithm.{setting}"
 
 
 def two_digits(value: float) -> float:
-    """0.0029999 is 0.003."""
+    """Round to two significant digits: 0.0029999 to 0.003."""
     return float(f"{value:.2g}")

@@ -2,12 +2,12 @@
 
 The order is the paper's. Every trial trains on the training data less a held-out share and is judged on that share:
 the test set is never looked at. The grid of a learning rate or a weight decay grows while its best is at its edge; a
-trial that is hopeless is stopped early.
+trial that has no chance is stopped early.
 """
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,19 @@ from fedadamw.algorithms import registry
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_text
 from fedadamw.report.metrics import label
+from fedadamw.report.study_files import Stage, Trial
 from fedadamw.settings.load import build_experiment, read_recipe, set_path
-from fedadamw.study.compare import RUNS, held
-from fedadamw.study.plan import check_given, check_runnable, check_single, jobs_for, plan, single, those_of
-from fedadamw.study.progress import Show
+from fedadamw.study.compare import RUNS, lock_study
+from fedadamw.study.plan import (
+    check_given,
+    check_runnable,
+    check_single,
+    choose_jobs,
+    plan,
+    select_settings,
+    select_single_values,
+)
+from fedadamw.study.progress import StudyProgress
 from fedadamw.study.results import distinct
 from fedadamw.study.search import VALIDATION, Search, journal, path_of
 from fedadamw.study.workers import TICK_S, Ended, Workers
@@ -30,7 +39,7 @@ LOOK_S = 2.0  # between two looks at what the trials have come to
 
 
 class Tuned(NamedTuple):
-    """What tuning came to."""
+    """The result of tuning."""
 
     recipe: Path | None  # with the best settings of all algorithms that came to an end
     errors: dict[str, str]  # algorithm -> why it did not
@@ -46,7 +55,7 @@ def tune(
     jobs: int | None = None,
     quiet: bool = False,
 ) -> Tuned:
-    """Tune each algorithm, and write tuned.yaml, trials.json and table.md in `out`. The same call goes on after a stop.
+    """Tune each algorithm, and write tuned.yaml, trials.json and table.md in `out`. The same call resumes.
 
     only: the settings to tune (lr, weight_decay, alpha, ...), all of the algorithm's `tuning` by default.
     """
@@ -58,9 +67,9 @@ def tune(
         check(path_of(setting) not in dict(given), f"--only {setting}: {path_of(setting)} is given")
     check("data.validation" not in dict(given), f"tune sets data.validation itself, to {VALIDATION:g}")
     for name in algorithms:
-        overrides = [("algorithm.name", name), *those_of(name, given), ("data.validation", VALIDATION)]
+        overrides = [("algorithm.name", name), *select_settings(name, given), ("data.validation", VALIDATION)]
         check_runnable(build_experiment(recipe, overrides))
-    with held(out):
+    with lock_study(out):
         storage = journal(out / "optuna.log")
         searches = [Search(recipe, name, given, only, out / RUNS, storage, jobs) for name in algorithms]
         check(any(search.grids for search in searches), f"nothing to tune: {', '.join(sorted(known))} are given")
@@ -80,30 +89,32 @@ def tune_for_comparison(
     jobs: int | None = None,
     quiet: bool = False,
 ) -> Tuned:
-    """Tune in `out`/tune what a comparison with these arguments leaves open, after a check of all that it will run."""
+    """Check all runs of a comparison with these arguments, then tune in `out`/tune the settings that it leaves open."""
     plan(recipe, algorithms, range(seeds), given, out / RUNS, jobs)
     paths = dict(given)
     tunings = {name: registry.ALGORITHMS[name].tuning for name in algorithms}
     only = sorted({setting for tuning in tunings.values() for setting in tuning if path_of(setting) not in paths})
     check(bool(only), "--tune: every setting that could be tuned is given")
-    with held(out):
-        return tune(recipe, algorithms, single(given, algorithms), out / "tune", only=only, jobs=jobs, quiet=quiet)
+    with lock_study(out):
+        return tune(
+            recipe, algorithms, select_single_values(given, algorithms), out / "tune", only=only, jobs=jobs, quiet=quiet
+        )
 
 
 def _run(searches: Sequence[Search], jobs: int | None, *, quiet: bool) -> None:
-    """Trials of all searches share the workers; a search that comes earlier gets the next free one first."""
+    """Run the trials of all searches on shared workers; earlier searches come first."""
     of: dict[str, Search] = {}
     over: list[Ended] = []
     look = 0.0
-    waiting = [run for search in searches for run in search.wanted]
+    waiting = [run for search in searches for run in search.pending]
     if not waiting:
         return
     if not quiet and any(search.trials for search in searches):
         print(f"{sum(search.trials for search in searches)} trials are done already", flush=True)
-    with Show((), quiet=quiet) as show, Workers(jobs or jobs_for(waiting)) as workers:
+    with StudyProgress((), quiet=quiet) as show, Workers(jobs or choose_jobs(waiting)) as workers:
         while not all(search.done for search in searches):
             for search in searches if workers.free else ():
-                for run in search.wanted:
+                for run in search.pending:
                     if run.done:  # its process came to its end, ours did not
                         search.begin(run)
                         search.end(run)
@@ -116,7 +127,7 @@ def _run(searches: Sequence[Search], jobs: int | None, *, quiet: bool) -> None:
                 over.append(end)
             due = time.monotonic() >= look
             for run, _ in list(workers.running.values()) if due else ():
-                if of[run.name].hopeless(run):
+                if of[run.name].should_stop(run):
                     workers.stop(run)
                     of[run.name].end(run, stopped=True)
                     over.append(Ended(run, "hopeless, stopped early"))
@@ -126,7 +137,7 @@ def _run(searches: Sequence[Search], jobs: int | None, *, quiet: bool) -> None:
 
 
 def _write(recipe: str, given: Iterable[tuple[str, Any]], searches: Sequence[Search], out: Path) -> Path:
-    """tuned.yaml, trials.json and table.md."""
+    """Write tuned.yaml, trials.json and table.md."""
     settings = read_recipe(recipe)
     own = settings["algorithms"] = dict(settings.get("algorithms") or {})
     for setting, value in given:
@@ -148,8 +159,8 @@ def _write(recipe: str, given: Iterable[tuple[str, Any]], searches: Sequence[Sea
     return path
 
 
-def table(history: Sequence[Mapping[str, Any]]) -> str:
-    """Every stage as a row of Markdown: the values that were tried, with their held-out scores."""
+def table(history: Sequence[Stage]) -> str:
+    """Return a Markdown table with one row per stage: the values tried and their held-out scores."""
     metric = distinct(label(stage["metric"]) for stage in history) or "score"
     lines = [f"| algorithm | setting | best | tried: held-out {metric} |", "| --- | --- | ---: | --- |"]
     for stage in history:
@@ -159,7 +170,7 @@ def table(history: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _outcome(trial: Mapping[str, Any]) -> str:
+def _outcome(trial: Trial) -> str:
     if trial["state"] == "complete":
         return f"{trial['score']:.1%}"
     if trial["state"] == "failed":

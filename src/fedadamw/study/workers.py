@@ -1,4 +1,4 @@
-"""Runs in processes of their own, some at a time: one that fails or is killed takes no other with it."""
+"""Executes runs in separate processes, several at a time; a failing run does not affect the others."""
 
 import signal
 import time
@@ -36,7 +36,7 @@ class Workers:
         return len(self.running) < self.count
 
     def start(self, run: Run) -> None:
-        """Begin a run, or go on with it."""
+        """Start or resume a run."""
         process = self._context.Process(target=work, args=(run.experiment.to_yaml(), str(run.folder.path)))
         process.start()
         self.running[run.name] = run, process
@@ -52,7 +52,7 @@ class Workers:
         return over
 
     def stop(self, run: Run) -> None:
-        """End a run before its last round; its checkpoint stays."""
+        """Stop a run early; its checkpoint stays."""
         _end(self.running[run.name][1])
         del self.running[run.name]
 
@@ -85,7 +85,7 @@ def run_all(
 
 
 def _end(process: BaseProcess) -> None:
-    """Ask a process to save and stop, and kill it where it does not."""
+    """Ask a process to save and stop; kill it if it does not."""
     process.terminate()  # a second one does no harm
     process.join(SAVE_S)
     process.kill()
@@ -94,7 +94,7 @@ def _end(process: BaseProcess) -> None:
 
 
 def _last_words(run: Run, code: int) -> str:
-    """Why a process ended: the signal that killed it, or the last line of its log."""
+    """Return why a process ended: the signal that killed it, or the last line of its log."""
     if code < 0:
         return f"its process was killed ({signal.Signals(-code).name})"
     log = run.folder.path / LOG

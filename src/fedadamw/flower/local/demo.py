@@ -24,7 +24,7 @@ def run_demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> P
     _check(experiment, nodes)
     experiment = make_absolute(experiment)  # the server and the nodes start in other folders
     folder = folder.resolve()
-    with RunFolder(folder).locked():
+    with RunFolder(folder).lock():
         check(not any(folder.iterdir()), f"{folder}: not empty; choose another --out")
         new_app.write_app(folder / "app", experiment)
         _run_in(folder, nodes, say)

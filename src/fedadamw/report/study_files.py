@@ -1,0 +1,86 @@
+"""Types of what a study folder holds: results.json of a comparison or an ablation, trials.json of a tuning."""
+
+from typing import Any, TypedDict
+
+Numbers = list[float | None]  # one an evaluated round; None if it was not finite
+Row = dict[str, str | float]  # a point of a chart
+
+
+class RunResult(TypedDict):
+    """One finished run: its settings, and its records as columns of one number per evaluated round."""
+
+    name: str
+    variant: str  # the label in words
+    label: dict[str, str]  # `algorithm` and each setting that varies -> its value in words
+    seed: int
+    commit: str | None
+    settings: dict[str, Any]  # the learning rate and the algorithm's own settings
+    up_bytes_a_client: int
+    down_bytes_a_client: int
+    rejected: int
+    wall_s: float
+    round: list[int]
+    score: Numbers
+    test_loss: Numbers
+    train_loss: Numbers
+    sent_bytes: list[int]  # by all clients, so far
+    diagnostics: list[dict[str, Any]]  # engine.diagnostics.Numbers and their `round`
+
+
+class Summary(TypedDict):
+    """One variant over its seeds."""
+
+    variant: str
+    label: dict[str, str]
+    settings: dict[str, Any]
+    seeds: int
+    score: float | None  # mean after the last round; None if that of a seed was not finite
+    score_sd: float | None  # None also for one seed
+    train_loss: float | None
+    rounds_to_target: int | None  # None if not reached
+    bytes_to_target: int | None
+    up_bytes_a_client: int
+    wall_s: float
+
+
+class Missing(TypedDict):
+    """A run without a final score."""
+
+    variant: str
+    seed: int
+    error: str
+
+
+class Results(TypedDict):
+    """results.json: everything that the tables, charts and page of a study show."""
+
+    format: int
+    recipe: str
+    commit: str | None
+    device: str | None
+    versions: dict[str, str | None]
+    metric: str | None
+    target: float | None  # the score that rounds_to_target and bytes_to_target are counted to
+    settings: dict[str, tuple[bool, Any]]  # (False, the value) if all runs agree, else (True, the values)
+    summary: list[Summary]
+    runs: list[RunResult]
+    missing: list[Missing]
+
+
+class Trial(TypedDict):
+    """One value of a tuned setting."""
+
+    value: float
+    score: float | None  # held-out; None if it failed
+    state: str  # complete, pruned or failed
+
+
+class Stage(TypedDict):
+    """An entry of trials.json: the search for one setting of one algorithm."""
+
+    algorithm: str
+    setting: str
+    metric: str
+    best: float
+    at_edge: bool
+    trials: list[Trial]
