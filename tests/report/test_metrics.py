@@ -15,8 +15,6 @@ from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.progress import Progress
 from fedadamw.study import results
 from fedadamw.study.plan import plan
-from fedadamw.study.progress import StudyProgress
-from fedadamw.study.workers import EndedRun
 
 
 @pytest.fixture
@@ -96,7 +94,7 @@ def test_a_study_keeps_the_main_metric_and_its_name(run, tmp_path):
     )
 
 
-def test_the_order_lasts_and_a_perplexity_is_no_share(tmp_path):
+def test_metric_order_is_kept_and_perplexity_is_not_a_percentage(tmp_path):
     folder = RunFolder(tmp_path)
     for record in rounds([{"accuracy": 0.25, "perplexity": 1234.56}, {"accuracy": 0.5, "perplexity": float("inf")}]):
         folder.append(record)
@@ -152,6 +150,6 @@ def test_a_seed_without_a_number_is_not_left_out_of_a_mean(tmp_path):
     assert [row["value"] for row in of_values["data"]["values"]] == ["1"]
 
 
-def test_a_round_without_a_finite_loss_is_told(tmp_path):
+def test_a_round_without_a_finite_loss_is_reported(tmp_path):
     record = {"round": 1, "train_loss": None, "test_metrics": {"spearman": None}, "wall_s": 1.0}
     assert demo.format_record(record) == "round 1  loss -  Spearman -  1.0 s"

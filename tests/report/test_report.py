@@ -108,7 +108,7 @@ def written(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_every_chart_is_drawn_and_nothing_goes_wrong(browser, written, width):
+def test_every_chart_is_drawn_without_console_errors(browser, written, width):
     page, said = opened(browser, written, width)
     assert said == []
     drawn = page.eval_on_selector_all(
@@ -156,7 +156,7 @@ def test_hovering_shows_values_and_a_click_in_the_legend_picks_a_line(browser, w
     assert said == []
 
 
-def test_words_from_outside_are_text(browser, written):
+def test_outside_text_is_escaped(browser, written):
     page, _ = opened(browser, written, 1280)
     assert "small/<&>" in page.locator("main > p").inner_text()
     assert "scaffold, seed 1: failed: <b>it</b>" in page.locator(".warning").inner_text()
@@ -221,7 +221,7 @@ def test_hostile_names_of_recipes_and_variants_are_words_on_a_studys_page(browse
     assert "<!--<script>" in shown.locator("main > p").inner_text()
 
 
-def test_a_single_run_has_its_page_too(browser, tmp_path):
+def test_the_page_of_a_single_run_draws_offline(browser, tmp_path):
     from support.command import run_command
 
     arguments = ("-s", "training.rounds=2", "-s", "training.steps=1", "--out", str(tmp_path / "run"), "-q")
@@ -236,7 +236,7 @@ def test_a_single_run_has_its_page_too(browser, tmp_path):
     assert [line for line in said if "favicon" not in line] == []
 
 
-def test_the_one_setting_that_varies_has_a_figure_of_its_own():
+def test_a_single_varying_setting_gets_a_chart():
     varied = {
         **RESULTS,
         "summary": [
@@ -260,7 +260,7 @@ def test_a_band_ends_where_the_metric_does(metric, low):
     assert rows[0]["sd"] == pytest.approx(0.32**0.5), "what is hovered is the whole deviation"
 
 
-def test_bytes_have_a_logarithmic_axis_where_one_variant_sends_many_times_what_another_does():
+def test_the_byte_axis_is_logarithmic_if_variants_differ_widely():
     def axis(factor):
         runs = [
             dict(r, sent_bytes=[n * (factor if r["variant"] == "fedavg" else 1) for n in r["sent_bytes"]])

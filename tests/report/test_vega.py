@@ -7,7 +7,7 @@ import pytest
 from fedadamw.report import vega
 
 
-def test_the_script_is_bundled_once(tmp_path, monkeypatch):
+def test_the_library_is_bundled_once_and_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     script = vega.vega_script()
     assert "window.vegaEmbed" in script
@@ -17,7 +17,7 @@ def test_the_script_is_bundled_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"window.vegaEm", b"\xff\xfe"])
-def test_an_incomplete_cache_is_replaced(content, tmp_path, monkeypatch):
+def test_an_incomplete_cached_file_is_rebuilt(content, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     script = vega.vega_script()
     (path,) = (tmp_path / "fedadamw").iterdir()
@@ -26,7 +26,7 @@ def test_an_incomplete_cache_is_replaced(content, tmp_path, monkeypatch):
     assert path.read_text() == script
 
 
-def test_the_script_needs_no_writable_cache(tmp_path, monkeypatch):
+def test_the_library_is_available_without_a_cache(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert "window.vegaEmbed" in vega.vega_script()

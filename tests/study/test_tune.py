@@ -86,7 +86,7 @@ def test_a_score_that_is_not_a_number_is_worse_than_any_other(tmp_path):
     assert none.error == ("fedadamw: no trial of lr finished: accuracy is not a number after the last round")
 
 
-def test_a_trial_far_behind_is_stopped_and_not_tried_again(tmp_path):
+def test_a_trial_stopped_early_is_not_resumed(tmp_path):
     found = search(tmp_path, ("training.rounds", 9))
     first, second, third = found.pending
     for run, step in ((first, 0.05), (second, 0.1)):
@@ -104,7 +104,7 @@ def test_a_trial_far_behind_is_stopped_and_not_tried_again(tmp_path):
     assert lr(third) not in map(lr, search(tmp_path, ("training.rounds", 9)).pending)
 
 
-def test_a_trial_that_was_stopped_ahead_of_where_the_best_ended_goes_on(tmp_path):
+def test_a_stopped_trial_that_scored_above_the_final_best_resumes(tmp_path):
     found = search(tmp_path, ("training.rounds", 9))
     first, second, third = found.pending
     for run, falls in ((first, 0.03), (second, 0.05)):
@@ -126,7 +126,7 @@ def test_a_trial_that_was_stopped_ahead_of_where_the_best_ended_goes_on(tmp_path
 
 
 @pytest.mark.slow
-def test_the_process_of_a_trial_far_behind_is_stopped_and_the_stage_ends(tmp_path, monkeypatch):
+def test_a_run_is_stopped_early_and_its_stage_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "PRUNING_S", 0.0)
     given = [("training.rounds", 60), ("training.steps", 1), ("training.lr", 1e-3), ("data.max_test", 50)]
     monkeypatch.setattr(FedAdamW, "tuning", {"alpha": (0.0, 0.5)})
@@ -139,7 +139,7 @@ def test_the_process_of_a_trial_far_behind_is_stopped_and_the_stage_ends(tmp_pat
     assert len(stopped) == 1, "its process was ended long before its last round"
 
 
-def test_failures_are_tried_again_by_the_next_command_only(tmp_path):
+def test_failures_are_retried_only_by_the_next_command(tmp_path):
     found = search(tmp_path)
     for run in found.pending:
         found.begin(run)
@@ -158,7 +158,7 @@ def test_failures_are_tried_again_by_the_next_command_only(tmp_path):
     assert [t["state"] for t in again.history[0]["trials"]] == ["complete", "complete", "failed"]
 
 
-def test_results_of_other_settings_are_never_taken(tmp_path):
+def test_results_of_other_settings_are_never_reused(tmp_path):
     finish(search(tmp_path), lambda value: value)
     assert search(tmp_path).done
     other = search(tmp_path, ("training.rounds", 7))
@@ -184,7 +184,7 @@ def test_a_setting_that_the_algorithm_lacks_is_left_out(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_algorithm_that_never_works_does_not_end_the_others(tmp_path):
+def test_a_failing_algorithm_does_not_stop_the_others(tmp_path):
     out = tmp_path / "out"
     given = ("-s", "training.rounds=2", "-s", "training.steps=1", "-s", "algorithm.server_lr=1e38")
     done = run_command("tune", "digits", "-a", "fedadam,fedavg", "--only", "lr", *given, "--out", str(out))
