@@ -12,7 +12,9 @@ from fedadamw.cli import tables
 from fedadamw.cli.app import say
 from fedadamw.io.escaping import escape_html, escape_markdown, escape_script, escape_text
 from fedadamw.study import results
+from fedadamw.study.progress import StudyProgress
 from fedadamw.study.tune import write_tuned
+from fedadamw.study.workers import EndedRun
 
 
 @pytest.mark.parametrize(

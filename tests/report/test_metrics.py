@@ -15,6 +15,8 @@ from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.progress import Progress
 from fedadamw.study import results
 from fedadamw.study.plan import plan
+from fedadamw.study.progress import StudyProgress
+from fedadamw.study.workers import EndedRun
 
 
 @pytest.fixture
