@@ -20,8 +20,8 @@ import torch
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from fedadamw.prepare.simulation import prepare
-from fedadamw.report.metrics import in_words, score
-from fedadamw.report.run_charts import save
+from fedadamw.report.metrics import format_main_metric, score
+from fedadamw.report.run_charts import save_chart
 from fedadamw.runner.manifest import commit
 from fedadamw.settings.load import load
 
@@ -58,7 +58,7 @@ class Runs:
                 self.done.append(future.result())
                 self._save()
                 last = self.done[-1]
-                metrics = in_words(last["records"][-1]["test_metrics"])
+                metrics = format_main_metric(last["records"][-1]["test_metrics"])
                 print(*(f"{k}={last[k]}" for k in keys), f"{metrics} wall_s={last['wall_s']}", flush=True)
         return [next(r for r in self.done if tuple(r[k] for k in keys) == w) for w in wanted]
 
@@ -116,7 +116,7 @@ def draw(runs: Runs, best: dict[str, float], seeds: int, picture: Path) -> None:
     y = alt.Y("mean(score):Q", title="test accuracy", axis=alt.Axis(format="%"))
     low = alt.Y("min(score):Q", title="test accuracy")
     band = base.mark_area(opacity=0.15).encode(y=low, y2="max(score):Q")
-    save((band + base.mark_line(strokeWidth=2.5).encode(y=y)).properties(width=560, height=280), picture)
+    save_chart((band + base.mark_line(strokeWidth=2.5).encode(y=y)).properties(width=560, height=280), picture)
 
 
 def main() -> None:

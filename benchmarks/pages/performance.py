@@ -15,7 +15,7 @@ from benchmarks.common import records
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.models.vision import ImageShape, build
-from fedadamw.report.run_charts import save
+from fedadamw.report.run_charts import save_chart
 from fedadamw.vector import Layout, nbytes, trainable
 
 ROOT = Path(__file__).parent.parent.parent
@@ -148,7 +148,7 @@ def peers() -> str:
         )
         if model == "vit":
             parts.append(BOUND)
-        save(chart(found), PICTURES / f"peers-{model}.svg")
+        save_chart(chart(found), PICTURES / f"peers-{model}.svg")
         parts.append(f"![Seconds per round](performance/peers-{model}.svg)\n")
     return f"""## The same job in other frameworks
 

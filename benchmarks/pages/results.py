@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fedadamw.report import study_charts as charts
-from fedadamw.report import study_page as comparison
-from fedadamw.report.run_charts import save
+from fedadamw.report.run_charts import save_chart
+from fedadamw.report.study_charts import overview_chart, score_label
 from fedadamw.report.study_files import Results, RunResult, Summary
-from fedadamw.study.results import markdown
+from fedadamw.report.study_page import describe, format_percent
+from fedadamw.study.results import to_markdown
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).parent.parent / "results"
@@ -43,7 +43,7 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     found = {name: json.loads(path.read_text()) for name, path in studies().items()}
     for name, results in found.items():
-        save(charts.picture(results), PICTURES / f"{name}.svg")
+        save_chart(overview_chart(results), PICTURES / f"{name}.svg")
     PAGE.write_text(page(found))
 
 
@@ -57,9 +57,7 @@ def page(found: Mapping[str, Results]) -> str:
     """The page as text."""
     parts = [INTRODUCTION, overview(found), adapters(found)]
     for name, results in found.items():
-        parts.append(
-            f"## {name}\n\n{comparison.about(results)}.\n\n![Curves](results/{name}.svg)\n\n{markdown(results)}"
-        )
+        parts.append(f"## {name}\n\n{describe(results)}.\n\n![Curves](results/{name}.svg)\n\n{to_markdown(results)}")
         if (against := FedAdamWAgainst.of(results)) is not None:
             parts.append(against.in_words())
         notes = studies()[name].with_suffix(".notes.md")
@@ -90,7 +88,7 @@ class FedAdamWAgainst(NamedTuple):
         curve = mean_curve([r for r in results["runs"] if r["variant"] == "fedadamw"])
         rounds = [r for r, score in curve if score >= local["score"]]
         reached = (rounds[0], curve[-1][0]) if rounds else None
-        place, metric = ranked.index(ours) + 1, charts.metric(results)
+        place, metric = ranked.index(ours) + 1, score_label(results)
         return FedAdamWAgainst(ours, local, ranked[0], place, len(ranked), reached, metric)
 
     @property
@@ -127,7 +125,7 @@ def overview(found: Mapping[str, Results]) -> str:
     ]
     for name, results in found.items():
         if (a := FedAdamWAgainst.of(results)) is not None:
-            shown = [comparison.percent(s["score"], s["score_sd"]) for s in (a.ours, a.local)]
+            shown = [format_percent(s["score"], s["score_sd"]) for s in (a.ours, a.local)]
             first = f"{a.first['variant']}, {100 * a.first['score']:.1f} %"
             place = f"{a.place} of {a.of_all}"
             cells = (name, a.metric, *shown, f"{a.gap:+.1f}", a.when, place, first)
@@ -139,11 +137,11 @@ def adapters(found: Mapping[str, Results]) -> str:
     """A table of the comparisons on GLUE, one column each."""
     columns = {name: found[name] for name in found if re.fullmatch(r"small-glue-\w+-dir[\d.]+", name)}
     scores = {
-        name: {s["variant"]: comparison.percent(s["score"], s["score_sd"]) for s in results["summary"]}
+        name: {s["variant"]: format_percent(s["score"], s["score_sd"]) for s in results["summary"]}
         for name, results in columns.items()
     }
     heads = [f"[{name.removeprefix('small-glue-')}](#{name.replace('.', '')})" for name in columns]
-    metrics = [charts.metric(results) for results in columns.values()]
+    metrics = [score_label(results) for results in columns.values()]
     lines = [f"| {' | '.join(row)} |" for row in (["", *heads], ["---", *["---:"] * len(heads)], ["", *metrics])]
     lines += [
         f"| {' | '.join([name, *(of.get(name, 'not run') for of in scores.values())])} |"

@@ -13,7 +13,7 @@ from fedadamw.cli.flower import _require_flower
 from fedadamw.flower.new_app import write_app
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.load import load
-from fedadamw.study.search import journal
+from fedadamw.study.search import open_journal
 from fedadamw.validation import EXTRAS, InputError, missing_extra_error
 
 
@@ -35,7 +35,7 @@ def test_a_missing_library_is_named_with_its_packages(monkeypatch, tmp_path):
     ):
         check_trackers(["tensorboard"])
     with pytest.raises(InputError, match=r"^tune needs optuna: pip install 'optuna>=4.0'$"):
-        journal(tmp_path / "optuna.log")
+        open_journal(tmp_path / "optuna.log")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "cryptography" else name)
     with pytest.raises(InputError, match=r"^cryptography is not installed: pip install 'flwr>=1.41,<1.42' 'click<"):
         _require_flower()

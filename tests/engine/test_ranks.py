@@ -24,7 +24,7 @@ from fedadamw.checkpoint import read
 from fedadamw.cli.run import run_rank
 from fedadamw.engine.ranks import assign_clients
 from fedadamw.runner.folder import RunFolder
-from fedadamw.runner.launch import ranks_that_pay
+from fedadamw.runner.launch import choose_ranks
 from fedadamw.settings.load import load
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import InputError
@@ -101,7 +101,7 @@ def test_a_killed_rank_ends_the_run_which_resumes_exactly_on_any_number(tmp_path
 
 @pytest.mark.parametrize("setting", ["training.mean=krum", "training.diagnostics=true", "training.rounds=1"])
 def test_number_of_ranks_is_chosen_by_the_run(setting):
-    assert ranks_that_pay(load("digits", ["device=cpu", setting])) == 1
+    assert choose_ranks(load("digits", ["device=cpu", setting])) == 1
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_stopping_the_launcher_stops_the_ranks_and_frees_the_folder(number, tmp_
 def held(out: Path) -> bool:
     """Whether a process has this run's folder."""
     try:
-        with RunFolder(out).locked():
+        with RunFolder(out).lock():
             return False
     except InputError:
         return True

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("restore_threads")
 
 
 def test_a_demo_refuses_a_folder_that_another_process_uses(tmp_path):
-    with RunFolder(tmp_path).locked(), pytest.raises(InputError, match="another process is running"):
+    with RunFolder(tmp_path).lock(), pytest.raises(InputError, match="another process is running"):
         demo.run_demo(load("digits", COMMON), tmp_path, nodes=3, say=print)
     assert list(tmp_path.iterdir()) == []
 
@@ -152,4 +152,4 @@ def test_a_run_is_resumed_from_its_folder(tmp_path, capsys):
     list(theirs.rounds())
     for name, t in theirs.state.tensors().items():
         assert torch.equal(found[name], t), name
-    assert "What came of the clients that were asked" in (tmp_path / "run/report.html").read_text()
+    assert "Outcomes of the sampled clients" in (tmp_path / "run/report.html").read_text()

@@ -11,10 +11,10 @@ from support.studies import LAST_IS_NONE, study_of
 from fedadamw.cli import tables
 from fedadamw.cli.app import say
 from fedadamw.io.escaping import escape_html, escape_markdown, escape_script, escape_text
-from fedadamw.study import progress as show
 from fedadamw.study import results
-from fedadamw.study.tune import _write
-from fedadamw.study.workers import Ended
+from fedadamw.study.progress import StudyProgress
+from fedadamw.study.tune import write_tuned
+from fedadamw.study.workers import EndedRun
 
 
 @pytest.mark.parametrize(
@@ -54,19 +54,19 @@ def test_names_with_markup_are_shown_literally(tmp_path, capsys, monkeypatch):
     tables.print_grid(["variant", ODD], [[ODD, ODD + "\\"]])
     say(f"error: {ODD}")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with show.Show([odd], quiet=False) as shown:
-        shown([odd], [])
-        shown([], [Ended(odd, f"failed: {ODD}")])
+    with StudyProgress([odd], quiet=False) as progress:
+        progress.update([odd], [])
+        progress.update([], [EndedRun(odd, f"failed: {ODD}")])
     said = capsys.readouterr()
     assert said.out.count(r"[/x] [bold]\x1b[31m|\n") >= 4
     assert r"error: [/x] [bold]\x1b[31m|" in said.err
     assert "\x1b[31m" not in said.out + said.err
-    table = results.markdown(results.collect("digits", [odd]))
+    table = results.to_markdown(results.collect_results("digits", [odd]))
     assert table.splitlines()[2].startswith(r"| \[/x\] \[bold\]\\x1b\[31m\|\\n | 0.1 | - |")
 
 
 def test_recipe_name_cannot_add_settings_to_a_tuned_recipe(tmp_path):
     recipe = tmp_path / "a\nseed: 7\n#.yaml"
     recipe.write_text("seed: 3\n")
-    path = _write(str(recipe), [], [], tmp_path)
+    path = write_tuned(str(recipe), [], [], tmp_path)
     assert yaml.safe_load(path.read_text())["seed"] == 3

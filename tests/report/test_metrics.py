@@ -8,16 +8,15 @@ from support.studies import LAST_IS_NONE, MANIFEST, NAN, rounds, study_of
 
 from fedadamw.cli import tables
 from fedadamw.flower.local import demo
-from fedadamw.report import metrics
-from fedadamw.report import study_charts as charts
-from fedadamw.report import study_page as comparison
+from fedadamw.report import metrics, study_charts
 from fedadamw.report.run_page import write_run_page
+from fedadamw.report.study_page import write_study_page
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.progress import Progress
-from fedadamw.study import progress as show
 from fedadamw.study import results
 from fedadamw.study.plan import plan
-from fedadamw.study.workers import Ended
+from fedadamw.study.progress import StudyProgress
+from fedadamw.study.workers import EndedRun
 
 
 @pytest.fixture
@@ -51,15 +50,15 @@ def on_page(run, capsys) -> str:
 
 
 def in_study(run, capsys) -> str:
-    with show.Show([], quiet=False) as shown:
-        shown([], [Ended(run, None)])
+    with StudyProgress([], quiet=False) as progress:
+        progress.update([], [EndedRun(run, None)])
     return capsys.readouterr().out
 
 
 def in_comparison(run, capsys) -> str:
-    found = results.collect("digits", [run])
-    comparison.write(found, run.parent)
-    return (run.parent / "report.html").read_text() + results.markdown(found)
+    found = results.collect_results("digits", [run])
+    write_study_page(found, run.parent)
+    return (run.parent / "report.html").read_text() + results.to_markdown(found)
 
 
 @pytest.mark.parametrize(
@@ -86,22 +85,24 @@ def test_the_main_metric_is_shown_by_its_name(run, capsys, shown, wanted):
 
 
 def test_a_study_keeps_the_main_metric_and_its_name(run, tmp_path):
-    results.write(results.collect("digits", [run]), tmp_path / "results.json")
+    results.write_results(results.collect_results("digits", [run]), tmp_path / "results.json")
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["metric"] == "matthews"
     assert found["runs"][0]["score"] == [-0.0625, 0.4125]
     assert (found["summary"][0]["score"], found["summary"][0]["score_sd"]) == (0.4125, None)
     assert (found["target"], found["summary"][0]["rounds_to_target"]) == (0.4125, 4)
-    assert results.collect("digits", [run], target=-0.1)["summary"][0]["rounds_to_target"] == 2, "it may be below 0"
+    assert results.collect_results("digits", [run], target=-0.1)["summary"][0]["rounds_to_target"] == 2, (
+        "it may be below 0"
+    )
 
 
-def test_the_order_lasts_and_a_perplexity_is_no_share(tmp_path):
+def test_metric_order_is_kept_and_perplexity_is_not_a_percentage(tmp_path):
     folder = RunFolder(tmp_path)
     for record in rounds([{"accuracy": 0.25, "perplexity": 1234.56}, {"accuracy": 0.5, "perplexity": float("inf")}]):
         folder.append(record)
     found = folder.records()
-    assert (metrics.main(found), [metrics.score(r) for r in found]) == ("accuracy", [None, 0.25, None, 0.5])
-    shown = [[metrics.shown(*pair) for pair in r["test_metrics"].items()] for r in found if r["test_metrics"]]
+    assert (metrics.main_metric(found), [metrics.score(r) for r in found]) == ("accuracy", [None, 0.25, None, 0.5])
+    shown = [[metrics.format_metric(*pair) for pair in r["test_metrics"].items()] for r in found if r["test_metrics"]]
     assert shown == [["25.00%", "1235"], ["50.00%", "-"]]
     assert demo.format_record(found[-1]) == "round 4  loss 1.0000  accuracy 50.00%  perplexity -  1.0 s"
 
@@ -121,19 +122,19 @@ def test_a_run_whose_last_score_is_not_a_number_has_its_table_and_page(tmp_path,
 
 def test_a_run_whose_last_score_is_not_a_number_is_ranked_last_and_named(tmp_path):
     named = {"fedavg": LAST_IS_NONE, "fedadamw": ({"spearman": 0.5}, {"spearman": 0.125}), "fedcm": NONE_AT_ALL}
-    found = results.collect("digits", study_of(tmp_path, **named))
-    assert [row[2] for row in results.rows(found)] == ["12.5 %", "-", "-"]
+    found = results.collect_results("digits", study_of(tmp_path, **named))
+    assert [row[2] for row in results.table_rows(found)] == ["12.5 %", "-", "-"]
     assert [(m["variant"], m["error"]) for m in found["missing"]] == [
         (name, "Spearman is not a number after the last round") for name in ("fedavg", "fedcm")
     ]
     assert found["target"] == 0.125
     assert [s["rounds_to_target"] for s in found["summary"]] == [2, 2, None], "what came before counts"
-    results.write(found, tmp_path / "results.json")
+    results.write_results(found, tmp_path / "results.json")
     assert json.loads((tmp_path / "results.json").read_text())["runs"][0]["score"] == [0.25, None]
-    comparison.write(found, tmp_path)
+    write_study_page(found, tmp_path)
     assert "fedcm, seed 0: Spearman is not a number" in (tmp_path / "report.html").read_text()
-    only_none = results.collect("digits", study_of(tmp_path / "none", fedavg=NONE_AT_ALL))
-    comparison.write(only_none, tmp_path)
+    only_none = results.collect_results("digits", study_of(tmp_path / "none", fedavg=NONE_AT_ALL))
+    write_study_page(only_none, tmp_path)
     assert only_none["target"] is None
 
 
@@ -143,14 +144,14 @@ def test_a_seed_without_a_number_is_not_left_out_of_a_mean(tmp_path):
         run.folder.start(run.experiment, MANIFEST)
         for record in rounds(evaluated):
             run.folder.append(record)
-    (summary,) = results.collect("digits", runs)["summary"]
+    (summary,) = results.collect_results("digits", runs)["summary"]
     assert (summary["score"], summary["score_sd"], summary["seeds"]) == (None, None, 2)
     varied = dict(summary, label={"algorithm": "fedavg", "training.lr": "0.1"})
     other = dict(varied, label={"algorithm": "fedavg", "training.lr": "1"}, score=0.5)
-    of_values = charts.by_value({"metric": "spearman", "summary": [varied, other]}, "training.lr").to_dict()
+    of_values = study_charts.setting_chart({"metric": "spearman", "summary": [varied, other]}, "training.lr").to_dict()
     assert [row["value"] for row in of_values["data"]["values"]] == ["1"]
 
 
-def test_a_round_without_a_finite_loss_is_told(tmp_path):
+def test_a_round_without_a_finite_loss_is_reported(tmp_path):
     record = {"round": 1, "train_loss": None, "test_metrics": {"spearman": None}, "wall_s": 1.0}
     assert demo.format_record(record) == "round 1  loss -  Spearman -  1.0 s"

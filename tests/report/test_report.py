@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedadamw.report import study_charts as charts
-from fedadamw.report import study_page as comparison
+from fedadamw.report import study_charts
 from fedadamw.report.run_page import write_run_page
+from fedadamw.report.study_page import write_study_page
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
-from fedadamw.study.results import name_of
+from fedadamw.study.results import variant_name
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -103,19 +103,19 @@ def opened(browser, path: Path, width: int):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    comparison.write(RESULTS, folder)
+    write_study_page(RESULTS, folder)
     return folder / "report.html"
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_every_chart_is_drawn_and_nothing_goes_wrong(browser, written, width):
+def test_every_chart_is_drawn_without_console_errors(browser, written, width):
     page, said = opened(browser, written, width)
     assert said == []
     drawn = page.eval_on_selector_all(
         ".charts svg.marks",
         "all => all.map(s => [s.clientWidth, s.querySelectorAll('path').length, s.textContent.length])",
     )
-    assert len(drawn) == len(charts.all_of(RESULTS))
+    assert len(drawn) == len(study_charts.all_charts(RESULTS))
     assert all(paths > 10 and text > 20 for _, paths, text in drawn), "lines, bands and words"
     assert all(0.6 * min(width, 560) < wide < width for wide, _, _ in drawn), "as wide as there is room"
     overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
@@ -156,7 +156,7 @@ def test_hovering_shows_values_and_a_click_in_the_legend_picks_a_line(browser, w
     assert said == []
 
 
-def test_words_from_outside_are_text(browser, written):
+def test_outside_text_is_escaped(browser, written):
     page, _ = opened(browser, written, 1280)
     assert "small/<&>" in page.locator("main > p").inner_text()
     assert "scaffold, seed 1: failed: <b>it</b>" in page.locator(".warning").inner_text()
@@ -205,7 +205,7 @@ def test_hostile_names_of_classes_folders_and_settings_are_words_on_a_runs_page(
 
 def test_hostile_names_of_recipes_and_variants_are_words_on_a_studys_page(browser, tmp_path):
     names = dict(
-        zip(("fedavg", "fedadamw", "local-adamw"), (name_of({"algorithm": h}) for h in HOSTILE[:4]), strict=False)
+        zip(("fedavg", "fedadamw", "local-adamw"), (variant_name({"algorithm": h}) for h in HOSTILE[:4]), strict=False)
     )
     hostile = {
         **RESULTS,
@@ -215,13 +215,13 @@ def test_hostile_names_of_recipes_and_variants_are_words_on_a_studys_page(browse
         "runs": [dict(r, variant=names[r["variant"]]) for r in RESULTS["runs"]],
         "missing": [{"variant": HOSTILE[4], "seed": 1, "error": HOSTILE[0]}],
     }
-    comparison.write(hostile, tmp_path)
-    shown = drawn(browser, tmp_path / "report.html", len(charts.all_of(hostile)))
+    write_study_page(hostile, tmp_path)
+    shown = drawn(browser, tmp_path / "report.html", len(study_charts.all_charts(hostile)))
     assert column(shown, 1) == [names["fedadamw"], names["local-adamw"], names["fedavg"]]
     assert "<!--<script>" in shown.locator("main > p").inner_text()
 
 
-def test_a_single_run_has_its_page_too(browser, tmp_path):
+def test_the_page_of_a_single_run_draws_offline(browser, tmp_path):
     from support.command import run_command
 
     arguments = ("-s", "training.rounds=2", "-s", "training.steps=1", "--out", str(tmp_path / "run"), "-q")
@@ -236,7 +236,7 @@ def test_a_single_run_has_its_page_too(browser, tmp_path):
     assert [line for line in said if "favicon" not in line] == []
 
 
-def test_the_one_setting_that_varies_has_a_figure_of_its_own():
+def test_a_single_varying_setting_gets_a_chart():
     varied = {
         **RESULTS,
         "summary": [
@@ -244,29 +244,31 @@ def test_the_one_setting_that_varies_has_a_figure_of_its_own():
             for s, v in zip(RESULTS["summary"], ("0", "0.5", "1"), strict=True)
         ],
     }
-    assert charts.the_setting(varied) == "algorithm.alpha"
-    assert "value" in charts.all_of(varied)
-    assert charts.the_setting(RESULTS) is None
+    assert study_charts.varied_setting(varied) == "algorithm.alpha"
+    assert "value" in study_charts.all_charts(varied)
+    assert study_charts.varied_setting(RESULTS) is None
 
 
 @pytest.mark.parametrize(("metric", "low"), [("f1", 0.0), ("matthews", 0.4 - 0.32**0.5)])
 def test_a_band_ends_where_the_metric_does(metric, low):
     of_seed = ([0.0, 0.8], [0.8, 1.0])  # 0.4 with a deviation of 0.57, 0.9 with one of 0.14
     runs = [dict(RESULTS["runs"][seed], round=[5, 10], score=of_seed[seed]) for seed in (0, 1)]
-    rows = charts.curve({**RESULTS, "metric": metric, "runs": runs}, "score", by="round").to_dict()["data"]["values"]
+    rows = study_charts.curve_chart({**RESULTS, "metric": metric, "runs": runs}, "score", by="round").to_dict()["data"][
+        "values"
+    ]
     assert (rows[0]["low"], rows[1]["high"]) == (pytest.approx(low), 1.0)
     assert rows[0]["sd"] == pytest.approx(0.32**0.5), "what is hovered is the whole deviation"
 
 
-def test_bytes_have_a_logarithmic_axis_where_one_variant_sends_many_times_what_another_does():
+def test_the_byte_axis_is_logarithmic_if_variants_differ_widely():
     def axis(factor):
         runs = [
             dict(r, sent_bytes=[n * (factor if r["variant"] == "fedavg" else 1) for n in r["sent_bytes"]])
             for r in RESULTS["runs"]
         ]
-        spec = charts.curve({**RESULTS, "runs": runs}, "score", by="sent").to_dict()
+        spec = study_charts.curve_chart({**RESULTS, "runs": runs}, "score", by="sent").to_dict()
         return spec["layer"][0]["encoding"]["x"]["scale"]["type"]
 
     assert (axis(2), axis(10)) == ("linear", "log")
-    by_round = charts.curve(RESULTS, "score", by="round").to_dict()
+    by_round = study_charts.curve_chart(RESULTS, "score", by="round").to_dict()
     assert by_round["layer"][0]["encoding"]["x"]["scale"]["type"] == "linear"

@@ -12,7 +12,7 @@ from fedadamw.checkpoint import CheckpointError, read, write
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
-from fedadamw.study.compare import held
+from fedadamw.study.compare import lock_study
 from fedadamw.validation import InputError
 
 QUICK = ("training.rounds=1", "training.steps=1", "training.clients_per_round=2", "device=cpu", "threads=1")
@@ -110,7 +110,7 @@ def test_a_run_is_never_overwritten(finished_run, tmp_path, run_main):
     assert (out / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_that_ended_after_the_start_was_checked_is_not_overwritten(tmp_path):
+def test_a_run_that_ended_between_check_and_lock_is_not_overwritten(tmp_path):
     """Between the check of the command line and the lock a process loads for seconds: another may have run by then."""
     folder, experiment = RunFolder(tmp_path / "run"), load("digits", QUICK)
     execute(experiment, folder, resume=False)
@@ -133,14 +133,14 @@ def test_a_study_is_not_overwritten_by_a_run(tmp_path, run_main):
     )
 
 
-def test_a_study_looks_for_a_single_run_once_the_folder_is_its_own(tmp_path):
+def test_a_study_checks_for_a_single_run_while_holding_the_lock(tmp_path):
     (tmp_path / "config.yaml").touch()
-    with RunFolder(tmp_path).locked(), pytest.raises(InputError, match="another process"), held(tmp_path):
+    with RunFolder(tmp_path).lock(), pytest.raises(InputError, match="another process"), lock_study(tmp_path):
         pass
-    with pytest.raises(InputError, match="holds a single run"), held(tmp_path):
+    with pytest.raises(InputError, match="holds a single run"), lock_study(tmp_path):
         pass
 
 
-def test_only_the_lock_of_a_folder_says_that_another_process_is_running(tmp_path):
-    with pytest.raises(BlockingIOError, match="a pipe is full"), RunFolder(tmp_path).locked():
+def test_other_blocking_errors_are_not_reported_as_a_locked_folder(tmp_path):
+    with pytest.raises(BlockingIOError, match="a pipe is full"), RunFolder(tmp_path).lock():
         raise BlockingIOError("a pipe is full")

@@ -31,7 +31,7 @@ def test_resume_is_bit_identical_after_sigkill_at_ten_random_moments(finished_ru
     for _ in range(10):
         process = start_run("digits", *SHORT_RUN, "--out", str(out), "--resume")
         target = min(done + rng.randint(1, 3), 12)
-        wait_for_line(process, f"round {target}/12" if done < 12 else "going on")
+        wait_for_line(process, f"round {target}/12" if done < 12 else "resumed")
         time.sleep(rng.random() * 0.2)
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -86,7 +86,7 @@ def test_an_interrupted_run_says_how_to_resume(finished_run, tmp_path, sent, cod
     assert facts["round"] >= 3  # the round whose record was just written may still count as under way
     done = run_command("run", "--resume", "--out", str(out))
     assert done.returncode == 0, done.stderr
-    assert f"going on after round {facts['round']} of 12" in done.stdout
+    assert f"resumed after round {facts['round']} of 12" in done.stdout
     assert_same_files(finished_run, out)
 
 
@@ -95,7 +95,7 @@ def test_a_run_started_by_an_earlier_version_resumes(tmp_path):
     out = RunFolder(shutil.copytree(ROOT / "tests" / "runner" / "begun", tmp_path / "begun"))
     before, experiment = out.metrics.read_bytes(), load(str(out.config))
     assert read(out.state, "checkpoint")[1]["settings"] == settings_digest(experiment), (
-        "a new setting is in run_folder.ASIDE, or in LATER with the value at which all is as before"
+        "a new setting is in run_folder.NOT_IN_DIGEST, or in ADDED_LATER with the value that means as before"
     )
     out.check_settings(load(str(out.config), ["training.evaluate_batch=3"]))
     execute(load(str(out.config), ["training.evaluate_batch=3"]), out, resume=True, report=False)
@@ -129,9 +129,9 @@ def test_the_digest_covers_only_settings_that_change_numbers(monkeypatch):
 
     assert digest() == digest("training.evaluate_batch=3", "training.micro_batch=2", "data.resident=false", "stack=2")
     assert digest() != digest("training.lr=0.1")
-    monkeypatch.setitem(run_folder.LATER, "data.flip", False)  # as a setting that came later
+    monkeypatch.setitem(run_folder.ADDED_LATER, "data.flip", False)  # as a setting that came later
     assert digest() == digest("data.flip=false")
     assert digest() != digest("data.flip=true")
-    monkeypatch.setitem(run_folder.LATER, "lora.r", 16)
+    monkeypatch.setitem(run_folder.ADDED_LATER, "lora.r", 16)
     assert digest() != digest("lora.r=16"), "a section that is not there is none with its usual values"
     assert digest("lora.r=16") == digest("lora.alpha=32")

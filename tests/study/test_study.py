@@ -17,7 +17,7 @@ from support.studies import TINY, wait_for
 from fedadamw import cli
 from fedadamw.prepare.device import count_cores
 from fedadamw.settings.load import load
-from fedadamw.study import results as outcome
+from fedadamw.study import results
 from fedadamw.study.plan import plan
 
 
@@ -50,7 +50,7 @@ def finished(shared_folder) -> Path:
     return shared_folder("study", make) / "whole"
 
 
-def test_a_comparison_leaves_what_it_promises(finished):
+def test_a_comparison_writes_all_its_files(finished):
     assert {p.name for p in finished.iterdir()} == {"results.json", "table.md", "curves.png", "report.html", "runs"}
     results = read(finished)
     assert [(r["variant"], r["seed"]) for r in results["runs"]] == [
@@ -88,7 +88,7 @@ def test_finished_runs_are_not_run_again_and_a_study_can_grow(finished, tmp_path
 
 
 @pytest.mark.slow
-def test_killed_with_its_children_it_goes_on_and_comes_to_the_same(finished, tmp_path):
+def test_resume_gives_identical_results_after_sigkill(finished, tmp_path):
     arguments = ["compare", "digits", *TINY, "-s", "training.rounds=6", "-a", "fedadamw,fedavg", "--seeds", "2"]
     arguments += ["-s", "training.diagnostics=true", "--out", str(tmp_path / "killed")]
     for _ in range(2):
@@ -111,7 +111,7 @@ def rounds_in(folder: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in folder.rglob("metrics.jsonl"))
 
 
-def test_a_run_that_fails_is_reported_and_the_rest_goes_on(tmp_path):
+def test_a_failing_run_is_reported_and_the_others_finish(tmp_path):
     recipe = yaml.safe_load(load("digits").to_yaml())
     recipe["training"] |= {"rounds": 2, "steps": 1, "clients_per_round": 2, "clip": None}
     recipe["algorithms"] = {"fedavg": {"lr": 1e30}}
@@ -137,7 +137,7 @@ def test_a_run_that_fails_is_reported_and_the_rest_goes_on(tmp_path):
     assert "<b>Missing</b>" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_damaged_run_is_missing_and_the_rest_is_shown(finished, tmp_path):
+def test_a_damaged_run_is_listed_as_missing_and_the_others_are_shown(finished, tmp_path):
     out = tmp_path / "damaged"
     shutil.copytree(finished, out)
     (records,) = out.glob("runs/fedavg-seed0-*/metrics.jsonl")
@@ -153,7 +153,7 @@ def test_a_damaged_run_is_missing_and_the_rest_is_shown(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_where_every_run_fails_no_page_is_promised_and_none_left_over(finished, tmp_path):
+def test_if_every_run_fails_no_page_is_announced_and_an_old_one_is_removed(finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished, out, ignore=shutil.ignore_patterns("runs"))
     given = ("-a", "fedavg", "--seeds", "1", "-s", "training.lr=1e30", "-s", "training.clip=null")
@@ -164,7 +164,7 @@ def test_where_every_run_fails_no_page_is_promised_and_none_left_over(finished, 
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_every_process_and_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_stops_every_process_after_saving_checkpoints(tmp_path):
     arguments = ["compare", "digits", *TINY, "-s", "training.rounds=400", "-a", "fedadamw,fedavg", "--seeds", "1"]
     arguments += ["--out", str(tmp_path / "out")]
     process = subprocess.Popen(
@@ -181,7 +181,7 @@ def test_ctrl_c_stops_every_process_and_the_same_command_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_it_starts_says_one_line(tmp_path):
+def test_ctrl_c_during_startup_prints_one_line(tmp_path):
     arguments = ["compare", "digits", *TINY, "-a", "fedavg", "--seeds", "1", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
         [sys.executable, "-m", "fedadamw", *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -233,7 +233,7 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
     ("arguments", "message"),
     [
         (["compare", "-a", "fedavgg"], "algorithm='fedavgg' is unknown (did you mean 'fedavg'?)"),
-        (["compare", "-a", "fedavg", "-s", "algorithm.alpha=[0,1]"], "algorithm.alpha is no setting of fedavg"),
+        (["compare", "-a", "fedavg", "-s", "algorithm.alpha=[0,1]"], "algorithm.alpha is not a setting of fedavg"),
         (["compare", "-s", "seed=[1,2]"], "a comparison takes it from --seeds"),
         (["compare", "-s", "algorithm.name=fedavg"], "a comparison takes it from -a"),
         (["compare", "-s", "algorithm={name: fedavg}"], "-s algorithm: is a section; set one key of it"),
@@ -249,7 +249,7 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["compare", "-s", "training.lr=[1,0]"], "training.lr=0: input should be greater than 0"),
         (["compare", "nowhere.yaml", "--target", "-0.5"], "nowhere.yaml: no such file"),
         (["tune", "--only", "alhpa"], "--only='alhpa' is unknown (did you mean 'alpha'?)"),
-        (["tune", "-s", "training.lr=[1,2]"], "tune takes one value a setting, no lists"),
+        (["tune", "-s", "training.lr=[1,2]"], "tune takes one value per setting, no lists"),
         (["tune", "-s", "data.validation=0.2"], "tune sets data.validation itself, to 0.1"),
         (["tune", "-s", "algorithm.name=fedavg"], "from -a, and seed 0"),
         (["tune", "-a", "fedavg,fedavg"], "names one algorithm twice"),
@@ -258,8 +258,8 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["compare", "--seeds", "5001"], "the study would have 10,002 runs; use at most 10,000"),
         (["compare", "--out", "afile"], "afile: is a file, not a folder"),
         (["compare", "--out", "arun"], "arun: holds a single run; choose another --out"),
-        (["ablate", "-s", "algorithm.name=fedavg"], "ablate takes fedadamw apart, no other algorithm"),
-        (["ablate", "-s", "training.lr=[1,2]"], "ablate takes one value a setting, no lists (training.lr)"),
+        (["ablate", "-s", "algorithm.name=fedavg"], "ablate is for fedadamw only"),
+        (["ablate", "-s", "training.lr=[1,2]"], "ablate takes one value per setting, no lists (training.lr)"),
         (["compare", "-a", "fedavg", "-s", "algorithm.rounds=1"], "of fedavg (did you mean 'training.rounds'?)"),
         (["compare", "-s", "training.clients_per_round=[5,101]"], "clients_per_round=101 is more than the 100"),
         (["compare", "-s", "partition.kind=nodes"], "it cannot be simulated"),
@@ -274,7 +274,7 @@ def in_process(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
         (["ablate", "--only", "alfa"], "--only='alfa' is unknown (did you mean 'alpha'?)"),
     ],
 )
-def test_wrong_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+def test_wrong_input_gives_one_error_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "afile").touch()
     (tmp_path / "arun").mkdir()
@@ -303,12 +303,12 @@ def test_a_plan_is_algorithms_times_lists_times_seeds(tmp_path):
 def test_variants_that_differ_have_names_that_differ(tmp_path):
     given = [("training.lr", [1e-3, 1e-3 + 1e-9]), ("data.max_train", [100, 200]), ("data.max_test", 100)]
     runs = plan("digits", ["fedavg"], [0], given, tmp_path)
-    assert len({outcome.name_of(run.label) for run in runs}) == 4
+    assert len({results.variant_name(run.label) for run in runs}) == 4
     clash = {"algorithm": "a", "partition.kind": "x", "other.kind": "y"}
-    assert outcome.name_of(clash) == "a, partition.kind x, other.kind y"
+    assert results.variant_name(clash) == "a, partition.kind x, other.kind y"
 
 
-def test_runs_share_the_cores_unless_told_otherwise(tmp_path):
+def test_runs_share_the_cores_unless_threads_are_set(tmp_path):
     (tmp_path / "own.yaml").write_text("device: cpu")
 
     def threads(*given, jobs=None):
@@ -321,7 +321,7 @@ def test_runs_share_the_cores_unless_told_otherwise(tmp_path):
 
 
 def test_settings_of_only_some_runs_are_not_common():
-    found = outcome.settings_by_path([{"a": 1, "b": {"c": 2}}, {"a": 1}])
+    found = results.compare_settings([{"a": 1, "b": {"c": 2}}, {"a": 1}])
     assert found == {"a": (False, 1), "b.c": (True, [2])}
 
 
@@ -340,12 +340,12 @@ def test_rounds_and_bytes_to_a_target_are_those_of_the_mean_curve():
         }
 
     group = [result([0.1, 0.3, 0.4]), result([0.2, 0.4, 0.6])]
-    found = outcome.summary(group, 0.35)
+    found = results.summarize(group, 0.35)
     assert (found["rounds_to_target"], found["bytes_to_target"]) == (4, 20)
-    assert outcome.summary(group, 0.9)["rounds_to_target"] is None
+    assert results.summarize(group, 0.9)["rounds_to_target"] is None
 
 
-def test_a_recipes_own_settings_hold_for_their_algorithm_alone(tmp_path):
+def test_a_recipes_settings_for_an_algorithm_apply_to_it_alone(tmp_path):
     assert load("digits").training.lr == 1e-3
     assert load("digits", ["algorithm.name=local-adamw"]).training.lr == 3e-3
     assert load("digits", ["algorithm.name=fedavg"]).training.lr == 0.1

@@ -13,7 +13,7 @@ from support.studies import TINY, wait_for
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.settings.load import load
 from fedadamw.study import tune
-from fedadamw.study.search import MOST_GROWN, Search, journal
+from fedadamw.study.search import MAX_ADDED, Search, open_journal
 
 optuna = pytest.importorskip("optuna", reason="optuna is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalW
 def search(folder: Path, *given, only=("lr",), algorithm: str = "fedadamw") -> Search:
     """A search as `tune` begins it, and goes on with it, in `folder`."""
     folder.mkdir(exist_ok=True)
-    return Search("digits", algorithm, given, only, folder / "runs", journal(folder / "optuna.log"))
+    return Search("digits", algorithm, given, only, folder / "runs", open_journal(folder / "optuna.log"))
 
 
 def record(run, accuracies) -> None:
@@ -46,7 +46,7 @@ def finish(found: Search, accuracy) -> list[float]:
     """Run the search to its end where a learning rate comes to `accuracy(lr)`; the rates in the order tried."""
     tried = []
     while not found.done:
-        run = found.wanted[0]
+        run = found.pending[0]
         found.begin(run)
         record(run, [accuracy(lr(run))])
         tried.append(lr(run))
@@ -69,7 +69,7 @@ def test_a_grid_grows_while_its_best_is_at_its_edge(tmp_path, peak, tried, at_ed
     stage = found.history[0]
     assert stage["best"] == min(tried, key=lambda value: abs(value - peak))
     assert stage["at_edge"] == at_edge
-    assert len(tried) <= 3 + 2 * MOST_GROWN
+    assert len(tried) <= 3 + 2 * MAX_ADDED
     again = search(tmp_path)
     assert again.done, "the journal knows it all"
     assert again.history == found.history
@@ -83,30 +83,30 @@ def test_a_score_that_is_not_a_number_is_worse_than_any_other(tmp_path):
     assert {t["value"]: t["state"] for t in found.history[0]["trials"]}[3e-3] == "failed"
     none = search(tmp_path / "none")
     finish(none, lambda _: None)
-    assert none.error == ("fedadamw: no trial of lr came to its end: accuracy is not a number after the last round")
+    assert none.error == ("fedadamw: no trial of lr finished: accuracy is not a number after the last round")
 
 
-def test_a_hopeless_trial_is_stopped_and_stays_so(tmp_path):
+def test_a_trial_stopped_early_is_not_resumed(tmp_path):
     found = search(tmp_path, ("training.rounds", 9))
-    first, second, third = found.wanted
+    first, second, third = found.pending
     for run, step in ((first, 0.05), (second, 0.1)):
         found.begin(run)
         record(run, [step * i for i in range(1, 10)])
         found.end(run)  # no one looked at it while it ran
     found.begin(third)
     record(third, [0.05])
-    assert not found.hopeless(third), "too early to say"
+    assert not found.should_stop(third), "too early to say"
     record(third, [0.05] * 7)
-    assert found.hopeless(third)
+    assert found.should_stop(third)
     found.end(third, stopped=True)
     assert [t["state"] for t in found.history[0]["trials"]] == ["complete", "complete", "pruned"]
     assert found.best == {"lr": lr(second)}
-    assert lr(third) not in map(lr, search(tmp_path, ("training.rounds", 9)).wanted)
+    assert lr(third) not in map(lr, search(tmp_path, ("training.rounds", 9)).pending)
 
 
-def test_a_trial_that_was_stopped_ahead_of_where_the_best_ended_goes_on(tmp_path):
+def test_a_stopped_trial_that_scored_above_the_final_best_resumes(tmp_path):
     found = search(tmp_path, ("training.rounds", 9))
-    first, second, third = found.wanted
+    first, second, third = found.pending
     for run, falls in ((first, 0.03), (second, 0.05)):
         found.begin(run)
         record(run, [0.5 - falls * i for i in range(1, 10)])
@@ -114,23 +114,23 @@ def test_a_trial_that_was_stopped_ahead_of_where_the_best_ended_goes_on(tmp_path
     found.begin(third)
     record(third, [0.3] * 7)
     found.end(third, stopped=True)
-    assert [lr(run) for run in found.wanted] == [lr(third)], "0.3 is below the others then, and above their ends"
+    assert [lr(run) for run in found.pending] == [lr(third)], "0.3 is below the others then, and above their ends"
     again = search(tmp_path, ("training.rounds", 9))
-    (run,) = again.wanted
+    (run,) = again.pending
     again.begin(run)
     record(run, [0.3] * 8)
-    assert not again.hopeless(run), "once is enough"
+    assert not again.should_stop(run), "once is enough"
     record(run, [0.3] * 8 + [0.35])
     again.end(run)
     assert again.grid[-1] > lr(run), "it is the best now, and the grid grows beyond it"
 
 
 @pytest.mark.slow
-def test_a_hopeless_run_is_stopped_while_it_runs_and_the_stage_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "LOOK_S", 0.0)
+def test_a_run_is_stopped_early_and_its_stage_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "PRUNING_S", 0.0)
     given = [("training.rounds", 60), ("training.steps", 1), ("training.lr", 1e-3), ("data.max_test", 50)]
     monkeypatch.setattr(FedAdamW, "tuning", {"alpha": (0.0, 0.5)})
-    monkeypatch.setattr(Search, "hopeless", lambda self, run: self._values[run.name] == 0.5 and len(run.records) > 0)
+    monkeypatch.setattr(Search, "should_stop", lambda self, run: self._values[run.name] == 0.5 and len(run.records) > 0)
     found = tune.tune("digits", ["fedadamw"], given, tmp_path, quiet=True)
     assert found.errors == {}
     (stage,) = json.loads((tmp_path / "trials.json").read_text())
@@ -139,15 +139,15 @@ def test_a_hopeless_run_is_stopped_while_it_runs_and_the_stage_ends(tmp_path, mo
     assert len(stopped) == 1, "its process was ended long before its last round"
 
 
-def test_failures_are_tried_again_by_the_next_command_only(tmp_path):
+def test_failures_are_retried_only_by_the_next_command(tmp_path):
     found = search(tmp_path)
-    for run in found.wanted:
+    for run in found.pending:
         found.begin(run)
         found.end(run, error="failed: no memory")
     assert found.done
-    assert found.error == "fedadamw: no trial of lr came to its end: failed: no memory"
+    assert found.error == "fedadamw: no trial of lr finished: failed: no memory"
     again = search(tmp_path)
-    low, middle, high = again.wanted
+    low, middle, high = again.pending
     for run in (low, middle):
         again.begin(run)
         record(run, [0.5 + 10 * lr(run)])
@@ -158,12 +158,12 @@ def test_failures_are_tried_again_by_the_next_command_only(tmp_path):
     assert [t["state"] for t in again.history[0]["trials"]] == ["complete", "complete", "failed"]
 
 
-def test_results_of_other_settings_are_never_taken(tmp_path):
+def test_results_of_other_settings_are_never_reused(tmp_path):
     finish(search(tmp_path), lambda value: value)
     assert search(tmp_path).done
     other = search(tmp_path, ("training.rounds", 7))
-    assert len(other.wanted) == 3
-    assert search(tmp_path, only=("alpha",)).wanted
+    assert len(other.pending) == 3
+    assert search(tmp_path, only=("alpha",)).pending
 
 
 def test_a_line_of_the_journal_that_was_cut_short_is_dropped(tmp_path):
@@ -180,17 +180,17 @@ def test_a_setting_that_the_algorithm_lacks_is_left_out(tmp_path):
     found = search(tmp_path, ("algorithm.alpha", 0.25), ("training.lr", 0.2), algorithm="fedavg", only=None)
     assert "lr" not in found.grids, "it is given"
     assert found.stage == "weight_decay"
-    assert lr(found.wanted[0]) == 0.2
+    assert lr(found.pending[0]) == 0.2
 
 
 @pytest.mark.slow
-def test_one_algorithm_that_never_works_does_not_end_the_others(tmp_path):
+def test_a_failing_algorithm_does_not_stop_the_others(tmp_path):
     out = tmp_path / "out"
     given = ("-s", "training.rounds=2", "-s", "training.steps=1", "-s", "algorithm.server_lr=1e38")
     done = run_command("tune", "digits", "-a", "fedadam,fedavg", "--only", "lr", *given, "--out", str(out))
     assert done.returncode == 1
-    assert "tuned.yaml: run it" in done.stdout
-    assert "error: fedadam: no trial of lr came to its end" in done.stderr
+    assert "tuned.yaml: the tuned recipe" in done.stdout
+    assert "error: fedadam: no trial of lr finished" in done.stderr
     assert "Traceback" not in done.stderr
     assert [stage["algorithm"] for stage in json.loads((out / "trials.json").read_text())] == ["fedavg"]
     assert load(str(out / "tuned.yaml"), ["algorithm.name=fedavg"]).training.lr > 0

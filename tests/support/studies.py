@@ -11,7 +11,7 @@ TINY = ("-s", "training.steps=1", "-s", "training.clients_per_round=2", "-s", "c
 def wait_for(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
 

@@ -44,7 +44,7 @@ def run_command(
     """
     from fedadamw.cli.tables import print_run
     from fedadamw.runner.execute import follow
-    from fedadamw.runner.launch import launch, ranks_that_pay
+    from fedadamw.runner.launch import choose_ranks, launch
     from fedadamw.settings.load import load
 
     if int(os.environ.get("RANK", "0")) > 0:
@@ -52,7 +52,7 @@ def run_command(
         follow(load(recipe or (str(out / "config.yaml") if out and started else DEFAULT_RECIPE), settings or []))
         return
     folder, experiment = _open_folder(recipe, settings or [], out, resume=resume)
-    ranks = ranks or ranks_that_pay(experiment)
+    ranks = ranks or choose_ranks(experiment)
     sampled = experiment.training.clients_per_round
     check(ranks <= sampled, f"--ranks {ranks}: more than the {sampled} clients per round; use at most as many")
     if ranks > 1 and "RANK" not in os.environ:

@@ -59,7 +59,7 @@ def compare_command(
     from fedadamw.cli.tables import print_grid
     from fedadamw.settings.load import parse_override
     from fedadamw.study.compare import compare
-    from fedadamw.study.results import headings, rows
+    from fedadamw.study.results import table_headings, table_rows
     from fedadamw.study.tune import tune_for_comparison
 
     recipe = recipe or DEFAULT_RECIPE
@@ -75,7 +75,7 @@ def compare_command(
             recipe, names = str(path), [name for name in names if name not in failed]
         results = compare(recipe, names, seeds, overrides, place, target=target, jobs=jobs, quiet=quiet)
     if not quiet:
-        print_grid(headings(results), rows(results))
+        print_grid(table_headings(results), table_rows(results))
         page = "report.html, curves.png, " if results["runs"] else ""
         typer.echo(f"{place}: {page}table.md, results.json, runs/")
     _exit_if_missing([results], failed)
@@ -138,7 +138,7 @@ def ablate_command(
     from fedadamw.cli.tables import print_grid
     from fedadamw.settings.load import parse_override
     from fedadamw.study.ablate import STUDIES, ablate
-    from fedadamw.study.results import headings, rows
+    from fedadamw.study.results import table_headings, table_rows
 
     recipe = recipe or DEFAULT_RECIPE
     place = out or Path("runs") / f"ablate-{short_name(recipe)}"
@@ -149,7 +149,7 @@ def ablate_command(
     for name, results in studies.items():
         if not quiet:
             typer.echo(f"\n{STUDIES[name][0]}")
-            print_grid(headings(results), rows(results))
+            print_grid(table_headings(results), table_rows(results))
     if not quiet:
         typer.echo(f"{place}: table.md, and a folder per study with report.html, curves.png, table.md, results.json")
     _exit_if_missing(studies.values())

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.io.escaping import escape_text
-from fedadamw.report.metrics import evaluated, label, shown
+from fedadamw.report.metrics import find_evaluations, format_metric, label
 from fedadamw.report.run_files import RecordDict
 from fedadamw.task import Evaluation
 
@@ -27,7 +27,7 @@ def _console(table: Table) -> Console:
 
 def print_run(records: Sequence[RecordDict], *, most: int = 8) -> None:
     """Print at most `most` of a run's evaluated rounds, evenly spaced, always the last one."""
-    tested = evaluated(records)
+    tested = find_evaluations(records)
     chosen = sorted({tested[round(k)] for k in np.linspace(0, len(tested) - 1, min(most, len(tested)))})
     metrics = list(records[tested[0]]["test_metrics"] or ())
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -37,7 +37,7 @@ def print_run(records: Sequence[RecordDict], *, most: int = 8) -> None:
         r = records[i]
         sent = sum(earlier["up_bytes"] for earlier in records[: i + 1]) / 1e6
         losses = ("-" if loss is None else f"{loss:.4f}" for loss in (r["train_loss"], r["test_loss"]))
-        scores = (shown(name, (r["test_metrics"] or {})[name]) for name in metrics)
+        scores = (format_metric(name, (r["test_metrics"] or {})[name]) for name in metrics)
         table.add_row(str(r["round"]), f"{r['lr']:.2e}", *losses, *scores, f"{sent:,.1f} MB")
     _console(table).print(table)
 
@@ -96,4 +96,4 @@ def print_evaluation(evaluation: Evaluation, samples: int) -> None:
     print(f"held-out samples  {samples:,}")
     print(f"loss              {evaluation.loss:.4f}")
     for name, value in evaluation.metrics.items():
-        print(f"{label(name):<17} {shown(name, value)}")
+        print(f"{label(name):<17} {format_metric(name, value)}")

@@ -77,7 +77,7 @@ def partition_command(
     """
     from fedadamw.cli.tables import print_partition
     from fedadamw.prepare.samples import load_samples, make_partition
-    from fedadamw.report.run_charts import partition, save
+    from fedadamw.report.run_charts import partition_chart, save_chart
     from fedadamw.settings.load import load
     from fedadamw.validation import check
 
@@ -86,6 +86,6 @@ def partition_command(
     train, _ = load_samples(experiment)
     clients = make_partition(experiment, train)
     counts = clients.counts(train.labels, len(train.classes))
-    save(partition(counts, train.classes), out)
+    save_chart(partition_chart(counts, train.classes), out)
     print_partition(counts, clients.fingerprint)
     typer.echo(f"picture: {out}")

@@ -1,4 +1,4 @@
-"""Charts: one altair definition each, for the interactive page and for PNG alike."""
+"""Charts of a run; one altair definition each, for the page and for PNG files."""
 
 import os
 from collections.abc import Sequence
@@ -17,21 +17,20 @@ Records = Sequence[RecordDict]
 Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.HConcatChart
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#64748b"
-MOST_CLIENTS = 200  # columns that are still wide enough to see
-
+MAX_CLIENTS = 200  # columns of the partition chart that are wide enough to see
 
 Width = int | str  # pixels, or "container": as wide as the page gives
 
 
-def curves(records: Records) -> Chart:
-    """The score and the losses by round, side by side."""
-    pair = alt.hconcat(score(records, width=420), losses(records, width=420), bounds="flush", spacing=64)
+def curves_chart(records: Records) -> Chart:
+    """Return the score and the losses by round, side by side."""
+    pair = alt.hconcat(score_chart(records, width=420), loss_chart(records, width=420), bounds="flush", spacing=64)
     return pair.resolve_scale(color="independent")
 
 
-def score(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
-    """The main metric by round; hovering shows the bytes sent so far."""
-    name = metrics.label(metrics.main(records))
+def score_chart(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
+    """Return the main metric by round; hovering shows the bytes sent so far."""
+    name = metrics.label(metrics.main_metric(records))
     rows = [
         {"round": r["round"], "score": value, "sent": _megabytes(records, i)}
         for i, r in enumerate(records)
@@ -50,8 +49,8 @@ def score(records: Records, *, width: Width = "container", height: int = 240) ->
     return (line + base.mark_circle(color=BLUE, size=28).encode(tooltip=hover)).properties(width=width, height=height)
 
 
-def losses(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
-    """The clients' training loss and the test loss by round."""
+def loss_chart(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
+    """Return the clients' training loss and the test loss by round."""
     names = ("clients' training loss", "test loss")
     values = [[r["train_loss"] for r in records], [r["test_loss"] for r in records]]
     rows = [
@@ -75,13 +74,13 @@ def losses(records: Records, *, width: Width = "container", height: int = 240) -
 
 
 def _megabytes(records: Records, until: int) -> float:
-    """Megabytes that all clients have sent up to and with record `until`."""
+    """Return the megabytes that all clients have sent, up to and including record `until`."""
     return float(sum(r["up_bytes"] for r in records[: until + 1]) / 1e6)
 
 
-def partition(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880) -> Chart:
-    """Clients x classes: how many samples of each class (clients, classes) each client has."""
-    shown, names = counts[:MOST_CLIENTS], list(map(escape_text, classes))  # a picture cannot hold all characters
+def partition_chart(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880) -> Chart:
+    """Return a heat map of the samples of each class (clients, classes) that each client has."""
+    shown, names = counts[:MAX_CLIENTS], list(map(escape_text, classes))  # a picture cannot hold all characters
     rows = [
         {"client": int(i), "class": names[c], "samples": int(shown[i, c])}
         for i, c in zip(*np.nonzero(shown), strict=True)
@@ -103,8 +102,8 @@ def partition(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880)
     )
 
 
-def answers(records: Records, *, width: Width = "container") -> Chart:
-    """What came of the clients that were asked, by round, where they are on other machines."""
+def outcomes_chart(records: Records, *, width: Width = "container") -> Chart:
+    """Return the outcomes of the sampled clients by round, if they are nodes on other machines."""
     kinds = ["answered", "clipped", "refused", "failed", "stale", "unreachable", "overdue", "surplus", "late"]
     rows = [
         {"round": r["round"], "of": kind, "clients": r["federation"][kind]}
@@ -114,7 +113,7 @@ def answers(records: Records, *, width: Width = "container") -> Chart:
     ]
     domain = [kind for kind in kinds if any(row["of"] == kind for row in rows)]
     return (
-        alt.Chart(alt.Data(values=rows), title="What came of the clients that were asked")
+        alt.Chart(alt.Data(values=rows), title="Outcomes of the sampled clients")
         .mark_bar()
         .encode(
             x=alt.X("round:O", title="round", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
@@ -126,8 +125,8 @@ def answers(records: Records, *, width: Width = "container") -> Chart:
     )
 
 
-def styled(chart: Chart) -> Chart:
-    """The house style, applied once to a whole chart."""
+def apply_style(chart: Chart) -> Chart:
+    """Return the chart with fonts and colors; call it once, on the whole chart."""
     return (
         chart.configure(font="Inter, Helvetica, Arial, sans-serif", background="white", padding=12)
         .configure_view(stroke=None)
@@ -136,10 +135,10 @@ def styled(chart: Chart) -> Chart:
     )
 
 
-def save(chart: Chart, path: Path) -> None:
-    """A chart as a picture, of the kind that the ending says: .svg, or .png at twice its size for sharp screens."""
-    picture = styled(chart)
-    picture.config.aria = False  # words for screen readers, several times the picture's size
+def save_chart(chart: Chart, path: Path) -> None:
+    """Write a chart as .svg, or as .png at twice its size for sharp screens."""
+    picture = apply_style(chart)
+    picture.config.aria = False  # texts for screen readers, several times the size of the rest
     aside = path.with_name(f"new.{path.name}")
     try:
         with report_full_disk(path):

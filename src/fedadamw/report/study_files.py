@@ -1,8 +1,8 @@
-"""Types of what a study folder holds: results.json of a comparison or an ablation, trials.json of a tuning."""
+"""Types of what a study folder holds: results.json of `compare` and `ablate`, trials.json of `tune`."""
 
 from typing import Any, TypedDict
 
-Numbers = list[float | None]  # one an evaluated round; None if it was not finite
+Numbers = list[float | None]  # one per evaluated round; None if it was not finite
 Row = dict[str, str | float]  # a point of a chart
 
 
@@ -10,8 +10,8 @@ class RunResult(TypedDict):
     """One finished run: its settings, and its records as columns of one number per evaluated round."""
 
     name: str
-    variant: str  # the label in words
-    label: dict[str, str]  # `algorithm` and each setting that varies -> its value in words
+    variant: str  # the label as text
+    label: dict[str, str]  # `algorithm` and each varied setting -> its value as text
     seed: int
     commit: str | None
     settings: dict[str, Any]  # the learning rate and the algorithm's own settings

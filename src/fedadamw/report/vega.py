@@ -1,4 +1,4 @@
-"""The charts' library, as the one script that every page carries with it."""
+"""Vega-Lite as one script, which every page contains."""
 
 import contextlib
 import os
@@ -8,24 +8,24 @@ from pathlib import Path
 
 import vl_convert
 
-END = "\n// the end\n"  # what was kept is used only where it is whole
+END = "\n// the end\n"  # a cached script without it is incomplete
 
 
-def library() -> str:
-    """Vega-Lite and what draws it. Putting it together takes 2 s of a processor: it is kept for the next page."""
-    kept = _cache()
-    if kept is not None:
+def vega_script() -> str:
+    """Return Vega-Lite and vega-embed as JavaScript. Bundling takes 2 s, so it is cached for the next page."""
+    cache = _cache_path()
+    if cache is not None:
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            if (script := kept.read_text(encoding="utf-8")).endswith(END):
+            if (script := cache.read_text(encoding="utf-8")).endswith(END):
                 return script
     script = vl_convert.javascript_bundle(None) + END  # type: ignore[arg-type]  # the stub forgets the default
-    if kept is not None:
-        _keep(script, kept)
+    if cache is not None:
+        _write_cache(script, cache)
     return script
 
 
-def _keep(script: str, path: Path) -> None:
-    """Write it aside and rename it, since processes of a study may do so at once; without a disk it is made again."""
+def _write_cache(script: str, path: Path) -> None:
+    """Write the script to a new file and rename it, since runs of a study may do so at once; errors are ignored."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,8 +36,8 @@ def _keep(script: str, path: Path) -> None:
             aside.unlink(missing_ok=True)
 
 
-def _cache() -> Path | None:
-    """A file among this user's caches, by the convention of XDG; None for a user without a home."""
+def _cache_path() -> Path | None:
+    """Return the file in the user's cache folder (XDG); None if the user has no home."""
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     except RuntimeError:

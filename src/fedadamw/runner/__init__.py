@@ -1,1 +1,1 @@
-"""One run: its process, folder, progress and end."""
+"""Runs one experiment: processes, folder, progress, report."""

@@ -1,4 +1,4 @@
-"""A run from settings to results: prepare or resume, train, record, checkpoint, report."""
+"""Executes a run: prepare or resume, train, record, checkpoint, report."""
 
 import hashlib
 import signal
@@ -15,7 +15,7 @@ from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.runner.folder import RunFolder, settings_digest
-from fedadamw.runner.manifest import manifest_of
+from fedadamw.runner.manifest import build_manifest
 from fedadamw.runner.tracking import Trackers, check_trackers
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import check
@@ -24,7 +24,7 @@ OnRound = Callable[[Record], None]
 
 
 class Interrupted(Exception):  # noqa: N818  (not an error)
-    """The run was asked to stop, and its last whole round is in the checkpoint."""
+    """Raised when a run was asked to stop, after its last complete round was saved."""
 
 
 def execute(
@@ -47,22 +47,22 @@ def execute(
     if resume and folder.started:
         check_origins(experiment, folder.read_manifest().get("folders"), (*MODEL_PATHS, *DATA_PATHS))
     prepared = prepare(experiment, remote=make_clients is not None)
-    with folder.locked():
-        folder.check_startable(experiment, resume=resume)  # what came before the lock may have changed since
+    with folder.lock():
+        folder.check_startable(experiment, resume=resume)  # again, now that no other process can change the folder
         with Trackers(experiment, folder.path) as trackers:
             clients = None if make_clients is None else make_clients(prepared)
-            simulation = _begin(experiment, folder, prepared, clients, resume=resume)
+            simulation = _start_or_resume(experiment, folder, prepared, clients, resume=resume)
             on_start(simulation.state.round)
             _train(experiment, folder, simulation, trackers, on_round)
         if report:
             write_report(folder, prepared)
 
 
-def _begin(
+def _start_or_resume(
     experiment: Experiment, folder: RunFolder, prepared: Prepared, clients: Clients | None, *, resume: bool
 ) -> Simulation:
     """Start the run in its folder, or resume it from its checkpoint."""
-    manifest, checkpoint = manifest_of(experiment, prepared), None
+    manifest, checkpoint = build_manifest(experiment, prepared), None
     if resume and folder.started:
         folder.check_same(manifest)
         checkpoint = folder.load(experiment)
@@ -77,12 +77,12 @@ def _begin(
 def _train(
     experiment: Experiment, folder: RunFolder, simulation: Simulation, trackers: Trackers, on_round: OnRound
 ) -> None:
-    """Run the rounds that are left; if they are stopped, the checkpoint holds the last complete one."""
+    """Run the remaining rounds; on an interrupt or error, save the last complete round first."""
     settled = simulation.state
     try:
         for record in simulation.rounds():
             folder.append(record)
-            settled = simulation.state  # from here on a checkpoint of it has its record beside it
+            settled = simulation.state  # its record is on disk, so it may be saved
             on_round(record)
             trackers.log(record)
             if settled.round % experiment.checkpoint_every == 0 or settled.round == experiment.training.rounds:
@@ -90,36 +90,39 @@ def _train(
     except KeyboardInterrupt as request:
         folder.save(settled.round, simulation.tensors(settled), experiment)
         raise Interrupted from request
-    except (RuntimeError, MemoryError) as error:  # it diverged, another rank is gone, memory is full
+    except (RuntimeError, MemoryError) as error:  # divergence, a lost rank, or full memory
         if isinstance(error, RankLostError):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever started the ranks ends them all now
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher now ends all ranks
         try:
             folder.save(settled.round, simulation.tensors(settled), experiment)
-        except (RuntimeError, MemoryError, OSError) as second:
-            warnings.warn(f"round {settled.round} is not in the checkpoint: {second}", stacklevel=2)
+        except (RuntimeError, MemoryError, OSError) as save_error:
+            warnings.warn(f"round {settled.round} is not in the checkpoint: {save_error}", stacklevel=2)
         raise
 
 
 def follow(experiment: Experiment) -> None:
-    """Run a rank other than 0: its share of every round, until the end or until rank 0 is gone."""
+    """Run a rank other than 0: its share of every round, until the run ends or rank 0 is lost."""
     prepared = prepare(experiment)
     check_ranks_agree(experiment, prepared)
     try:
         for _ in prepared.simulation().rounds():
             pass
     except DivergedError:
-        pass  # which rank 0 reports
+        pass  # rank 0 reports it
 
 
 def check_ranks_agree(experiment: Experiment, prepared: Prepared) -> None:
-    """Raise InputError in a rank whose settings, data or partition differ from those of rank 0."""
+    """Raise InputError if this rank's settings, data or partition differ from those of rank 0."""
     parts = [settings_digest(experiment), prepared.train.fingerprint, prepared.partition.fingerprint]
     parts += list_plain_folders(experiment)
     digest = int(hashlib.sha256(" ".join(parts).encode()).hexdigest()[:15], 16)
-    of_first = torch.tensor([digest], device=prepared.device)
-    prepared.ranks.broadcast([of_first])
+    rank0_digest = torch.tensor([digest], device=prepared.device)
+    prepared.ranks.broadcast([rank0_digest])
     rank = prepared.ranks.rank
-    check(int(of_first) == digest, f"rank {rank} has other settings or data than rank 0: start all with the same line")
+    check(
+        int(rank0_digest) == digest,
+        f"rank {rank} has other settings or data than rank 0: start all with the same command",
+    )
 
 
 def write_report(folder: RunFolder, prepared: Prepared) -> None:

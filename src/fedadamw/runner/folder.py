@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and how a run goes on from it.
+"""The files of a run: writing them, checking them, and resuming from them.
 
 config.yaml      every setting; feeds `fedadamw run` again
 manifest.json    versions, commit, seed, fingerprints of data, partition and model, device
@@ -31,10 +31,10 @@ from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
-ELSEWHERE = "start in another folder"
-OF_STUDY = ("results.json", "optuna.log", "table.md")  # files of a comparison, a tuning or an ablation
-DRAWN = ("curves.png", "report.html")
-ASIDE = (  # settings that decide no number of a run, but for rounding
+ADVICE = "start in another folder"
+STUDY_FILES = ("results.json", "optuna.log", "table.md")  # files of a comparison, a tuning or an ablation
+REPORT_FILES = ("curves.png", "report.html")
+NOT_IN_DIGEST = (  # settings that change a run's numbers by rounding at most
     "device",
     "threads",
     "trackers",
@@ -48,7 +48,7 @@ ASIDE = (  # settings that decide no number of a run, but for rounding
     "training.channels_last",
     "training.evaluate_batch",
 )
-LATER = {  # settings that came after the first runs: at these values all is as it was before there were any
+ADDED_LATER = {  # setting -> the value at which a run behaves as before the setting existed
     "data.image_size": None,
     "data.image_mode": "auto",
     "data.on_bad": "error",
@@ -56,7 +56,7 @@ LATER = {  # settings that came after the first runs: at these values all is as 
 
 
 class RunFolder:
-    """One run's folder."""
+    """The folder of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,42 +67,42 @@ class RunFolder:
 
     @property
     def started(self) -> bool:
-        """Whether a run has begun here."""
+        """Whether a run was started here."""
         return self.config.is_file()
 
     @property
     def used(self) -> bool:
-        """Whether a new run would overwrite what is here; a start that was killed half-way is nothing."""
-        kept = (self.config, self.state, *(self.path / name for name in (*OF_STUDY, *DRAWN)))
-        return any(path.exists() for path in kept) or bool(self._whole_lines())
+        """Whether a new run would overwrite results here; a start that was killed half-way left none."""
+        results = (self.config, self.state, *(self.path / name for name in (*STUDY_FILES, *REPORT_FILES)))
+        return any(path.exists() for path in results) or bool(self._whole_lines())
 
     @property
     def content(self) -> str:
-        """What a folder that is used holds, in words."""
-        return "holds a study" if any((self.path / name).exists() for name in OF_STUDY) else "holds a run"
+        """What a used folder holds, as a phrase for messages."""
+        return "holds a study" if any((self.path / name).exists() for name in STUDY_FILES) else "holds a run"
 
     @property
     def contents(self) -> str:
-        """Where a finished run is and what is there, in a line."""
+        """The path and the files of a finished run, in one line."""
         events = "events.jsonl, " if (self.path / "events.jsonl").exists() else ""
         return f"{self.path}: report.html, curves.png, metrics.jsonl, {events}config.yaml, checkpoint/"
 
     def start(self, experiment: Experiment, manifest: Manifest) -> None:
-        """Write what is known before the first round; the settings last, since they say that a run began."""
+        """Write the files of a new run; config.yaml last, since it marks the run as started."""
         self.state.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.manifest, (json.dumps(manifest, indent=2) + "\n").encode())
         write_atomically(self.metrics, b"")
         write_atomically(self.config, experiment.to_yaml().encode())
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder, so that two processes never run in it at once; the lock goes with the process."""
+    def lock(self) -> Iterator[None]:
+        """Lock the folder against other processes; the lock ends with the block or the process."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file, not a folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{self.path}: no folder can be made there ({error.strerror})") from None
+            raise InputError(f"{self.path}: cannot create a folder there ({error.strerror})") from None
         folder = os.open(self.path, os.O_RDONLY)
         try:
             try:
@@ -114,9 +114,9 @@ class RunFolder:
             os.close(folder)
 
     def check_startable(self, experiment: Experiment, *, resume: bool) -> None:
-        """Raise InputError where `experiment` may neither begin here nor, with `resume`, continue what is here.
+        """Raise InputError if `experiment` can neither start here nor, with `resume`, resume the run here.
 
-        Only what holds the lock can rely on the answer: until then another process may begin and end a run here.
+        Reliable only while the folder is locked: otherwise another process may start and end a run here.
         """
         if resume and self.started:
             self.check_settings(experiment)
@@ -124,32 +124,32 @@ class RunFolder:
             raise InputError(f"{self.path} {self.content} already; resume it, or choose another folder")
 
     def check_settings(self, experiment: Experiment) -> None:
-        """Raise InputError where `experiment` would not continue the run that began here."""
+        """Raise InputError if the run here was started with other settings than `experiment`."""
         if settings_digest(load(str(self.config))) != settings_digest(experiment):
             raise InputError(f"{self.path}: was run with other settings; --resume takes them from {self.config}")
 
     def check_same(self, manifest: Manifest) -> None:
-        """Raise CheckpointError where data, partition or model are not those that the run began with."""
+        """Raise CheckpointError if data, partition or model differ from those that the run started with."""
         before = self.read_manifest()
         check_pixels(self.path, before.get("data") or {}, manifest["data"])
         for key in ("data", "partition", "model"):
             was, now = _identity(before.get(key)), _identity(manifest[key])
             if was != now:
                 raise CheckpointError(
-                    f"{self.path}: the {key} changed since the run began "
+                    f"{self.path}: the {key} changed since the run started "
                     f"(was {was}, is {now}); resume with the same, or start in another folder"
                 )
 
     def read_manifest(self) -> Manifest:
-        """What `start` wrote of the run besides its settings."""
+        """Return the content of manifest.json."""
         try:
             return cast(Manifest, dict(json.loads(self.manifest.read_text())))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.manifest}: cannot be read ({error})") from None
 
     def records(self) -> list[RecordDict]:
-        """The records so far, checked to be those of rounds 1, 2, ...; a line cut short by a crash is left out."""
-        found: list[RecordDict] = []
+        """Return the records so far, checked to be of rounds 1, 2, ...; an incomplete last line is ignored."""
+        records: list[RecordDict] = []
         for number, line in enumerate(self._whole_lines(), start=1):
             try:
                 record = json.loads(line)
@@ -157,11 +157,11 @@ class RunFolder:
                 record = None
             if not isinstance(record, dict) or record.get("round") != number:
                 raise CheckpointError(f"{self.metrics}: line {number} is not the record of round {number}")
-            found.append(cast(RecordDict, record))
-        return found
+            records.append(cast(RecordDict, record))
+        return records
 
     def append(self, record: Record) -> None:
-        """Add one record, on disk when this returns."""
+        """Append one record; it is on disk when this returns."""
         columns = {
             k: replace_nan(v)
             for k, v in asdict(record).items()
@@ -174,17 +174,17 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def save(self, round_: int, tensors: Mapping[str, Tensor], experiment: Experiment) -> None:
-        """Replace the checkpoint by that of round `round_`."""
+        """Replace the checkpoint by one of round `round_`."""
         facts = {"round": round_, "settings": settings_digest(experiment)}
         checkpoint.write(self.state, "checkpoint", tensors, facts)
 
     def load(self, experiment: Experiment) -> tuple[int, dict[str, Tensor]] | None:
-        """Round and tensors of the checkpoint, None before the first; records past it are dropped."""
+        """Return the checkpoint's round and tensors, None if there is none yet; drop the records of later rounds."""
         recorded = len(self.records())
         if not self.state.exists():
             if recorded > experiment.checkpoint_every:
                 raise CheckpointError(f"{self.state}: is missing, though {self.metrics} has {recorded} records")
-            self._keep(0)
+            self._truncate_records(0)
             return None
         tensors, facts = checkpoint.read(self.state, "checkpoint")
         if facts.get("settings") != settings_digest(experiment):
@@ -192,60 +192,60 @@ class RunFolder:
         round_ = facts.get("round")
         if not isinstance(round_, int) or not 0 <= round_ <= recorded:
             raise CheckpointError(f"{self.metrics}: has {recorded} records, the checkpoint is of round {round_}")
-        self._keep(round_)
+        self._truncate_records(round_)
         return round_, tensors
 
     def _whole_lines(self) -> list[bytes]:
         content = self.metrics.read_bytes() if self.metrics.exists() else b""
         return content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
 
-    def _keep(self, records: int) -> None:
-        write_atomically(self.metrics, b"".join(self._whole_lines()[:records]))
+    def _truncate_records(self, count: int) -> None:
+        write_atomically(self.metrics, b"".join(self._whole_lines()[:count]))
 
 
 def check_pixels(path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Raise CheckpointError if images are prepared in another way than when the run began, with the facts `before`."""
+    """Raise CheckpointError if images are prepared in another way than when the run started (its facts: `before`)."""
     if "shape" not in before or "shape" not in after:
         return  # no images
     fits = before.get("fit", OWN_SIZE), after["fit"]
     steps = before.get("steps", after["steps"] if "fit" in before else {}), after["steps"]
     if fits[0] == fits[1] and before["shape"] != after["shape"]:
-        return  # other data, as their fingerprints say
+        return  # other data, which check_same reports by their fingerprints
     for what, (was, now) in (("form that images are stored in", fits), ("way that images are prepared", steps)):
         if was != now:
-            raise CheckpointError(f"{path}: the {what} changed since the run began (was {was}, is {now}): {ELSEWHERE}")
+            raise CheckpointError(f"{path}: the {what} changed since the run started (was {was}, is {now}): {ADVICE}")
     for name in ("mean", "std"):
         was, now = before.get(name), after.get(name)
-        if was and now and not all(map(_close, was, now)):
+        if was and now and not all(map(_is_close, was, now)):
             what = f"{name} that pixels are normalised by"
-            raise CheckpointError(f"{path}: the {what} changed since the run began (was {was}, is {now}): {ELSEWHERE}")
+            raise CheckpointError(f"{path}: the {what} changed since the run started (was {was}, is {now}): {ADVICE}")
 
 
-def _identity(part: Any) -> Any:
-    """What of a manifest's part must not change: of the data its splits, without what is told about them."""
+def _identity(part: object) -> object:
+    """Return what must not change of a manifest's part: of the data, only the splits."""
     splits = ("train", "test")
     return {name: part.get(name) for name in splits} if isinstance(part, dict) and splits[0] in part else part
 
 
-def _close(was: float, now: float) -> bool:
+def _is_close(was: float, now: float) -> bool:
     return math.isclose(was, now, rel_tol=1e-5, abs_tol=1e-6)
 
 
 def settings_digest(experiment: Experiment) -> str:
-    """A digest of the settings that decide a run's numbers."""
-    deciding = experiment.model_dump(mode="json")
-    for path in ASIDE:
-        section, name = _place(deciding, path)
+    """Return a digest of the settings that change a run's numbers."""
+    settings = experiment.model_dump(mode="json")
+    for path in NOT_IN_DIGEST:
+        section, name = _find_section(settings, path)
         del section[name]
-    for path, usual in LATER.items():
-        section, name = _place(deciding, path)
-        if section.get(name, usual) == usual:
+    for path, neutral in ADDED_LATER.items():
+        section, name = _find_section(settings, path)
+        if section.get(name, neutral) == neutral:
             section.pop(name, None)
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _place(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
-    """The section that the setting at `path` is in, {} where there is none, and the setting's own name."""
+def _find_section(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """Return the section of the setting at `path`, {} if it is missing, and the setting's name in it."""
     *sections, name = path.split(".")
     for section in sections:
         settings = settings.get(section) or {}

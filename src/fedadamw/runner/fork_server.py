@@ -12,12 +12,12 @@ LIBRARIES = "fedadamw.runner.preload"
 
 
 def start_fork_server() -> ForkServerContext:
-    """Start it, where it does not run yet, and return at once; processes of this context come from it."""
+    """Start the server if it is not running yet, and return a context whose processes are forked from it."""
     context = get_context("forkserver")
-    if sys.platform != "darwin":  # whose frameworks, once loaded, do not survive a fork: each process imports its own
+    if sys.platform != "darwin":  # its frameworks do not survive a fork once loaded: each process imports its own
         context.set_forkserver_preload([LIBRARIES])
-    resource_tracker.ensure_running()  # which would lift the mask that follows
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is ours: the server inherits this
+    resource_tracker.ensure_running()  # first, since it would reset the mask set below
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the server inherits this
     try:
         forkserver.ensure_running()
     finally:
@@ -26,10 +26,7 @@ def start_fork_server() -> ForkServerContext:
 
 
 def end_with_parent() -> None:
-    """In a forked process: end at once where the process that asked for it was killed, whatever is under way.
-
-    Else its successor would find folders in use.
-    """
+    """End this forked process as soon as its parent is killed, so that no folder stays locked."""
     parent = parent_process()
     assert parent is not None
 

@@ -17,7 +17,7 @@ from fedadamw.settings.experiment import Experiment
 PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetensors")
 
 
-def manifest_of(experiment: Experiment, prepared: Prepared) -> Manifest:
+def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
     """Return the manifest of a run that is prepared and about to start."""
     layout = prepared.workspace.layout
     model: ModelFacts = {"layout": layout.fingerprint, "d": layout.d}

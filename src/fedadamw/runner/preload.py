@@ -1,4 +1,4 @@
-"""Importing this module loads nearly everything that a run needs; a process forked after that starts at once."""
+"""Imports nearly everything that a run needs, so that a process forked afterwards starts at once."""
 
 import datasets  # noqa: F401
 from transformers import ResNetForImageClassification, SwinForImageClassification, ViTForImageClassification  # noqa: F401

@@ -1,4 +1,4 @@
-"""How a run shows itself while it goes: a live bar on a terminal, plain lines elsewhere."""
+"""Shows a run's progress: a live bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -9,10 +9,10 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from fedadamw.engine.record import Record
-from fedadamw.report.metrics import in_words
+from fedadamw.report.metrics import format_main_metric
 from fedadamw.settings.training import TrainingSettings
 
-LINES = 20  # about so many of them a run, where there is no terminal
+MAX_LINES = 20  # about this many per run without a terminal
 
 
 class Progress:
@@ -22,7 +22,7 @@ class Progress:
         self.rounds = training.rounds
         self.quiet = quiet
         self._bar = self._live_bar() if not quiet and sys.stdout.isatty() else None
-        self._every = -(-self.rounds // LINES)
+        self._every = -(-self.rounds // MAX_LINES)
         self._score = ""
         self._begin, self._clients = time.perf_counter(), 0
 
@@ -35,21 +35,21 @@ class Progress:
         self.stop()
 
     def start(self, done: int) -> None:
-        """The data and the model are there, and `done` rounds behind us."""
+        """Begin after `done` rounds, once data and model are loaded."""
         self._begin = time.perf_counter()
         if self._bar is not None:
             self._bar.start()
             self._bar.add_task("", total=self.rounds, completed=done, status="")
         elif done and not self.quiet:
-            print(f"going on after round {done} of {self.rounds}", flush=True)
+            print(f"resumed after round {done} of {self.rounds}", flush=True)
 
     def round(self, record: Record) -> None:
-        """One more round is done."""
+        """Show one finished round."""
         if self.quiet:
             return
         self._clients += record.clients + record.rejected
         if record.test_metrics:
-            self._score = in_words(record.test_metrics) + "  "
+            self._score = format_main_metric(record.test_metrics) + "  "
         speed = self._clients / max(time.perf_counter() - self._begin, 1e-9)
         rejected = f"  rejected {record.rejected}" if record.rejected else ""
         status = f"loss {record.train_loss:.4f}  {self._score}{speed:.1f} clients/s{rejected}"
@@ -59,7 +59,7 @@ class Progress:
             print(f"round {record.round}/{self.rounds}  {status}", flush=True)
 
     def stop(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
 

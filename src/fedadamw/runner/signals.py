@@ -1,20 +1,20 @@
-"""What Ctrl-C and SIGTERM do to a run: an exception between two of its steps, and its checkpoint."""
+"""Turns Ctrl-C and SIGTERM into exceptions, after which a run writes its checkpoint."""
 
 import signal
 from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled as Ctrl-C is."""
+    """Raised on SIGTERM, and handled like Ctrl-C."""
 
 
 def terminate(_signal: int, _frame: FrameType | None) -> None:
-    """What SIGTERM does."""
+    """Handle SIGTERM by raising Terminated."""
     raise Terminated
 
 
 def stop_once(number: int, _frame: FrameType | None) -> None:
-    """What either signal does where several may come: the first stops the run, which then writes its checkpoint."""
+    """Handle the first of several signals and ignore the others, so that the checkpoint gets written."""
     for later in (signal.SIGINT, signal.SIGTERM):
         signal.signal(later, signal.SIG_IGN)
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated

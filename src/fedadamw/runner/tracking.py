@@ -1,4 +1,4 @@
-"""Records to experiment trackers (TensorBoard, W&B, MLflow, ...), by name, through accelerate."""
+"""Sends records to experiment trackers (TensorBoard, W&B, MLflow, ...) through accelerate."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from fedadamw.validation import InputError, missing_extra_error, suggest
 
 
 def check_trackers(names: Sequence[str], *, here: bool = True) -> None:
-    """Raise InputError where a tracker is unknown or, if the run will be `here`, its library is not installed."""
+    """Raise InputError if a tracker is unknown or, if the run will be `here`, its library is not installed."""
     if not names:
         return
     try:
@@ -35,7 +35,7 @@ def check_trackers(names: Sequence[str], *, here: bool = True) -> None:
 
 
 class Trackers:
-    """The trackers of one run; none costs nothing."""
+    """The trackers of one run; without any, accelerate is not imported."""
 
     def __init__(self, experiment: Experiment, folder: Path) -> None:
         self._trackers: list[Any] = []
@@ -47,14 +47,14 @@ class Trackers:
         PartialState()
         for name in experiment.trackers:
             kind: Any = LOGGER_TYPE_TO_CLASS[name]
-            place = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
-            tracker = kind(folder.name, **place)
+            options = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
+            tracker = kind(folder.name, **options)
             tracker.start()
             tracker.store_init_configuration(_columns(experiment.model_dump(mode="json")))
             self._trackers.append(tracker)
 
     def log(self, record: Record) -> None:
-        """One round, at its own number."""
+        """Log a record at its round."""
         columns = _columns({k: v for k, v in asdict(record).items() if k != "round" and v is not None})
         numbers = {k: v for k, v in columns.items() if not isinstance(v, str)}
         for tracker in self._trackers:

@@ -1,4 +1,4 @@
-"""One run in a process of its own, forked from a server that has the libraries."""
+"""One run of a study in its own process, forked from a server that has imported the libraries."""
 
 import os
 import signal
@@ -15,16 +15,16 @@ from fedadamw.runner.signals import stop_once
 from fedadamw.settings.load import parse_settings
 from fedadamw.validation import InputError
 
-LOG = "log.txt"
+LOG_FILE = "log.txt"
 
 
-def work(settings: str, path: str) -> None:
-    """Run, or go on with, the experiment of the YAML `settings` in the folder `path`; what it says goes to log.txt."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent asks us to stop
+def run_child(settings: str, path: str) -> None:
+    """Run or resume the experiment of the YAML `settings` in the folder `path`; output goes to log.txt."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent stops us
     signal.signal(signal.SIGTERM, stop_once)
     end_with_parent()
     Path(path).mkdir(parents=True, exist_ok=True)
-    with open(Path(path) / LOG, "w") as log:
+    with open(Path(path) / LOG_FILE, "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:

@@ -1,28 +1,27 @@
-"""`fedadamw compare`: algorithms x settings x seeds of one recipe, side by side."""
+"""`fedadamw compare`: algorithms x settings x seeds of one recipe."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.report import study_page as comparison
 from fedadamw.report.study_files import Results
+from fedadamw.report.study_page import PAGE_FILES, write_study_page
 from fedadamw.runner.folder import RunFolder
-from fedadamw.study.plan import Run, jobs_for, plan
-from fedadamw.study.progress import Show
-from fedadamw.study.results import collect, markdown, write
-from fedadamw.study.workers import Ended, Workers, run_all
+from fedadamw.study.plan import Overrides, Run, default_jobs, plan
+from fedadamw.study.progress import StudyProgress
+from fedadamw.study.results import collect_results, to_markdown, write_results
+from fedadamw.study.workers import EndedRun, Workers, run_all
 from fedadamw.validation import check
 
-RUNS = "runs"
+RUNS_FOLDER = "runs"
 
 
 def compare(
     recipe: str,
     algorithms: Sequence[str],
     seeds: int,
-    given: Sequence[tuple[str, Any]],
+    overrides: Overrides,
     out: Path,
     *,
     target: float | None = None,
@@ -31,39 +30,39 @@ def compare(
 ) -> Results:
     """Run what is not done yet in `out`, then write results.json, table.md, curves.png and report.html there.
 
-    given: (path, value) of settings; a list of values makes a variant of each. The same call goes on after a stop.
-    jobs: runs at a time, by default one a core, or one on a GPU.
+    overrides: a list of values makes a variant of each. After a stop the same call resumes.
+    jobs: runs at a time; by default one per core, or one on a GPU.
     """
-    runs = plan(recipe, algorithms, range(seeds), given, out / RUNS, jobs)
-    with held(out):
-        ended = run_here(runs, jobs, quiet=quiet)
-        results = collect(recipe, runs, ended, target)
-        save(results, out)
+    runs = plan(recipe, algorithms, range(seeds), overrides, out / RUNS_FOLDER, jobs)
+    with lock_study(out):
+        ended = run_pending(runs, jobs, quiet=quiet)
+        results = collect_results(recipe, runs, ended, target)
+        write_study(results, out)
     return results
 
 
 @contextmanager
-def held(out: Path) -> Iterator[None]:
-    """A study's folder, its own while the block lasts; InputError where something else is there."""
+def lock_study(out: Path) -> Iterator[None]:
+    """Lock a study's folder for the block; raises InputError if it is in use or holds a single run."""
     folder = RunFolder(out)
-    with folder.locked():
+    with folder.lock():
         check(not folder.started, f"{out}: holds a single run; choose another --out")
         yield
 
 
-def run_here(runs: Sequence[Run], jobs: int | None, *, quiet: bool) -> list[Ended]:
-    """Every run that is not done yet, `jobs` at a time."""
-    with Show(runs, quiet=quiet) as show, Workers(jobs or jobs_for(runs)) as workers:
-        return run_all(runs, workers, show)
+def run_pending(runs: Sequence[Run], jobs: int | None, *, quiet: bool) -> list[EndedRun]:
+    """Run those that are not done, `jobs` at a time."""
+    with StudyProgress(runs, quiet=quiet) as progress, Workers(jobs or default_jobs(runs)) as workers:
+        return run_all(runs, workers, progress.update)
 
 
-def save(results: Results, out: Path) -> None:
-    """results.json, table.md, and, where any run is done, curves.png and report.html."""
+def write_study(results: Results, out: Path) -> None:
+    """Write results.json, table.md and, if any run is done, curves.png and report.html."""
     out.mkdir(parents=True, exist_ok=True)
-    write(results, out / "results.json")
-    write_atomically(out / "table.md", markdown(results).encode())
+    write_results(results, out / "results.json")
+    write_atomically(out / "table.md", to_markdown(results).encode())
     if results["runs"]:
-        comparison.write(results, out)
+        write_study_page(results, out)
         return
-    for name in comparison.FILES:
+    for name in PAGE_FILES:
         (out / name).unlink(missing_ok=True)

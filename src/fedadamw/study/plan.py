@@ -1,4 +1,4 @@
-"""Which runs a study consists of: algorithms x settings given as lists x seeds."""
+"""The runs of a study: algorithms x values of settings x seeds."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from functools import cached_property
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from fedadamw.algorithms import registry
 from fedadamw.checkpoint import CheckpointError
@@ -16,34 +15,35 @@ from fedadamw.report.run_files import RecordDict
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.experiment import Experiment, list_settings_outside
-from fedadamw.settings.load import build_experiment
+from fedadamw.settings.load import Override, build_experiment
 from fedadamw.validation import InputError, check, check_one_of, suggest
 
-MOST_RUNS = 10_000
+Overrides = Sequence[Override]  # a value may be a list of values, for a variant of each
+MAX_RUNS = 10_000
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a study: its settings, and what sets it apart from the others."""
+    """One run of a study."""
 
     experiment: Experiment
-    label: Mapping[str, str]  # `algorithm` and each setting that varies -> its value in words
+    label: Mapping[str, str]  # `algorithm` and each varied setting -> its value as text
     parent: Path  # folder of the study's runs
 
     @cached_property
     def name(self) -> str:
-        """The same for the same settings, in whatever study: a run that two have in common is run once."""
+        """Name of its folder: the same for the same settings, so that a run of two studies is run once."""
         algorithm = self.experiment.algorithm_name
         return f"{algorithm}-seed{self.experiment.seed}-{settings_digest(self.experiment)[:10]}"
 
     @property
     def folder(self) -> RunFolder:
-        """Where the run is."""
+        """The run's folder."""
         return RunFolder(self.parent / self.name)
 
     @property
     def records(self) -> list[RecordDict]:
-        """What its rounds have come to; nothing where the folder is damaged, which going on with the run reports."""
+        """The records so far; none if the folder is damaged, which resuming the run reports."""
         try:
             return self.folder.records() if self.folder.started else []
         except CheckpointError:
@@ -59,69 +59,73 @@ def plan(
     recipe: str,
     algorithms: Sequence[str],
     seeds: Sequence[int],
-    given: Sequence[tuple[str, Any]],
+    overrides: Overrides,
     parent: Path,
     jobs: int | None = None,
 ) -> list[Run]:
-    """Every run, seed by seed; InputError where one has wrong settings.
+    """Return every run, seed by seed; raises InputError if any has wrong settings.
 
-    given: (path, value); a list of values makes a run of each. A setting of `algorithm` holds for those that have it.
-    jobs: how many will run at a time.
+    overrides: settings in `algorithm` hold for the algorithms that have them.
+    jobs: runs at a time, which share the cores.
     """
-    check_given(given, algorithms, "a comparison takes it from {option}")
-    _check_count(algorithms, seeds, given)
+    check_overrides(overrides, algorithms, "a comparison takes it from {option}")
+    _check_count(algorithms, seeds, overrides)
     runs = []
     for seed in seeds:
         for name in algorithms:
-            own = those_of(name, given)
-            for pairs in product(*(_alternatives(name, path, value) for path, value in own)):
-                experiment = build_experiment(recipe, [("algorithm.name", name), *pairs, ("seed", seed)])
-                varying = [(path, v) for (path, v), (_, value) in zip(pairs, own, strict=True) if v is not value]
-                label = {"algorithm": name, **{path: words(v) for path, v in varying}}
+            settings = select_settings(name, overrides)
+            for values in product(*(_expand(name, path, value) for path, value in settings)):
+                experiment = build_experiment(recipe, [("algorithm.name", name), *values, ("seed", seed)])
                 check_runnable(experiment)
-                runs.append(Run(sharing(experiment, jobs), label, parent))
+                runs.append(Run(limit_threads(experiment, jobs), _label(name, settings, values), parent))
     check_distinct(runs)
     return runs
 
 
-def _check_count(algorithms: Sequence[str], seeds: Sequence[int], given: Sequence[tuple[str, Any]]) -> None:
-    """Raise InputError where lists of values multiply to more runs than anybody waits for."""
-    sizes = (prod(len(_alternatives(name, *pair)) for pair in those_of(name, given)) for name in algorithms)
+def _label(algorithm: str, settings: Overrides, values: Overrides) -> dict[str, str]:
+    """Return the algorithm and those `settings` of which `values` holds one of several values."""
+    varied = [(path, value) for (path, value), (_, given) in zip(values, settings, strict=True) if value is not given]
+    return {"algorithm": algorithm, **{path: format_value(value) for path, value in varied}}
+
+
+def _check_count(algorithms: Sequence[str], seeds: Sequence[int], overrides: Overrides) -> None:
+    """Raise InputError if there would be too many runs."""
+    sizes = (prod(len(_expand(name, *pair)) for pair in select_settings(name, overrides)) for name in algorithms)
     count = len(seeds) * sum(sizes)
-    check(count <= MOST_RUNS, f"the study would have {count:,} runs; use at most {MOST_RUNS:,}")
+    check(count <= MAX_RUNS, f"the study would have {count:,} runs; use at most {MAX_RUNS:,}")
 
 
 def check_runnable(experiment: Experiment) -> None:
-    """Raise InputError where the settings can only fail, before the first of many processes starts."""
+    """Raise InputError if a run with these settings can only fail."""
     check_settings(experiment, remote=False)
     check_trackers(experiment.trackers)
 
 
-def sharing(experiment: Experiment, jobs: int | None = None) -> Experiment:
-    """The experiment with its share of the cores, where it names no number of threads; as it is, on a GPU."""
+def limit_threads(experiment: Experiment, jobs: int | None = None) -> Experiment:
+    """Return the experiment with its share of the cores as `threads`; unchanged if that is set, or on a GPU."""
     if experiment.threads is not None or uses_gpu(experiment):
         return experiment
     return experiment.model_copy(update={"threads": max(count_cores() // (jobs or count_cores()), 1)})
 
 
-def jobs_for(runs: Iterable[Run]) -> int:
-    """How many runs at a time: one on a GPU, else as many as the cores have room for their threads."""
+def default_jobs(runs: Iterable[Run]) -> int:
+    """Return how many runs to start at a time: one on a GPU, else as many as there are cores for their threads."""
     if any(uses_gpu(run.experiment) for run in runs):
         return 1
     return max(count_cores() // max((run.experiment.threads or 1 for run in runs), default=1), 1)
 
 
-def words(value: Any) -> str:
-    """A setting's value, as short as it can be told from others."""
+def format_value(value: object) -> str:
+    """Format a setting's value, as short as is exact."""
     if isinstance(value, Mapping | list | tuple):
-        return " ".join(words(v) for v in value)
+        return " ".join(format_value(v) for v in value)
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
     return str(value)
 
 
-def _alternatives(algorithm: str, path: str, value: Any) -> list[tuple[str, Any]]:
-    """(path, value) for each value of a list, or the one there is; a setting that is a list itself wants lists."""
+def _expand(algorithm: str, path: str, value: object) -> list[Override]:
+    """Return (path, value) for each value of a list; a setting that is itself a list takes a list of lists."""
     if not isinstance(value, list) or not value:
         return [(path, value)]
     if _is_list(algorithm, path) and not isinstance(value[0], list):
@@ -129,19 +133,19 @@ def _alternatives(algorithm: str, path: str, value: Any) -> list[tuple[str, Any]
     return [(path, one) for one in value]
 
 
-def single(given: Sequence[tuple[str, Any]], algorithms: Sequence[str]) -> list[tuple[str, Any]]:
-    """The settings that are given as one value, which may be a list where the setting is one."""
+def select_single(overrides: Overrides, algorithms: Sequence[str]) -> list[Override]:
+    """Return the overrides with one value, which is a list if the setting is one."""
 
-    def alone(path: str, value: Any) -> bool:
-        return all(v is value for name in algorithms for _, v in _alternatives(name, path, value))
+    def is_single(path: str, value: object) -> bool:
+        return all(v is value for name in algorithms for _, v in _expand(name, path, value))
 
-    return [(path, value) for path, value in given if alone(path, value)]
+    return [(path, value) for path, value in overrides if is_single(path, value)]
 
 
-def check_single(given: Sequence[tuple[str, Any]], algorithms: Sequence[str], study: str) -> None:
-    """Raise InputError where a setting is given as a list of values."""
-    lists = [path for path, _ in given if path not in dict(single(given, algorithms))]
-    check(not lists, f"{study} takes one value a setting, no lists ({', '.join(lists)})")
+def check_single(overrides: Overrides, algorithms: Sequence[str], study: str) -> None:
+    """Raise InputError if a setting has a list of values."""
+    lists = [path for path, _ in overrides if path not in dict(select_single(overrides, algorithms))]
+    check(not lists, f"{study} takes one value per setting, no lists ({', '.join(lists)})")
 
 
 def _is_list(algorithm: str, path: str) -> bool:
@@ -151,14 +155,14 @@ def _is_list(algorithm: str, path: str) -> bool:
     return path == "trackers"
 
 
-def those_of(algorithm: str, given: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The settings that `algorithm` has."""
+def select_settings(algorithm: str, overrides: Overrides) -> list[Override]:
+    """Return the overrides of settings that `algorithm` has."""
     known = registry.settings_of(algorithm)
-    return [(path, v) for path, v in given if not path.startswith("algorithm.") or path.partition(".")[2] in known]
+    return [(path, v) for path, v in overrides if not path.startswith("algorithm.") or path.partition(".")[2] in known]
 
 
 def check_distinct(runs: Sequence[Run]) -> None:
-    """Raise InputError where two runs are the same: they would share a folder, or pass for two seeds."""
+    """Raise InputError if two runs are the same: they would share a folder, or be counted as two seeds."""
     seen: dict[str, Run] = {}
     for run in runs:
         same = seen.setdefault(run.name, run)
@@ -167,21 +171,22 @@ def check_distinct(runs: Sequence[Run]) -> None:
             raise InputError(f"two runs are the same: {other} and {label}, seed {run.experiment.seed}")
 
 
-def check_given(given: Sequence[tuple[str, Any]], algorithms: Sequence[str], elsewhere: str) -> None:
-    """Raise InputError where an algorithm is unknown or twice there, where none of them has a setting, or where one is
-    given twice, as a whole section, or belongs `elsewhere`, a sentence with an {option}.
+def check_overrides(overrides: Overrides, algorithms: Sequence[str], message: str) -> None:
+    """Raise InputError for unknown or repeated algorithms, and for overrides that a study cannot take.
+
+    message: for the algorithm's name and the seed, which have their own {option}.
     """
     for name in algorithms:
         check_one_of("algorithm", name, registry.ALGORITHMS)
     check(len(set(algorithms)) == len(algorithms), f"-a {','.join(algorithms)}: names one algorithm twice")
-    paths = [path for path, _ in given]
-    for path, value in given:
+    paths = [path for path, _ in overrides]
+    for path, value in overrides:
         check(paths.count(path) == 1, f"-s {path}: is given twice")
         check(not isinstance(value, Mapping), f"-s {path}: is a section; set one key of it, as {path}.key=value")
         if path in ("algorithm.name", "seed"):
             option = "-a" if path == "algorithm.name" else "--seeds"
-            raise InputError(f"-s {path}: {elsewhere.format(option=option)}")
-        if not any(those_of(name, [(path, value)]) for name in algorithms):
+            raise InputError(f"-s {path}: {message.format(option=option)}")
+        if not any(select_settings(name, [(path, value)]) for name in algorithms):
             known = sorted({key for name in algorithms for key in registry.settings_of(name)})
             hint = suggest(path.partition(".")[2], [*known, *list_settings_outside("algorithm")], ".")
-            raise InputError(f"{path} is no setting of {', '.join(algorithms)}{hint}")
+            raise InputError(f"{path} is not a setting of {', '.join(algorithms)}{hint}")

@@ -1,4 +1,4 @@
-"""How a study shows itself while it goes: a bar a running process on a terminal, a line a finished run elsewhere."""
+"""Progress of a study: a bar for each running process on a terminal, else a line for each ended run."""
 
 import sys
 import time
@@ -9,44 +9,37 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedadamw.io.escaping import escape_text
-from fedadamw.report.metrics import in_words
+from fedadamw.report.metrics import format_main_metric
 from fedadamw.study.plan import Run
-from fedadamw.study.results import name_of
-from fedadamw.study.workers import Ended
+from fedadamw.study.results import variant_name
+from fedadamw.study.workers import EndedRun
+
+BARS_S = 0.5  # between two updates of the bars
 
 
-class Show:
-    """Called again and again with the runs under way and those that are over; nothing when quiet.
+class StudyProgress:
+    """Prints the progress of a study; nothing if quiet.
 
-    runs: all of the study; none where that is not known beforehand.
+    runs: all runs of the study; none if they are not known in advance.
     """
 
     def __init__(self, runs: Sequence[Run], *, quiet: bool) -> None:
         self.runs, self.quiet = runs, quiet
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._done = sum(run.experiment.training.rounds for run in runs if run.done)
-        self._said = 0
-        self._whole: TaskID | None = None
-        self._next_look = 0.0
-        self._before = sum(run.done for run in runs)
+        self._total_task: TaskID | None = None
+        self._runs_before = sum(run.done for run in runs)
+        self._rounds_before = sum(run.experiment.training.rounds for run in runs if run.done)
+        self._printed = 0  # ended runs
+        self._next_update = 0.0
 
-    def __enter__(self) -> "Show":
+    def __enter__(self) -> "StudyProgress":
         if self.quiet:
             return self
-        if self._before:
-            print(f"{self._before} of {len(self.runs)} runs are done already", flush=True)
+        if self._runs_before:
+            print(f"{self._runs_before} of {len(self.runs)} runs are done already", flush=True)
         if sys.stdout.isatty():
-            description, status = (
-                TextColumn(part, markup=False) for part in ("{task.description}", "{task.fields[status]}")
-            )
-            columns = (description, BarColumn(bar_width=24), status)
-            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True))
-            self._bars = Progress(
-                *columns, *times, console=Console(highlight=False, markup=False), refresh_per_second=4
-            )
-            self._bars.start()
-            self._whole = self._bars.add_task("all runs", total=None, completed=self._done, status="")
+            self._start_bars()
         return self
 
     def __exit__(
@@ -55,53 +48,69 @@ class Show:
         if self._bars is not None:
             self._bars.stop()
 
-    def __call__(self, running: Iterable[Run], over: Sequence[Ended]) -> None:
+    def update(self, running: Iterable[Run], ended: Sequence[EndedRun]) -> None:
+        """Show the running runs, and print those that ended since the last call."""
         if self.quiet:
             return
-        for number, end in enumerate(over[self._said :], start=self._said + 1):
-            self._say(end, number)
-        self._said = len(over)
-        if self._bars is not None and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + 0.5
-            self._look(list(running), over)
+        for number, end in enumerate(ended[self._printed :], start=self._printed + 1):
+            self._print(end, number)
+        self._printed = len(ended)
+        if self._bars is not None and time.monotonic() >= self._next_update:
+            self._next_update = time.monotonic() + BARS_S
+            self._update_bars(list(running), ended)
 
-    def _say(self, end: Ended, number: int) -> None:
-        run = end.run
-        place = f"{number}" if not self.runs else f"{self._before + number}/{len(self.runs)}"
-        place += f"  {variant_of(run)}"
-        if end.error:
-            line = f"{place}: {end.error}"
-        else:
-            records = run.records
-            wall = sum(record["wall_s"] for record in records)
-            line = f"{place}: {in_words(records[-1]['test_metrics'] or {})} in {wall:.0f} s"
+    def _start_bars(self) -> None:
+        description, status = (
+            TextColumn(part, markup=False) for part in ("{task.description}", "{task.fields[status]}")
+        )
+        columns = (description, BarColumn(bar_width=24), status)
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(compact=True))
+        self._bars = Progress(*columns, *times, console=Console(highlight=False, markup=False), refresh_per_second=4)
+        self._bars.start()
+        self._total_task = self._bars.add_task("all runs", total=None, completed=self._rounds_before, status="")
+
+    def _print(self, end: EndedRun, number: int) -> None:
+        place = f"{self._runs_before + number}/{len(self.runs)}" if self.runs else f"{number}"
+        line = f"{place}  {_describe(end.run)}: {end.error or _describe_result(end.run)}"
         if self._bars is not None:
             self._bars.print(escape_text(line))
         else:
             print(escape_text(line), flush=True)
 
-    def _look(self, running: Sequence[Run], over: Sequence[Ended]) -> None:
+    def _update_bars(self, running: Sequence[Run], ended: Sequence[EndedRun]) -> None:
         assert self._bars is not None
-        assert self._whole is not None
-        now = {run.name: run for run in running}
-        for name in [name for name in self._tasks if name not in now]:
+        assert self._total_task is not None
+        names = {run.name for run in running}
+        for name in [name for name in self._tasks if name not in names]:
             self._bars.remove_task(self._tasks.pop(name))
-        under_way = 0
-        for name, run in now.items():
-            records = run.records
-            under_way += len(records)
-            if name not in self._tasks:
-                total = run.experiment.training.rounds
-                self._tasks[name] = self._bars.add_task(variant_of(run), total=total, status="")
-            seen = [r["test_metrics"] for r in records if r["test_metrics"]]
-            status = f"round {len(records)}  " + (in_words(seen[-1]) if seen else "")
-            self._bars.update(self._tasks[name], completed=len(records), status=status)
-        done = self._done + sum(end.run.experiment.training.rounds for end in over)
-        status = f"{len(over)} trials" if not self.runs else f"{self._before + len(over)} of {len(self.runs)} runs"
-        rounds = None if not self.runs else sum(run.experiment.training.rounds for run in self.runs)
-        self._bars.update(self._whole, completed=done + under_way, total=rounds, status=status)
+        done = self._rounds_before + sum(end.run.experiment.training.rounds for end in ended)
+        done += sum(self._update_bar(run) for run in running)
+        total = sum(run.experiment.training.rounds for run in self.runs) if self.runs else None
+        status = f"{len(ended)} trials"
+        if self.runs:
+            status = f"{self._runs_before + len(ended)} of {len(self.runs)} runs"
+        self._bars.update(self._total_task, completed=done, total=total, status=status)
+
+    def _update_bar(self, run: Run) -> int:
+        """Update the bar of a running run; returns the number of its rounds done."""
+        assert self._bars is not None
+        records = run.records
+        if run.name not in self._tasks:
+            total = run.experiment.training.rounds
+            self._tasks[run.name] = self._bars.add_task(_describe(run), total=total, status="")
+        evaluations = [r["test_metrics"] for r in records if r["test_metrics"]]
+        status = f"round {len(records)}  " + (format_main_metric(evaluations[-1]) if evaluations else "")
+        self._bars.update(self._tasks[run.name], completed=len(records), status=status)
+        return len(records)
 
 
-def variant_of(run: Run) -> str:
-    """A run's variant and seed."""
-    return f"{name_of(run.label)}, seed {run.experiment.seed}"
+def _describe(run: Run) -> str:
+    """Return a run's variant and seed."""
+    return f"{variant_name(run.label)}, seed {run.experiment.seed}"
+
+
+def _describe_result(run: Run) -> str:
+    """Return the final score of a finished run, and its time."""
+    records = run.records
+    seconds = sum(record["wall_s"] for record in records)
+    return f"{format_main_metric(records[-1]['test_metrics'] or {})} in {seconds:.0f} s"

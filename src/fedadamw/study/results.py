@@ -1,4 +1,4 @@
-"""What the runs of a study came to: one JSON object that tables, charts and pages are made of."""
+"""results.json of a study: the finished runs, a summary of each variant, and the missing runs; and its table."""
 
 import json
 import re
@@ -12,48 +12,51 @@ from typing import Any
 from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.io.escaping import escape_markdown, escape_text
 from fedadamw.io.json_values import replace_nan
-from fedadamw.report.metrics import evaluated, label, main, score
+from fedadamw.report.metrics import find_evaluations, label, main_metric, score
 from fedadamw.report.run_files import Manifest, RecordDict
-from fedadamw.report.study_charts import variants
+from fedadamw.report.study_charts import runs_by_variant
 from fedadamw.report.study_files import Missing, Results, RunResult, Summary
-from fedadamw.report.study_page import columns
+from fedadamw.report.study_page import table_columns
 from fedadamw.settings.section import flatten_settings
 from fedadamw.study.plan import Run
-from fedadamw.study.workers import Ended
+from fedadamw.study.workers import EndedRun
 
 FORMAT = 2
 
 
-def collect(recipe: str, runs: Sequence[Run], ended: Iterable[Ended] = (), target: float | None = None) -> Results:
-    """Return the records of all finished runs, why the others did not finish, and a summary of each variant over seeds.
+def collect_results(
+    recipe: str, runs: Sequence[Run], ended: Iterable[EndedRun] = (), target: float | None = None
+) -> Results:
+    """Return the results of all finished runs, why the others are missing, and a summary of each variant.
 
-    A run whose last score is not a number is in both: it is drawn, and listed as missing.
+    A run whose final score is not finite is in both `runs` and `missing`.
     target: the score for rounds_to_target and bytes_to_target; by default the median of the variants' final scores.
     """
     errors = {end.run.name: end.error for end in ended if end.error}
-    results, manifests, metrics, errors_in_files = _read_finished(runs)
-    errors |= errors_in_files
-    groups = list(variants(results).values())
-    if target is None:
-        target = _median_score(groups)
-    versions = manifests[0]["versions"] if manifests else {}
+    results, manifests, metrics, file_errors = _read_finished(runs)
+    errors |= file_errors
+    groups = list(runs_by_variant(results).values())
+    target = _median_score(groups) if target is None else target
     return {
         "format": FORMAT,
         "recipe": recipe,
-        "commit": distinct(manifest["commit"] for manifest in manifests),
-        "device": distinct(manifest["device"] for manifest in manifests),
-        "versions": {name: distinct(manifest["versions"].get(name) for manifest in manifests) for name in versions},
-        "metric": distinct(metrics),
+        "commit": join_distinct(manifest["commit"] for manifest in manifests),
+        "device": join_distinct(manifest["device"] for manifest in manifests),
+        "versions": {
+            package: join_distinct(manifest["versions"].get(package) for manifest in manifests)
+            for package in (manifests[0]["versions"] if manifests else ())
+        },
+        "metric": join_distinct(metrics),
         "target": None if target is None else round(target, 4),
-        "settings": settings_by_path(run.experiment.model_dump(mode="json") for run in runs),
-        "summary": [summary(group, target) for group in groups],
+        "settings": compare_settings(run.experiment.model_dump(mode="json") for run in runs),
+        "summary": [summarize(group, target) for group in groups],
         "runs": results,
-        "missing": _list_missing(runs, results, errors),
+        "missing": _missing_runs(runs, results, errors),
     }
 
 
 def _read_finished(runs: Sequence[Run]) -> tuple[list[RunResult], list[Manifest], list[str], dict[str, str]]:
-    """Return results, manifests and metrics of the finished runs, and by run name what is wrong with a run's files."""
+    """Return results, manifests and main metrics of the finished runs, and errors in their files by run name."""
     results, manifests, metrics, errors = [], [], [], {}
     for run in runs:
         if run.done:
@@ -62,78 +65,75 @@ def _read_finished(runs: Sequence[Run]) -> tuple[list[RunResult], list[Manifest]
             except CheckpointError as error:
                 errors[run.name] = str(error)
                 continue
-            results.append(result_of(run, manifest, records))
+            results.append(run_result(run, manifest, records))
             manifests.append(manifest)
-            metrics.append(main(records))
-            if why := not_a_number(records):
-                errors[run.name] = why
+            metrics.append(main_metric(records))
+            if missing_score := describe_missing_score(records):
+                errors[run.name] = missing_score
     return results, manifests, metrics, errors
 
 
-def _median_score(groups: Iterable[Sequence[RunResult]]) -> float | None:
-    """Return the median of the variants' mean final scores."""
-    means = [mean for group in groups if (mean := _mean_of_all([final(result) for result in group])) is not None]
-    return statistics.median(means) if means else None
-
-
-def _list_missing(runs: Iterable[Run], results: Iterable[RunResult], errors: Mapping[str, str]) -> list[Missing]:
-    """Return the runs without a final score, with the reason."""
-    scored = {result["name"] for result in results if final(result) is not None}
-    return [
-        {"variant": name_of(run.label), "seed": run.experiment.seed, "error": errors.get(run.name, "not run")}
-        for run in runs
-        if run.name not in scored
-    ]
-
-
-def result_of(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> RunResult:
-    """One run: its label, seed, own settings, and its records as columns."""
+def run_result(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> RunResult:
+    """Return the results of one run."""
     sent = list(accumulate(record["up_bytes"] for record in records))
-    shown = evaluated(records)
+    evaluations, experiment = find_evaluations(records), run.experiment
+    own_settings = {key: value for key, value in experiment.algorithm.items() if key != "name"}
     return {
         "name": run.name,
-        "variant": name_of(run.label),
+        "variant": variant_name(run.label),
         "label": dict(run.label),
-        "seed": run.experiment.seed,
+        "seed": experiment.seed,
         "commit": manifest["commit"],
-        "settings": {
-            "lr": run.experiment.training.lr,
-            **{k: v for k, v in run.experiment.algorithm.items() if k != "name"},
-        },
+        "settings": {"lr": experiment.training.lr, **own_settings},
         "up_bytes_a_client": records[0]["up_bytes"] // records[0]["clients"],
         "down_bytes_a_client": records[0]["down_bytes"] // (records[0]["clients"] + records[0]["rejected"]),
         "rejected": sum(record["rejected"] for record in records),
         "wall_s": round(sum(record["wall_s"] for record in records), 1),
-        "round": [records[i]["round"] for i in shown],
-        "score": [score(records[i]) for i in shown],
-        "test_loss": [records[i]["test_loss"] for i in shown],
-        "train_loss": [records[i]["train_loss"] for i in shown],
-        "sent_bytes": [sent[i] for i in shown],
+        "round": [records[i]["round"] for i in evaluations],
+        "score": [score(records[i]) for i in evaluations],
+        "test_loss": [records[i]["test_loss"] for i in evaluations],
+        "train_loss": [records[i]["train_loss"] for i in evaluations],
+        "sent_bytes": [sent[i] for i in evaluations],
         "diagnostics": [{"round": r["round"], **r["diagnostics"]} for r in records if r.get("diagnostics")],
     }
 
 
-def distinct(words: Iterable[str | None]) -> str | None:
-    """The words, each once, with `and` between them where runs differ; None where there are none."""
-    return " and ".join(dict.fromkeys(word for word in words if word is not None)) or None
+def _missing_runs(runs: Sequence[Run], results: Sequence[RunResult], errors: Mapping[str, str]) -> list[Missing]:
+    complete = {result["name"] for result in results if final_score(result) is not None}
+    return [
+        {"variant": variant_name(run.label), "seed": run.experiment.seed, "error": errors.get(run.name, "not run")}
+        for run in runs
+        if run.name not in complete
+    ]
 
 
-def final(result: RunResult) -> float | None:
-    """The score after the last round, None where that is not a number."""
+def _median_score(groups: Sequence[Sequence[RunResult]]) -> float | None:
+    """Return the median of the variants' mean final scores, of those that have one."""
+    means = [mean for group in groups if (mean := _mean_if_all(map(final_score, group))) is not None]
+    return statistics.median(means) if means else None
+
+
+def join_distinct(texts: Iterable[str | None]) -> str | None:
+    """Join the distinct texts with `and`; None if there are none."""
+    return " and ".join(dict.fromkeys(text for text in texts if text is not None)) or None
+
+
+def final_score(result: RunResult) -> float | None:
+    """Return the score after the last round; None if it is not finite."""
     return result["score"][-1]
 
 
-def not_a_number(records: Sequence[RecordDict]) -> str | None:
-    """What to say of a run whose last score is not a number; None of any other."""
-    return f"{label(main(records))} is not a number after the last round" if score(records[-1]) is None else None
+def describe_missing_score(records: Sequence[RecordDict]) -> str | None:
+    """Return an error message if the final score is not finite."""
+    return f"{label(main_metric(records))} is not a number after the last round" if score(records[-1]) is None else None
 
 
-def summary(group: Sequence[RunResult], target: float | None) -> Summary:
-    """One variant over its seeds."""
-    finals = [final(result) for result in group]
-    first, mean = group[0], _mean_of_all(finals)
-    mean_curve = [_mean_of_all(values) for values in zip(*(r["score"] for r in group), strict=True)]
-    reached = next((i for i, a in enumerate(mean_curve) if target is not None and a is not None and a >= target), None)
+def summarize(group: Sequence[RunResult], target: float | None) -> Summary:
+    """Summarize the runs of one variant."""
+    finals = list(map(final_score, group))
+    first, mean = group[0], _mean_if_all(finals)
+    curve = [_mean_if_all(scores) for scores in zip(*(r["score"] for r in group), strict=True)]
+    reached = next((i for i, s in enumerate(curve) if target is not None and s is not None and s >= target), None)
     return {
         "variant": first["variant"],
         "label": first["label"],
@@ -149,36 +149,38 @@ def summary(group: Sequence[RunResult], target: float | None) -> Summary:
     }
 
 
-def _mean_of_all(values: Sequence[float | None]) -> float | None:
-    """The mean, None where one of them is not a number: without it the others would pass for all."""
+def _mean_if_all(values: Iterable[float | None]) -> float | None:
+    """Return the mean, or None if any value is missing: the mean of the other seeds would be biased."""
+    values = list(values)
     return None if any(value is None for value in values) else _mean(values)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean of those that are numbers."""
-    found = [value for value in values if value is not None]
-    return statistics.mean(found) if found else None
+    """Return the mean of the values that are not None."""
+    numbers = [value for value in values if value is not None]
+    return statistics.mean(numbers) if numbers else None
 
 
-def settings_by_path(experiments: Iterable[Mapping[str, Any]]) -> dict[str, tuple[bool, Any]]:
-    """Settings by path: (False, the value) where all runs agree, (True, the values) where they differ, which is also
-    where only some have the setting.
+def compare_settings(experiments: Iterable[Mapping[str, Any]]) -> dict[str, tuple[bool, Any]]:
+    """Return settings by path: (False, the value) if all runs agree, else (True, the distinct values).
+
+    A setting that only some of the runs have counts as different.
     """
     values: dict[str, list[Any]] = {}
     count = 0
-    for count, experiment in enumerate(experiments, start=1):  # noqa: B007  (how many there were)
+    for count, experiment in enumerate(experiments, start=1):  # noqa: B007  (used after the loop)
         for path, value in flatten_settings(experiment):
             values.setdefault(path, []).append(value)
-    found: dict[str, tuple[bool, Any]] = {}
+    settings: dict[str, tuple[bool, Any]] = {}
     for path, all_ in values.items():
         distinct = [value for i, value in enumerate(all_) if value not in all_[:i]]
         common = len(distinct) == 1 and len(all_) == count
-        found[path] = (not common, distinct[0] if common else distinct)
-    return found
+        settings[path] = (not common, distinct[0] if common else distinct)
+    return settings
 
 
-def name_of(label: Mapping[str, str]) -> str:
-    """A variant in words: `fedadamw, alpha 0.5`; labels that differ have names that differ."""
+def variant_name(label: Mapping[str, str]) -> str:
+    """Return the name of a variant, as `fedadamw, alpha 0.5`; different labels have different names."""
     named = ("algorithm", "part")
     rest = {path: value for path, value in label.items() if path not in named}
     short = [path.rpartition(".")[2] for path in rest]
@@ -188,35 +190,35 @@ def name_of(label: Mapping[str, str]) -> str:
     return escape_text(", ".join(parts))
 
 
-def write(results: Results, path: Path) -> None:
-    """The results as JSON, atomically; a number that is none is null."""
+def write_results(results: Results, path: Path) -> None:
+    """Write the results as JSON, atomically; numbers that are not finite become null."""
     text = json.dumps(replace_nan(results, digits=6), indent=1, allow_nan=False)
-    write_atomically(path, (_compact(text) + "\n").encode())
+    write_atomically(path, (_join_list_lines(text) + "\n").encode())
 
 
-def markdown(results: Results) -> str:
-    """The summary as a Markdown table, best first."""
-    head = headings(results)
+def to_markdown(results: Results) -> str:
+    """Return the summary as a Markdown table, best variant first, and the missing runs below it."""
+    head = table_headings(results)
     lines = [f"| {' | '.join(head)} |", "| --- | " + " | ".join(["---:"] * (len(head) - 1)) + " |"]
-    for row in rows(results):
+    for row in table_rows(results):
         lines.append(f"| {' | '.join(map(escape_markdown, row))} |")
     for missing in results["missing"]:
-        said = f"{missing['variant']}, seed {missing['seed']}: {missing['error']}"
-        lines.append(f"\n{escape_markdown(said)}")
+        text = f"{missing['variant']}, seed {missing['seed']}: {missing['error']}"
+        lines.append(f"\n{escape_markdown(text)}")
     return "\n".join(lines) + "\n"
 
 
-def headings(results: Results) -> list[str]:
-    """The headings of `rows`."""
-    return [name for name, _ in columns(results)]
+def table_headings(results: Results) -> list[str]:
+    """Return the headings of `table_rows`."""
+    return [name for name, _ in table_columns(results)]
 
 
-def rows(results: Results) -> list[list[str]]:
-    """The summary as words, best first and what is not a number last: the cells of `markdown`."""
+def table_rows(results: Results) -> list[list[str]]:
+    """Return the summary as text cells, best variant first; those without a score are last."""
     ranked = sorted(results["summary"], key=lambda s: inf if s["score"] is None else -s["score"])
-    return [[cell(summary)[1] for _, cell in columns(results)] for summary in ranked]
+    return [[cell(summary)[1] for _, cell in table_columns(results)] for summary in ranked]
 
 
-def _compact(text: str) -> str:
-    """Lists of numbers on one line each."""
+def _join_list_lines(text: str) -> str:
+    """Put each list of numbers on one line."""
     return re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda m: "[" + " ".join(m.group(1).split()) + "]", text)

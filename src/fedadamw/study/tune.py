@@ -1,15 +1,15 @@
-"""`fedadamw tune`: each algorithm's settings one after the other (learning rate, weight decay, its own), by Optuna.
+"""`fedadamw tune`: find each algorithm's best settings with Optuna, one setting after the other.
 
-The order is the paper's. Every trial trains on the training data less a held-out share and is judged on that share:
-the test set is never looked at. The grid of a learning rate or a weight decay grows while its best is at its edge; a
-trial that is hopeless is stopped early.
+The order is the paper's: learning rate, weight decay, then the algorithm's own settings. Every trial trains on the
+training data without a held-out share and is scored on that share; the test set is never used. Grids of learning rates
+and weight decays grow while their best value is at an edge; trials far behind the others are stopped early.
 """
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
@@ -19,123 +19,155 @@ from fedadamw.io.escaping import escape_text
 from fedadamw.report.metrics import label
 from fedadamw.report.study_files import Stage, Trial
 from fedadamw.settings.load import build_experiment, read_recipe, set_path
-from fedadamw.study.compare import RUNS, held
-from fedadamw.study.plan import check_given, check_runnable, check_single, jobs_for, plan, single, those_of
-from fedadamw.study.progress import Show
-from fedadamw.study.results import distinct
-from fedadamw.study.search import VALIDATION, Search, journal, path_of
-from fedadamw.study.workers import TICK_S, Ended, Workers
+from fedadamw.study.compare import RUNS_FOLDER, lock_study
+from fedadamw.study.plan import (
+    Overrides,
+    check_overrides,
+    check_runnable,
+    check_single,
+    default_jobs,
+    plan,
+    select_settings,
+    select_single,
+)
+from fedadamw.study.progress import StudyProgress
+from fedadamw.study.results import join_distinct
+from fedadamw.study.search import VALIDATION, Search, open_journal, setting_path
+from fedadamw.study.workers import POLL_S, EndedRun, Workers
 from fedadamw.validation import check, check_one_of
 
-LOOK_S = 2.0  # between two looks at what the trials have come to
+PRUNING_S = 2.0  # between two checks whether trials should be stopped early
 
 
 class Tuned(NamedTuple):
-    """What tuning came to."""
+    """The result of tuning."""
 
-    recipe: Path | None  # with the best settings of all algorithms that came to an end
-    errors: dict[str, str]  # algorithm -> why it did not
+    recipe: Path | None  # with the best settings of the algorithms that were tuned without an error
+    errors: dict[str, str]  # algorithm -> why it has no best settings
 
 
 def tune(
     recipe: str,
     algorithms: Sequence[str],
-    given: Sequence[tuple[str, Any]],
+    overrides: Overrides,
     out: Path,
     *,
     only: Sequence[str] | None = None,
     jobs: int | None = None,
     quiet: bool = False,
 ) -> Tuned:
-    """Tune each algorithm, and write tuned.yaml, trials.json and table.md in `out`. The same call goes on after a stop.
+    """Tune each algorithm; write tuned.yaml, trials.json and table.md into `out`. After a stop the same call resumes.
 
-    only: the settings to tune (lr, weight_decay, alpha, ...), all of the algorithm's `tuning` by default.
+    only: the settings to tune (lr, weight_decay, alpha, ...); by default all of the algorithm's `tuning`.
     """
-    check_given(given, algorithms, "tuning takes one algorithm after the other from -a, and seed 0")
-    check_single(given, algorithms, "tune")
-    known = {setting for name in algorithms for setting in registry.ALGORITHMS[name].tuning}
-    for setting in only or ():
-        check_one_of("--only", setting, sorted(known))
-        check(path_of(setting) not in dict(given), f"--only {setting}: {path_of(setting)} is given")
-    check("data.validation" not in dict(given), f"tune sets data.validation itself, to {VALIDATION:g}")
-    for name in algorithms:
-        overrides = [("algorithm.name", name), *those_of(name, given), ("data.validation", VALIDATION)]
-        check_runnable(build_experiment(recipe, overrides))
-    with held(out):
-        storage = journal(out / "optuna.log")
-        searches = [Search(recipe, name, given, only, out / RUNS, storage, jobs) for name in algorithms]
-        check(any(search.grids for search in searches), f"nothing to tune: {', '.join(sorted(known))} are given")
-        _run(searches, jobs, quiet=quiet)
-        well = [search for search in searches if search.error is None]
-        path = _write(recipe, given, well, out) if well else None
+    known = _check_arguments(recipe, algorithms, overrides, only)
+    with lock_study(out):
+        storage = open_journal(out / "optuna.log")
+        searches = [Search(recipe, name, overrides, only, out / RUNS_FOLDER, storage, jobs) for name in algorithms]
+        check(any(search.grids for search in searches), f"nothing to tune: {', '.join(known)} are given")
+        _run_trials(searches, jobs, quiet=quiet)
+        successful = [search for search in searches if search.error is None]
+        path = write_tuned(recipe, overrides, successful, out) if successful else None
     return Tuned(path, {search.algorithm: search.error for search in searches if search.error is not None})
+
+
+def _check_arguments(
+    recipe: str, algorithms: Sequence[str], overrides: Overrides, only: Sequence[str] | None
+) -> list[str]:
+    """Raise InputError for arguments that cannot be tuned; return the settings that the algorithms tune."""
+    check_overrides(overrides, algorithms, "tuning takes algorithms from -a, and seed 0")
+    check_single(overrides, algorithms, "tune")
+    known = sorted({setting for name in algorithms for setting in registry.ALGORITHMS[name].tuning})
+    overridden = dict(overrides)
+    for setting in only or ():
+        check_one_of("--only", setting, known)
+        check(setting_path(setting) not in overridden, f"--only {setting}: {setting_path(setting)} is given")
+    check("data.validation" not in overridden, f"tune sets data.validation itself, to {VALIDATION:g}")
+    for name in algorithms:
+        settings = [("algorithm.name", name), *select_settings(name, overrides), ("data.validation", VALIDATION)]
+        check_runnable(build_experiment(recipe, settings))
+    return known
 
 
 def tune_for_comparison(
     recipe: str,
     algorithms: Sequence[str],
     seeds: int,
-    given: Sequence[tuple[str, Any]],
+    overrides: Overrides,
     out: Path,
     *,
     jobs: int | None = None,
     quiet: bool = False,
 ) -> Tuned:
-    """Tune in `out`/tune what a comparison with these arguments leaves open, after a check of all that it will run."""
-    plan(recipe, algorithms, range(seeds), given, out / RUNS, jobs)
-    paths = dict(given)
-    tunings = {name: registry.ALGORITHMS[name].tuning for name in algorithms}
-    only = sorted({setting for tuning in tunings.values() for setting in tuning if path_of(setting) not in paths})
+    """Tune, in `out`/tune, the settings that a comparison does not override; first check all of its runs."""
+    plan(recipe, algorithms, range(seeds), overrides, out / RUNS_FOLDER, jobs)
+    overridden = dict(overrides)
+    settings = {setting for name in algorithms for setting in registry.ALGORITHMS[name].tuning}
+    only = sorted(setting for setting in settings if setting_path(setting) not in overridden)
     check(bool(only), "--tune: every setting that could be tuned is given")
-    with held(out):
-        return tune(recipe, algorithms, single(given, algorithms), out / "tune", only=only, jobs=jobs, quiet=quiet)
+    single = select_single(overrides, algorithms)
+    with lock_study(out):
+        return tune(recipe, algorithms, single, out / "tune", only=only, jobs=jobs, quiet=quiet)
 
 
-def _run(searches: Sequence[Search], jobs: int | None, *, quiet: bool) -> None:
-    """Trials of all searches share the workers; a search that comes earlier gets the next free one first."""
-    of: dict[str, Search] = {}
-    over: list[Ended] = []
-    look = 0.0
-    waiting = [run for search in searches for run in search.wanted]
-    if not waiting:
+def _run_trials(searches: Sequence[Search], jobs: int | None, *, quiet: bool) -> None:
+    """Run the trials of all searches on shared workers; earlier searches get free workers first."""
+    pending = [run for search in searches for run in search.pending]
+    if not pending:
         return
-    if not quiet and any(search.trials for search in searches):
-        print(f"{sum(search.trials for search in searches)} trials are done already", flush=True)
-    with Show((), quiet=quiet) as show, Workers(jobs or jobs_for(waiting)) as workers:
+    count = sum(search.trial_count for search in searches)
+    if count and not quiet:
+        print(f"{count} trials are done already", flush=True)
+    search_of: dict[str, Search] = {}  # name of a run -> its search
+    ended: list[EndedRun] = []
+    next_pruning = 0.0
+    with StudyProgress((), quiet=quiet) as progress, Workers(jobs or default_jobs(pending)) as workers:
         while not all(search.done for search in searches):
-            for search in searches if workers.free else ():
-                for run in search.wanted:
-                    if run.done:  # its process came to its end, ours did not
-                        search.begin(run)
-                        search.end(run)
-                    elif workers.free:
-                        search.begin(run)
-                        of[run.name] = search
-                        workers.start(run)
-            for end in workers.ended():
-                of[end.run.name].end(end.run, error=end.error)
-                over.append(end)
-            due = time.monotonic() >= look
-            for run, _ in list(workers.running.values()) if due else ():
-                if of[run.name].hopeless(run):
-                    workers.stop(run)
-                    of[run.name].end(run, stopped=True)
-                    over.append(Ended(run, "hopeless, stopped early"))
-            look = time.monotonic() + LOOK_S if due else look
-            show([run for run, _ in workers.running.values()], over)
-            time.sleep(TICK_S)
+            _start_trials(searches, workers, search_of)
+            for end in workers.collect_ended():
+                search_of[end.run.name].end(end.run, error=end.error)
+                ended.append(end)
+            if time.monotonic() >= next_pruning:
+                ended += _stop_trials(workers, search_of)
+                next_pruning = time.monotonic() + PRUNING_S
+            progress.update([run for run, _ in workers.running.values()], ended)
+            time.sleep(POLL_S)
 
 
-def _write(recipe: str, given: Iterable[tuple[str, Any]], searches: Sequence[Search], out: Path) -> Path:
-    """tuned.yaml, trials.json and table.md."""
+def _start_trials(searches: Sequence[Search], workers: Workers, search_of: dict[str, Search]) -> None:
+    """Start pending trials while workers are free."""
+    for search in searches if workers.free else ():
+        for run in search.pending:
+            if run.done:  # in an earlier call that was stopped before it ended the trial
+                search.begin(run)
+                search.end(run)
+            elif workers.free:
+                search.begin(run)
+                search_of[run.name] = search
+                workers.start(run)
+
+
+def _stop_trials(workers: Workers, search_of: dict[str, Search]) -> list[EndedRun]:
+    """Stop the trials that are far behind the others."""
+    stopped = []
+    for run, _ in list(workers.running.values()):
+        if search_of[run.name].should_stop(run):
+            workers.stop(run)
+            search_of[run.name].end(run, stopped=True)
+            stopped.append(EndedRun(run, "stopped early: far behind other trials"))
+    return stopped
+
+
+def write_tuned(recipe: str, overrides: Overrides, searches: Sequence[Search], out: Path) -> Path:
+    """Write tuned.yaml, trials.json and table.md; return the path of the first."""
     settings = read_recipe(recipe)
-    own = settings["algorithms"] = dict(settings.get("algorithms") or {})
-    for setting, value in given:
-        if not _is_own(setting):
+    sections = settings["algorithms"] = dict(settings.get("algorithms") or {})
+    for setting, value in overrides:
+        if not _is_of_algorithm(setting):
             set_path(settings, setting, value)
     for search in searches:
-        fixed = {setting.rpartition(".")[2]: value for setting, value in search.given if _is_own(setting)}
-        own[search.algorithm] = {**(own.get(search.algorithm) or {}), **fixed, **search.best}
+        fixed = {setting.rpartition(".")[2]: v for setting, v in search.overrides if _is_of_algorithm(setting)}
+        sections[search.algorithm] = {**(sections.get(search.algorithm) or {}), **fixed, **search.best}
     if len(searches) == 1:
         set_path(settings, "algorithm.name", searches[0].algorithm)
     history = [stage for search in searches for stage in search.history]
@@ -145,22 +177,22 @@ def _write(recipe: str, given: Iterable[tuple[str, Any]], searches: Sequence[Sea
     path = out / "tuned.yaml"
     write_atomically(path, (head + yaml.safe_dump(settings, sort_keys=False)).encode())
     write_atomically(out / "trials.json", (json.dumps(history, indent=1) + "\n").encode())
-    write_atomically(out / "table.md", table(history).encode())
+    write_atomically(out / "table.md", format_table(history).encode())
     return path
 
 
-def table(history: Sequence[Stage]) -> str:
-    """Every stage as a row of Markdown: the values that were tried, with their held-out scores."""
-    metric = distinct(label(stage["metric"]) for stage in history) or "score"
+def format_table(history: Sequence[Stage]) -> str:
+    """Format every stage as a row of Markdown: the tried values with their held-out scores."""
+    metric = join_distinct(label(stage["metric"]) for stage in history) or "score"
     lines = [f"| algorithm | setting | best | tried: held-out {metric} |", "| --- | --- | ---: | --- |"]
     for stage in history:
-        tried = ", ".join(f"{t['value']:g}: {_outcome(t)}" for t in stage["trials"])
+        tried = ", ".join(f"{trial['value']:g}: {_format_trial(trial)}" for trial in stage["trials"])
         edge = " (at the edge of what was tried)" if stage["at_edge"] else ""
         lines.append(f"| {stage['algorithm']} | {stage['setting']} | {stage['best']:g}{edge} | {tried} |")
     return "\n".join(lines) + "\n"
 
 
-def _outcome(trial: Trial) -> str:
+def _format_trial(trial: Trial) -> str:
     if trial["state"] == "complete":
         return f"{trial['score']:.1%}"
     if trial["state"] == "failed":
@@ -168,6 +200,6 @@ def _outcome(trial: Trial) -> str:
     return "stopped early" if trial["score"] is None else f"stopped early at {trial['score']:.1%}"
 
 
-def _is_own(path: str) -> bool:
-    """Whether a setting belongs to an algorithm, as its entry under `algorithms` has it."""
+def _is_of_algorithm(path: str) -> bool:
+    """Whether a setting belongs in an algorithm's section under `algorithms`."""
     return path == "training.lr" or path.startswith("algorithm.")

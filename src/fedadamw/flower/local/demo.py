@@ -10,7 +10,7 @@ from fedadamw.flower import new_app
 from fedadamw.flower.local.testbed import LocalFederation
 from fedadamw.prepare.paths import make_absolute
 from fedadamw.prepare.simulation import check_settings
-from fedadamw.report.metrics import label, shown
+from fedadamw.report.metrics import format_metric, label
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.experiment import Experiment
@@ -24,7 +24,7 @@ def run_demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> P
     _check(experiment, nodes)
     experiment = make_absolute(experiment)  # the server and the nodes start in other folders
     folder = folder.resolve()
-    with RunFolder(folder).locked():
+    with RunFolder(folder).lock():
         check(not any(folder.iterdir()), f"{folder}: not empty; choose another --out")
         new_app.write_app(folder / "app", experiment)
         _run_in(folder, nodes, say)
@@ -88,6 +88,8 @@ def format_record(record: dict[str, Any]) -> str:
     if "event" in record:
         facts = ", ".join(f"{k} {v}" for k, v in record.items() if k not in ("time", "event", "node") and v is not None)
         return f"  {record['event']}: {facts}"
-    score = "".join(f"  {label(name)} {shown(name, value)}" for name, value in (record["test_metrics"] or {}).items())
+    score = "".join(
+        f"  {label(name)} {format_metric(name, value)}" for name, value in (record["test_metrics"] or {}).items()
+    )
     loss = "-" if record["train_loss"] is None else f"{record['train_loss']:.4f}"
     return f"round {record['round']}  loss {loss}{score}  {record['wall_s']:.1f} s"
