@@ -43,11 +43,22 @@ class LocalState(Protocol):
         """The local model, (..., d)."""
 
 
+class UploadState(Protocol):
+    """A client's upload: a NamedTuple of tensors whose first field is the update `delta`.
+
+    A field named `k` (..., 1) must be the number of local steps: a federation's server checks it against the settings.
+    """
+
+    @property
+    def delta(self) -> Vector:
+        """What the local steps changed: y - x, (..., d)."""
+
+
 Server = TypeVar("Server", bound=ServerState)
 Down = TypeVar("Down")
 Memory = TypeVar("Memory")
 Local = TypeVar("Local", bound=LocalState)
-Up = TypeVar("Up")
+Up = TypeVar("Up", bound=UploadState)
 
 
 class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
@@ -100,7 +111,5 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
         """
 
 
-AnyState = Any  # of some algorithm: a Server, Down, Memory, Local or Up, or () for nothing
-AnyAlgorithm = Algorithm[
-    AnyState, AnyState, AnyState, AnyState, AnyState
-]  # for engines, which do not read the fields of states
+AnyState = Any  # a Server, Down, Memory, Local or Up of some algorithm; () for nothing
+AnyAlgorithm = Algorithm[AnyState, AnyState, AnyState, AnyState, AnyState]  # for engines

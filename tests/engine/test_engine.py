@@ -20,7 +20,7 @@ from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.client import Broadcast, Shard
 from fedadamw.engine.record import DivergedError
-from fedadamw.engine.simulate import Saved
+from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.engine.step import clip_gradient
 from fedadamw.engine.workspace import Workspace
 from fedadamw.models.loading import build_seeded
@@ -119,6 +119,40 @@ def test_memories_of_clients_are_saved_and_restored(task):
     drawn = np.concatenate([sample_clients(0, r, 5, 2) for r in range(3)])
     expected = {int(i): int((drawn == i).sum()) for i in set(drawn)}
     assert {i: int(other.clients.store.get(i, 3).rounds) for i in expected} == expected
+
+
+class Remembered(NamedTuple):
+    y: Tensor
+
+
+class RemembersModel(Counting):
+    """Clients remember their local model, in the tensor that was trained."""
+
+    def client_init(self, down):
+        return Remembered(torch.zeros_like(down.x))
+
+    def client_start(self, down, memory):
+        return CountingLocal(down.x, down.x.new_zeros(1))
+
+    def client_finish(self, local, down, lr):
+        return FedAvg().client_finish(local, down, lr)[0], Remembered(local.y)
+
+
+def test_a_memory_is_not_overwritten_by_the_next_client(task):
+    memories = {}
+    for stack in (1, 5):
+        sim = Simulation.in_process(
+            attention_model(),
+            RemembersModel(),
+            task,
+            unequal_clients(task),
+            TrainingSettings(rounds=1, clients_per_round=5, steps=2, batch_size=8, lr=0.05),
+            stack=stack,
+        )
+        sim.step()
+        memories[stack] = [sim.clients.store.get(client, 1).y for client in range(5)]
+    for one_by_one, stacked in zip(memories[1], memories[5], strict=True):
+        torch.testing.assert_close(one_by_one, stacked, rtol=0, atol=1e-10)
 
 
 def test_batches_cover_every_sample_and_are_never_short():

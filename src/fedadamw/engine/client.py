@@ -56,7 +56,7 @@ class Answer(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether every number that arrives is finite."""
+        """Whether every number of `up` and the statistics is finite."""
         return all_finite((*self.up, self.statistics))
 
 

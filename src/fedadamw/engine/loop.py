@@ -44,33 +44,34 @@ class Loop:
 
     def train_client(self, shard: Shard, broadcast: Broadcast) -> Answer:
         """Take one client's local steps, from what came down to what goes up."""
-        algorithm, work, down = self.algorithm, self.workspace, broadcast.down
+        algorithm, workspace, down = self.algorithm, self.workspace, broadcast.down
         round_, client = broadcast.round, shard.client
-        todo = plan_work(self.task, self.training, self.seed, client, shard.samples, round_, work)
-        work.load(down.x, broadcast.statistics)
-        work.module.train()
+        work = plan_work(self.task, self.training, self.seed, client, shard.samples, round_, workspace)
+        workspace.load(down.x, broadcast.statistics)
+        workspace.module.train()
         torch.manual_seed(torch_seed(self.seed, Purpose.MODULE, round_, client))
-        lr = work.y.new_tensor(self.training.lr_at(round_))
+        lr = workspace.y.new_tensor(self.training.lr_at(round_))
         memory = algorithm.client_init(down) if shard.memory is None else shard.memory
         start = algorithm.client_start(down, memory)
-        work.y.copy_(start.y)
-        local = clone_tensors(start)._replace(y=work.y)  # steps move the module itself
+        workspace.y.copy_(start.y)
+        local = clone_tensors(start)._replace(y=workspace.y)  # steps move the module itself
         losses = []
-        for batch in self._batches(todo):
-            work.gradient.zero_()
+        for batch in self._batches(work):
+            workspace.gradient.zero_()
             losses.append(self._backward(batch))
             with torch.no_grad():
-                self.step(local, down, work.gradient, lr)
+                self.step(local, down, workspace.gradient, lr)
         up, memory = algorithm.client_finish(local, down, lr)
-        return Answer(up, memory, work.statistics.clone(), torch.stack(losses).mean(), len(shard.samples), local)
+        loss = torch.stack(losses).mean()
+        return Answer(up, memory, workspace.statistics.clone(), loss, len(shard.samples), local)
 
     def _backward(self, batch: Batch) -> Tensor:
         """Add the gradient of a batch's mean loss to the workspace's; returns the loss."""
-        work, training, n = self.workspace, self.training, len(batch[0])
-        total = work.y.new_zeros(())
+        workspace, training, n = self.workspace, self.training, len(batch[0])
+        total = workspace.y.new_zeros(())
         for part in micro_batches(batch, training.micro_batch):
-            with autocast(training, work.y.device):
-                loss = self.task.losses(work.module, part).sum() / n
+            with autocast(training, workspace.y.device):
+                loss = self.task.losses(workspace.module, part).sum() / n
             if not self._checked:
                 self._warn_of_unused_parameters(loss)
             loss.backward()

@@ -6,7 +6,7 @@ from fedadamw.engine.diagnostics import Numbers
 
 
 class DivergedError(RuntimeError):
-    """Every client of a round sent numbers that are not finite."""
+    """No client of a round sent finite numbers, or their mean is not finite."""
 
 
 @dataclass(frozen=True)

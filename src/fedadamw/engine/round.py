@@ -67,7 +67,12 @@ class Aggregation:
     def tensors(self, answer: Answer, down: AnyState) -> list[Tensor]:
         """What is averaged of an answer: the fields of Up, statistics, loss and, with `folding`, the product."""
         product = [] if self.folding is None else [self.folding.product(down.x + answer.up.delta)]
-        return [*answer.up, answer.statistics.double(), answer.loss, *product]  # a constant's mean rounds back to it
+        return [
+            *answer.up,
+            answer.statistics.double(),
+            answer.loss,
+            *product,
+        ]  # in float64, so that the mean of equal buffers is the buffer
 
 
 class RoundResult(NamedTuple):
@@ -105,7 +110,7 @@ def run_round(
                 listener(shard, answer)
         else:
             rejected += 1
-            average.add([torch.zeros_like(t) for t in tensors], 0.0)
+            average.add([torch.zeros_like(t) for t in tensors], 0.0)  # so that every rank has something to sum
         del answer, tensors  # the next client trains without this one's vectors
     answered, rejected, up_bytes = average.sum_over_ranks(answered, rejected, up_bytes)
     if not answered:

@@ -229,7 +229,7 @@ class Simulation:
 def _check_round(workspace: Workspace, training: TrainingSettings, clients: int, ranks: Team) -> None:
     """Raise InputError if a round of these settings cannot be run with so many clients and ranks."""
     asked, mean = training.clients_per_round, training.mean
-    check(asked <= clients, f"clients_per_round={asked} is more than the {clients} clients there are")
+    check(asked <= clients, f"clients_per_round={asked} is more than the {clients} clients of the partition")
     check(asked >= ranks.size, f"{ranks.size} ranks for {asked} clients a round: use at most as many")
     check(mean == "weighted" or ranks.size == 1, f"training.mean={mean!r} sees all clients of a round: one rank")
     check_robust(mean, training.byzantine, asked, "training.clients_per_round")

@@ -45,26 +45,22 @@ def make_step(algorithm: AnyAlgorithm, clip: float | None, *, compiled: bool) ->
                 if moved is not old and (last or old.shape[-1] == g_part.shape[-1]):  # counters move once
                     old.copy_(moved)
 
-    if compiled:
-        return _Compiled(whole)
-    if not algorithm.elementwise:
-        return whole
-
     def step(local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
         small = g.device.type != "cpu" or g.shape[-1] <= CHUNK
         (whole if small else chunked)(local, down, g, lr)
 
-    return step
+    plain = step if algorithm.elementwise else whole
+    return _Compiled(whole, plain) if compiled else plain
 
 
 class _Compiled:
     """A step compiled to one kernel for the shape of the first gradient, and a second one for any number of rows.
 
-    If the compiler fails, it warns once and runs the plain step.
+    If the compiler fails, it warns once and runs `plain`.
     """
 
-    def __init__(self, step: Step) -> None:
-        self._plain = step
+    def __init__(self, step: Step, plain: Step) -> None:
+        self._plain = plain
         self._step: Step = torch.compile(step)
 
     def __call__(self, local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
