@@ -52,18 +52,14 @@ class SimulatedClients(Clients):
         loop = Loop(*common)
         self.engine: Engine = loop if stack == 1 else Stacked(*common, group=stack, fallback=loop if may_loop else None)
         down = algorithm.broadcast(algorithm.server_init(workspace.y.clone()))
-        self._no_memory = self.uploads.initial_memory(
-            down
-        )  # before a client's first round; () if it has nothing to remember
+        self._no_memory = self.uploads.initial_memory(down)  # before a client's first round; () if there is none
         if memory_folder is not None and self._no_memory != ():
             self.store: Store = OnDisk(memory_folder, len(partition), self._no_memory)
         else:
             self.store = InMemory(self._no_memory)
         self._traffic = Traffic(0)
         self._round = 0  # the present one
-        self._memories: dict[
-            int, AnyState
-        ] = {}  # of this rank's accepted answers, by client, if there are several ranks
+        self._memories: dict[int, AnyState] = {}  # with several ranks: of this rank's accepted answers, by client
 
     def __len__(self) -> int:
         return len(self.partition)
