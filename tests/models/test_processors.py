@@ -210,7 +210,7 @@ def test_a_run_whose_pixels_were_normalised_otherwise_is_not_resumed(tmp_path):
     manifest = json.loads(folder.manifest.read_text())
     folder.check_same(manifest)
     changed = {**manifest, "data": {**manifest["data"], "mean": [0.5]}}
-    with pytest.raises(ValueError, match="the mean that pixels are normalised by changed since the run began"):
+    with pytest.raises(ValueError, match="the mean that pixels are normalised by changed since the run started"):
         folder.check_same(changed)
 
 
