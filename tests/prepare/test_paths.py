@@ -141,7 +141,7 @@ def test_a_folder_of_a_run_is_not_loaded_from_the_hub_elsewhere(place, ended_run
     (tmp_path / "texts").mkdir()  # other texts of the same name
     for split in ("train", "test"):
         (tmp_path / "texts" / f"{split}.csv").write_text("text,label\n" + "dull film,None\ngreat film,Some\n" * 6)
-    with pytest.raises(CheckpointError, match="the data changed since the run began"):
+    with pytest.raises(CheckpointError, match="the data changed since the run started"):
         execute(experiment, ended_run, resume=True, report=False)
 
 
