@@ -163,9 +163,8 @@ def test_unexpected_errors_are_reported_by_their_rank(tmp_path, monkeypatch, cap
         raise KeyError("nobody foresaw this")
 
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(
-        "fedadamw.runner.launch.join", lambda *, leads: None
-    )  # it would give this process a rank's signals
+    # join would give this process a rank's signals
+    monkeypatch.setattr("fedadamw.runner.launch.join", lambda *, leads: None)
     monkeypatch.setattr("fedadamw.cli.run.run_leader", fails)
     terminate, shown = signal.getsignal(signal.SIGTERM), warnings.showwarning
     try:

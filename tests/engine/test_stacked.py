@@ -228,9 +228,8 @@ def test_a_group_is_released_before_the_next_trains(task, rejected, monkeypatch)
     training = TrainingSettings(rounds=1, clients_per_round=5, steps=2, batch_size=4, lr=0.05)
     sim = Simulation.in_process(attention_model(), Counting(), task, unequal_clients(task), training, stack=2)
     if rejected:
-        monkeypatch.setattr(
-            "fedadamw.engine.client.all_finite", lambda _: len(SEEN) > 1
-        )  # not those of the first group
+        # answers of the first group are rejected
+        monkeypatch.setattr("fedadamw.engine.client.all_finite", lambda _: len(SEEN) > 1)
     sim.step()
     assert SEEN == [0, 0, 0]
 

@@ -14,9 +14,8 @@ class SmallTransformer(nn.Module):
     def __init__(self, width: int = 4, heads: int = 2, inputs: int = 3, classes: int = 3) -> None:
         super().__init__()
         self.embed = nn.Linear(inputs, width)
-        self.attention = nn.MultiheadAttention(
-            width, heads, bias=False, batch_first=True
-        )  # a key has no use for a bias
+        # no bias: that of a key changes nothing
+        self.attention = nn.MultiheadAttention(width, heads, bias=False, batch_first=True)
         self.mlp = nn.Linear(width, 2 * width)
         self.norm = nn.LayerNorm(2 * width)
         self.classifier = nn.Linear(2 * width, classes)

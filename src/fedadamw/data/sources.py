@@ -17,17 +17,8 @@ from fedadamw.validation import InputError, check, parse_path
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-SPLIT_NAMES = (
-    "train",
-    "training",
-    "test",
-    "testing",
-    "validation",
-    "valid",
-    "val",
-    "dev",
-    "eval",
-)  # folder names that are not classes
+# folder names that are not classes
+SPLIT_NAMES = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval")
 CSV_OPTIONS: dict[str, bool | list[str]] = {"keep_default_na": False, "na_values": [""]}  # "None" is a word
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 

@@ -62,6 +62,7 @@ class Loop:
             with torch.no_grad():
                 self.step(local, down, workspace.gradient, lr)
         up, memory = algorithm.client_finish(local, down, lr)
+        memory = clone_tensors(memory)  # the next client trains in this one's tensors
         loss = torch.stack(losses).mean()
         return Answer(up, memory, workspace.statistics.clone(), loss, len(shard.samples), local)
 

@@ -67,12 +67,8 @@ class Aggregation:
     def tensors(self, answer: Answer, down: AnyState) -> list[Tensor]:
         """What is averaged of an answer: the fields of Up, statistics, loss and, with `folding`, the product."""
         product = [] if self.folding is None else [self.folding.product(down.x + answer.up.delta)]
-        return [
-            *answer.up,
-            answer.statistics.double(),
-            answer.loss,
-            *product,
-        ]  # in float64, so that the mean of equal buffers is the buffer
+        statistics = answer.statistics.double()  # so that the mean of equal buffers is the buffer
+        return [*answer.up, statistics, answer.loss, *product]
 
 
 class RoundResult(NamedTuple):

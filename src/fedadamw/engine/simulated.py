@@ -13,7 +13,6 @@ from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.ranks import Team, gather_states, scatter_states
 from fedadamw.engine.stacked import Stacked
-from fedadamw.engine.states import clone_tensors
 from fedadamw.engine.step import make_step
 from fedadamw.engine.store import InMemory, OnDisk, Store
 from fedadamw.engine.uploads import CodedEngine, Engine, Uploads
@@ -84,7 +83,7 @@ class SimulatedClients(Clients):
         if self.ranks.size == 1:
             self.store.put(shard.client, self._round + 1, answer.memory)
         else:
-            self._memories[shard.client] = clone_tensors(answer.memory)  # the next client may train in its tensors
+            self._memories[shard.client] = answer.memory
 
     def finish_round(self, update: Update) -> None:
         """Nothing to do: clients get the new state with the next broadcast."""

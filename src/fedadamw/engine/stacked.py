@@ -214,9 +214,7 @@ class Plan(NamedTuple):
     weights: Tensor  # (S, K, n) 1 / size of the batch; 0 for padding
     active: list[int]  # (K,) number of clients, the first ones, that take this step
     sizes: list[tuple[int, ...]]  # of each client's batches
-    widths: list[
-        int
-    ]  # (K,) size of the largest batch at each step; all are equal if samples in a batch affect each other
+    widths: list[int]  # (K,) size of the largest batch at each step
 
     @staticmethod
     def of(works: Sequence[LocalWork], *, like: Tensor, resident: bool) -> "Plan":

@@ -53,7 +53,7 @@ class InMemory:
 
     def put(self, client: int, round_: int, memory: Memory) -> None:
         before = [kept for kept in self._kept.get(client, ()) if kept[0] < round_]
-        self._kept[client] = [*before[-1:], (round_, type(memory)(*(t.to("cpu", copy=True) for t in memory)))]
+        self._kept[client] = [*before[-1:], (round_, type(memory)(*(t.cpu() for t in memory)))]
 
     def _newest(self, client: int, round_: int) -> Memory | None:
         """As `get`, on the CPU."""

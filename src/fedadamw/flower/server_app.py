@@ -24,7 +24,7 @@ from fedadamw.flower.server.monitor import NO_MONITOR, Monitor
 from fedadamw.flower.server.rounds import Nodes
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.prepare.paths import mark_folders
-from fedadamw.prepare.simulation import Prepared, check_settings
+from fedadamw.prepare.simulation import Prepared
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
@@ -100,7 +100,6 @@ def connect_nodes(
     experiment: Experiment, prepared: Prepared, grid: Grid, folder: RunFolder, monitor: Monitor = NO_MONITOR
 ) -> Nodes:
     """Return the nodes of `grid` as the clients of the prepared run."""
-    check_settings(experiment, remote=True)
     check(prepared.ranks.size == 1, "a federation's server is one process")
     state = prepared.algorithm.server_init(prepared.workspace.y.clone())
     checker = build_checker(experiment, prepared, state)

@@ -10,9 +10,7 @@ from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.images import Images
-from fedadamw.data.partition import (
-    Partition,
-)
+from fedadamw.data.partition import Partition
 from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
 from fedadamw.engine.clients import Clients
