@@ -28,6 +28,7 @@ from fedadamw.engine.ranks import current_team
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.loading import build_seeded
+from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.runner.manifest import commit, device_name
 from fedadamw.settings.training import TrainingSettings
 
@@ -107,6 +108,8 @@ def measure(args: argparse.Namespace, engine: Engine) -> None:
     """Run one engine's rounds; print the median time of all but the first and last, and the losses."""
     torch.set_num_threads(engine.threads)
     device, sampled = torch.device(args.device), int(args.clients)
+    if device.type == "cpu":
+        keep_freed_memory()  # as a run does: else a round's time depends on what was allocated before it
     built = build_seeded(lambda: vision.build(args.models, vision.ImageShape(32, 3, 10)), 0)
     for module in built.model.modules():  # drop path draws other numbers in a loop than stacked
         if hasattr(module, "drop_prob"):
