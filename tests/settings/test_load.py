@@ -6,6 +6,7 @@ import yaml
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load, parse_override, parse_settings
 from fedadamw.settings.recipes import list_recipes
+from fedadamw.validation import InputError
 
 
 def test_every_recipe_is_valid_and_round_trips_through_yaml():
@@ -48,3 +49,9 @@ def test_a_file_that_holds_no_settings_is_refused(tmp_path):
         (tmp_path / "own.yaml").write_text(content)
         with pytest.raises(ValueError, match=message):
             load(str(tmp_path / "own.yaml"))
+
+
+@pytest.mark.parametrize("section", ["training", "data", "partition"])
+def test_a_value_in_place_of_a_section_is_refused_with_an_example(section):
+    with pytest.raises(InputError, match=rf"^{section}=3 is a section; set one of its settings: {section}.KEY=VALUE$"):
+        load("digits", [f"{section}=3"])

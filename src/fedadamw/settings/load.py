@@ -155,6 +155,8 @@ def _describe(error: ValidationError, algorithm: str) -> str:
         return _describe_unknown(path, algorithm)
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
+    if first["type"] == "model_type":
+        return f"{where}={shorten(value)} is a section; set one of its settings: {where}.KEY=VALUE"
     hint = ""
     if first["type"] == "string_type" and _is_word_in_brackets(value):
         hint = f' is a list of one word; in YAML the word with its brackets is "[{value[0]}]"'
