@@ -30,7 +30,7 @@ def list_versions(folder: Path) -> None:
 def main(folder: Path) -> int:
     """Build; any warning, also of a link that leads nowhere, is an error."""
     sphinx = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-d", str(folder / ".doctrees")]
-    done = subprocess.run([*sphinx, str(DOCS), str(folder / VERSION)])
+    done = subprocess.run([*sphinx, str(DOCS), str(folder / VERSION)], check=False)
     if done.returncode == 0:
         list_versions(folder)
         print(f"the site is in {folder / VERSION}; open {folder / 'index.html'}")

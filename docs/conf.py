@@ -59,6 +59,4 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
-nitpick_ignore_regex = [
-    ("py:.*", r".*")
-]  # types of torch and numpy have no pages here; links between pages are checked
+nitpick_ignore_regex = [("py:.*", r".*")]  # types of torch have no pages here; links are checked

@@ -8,11 +8,11 @@ from sphinx.application import Sphinx
 
 INTRODUCTION = """# fedadamw
 
-> Federated learning with adaptive optimizers, on PyTorch: a simulator (command line and Python), studies that compare and
-> tune algorithms, and real federations over Flower. FedAdamW (arXiv 2510.27486) and eleven other algorithms.
+> Federated learning with adaptive optimizers, on PyTorch: a simulator (command line and Python), studies that
+> compare and tune algorithms, and real federations over Flower. FedAdamW (arXiv 2510.27486) and eleven others.
 
-Every page below is Markdown. `bash` and `python` blocks run as written, each page's in order; `sh` and `py` blocks need what
-a test machine lacks (a cluster, Docker, a hub).
+Every page below is Markdown. `bash` and `python` blocks run as written, each page's in order; `sh` and `py` blocks
+need what a test machine lacks (a cluster, Docker, a hub).
 """
 
 

@@ -1,4 +1,4 @@
-"""Math as MathML, made at build: browsers draw it themselves, without a script, in a font that the site brings along."""
+"""Math as MathML, made at build: browsers draw it without a script, in a font that the site brings along."""
 
 import re
 import shutil
