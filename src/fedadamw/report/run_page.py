@@ -105,4 +105,3 @@ def format_duration(seconds: float) -> str:
 
 def _card(label: str, value: str) -> str:
     return f"<div class=card><b>{escape_html(value)}</b><span>{escape_html(label)}</span></div>\n"
-
