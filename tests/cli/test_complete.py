@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedadamw.algorithms.registry import ALGORITHMS
+from fedadamw.algorithms.registry import BUILT_IN
 from fedadamw.cli.complete import complete_section, complete_setting
 from fedadamw.models import vision
 from fedadamw.settings.data import DATA_TASKS
@@ -95,7 +95,7 @@ def test_fish_completes():
 
 
 def test_values_of_a_setting():
-    assert complete_setting("algorithm.name=") == [f"algorithm.name={name}" for name in ALGORITHMS]
+    assert complete_setting("algorithm.name=") == [f"algorithm.name={name}" for name in BUILT_IN]
     assert complete_setting("data.task=") == [f"data.task={task}" for task in DATA_TASKS]
     assert complete_setting("model.name=") == [f"model.name={name}" for name in vision.NAMES]
     assert complete_setting("data.flip=t") == ["data.flip=true"]

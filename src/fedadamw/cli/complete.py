@@ -5,8 +5,10 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from fedadamw.algorithms.plugins import find_plugins
 from fedadamw.cli.choices import list_algorithms, list_models
 from fedadamw.settings.recipes import list_recipes
 
@@ -23,7 +25,8 @@ def complete_algorithms(incomplete: str) -> list[str]:
     """Algorithms for the last name of a list with commas, without those named before."""
     before, comma, last = incomplete.rpartition(",")
     named = before.split(",")
-    return [f"{before}{comma}{name}" for name in _select(last, list_algorithms()) if name not in named]
+    known = dict.fromkeys([*list_algorithms(), *find_plugins()])
+    return [f"{before}{comma}{name}" for name in _select(last, known) if name not in named]
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -38,10 +41,7 @@ def complete_named_recipe(incomplete: str) -> list[str]:
 
 def complete_section(incomplete: str) -> list[str]:
     """Names of sections and algorithms, and the paths of settings."""
-    from fedadamw.settings.describe import (
-        describe_settings,
-        list_names_of_settings,
-    )  # a third of a second, for pydantic
+    from fedadamw.settings.describe import describe_settings, list_names_of_settings  # which import pydantic
 
     return _select(incomplete, list_names_of_settings(describe_settings()))
 
@@ -84,7 +84,7 @@ def words_of_bash() -> Iterator[None]:
     count = int(os.environ["COMP_CWORD"]) + 1
     words = [*os.environ["COMP_WORDS"].split("\n"), ""][:count]
     joined = words[:1]
-    for before, word in zip(words, words[1:], strict=False):
+    for before, word in pairwise(words):
         if "=" in (before, word):
             joined[-1] += word
         else:

@@ -84,7 +84,7 @@ def _print_overview(groups: "Iterable[Group]") -> None:
     edge = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for group in groups:
         typer.echo(f"{group.name}: {group.about}"[:edge])
-        rows = [(s.path, s.kind, s.default) for s in group.settings]
+        rows = [(setting.path, setting.kind, setting.default) for setting in group.settings]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for setting, row in zip(group.settings, rows, strict=True):
             cells = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))

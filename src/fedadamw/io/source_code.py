@@ -35,8 +35,8 @@ def find_module(module: str, name: str) -> str:
     return homes[name].removeprefix("fedadamw.").replace(".", "/")
 
 
-def read_class(source: str, name: str) -> tuple[str, list[SourceField]]:
-    """Return the docstring and the annotated fields of class `name`, without its constants (ClassVar)."""
+def read_class(source: str, name: str) -> list[SourceField]:
+    """Return the annotated fields of class `name`, without its constants (ClassVar)."""
     kind = next(node for node in _parse(source).body if isinstance(node, ast.ClassDef) and node.name == name)
     comments = _find_comments(source)
     fields = [
@@ -44,7 +44,7 @@ def read_class(source: str, name: str) -> tuple[str, list[SourceField]]:
         for node in kind.body
         if isinstance(node, ast.AnnAssign)
     ]
-    return ast.get_docstring(kind) or "", [field for field in fields if "ClassVar" not in field.annotation]
+    return [field for field in fields if "ClassVar" not in field.annotation]
 
 
 @cache

@@ -13,6 +13,7 @@ from fedadamw.io.escaping import escape_html, escape_script
 from fedadamw.report import run_charts
 from fedadamw.report.metrics import find_evaluations, format_metric, label, main_metric, score
 from fedadamw.report.run_files import Manifest, RecordDict
+from fedadamw.report.setting_tables import render_settings
 from fedadamw.report.vega import vega_script
 from fedadamw.settings.section import flatten_settings
 
@@ -58,8 +59,8 @@ def render(
     return template.substitute(
         title=escape_html(title),
         cards="".join(_card(*card) for card in _summary(records)),
-        settings=_setting_rows(settings),
-        manifest=_setting_rows(manifest),
+        settings=render_settings(flatten_settings(settings)),
+        manifest=render_settings(flatten_settings(manifest)),
         library=vega_script(),
         panels="".join(f"<div class=panel id={name}></div>" for name in charts if name not in ("score", "losses")),
         specs=escape_script(specs),
@@ -104,8 +105,3 @@ def format_duration(seconds: float) -> str:
 
 def _card(label: str, value: str) -> str:
     return f"<div class=card><b>{escape_html(value)}</b><span>{escape_html(label)}</span></div>\n"
-
-
-def _setting_rows(settings: Mapping[str, Any]) -> str:
-    rows = ((path, "not set" if value in (None, []) else value) for path, value in flatten_settings(settings))
-    return "".join(f"<tr><th>{escape_html(path)}<td>{escape_html(value)}\n" for path, value in rows)

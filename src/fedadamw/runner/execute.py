@@ -15,7 +15,7 @@ from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.runner.folder import RunFolder, settings_digest
-from fedadamw.runner.manifest import build_manifest
+from fedadamw.runner.manifest import build_manifest, warn_of_other_package
 from fedadamw.runner.tracking import Trackers, check_trackers
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import check
@@ -65,6 +65,7 @@ def _start_or_resume(
     manifest, checkpoint = build_manifest(experiment, prepared), None
     if resume and folder.started:
         folder.check_same(manifest)
+        warn_of_other_package(experiment.algorithm_name, folder.read_manifest())
         checkpoint = folder.load(experiment)
     else:
         folder.start(experiment, manifest)

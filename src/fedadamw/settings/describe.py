@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from fedadamw.algorithms.fields import AlgorithmField, list_names, read_algorithm
+from fedadamw.algorithms.fields import AlgorithmField, AlgorithmSource, list_names, read_algorithm, read_imported
+from fedadamw.algorithms.plugins import find_plugins
 from fedadamw.settings.experiment import Experiment, fields_at
 from fedadamw.validation import InputError, suggest
 
@@ -45,33 +46,36 @@ class Group(NamedTuple):
     settings: tuple[Setting, ...]
 
 
-def describe_settings() -> list[Group]:
-    """Return every section with its settings: those outside sections first, then the sections, then the algorithms."""
+def describe_settings(*, own_only: bool = False) -> list[Group]:
+    """Return every section with its settings: those outside sections first, then the sections, then the algorithms.
+
+    Algorithms of other packages are named, without settings: their packages are not imported.
+    own_only: without these.
+    """
     sections = [name for name in Experiment.model_fields if fields_at([name])]
     top = [name for name in Experiment.model_fields if name not in (*sections, ALGORITHM)]
+    plugins = [] if own_only else [name for name in find_plugins() if name not in list_names()]
     groups = [Group(TOP_LEVEL, "Settings outside sections.", _describe_fields("", Experiment.model_fields, top))]
     groups += [Group(name, _describe_section(name), _describe_fields(name, fields_at([name]))) for name in sections]
-    return [*groups, _describe_choice_of_algorithm(), *map(describe_algorithm, list_names())]
-
-
-def describe_algorithm(name: str) -> Group:
-    """Return the settings of algorithm `name`."""
-    title, fields = read_algorithm(name)
-    return Group(
-        f"{ALGORITHM}.{name}", _as_sentence(title), tuple(_describe_algorithm_field(field) for field in fields)
-    )
+    groups.append(_describe_choice_of_algorithm([*list_names(), *plugins]))
+    groups += [_describe_algorithm(name, read_algorithm(name)) for name in list_names()]
+    return [*groups, *(Group(f"{ALGORITHM}.{name}", _name_packages(name), ()) for name in plugins)]
 
 
 def find_settings(wanted: str) -> list[Group]:
     """Return what `wanted` names: a section, an algorithm's settings, or one setting, of each algorithm that has it.
 
-    Raises InputError, with the nearest names, if nothing has that name.
+    A package that has an algorithm is imported if it is asked for. Raises InputError, with the nearest names, if
+    nothing has that name.
     """
     groups = describe_settings()
     found = [group for group in groups if wanted in (group.name, group.name.removeprefix(f"{ALGORITHM}."))]
+    plugins = [f"{ALGORITHM}.{name}" for name in find_plugins() if name not in list_names()]
     if found:
-        return found
+        return [_describe_plugin(group.name) if group.name in plugins else group for group in found]
     found = list(_pick(groups, wanted))
+    if wanted.startswith(f"{ALGORITHM}.") and not found:
+        found = list(_pick(map(_describe_plugin, plugins), wanted))
     if not found:
         names = list_names_of_settings(groups)
         raise InputError(f"setting {wanted!r} is unknown{suggest(wanted, names, '.')}; `fedadamw settings` lists all")
@@ -97,13 +101,30 @@ def _pick(groups: Iterable[Group], path: str) -> Iterator[Group]:
 def _describe_section(name: str) -> str:
     """What the section is for; a section that is null by default says so itself."""
     field = Experiment.model_fields[name]
-    return field.description or type(field.default).__doc__.splitlines()[0]
+    return field.description or str(type(field.default).__doc__).splitlines()[0]
 
 
-def _describe_choice_of_algorithm() -> Group:
-    about = Experiment.model_fields[ALGORITHM].description or ""
-    kind = Setting("algorithm.name", "str", "fedadamw", ONE_OF + ", ".join(list_names()), "Name of the algorithm.")
-    return Group(ALGORITHM, about, (kind,))
+def _describe_choice_of_algorithm(names: Iterable[str]) -> Group:
+    name = Setting("algorithm.name", "str", "fedadamw", ONE_OF + ", ".join(names), "Name of the algorithm.")
+    return Group(ALGORITHM, _describe_section(ALGORITHM), (name,))
+
+
+def _describe_algorithm(name: str, source: AlgorithmSource) -> Group:
+    settings = tuple(_describe_algorithm_field(field) for field in source.fields)
+    return Group(f"{ALGORITHM}.{name}", _as_sentence(source.title), settings)
+
+
+def _name_packages(name: str) -> str:
+    return f"Of package {' and '.join(map(str, find_plugins()[name]))}."
+
+
+def _describe_plugin(group: str) -> Group:
+    """The settings of another package's algorithm, which is imported; raises InputError if it cannot be used."""
+    from fedadamw.algorithms.registry import ALGORITHMS  # which imports torch
+
+    name = group.removeprefix(f"{ALGORITHM}.")
+    found = _describe_algorithm(name, read_imported(ALGORITHMS[name]))
+    return found._replace(about=f"{found.about} {_name_packages(name)}")
 
 
 def _describe_fields(section: str, fields: Any, names: Iterable[str] | None = None) -> tuple[Setting, ...]:
@@ -119,7 +140,7 @@ def _describe_field(path: str, field: FieldInfo) -> Setting:
 
 def _describe_algorithm_field(field: AlgorithmField) -> Setting:
     kind = field.annotation.replace("tuple[float, float]", "list of 2 floats").replace("None", "null")
-    about = _as_sentence(f"{field.about[:1].upper()}{field.about[1:]}")
+    about = _as_sentence(f"{field.about[:1].upper()}{field.about[1:]}") if field.about else ""
     return Setting(f"algorithm.{field.name}", kind.replace(" | ", " or "), to_yaml(field.default), field.range, about)
 
 
