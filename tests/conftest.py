@@ -15,7 +15,7 @@ import torch
 from support.command import SHORT_RUN, run_command
 from support.sequences import SequenceTask
 
-from fedadamw.algorithms.registry import ALGORITHMS
+from fedadamw.algorithms.registry import REGISTERED
 from fedadamw.cli import main
 
 torch.set_num_threads(1)
@@ -96,7 +96,7 @@ def all_algorithms(monkeypatch) -> None:
     """The registry with every algorithm in cases.EVERYWHERE."""
     from support.cases import register
 
-    register(lambda name, algorithm: monkeypatch.setitem(ALGORITHMS, name, algorithm))
+    register(lambda name, algorithm: monkeypatch.setitem(REGISTERED, name, algorithm))
 
 
 @pytest.fixture

@@ -58,8 +58,8 @@ def test_documented_flower_new_commands_run(tmp_path, run_main):
 
 
 def test_listed_names_are_those_of_the_modules():
-    assert choices.list_algorithms() == {name: registry.settings_of(name) for name in registry.ALGORITHMS}
-    assert list(choices.list_algorithms()) == list(registry.ALGORITHMS)
+    assert choices.list_algorithms() == {name: registry.settings_of(name) for name in registry.BUILT_IN}
+    assert list(choices.list_algorithms()) == list(registry.BUILT_IN)
     assert tuple(choices.list_models()) == vision.NAMES
 
 

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def list_algorithms() -> dict[str, dict[str, Any]]:
-    """Return the algorithms' names, each with its settings and their defaults."""
-    table = _find_value("algorithms/registry", "ALGORITHMS")
+    """Return the built-in algorithms' names, each with its settings and their defaults."""
+    table = _find_value("algorithms/registry", "BUILT_IN")
     algorithms = {}
     for key, kind in zip(table.keys, table.values, strict=True):
         fields = _fields_of(_module_of("algorithms/registry", kind.id), kind.id)

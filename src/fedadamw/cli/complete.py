@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from fedadamw.algorithms.plugins import find_plugins
 from fedadamw.cli.choices import list_algorithms, list_models
 from fedadamw.settings.recipes import list_recipes
 
@@ -15,7 +16,8 @@ def complete_algorithms(incomplete: str) -> list[str]:
     """Algorithms for the last name of a list with commas, without those named before."""
     before, comma, last = incomplete.rpartition(",")
     named = before.split(",")
-    return [f"{before}{comma}{name}" for name in _select(last, list_algorithms()) if name not in named]
+    known = dict.fromkeys([*list_algorithms(), *find_plugins()])
+    return [f"{before}{comma}{name}" for name in _select(last, known) if name not in named]
 
 
 def complete_model(incomplete: str) -> list[str]:

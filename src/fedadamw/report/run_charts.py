@@ -82,8 +82,8 @@ def partition_chart(counts: np.ndarray, classes: Sequence[str], *, width: Width 
         {"client": int(i), "class": names[c], "samples": int(shown[i, c])}
         for i, c in zip(*np.nonzero(shown), strict=True)
     ]
-    cut = "" if len(shown) == len(counts) else f" (the first {len(shown)} of {len(counts):,})"
-    title = f"Who holds what: {len(counts):,} clients{cut} x {len(classes)} classes"
+    cut = "" if len(shown) == len(counts) else f", {len(shown)} shown"
+    title = alt.TitleParams("Who holds what", subtitle=f"{len(counts):,} clients{cut}, {len(classes)} classes")
     labels = alt.Axis(labels=len(classes) <= 40, ticks=len(classes) <= 40)
     step = max(len(shown) // 10, 1)
     return (

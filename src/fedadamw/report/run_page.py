@@ -15,6 +15,7 @@ from fedadamw.report import run_charts
 from fedadamw.report.metrics import find_evaluations, format_metric, label, main_metric, score
 from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.run_status import FINISHED, RunStatus
+from fedadamw.report.setting_tables import render_settings
 from fedadamw.report.vega import vega_script
 from fedadamw.settings.section import flatten_settings
 
@@ -42,8 +43,8 @@ class RunPage:
             data["server's own, not trained on"] = data.pop("train")
         self._fixed = {
             "title": escape_html(folder.name),
-            "settings": _setting_rows(settings),
-            "manifest": _setting_rows({**manifest, "data": data}),
+            "settings": render_settings(flatten_settings(settings)),
+            "manifest": render_settings(flatten_settings({**manifest, "data": data})),
             "library": vega_script(),
         }
         self._template = Template((resources.files("fedadamw.report") / "page.html").read_text())
@@ -149,8 +150,3 @@ def format_duration(seconds: float) -> str:
 
 def _card(label: str, value: str) -> str:
     return f"<div class=card><b>{escape_html(value)}</b><span>{escape_html(label)}</span></div>\n"
-
-
-def _setting_rows(settings: Mapping[str, Any]) -> str:
-    rows = ((path, "not set" if value in (None, []) else value) for path, value in flatten_settings(settings))
-    return "".join(f"<tr><th>{escape_html(path)}<td>{escape_html(value)}\n" for path, value in rows)

@@ -18,7 +18,7 @@ from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.live_page import LivePage
-from fedadamw.runner.manifest import build_manifest
+from fedadamw.runner.manifest import build_manifest, warn_of_other_package
 from fedadamw.runner.tracking import Trackers, check_trackers
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import check
@@ -72,6 +72,7 @@ def _start_or_resume(
     manifest, checkpoint = build_manifest(experiment, prepared), None
     if resume and folder.started:
         folder.check_same(manifest)
+        warn_of_other_package(experiment.algorithm_name, folder.read_manifest())
         checkpoint = folder.load(experiment)
     else:
         folder.start(experiment, manifest)

@@ -169,6 +169,6 @@ def _describe_unknown(path: Sequence[str], algorithm: str) -> str:
     """The message for an unknown setting, with the nearest name of any section."""
     *section, key = path
     names = list(fields_at(section))
-    others = list_settings_outside(".".join(section), [algorithm] if section else registry.ALGORITHMS)
+    others = list_settings_outside(".".join(section), [algorithm] if section else registry.ALGORITHMS.at_hand)
     hint = suggest(key, [*names, *others], ".")
     return f"{'.'.join(path)} is unknown{hint}; use one of {', '.join(names)}"
