@@ -1,10 +1,7 @@
 """Installation from a clone or a wheel of it; no package index has this package."""
 
 import re
-import subprocess
 import sys
-from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 from support.checkout import ROOT
@@ -56,31 +53,3 @@ def test_an_app_depends_only_on_flower(tmp_path):
     write_app(tmp_path / "app", load("digits"))
     for path in (tmp_path / "app/pyproject.toml", ROOT / "examples/flower_app/pyproject.toml"):
         assert tomllib.loads(path.read_text())["project"]["dependencies"] == [EXTRAS["flower"][0]]
-
-
-@pytest.mark.slow
-def test_a_wheel_is_complete_and_writes_apps(tmp_path):
-    def pip(*arguments):
-        return subprocess.run([sys.executable, "-m", "pip", *arguments], cwd=ROOT, capture_output=True, text=True)
-
-    if pip("wheel", "--no-deps", "--wheel-dir", str(tmp_path), ".").returncode != 0:
-        pytest.skip("pip cannot get hatchling, which makes wheels")
-    (wheel,) = tmp_path.glob(f"fedadamw-{version('fedadamw')}-*.whl")
-    page = (ROOT / "docs/federation.md").read_text()
-    assert f"{wheel.name}[flower]" in page, "as the operator's page names it"
-    done = pip("install", "--no-deps", "--no-index", "--target", str(tmp_path / "site"), str(wheel))
-    assert done.returncode == 0, done.stderr
-    of_clone, installed = (
-        {
-            path.relative_to(root).as_posix()
-            for path in (root / "fedadamw").rglob("*")
-            if path.suffix not in ("", ".pyc")
-        }
-        for root in (ROOT / "src", tmp_path / "site")
-    )
-    assert installed == of_clone
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from fedadamw.cli import main; main()"
-    new = [sys.executable, "-c", code, "flower", "new", str(tmp_path / "app"), "small/sst2-minilm-lora"]
-    done = subprocess.run(new, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert Path(tmp_path / "app/app/experiment.yaml").is_file()

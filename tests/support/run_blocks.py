@@ -1,4 +1,4 @@
-"""Runs a page's blocks, listed in a JSON file as [language, code, line]: all Python in this process, each Bash in a child.
+"""Runs the blocks of a page, listed in a JSON file as [language, code, line]: all Python in this process.
 
 python run_blocks.py blocks.json
 """
