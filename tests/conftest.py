@@ -73,6 +73,19 @@ def finished_run(shared_folder) -> Path:
     return shared_folder("run", make) / "run"
 
 
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser, as playwright drives it."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("there is no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
 def task() -> SequenceTask:
     return SequenceTask()

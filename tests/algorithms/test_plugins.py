@@ -106,7 +106,7 @@ def test_a_recipe_may_have_settings_for_it(put, tmp_path):
         ("class FedAvgX: pass", "<class 'broken.FedAvgX'> is no class derived from Algorithm"),
         (FEDAVGX.replace("@dataclass(frozen=True, kw_only=True)", ""), "FedAvgX is no @dataclass(frozen=True)"),
         (FEDAVGX.replace("speed: float = 1.0", "speed: float"), "FedAvgX.speed has no default"),
-        (FEDAVGX.replace("speed: float = 1.0", "speed: float = 'a'"), "FedAvgX.speed='a': Input should be a valid"),
+        (FEDAVGX.replace("speed: float = 1.0", "speed: float = 'a'"), "has a wrong default: algorithm.speed='a'"),
         (FEDAVGX.replace("speed: float = 1.0", "speed: float = -1.0"), "cannot be made with its defaults (speed=-1.0"),
         (FEDAVGX.replace("speed: float = 1.0", "speed: object = object"), "is no number, word, true or false, None"),
         (FEDAVGX.replace("speed: float", "speed: 'Nowhere'"), "types cannot be read (name 'Nowhere' is not defined)"),
