@@ -27,7 +27,7 @@ LAYERS = (  # a module imports from its own folder or from rows above it; an ent
     ("runner",),
     ("trained", "study"),
     ("flower",),
-    ("cli", "__init__"),
+    ("cli", "api", "__init__"),
     ("__main__",),
 )
 
