@@ -1,4 +1,7 @@
-"""The command line: run.py trains, studies.py compares, models.py exports, flower.py federates, views.py shows."""
+"""The command line: run.py trains, studies.py compares, models.py exports, predict.py predicts, flower.py federates.
+
+views.py shows.
+"""
 
 import signal
 import sys
@@ -7,7 +10,7 @@ from collections.abc import Callable
 
 import typer
 
-from fedadamw.cli import flower, models, run, studies, views  # noqa: F401  (they add their commands)
+from fedadamw.cli import flower, models, predict, run, studies, views  # noqa: F401  (they add their commands)
 from fedadamw.cli.app import app, describe_full_memory, say
 from fedadamw.runner.signals import terminate
 from fedadamw.validation import InputError
