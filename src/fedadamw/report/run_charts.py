@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,9 +32,10 @@ def curves_chart(records: Records) -> Chart:
 def score_chart(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
     """Return the main metric by round; hovering shows the bytes sent so far."""
     name = metrics.label(metrics.main_metric(records))
+    sent = accumulate(r["up_bytes"] for r in records)
     rows = [
-        {"round": r["round"], "score": value, "sent": _megabytes(records, i)}
-        for i, r in enumerate(records)
+        {"round": r["round"], "score": value, "sent": total / 1e6}
+        for r, total in zip(records, sent, strict=True)
         if (value := metrics.score(r)) is not None
     ]
     hover = [
@@ -73,11 +75,6 @@ def loss_chart(records: Records, *, width: Width = "container", height: int = 24
     ).properties(width=width, height=height)
 
 
-def _megabytes(records: Records, until: int) -> float:
-    """Return the megabytes that all clients have sent, up to and including record `until`."""
-    return float(sum(r["up_bytes"] for r in records[: until + 1]) / 1e6)
-
-
 def partition_chart(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880) -> Chart:
     """Return a heat map of the samples of each class (clients, classes) that each client has."""
     shown, names = counts[:MAX_CLIENTS], list(map(escape_text, classes))  # a picture cannot hold all characters
@@ -85,8 +82,8 @@ def partition_chart(counts: np.ndarray, classes: Sequence[str], *, width: Width 
         {"client": int(i), "class": names[c], "samples": int(shown[i, c])}
         for i, c in zip(*np.nonzero(shown), strict=True)
     ]
-    cut = "" if len(shown) == len(counts) else f" (the first {len(shown)} of {len(counts):,})"
-    title = f"Who holds what: {len(counts):,} clients{cut} x {len(classes)} classes"
+    cut = "" if len(shown) == len(counts) else f", {len(shown)} shown"
+    title = alt.TitleParams("Who holds what", subtitle=f"{len(counts):,} clients{cut}, {len(classes)} classes")
     labels = alt.Axis(labels=len(classes) <= 40, ticks=len(classes) <= 40)
     step = max(len(shown) // 10, 1)
     return (
