@@ -1,6 +1,7 @@
 """The command line.
 
-run.py trains, studies.py compares, models.py exports, predict.py predicts, flower.py federates, views.py and reference.py show.
+run.py trains, studies.py compares, models.py exports, predict.py predicts, flower.py federates, views.py and
+reference.py show.
 """
 
 import os
