@@ -63,10 +63,8 @@ def predict_command(
         raise typer.Exit(130) from None
     if out is not None:
         typer.echo(f"{out}: {count:,} predictions")
-        return
-    _print(shown, top)
-    if count > len(shown):
-        typer.echo(f"and {count - len(shown):,} more: write all of them with --out predictions.csv")
+    else:
+        _print(shown, count, top)
 
 
 @contextmanager
@@ -91,14 +89,16 @@ def _take(found: "Iterator[Prediction]") -> "tuple[list[Prediction], int]":
     return shown, count
 
 
-def _print(predictions: "list[Prediction]", top: int) -> None:
+def _print(predictions: "list[Prediction]", count: int, top: int) -> None:
+    """Print the first of `count` predictions as a table."""
     from fedadamw.cli.tables import print_grid
     from fedadamw.trained.prediction_file import prediction_row
 
     rows = [_shorten_row(prediction_row(prediction, top, every=False)) for prediction in predictions]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    if rows:
-        print_grid(names, [[row.get(name, "") for name in names] for row in rows])
+    print_grid(names, [[row.get(name, "") for name in names] for row in rows])
+    if count > len(predictions):
+        typer.echo(f"and {count - len(predictions):,} more: write all of them with --out predictions.csv")
 
 
 def _shorten_row(row: dict[str, object]) -> dict[str, str]:
