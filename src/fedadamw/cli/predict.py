@@ -51,16 +51,12 @@ def predict_command(
     overrides: list[Override] = [("data.on_bad", on_bad)]
     trained = open_trained(where, [*overrides, *(parse_override(setting) for setting in settings or ())])
     samples = read_samples(trained, files)
-    try:
-        with _progress(sum(map(len, samples))) as on_group:
-            found = predict(trained, samples, max_new_tokens=max_new_tokens, on_group=on_group)
-            if out is not None:
-                count = write_predictions(out, found, top, every=probabilities)
-            else:
-                shown, count = _take(found)
-    except KeyboardInterrupt:
-        say(f"stopped{'' if out is None else f'; {out} was not written'}")
-        raise typer.Exit(130) from None
+    with _progress(sum(map(len, samples)), "" if out is None else f"; {out} was not written") as on_group:
+        found = predict(trained, samples, max_new_tokens=max_new_tokens, on_group=on_group)
+        if out is not None:
+            count = write_predictions(out, found, top, every=probabilities)
+        else:
+            shown, count = _take(found)
     if out is not None:
         typer.echo(f"{out}: {count:,} predictions")
     else:
@@ -68,8 +64,8 @@ def predict_command(
 
 
 @contextmanager
-def _progress(total: int) -> "Iterator[OnGroup]":
-    """Show on a terminal how many samples are done."""
+def _progress(total: int, lost: str) -> "Iterator[OnGroup]":
+    """Show on a terminal how many samples are done; on Ctrl-C say what is lost, and exit."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -77,7 +73,12 @@ def _progress(total: int) -> "Iterator[OnGroup]":
     columns = (MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
-        yield lambda done: bar.update(task, completed=done)
+        try:
+            yield lambda done: bar.update(task, completed=done)
+        except KeyboardInterrupt:
+            bar.stop()
+            say(f"stopped{lost}")
+            raise typer.Exit(130) from None
 
 
 def _take(found: "Iterator[Prediction]") -> "tuple[list[Prediction], int]":
