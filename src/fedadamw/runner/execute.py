@@ -16,6 +16,7 @@ from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
+from fedadamw.runner.client_losses import ClientLosses
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.live_page import LivePage
 from fedadamw.runner.manifest import build_manifest, warn_of_other_package
@@ -76,6 +77,7 @@ def _start_or_resume(
         checkpoint = folder.load(experiment)
     else:
         folder.start(experiment, manifest)
+    ClientLosses(folder.path).keep(0 if checkpoint is None else checkpoint[0])
     check_ranks_agree(experiment, prepared)
     memory_folder = folder.path / "clients" if experiment.client_memory == "disk" else None
     saved = None if checkpoint is None else Saved(*checkpoint)
@@ -91,9 +93,10 @@ def _train(
     on_round: OnRound,
 ) -> None:
     """Run the remaining rounds; on an interrupt or error, save the last complete round first."""
-    settled = simulation.state
+    settled, losses = simulation.state, ClientLosses(folder.path)
     try:
         for record in simulation.rounds():
+            losses.append(record.round, simulation.losses)
             folder.append(record)
             settled = simulation.state  # its record is on disk, so it may be saved
             on_round(record)
