@@ -227,7 +227,7 @@ def test_the_browser_draws_the_charts_and_follows_the_run(tmp_path, serve, chrom
         inside = (
             "s => s.every(c => c.getBoundingClientRect().right <= c.closest('.panel').getBoundingClientRect().right)"
         )
-        assert page.eval_on_selector_all("svg.marks, canvas", inside), "charts fit their panels"
+        page.wait_for_function(f"({inside})([...document.querySelectorAll('svg.marks, canvas')])", timeout=10_000)
         assert page.evaluate("window.hostile") is None
         page.close()
     assert said == []
