@@ -27,6 +27,7 @@ LAYERS = (  # a module imports from its own folder or from rows above it; an ent
     ("runner",),
     ("trained", "study"),
     ("flower",),
+    ("api",),
     ("cli", "__init__"),
     ("__main__",),
 )

@@ -3,13 +3,15 @@
 import hashlib
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.ranks import RankLostError
 from fedadamw.engine.record import DivergedError, Record
+from fedadamw.engine.round import Listener
 from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
@@ -20,7 +22,7 @@ from fedadamw.runner.tracking import Trackers, check_trackers
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import check
 
-OnRound = Callable[[Record], None]
+OnRound = Callable[[Record], object]
 
 
 class Interrupted(Exception):  # noqa: N818  (not an error)
@@ -33,33 +35,44 @@ def execute(
     *,
     resume: bool,
     report: bool = True,
-    on_start: Callable[[int], None] = lambda _: None,
+    on_start: Callable[[Simulation], object] = lambda _: None,
     on_round: OnRound = lambda _: None,
     make_clients: Callable[[Prepared], Clients] | None = None,
-) -> None:
-    """Run `experiment` in `folder` to its last round; on Ctrl-C save and raise Interrupted.
+    prepare_run: Callable[[Experiment], Prepared] | None = None,
+    listeners: Sequence[Listener] = (),
+) -> Simulation:
+    """Run `experiment` in `folder` to its last round and return the simulation; on Ctrl-C save and raise Interrupted.
 
-    make_clients: makes the clients if they are not simulated in this process.
-    on_start gets the number of rounds already done, on_round each new record; report: write the report at the end.
+    make_clients: makes the clients if they are not simulated in this process. prepare_run: makes model and data if
+    they are not what the settings name. listeners: are called for each client's accepted answer.
+    on_start gets the simulation before its first or next round, on_round each new record; a true value from one of
+    them ends the run there. report: write the report at the end.
     Under torchrun this is for rank 0, and `follow` for the others.
     """
     check_trackers(experiment.trackers)
     if resume and folder.started:
         check_origins(experiment, folder.read_manifest().get("folders"), (*MODEL_PATHS, *DATA_PATHS))
-    prepared = prepare(experiment, remote=make_clients is not None)
+    prepared = prepare(experiment, remote=make_clients is not None) if prepare_run is None else prepare_run(experiment)
     with folder.lock():
         folder.check_startable(experiment, resume=resume)  # again, now that no other process can change the folder
         with Trackers(experiment, folder.path) as trackers:
             clients = None if make_clients is None else make_clients(prepared)
-            simulation = _start_or_resume(experiment, folder, prepared, clients, resume=resume)
-            on_start(simulation.state.round)
-            _train(experiment, folder, simulation, trackers, on_round)
+            simulation = _start_or_resume(experiment, folder, prepared, clients, listeners, resume=resume)
+            if not simulation.ranks.agree(stop=bool(on_start(simulation))):
+                _train(experiment, folder, simulation, trackers, on_round)
         if report:
             write_report(folder, prepared)
+    return simulation
 
 
 def _start_or_resume(
-    experiment: Experiment, folder: RunFolder, prepared: Prepared, clients: Clients | None, *, resume: bool
+    experiment: Experiment,
+    folder: RunFolder,
+    prepared: Prepared,
+    clients: Clients | None,
+    listeners: Sequence[Listener],
+    *,
+    resume: bool,
 ) -> Simulation:
     """Start the run in its folder, or resume it from its checkpoint."""
     manifest, checkpoint = build_manifest(experiment, prepared), None
@@ -71,7 +84,7 @@ def _start_or_resume(
     check_ranks_agree(experiment, prepared)
     memory_folder = folder.path / "clients" if experiment.client_memory == "disk" else None
     saved = None if checkpoint is None else Saved(*checkpoint)
-    return prepared.simulation(clients, memory_folder=memory_folder, saved=saved)
+    return prepared.simulation(clients, memory_folder=memory_folder, saved=saved, listeners=listeners)
 
 
 def _train(
@@ -83,14 +96,19 @@ def _train(
         for record in simulation.rounds():
             folder.append(record)
             settled = simulation.state  # its record is on disk, so it may be saved
-            on_round(record)
+            stop = bool(on_round(record))
             trackers.log(record)
-            if settled.round % experiment.checkpoint_every == 0 or settled.round == experiment.training.rounds:
+            last = stop or settled.round == experiment.training.rounds
+            if last or settled.round % experiment.checkpoint_every == 0:
                 folder.save(settled.round, simulation.tensors(settled), experiment)
+            if simulation.ranks.agree(stop=stop):
+                break
     except KeyboardInterrupt as request:
         folder.save(settled.round, simulation.tensors(settled), experiment)
         raise Interrupted from request
-    except (RuntimeError, MemoryError) as error:  # divergence, a lost rank, or full memory
+    except OSError:
+        raise
+    except Exception as error:  # divergence, a lost rank, full memory, or an error of a user's function
         if isinstance(error, RankLostError):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher now ends all ranks
         try:
@@ -100,15 +118,24 @@ def _train(
         raise
 
 
-def follow(experiment: Experiment) -> None:
-    """Run a rank other than 0: its share of every round, until the run ends or rank 0 is lost."""
-    prepared = prepare(experiment)
+def follow(
+    experiment: Experiment,
+    *,
+    on_round: Callable[[Record], object] = lambda _: None,
+    prepare_run: Callable[[Experiment], Prepared] | None = None,
+) -> Simulation:
+    """Run a rank other than 0: its share of every round, until the run ends or rank 0 stops or is lost."""
+    prepared = prepare(experiment) if prepare_run is None else prepare_run(experiment)
     check_ranks_agree(experiment, prepared)
-    try:
-        for _ in prepared.simulation().rounds():
-            pass
-    except DivergedError:
-        pass  # rank 0 reports it
+    simulation = prepared.simulation()
+    if simulation.ranks.agree():
+        return simulation
+    with suppress(DivergedError):  # rank 0 reports it
+        for record in simulation.rounds():
+            on_round(record)
+            if simulation.ranks.agree():
+                break
+    return simulation
 
 
 def check_ranks_agree(experiment: Experiment, prepared: Prepared) -> None:
@@ -129,7 +156,6 @@ def write_report(folder: RunFolder, prepared: Prepared) -> None:
     """Write curves.png and report.html of a finished run."""
     from fedadamw.report.run_page import write_run_page
 
-    classes = prepared.train.classes
-    counts = prepared.partition.counts(prepared.train.labels, len(classes))
+    counts, classes = prepared.class_counts, prepared.train.classes
     settings = read_yaml(str(folder.config), folder.config.read_text())
     write_run_page(folder.path, folder.records(), settings, folder.read_manifest(), counts, classes)
