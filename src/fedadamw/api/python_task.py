@@ -71,7 +71,7 @@ def check_functions(
 def _without_reduction(loss: Loss) -> Loss:
     """Return a loss that can be called with reduction="none"; raises InputError if `loss` cannot."""
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-        module = copy.copy(loss)
+        module: Any = copy.copy(loss)
         module.reduction = "none"
         return lambda outputs, targets, reduction: module(outputs, targets)
     try:

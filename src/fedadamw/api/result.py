@@ -1,6 +1,5 @@
 """What a run or a study from Python returns."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from fedadamw.engine.record import Record
 from fedadamw.report.run_files import RecordDict
 from fedadamw.report.study_files import Results
 from fedadamw.runner.folder import RunFolder
-from fedadamw.validation import InputError, check
+from fedadamw.validation import check
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -67,11 +66,11 @@ class Result:
         return path
 
     def __repr__(self) -> str:
-        scores = ", ".join(f"{name}={value:.4g}" for name, value in self.metrics.items())
-        place = "" if self.folder is None or self.scratch is not None else f", folder={str(self.folder)!r}"
-        return (
-            f"Result(rounds={len(self.records)}, loss={nan if self.loss is None else self.loss:.4g}, {scores}{place})"
-        )
+        parts = [f"rounds={len(self.records)}", f"loss={nan if self.loss is None else self.loss:.4g}"]
+        parts += [f"{name}={value:.4g}" for name, value in self.metrics.items()]
+        if self.folder is not None and self.scratch is None:
+            parts.append(f"folder={str(self.folder)!r}")
+        return f"Result({', '.join(parts)})"
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,11 @@ class Comparison:
         """Return a row for each run and evaluated round: variant, seed, round, score, losses, bytes sent."""
         import pandas as pd
 
-        columns = ("round", "score", "test_loss", "train_loss", "sent_bytes")
-        return pd.DataFrame(
-            [
-                {"variant": run["variant"], **run["label"], "seed": run["seed"], **dict(zip(columns, row, strict=True))}
-                for run in self.results["runs"]
-                for row in zip(*(run[column] for column in columns), strict=True)
-            ]
-        )
+        tables = []
+        for run in self.results["runs"]:
+            columns = {name: dict(run)[name] for name in ("round", "score", "test_loss", "train_loss", "sent_bytes")}
+            tables.append(pd.DataFrame({"variant": run["variant"], **run["label"], "seed": run["seed"], **columns}))
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def _repr_markdown_(self) -> str:
         """Show the table in a notebook."""
@@ -102,15 +98,6 @@ class Comparison:
 def read_records(folder: RunFolder) -> list[Record]:
     """Return the records of a run's folder."""
     return [_to_record(record) for record in folder.records()]
-
-
-def read_results(folder: Path) -> Results:
-    """Return what is in a study's results.json."""
-    try:
-        results: Results = json.loads((folder / "results.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: holds no study ({error})") from None
-    return results
 
 
 def _to_record(line: RecordDict) -> Record:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -89,63 +89,55 @@ def simulate(
     saves the last round first.
     """
     functions = check_functions(loss, sample_losses, predict, metrics)
-    epochs = 1 if steps is None and epochs is None else epochs
-    sampled = min(10, len(clients)) if clients_per_round is None else clients_per_round
-    experiment = _build_experiment(
-        {
-            "seed": seed,
-            "device": device,
-            "partition": {"kind": PYTHON, "clients": max(len(clients), 1)},
-            "algorithm": {"name": algorithm, **(algorithm_settings or {})},
-            "training": {
-                "rounds": rounds,
-                "clients_per_round": sampled,
-                "steps": steps,
-                "epochs": epochs,
-                "batch_size": batch_size,
-                "lr": lr,
-                "schedule": schedule,
-            },
-        },
-        settings or {},
-    )
-    prepare_run = partial(
-        _prepare, model=model, train=train, test=test, clients=clients, functions=functions, collate=collate
-    )
+    objects = Objects(model, train, test, clients, functions, collate)
+    named: dict[str, Any] = {"seed": seed, "device": device, "algorithm": {"name": algorithm}}
+    named["algorithm"] |= algorithm_settings or {}
+    named["training"] = {"rounds": rounds, "clients_per_round": clients_per_round, "steps": steps, "epochs": epochs}
+    named["training"] |= {"batch_size": batch_size, "lr": lr, "schedule": schedule}
+    experiment = _build_experiment(named, settings or {}, len(clients))
+    prepare_run = partial(_prepare, objects=objects)
     return run_session(experiment, prepare_run, out=out, resume=resume, ranks=ranks, callbacks=callbacks, quiet=quiet)
 
 
-def _build_experiment(named: dict[str, Any], settings: Mapping[str, object]) -> Experiment:
-    """Return the experiment of the named arguments and `settings`, by path."""
+class Objects(NamedTuple):
+    """What a run is made of, besides settings; see `simulate`."""
+
+    model: Model
+    train: Any
+    test: Any
+    clients: Sequence[Any]
+    functions: Functions
+    collate: Collate | None
+
+
+def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], clients: int) -> Experiment:
+    """Return the experiment of the named arguments and of `settings`, by path, for so many clients."""
+    training = named["training"]
+    if training["steps"] is None and training["epochs"] is None:
+        training["epochs"] = 1
+    if training["clients_per_round"] is None:
+        training["clients_per_round"] = min(10, max(clients, 1))
     for path, value in settings.items():
-        section = path.partition(".")[0]
-        allowed = section not in OF_RECIPES or path in ALSO_HERE
+        allowed = path.partition(".")[0] not in OF_RECIPES or path in ALSO_HERE
         check(allowed, f"settings: {path!r} is for recipes; simulate takes model, data and clients as they are")
         set_path(named, path, value)
     named["data"] = {**named.get("data", {}), "task": PYTHON, "source": PYTHON}
     named["model"] = {**named.get("model", {}), "name": PYTHON}
+    named["partition"] = {"kind": PYTHON, "clients": max(clients, 1)}
     return parse_settings(named)
 
 
-def _prepare(
-    experiment: Experiment,
-    model: Model,
-    train: Any,
-    test: Any,
-    clients: Sequence[Any],
-    functions: Functions,
-    collate: Collate | None,
-) -> Prepared:
+def _prepare(experiment: Experiment, objects: Objects) -> Prepared:
     """Check model, data and clients, and bring them to the device."""
     check_settings(experiment, remote=False)
-    device = set_up_process(experiment)
-    training_rows = open_rows("train", train, collate, device, resident=experiment.data.resident)
-    held_out_rows = open_rows("test", test, collate, device, resident=experiment.data.resident)
-    partition = from_lists(clients, len(training_rows))
-    task = PythonTask(training_rows, held_out_rows, functions, experiment.training.evaluation_batch(EVALUATION_BATCH))
-    facts: PythonFacts = {"classes": training_rows.classes}
-    problem = Problem(_make_model(model, experiment.seed).to(device), task, facts)
-    return assemble(experiment, problem, training_rows, held_out_rows, partition, device)
+    device, resident = set_up_process(experiment), experiment.data.resident
+    train = open_rows("train", objects.train, objects.collate, device, resident=resident)
+    test = open_rows("test", objects.test, objects.collate, device, resident=resident)
+    partition = from_lists(objects.clients, len(train))
+    task = PythonTask(train, test, objects.functions, experiment.training.evaluation_batch(EVALUATION_BATCH))
+    facts: PythonFacts = {"classes": train.classes}
+    problem = Problem(_make_model(objects.model, experiment.seed).to(device), task, facts)
+    return assemble(experiment, problem, train, test, partition, device)
 
 
 def _make_model(model: Model, seed: int) -> nn.Module:

@@ -18,7 +18,8 @@ class DataSettings(Section):
     task: str = Field(
         default=IMAGE,
         description=f"What is learned: {IMAGE} or {TEXT}: the class of an image or a text; {LANGUAGE}: the next token; "
-        f"a task of GLUE: {', '.join(glue.TASKS)}; or {PYTHON}: model and data are objects that `fedadamw.simulate` got.",
+        f"a task of GLUE: {', '.join(glue.TASKS)}; or {PYTHON}: model and data are objects given to "
+        "`fedadamw.simulate`.",
     )
     source: str = Field(
         default="digits",
