@@ -1,11 +1,11 @@
 """What a run or a study from Python returns."""
 
 import shutil
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -25,14 +25,18 @@ class Result:
     """A run that has ended.
 
     rounds: that it was to have; fewer records mean that a callback stopped it. folder: with the run's files; None on
-    ranks other than 0. scratch: deletes the folder with this object if no `out` was given.
+    ranks other than 0. temporary: no `out` was given, so the folder is deleted with this object.
     """
 
     model: nn.Module  # with the global weights, in evaluation mode
     records: list[Record]  # one a round
     rounds: int
     folder: Path | None
-    scratch: "TemporaryDirectory[str] | None" = None
+    temporary: bool = False
+
+    def __post_init__(self) -> None:
+        if self.temporary and self.folder is not None:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     @property
     def stopped(self) -> bool:
@@ -68,7 +72,7 @@ class Result:
     def __repr__(self) -> str:
         parts = [f"rounds={len(self.records)}", f"loss={nan if self.loss is None else self.loss:.4g}"]
         parts += [f"{name}={value:.4g}" for name, value in self.metrics.items()]
-        if self.folder is not None and self.scratch is None:
+        if self.folder is not None and not self.temporary:
             parts.append(f"folder={str(self.folder)!r}")
         return f"Result({', '.join(parts)})"
 

@@ -1,9 +1,11 @@
 """One run started from Python: its folder, ranks, callbacks and progress, around the runner's `execute`."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from fedadamw.api.callbacks import Callback, Callbacks
 from fedadamw.api.forked_ranks import forked_ranks
@@ -40,17 +42,18 @@ def run_session(
     check(not resume or out is not None, "resume=True needs out, the folder of the run")
     if int(os.environ.get("RANK", "0")) > 0:
         return _follow(experiment, prepare_run)
-    scratch = TemporaryDirectory(prefix="fedadamw-") if out is None else None
-    if scratch is not None:  # nothing can resume there
-        experiment = experiment.model_copy(update={"checkpoint_every": experiment.training.rounds})
-    folder = RunFolder(Path(scratch.name if out is None and scratch else out or ""))
-    leader = _Leader(experiment, folder, prepare_run, observers, resume=resume, quiet=quiet)
-    if ranks == 1:
-        simulation = leader.run()
-    else:
-        with forked_ranks(ranks, lambda: follow(experiment, prepare_run=prepare_run)):
-            simulation = leader.run()
-    return _result(simulation, read_records(folder), folder.path, scratch)
+    if out is not None:
+        return _Leader(experiment, RunFolder(Path(out)), prepare_run, observers, resume=resume, quiet=quiet).run(ranks)
+    experiment = experiment.model_copy(update={"checkpoint_every": experiment.training.rounds})  # nothing resumes there
+    scratch = tempfile.mkdtemp(prefix="fedadamw-")
+    try:
+        result = _Leader(experiment, RunFolder(Path(scratch)), prepare_run, observers, resume=False, quiet=quiet).run(
+            ranks
+        )
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return replace(result, temporary=True)
 
 
 class _Leader:
@@ -69,14 +72,22 @@ class _Leader:
         self.experiment, self.folder, self.prepare_run = experiment, folder, prepare_run
         self.observers, self.resume, self.quiet = observers, resume, quiet
 
-    def run(self) -> Simulation:
-        """Run to the end; on Ctrl-C save, and raise KeyboardInterrupt."""
+    def run(self, ranks: int) -> Result:
+        """Run to the end in so many processes."""
+        if ranks == 1:
+            return self._lead()
+        with forked_ranks(ranks, lambda: follow(self.experiment, prepare_run=self.prepare_run)):
+            return self._lead()
+
+    def _lead(self) -> Result:
+        """Run rank 0; on Ctrl-C save, and raise KeyboardInterrupt."""
         try:
             with Progress(self.experiment.training, quiet=self.quiet) as progress:
-                return self._execute(progress)
+                simulation = self._execute(progress)
         except Interrupted:
             done = len(self.folder.records())
             raise KeyboardInterrupt(f"saved after round {done} in {self.folder.path}; resume=True goes on") from None
+        return _result(simulation, read_records(self.folder), self.folder.path)
 
     def _execute(self, progress: Progress) -> Simulation:
         started: list[Simulation] = []
@@ -104,12 +115,10 @@ class _Leader:
 def _follow(experiment: Experiment, prepare_run: Prepare) -> Result:
     """Run a rank that torchrun started besides rank 0."""
     records: list[Record] = []
-    return _result(follow(experiment, on_round=records.append, prepare_run=prepare_run), records, None, None)
+    return _result(follow(experiment, on_round=records.append, prepare_run=prepare_run), records, None)
 
 
-def _result(
-    simulation: Simulation, records: list[Record], folder: Path | None, scratch: "TemporaryDirectory[str] | None"
-) -> Result:
+def _result(simulation: Simulation, records: list[Record], folder: Path | None) -> Result:
     simulation.load()
     simulation.workspace.release()
-    return Result(simulation.workspace.module.eval(), records, simulation.training.rounds, folder, scratch)
+    return Result(simulation.workspace.module.eval(), records, simulation.training.rounds, folder)
