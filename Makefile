@@ -1,13 +1,15 @@
 # make demo: watch FedAdamW train a Vision Transformer over 100 non-IID clients.
 # make test: the tests that take seconds.     Both create .venv and install what they need.
 # make test-all: those, and the ones that take minutes; make test-flower: of these, the ones with real SuperLinks and nodes.
+# make dist: the wheel and the sdist of a release, built and checked (docs/releasing.md).
+# make docs: the site, in build/docs; open build/docs/index.html.
 # make flower-demo: a SuperLink and four SuperNodes on this machine, with TLS and keys.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PARALLEL = -n $$(( 2 * $$(getconf _NPROCESSORS_ONLN) )) --dist worksteal --durations 12  # two a core: many tests wait for processes of theirs
 
-.PHONY: demo test test-all test-slow test-flower flower-demo check format clean
+.PHONY: demo docs test test-all test-slow test-flower flower-demo check format dist clean
 
 demo: .venv/.run
 	$(BIN)/fedadamw run digits $(ARGS)
@@ -17,7 +19,7 @@ test: .venv/.dev
 
 test-all: test test-slow test-flower
 
-test-slow: .venv/.dev
+test-slow: .venv/.dev .venv/.docs
 	$(BIN)/pytest $(PARALLEL) -m slow --ignore tests/flower/test_superlinks.py
 
 flower-demo: .venv/.dev
@@ -25,6 +27,9 @@ flower-demo: .venv/.dev
 
 test-flower: .venv/.dev
 	$(BIN)/pytest -m slow tests/flower/test_superlinks.py
+
+docs: .venv/.docs
+	$(BIN)/python docs/build.py
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -34,6 +39,11 @@ check: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+dist: .venv/.release
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf .venv build dist runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -46,4 +56,12 @@ clean:
 
 .venv/.dev: .venv/.run
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/.release: .venv/.run
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[release]'
+	touch $@
+
+.venv/.docs: .venv/.run
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
 	touch $@

@@ -20,6 +20,7 @@ from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from benchmarks.common.processes import run_again
 from fedadamw.algorithms import registry
+from fedadamw.algorithms.classes import NO_BLOCKS
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
@@ -68,7 +69,7 @@ def measure(name: str, device: torch.device, algorithm: str, sampled: int, stack
     pixels = np.random.default_rng(0).integers(0, 256, (100, 3, 32, 32), dtype=np.uint8)
     data = Images(pixels, np.arange(100) % 10, tuple(map(str, range(10))))
     training = TrainingSettings(rounds=2, clients_per_round=sampled, steps=1, batch_size=1, evaluate_every=2)
-    blocks = Blocks.of(model) if registry.needs_blocks(algorithm) else registry.NO_BLOCKS
+    blocks = Blocks.of(model) if registry.needs_blocks(algorithm) else NO_BLOCKS
     made = registry.make(algorithm, registry.settings_of(algorithm), blocks)
     task = ImageTask(data, data.select(np.arange(2)), device=device)
     before = resident_mb(device, "RSS")

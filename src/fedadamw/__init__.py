@@ -1,7 +1,8 @@
 """FedAdamW: federated learning of large models with adaptive optimizers.
 
-`simulate` trains any model over simulated clients, `run` and `compare` run recipes, as the command `fedadamw` does.
+`simulate` trains any model over simulated clients; `run` and `compare` run recipes, as the command `fedadamw` does.
 For your own loop: `Blocks`, `Server`, `FedAdamW`, `save`, `load`.
+For an algorithm of your own: `Algorithm`, `Layout`, `Vector`, `check_algorithm`, `register`.
 """
 
 from importlib import import_module
@@ -9,8 +10,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedadamw.algorithm import Algorithm
+    from fedadamw.algorithms.registry import register
     from fedadamw.api import partition
     from fedadamw.api.callbacks import Callback, ClientUpdate, EarlyStopping
+    from fedadamw.api.check_algorithm import check_algorithm
     from fedadamw.api.recipes import compare, run
     from fedadamw.api.result import Comparison, Result
     from fedadamw.api.simulate import simulate
@@ -18,10 +22,12 @@ if TYPE_CHECKING:
     from fedadamw.optim.messages import Broadcast, Upload, load, save
     from fedadamw.optim.optimizer import FedAdamW
     from fedadamw.optim.server import Server
+    from fedadamw.vector import Layout, Vector
 
 __version__ = version("fedadamw")
 
 _HOMES = {
+    "Algorithm": "algorithm",
     "Blocks": "blocks.blocks",
     "Broadcast": "optim.messages",
     "Callback": "api.callbacks",
@@ -29,17 +35,22 @@ _HOMES = {
     "Comparison": "api.result",
     "EarlyStopping": "api.callbacks",
     "FedAdamW": "optim.optimizer",
+    "Layout": "vector",
     "Result": "api.result",
     "Server": "optim.server",
     "Upload": "optim.messages",
+    "Vector": "vector",
+    "check_algorithm": "api.check_algorithm",
     "compare": "api.recipes",
     "load": "optim.messages",
-    "partition": "api",
+    "partition": "api.partition",
+    "register": "algorithms.registry",
     "run": "api.recipes",
     "save": "optim.messages",
     "simulate": "api.simulate",
 }
 __all__ = [
+    "Algorithm",
     "Blocks",
     "Broadcast",
     "Callback",
@@ -47,12 +58,16 @@ __all__ = [
     "Comparison",
     "EarlyStopping",
     "FedAdamW",
+    "Layout",
     "Result",
     "Server",
     "Upload",
+    "Vector",
+    "check_algorithm",
     "compare",
     "load",
     "partition",
+    "register",
     "run",
     "save",
     "simulate",
@@ -63,8 +78,9 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use: `import fedadamw` alone does not import torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = import_module(f"fedadamw.{_HOMES[name]}")
-    return import_module("fedadamw.api.partition") if name == "partition" else getattr(home, name)
+    if name == "partition":
+        return import_module("fedadamw.api.partition")
+    return getattr(import_module(f"fedadamw.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ tensors (..., 1), so that they broadcast against vectors with a leading client a
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
@@ -73,7 +74,7 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
     adds_mean: ClassVar[bool] = True
     """Whether `server_update` moves x by exactly the clients' mean delta."""
 
-    tuning: ClassVar[Mapping[str, Sequence[float]]]
+    tuning: ClassVar[Mapping[str, Sequence[float]]] = MappingProxyType({"lr": (1e-3, 1e-2, 1e-1)})
     """The grids from which tuning starts, in the order of the search; `lr` is training.lr."""
 
     nonnegative: ClassVar[Sequence[str]] = ("v", "k")

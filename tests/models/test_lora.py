@@ -8,7 +8,7 @@ import pytest
 import torch
 from support import tiny_models
 
-from fedadamw.algorithms.registry import ALGORITHMS
+from fedadamw.algorithms.registry import BUILT_IN
 from fedadamw.data.text_tasks import TextTask
 from fedadamw.engine.client import plan_work
 from fedadamw.engine.simulate import Saved
@@ -201,13 +201,13 @@ def test_exact_is_refused_where_the_server_does_more_than_take_the_mean(place, m
     refused = pytest.raises(InputError, match="takes the clients' mean as it is; this algorithm's server does not")
     with refused:
         simulation(place, *settings)
-    monkeypatch.setattr(ALGORITHMS["fedadam"], "adds_mean", True)  # an algorithm of one's own that does not say so
+    monkeypatch.setattr(BUILT_IN["fedadam"], "adds_mean", True)  # an algorithm of one's own that does not say so
     sim = simulation(place, *settings)
     with refused:
         sim.step()
 
 
-@pytest.mark.parametrize("name", [n for n in ALGORITHMS if n != "fedadam"])
+@pytest.mark.parametrize("name", [n for n in BUILT_IN if n != "fedadam"])
 def test_one_clients_mean_is_that_client_for_every_algorithm(place, double, name):
     losses = []
     for aggregate in ("factors", "exact"):

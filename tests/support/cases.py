@@ -1,12 +1,13 @@
 """THE table of algorithms: a new one is a row here, and every shared property is then tested for it."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pytest
 
+from fedadamw.algorithms import registry
 from fedadamw.algorithms.fedadamw import SHARES
 from fedadamw.algorithms.fedavg import FedAvg, Local
-from fedadamw.algorithms.registry import ALGORITHMS
 from support import reference
 
 
@@ -46,6 +47,7 @@ CASES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
 class Elsewhere(FedAvg):
     """FedAvg whose clients do not start at x, which an algorithm may do."""
 
@@ -65,7 +67,7 @@ def rows(table):
     return [pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else []) for name in table]
 
 
-def register(put=ALGORITHMS.__setitem__):
+def register(put=registry.register):
     """Make known by name what is no algorithm of the package."""
     put("elsewhere", Elsewhere)
 

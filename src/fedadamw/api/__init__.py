@@ -1,1 +1,1 @@
-"""The simulator from Python: `simulate` for any model and data, `run` and `compare` for recipes."""
+"""The Python API: `simulate` any model and data, `run` and `compare` recipes, check an algorithm of one's own."""

@@ -198,4 +198,5 @@ def _to_number(name: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"metrics: {name!r} gave {shorten(value)}, not a number") from None
+        shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shorten(value)
+        raise InputError(f"metrics: {name!r} gave {shown}, not a number") from None

@@ -112,18 +112,19 @@ class Objects(NamedTuple):
 
 def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], clients: int) -> Experiment:
     """Return the experiment of the named arguments and of `settings`, by path, for so many clients."""
+    check(clients > 0, "clients: give at least one client's sample numbers")
     training = named["training"]
     if training["steps"] is None and training["epochs"] is None:
         training["epochs"] = 1
     if training["clients_per_round"] is None:
-        training["clients_per_round"] = min(10, max(clients, 1))
+        training["clients_per_round"] = min(10, clients)
     for path, value in settings.items():
         allowed = path.partition(".")[0] not in OF_RECIPES or path in ALSO_HERE
         check(allowed, f"settings: {path!r} is for recipes; simulate takes model, data and clients as they are")
         set_path(named, path, value)
     named["data"] = {**named.get("data", {}), "task": PYTHON, "source": PYTHON}
     named["model"] = {**named.get("model", {}), "name": PYTHON}
-    named["partition"] = {"kind": PYTHON, "clients": max(clients, 1)}
+    named["partition"] = {"kind": PYTHON, "clients": clients}
     return parse_settings(named)
 
 

@@ -11,11 +11,12 @@ from fedadamw.cli.complete import complete_model
 
 @app.command("list", short_help="Show recipes, algorithms and models.")
 def list_command() -> None:
-    """Show the recipes, algorithms and models that come with the package.
+    """Show the recipes, algorithms and models that come with this package, and the algorithms of other packages.
 
     \b
     fedadamw list
     """
+    from fedadamw.algorithms.plugins import find_plugins
     from fedadamw.cli.choices import list_algorithms, list_models
     from fedadamw.settings.recipes import list_recipes
 
@@ -27,6 +28,8 @@ def list_command() -> None:
     typer.echo("algorithms")
     for name, settings in list_algorithms().items():
         typer.echo(f"  {name:<16} {', '.join(f'{key}={value}' for key, value in settings.items())}")
+    for name, plugins in find_plugins().items():
+        typer.echo(f"  {name:<16} of package {', '.join(map(str, plugins))}")
     typer.echo(
         f"models\n  {', '.join(list_models())}, any image classifier from the hub (owner/name) or a folder; "
         "if data.task is for texts, any text classifier or causal language model"

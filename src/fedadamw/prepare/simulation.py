@@ -10,6 +10,7 @@ from torch import nn
 
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.algorithms import registry
+from fedadamw.algorithms.classes import NO_BLOCKS
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
@@ -178,7 +179,7 @@ def _check_remote(experiment: Experiment) -> None:
 def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
     """Return the algorithm that the experiment names, with the blocks of `model` if it uses them."""
     name, settings = registry.parse_section(experiment.algorithm)
-    blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else registry.NO_BLOCKS
+    blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else NO_BLOCKS
     return registry.make(name, settings, blocks)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,27 +24,31 @@ Width = int | str  # pixels, or "container": as wide as the page gives
 
 
 def curves_chart(records: Records) -> Chart:
-    """Return the score and the losses by round, side by side."""
+    """Return the score, if there is one, and the losses by round, side by side."""
+    if not metrics.find_evaluations(records):
+        return loss_chart(records, width=420)
     pair = alt.hconcat(score_chart(records, width=420), loss_chart(records, width=420), bounds="flush", spacing=64)
     return pair.resolve_scale(color="independent")
 
 
 def score_chart(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
     """Return the main metric by round; hovering shows the bytes sent so far."""
-    name = metrics.label(metrics.main_metric(records))
+    metric = metrics.main_metric(records)
+    name, in_percent = metrics.label(metric), metrics.axis_format(metric) == "%"
+    sent = accumulate(r["up_bytes"] for r in records)
     rows = [
-        {"round": r["round"], "score": value, "sent": _megabytes(records, i)}
-        for i, r in enumerate(records)
+        {"round": r["round"], "score": value, "sent": total / 1e6}
+        for r, total in zip(records, sent, strict=True)
         if (value := metrics.score(r)) is not None
     ]
     hover = [
         alt.Tooltip("round:Q"),
-        alt.Tooltip("score:Q", format=".2%", title=f"test {name}"),
+        alt.Tooltip("score:Q", format=".2%" if in_percent else ".4g", title=f"test {name}"),
         alt.Tooltip("sent:Q", format=",.1f", title="MB sent up so far"),
     ]
     base = alt.Chart(alt.Data(values=rows), title=f"Test {name}").encode(
         x=alt.X("round:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d")),
-        y=alt.Y("score:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(zero=False)),
+        y=alt.Y("score:Q", title=None, axis=alt.Axis(format=metrics.axis_format(metric)), scale=alt.Scale(zero=False)),
     )
     line = base.mark_line(color=BLUE, strokeWidth=2.5)
     return (line + base.mark_circle(color=BLUE, size=28).encode(tooltip=hover)).properties(width=width, height=height)
@@ -73,11 +78,6 @@ def loss_chart(records: Records, *, width: Width = "container", height: int = 24
     ).properties(width=width, height=height)
 
 
-def _megabytes(records: Records, until: int) -> float:
-    """Return the megabytes that all clients have sent, up to and including record `until`."""
-    return float(sum(r["up_bytes"] for r in records[: until + 1]) / 1e6)
-
-
 def partition_chart(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880) -> Chart:
     """Return a heat map of the samples of each class (clients, classes) that each client has."""
     shown, names = counts[:MAX_CLIENTS], list(map(escape_text, classes))  # a picture cannot hold all characters
@@ -85,8 +85,8 @@ def partition_chart(counts: np.ndarray, classes: Sequence[str], *, width: Width 
         {"client": int(i), "class": names[c], "samples": int(shown[i, c])}
         for i, c in zip(*np.nonzero(shown), strict=True)
     ]
-    cut = "" if len(shown) == len(counts) else f" (the first {len(shown)} of {len(counts):,})"
-    title = f"Who holds what: {len(counts):,} clients{cut} x {len(classes)} classes"
+    cut = "" if len(shown) == len(counts) else f", {len(shown)} shown"
+    title = alt.TitleParams("Who holds what", subtitle=f"{len(counts):,} clients{cut}, {len(classes)} classes")
     labels = alt.Axis(labels=len(classes) <= 40, ticks=len(classes) <= 40)
     step = max(len(shown) // 10, 1)
     return (

@@ -5,6 +5,7 @@ import signal
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,11 +17,17 @@ from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
+from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
+from fedadamw.runner.client_losses import ClientLosses
 from fedadamw.runner.folder import RunFolder, settings_digest
-from fedadamw.runner.manifest import build_manifest
+from fedadamw.runner.live_page import LivePage
+from fedadamw.runner.manifest import build_manifest, warn_of_other_package
 from fedadamw.runner.tracking import Trackers, check_trackers
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import check
+
+if TYPE_CHECKING:
+    from fedadamw.report.run_page import RunPage
 
 OnRound = Callable[[Record], object]
 
@@ -55,11 +62,12 @@ def execute(
     prepared = prepare(experiment, remote=make_clients is not None) if prepare_run is None else prepare_run(experiment)
     with folder.lock():
         folder.check_startable(experiment, resume=resume)  # again, now that no other process can change the folder
-        with Trackers(experiment, folder.path) as trackers:
+        page = LivePage(folder, experiment.training.rounds, lambda: open_page(folder, prepared), enabled=report)
+        with page, Trackers(experiment, folder.path) as trackers:
             clients = None if make_clients is None else make_clients(prepared)
             simulation = _start_or_resume(experiment, folder, prepared, clients, listeners, resume=resume)
             if not simulation.ranks.agree(stop=bool(on_start(simulation))):
-                _train(experiment, folder, simulation, trackers, on_round)
+                _train(experiment, folder, simulation, trackers, page, on_round)
         if report:
             write_report(folder, prepared)
     return simulation
@@ -78,9 +86,11 @@ def _start_or_resume(
     manifest, checkpoint = build_manifest(experiment, prepared), None
     if resume and folder.started:
         folder.check_same(manifest)
+        warn_of_other_package(experiment.algorithm_name, folder.read_manifest())
         checkpoint = folder.load(experiment)
     else:
         folder.start(experiment, manifest)
+    ClientLosses(folder.path).keep(0 if checkpoint is None else checkpoint[0])
     check_ranks_agree(experiment, prepared)
     memory_folder = folder.path / "clients" if experiment.client_memory == "disk" else None
     saved = None if checkpoint is None else Saved(*checkpoint)
@@ -88,12 +98,18 @@ def _start_or_resume(
 
 
 def _train(
-    experiment: Experiment, folder: RunFolder, simulation: Simulation, trackers: Trackers, on_round: OnRound
+    experiment: Experiment,
+    folder: RunFolder,
+    simulation: Simulation,
+    trackers: Trackers,
+    page: LivePage,
+    on_round: OnRound,
 ) -> None:
     """Run the remaining rounds; on an interrupt or error, save the last complete round first."""
-    settled = simulation.state
+    settled, losses = simulation.state, ClientLosses(folder.path)
     try:
         for record in simulation.rounds():
+            losses.append(record.round, simulation.losses)
             folder.append(record)
             settled = simulation.state  # its record is on disk, so it may be saved
             stop = bool(on_round(record))
@@ -101,6 +117,7 @@ def _train(
             last = stop or settled.round == experiment.training.rounds
             if last or settled.round % experiment.checkpoint_every == 0:
                 folder.save(settled.round, simulation.tensors(settled), experiment)
+            page.update()
             if simulation.ranks.agree(stop=stop):
                 break
     except KeyboardInterrupt as request:
@@ -152,10 +169,20 @@ def check_ranks_agree(experiment: Experiment, prepared: Prepared) -> None:
     )
 
 
-def write_report(folder: RunFolder, prepared: Prepared) -> None:
-    """Write curves.png and report.html of a finished run."""
-    from fedadamw.report.run_page import write_run_page
+def open_page(folder: RunFolder, prepared: Prepared) -> "RunPage":
+    """Return the page of a run, to be written with its records."""
+    from fedadamw.report.run_page import RunPage
 
     counts, classes = prepared.class_counts, prepared.train.classes
     settings = read_yaml(str(folder.config), folder.config.read_text())
-    write_run_page(folder.path, folder.records(), settings, folder.read_manifest(), counts, classes)
+    return RunPage(folder.path, settings, folder.read_manifest(), counts, classes)
+
+
+def write_report(folder: RunFolder, prepared: Prepared) -> None:
+    """Write curves.png and report.html of a run that ended, before its last round if a callback stopped it."""
+    from fedadamw.report.run_page import write_curves
+
+    records, rounds = folder.records(), prepared.experiment.training.rounds
+    write_curves(folder.path, records)
+    text = describe_stopped(len(records), rounds, describe_resuming(folder.path))
+    open_page(folder, prepared).write(records, RunStatus(text))

@@ -3,12 +3,13 @@
 import json
 import platform
 import subprocess
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from fedadamw.algorithms.registry import needs_blocks
+from fedadamw.algorithms.registry import find_package, needs_blocks
 from fedadamw.prepare.paths import list_plain_folders
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.report.run_files import Manifest, ModelFacts
@@ -24,7 +25,7 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
     if needs_blocks(experiment.algorithm_name):
         model["B"] = prepared.algorithm.blocks.B  # type: ignore[attr-defined]  # needs_blocks says that it has them
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": _collect_versions(experiment.algorithm_name),
         "commit": commit(),
         "seed": experiment.seed,
         "device": device_name(prepared.device),
@@ -37,6 +38,25 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
         "partition": {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint},
         "model": model,
     }
+
+
+def _collect_versions(algorithm: str) -> dict[str, str | None]:
+    """Return the versions of Python and of packages, the one that the algorithm comes from included."""
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    package = find_package(algorithm)
+    return versions if package is None else {**versions, package.package: package.version}
+
+
+def warn_of_other_package(algorithm: str, before: Manifest) -> None:
+    """Warn if the algorithm comes from another package, or version of it, than when the run started."""
+    package = find_package(algorithm)
+    was = before["versions"].get(package.package) if package else None
+    if package and was != package.version:
+        warnings.warn(
+            f"algorithm {algorithm!r} is of package {package} now; the run started with "
+            f"{f'version {was}' if was else 'another package'}, which may give other numbers",
+            stacklevel=2,
+        )
 
 
 def device_name(device: torch.device) -> str:

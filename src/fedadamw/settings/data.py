@@ -20,6 +20,7 @@ class DataSettings(Section):
         description=f"What is learned: {IMAGE} or {TEXT}: the class of an image or a text; {LANGUAGE}: the next token; "
         f"a task of GLUE: {', '.join(glue.TASKS)}; or {PYTHON}: model and data are objects given to "
         "`fedadamw.simulate`.",
+        json_schema_extra={"enum": list(DATA_TASKS)},
     )
     source: str = Field(
         default="digits",

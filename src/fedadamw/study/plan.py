@@ -178,6 +178,11 @@ def check_overrides(overrides: Overrides, algorithms: Sequence[str], message: st
     """
     for name in algorithms:
         check_one_of("algorithm", name, registry.ALGORITHMS)
+        check(
+            name not in registry.REGISTERED,
+            f"algorithm {name!r} is registered in this process, but each run of a study is a process of its own: "
+            "let its package name it in an entry point (docs/adding-an-algorithm.md)",
+        )
     check(len(set(algorithms)) == len(algorithms), f"-a {','.join(algorithms)}: names one algorithm twice")
     paths = [path for path, _ in overrides]
     for path, value in overrides:

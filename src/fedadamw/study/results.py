@@ -44,7 +44,7 @@ def collect_results(
         "device": join_distinct(manifest["device"] for manifest in manifests),
         "versions": {
             package: join_distinct(manifest["versions"].get(package) for manifest in manifests)
-            for package in (manifests[0]["versions"] if manifests else ())
+            for package in dict.fromkeys(name for manifest in manifests for name in manifest["versions"])
         },
         "metric": join_distinct(metrics),
         "target": None if target is None else round(target, 4),
