@@ -23,6 +23,7 @@ LAYERS = (  # a module imports from its own folder or from rows above it; an ent
     ("data",),
     ("engine",),
     ("prepare",),
+    ("machine",),
     ("report",),
     ("runner",),
     ("trained", "study"),
