@@ -19,6 +19,7 @@ Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.HConcatChart
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#64748b"
 MAX_CLIENTS = 200  # columns of the partition chart that are wide enough to see
 
+ROUNDS_AXIS = alt.Axis(tickMinStep=1, format="d")  # rounds are whole numbers
 Width = int | str  # pixels, or "container": as wide as the page gives
 
 
@@ -42,7 +43,7 @@ def score_chart(records: Records, *, width: Width = "container", height: int = 2
         alt.Tooltip("sent:Q", format=",.1f", title="MB sent up so far"),
     ]
     base = alt.Chart(alt.Data(values=rows), title=f"Test {name}").encode(
-        x=alt.X("round:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d")),
+        x=alt.X("round:Q", title="round", axis=ROUNDS_AXIS),
         y=alt.Y("score:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(zero=False)),
     )
     line = base.mark_line(color=BLUE, strokeWidth=2.5)
@@ -61,7 +62,7 @@ def loss_chart(records: Records, *, width: Width = "container", height: int = 24
     ]
     chart = alt.Chart(alt.Data(values=rows), title="Loss").mark_line(strokeWidth=2)
     return chart.encode(
-        x=alt.X("round:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d")),
+        x=alt.X("round:Q", title="round", axis=ROUNDS_AXIS),
         y=alt.Y("loss:Q", title=None),
         color=alt.Color(
             "of:N",
