@@ -1,6 +1,7 @@
 # make demo: watch FedAdamW train a Vision Transformer over 100 non-IID clients.
 # make test: the tests that take seconds.     Both create .venv and install what they need.
 # make test-all: those, and the ones that take minutes; make test-flower: of these, the ones with real SuperLinks and nodes.
+# make dist: the wheel and the sdist of a release, built and checked (docs/releasing.md).
 # make docs: the site, in build/docs; open build/docs/index.html.
 # make flower-demo: a SuperLink and four SuperNodes on this machine, with TLS and keys.
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PARALLEL = -n $$(( 2 * $$(getconf _NPROCESSORS_ONLN) )) --dist worksteal --durations 12  # two a core: many tests wait for processes of theirs
 
-.PHONY: demo docs test test-all test-slow test-flower flower-demo check format clean
+.PHONY: demo docs test test-all test-slow test-flower flower-demo check format dist clean
 
 demo: .venv/.run
 	$(BIN)/fedadamw run digits $(ARGS)
@@ -39,6 +40,11 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+dist: .venv/.release
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
 clean:
 	rm -rf .venv build dist runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -50,6 +56,10 @@ clean:
 
 .venv/.dev: .venv/.run
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/.release: .venv/.run
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[release]'
 	touch $@
 
 .venv/.docs: .venv/.run

@@ -35,7 +35,7 @@ that grew as long as its best value was at an edge (`fedadamw tune --only lr,ser
 2,000 to 5,000 held-out samples, for texts as the notes below their tables say. A comparison of one seed has no
 interval: there a gap of a point or two means nothing. To repeat a comparison:
 
-```
+```bash
 fedadamw compare small/cifar10-vit-dir0.1 -a fedadamw,local-adamw --seeds 3 -s data.source=./data/cifar10
 ```
 """

@@ -1,13 +1,10 @@
 """Help, names and completion of the command line, without heavy libraries."""
 
 import inspect
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -83,28 +80,6 @@ for words in ("list", "--help", "--version", "run --help", "flower new --help", 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_bash_completes_commands_recipes_algorithms_models_and_settings():
-    lines = {
-        "fedadamw fl": "flower",
-        "fedadamw run digi": "digits",
-        "fedadamw flower new app small/sst": "small/sst2-minilm-lora",
-        "fedadamw compare -a fedavg,fedadam": "fedavg,fedadamw fedavg,fedadam",
-        "fedadamw blocks resnet": "resnet-nano resnet18",
-        "fedadamw run -s training.ro": "training.rounds=",
-        "fedadamw run digits -s seed = 3 -s algorithm.al": "algorithm.alpha=",  # bash splits at =
-    }
-    script = ["source <(fedadamw --show-completion bash)"]
-    for line in lines:
-        script += [f"COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))", "_fedadamw_completion fedadamw"]
-        script.append('echo "${COMPREPLY[@]}"')
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", "\n".join(script)], env={**os.environ, "PATH": path}, capture_output=True, text=True
-    )
-    assert done.stdout.splitlines() == list(lines.values()), done.stderr
 
 
 def test_an_unknown_command_gets_one_hint(run_main):

@@ -272,7 +272,7 @@ def test_one_seed_has_no_band():
 
 def test_an_axis_is_as_high_as_the_values_and_not_as_wide_bands():
     rows = [{"y": 0.4, "low": 0.0, "high": 0.41}, {"y": 0.5, "low": 0.45, "high": 1.0}]
-    assert study_rows.value_domain(rows, "y", (0.0, 1.0)) == (pytest.approx(0.35), pytest.approx(0.55))
+    assert study_rows.value_domain(rows, "y", (0.0, 1.0)) == (pytest.approx(0.37), pytest.approx(0.53))
     assert study_rows.value_domain(rows, "y", (0.38, 0.52)) == (0.38, 0.52), "nor past the metric's ends"
     assert study_rows.value_domain(rows[:1], "y", (0.0, 1.0)) is None, "one value has no height"
 

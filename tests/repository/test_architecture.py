@@ -25,9 +25,9 @@ LAYERS = (  # a module imports from its own folder or from rows above it; an ent
     ("prepare",),
     ("report",),
     ("runner",),
-    ("trained", "study"),
+    ("trained", "study", "watch"),
     ("flower",),
-    ("cli", "__init__"),
+    ("cli", "api", "__init__"),
     ("__main__",),
 )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ValidationError, create_model
@@ -28,16 +29,21 @@ def has_blocks(kind: type[AnyAlgorithm]) -> bool:
     return any(f.name == BLOCKS for f in dataclasses.fields(kind))  # type: ignore[arg-type]  # as above
 
 
-def make_settings_model(name: str, kind: type[AnyAlgorithm]) -> type[BaseModel]:
-    """Return a pydantic model of an algorithm's settings."""
+def parse_settings(kind: type[AnyAlgorithm], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings, those in `values` converted to their types; raises InputError if one cannot be."""
     types = get_type_hints(kind, include_extras=True)
     fields: dict[str, Any] = {key: (types[key], default) for key, default in defaults_of(kind).items()}
-    model: type[BaseModel] = create_model(name, **fields)
-    return model
+    model: type[BaseModel] = create_model(kind.__name__, **fields)
+    try:
+        return model.model_validate(dict(values)).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"algorithm.{where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
-def check_class(name: str, kind: object) -> type[AnyAlgorithm]:
-    """Return `kind`; raises InputError if it is not a class that can be the algorithm `name`."""
+def check_class(kind: object) -> type[AnyAlgorithm]:
+    """Return `kind`; raises InputError if it is not a class that can be an algorithm."""
     check(isinstance(kind, type) and issubclass(kind, Algorithm), f"{kind!r} is no class derived from Algorithm")
     assert isinstance(kind, type)
     assert issubclass(kind, Algorithm)
@@ -49,7 +55,7 @@ def check_class(name: str, kind: object) -> type[AnyAlgorithm]:
     known = ["lr", *defaults_of(kind)]
     unknown = [setting for setting in kind.tuning if setting not in known]
     check(not unknown, f"{where}.tuning has {', '.join(unknown)}, which is no setting; use of {', '.join(known)}")
-    _check_defaults(name, kind)
+    _check_defaults(kind)
     return kind
 
 
@@ -63,15 +69,13 @@ def _check_settings(where: str, defaults: dict[str, Any]) -> None:
         check(plain, f"{where}.{key}={default!r} is no number, word, true or false, None, or tuple of these")
 
 
-def _check_defaults(name: str, kind: type[AnyAlgorithm]) -> None:
+def _check_defaults(kind: type[AnyAlgorithm]) -> None:
     """Raise InputError if an algorithm's defaults are not of its settings' types or are refused by the class."""
     defaults = defaults_of(kind)
     try:
-        make_settings_model(name, kind).model_validate(defaults)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key, message = first["loc"][0], first["msg"]
-        raise InputError(f"{kind.__qualname__}.{key}={first['input']!r}: {message}") from None
+        parse_settings(kind, defaults)
+    except InputError as error:
+        raise InputError(f"{kind.__qualname__} has a wrong default: {error}") from None
     except Exception as error:  # pydantic's own, or whatever an annotation raises
         reason = " ".join(str(error).split())
         raise InputError(f"{kind.__qualname__}: the settings' types cannot be read ({reason})") from error

@@ -55,10 +55,10 @@ class Up(NamedTuple):
 class FedAdam(Algorithm[Server, Down, tuple[()], Local, Up]):
     """SGD on clients, Adam on the server."""
 
-    betas: tuple[float, float] = (0.9, 0.99)  # of the server's moments
-    tau: float = 1e-3  # in the denominator; smaller is more adaptive
-    server_lr: float = 0.01  # of the server's step
-    weight_decay: float = 1e-3  # per local step, times lr
+    betas: tuple[float, float] = (0.9, 0.99)  # decay rates of the server's moments (each 0 to below 1)
+    tau: float = 1e-3  # added to the denominator; smaller is more adaptive (above 0)
+    server_lr: float = 0.01  # learning rate of the server (above 0)
+    weight_decay: float = 1e-3  # per local step, times lr (at least 0)
 
     elementwise: ClassVar = True
     adds_mean: ClassVar = False

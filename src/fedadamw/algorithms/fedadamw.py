@@ -71,11 +71,11 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
     """FedAdamW, and its ablations by other values of `share`."""
 
     blocks: Blocks  # v is averaged in each
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.01  # decoupled, per step, times lr
-    alpha: float = 0.5  # weight of Delta_G in every local step
-    share: str = "mean-v"  # none, m, v, vm, mean-v
+    betas: tuple[float, float] = (0.9, 0.999)  # decay rates of m and v (each 0 to below 1)
+    eps: float = 1e-8  # added to the denominator (above 0)
+    weight_decay: float = 0.01  # decoupled, per step, times lr (at least 0)
+    alpha: float = 0.5  # weight of Delta_G in every local step (at least 0)
+    share: str = "mean-v"  # moments kept from round to round; mean-v: block means of v (one of none, m, v, vm, mean-v)
 
     elementwise: ClassVar = True
     tuning: ClassVar = {

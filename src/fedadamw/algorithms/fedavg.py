@@ -39,7 +39,7 @@ class Up(NamedTuple):
 class FedAvg(Algorithm[Server, Server, tuple[()], Local, Up]):
     """SGD on clients, averaged models."""
 
-    weight_decay: float = 1e-3  # per step, times lr
+    weight_decay: float = 1e-3  # per step, times lr (at least 0)
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (0.03, 0.1, 0.3), "weight_decay": (1e-4, 1e-3, 1e-2)}

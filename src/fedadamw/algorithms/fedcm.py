@@ -47,8 +47,8 @@ class Up(NamedTuple):
 class FedCM(Algorithm[Server, Server, tuple[()], Local, Up]):
     """SGD on clients with the global direction as momentum."""
 
-    a: float = 0.1  # weight of the client's own gradient; the global direction has 1 - a
-    weight_decay: float = 1e-3  # per step, times lr
+    a: float = 0.1  # weight of the client's own gradient; the global direction has 1 - a (above 0, at most 1)
+    weight_decay: float = 1e-3  # per step, times lr (at least 0)
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (0.03, 0.1, 0.3), "weight_decay": (1e-4, 1e-3, 1e-2), "a": (0.05, 0.1, 0.3)}

@@ -55,10 +55,10 @@ class Up(NamedTuple):
 class FedLADA(Algorithm[Server, Server, tuple[()], Local, Up]):
     """Adaptive clients with a carried second moment, amended by the global direction."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 1e-3  # part of the gradient
-    a: float = 0.1  # weight of the client's own direction; the global direction has 1 - a
+    betas: tuple[float, float] = (0.9, 0.999)  # decay rates of m and v (each 0 to below 1)
+    eps: float = 1e-8  # added to the denominator (above 0)
+    weight_decay: float = 1e-3  # part of the gradient (at least 0)
+    a: float = 0.1  # weight of the client's own direction; the global direction has 1 - a (above 0, at most 1)
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-4, 1e-3, 1e-2), "a": (0.1, 0.3, 0.5)}

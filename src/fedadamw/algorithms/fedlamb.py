@@ -61,11 +61,11 @@ class FedLAMB(Algorithm[Server, Server, tuple[()], Local, Up]):
     """LAMB on clients, with the block means and the alignment of FedAdamW."""
 
     blocks: Blocks  # v is averaged in each; trust ratios are per tensor of its layout
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-6
-    weight_decay: float = 0.01  # inside the ratio, times lr
-    alpha: float = 0.5  # weight of Delta_G in every local step
-    trust: tuple[float, float] = (0.01, 10.0)  # the range of the trust ratio
+    betas: tuple[float, float] = (0.9, 0.999)  # decay rates of m and v (each 0 to below 1)
+    eps: float = 1e-6  # added to the denominator (above 0)
+    weight_decay: float = 0.01  # inside the trust ratio, times lr (at least 0)
+    alpha: float = 0.5  # weight of Delta_G in every local step (at least 0)
+    trust: tuple[float, float] = (0.01, 10.0)  # lowest and highest trust ratio (each at least 0)
 
     tuning: ClassVar = {"lr": (1e-3, 3e-3, 1e-2), "weight_decay": (1e-3, 1e-2, 1e-1), "alpha": (0.25, 0.5, 0.75)}
 

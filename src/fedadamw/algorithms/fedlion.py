@@ -53,9 +53,9 @@ class Up(NamedTuple):
 class FedLion(Algorithm[Server, Server, tuple[()], Local, Up]):
     """Lion on clients with the global direction in every step."""
 
-    betas: tuple[float, float] = (0.9, 0.99)  # of the direction, of the momentum
-    weight_decay: float = 0.03  # decoupled, per step, times lr
-    alpha: float = 0.5  # weight of Delta_G in every local step
+    betas: tuple[float, float] = (0.9, 0.99)  # decay rates of the direction and of the momentum (each 0 to below 1)
+    weight_decay: float = 0.03  # decoupled, per step, times lr (at least 0)
+    alpha: float = 0.5  # weight of Delta_G in every local step (at least 0)
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (1e-4, 3e-4, 1e-3), "weight_decay": (1e-2, 3e-2, 1e-1), "alpha": (0.25, 0.5, 0.75)}

@@ -65,12 +65,12 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
     """Muon on clients with averaged momenta and global alignment."""
 
     blocks: Blocks  # their kinds tell which tensors are matrices of hidden layers
-    betas: tuple[float, float] = (0.95, 0.999)  # of the momentum, and of AdamW's v elsewhere
-    eps: float = 1e-8
-    weight_decay: float = 0.01  # decoupled, per step, times lr
-    alpha: float = 0.5  # weight of Delta_G in every local step; the client's own direction has 1 - alpha
-    steps: int = 5  # Newton-Schulz iterations
-    rank: int | None = None  # of the momenta's sketches; None sends them whole
+    betas: tuple[float, float] = (0.95, 0.999)  # decay rates of the momentum, and of v elsewhere (each 0 to below 1)
+    eps: float = 1e-8  # added to the denominator (above 0)
+    weight_decay: float = 0.01  # decoupled, per step, times lr (at least 0)
+    alpha: float = 0.5  # weight of Delta_G in every local step; the client's own has 1 - alpha (0 to below 1)
+    steps: int = 5  # Newton-Schulz iterations (at least 1)
+    rank: int | None = None  # rank of the momenta's sketches that travel; null sends them whole (at least 1)
 
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-3, 1e-2, 1e-1), "alpha": (0.25, 0.5, 0.75)}
 

@@ -41,8 +41,8 @@ class Up(NamedTuple):
 class FedProx(Algorithm[Server, Server, tuple[()], Local, Up]):
     """SGD on clients with a pull towards the global model, averaged models."""
 
-    mu: float = 0.01  # strength of the pull
-    weight_decay: float = 1e-3  # per step, times lr
+    mu: float = 0.01  # strength of the pull towards the global model (at least 0)
+    weight_decay: float = 1e-3  # per step, times lr (at least 0)
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (0.03, 0.1, 0.3), "weight_decay": (1e-4, 1e-3, 1e-2), "mu": (1e-3, 1e-2, 1e-1)}

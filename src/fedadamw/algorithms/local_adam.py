@@ -47,9 +47,9 @@ class Up(NamedTuple):
 class LocalAdam(Algorithm[Server, Server, tuple[()], Local, Up]):
     """Adam on clients, averaged models."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.01  # part of the gradient
+    betas: tuple[float, float] = (0.9, 0.999)  # decay rates of m and v (each 0 to below 1)
+    eps: float = 1e-8  # added to the denominator (above 0)
+    weight_decay: float = 0.01  # part of the gradient (at least 0)
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-4, 1e-3, 1e-2)}

@@ -7,10 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.algorithms.classes import BLOCKS, NO_BLOCKS, check_class, defaults_of, has_blocks, make_settings_model
+from fedadamw.algorithms.classes import BLOCKS, NO_BLOCKS, check_class, defaults_of, has_blocks, parse_settings
 from fedadamw.algorithms.fedadam import FedAdam
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.algorithms.fedavg import FedAvg
@@ -25,7 +23,7 @@ from fedadamw.algorithms.local_adamw import LocalAdamW
 from fedadamw.algorithms.plugins import Plugin, check_unambiguous, find_plugins
 from fedadamw.algorithms.scaffold import Scaffold
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.validation import InputError, check, check_one_of, suggest
+from fedadamw.validation import InputError, check, shorten, suggest
 
 BUILT_IN: dict[str, type[AnyAlgorithm]] = {
     "fedadamw": FedAdamW,
@@ -91,7 +89,7 @@ def register(name: str, algorithm: type[AnyAlgorithm], *, replace: bool = False)
     """
     _check_name(name)
     check(name not in BUILT_IN, f"algorithm {name!r} is fedadamw's own: take another name")
-    kind = check_class(name, algorithm)
+    kind = check_class(algorithm)
     if any(_names(plugin, kind) for plugin in find_plugins().get(name, ())):
         return
     others = [f"of package {plugin}" for plugin in find_plugins().get(name, ())]
@@ -112,7 +110,7 @@ def _load_class(plugin: Plugin) -> type[AnyAlgorithm]:
     """Import the class of a plug-in; raises InputError if it is no algorithm."""
     try:
         _check_name(plugin.name)
-        return check_class(plugin.name, plugin.load())
+        return check_class(plugin.load())
     except InputError as error:
         raise InputError(f"package {plugin} has no usable algorithm {plugin.name!r}: {error}") from error
 
@@ -129,7 +127,9 @@ def _names(plugin: Plugin, kind: type[AnyAlgorithm]) -> bool:
 
 def settings_of(name: str) -> dict[str, Any]:
     """Return the settings of algorithm `name` with their defaults; blocks are not one, they come from the model."""
-    check_one_of("algorithm.name", name, ALGORITHMS)
+    names = ", ".join(ALGORITHMS)
+    hint = f"is unknown{suggest(name, ALGORITHMS)}; use one of {names}, or install the package that has it"
+    check(name in ALGORITHMS, f"algorithm.name={shorten(name)} {hint}")
     return defaults_of(ALGORITHMS[name])
 
 
@@ -147,12 +147,7 @@ def validate(name: str, values: Mapping[str, Any], *, others: Sequence[str] = ()
             raise InputError(
                 f"algorithm.{key} is unknown{hint}; {name} has {', '.join(defaults) or 'none'}{hint_of_owners}"
             )
-    try:
-        settings: dict[str, Any] = make_settings_model(name, ALGORITHMS[name]).model_validate(dict(values)).model_dump()
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"algorithm.{where}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+    settings = parse_settings(ALGORITHMS[name], values)
     accepted = {key: defaults[key] for key in ZERO_IN_OLD_RUNS if settings.get(key, -1) >= 0}
     check_startable({"name": name, **settings, **accepted})
     return settings

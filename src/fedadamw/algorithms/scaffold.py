@@ -57,8 +57,8 @@ class Up(NamedTuple):
 class Scaffold(Algorithm[Server, Server, Memory, Local, Up]):
     """SGD on clients, corrected by control variates."""
 
-    server_lr: float = 1.0  # of the server's step
-    weight_decay: float = 1e-3  # per step, times lr
+    server_lr: float = 1.0  # learning rate of the server (above 0)
+    weight_decay: float = 1e-3  # per step, times lr (at least 0)
 
     elementwise: ClassVar = True
     changes: ClassVar = ("delta", "dc")

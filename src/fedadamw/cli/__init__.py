@@ -1,14 +1,21 @@
-"""The command line: run.py trains, studies.py compares, models.py exports, flower.py federates, views.py shows."""
+"""The command line.
 
+run.py trains, studies.py compares, models.py exports, predict.py predicts, flower.py federates, views.py,
+reference.py and watch.py show.
+"""
+
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import typer
 
-from fedadamw.cli import flower, models, run, studies, views  # noqa: F401  (they add their commands)
+from fedadamw.cli import flower, models, predict, reference, run, studies, views, watch  # noqa: F401  (they add their commands)
 from fedadamw.cli.app import app, describe_full_memory, say
+from fedadamw.cli.complete import words_of_bash
 from fedadamw.runner.signals import terminate
 from fedadamw.validation import InputError
 
@@ -18,7 +25,9 @@ def main() -> None:
     if sys.platform == "win32":
         say("error: fedadamw's commands run on Linux and macOS; on Windows use WSL. `import fedadamw` works there")
         sys.exit(2)
-    run_and_exit(app)
+    in_bash = os.environ.get("_FEDADAMW_COMPLETE") == "complete_bash"
+    with words_of_bash() if in_bash else nullcontext():
+        run_and_exit(app)
 
 
 def run_and_exit(command: Callable[[], None]) -> None:

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import altair as alt
 import numpy as np
@@ -32,9 +33,10 @@ def curves_chart(records: Records) -> Chart:
 def score_chart(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
     """Return the main metric by round; hovering shows the bytes sent so far."""
     name = metrics.label(metrics.main_metric(records))
+    sent = accumulate(r["up_bytes"] for r in records)
     rows = [
-        {"round": r["round"], "score": value, "sent": _megabytes(records, i)}
-        for i, r in enumerate(records)
+        {"round": r["round"], "score": value, "sent": total / 1e6}
+        for r, total in zip(records, sent, strict=True)
         if (value := metrics.score(r)) is not None
     ]
     hover = [
@@ -72,11 +74,6 @@ def loss_chart(records: Records, *, width: Width = "container", height: int = 24
         ),
         tooltip=[alt.Tooltip("round:Q"), alt.Tooltip("of:N", title=" "), alt.Tooltip("loss:Q", format=".4f")],
     ).properties(width=width, height=height)
-
-
-def _megabytes(records: Records, until: int) -> float:
-    """Return the megabytes that all clients have sent, up to and including record `until`."""
-    return float(sum(r["up_bytes"] for r in records[: until + 1]) / 1e6)
 
 
 def partition_chart(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880) -> Chart:
@@ -134,6 +131,11 @@ def apply_style(chart: Chart) -> Chart:
         .configure_axis(gridColor="#e5e7eb", domainColor="#9ca3af", tickColor="#9ca3af", labelColor="#374151")
         .configure_title(anchor="start", fontSize=14, color="#111827")
     )
+
+
+def to_spec(chart: Chart) -> dict[str, Any]:
+    """Return the chart, with its style, in Vega-Lite's JSON."""
+    return dict(apply_style(chart).to_dict(validate=False))
 
 
 def save_chart(chart: Chart, path: Path) -> None:

@@ -1,5 +1,6 @@
 """The HTML page of a run, which opens offline: charts, headline numbers, settings, manifest."""
 
+import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,9 +14,68 @@ from fedadamw.io.escaping import escape_html, escape_script
 from fedadamw.report import run_charts
 from fedadamw.report.metrics import find_evaluations, format_metric, label, main_metric, score
 from fedadamw.report.run_files import Manifest, RecordDict
+from fedadamw.report.run_status import FINISHED, RunStatus
 from fedadamw.report.setting_tables import render_settings
 from fedadamw.report.vega import vega_script
 from fedadamw.settings.section import flatten_settings
+
+
+class RunPage:
+    """The page of one run, written again as the run goes on: what does not change is prepared once.
+
+    settings: nested, as in config.yaml. counts: (clients, classes) samples of each class, all 0 if they are unknown.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        manifest: Manifest,
+        counts: np.ndarray,
+        classes: Sequence[str],
+    ) -> None:
+        self.folder = folder
+        self._partition = (
+            run_charts.to_spec(run_charts.partition_chart(counts, classes, width="container")) if counts.any() else None
+        )
+        data = dict(manifest["data"])
+        if settings["partition"]["kind"] == "nodes":
+            data["server's own, not trained on"] = data.pop("train")
+        self._fixed = {
+            "title": escape_html(folder.name),
+            "settings": render_settings(flatten_settings(settings)),
+            "manifest": render_settings(flatten_settings({**manifest, "data": data})),
+            "library": vega_script(),
+        }
+        self._template = Template((resources.files("fedadamw.report") / "page.html").read_text())
+
+    def write(self, records: Sequence[RecordDict], status: RunStatus = FINISHED) -> None:
+        """Write report.html, with the charts' library inside it."""
+        write_atomically(self.folder / "report.html", self.render(records, status).encode())
+
+    def render(self, records: Sequence[RecordDict], status: RunStatus = FINISHED) -> str:
+        """Return the page as HTML. records: one or more."""
+        specs = self._specs(records)
+        about = {"refresh_s": status.refresh_s, "resume": status.resume, "written": time.time()}
+        return self._template.substitute(
+            self._fixed,
+            cards="".join(_card(*card) for card in summarize(records)),
+            status=escape_html(status.text),
+            panels="".join(f"<div class=panel id={name}></div>" for name in specs if name not in ("score", "losses")),
+            specs=escape_script({"charts": specs, "status": about}),
+        )
+
+    def _specs(self, records: Sequence[RecordDict]) -> dict[str, Any]:
+        """Return the charts in Vega-Lite's JSON, by name."""
+        charts = {"losses": run_charts.loss_chart(records)}
+        if find_evaluations(records):
+            charts["score"] = run_charts.score_chart(records)
+        specs = {name: run_charts.to_spec(chart) for name, chart in charts.items()}
+        if self._partition is not None:
+            specs["partition"] = self._partition
+        if records[-1].get("federation"):
+            specs["answers"] = run_charts.to_spec(run_charts.outcomes_chart(records))
+        return specs
 
 
 def write_run_page(
@@ -26,62 +86,43 @@ def write_run_page(
     counts: np.ndarray,
     classes: Sequence[str],
 ) -> None:
-    """Write curves.png and report.html into `folder`.
-
-    settings: nested, as in config.yaml. counts: (clients, classes) samples of each class, all 0 if they are unknown.
-    """
-    run_charts.save_chart(run_charts.curves_chart(records), folder / "curves.png")
-    charts = {
-        "score": run_charts.apply_style(run_charts.score_chart(records)),
-        "losses": run_charts.apply_style(run_charts.loss_chart(records)),
-    }
-    if counts.any():
-        charts["partition"] = run_charts.apply_style(run_charts.partition_chart(counts, classes, width="container"))
-    if records[-1].get("federation"):
-        charts["answers"] = run_charts.apply_style(run_charts.outcomes_chart(records))
-    data = dict(manifest["data"])
-    if settings["partition"]["kind"] == "nodes":
-        data["server's own, not trained on"] = data.pop("train")
-    text = render(folder.name, records, settings, {**manifest, "data": data}, charts)
-    write_atomically(folder / "report.html", text.encode())
+    """Write curves.png and report.html into `folder`; see RunPage."""
+    write_curves(folder, records)
+    RunPage(folder, settings, manifest, counts, classes).write(records)
 
 
-def render(
-    title: str,
-    records: Sequence[RecordDict],
-    settings: Mapping[str, object],
-    manifest: Mapping[str, object],
-    charts: Mapping[str, run_charts.Chart],
-) -> str:
-    """Return the page as HTML, with the charts' library inside it."""
-    template = Template((resources.files("fedadamw.report") / "page.html").read_text())
-    specs = {name: chart.to_dict(validate=False) for name, chart in charts.items()}
-    return template.substitute(
-        title=escape_html(title),
-        cards="".join(_card(*card) for card in _summary(records)),
-        settings=render_settings(flatten_settings(settings)),
-        manifest=render_settings(flatten_settings(manifest)),
-        library=vega_script(),
-        panels="".join(f"<div class=panel id={name}></div>" for name in charts if name not in ("score", "losses")),
-        specs=escape_script(specs),
-    )
+def write_curves(folder: Path, records: Sequence[RecordDict]) -> None:
+    """Write curves.png into `folder`; not before the first evaluation."""
+    if find_evaluations(records):
+        run_charts.save_chart(run_charts.curves_chart(records), folder / "curves.png")
 
 
-def _summary(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
+def summarize(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
     """Return the headline numbers as (label, text)."""
-    name, scores = main_metric(records), {r["round"]: s for r in records if (s := score(r)) is not None}
-    best = max(scores, key=scores.__getitem__, default=None)
-    last, tested = records[-1], records[find_evaluations(records)[-1]]["test_metrics"] or {}
+    last = records[-1]
     return [
-        (f"test {label(name)}", format_metric(name, tested[name])),
-        ("best, in round", "-" if best is None else f"{format_metric(name, scores[best])}, {best}"),
-        *((f"test {label(other)}", format_metric(other, value)) for other, value in tested.items() if other != name),
+        *_summarize_evaluations(records),
         ("rounds", f"{last['round']:,}"),
         ("sent up by a client and round", format_bytes(last["up_bytes"] / last["clients"])),
         ("sent down to a client and round", format_bytes(last["down_bytes"] / (last["clients"] + last["rejected"]))),
         ("sent up in total", format_bytes(sum(r["up_bytes"] for r in records))),
         ("updates rejected", f"{sum(r['rejected'] for r in records):,}"),
         ("time", format_duration(sum(r["wall_s"] for r in records))),
+    ]
+
+
+def _summarize_evaluations(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
+    """Return the last and the best score; none before the first evaluation."""
+    evaluations = find_evaluations(records)
+    if not evaluations:
+        return []
+    name, scores = main_metric(records), {r["round"]: s for r in records if (s := score(r)) is not None}
+    best = max(scores, key=scores.__getitem__, default=None)
+    tested = records[evaluations[-1]]["test_metrics"] or {}
+    return [
+        (f"test {label(name)}", format_metric(name, tested[name])),
+        ("best, in round", "-" if best is None else f"{format_metric(name, scores[best])}, {best}"),
+        *((f"test {label(other)}", format_metric(other, value)) for other, value in tested.items() if other != name),
     ]
 
 

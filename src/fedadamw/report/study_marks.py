@@ -59,7 +59,7 @@ def line_chart(
     band = base.mark_area(clip=True).encode(
         y=alt.Y("low:Q", **axis),
         y2="high:Q",
-        opacity=alt.condition(selected, alt.value(0.12), alt.value(0.0)),
+        opacity=alt.condition(selected, alt.value(min(0.12, 0.5 / len(names))), alt.value(0.0)),
     )
     line = base.mark_line(strokeWidth=2).encode(
         y=values, opacity=_shown(selected, 1.0), strokeDash=_dash(names, STROKES)

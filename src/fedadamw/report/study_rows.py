@@ -96,14 +96,14 @@ def rows_of_point(point: Row, what: str, values: dict[int, float], limits: tuple
 
 
 def value_domain(rows: Sequence[Row], what: str, limits: tuple[float, float]) -> tuple[float, float] | None:
-    """Return the ends of an axis for `what`: all values, and of the bands what is at most half as far again.
+    """Return the ends of an axis for `what`: all values, and of the bands at most three tenths more either side.
 
     Bands of two or three seeds may be many times as wide as the curves are high, which would make these flat.
     """
     values = [float(row[what]) for row in rows]
     if not values or min(values) == max(values):
         return None
-    room = 0.5 * (max(values) - min(values))
+    room = 0.3 * (max(values) - min(values))
     low = min([*values, *(float(row["low"]) for row in rows if "low" in row)])
     high = max([*values, *(float(row["high"]) for row in rows if "high" in row)])
     return max(low, min(values) - room, limits[0]), min(high, max(values) + room, limits[1])

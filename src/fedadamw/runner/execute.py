@@ -4,6 +4,7 @@ import hashlib
 import signal
 import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,11 +15,17 @@ from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
+from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
+from fedadamw.runner.client_losses import ClientLosses
 from fedadamw.runner.folder import RunFolder, settings_digest
+from fedadamw.runner.live_page import LivePage
 from fedadamw.runner.manifest import build_manifest, warn_of_other_package
 from fedadamw.runner.tracking import Trackers, check_trackers
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import check
+
+if TYPE_CHECKING:
+    from fedadamw.report.run_page import RunPage
 
 OnRound = Callable[[Record], None]
 
@@ -49,11 +56,12 @@ def execute(
     prepared = prepare(experiment, remote=make_clients is not None)
     with folder.lock():
         folder.check_startable(experiment, resume=resume)  # again, now that no other process can change the folder
-        with Trackers(experiment, folder.path) as trackers:
+        page = LivePage(folder, experiment.training.rounds, lambda: open_page(folder, prepared), enabled=report)
+        with page, Trackers(experiment, folder.path) as trackers:
             clients = None if make_clients is None else make_clients(prepared)
             simulation = _start_or_resume(experiment, folder, prepared, clients, resume=resume)
             on_start(simulation.state.round)
-            _train(experiment, folder, simulation, trackers, on_round)
+            _train(experiment, folder, simulation, trackers, page, on_round)
         if report:
             write_report(folder, prepared)
 
@@ -69,6 +77,7 @@ def _start_or_resume(
         checkpoint = folder.load(experiment)
     else:
         folder.start(experiment, manifest)
+    ClientLosses(folder.path).keep(0 if checkpoint is None else checkpoint[0])
     check_ranks_agree(experiment, prepared)
     memory_folder = folder.path / "clients" if experiment.client_memory == "disk" else None
     saved = None if checkpoint is None else Saved(*checkpoint)
@@ -76,18 +85,25 @@ def _start_or_resume(
 
 
 def _train(
-    experiment: Experiment, folder: RunFolder, simulation: Simulation, trackers: Trackers, on_round: OnRound
+    experiment: Experiment,
+    folder: RunFolder,
+    simulation: Simulation,
+    trackers: Trackers,
+    page: LivePage,
+    on_round: OnRound,
 ) -> None:
     """Run the remaining rounds; on an interrupt or error, save the last complete round first."""
-    settled = simulation.state
+    settled, losses = simulation.state, ClientLosses(folder.path)
     try:
         for record in simulation.rounds():
+            losses.append(record.round, simulation.losses)
             folder.append(record)
             settled = simulation.state  # its record is on disk, so it may be saved
             on_round(record)
             trackers.log(record)
             if settled.round % experiment.checkpoint_every == 0 or settled.round == experiment.training.rounds:
                 folder.save(settled.round, simulation.tensors(settled), experiment)
+            page.update()
     except KeyboardInterrupt as request:
         folder.save(settled.round, simulation.tensors(settled), experiment)
         raise Interrupted from request
@@ -126,11 +142,21 @@ def check_ranks_agree(experiment: Experiment, prepared: Prepared) -> None:
     )
 
 
-def write_report(folder: RunFolder, prepared: Prepared) -> None:
-    """Write curves.png and report.html of a finished run."""
-    from fedadamw.report.run_page import write_run_page
+def open_page(folder: RunFolder, prepared: Prepared) -> "RunPage":
+    """Return the page of a run, to be written with its records."""
+    from fedadamw.report.run_page import RunPage
 
     classes = prepared.train.classes
     counts = prepared.partition.counts(prepared.train.labels, len(classes))
     settings = read_yaml(str(folder.config), folder.config.read_text())
-    write_run_page(folder.path, folder.records(), settings, folder.read_manifest(), counts, classes)
+    return RunPage(folder.path, settings, folder.read_manifest(), counts, classes)
+
+
+def write_report(folder: RunFolder, prepared: Prepared) -> None:
+    """Write curves.png and report.html of a run that ended, before its last round if a callback stopped it."""
+    from fedadamw.report.run_page import write_curves
+
+    records, rounds = folder.records(), prepared.experiment.training.rounds
+    write_curves(folder.path, records)
+    text = describe_stopped(len(records), rounds, describe_resuming(folder.path))
+    open_page(folder, prepared).write(records, RunStatus(text))

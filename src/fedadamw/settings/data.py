@@ -19,6 +19,7 @@ class DataSettings(Section):
         default=IMAGE,
         description=f"What is learned: {IMAGE} or {TEXT}: the class of an image or a text; {LANGUAGE}: the next token; "
         f"or a task of GLUE: {', '.join(glue.TASKS)}.",
+        json_schema_extra={"enum": list(DATA_TASKS)},
     )
     source: str = Field(
         default="digits",

@@ -61,7 +61,7 @@ class Experiment(Section):
     algorithm: dict[str, AlgorithmValue] = Field(
         default={"name": "fedadamw"},
         validate_default=True,
-        description="The algorithm's name and its own settings (`fedadamw list` shows both).",
+        description="The algorithm's name and its own settings (`fedadamw settings algorithm.NAME` shows them).",
     )
     training: TrainingSettings = TrainingSettings(steps=20)
     federation: FederationSettings = FederationSettings()
@@ -85,6 +85,12 @@ class Experiment(Section):
     trackers: tuple[str, ...] = Field(
         default=(), description="Experiment trackers, as accelerate names them: tensorboard, wandb, mlflow, ..."
     )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _read_switch(cls, value: object) -> object:
+        """YAML reads the words on and off as true and false."""
+        return ("on" if value else "off") if isinstance(value, bool) else value
 
     @field_validator("algorithm", mode="before")
     @classmethod

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from fedadamw.algorithms import registry
 from fedadamw.io.yaml_text import MAX_YAML_CHARACTERS, read_yaml
 from fedadamw.settings.experiment import Experiment, fields_at, list_settings_outside
-from fedadamw.settings.recipes import RECIPE_FOLDER, list_recipes
+from fedadamw.settings.recipes import list_recipes, read_recipe_text
 from fedadamw.validation import InputError, check, check_one_of, shorten, suggest
 
 Override = tuple[str, object]  # path and value: ("training.lr", 0.001)
@@ -82,7 +82,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         if recipe not in known:
             hint = suggest(recipe, known)
             raise InputError(f"recipe {recipe!r} is unknown{hint}; use one of {', '.join(known)}, or a YAML file")
-        text = (RECIPE_FOLDER / f"{recipe}.yaml").read_text()
+        text = read_recipe_text(recipe)
     settings = read_yaml(recipe, text) or {}
     if not isinstance(settings, dict):
         raise InputError(f"{recipe}: holds no settings (key: value lines)")

@@ -39,6 +39,7 @@ class ModelSettings(Section):
         default="paper",
         description="How parameters are cut into the blocks that share a second moment. paper: as published; coarse: "
         "larger blocks; tensor: one block for each tensor; coordinate: one for each number.",
+        json_schema_extra={"enum": ["paper", "coarse", "tensor", "coordinate"]},  # GRANULARITIES, without torch
     )
 
     @field_validator("blocks")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from fedadamw.validation import check_one_of
+
 RECIPE_FOLDER = Path(__file__).parent.parent / "recipes"
 
 
@@ -12,3 +14,9 @@ def list_recipes() -> dict[str, str]:
         file.relative_to(RECIPE_FOLDER).with_suffix("").as_posix(): file.read_text().splitlines()[0].removeprefix("# ")
         for file in files
     }
+
+
+def read_recipe_text(name: str) -> str:
+    """Return the recipe `name` as it is written, comments included; raises InputError if there is none."""
+    check_one_of("recipe", name, list_recipes())
+    return (RECIPE_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")

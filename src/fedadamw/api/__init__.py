@@ -1,0 +1,1 @@
+"""Functions for Python programs: what `import fedadamw` offers besides the optimizer."""

@@ -1,0 +1,113 @@
+"""The code blocks of a page, and how they run: in order, in one folder, with the data in ./data.
+
+A page's `bash` and `python` blocks run; `sh` and `py` blocks, which need what a test machine lacks, are only parsed.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from support.checkout import ROOT, SHARED
+
+FENCE = re.compile(r"^( *)(`{3,})([^\n`]*)\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
+CAPTION = re.compile(r"\*\*`[^`\n]+`\*\* \([^)\n]+\)\n\n$")  # names a file, into which test_adding.py puts the block
+BEGINS = r"^(fedadamw (?:run|compare|tune|ablate)) (?!--)"  # a command that trains, and does not resume
+RUN = ("bash", "python")
+
+
+class Block(NamedTuple):
+    """One fenced block."""
+
+    language: str
+    code: str
+    is_file: bool
+    line: int
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """All fenced blocks of a page, in order."""
+    text = page.read_text()
+    return [
+        Block(
+            found[3].strip(),
+            re.sub(rf"^{found[1]}", "", found[4], flags=re.MULTILINE),
+            CAPTION.search(text[: found.start()]) is not None,
+            text.count("\n", 0, found.start()) + 1,
+        )
+        for found in FENCE.finditer(text)
+    ]
+
+
+def shorten(language: str, code: str) -> str:
+    """The same commands with two rounds, a few steps and few held-out samples."""
+    code = re.sub(r"\btraining\.rounds=\d+", "training.rounds=2", code)
+    code = re.sub(r'"training\.rounds": \d+', '"training.rounds": 2', code)
+    if language == "python":
+        return re.sub(r"\brounds=\d+", "rounds=2", code)
+    few = "-s training.rounds=2 -s training.clients_per_round=2"
+    code = re.sub(rf"{BEGINS}(?!.*training\.rounds)", rf"\1 {few} ", code, flags=re.MULTILINE)
+    large = rf"{BEGINS}(?=.*(?:cifar10|sst2))"
+    return re.sub(large, r"\1 -s training.steps=2 -s data.max_test=100 ", code, flags=re.MULTILINE)
+
+
+def link_data(folder: Path) -> None:
+    """Put the data beside the checkout, if there are any, into ./data of `folder`."""
+    if SHARED.exists():
+        (folder / "data").symlink_to(SHARED)
+
+
+def run_page(page: Path, folder: Path, timeout: float = 500) -> None:
+    """Run a page's `bash` and `python` blocks; all Python is one session. A failure names the page's line."""
+    blocks = [block for block in blocks_of(page) if block.language in RUN and not block.is_file]
+    if any("./data/" in block.code for block in blocks) and not SHARED.exists():
+        pytest.skip("the data are not beside this checkout")
+    link_data(folder)
+    listed = [(block.language, shorten(block.language, block.code), block.line) for block in blocks]
+    (folder / "blocks.json").write_text(json.dumps(listed))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("run_blocks.py"), folder / "blocks.json"],
+        cwd=folder,
+        env={**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    name = page.relative_to(ROOT)
+    assert done.returncode == 0, f"{name}: a block fails\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+def problem_in(block: Block) -> str | None:
+    """Why a block is not what its language says, or None."""
+    if block.is_file:
+        return None
+    try:
+        if block.language in ("python", "py"):
+            compile(block.code, "block", "exec")
+        elif block.language in ("bash", "sh"):
+            done = subprocess.run(["bash", "-n", "-c", block.code], capture_output=True, text=True)
+            return done.stderr or None
+        elif block.language == "yaml":
+            yaml.safe_load(block.code)
+        elif block.language == "json":
+            json.loads(block.code)
+        elif block.language not in ("text", "toml", "markdown", "ini", "dockerfile") and block.language[:1] != "{":
+            return f"the language {block.language!r} is not one of the convention in tests/support/pages.py"
+    except (SyntaxError, yaml.YAMLError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The `fedadamw` commands of a text's `bash` and `sh` blocks, as words; lines that a backslash joins are one."""
+    found = re.findall(r"^```(?:bash|sh)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(found).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("fedadamw ")]
