@@ -26,6 +26,7 @@ from fedadamw.validation import InputError
 # a learning rate so large that a middle round is the best
 SETTINGS = ["training.rounds=9", "training.steps=2", "training.evaluate_every=1", "threads=1", "checkpoint_every=4"]
 SETTINGS += ["training.schedule=constant", "training.lr=0.02", "device=cpu", "keep_best=true"]
+SETTINGS += ["training.clients_per_round=2"]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import altair as alt
 import numpy as np
@@ -130,6 +130,11 @@ def apply_style(chart: Chart) -> Chart:
         .configure_axis(gridColor="#e5e7eb", domainColor="#9ca3af", tickColor="#9ca3af", labelColor="#374151")
         .configure_title(anchor="start", fontSize=14, color="#111827")
     )
+
+
+def to_spec(chart: Chart) -> dict[str, Any]:
+    """Return the chart, with its style, in Vega-Lite's JSON."""
+    return dict(apply_style(chart).to_dict(validate=False))
 
 
 def save_chart(chart: Chart, path: Path) -> None:

@@ -3,6 +3,7 @@
 config.yaml      every setting; feeds `fedadamw run` again
 manifest.json    versions, commit, seed, fingerprints of data, partition and model, device
 metrics.jsonl    one record a round
+clients.jsonl    who was sampled in a round, and the losses, see client_losses
 checkpoint/      state.safetensors, replaced atomically
 curves.png, report.html
 """
