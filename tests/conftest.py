@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from support.command import SHORT_RUN, run_command
+from support.packages import install
 from support.sequences import SequenceTask
 
-from fedadamw.algorithms.registry import REGISTERED
+from fedadamw.algorithms.plugins import find_plugins
+from fedadamw.algorithms.registry import ALGORITHMS, REGISTERED
 from fedadamw.cli import main
 
 torch.set_num_threads(1)
@@ -97,6 +99,24 @@ def all_algorithms(monkeypatch) -> None:
     from support.cases import register
 
     register(lambda name, algorithm: monkeypatch.setitem(REGISTERED, name, algorithm))
+
+
+@pytest.fixture
+def put_package(tmp_path, monkeypatch) -> Iterator[Callable[..., Path]]:
+    """put_package(package, entries, source, version): install a package with algorithms; its folder is returned."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(ALGORITHMS, "_imported", {})
+
+    def put(package: str, *arguments, **keywords) -> Path:
+        install(site, package, *arguments, **keywords)
+        monkeypatch.delitem(sys.modules, package.replace("-", "_"), raising=False)
+        find_plugins.cache_clear()
+        return site
+
+    yield put
+    find_plugins.cache_clear()
 
 
 @pytest.fixture

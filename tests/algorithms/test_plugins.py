@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from support.packages import FEDAVGX, install
+from support.packages import FEDAVGX
 from support.runs import simulate
 from support.sequences import attention_model, unequal_clients
 
@@ -14,7 +14,6 @@ from fedadamw.algorithm import Algorithm
 from fedadamw.algorithms import registry
 from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.algorithms.fedlamb import FedLAMB
-from fedadamw.algorithms.plugins import find_plugins
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
@@ -28,23 +27,6 @@ class Mine(FedAvg):
 @dataclass(frozen=True, kw_only=True)
 class WithBlocks(FedLAMB):
     pass
-
-
-@pytest.fixture
-def put(tmp_path, monkeypatch):
-    """put(package, entries, source, version): install a package for this process."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.setattr(registry.ALGORITHMS, "_imported", {})
-
-    def install_here(package, *args, **kwargs):
-        install(site, package, *args, **kwargs)
-        monkeypatch.delitem(sys.modules, package.replace("-", "_"), raising=False)
-        find_plugins.cache_clear()
-
-    yield install_here
-    find_plugins.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +43,8 @@ def refusal(what, *arguments, **keywords):
     return str(caught.value)
 
 
-def test_a_package_is_imported_when_its_algorithm_is_used(put):
-    put("fed-avgx", {"fedavgx": "fed_avgx:FedAvgX"})
+def test_a_package_is_imported_when_its_algorithm_is_used(put_package):
+    put_package("fed-avgx", {"fedavgx": "fed_avgx:FedAvgX"})
     assert "fedavgx" in registry.ALGORITHMS
     assert list(registry.ALGORITHMS) == [*registry.BUILT_IN, "fedavgx"]
     assert len(registry.ALGORITHMS) == len(registry.BUILT_IN) + 1
@@ -75,8 +57,8 @@ def test_a_package_is_imported_when_its_algorithm_is_used(put):
     assert registry.find_package("fedavg") is None
 
 
-def test_its_settings_are_checked_like_those_of_built_in_ones(put):
-    put("fed-avgx", {"fedavgx": "fed_avgx:FedAvgX"})
+def test_its_settings_are_checked_like_those_of_built_in_ones(put_package):
+    put_package("fed-avgx", {"fedavgx": "fed_avgx:FedAvgX"})
 
     def refused(setting):
         return refusal(load, "digits", ["algorithm=fedavgx", setting])
@@ -88,8 +70,8 @@ def test_its_settings_are_checked_like_those_of_built_in_ones(put):
     assert "did you mean 'fedavgx'" in refusal(load, "digits", ["algorithm=fedavgxx"])
 
 
-def test_a_recipe_may_have_settings_for_it(put, tmp_path):
-    put("fed-avgx", {"fedavgx": "fed_avgx:FedAvgX"})
+def test_a_recipe_may_have_settings_for_it(put_package, tmp_path):
+    put_package("fed-avgx", {"fedavgx": "fed_avgx:FedAvgX"})
     (tmp_path / "mine.yaml").write_text("training: {steps: 2}\nalgorithms: {fedavgx: {lr: 0.5, speed: 3.0}}\n")
     experiment = load(str(tmp_path / "mine.yaml"), ["algorithm=fedavgx"])
     assert (experiment.training.lr, experiment.algorithm["speed"]) == (0.5, 3.0)
@@ -114,8 +96,8 @@ def test_a_recipe_may_have_settings_for_it(put, tmp_path):
         (FEDAVGX.replace('"speed": (0.5', '"sped": (0.5'), "FedAvgX.tuning has sped, which is no setting; use of lr, "),
     ],
 )  # fmt: skip
-def test_a_broken_package_is_one_line_and_stops_no_other(put, source, reason):
-    put("broken", {"broken": "broken:FedAvgX"}, source, "2.0")
+def test_a_broken_package_is_one_line_and_stops_no_other(put_package, source, reason):
+    put_package("broken", {"broken": "broken:FedAvgX"}, source, "2.0")
     load("digits", ["algorithm=fedavg"])
     message = refusal(load, "digits", ["algorithm=broken"])
     assert message.startswith("package broken 2.0 has no usable algorithm 'broken': ")
@@ -132,9 +114,9 @@ def test_a_class_that_lacks_a_method_is_refused():
     assert "lacks client_finish, client_start, client_step, server_init" in refusal(registry.register, "half", Half)
 
 
-def test_two_packages_with_one_name_are_both_named(put):
-    put("one", {"fedavgx": "one:FedAvgX"})
-    put("two", {"fedavgx": "two:FedAvgX"}, version="3.1")
+def test_two_packages_with_one_name_are_both_named(put_package):
+    put_package("one", {"fedavgx": "one:FedAvgX"})
+    put_package("two", {"fedavgx": "two:FedAvgX"}, version="3.1")
     load("digits", ["algorithm=fedavg"])
     message = refusal(load, "digits", ["algorithm=fedavgx"])
     assert "two packages" in message
@@ -142,8 +124,8 @@ def test_two_packages_with_one_name_are_both_named(put):
     assert "two 3.1" in message
 
 
-def test_a_package_cannot_take_a_built_in_name(put):
-    put("thief", {"fedavg": "thief:FedAvgX"})
+def test_a_package_cannot_take_a_built_in_name(put_package):
+    put_package("thief", {"fedavg": "thief:FedAvgX"})
     assert "'fedavg' is fedadamw's own, but package thief 0.1" in refusal(load, "digits", ["algorithm=fedavg"])
     assert load("digits").algorithm_name == "fedadamw"
     assert refusal(load, "digits", ["algorithm.mu=1"]).startswith("algorithm.mu is unknown")
@@ -167,8 +149,8 @@ def test_register_makes_a_class_known_in_this_process(task):
     assert not torch.equal(sim.state.server.x, before)
 
 
-def test_register_refuses_names_and_classes(put):
-    put("fed-avgx", {"fedavgx": "fed_avgx:FedAvgX"})
+def test_register_refuses_names_and_classes(put_package):
+    put_package("fed-avgx", {"fedavgx": "fed_avgx:FedAvgX"})
     fedadamw.register("mine", Mine)
     assert "fedadamw's own" in refusal(fedadamw.register, "fedavg", Mine)
     assert "fedadamw's own" in refusal(fedadamw.register, "fedavg", Mine, replace=True)
@@ -184,7 +166,7 @@ def test_register_refuses_names_and_classes(put):
     assert registry.ALGORITHMS["fedavgx"] is Mine
 
 
-def test_registering_what_a_package_names_changes_nothing(put, registered):
-    put("fed-avgx", {"fedavgx": "fed_avgx:FedAvgX"})
+def test_registering_what_a_package_names_changes_nothing(put_package, registered):
+    put_package("fed-avgx", {"fedavgx": "fed_avgx:FedAvgX"})
     fedadamw.register("fedavgx", registry.ALGORITHMS["fedavgx"])
     assert registered == {}

@@ -49,7 +49,9 @@ def of_two_ranks(request, shared_folder) -> Path:
 def test_two_ranks_match_one_process(name, upload, of_two_ranks):
     tensors, facts = read(of_two_ranks / f"{name}-{upload}", "checkpoint")
     alone = simulation(EVERYWHERE[name], SequenceTask(), clients_per_round=5, clip=1.0, upload=upload)
-    losses = [(record.train_loss, record.test_loss, record.up_bytes) for record in alone.rounds()]
+    losses = [
+        (record.train_loss, record.test_loss, record.up_bytes, *alone.losses.values()) for record in alone.rounds()
+    ]
     expected = alone.tensors()
     assert tensors.keys() == expected.keys(), "clients' memories and residuals among them"
     for key, t in expected.items():

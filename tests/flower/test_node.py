@@ -15,6 +15,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from support.federated import COMMON, assert_same, federated, simulated
 from support.grids import LocalGrid
 
+from fedadamw.algorithms.plugins import find_plugins
 from fedadamw.flower.node import config, node
 from fedadamw.flower.node.worker import Worker
 from fedadamw.flower.server.rounds import QuorumError
@@ -53,6 +54,28 @@ def test_each_node_trains_on_its_own_data(tmp_path, monkeypatch):
     losses = [record.test_loss for record in ours.rounds()]
     assert losses[-1] < losses[0]
     assert {i: c.samples for i, c in ours.clients.registry.joined.items()} == dict(enumerate(map(len, parts)))
+
+
+def test_server_and_nodes_run_an_algorithm_of_another_package(tmp_path, put_package):
+    put_package("fed-avgx", {"fedavgx": "fed_avgx:FedAvgX"})
+    settings = ["algorithm=fedavgx", "algorithm.speed=2", "training.lr=0.1"]
+    ours, _ = federated(tmp_path, settings)
+    theirs = simulated(settings)
+    assert [record.clients for record in ours.rounds()] == [2, 2]
+    list(theirs.rounds())
+    assert_same(ours, theirs)
+
+
+def test_a_node_without_the_algorithms_package_says_so(tmp_path, put_package):
+    site = put_package("fed-avgx", {"fedavgx": "fed_avgx:FedAvgX"})
+    settings, told = (
+        load("digits", [*COMMON, "algorithm=fedavgx"]).to_yaml(),
+        {"partition-id": 0, "state-dir": str(tmp_path)},
+    )
+    (site / "fed_avgx-0.1.dist-info" / "entry_points.txt").unlink()
+    find_plugins.cache_clear()
+    with pytest.raises(InputError, match="'fedavgx' is unknown.* or install the package that has it"):
+        node.load_node(settings, "{}", told, "run")
 
 
 def test_a_node_without_data_reports_it(tmp_path):

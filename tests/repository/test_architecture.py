@@ -26,7 +26,7 @@ LAYERS = (  # a module imports from its own folder or from rows above it; an ent
     ("machine",),
     ("report",),
     ("runner",),
-    ("trained", "study"),
+    ("trained", "study", "watch"),
     ("flower",),
     ("cli", "api", "__init__"),
     ("__main__",),

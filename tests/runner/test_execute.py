@@ -16,7 +16,8 @@ from fedadamw.engine.simulate import Simulation
 
 def test_a_finished_run_writes_all_its_files(finished_run):
     names = {p.name for p in finished_run.iterdir()}
-    assert names == {"config.yaml", "manifest.json", "metrics.jsonl", "checkpoint", "curves.png", "report.html"}
+    results = {"metrics.jsonl", "clients.jsonl", "checkpoint", "curves.png", "report.html"}
+    assert names == {"config.yaml", "manifest.json", *results}
     rows = read_records(finished_run)
     assert [row["round"] for row in rows] == list(range(1, 13))
     wanted = {

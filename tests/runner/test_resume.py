@@ -46,9 +46,9 @@ def test_resume_is_bit_identical_after_sigkill_at_ten_random_moments(finished_ru
 
 @pytest.mark.slow
 def test_resume_is_bit_identical_after_sigkill_during_every_kind_of_write(finished_run, tmp_path):
-    """The renames of a fresh run are of manifest, metrics, settings, checkpoints; of a resumed one, metrics first."""
+    """A fresh run renames manifest, metrics, settings, checkpoints; a resumed one metrics and clients first."""
     out = str(tmp_path / "run")
-    moments = [(1, "after"), (2, "after"), (3, "before"), (3, "after"), (2, "before"), (2, "after")]
+    moments = [(1, "after"), (2, "after"), (3, "before"), (3, "after"), (2, "before"), (2, "after"), (3, "after")]
     for n, when in moments:
         arguments = [out, str(n), when, "run", "digits", *SHORT_RUN, "--out", out, "--resume", "--quiet"]
         died = subprocess.run([sys.executable, "-c", DIE_AT_A_RENAME, *arguments], capture_output=True, text=True)

@@ -23,7 +23,9 @@ def main(folder: Path, stack: int) -> None:
     for name, upload in [*((name, "float32") for name in EVERYWHERE), *CODED]:
         how = {"clients_per_round": 5, "clip": 1.0, "upload": upload, "stack": stack}
         sim = simulation(EVERYWHERE[name], SequenceTask(), **how, ranks=ranks)
-        losses = [(record.train_loss, record.test_loss, record.up_bytes) for record in sim.rounds()]
+        losses = [
+            (record.train_loss, record.test_loss, record.up_bytes, *sim.losses.values()) for record in sim.rounds()
+        ]
         if ranks.rank == 0:
             write(folder / f"{name}-{upload}", "checkpoint", sim.tensors(), {"losses": losses})
 

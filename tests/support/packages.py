@@ -1,5 +1,6 @@
 """Packages with algorithms, as pip leaves them in site-packages: modules, METADATA, entry_points.txt."""
 
+import shutil
 from pathlib import Path
 
 FEDAVGX = '''
@@ -25,6 +26,8 @@ class FedAvgX(FedAvg):
 def install(site: Path, package: str, entries: dict[str, str], source: str = FEDAVGX, version: str = "0.1") -> None:
     """Put into the folder `site` a package with a module `source` of its name and entry points, name -> value."""
     (site / f"{package.replace('-', '_')}.py").write_text(source)
+    for old in site.glob(f"{package.replace('-', '_')}-*.dist-info"):
+        shutil.rmtree(old)  # an upgrade
     info = site / f"{package.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")

@@ -15,7 +15,7 @@ def read_records(out: Path) -> list[dict]:
 
 def assert_same_files(a: Path, b: Path) -> None:
     assert read_records(a) == read_records(b)
-    for name in ("config.yaml", "manifest.json", "checkpoint/state.safetensors"):
+    for name in ("config.yaml", "manifest.json", "clients.jsonl", "checkpoint/state.safetensors"):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
     assert sorted(p.name for p in a.iterdir()) == sorted(p.name for p in b.iterdir())
 

@@ -39,11 +39,14 @@ class Plugin:
 @cache
 def find_plugins() -> Mapping[str, tuple[Plugin, ...]]:
     """Return the installed plug-ins by the algorithm's name, sorted: more than one if packages use the same name."""
+    plugins = [
+        Plugin(entry.name, entry.dist.name, entry.dist.version, entry)
+        for entry in entry_points(group=GROUP)
+        if entry.dist is not None  # entry_points() sets it
+    ]
     found: dict[str, tuple[Plugin, ...]] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        assert entry.dist is not None  # entry_points() sets it
-        plugin = Plugin(entry.name, entry.dist.name, entry.dist.version, entry)
-        found[entry.name] = (*found.get(entry.name, ()), plugin)
+    for plugin in sorted(plugins, key=lambda plugin: (plugin.name, plugin.package)):
+        found[plugin.name] = (*found.get(plugin.name, ()), plugin)
     return found
 
 

@@ -23,7 +23,7 @@ from fedadamw.algorithms.local_adamw import LocalAdamW
 from fedadamw.algorithms.plugins import Plugin, check_unambiguous, find_plugins
 from fedadamw.algorithms.scaffold import Scaffold
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.validation import InputError, check, check_one_of, suggest
+from fedadamw.validation import InputError, check, shorten, suggest
 
 BUILT_IN: dict[str, type[AnyAlgorithm]] = {
     "fedadamw": FedAdamW,
@@ -127,7 +127,9 @@ def _names(plugin: Plugin, kind: type[AnyAlgorithm]) -> bool:
 
 def settings_of(name: str) -> dict[str, Any]:
     """Return the settings of algorithm `name` with their defaults; blocks are not one, they come from the model."""
-    check_one_of("algorithm.name", name, ALGORITHMS)
+    names = ", ".join(ALGORITHMS)
+    hint = f"is unknown{suggest(name, ALGORITHMS)}; use one of {names}, or install the package that has it"
+    check(name in ALGORITHMS, f"algorithm.name={shorten(name)} {hint}")
     return defaults_of(ALGORITHMS[name])
 
 

@@ -38,6 +38,18 @@ def encode_conversation(tokenizer: Any, talk: object) -> tuple[Ids, Ids]:
     return ids, marks
 
 
+def encode_question(tokenizer: Any, talk: object) -> Ids:
+    """Return the tokens of a conversation up to where the assistant answers; answers at its end are left out."""
+    messages = _read_messages(talk)
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    check(bool(messages), "nobody but the assistant says anything")
+    with as_input_error("the chat template refuses a conversation"):
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    ids: Ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
 def _read_messages(talk: Any) -> list[Message]:
     """Return the messages without their null values, which a column adds; a null content becomes ''."""
     is_valid = isinstance(talk, list) and all(

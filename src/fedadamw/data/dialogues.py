@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 from fedadamw.data.classes import read_classes, read_labels
 from fedadamw.data.columns import check_columns, read_groups
-from fedadamw.data.conversations import Ids, encode_conversation
+from fedadamw.data.conversations import Ids, encode_conversation, encode_question
 from fedadamw.data.samples import Array
 from fedadamw.data.texts import Encoder, Rows, Texts, Tokenised, check_words, find_text_column, tokenise
 from fedadamw.validation import InputError, check
@@ -169,11 +169,22 @@ def _encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[Ids, Ids]:
     if tokenizer.chat_template:
         talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         return encode_conversation(tokenizer, talk)
-    before = tokenizer(prompt + "\n")["input_ids"]
-    if before and before[-1] == tokenizer.eos_token_id:  # some tokenizers add it to each text
-        before = before[:-1]
+    before = encode_opening(tokenizer, prompt + "\n")
     after = _add_end(tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer)
     return before + after, [0] * len(before) + [1] * len(after)
+
+
+def encode_prompt(tokenizer: Any, prompt: str) -> Ids:
+    """Return the tokens after which a model that learned responses to prompts continues with its response."""
+    if tokenizer.chat_template:
+        return encode_question(tokenizer, [{"role": "user", "content": prompt}])
+    return encode_opening(tokenizer, prompt + "\n")
+
+
+def encode_opening(tokenizer: Any, text: str) -> Ids:
+    """Return the tokens of a text that continues, without a token that ends it."""
+    ids: Ids = tokenizer(text)["input_ids"]
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids  # some tokenizers add it to each text
 
 
 def _of_messages(tokenizer: Any, max_length: int) -> Encoder:

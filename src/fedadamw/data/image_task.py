@@ -103,6 +103,12 @@ class ImageTask:
             results.append(torch.stack([losses.double(), correct.double()], -1))
         return torch.cat(results)
 
+    def logits(self, model: Model, start: int, stop: int) -> Tensor:
+        """Return the logits of held-out images `start` to `stop`, (stop - start, classes), in batches as `outputs`."""
+        starts = range(start, stop, self.test_batch_size)
+        batches = (self.test_pixels[first : min(first + self.test_batch_size, stop)] for first in starts)
+        return torch.cat([_logits(model, self._inputs(pixels)) for pixels in batches])
+
     def score(self, outputs: Tensor) -> Evaluation:
         """Return the mean cross-entropy and the accuracy."""
         loss, accuracy = outputs.mean(0).tolist()

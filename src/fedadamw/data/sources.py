@@ -51,6 +51,11 @@ def read_held_out(
     return splits[next(iter(splits)) if alone else choose_held_out_split(f"{setting}={name!r}", splits, wanted)]
 
 
+def read_file(file: str) -> "Dataset":
+    """Return the rows of one CSV, JSON lines or Parquet file."""
+    return _read("FILE", file, None)["train"]
+
+
 def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
     import datasets
     from tqdm import tqdm

@@ -114,6 +114,12 @@ class TextTask:
             results[(samples - start).to(results.device)] = torch.stack([c.double() for c in columns], -1)
         return results
 
+    def logits(self, model: Model, start: int, stop: int) -> Tensor:
+        """Return the logits of held-out texts `start` to `stop`, (stop - start, classes), in batches as `outputs`."""
+        batches = list(self.test_texts.iter_by_length(start, stop, self.test_batch_size))
+        parts = [self.form.logits(model, self._batch(self.test_texts, self.test_labels, b)[:-1]) for b in batches]
+        return torch.cat(parts)[torch.argsort(torch.cat(batches)).to(parts[0].device)]
+
     def score(self, outputs: Tensor) -> Evaluation:
         """Return the mean loss and the metrics."""
         loss, labels, predicted = outputs.cpu().numpy().T

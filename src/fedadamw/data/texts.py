@@ -150,6 +150,22 @@ class Labelled:
         return Texts(tokens, marks, starts, labels, self.classes, targets, self.edges, groups, None, int(cut.sum()))
 
 
+def read_unlabelled(
+    split: "Dataset",
+    columns: tuple[str, ...],
+    tokenizer: Any,
+    max_length: int,
+    classes: tuple[str, ...],
+    edges: tuple[float, ...] | None,
+) -> Texts:
+    """Tokenise new texts, or pairs of them; their labels or targets are 0. classes, edges: of the training split."""
+    check_words(split, columns)
+    tokens, marks, starts, cut, *_ = tokenise(split, tokenizer, _encoder(tokenizer, columns, max_length))
+    targets = None if edges is None else np.zeros(len(split), np.float32)
+    labels = np.zeros(len(split), np.int64)
+    return Texts(tokens, marks, starts, labels, classes, targets, edges, truncated=int(cut.sum()))
+
+
 def _read_numbers(split: "Dataset", column: str) -> Array:
     """Return a column of numbers (n,) float32; raises InputError if one is missing or not a number."""
     try:

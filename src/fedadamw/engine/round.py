@@ -3,7 +3,7 @@
 The sum does not grow with the number of clients: each answer is added, and gone before the next client trains.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -81,6 +81,7 @@ class RoundResult(NamedTuple):
     answered: int
     rejected: int  # answers with a number that is not finite
     up_bytes: int  # of all accepted answers, counted from the tensors that travel
+    losses: dict[int, float | None]  # of each client asked or heard, None if its answer was not accepted
 
 
 def run_round(
@@ -93,6 +94,7 @@ def run_round(
     """Train the `sampled` clients from `broadcast` and average the answers whose numbers are all finite."""
     average = aggregation.new_average()
     answered = rejected = up_bytes = 0
+    heard: dict[int, Tensor] = {}
     up_type: Any = None
     for shard, answer in clients.train(sampled, broadcast):
         up_type = type(answer.up)
@@ -102,6 +104,7 @@ def run_round(
             up_bytes += nbytes(answer.travels)
             answered += 1
             clients.accept(shard, answer)
+            heard[shard.client] = answer.loss.detach().clone()
             for listener in listeners:
                 listener(shard, answer)
         else:
@@ -109,10 +112,25 @@ def run_round(
             average.add([torch.zeros_like(t) for t in tensors], 0.0)  # so that every rank has something to sum
         del answer, tensors  # the next client trains without this one's vectors
     answered, rejected, up_bytes = average.sum_over_ranks(answered, rejected, up_bytes)
+    losses = _gather_losses(sampled, heard, broadcast.statistics.device, aggregation.ranks)
     if not answered:
-        return RoundResult(None, None, None, float("nan"), 0, rejected, 0)
+        return RoundResult(None, None, None, float("nan"), 0, rejected, 0, losses)
     means = average.result()
     product = None if aggregation.folding is None else means.pop()
     *up, statistics, loss = means
     averaged = statistics.to(broadcast.statistics)
-    return RoundResult(up_type(*up), averaged, product, float(loss), answered, rejected, up_bytes)
+    return RoundResult(up_type(*up), averaged, product, float(loss), answered, rejected, up_bytes, losses)
+
+
+def _gather_losses(
+    sampled: Sequence[int], heard: Mapping[int, Tensor], device: torch.device, ranks: Team
+) -> dict[int, float | None]:
+    """Return the loss of each client of the round, of all ranks; one transfer from the device."""
+    clients = list(dict.fromkeys([*sampled, *heard]))
+    table = torch.zeros(2, len(clients), dtype=torch.float64, device=device)  # losses, and whether there is one
+    if heard:
+        places = torch.tensor([clients.index(client) for client in heard], device=device)
+        table[0, places], table[1, places] = torch.stack(list(heard.values())).to(table), 1.0
+    ranks.sum([table])
+    losses, accepted = table.tolist()
+    return {client: loss if known else None for client, loss, known in zip(clients, losses, accepted, strict=True)}

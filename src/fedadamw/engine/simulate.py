@@ -73,6 +73,7 @@ class Simulation:
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.clients, self.ranks, self.folding = training, clients, ranks, folding
         self.aggregation = Aggregation(training.weighting, training.mean, training.byzantine, folding, ranks)
+        self.losses: dict[int, float | None] = {}  # of the clients of the last round; None: not accepted
         self.state = self._initial_state()
         if saved is None:
             clients.restore(0, {})  # removes what a killed start left on disk
@@ -137,7 +138,7 @@ class Simulation:
         after = self._next_state(state, result, lr, participation)
         clients.finish_round(Update(state.round, result.up, lr, participation))
         evaluation = self.evaluate(after) if training.evaluates(state.round) else None
-        self.state = after
+        self.state, self.losses = after, result.losses
         traffic = clients.traffic
         return Record(
             round=after.round,

@@ -37,7 +37,7 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Images,
 
 def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFacts) -> Images:
     """Load the held-out images only, with the classes and the pixel format of the training images."""
-    target, options = _training_format(experiment, pretrained, facts), _image_options(experiment, pretrained)
+    target, options = training_format(experiment, pretrained, facts), _image_options(experiment, pretrained)
     return load_held_out(_image_source(experiment), tuple(facts["classes"]), target, options)
 
 
@@ -71,7 +71,7 @@ def _model_resize(pretrained: Pretrained | None) -> ResizeCrop | None:
     return None if pretrained is None else pretrained.processor.fit
 
 
-def _training_format(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFacts) -> PixelFormat:
+def training_format(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFacts) -> PixelFormat:
     """Return the pixel format of the training images, to convert other images to."""
     data, (channels, height, width) = experiment.data, facts["shape"]
     check(

@@ -47,6 +47,7 @@ class TextFacts(_TextClasses, total=False):
 
     cut: list[int]  # training and held-out texts that were too long
     skipped: list[int]  # and conversations that could not be used
+    prompts: bool  # of a language model: whether it learned responses to prompts, rather than whole texts
 
 
 Facts = ImageFacts | TextFacts  # JSON in a run's manifest, in an exported folder, and sent to nodes

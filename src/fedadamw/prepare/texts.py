@@ -54,7 +54,7 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Texts, 
     splits = read_splits(source, config, data.test_source)
     reader = _reader(experiment, pretrained, source, splits["train"])
     train = reader.read(splits["train"])
-    _warn_if_cut(train, "training", reader.max_length)
+    warn_if_cut(train, "training", reader.max_length)
     if data.validation:
         return train, train.select(train.labels[:0])
     usual = _usual_split(data)
@@ -62,7 +62,7 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Texts, 
     place = None if data.test_source is None else f"data.test_source={data.test_source!r}"
     held_out = splits[choose_held_out_split(place or f"data.source={source!r}", splits, wanted)]
     test = replace(reader, group=None).read(held_out, place)
-    _warn_if_cut(test, "held-out", reader.max_length)
+    warn_if_cut(test, "held-out", reader.max_length)
     return train, test
 
 
@@ -72,7 +72,7 @@ def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: Text
     split = read_held_out(source, config, data.test_source, data.test_split, _usual_split(data))
     reader = _reader(experiment, pretrained, source, split, facts)
     texts = reader.read(split, None if data.test_source is None else f"data.test_source={data.test_source!r}")
-    _warn_if_cut(texts, "held-out", reader.max_length)
+    warn_if_cut(texts, "held-out", reader.max_length)
     return texts
 
 
@@ -130,7 +130,7 @@ def _label_reader(
     reader = Labelled.of(
         source,
         split,
-        _text_columns(experiment, source, split),
+        text_columns(experiment, f"data.source={source!r}", split),
         label=data.label_column,
         group=group,
         tokenizer=pretrained.tokenizer,
@@ -145,18 +145,19 @@ def _label_reader(
     return replace(reader, classes=sort_like_head(pretrained, reader.classes))
 
 
-def _text_columns(experiment: Experiment, source: str, split: "Dataset") -> tuple[str, ...]:
-    """Return the column of the text, or the two of a pair; for GLUE's tasks they are known."""
+def text_columns(experiment: Experiment, place: str, split: "Dataset") -> tuple[str, ...]:
+    """Return the column of the text, or the two of a pair; for GLUE's tasks they are known. place: for errors."""
     data, pair = experiment.data, experiment.data.text_pair_column
     if data.task in glue.TASKS and not (data.text_column or pair):
         return glue.TASKS[data.task].columns
     label = data.label_column or find_label_column(split)
     others = (label, pair, experiment.partition.column)
-    first = find_text_column(f"data.source={source!r}", split, data.text_column, others)
+    first = find_text_column(place, split, data.text_column, others)
     return (first, pair) if pair else (first,)
 
 
-def _warn_if_cut(texts: Texts, which: str, max_length: int) -> None:
+def warn_if_cut(texts: Texts, which: str, max_length: int) -> None:
+    """Warn if texts were cut; which: `training`, `held-out`, ..."""
     if texts.truncated:
         warnings.warn(
             f"{texts.truncated:,} of {len(texts):,} {which} texts are longer than {max_length} tokens and were cut",
@@ -174,6 +175,8 @@ def build(
     facts: TextFacts = {"classes": train.classes, "edges": train.edges, "cut": cut}
     if any(skipped):
         facts["skipped"] = skipped
+    if experiment.data.task == LANGUAGE:
+        facts["prompts"] = bool((train.marks == 0).any())
     built = build_model(experiment, pretrained, facts)
     return Problem(built.model.to(device), build_task(experiment, built.form, train, test, device), facts)
 

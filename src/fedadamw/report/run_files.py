@@ -1,4 +1,4 @@
-"""Types of what a run folder holds: the lines of metrics.jsonl, and manifest.json."""
+"""Types of what a run folder holds: the lines of metrics.jsonl and clients.jsonl, and manifest.json."""
 
 from typing import Any, TypedDict
 
@@ -23,6 +23,14 @@ class RecordDict(_Record, total=False):
 
     diagnostics: Numbers
     federation: dict[str, int]
+
+
+class LossesDict(TypedDict):
+    """A line of clients.jsonl: who was sampled in a round, and the mean training loss of each over its local steps."""
+
+    round: int
+    clients: list[int]
+    losses: list[float | None]  # None if the answer was not accepted, or is not finite
 
 
 class PartitionFacts(TypedDict):

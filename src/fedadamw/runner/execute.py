@@ -4,18 +4,20 @@ import hashlib
 import signal
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.ranks import RankLostError
 from fedadamw.engine.record import DivergedError, Record
-from fedadamw.engine.simulate import Saved, Simulation
+from fedadamw.engine.simulate import Saved, Simulation, State
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
+from fedadamw.runner.best import Best, choose_best, read_best
+from fedadamw.runner.client_losses import ClientLosses
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.live_page import LivePage
 from fedadamw.runner.manifest import build_manifest, warn_of_other_package
@@ -27,6 +29,13 @@ if TYPE_CHECKING:
     from fedadamw.report.run_page import RunPage
 
 OnRound = Callable[[Record], None]
+
+
+class Settled(NamedTuple):
+    """What may be saved: the state after a round whose record is on disk, and the best round until then."""
+
+    state: State
+    best: Best | None
 
 
 class Interrupted(Exception):  # noqa: N818  (not an error)
@@ -58,60 +67,76 @@ def execute(
         page = LivePage(folder, experiment.training.rounds, lambda: open_page(folder, prepared), enabled=report)
         with page, Trackers(experiment, folder.path) as trackers:
             clients = None if make_clients is None else make_clients(prepared)
-            simulation = _start_or_resume(experiment, folder, prepared, clients, resume=resume)
+            simulation, best = _start_or_resume(experiment, folder, prepared, clients, resume=resume)
             on_start(simulation.state.round)
-            _train(experiment, folder, simulation, trackers, page, on_round)
+            _train(experiment, folder, simulation, best, trackers, page, on_round)
         if report:
             write_report(folder, prepared)
 
 
 def _start_or_resume(
     experiment: Experiment, folder: RunFolder, prepared: Prepared, clients: Clients | None, *, resume: bool
-) -> Simulation:
-    """Start the run in its folder, or resume it from its checkpoint."""
+) -> tuple[Simulation, Best | None]:
+    """Start the run in its folder, or resume it from its checkpoint, with its best round so far."""
     manifest, checkpoint = build_manifest(experiment, prepared), None
     if resume and folder.started:
         folder.check_same(manifest)
         warn_of_other_package(experiment.algorithm_name, folder.read_manifest())
+        folder.adopt_rounds(experiment)
         checkpoint = folder.load(experiment)
     else:
         folder.start(experiment, manifest)
+    ClientLosses(folder.path).keep(0 if checkpoint is None else checkpoint[0])
     check_ranks_agree(experiment, prepared)
     memory_folder = folder.path / "clients" if experiment.client_memory == "disk" else None
     saved = None if checkpoint is None else Saved(*checkpoint)
-    return prepared.simulation(clients, memory_folder=memory_folder, saved=saved)
+    best = read_best(saved.tensors) if saved and experiment.keep_best else None
+    return prepared.simulation(clients, memory_folder=memory_folder, saved=saved), best
 
 
 def _train(
     experiment: Experiment,
     folder: RunFolder,
     simulation: Simulation,
+    best: Best | None,
     trackers: Trackers,
     page: LivePage,
     on_round: OnRound,
 ) -> None:
     """Run the remaining rounds; on an interrupt or error, save the last complete round first."""
-    settled = simulation.state
+    settled, losses = Settled(simulation.state, best), ClientLosses(folder.path)
     try:
         for record in simulation.rounds():
+            losses.append(record.round, simulation.losses)
             folder.append(record)
-            settled = simulation.state  # its record is on disk, so it may be saved
+            settled = _settle(settled, record, simulation.state, experiment)  # its record is on disk: it may be saved
             on_round(record)
             trackers.log(record)
-            if settled.round % experiment.checkpoint_every == 0 or settled.round == experiment.training.rounds:
-                folder.save(settled.round, simulation.tensors(settled), experiment)
+            if record.round % experiment.checkpoint_every == 0 or record.round == experiment.training.rounds:
+                _save(folder, experiment, simulation, settled)
             page.update()
     except KeyboardInterrupt as request:
-        folder.save(settled.round, simulation.tensors(settled), experiment)
+        _save(folder, experiment, simulation, settled)
         raise Interrupted from request
     except (RuntimeError, MemoryError) as error:  # divergence, a lost rank, or full memory
         if isinstance(error, RankLostError):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher now ends all ranks
         try:
-            folder.save(settled.round, simulation.tensors(settled), experiment)
+            _save(folder, experiment, simulation, settled)
         except (RuntimeError, MemoryError, OSError) as save_error:
-            warnings.warn(f"round {settled.round} is not in the checkpoint: {save_error}", stacklevel=2)
+            warnings.warn(f"round {settled.state.round} is not in the checkpoint: {save_error}", stacklevel=2)
         raise
+
+
+def _settle(before: Settled, record: Record, state: State, experiment: Experiment) -> Settled:
+    """Return what to save after the round of `record`, in one value: an interrupt leaves this or the one before."""
+    return Settled(state, choose_best(before.best, record, state) if experiment.keep_best else None)
+
+
+def _save(folder: RunFolder, experiment: Experiment, simulation: Simulation, settled: Settled) -> None:
+    """Write the checkpoint: of the last complete round, with the model of the best one."""
+    kept = {} if settled.best is None else settled.best.tensors()
+    folder.save(settled.state.round, {**simulation.tensors(settled.state), **kept}, experiment)
 
 
 def follow(experiment: Experiment) -> None:

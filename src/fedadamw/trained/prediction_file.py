@@ -1,0 +1,72 @@
+"""Write predictions as CSV or JSON lines: the file appears when all of them are in it."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any
+
+from fedadamw.io.disk import report_full_disk
+from fedadamw.trained.predict import Prediction
+from fedadamw.validation import check
+
+CSV, JSON_LINES = ".csv", ".jsonl"
+
+
+def check_new_file(path: Path) -> None:
+    """Raise InputError if predictions cannot be written to `path`: another ending, no folder, or a file is there."""
+    check(path.suffix in (CSV, JSON_LINES), f"--out {path}: must end in {CSV} or {JSON_LINES}")
+    check(path.parent.is_dir(), f"--out {path}: there is no folder {path.parent}")
+    check(not path.exists(), f"--out {path}: exists; choose another file")
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction], top: int, *, every: bool) -> int:
+    """Write all predictions to the new file `path`; return how many.
+
+    top: how many of the likeliest classes. every: also the probability of each class.
+    """
+    rows = (prediction_row(prediction, top, every=every) for prediction in predictions)
+    temporary = path.with_name(path.name + ".new")
+    try:
+        with report_full_disk(path), open(temporary, "w", encoding="utf-8", newline="") as file:
+            count = _write_csv(file, rows) if path.suffix == CSV else _write_json_lines(file, rows)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def prediction_row(prediction: Prediction, top: int, *, every: bool) -> dict[str, Any]:
+    """Return a prediction as named cells."""
+    p = prediction
+    row: dict[str, Any] = {"file": p.file, "row": p.row} if p.row is not None else {"file": p.file}
+    row |= dict(zip(("text", "text_pair") if p.response is None else ("prompt",), p.texts, strict=False))
+    if p.response is not None:
+        return row | {"response": p.response}
+    if p.number is not None:
+        return row | {"prediction": p.number}
+    for place, (label, probability) in enumerate(islice(p.probabilities.items(), top), 1):
+        end = "" if place == 1 else str(place)
+        row |= {f"label{end}": label, f"probability{end}": probability}
+    return row | ({f"p({label})": p.probabilities[label] for label in sorted(p.probabilities)} if every else {})
+
+
+def _write_csv(file: IO[str], rows: Iterator[dict[str, Any]]) -> int:
+    first = next(rows, None)
+    names: Sequence[str] = list(first or ("file", "label", "probability"))
+    if "row" not in names:
+        names = [names[0], "row", *names[1:]]  # image files and tables may be mixed
+    out = csv.DictWriter(file, names)
+    out.writeheader()
+    count = 0
+    for count, row in enumerate(chain([first] if first else [], rows), 1):  # noqa: B007
+        out.writerow(row)
+    return count
+
+
+def _write_json_lines(file: IO[str], rows: Iterator[dict[str, Any]]) -> int:
+    count = 0
+    for count, row in enumerate(rows, 1):  # noqa: B007
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return count
