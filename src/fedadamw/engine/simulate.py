@@ -54,7 +54,7 @@ class Simulation:
 
     The model is trained in place; `algorithm` and `training` say how. ranks: the processes that share the run.
     folding: adds the exact mean of what clients' adapters contribute to the frozen weights.
-    saved: where to resume. listeners: are called for each accepted answer.
+    saved: where to resume. `listeners`, a list to append to, are called for each accepted answer.
     """
 
     def __init__(
@@ -68,12 +68,11 @@ class Simulation:
         ranks: Team = ALONE,
         folding: Folding | None = None,
         saved: Saved | None = None,
-        listeners: Sequence[Listener] = (),
     ) -> None:
         _check_round(workspace, training, len(clients), ranks)
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.clients, self.ranks, self.folding = training, clients, ranks, folding
-        self.listeners = list(listeners)
+        self.listeners: list[Listener] = []
         self.aggregation = Aggregation(training.weighting, training.mean, training.byzantine, folding, ranks)
         self.losses: dict[int, float | None] = {}  # of the clients of the last round; None: not accepted
         self.state = self._initial_state()

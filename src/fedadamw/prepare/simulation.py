@@ -1,6 +1,5 @@
 """Build and check data, partition, model and algorithm from settings, before any training starts."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from fedadamw.data.texts import Texts
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
-from fedadamw.engine.round import Listener
 from fedadamw.engine.simulate import NOT_EXACT, Saved, Simulation
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import compiling_pays
@@ -59,11 +57,10 @@ class Prepared:
         *,
         memory_folder: Path | None = None,
         saved: Saved | None = None,
-        listeners: Sequence[Listener] = (),
     ) -> Simulation:
         """Return the simulation, new or resumed from `saved`; without `clients` they are simulated in this process.
 
-        memory_folder: keep simulated clients' memories in files there. listeners: see `Simulation`.
+        memory_folder: keep simulated clients' memories in files there.
         """
         return Simulation(
             self.workspace,
@@ -74,7 +71,6 @@ class Prepared:
             ranks=self.ranks,
             folding=self.folding,
             saved=saved,
-            listeners=listeners,
         )
 
     @property

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import altair as alt
 import numpy as np
@@ -20,6 +20,7 @@ Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.HConcatChart
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#64748b"
 MAX_CLIENTS = 200  # columns of the partition chart that are wide enough to see
 
+ROUNDS_AXIS = alt.Axis(tickMinStep=1, format="d")  # rounds are whole numbers
 Width = int | str  # pixels, or "container": as wide as the page gives
 
 
@@ -47,7 +48,7 @@ def score_chart(records: Records, *, width: Width = "container", height: int = 2
         alt.Tooltip("sent:Q", format=",.1f", title="MB sent up so far"),
     ]
     base = alt.Chart(alt.Data(values=rows), title=f"Test {name}").encode(
-        x=alt.X("round:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d")),
+        x=alt.X("round:Q", title="round", axis=ROUNDS_AXIS),
         y=alt.Y("score:Q", title=None, axis=alt.Axis(format=metrics.axis_format(metric)), scale=alt.Scale(zero=False)),
     )
     line = base.mark_line(color=BLUE, strokeWidth=2.5)
@@ -66,7 +67,7 @@ def loss_chart(records: Records, *, width: Width = "container", height: int = 24
     ]
     chart = alt.Chart(alt.Data(values=rows), title="Loss").mark_line(strokeWidth=2)
     return chart.encode(
-        x=alt.X("round:Q", title="round", axis=alt.Axis(tickMinStep=1, format="d")),
+        x=alt.X("round:Q", title="round", axis=ROUNDS_AXIS),
         y=alt.Y("loss:Q", title=None),
         color=alt.Color(
             "of:N",
@@ -133,6 +134,11 @@ def apply_style(chart: Chart) -> Chart:
         .configure_axis(gridColor="#e5e7eb", domainColor="#9ca3af", tickColor="#9ca3af", labelColor="#374151")
         .configure_title(anchor="start", fontSize=14, color="#111827")
     )
+
+
+def to_spec(chart: Chart) -> dict[str, Any]:
+    """Return the chart, with its style, in Vega-Lite's JSON."""
+    return dict(apply_style(chart).to_dict(validate=False))
 
 
 def save_chart(chart: Chart, path: Path) -> None:

@@ -36,7 +36,7 @@ class RunPage:
     ) -> None:
         self.folder = folder
         self._partition = (
-            _to_spec(run_charts.partition_chart(counts, classes, width="container")) if counts.any() else None
+            run_charts.to_spec(run_charts.partition_chart(counts, classes, width="container")) if counts.any() else None
         )
         data = dict(manifest["data"])
         if settings["partition"]["kind"] == "nodes":
@@ -61,7 +61,7 @@ class RunPage:
         about = {"refresh_s": status.refresh_s, "resume": status.resume, "written": time.time(), "empty": empty}
         return self._template.substitute(
             self._fixed,
-            cards="".join(_card(*card) for card in _summary(records)),
+            cards="".join(_card(*card) for card in summarize(records)),
             status=escape_html(status.text),
             panels="".join(f"<div class=panel id={name}></div>" for name in specs if name not in ("score", "losses")),
             specs=escape_script({"charts": specs, "status": about}),
@@ -72,11 +72,11 @@ class RunPage:
         charts = {"losses": run_charts.loss_chart(records)}
         if find_evaluations(records):
             charts["score"] = run_charts.score_chart(records)
-        specs = {name: _to_spec(chart) for name, chart in charts.items()}
+        specs = {name: run_charts.to_spec(chart) for name, chart in charts.items()}
         if self._partition is not None:
             specs["partition"] = self._partition
         if records[-1].get("federation"):
-            specs["answers"] = _to_spec(run_charts.outcomes_chart(records))
+            specs["answers"] = run_charts.to_spec(run_charts.outcomes_chart(records))
         return specs
 
 
@@ -99,11 +99,7 @@ def write_curves(folder: Path, records: Sequence[RecordDict]) -> None:
         run_charts.save_chart(run_charts.curves_chart(records), folder / "curves.png")
 
 
-def _to_spec(chart: run_charts.Chart) -> dict[str, Any]:
-    return dict(run_charts.apply_style(chart).to_dict(validate=False))
-
-
-def _summary(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
+def summarize(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
     """Return the headline numbers as (label, text)."""
     last = records[-1]
     return [

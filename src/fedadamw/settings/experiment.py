@@ -78,6 +78,12 @@ class Experiment(Section):
     checkpoint_every: int = Field(
         default=10, ge=1, description="Rounds between checkpoints. An interrupted run repeats at most this many."
     )
+    keep_best: bool = Field(
+        default=False,
+        description="Keep the model of the best evaluated round in the checkpoint, beside the last round's, for "
+        "--best of export, eval and predict. Best is the highest main metric, or the lowest test loss without one. "
+        "Set data.validation too: a round chosen on the test set looks better than it is.",
+    )
     client_memory: Literal["memory", "disk"] = Field(
         default="memory",
         description="Where the clients' states between rounds are kept. disk: for more clients than memory holds.",
