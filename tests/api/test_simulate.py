@@ -1,4 +1,4 @@
-"""simulate: a recipe's numbers for a recipe's objects, every engine's for one's own, and clear errors for the rest."""
+"""simulate: a recipe's numbers for a recipe's objects, and every engine's for one's own."""
 
 import json
 import os
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from support.own_objects import Pictures, accuracy, cnn, numbers, points, simulate, weights
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import fedadamw
 from fedadamw.prepare.simulation import prepare
@@ -20,51 +21,6 @@ from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 DIGITS = ["training.rounds=3", "training.clients_per_round=4", "training.steps=3", "partition.clients=12", "threads=1"]
-
-
-def accuracy(outputs, targets):
-    return (outputs.argmax(1) == targets).double().mean()
-
-
-def points(count=240, dtype=torch.float32):
-    """Four classes of 8 x 8 pictures."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(count, 1, 8, 8, generator=generator).to(dtype)
-    halves = (x[:, 0, :4].sum((1, 2)) > 0).long(), (x[:, 0, 4:].sum((1, 2)) > 0).long()
-    return x, halves[0] + 2 * halves[1]
-
-
-def cnn(dtype=torch.float32, dropout=0.0):
-    torch.manual_seed(1)
-    layers = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(144, 4)
-    return nn.Sequential(*layers).to(dtype)
-
-
-CLIENTS = [range(i, 200, 8) for i in range(8)]
-FEW = {"rounds": 3, "clients_per_round": 4, "steps": 3, "batch_size": 10, "lr": 3e-3, "quiet": True, "device": "cpu"}
-
-
-def simulate(model=None, train=None, test=None, clients=CLIENTS, *, dtype=torch.float32, **changes):
-    x, y = points(dtype=dtype)
-    given = {"metrics": {"accuracy": accuracy}, **FEW, **changes}
-    return fedadamw.simulate(
-        cnn(dtype) if model is None else model,
-        (x[:200], y[:200]) if train is None else train,
-        (x[200:], y[200:]) if test is None else test,
-        clients,
-        **given,
-    )
-
-
-def weights(result):
-    return torch.cat([p.detach().flatten() for p in result.model.parameters()])
-
-
-def numbers(result):
-    """What every run of the same computes: all but the time."""
-    return [
-        (r.round, r.lr, r.train_loss, r.test_loss, r.test_metrics, r.up_bytes, r.down_bytes) for r in result.records
-    ]
 
 
 def test_a_recipes_objects_give_the_recipes_numbers_bit_for_bit(tmp_path):
@@ -104,21 +60,6 @@ def test_loop_stacked_and_two_ranks_agree():
         torch.testing.assert_close(weights(other), weights(loop), rtol=0, atol=1e-10)
         assert [r.test_metrics for r in other.records] == [r.test_metrics for r in loop.records]
     assert loop.records[0].test_loss != loop.records[-1].test_loss
-
-
-class Pictures(Dataset):
-    """As tensors, or with a random shift drawn in __getitem__; from `asked` on it notes what is read."""
-
-    def __init__(self, first, stop, *, shift=False):
-        self.x, self.y = (t[first:stop] for t in points())
-        self.shift = shift
-
-    def __len__(self):
-        return len(self.y)
-
-    def __getitem__(self, index):
-        x = self.x[index]
-        return (x.roll(int(torch.randint(8, ())), -1) if self.shift else x), self.y[index]
 
 
 def test_datasets_and_loaders_give_the_numbers_of_their_tensors():
@@ -252,14 +193,6 @@ def test_files_and_tables(tmp_path):
     assert numbers(again) == numbers(result)
 
 
-def test_a_resumed_run_must_be_the_same(tmp_path):
-    x, y = points()
-    simulate(out=tmp_path)
-    for changes in ({"train": (x[:200] + 1, y[:200])}, {"clients": CLIENTS[::-1]}, {"seed": 1}):
-        with pytest.raises((InputError, RuntimeError), match="changed since|other settings"):
-            simulate(out=tmp_path, resume=True, **changes)
-
-
 def test_without_a_folder_nothing_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -270,137 +203,9 @@ def test_without_a_folder_nothing_stays(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
 
-class Notes(fedadamw.Callback):
-    """Everything it was told, in order."""
-
-    def __init__(self, stop=()):
-        self.told, self.stop = [], stop
-
-    def on_start(self, records):
-        self.told.append(("start", len(records)))
-
-    def on_client(self, update):
-        assert update.delta.shape == (144 * 4 + 4 + 40,)
-        assert update.samples == 25
-        self.told.append(("client", update.round, update.client))
-        return ("client", update.round) in self.stop
-
-    def on_evaluate(self, record, model):
-        x, y = points()
-        assert not model.training
-        assert record.test_metrics["accuracy"] == accuracy(model(x[200:]), y[200:])
-        self.told.append(("evaluate", record.round))
-        return ("evaluate", record.round) in self.stop
-
-    def on_round(self, record):
-        self.told.append(("round", record.round))
-        return ("round", record.round) in self.stop
-
-
-def test_callbacks_see_clients_evaluations_and_rounds():
-    notes, rounds = Notes(), []
-    result = simulate(callbacks=[notes, lambda record: rounds.append(record.round)])
-    assert rounds == [1, 2, 3]
-    assert notes.told[0] == ("start", 0)
-    assert [line[0] for line in notes.told[1:]] == [*["client"] * 4, "evaluate", "round"] * 3
-    assert [line[1] for line in notes.told[1:7]] == [1] * 6
-    assert numbers(result) == numbers(simulate())
-
-
-@pytest.mark.parametrize("where", ["client", "evaluate", "round"])
-def test_each_callback_can_stop_the_run(where, tmp_path):
-    result = simulate(callbacks=[Notes(stop={(where, 2)})], out=tmp_path)
-    assert [r.round for r in result.records] == [1, 2]
-    assert result.stopped
-    assert "report.html" in {p.name for p in tmp_path.iterdir()}
-
-
-def test_early_stopping_counts_from_the_first_round_also_after_a_resume(tmp_path):
-    stopping = fedadamw.EarlyStopping(2, min_delta=2.0)  # nothing improves an accuracy by 2
-    result = simulate(rounds=9, callbacks=[stopping], out=tmp_path)
-    assert len(result.records) == 3
-    again = simulate(rounds=9, callbacks=[fedadamw.EarlyStopping(2, min_delta=2.0)], out=tmp_path, resume=True)
-    assert len(again.records) == 3
-
-
-def test_an_error_of_a_callback_loses_no_round(tmp_path):
-    def fail(record):
-        if record.round == 2:
-            raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"):
-        simulate(callbacks=[fail], out=tmp_path)
-    resumed = simulate(out=tmp_path, resume=True)
-    assert numbers(resumed) == numbers(simulate())
-
-
-def test_ctrl_c_saves_the_round_and_says_how_to_go_on(tmp_path):
-    def interrupt(record):
-        if record.round == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt, match="saved after round 2.*resume=True"):
-        simulate(callbacks=[interrupt], out=tmp_path)
-    assert numbers(simulate(out=tmp_path, resume=True)) == numbers(simulate())
-
-
-class Endless(IterableDataset):
-    def __iter__(self):
-        yield from ()
-
-
-X, Y = points()
-WRONG = {
-    "model": ({"model": 3}, "int is not a torch.nn.Module"),
-    "no length": ({"train": Endless()}, "Endless.*no samples by number.*map-style"),
-    "dictionary": ({"train": {"x": X}}, "no samples by number"),
-    "lengths": ({"train": (X[:200], Y[:100])}, r"train: tensors of shapes \(200, 1, 8, 8\), \(100,\)"),
-    "empty": ({"test": (X[:0], Y[:0])}, "test: has no samples"),
-    "client number": ({"clients": [[0, 200], [1]]}, "200 is not a sample number, 0 to 199"),
-    "client empty": ({"clients": [[0], []]}, "1 of 2 have no samples"),
-    "client mask": ({"clients": [[True, False], [1]]}, r"clients\[0\].*not a list of sample numbers"),
-    "no clients": ({"clients": []}, "at least one client"),
-    "per round": ({"clients_per_round": 9}, "clients_per_round=9 is more than the 8 clients"),
-    "both losses": ({"loss": F.cross_entropy, "sample_losses": lambda m, b: 0}, "loss or sample_losses, not both"),
-    "loss": ({"loss": lambda outputs, targets: outputs.sum()}, "does not take .*reduction='none'"),
-    "metric": ({"metrics": {"accuracy": lambda o, t: o}}, "'accuracy' gave .* not a number"),
-    "predict": ({"sample_losses": lambda m, b: 0}, "need predict="),
-    "one number": ({"sample_losses": lambda m, b: m(b[0]).sum(), "metrics": None}, r"shape \(\), not one number each"),
-    "algorithm": ({"algorithm": "fedavgg"}, "'fedavgg' is unknown.*did you mean 'fedavg'"),
-    "setting": ({"algorithm_settings": {"alfa": 1}}, "alfa is unknown.*alpha"),
-    "recipe's": ({"settings": {"data.source": "digits"}}, "'data.source' is for recipes"),
-    "range": ({"lr": -1}, "training.lr=-1"),
-    "steps": ({"epochs": 2}, "one of steps and epochs"),
-    "resume": ({"resume": True}, "resume=True needs out"),
-    "ranks": ({"ranks": 5}, "ranks=5: give 1 to 4"),
-    "clients and ranks": ({"ranks": 2, "callbacks": [Notes()]}, "on_client sees all clients"),
-    "callback": ({"callbacks": [3]}, "3 is no Callback or function"),
-    "text": ({"train": [("word", 0)] * 9, "clients": [[0], [1]]}, "a batch holds .*only tensors; give collate="),
-}
-
-
-@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_said_in_one_line(changes, message):
-    clients = {"clients_per_round": 2} if "clients" in changes else {}
-    with pytest.raises(InputError, match=message) as raised:
-        simulate(**{**clients, **changes})
-    assert "\n" not in str(raised.value)
-
-
-def test_the_command_line_says_whose_a_run_of_python_is(tmp_path):
-    simulate(out=tmp_path / "run")
-    for words in (["run", str(tmp_path / "run" / "config.yaml")], ["eval", str(tmp_path / "run")]):
-        done = subprocess.run(
-            [sys.executable, "-m", "fedadamw", *words], capture_output=True, text=True, check=False, cwd=tmp_path
-        )
-        assert done.returncode == 2
-        assert "run that script again" in done.stderr
-        assert done.stderr.count("\n") == 1
-
-
 SCRIPT = """
-import sys; sys.path[:0] = {paths!r}
-from api.test_simulate import *
+import sys, torch; sys.path[:0] = {paths!r}
+from support.own_objects import *
 result = simulate(dtype=torch.float64, out={out!r}, callbacks=[lambda record: record.round == 2])
 print(weights(result).sum().item(), len(result.records), result.folder is None)
 """
@@ -422,13 +227,3 @@ def test_a_script_under_torchrun_stops_on_all_ranks(tmp_path):
     lines = sorted(line.split() for line in done.stdout.splitlines() if line.endswith(("True", "False")))
     assert [line[1:] for line in lines] == [["2", "False"], ["2", "True"]]
     assert lines[0][0] == lines[1][0]
-
-
-def test_a_lost_rank_is_reported():
-    def vanish(model, batch):
-        if int(os.environ.get("RANK", "0")) == 1:
-            os._exit(9)
-        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
-
-    with pytest.raises(RuntimeError, match="lost another rank"):
-        simulate(sample_losses=vanish, metrics=None, ranks=2)
