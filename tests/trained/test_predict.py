@@ -129,7 +129,7 @@ def test_a_language_model_responds_to_prompts(place, tmp_path, adapters):
         assert prediction.response == expected, "padding changes no response"
     table = predict_all(folder.path, tmp_path / "talk.csv", max_new_tokens=6)
     assert [p.texts[0] for p in table[:2]] == ["it was good", "it was a good"]
-    with pytest.raises(InputError, match=r"ask.txt, row 3: has \d+ tokens, and with 60 new ones the model takes 64"):
+    with pytest.raises(InputError, match=r"ask.txt, row 1: has \d+ tokens, and with 60 new ones the model takes 64"):
         predict_all(folder.path, tmp_path / "ask.txt", max_new_tokens=60)
     with pytest.raises(InputError, match="--max-new-tokens=64: the model takes 64 tokens, prompt included"):
         predict_all(folder.path, tmp_path / "ask.txt", max_new_tokens=64)

@@ -7,6 +7,7 @@ import typer
 
 from fedadamw.cli.app import Settings, app
 
+Best = Annotated[bool, typer.Option("--best", help="Of the best round, which -s keep_best=true keeps.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 
 
@@ -15,6 +16,7 @@ def export_command(
     run: RunFolder,
     to: Annotated[Path, typer.Option(help="The new folder.")],
     merged: Annotated[bool, typer.Option("--merged", help="Merge adapters into the model.")] = False,  # noqa: FBT002
+    best: Best = False,  # noqa: FBT002
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to this repository of the hub.")
     ] = None,
@@ -24,12 +26,13 @@ def export_command(
     \b
     fedadamw export runs/sst2 --to sst2-adapter
     fedadamw export runs/sst2 --to sst2-model --merged --push me/sst2-model
+    fedadamw export runs/sst2 --to sst2-best --best
     """
     from fedadamw.trained.export import export
     from fedadamw.trained.export import push as upload
     from fedadamw.trained.load import open_run
 
-    what = export(open_run(run), to, merged=merged, shared=push is not None)
+    what = export(open_run(run, best=best), to, merged=merged, shared=push is not None)
     typer.echo(f"{to}: {what}, README.md (model card), fedadamw.json (settings)")
     if push is not None:
         typer.echo(upload(to, push))
@@ -40,6 +43,7 @@ def eval_command(
     where: Annotated[Path, typer.Argument(metavar="RUN_OR_DIR", help="The folder of a run or of a model.")],
     data: Annotated[str | None, typer.Option(help="Another folder, file or hub id to evaluate on.")] = None,
     split: Annotated[str | None, typer.Option(help="Its split, such as validation_mismatched.")] = None,
+    best: Best = False,  # noqa: FBT002
     settings: Settings = None,
 ) -> None:
     """Evaluate a trained model on held-out samples: those of its run, or others.
@@ -60,5 +64,5 @@ def eval_command(
         overrides.append(("data.source", data))
     if split is not None:
         overrides.append(("data.test_split", split))
-    trained = open_trained(where, [*overrides, *(parse_override(setting) for setting in settings or ())])
+    trained = open_trained(where, [*overrides, *(parse_override(setting) for setting in settings or ())], best=best)
     print_evaluation(*evaluate(trained))

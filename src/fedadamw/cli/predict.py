@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fedadamw.cli.app import Settings, app, say
+from fedadamw.cli.models import Best
 from fedadamw.validation import check
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def predict_command(
         Literal["error", "skip"], typer.Option(help="What to do with a sample that cannot be used.")
     ] = "error",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of a language model's responses.")] = 64,
+    best: Best = False,  # noqa: FBT002
     settings: Settings = None,
 ) -> None:
     """Predict new samples, without labels: the class or number of images and texts, a language model's responses.
@@ -49,7 +51,8 @@ def predict_command(
     if out is not None:
         check_new_file(out)
     overrides: list[Override] = [("data.on_bad", on_bad)]
-    trained = open_trained(where, [*overrides, *(parse_override(setting) for setting in settings or ())])
+    overrides += [parse_override(setting) for setting in settings or ()]
+    trained = open_trained(where, overrides, best=best)
     samples = read_samples(trained, files)
     with _progress(sum(map(len, samples)), "" if out is None else f"; {out} was not written") as on_group:
         found = predict(trained, samples, max_new_tokens=max_new_tokens, on_group=on_group)

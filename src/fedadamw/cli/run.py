@@ -26,6 +26,10 @@ def run_command(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<recipe>-<time> by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,  # noqa: FBT002
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="As -s training.rounds=N; with --resume a run of a constant schedule goes on to N."),
+    ] = None,
     ranks: Annotated[
         int | None,
         typer.Option(min=1, help="Processes that share a round.", show_default="one per core if that is faster"),
@@ -39,6 +43,7 @@ def run_command(
     fedadamw run digits -s algorithm.alpha=0 -s training.lr=1e-3
     fedadamw run cifar10-small -s data.source=../data/cifar10 --out runs/cifar
     fedadamw run --resume --out runs/cifar
+    fedadamw run --resume --out runs/constant --rounds 200
     fedadamw run digits --ranks 2
     torchrun --nproc-per-node 8 -m fedadamw run paper/cifar100-vit-dir0.1 --out runs/vit
     """
@@ -47,11 +52,12 @@ def run_command(
     from fedadamw.runner.launch import choose_ranks, launch
     from fedadamw.settings.load import load
 
+    settings = [*(settings or []), *([] if rounds is None else [f"training.rounds={rounds}"])]
     if int(os.environ.get("RANK", "0")) > 0:
         started = out is not None and resume and (out / "config.yaml").is_file()
-        follow(load(recipe or (str(out / "config.yaml") if out and started else DEFAULT_RECIPE), settings or []))
+        follow(load(recipe or (str(out / "config.yaml") if out and started else DEFAULT_RECIPE), settings))
         return
-    folder, experiment = _open_folder(recipe, settings or [], out, resume=resume)
+    folder, experiment = _open_folder(recipe, settings, out, resume=resume)
     ranks = ranks or choose_ranks(experiment)
     sampled = experiment.training.clients_per_round
     check(ranks <= sampled, f"--ranks {ranks}: more than the {sampled} clients per round; use at most as many")
@@ -76,7 +82,13 @@ def run_leader(experiment: "Experiment", folder: "RunFolder", *, resume: bool, q
     hint = f"resume with: fedadamw run --resume --out {folder.path}"
     try:
         with Progress(experiment.training, quiet=quiet) as progress:
-            execute(experiment, folder, resume=resume, on_start=progress.start, on_round=progress.round)
+            execute(
+                experiment,
+                folder,
+                resume=resume,
+                on_start=lambda simulation: progress.start(simulation.state.round),
+                on_round=progress.round,
+            )
     except Interrupted as stopped:
         say(f"stopped; {hint}")
         raise typer.Exit(143 if isinstance(stopped.__cause__, Terminated) else 130) from None

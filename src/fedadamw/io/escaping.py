@@ -22,6 +22,11 @@ def escape_html(text: object) -> str:
     return html.escape(escape_text(text))
 
 
+def unescape_html(text: str) -> str:
+    """Return what `escape_html` was given, on one line and with control characters escaped."""
+    return html.unescape(text)
+
+
 def escape_markdown(text: object) -> str:
     """Escape `text` for Markdown, in a sentence or a table cell."""
     return MARKDOWN_SPECIAL.sub(r"\\\g<0>", escape_text(text))

@@ -36,7 +36,7 @@ class RunPage:
     ) -> None:
         self.folder = folder
         self._partition = (
-            _to_spec(run_charts.partition_chart(counts, classes, width="container")) if counts.any() else None
+            run_charts.to_spec(run_charts.partition_chart(counts, classes, width="container")) if counts.any() else None
         )
         data = dict(manifest["data"])
         if settings["partition"]["kind"] == "nodes":
@@ -56,10 +56,12 @@ class RunPage:
     def render(self, records: Sequence[RecordDict], status: RunStatus = FINISHED) -> str:
         """Return the page as HTML. records: one or more."""
         specs = self._specs(records)
-        about = {"refresh_s": status.refresh_s, "resume": status.resume, "written": time.time()}
+        evaluated = any(record["test_metrics"] is not None for record in records)
+        empty = "The evaluations have no metrics." if evaluated else "No evaluation so far."
+        about = {"refresh_s": status.refresh_s, "resume": status.resume, "written": time.time(), "empty": empty}
         return self._template.substitute(
             self._fixed,
-            cards="".join(_card(*card) for card in _summary(records)),
+            cards="".join(_card(*card) for card in summarize(records)),
             status=escape_html(status.text),
             panels="".join(f"<div class=panel id={name}></div>" for name in specs if name not in ("score", "losses")),
             specs=escape_script({"charts": specs, "status": about}),
@@ -70,11 +72,11 @@ class RunPage:
         charts = {"losses": run_charts.loss_chart(records)}
         if find_evaluations(records):
             charts["score"] = run_charts.score_chart(records)
-        specs = {name: _to_spec(chart) for name, chart in charts.items()}
+        specs = {name: run_charts.to_spec(chart) for name, chart in charts.items()}
         if self._partition is not None:
             specs["partition"] = self._partition
         if records[-1].get("federation"):
-            specs["answers"] = _to_spec(run_charts.outcomes_chart(records))
+            specs["answers"] = run_charts.to_spec(run_charts.outcomes_chart(records))
         return specs
 
 
@@ -92,16 +94,12 @@ def write_run_page(
 
 
 def write_curves(folder: Path, records: Sequence[RecordDict]) -> None:
-    """Write curves.png into `folder`; not before the first evaluation."""
-    if find_evaluations(records):
+    """Write curves.png into `folder`; not before the first round."""
+    if records:
         run_charts.save_chart(run_charts.curves_chart(records), folder / "curves.png")
 
 
-def _to_spec(chart: run_charts.Chart) -> dict[str, Any]:
-    return dict(run_charts.apply_style(chart).to_dict(validate=False))
-
-
-def _summary(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
+def summarize(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
     """Return the headline numbers as (label, text)."""
     last = records[-1]
     return [
@@ -116,10 +114,11 @@ def _summary(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
 
 
 def _summarize_evaluations(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
-    """Return the last and the best score; none before the first evaluation."""
+    """Return the last and the best score, or the last loss if there are no metrics; none before an evaluation."""
     evaluations = find_evaluations(records)
     if not evaluations:
-        return []
+        losses = [loss for record in records if (loss := record["test_loss"]) is not None]
+        return [("test loss", f"{losses[-1]:.4g}")] if losses else []
     name, scores = main_metric(records), {r["round"]: s for r in records if (s := score(r)) is not None}
     best = max(scores, key=scores.__getitem__, default=None)
     tested = records[evaluations[-1]]["test_metrics"] or {}

@@ -3,19 +3,22 @@
 import hashlib
 import signal
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.ranks import RankLostError
 from fedadamw.engine.record import DivergedError, Record
-from fedadamw.engine.simulate import Saved, Simulation
+from fedadamw.engine.round import Listener
+from fedadamw.engine.simulate import Saved, Simulation, State
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
+from fedadamw.runner.best import Best, choose_best, read_best
 from fedadamw.runner.client_losses import ClientLosses
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.live_page import LivePage
@@ -27,7 +30,14 @@ from fedadamw.validation import check
 if TYPE_CHECKING:
     from fedadamw.report.run_page import RunPage
 
-OnRound = Callable[[Record], None]
+OnRound = Callable[[Record], object]
+
+
+class Settled(NamedTuple):
+    """What may be saved: the state after a round whose record is on disk, and the best round until then."""
+
+    state: State
+    best: Best | None
 
 
 class Interrupted(Exception):  # noqa: N818  (not an error)
@@ -40,40 +50,47 @@ def execute(
     *,
     resume: bool,
     report: bool = True,
-    on_start: Callable[[int], None] = lambda _: None,
+    on_start: Callable[[Simulation], object] = lambda _: None,
     on_round: OnRound = lambda _: None,
     make_clients: Callable[[Prepared], Clients] | None = None,
-) -> None:
-    """Run `experiment` in `folder` to its last round; on Ctrl-C save and raise Interrupted.
+    prepare_run: Callable[[Experiment], Prepared] | None = None,
+    listeners: Sequence[Listener] = (),
+) -> Simulation:
+    """Run `experiment` in `folder` to its last round and return the simulation; on Ctrl-C save and raise Interrupted.
 
-    make_clients: makes the clients if they are not simulated in this process.
-    on_start gets the number of rounds already done, on_round each new record; report: write the report at the end.
+    make_clients: makes the clients if they are not simulated in this process. prepare_run: makes model and data if
+    they are not what the settings name. listeners: are called for each client's accepted answer.
+    on_start gets the simulation before its first or next round, on_round each new record; a true value from one of
+    them ends the run there. report: write the report at the end.
     Under torchrun this is for rank 0, and `follow` for the others.
     """
     check_trackers(experiment.trackers)
     if resume and folder.started:
         check_origins(experiment, folder.read_manifest().get("folders"), (*MODEL_PATHS, *DATA_PATHS))
-    prepared = prepare(experiment, remote=make_clients is not None)
+    prepared = prepare(experiment, remote=make_clients is not None) if prepare_run is None else prepare_run(experiment)
     with folder.lock():
         folder.check_startable(experiment, resume=resume)  # again, now that no other process can change the folder
         page = LivePage(folder, experiment.training.rounds, lambda: open_page(folder, prepared), enabled=report)
         with page, Trackers(experiment, folder.path) as trackers:
             clients = None if make_clients is None else make_clients(prepared)
-            simulation = _start_or_resume(experiment, folder, prepared, clients, resume=resume)
-            on_start(simulation.state.round)
-            _train(experiment, folder, simulation, trackers, page, on_round)
+            simulation, best = _start_or_resume(experiment, folder, prepared, clients, resume=resume)
+            simulation.listeners += listeners
+            if not simulation.ranks.agree(stop=bool(on_start(simulation))):
+                _train(experiment, folder, simulation, best, trackers, page, on_round)
         if report:
             write_report(folder, prepared)
+    return simulation
 
 
 def _start_or_resume(
     experiment: Experiment, folder: RunFolder, prepared: Prepared, clients: Clients | None, *, resume: bool
-) -> Simulation:
-    """Start the run in its folder, or resume it from its checkpoint."""
+) -> tuple[Simulation, Best | None]:
+    """Start the run in its folder, or resume it from its checkpoint, with its best round so far."""
     manifest, checkpoint = build_manifest(experiment, prepared), None
     if resume and folder.started:
         folder.check_same(manifest)
         warn_of_other_package(experiment.algorithm_name, folder.read_manifest())
+        folder.adopt_rounds(experiment)
         checkpoint = folder.load(experiment)
     else:
         folder.start(experiment, manifest)
@@ -81,51 +98,78 @@ def _start_or_resume(
     check_ranks_agree(experiment, prepared)
     memory_folder = folder.path / "clients" if experiment.client_memory == "disk" else None
     saved = None if checkpoint is None else Saved(*checkpoint)
-    return prepared.simulation(clients, memory_folder=memory_folder, saved=saved)
+    best = read_best(saved.tensors) if saved and experiment.keep_best else None
+    return prepared.simulation(clients, memory_folder=memory_folder, saved=saved), best
 
 
 def _train(
     experiment: Experiment,
     folder: RunFolder,
     simulation: Simulation,
+    best: Best | None,
     trackers: Trackers,
     page: LivePage,
     on_round: OnRound,
 ) -> None:
     """Run the remaining rounds; on an interrupt or error, save the last complete round first."""
-    settled, losses = simulation.state, ClientLosses(folder.path)
+    settled, losses = Settled(simulation.state, best), ClientLosses(folder.path)
     try:
         for record in simulation.rounds():
             losses.append(record.round, simulation.losses)
             folder.append(record)
-            settled = simulation.state  # its record is on disk, so it may be saved
-            on_round(record)
+            settled = _settle(settled, record, simulation.state, experiment)  # its record is on disk: it may be saved
+            stop = bool(on_round(record))
             trackers.log(record)
-            if settled.round % experiment.checkpoint_every == 0 or settled.round == experiment.training.rounds:
-                folder.save(settled.round, simulation.tensors(settled), experiment)
+            last = stop or record.round == experiment.training.rounds
+            if last or record.round % experiment.checkpoint_every == 0:
+                _save(folder, experiment, simulation, settled)
             page.update()
+            if simulation.ranks.agree(stop=stop):
+                break
     except KeyboardInterrupt as request:
-        folder.save(settled.round, simulation.tensors(settled), experiment)
+        _save(folder, experiment, simulation, settled)
         raise Interrupted from request
-    except (RuntimeError, MemoryError) as error:  # divergence, a lost rank, or full memory
+    except OSError:
+        raise
+    except Exception as error:  # divergence, a lost rank, full memory, or an error of a user's function
         if isinstance(error, RankLostError):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher now ends all ranks
         try:
-            folder.save(settled.round, simulation.tensors(settled), experiment)
+            _save(folder, experiment, simulation, settled)
         except (RuntimeError, MemoryError, OSError) as save_error:
-            warnings.warn(f"round {settled.round} is not in the checkpoint: {save_error}", stacklevel=2)
+            warnings.warn(f"round {settled.state.round} is not in the checkpoint: {save_error}", stacklevel=2)
         raise
 
 
-def follow(experiment: Experiment) -> None:
-    """Run a rank other than 0: its share of every round, until the run ends or rank 0 is lost."""
-    prepared = prepare(experiment)
+def _settle(before: Settled, record: Record, state: State, experiment: Experiment) -> Settled:
+    """Return what to save after the round of `record`, in one value: an interrupt leaves this or the one before."""
+    return Settled(state, choose_best(before.best, record, state) if experiment.keep_best else None)
+
+
+def _save(folder: RunFolder, experiment: Experiment, simulation: Simulation, settled: Settled) -> None:
+    """Write the checkpoint: of the last complete round, with the model of the best one."""
+    kept = {} if settled.best is None else settled.best.tensors()
+    folder.save(settled.state.round, {**simulation.tensors(settled.state), **kept}, experiment)
+
+
+def follow(
+    experiment: Experiment,
+    *,
+    on_round: OnRound = lambda _: None,
+    prepare_run: Callable[[Experiment], Prepared] | None = None,
+) -> Simulation:
+    """Run a rank other than 0: its share of every round, until the run ends or rank 0 stops or is lost."""
+    prepared = prepare(experiment) if prepare_run is None else prepare_run(experiment)
     check_ranks_agree(experiment, prepared)
-    try:
-        for _ in prepared.simulation().rounds():
-            pass
-    except DivergedError:
-        pass  # rank 0 reports it
+    simulation = prepared.simulation()
+    if simulation.ranks.agree():
+        return simulation
+    with suppress(DivergedError):  # rank 0 reports it
+        for record in simulation.rounds():
+            on_round(record)
+            if simulation.ranks.agree():
+                break
+    return simulation
 
 
 def check_ranks_agree(experiment: Experiment, prepared: Prepared) -> None:
@@ -146,8 +190,7 @@ def open_page(folder: RunFolder, prepared: Prepared) -> "RunPage":
     """Return the page of a run, to be written with its records."""
     from fedadamw.report.run_page import RunPage
 
-    classes = prepared.train.classes
-    counts = prepared.partition.counts(prepared.train.labels, len(classes))
+    counts, classes = prepared.class_counts, prepared.train.classes
     settings = read_yaml(str(folder.config), folder.config.read_text())
     return RunPage(folder.path, settings, folder.read_manifest(), counts, classes)
 

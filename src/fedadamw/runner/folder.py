@@ -28,6 +28,7 @@ from fedadamw.engine.record import Record
 from fedadamw.io.disk import report_full_disk
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.run_files import Manifest, RecordDict
+from fedadamw.runner.rounds import check_new_rounds, with_rounds
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
@@ -40,6 +41,7 @@ NOT_IN_DIGEST = (  # settings that change a run's numbers by rounding at most
     "threads",
     "trackers",
     "checkpoint_every",
+    "keep_best",
     "client_memory",
     "stack",
     "compile",
@@ -125,9 +127,31 @@ class RunFolder:
             raise InputError(f"{self.path} {self.content} already; resume it, or choose another folder")
 
     def check_settings(self, experiment: Experiment) -> None:
-        """Raise InputError if the run here was started with other settings than `experiment`."""
-        if settings_digest(load(str(self.config))) != settings_digest(experiment):
+        """Raise InputError if the run here was started with other settings than `experiment`.
+
+        It may have another number of rounds, if the run can go on to that.
+        """
+        begun = load(str(self.config))
+        if settings_digest(begun) == settings_digest(experiment):
+            return
+        if settings_digest(with_rounds(experiment, begun.training.rounds)) != settings_digest(begun):
             raise InputError(f"{self.path}: was run with other settings; --resume takes them from {self.config}")
+        in_study = self.path.name.endswith(settings_digest(begun)[:10])  # as study.plan names them
+        check_new_rounds(self.path, begun, experiment.training.rounds, len(self.records()), in_study=in_study)
+
+    def adopt_rounds(self, experiment: Experiment) -> None:
+        """Make the number of rounds of `experiment`, which check_settings allows, that of the run here.
+
+        The checkpoint is written first, for both numbers: a process that dies here leaves a run that can be resumed.
+        """
+        begun = load(str(self.config))
+        if begun.training.rounds == experiment.training.rounds:
+            return
+        if self.state.exists():
+            tensors, facts = self._read_checkpoint(begun)
+            digests = {"settings": settings_digest(experiment), "before": settings_digest(begun)}
+            checkpoint.write(self.state, "checkpoint", tensors, {**facts, **digests})
+        write_atomically(self.config, with_rounds(begun, experiment.training.rounds).to_yaml().encode())
 
     def check_same(self, manifest: Manifest) -> None:
         """Raise CheckpointError if data, partition or model differ from those that the run started with."""
@@ -187,14 +211,19 @@ class RunFolder:
                 raise CheckpointError(f"{self.state}: is missing, though {self.metrics} has {recorded} records")
             self._truncate_records(0)
             return None
-        tensors, facts = checkpoint.read(self.state, "checkpoint")
-        if facts.get("settings") != settings_digest(experiment):
-            raise CheckpointError(f"{self.state}: belongs to a run with other settings than {self.config}")
+        tensors, facts = self._read_checkpoint(experiment)
         round_ = facts.get("round")
         if not isinstance(round_, int) or not 0 <= round_ <= recorded:
             raise CheckpointError(f"{self.metrics}: has {recorded} records, the checkpoint is of round {round_}")
         self._truncate_records(round_)
         return round_, tensors
+
+    def _read_checkpoint(self, experiment: Experiment) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the checkpoint's tensors and facts; raises CheckpointError if it is of another experiment."""
+        tensors, facts = checkpoint.read(self.state, "checkpoint")
+        if settings_digest(experiment) not in (facts.get("settings"), facts.get("before")):
+            raise CheckpointError(f"{self.state}: belongs to a run with other settings than {self.config}")
+        return tensors, facts
 
     def _whole_lines(self) -> list[bytes]:
         content = self.metrics.read_bytes() if self.metrics.exists() else b""

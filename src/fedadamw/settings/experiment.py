@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from fedadamw.settings.data import IMAGE, LANGUAGE, DataSettings
+from fedadamw.settings.data import IMAGE, LANGUAGE, PYTHON, DataSettings
 from fedadamw.settings.federation import FederationSettings
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.settings.model import ModelSettings
@@ -78,6 +78,12 @@ class Experiment(Section):
     checkpoint_every: int = Field(
         default=10, ge=1, description="Rounds between checkpoints. An interrupted run repeats at most this many."
     )
+    keep_best: bool = Field(
+        default=False,
+        description="Keep the model of the best evaluated round in the checkpoint, beside the last round's, for "
+        "--best of export, eval and predict. Best is the highest main metric, or the lowest test loss without one. "
+        "Set data.validation too: a round chosen on the test set looks better than it is.",
+    )
     client_memory: Literal["memory", "disk"] = Field(
         default="memory",
         description="Where the clients' states between rounds are kept. disk: for more clients than memory holds.",
@@ -108,8 +114,10 @@ class Experiment(Section):
     def _check_task(self) -> "Experiment":
         task = self.data.task
         unused: tuple[str, ...] = IMAGE_SETTINGS
-        if task == IMAGE:
+        if task in (IMAGE, PYTHON):
             unused = (*TEXT_SETTINGS, *LANGUAGE_SETTINGS, *PAIR_SETTINGS)
+        if task == PYTHON:
+            unused += IMAGE_SETTINGS
         unused += PAIR_SETTINGS if task == LANGUAGE else LANGUAGE_SETTINGS
         for path in unused:
             section, _, key = path.partition(".")

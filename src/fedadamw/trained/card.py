@@ -41,7 +41,7 @@ Trained with [fedadamw]({HOME}) {origin["versions"].get("fedadamw")}, commit {or
 {_code(trained, to, whole=whole)}
 ```
 
-| held out, after round {last.get("round", 0) if last else 0} | |
+| held out, after round {last.get("round", 0) if last else 0}{", chosen by this result" if trained.best else ""} | |
 | --- | ---: |
 {_rows(scores.items())}
 

@@ -19,10 +19,11 @@ from fedadamw.models.text import TextModel
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, is_path, resolve_path, restore_paths
-from fedadamw.prepare.problem import Facts, ImageFacts, TextFacts, open_pretrained
+from fedadamw.prepare.problem import MADE_IN_PYTHON, Facts, ImageFacts, TextFacts, open_pretrained
 from fedadamw.report.run_files import ModelFacts, PartitionFacts, RecordDict
+from fedadamw.runner.best import read_best
 from fedadamw.runner.folder import RunFolder, check_pixels
-from fedadamw.settings.data import LANGUAGE
+from fedadamw.settings.data import LANGUAGE, PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import build_experiment, load, parse_settings, set_path
 from fedadamw.validation import InputError, check, shorten
@@ -72,6 +73,7 @@ class Trained(NamedTuple):
     origin: Origin  # {} if unknown
     records: list[RecordDict]
     other_data: bool  # whether it is evaluated on other data than its run's held-out samples
+    best: bool = False  # whether it is the best of its run's rounds, by their own evaluations
 
     @property
     def model(self) -> nn.Module:
@@ -79,15 +81,16 @@ class Trained(NamedTuple):
         return self.built.model
 
 
-def open_trained(path: Path, overrides: Overrides = ()) -> Trained:
-    """Load the model of a run folder, an export, or any transformers folder, to evaluate it."""
+def open_trained(path: Path, overrides: Overrides = (), *, best: bool = False) -> Trained:
+    """Load the model of a run folder, an export, or any transformers folder, to evaluate it; best: see `open_run`."""
     check(path.is_dir(), f"{path}: no such folder")
     is_run, is_export = RunFolder(path).started, (path / FACTS).is_file()
     _check_overrides(path, overrides, without_settings=not (is_run or is_export))
     if _has_data(overrides):  # use all of that data unless max_test is given; the run's max_test is for its own data
         overrides = [("data.max_test", None), *overrides]
     if is_run:
-        return open_run(path, overrides)
+        return open_run(path, overrides, best=best)
+    check(not best, f"--best: {path} is no run's folder; it holds one model")
     if is_export:
         return _open_export(path, overrides)
     is_model = (path / "config.json").is_file()
@@ -106,8 +109,11 @@ def _check_overrides(path: Path, overrides: Overrides, *, without_settings: bool
         )
 
 
-def open_run(path: Path, overrides: Overrides | None = None) -> Trained:
-    """Load the model of a run's last checkpoint. overrides: None if no data will be read, as for an export."""
+def open_run(path: Path, overrides: Overrides | None = None, *, best: bool = False) -> Trained:
+    """Load the model of a run's last checkpoint; best: of the best round, which keep_best keeps.
+
+    overrides: None if no data will be read, as for an export.
+    """
     folder = RunFolder(path)
     check(folder.started, f"{path} holds no run (no config.yaml)")
     origin = cast("Origin", folder.read_manifest())
@@ -115,19 +121,33 @@ def open_run(path: Path, overrides: Overrides | None = None) -> Trained:
     check(folder.state.exists(), f"{path}: the run has no checkpoint yet")
     tensors, state = checkpoint.read(folder.state, "checkpoint")
     experiment, other_data = load(str(folder.config)), _has_data(overrides or ())
+    check(experiment.data.task != PYTHON, f"{folder.config}: {MADE_IN_PYTHON}")
     data_settings = () if overrides is None or other_data else DATA_PATHS
     check_origins(experiment, origin.get("folders"), (*MODEL_PATHS, *data_settings))
     facts, pretrained = cast("Facts", origin["data"]), open_pretrained(experiment)
     built = _build(experiment, pretrained, facts)
     if isinstance(built, ImageModel):
         check_pixels(path, origin["data"], images.with_own_pixels(built, cast("ImageFacts", facts)))
-    _load_tensors(built.model, tensors, origin["model"]["layout"])
+    model, round_ = _choose_round(path, tensors, state["round"], best=best)
+    _load_tensors(built.model, model, origin["model"]["layout"])
     if LEDGER in tensors:
         origin["nodes"] = _count_nodes(read_page(tensors[LEDGER]))
     changed = build_experiment(str(folder.config), overrides) if overrides else experiment
     _check_same_kind(experiment, changed)
-    records = folder.records()[: state["round"]]  # a killed run may have recorded more
-    return Trained(changed, pretrained, built, facts, origin, records, other_data)
+    records = folder.records()[:round_]  # a killed run may have recorded more
+    return Trained(changed, pretrained, built, facts, origin, records, other_data, best)
+
+
+def _choose_round(
+    path: Path, tensors: Mapping[str, Tensor], last: int, *, best: bool
+) -> tuple[Mapping[str, Tensor], int]:
+    """Return the tensors of the model of a checkpoint's last or best round, and that round."""
+    if not best:
+        return tensors, last
+    kept = read_best(tensors)
+    if kept is None:
+        raise InputError(f"{path}: keeps no best round; a run keeps it with -s keep_best=true")
+    return kept.model, kept.round
 
 
 def _count_nodes(page: Page) -> NodeCounts:

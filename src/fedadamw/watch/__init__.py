@@ -1,0 +1,1 @@
+"""A run or study in the browser while it goes on."""
