@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-
 DOCS = Path(__file__).parent
 RELEASE = re.search(r'^version = "(.+)"', (DOCS.parent / "pyproject.toml").read_text(), re.MULTILINE)
 VERSION = ".".join(RELEASE[1].split(".")[:2])  # 0.2 for 0.2.0

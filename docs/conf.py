@@ -4,7 +4,6 @@ import re
 import sys
 from pathlib import Path
 
-
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_extensions"))
 

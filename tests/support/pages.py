@@ -55,8 +55,8 @@ def shorten(language: str, code: str) -> str:
     code = re.sub(r"--seeds \d+", "--seeds 1", code)
     few = "-s training.rounds=2 -s training.clients_per_round=2"
     code = re.sub(rf"{BEGINS}(?!.*training\.rounds)", rf"\1 {few} ", code, flags=re.MULTILINE)
-    large = rf"{BEGINS}(?=.*(?:cifar10|sst2))"
-    return re.sub(large, r"\1 -s training.steps=2 -s data.max_train=2000 -s data.max_test=100 ", code, flags=re.MULTILINE)
+    large, less = rf"{BEGINS}(?=.*(?:cifar10|sst2))", "-s training.steps=2 -s data.max_train=2000 -s data.max_test=100"
+    return re.sub(large, rf"\1 {less} ", code, flags=re.MULTILINE)
 
 
 def link_data(folder: Path) -> None:
