@@ -3,11 +3,13 @@
 python -m benchmarks.pages.settings
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from fedadamw.settings.describe import ALGORITHM, TOP_LEVEL, Group, Setting, describe_settings
 
+OPTION = re.compile(r"(`[^`]*`)|(--[a-z-]+)")  # of a command; if it is not in code, it becomes so, or loses a dash
 PAGE = Path(__file__).parent.parent.parent / "docs" / "settings.md"
 
 INTRODUCTION = """# Settings
@@ -26,9 +28,10 @@ algorithm:
   alpha: 0.25
 ```
 
-or for one run by its path, which goes before the recipe: `fedadamw run my.yaml -s training.lr=0.001 -s
+or for one run by its path, whatever the recipe says: `fedadamw run my.yaml -s training.lr=0.001 -s
 algorithm.alpha=0.25`. What is set nowhere has its default. A name that does not exist, a wrong type and a value out of
-range are refused before anything runs.
+range are refused before anything runs. After `fedadamw --install-completion`, bash, zsh and fish complete recipes, the
+paths of settings, and their values after the `=`.
 """
 
 
@@ -52,7 +55,8 @@ def _setting(setting: Setting, owner: str) -> str:
     """One setting under a heading of its own, which search and links find."""
     of = f" of {owner}" if owner else ""
     words = [f"`{setting.kind}`", f"default `{setting.default}`", *([setting.range] if setting.range else [])]
-    return f"### `{setting.path}`{of}\n\n{' · '.join(words)}\n\n{setting.about}\n"
+    about = OPTION.sub(lambda match: match[1] or f"`{match[2]}`", setting.about)
+    return f"### `{setting.path}`{of}\n\n{' · '.join(words)}\n\n{about}\n"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from support.studies import LAST_IS_NONE, MANIFEST, NAN, rounds, study_of
 
 from fedadamw.cli import tables
 from fedadamw.flower.local import demo
-from fedadamw.report import metrics, study_charts
+from fedadamw.report import metrics, study_rows, study_table
 from fedadamw.report.run_page import write_run_page
 from fedadamw.report.study_page import write_study_page
 from fedadamw.runner.folder import RunFolder
@@ -58,7 +58,7 @@ def in_study(run, capsys) -> str:
 def in_comparison(run, capsys) -> str:
     found = results.collect_results("digits", [run])
     write_study_page(found, run.parent)
-    return (run.parent / "report.html").read_text() + results.to_markdown(found)
+    return (run.parent / "report.html").read_text() + study_table.to_markdown(found)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_run_whose_last_score_is_not_a_number_has_its_table_and_page(tmp_path,
 def test_a_run_whose_last_score_is_not_a_number_is_ranked_last_and_named(tmp_path):
     named = {"fedavg": LAST_IS_NONE, "fedadamw": ({"spearman": 0.5}, {"spearman": 0.125}), "fedcm": NONE_AT_ALL}
     found = results.collect_results("digits", study_of(tmp_path, **named))
-    assert [row[2] for row in results.table_rows(found)] == ["12.5 %", "-", "-"]
+    assert [row[2] for row in study_table.table_rows(found)] == ["12.5 %", "-", "-"]
     assert [(m["variant"], m["error"]) for m in found["missing"]] == [
         (name, "Spearman is not a number after the last round") for name in ("fedavg", "fedcm")
     ]
@@ -146,10 +146,9 @@ def test_a_seed_without_a_number_is_not_left_out_of_a_mean(tmp_path):
             run.folder.append(record)
     (summary,) = results.collect_results("digits", runs)["summary"]
     assert (summary["score"], summary["score_sd"], summary["seeds"]) == (None, None, 2)
-    varied = dict(summary, label={"algorithm": "fedavg", "training.lr": "0.1"})
-    other = dict(varied, label={"algorithm": "fedavg", "training.lr": "1"}, score=0.5)
-    of_values = study_charts.setting_chart({"metric": "spearman", "summary": [varied, other]}, "training.lr").to_dict()
-    assert [row["value"] for row in of_values["data"]["values"]] == ["1"]
+    assert study_table.format_score(summary) == "-"
+    found = results.collect_results("digits", runs)
+    assert (study_rows.final_rows(found), found["comparisons"]) == ([], [])
 
 
 def test_a_round_without_a_finite_loss_is_reported(tmp_path):

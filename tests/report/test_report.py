@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedadamw.report import study_charts
+from fedadamw.report import study_charts, study_rows
 from fedadamw.report.run_page import write_run_page
 from fedadamw.report.study_page import write_study_page
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
-from fedadamw.study.results import variant_name
+from fedadamw.study.results import add_statistics, variant_name
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -62,7 +62,8 @@ def summary(variant: str, score: float, reached: int | None, lr: float) -> dict:
     }
 
 
-RESULTS = {
+OF_FORMAT_2 = {
+    "format": 2,
     "recipe": "small/<&>",
     "device": "cpu",
     "metric": "accuracy",
@@ -76,6 +77,7 @@ RESULTS = {
     "runs": [result(v, s, o) for v, o in (("fedavg", 0.0), ("fedadamw", 0.1), ("local-adamw", 0.05)) for s in (0, 1)],
     "missing": [{"variant": "scaffold", "seed": 1, "error": "failed: <b>it</b>"}],
 }
+RESULTS = add_statistics(OF_FORMAT_2)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +160,7 @@ def test_hovering_shows_values_and_a_click_in_the_legend_picks_a_line(browser, w
 
 def test_outside_text_is_escaped(browser, written):
     page, _ = opened(browser, written, 1280)
-    assert "small/<&>" in page.locator("main > p").inner_text()
+    assert "small/<&>" in page.locator("main > p").first.inner_text()
     assert "scaffold, seed 1: failed: <b>it</b>" in page.locator(".warning").inner_text()
 
 
@@ -213,12 +215,14 @@ def test_hostile_names_of_recipes_and_variants_are_words_on_a_studys_page(browse
         "settings": {HOSTILE[1]: (True, list(HOSTILE)), "data.source": (False, HOSTILE[3])},
         "summary": [dict(s, variant=names[s["variant"]]) for s in RESULTS["summary"]],
         "runs": [dict(r, variant=names[r["variant"]]) for r in RESULTS["runs"]],
+        "comparisons": [dict(c, best=HOSTILE[2], variant=HOSTILE[1]) for c in RESULTS["comparisons"]],
+        "whose": {HOSTILE[1]: [{"value": HOSTILE[2], "variants": list(HOSTILE)}]},
         "missing": [{"variant": HOSTILE[4], "seed": 1, "error": HOSTILE[0]}],
     }
     write_study_page(hostile, tmp_path)
     shown = drawn(browser, tmp_path / "report.html", len(study_charts.all_charts(hostile)))
     assert column(shown, 1) == [names["fedadamw"], names["local-adamw"], names["fedavg"]]
-    assert "<!--<script>" in shown.locator("main > p").inner_text()
+    assert "<!--<script>" in shown.locator("main > p").first.inner_text()
 
 
 def test_the_page_of_a_single_run_draws_offline(browser, tmp_path):
@@ -249,15 +253,28 @@ def test_a_single_varying_setting_gets_a_chart():
     assert study_charts.varied_setting(RESULTS) is None
 
 
-@pytest.mark.parametrize(("metric", "low"), [("f1", 0.0), ("matthews", 0.4 - 0.32**0.5)])
+@pytest.mark.parametrize(("metric", "low"), [("f1", 0.0), ("matthews", -1.0)])
 def test_a_band_ends_where_the_metric_does(metric, low):
-    of_seed = ([0.0, 0.8], [0.8, 1.0])  # 0.4 with a deviation of 0.57, 0.9 with one of 0.14
+    of_seed = ([0.0, 0.8], [0.8, 1.0])  # with two seeds, Student's interval is 12.7 standard errors either side
     runs = [dict(RESULTS["runs"][seed], round=[5, 10], score=of_seed[seed]) for seed in (0, 1)]
-    rows = study_charts.curve_chart({**RESULTS, "metric": metric, "runs": runs}, "score", by="round").to_dict()["data"][
-        "values"
-    ]
-    assert (rows[0]["low"], rows[1]["high"]) == (pytest.approx(low), 1.0)
-    assert rows[0]["sd"] == pytest.approx(0.32**0.5), "what is hovered is the whole deviation"
+    rows = study_rows.curve_rows({**RESULTS, "metric": metric, "runs": runs}, "score")
+    assert [row.get("seed") for row in rows] == [None, 0, 1, None, 0, 1], "the mean and each seed"
+    assert (rows[0]["low"], rows[3]["high"]) == (low, 1.0)
+    half = 12.706205 * 0.4
+    hovered = f"{0.4 - half:.2%} to {0.4 + half:.2%} (Student t, 2 seeds)"
+    assert rows[0]["interval"] == hovered, "what is hovered is the whole interval"
+
+
+def test_one_seed_has_no_band():
+    rows = study_rows.curve_rows({**RESULTS, "runs": RESULTS["runs"][:1]}, "score")
+    assert all(row.keys() == {"variant", "round", "sent", "score"} for row in rows)
+
+
+def test_an_axis_is_as_high_as_the_values_and_not_as_wide_bands():
+    rows = [{"y": 0.4, "low": 0.0, "high": 0.41}, {"y": 0.5, "low": 0.45, "high": 1.0}]
+    assert study_rows.value_domain(rows, "y", (0.0, 1.0)) == (pytest.approx(0.37), pytest.approx(0.53))
+    assert study_rows.value_domain(rows, "y", (0.38, 0.52)) == (0.38, 0.52), "nor past the metric's ends"
+    assert study_rows.value_domain(rows[:1], "y", (0.0, 1.0)) is None, "one value has no height"
 
 
 def test_the_byte_axis_is_logarithmic_if_variants_differ_widely():
@@ -271,4 +288,5 @@ def test_the_byte_axis_is_logarithmic_if_variants_differ_widely():
 
     assert (axis(2), axis(10)) == ("linear", "log")
     by_round = study_charts.curve_chart(RESULTS, "score", by="round").to_dict()
-    assert by_round["layer"][0]["encoding"]["x"]["scale"]["type"] == "linear"
+    x = by_round["layer"][0]["encoding"]["x"]
+    assert (x["scale"].get("type"), x["axis"]["tickMinStep"]) == (None, 1), "rounds are whole numbers"

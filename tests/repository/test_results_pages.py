@@ -1,12 +1,11 @@
 """docs/results.md and its pictures match the committed records."""
 
-import json
-
 from support.checkout import ROOT
 
 from benchmarks.pages import results as results_page
+from fedadamw.study.results import read_results
 
-STUDIES = {name: json.loads(path.read_text()) for name, path in results_page.studies().items()}
+STUDIES = {name: read_results(path) for name, path in results_page.studies().items()}
 
 
 def test_the_page_is_generated_from_the_committed_records():
@@ -24,7 +23,7 @@ def test_a_gap_is_given_in_hundredths_of_the_score_and_names_the_metric():
         {"variant": name, "round": [1, 2], "score": scores}
         for name, scores in (("fedadamw", [-0.02, 0.15]), ("local-adamw", [0.0, 0.1]))
     ]
-    summary = [{"variant": run["variant"], "score": run["score"][-1], "score_sd": None} for run in runs]
+    summary = [{"variant": run["variant"], "score": run["score"][-1], "score_interval": None} for run in runs]
     results = {"metric": "matthews", "summary": summary, "runs": runs}
     against = results_page.FedAdamWAgainst.of(results)
     assert "reaches Local AdamW's final Matthews, and ends 5.0 points above it" in against.in_words()

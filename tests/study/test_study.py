@@ -68,8 +68,12 @@ def test_a_comparison_writes_all_its_files(finished):
     assert lrs == {"fedadamw": 1e-3, "fedavg": 0.1}, "each has its own from the recipe"
     assert results["runs"][0]["diagnostics"][1]["cosine"] is not None
     table = (finished / "table.md").read_text()
-    assert table.count("\n") == 4
+    assert table.count("\n") == 4 + 3 + 4 + 1, "scores, what ± is, paired tests, which they are"
     assert "± " in table
+    assert "95% intervals of the mean (Student t) over 2 seeds" in table
+    (comparison,) = results["comparisons"]
+    assert comparison["seeds"] == 2
+    assert comparison["interval"]["low"] < comparison["difference"] < comparison["interval"]["high"]
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -318,31 +322,6 @@ def test_runs_share_the_cores_unless_threads_are_set(tmp_path):
     assert threads() == 1
     assert threads(jobs=1) == count_cores()
     assert threads(("threads", 3), jobs=1) == 3
-
-
-def test_settings_of_only_some_runs_are_not_common():
-    found = results.compare_settings([{"a": 1, "b": {"c": 2}}, {"a": 1}])
-    assert found == {"a": (False, 1), "b.c": (True, [2])}
-
-
-def test_rounds_and_bytes_to_a_target_are_those_of_the_mean_curve():
-    def result(scores):
-        return {
-            "variant": "a",
-            "label": {"algorithm": "a"},
-            "settings": {"lr": 0.1},
-            "score": scores,
-            "round": [2, 4, 6],
-            "sent_bytes": [10, 20, 30],
-            "train_loss": [3.0, 2.0, 1.0],
-            "wall_s": 1.0,
-            "up_bytes_a_client": 5,
-        }
-
-    group = [result([0.1, 0.3, 0.4]), result([0.2, 0.4, 0.6])]
-    found = results.summarize(group, 0.35)
-    assert (found["rounds_to_target"], found["bytes_to_target"]) == (4, 20)
-    assert results.summarize(group, 0.9)["rounds_to_target"] is None
 
 
 def test_a_recipes_settings_for_an_algorithm_apply_to_it_alone(tmp_path):

@@ -1,7 +1,7 @@
 """The command line.
 
 run.py trains, studies.py compares, models.py exports, predict.py predicts, flower.py federates, views.py,
-reference.py and watch.py show.
+reference.py, doctor.py and watch.py show.
 """
 
 import os
@@ -13,7 +13,17 @@ from contextlib import nullcontext
 
 import typer
 
-from fedadamw.cli import flower, models, predict, reference, run, studies, views, watch  # noqa: F401  (they add their commands)
+from fedadamw.cli import (  # noqa: F401  (they add their commands)
+    doctor,
+    flower,
+    models,
+    predict,
+    reference,
+    run,
+    studies,
+    views,
+    watch,
+)
 from fedadamw.cli.app import app, describe_full_memory, say
 from fedadamw.cli.complete import words_of_bash
 from fedadamw.runner.signals import terminate

@@ -56,10 +56,9 @@ def compare_command(
     fedadamw compare digits -a fedadamw,local-adamw,fedavg --seeds 3
     fedadamw compare digits -a fedadamw -s algorithm.alpha=[0,0.5] -s partition.concentration=[0.1,0.6]
     """
-    from fedadamw.cli.tables import print_grid
+    from fedadamw.cli.tables import print_study
     from fedadamw.settings.load import parse_override
     from fedadamw.study.compare import compare
-    from fedadamw.study.results import table_headings, table_rows
     from fedadamw.study.tune import tune_for_comparison
 
     recipe = recipe or DEFAULT_RECIPE
@@ -75,7 +74,7 @@ def compare_command(
             recipe, names = str(path), [name for name in names if name not in failed]
         results = compare(recipe, names, seeds, overrides, place, target=target, jobs=jobs, quiet=quiet)
     if not quiet:
-        print_grid(table_headings(results), table_rows(results))
+        print_study(results)
         page = "report.html, curves.png, " if results["runs"] else ""
         typer.echo(f"{place}: {page}table.md, results.json, runs/")
     _exit_if_missing([results], failed)
@@ -135,10 +134,9 @@ def ablate_command(
     fedadamw ablate digits --only sharing,alpha
     fedadamw ablate digits --seeds 3 --out runs/ablations
     """
-    from fedadamw.cli.tables import print_grid
+    from fedadamw.cli.tables import print_study
     from fedadamw.settings.load import parse_override
     from fedadamw.study.ablate import STUDIES, ablate
-    from fedadamw.study.results import table_headings, table_rows
 
     recipe = recipe or DEFAULT_RECIPE
     place = out or Path("runs") / f"ablate-{short_name(recipe)}"
@@ -149,7 +147,7 @@ def ablate_command(
     for name, results in studies.items():
         if not quiet:
             typer.echo(f"\n{STUDIES[name][0]}")
-            print_grid(table_headings(results), table_rows(results))
+            print_study(results)
     if not quiet:
         typer.echo(f"{place}: table.md, and a folder per study with report.html, curves.png, table.md, results.json")
     _exit_if_missing(studies.values())

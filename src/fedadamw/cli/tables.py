@@ -9,8 +9,11 @@ from rich.text import Text
 
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.io.escaping import escape_text
+from fedadamw.report.comparisons import comparison_headings, comparison_rows, describe_intervals
 from fedadamw.report.metrics import find_evaluations, format_metric, label
 from fedadamw.report.run_files import RecordDict
+from fedadamw.report.study_files import Results
+from fedadamw.report.study_table import table_headings, table_rows
 from fedadamw.task import Evaluation
 
 SHADES = " ░▒▓█"
@@ -50,6 +53,15 @@ def print_grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(escape_text(cell)) for cell in row))
     _console(table).print(table)
+
+
+def print_study(results: Results) -> None:
+    """Print a study's table and, in a second one, the paired tests of its best variant against each other one."""
+    print_grid(table_headings(results), table_rows(results))
+    print(f"scores: {describe_intervals(results)}")
+    if results["comparisons"]:
+        print()
+        print_grid(comparison_headings(results), comparison_rows(results))
 
 
 def print_blocks(name: str, blocks: Blocks) -> None:

@@ -58,7 +58,20 @@ class TextFacts(_TextClasses, total=False):
 
 LoadWeights = Callable[[nn.Module, Sequence[str]], Sequence[str]]  # (model, classes of the data) -> fresh modules
 
-Facts = ImageFacts | TextFacts  # JSON in a run's manifest, in an exported folder, and sent to nodes
+
+class PythonFacts(TypedDict):
+    """What is known of data that are Python objects."""
+
+    classes: Sequence[str]  # none if the targets are not classes
+
+
+Facts = ImageFacts | TextFacts | PythonFacts  # JSON in a run's manifest, in an exported folder, and sent to nodes
+
+
+MADE_IN_PYTHON = (
+    "data.task='python': model and data are objects of the script that called fedadamw.simulate; run that script "
+    "again (resume=True goes on or gives the trained model)"
+)
 
 
 class Problem(NamedTuple):

@@ -25,7 +25,8 @@ from fedadamw.models.vision import ImageModel
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.architecture import CONFIG, is_run
 from fedadamw.prepare.paths import MODEL_PATHS, check_origins
-from fedadamw.prepare.problem import Facts, ImageFacts, TextFacts, open_pretrained
+from fedadamw.prepare.problem import MADE_IN_PYTHON, Facts, ImageFacts, TextFacts, open_pretrained
+from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError, check, parse_path
@@ -85,6 +86,7 @@ def open_start(experiment: Experiment) -> Start | None:
         return None
     path = parse_path("model.name", name)
     trained, manifest = load(str(path / CONFIG)), read_manifest(path)
+    check(trained.data.task != PYTHON, f"{path / CONFIG}: {MADE_IN_PYTHON}")
     check_origins(trained, manifest.get("folders"), MODEL_PATHS)
     check((path / STATE).is_file(), f"model.name={name!r}: the run has no checkpoint yet")
     tensors, about = checkpoint.read(path / STATE, "checkpoint")

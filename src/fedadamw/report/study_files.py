@@ -6,6 +6,14 @@ Numbers = list[float | None]  # one per evaluated round; None if it was not fini
 Row = dict[str, str | float]  # a point of a chart
 
 
+class Interval(TypedDict):
+    """An interval of a mean over seeds."""
+
+    low: float
+    high: float
+    method: str  # t or bootstrap
+
+
 class RunResult(TypedDict):
     """One finished run: its settings, and its records as columns of one number per evaluated round."""
 
@@ -36,11 +44,26 @@ class Summary(TypedDict):
     seeds: int
     score: float | None  # mean after the last round; None if that of a seed was not finite
     score_sd: float | None  # None also for one seed
+    score_interval: Interval | None  # 95%, of the mean; None also for one seed
     train_loss: float | None
     rounds_to_target: int | None  # None if not reached
     bytes_to_target: int | None
     up_bytes_a_client: int
     wall_s: float
+
+
+class Comparison(TypedDict):
+    """The best variant compared with another one, by seed; see report.intervals.PairedTest."""
+
+    best: str
+    variant: str
+    seeds: int  # that both have
+    difference: float  # mean of the best's scores less the other's
+    interval: Interval | None  # 95%, of the difference
+    p: float | None  # of the paired t-test
+    p_holm: float | None  # corrected for the number of comparisons
+    p_wilcoxon: float | None  # of the signed-rank test, from ten seeds on
+    seeds_needed: int | None  # to find a difference of this size: power 80%, two-sided 5%
 
 
 class Missing(TypedDict):
@@ -49,6 +72,13 @@ class Missing(TypedDict):
     variant: str
     seed: int
     error: str
+
+
+class Owners(TypedDict):
+    """A value of a setting, and the variants that have it."""
+
+    value: Any
+    variants: list[str]
 
 
 class Results(TypedDict):
@@ -62,7 +92,9 @@ class Results(TypedDict):
     metric: str | None
     target: float | None  # the score that rounds_to_target and bytes_to_target are counted to
     settings: dict[str, tuple[bool, Any]]  # (False, the value) if all runs agree, else (True, the values)
+    whose: dict[str, list[Owners]]  # of each setting in which variants differ
     summary: list[Summary]
+    comparisons: list[Comparison]
     runs: list[RunResult]
     missing: list[Missing]
 

@@ -1,16 +1,18 @@
 """The HTML page of a study: charts, a sortable table, settings that differ and settings in common, missing runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Literal
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_html, escape_script
+from fedadamw.report.comparisons import comparison_headings, comparison_rows, describe_intervals, describe_tests
 from fedadamw.report.run_charts import apply_style, save_chart
-from fedadamw.report.study_charts import all_charts, overview_chart, score_label
+from fedadamw.report.setting_tables import render_settings, render_table
+from fedadamw.report.study_charts import all_charts, describe_bands, overview_chart
 from fedadamw.report.study_files import Missing, Results, Summary
+from fedadamw.report.study_table import Cell, table_columns
 from fedadamw.report.vega import vega_script
 
 PAGE_FILES = ("curves.png", "report.html")
@@ -34,8 +36,11 @@ def render(results: Results, title: str) -> str:
         missing=_missing_runs(results["missing"]),
         columns="".join(f"<th><button>{escape_html(name)}</button>" for name, _ in table_columns(results)),
         rows="".join(_table_row(summary, table_columns(results)) for summary in results["summary"]),
-        differing=_setting_rows(results["settings"], differing=True),
-        common=_setting_rows(results["settings"], differing=False),
+        intervals=escape_html(f"Scores: {describe_intervals(results)}"),
+        tests=_tests(results),
+        bands=escape_html(describe_bands(results)),
+        differing=render_table(_differing(results)),
+        common=render_settings((path, value) for path, (differs, value) in results["settings"].items() if not differs),
         library=vega_script(),
         specs=escape_script(specs),
     )
@@ -46,36 +51,6 @@ def describe(results: Results) -> str:
     seeds = max((s["seeds"] for s in results["summary"]), default=0)
     count = len(results["summary"])
     return f"{results['recipe']}: {count} variants, {seeds} seeds, {len(results['runs'])} runs on {results['device']}"
-
-
-Cell = Callable[[Summary], tuple[float | None, str]]  # the value that a column is sorted by, and its text
-Column = Literal["train_loss", "rounds_to_target", "bytes_to_target", "up_bytes_a_client", "wall_s"]
-
-
-def table_columns(results: Results) -> list[tuple[str, Cell]]:
-    """Return the headings of the table, each with the cell of a summary."""
-    goal = "target" if results["target"] is None else f"{results['target']:.1%}"
-
-    def number(key: Column, form: Callable[[float], str], none: str = "-") -> Cell:
-        return lambda s: (value := s[key], none if value is None else form(value))
-
-    return [
-        ("variant", lambda s: (None, s["variant"])),
-        ("lr", lambda s: (s["settings"]["lr"], f"{s['settings']['lr']:g}")),
-        (f"test {score_label(results)}", lambda s: (s["score"], format_percent(s["score"], s["score_sd"]))),
-        ("training loss", number("train_loss", lambda v: f"{v:.3f}")),
-        (f"rounds to {goal}", number("rounds_to_target", lambda v: f"{v:,}", "not reached")),
-        (f"MB to {goal}", number("bytes_to_target", lambda v: f"{v / 1e6:,.0f}", "not reached")),
-        ("MB a client and round", number("up_bytes_a_client", lambda v: f"{v / 1e6:.3f}")),
-        ("time", number("wall_s", lambda v: f"{v:,.0f} s")),
-    ]
-
-
-def format_percent(mean: float | None, sd: float | None) -> str:
-    """Format a mean and standard deviation in percent; `-` if there is no mean."""
-    if mean is None:
-        return "-"
-    return f"{100 * mean:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}") + " %"
 
 
 def _panel(name: str, heading: str) -> str:
@@ -98,11 +73,34 @@ def _missing_runs(missing: Sequence[Missing]) -> str:
     return f"<div class='panel warning'><b>Missing</b><br>{'<br>'.join(map(escape_html, lines))}</div>"
 
 
-def _setting_rows(settings: Mapping[str, tuple[bool, object]], *, differing: bool) -> str:
-    """Return table rows of the settings in which runs differ, or of those in common."""
+def _tests(results: Results) -> str:
+    """Return the section with the paired tests; empty if nothing was compared."""
+    if not results["comparisons"]:
+        return ""
+    head = "".join(f"<th>{escape_html(name)}" for name in comparison_headings(results))
+    rows = "".join(f"<tr>{''.join(f'<td>{escape_html(cell)}' for cell in row)}\n" for row in comparison_rows(results))
+    return (
+        "<h2>Paired tests over seeds</h2>\n"
+        f"<div class='panel scroll'><table class=tests>\n<thead><tr>{head}</thead>\n<tbody>\n{rows}</tbody></table>"
+        f"</div>\n<p>{escape_html(describe_tests(results))}</p>\n"
+    )
+
+
+def _differing(results: Results) -> list[tuple[str, str]]:
+    """Return the settings in which runs differ, each with its values and, if variants differ, whose they are.
+
+    The algorithm's name is left out, as the variants' names have it.
+    """
     rows = []
-    for path, (differs, values) in settings.items():
-        if differs == differing:
-            text = ", ".join(map(str, values)) if isinstance(values, list) and differs else str(values)
-            rows.append(f"<tr><th>{escape_html(path)}<td>{escape_html(text)}\n")
-    return "".join(rows)
+    for path, (differs, values) in results["settings"].items():
+        owners = results["whose"].get(path)
+        if path == "algorithm.name":
+            continue
+        if owners is not None:
+            rows += [
+                (path if i == 0 else "", f"{owner['value']}: {', '.join(owner['variants'])}")
+                for i, owner in enumerate(owners)
+            ]
+        elif differs:
+            rows.append((path, ", ".join(map(str, values)) if isinstance(values, list) else str(values)))
+    return rows

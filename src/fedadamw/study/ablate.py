@@ -1,16 +1,14 @@
 """`fedadamw ablate`: studies of FedAdamW's parts and settings, each with its table and figure."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.report.study_files import Results
 from fedadamw.study.compare import RUNS_FOLDER, lock_study, run_pending, write_study
 from fedadamw.study.plan import Overrides, Run, check_distinct, check_single, plan
-from fedadamw.study.results import collect_results
+from fedadamw.study.results import collect_results, read_results
 from fedadamw.validation import check, check_one_of
 
 ALGORITHM = "fedadamw"
@@ -98,7 +96,7 @@ def _plan_study(
 def _write_tables(out: Path, names: Sequence[str]) -> None:
     """Write table.md with all saved studies that have the same settings as the studies `names`."""
     paths = {name: out / name / "results.json" for name in STUDIES}
-    saved = {name: cast(Results, json.loads(path.read_text())) for name, path in paths.items() if path.exists()}
+    saved = {name: read_results(path) for name, path in paths.items() if path.exists()}
     kept = [name for name in saved if all(_have_same_settings(saved[name], saved[other]) for other in names)]
     tables = [f"## {STUDIES[name][0]}\n\n{(out / name / 'table.md').read_text()}" for name in kept]
     write_atomically(out / "table.md", "\n".join(tables).encode())

@@ -7,10 +7,11 @@ from pathlib import Path
 from fedadamw.checkpoint import write_atomically
 from fedadamw.report.study_files import Results
 from fedadamw.report.study_page import PAGE_FILES, write_study_page
+from fedadamw.report.study_table import to_markdown
 from fedadamw.runner.folder import RunFolder
 from fedadamw.study.plan import Overrides, Run, default_jobs, plan
 from fedadamw.study.progress import StudyProgress
-from fedadamw.study.results import collect_results, to_markdown, write_results
+from fedadamw.study.results import collect_results, write_results
 from fedadamw.study.workers import EndedRun, Workers, run_all
 from fedadamw.validation import check
 

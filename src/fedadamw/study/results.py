@@ -1,27 +1,27 @@
-"""results.json of a study: the finished runs, a summary of each variant, and the missing runs; and its table."""
+"""results.json of a study: the finished runs, a summary of each variant, tests between them, and the missing runs."""
 
 import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
-from fedadamw.io.escaping import escape_markdown, escape_text
+from fedadamw.io.escaping import escape_text
 from fedadamw.io.json_values import replace_nan
+from fedadamw.report.comparisons import compare_with_best, score_interval
 from fedadamw.report.metrics import find_evaluations, label, main_metric, score
 from fedadamw.report.run_files import Manifest, RecordDict
-from fedadamw.report.study_charts import runs_by_variant
-from fedadamw.report.study_files import Missing, Results, RunResult, Summary
-from fedadamw.report.study_page import table_columns
+from fedadamw.report.study_files import Missing, Owners, Results, RunResult, Summary
+from fedadamw.report.study_rows import runs_by_variant
 from fedadamw.settings.section import flatten_settings
 from fedadamw.study.plan import Run
 from fedadamw.study.workers import EndedRun
+from fedadamw.validation import InputError, check
 
-FORMAT = 2
+FORMAT = 3
 
 
 def collect_results(
@@ -37,6 +37,7 @@ def collect_results(
     errors |= file_errors
     groups = list(runs_by_variant(results).values())
     target = _median_score(groups) if target is None else target
+    summary = [summarize(group, target) for group in groups]
     return {
         "format": FORMAT,
         "recipe": recipe,
@@ -49,7 +50,9 @@ def collect_results(
         "metric": join_distinct(metrics),
         "target": None if target is None else round(target, 4),
         "settings": compare_settings(run.experiment.model_dump(mode="json") for run in runs),
-        "summary": [summarize(group, target) for group in groups],
+        "whose": find_owners((variant_name(run.label), run.experiment.model_dump(mode="json")) for run in runs),
+        "summary": summary,
+        "comparisons": compare_with_best(results, summary),
         "runs": results,
         "missing": _missing_runs(runs, results, errors),
     }
@@ -141,6 +144,7 @@ def summarize(group: Sequence[RunResult], target: float | None) -> Summary:
         "seeds": len(group),
         "score": mean,
         "score_sd": None if mean is None or len(finals) == 1 else statistics.stdev(f for f in finals if f is not None),
+        "score_interval": score_interval(finals),
         "train_loss": _mean([r["train_loss"][-1] for r in group]),
         "rounds_to_target": None if reached is None else first["round"][reached],
         "bytes_to_target": None if reached is None else first["sent_bytes"][reached],
@@ -179,6 +183,26 @@ def compare_settings(experiments: Iterable[Mapping[str, Any]]) -> dict[str, tupl
     return settings
 
 
+def find_owners(experiments: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, list[Owners]]:
+    """Return each setting in which variants differ: its values, and which variants have them.
+
+    experiments: (variant, settings) of each run. A setting that only some variants have counts as different.
+    """
+    found: dict[str, list[Owners]] = {}
+    variants: dict[str, None] = {}
+    for variant, experiment in experiments:
+        variants[variant] = None
+        for path, value in flatten_settings(experiment):
+            owners = found.setdefault(path, [])
+            same = next((o for o in owners if o["value"] == value), None)
+            if same is None:
+                owners.append({"value": value, "variants": [variant]})
+            elif variant not in same["variants"]:
+                same["variants"].append(variant)
+    everyone = len(variants)
+    return {path: owners for path, owners in found.items() if any(len(o["variants"]) < everyone for o in owners)}
+
+
 def variant_name(label: Mapping[str, str]) -> str:
     """Return the name of a variant, as `fedadamw, alpha 0.5`; different labels have different names."""
     named = ("algorithm", "part")
@@ -190,33 +214,32 @@ def variant_name(label: Mapping[str, str]) -> str:
     return escape_text(", ".join(parts))
 
 
+def read_results(path: Path) -> Results:
+    """Return the results in a file, of this format or an earlier one; raises InputError for any other file."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as results of a study ({error})") from None
+    known = isinstance(found, dict) and found.get("format") in range(2, FORMAT + 1)
+    check(known, f"{path}: is not a results.json of format 2 to {FORMAT}; a newer fedadamw may read it")
+    return add_statistics(found) if found["format"] < 3 else cast(Results, found)
+
+
+def add_statistics(results: Mapping[str, Any]) -> Results:
+    """Return results of format 2 with what format 3 added: intervals, comparisons and, unknown, whose a setting is."""
+    groups = runs_by_variant(results["runs"])
+    summary = [
+        {**s, "score_interval": score_interval(final_score(run) for run in groups[s["variant"]])}
+        for s in results["summary"]
+    ]
+    comparisons = compare_with_best(results["runs"], cast(list[Summary], summary))
+    return cast(Results, {**results, "format": FORMAT, "whose": {}, "summary": summary, "comparisons": comparisons})
+
+
 def write_results(results: Results, path: Path) -> None:
     """Write the results as JSON, atomically; numbers that are not finite become null."""
     text = json.dumps(replace_nan(results, digits=6), indent=1, allow_nan=False)
     write_atomically(path, (_join_list_lines(text) + "\n").encode())
-
-
-def to_markdown(results: Results) -> str:
-    """Return the summary as a Markdown table, best variant first, and the missing runs below it."""
-    head = table_headings(results)
-    lines = [f"| {' | '.join(head)} |", "| --- | " + " | ".join(["---:"] * (len(head) - 1)) + " |"]
-    for row in table_rows(results):
-        lines.append(f"| {' | '.join(map(escape_markdown, row))} |")
-    for missing in results["missing"]:
-        text = f"{missing['variant']}, seed {missing['seed']}: {missing['error']}"
-        lines.append(f"\n{escape_markdown(text)}")
-    return "\n".join(lines) + "\n"
-
-
-def table_headings(results: Results) -> list[str]:
-    """Return the headings of `table_rows`."""
-    return [name for name, _ in table_columns(results)]
-
-
-def table_rows(results: Results) -> list[list[str]]:
-    """Return the summary as text cells, best variant first; those without a score are last."""
-    ranked = sorted(results["summary"], key=lambda s: inf if s["score"] is None else -s["score"])
-    return [[cell(summary)[1] for _, cell in table_columns(results)] for summary in ranked]
 
 
 def _join_list_lines(text: str) -> str:

@@ -18,11 +18,11 @@ from fedadamw.models.text import TextModel
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, is_path, resolve_path, restore_paths
-from fedadamw.prepare.problem import Facts, ImageFacts, TextFacts, open_pretrained
+from fedadamw.prepare.problem import MADE_IN_PYTHON, Facts, ImageFacts, TextFacts, open_pretrained
 from fedadamw.prepare.start import build_model, choose_round, load_tensors, open_start
 from fedadamw.report.run_files import ModelFacts, PartitionFacts, RecordDict
 from fedadamw.runner.folder import RunFolder, check_pixels
-from fedadamw.settings.data import LANGUAGE
+from fedadamw.settings.data import LANGUAGE, PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import build_experiment, load, parse_settings, set_path
 from fedadamw.validation import InputError, check, shorten
@@ -119,6 +119,7 @@ def open_run(path: Path, overrides: Overrides | None = None, *, best: bool = Fal
     check(folder.state.exists(), f"{path}: the run has no checkpoint yet")
     tensors, state = checkpoint.read(folder.state, "checkpoint")
     experiment, other_data = load(str(folder.config)), _has_data(overrides or ())
+    check(experiment.data.task != PYTHON, f"{folder.config}: {MADE_IN_PYTHON}")
     data_settings = () if overrides is None or other_data else DATA_PATHS
     check_origins(experiment, origin.get("folders"), (*MODEL_PATHS, *data_settings))
     facts, pretrained = cast("Facts", origin["data"]), open_pretrained(experiment)

@@ -1,0 +1,86 @@
+"""The tables of a study: each variant's scores and costs, and the paired tests, as text and Markdown."""
+
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Literal
+
+from fedadamw.io.escaping import escape_markdown
+from fedadamw.report.comparisons import comparison_headings, comparison_rows, describe_intervals, describe_tests
+from fedadamw.report.metrics import label
+from fedadamw.report.study_files import Results, Summary
+
+Cell = Callable[[Summary], tuple[float | None, str]]  # the value that a column is sorted by, and its text
+Column = Literal["train_loss", "rounds_to_target", "bytes_to_target", "up_bytes_a_client", "wall_s"]
+
+
+def table_columns(results: Results) -> list[tuple[str, Cell]]:
+    """Return the headings of the table, each with the cell of a summary."""
+    goal = "target" if results["target"] is None else f"{results['target']:.1%}"
+
+    def number(key: Column, form: Callable[[float], str], none: str = "-") -> Cell:
+        return lambda s: (value := s[key], none if value is None else form(value))
+
+    return [
+        ("variant", lambda s: (None, s["variant"])),
+        ("lr", lambda s: (s["settings"]["lr"], f"{s['settings']['lr']:g}")),
+        (f"test {score_label(results)}", lambda s: (s["score"], format_score(s))),
+        ("training loss", number("train_loss", lambda v: f"{v:.3f}")),
+        (f"rounds to {goal}", number("rounds_to_target", lambda v: f"{v:,}", "not reached")),
+        (f"MB to {goal}", number("bytes_to_target", lambda v: f"{v / 1e6:,.0f}", "not reached")),
+        ("MB a client and round", number("up_bytes_a_client", lambda v: f"{v / 1e6:.3f}")),
+        ("time", number("wall_s", lambda v: f"{v:,.0f} s")),
+    ]
+
+
+def format_score(summary: Summary) -> str:
+    """Format the mean score in percent with its 95% interval: ± half of Student's, both ends of a bootstrap's."""
+    mean, interval = summary["score"], summary["score_interval"]
+    if mean is None:
+        return "-"
+    if interval is None:
+        return f"{100 * mean:.1f} %"
+    if interval["method"] == "t":
+        return f"{100 * mean:.1f} ± {50 * (interval['high'] - interval['low']):.1f} %"
+    return f"{100 * mean:.1f} ({100 * interval['low']:.1f} to {100 * interval['high']:.1f}) %"
+
+
+def score_label(results: Results) -> str:
+    """Return the name of the study's metric."""
+    return label(results["metric"] or "score")
+
+
+def table_headings(results: Results) -> list[str]:
+    """Return the headings of `table_rows`."""
+    return [name for name, _ in table_columns(results)]
+
+
+def table_rows(results: Results) -> list[list[str]]:
+    """Return the summary as text cells, best variant first; those without a score are last."""
+    return [[cell(summary)[1] for _, cell in table_columns(results)] for summary in ranked(results)]
+
+
+def ranked(results: Results) -> list[Summary]:
+    """Return the summaries, best variant first; those without a score are last."""
+    return sorted(results["summary"], key=lambda s: inf if s["score"] is None else -s["score"])
+
+
+def to_markdown(results: Results) -> str:
+    """Return the summary as a Markdown table, best variant first; below it paired tests and missing runs."""
+    parts = [_markdown_table(table_headings(results), table_rows(results))]
+    parts.append(f"Scores: {describe_intervals(results)}\n")
+    if results["comparisons"]:
+        parts.append(_markdown_table(comparison_headings(results), comparison_rows(results)))
+        parts.append(f"{describe_tests(results)}\n")
+    for missing in results["missing"]:
+        text = f"{missing['variant']}, seed {missing['seed']}: {missing['error']}"
+        parts.append(f"{escape_markdown(text)}\n")
+    return "\n".join(parts)
+
+
+def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [
+        f"| {' | '.join(map(escape_markdown, head))} |",
+        "| --- | " + " | ".join(["---:"] * (len(head) - 1)) + " |",
+    ]
+    lines += [f"| {' | '.join(map(escape_markdown, row))} |" for row in rows]
+    return "\n".join(lines) + "\n"
