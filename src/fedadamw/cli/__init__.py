@@ -29,18 +29,19 @@ from fedadamw.cli.complete import words_of_bash
 from fedadamw.runner.signals import terminate
 from fedadamw.validation import InputError
 
-ORDER = (
+BEFORE_TRAINING = ("list", "settings", "recipe", "blocks", "partition")
+ORDER = [
     "run",
     "compare",
     "tune",
     "ablate",
-    "list",
-    "settings",
-    "recipe",
-    "blocks",
-    "partition",
+    *BEFORE_TRAINING,
     "watch",
-)  # in the help
+    "export",
+    "eval",
+    "predict",
+    "doctor",
+]  # in help
 app.registered_commands.sort(key=lambda command: ORDER.index(command.name) if command.name in ORDER else len(ORDER))
 
 
