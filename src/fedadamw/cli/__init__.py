@@ -29,6 +29,20 @@ from fedadamw.cli.complete import words_of_bash
 from fedadamw.runner.signals import terminate
 from fedadamw.validation import InputError
 
+ORDER = (
+    "run",
+    "compare",
+    "tune",
+    "ablate",
+    "list",
+    "settings",
+    "recipe",
+    "blocks",
+    "partition",
+    "watch",
+)  # in the help
+app.registered_commands.sort(key=lambda command: ORDER.index(command.name) if command.name in ORDER else len(ORDER))
+
 
 def main() -> None:
     """Run the command `fedadamw`; see `run_and_exit` for its exit codes."""
