@@ -29,6 +29,21 @@ from fedadamw.cli.complete import words_of_bash
 from fedadamw.runner.signals import terminate
 from fedadamw.validation import InputError
 
+BEFORE_TRAINING = ("list", "settings", "recipe", "blocks", "partition")
+ORDER = [
+    "run",
+    "compare",
+    "tune",
+    "ablate",
+    *BEFORE_TRAINING,
+    "watch",
+    "export",
+    "eval",
+    "predict",
+    "doctor",
+]  # in help
+app.registered_commands.sort(key=lambda command: ORDER.index(command.name) if command.name in ORDER else len(ORDER))
+
 
 def main() -> None:
     """Run the command `fedadamw`; see `run_and_exit` for its exit codes."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from fedadamw.engine.best import Best, choose_best, read_best
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.ranks import RankLostError
 from fedadamw.engine.record import DivergedError, Record
@@ -18,7 +19,6 @@ from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
-from fedadamw.runner.best import Best, choose_best, read_best
 from fedadamw.runner.client_losses import ClientLosses
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.live_page import LivePage
