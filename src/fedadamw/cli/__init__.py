@@ -1,7 +1,7 @@
 """The command line.
 
-run.py trains, studies.py compares, models.py exports, predict.py predicts, flower.py federates, views.py,
-reference.py and watch.py show.
+run.py trains, studies.py compares, report.py exports results and models.py models, predict.py predicts,
+flower.py federates, views.py, reference.py and watch.py show.
 """
 
 import os
@@ -13,7 +13,7 @@ from contextlib import nullcontext
 
 import typer
 
-from fedadamw.cli import flower, models, predict, reference, run, studies, views, watch  # noqa: F401  (they add their commands)
+from fedadamw.cli import flower, models, predict, reference, report, run, studies, views, watch  # noqa: F401  (they add their commands)
 from fedadamw.cli.app import app, describe_full_memory, say
 from fedadamw.cli.complete import words_of_bash
 from fedadamw.runner.signals import terminate
