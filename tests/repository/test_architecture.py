@@ -23,11 +23,13 @@ LAYERS = (  # a module imports from its own folder or from rows above it; an ent
     ("data",),
     ("engine",),
     ("prepare",),
+    ("machine",),
     ("report",),
     ("runner",),
     ("trained", "study", "watch"),
     ("flower",),
-    ("cli", "api", "__init__"),
+    ("api",),
+    ("cli", "__init__"),
     ("__main__",),
 )
 

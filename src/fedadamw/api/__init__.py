@@ -1,1 +1,1 @@
-"""Functions for Python programs: what `import fedadamw` offers besides the optimizer."""
+"""The Python API: `simulate` any model and data, `run` and `compare` recipes, check an algorithm of one's own."""

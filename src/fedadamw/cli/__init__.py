@@ -1,7 +1,7 @@
 """The command line.
 
 run.py trains, studies.py compares, report.py exports results and models.py models, predict.py predicts,
-flower.py federates, views.py, reference.py and watch.py show.
+flower.py federates, views.py, reference.py, doctor.py and watch.py show.
 """
 
 import os
@@ -13,11 +13,37 @@ from contextlib import nullcontext
 
 import typer
 
-from fedadamw.cli import flower, models, predict, reference, report, run, studies, views, watch  # noqa: F401  (they add their commands)
+from fedadamw.cli import (  # noqa: F401  (they add their commands)
+    doctor,
+    flower,
+    models,
+    predict,
+    reference,
+    report,
+    run,
+    studies,
+    views,
+    watch,
+)
 from fedadamw.cli.app import app, describe_full_memory, say
 from fedadamw.cli.complete import words_of_bash
 from fedadamw.runner.signals import terminate
 from fedadamw.validation import InputError
+
+BEFORE_TRAINING = ("list", "settings", "recipe", "blocks", "partition")
+ORDER = [
+    "run",
+    "compare",
+    "tune",
+    "ablate",
+    *BEFORE_TRAINING,
+    "watch",
+    "export",
+    "eval",
+    "predict",
+    "doctor",
+]  # in help
+app.registered_commands.sort(key=lambda command: ORDER.index(command.name) if command.name in ORDER else len(ORDER))
 
 
 def main() -> None:

@@ -82,7 +82,13 @@ def run_leader(experiment: "Experiment", folder: "RunFolder", *, resume: bool, q
     hint = f"resume with: fedadamw run --resume --out {folder.path}"
     try:
         with Progress(experiment.training, quiet=quiet) as progress:
-            execute(experiment, folder, resume=resume, on_start=progress.start, on_round=progress.round)
+            execute(
+                experiment,
+                folder,
+                resume=resume,
+                on_start=lambda simulation: progress.start(simulation.state.round),
+                on_round=progress.round,
+            )
     except Interrupted as stopped:
         say(f"stopped; {hint}")
         raise typer.Exit(143 if isinstance(stopped.__cause__, Terminated) else 130) from None

@@ -38,6 +38,7 @@ class Team(ABC):
 
     rank: int
     size: int
+    device: torch.device  # of the tensors that are summed
 
     @abstractmethod
     def share(self, shards: Iterable[Shard], work: Callable[[Shard], int]) -> Iterable[Shard]:
@@ -51,6 +52,12 @@ class Team(ABC):
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by rank 0's."""
 
+    def agree(self, *, stop: bool = False) -> bool:
+        """Whether rank 0 wants to stop; every rank calls this at the end of a round."""
+        wish = torch.tensor([float(stop)], device=self.device)
+        self.broadcast([wish])
+        return bool(wish)
+
     @abstractmethod
     def share_tensors(self, make: Callable[[], Iterable[Tensor]]) -> list[Tensor]:
         """The CPU tensors that `make` returns, read-only and in memory once a machine, however many ranks it has."""
@@ -59,7 +66,7 @@ class Team(ABC):
 class Alone(Team):
     """One process: nothing to share or to sum."""
 
-    rank, size = 0, 1
+    rank, size, device = 0, 1, torch.device("cpu")
 
     def share(self, shards: Iterable[Shard], work: Callable[[Shard], int]) -> Iterable[Shard]:
         return shards
@@ -83,7 +90,7 @@ class Ranks(Team):
             atexit.register(_leave)
             cuda = device.type == "cuda"
             dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
 
     def share(self, shards: Iterable[Shard], work: Callable[[Shard], int]) -> Iterable[Shard]:
         """Clients with the most work are assigned first, each to the rank with the least."""

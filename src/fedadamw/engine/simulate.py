@@ -54,7 +54,7 @@ class Simulation:
 
     The model is trained in place; `algorithm` and `training` say how. ranks: the processes that share the run.
     folding: adds the exact mean of what clients' adapters contribute to the frozen weights.
-    saved: where to resume.
+    saved: where to resume. `listeners`, a list to append to, are called for each accepted answer.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Simulation:
         _check_round(workspace, training, len(clients), ranks)
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.clients, self.ranks, self.folding = training, clients, ranks, folding
+        self.listeners: list[Listener] = []
         self.aggregation = Aggregation(training.weighting, training.mean, training.byzantine, folding, ranks)
         self.losses: dict[int, float | None] = {}  # of the clients of the last round; None: not accepted
         self.state = self._initial_state()
@@ -198,7 +199,7 @@ class Simulation:
         if self.folding is not None:
             self.folding.load(broadcast.base)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            return run_round(self.clients, sampled, broadcast, self.aggregation, listeners)
+            return run_round(self.clients, sampled, broadcast, self.aggregation, [*self.listeners, *listeners])
 
     def _next_state(self, state: State, result: RoundResult, lr: float, participation: float) -> State:
         number = self.workspace.y.new_tensor

@@ -47,6 +47,13 @@ class Workspace:
         for buffer, initial in self._others:
             buffer.copy_(initial)
 
+    def release(self) -> None:
+        """Give each of the module's tensors memory of its own, without a gradient: others may train it now."""
+        for parameter in trainable(self.module).values():
+            parameter.data, parameter.grad = parameter.data.clone(), None
+        for buffer in statistics(self.module).values():
+            buffer.data = buffer.data.clone()
+
     def trains_on_one_sample(self, task: Task, sample: int) -> bool:
         """Whether the module trains on a batch of one sample: BatchNorm may have only the batch to average over.
 

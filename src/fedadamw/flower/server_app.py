@@ -78,7 +78,7 @@ def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, 
             experiment,
             folder,
             resume=resume,
-            on_start=progress.start,
+            on_start=lambda simulation: progress.start(simulation.state.round),
             on_round=on_round,
             make_clients=lambda prepared: connect_nodes(experiment, prepared, grid, folder, monitor),
         )

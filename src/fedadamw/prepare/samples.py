@@ -14,8 +14,9 @@ from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
-from fedadamw.prepare.problem import open_pretrained
+from fedadamw.prepare.problem import MADE_IN_PYTHON, open_pretrained
 from fedadamw.randomness import Purpose, numpy_generator
+from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, check
 
@@ -25,7 +26,9 @@ def load_samples(experiment: Experiment, pretrained: Pretrained | None = None) -
 
     pretrained: the experiment's model if it is open already.
     """
-    data, pretrained = experiment.data, pretrained or open_pretrained(experiment)
+    data = experiment.data
+    check(data.task != PYTHON, MADE_IN_PYTHON)
+    pretrained = pretrained or open_pretrained(experiment)
     problem = texts if data.is_text else images
     train, test = problem.load(experiment, pretrained)
     generator = numpy_generator(experiment.seed, Purpose.SPLIT)

@@ -1,8 +1,9 @@
 """Build and check data, partition, model and algorithm from settings, before any training starts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,10 +25,13 @@ from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.lora import Folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
+from fedadamw.prepare.architecture import is_run
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partition
+from fedadamw.prepare.start import Start, StartFacts, open_start
+from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
 from fedadamw.validation import check
@@ -48,9 +52,14 @@ class Prepared:
     ranks: Team
     folding: Folding | None
     facts: Facts  # of the data, needed to build the model again
+    start: StartFacts | None = None  # the run whose model this one starts from
 
     def simulation(
-        self, clients: Clients | None = None, *, memory_folder: Path | None = None, saved: Saved | None = None
+        self,
+        clients: Clients | None = None,
+        *,
+        memory_folder: Path | None = None,
+        saved: Saved | None = None,
     ) -> Simulation:
         """Return the simulation, new or resumed from `saved`; without `clients` they are simulated in this process.
 
@@ -66,6 +75,14 @@ class Prepared:
             folding=self.folding,
             saved=saved,
         )
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """Samples of each client and class, (clients, classes); no columns if the classes are unknown."""
+        classes = len(self.train.classes)
+        if classes == 0:
+            return np.zeros((len(self.partition), 0), np.int64)
+        return self.partition.counts(self.train.labels, classes)
 
     def _simulated_clients(self, memory_folder: Path | None) -> SimulatedClients:
         experiment = self.experiment
@@ -90,20 +107,36 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     remote: the clients are Flower's nodes.
     """
     check_settings(experiment, remote=remote)
-    device = select_device(experiment)
-    ranks = current_team(device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    if experiment.threads or ranks.size > 1:
-        torch.set_num_threads(experiment.threads or 1)
+    device = set_up_process(experiment)
     pretrained = open_pretrained(experiment)
     train, test = load_samples(experiment, pretrained)
     partition = make_partition(experiment, train)
-    model, task, facts = build_problem(experiment, pretrained, train, test, device)
+    start = open_start(experiment)
+    problem = build_problem(experiment, pretrained, train, test, device, start)
+    prepared = assemble(experiment, problem, train, test, partition, device)
+    return prepared if start is None else replace(prepared, start=start.facts)
+
+
+def set_up_process(experiment: Experiment) -> torch.device:
+    """Set threads and memory of this process as the experiment needs them, and return its device."""
+    device = select_device(experiment)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if experiment.threads or current_team(device).size > 1:
+        torch.set_num_threads(experiment.threads or 1)
+    return device
+
+
+def assemble(
+    experiment: Experiment, problem: Problem, train: Samples, test: Samples, partition: Partition, device: torch.device
+) -> Prepared:
+    """Build the algorithm for a problem on `device`, and check that it, the model and the partition fit."""
+    model, task, facts = problem
     algorithm = build_algorithm(experiment, model)
     workspace = Workspace(model)
     check_batch_norm(workspace, task, partition, experiment.training)
     folding = Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None
+    ranks = current_team(device)
     return Prepared(experiment, workspace, algorithm, task, train, test, partition, device, ranks, folding, facts)
 
 
@@ -115,7 +148,8 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     t, data, clients = experiment.training, experiment.data, experiment.partition.clients
     check_device("device", experiment.device)
     registry.check_startable(experiment.algorithm)
-    (texts if data.is_text else images).check_named(experiment)
+    if data.task != PYTHON:
+        (texts if data.is_text else images).check_named(experiment)
     selects = data.validation or data.max_train
     check(data.resident or not selects, "data.resident=false takes all samples: no data.validation, no data.max_train")
     by_column = experiment.partition.kind == "column"  # the number of clients is that of the column's values
@@ -135,7 +169,8 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
 
 def _check_remote(experiment: Experiment) -> None:
     """Raise InputError if settings contradict each other or Flower's nodes."""
-    f, t = experiment.federation, experiment.training
+    f, t, name = experiment.federation, experiment.training, experiment.model.name
+    check(not is_run(name), f"model.name={name!r}: nodes have no run of the server's; give the folder of its export")
     check(not t.diagnostics, "training.diagnostics needs simulated clients, not Flower's nodes")
     check(
         f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
@@ -151,15 +186,21 @@ def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
 
 
 def build_problem(
-    experiment: Experiment, pretrained: Pretrained | None, train: Samples, test: Samples, device: torch.device
+    experiment: Experiment,
+    pretrained: Pretrained | None,
+    train: Samples,
+    test: Samples,
+    device: torch.device,
+    start: Start | None = None,
 ) -> Problem:
-    """Build the model on `device`, its fresh weights from the seed alone, and its task."""
+    """Build the model on `device`, its fresh weights from the seed alone, and its task. start: other weights."""
+    load_weights = None if start is None else start.load
     if isinstance(train, Texts):
         assert isinstance(test, Texts)
-        return texts.build(experiment, pretrained, train, test, device)
+        return texts.build(experiment, pretrained, train, test, device, load_weights)
     assert isinstance(train, Images)
     assert isinstance(test, Images)
-    return images.build(experiment, pretrained, train, test, device)
+    return images.build(experiment, pretrained, train, test, device, load_weights)
 
 
 def default_stack(experiment: Experiment, device: torch.device) -> int:

@@ -9,6 +9,7 @@ Metrics = Mapping[str, float | None]  # of one evaluation, the main one first; N
 
 LABELS = {"f1": "F1", "matthews": "Matthews", "spearman": "Spearman", "pearson": "Pearson"}  # others: their names
 CORRELATIONS = ("matthews", "spearman", "pearson")
+IN_PERCENT = ("accuracy", "f1", *CORRELATIONS)
 
 
 def main_metric(records: Iterable[RecordDict]) -> str:
@@ -39,10 +40,15 @@ def value_range(name: str | None) -> tuple[float, float]:
 
 
 def format_metric(name: str, value: float | None) -> str:
-    """Format a metric's value: in percent, except a perplexity; `-` if it is not finite."""
+    """Format a metric's value: those of this package in percent, but a perplexity; `-` if it is not finite."""
     if value is None or not isfinite(value):
         return "-"
-    return f"{value:.4g}" if name == "perplexity" else f"{value:.2%}"
+    return f"{value:.2%}" if name in IN_PERCENT else f"{value:.4g}"
+
+
+def axis_format(name: str) -> str:
+    """Return the format of a metric's values on an axis, in D3's language."""
+    return "%" if name in IN_PERCENT else "~g"
 
 
 def format_main_metric(metrics: Metrics) -> str:

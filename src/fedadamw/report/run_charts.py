@@ -25,14 +25,17 @@ Width = int | str  # pixels, or "container": as wide as the page gives
 
 
 def curves_chart(records: Records) -> Chart:
-    """Return the score and the losses by round, side by side."""
+    """Return the score, if there is one, and the losses by round, side by side."""
+    if not metrics.find_evaluations(records):
+        return loss_chart(records, width=420)
     pair = alt.hconcat(score_chart(records, width=420), loss_chart(records, width=420), bounds="flush", spacing=64)
     return pair.resolve_scale(color="independent")
 
 
 def score_chart(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
     """Return the main metric by round; hovering shows the bytes sent so far."""
-    name = metrics.label(metrics.main_metric(records))
+    metric = metrics.main_metric(records)
+    name, in_percent = metrics.label(metric), metrics.axis_format(metric) == "%"
     sent = accumulate(r["up_bytes"] for r in records)
     rows = [
         {"round": r["round"], "score": value, "sent": total / 1e6}
@@ -41,12 +44,12 @@ def score_chart(records: Records, *, width: Width = "container", height: int = 2
     ]
     hover = [
         alt.Tooltip("round:Q"),
-        alt.Tooltip("score:Q", format=".2%", title=f"test {name}"),
+        alt.Tooltip("score:Q", format=".2%" if in_percent else ".4g", title=f"test {name}"),
         alt.Tooltip("sent:Q", format=",.1f", title="MB sent up so far"),
     ]
     base = alt.Chart(alt.Data(values=rows), title=f"Test {name}").encode(
         x=alt.X("round:Q", title="round", axis=ROUNDS_AXIS),
-        y=alt.Y("score:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(zero=False)),
+        y=alt.Y("score:Q", title=None, axis=alt.Axis(format=metrics.axis_format(metric)), scale=alt.Scale(zero=False)),
     )
     line = base.mark_line(color=BLUE, strokeWidth=2.5)
     return (line + base.mark_circle(color=BLUE, size=28).encode(tooltip=hover)).properties(width=width, height=height)

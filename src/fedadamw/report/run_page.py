@@ -59,7 +59,9 @@ class RunPage:
     def render(self, records: Sequence[RecordDict], status: RunStatus = FINISHED) -> str:
         """Return the page as HTML. records: one or more."""
         specs = self._specs(records)
-        about = {"refresh_s": status.refresh_s, "resume": status.resume, "written": time.time()}
+        evaluated = any(record["test_metrics"] is not None for record in records)
+        empty = "The evaluations have no metrics." if evaluated else "No evaluation so far."
+        about = {"refresh_s": status.refresh_s, "resume": status.resume, "written": time.time(), "empty": empty}
         return self._template.substitute(
             self._fixed,
             cards="".join(_card(*card) for card in summarize(records)),
@@ -95,8 +97,8 @@ def write_run_page(
 
 
 def write_curves(folder: Path, records: Sequence[RecordDict]) -> None:
-    """Write curves.png into `folder`; not before the first evaluation."""
-    if find_evaluations(records):
+    """Write curves.png into `folder`; not before the first round."""
+    if records:
         run_charts.save_chart(run_charts.curves_chart(records), folder / "curves.png")
 
 
@@ -115,10 +117,11 @@ def summarize(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
 
 
 def _summarize_evaluations(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
-    """Return the last and the best score; none before the first evaluation."""
+    """Return the last and the best score, or the last loss if there are no metrics; none before an evaluation."""
     evaluations = find_evaluations(records)
     if not evaluations:
-        return []
+        losses = [loss for record in records if (loss := record["test_loss"]) is not None]
+        return [("test loss", f"{losses[-1]:.4g}")] if losses else []
     name, scores = main_metric(records), {r["round"]: s for r in records if (s := score(r)) is not None}
     best = max(scores, key=scores.__getitem__, default=None)
     tested = records[evaluations[-1]]["test_metrics"] or {}

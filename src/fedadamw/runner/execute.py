@@ -3,20 +3,22 @@
 import hashlib
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from fedadamw.engine.best import Best, choose_best, read_best
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.ranks import RankLostError
 from fedadamw.engine.record import DivergedError, Record
+from fedadamw.engine.round import Listener
 from fedadamw.engine.simulate import Saved, Simulation, State
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
-from fedadamw.runner.best import Best, choose_best, read_best
 from fedadamw.runner.client_losses import ClientLosses
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.live_page import LivePage
@@ -29,7 +31,7 @@ from fedadamw.validation import check
 if TYPE_CHECKING:
     from fedadamw.report.run_page import RunPage
 
-OnRound = Callable[[Record], None]
+OnRound = Callable[[Record], object]
 
 
 class Settled(NamedTuple):
@@ -49,30 +51,36 @@ def execute(
     *,
     resume: bool,
     report: bool = True,
-    on_start: Callable[[int], None] = lambda _: None,
+    on_start: Callable[[Simulation], object] = lambda _: None,
     on_round: OnRound = lambda _: None,
     make_clients: Callable[[Prepared], Clients] | None = None,
-) -> None:
-    """Run `experiment` in `folder` to its last round; on Ctrl-C save and raise Interrupted.
+    prepare_run: Callable[[Experiment], Prepared] | None = None,
+    listeners: Sequence[Listener] = (),
+) -> Simulation:
+    """Run `experiment` in `folder` to its last round and return the simulation; on Ctrl-C save and raise Interrupted.
 
-    make_clients: makes the clients if they are not simulated in this process.
-    on_start gets the number of rounds already done, on_round each new record; report: write the report at the end.
+    make_clients: makes the clients if they are not simulated in this process. prepare_run: makes model and data if
+    they are not what the settings name. listeners: are called for each client's accepted answer.
+    on_start gets the simulation before its first or next round, on_round each new record; a true value from one of
+    them ends the run there. report: write the report at the end.
     Under torchrun this is for rank 0, and `follow` for the others.
     """
     check_trackers(experiment.trackers)
     if resume and folder.started:
         check_origins(experiment, folder.read_manifest().get("folders"), (*MODEL_PATHS, *DATA_PATHS))
-    prepared = prepare(experiment, remote=make_clients is not None)
+    prepared = prepare(experiment, remote=make_clients is not None) if prepare_run is None else prepare_run(experiment)
     with folder.lock():
         folder.check_startable(experiment, resume=resume)  # again, now that no other process can change the folder
         page = LivePage(folder, experiment.training.rounds, lambda: open_page(folder, prepared), enabled=report)
         with page, Trackers(experiment, folder.path) as trackers:
             clients = None if make_clients is None else make_clients(prepared)
             simulation, best = _start_or_resume(experiment, folder, prepared, clients, resume=resume)
-            on_start(simulation.state.round)
-            _train(experiment, folder, simulation, best, trackers, page, on_round)
+            simulation.listeners += listeners
+            if not simulation.ranks.agree(stop=bool(on_start(simulation))):
+                _train(experiment, folder, simulation, best, trackers, page, on_round)
         if report:
             write_report(folder, prepared)
+    return simulation
 
 
 def _start_or_resume(
@@ -111,15 +119,20 @@ def _train(
             losses.append(record.round, simulation.losses)
             folder.append(record)
             settled = _settle(settled, record, simulation.state, experiment)  # its record is on disk: it may be saved
-            on_round(record)
+            stop = bool(on_round(record))
             trackers.log(record)
-            if record.round % experiment.checkpoint_every == 0 or record.round == experiment.training.rounds:
+            last = stop or record.round == experiment.training.rounds
+            if last or record.round % experiment.checkpoint_every == 0:
                 _save(folder, experiment, simulation, settled)
             page.update()
+            if simulation.ranks.agree(stop=stop):
+                break
     except KeyboardInterrupt as request:
         _save(folder, experiment, simulation, settled)
         raise Interrupted from request
-    except (RuntimeError, MemoryError) as error:  # divergence, a lost rank, or full memory
+    except OSError:
+        raise
+    except Exception as error:  # divergence, a lost rank, full memory, or an error of a user's function
         if isinstance(error, RankLostError):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher now ends all ranks
         try:
@@ -140,15 +153,24 @@ def _save(folder: RunFolder, experiment: Experiment, simulation: Simulation, set
     folder.save(settled.state.round, {**simulation.tensors(settled.state), **kept}, experiment)
 
 
-def follow(experiment: Experiment) -> None:
-    """Run a rank other than 0: its share of every round, until the run ends or rank 0 is lost."""
-    prepared = prepare(experiment)
+def follow(
+    experiment: Experiment,
+    *,
+    on_round: OnRound = lambda _: None,
+    prepare_run: Callable[[Experiment], Prepared] | None = None,
+) -> Simulation:
+    """Run a rank other than 0: its share of every round, until the run ends or rank 0 stops or is lost."""
+    prepared = prepare(experiment) if prepare_run is None else prepare_run(experiment)
     check_ranks_agree(experiment, prepared)
-    try:
-        for _ in prepared.simulation().rounds():
-            pass
-    except DivergedError:
-        pass  # rank 0 reports it
+    simulation = prepared.simulation()
+    if simulation.ranks.agree():
+        return simulation
+    with suppress(DivergedError):  # rank 0 reports it
+        for record in simulation.rounds():
+            on_round(record)
+            if simulation.ranks.agree():
+                break
+    return simulation
 
 
 def check_ranks_agree(experiment: Experiment, prepared: Prepared) -> None:
@@ -169,8 +191,7 @@ def open_page(folder: RunFolder, prepared: Prepared) -> "RunPage":
     """Return the page of a run, to be written with its records."""
     from fedadamw.report.run_page import RunPage
 
-    classes = prepared.train.classes
-    counts = prepared.partition.counts(prepared.train.labels, len(classes))
+    counts, classes = prepared.class_counts, prepared.train.classes
     if counts.any():
         write_partition(folder.path, counts, classes)
     settings = read_yaml(str(folder.config), folder.config.read_text())

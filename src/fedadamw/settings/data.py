@@ -8,8 +8,8 @@ from fedadamw.settings import glue
 from fedadamw.settings.section import Section
 from fedadamw.validation import check_one_of
 
-IMAGE, TEXT, LANGUAGE = "image", "text", "causal-lm"
-DATA_TASKS = (IMAGE, TEXT, LANGUAGE, *glue.TASKS)
+IMAGE, TEXT, LANGUAGE, PYTHON = "image", "text", "causal-lm", "python"
+DATA_TASKS = (IMAGE, TEXT, LANGUAGE, PYTHON, *glue.TASKS)
 
 
 class DataSettings(Section):
@@ -18,7 +18,8 @@ class DataSettings(Section):
     task: str = Field(
         default=IMAGE,
         description=f"What is learned: {IMAGE} or {TEXT}: the class of an image or a text; {LANGUAGE}: the next token; "
-        f"or a task of GLUE: {', '.join(glue.TASKS)}.",
+        f"a task of GLUE: {', '.join(glue.TASKS)}; or {PYTHON}: model and data are objects given to "
+        "`fedadamw.simulate`.",
         json_schema_extra={"enum": list(DATA_TASKS)},
     )
     source: str = Field(
@@ -108,4 +109,4 @@ class DataSettings(Section):
     @property
     def is_text(self) -> bool:
         """Whether the samples are texts."""
-        return self.task != IMAGE
+        return self.task not in (IMAGE, PYTHON)

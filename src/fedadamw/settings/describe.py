@@ -55,7 +55,13 @@ def describe_settings(*, own_only: bool = False) -> list[Group]:
     sections = [name for name in Experiment.model_fields if fields_at([name])]
     top = [name for name in Experiment.model_fields if name not in (*sections, ALGORITHM)]
     plugins = [] if own_only else [name for name in find_plugins() if name not in list_names()]
-    groups = [Group(TOP_LEVEL, "Settings outside sections.", _describe_fields("", Experiment.model_fields, top))]
+    groups = [
+        Group(
+            TOP_LEVEL,
+            "Seed, device, engine and checkpoints: what concerns the whole run.",
+            _describe_fields("", Experiment.model_fields, top),
+        )
+    ]
     groups += [Group(name, _describe_section(name), _describe_fields(name, fields_at([name]))) for name in sections]
     groups.append(_describe_choice_of_algorithm([*list_names(), *plugins]))
     groups += [_describe_algorithm(name, read_algorithm(name)) for name in list_names()]

@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from fedadamw.settings.data import IMAGE, LANGUAGE, DataSettings
+from fedadamw.settings.data import IMAGE, LANGUAGE, PYTHON, DataSettings
 from fedadamw.settings.federation import FederationSettings
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.settings.model import ModelSettings
@@ -114,8 +114,10 @@ class Experiment(Section):
     def _check_task(self) -> "Experiment":
         task = self.data.task
         unused: tuple[str, ...] = IMAGE_SETTINGS
-        if task == IMAGE:
+        if task in (IMAGE, PYTHON):
             unused = (*TEXT_SETTINGS, *LANGUAGE_SETTINGS, *PAIR_SETTINGS)
+        if task == PYTHON:
+            unused += IMAGE_SETTINGS
         unused += PAIR_SETTINGS if task == LANGUAGE else LANGUAGE_SETTINGS
         for path in unused:
             section, _, key = path.partition(".")

@@ -10,12 +10,12 @@ from fedadamw.settings.section import Section
 class PartitionSettings(Section):
     """Which client holds which samples."""
 
-    kind: Literal["mix", "dirichlet", "iid", "classes", "column", "nodes"] = Field(
+    kind: Literal["mix", "dirichlet", "iid", "classes", "column", "nodes", "python"] = Field(
         default="mix",
         description="How samples are given to clients. mix: as in the paper, equal sizes, each client's class mix "
         "drawn from Dir(concentration). dirichlet: each class is divided by Dir(concentration), sizes differ. iid: at "
         "random, equal sizes. classes: a few classes for each client. column: by a column of the data. nodes: each "
-        "Flower node has its own data.",
+        "Flower node has its own data. python: as `fedadamw.simulate` was given.",
     )
     clients: int = Field(
         default=100, ge=1, description="Clients, N. Not used with kind=column: there each value is a client."

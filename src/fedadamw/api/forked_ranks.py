@@ -1,0 +1,103 @@
+"""Ranks from Python: forks of this process share its rounds, with the model and data it already has.
+
+The command line starts ranks from settings (runner/launch.py); a model of one's own cannot be sent to a new process.
+"""
+
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from fedadamw.engine.ranks import TIMEOUT
+from fedadamw.runner.fork_server import end_with_parent
+from fedadamw.validation import check
+
+STOP_S = 5.0  # that a rank may take to end
+
+
+@contextmanager
+def forked_ranks(count: int, follow: Callable[[], object]) -> Iterator[None]:
+    """A block in which this process is rank 0 of `count`; the others are forks that call `follow`.
+
+    For CPUs, one thread each. Raises InputError where processes cannot be forked.
+    """
+    _check_can_fork(count)
+    threads = torch.get_num_threads()
+    with ExitStack() as stack:
+        meeting = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedadamw-"))) / "meeting"
+        stack.callback(torch.set_num_threads, threads)
+        torch.set_num_threads(1)
+        children = [_fork(rank, count, meeting, follow) for rank in range(1, count)]
+        stack.callback(_end, children)
+        stack.enter_context(_environment(0, count))
+        stack.callback(_leave)
+        _join(0, count, meeting)
+        yield
+
+
+def _check_can_fork(count: int) -> None:
+    hint = f"start the script with torchrun --nproc-per-node {count}"
+    check("WORLD_SIZE" not in os.environ, f"ranks={count}: torchrun has started this process's ranks already")
+    can_fork = "fork" in get_all_start_methods() and sys.platform != "darwin"
+    check(can_fork, f"ranks={count}: this system does not fork processes safely; {hint}")
+    check(not torch.cuda.is_initialized(), f"ranks={count}: a process that uses a GPU cannot be forked; {hint}")
+    check(not dist.is_initialized(), f"ranks={count}: this process is in a process group already")
+
+
+def _fork(rank: int, count: int, meeting: Path, follow: Callable[[], object]) -> ForkProcess:
+    def run() -> None:
+        end_with_parent()
+        with _environment(rank, count):
+            try:
+                _join(rank, count, meeting)
+                follow()
+            except Exception:
+                if os.environ.get("FEDADAMW_DEBUG"):
+                    traceback.print_exc()
+                os._exit(1)
+
+    process = get_context("fork").Process(target=run, daemon=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: torch's are idle, and one is used from here
+        process.start()
+    return process
+
+
+@contextmanager
+def _environment(rank: int, count: int) -> Iterator[None]:
+    """A block with torchrun's variables."""
+    own = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update({name: str(value) for name, value in own.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _join(rank: int, count: int, meeting: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count, timeout=TIMEOUT)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _end(children: list[ForkProcess]) -> None:
+    for child in children:
+        child.join(STOP_S)
+        child.terminate()
+        child.join()

@@ -1,0 +1,96 @@
+"""Divide samples among clients: `fedadamw.partition.dirichlet(labels, clients=100, concentration=0.1)`.
+
+Each function returns the sample numbers of every client, the same as a recipe with the same settings and seed has.
+Labels are a sequence, an array or a tensor of n integers from 0.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fedadamw.data.partition import (
+    Partition,
+    partition_by_classes,
+    partition_by_column,
+    partition_dirichlet,
+    partition_iid,
+    partition_mix,
+)
+from fedadamw.randomness import Purpose, numpy_generator
+from fedadamw.validation import InputError, check, shorten
+
+__all__ = ["Partition", "by_classes", "by_column", "dirichlet", "iid", "mix"]
+Labels = Sequence[int] | np.ndarray | Tensor
+
+
+def mix(labels: Labels, clients: int, concentration: float = 0.3, *, seed: int = 0) -> Partition:
+    """Give clients equal sizes, each a class mix drawn from Dirichlet(concentration), as in the paper."""
+    numbers = _to_labels(labels, clients)
+    check(concentration > 0, f"concentration={concentration:g} must be above 0")
+    return partition_mix(numbers, clients, concentration, _generator(seed))
+
+
+def dirichlet(
+    labels: Labels, clients: int, concentration: float = 0.3, *, minimum: int = 1, seed: int = 0
+) -> Partition:
+    """Divide each class among the clients by Dirichlet(concentration): sizes differ, at least `minimum` samples."""
+    numbers = _to_labels(labels, clients)
+    check(concentration > 0, f"concentration={concentration:g} must be above 0")
+    return partition_dirichlet(numbers, clients, concentration, minimum, _generator(seed))
+
+
+def by_classes(labels: Labels, clients: int, per_client: int = 2, *, seed: int = 0) -> Partition:
+    """Give each client `per_client` classes, each class in equal parts."""
+    return partition_by_classes(_to_labels(labels, clients), clients, per_client, _generator(seed))
+
+
+def iid(samples: int | Labels, clients: int, *, seed: int = 0) -> Partition:
+    """Divide at random into equal sizes. samples: their number, or their labels."""
+    count = samples if isinstance(samples, int) else len(samples)
+    return partition_iid(_to_labels(np.zeros(count, np.int64), clients), clients, _generator(seed))
+
+
+def by_column(values: Iterable[Any]) -> Partition:
+    """Make one client of each value: `values` names the client of each sample, (n,)."""
+    return partition_by_column(np.asarray(values.cpu() if isinstance(values, Tensor) else list(values)))
+
+
+def from_lists(clients: Sequence[Any], samples: int) -> Partition:
+    """Return the partition with these sample numbers of each client; raises InputError if a number is not a sample."""
+    if isinstance(clients, Partition):
+        parts = [clients.samples]
+        sizes = clients.sizes
+    else:
+        parts = [_to_numbers(client, part) for client, part in enumerate(clients)]
+        sizes = np.array([len(part) for part in parts], np.int64)
+    check(len(sizes) > 0, "clients: give at least one client's sample numbers")
+    empty = np.flatnonzero(sizes == 0)
+    check(len(empty) == 0, f"clients: {len(empty)} of {len(sizes)} have no samples, such as client {empty[:1]}")
+    numbers = np.concatenate(parts)
+    wrong = numbers[(numbers < 0) | (numbers >= samples)]
+    check(len(wrong) == 0, f"clients: {shorten(wrong[:1].tolist())[1:-1]} is not a sample number, 0 to {samples - 1:,}")
+    return Partition(numbers, np.cumsum(sizes))
+
+
+def _to_numbers(client: int, part: Any) -> np.ndarray:
+    """Return the sample numbers of a client as an array (n,) of int64."""
+    numbers = np.asarray(part.cpu() if isinstance(part, Tensor) else part)
+    if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu"):
+        raise InputError(f"clients[{client}]: {shorten(part)} is not a list of sample numbers")
+    return numbers.astype(np.int64)
+
+
+def _to_labels(labels: Labels, clients: int) -> np.ndarray:
+    """Return labels as an array (n,) of int64; raises InputError if they are none, or too few for the clients."""
+    numbers = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    integers = numbers.ndim == 1 and numbers.dtype.kind in "iub" and (numbers >= 0).all()
+    check(bool(integers), f"labels: {shorten(labels)} are not integers from 0, one for each sample")
+    check(clients >= 1, f"clients={clients}: give at least 1")
+    check(clients <= len(numbers), f"clients={clients:,} is more than the {len(numbers):,} samples")
+    return numbers.astype(np.int64)
+
+
+def _generator(seed: int) -> np.random.Generator:
+    return numpy_generator(seed, Purpose.PARTITION)

@@ -1,0 +1,151 @@
+"""`fedadamw.simulate`: a federated run of any model on any data."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+from fedadamw.api.partition import from_lists
+from fedadamw.api.python_task import Functions, Loss, Metric, Predict, PythonTask, SampleLosses, check_functions
+from fedadamw.api.result import Result
+from fedadamw.api.rows import Collate, open_rows
+from fedadamw.api.session import AnyCallback, run_session
+from fedadamw.models.loading import build_seeded
+from fedadamw.prepare.problem import Problem, PythonFacts
+from fedadamw.prepare.simulation import Prepared, assemble, check_settings, set_up_process
+from fedadamw.randomness import Purpose, torch_seed
+from fedadamw.settings.data import PYTHON
+from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.load import parse_settings, set_path
+from fedadamw.validation import InputError, check
+
+EVALUATION_BATCH = 500  # held-out samples at once, unless training.evaluate_batch says otherwise
+Model = nn.Module | Callable[[], nn.Module]
+OF_RECIPES = ("data", "model", "partition", "lora", "federation")  # sections that choose model and data by name
+ALSO_HERE = ("data.resident", "model.blocks")
+
+
+def simulate(
+    model: Model,
+    train: Any,
+    test: Any,
+    clients: Sequence[Any],
+    *,
+    loss: Loss | None = None,
+    sample_losses: SampleLosses | None = None,
+    predict: Predict | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    collate: Collate | None = None,
+    algorithm: str = "fedadamw",
+    algorithm_settings: Mapping[str, object] | None = None,
+    rounds: int = 100,
+    clients_per_round: int | None = None,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch_size: int = 50,
+    lr: float = 3e-4,
+    schedule: Literal["cosine", "constant"] = "cosine",
+    seed: int = 0,
+    device: str = "auto",
+    ranks: int = 1,
+    settings: Mapping[str, object] | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    callbacks: Iterable[AnyCallback] = (),
+    quiet: bool = False,
+) -> Result:
+    """Train `model` over simulated clients, with the engine, files and pages of the command `fedadamw run`.
+
+    Model and data:
+        model: trained in place; or a function that makes it, with torch's generator seeded by `seed`. Parameters that
+            do not require gradients are frozen, and are not sent.
+        train, test: (inputs..., targets) tensors, whose first dimension is the samples'; or any map-style dataset; or
+            a DataLoader, of which the dataset and collate_fn are used. `test` is held out by the server.
+        clients: the sample numbers of each client, such as `fedadamw.partition.dirichlet(labels, clients=100)` gives.
+        loss: called as loss(outputs, targets, reduction="none"), gives a number for each sample, or several, whose
+            mean is taken. Cross-entropy by default.
+        sample_losses: instead of `loss`, (model, batch) -> (n,), for batches that are not (inputs..., targets).
+        predict: (model, batch) -> (outputs, targets) for such batches. Needed only for metrics.
+        metrics: by name, each of all held-out outputs and targets, returns a float. The first is the main one: it
+            should be higher for better models.
+        collate: puts samples of a dataset into a batch; torch's default_collate by default.
+
+    Training, as in `fedadamw settings`:
+        algorithm, algorithm_settings: its name, and its own settings such as {"alpha": 0.5}.
+        clients_per_round: 10 by default, or all if there are fewer. steps, epochs: local work in a round, one of the
+            two; one epoch by default.
+        settings: any other, by path: {"training.precision": "bf16", "stack": 8}.
+        ranks: processes that share a round on a CPU. On several GPUs, start the script with torchrun.
+
+    The run:
+        out: its folder, with records, checkpoint and report; without it they are deleted with the result.
+        resume: go on with the run in `out`, bit for bit; starts it if `out` is empty.
+        callbacks: Callback objects, or functions of each round's Record. A true value stops the run.
+        quiet: show no progress.
+
+    Raises InputError, one line, for whatever does not fit; DivergedError if no client's numbers are finite. Ctrl-C
+    saves the last round first.
+    """
+    functions = check_functions(loss, sample_losses, predict, metrics)
+    objects = Objects(model, train, test, clients, functions, collate)
+    named: dict[str, Any] = {"seed": seed, "device": device, "algorithm": {"name": algorithm}}
+    named["algorithm"] |= algorithm_settings or {}
+    named["training"] = {"rounds": rounds, "clients_per_round": clients_per_round, "steps": steps, "epochs": epochs}
+    named["training"] |= {"batch_size": batch_size, "lr": lr, "schedule": schedule}
+    experiment = _build_experiment(named, settings or {}, len(clients))
+    prepare_run = partial(_prepare, objects=objects)
+    return run_session(experiment, prepare_run, out=out, resume=resume, ranks=ranks, callbacks=callbacks, quiet=quiet)
+
+
+class Objects(NamedTuple):
+    """What a run is made of, besides settings; see `simulate`."""
+
+    model: Model
+    train: Any
+    test: Any
+    clients: Sequence[Any]
+    functions: Functions
+    collate: Collate | None
+
+
+def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], clients: int) -> Experiment:
+    """Return the experiment of the named arguments and of `settings`, by path, for so many clients."""
+    check(clients > 0, "clients: give at least one client's sample numbers")
+    training = named["training"]
+    if training["steps"] is None and training["epochs"] is None:
+        training["epochs"] = 1
+    if training["clients_per_round"] is None:
+        training["clients_per_round"] = min(10, clients)
+    for path, value in settings.items():
+        allowed = path.partition(".")[0] not in OF_RECIPES or path in ALSO_HERE
+        check(allowed, f"settings: {path!r} is for recipes; simulate takes model, data and clients as they are")
+        set_path(named, path, value)
+    named["data"] = {**named.get("data", {}), "task": PYTHON, "source": PYTHON}
+    named["model"] = {**named.get("model", {}), "name": PYTHON}
+    named["partition"] = {"kind": PYTHON, "clients": clients}
+    return parse_settings(named)
+
+
+def _prepare(experiment: Experiment, objects: Objects) -> Prepared:
+    """Check model, data and clients, and bring them to the device."""
+    check_settings(experiment, remote=False)
+    device, resident = set_up_process(experiment), experiment.data.resident
+    train = open_rows("train", objects.train, objects.collate, device, resident=resident)
+    test = open_rows("test", objects.test, objects.collate, device, resident=resident)
+    partition = from_lists(objects.clients, len(train))
+    task = PythonTask(train, test, objects.functions, experiment.training.evaluation_batch(EVALUATION_BATCH))
+    facts: PythonFacts = {"classes": train.classes}
+    problem = Problem(_make_model(objects.model, experiment.seed).to(device), task, facts)
+    return assemble(experiment, problem, train, test, partition, device)
+
+
+def _make_model(model: Model, seed: int) -> nn.Module:
+    """Return the module, made with torch's generator seeded if `model` is a function; raises InputError for others."""
+    if isinstance(model, nn.Module):
+        return model
+    made = build_seeded(model, torch_seed(seed, Purpose.INITIAL_MODEL)) if callable(model) else model
+    if not isinstance(made, nn.Module):
+        raise InputError(f"model: {type(made).__name__} is not a torch.nn.Module, or a function that returns one")
+    return made

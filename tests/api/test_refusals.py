@@ -1,0 +1,89 @@
+"""What simulate cannot take is said in one line, and so is what ends a run."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch.nn.functional as F
+from support.own_objects import CLIENTS, points, simulate
+from torch.utils.data import IterableDataset
+
+import fedadamw
+from fedadamw.validation import InputError
+
+
+class SeesClients(fedadamw.Callback):
+    def on_client(self, update): ...
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        yield from ()
+
+
+X, Y = points()
+WRONG = {
+    "model": ({"model": 3}, "int is not a torch.nn.Module"),
+    "no length": ({"train": Endless()}, "Endless.*no samples by number.*map-style"),
+    "dictionary": ({"train": {"x": X}}, "no samples by number"),
+    "lengths": ({"train": (X[:200], Y[:100])}, r"train: tensors of shapes \(200, 1, 8, 8\), \(100,\)"),
+    "empty": ({"test": (X[:0], Y[:0])}, "test: has no samples"),
+    "client number": ({"clients": [[0, 200], [1]]}, "200 is not a sample number, 0 to 199"),
+    "client empty": ({"clients": [[0], []]}, "1 of 2 have no samples"),
+    "client mask": ({"clients": [[True, False], [1]]}, r"clients\[0\].*not a list of sample numbers"),
+    "no clients": ({"clients": []}, "at least one client"),
+    "per round": ({"clients_per_round": 9}, "clients_per_round=9 is more than the 8 clients"),
+    "both losses": ({"loss": F.cross_entropy, "sample_losses": lambda m, b: 0}, "loss or sample_losses, not both"),
+    "loss": ({"loss": lambda outputs, targets: outputs.sum()}, "does not take .*reduction='none'"),
+    "metric": ({"metrics": {"accuracy": lambda o, t: o}}, "'accuracy' gave .* not a number"),
+    "predict": ({"sample_losses": lambda m, b: 0}, "need predict="),
+    "one number": ({"sample_losses": lambda m, b: m(b[0]).sum(), "metrics": None}, r"shape \(\), not one number each"),
+    "algorithm": ({"algorithm": "fedavgg"}, "'fedavgg' is unknown.*did you mean 'fedavg'"),
+    "setting": ({"algorithm_settings": {"alfa": 1}}, "alfa is unknown.*alpha"),
+    "recipe's": ({"settings": {"data.source": "digits"}}, "'data.source' is for recipes"),
+    "range": ({"lr": -1}, "training.lr=-1"),
+    "steps": ({"epochs": 2}, "one of steps and epochs"),
+    "resume": ({"resume": True}, "resume=True needs out"),
+    "ranks": ({"ranks": 5}, "ranks=5: give 1 to 4"),
+    "clients and ranks": ({"ranks": 2, "callbacks": [SeesClients()]}, "on_client sees all clients"),
+    "callback": ({"callbacks": [3]}, "3 is no Callback or function"),
+    "text": ({"train": [("word", 0)] * 9, "clients": [[0], [1]]}, "a batch holds .*only tensors; give collate="),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_said_in_one_line(changes, message):
+    clients = {"clients_per_round": 2} if "clients" in changes else {}
+    with pytest.raises(InputError, match=message) as raised:
+        simulate(**{**clients, **changes})
+    assert "\n" not in str(raised.value)
+
+
+def test_the_command_line_says_whose_a_run_of_python_is(tmp_path):
+    simulate(out=tmp_path / "run")
+    for words in (["run", str(tmp_path / "run" / "config.yaml")], ["eval", str(tmp_path / "run")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "fedadamw", *words], capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert done.returncode == 2
+        assert "run that script again" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_resumed_run_must_be_the_same(tmp_path):
+    x, y = points()
+    simulate(out=tmp_path)
+    for changes in ({"train": (x[:200] + 1, y[:200])}, {"clients": CLIENTS[::-1]}, {"seed": 1}):
+        with pytest.raises((InputError, RuntimeError), match="changed since|other settings"):
+            simulate(out=tmp_path, resume=True, **changes)
+
+
+def test_a_lost_rank_is_reported():
+    def vanish(model, batch):
+        if int(os.environ.get("RANK", "0")) == 1:
+            os._exit(9)
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    with pytest.raises(RuntimeError, match="lost another rank"):
+        simulate(sample_losses=vanish, metrics=None, ranks=2)
