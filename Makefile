@@ -40,13 +40,13 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-dist: .venv/.release
+dist: .venv-release/.done
 	rm -rf dist
-	$(BIN)/python -m build --no-isolation
-	$(BIN)/twine check --strict dist/*
+	PIP_CONSTRAINT=constraints.txt .venv-release/bin/python -m build
+	.venv-release/bin/twine check --strict dist/*
 
 clean:
-	rm -rf .venv build dist runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-release build dist runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -58,8 +58,9 @@ clean:
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-.venv/.release: .venv/.run
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[release]'
+.venv-release/.done: constraints.txt
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/pip install --quiet -c constraints.txt build twine
 	touch $@
 
 .venv/.docs: .venv/.run

@@ -154,7 +154,7 @@ def test_register_refuses_names_and_classes(put_package):
     fedadamw.register("mine", Mine)
     assert "fedadamw's own" in refusal(fedadamw.register, "fedavg", Mine)
     assert "fedadamw's own" in refusal(fedadamw.register, "fedavg", Mine, replace=True)
-    for name in ("", "a/b", "../a", "a,b", "a b", "a" * 51):
+    for name in ("", "a/b", "../a", "a,b", "a b", "a" * 51, Mine):
         assert "use up to 50 letters" in refusal(fedadamw.register, name, Mine)
     assert "no class derived from Algorithm" in refusal(fedadamw.register, "mine", Mine())
     assert "'mine' is registered already; replace=True" in refusal(fedadamw.register, "mine", WithBlocks)

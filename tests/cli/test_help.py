@@ -12,7 +12,7 @@ import typer
 from support.checkout import ROOT
 
 from fedadamw.algorithms import registry
-from fedadamw.cli import choices, flower
+from fedadamw.cli import ORDER, choices, flower
 from fedadamw.cli.app import app
 from fedadamw.models import vision
 
@@ -80,6 +80,12 @@ for words in ("list", "--help", "--version", "run --help", "flower new --help", 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_help_lists_commands_in_the_order_of_their_use():
+    names = list(typer.main.get_command(app).commands)
+    assert names[: len(ORDER)] == ORDER
+    assert len(names) > len(ORDER)
 
 
 def test_an_unknown_command_gets_one_hint(run_main):

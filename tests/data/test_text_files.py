@@ -151,6 +151,14 @@ def test_a_broken_file_is_one_clear_line(place, tmp_path, content, line):
     assert "\n" not in str(found.value)
 
 
+def test_a_cache_that_cannot_be_written_is_named_with_the_variable_that_moves_it(place, tmp_path, monkeypatch):
+    (tmp_path / "home").touch()  # a file: nobody can write below it, root included
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "home" / "datasets")
+    ours = csv(tmp_path / "train.csv", [0, 1])
+    with pytest.raises(InputError, match=r"train.csv' .* cache cannot be written: .*home/datasets.*; set HF_HOME to"):
+        prepare(experiment(place, f"data.source={ours}"))
+
+
 @pytest.mark.parametrize("label", [[1, 2], {"a": 1}])
 def test_labels_that_are_no_words_or_numbers_are_refused(place, tmp_path, label):
     (tmp_path / "own.jsonl").write_text("".join(json.dumps({"text": "good", "label": label}) + "\n" for _ in range(4)))

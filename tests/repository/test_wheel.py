@@ -20,20 +20,32 @@ UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-p
 PARTS = {"benchmarks", "deploy", "docs", "examples", "src", "tests"}  # folders of the sdist
 FILES = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "constraints.txt"}
 FILES |= {".gitignore", "PKG-INFO", "pyproject.toml"}
-TYPED = """
-from torch import Tensor, nn
+PROGRAM = """
+import torch
+from torch import nn
 
 import fedadamw
 
-model = nn.Linear(4, 2)
-blocks = fedadamw.Blocks.of(model)
-server = fedadamw.Server(model, blocks=blocks)
-optimizer = fedadamw.FedAdamW(model.named_parameters(), lr=1e-2, blocks=blocks)
-optimizer.start_round(server.broadcast())
-upload: fedadamw.Upload = optimizer.finish_round()
-reveal_type(upload.lr)
-server.update([upload])
-fedadamw.FedAdamW(model.named_parameters(), lr="fast")
+inputs, labels = torch.randn(60, 4), torch.arange(60) % 3
+result = fedadamw.simulate(
+    nn.Linear(4, 3),
+    (inputs, labels),
+    (inputs, labels),
+    fedadamw.partition.dirichlet(labels, clients=4, concentration=1.0, minimum=2),
+    metrics={"accuracy": lambda outputs, targets: float((outputs.argmax(1) == targets).float().mean())},
+    algorithm_settings={"alpha": 0.5},
+    rounds=1,
+    steps=1,
+    callbacks=[lambda record: record.loss > 9],
+)
+blocks = fedadamw.Blocks.of(result.model)
+optimizer = fedadamw.FedAdamW(result.model.named_parameters(), lr=1e-2, blocks=blocks)
+print(f"{len(result.records)} round, {blocks.B} blocks")
+"""
+MISTAKES = """
+reveal_type(result.metrics)
+fedadamw.FedAdamW(result.model.named_parameters(), lr="fast")
+fedadamw.simulate(nn.Linear(4, 3), inputs, inputs, [], schedule="linear")
 """
 
 
@@ -142,14 +154,18 @@ def test_digits_runs_from_the_wheel_without_checkout_network_or_home(python, tmp
 
 
 @pytest.mark.slow
-def test_the_installed_package_is_typed(python, tmp_path):
-    (tmp_path / "user.py").write_text(TYPED)
+def test_a_program_runs_with_the_wheel_and_its_types_are_checked(python, tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    assert run([python, "program.py"], cwd=tmp_path).stdout.splitlines()[-1] == "1 round, 3 blocks"
+    (tmp_path / "mistakes.py").write_text(PROGRAM + MISTAKES)
     mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "--cache-dir", tmp_path / "cache"]
-    done = subprocess.run([*map(str, mypy), "user.py"], cwd=tmp_path, capture_output=True, text=True)
-    said = [line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith("user.py")]
+    done = subprocess.run([*map(str, mypy), "mistakes.py"], cwd=tmp_path, capture_output=True, text=True)
+    said = [line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith("mistakes.py")]
     assert said == [
-        'note: Revealed type is "torch._tensor.Tensor"',
+        'note: Revealed type is "dict[str, float]"',
         'error: Argument "lr" to "FedAdamW" has incompatible type "str"; expected "float | Tensor"  [arg-type]',
+        'error: Argument "schedule" to "simulate" has incompatible type "Literal[\'linear\']"; '
+        "expected \"Literal['cosine', 'constant']\"  [arg-type]",
     ]
 
 

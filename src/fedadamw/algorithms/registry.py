@@ -116,8 +116,8 @@ def _load_class(plugin: Plugin) -> type[AnyAlgorithm]:
 
 
 def _check_name(name: str) -> None:
-    good = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}", name)  # also part of folders' names
-    check(good is not None, f"algorithm name {name!r}: use up to 50 letters, digits, - and _")
+    good = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}", name)  # also in folders' names
+    check(bool(good), f"algorithm name {name!r}: use up to 50 letters, digits, - and _")
 
 
 def _names(plugin: Plugin, kind: type[AnyAlgorithm]) -> bool:

@@ -1,5 +1,6 @@
 """What the commands share: the application, common options, messages."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +11,12 @@ from fedadamw.cli.complete import complete_recipe, complete_setting
 from fedadamw.io.escaping import escape_text
 
 typer.core.HAS_RICH = False  # help is plain; for rich, typer would put a backslash before `[default: ...]`
+TYPER_SUGGESTS = find_spec("typer._click") is not None  # newer typers have no click, which itself suggests
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    suggest_commands=False,  # click itself does
+    suggest_commands=TYPER_SUGGESTS,
 )
 DEFAULT_RECIPE = "digits"
 MAX_MESSAGE_CHARACTERS = 4000

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedadamw.cli.app import Quiet, Recipe, Settings, app, say
+from fedadamw.cli.app import TYPER_SUGGESTS, Quiet, Recipe, Settings, app, say
 
 flower = typer.Typer(
     help="""Federate over a network, with Flower: apps, certificates, services, a demonstration.
@@ -17,7 +17,7 @@ flower = typer.Typer(
     short_help="Federate over a network, with Flower.",
     no_args_is_help=True,
     rich_markup_mode=None,
-    suggest_commands=False,  # click itself does
+    suggest_commands=TYPER_SUGGESTS,
 )
 NewFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The new folder.")]
 app.add_typer(flower, name="flower")

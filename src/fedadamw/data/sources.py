@@ -143,6 +143,7 @@ def _find_split_files(folder: Path) -> dict[str, list[str]]:
 
 def _describe_error(error: Exception) -> str:
     """Return why a source could not be read, in one line."""
+    from datasets import config
     from datasets.exceptions import DatasetGenerationError
 
     cause: BaseException = error
@@ -150,6 +151,8 @@ def _describe_error(error: Exception) -> str:
         cause = cause.__cause__
     if "corresponds to no data" in str(cause):
         return "it has no rows"
+    if isinstance(cause, OSError) and cause.filename and Path(config.HF_DATASETS_CACHE).is_relative_to(cause.filename):
+        return f"its cache cannot be written: {cause}; set HF_HOME to a folder that can"
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 

@@ -178,11 +178,11 @@ def load_weights(auto: Any, place: str, config: Any) -> tuple[Any, list[str]]:
     )
     keys = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     fresh = sorted({key.rpartition(".")[0] for key in keys} - {""})
-    _warn_if_fresh(model, fresh)
+    warn_if_fresh(model, fresh)
     return model, fresh
 
 
-def _warn_if_fresh(model: Any, fresh: list[str]) -> None:
+def warn_if_fresh(model: Any, fresh: list[str]) -> None:
     """Warn if modules below the head have no weights in the files; raises ValueError if none has."""
     prefix = f"{model.base_model_prefix}."
     names = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name.startswith(prefix)}

@@ -1,6 +1,7 @@
 """A pretrained model's configuration, tokenizer and image processor, each read at most once."""
 
 import copy
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,18 +20,28 @@ class Pretrained:
     """The model of a folder or hub id; each part is read when first needed.
 
     tokenizer: another folder or hub id to take the tokenizer from. pad_token: the token to pad with, if the tokenizer
-    has no padding token.
+    has no padding token. classes: of the trained head, if they are not those of the configuration.
     """
 
-    def __init__(self, name: str, tokenizer: str | None = None, pad_token: str | None = None) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        tokenizer: str | None = None,
+        pad_token: str | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        self.name, self._classes = name, classes
         self._tokenizer_source = ("model.name", name) if tokenizer is None else ("model.tokenizer", tokenizer)
         self._pad_token = pad_token
 
     @cached_property
     def config(self) -> Any:
         """The configuration, as transformers reads it."""
-        return load_named("model.name", self.name, load_config)
+        config = load_named("model.name", self.name, load_config)
+        if self._classes is not None:
+            config.id2label = dict(enumerate(self._classes))
+            config.label2id = {name: i for i, name in enumerate(self._classes)}
+        return config
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -17,7 +17,8 @@ from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.processor import BYTE
 from fedadamw.models.resizing import BILINEAR, ResizeCrop
 from fedadamw.models.vision import ImageModel
-from fedadamw.prepare.problem import ImageFacts, PixelSteps, Problem
+from fedadamw.prepare.architecture import resolve_model
+from fedadamw.prepare.problem import ImageFacts, LoadWeights, PixelSteps, Problem
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
@@ -26,7 +27,8 @@ from fedadamw.validation import InputError, check
 
 def check_named(experiment: Experiment) -> None:
     """Raise InputError if the settings cannot name an image classifier; no folder is read."""
-    vision.check_named(experiment.model.name, depth=experiment.model.depth, norm=experiment.model.norm)
+    model = resolve_model(experiment.model)
+    vision.check_named(model.name, depth=model.depth, norm=model.norm)
 
 
 def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Images, Images]:
@@ -90,12 +92,17 @@ def training_format(experiment: Experiment, pretrained: Pretrained | None, facts
 
 
 def build(
-    experiment: Experiment, pretrained: Pretrained | None, train: Images, test: Images, device: torch.device
+    experiment: Experiment,
+    pretrained: Pretrained | None,
+    train: Images,
+    test: Images,
+    device: torch.device,
+    load_weights: LoadWeights | None = None,
 ) -> Problem:
     """Build the classifier on `device`, and its task."""
     facts: ImageFacts = {"classes": train.classes, "shape": list(train.pixels.shape[1:]), "fit": train.size_from}
     facts["skipped"] = [train.skipped, 0 if experiment.data.validation else test.skipped]
-    built = build_model(experiment, pretrained, facts)
+    built = build_model(experiment, pretrained, facts, load_weights)
     facts["steps"] = steps_of(built, facts)
     _check_size(experiment.model.name, built, facts)
     mean, std = built.processor.mean, built.processor.std
@@ -103,9 +110,11 @@ def build(
     return Problem(built.model.to(device), build_task(experiment, built, train, test, device, facts), facts)
 
 
-def build_model(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFacts) -> ImageModel:
-    """Build the model; its fresh weights depend on the seed alone."""
-    settings, lora = experiment.model, experiment.lora
+def build_model(
+    experiment: Experiment, pretrained: Pretrained | None, facts: ImageFacts, load_weights: LoadWeights | None = None
+) -> ImageModel:
+    """Build the model; its fresh weights depend on the seed alone. load_weights: fills it with other weights."""
+    settings, lora = resolve_model(experiment.model), experiment.lora
     channels, height, width = facts["shape"]
     check(
         pretrained is not None or height == width,
@@ -118,6 +127,8 @@ def build_model(experiment: Experiment, pretrained: Pretrained | None, facts: Im
             built = vision.build(settings.name, shape, depth=settings.depth, norm=settings.norm)
         else:
             built = vision.build_pretrained(pretrained, shape, fresh=settings.fresh)
+        if load_weights is not None:
+            built = built._replace(fresh=load_weights(built.model, facts["classes"]))
         return built if lora is None else built._replace(model=add_adapters(built.model, lora, None, built.fresh))
 
     built = build_seeded(build, torch_seed(experiment.seed, Purpose.INITIAL_MODEL))

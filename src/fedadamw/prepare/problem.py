@@ -1,6 +1,8 @@
 """What a run learns: its model, its task, and the facts of the data that are needed to build the model again."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from torch import nn
@@ -8,8 +10,12 @@ from torch import nn
 from fedadamw.data.image_decoding import SizeSource
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.vision import NAMES
+from fedadamw.prepare.architecture import CONFIG, is_run, resolve_model
+from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.load import load
 from fedadamw.task import Task
+from fedadamw.validation import InputError
 
 
 class PixelSteps(TypedDict, total=False):
@@ -50,6 +56,9 @@ class TextFacts(_TextClasses, total=False):
     prompts: bool  # of a language model: whether it learned responses to prompts, rather than whole texts
 
 
+LoadWeights = Callable[[nn.Module, Sequence[str]], Sequence[str]]  # (model, classes of the data) -> fresh modules
+
+
 class PythonFacts(TypedDict):
     """What is known of data that are Python objects."""
 
@@ -75,5 +84,16 @@ class Problem(NamedTuple):
 
 def open_pretrained(experiment: Experiment) -> Pretrained | None:
     """Return the experiment's pretrained model, None if its model is one of this package's; nothing is read yet."""
-    model = experiment.model
-    return None if model.name in NAMES else Pretrained(model.name, model.tokenizer, model.pad_token)
+    model, own = resolve_model(experiment.model), experiment.model
+    classes = _read_classes(own.name) if is_run(own.name) and not own.fresh else None
+    return None if model.name in NAMES else Pretrained(model.name, model.tokenizer, model.pad_token, classes)
+
+
+def _read_classes(run: str) -> Sequence[str] | None:
+    """Return the classes of the head that a run trained, None if it has none: it predicts numbers or tokens."""
+    try:
+        experiment = load(str(Path(run).expanduser() / CONFIG))
+        facts = json.loads((Path(run).expanduser() / "manifest.json").read_text())["data"]
+        return None if experiment.data.task == LANGUAGE or facts.get("edges") is not None else list(facts["classes"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"model.name={run!r}: its manifest.json cannot be read ({error})") from None

@@ -1,6 +1,6 @@
 """Build and check data, partition, model and algorithm from settings, before any training starts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,12 @@ from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.lora import Folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
+from fedadamw.prepare.architecture import is_run
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partition
+from fedadamw.prepare.start import Start, StartFacts, open_start
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
@@ -50,6 +52,7 @@ class Prepared:
     ranks: Team
     folding: Folding | None
     facts: Facts  # of the data, needed to build the model again
+    start: StartFacts | None = None  # the run whose model this one starts from
 
     def simulation(
         self,
@@ -108,8 +111,10 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     pretrained = open_pretrained(experiment)
     train, test = load_samples(experiment, pretrained)
     partition = make_partition(experiment, train)
-    problem = build_problem(experiment, pretrained, train, test, device)
-    return assemble(experiment, problem, train, test, partition, device)
+    start = open_start(experiment)
+    problem = build_problem(experiment, pretrained, train, test, device, start)
+    prepared = assemble(experiment, problem, train, test, partition, device)
+    return prepared if start is None else replace(prepared, start=start.facts)
 
 
 def set_up_process(experiment: Experiment) -> torch.device:
@@ -164,7 +169,8 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
 
 def _check_remote(experiment: Experiment) -> None:
     """Raise InputError if settings contradict each other or Flower's nodes."""
-    f, t = experiment.federation, experiment.training
+    f, t, name = experiment.federation, experiment.training, experiment.model.name
+    check(not is_run(name), f"model.name={name!r}: nodes have no run of the server's; give the folder of its export")
     check(not t.diagnostics, "training.diagnostics needs simulated clients, not Flower's nodes")
     check(
         f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
@@ -180,15 +186,21 @@ def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
 
 
 def build_problem(
-    experiment: Experiment, pretrained: Pretrained | None, train: Samples, test: Samples, device: torch.device
+    experiment: Experiment,
+    pretrained: Pretrained | None,
+    train: Samples,
+    test: Samples,
+    device: torch.device,
+    start: Start | None = None,
 ) -> Problem:
-    """Build the model on `device`, its fresh weights from the seed alone, and its task."""
+    """Build the model on `device`, its fresh weights from the seed alone, and its task. start: other weights."""
+    load_weights = None if start is None else start.load
     if isinstance(train, Texts):
         assert isinstance(test, Texts)
-        return texts.build(experiment, pretrained, train, test, device)
+        return texts.build(experiment, pretrained, train, test, device, load_weights)
     assert isinstance(train, Images)
     assert isinstance(test, Images)
-    return images.build(experiment, pretrained, train, test, device)
+    return images.build(experiment, pretrained, train, test, device, load_weights)
 
 
 def default_stack(experiment: Experiment, device: torch.device) -> int:

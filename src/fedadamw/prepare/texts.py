@@ -22,7 +22,8 @@ from fedadamw.models.lora import add_adapters
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import Form, TextModel, build_classifier, build_language_model
 from fedadamw.models.vision import NAMES
-from fedadamw.prepare.problem import Problem, TextFacts
+from fedadamw.prepare.architecture import resolve_model
+from fedadamw.prepare.problem import LoadWeights, Problem, TextFacts
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings import glue
 from fedadamw.settings.data import LANGUAGE, DataSettings
@@ -35,7 +36,7 @@ DIGITS = DataSettings().source
 
 def check_named(experiment: Experiment) -> None:
     """Raise InputError if the settings name no texts, or a model of images; nothing is read."""
-    if experiment.model.name in NAMES:
+    if resolve_model(experiment.model).name in NAMES:
         raise _refuse_image_model(experiment)
     _source(experiment.data)
 
@@ -166,7 +167,12 @@ def warn_if_cut(texts: Texts, which: str, max_length: int) -> None:
 
 
 def build(
-    experiment: Experiment, pretrained: Pretrained | None, train: Texts, test: Texts, device: torch.device
+    experiment: Experiment,
+    pretrained: Pretrained | None,
+    train: Texts,
+    test: Texts,
+    device: torch.device,
+    load_weights: LoadWeights | None = None,
 ) -> Problem:
     """Build the model on `device`, and its task."""
     cut, skipped = [train.truncated, test.truncated], [train.skipped, test.skipped]
@@ -177,15 +183,18 @@ def build(
         facts["skipped"] = skipped
     if experiment.data.task == LANGUAGE:
         facts["prompts"] = bool((train.marks == 0).any())
-    built = build_model(experiment, pretrained, facts)
+    built = build_model(experiment, pretrained, facts, load_weights)
     return Problem(built.model.to(device), build_task(experiment, built.form, train, test, device), facts)
 
 
-def build_model(experiment: Experiment, pretrained: Pretrained | None, facts: TextFacts) -> TextModel:
-    """Build the model; its fresh weights depend on the seed alone."""
+def build_model(
+    experiment: Experiment, pretrained: Pretrained | None, facts: TextFacts, load_weights: LoadWeights | None = None
+) -> TextModel:
+    """Build the model; its fresh weights depend on the seed alone. load_weights: fills it with other weights."""
     if pretrained is None:
         raise _refuse_image_model(experiment)
-    fresh, lora, language = experiment.model.fresh, experiment.lora, experiment.data.task == LANGUAGE
+    fresh, lora = resolve_model(experiment.model).fresh, experiment.lora
+    language = experiment.data.task == LANGUAGE
     max_length = pretrained.max_length(experiment.data.max_length)
 
     def build() -> TextModel:
@@ -194,6 +203,8 @@ def build_model(experiment: Experiment, pretrained: Pretrained | None, facts: Te
         else:
             numbers = facts["edges"] is not None
             built = build_classifier(pretrained, facts["classes"], max_length, numbers=numbers, fresh=fresh)
+        if load_weights is not None:
+            built = built._replace(fresh=load_weights(built.model, facts["classes"]))
         kind = "CAUSAL_LM" if language else "SEQ_CLS"
         return built if lora is None else built._replace(model=add_adapters(built.model, lora, kind, built.fresh))
 

@@ -3,6 +3,7 @@
 from typing import Any, TypedDict
 
 from fedadamw.engine.diagnostics import Numbers
+from fedadamw.prepare.start import StartFacts
 
 
 class _Record(TypedDict):
@@ -49,6 +50,7 @@ class ModelFacts(_Model, total=False):
     """The model of a run."""
 
     B: int  # blocks, if the algorithm uses them
+    start: StartFacts  # the run whose model this one started from, if it did
 
 
 class Manifest(TypedDict):

@@ -55,6 +55,7 @@ ADDED_LATER = {  # setting -> the value at which a run behaves as before the set
     "data.image_size": None,
     "data.image_mode": "auto",
     "data.on_bad": "error",
+    "model.best": False,
 }
 
 

@@ -24,6 +24,8 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
     model: ModelFacts = {"layout": layout.fingerprint, "d": layout.d}
     if needs_blocks(experiment.algorithm_name):
         model["B"] = prepared.algorithm.blocks.B  # type: ignore[attr-defined]  # needs_blocks says that it has them
+    if prepared.start is not None:
+        model["start"] = prepared.start
     return {
         "versions": _collect_versions(experiment.algorithm_name),
         "commit": commit(),

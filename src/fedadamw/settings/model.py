@@ -14,7 +14,7 @@ class ModelSettings(Section):
     name: str = Field(
         default="vit-micro",
         description="A built-in image classifier (`fedadamw list` names them), a hub id, a folder, or "
-        "package:NAME/FOLDER for a folder inside an installed package.",
+        "package:NAME/FOLDER for a folder inside an installed package. A run's folder: the model that the run trained.",
     )
     tokenizer: str | None = Field(
         default=None, description="For texts: hub id or folder of the tokenizer. Null: the model's own."
@@ -26,6 +26,10 @@ class ModelSettings(Section):
     fresh: bool = Field(
         default=False,
         description="Take only the architecture of a folder's or hub id's model and draw fresh weights.",
+    )
+    best: bool = Field(
+        default=False,
+        description="Of a run's folder: start from its best round, which keep_best kept, instead of the last.",
     )
     depth: int | None = Field(
         default=None, ge=1, description="Layers of a built-in ViT. Null: the depth that its name stands for."

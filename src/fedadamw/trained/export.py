@@ -11,6 +11,7 @@ from fedadamw.models.loading import is_local
 from fedadamw.models.resizing import ResizeCrop
 from fedadamw.models.vision import NAMES, RESNETS, ImageModel
 from fedadamw.prepare import images
+from fedadamw.prepare.architecture import is_run, resolve_model
 from fedadamw.prepare.paths import make_portable, make_settings_portable, replace_model_paths
 from fedadamw.prepare.problem import ImageFacts
 from fedadamw.trained.card import write_card
@@ -29,12 +30,13 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
     """
     experiment = trained.experiment
     to = to.absolute()
+    name = resolve_model(experiment.model).name
     check(
-        experiment.model.name not in RESNETS,
-        f"{experiment.model.name}: its stem and norms differ from those of transformers' ResNet, which cannot load it",
+        name not in RESNETS,
+        f"{name}: its stem and norms differ from those of transformers' ResNet, which cannot load it",
     )
-    lora, name = experiment.lora, experiment.model.name
-    unpublished = experiment.model.fresh or name in NAMES
+    lora = experiment.lora
+    unpublished = experiment.model.fresh or name in NAMES or is_run(experiment.model.name)
     whole = lora is None or lora.aggregate == "exact" or unpublished or merged
     check(
         whole or not is_local(name) or not shared,

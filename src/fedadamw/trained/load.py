@@ -5,29 +5,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedadamw import checkpoint
 from fedadamw.engine.ledger import TENSOR_NAME as LEDGER
 from fedadamw.engine.ledger import Page, read_page
 from fedadamw.models.heads import class_names
 from fedadamw.models.loading import as_input_error
-from fedadamw.models.lora import Folding, load_adapter
+from fedadamw.models.lora import load_adapter
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import TextModel
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, is_path, resolve_path, restore_paths
 from fedadamw.prepare.problem import MADE_IN_PYTHON, Facts, ImageFacts, TextFacts, open_pretrained
+from fedadamw.prepare.start import build_model, choose_round, load_tensors, open_start
 from fedadamw.report.run_files import ModelFacts, PartitionFacts, RecordDict
-from fedadamw.runner.best import read_best
 from fedadamw.runner.folder import RunFolder, check_pixels
 from fedadamw.settings.data import LANGUAGE, PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import build_experiment, load, parse_settings, set_path
 from fedadamw.validation import InputError, check, shorten
-from fedadamw.vector import Layout, statistics, trainable
 
 EVALUATION_SETTINGS = ("device", "threads", "training.precision", "training.evaluate_batch")  # besides data.*
 TOKENIZER_SETTINGS = ("model.tokenizer", "model.pad_token")  # also of a model that comes without settings
@@ -125,11 +123,14 @@ def open_run(path: Path, overrides: Overrides | None = None, *, best: bool = Fal
     data_settings = () if overrides is None or other_data else DATA_PATHS
     check_origins(experiment, origin.get("folders"), (*MODEL_PATHS, *data_settings))
     facts, pretrained = cast("Facts", origin["data"]), open_pretrained(experiment)
-    built = _build(experiment, pretrained, facts)
+    start = open_start(experiment) if experiment.lora else None  # whose weights are below the adapters
+    same = start is None or start.facts == origin["model"].get("start")
+    check(same, f"{path}: the run that it started from has changed since")
+    built = build_model(experiment, pretrained, facts, start)
     if isinstance(built, ImageModel):
         check_pixels(path, origin["data"], images.with_own_pixels(built, cast("ImageFacts", facts)))
-    model, round_ = _choose_round(path, tensors, state["round"], best=best)
-    _load_tensors(built.model, model, origin["model"]["layout"])
+    model, round_ = choose_round(str(path), tensors, state["round"], best=best)
+    load_tensors(built.model, model, origin["model"]["layout"])
     if LEDGER in tensors:
         origin["nodes"] = _count_nodes(read_page(tensors[LEDGER]))
     changed = build_experiment(str(folder.config), overrides) if overrides else experiment
@@ -138,46 +139,10 @@ def open_run(path: Path, overrides: Overrides | None = None, *, best: bool = Fal
     return Trained(changed, pretrained, built, facts, origin, records, other_data, best)
 
 
-def _choose_round(
-    path: Path, tensors: Mapping[str, Tensor], last: int, *, best: bool
-) -> tuple[Mapping[str, Tensor], int]:
-    """Return the tensors of the model of a checkpoint's last or best round, and that round."""
-    if not best:
-        return tensors, last
-    kept = read_best(tensors)
-    if kept is None:
-        raise InputError(f"{path}: keeps no best round; a run keeps it with -s keep_best=true")
-    return kept.model, kept.round
-
-
 def _count_nodes(page: Page) -> NodeCounts:
     samples = [page.samples.get(client) for client in page.counted]
     known = [count for count in samples if count is not None]
     return {"counted": len(samples), "samples": sum(known) if len(known) == len(samples) else None}
-
-
-def _build(experiment: Experiment, pretrained: Pretrained | None, facts: Facts) -> TextModel | ImageModel:
-    if experiment.data.is_text:
-        return texts.build_model(experiment, pretrained, cast("TextFacts", facts))
-    return images.build_model(experiment, pretrained, cast("ImageFacts", facts))
-
-
-def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], fingerprint: str) -> None:
-    """Copy a checkpoint's tensors into the model, whose layout must have the `fingerprint`."""
-    layout = Layout.of(model)
-    check(
-        fingerprint == layout.fingerprint,
-        "the model that these settings build is not the one that was trained: another version of a library, or a "
-        "changed folder",
-    )
-    floating = statistics(model)
-    with torch.no_grad():
-        for name, value in layout.views(tensors["server.x"]).items():
-            trainable(model)[name].copy_(value)
-        for name, value in Layout.of_tensors(floating).views(tensors["statistics"]).items():
-            floating[name].copy_(value)
-    if tensors["base"].numel():
-        Folding(model).load(tensors["base"])
 
 
 def _open_export(path: Path, overrides: Overrides) -> Trained:
@@ -210,15 +175,15 @@ def _open_exported_adapter(path: Path, settings: Mapping[str, Any], facts: Facts
     experiment = parse_settings(settings)
     _check_base(path, experiment.model.name)
     pretrained = open_pretrained(experiment)
-    base = _build(parse_settings({**settings, "lora": None}), pretrained, facts)
+    base = build_model(parse_settings({**settings, "lora": None}), pretrained, facts)
     return experiment, pretrained, base._replace(model=load_adapter(base.model, path))
 
 
 def _open_exported_model(path: Path, settings: Mapping[str, Any], facts: Facts) -> Opened:
-    model = {**settings["model"], "name": str(path.resolve()), "tokenizer": None, "fresh": False}
+    model = {**settings["model"], "name": str(path.resolve()), "tokenizer": None, "fresh": False, "best": False}
     experiment = parse_settings({**settings, "lora": None, "model": model})
     pretrained = open_pretrained(experiment)
-    return experiment, pretrained, _build(experiment, pretrained, facts)
+    return experiment, pretrained, build_model(experiment, pretrained, facts)
 
 
 def _check_numbers(facts: Mapping[str, Any], names: Sequence[str]) -> None:

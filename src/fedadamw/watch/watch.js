@@ -36,7 +36,7 @@ async function draw(name, spec) {
   }
   if (known) known.view.finalize();
   spec.data = { name: "rows", values: rows };
-  const { view } = await vegaEmbed(at(name).firstChild, spec, { actions: false });
+  const { view } = await vegaEmbed(at(name).firstChild, spec, { actions: false, renderer: "svg" });
   drawn[name] = { shape, rows: JSON.stringify(rows), view };
 }
 
@@ -76,7 +76,10 @@ async function showRun(shown) {
   fill(at("table"), ["client", "rounds sampled", "last of them", "last loss", "mean loss"],
     (shown.clients ?? []).map(([client, times, round, loss, mean]) => [client, times, round, number(loss), number(mean)]));
   showLogs(shown.logs ?? {});
+  const visible = () => CHARTS.filter((name) => !at(name).hidden).join();
+  const before = visible();
   for (const name of CHARTS) await draw(name, shown.charts?.[name]);
+  if (visible() !== before) dispatchEvent(new Event("resize")); // the others have less room now
 }
 
 function showStudy(shown) {

@@ -12,9 +12,9 @@ import torch
 from support.run_folders import DIE_AT_A_RENAME, assert_same_files
 
 from fedadamw.checkpoint import read
+from fedadamw.engine.best import choose_best, read_best
 from fedadamw.engine.record import Record
 from fedadamw.engine.simulate import State
-from fedadamw.runner.best import choose_best, read_best
 from fedadamw.runner.execute import Interrupted, execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
@@ -24,8 +24,8 @@ from fedadamw.trained.load import open_run, open_trained
 from fedadamw.validation import InputError
 
 # a learning rate so large that a middle round is the best
-SETTINGS = ["training.rounds=9", "training.steps=2", "training.evaluate_every=1", "threads=1", "checkpoint_every=4"]
-SETTINGS += ["training.schedule=constant", "training.lr=0.02", "device=cpu", "keep_best=true"]
+SETTINGS = ["training.rounds=9", "training.steps=3", "training.evaluate_every=1", "threads=1", "checkpoint_every=4"]
+SETTINGS += ["training.schedule=constant", "training.lr=0.004", "device=cpu", "keep_best=true"]
 SETTINGS += ["training.clients_per_round=2"]
 
 
