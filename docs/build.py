@@ -4,14 +4,14 @@ python docs/build.py [FOLDER]
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-from fedadamw import __version__
-
 DOCS = Path(__file__).parent
-VERSION = ".".join(__version__.split(".")[:2])
+RELEASE = re.search(r'^version = "(.+)"', (DOCS.parent / "pyproject.toml").read_text(), re.MULTILINE)
+VERSION = ".".join(RELEASE[1].split(".")[:2])  # 0.2 for 0.2.0
 INDEX = """<!doctype html>
 <meta charset="utf-8"><title>fedadamw</title>
 <meta http-equiv="refresh" content="0; url={newest}/index.html">

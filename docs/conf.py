@@ -1,9 +1,8 @@
 """How Sphinx builds the site; `make docs` runs it. Nothing here or in the pages needs the network."""
 
+import re
 import sys
 from pathlib import Path
-
-from fedadamw import __version__
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_extensions"))
@@ -11,7 +10,7 @@ sys.path.insert(0, str(HERE / "_extensions"))
 project = "fedadamw"
 author = "the fedadamw developers"
 copyright = author
-release = __version__
+release = re.search(r'^version = "(.+)"', (HERE.parent / "pyproject.toml").read_text(), re.MULTILINE)[1]
 version = ".".join(release.split(".")[:2])  # a site per minor version, as /0.2/
 
 extensions = [

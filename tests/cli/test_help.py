@@ -84,7 +84,7 @@ for words in ("list", "--help", "--version", "run --help", "flower new --help", 
 
 def test_the_help_lists_commands_in_the_order_of_their_use():
     names = list(typer.main.get_command(app).commands)
-    assert names[: len(ORDER)] == list(ORDER)
+    assert names[: len(ORDER)] == ORDER
     assert len(names) > len(ORDER)
 
 

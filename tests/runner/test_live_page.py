@@ -1,5 +1,6 @@
 """The page of a run while it goes on: rewritten after rounds, on a stop and on an error, at no risk for the run."""
 
+import html
 import re
 import warnings
 from pathlib import Path
@@ -119,3 +120,14 @@ def test_the_page_reloads_itself_and_keeps_its_place(tmp_path, chromium):
     page.wait_for_function("document.querySelector('.status').textContent === ''", timeout=30_000)
     page.wait_for_function("scrollY === 400", timeout=10_000)
     assert not page.locator(".status").is_visible()
+
+
+def test_a_run_from_python_that_a_callback_stopped_is_resumed_from_python(tmp_path):
+    from support.own_objects import simulate
+
+    folder = tmp_path / "run"
+    simulate(out=folder, callbacks=[lambda record: record.round == 1])
+    assert html.unescape(read_status(folder)).endswith(
+        f"; resume with the same call of fedadamw.simulate, out={str(folder)!r} and resume=True"
+    )
+    assert (folder / "curves.png").exists()

@@ -47,15 +47,16 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def shorten(language: str, code: str) -> str:
-    """The same commands with two rounds, a few steps and few held-out samples."""
+    """The same commands with two rounds and one seed, a few steps and few samples."""
     code = re.sub(r"\btraining\.rounds=\d+", "training.rounds=2", code)
     code = re.sub(r'"training\.rounds": \d+', '"training.rounds": 2', code)
     if language == "python":
         return re.sub(r"\brounds=\d+", "rounds=2", code)
+    code = re.sub(r"--seeds \d+", "--seeds 1", code)
     few = "-s training.rounds=2 -s training.clients_per_round=2"
     code = re.sub(rf"{BEGINS}(?!.*training\.rounds)", rf"\1 {few} ", code, flags=re.MULTILINE)
-    large = rf"{BEGINS}(?=.*(?:cifar10|sst2))"
-    return re.sub(large, r"\1 -s training.steps=2 -s data.max_test=100 ", code, flags=re.MULTILINE)
+    large, less = rf"{BEGINS}(?=.*(?:cifar10|sst2))", "-s training.steps=2 -s data.max_train=2000 -s data.max_test=100"
+    return re.sub(large, rf"\1 {less} ", code, flags=re.MULTILINE)
 
 
 def link_data(folder: Path) -> None:

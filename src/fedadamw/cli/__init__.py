@@ -1,7 +1,7 @@
 """The command line.
 
-run.py trains, studies.py compares, models.py exports, predict.py predicts, flower.py federates, views.py,
-reference.py, doctor.py and watch.py show.
+run.py trains, studies.py compares, report.py exports results and models.py models, predict.py predicts,
+flower.py federates, views.py, reference.py, doctor.py and watch.py show.
 """
 
 import os
@@ -19,6 +19,7 @@ from fedadamw.cli import (  # noqa: F401  (they add their commands)
     models,
     predict,
     reference,
+    report,
     run,
     studies,
     views,
@@ -29,18 +30,19 @@ from fedadamw.cli.complete import words_of_bash
 from fedadamw.runner.signals import terminate
 from fedadamw.validation import InputError
 
-ORDER = (
+BEFORE_TRAINING = ("list", "settings", "recipe", "blocks", "partition")
+ORDER = [
     "run",
     "compare",
     "tune",
     "ablate",
-    "list",
-    "settings",
-    "recipe",
-    "blocks",
-    "partition",
+    *BEFORE_TRAINING,
     "watch",
-)  # in the help
+    "export",
+    "eval",
+    "predict",
+    "doctor",
+]  # in help
 app.registered_commands.sort(key=lambda command: ORDER.index(command.name) if command.name in ORDER else len(ORDER))
 
 

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fedadamw.io.yaml_text import read_yaml
 from fedadamw.report.run_files import RecordDict
+from fedadamw.settings.data import PYTHON
+from fedadamw.validation import InputError
 
 RECENT = 50  # rounds whose mean time is that of the rounds left
 
@@ -39,7 +42,18 @@ def describe_resuming(folder: Path) -> str:
     """Return how to resume the run in `folder`."""
     if (folder / "events.jsonl").exists():
         return f"resume with resume=true and out={shlex.quote(str(folder))} in the run's configuration"
+    if _is_from_python(folder):
+        return f"resume with the same call of fedadamw.simulate, out={str(folder)!r} and resume=True"
     return f"resume with: fedadamw run --resume --out {shlex.quote(str(folder))}"
+
+
+def _is_from_python(folder: Path) -> bool:
+    """Whether the run has a model and data from Python, which only its own program can make again."""
+    path = folder / "config.yaml"
+    try:
+        return bool(read_yaml(str(path), path.read_text())["data"]["task"] == PYTHON)
+    except (OSError, InputError, KeyError, TypeError):
+        return False
 
 
 def round_seconds(records: Sequence[RecordDict]) -> float:
