@@ -16,7 +16,7 @@ from fedadamw.engine.simulate import Simulation
 
 def test_a_finished_run_writes_all_its_files(finished_run):
     names = {p.name for p in finished_run.iterdir()}
-    results = {"metrics.jsonl", "clients.jsonl", "checkpoint", "curves.png", "report.html"}
+    results = {"metrics.jsonl", "clients.jsonl", "checkpoint", "curves.png", "report.html", "partition.json"}
     assert names == {"config.yaml", "manifest.json", *results}
     rows = read_records(finished_run)
     assert [row["round"] for row in rows] == list(range(1, 13))

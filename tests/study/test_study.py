@@ -38,20 +38,10 @@ def without_times(results: dict) -> dict:
     return kept
 
 
-@pytest.fixture(scope="module")
-def finished(shared_folder) -> Path:
-    """A comparison that was never interrupted."""
-
-    def make(folder: Path) -> None:
-        both = ("-a", "fedadamw,fedavg", "--seeds", "2", "-s", "training.diagnostics=true")
-        done = compare(folder / "whole", *both, rounds=6)
-        assert done.returncode == 0, done.stderr
-
-    return shared_folder("study", make) / "whole"
-
-
 def test_a_comparison_writes_all_its_files(finished):
-    assert {p.name for p in finished.iterdir()} == {"results.json", "table.md", "curves.png", "report.html", "runs"}
+    files = {"results.json", "table.md", "curves.png", "report.html", "runs", "export"}
+    assert {p.name for p in finished.iterdir()} == files
+    assert {p.name for p in (finished / "export").iterdir()} == {"scores.tex", "paired-tests.tex"}
     results = read(finished)
     assert [(r["variant"], r["seed"]) for r in results["runs"]] == [
         ("fedadamw", 0),

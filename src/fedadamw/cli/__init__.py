@@ -1,7 +1,7 @@
 """The command line.
 
-run.py trains, studies.py compares, models.py exports, predict.py predicts, flower.py federates, views.py,
-reference.py, doctor.py and watch.py show.
+run.py trains, studies.py compares, report.py exports results and models.py models, predict.py predicts,
+flower.py federates, views.py, reference.py, doctor.py and watch.py show.
 """
 
 import os
@@ -19,6 +19,7 @@ from fedadamw.cli import (  # noqa: F401  (they add their commands)
     models,
     predict,
     reference,
+    report,
     run,
     studies,
     views,

@@ -9,6 +9,7 @@ import typer
 
 from fedadamw.cli.app import DEFAULT_RECIPE, Quiet, Recipe, Settings, app, parse_names, say, short_name
 from fedadamw.cli.complete import complete_algorithms
+from fedadamw.cli.report import Export
 from fedadamw.runner.signals import Terminated
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def compare_command(
     tuned: Annotated[bool, typer.Option("--tune", help="Tune each algorithm first, see `tune`.")] = False,  # noqa: FBT002
     target: Target = None,
     jobs: Jobs = None,
+    export: Export = None,
     quiet: Quiet = False,  # noqa: FBT002
 ) -> None:
     """Run algorithms x seeds x settings side by side, and leave a table, curves and a page in a folder.
@@ -55,12 +57,15 @@ def compare_command(
     \b
     fedadamw compare digits -a fedadamw,local-adamw,fedavg --seeds 3
     fedadamw compare digits -a fedadamw -s algorithm.alpha=[0,0.5] -s partition.concentration=[0.1,0.6]
+    fedadamw compare digits --seeds 5 --export csv,svg,pdf,tex
     """
     from fedadamw.cli.tables import print_study
+    from fedadamw.report.export import parse_exports
     from fedadamw.settings.load import parse_override
     from fedadamw.study.compare import compare
     from fedadamw.study.tune import tune_for_comparison
 
+    kinds = parse_exports(export) if export is not None else []
     recipe = recipe or DEFAULT_RECIPE
     place = out or Path("runs") / f"compare-{short_name(recipe)}"
     overrides = [parse_override(text) for text in settings or ()]
@@ -72,10 +77,10 @@ def compare_command(
             if path is None:
                 _exit_if_missing([], failed)
             recipe, names = str(path), [name for name in names if name not in failed]
-        results = compare(recipe, names, seeds, overrides, place, target=target, jobs=jobs, quiet=quiet)
+        results = compare(recipe, names, seeds, overrides, place, exports=kinds, target=target, jobs=jobs, quiet=quiet)
     if not quiet:
         print_study(results)
-        page = "report.html, curves.png, " if results["runs"] else ""
+        page = f"{'export/, ' if kinds else ''}report.html, curves.png, " if results["runs"] else ""
         typer.echo(f"{place}: {page}table.md, results.json, runs/")
     _exit_if_missing([results], failed)
 

@@ -79,15 +79,21 @@ def loss_chart(records: Records, *, width: Width = "container", height: int = 24
     ).properties(width=width, height=height)
 
 
-def partition_chart(counts: np.ndarray, classes: Sequence[str], *, width: Width = 880) -> Chart:
-    """Return a heat map of the samples of each class (clients, classes) that each client has."""
+def partition_chart(
+    counts: np.ndarray, classes: Sequence[str], *, clients: int | None = None, width: Width = 880
+) -> Chart:
+    """Return a heat map of the samples of each class (clients, classes) that each client has.
+
+    clients: how many there are, if `counts` has only the first of them.
+    """
+    clients = max(clients or 0, len(counts))
     shown, names = counts[:MAX_CLIENTS], list(map(escape_text, classes))  # a picture cannot hold all characters
     rows = [
         {"client": int(i), "class": names[c], "samples": int(shown[i, c])}
         for i, c in zip(*np.nonzero(shown), strict=True)
     ]
-    cut = "" if len(shown) == len(counts) else f", {len(shown)} shown"
-    title = alt.TitleParams("Who holds what", subtitle=f"{len(counts):,} clients{cut}, {len(classes)} classes")
+    cut = "" if len(shown) == clients else f", {len(shown)} shown"
+    title = alt.TitleParams("Who holds what", subtitle=f"{clients:,} clients{cut}, {len(classes)} classes")
     labels = alt.Axis(labels=len(classes) <= 40, ticks=len(classes) <= 40)
     step = max(len(shown) // 10, 1)
     return (

@@ -23,7 +23,8 @@ from fedadamw.settings.section import flatten_settings
 class RunPage:
     """The page of one run, written again as the run goes on: what does not change is prepared once.
 
-    settings: nested, as in config.yaml. counts: (clients, classes) samples of each class, all 0 if they are unknown.
+    settings: nested, as in config.yaml. counts: (clients, classes) samples of each class, of
+    the first clients at least, all 0 if they are unknown.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class RunPage:
         classes: Sequence[str],
     ) -> None:
         self.folder = folder
-        self._partition = (
-            run_charts.to_spec(run_charts.partition_chart(counts, classes, width="container")) if counts.any() else None
-        )
+        self._partition: dict[str, Any] | None = None
+        if counts.any():
+            clients = manifest["partition"]["clients"]
+            chart = run_charts.partition_chart(counts, classes, clients=clients, width="container")
+            self._partition = run_charts.to_spec(chart)
         data = dict(manifest["data"])
         if settings["partition"]["kind"] == "nodes":
             data["server's own, not trained on"] = data.pop("train")

@@ -23,6 +23,7 @@ from fedadamw.runner.client_losses import ClientLosses
 from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.live_page import LivePage
 from fedadamw.runner.manifest import build_manifest, warn_of_other_package
+from fedadamw.runner.partition_file import write_partition
 from fedadamw.runner.tracking import Trackers, check_trackers
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import check
@@ -191,6 +192,8 @@ def open_page(folder: RunFolder, prepared: Prepared) -> "RunPage":
     from fedadamw.report.run_page import RunPage
 
     counts, classes = prepared.class_counts, prepared.train.classes
+    if counts.any():
+        write_partition(folder.path, counts, classes)
     settings = read_yaml(str(folder.config), folder.config.read_text())
     return RunPage(folder.path, settings, folder.read_manifest(), counts, classes)
 

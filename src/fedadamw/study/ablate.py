@@ -63,7 +63,7 @@ def ablate(
         for name, runs in plans.items():
             results[name] = collect_results(recipe, runs, ended)
             write_study(results[name], out / name)
-        _write_tables(out, list(results))
+        write_tables(out, list(results))
     return results
 
 
@@ -93,7 +93,7 @@ def _plan_study(
     return runs
 
 
-def _write_tables(out: Path, names: Sequence[str]) -> None:
+def write_tables(out: Path, names: Sequence[str]) -> None:
     """Write table.md with all saved studies that have the same settings as the studies `names`."""
     paths = {name: out / name / "results.json" for name in STUDIES}
     saved = {name: read_results(path) for name, path in paths.items() if path.exists()}

@@ -9,6 +9,7 @@ from fedadamw.report.study_files import Results
 from fedadamw.report.study_page import PAGE_FILES, write_study_page
 from fedadamw.report.study_table import to_markdown
 from fedadamw.runner.folder import RunFolder
+from fedadamw.study.export import export_study
 from fedadamw.study.plan import Overrides, Run, default_jobs, plan
 from fedadamw.study.progress import StudyProgress
 from fedadamw.study.results import collect_results, write_results
@@ -27,18 +28,21 @@ def compare(
     *,
     target: float | None = None,
     jobs: int | None = None,
+    exports: Sequence[str] = (),
     quiet: bool = False,
 ) -> Results:
     """Run what is not done yet in `out`, then write results.json, table.md, curves.png and report.html there.
 
     overrides: a list of values makes a variant of each. After a stop the same call resumes.
-    jobs: runs at a time; by default one per core, or one on a GPU.
+    jobs: runs at a time; by default one per core, or one on a GPU. exports: of report.export.EXPORTS, into `export`.
     """
     runs = plan(recipe, algorithms, range(seeds), overrides, out / RUNS_FOLDER, jobs)
     with lock_study(out):
         ended = run_pending(runs, jobs, quiet=quiet)
         results = collect_results(recipe, runs, ended, target)
         write_study(results, out)
+        if exports and results["runs"]:
+            export_study(results, out, out / RUNS_FOLDER, exports)
     return results
 
 
@@ -61,9 +65,15 @@ def write_study(results: Results, out: Path) -> None:
     """Write results.json, table.md and, if any run is done, curves.png and report.html."""
     out.mkdir(parents=True, exist_ok=True)
     write_results(results, out / "results.json")
+    write_pages(results, out)
+
+
+def write_pages(results: Results, out: Path) -> list[Path]:
+    """Write table.md and, if any run is done, curves.png and report.html; return the files."""
     write_atomically(out / "table.md", to_markdown(results).encode())
     if results["runs"]:
         write_study_page(results, out)
-        return
+        return [out / name for name in ("report.html", "curves.png", "table.md")]
     for name in PAGE_FILES:
         (out / name).unlink(missing_ok=True)
+    return [out / "table.md"]
