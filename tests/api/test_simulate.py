@@ -227,3 +227,11 @@ def test_a_script_under_torchrun_stops_on_all_ranks(tmp_path):
     lines = sorted(line.split() for line in done.stdout.splitlines() if line.endswith(("True", "False")))
     assert [line[1:] for line in lines] == [["2", "False"], ["2", "True"]]
     assert lines[0][0] == lines[1][0]
+
+
+def test_a_run_at_a_constant_rate_goes_on_to_more_rounds(tmp_path):
+    simulate(out=tmp_path, schedule="constant")
+    longer = simulate(out=tmp_path, schedule="constant", rounds=5, resume=True)
+    assert numbers(longer) == numbers(simulate(schedule="constant", rounds=5))
+    with pytest.raises(InputError, match="rounds"):
+        simulate(out=tmp_path, schedule="constant", rounds=4, resume=True)

@@ -80,8 +80,17 @@ def test_the_best_round_is_a_start(tmp_path):
         check_settings(load("digits", ["model.best=true"]), remote=False)
 
 
-@pytest.mark.parametrize("old_lora", [None, "factors", "exact"])
-@pytest.mark.parametrize(("kind", "task"), [("bert", "text"), ("llama", "causal-lm")])
+@pytest.mark.parametrize(
+    ("kind", "task", "old_lora"),
+    [
+        pytest.param("bert", "text", None, marks=pytest.mark.slow),
+        ("bert", "text", "exact"),
+        pytest.param("bert", "text", "factors", marks=pytest.mark.slow),
+        ("llama", "causal-lm", "factors"),
+        pytest.param("llama", "causal-lm", None, marks=pytest.mark.slow),
+        pytest.param("llama", "causal-lm", "exact", marks=pytest.mark.slow),
+    ],
+)
 def test_texts_start_where_the_run_ended_with_adapters_merged(place, tmp_path, kind, task, old_lora):
     settings = settings_of(place, kind, task)
     old = run(tmp_path / "old", [*settings, *(lora(kind, old_lora) if old_lora else [])])

@@ -216,18 +216,20 @@ def test_the_browser_draws_the_charts_and_follows_the_run(tmp_path, serve, chrom
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(server.url)
-        page.wait_for_function("document.querySelectorAll('svg.marks, canvas').length === 3", timeout=30_000)
+        page.wait_for_function("document.querySelectorAll('svg.marks').length === 3", timeout=30_000)
         assert page.locator("h1").inner_text() == folder.name
+        red = page.locator("#clients svg path[fill='#dc2626']").count()
+        assert red == 1, "the client whose answer was not accepted"
         losses.append(2, {0: 0.5, 2: 0.25})
         run.append(second)
-        page.wait_for_function("document.querySelectorAll('svg.marks, canvas').length === 4", timeout=30_000)
+        page.wait_for_function("document.querySelectorAll('svg.marks').length === 4", timeout=30_000)
         page.wait_for_function("document.querySelectorAll('#table tr').length === 4")
         assert page.locator("#line").inner_text().startswith("round 2 of 4")
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
         inside = (
             "s => s.every(c => c.getBoundingClientRect().right <= c.closest('.panel').getBoundingClientRect().right)"
         )
-        page.wait_for_function(f"({inside})([...document.querySelectorAll('svg.marks, canvas')])", timeout=10_000)
+        page.wait_for_function(f"({inside})([...document.querySelectorAll('svg.marks')])", timeout=10_000)
         assert page.evaluate("window.hostile") is None
         page.close()
     assert said == []
