@@ -89,7 +89,9 @@ def facts_of(text: str, page: Path) -> dict[str, list[str]]:
         "formulas": sorted(math),
         "numbers": sorted(number.replace(",", "") for number in numbers),
         "links": sorted(links),
-        "rows of tables": [str(len(re.findall(r"(?<!\\)\|", row))) for row in re.findall(r"^\|.*$", words, re.MULTILINE)],
+        "rows of tables": [
+            str(len(re.findall(r"(?<!\\)\|", row))) for row in re.findall(r"^\|.*$", words, re.MULTILINE)
+        ],
     }
 
 
