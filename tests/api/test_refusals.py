@@ -91,7 +91,10 @@ WRONG = {
     "one callback": ({"callbacks": fedadamw.EarlyStopping(2)}, "callbacks: give a list"),
     "callback": ({"callbacks": [3]}, "3 is no Callback or function"),
     "words": ({"train": (X[:200].numpy(), np.array(["a"] * 200))}, "train: an array of <U1 holds no numbers"),
-    "other parts": ({"train": Growing(0, 200), "sample_losses": losses, "metrics": None}, "other parts than an earlier"),
+    "other parts": (
+        {"train": Growing(0, 200), "sample_losses": losses, "metrics": None},
+        "other parts than an earlier",
+    ),
     "text": ({"train": [("word", 0)] * 9, "clients": [[0], [1]]}, "a batch holds .*only tensors; give collate="),
 }
 

@@ -122,7 +122,9 @@ class PythonTask:
         if self._structure is None:
             _check_batch(leaves, len(samples))
             self._structure = structure
-        check(structure == self._structure, "train: a batch has other parts than an earlier one; all must have the same")
+        check(
+            structure == self._structure, "train: a batch has other parts than an earlier one; all must have the same"
+        )
         return tuple(leaves)
 
     def losses(self, model: Model, batch: Batch) -> Tensor:
