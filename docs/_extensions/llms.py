@@ -22,7 +22,7 @@ def first_sentence(page: Path) -> str:
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     paragraphs = [part for part in re.split(r"\n\s*\n", text) if re.match(r"[\w`*\[\"]", part)]
     plain = re.sub(r"\[([^\]]+)\]\([^)]+\)|\*+([^*]+)\*+", r"\1\2", " ".join("".join(paragraphs[:1]).split()))
-    return plain.split(". ")[0].rstrip(".:,")
+    return plain.split("。")[0].split(". ")[0].rstrip(".:,")
 
 
 def write(app: Sphinx, error: Exception | None) -> None:
