@@ -108,7 +108,7 @@ def _read_best(saved: Saved, folder: RunFolder) -> Best | None:
     best = read_best(saved.tensors)
     if best is None and any(record["test_loss"] is not None for record in folder.records()):
         warnings.warn(
-            f"keep_best: the models of rounds 1 to {saved.round} were not kept; the best will be one of the later rounds",
+            f"keep_best: the models of rounds 1 to {saved.round} were not kept; the best will be of the later rounds",
             stacklevel=2,
         )
     return best
