@@ -19,7 +19,7 @@ need what a test machine lacks (a cluster, Docker, a hub).
 def first_sentence(page: Path) -> str:
     """What a page says first, in one line."""
     paragraphs = [part for part in page.read_text().split("\n\n")[1:] if part[:1].isalpha()]
-    return " ".join(paragraphs[0].split()).split(". ")[0].rstrip(".:") if paragraphs else ""
+    return " ".join(paragraphs[0].split()).split("。")[0].split(". ")[0].rstrip(".:") if paragraphs else ""
 
 
 def write(app: Sphinx, error: Exception | None) -> None:

@@ -140,7 +140,7 @@ def _train(
                 break
     except KeyboardInterrupt as request:
         _save(folder, experiment, simulation, settled)
-        raise Interrupted from request
+        raise Interrupted(f"saved after round {settled.state.round}") from request
     except OSError:
         raise
     except Exception as error:  # divergence, a lost rank, full memory, or an error of a user's function
