@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from support.checkout import ROOT, SHARED
+from support.pages import link_data
 
 from fedadamw.settings.load import load
 
@@ -53,6 +54,7 @@ def folder(tmp_path):
     (tmp_path / "checkout").mkdir()
     if SHARED.exists():
         (tmp_path / "shared").symlink_to(SHARED.parent)
+    link_data(tmp_path / "checkout")
     return tmp_path / "checkout"
 
 
@@ -73,7 +75,7 @@ def test_the_settings_of_every_command_exist():
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_command_runs_as_written(section, folder):
     for line in SECTIONS[section]:
-        if not SHARED.exists() and ("shared" in line or "sst2" in line):
+        if not SHARED.exists() and ("shared" in line or "./data/" in line or "sst2" in line):
             continue
         arguments = shlex.split(line)[1:]
         shorter = next((settings for words, settings in MINUTES.items() if words in line), [])
