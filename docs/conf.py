@@ -26,6 +26,7 @@ extensions = [
 exclude_patterns = ["_*", "**/README.md"]
 myst_enable_extensions = ["colon_fence", "dollarmath", "fieldlist"]
 myst_heading_anchors = 4  # GitHub's anchors, so that a link works there and here
+smartquotes = False
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300

@@ -64,7 +64,7 @@ def panel_chart(panel: Panel, results: Results) -> alt.LayerChart:
         color=alt.Color("kind:N", scale=COLOR_SCALE, legend=LEGEND),
     )
     first, last = panel.limits
-    ticks = alt.Axis(values=list(range(first, last + 1, 4)))
+    ticks = alt.Axis(values=list(range(first, last + 1, 4)), labelFlush=False)
     axis = {"title": None, "axis": ticks, "scale": alt.Scale(domain=[first, last], nice=False)}
     x, low = alt.X("score:Q", **axis), alt.X("low:Q", **axis)
     bars = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2.5).encode(x=low, x2="high:Q")

@@ -9,6 +9,7 @@ import textwrap
 from sphinx.application import Sphinx
 
 ITEM = re.compile(r"^([a-zA-Z_]\w*(?:, [a-z_]\w*)*): (?=\S)")
+SEVERAL = re.compile(r"(?<=\.) (?=[a-z_]\w*(?:, [a-z_]\w*)*: )")  # items in one line
 
 
 def escape(text: str) -> str:
@@ -20,15 +21,15 @@ def escape(text: str) -> str:
 
 
 def as_list(lines: list[str]) -> list[str]:
-    """Make a list of lines `name: text`, each with the lines that continue it."""
+    """Make a list of lines `name: text. name: text`, each with the lines that continue it."""
     items: list[str] = []
     for line in lines:
-        found = ITEM.match(line)
-        if found:
-            items.append(f"* **{found[1]}**: {escape(line[found.end() :])}")
+        if ITEM.match(line):
+            items.append(line)
         else:
-            items[-1] += f" {escape(line.strip())}"
-    return [*items, ""]
+            items[-1] += f" {line.strip()}"
+    parts = [part for item in items for part in SEVERAL.split(item)]
+    return [*(f"* **{part.partition(': ')[0]}**: {escape(part.partition(': ')[2])}" for part in parts), ""]
 
 
 def as_block(lines: list[str]) -> list[str]:

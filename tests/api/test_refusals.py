@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch.nn.functional as F
-from support.own_objects import CLIENTS, points, simulate
+from support.own_objects import CLIENTS, Pictures, points, simulate
+from torch import nn
 from torch.utils.data import IterableDataset
 
 import fedadamw
@@ -22,6 +24,32 @@ class Endless(IterableDataset):
         yield from ()
 
 
+class OwnLoss(nn.Module):
+    def forward(self, outputs, targets):
+        return F.cross_entropy(outputs, targets)
+
+
+class Pair(nn.Linear):
+    def __init__(self):
+        super().__init__(64, 4)
+
+    def forward(self, x):
+        return super().forward(x.flatten(1)), x
+
+
+class Growing(Pictures):
+    """Batches that get one more tensor after a while."""
+
+    def __getitem__(self, index):
+        self.asked = getattr(self, "asked", 0) + 1
+        pair = super().__getitem__(index)
+        return pair if self.asked <= 20 else (*pair, pair[1])
+
+
+def losses(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
 X, Y = points()
 WRONG = {
     "model": ({"model": 3}, "int is not a torch.nn.Module"),
@@ -30,24 +58,43 @@ WRONG = {
     "lengths": ({"train": (X[:200], Y[:100])}, r"train: tensors of shapes \(200, 1, 8, 8\), \(100,\)"),
     "empty": ({"test": (X[:0], Y[:0])}, "test: has no samples"),
     "client number": ({"clients": [[0, 200], [1]]}, "200 is not a sample number, 0 to 199"),
-    "client empty": ({"clients": [[0], []]}, "1 of 2 have no samples"),
+    "client empty": ({"clients": [[0], []]}, "1 of 2 have no samples, such as client 1$"),
     "client mask": ({"clients": [[True, False], [1]]}, r"clients\[0\].*not a list of sample numbers"),
+    "client count": ({"clients": 8, "clients_per_round": 2}, "clients=8: give a list .*fedadamw.partition"),
     "no clients": ({"clients": []}, "at least one client"),
     "per round": ({"clients_per_round": 9}, "clients_per_round=9 is more than the 8 clients"),
     "both losses": ({"loss": F.cross_entropy, "sample_losses": lambda m, b: 0}, "loss or sample_losses, not both"),
     "loss": ({"loss": lambda outputs, targets: outputs.sum()}, "does not take .*reduction='none'"),
+    "loss module": ({"loss": OwnLoss()}, "loss=OwnLoss does not take .*reduction='none'"),
+    "model's outputs": ({"model": Pair()}, "the model returns a tuple, not a tensor: give predict="),
+    "metrics": ({"metrics": lambda outputs, targets: 0.0}, "metrics: .* is no dict"),
     "metric": ({"metrics": {"accuracy": lambda o, t: o}}, "'accuracy' gave .* not a number"),
     "predict": ({"sample_losses": lambda m, b: 0}, "need predict="),
+    "predicted list": (
+        {"sample_losses": losses, "predict": lambda model, batch: (model(batch[0]), batch[1].tolist())},
+        "test: targets are a list, not a tensor",
+    ),
+    "predicted rows": (
+        {"sample_losses": losses, "predict": lambda model, batch: (model(batch[0]).flatten(), batch[1])},
+        r"test: outputs of 40 samples have shape \(160,\)",
+    ),
     "one number": ({"sample_losses": lambda m, b: m(b[0]).sum(), "metrics": None}, r"shape \(\), not one number each"),
     "algorithm": ({"algorithm": "fedavgg"}, "'fedavgg' is unknown.*did you mean 'fedavg'"),
     "setting": ({"algorithm_settings": {"alfa": 1}}, "alfa is unknown.*alpha"),
     "recipe's": ({"settings": {"data.source": "digits"}}, "'data.source' is for recipes"),
+    "section": ({"settings": {"training": {"steps": 2}}}, "'training' is a section"),
     "range": ({"lr": -1}, "training.lr=-1"),
     "steps": ({"epochs": 2}, "one of steps and epochs"),
     "resume": ({"resume": True}, "resume=True needs out"),
     "ranks": ({"ranks": 5}, "ranks=5: give 1 to 4"),
     "clients and ranks": ({"ranks": 2, "callbacks": [SeesClients()]}, "on_client sees all clients"),
+    "one callback": ({"callbacks": fedadamw.EarlyStopping(2)}, "callbacks: give a list"),
     "callback": ({"callbacks": [3]}, "3 is no Callback or function"),
+    "words": ({"train": (X[:200].numpy(), np.array(["a"] * 200))}, "train: an array of <U1 holds no numbers"),
+    "other parts": (
+        {"train": Growing(0, 200), "sample_losses": losses, "metrics": None},
+        "other parts than an earlier",
+    ),
     "text": ({"train": [("word", 0)] * 9, "clients": [[0], [1]]}, "a batch holds .*only tensors; give collate="),
 }
 

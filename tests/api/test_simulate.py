@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import UserDict
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from support.own_objects import Pictures, accuracy, cnn, numbers, points, simulate, weights
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 import fedadamw
 from fedadamw.prepare.simulation import prepare
@@ -76,6 +77,23 @@ def test_datasets_and_loaders_give_the_numbers_of_their_tensors():
         assert numbers(other) == numbers(by_tensors)
 
 
+def test_a_kind_of_tensor_dataset_is_read_by_its_own_index():
+    class Dark(TensorDataset):
+        def __getitem__(self, index):
+            x, y = super().__getitem__(index)
+            return 0 * x, y
+
+    x, y = points()
+    dark = simulate(train=Dark(x[:200], y[:200]))
+    assert torch.equal(weights(dark), weights(simulate(train=(0 * x[:200], y[:200]))))
+
+
+def test_read_only_arrays_are_taken_without_a_warning():
+    x, y = (t[:200].numpy().copy() for t in points())
+    x.flags.writeable = y.flags.writeable = False
+    assert numbers(simulate(train=(x, y))) == numbers(simulate())
+
+
 def test_random_transforms_and_dropout_repeat_and_resume_bit_for_bit(tmp_path):
     def run(**changes):
         torch.rand(3)  # the caller's generator is neither used nor moved
@@ -121,6 +139,14 @@ def test_batches_of_any_structure_with_losses_of_ones_own():
     by_tensors = simulate()
     result = simulate(train=Named(0, 200), test=Named(200, 240), sample_losses=losses, predict=predict)
     assert numbers(result) == numbers(by_tensors)
+    encoded = simulate(
+        train=Named(0, 200),
+        test=Named(200, 240),
+        collate=lambda rows: UserDict(default_collate(rows)),  # as tokenizers give
+        sample_losses=losses,
+        predict=predict,
+    )
+    assert numbers(encoded) == numbers(by_tensors)
     without = simulate(train=Named(0, 200), test=Named(200, 240), sample_losses=losses, metrics=None)
     assert without.metrics == {}
     assert without.loss == by_tensors.loss
@@ -227,3 +253,11 @@ def test_a_script_under_torchrun_stops_on_all_ranks(tmp_path):
     lines = sorted(line.split() for line in done.stdout.splitlines() if line.endswith(("True", "False")))
     assert [line[1:] for line in lines] == [["2", "False"], ["2", "True"]]
     assert lines[0][0] == lines[1][0]
+
+
+def test_a_run_at_a_constant_rate_goes_on_to_more_rounds(tmp_path):
+    simulate(out=tmp_path, schedule="constant")
+    longer = simulate(out=tmp_path, schedule="constant", rounds=5, resume=True)
+    assert numbers(longer) == numbers(simulate(schedule="constant", rounds=5))
+    with pytest.raises(InputError, match="rounds"):
+        simulate(out=tmp_path, schedule="constant", rounds=4, resume=True)

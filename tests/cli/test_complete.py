@@ -77,6 +77,7 @@ def test_bash_completes():
     assert run_shell("bash", "\n".join(script)) == [for_bash(line) for line in IN_SHELLS]
 
 
+@pytest.mark.slow
 def test_zsh_completes():
     script = ["compdef() {}", "_arguments() { print -r -- ${${1#*\\(\\(}%\\)\\)} }"]
     script.append('eval "$(fedadamw --show-completion zsh)"')

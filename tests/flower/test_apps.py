@@ -18,6 +18,7 @@ from fedadamw.flower.local import certs, demo
 from fedadamw.flower.server.monitor import Monitor
 from fedadamw.flower.server_app import run
 from fedadamw.prepare.paths import make_absolute
+from fedadamw.runner.client_losses import read_losses
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
@@ -48,6 +49,10 @@ def test_the_monitor_serves_the_runs_metrics(tmp_path):
     assert float(numbers['fedadamw_sent_bytes_total{direction="up"}']) == sum(r["up_bytes"] for r in records)
     refused = sum(r["federation"].get("refused", 0) for r in records)
     assert float(numbers.get('fedadamw_events_total{event="refused"}', 0)) == refused
+    for line, record in zip(read_losses(tmp_path / "run/clients.jsonl"), records, strict=True):
+        loss_of = dict(zip(line["clients"], line["losses"], strict=True))
+        assert loss_of.pop(2, None) is None, "its answers are refused"
+        assert sum(loss_of.values()) / len(loss_of) == pytest.approx(record["train_loss"], rel=1e-5)
     with pytest.raises(InputError, match="metrics-port="), Monitor(port, "no.such.host"):
         pass
     with pytest.raises(InputError, match="1 to 65535"), Monitor(99999, "127.0.0.1"):

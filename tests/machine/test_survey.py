@@ -109,13 +109,14 @@ def test_why_there_is_no_gpu(monkeypatch):
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file/home"))
-    home = next(place for place in places.check_places() if place.purpose == "home")
-    assert (home.path, home.problem) == ("~", "Not a directory")
+    home = places._check("home", Path.home, "nothing is kept")
+    assert home == ("home", "~", None, "Not a directory", "nothing is kept")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    found = {place.purpose: place for place in places.check_places()}
-    assert found["home"].problem is None
-    assert found["runs"].free_gb > 0
+    for find in (Path.home, Path.cwd, lambda: tmp_path / "not/made/yet"):
+        found = places._check("runs", find, "")
+        assert found.problem is None
+        assert found.free_gb > 0
     assert sorted(tmp_path.iterdir()) == [tmp_path / "file"], "nothing is left"
 
 

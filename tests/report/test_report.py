@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedadamw.report import study_charts, study_rows
+from fedadamw.report import run_charts, study_charts, study_rows
 from fedadamw.report.run_page import write_run_page
 from fedadamw.report.study_page import write_study_page
 from fedadamw.runner.folder import RunFolder
@@ -275,6 +275,12 @@ def test_an_axis_is_as_high_as_the_values_and_not_as_wide_bands():
     assert study_rows.value_domain(rows, "y", (0.0, 1.0)) == (pytest.approx(0.37), pytest.approx(0.53))
     assert study_rows.value_domain(rows, "y", (0.38, 0.52)) == (0.38, 0.52), "nor past the metric's ends"
     assert study_rows.value_domain(rows[:1], "y", (0.0, 1.0)) is None, "one value has no height"
+
+
+@pytest.mark.parametrize(("rounds", "values"), [([1, 2, 3], [1, 2, 3]), ([2, 4], [2, 3, 4]), ([7], [7])])
+def test_few_rounds_are_whole_numbers(rounds, values):
+    assert run_charts.rounds_axis(rounds).to_dict() == {"format": "d", "values": values}
+    assert run_charts.rounds_axis([1, 9]).to_dict()["tickMinStep"] == 1
 
 
 def test_the_byte_axis_is_logarithmic_if_variants_differ_widely():

@@ -36,14 +36,14 @@ result = fedadamw.simulate(
     algorithm_settings={"alpha": 0.5},
     rounds=1,
     steps=1,
-    callbacks=[lambda record: record.loss > 9],
+    callbacks=[lambda record: record.train_loss > 9],
 )
 blocks = fedadamw.Blocks.of(result.model)
 optimizer = fedadamw.FedAdamW(result.model.named_parameters(), lr=1e-2, blocks=blocks)
 print(f"{len(result.records)} round, {blocks.B} blocks")
 """
 MISTAKES = """
-reveal_type(result.metrics)
+reveal_type(result.model)
 fedadamw.FedAdamW(result.model.named_parameters(), lr="fast")
 fedadamw.simulate(nn.Linear(4, 3), inputs, inputs, [], schedule="linear")
 """
@@ -156,13 +156,13 @@ def test_digits_runs_from_the_wheel_without_checkout_network_or_home(python, tmp
 @pytest.mark.slow
 def test_a_program_runs_with_the_wheel_and_its_types_are_checked(python, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
-    assert run([python, "program.py"], cwd=tmp_path).stdout.splitlines()[-1] == "1 round, 3 blocks"
+    assert run([python, "program.py"], cwd=tmp_path).stdout.splitlines()[-1] == "1 round, 4 blocks"
     (tmp_path / "mistakes.py").write_text(PROGRAM + MISTAKES)
     mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "--cache-dir", tmp_path / "cache"]
     done = subprocess.run([*map(str, mypy), "mistakes.py"], cwd=tmp_path, capture_output=True, text=True)
     said = [line.partition(": ")[2] for line in done.stdout.splitlines() if line.startswith("mistakes.py")]
     assert said == [
-        'note: Revealed type is "dict[str, float]"',
+        'note: Revealed type is "torch.nn.modules.module.Module"',
         'error: Argument "lr" to "FedAdamW" has incompatible type "str"; expected "float | Tensor"  [arg-type]',
         'error: Argument "schedule" to "simulate" has incompatible type "Literal[\'linear\']"; '
         "expected \"Literal['cosine', 'constant']\"  [arg-type]",

@@ -164,8 +164,8 @@ def test_only_this_folders_runs_are_served(tmp_path, serve):
     begin(tmp_path / "study" / "one")
     begin(tmp_path / "secret")
     with serve(tmp_path / "study") as server:
-        for path in ("api/run/../secret", "api/run/..%2fsecret", "report/run/one", "one/config.yaml", "api/one", "run"):
-            assert get(server, path)[0] == 404 or path == "run", path
+        for path in ("api/run/../secret", "api/run/..%2fsecret", "report/run/one", "one/config.yaml", "api/one"):
+            assert get(server, path)[0] == 404, path
         connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)
         connection.request("POST", "/api/", b"{}", {"Host": "localhost"})
         assert connection.getresponse().status == 501
@@ -175,7 +175,7 @@ def test_only_this_folders_runs_are_served(tmp_path, serve):
 def test_other_sites_names_are_refused(tmp_path, serve):
     with serve(tmp_path) as server:
         for host in ("evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example", "", "]["):
-            assert get(server, host=host)[0] == 403, host
+            assert get(server, host=host) == (403, served.REFUSAL.decode()), host
         for host in ("localhost", "LOCALHOST:9000", "127.0.0.1:9000", "[::1]:9000", socket.gethostname()):
             assert get(server, host=host)[0] == 200, host
 
@@ -216,18 +216,20 @@ def test_the_browser_draws_the_charts_and_follows_the_run(tmp_path, serve, chrom
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(server.url)
-        page.wait_for_function("document.querySelectorAll('svg.marks, canvas').length === 3", timeout=30_000)
+        page.wait_for_function("document.querySelectorAll('svg.marks').length === 3", timeout=30_000)
         assert page.locator("h1").inner_text() == folder.name
+        red = page.locator("#clients svg path[fill='#dc2626']").count()
+        assert red == 1, "the client whose answer was not accepted"
         losses.append(2, {0: 0.5, 2: 0.25})
         run.append(second)
-        page.wait_for_function("document.querySelectorAll('svg.marks, canvas').length === 4", timeout=30_000)
+        page.wait_for_function("document.querySelectorAll('svg.marks').length === 4", timeout=30_000)
         page.wait_for_function("document.querySelectorAll('#table tr').length === 4")
         assert page.locator("#line").inner_text().startswith("round 2 of 4")
         assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
         inside = (
             "s => s.every(c => c.getBoundingClientRect().right <= c.closest('.panel').getBoundingClientRect().right)"
         )
-        page.wait_for_function(f"({inside})([...document.querySelectorAll('svg.marks, canvas')])", timeout=10_000)
+        page.wait_for_function(f"({inside})([...document.querySelectorAll('svg.marks')])", timeout=10_000)
         assert page.evaluate("window.hostile") is None
         page.close()
     assert said == []

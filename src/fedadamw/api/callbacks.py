@@ -74,6 +74,7 @@ class Callbacks:
     """Several callbacks as one; a plain function is an `on_round`."""
 
     def __init__(self, callbacks: Iterable["Callback | Callable[[Record], object]"]) -> None:
+        check(isinstance(callbacks, Iterable), f"callbacks: give a list of them, not {shorten(callbacks)}")
         self._all = [_as_callback(callback) for callback in callbacks]
         self._round = 1
         self._stop = False

@@ -4,7 +4,7 @@ Each function returns the sample numbers of every client, the same as a recipe w
 Labels are a sequence, an array or a tensor of n integers from 0.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,13 +48,21 @@ def by_classes(labels: Labels, clients: int, per_client: int = 2, *, seed: int =
 
 def iid(samples: int | Labels, clients: int, *, seed: int = 0) -> Partition:
     """Divide at random into equal sizes. samples: their number, or their labels."""
-    count = samples if isinstance(samples, int) else len(samples)
+    count = int(samples) if isinstance(samples, int | np.integer) else len(samples)
     return partition_iid(_to_labels(np.zeros(count, np.int64), clients), clients, _generator(seed))
 
 
 def by_column(values: Iterable[Any]) -> Partition:
     """Make one client of each value: `values` names the client of each sample, (n,)."""
     return partition_by_column(np.asarray(values.cpu() if isinstance(values, Tensor) else list(values)))
+
+
+def count_clients(clients: Sequence[Any]) -> int:
+    """Return the number of clients; raises InputError if `clients` is no list, or an empty one."""
+    hint = "give a list of each client's sample numbers, as fedadamw.partition makes them"
+    check(hasattr(clients, "__len__") and not isinstance(clients, Mapping), f"clients={shorten(clients)}: {hint}")
+    check(len(clients) > 0, "clients: give at least one client's sample numbers")
+    return len(clients)
 
 
 def from_lists(clients: Sequence[Any], samples: int) -> Partition:
@@ -65,9 +73,9 @@ def from_lists(clients: Sequence[Any], samples: int) -> Partition:
     else:
         parts = [_to_numbers(client, part) for client, part in enumerate(clients)]
         sizes = np.array([len(part) for part in parts], np.int64)
-    check(len(sizes) > 0, "clients: give at least one client's sample numbers")
     empty = np.flatnonzero(sizes == 0)
-    check(len(empty) == 0, f"clients: {len(empty)} of {len(sizes)} have no samples, such as client {empty[:1]}")
+    if len(empty):
+        raise InputError(f"clients: {len(empty)} of {len(sizes)} have no samples, such as client {empty[0]}")
     numbers = np.concatenate(parts)
     wrong = numbers[(numbers < 0) | (numbers >= samples)]
     check(len(wrong) == 0, f"clients: {shorten(wrong[:1].tolist())[1:-1]} is not a sample number, 0 to {samples - 1:,}")

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +50,10 @@ class Functions(NamedTuple):
             )
         *inputs, targets = batch
         outputs = model(*inputs)
-        return (outputs if isinstance(outputs, Tensor) else outputs.logits), targets
+        if not isinstance(outputs, Tensor):
+            given, outputs = type(outputs).__name__, getattr(outputs, "logits", None)
+            check(outputs is not None, f"the model returns a {given}, not a tensor: give predict=, or sample_losses=")
+        return outputs, targets
 
 
 def check_functions(
@@ -58,6 +61,7 @@ def check_functions(
 ) -> Functions:
     """Return the functions of a task; raises InputError if they do not go together."""
     check(loss is None or sample_losses is None, "give loss or sample_losses, not both")
+    check(isinstance(metrics or {}, Mapping), f"metrics: {shorten(metrics)} is no dict; give {{'name': function}}")
     metrics = dict(metrics or {})
     for name, metric in metrics.items():
         check(isinstance(name, str) and callable(metric), f"metrics: {shorten(name)} is not a name with a function")
@@ -75,7 +79,7 @@ def _without_reduction(loss: Loss) -> Loss:
         module.reduction = "none"
         return lambda outputs, targets, reduction: module(outputs, targets)
     try:
-        inspect.signature(loss).bind(None, None, reduction="none")
+        inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(None, None, reduction="none")
     except TypeError:
         name = getattr(loss, "__name__", type(loss).__name__)
         raise InputError(
@@ -118,7 +122,9 @@ class PythonTask:
         if self._structure is None:
             _check_batch(leaves, len(samples))
             self._structure = structure
-        check(structure == self._structure, f"train: a batch is {structure}, an earlier one was {self._structure}")
+        check(
+            structure == self._structure, "train: a batch has other parts than an earlier one; all must have the same"
+        )
         return tuple(leaves)
 
     def losses(self, model: Model, batch: Batch) -> Tensor:
@@ -155,6 +161,7 @@ class PythonTask:
             pair = functions.predictions(model, batch)
             losses = functions.compare(*pair)
         shown = pair if functions.metrics else ()
+        _check_shown(shown, len(losses))
         self._row = _Row.of(shown)
         return torch.cat([losses.double()[:, None], *(t.double().reshape(len(t), -1) for t in shown)], 1)
 
@@ -192,6 +199,14 @@ def _check_batch(leaves: list[Any], count: int) -> None:
         rows = leaf.shape[0] if leaf.dim() else 0
         check(rows == count, f"train: a batch of {count} samples holds a tensor of shape {tuple(leaf.shape)}")
     check(bool(leaves), "train: a batch holds no tensor")
+
+
+def _check_shown(shown: Sequence[Any], count: int) -> None:
+    """Raise InputError unless outputs and targets for metrics are tensors with `count` rows."""
+    for what, part in zip(("outputs", "targets"), shown, strict=False):
+        check(isinstance(part, Tensor), f"test: {what} are a {type(part).__name__}, not a tensor; metrics take tensors")
+        rows = f"test: {what} of {count} samples have shape {tuple(part.shape)}; metrics take a row for each sample"
+        check(part.shape[:1] == (count,), rows)
 
 
 def _to_number(name: str, value: Any) -> float:

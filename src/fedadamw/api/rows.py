@@ -3,6 +3,7 @@
 import hashlib
 import random
 from abc import ABC, abstractmethod
+from collections import UserDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -86,6 +87,7 @@ class DatasetRows(Rows):
         with _own_generators():
             rows = [self._read(*pair) for pair in zip(samples.tolist(), drawn.tolist(), strict=True)]
             batch = self.collate(rows)
+        batch = dict(batch) if isinstance(batch, UserDict) else batch  # such as the BatchEncoding of a tokenizer
         return tree_map_only(Tensor, lambda t: t.to(self.device), batch)
 
     def _read(self, sample: int, seed: int) -> Any:
@@ -111,7 +113,7 @@ def open_rows(name: str, data: Any, collate: Collate | None, device: torch.devic
     """Return `data` as rows; raises InputError if it is nothing that has rows. name: `train` or `test`, for errors."""
     if isinstance(data, DataLoader):
         collate, data = collate or data.collate_fn, data.dataset
-    if isinstance(data, TensorDataset) and collate in (None, default_collate):
+    if type(data) is TensorDataset and collate in (None, default_collate):  # a subclass may transform what it reads
         data = data.tensors
     if isinstance(data, Tensor | np.ndarray):
         data = (data,)
@@ -123,12 +125,18 @@ def open_rows(name: str, data: Any, collate: Collate | None, device: torch.devic
 
 def _check_tensors(name: str, parts: Sequence[Any]) -> list[Tensor]:
     """Return tensors with the same number of rows; raises InputError if they are not."""
-    tensors = [part if isinstance(part, Tensor) else torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
+    tensors = [part if isinstance(part, Tensor) else _to_tensor(name, part) for part in parts]
     shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
     same = all(t.dim() > 0 and len(t) == len(tensors[0]) for t in tensors)
     check(same, f"{name}: tensors of shapes {shapes}; the first dimension of all is the samples'")
     check(len(tensors[0]) > 0, f"{name}: has no samples")
     return tensors
+
+
+def _to_tensor(name: str, array: np.ndarray) -> Tensor:
+    """Return a contiguous array as a tensor without a copy, unless it is read-only."""
+    check(array.dtype.kind in "biufc", f"{name}: an array of {array.dtype} holds no numbers; encode it first")
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _check_dataset(name: str, data: Any) -> None:

@@ -84,9 +84,8 @@ class _Leader:
         try:
             with Progress(self.experiment.training, quiet=self.quiet) as progress:
                 simulation = self._execute(progress)
-        except Interrupted:
-            done = len(self.folder.records())
-            raise KeyboardInterrupt(f"saved after round {done} in {self.folder.path}; resume=True goes on") from None
+        except Interrupted as stopped:
+            raise KeyboardInterrupt(f"{stopped} in {self.folder.path}; resume=True goes on") from None
         return _result(simulation, read_records(self.folder), self.folder.path)
 
     def _execute(self, progress: Progress) -> Simulation:

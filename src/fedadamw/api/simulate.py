@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from fedadamw.api.partition import from_lists
+from fedadamw.api.partition import count_clients, from_lists
 from fedadamw.api.python_task import Functions, Loss, Metric, Predict, PythonTask, SampleLosses, check_functions
 from fedadamw.api.result import Result
 from fedadamw.api.rows import Collate, open_rows
@@ -17,7 +17,7 @@ from fedadamw.prepare.problem import Problem, PythonFacts
 from fedadamw.prepare.simulation import Prepared, assemble, check_settings, set_up_process
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings.data import PYTHON
-from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.experiment import Experiment, fields_at
 from fedadamw.settings.load import parse_settings, set_path
 from fedadamw.validation import InputError, check
 
@@ -94,7 +94,7 @@ def simulate(
     named["algorithm"] |= algorithm_settings or {}
     named["training"] = {"rounds": rounds, "clients_per_round": clients_per_round, "steps": steps, "epochs": epochs}
     named["training"] |= {"batch_size": batch_size, "lr": lr, "schedule": schedule}
-    experiment = _build_experiment(named, settings or {}, len(clients))
+    experiment = _build_experiment(named, settings or {}, count_clients(clients))
     prepare_run = partial(_prepare, objects=objects)
     return run_session(experiment, prepare_run, out=out, resume=resume, ranks=ranks, callbacks=callbacks, quiet=quiet)
 
@@ -112,7 +112,6 @@ class Objects(NamedTuple):
 
 def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], clients: int) -> Experiment:
     """Return the experiment of the named arguments and of `settings`, by path, for so many clients."""
-    check(clients > 0, "clients: give at least one client's sample numbers")
     training = named["training"]
     if training["steps"] is None and training["epochs"] is None:
         training["epochs"] = 1
@@ -121,6 +120,8 @@ def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], cli
     for path, value in settings.items():
         allowed = path.partition(".")[0] not in OF_RECIPES or path in ALSO_HERE
         check(allowed, f"settings: {path!r} is for recipes; simulate takes model, data and clients as they are")
+        is_section = path in Experiment.model_fields and (fields_at([path]) or path == "algorithm")
+        check(not is_section, f"settings: {path!r} is a section; set one of its settings, '{path}.NAME'")
         set_path(named, path, value)
     named["data"] = {**named.get("data", {}), "task": PYTHON, "source": PYTHON}
     named["model"] = {**named.get("model", {}), "name": PYTHON}

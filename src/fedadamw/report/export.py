@@ -59,7 +59,8 @@ def _fit_column(spec: dict[str, Any], note: str) -> dict[str, Any]:
     config = dict(spec.get("config", {}))
     config |= {
         "axis": {**config.get("axis", {}), **small},
-        "legend": {**small, "offset": 6},
+        "legend": {**small, "offset": 4, "symbolSize": 50},
+        "title": {**config.get("title", {}), "fontSize": FONT_SIZE + 1, "subtitleFontSize": FONT_SIZE},
         "padding": 2,
         "aria": False,
     }

@@ -1,7 +1,7 @@
 """Charts of a run; one altair definition each, for the page and for PNG files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,8 +20,15 @@ Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.HConcatChart
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#64748b"
 MAX_CLIENTS = 200  # columns of the partition chart that are wide enough to see
 
-ROUNDS_AXIS = alt.Axis(tickMinStep=1, format="d")  # rounds are whole numbers
 Width = int | str  # pixels, or "container": as wide as the page gives
+
+
+def rounds_axis(rounds: Iterable[object]) -> alt.Axis:
+    """Return an axis with whole numbers; for up to three rounds each, since Vega's least step fails there."""
+    shown = sorted({int(str(number)) for number in rounds})
+    if shown and shown[-1] - shown[0] < 3:
+        return alt.Axis(values=list(range(shown[0], shown[-1] + 1)), format="d")
+    return alt.Axis(tickMinStep=1, format="d")
 
 
 def curves_chart(records: Records) -> Chart:
@@ -48,7 +55,7 @@ def score_chart(records: Records, *, width: Width = "container", height: int = 2
         alt.Tooltip("sent:Q", format=",.1f", title="MB sent up so far"),
     ]
     base = alt.Chart(alt.Data(values=rows), title=f"Test {name}").encode(
-        x=alt.X("round:Q", title="round", axis=ROUNDS_AXIS),
+        x=alt.X("round:Q", title="round", axis=rounds_axis(row["round"] for row in rows)),
         y=alt.Y("score:Q", title=None, axis=alt.Axis(format=metrics.axis_format(metric)), scale=alt.Scale(zero=False)),
     )
     line = base.mark_line(color=BLUE, strokeWidth=2.5)
@@ -67,7 +74,7 @@ def loss_chart(records: Records, *, width: Width = "container", height: int = 24
     ]
     chart = alt.Chart(alt.Data(values=rows), title="Loss").mark_line(strokeWidth=2)
     return chart.encode(
-        x=alt.X("round:Q", title="round", axis=ROUNDS_AXIS),
+        x=alt.X("round:Q", title="round", axis=rounds_axis(row["round"] for row in rows)),
         y=alt.Y("loss:Q", title=None),
         color=alt.Color(
             "of:N",

@@ -15,7 +15,7 @@ from fedadamw.report import run_charts
 from fedadamw.report.metrics import find_evaluations, format_metric, label, main_metric, score
 from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.run_status import FINISHED, RunStatus
-from fedadamw.report.setting_tables import render_settings
+from fedadamw.report.setting_tables import render_settings, select_used
 from fedadamw.report.vega import vega_script
 from fedadamw.settings.section import flatten_settings
 
@@ -46,7 +46,7 @@ class RunPage:
             data["server's own, not trained on"] = data.pop("train")
         self._fixed = {
             "title": escape_html(folder.name),
-            "settings": render_settings(flatten_settings(settings)),
+            "settings": render_settings(select_used(settings)),
             "manifest": render_settings(flatten_settings({**manifest, "data": data})),
             "library": vega_script(),
         }

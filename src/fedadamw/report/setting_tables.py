@@ -1,8 +1,30 @@
 """Tables of settings on a page: those that are set, and below them, folded, those that are not."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from fedadamw.io.escaping import escape_html
+from fedadamw.settings.data import PYTHON
+from fedadamw.settings.section import flatten_settings
+
+KINDS = {  # settings of a partition -> the kinds that use them
+    "partition.concentration": ("mix", "dirichlet"),
+    "partition.minimum": ("dirichlet",),
+    "partition.classes_per_client": ("classes",),
+    "partition.column": ("column",),
+}
+OF_RECIPES = ("data.", "model.", "partition.", "lora", "federation.")  # sections that choose model and data by name
+OF_PYTHON = ("data.task", "data.resident", "model.blocks", "partition.kind", "partition.clients")
+
+
+def select_used(settings: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield nested settings as (path, value), without those that this run's partition, model and data do not use."""
+    kind, is_python = settings["partition"]["kind"], settings["data"]["task"] == PYTHON
+    for path, value in flatten_settings(settings):
+        unused_by_kind = path in KINDS and kind not in KINDS[path]
+        unused_by_python = is_python and path.startswith(OF_RECIPES) and path not in OF_PYTHON
+        if not unused_by_kind and not unused_by_python:
+            yield path, value
 
 
 def render_settings(settings: Iterable[tuple[str, object]]) -> str:

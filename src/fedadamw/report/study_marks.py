@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import altair as alt
 
-from fedadamw.report.run_charts import ROUNDS_AXIS, Chart, Width
+from fedadamw.report.run_charts import Chart, Width, rounds_axis
 from fedadamw.report.study_files import Row
 from fedadamw.report.study_rows import LOGARITHMIC, value_domain
 
@@ -77,7 +77,9 @@ def _shown(selected: alt.Parameter, opacity: float) -> object:
 
 def _x_axis(rows: Sequence[Row], x: str) -> alt.X:
     if x == "round":
-        return alt.X("round:Q", title="round", axis=ROUNDS_AXIS, scale=alt.Scale(nice=False))
+        return alt.X(
+            "round:Q", title="round", axis=rounds_axis(row["round"] for row in rows), scale=alt.Scale(nice=False)
+        )
     return alt.X(f"{x}:Q", title=AXES[x], scale=alt.Scale(type=_axis_type(rows, x), nice=False))
 
 

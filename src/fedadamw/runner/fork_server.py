@@ -4,9 +4,12 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
+from types import ModuleType
 
 LIBRARIES = "fedadamw.runner.preload"
 
@@ -23,6 +26,20 @@ def start_fork_server() -> ForkServerContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
     return context
+
+
+@contextmanager
+def without_main_module() -> Iterator[None]:
+    """A block in which a process can start without the caller's script, which would run again in it.
+
+    The functions that are started are this package's own: they need no `if __name__ == "__main__"` in the script.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def end_with_parent() -> None:

@@ -7,7 +7,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import NamedTuple
 
-from fedadamw.runner.fork_server import start_fork_server
+from fedadamw.runner.fork_server import start_fork_server, without_main_module
 from fedadamw.study.child import LOG_FILE, run_child
 from fedadamw.study.plan import Run
 
@@ -38,7 +38,8 @@ class Workers:
     def start(self, run: Run) -> None:
         """Start a run, or resume it."""
         process = self._context.Process(target=run_child, args=(run.experiment.to_yaml(), str(run.folder.path)))
-        process.start()
+        with without_main_module():
+            process.start()
         self.running[run.name] = run, process
 
     def collect_ended(self) -> list[EndedRun]:

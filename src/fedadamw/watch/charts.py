@@ -37,7 +37,9 @@ def losses_by_client(lines: Sequence[LossesDict], clients: int) -> Chart:
         )
     )
     color = alt.Color("loss:Q", title="loss", scale=alt.Scale(range=COLORS))
-    cells = base.mark_rect().encode(color=alt.condition("isValid(datum.loss)", color, alt.value(RED)))
+    cells: Chart = base.transform_filter("isValid(datum.loss)").mark_rect().encode(color=color)
+    if any(row["loss"] is None for row in rows):
+        cells = cells + base.transform_filter("!isValid(datum.loss)").mark_rect(color=RED)
     return cells.properties(width="container", height=300)
 
 

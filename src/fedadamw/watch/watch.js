@@ -36,7 +36,7 @@ async function draw(name, spec) {
   }
   if (known) known.view.finalize();
   spec.data = { name: "rows", values: rows };
-  const { view } = await vegaEmbed(at(name).firstChild, spec, { actions: false });
+  const { view } = await vegaEmbed(at(name).firstChild, spec, { actions: false, renderer: "svg" });
   drawn[name] = { shape, rows: JSON.stringify(rows), view };
 }
 
