@@ -40,7 +40,14 @@ class Picture:
         for tag, text in (("title", title), ("desc", description), ("style", STYLE)):
             ElementTree.SubElement(self.root, tag).text = text
         for name in ("down", "up"):
-            head = {"id": name, "viewBox": "0 0 10 10", "refX": "9", "refY": "5", "markerWidth": "5", "markerHeight": "5"}
+            head = {
+                "id": name,
+                "viewBox": "0 0 10 10",
+                "refX": "9",
+                "refY": "5",
+                "markerWidth": "5",
+                "markerHeight": "5",
+            }
             marker = ElementTree.SubElement(self.root, "marker", {**head, "orient": "auto", "class": name})
             ElementTree.SubElement(marker, "path", {"d": "M0 0L10 5L0 10z"})
 
@@ -119,14 +126,20 @@ def draw_client(picture: Picture) -> None:
     picture.formula("i", 93, 223)
     picture.words("and every other client of the round, each with its own data", 108, 223, "quiet", size=15)
     picture.words("start", 38, 254, "quiet")
-    picture.formula(r"y \leftarrow x, \quad m \leftarrow 0, \quad v \leftarrow \bar v \mathrm{\ \ in\ each\ block}", 130, 254)
+    picture.formula(
+        r"y \leftarrow x, \quad m \leftarrow 0, \quad v \leftarrow \bar v \mathrm{\ \ in\ each\ block}", 130, 254
+    )
     picture.box("part", 28, 266, 644, 78)
     picture.formula(r"K \mathrm{\ times}", 38, 310, "quiet")
     picture.formula(r"m,\ v \leftarrow \mathrm{\ AdamW's\ moments,\ with\ the\ gradient\ at\ } y", 130, 292)
     step = r"\hat m \,/\, (\sqrt{\hat v} + \epsilon) + \alpha\, \Delta_G + \lambda\, y"
     picture.formula(rf"y \leftarrow y - \mathrm{{lr}}\,\left(\, {step} \,\right)", 130, 328)
     picture.words("end", 38, 371, "quiet")
-    picture.formula(r"\delta_i \leftarrow y - x, \quad \bar v_i \leftarrow \mathrm{\ mean\ of\ } v \mathrm{\ in\ each\ block}", 130, 371)
+    picture.formula(
+        r"\delta_i \leftarrow y - x, \quad \bar v_i \leftarrow \mathrm{\ mean\ of\ } v \mathrm{\ in\ each\ block}",
+        130,
+        371,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Draw docs/results/summary.svg, the README's figure: final accuracies from the committed results of three studies.
 
-    python -m benchmarks.pages.summary
+python -m benchmarks.pages.summary
 """
 
 from typing import NamedTuple
