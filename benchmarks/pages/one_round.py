@@ -24,10 +24,10 @@ g,text,marker path{fill:currentColor}.line{fill:none;stroke:currentColor;stroke-
 .ink{color:#e6edf3}.quiet{color:#a4adb8}.down{color:#79b8ff}.up{color:#ffa657}}
 """
 DESCRIPTION = """The server sends x, Delta_G, the block means of v and t to each sampled client: 2d + B + 1 numbers.
-A client starts from y = x and m = 0, with v set to its mean in each block. K times, it updates m and v with the gradient at
-y, and steps: y becomes y - lr (m_hat / (sqrt(v_hat) + epsilon) + alpha Delta_G + lambda y). It sends delta_i = y - x, the
-mean of v in each block, and K: d + B + 1 numbers. The server averages: x becomes x + mean delta, Delta_G becomes
-- mean delta / (mean K lr), the block means of v are averaged, and t becomes t + mean K."""
+A client starts from y = x and m = 0, with v set to its mean in each block. K times, it updates m and v with the
+gradient at y, and steps: y becomes y - lr (m_hat / (sqrt(v_hat) + epsilon) + alpha Delta_G + lambda y). It sends
+delta_i = y - x, the mean of v in each block, and K: d + B + 1 numbers. The server averages: x becomes x + mean delta,
+Delta_G becomes - mean delta / (mean K lr), the block means of v are averaged, and t becomes t + mean K."""
 
 
 class Picture:

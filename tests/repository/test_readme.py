@@ -1,4 +1,4 @@
-"""The README is what a user types: its commands run as written, its Python too; its numbers are the records'."""
+"""The README is what a user types: its commands run as written, its Python too."""
 
 import json
 import re
