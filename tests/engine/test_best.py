@@ -82,6 +82,14 @@ def test_an_interrupted_run_has_the_same_best_round(kept, tmp_path, moment):
     assert_same_files(kept.path, folder.path)
 
 
+def test_a_run_that_keeps_the_best_only_from_now_on_says_so(tmp_path):
+    folder, settings = RunFolder(tmp_path / "run"), [*SETTINGS, "training.steps=1"]
+    execute(load("digits", [*settings, "training.rounds=1", "keep_best=false"]), folder, resume=False, report=False)
+    with pytest.warns(UserWarning, match="keep_best: the models of rounds 1 to 1 were not kept; the best will be"):
+        execute(load("digits", [*settings, "training.rounds=2"]), folder, resume=True, report=False)
+    assert read_best(read(folder.state, "checkpoint")[0]).round == 2
+
+
 @pytest.mark.slow
 def test_a_killed_run_has_the_same_best_round(kept, tmp_path):
     out = str(tmp_path / "run")

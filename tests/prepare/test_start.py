@@ -2,9 +2,10 @@
 
 import shutil
 
+import datasets
 import pytest
 import torch
-from support import tiny_models
+from support import image_files, tiny_models
 from support.trained_texts import TARGETS, lora, settings_of
 
 from fedadamw.prepare.simulation import check_settings, prepare
@@ -125,6 +126,18 @@ def test_another_number_of_classes_gets_a_fresh_head(place, tmp_path):
     before, now = open_run(old.path).model.state_dict(), prepared.workspace.module.state_dict()
     assert now["classifier.weight"].shape[0] == 3
     assert all(torch.equal(now[name], t) for name, t in before.items() if not name.startswith("classifier"))
+
+
+def test_a_head_whose_classes_come_in_another_order_is_told(tmp_path):
+    for name, classes in (("one", "ab"), ("two", "ba")):
+        labels = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(classes)))
+        pictures = [image_files.noise(8, 8, seed=i) for i in range(20)]
+        table = {"image": pictures, "label": [i % 2 for i in range(20)]}
+        datasets.Dataset.from_dict(table, features=labels).to_parquet(tmp_path / f"{name}.parquet")
+    settings = [*IMAGES, "model=vit-micro", "data.test_source=null", "data.validation=0.2", "partition.clients=2"]
+    old = run(tmp_path / "old", [*settings, f"data.source={tmp_path / 'one.parquet'}"])
+    with pytest.warns(UserWarning, match="the classes a, b are renamed to b, a"):
+        prepare(load("digits", [*settings, f"data.source={tmp_path / 'two.parquet'}", f"model={old.path}"]))
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,13 @@ def test_a_best_variant_is_better_only_if_each_other_one_is_told_apart():
     assert [is_best(without_b, name) for name in "ac"] == [True, False]
 
 
+def test_the_best_mean_of_luckier_seeds_is_not_called_better():
+    lucky = study({"few": {2: 0.90, 3: 0.91, 4: 0.92}, "all": {0: 0.3, 1: 0.3, 2: 0.95, 3: 0.962, 4: 0.971}})
+    (pair,) = lucky["comparisons"]
+    assert (pair["best"], pair["difference"] < 0, pair["p"] < 0.05) == ("few", True, True)
+    assert not is_best(lucky, "few")
+
+
 def test_only_seeds_of_both_are_compared_and_a_seed_without_a_score_is_not():
     found = study({"a": FINALS["a"], "c": {1: 0.43, 2: 0.41, 3: 0.9}, "d": {0: 0.1, 1: None}})["comparisons"]
     assert [(c["variant"], c["seeds"]) for c in found] == [("c", 2)]
@@ -55,6 +62,8 @@ def test_what_one_seed_and_equal_differences_say():
     assert describe_comparison(one) == "one seed cannot tell; use three or more"
     (same,) = study({"a": {0: 0.5, 1: 0.6}, "b": {0: 0.4, 1: 0.5}})["comparisons"]
     assert describe_comparison(same) == "the difference is the same with all 2 seeds: no test"
+    assert "paired by seed; no tests." in describe_tests({"comparisons": [one]})
+    assert "Holm's correction over 1." in describe_tests({"comparisons": [same, study()["comparisons"][0]]})
 
 
 def test_a_difference_lost_to_the_correction_is_called_that():

@@ -73,10 +73,12 @@ def test_predictions_of_texts_agree_with_the_evaluation(place, trained, tmp_path
     assert accuracy == evaluate(open_trained(trained.path, []))[0].metrics["accuracy"]
     (tmp_path / "lines.txt").write_text("\n".join(["", *(row["text"] for row in rows), ""]))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows))
-    for name in ("lines.txt", "rows.jsonl"):
+    (tmp_path / "ROWS.CSV").write_text((place / "more.csv").read_text())
+    (tmp_path / "LINES.TXT").write_text((tmp_path / "lines.txt").read_text())
+    for name in ("lines.txt", "rows.jsonl", "ROWS.CSV", "LINES.TXT"):
         again = predict_all(where, tmp_path / name)
         assert [p.label for p in again] == [p.label for p in found]
-        assert [p.row for p in again] == list(range(2, 32) if name == "lines.txt" else range(1, 31))
+        assert [p.row for p in again] == list(range(2, 32) if name.lower() == "lines.txt" else range(1, 31))
 
 
 def test_pairs_and_numbers(place, tmp_path):

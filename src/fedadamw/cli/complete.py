@@ -34,11 +34,6 @@ def complete_model(incomplete: str) -> list[str]:
     return _select(incomplete, list_models())
 
 
-def complete_named_recipe(incomplete: str) -> list[str]:
-    """Recipes of the package, no files."""
-    return _select(incomplete, list_recipes())
-
-
 def complete_section(incomplete: str) -> list[str]:
     """Names of sections and algorithms, and the paths of settings."""
     from fedadamw.settings.describe import describe_settings, list_names_of_settings  # which import pydantic

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedadamw.cli.app import app
-from fedadamw.cli.complete import complete_named_recipe, complete_section
+from fedadamw.cli.complete import complete_recipe, complete_section
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,7 +57,7 @@ def recipe_command(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A recipe's name; lists all if left out.", show_default=False, autocompletion=complete_named_recipe
+            help="A recipe's name; lists all if left out.", show_default=False, autocompletion=complete_recipe
         ),
     ] = None,
 ) -> None:

@@ -62,7 +62,7 @@ def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
 
     local = is_local(source)
     path = parse_path(setting, source) if local else Path(source)
-    kind = FORMATS.get(path.suffix)
+    kind = FORMATS.get(path.suffix.lower())
     if local:
         _check_path(setting, source, path)
     datasets.disable_progress_bars()
@@ -87,7 +87,7 @@ def _read(setting: str, source: str, config: str | None) -> "DatasetDict":
 
 def _check_path(setting: str, source: str, path: Path) -> None:
     """Raise InputError unless `path`, which `source` names, is a folder or a file of a known format."""
-    kind = FORMATS.get(path.suffix)
+    kind = FORMATS.get(path.suffix.lower())
     check(path.exists(), f"{setting}={source!r}: no such {'file' if kind else 'folder'}")
     if path.is_file():
         check(kind is not None, f"{setting}={source!r}: a file must end in {', '.join(FORMATS)}")
@@ -96,7 +96,7 @@ def _check_path(setting: str, source: str, path: Path) -> None:
 
 def is_local(source: str) -> bool:
     """Whether a source is a folder or a file rather than a hub id; a plain name counts if it exists."""
-    is_path = source.startswith((".", "/", "~")) or Path(source).suffix in FORMATS
+    is_path = source.startswith((".", "/", "~")) or Path(source).suffix.lower() in FORMATS
     return is_path or (bool(source.strip()) and os.path.exists(source))  # noqa: PTH110  (Path.exists raises if a name is too long)
 
 

@@ -70,7 +70,7 @@ class Start:
 
     def _warn_of_head(self, fresh: Sequence[str], body: str, classes: Sequence[str]) -> None:
         head = [name for name in fresh if not name.startswith(f"{body}.")]
-        renamed = not head and len(self.classes) == len(classes) and sorted(self.classes) != sorted(classes)
+        renamed = not head and len(self.classes) == len(classes) and list(self.classes) != list(classes)
         if head:
             change = f"{', '.join(head)} starts fresh: it had {len(self.classes)} classes, the data has {len(classes)}"
             warnings.warn(f"model.name={self.name!r}: {change}", stacklevel=3)

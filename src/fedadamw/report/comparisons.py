@@ -64,10 +64,13 @@ def is_different(comparison: Comparison) -> bool:
 
 
 def is_best(results: Results, variant: str) -> bool:
-    """Whether `variant` is better than each other one by the paired tests."""
-    of_best = [c for c in results["comparisons"] if c["best"] == variant]
+    """Whether `variant` is better than each other one by the paired tests.
+
+    With runs missing, the best mean may be of luckier seeds, and worse than another one over those that both have.
+    """
+    better = [c for c in results["comparisons"] if c["best"] == variant and c["difference"] > 0]
     scored = sum(s["score"] is not None for s in results["summary"])
-    return scored > 1 and len(of_best) == scored - 1 and all(map(is_different, of_best))
+    return scored > 1 and len(better) == scored - 1 and all(map(is_different, better))
 
 
 def describe_comparison(comparison: Comparison) -> str:
@@ -116,9 +119,11 @@ def describe_tests(results: Results) -> str:
     """Say which tests `comparison_rows` shows."""
     method = _join_methods(c["interval"] for c in results["comparisons"])
     interval = f", 95% intervals of its mean ({method})" if method else ""
+    tested = sum(c["p"] is not None for c in results["comparisons"])
+    tests = f"paired t-tests, with Holm's correction over {tested}" if tested else "no tests"
     return (
-        f"Difference of the final scores, in points (hundredths), paired by seed{interval}; paired t-tests, with "
-        f"Holm's correction over {len(results['comparisons'])}. The best was picked by the same scores."
+        f"Difference of the final scores, in points (hundredths), paired by seed{interval}; {tests}. "
+        "The best was picked by the same scores."
     )
 
 

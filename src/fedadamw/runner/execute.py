@@ -100,8 +100,19 @@ def _start_or_resume(
     check_ranks_agree(experiment, prepared)
     memory_folder = folder.path / "clients" if experiment.client_memory == "disk" else None
     saved = None if checkpoint is None else Saved(*checkpoint)
-    best = read_best(saved.tensors) if saved and experiment.keep_best else None
+    best = _read_best(saved, folder) if saved and experiment.keep_best else None
     return prepared.simulation(clients, memory_folder=memory_folder, saved=saved), best
+
+
+def _read_best(saved: Saved, folder: RunFolder) -> Best | None:
+    """Return the best round that the checkpoint keeps; warns if it kept none of the rounds evaluated so far."""
+    best = read_best(saved.tensors)
+    if best is None and any(record["test_loss"] is not None for record in folder.records()):
+        warnings.warn(
+            f"keep_best: the models of rounds 1 to {saved.round} were not kept; the best will be of the later rounds",
+            stacklevel=2,
+        )
+    return best
 
 
 def _train(

@@ -68,9 +68,9 @@ def read_new_samples(experiment: Experiment, files: Sequence[str], *, prompts: b
     if images:
         read.append(NewSamples(_image_table(images), ("image",), [str(path) for path in images], None))
     for path in paths:
-        if path.suffix in FORMATS:
+        if path.suffix.lower() in FORMATS:
             read.append(_read_table(experiment, path, prompts=prompts))
-        elif path.suffix == LINES:
+        elif path.suffix.lower() == LINES:
             read.append(_read_lines(experiment, path, prompts=prompts))
     return read
 

@@ -25,6 +25,7 @@ from fedadamw.validation import InputError, check
 REST_PER_COST = 10  # a snapshot is not made anew before this many times what it took has passed
 MIN_REST_S = 0.5
 RUN = "run/"
+REFUSAL = b"this server answers to its address, localhost and its machine's own name, and to no other name\n"
 OWN = (  # Vega compiles expressions, which is an eval
     "default-src 'none'; connect-src 'self'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src data:"
@@ -146,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         if not self.server.allows(self.headers.get("Host", "")):
-            self._send(HTTPStatus.FORBIDDEN, Content(b"this server answers to localhost\n", "text/plain"))
+            self._send(HTTPStatus.FORBIDDEN, Content(REFUSAL, "text/plain"))
             return
         try:
             content = self._find(unquote(urlsplit(self.path).path).lstrip("/"))
