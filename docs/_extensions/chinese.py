@@ -21,7 +21,7 @@ var splitQuery = (query) =>
     /^[\u3400-\u9fff]{2}/.test(part) ? Array.from(part.slice(1), (char, i) => part[i] + char) : [part]);
 """
 
-    def split(self, input: str) -> list[str]:
+    def split(self, input: str) -> list[str]:  # noqa: A002 (as in the base class)
         """Split a text into what is searched for."""
         return [word for part in PART.findall(input) for word in pairs(part)]
 
