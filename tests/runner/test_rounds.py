@@ -96,7 +96,7 @@ def test_what_cannot_go_on_says_why(finished_run, short, tmp_path, run_main):
     line = refuse(finished_run, "--rounds", "20")
     assert "a run of 12 rounds cannot become one of 20: with training.schedule=cosine every round's learning" in line
     assert f"start a new run from its model with -s model.name={finished_run}" in line
-    assert "has 4 rounds already; training.rounds=4 must be more" in refuse(short, "--rounds", "3").replace("=3", "=4")
+    assert "has 4 rounds already; training.rounds=3 must be more" in refuse(short, "--rounds", "3")
     assert "was run with other settings" in refuse(short, "--rounds", "9", "-s", "training.lr=1")
     of_study = tmp_path / f"fedadamw-seed0-{settings_digest(load(str(short / 'config.yaml')))[:10]}"
     shutil.copytree(short, of_study)
