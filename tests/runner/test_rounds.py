@@ -60,7 +60,7 @@ def test_a_run_killed_while_it_changes_its_rounds_goes_on(long, short, tmp_path)
 def test_a_stopped_run_may_also_become_shorter(short, tmp_path):
     out = RunFolder(shutil.copytree(short, tmp_path / "run"))
     config = load(str(out.config), ["training.rounds=100"])
-    out.adopt_rounds(config)  # as if it had been begun with 100
+    out.adopt_changes(config)  # as if it had been begun with 100
     run(out.path, 6, "keep_best=true", resume=True)
     assert (len(out.records()), load(str(out.config)).training.rounds) == (6, 6)
 
