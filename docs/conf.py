@@ -9,6 +9,7 @@ sys.path.insert(0, str(HERE / "_extensions"))
 
 project = "fedadamw"
 author = "the fedadamw developers"
+repository = "OWNER/REPOSITORY"  # on GitHub; also in the notebooks, see releasing.md
 copyright = author
 release = re.search(r'^version = "(.+)"', (HERE.parent / "pyproject.toml").read_text(), re.MULTILINE)[1]
 version = ".".join(release.split(".")[:2])  # a site per minor version, as /0.2/
@@ -30,7 +31,9 @@ smartquotes = False
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_execution_in_temp = True
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # with tables
 
 html_theme = "furo"
 html_title = f"fedadamw {version}"

@@ -1,5 +1,6 @@
 """llms.txt at the site's root: what there is to read, page by page, and beside each page its Markdown."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -17,9 +18,11 @@ need what a test machine lacks (a cluster, Docker, a hub).
 
 
 def first_sentence(page: Path) -> str:
-    """What a page says first, in one line."""
-    paragraphs = [part for part in page.read_text().split("\n\n")[1:] if part[:1].isalpha()]
-    return " ".join(paragraphs[0].split()).split("。")[0].split(". ")[0].rstrip(".:") if paragraphs else ""
+    """What a page says first, in one line, without links and emphasis."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    paragraphs = [part for part in re.split(r"\n\s*\n", text) if re.match(r"[\w`*\[\"]", part)]
+    plain = re.sub(r"\[([^\]]+)\]\([^)]+\)|\*+([^*]+)\*+", r"\1\2", " ".join("".join(paragraphs[:1]).split()))
+    return plain.split("。")[0].split(". ")[0].rstrip(".:,")
 
 
 def write(app: Sphinx, error: Exception | None) -> None:

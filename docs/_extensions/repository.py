@@ -13,6 +13,7 @@ PLACES = {ROOT / file: DOCS / f"{page}.md" for page, file in PAGES.items()} | {
     ROOT / "README.md": DOCS / "index.md",
     ROOT / "deploy": DOCS / "deploy.md",
 }
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"  # that of _static needs no network
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
 
@@ -23,7 +24,12 @@ def site_link(target: str, *, file: Path, page: Path) -> str:
 
 
 def read_source(app: Sphinx, name: str, content: list[str]) -> None:
-    """Replace a page of PAGES by its file, and set the links of any page that lead out of docs/."""
+    """Replace a page of PAGES by its file, and set the links of any page that lead out of docs/.
+
+    A notebook's badge is a file of the site.
+    """
+    if (DOCS / f"{name}.ipynb").exists():
+        content[0] = content[0].replace(BADGE, "../_static/open-in-colab.svg")
     page = DOCS / f"{name}.md"
     if page.suffix != ".md" or not page.exists():
         return

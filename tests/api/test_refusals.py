@@ -1,6 +1,7 @@
 """What simulate cannot take is said in one line, and so is what ends a run."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -87,6 +88,7 @@ WRONG = {
     "steps": ({"epochs": 2}, "one of steps and epochs"),
     "resume": ({"resume": True}, "resume=True needs out"),
     "ranks": ({"ranks": 5}, "ranks=5: give 1 to 4"),
+    "ranks on a GPU": ({"ranks": 2, "device": "cuda"}, "ranks=2 share a CPU; set device='cpu'"),
     "clients and ranks": ({"ranks": 2, "callbacks": [SeesClients()]}, "on_client sees all clients"),
     "one callback": ({"callbacks": fedadamw.EarlyStopping(2)}, "callbacks: give a list"),
     "callback": ({"callbacks": [3]}, "3 is no Callback or function"),
@@ -134,3 +136,15 @@ def test_a_lost_rank_is_reported():
 
     with pytest.raises(RuntimeError, match="lost another rank"):
         simulate(sample_losses=vanish, metrics=None, ranks=2)
+
+
+def test_an_error_on_another_rank_is_named_and_signals_are_left_as_they_were():
+    def fail(model, batch):
+        if os.environ.get("RANK") == "1":
+            raise ZeroDivisionError("odd batch")
+        return losses(model, batch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match=r"^lost another rank \(rank 1: ZeroDivisionError: odd batch\)$"):
+        simulate(sample_losses=fail, metrics=None, ranks=2)
+    assert signal.getsignal(signal.SIGTERM) is before

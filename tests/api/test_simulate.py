@@ -125,6 +125,14 @@ def test_the_callers_generators_are_left_as_they_were():
     assert torch.equal(torch.rand(4), expected)
 
 
+def test_torchs_settings_and_a_lone_rank_of_the_environment_are_left_alone(monkeypatch, tmp_path):
+    threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    monkeypatch.setenv("RANK", "1")  # of a cluster's job, without torchrun
+    result = simulate(settings={"threads": threads + 1}, out=tmp_path)
+    assert result.folder == tmp_path
+    assert (torch.get_num_threads(), torch.backends.cudnn.allow_tf32) == (threads, tf32)
+
+
 def test_batches_of_any_structure_with_losses_of_ones_own():
     class Named(Pictures):
         def __getitem__(self, index):

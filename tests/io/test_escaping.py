@@ -11,6 +11,7 @@ from support.studies import LAST_IS_NONE, study_of
 from fedadamw.cli import tables
 from fedadamw.cli.app import say
 from fedadamw.io.escaping import escape_html, escape_markdown, escape_script, escape_text
+from fedadamw.report.study_table import to_markdown
 from fedadamw.study import results
 from fedadamw.study.progress import StudyProgress
 from fedadamw.study.tune import write_tuned
@@ -61,7 +62,7 @@ def test_names_with_markup_are_shown_literally(tmp_path, capsys, monkeypatch):
     assert said.out.count(r"[/x] [bold]\x1b[31m|\n") >= 4
     assert r"error: [/x] [bold]\x1b[31m|" in said.err
     assert "\x1b[31m" not in said.out + said.err
-    table = results.to_markdown(results.collect_results("digits", [odd]))
+    table = to_markdown(results.collect_results("digits", [odd]))
     assert table.splitlines()[2].startswith(r"| \[/x\] \[bold\]\\x1b\[31m\|\\n | 0.1 | - |")
 
 

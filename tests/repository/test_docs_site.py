@@ -95,7 +95,7 @@ def test_every_page_opens_without_an_error_and_fits(site, browser, width, scheme
         tab.on("console", lambda message, name=name: message.type == "error" and problems.append((name, message.text)))
         tab.on("pageerror", lambda error, name=name: problems.append((name, str(error))))
         tab.on("request", lambda request, name=name: request.url[:4] == "http" and problems.append((name, request.url)))
-        tab.goto(page.as_uri())
+        tab.goto(page.as_uri(), timeout=120_000)
         beyond = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         if beyond > 0:
             problems.append((name, f"{beyond} px wider than the screen"))
@@ -116,6 +116,6 @@ def test_math_is_drawn_in_the_font_that_the_site_brings(site, browser):
 def test_the_search_finds_a_page(site, browser):
     tab = browser.new_page()
     tab.goto((site / "search.html").as_uri() + "?q=dirichlet")
-    tab.wait_for_selector("#search-results li a", timeout=10_000)
+    tab.wait_for_selector("#search-results li a", timeout=60_000)
     assert tab.locator("#search-results li a").count() > 3
     tab.close()

@@ -50,17 +50,14 @@ def test_the_install_without_make_is_what_make_does():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder as a checkout's, with the data beside it where there is any."""
-    (tmp_path / "checkout").mkdir()
-    if SHARED.exists():
-        (tmp_path / "shared").symlink_to(SHARED.parent)
-    link_data(tmp_path / "checkout")
-    return tmp_path / "checkout"
+    """A folder as a reader's, with the data in ./data where there is any."""
+    link_data(tmp_path)
+    return tmp_path
 
 
 def test_every_command_is_in_a_section():
     commands = [line for line in LINES if line.startswith("fedadamw")]
-    assert len(commands) >= 15
+    assert len(commands) >= 8
     assert sorted(commands) == sorted(line for lines in SECTIONS.values() for line in lines)
 
 
@@ -75,7 +72,7 @@ def test_the_settings_of_every_command_exist():
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_command_runs_as_written(section, folder):
     for line in SECTIONS[section]:
-        if not SHARED.exists() and ("shared" in line or "./data/" in line or "sst2" in line):
+        if not SHARED.exists() and ("./data/" in line or "sst2" in line):
             continue
         arguments = shlex.split(line)[1:]
         shorter = next((settings for words, settings in MINUTES.items() if words in line), [])
@@ -102,7 +99,11 @@ def test_the_python_runs_and_learns():
     assert len(PYTHON) == 1
     names: dict = {}
     exec(PYTHON[0], names)
-    assert float(names["loss"].detach()) < 0.3
+    assert names["result"].metrics["accuracy"] > 0.8
+
+
+def test_it_fits_on_a_few_screens():
+    assert len(README.splitlines()) <= 150
 
 
 def test_no_placeholder_is_left():
@@ -123,7 +124,7 @@ def test_pictures_and_links_are_there():
 def test_the_guides_to_the_code_name_files_that_are_there():
     package = ROOT / "src" / "fedadamw"
     guides = {
-        package: README.split("## Dive into the code")[1].split("\n## ")[0] + (ROOT / "docs" / "design.md").read_text(),
+        package: (ROOT / "docs" / "design.md").read_text(),
         package / "engine": (package / "engine" / "README.md").read_text(),
     }
     for folder, text in guides.items():

@@ -1,8 +1,10 @@
-"""docs/results.md and its pictures match the committed records."""
+"""docs/results.md, its pictures and the README's numbers match the committed records; drawn pictures their scripts."""
 
+import pytest
 from support.checkout import ROOT
 
 from benchmarks.pages import results as results_page
+from benchmarks.pages import summary
 from fedadamw.study.results import read_results
 
 STUDIES = {name: read_results(path) for name, path in results_page.studies().items()}
@@ -29,3 +31,40 @@ def test_a_gap_is_given_in_hundredths_of_the_score_and_names_the_metric():
     assert "reaches Local AdamW's final Matthews, and ends 5.0 points above it" in against.in_words()
     line = "| cola | Matthews | 15.0 % | 10.0 % | +5.0 | 2 of 2 (100%) | 1 of 2 | fedadamw, 15.0 % |"
     assert line in results_page.overview({"cola": results})
+
+
+def test_the_readme_tells_the_numbers_of_the_records():
+    scores = {name: {s["variant"]: 100 * s["score"] for s in found["summary"]} for name, found in STUDIES.items()}
+    vit, longer = scores["small-cifar10-vit-dir0.1"], scores["small-cifar10-vit-dir0.1-240-rounds"]
+    parts, resnet = scores["small-cifar10-vit-dir0.1-parts"], scores["small-cifar10-resnet-dir0.1"]
+    easy, hard = scores["small-glue-sst2-dir0.8"], scores["small-glue-sst2-dir0.1"]
+    short = scores["small-glue-sst2-dir0.1-short"]
+    claims = [
+        f"ends {vit['fedadamw'] - vit['local-adamw']:.1f} points above Local AdamW",
+        f"it is {longer['fedadamw'] - longer['local-adamw']:.1f} points",
+        f"FedMuon is {vit['fedmuon'] - vit['fedadamw']:.1f} points ahead",
+        f"alignment adds {parts['without shared v'] - parts['without shared v and alignment']:.1f} points",
+        f"SCAFFOLD is {resnet['scaffold'] - resnet['fedadamw']:.1f} points",
+        f"{easy['fedadamw']:.1f} against Local AdamW's {easy['local-adamw']:.1f} at Dirichlet 0.8",
+        f"{hard['fedadamw']:.1f} against {hard['local-adamw']:.1f} at 0.1",
+        f"({short['fedadamw']:.1f}, Local AdamW {short['local-adamw']:.1f})",
+    ]
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert [claim for claim in claims if claim not in text] == []
+    assert sorted(vit, key=vit.get)[-3:] == ["fedadamw", "fedlion", "fedmuon"]
+    assert set(sorted(resnet, key=resnet.get)[-3:]) == {"scaffold", "fedavg", "fedcm"}
+
+
+def test_the_readmes_figure_shows_the_records():
+    picture = summary.PICTURE.read_text()
+    for panel in summary.PANELS:
+        for row in summary.rows(STUDIES[panel.study]):
+            assert f"{row['variant']}<" in picture
+            assert panel.limits[0] <= row.get("low", row["score"]) <= row.get("high", row["score"]) <= panel.limits[1]
+
+
+def test_the_picture_of_a_round_is_the_one_that_its_script_draws():
+    pytest.importorskip("ziamath", reason="the extra docs is not installed")
+    from benchmarks.pages import one_round
+
+    assert one_round.draw() == one_round.PICTURE.read_text(), "run python -m benchmarks.pages.one_round"

@@ -5,7 +5,7 @@ Labels are a sequence, an array or a tensor of n integers from 0.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -21,7 +21,10 @@ from fedadamw.data.partition import (
 from fedadamw.randomness import Purpose, numpy_generator
 from fedadamw.validation import InputError, check, shorten
 
-__all__ = ["Partition", "by_classes", "by_column", "dirichlet", "iid", "mix"]
+if TYPE_CHECKING:
+    from fedadamw.api.picture import Picture
+
+__all__ = ["Partition", "by_classes", "by_column", "dirichlet", "iid", "mix", "plot"]
 Labels = Sequence[int] | np.ndarray | Tensor
 
 
@@ -55,6 +58,19 @@ def iid(samples: int | Labels, clients: int, *, seed: int = 0) -> Partition:
 def by_column(values: Iterable[Any]) -> Partition:
     """Make one client of each value: `values` names the client of each sample, (n,)."""
     return partition_by_column(np.asarray(values.cpu() if isinstance(values, Tensor) else list(values)))
+
+
+def plot(clients: Sequence[Any], labels: Labels, classes: Sequence[str] | None = None) -> "Picture":
+    """Draw how many samples of each class each client has. classes: the names of labels 0, 1, and so on."""
+    from fedadamw.api.picture import Picture
+    from fedadamw.report.run_charts import partition_chart
+
+    numbers = _to_labels(labels, count_clients(clients))
+    count = int(numbers.max()) + 1
+    names = [str(name) for name in (range(count) if classes is None else classes)]
+    check(len(names) >= count, f"classes: {len(names)} names, but labels go up to {count - 1}")
+    counts = from_lists(clients, len(numbers)).counts(numbers, len(names))
+    return Picture(partition_chart(counts, names, width=420))
 
 
 def count_clients(clients: Sequence[Any]) -> int:

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from fedadamw.api.picture import Picture
 from fedadamw.engine.record import Record
+from fedadamw.io.json_values import replace_nan
+from fedadamw.report.metrics import find_evaluations
+from fedadamw.report.run_charts import loss_chart, score_chart
 from fedadamw.report.run_files import RecordDict
+from fedadamw.report.study_charts import OF_PICTURE, all_charts
 from fedadamw.report.study_files import Results
 from fedadamw.runner.folder import RunFolder
-from fedadamw.validation import check
+from fedadamw.validation import check, check_one_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -59,6 +64,19 @@ class Result:
 
         return pd.DataFrame([_flatten(record) for record in self.records])
 
+    def plot(self, what: str | None = None) -> Picture:
+        """Draw by round: `score`, the main metric, or `loss`, of the clients and held out.
+
+        By default the score, or the losses of a run without metrics.
+        """
+        records = [_to_line(record) for record in self.records]
+        charts = {"score": score_chart, "loss": loss_chart}
+        if not find_evaluations(records):
+            del charts["score"]
+        what = next(iter(charts)) if what is None else what
+        check_one_of("plot", what, charts)
+        return Picture(charts[what](records, width=420))
+
     def save_report(self, path: str | Path) -> Path:
         """Write the run's page, which opens offline, to a file whose name ends in .html, and return its path."""
         path = Path(path)
@@ -68,6 +86,19 @@ class Result:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.folder / "report.html", path)
         return path
+
+    def export(self, to: str | Path, *, merged: bool = False) -> Path:
+        """Write the model of a recipe's run for `from_pretrained` into the new folder `to`, as `fedadamw export` does.
+
+        A model with adapters is written as an adapter for peft; with `merged`, as a whole model.
+        """
+        from fedadamw.trained.export import export
+        from fedadamw.trained.load import open_run
+
+        check(self.folder is not None, "this rank has no model's file: rank 0 has")
+        assert self.folder is not None
+        export(open_run(self.folder), Path(to), merged=merged)
+        return Path(to)
 
     def __repr__(self) -> str:
         parts = [f"rounds={len(self.records)}", f"loss={nan if self.loss is None else self.loss:.4g}"]
@@ -94,6 +125,18 @@ class Comparison:
             tables.append(pd.DataFrame({"variant": run["variant"], **run["label"], "seed": run["seed"], **columns}))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
+    def plot(self, what: str = "score") -> Picture:
+        """Draw the variants' means over seeds, with 95% intervals and each seed's points.
+
+        what: by round, `score`, `train`, `test` (losses); by bytes sent, `bytes`; after the last round, `final`; by the
+        numeric setting that varies, `value`; with `training.diagnostics`, `drift`, `cosine`, `update_norm`,
+        `v_dispersion`, `v_variance`, and by class of block `v_variance-kinds`, `update_norm-kinds`.
+        """
+        charts = all_charts(self.results, OF_PICTURE)
+        check_one_of("plot", what, charts)
+        heading, chart = charts[what]
+        return Picture(chart.properties(title=heading))
+
     def _repr_markdown_(self) -> str:
         """Show the table in a notebook."""
         return (self.folder / "table.md").read_text()
@@ -113,6 +156,12 @@ def _to_record(line: RecordDict) -> Record:
         values["test_metrics"] = {k: nan if v is None else v for k, v in values["test_metrics"].items()}
         values["test_loss"] = nan if values["test_loss"] is None else values["test_loss"]
     return Record(**values)
+
+
+def _to_line(record: Record) -> RecordDict:
+    """Return a Record as a line of metrics.jsonl has it; a NaN is None."""
+    line: RecordDict = replace_nan(vars(record))
+    return line
 
 
 def _flatten(record: Record) -> dict[str, Any]:

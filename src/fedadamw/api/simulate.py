@@ -86,7 +86,7 @@ def simulate(
         quiet: show no progress.
 
     Raises InputError, one line, for whatever does not fit; DivergedError if no client's numbers are finite. Ctrl-C
-    saves the last round first.
+    saves the last round first. Whatever is raised, the model has the weights of the last complete round.
     """
     functions = check_functions(loss, sample_losses, predict, metrics)
     objects = Objects(model, train, test, clients, functions, collate)

@@ -46,12 +46,15 @@ class LivePage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write the page of what there is; the page of a run that ended well is written with its curves."""
+        """Write the page of what there is, if that can be: the error that ended the run is reported, and not this one.
+
+        The page of a run that ended well is written with its curves.
+        """
         if not self.enabled or error is None:
             return
         stopped = isinstance(error.__cause__ or error, KeyboardInterrupt)
         why = "" if stopped else (str(error) or type(error).__name__).splitlines()[0]
-        resume = describe_resuming(self.folder.path)
+        resume, self._warned = describe_resuming(self.folder.path), True
         self._write(lambda records: RunStatus(describe_stopped(len(records), self.rounds, resume, why)))
 
     def _describe_running(self, records: list[RecordDict]) -> RunStatus:
