@@ -143,8 +143,8 @@ class RunFolder:
     def adopt_changes(self, experiment: Experiment) -> None:
         """Make rounds and keep_best of `experiment`, which check_settings allows, those of the run here.
 
-        A later resume takes them from config.yaml. The checkpoint is written first, for both numbers of rounds: a process
-        that dies here leaves a run that can be resumed.
+        A later resume takes them from config.yaml. The checkpoint is written first, for both numbers of rounds: a
+        process that dies here leaves a run that can be resumed.
         """
         begun = load(str(self.config))
         rounds = experiment.training.rounds
