@@ -92,7 +92,7 @@ def _start_or_resume(
     if resume and folder.started:
         folder.check_same(manifest)
         warn_of_other_package(experiment.algorithm_name, folder.read_manifest())
-        folder.adopt_rounds(experiment)
+        folder.adopt_changes(experiment)
         checkpoint = folder.load(experiment)
     else:
         folder.start(experiment, manifest)
