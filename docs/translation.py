@@ -33,8 +33,7 @@ def pairs() -> dict[Path, Path]:
     """Chinese page by English page, as paths from the repository's root; the index is a page of its own."""
     pages = sorted((DOCS / "zh").rglob("*.md"))
     found = {DOCS / page.relative_to(DOCS / "zh"): page for page in pages if page != DOCS / "zh" / "index.md"}
-    if (ROOT / "README.zh-CN.md").exists():
-        found[ROOT / "README.md"] = ROOT / "README.zh-CN.md"
+    found[ROOT / "README.md"] = ROOT / "README.zh-CN.md"
     return {english.relative_to(ROOT): chinese.relative_to(ROOT) for english, chinese in found.items()}
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import sys, time; sys.path[:0] = {paths!r}
 from support.own_objects import *
@@ -22,6 +24,7 @@ except KeyboardInterrupt as stop:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_all_ranks_and_saves_once(tmp_path):
     script = tmp_path / "own.py"
     script.write_text(SCRIPT.format(paths=[str(Path(__file__).parent.parent)], out=str(tmp_path / "run")))

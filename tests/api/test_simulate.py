@@ -184,6 +184,14 @@ def test_regression_of_neither_images_nor_texts():
     assert result.metrics["R2"] > 0.9
 
 
+def test_metrics_are_computed_in_full_precision_in_a_bfloat16_run():
+    def thirds(outputs, targets):
+        return torch.ones(1, len(outputs)) @ torch.full((len(outputs), 1), 1 / 3)
+
+    result = simulate(settings={"training.precision": "bf16"}, metrics={"sum": thirds}, rounds=1)
+    assert result.metrics["sum"] == pytest.approx(40 / 3, rel=1e-6)
+
+
 def test_a_function_makes_the_model_from_the_seed_alone():
     made = [simulate(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(weights(made[0]), weights(made[1]))
