@@ -23,7 +23,7 @@ def site(shared_folder) -> Path:
 
     def make(folder: Path) -> None:
         build = [sys.executable, ROOT / "docs" / "build.py", folder]
-        done = subprocess.run(build, capture_output=True, text=True, timeout=560)
+        done = subprocess.run(build, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
 
