@@ -19,6 +19,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "chinese",
     "docstrings",
     "llms",
     "mathml",
@@ -30,7 +31,7 @@ myst_heading_anchors = 4  # GitHub's anchors, so that a link works there and her
 smartquotes = False
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 600  # seconds a cell
+nb_execution_timeout = 900  # seconds a cell, on a busy machine
 nb_execution_in_temp = True
 nb_merge_streams = True
 nb_output_stderr = "remove"  # warnings of other packages

@@ -7,6 +7,7 @@ A page of docs/zh has the path of its English page in docs. Headings' levels, co
 must be the same; words cannot be compared, so a section counts as translated until its English text changes.
 """
 
+import calendar
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ RECORD = DOCS / "zh" / "translated.json"
 FENCE = re.compile(r"^( *)(`{3,})[^`\n]*\n.*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
 LANGUAGE = re.compile(r"\[(?:中文|English)\]\([^)]+\)")
+MONTH = re.compile(rf"(?<=\d )({'|'.join(calendar.month_name[1:])})(?= \d)")
 BLANK = re.compile(r"\n\s*\n")
 CODE = re.compile(r"`((?:[^`\n]|\n(?!\n))+)`")
 ITEM = re.compile(r"^ *(?:[-*]|\d+\.) ", re.MULTILINE)
@@ -31,8 +33,7 @@ def pairs() -> dict[Path, Path]:
     """Chinese page by English page, as paths from the repository's root; the index is a page of its own."""
     pages = sorted((DOCS / "zh").rglob("*.md"))
     found = {DOCS / page.relative_to(DOCS / "zh"): page for page in pages if page != DOCS / "zh" / "index.md"}
-    if (ROOT / "README.zh-CN.md").exists():
-        found[ROOT / "README.md"] = ROOT / "README.zh-CN.md"
+    found[ROOT / "README.md"] = ROOT / "README.zh-CN.md"
     return {english.relative_to(ROOT): chinese.relative_to(ROOT) for english, chinese in found.items()}
 
 
@@ -77,6 +78,7 @@ def facts_of(text: str, page: Path) -> dict[str, list[str]]:
     words = re.sub(r"\${1,2}[^$]+\${1,2}", " ", words)
     links = [place(target, page) for target in LINK.findall(words)]
     words = LINK.sub("]", words)
+    words = MONTH.sub(lambda found: str(list(calendar.month_name).index(found[1])), words)  # 11 月 for November
     numbers = re.findall(r"(?<![A-Za-z_])\d(?:[\d,.]*\d)?", words)
     return {
         "levels of headings": [level for level, _ in HEADING.findall(prose)],

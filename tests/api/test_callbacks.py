@@ -1,7 +1,8 @@
 """Callbacks see what happens, and can stop a run; what stops it otherwise loses no round."""
 
 import pytest
-from support.own_objects import accuracy, numbers, points, simulate
+import torch
+from support.own_objects import accuracy, cnn, numbers, points, simulate
 
 import fedadamw
 
@@ -78,3 +79,27 @@ def test_ctrl_c_saves_the_round_and_says_how_to_go_on(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="saved after round 2.*resume=True"):
         simulate(callbacks=[interrupt], out=tmp_path)
     assert numbers(simulate(out=tmp_path, resume=True)) == numbers(simulate())
+
+
+def test_ctrl_c_without_a_folder_promises_no_resume():
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="^stopped; without out no file is kept$"):
+        simulate(callbacks=[interrupt])
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_an_error_leaves_the_model_of_the_last_complete_round(error):
+    class FailsInRound3(fedadamw.Callback):
+        def on_client(self, update):
+            if update.round == 3:
+                raise error
+
+    model, whole = cnn(), simulate(settings={"training.schedule": "constant"}, rounds=2)
+    with pytest.raises(error):
+        simulate(model, settings={"training.schedule": "constant"}, callbacks=[FailsInRound3()])
+    assert not model.training
+    for own, other in zip(model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(own, other)
+        assert own.grad is None

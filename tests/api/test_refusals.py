@@ -1,13 +1,14 @@
 """What simulate cannot take is said in one line, and so is what ends a run."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch.nn.functional as F
-from support.own_objects import CLIENTS, Pictures, points, simulate
+from support.own_objects import CLIENTS, Pictures, cnn, points, simulate
 from torch import nn
 from torch.utils.data import IterableDataset
 
@@ -43,7 +44,7 @@ class Growing(Pictures):
     def __getitem__(self, index):
         self.asked = getattr(self, "asked", 0) + 1
         pair = super().__getitem__(index)
-        return pair if self.asked <= 20 else (*pair, pair[1])
+        return pair if self.asked <= 38 else (*pair, pair[1])  # 18 for the fingerprint, then two batches
 
 
 def losses(model, batch):
@@ -87,6 +88,7 @@ WRONG = {
     "steps": ({"epochs": 2}, "one of steps and epochs"),
     "resume": ({"resume": True}, "resume=True needs out"),
     "ranks": ({"ranks": 5}, "ranks=5: give 1 to 4"),
+    "ranks on a GPU": ({"ranks": 2, "device": "cuda"}, "ranks=2 share a CPU; set device='cpu'"),
     "clients and ranks": ({"ranks": 2, "callbacks": [SeesClients()]}, "on_client sees all clients"),
     "one callback": ({"callbacks": fedadamw.EarlyStopping(2)}, "callbacks: give a list"),
     "callback": ({"callbacks": [3]}, "3 is no Callback or function"),
@@ -119,11 +121,32 @@ def test_the_command_line_says_whose_a_run_of_python_is(tmp_path):
 
 
 def test_a_resumed_run_must_be_the_same(tmp_path):
-    x, y = points()
-    simulate(out=tmp_path)
-    for changes in ({"train": (x[:200] + 1, y[:200])}, {"clients": CLIENTS[::-1]}, {"seed": 1}):
+    frozen = cnn()
+    frozen[0].requires_grad_(False)
+    simulate(frozen, train=Pictures(0, 200), out=tmp_path)
+    other = cnn()
+    other[0].requires_grad_(False)
+    other[0].weight.add_(1)
+    for changes in (
+        {"train": Pictures(1, 201)},
+        {"clients": CLIENTS[::-1]},
+        {"seed": 1},
+        {"model": other},
+    ):
         with pytest.raises((InputError, RuntimeError), match="changed since|other settings"):
-            simulate(out=tmp_path, resume=True, **changes)
+            simulate(out=tmp_path, resume=True, **{"model": frozen, "train": Pictures(0, 200), **changes})
+    assert simulate(frozen, train=Pictures(0, 200), out=tmp_path, resume=True).records
+
+
+def test_data_that_read_differently_each_time_are_no_other_data(tmp_path):
+    class Unseeded(Pictures):
+        def __getitem__(self, index):
+            return self.x[index] + next(self.numbers), self.y[index]
+
+        numbers = iter(range(10**6))
+
+    simulate(train=Unseeded(0, 200), out=tmp_path, rounds=3, callbacks=[lambda record: record.round == 2])
+    assert len(simulate(train=Unseeded(0, 200), out=tmp_path, rounds=3, resume=True).records) == 3
 
 
 def test_a_lost_rank_is_reported():
@@ -134,3 +157,15 @@ def test_a_lost_rank_is_reported():
 
     with pytest.raises(RuntimeError, match="lost another rank"):
         simulate(sample_losses=vanish, metrics=None, ranks=2)
+
+
+def test_an_error_on_another_rank_is_named_and_signals_are_left_as_they_were():
+    def fail(model, batch):
+        if os.environ.get("RANK") == "1":
+            raise ZeroDivisionError("odd batch")
+        return losses(model, batch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match=r"^lost another rank \(rank 1: ZeroDivisionError: odd batch\)$"):
+        simulate(sample_losses=fail, metrics=None, ranks=2)
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -125,6 +125,14 @@ def test_the_callers_generators_are_left_as_they_were():
     assert torch.equal(torch.rand(4), expected)
 
 
+def test_torchs_settings_and_a_lone_rank_of_the_environment_are_left_alone(monkeypatch, tmp_path):
+    threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    monkeypatch.setenv("RANK", "1")  # of a cluster's job, without torchrun
+    result = simulate(settings={"threads": threads + 1}, out=tmp_path)
+    assert result.folder == tmp_path
+    assert (torch.get_num_threads(), torch.backends.cudnn.allow_tf32) == (threads, tf32)
+
+
 def test_batches_of_any_structure_with_losses_of_ones_own():
     class Named(Pictures):
         def __getitem__(self, index):
@@ -174,6 +182,14 @@ def test_regression_of_neither_images_nor_texts():
         rounds=30,
     )
     assert result.metrics["R2"] > 0.9
+
+
+def test_metrics_are_computed_in_full_precision_in_a_bfloat16_run():
+    def thirds(outputs, targets):
+        return torch.ones(1, len(outputs)) @ torch.full((len(outputs), 1), 1 / 3)
+
+    result = simulate(settings={"training.precision": "bf16"}, metrics={"sum": thirds}, rounds=1)
+    assert result.metrics["sum"] == pytest.approx(40 / 3, rel=1e-6)
 
 
 def test_a_function_makes_the_model_from_the_seed_alone():
@@ -261,3 +277,30 @@ def test_a_run_at_a_constant_rate_goes_on_to_more_rounds(tmp_path):
     assert numbers(longer) == numbers(simulate(schedule="constant", rounds=5))
     with pytest.raises(InputError, match="rounds"):
         simulate(out=tmp_path, schedule="constant", rounds=4, resume=True)
+
+
+def test_the_best_round_can_be_loaded(tmp_path):
+    seen = {}
+
+    class Keep(fedadamw.Callback):
+        def on_evaluate(self, record, model):
+            seen[record.round] = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+    result = simulate(rounds=6, lr=0.1, out=tmp_path, settings={"keep_best": True}, callbacks=[Keep()])
+    scores = [record.test_metrics["accuracy"] for record in result.records]
+    best = scores.index(max(scores)) + 1
+    assert result.load_best() == best
+    assert torch.equal(weights(result), seen[best])
+    with pytest.raises(InputError, match="keep_best"):
+        simulate().load_best()
+
+
+def test_a_loss_module_weighs_classes():
+    weight = torch.tensor([1.0, 0.0, 2.0, 1.0])
+
+    def by_hand(outputs, targets, reduction):
+        return F.cross_entropy(outputs, targets, reduction="none") * weight[targets]
+
+    loss = nn.CrossEntropyLoss(weight=weight)
+    assert numbers(simulate(loss=loss)) == numbers(simulate(loss=by_hand))
+    assert loss.reduction == "mean"

@@ -87,7 +87,8 @@ def test_a_run_that_keeps_the_best_only_from_now_on_says_so(tmp_path):
     execute(load("digits", [*settings, "training.rounds=1", "keep_best=false"]), folder, resume=False, report=False)
     with pytest.warns(UserWarning, match="keep_best: the models of rounds 1 to 1 were not kept; the best will be"):
         execute(load("digits", [*settings, "training.rounds=2"]), folder, resume=True, report=False)
-    assert read_best(read(folder.state, "checkpoint")[0]).round == 2
+    execute(load(str(folder.config)), folder, resume=True, report=False)
+    assert read_best(read(folder.state, "checkpoint")[0]).round == 2, "config.yaml has the setting now"
 
 
 @pytest.mark.slow

@@ -106,6 +106,17 @@ def test_why_there_is_no_gpu(monkeypatch):
         assert devices._explain_no_gpu("12.8") == "torch is built for CUDA 12.8, but there is no NVIDIA driver"
 
 
+def test_a_gpu_that_another_process_has_for_itself_is_named(monkeypatch):
+    def refuse(_number):
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA kernel errors might")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", refuse)
+    reason = "cuda:0 cannot be used: CUDA error: CUDA-capable device(s) is/are busy or unavailable"
+    assert devices.list_gpus() == ([], reason)
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file/home"))

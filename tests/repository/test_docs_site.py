@@ -23,7 +23,7 @@ def site(shared_folder) -> Path:
 
     def make(folder: Path) -> None:
         build = [sys.executable, ROOT / "docs" / "build.py", folder]
-        done = subprocess.run(build, capture_output=True, text=True, timeout=900)  # it runs the notebooks
+        done = subprocess.run(build, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
 
@@ -114,9 +114,17 @@ def test_math_is_drawn_in_the_font_that_the_site_brings(site, browser):
     tab.close()
 
 
-def test_the_search_finds_a_page(site, browser):
+@pytest.mark.parametrize(("words", "pages"), [("dirichlet", 4), ("动量", 2), ("客户端漂移", 1), ("FedAdamW 学习率", 2)])
+def test_the_search_finds_pages(site, browser, words, pages):
     tab = browser.new_page()
-    tab.goto((site / "search.html").as_uri() + "?q=dirichlet")
+    tab.goto((site / "search.html").as_uri() + f"?q={words}")
     tab.wait_for_selector("#search-results li a", timeout=60_000)
-    assert tab.locator("#search-results li a").count() > 3
+    assert tab.locator("#search-results li a").count() >= pages
     tab.close()
+
+
+def test_chinese_pages_say_that_they_are_and_lead_to_each_other(site):
+    page = (site / "zh" / "quickstart.html").read_text()
+    assert '<html class="no-js" lang="zh-Hans"' in page
+    assert page.index(">FedAdamW 算法</a>") < page.index(">Install</a>")
+    assert 'lang="en"' in (site / "quickstart.html").read_text()

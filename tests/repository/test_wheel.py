@@ -19,7 +19,7 @@ from support.checkout import ROOT
 UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]  # root that no file obeys
 PARTS = {"benchmarks", "deploy", "docs", "examples", "src", "tests"}  # folders of the sdist
 FILES = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "constraints.txt"}
-FILES |= {".gitignore", "PKG-INFO", "pyproject.toml"}
+FILES |= {".gitignore", "README.zh-CN.md", "PKG-INFO", "pyproject.toml"}
 PROGRAM = """
 import torch
 from torch import nn

@@ -81,7 +81,7 @@ def test_predictions_of_texts_agree_with_the_evaluation(place, trained, tmp_path
         assert [p.row for p in again] == list(range(2, 32) if name.lower() == "lines.txt" else range(1, 31))
 
 
-def test_pairs_and_numbers(place, tmp_path):
+def test_pairs_and_numbers(place, tmp_path, run_main):
     settings = settings_of(place, "bert", "stsb", "data.test_source=null", "data.validation=0.2")
     rows = [f"good film {i},a fine plot {i},{i / 7:.2f}\n" for i in range(40)]
     (tmp_path / "pairs.csv").write_text("sentence1,sentence2,label\n" + "".join(rows))
@@ -94,6 +94,8 @@ def test_pairs_and_numbers(place, tmp_path):
         batch.pop("token_type_ids", None)
         expected = float(trained.model.eval()(**batch).logits)
     assert found[3].number == pytest.approx(expected, abs=1e-5)
+    done = run_main("predict", str(folder.path), str(tmp_path / "pairs.csv"), "--top", "2")
+    assert done.stderr == f"error: --top: the model of {folder.path} predicts no classes\n"
     (tmp_path / "lines.txt").write_text("good film\n")
     with pytest.raises(InputError, match=r"lines.txt: this model takes pairs of texts: give a table with both"):
         predict_all(folder.path, tmp_path / "lines.txt")

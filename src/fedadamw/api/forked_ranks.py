@@ -4,8 +4,10 @@ The command line starts ranks from settings (runner/launch.py); a model of one's
 """
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fedadamw.engine.ranks import TIMEOUT
+from fedadamw.engine.ranks import TIMEOUT, RankLostError
 from fedadamw.runner.fork_server import end_with_parent
 from fedadamw.validation import check
 
@@ -28,7 +30,8 @@ STOP_S = 5.0  # that a rank may take to end
 def forked_ranks(count: int, follow: Callable[[], object]) -> Iterator[None]:
     """A block in which this process is rank 0 of `count`; the others are forks that call `follow`.
 
-    For CPUs, one thread each. Raises InputError where processes cannot be forked.
+    For CPUs, one thread each. Raises InputError where processes cannot be forked; RankLostError with its reason if a
+    fork fails. Ctrl-C is for this process alone: the forks end with it.
     """
     _check_can_fork(count)
     threads = torch.get_num_threads()
@@ -40,8 +43,14 @@ def forked_ranks(count: int, follow: Callable[[], object]) -> Iterator[None]:
         stack.callback(_end, children)
         stack.enter_context(_environment(0, count))
         stack.callback(_leave)
+        if threading.current_thread() is threading.main_thread():
+            stack.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
         _join(0, count, meeting)
-        yield
+        try:
+            yield
+        except RankLostError as error:
+            reasons = [file.read_text() for file in sorted(meeting.parent.glob("rank-*"))]
+            raise RankLostError(f"lost another rank ({'; '.join(reasons)})" if reasons else str(error)) from error
 
 
 def _check_can_fork(count: int) -> None:
@@ -55,12 +64,16 @@ def _check_can_fork(count: int) -> None:
 
 def _fork(rank: int, count: int, meeting: Path, follow: Callable[[], object]) -> ForkProcess:
     def run() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         end_with_parent()
         with _environment(rank, count):
             try:
                 _join(rank, count, meeting)
                 follow()
-            except Exception:
+            except Exception as error:
+                if not isinstance(error, RankLostError):
+                    reason = " ".join(f"rank {rank}: {type(error).__name__}: {error}".split())
+                    meeting.with_name(f"rank-{rank}").write_text(reason)
                 if os.environ.get("FEDADAMW_DEBUG"):
                     traceback.print_exc()
                 os._exit(1)
@@ -99,5 +112,5 @@ def _leave() -> None:
 def _end(children: list[ForkProcess]) -> None:
     for child in children:
         child.join(STOP_S)
-        child.terminate()
+        child.kill()
         child.join()

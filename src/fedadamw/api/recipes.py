@@ -25,8 +25,8 @@ def run(
 ) -> Result:
     """Run a recipe, by its name or as a YAML file, and return the trained model with its records.
 
-    settings: by path, as `-s` sets them: {"training.rounds": 20}. A run that is resumed takes those it began with if
-    none are given. The other arguments are those of `simulate`.
+    settings: by path, as `-s` sets them: {"training.rounds": 20}. A run is resumed with the recipe and settings that it
+    began with, or with its own config.yaml as the recipe. The other arguments are those of `simulate`.
     """
     folder = None if out is None else RunFolder(Path(out))
     if isinstance(recipe, Experiment):

@@ -38,6 +38,7 @@ ORDER = [
     "ablate",
     *BEFORE_TRAINING,
     "watch",
+    "report",
     "export",
     "eval",
     "predict",

@@ -75,7 +75,7 @@ def _list_devices(found: "Survey") -> Iterator[Row]:
         memory = f"{gpu.free_gb} of {gpu.memory_gb} GB of memory free"
         yield f"cuda:{number}", f"{gpu.name}: {memory}, {_in_bfloat16(gpu.bfloat16)}"
     if found.no_gpu:
-        yield "no GPU", found.no_gpu
+        yield "no more" if found.gpus else "no GPU", found.no_gpu
 
 
 def _in_bfloat16(supported: bool | None) -> str:  # noqa: FBT001  (a value, not a switch)

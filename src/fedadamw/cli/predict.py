@@ -12,6 +12,7 @@ from fedadamw.cli.models import Best
 from fedadamw.validation import check
 
 if TYPE_CHECKING:
+    from fedadamw.trained.load import Trained
     from fedadamw.trained.predict import OnGroup, Prediction
 
 SHOWN = 20  # predictions on the terminal
@@ -53,6 +54,7 @@ def predict_command(
     overrides: list[Override] = [("data.on_bad", on_bad)]
     overrides += [parse_override(setting) for setting in settings or ()]
     trained = open_trained(where, overrides, best=best)
+    _check_classes(trained, where, "--top" if top > 1 else "--probabilities" if probabilities else "")
     samples = read_samples(trained, files)
     with _progress(sum(map(len, samples)), "" if out is None else f"; {out} was not written") as on_group:
         found = predict(trained, samples, max_new_tokens=max_new_tokens, on_group=on_group)
@@ -64,6 +66,13 @@ def predict_command(
         typer.echo(f"{out}: {count:,} predictions")
     else:
         _print(shown, count, top)
+
+
+def _check_classes(trained: "Trained", where: Path, option: str) -> None:
+    """Raise InputError if `option`, '' for none, asks for classes and the model has none."""
+    from fedadamw.trained.predict import predicts_classes
+
+    check(not option or predicts_classes(trained), f"{option}: the model of {where} predicts no classes")
 
 
 @contextmanager

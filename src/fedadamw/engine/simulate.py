@@ -184,15 +184,16 @@ class Simulation:
         """Loss and metrics on the held-out set of the global model of `state`, by default the present one."""
         self.load(state)
         module, task, ranks, n = self.workspace.module.eval(), self.task, self.ranks, self.task.held_out
-        with torch.no_grad(), autocast(self.training, self.workspace.y.device):
-            if n < ranks.size:
-                return task.score(task.outputs(module, 0, n))
-            mine = slice(ranks.rank * n // ranks.size, (ranks.rank + 1) * n // ranks.size)
-            own = task.outputs(module, mine.start, mine.stop)
-            every = own.new_zeros(n, own.shape[-1])
-            every[mine] = own
-            ranks.sum([every])
-            return task.score(every)
+        shared = 1 < ranks.size <= n
+        mine = slice(ranks.rank * n // ranks.size, (ranks.rank + 1) * n // ranks.size) if shared else slice(0, n)
+        with torch.no_grad():
+            with autocast(self.training, self.workspace.y.device):
+                outputs = task.outputs(module, mine.start, mine.stop)
+            if shared:
+                own, outputs = outputs, outputs.new_zeros(n, outputs.shape[-1])
+                outputs[mine] = own
+                ranks.sum([outputs])
+            return task.score(outputs)  # without autocast, which would round a metric's own products
 
     def _train(self, sampled: Sequence[int], broadcast: Broadcast, listeners: Sequence[Listener]) -> RoundResult:
         device = self.workspace.y.device

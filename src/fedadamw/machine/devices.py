@@ -42,19 +42,28 @@ def describe_cpu() -> Cpu:
 
 
 def list_gpus() -> tuple[list[Gpu], str | None]:
-    """Return the GPUs that torch can use, and, if there are none, why."""
+    """Return the GPUs that torch can use, and why there is none, or not another one."""
     import torch
 
     if not torch.cuda.is_available():
         return [], _explain_no_gpu(torch.version.cuda)
     gpus = []
     for number in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(number)
-        free, _ = torch.cuda.mem_get_info(number)
-        with torch.cuda.device(number):
-            bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        gpus.append(Gpu(about.name, round(about.total_memory / GB, 1), round(free / GB, 1), bfloat16))
+        try:
+            gpus.append(_describe_gpu(number))
+        except RuntimeError as error:  # it is another process's alone, full, or broken
+            return gpus, f"cuda:{number} cannot be used: {str(error).splitlines()[0]}"
     return gpus, None
+
+
+def _describe_gpu(number: int) -> Gpu:
+    import torch
+
+    about = torch.cuda.get_device_properties(number)
+    free, _ = torch.cuda.mem_get_info(number)
+    with torch.cuda.device(number):
+        bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Gpu(about.name, round(about.total_memory / GB, 1), round(free / GB, 1), bfloat16)
 
 
 def _explain_no_gpu(built_for: str | None) -> str:

@@ -23,7 +23,7 @@ class Survey:
     packages: list[Package]
     cpu: Cpu
     gpus: list[Gpu]
-    no_gpu: str | None  # why there is none
+    no_gpu: str | None  # why there is none, or not another one
     compilers: list[Compiler]
     extras: list[Extra]
     plugins: dict[str, str]  # algorithms of other packages: name -> package

@@ -2,6 +2,7 @@
 
 import hashlib
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -91,7 +92,7 @@ def _start_or_resume(
     if resume and folder.started:
         folder.check_same(manifest)
         warn_of_other_package(experiment.algorithm_name, folder.read_manifest())
-        folder.adopt_rounds(experiment)
+        folder.adopt_changes(experiment)
         checkpoint = folder.load(experiment)
     else:
         folder.start(experiment, manifest)
@@ -144,7 +145,7 @@ def _train(
     except OSError:
         raise
     except Exception as error:  # divergence, a lost rank, full memory, or an error of a user's function
-        if isinstance(error, RankLostError):
+        if isinstance(error, RankLostError) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher now ends all ranks
         try:
             _save(folder, experiment, simulation, settled)

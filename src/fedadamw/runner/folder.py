@@ -140,19 +140,22 @@ class RunFolder:
         in_study = self.path.name.endswith(settings_digest(begun)[:10])  # as study.plan names them
         check_new_rounds(self.path, begun, experiment.training.rounds, len(self.records()), in_study=in_study)
 
-    def adopt_rounds(self, experiment: Experiment) -> None:
-        """Make the number of rounds of `experiment`, which check_settings allows, that of the run here.
+    def adopt_changes(self, experiment: Experiment) -> None:
+        """Make rounds and keep_best of `experiment`, which check_settings allows, those of the run here.
 
-        The checkpoint is written first, for both numbers: a process that dies here leaves a run that can be resumed.
+        A later resume takes them from config.yaml. The checkpoint is written first, for both numbers of rounds: a
+        process that dies here leaves a run that can be resumed.
         """
         begun = load(str(self.config))
-        if begun.training.rounds == experiment.training.rounds:
+        rounds = experiment.training.rounds
+        adopted = with_rounds(begun, rounds).model_copy(update={"keep_best": experiment.keep_best})
+        if adopted == begun:
             return
-        if self.state.exists():
+        if self.state.exists() and rounds != begun.training.rounds:
             tensors, facts = self._read_checkpoint(begun)
             digests = {"settings": settings_digest(experiment), "before": settings_digest(begun)}
             checkpoint.write(self.state, "checkpoint", tensors, {**facts, **digests})
-        write_atomically(self.config, with_rounds(begun, experiment.training.rounds).to_yaml().encode())
+        write_atomically(self.config, adopted.to_yaml().encode())
 
     def check_same(self, manifest: Manifest) -> None:
         """Raise CheckpointError if data, partition or model differ from those that the run started with."""

@@ -26,6 +26,9 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
         model["B"] = prepared.algorithm.blocks.B  # type: ignore[attr-defined]  # needs_blocks says that it has them
     if prepared.start is not None:
         model["start"] = prepared.start
+    facts = json.loads(json.dumps(prepared.facts))  # tuples become lists, as when it is read from the file
+    if "frozen" in facts:
+        model["frozen"] = facts.pop("frozen")
     return {
         "versions": _collect_versions(experiment.algorithm_name),
         "commit": commit(),
@@ -34,7 +37,7 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
         "data": {
             "train": {"samples": len(prepared.train), "fingerprint": prepared.train.fingerprint},
             "test": {"samples": len(prepared.test), "fingerprint": prepared.test.fingerprint},
-            **json.loads(json.dumps(prepared.facts)),  # tuples become lists, as when it is read from the file
+            **facts,
         },
         "folders": list_plain_folders(experiment),
         "partition": {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint},

@@ -51,6 +51,11 @@ def read_samples(trained: Trained, files: Sequence[str]) -> list[NewSamples]:
     return read_new_samples(trained.experiment, files, prompts=_takes_prompts(trained))
 
 
+def predicts_classes(trained: Trained) -> bool:
+    """Whether the model predicts classes, rather than numbers or responses."""
+    return trained.experiment.data.task != LANGUAGE and cast("TextFacts", trained.facts).get("edges") is None
+
+
 def predict(
     trained: Trained, samples: Sequence[NewSamples], *, max_new_tokens: int = 64, on_group: OnGroup = lambda _: None
 ) -> Iterator[Prediction]:
