@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import torch.nn.functional as F
 from support.own_objects import CLIENTS, Pictures, points, simulate
 from torch import nn
@@ -51,6 +52,10 @@ def losses(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
+def squared(outputs, targets, reduction):
+    return (outputs - targets) ** 2
+
+
 X, Y = points()
 WRONG = {
     "model": ({"model": 3}, "int is not a torch.nn.Module"),
@@ -68,6 +73,10 @@ WRONG = {
     "loss": ({"loss": lambda outputs, targets: outputs.sum()}, "does not take .*reduction='none'"),
     "loss module": ({"loss": OwnLoss()}, "loss=OwnLoss does not take .*reduction='none'"),
     "model's outputs": ({"model": Pair()}, "the model returns a tuple, not a tensor: give predict="),
+    "broadcast": (
+        {"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "loss": squared, "metrics": None},
+        r"outputs \(10, 1\) and targets \(10,\) were compared across samples, \(10, 10\)",
+    ),
     "metrics": ({"metrics": lambda outputs, targets: 0.0}, "metrics: .* is no dict"),
     "metric": ({"metrics": {"accuracy": lambda o, t: o}}, "'accuracy' gave .* not a number"),
     "predict": ({"sample_losses": lambda m, b: 0}, "need predict="),
@@ -126,6 +135,25 @@ def test_a_resumed_run_must_be_the_same(tmp_path):
     for changes in ({"train": (x[:200] + 1, y[:200])}, {"clients": CLIENTS[::-1]}, {"seed": 1}):
         with pytest.raises((InputError, RuntimeError), match="changed since|other settings"):
             simulate(out=tmp_path, resume=True, **changes)
+
+
+def test_a_resumed_run_must_have_the_frozen_weights_that_it_began_with(tmp_path):
+    def half_frozen(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 4))
+        model[1].requires_grad_(False)
+        return model
+
+    simulate(half_frozen(0), out=tmp_path, callbacks=[lambda record: record.round == 2])
+    with pytest.raises(InputError, match="the model changed since the run started"):
+        simulate(half_frozen(1), out=tmp_path, resume=True)
+    assert len(simulate(half_frozen(0), out=tmp_path, resume=True).records) == 3
+
+
+def test_a_run_that_cannot_be_longer_says_what_a_script_can_do(tmp_path):
+    simulate(out=tmp_path)
+    with pytest.raises(InputError, match="start a new run with the trained model, in another folder$"):
+        simulate(out=tmp_path, resume=True, rounds=9)
 
 
 def test_a_lost_rank_is_reported():

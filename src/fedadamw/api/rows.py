@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from fedadamw.validation import InputError, check, shorten
+from fedadamw.vector import digest_tensors
 
 Collate = Callable[[list[Any]], Any]
 MAX_CLASSES = 1000  # from which integer targets are not taken for classes
@@ -50,7 +51,7 @@ class TensorRows(Rows):
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device, *, resident: bool) -> None:
         self.device, self.resident = device, resident
-        self.fingerprint = _digest(tensors)
+        self.fingerprint = digest_tensors(tensors)
         self.labels = _find_labels(tensors[-1]) if len(tensors) > 1 else self.labels
         self.tensors = [t.to(device) for t in tensors] if resident else list(tensors)
 
@@ -147,16 +148,6 @@ def _check_dataset(name: str, data: Any) -> None:
         raise InputError(f"{name}: {shorten(type(data).__name__)} has no samples by number; {hint}")
     dataset: Dataset[Any] = data
     check(len(dataset) > 0, f"{name}: has no samples")  # type: ignore[arg-type]  # it has a length
-
-
-def _digest(tensors: Sequence[Tensor]) -> str:
-    """Return a digest of every number."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        flat = tensor.detach().cpu().contiguous()
-        digest.update(f"{flat.dtype} {tuple(flat.shape)}".encode())
-        digest.update(flat.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _find_labels(targets: Tensor) -> np.ndarray:

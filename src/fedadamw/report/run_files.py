@@ -50,6 +50,7 @@ class ModelFacts(_Model, total=False):
     """The model of a run."""
 
     B: int  # blocks, if the algorithm uses them
+    frozen: str  # fingerprint of what is not trained, of a model given in Python: it is not in the checkpoint
     start: StartFacts  # the run whose model this one started from, if it did
 
 

@@ -13,7 +13,9 @@ from fedadamw.algorithms.registry import find_package, needs_blocks
 from fedadamw.prepare.paths import list_plain_folders
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.report.run_files import Manifest, ModelFacts
+from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
+from fedadamw.vector import digest_tensors, list_frozen
 
 PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetensors")
 
@@ -24,6 +26,8 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
     model: ModelFacts = {"layout": layout.fingerprint, "d": layout.d}
     if needs_blocks(experiment.algorithm_name):
         model["B"] = prepared.algorithm.blocks.B  # type: ignore[attr-defined]  # needs_blocks says that it has them
+    if experiment.data.task == PYTHON and (frozen := list_frozen(prepared.workspace.module)):
+        model["frozen"] = digest_tensors(frozen)
     if prepared.start is not None:
         model["start"] = prepared.start
     return {
