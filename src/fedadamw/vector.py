@@ -119,21 +119,6 @@ def statistics(module: nn.Module) -> dict[str, Tensor]:
     return {n: t for n, t in floating.items() if bool(t.float().isfinite().all())}
 
 
-def list_frozen(module: nn.Module) -> list[Tensor]:
-    """Return the parameters of `module` that do not require gradients, each once."""
-    return [p for p in module.parameters() if not p.requires_grad]
-
-
-def digest_tensors(tensors: Iterable[Tensor]) -> str:
-    """Return a digest of every number, shape and type."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        flat = tensor.detach().cpu().contiguous()
-        digest.update(f"{flat.dtype} {tuple(flat.shape)}".encode())
-        digest.update(flat.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
 def bind(tensors: Mapping[str, Tensor], vector: Vector) -> None:
     """Make each named tensor a view into `vector` (d,), without a copy: writing to the vector writes to all."""
     views = Layout.of_tensors(tensors).views(vector)

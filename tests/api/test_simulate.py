@@ -277,3 +277,30 @@ def test_a_run_at_a_constant_rate_goes_on_to_more_rounds(tmp_path):
     assert numbers(longer) == numbers(simulate(schedule="constant", rounds=5))
     with pytest.raises(InputError, match="rounds"):
         simulate(out=tmp_path, schedule="constant", rounds=4, resume=True)
+
+
+def test_the_best_round_can_be_loaded(tmp_path):
+    seen = {}
+
+    class Keep(fedadamw.Callback):
+        def on_evaluate(self, record, model):
+            seen[record.round] = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+    result = simulate(rounds=6, lr=0.1, out=tmp_path, settings={"keep_best": True}, callbacks=[Keep()])
+    scores = [record.test_metrics["accuracy"] for record in result.records]
+    best = scores.index(max(scores)) + 1
+    assert result.load_best() == best
+    assert torch.equal(weights(result), seen[best])
+    with pytest.raises(InputError, match="keep_best"):
+        simulate().load_best()
+
+
+def test_a_loss_module_weighs_classes():
+    weight = torch.tensor([1.0, 0.0, 2.0, 1.0])
+
+    def by_hand(outputs, targets, reduction):
+        return F.cross_entropy(outputs, targets, reduction="none") * weight[targets]
+
+    loss = nn.CrossEntropyLoss(weight=weight)
+    assert numbers(simulate(loss=loss)) == numbers(simulate(loss=by_hand))
+    assert loss.reduction == "mean"

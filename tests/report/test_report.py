@@ -265,6 +265,18 @@ def test_a_band_ends_where_the_metric_does(metric, low):
     assert rows[0]["interval"] == hovered, "what is hovered is the whole interval"
 
 
+def test_where_a_seed_was_not_finite_there_is_no_mean_of_the_others():
+    of_seed = ([0.5, None], [0.6, 0.7])
+    runs = [dict(RESULTS["runs"][seed], round=[5, 10], score=of_seed[seed]) for seed in (0, 1)]
+    rows = study_rows.curve_rows({**RESULTS, "runs": runs}, "score")
+    assert [(row["round"], row.get("seed"), row["score"]) for row in rows] == [
+        (5, None, 0.55),
+        (5, 0, 0.5),
+        (5, 1, 0.6),
+        (10, 1, 0.7),
+    ]
+
+
 def test_one_seed_has_no_band():
     rows = study_rows.curve_rows({**RESULTS, "runs": RESULTS["runs"][:1]}, "score")
     assert all(row.keys() == {"variant", "round", "sent", "score"} for row in rows)

@@ -48,15 +48,21 @@ def blocks_of(page: Path) -> list[Block]:
 
 def shorten(language: str, code: str) -> str:
     """The same commands with two rounds and one seed, a few steps and few samples."""
-    code = re.sub(r"\btraining\.rounds=\d+", "training.rounds=2", code)
-    code = re.sub(r'"training\.rounds": \d+', '"training.rounds": 2', code)
     if language == "python":
-        return re.sub(r"\brounds=\d+", "rounds=2", code)
-    code = re.sub(r"--seeds \d+", "--seeds 1", code)
-    few = "-s training.rounds=2 -s training.clients_per_round=2"
-    code = re.sub(rf"{BEGINS}(?!.*training\.rounds)", rf"\1 {few} ", code, flags=re.MULTILINE)
-    large, less = rf"{BEGINS}(?=.*(?:cifar10|sst2))", "-s training.steps=2 -s data.max_train=2000 -s data.max_test=100"
-    return re.sub(large, rf"\1 {less} ", code, flags=re.MULTILINE)
+        return re.sub(r"\brounds=\d+", "rounds=2", re.sub(r'"training\.rounds": \d+', '"training.rounds": 2', code))
+    code = re.sub(r"\btraining\.rounds=\d+", "training.rounds=2", re.sub(r"--seeds \d+", "--seeds 1", code))
+    return "\n".join(map(_shorten_command, code.replace("\\\n", " ").split("\n")))
+
+
+def _shorten_command(line: str) -> str:
+    """A command that trains, with settings it does not have yet: one given twice is refused."""
+    if not re.match(BEGINS, line):
+        return line
+    small = {} if "training.rounds" in line else {"training.rounds": 2, "training.clients_per_round": 2}
+    if re.search("cifar10|sst2", line):
+        small |= {"training.steps": 2, "data.max_train": 2000, "data.max_test": 100}
+    added = " ".join(f"-s {path}={value}" for path, value in small.items() if path not in line)
+    return re.sub(BEGINS, rf"\1 {added} ", line)
 
 
 def link_data(folder: Path) -> None:

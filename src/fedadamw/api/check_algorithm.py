@@ -119,9 +119,9 @@ def _check_functions(make: Callable[[nn.Module], AnyAlgorithm]) -> None:
     for _ in range(3):
         local = _call(algorithm.client_step, local, down, torch.randn(x.shape, generator=generator, dtype=x.dtype), lr)
     up, _ = _call(algorithm.client_finish, local, down, lr)
-    assert all_finite(up), f"the upload is not finite after three steps: {up}"
+    _require(all_finite(up), f"the upload is not finite after three steps: {up}")
     after = _call(algorithm.server_update, server, up, lr, x.new_tensor(0.5))
-    assert next(iter(up._asdict())) == "delta", f"the first field of {type(up).__name__} must be delta"
+    _require(next(iter(up._asdict())) == "delta", f"the first field of {type(up).__name__} must be delta")
     if algorithm.adds_mean:
         _compare("adds_mean is True, but x after server_update", [after.x], [x + up.delta])
 
@@ -130,8 +130,8 @@ def _call(function: Callable[..., AnyState], *arguments: AnyState) -> AnyState:
     """Return function(*arguments); AssertionError if that changes an argument, or gives something else again."""
     before = [clone_tensors(argument) for argument in arguments]
     result, again = function(*arguments), function(*arguments)
-    assert _equal(before, arguments), f"{function.__name__} modifies its arguments"
-    assert _equal([result], [again]), f"{function.__name__} returns something else for the same arguments"
+    _require(_equal(before, arguments), f"{function.__name__} modifies its arguments")
+    _require(_equal([result], [again]), f"{function.__name__} returns something else for the same arguments")
     return result
 
 
@@ -168,7 +168,7 @@ def _check_runs(simulate: Callable[..., Simulation]) -> None:
     """Compare a run with one that was saved and restored, and with stacked clients; try every codec."""
     run = simulate()
     record = run.step()
-    assert not record.rejected, "a client's numbers are not finite: choose a smaller lr, or a bound"
+    _require(not record.rejected, "a client's numbers are not finite: choose a smaller lr, or a bound")
     saved = Saved(run.state.round, {name: t.clone() for name, t in run.tensors().items()})
     ended = _finish(run)
     _compare("a run that was saved and restored", _finish(simulate(saved=saved)), ended, tolerance=0.0)
@@ -186,6 +186,12 @@ def _finish(simulation: Simulation) -> list[Tensor]:
 def _compare(what: str, ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float = TOLERANCE) -> None:
     """Raise AssertionError if tensors differ in shape or by more than `tolerance`."""
     for one, other in zip(ours, theirs, strict=True):
-        assert one.shape == other.shape, f"{what} has shape {tuple(one.shape)}, not {tuple(other.shape)}"
+        _require(one.shape == other.shape, f"{what} has shape {tuple(one.shape)}, not {tuple(other.shape)}")
         difference = float(((one - other).abs() / other.abs().clamp(min=1)).max()) if one.numel() else 0.0
-        assert difference <= tolerance, f"{what} differs by {difference:.1e}, at most {tolerance:g} is rounding"
+        _require(difference <= tolerance, f"{what} differs by {difference:.1e}, at most {tolerance:g} is rounding")
+
+
+def _require(condition: bool, message: str) -> None:  # noqa: FBT001  (the condition is the argument)
+    """Raise AssertionError unless the condition holds, also where Python leaves out `assert`."""
+    if not condition:
+        raise AssertionError(message)

@@ -27,6 +27,10 @@ class Functions(NamedTuple):
     predict: Predict | None  # None: a batch is (inputs..., targets)
     metrics: Mapping[str, Metric]
 
+    def on(self, device: torch.device) -> "Functions":
+        """Return the same functions, a loss module's tensors on `device`."""
+        return self._replace(loss=copy.deepcopy(self.loss).to(device)) if isinstance(self.loss, nn.Module) else self
+
     def losses_of(self, model: Model, batch: Any) -> Tensor:
         """Return the loss of each sample, (n,)."""
         if self.sample_losses is not None:
@@ -77,9 +81,7 @@ def check_functions(
 def _without_reduction(loss: Loss) -> Loss:
     """Return a loss that can be called with reduction="none"; raises InputError if `loss` cannot."""
     if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-        module: Any = copy.copy(loss)
-        module.reduction = "none"
-        return lambda outputs, targets, reduction: module(outputs, targets)
+        return _Unreduced(loss)
     try:
         inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).bind(None, None, reduction="none")
     except TypeError:
@@ -101,6 +103,21 @@ def _check_not_broadcast(outputs: torch.Size, targets: torch.Size, losses: torch
     shapes = f"outputs {tuple(outputs)} and targets {tuple(targets)}"
     crossed = losses == every and losses not in (outputs, targets)
     check(not crossed, f"loss: {shapes} were compared across samples, {tuple(losses)}; give them one shape")
+
+
+class _Unreduced(nn.Module):
+    """A loss of torch.nn with a number for each output, called as a function."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        inner: Any = copy.copy(loss)
+        inner.reduction = "none"
+        self.loss = inner
+
+    def forward(self, outputs: Tensor, targets: Tensor, *, reduction: str) -> Tensor:
+        """Return the loss of each output."""
+        result: Tensor = self.loss(outputs, targets)
+        return result
 
 
 class PythonTask:

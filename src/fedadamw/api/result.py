@@ -8,9 +8,12 @@ from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+from fedadamw import checkpoint
 from fedadamw.api.picture import Picture
+from fedadamw.engine.best import read_best
 from fedadamw.engine.record import Record
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.metrics import find_evaluations
@@ -19,7 +22,8 @@ from fedadamw.report.run_files import RecordDict
 from fedadamw.report.study_charts import OF_PICTURE, all_charts
 from fedadamw.report.study_files import Results
 from fedadamw.runner.folder import RunFolder
-from fedadamw.validation import check, check_one_of
+from fedadamw.validation import InputError, check, check_one_of
+from fedadamw.vector import Layout, statistics, trainable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -76,6 +80,26 @@ class Result:
         what = next(iter(charts)) if what is None else what
         check_one_of("plot", what, charts)
         return Picture(charts[what](records, width=420))
+
+    def load_best(self) -> int:
+        """Put the weights of the best evaluated round into `model` and return its number.
+
+        The run needs `settings={"keep_best": True}`. A round that was chosen on the held-out set looks better there
+        than on new data.
+        """
+        check(self.folder is not None, "this rank has no checkpoint: rank 0 has")
+        assert self.folder is not None
+        best = read_best(checkpoint.read(RunFolder(self.folder).state, "checkpoint")[0])
+        if best is None:
+            raise InputError("the run kept no best round: run it with settings={'keep_best': True}")
+        check(best.model["base"].numel() == 0, "a model with exactly averaged adapters: use `fedadamw export --best`")
+        with torch.no_grad():
+            for name, value in Layout.of(self.model).views(best.model["server.x"]).items():
+                trainable(self.model)[name].copy_(value)
+            floating = statistics(self.model)
+            for name, value in Layout.of_tensors(floating).views(best.model["statistics"]).items():
+                floating[name].copy_(value)
+        return best.round
 
     def save_report(self, path: str | Path) -> Path:
         """Write the run's page, which opens offline, to a file whose name ends in .html, and return its path."""

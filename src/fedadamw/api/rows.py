@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from fedadamw.validation import InputError, check, shorten
-from fedadamw.vector import digest_tensors
 
 Collate = Callable[[list[Any]], Any]
+DIGESTED = 8  # parts of a dataset, whose first samples are read for its fingerprint
 MAX_CLASSES = 1000  # from which integer targets are not taken for classes
 Shown = TypeVar("Shown")
 
@@ -75,10 +75,7 @@ class DatasetRows(Rows):
 
     def __init__(self, dataset: Any, collate: Collate, device: torch.device) -> None:
         self.dataset, self.collate, self.device = dataset, collate, device
-        kind = type(dataset)
-        self.fingerprint = hashlib.sha256(f"{kind.__module__}.{kind.__qualname__} {len(dataset)}".encode()).hexdigest()[
-            :16
-        ]
+        self.fingerprint = self._digest_some()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -90,6 +87,16 @@ class DatasetRows(Rows):
             batch = self.collate(rows)
         batch = dict(batch) if isinstance(batch, UserDict) else batch  # such as the BatchEncoding of a tokenizer
         return tree_map_only(Tensor, lambda t: t.to(self.device), batch)
+
+    def _digest_some(self) -> str:
+        """Return a digest of the dataset's type and length, and of some samples: of those that read the same twice."""
+        kind, count = type(self.dataset), len(self.dataset)
+        digest = hashlib.sha256(f"{kind.__module__}.{kind.__qualname__} {count}".encode())
+        with _own_generators():
+            for sample in sorted({k * (count - 1) // DIGESTED for k in range(DIGESTED + 1)}):
+                once, again = (digest_tensors(_find_tensors(self._read(sample, 0))) for _ in range(2))
+                digest.update(once.encode() if once == again else b"")
+        return digest.hexdigest()[:16]
 
     def _read(self, sample: int, seed: int) -> Any:
         torch.default_generator.manual_seed(seed)
@@ -148,6 +155,29 @@ def _check_dataset(name: str, data: Any) -> None:
         raise InputError(f"{name}: {shorten(type(data).__name__)} has no samples by number; {hint}")
     dataset: Dataset[Any] = data
     check(len(dataset) > 0, f"{name}: has no samples")  # type: ignore[arg-type]  # it has a length
+
+
+def _find_tensors(sample: Any) -> list[Tensor]:
+    """Return what is a number, an array or a tensor in a sample."""
+    leaves = tree_leaves(dict(sample) if isinstance(sample, UserDict) else sample)
+    arrays = [leaf.numpy() if isinstance(leaf, Tensor) else np.asarray(leaf) for leaf in leaves if _is_number(leaf)]
+    return [torch.from_numpy(np.array(array)) for array in arrays]
+
+
+def _is_number(leaf: Any) -> bool:
+    if isinstance(leaf, Tensor):
+        return leaf.device.type == "cpu" and leaf.dtype not in (torch.bfloat16,) and not leaf.is_sparse
+    return isinstance(leaf, np.ndarray | np.number | int | float) and np.asarray(leaf).dtype.kind in "biufc"
+
+
+def digest_tensors(tensors: Sequence[Tensor]) -> str:
+    """Return a digest of every number."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        flat = tensor.detach().cpu().contiguous()
+        digest.update(f"{flat.dtype} {tuple(flat.shape)}".encode())
+        digest.update(flat.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _find_labels(targets: Tensor) -> np.ndarray:

@@ -111,10 +111,9 @@ class _Leader:
         try:
             with Progress(self.experiment.training, quiet=self.quiet) as progress:
                 simulation = self._execute(progress, started)
-        except Interrupted:
-            done = len(self.folder.records())
+        except Interrupted as stopped:
             _give_back(started[0])
-            raise KeyboardInterrupt(f"saved after round {done} in {self.folder.path}; resume=True goes on") from None
+            raise KeyboardInterrupt(f"{stopped} in {self.folder.path}; resume=True goes on") from None
         except BaseException:
             for simulation in started:
                 _give_back(simulation)

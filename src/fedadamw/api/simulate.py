@@ -5,13 +5,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import nn
 
 from fedadamw.api.partition import count_clients, from_lists
 from fedadamw.api.python_task import Functions, Loss, Metric, Predict, PythonTask, SampleLosses, check_functions
 from fedadamw.api.result import Result
-from fedadamw.api.rows import Collate, open_rows
+from fedadamw.api.rows import Collate, digest_tensors, open_rows
 from fedadamw.api.session import AnyCallback, run_session
+from fedadamw.engine.ranks import current_team
 from fedadamw.models.loading import build_seeded
 from fedadamw.prepare.problem import Problem, PythonFacts
 from fedadamw.prepare.simulation import Prepared, assemble, check_settings, set_up_process
@@ -62,10 +64,12 @@ def simulate(
         model: trained in place; or a function that makes it, with torch's generator seeded by `seed`. Parameters that
             do not require gradients are frozen, and are not sent.
         train, test: (inputs..., targets) tensors, whose first dimension is the samples'; or any map-style dataset; or
-            a DataLoader, of which the dataset and collate_fn are used. `test` is held out by the server.
+            a DataLoader, of which the dataset and collate_fn are used. Datasets are read in this process, between the
+            steps. `test` is held out by the server.
         clients: the sample numbers of each client, such as `fedadamw.partition.dirichlet(labels, clients=100)` gives.
         loss: called as loss(outputs, targets, reduction="none"), gives a number for each sample, or several, whose
-            mean is taken. Cross-entropy by default.
+            mean is taken. Cross-entropy by default. With class weights the mean over a batch is that of the weighted
+            losses; torch divides by the weights' sum.
         sample_losses: instead of `loss`, (model, batch) -> (n,), for batches that are not (inputs..., targets).
         predict: (model, batch) -> (outputs, targets) for such batches. Needed only for metrics.
         metrics: by name, each of all held-out outputs and targets, returns a float. The first is the main one: it
@@ -88,6 +92,7 @@ def simulate(
     Raises InputError, one line, for whatever does not fit; DivergedError if no client's numbers are finite. Ctrl-C
     saves the last round first. Whatever is raised, the model has the weights of the last complete round.
     """
+    check("name" not in (algorithm_settings or {}), "algorithm_settings: give the name as algorithm=")
     functions = check_functions(loss, sample_losses, predict, metrics)
     objects = Objects(model, train, test, clients, functions, collate)
     named: dict[str, Any] = {"seed": seed, "device": device, "algorithm": {"name": algorithm}}
@@ -136,9 +141,13 @@ def _prepare(experiment: Experiment, objects: Objects) -> Prepared:
     train = open_rows("train", objects.train, objects.collate, device, resident=resident)
     test = open_rows("test", objects.test, objects.collate, device, resident=resident)
     partition = from_lists(objects.clients, len(train))
-    task = PythonTask(train, test, objects.functions, experiment.training.evaluation_batch(EVALUATION_BATCH))
-    facts: PythonFacts = {"classes": train.classes}
-    problem = Problem(_make_model(objects.model, experiment.seed).to(device), task, facts)
+    task = PythonTask(train, test, objects.functions.on(device), experiment.training.evaluation_batch(EVALUATION_BATCH))
+    model = _make_model(objects.model, experiment.seed).to(device)
+    frozen = [*(p for p in model.parameters() if not p.requires_grad), *model.buffers()]
+    with torch.no_grad():
+        current_team(device).broadcast(frozen)  # a model that a script draws at random differs between ranks
+    facts: PythonFacts = {"classes": train.classes, "frozen": digest_tensors(frozen)}
+    problem = Problem(model, task, facts)
     return assemble(experiment, problem, train, test, partition, device)
 
 

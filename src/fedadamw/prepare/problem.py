@@ -63,6 +63,7 @@ class PythonFacts(TypedDict):
     """What is known of data that are Python objects."""
 
     classes: Sequence[str]  # none if the targets are not classes
+    frozen: str  # digest of the model's parameters and buffers that are not trained
 
 
 Facts = ImageFacts | TextFacts | PythonFacts  # JSON in a run's manifest, in an exported folder, and sent to nodes

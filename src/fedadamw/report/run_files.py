@@ -50,7 +50,7 @@ class ModelFacts(_Model, total=False):
     """The model of a run."""
 
     B: int  # blocks, if the algorithm uses them
-    frozen: str  # fingerprint of what is not trained, of a model given in Python: it is not in the checkpoint
+    frozen: str  # digest of what is not trained, of a model from Python
     start: StartFacts  # the run whose model this one started from, if it did
 
 

@@ -28,14 +28,20 @@ def variant_names(results: Results) -> list[str]:
 
 
 def curve_rows(results: Results, what: Curve) -> list[Row]:
-    """Return `what` by evaluated round and bytes sent: of each variant a mean with its band, and of each seed."""
+    """Return `what` by evaluated round and bytes sent: of each variant a mean with its band, and of each seed.
+
+    Where a seed's number was not finite there is no mean: that of the others would look better than the variant is.
+    """
     limits = value_range(results["metric"]) if what == "score" else (0.0, inf)
     rows: list[Row] = []
     for variant, group in runs_by_variant(results["runs"]).items():
         for i, round_ in enumerate(group[0]["round"]):
             point: Row = {"variant": variant, "round": round_, "sent": group[0]["sent_bytes"][i] / 1e6}
             values = {result["seed"]: value for result in group if (value := result[what][i]) is not None}
-            rows += rows_of_point(point, what, values, limits)
+            if len(values) == len(group):
+                rows += rows_of_point(point, what, values, limits)
+            else:
+                rows += [{**point, what: value, "seed": seed} for seed, value in values.items()]
     return rows
 
 

@@ -13,9 +13,7 @@ from fedadamw.algorithms.registry import find_package, needs_blocks
 from fedadamw.prepare.paths import list_plain_folders
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.report.run_files import Manifest, ModelFacts
-from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
-from fedadamw.vector import digest_tensors, list_frozen
 
 PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetensors")
 
@@ -26,10 +24,11 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
     model: ModelFacts = {"layout": layout.fingerprint, "d": layout.d}
     if needs_blocks(experiment.algorithm_name):
         model["B"] = prepared.algorithm.blocks.B  # type: ignore[attr-defined]  # needs_blocks says that it has them
-    if experiment.data.task == PYTHON and (frozen := list_frozen(prepared.workspace.module)):
-        model["frozen"] = digest_tensors(frozen)
     if prepared.start is not None:
         model["start"] = prepared.start
+    facts = json.loads(json.dumps(prepared.facts))  # tuples become lists, as when it is read from the file
+    if "frozen" in facts:
+        model["frozen"] = facts.pop("frozen")
     return {
         "versions": _collect_versions(experiment.algorithm_name),
         "commit": commit(),
@@ -38,7 +37,7 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
         "data": {
             "train": {"samples": len(prepared.train), "fingerprint": prepared.train.fingerprint},
             "test": {"samples": len(prepared.test), "fingerprint": prepared.test.fingerprint},
-            **json.loads(json.dumps(prepared.facts)),  # tuples become lists, as when it is read from the file
+            **facts,
         },
         "folders": list_plain_folders(experiment),
         "partition": {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint},
