@@ -1,5 +1,6 @@
 """What simulate cannot take is said in one line, and so is what ends a run."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -8,12 +9,13 @@ import sys
 import numpy as np
 import pytest
 import torch.nn.functional as F
-from support.own_objects import CLIENTS, Pictures, cnn, points, simulate
+from support.own_objects import CLIENTS, Pictures, cnn, numbers, points, simulate
 from torch import nn
 from torch.utils.data import IterableDataset
 
 import fedadamw
 from fedadamw.validation import InputError
+from fedadamw.vector import statistics
 
 
 class SeesClients(fedadamw.Callback):
@@ -161,6 +163,16 @@ def test_a_run_that_cannot_be_longer_says_what_a_script_can_do(tmp_path):
     simulate(out=tmp_path)
     with pytest.raises(InputError, match="start a new run with the trained model, in another folder$"):
         simulate(out=tmp_path, resume=True, rounds=9)
+
+
+def test_a_module_with_batch_norm_that_was_trained_in_place_goes_on(tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    start = copy.deepcopy(model)
+    simulate(model, out=tmp_path / "halves", callbacks=[lambda record: record.round == 2])
+    halves = simulate(model, out=tmp_path / "halves", resume=True)
+    whole = simulate(start, out=tmp_path / "whole")
+    assert numbers(halves) == numbers(whole)
+    assert all(torch.equal(halves.model.state_dict()[n], t) for n, t in statistics(whole.model).items())
 
 
 def test_a_lost_rank_is_reported():
