@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import torch.nn.functional as F
 from support.own_objects import CLIENTS, Pictures, cnn, numbers, points, simulate
 from torch import nn
