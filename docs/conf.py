@@ -34,6 +34,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 900  # seconds a cell, on a busy machine
 nb_execution_in_temp = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # warnings of other packages
 nb_render_markdown_format = "gfm"  # with tables
 
 html_theme = "furo"

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -29,6 +30,7 @@ ITEM = re.compile(r"^ *(?:[-*]|\d+\.) ", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
+@cache
 def pairs() -> dict[Path, Path]:
     """Chinese page by English page, as paths from the repository's root; the index is a page of its own."""
     pages = sorted((DOCS / "zh").rglob("*.md"))

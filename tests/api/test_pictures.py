@@ -7,7 +7,13 @@ import torch
 from support.own_objects import CLIENTS, points, simulate
 
 import fedadamw
+from fedadamw.api.result import Comparison
+from fedadamw.study.plan import plan
+from fedadamw.study.results import collect_results
 from fedadamw.validation import InputError
+
+FEW = [("training.rounds", 2), ("training.clients_per_round", 2), ("training.steps", 1), ("partition.clients", 10)]
+FEW += [("model.name", "vit-nano"), ("threads", 1), ("training.evaluate_every", 1), ("training.diagnostics", True)]
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +79,18 @@ def test_a_result_from_python_objects_is_not_exported(result, tmp_path):
     with pytest.raises(InputError, match="objects of the script that called fedadamw.simulate"):
         result.export(tmp_path / "export")
     assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.slow
+def test_a_comparison_draws_curves_with_intervals_and_diagnostics(tmp_path):
+    runs = plan("digits", ["fedadamw", "fedavg"], [0, 1], FEW, tmp_path)
+    for run in runs:
+        fedadamw.run(run.experiment, out=run.folder.path, quiet=True)
+    study = Comparison(collect_results("digits", runs), tmp_path)
+    assert {"Test accuracy by round", "fedadamw", "fedavg"} <= set(texts(study.plot()))
+    bands = [row for row in study.plot().chart.to_dict()["data"]["values"] if "low" in row]
+    assert {(row["variant"], row["round"]) for row in bands} == {(v, r) for v in ("fedadamw", "fedavg") for r in (1, 2)}
+    for what in ("bytes", "final", "drift", "cosine", "v_dispersion"):
+        assert "fedadamw" in texts(study.plot(what))
+    with pytest.raises(InputError, match="plot='value' is unknown; use one of score, bytes, train, test, final"):
+        study.plot("value")

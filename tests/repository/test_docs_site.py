@@ -36,7 +36,8 @@ def pages(site: Path) -> list[Path]:
 
 
 def test_every_page_of_docs_is_on_the_site(site):
-    sources = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
+    files = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.ipynb")]
+    sources = {path.relative_to(ROOT / "docs").with_suffix("") for path in files}
     built = {path.relative_to(site).with_suffix("") for path in pages(site)}
     assert {str(name) for name in sources - built if name.name != "README"} == set()
 

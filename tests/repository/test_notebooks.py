@@ -27,7 +27,7 @@ def source(cell: dict) -> str:
 
 
 def test_the_notebooks_are_there():
-    assert set(NOTEBOOKS) == {"own-model.ipynb"}
+    assert set(NOTEBOOKS) == {"own-model.ipynb", "compare-algorithms.ipynb", "language-model.ipynb"}
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
