@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedadamw.api.partition import count_clients, from_lists
 from fedadamw.api.python_task import Functions, Loss, Metric, Predict, PythonTask, SampleLosses, check_functions
@@ -22,10 +22,12 @@ from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment, fields_at
 from fedadamw.settings.load import parse_settings, set_path
 from fedadamw.validation import InputError, check
+from fedadamw.vector import statistics
 
 EVALUATION_BATCH = 500  # held-out samples at once, unless training.evaluate_batch says otherwise
 Model = nn.Module | Callable[[], nn.Module]
 OF_RECIPES = ("data", "model", "partition", "lora", "federation")  # sections that choose model and data by name
+COUNTER = "num_batches_tracked"  # of BatchNorm
 ALSO_HERE = ("data.resident", "model.blocks")
 
 
@@ -146,9 +148,16 @@ def _prepare(experiment: Experiment, objects: Objects) -> Prepared:
     frozen = [*(p for p in model.parameters() if not p.requires_grad), *model.buffers()]
     with torch.no_grad():
         current_team(device).broadcast(frozen)  # a model that a script draws at random differs between ranks
-    facts: PythonFacts = {"classes": train.classes, "frozen": digest_tensors(frozen)}
+    facts: PythonFacts = {"classes": train.classes, "frozen": digest_tensors(_list_fixed(model))}
     problem = Problem(model, task, facts)
     return assemble(experiment, problem, train, test, partition, device)
+
+
+def _list_fixed(model: nn.Module) -> list[Tensor]:
+    """Return what training leaves as it is: a module that was trained in place has it still, to go on with."""
+    moving = statistics(model)  # BatchNorm's, which the checkpoint has
+    buffers = (b for name, b in model.named_buffers() if name not in moving and not name.endswith(COUNTER))
+    return [*(p for p in model.parameters() if not p.requires_grad), *buffers]
 
 
 def _make_model(model: Model, seed: int) -> nn.Module:
