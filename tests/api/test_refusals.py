@@ -196,3 +196,26 @@ def test_an_error_on_another_rank_is_named_and_signals_are_left_as_they_were():
     with pytest.raises(RuntimeError, match=r"^lost another rank \(rank 1: ZeroDivisionError: odd batch\)$"):
         simulate(sample_losses=fail, metrics=None, ranks=2)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_collate_function_is_used_for_tensors_too():
+    x, y = points()
+    seen = []
+
+    def collate(rows):
+        seen.append(len(rows))
+        return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+
+    simulate(train=(x[:200], y[:200]), collate=collate)
+    assert seen
+
+
+def test_what_only_looks_right_is_refused_with_what_to_give(tmp_path):
+    x, y = points()
+    with pytest.raises(InputError, match="lists of numbers are no tensors"):
+        simulate(train=(x.tolist(), y.tolist()))
+    with pytest.raises(InputError, match="algorithms='fedavg': give a list"):
+        fedadamw.compare("digits", "fedavg", out=tmp_path / "study")
+    simulate(out=tmp_path / "run")
+    with pytest.raises(InputError, match="is a run's folder: --resume --out"):
+        fedadamw.run(str(tmp_path / "run"))

@@ -70,8 +70,8 @@ def simulate(
             steps. `test` is held out by the server.
         clients: the sample numbers of each client, such as `fedadamw.partition.dirichlet(labels, clients=100)` gives.
         loss: called as loss(outputs, targets, reduction="none"), gives a number for each sample, or several, whose
-            mean is taken. Cross-entropy by default. With class weights the mean over a batch is that of the weighted
-            losses; torch divides by the weights' sum.
+            mean is taken. Cross-entropy by default. A batch's loss is the mean over all its samples: torch divides
+            by the sum of class weights, and leaves out targets of ignore_index.
         sample_losses: instead of `loss`, (model, batch) -> (n,), for batches that are not (inputs..., targets).
         predict: (model, batch) -> (outputs, targets) for such batches. Needed only for metrics.
         metrics: by name, each of all held-out outputs and targets, returns a float. The first is the main one: it
@@ -87,7 +87,8 @@ def simulate(
 
     The run:
         out: its folder, with records, checkpoint and report; without it they are deleted with the result.
-        resume: go on with the run in `out`, bit for bit; starts it if `out` is empty.
+        resume: go on with the run in `out`, bit for bit; starts it if `out` is empty. Give the same functions: whether
+            loss and metrics are the same cannot be checked.
         callbacks: Callback objects, or functions of each round's Record. A true value stops the run.
         quiet: show no progress.
 
