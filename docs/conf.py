@@ -2,10 +2,14 @@
 
 import re
 import sys
+from functools import partialmethod
 from pathlib import Path
+
+from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_extensions"))
+NotebookClient.__init__ = partialmethod(NotebookClient.__init__, startup_timeout=300)  # s; MyST-NB leaves it at 60
 
 project = "fedadamw"
 author = "the fedadamw developers"

@@ -69,3 +69,9 @@ def test_a_script_compares_without_a_guard(tmp_path):
         "[('fedadamw', 0), ('fedadamw', 1), ('fedavg', 0), ('fedavg', 1)] [1, 2]",
     ]
     assert "fedadamw" in (tmp_path / "study" / "table.md").read_text()
+
+
+def test_a_study_of_no_algorithms_is_refused_and_leaves_no_folder(tmp_path):
+    with pytest.raises(InputError, match="algorithms: give at least one"):
+        fedadamw.compare("digits", [], out=tmp_path / "study", quiet=True)
+    assert not (tmp_path / "study").exists()

@@ -1,5 +1,6 @@
 """What simulate cannot take is said in one line, and so is what ends a run."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -7,13 +8,15 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import torch.nn.functional as F
-from support.own_objects import CLIENTS, Pictures, cnn, points, simulate
+from support.own_objects import CLIENTS, Pictures, cnn, numbers, points, simulate
 from torch import nn
 from torch.utils.data import IterableDataset
 
 import fedadamw
 from fedadamw.validation import InputError
+from fedadamw.vector import statistics
 
 
 class SeesClients(fedadamw.Callback):
@@ -51,6 +54,10 @@ def losses(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
+def squared(outputs, targets, reduction):
+    return (outputs - targets) ** 2
+
+
 X, Y = points()
 WRONG = {
     "model": ({"model": 3}, "int is not a torch.nn.Module"),
@@ -68,6 +75,10 @@ WRONG = {
     "loss": ({"loss": lambda outputs, targets: outputs.sum()}, "does not take .*reduction='none'"),
     "loss module": ({"loss": OwnLoss()}, "loss=OwnLoss does not take .*reduction='none'"),
     "model's outputs": ({"model": Pair()}, "the model returns a tuple, not a tensor: give predict="),
+    "broadcast": (
+        {"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "loss": squared, "metrics": None},
+        r"outputs \(10, 1\) and targets \(10,\) were compared across samples, \(10, 10\)",
+    ),
     "metrics": ({"metrics": lambda outputs, targets: 0.0}, "metrics: .* is no dict"),
     "metric": ({"metrics": {"accuracy": lambda o, t: o}}, "'accuracy' gave .* not a number"),
     "predict": ({"sample_losses": lambda m, b: 0}, "need predict="),
@@ -149,6 +160,22 @@ def test_data_that_read_differently_each_time_are_no_other_data(tmp_path):
     assert len(simulate(train=Unseeded(0, 200), out=tmp_path, rounds=3, resume=True).records) == 3
 
 
+def test_a_run_that_cannot_be_longer_says_what_a_script_can_do(tmp_path):
+    simulate(out=tmp_path)
+    with pytest.raises(InputError, match="start a new run with the trained model, in another folder$"):
+        simulate(out=tmp_path, resume=True, rounds=9)
+
+
+def test_a_module_with_batch_norm_that_was_trained_in_place_goes_on(tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    start = copy.deepcopy(model)
+    simulate(model, out=tmp_path / "halves", callbacks=[lambda record: record.round == 2])
+    halves = simulate(model, out=tmp_path / "halves", resume=True)
+    whole = simulate(start, out=tmp_path / "whole")
+    assert numbers(halves) == numbers(whole)
+    assert all(torch.equal(halves.model.state_dict()[n], t) for n, t in statistics(whole.model).items())
+
+
 def test_a_lost_rank_is_reported():
     def vanish(model, batch):
         if int(os.environ.get("RANK", "0")) == 1:
@@ -169,3 +196,26 @@ def test_an_error_on_another_rank_is_named_and_signals_are_left_as_they_were():
     with pytest.raises(RuntimeError, match=r"^lost another rank \(rank 1: ZeroDivisionError: odd batch\)$"):
         simulate(sample_losses=fail, metrics=None, ranks=2)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_collate_function_is_used_for_tensors_too():
+    x, y = points()
+    seen = []
+
+    def collate(rows):
+        seen.append(len(rows))
+        return torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+
+    simulate(train=(x[:200], y[:200]), collate=collate)
+    assert seen
+
+
+def test_what_only_looks_right_is_refused_with_what_to_give(tmp_path):
+    x, y = points()
+    with pytest.raises(InputError, match="lists of numbers are no tensors"):
+        simulate(train=(x.tolist(), y.tolist()))
+    with pytest.raises(InputError, match="algorithms='fedavg': give a list"):
+        fedadamw.compare("digits", "fedavg", out=tmp_path / "study")
+    simulate(out=tmp_path / "run")
+    with pytest.raises(InputError, match="is a run's folder: --resume --out"):
+        fedadamw.run(str(tmp_path / "run"))

@@ -20,7 +20,7 @@ from fedadamw.validation import EXTRAS
 UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]  # root that no file obeys
 FOR_DEVELOPERS = {"dev", "docs", "examples", "release"}
 BLOCK = """
-import importlib.metadata, os, sys
+import importlib.machinery, importlib.metadata, os, sys
 blocked = os.environ["BLOCKED"].split(",")
 original = importlib.metadata.Distribution.from_name.__func__
 
@@ -31,12 +31,12 @@ def from_name(cls, name):
 
 importlib.metadata.Distribution.from_name = classmethod(from_name)
 
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0].replace("_", "-") in blocked:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+find_spec = importlib.machinery.PathFinder.find_spec
 
-sys.meta_path.insert(0, Finder())
+def find_unblocked(name, path=None, target=None):
+    return None if name.partition(".")[0].replace("_", "-") in blocked else find_spec(name, path, target)
+
+importlib.machinery.PathFinder.find_spec = staticmethod(find_unblocked)
 """
 
 

@@ -13,7 +13,10 @@ from support.checkout import ROOT
 
 NOTEBOOKS = {path.name: path for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))}
 REPOSITORY = re.search(r'^repository = "(.+)"', (ROOT / "docs" / "conf.py").read_text(), re.MULTILINE)[1]
-EXECUTE = "import sys, nbclient, nbformat; nbclient.execute(nbformat.read(sys.argv[1], 4), kernel_name='python3')"
+EXECUTE = """
+import sys, nbclient, nbformat
+nbclient.execute(nbformat.read(sys.argv[1], 4), kernel_name="python3", startup_timeout=300)
+"""
 LIMIT_S = 550
 
 

@@ -149,7 +149,7 @@ def test_a_damaged_run_is_listed_as_missing_and_the_others_are_shown(finished, t
 @pytest.mark.slow
 def test_if_every_run_fails_no_page_is_announced_and_an_old_one_is_removed(finished, tmp_path):
     out = tmp_path / "out"
-    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("runs"))
+    shutil.copytree(finished, out, ignore=shutil.ignore_patterns("runs", "export"))
     given = ("-a", "fedavg", "--seeds", "1", "-s", "training.lr=1e30", "-s", "training.clip=null")
     done = compare(out, *given)
     assert done.returncode == 1

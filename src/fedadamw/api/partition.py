@@ -5,6 +5,7 @@ Labels are a sequence, an array or a tensor of n integers from 0.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,7 @@ Labels = Sequence[int] | np.ndarray | Tensor
 def mix(labels: Labels, clients: int, concentration: float = 0.3, *, seed: int = 0) -> Partition:
     """Give clients equal sizes, each a class mix drawn from Dirichlet(concentration), as in the paper."""
     numbers = _to_labels(labels, clients)
-    check(concentration > 0, f"concentration={concentration:g} must be above 0")
+    check(0 < concentration < inf, f"concentration={concentration:g} must be a number above 0")
     return partition_mix(numbers, clients, concentration, _generator(seed))
 
 
@@ -40,7 +41,7 @@ def dirichlet(
 ) -> Partition:
     """Divide each class among the clients by Dirichlet(concentration): sizes differ, at least `minimum` samples."""
     numbers = _to_labels(labels, clients)
-    check(concentration > 0, f"concentration={concentration:g} must be above 0")
+    check(0 < concentration < inf, f"concentration={concentration:g} must be a number above 0")
     return partition_dirichlet(numbers, clients, concentration, minimum, _generator(seed))
 
 
@@ -52,6 +53,7 @@ def by_classes(labels: Labels, clients: int, per_client: int = 2, *, seed: int =
 def iid(samples: int | Labels, clients: int, *, seed: int = 0) -> Partition:
     """Divide at random into equal sizes. samples: their number, or their labels."""
     count = int(samples) if isinstance(samples, int | np.integer) else len(samples)
+    check(count > 0, f"samples={count}: give at least 1")
     return partition_iid(_to_labels(np.zeros(count, np.int64), clients), clients, _generator(seed))
 
 
@@ -111,10 +113,11 @@ def _to_labels(labels: Labels, clients: int) -> np.ndarray:
     numbers = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
     integers = numbers.ndim == 1 and numbers.dtype.kind in "iub" and (numbers >= 0).all()
     check(bool(integers), f"labels: {shorten(labels)} are not integers from 0, one for each sample")
-    check(clients >= 1, f"clients={clients}: give at least 1")
+    check(isinstance(clients, int | np.integer) and clients >= 1, f"clients={clients}: give a whole number from 1")
     check(clients <= len(numbers), f"clients={clients:,} is more than the {len(numbers):,} samples")
     return numbers.astype(np.int64)
 
 
 def _generator(seed: int) -> np.random.Generator:
+    check(isinstance(seed, int | np.integer) and seed >= 0, f"seed={seed}: give a whole number from 0")
     return numpy_generator(seed, Purpose.PARTITION)

@@ -41,6 +41,8 @@ class Functions(NamedTuple):
         """Return the loss of each output, (n,): the mean if a sample has several."""
         assert self.loss is not None
         losses = self.loss(outputs, targets, reduction="none")
+        if isinstance(outputs, Tensor) and isinstance(targets, Tensor):
+            _check_not_broadcast(outputs.shape, targets.shape, losses.shape)
         return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
     def predictions(self, model: Model, batch: Any) -> tuple[Tensor, Tensor]:
@@ -90,6 +92,17 @@ def _without_reduction(loss: Loss) -> Loss:
     except ValueError:
         pass  # a function of C, whose arguments are not known
     return loss
+
+
+def _check_not_broadcast(outputs: torch.Size, targets: torch.Size, losses: torch.Size) -> None:
+    """Raise InputError if losses of these shapes compare every output with the targets of other samples."""
+    try:
+        every = torch.broadcast_shapes(outputs, targets)
+    except RuntimeError:
+        return
+    shapes = f"outputs {tuple(outputs)} and targets {tuple(targets)}"
+    crossed = losses == every and losses not in (outputs, targets)
+    check(not crossed, f"loss: {shapes} were compared across samples, {tuple(losses)}; give them one shape")
 
 
 class _Unreduced(nn.Module):

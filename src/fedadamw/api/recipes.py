@@ -56,6 +56,7 @@ def compare(
     to. jobs: runs at a time. What is done in `out` is not run again, so the same call goes on after a stop. Algorithms
     that this process alone registered are unknown to the others: install them with an entry point.
     """
+    check(not isinstance(algorithms, str), f"algorithms={algorithms!r}: give a list of names")
     overrides = list((settings or {}).items())
     results = study_of.compare(
         str(recipe), list(algorithms), seeds, overrides, Path(out), target=target, jobs=jobs, quiet=quiet

@@ -126,7 +126,10 @@ def open_rows(name: str, data: Any, collate: Collate | None, device: torch.devic
     if isinstance(data, Tensor | np.ndarray):
         data = (data,)
     if isinstance(data, tuple | list) and data and all(isinstance(part, Tensor | np.ndarray) for part in data):
-        return TensorRows(_check_tensors(name, data), device, resident=resident)
+        tensors = _check_tensors(name, data)
+        if collate in (None, default_collate):
+            return TensorRows(tensors, device, resident=resident)
+        data = TensorDataset(*tensors)
     _check_dataset(name, data)
     return DatasetRows(data, collate or default_collate, device)
 
@@ -154,6 +157,8 @@ def _check_dataset(name: str, data: Any) -> None:
     if isinstance(data, IterableDataset) or not is_map:
         raise InputError(f"{name}: {shorten(type(data).__name__)} has no samples by number; {hint}")
     dataset: Dataset[Any] = data
+    nested = isinstance(data, tuple | list) and all(isinstance(part, list) and part for part in data)
+    check(not nested or len(data) > 3, f"{name}: lists of numbers are no tensors; {hint}")
     check(len(dataset) > 0, f"{name}: has no samples")  # type: ignore[arg-type]  # it has a length
 
 

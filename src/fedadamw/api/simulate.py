@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedadamw.api.partition import count_clients, from_lists
 from fedadamw.api.python_task import Functions, Loss, Metric, Predict, PythonTask, SampleLosses, check_functions
@@ -22,10 +22,12 @@ from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment, fields_at
 from fedadamw.settings.load import parse_settings, set_path
 from fedadamw.validation import InputError, check
+from fedadamw.vector import statistics
 
 EVALUATION_BATCH = 500  # held-out samples at once, unless training.evaluate_batch says otherwise
 Model = nn.Module | Callable[[], nn.Module]
 OF_RECIPES = ("data", "model", "partition", "lora", "federation")  # sections that choose model and data by name
+COUNTER = "num_batches_tracked"  # of BatchNorm
 ALSO_HERE = ("data.resident", "model.blocks")
 
 
@@ -68,8 +70,8 @@ def simulate(
             steps. `test` is held out by the server.
         clients: the sample numbers of each client, such as `fedadamw.partition.dirichlet(labels, clients=100)` gives.
         loss: called as loss(outputs, targets, reduction="none"), gives a number for each sample, or several, whose
-            mean is taken. Cross-entropy by default. With class weights the mean over a batch is that of the weighted
-            losses; torch divides by the weights' sum.
+            mean is taken. Cross-entropy by default. A batch's loss is the mean over all its samples: torch divides
+            by the sum of class weights, and leaves out targets of ignore_index.
         sample_losses: instead of `loss`, (model, batch) -> (n,), for batches that are not (inputs..., targets).
         predict: (model, batch) -> (outputs, targets) for such batches. Needed only for metrics.
         metrics: by name, each of all held-out outputs and targets, returns a float. The first is the main one: it
@@ -85,7 +87,8 @@ def simulate(
 
     The run:
         out: its folder, with records, checkpoint and report; without it they are deleted with the result.
-        resume: go on with the run in `out`, bit for bit; starts it if `out` is empty.
+        resume: go on with the run in `out`, bit for bit; starts it if `out` is empty. Give the same functions: whether
+            loss and metrics are the same cannot be checked.
         callbacks: Callback objects, or functions of each round's Record. A true value stops the run.
         quiet: show no progress.
 
@@ -146,9 +149,16 @@ def _prepare(experiment: Experiment, objects: Objects) -> Prepared:
     frozen = [*(p for p in model.parameters() if not p.requires_grad), *model.buffers()]
     with torch.no_grad():
         current_team(device).broadcast(frozen)  # a model that a script draws at random differs between ranks
-    facts: PythonFacts = {"classes": train.classes, "frozen": digest_tensors(frozen)}
+    facts: PythonFacts = {"classes": train.classes, "frozen": digest_tensors(_list_fixed(model))}
     problem = Problem(model, task, facts)
     return assemble(experiment, problem, train, test, partition, device)
+
+
+def _list_fixed(model: nn.Module) -> list[Tensor]:
+    """Return what training leaves as it is: a module that was trained in place has it still, to go on with."""
+    moving = statistics(model)  # BatchNorm's, which the checkpoint has
+    buffers = (b for name, b in model.named_buffers() if name not in moving and not name.endswith(COUNTER))
+    return [*(p for p in model.parameters() if not p.requires_grad), *buffers]
 
 
 def _make_model(model: Model, seed: int) -> nn.Module:

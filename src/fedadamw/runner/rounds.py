@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import check
 
@@ -13,12 +14,14 @@ def with_rounds(experiment: Experiment, rounds: int) -> Experiment:
 
 def check_new_rounds(path: Path, begun: Experiment, rounds: int, done: int, *, in_study: bool) -> None:
     """Raise InputError if the run `begun` in folder `path`, of which `done` rounds are done, cannot have `rounds`."""
+    own = begun.data.task == PYTHON
+    advice = "with the trained model, in another folder" if own else f"from its model with -s model.name={path}"
     was = f"{begun.training.rounds:,}"
     check(
         begun.training.schedule == "constant",
         f"{path}: a run of {was} rounds cannot become one of {rounds:,}: with training.schedule="
-        f"{begun.training.schedule} every round's learning rate depends on the number of rounds; start a new run from "
-        f"its model with -s model.name={path}",
+        f"{begun.training.schedule} every round's learning rate depends on the number of rounds; start a new run "
+        f"{advice}",
     )
     check(rounds > done, f"{path}: has {done:,} rounds already; training.rounds={rounds:,} must be more")
     check(not in_study, f"{path}: is a run of a study, all of whose runs have {was} rounds; copy its folder first")

@@ -13,8 +13,12 @@ def terminate(_signal: int, _frame: FrameType | None) -> None:
     raise Terminated
 
 
+def _ignore(_signal: int, _frame: FrameType | None) -> None:
+    """Handle a signal by nothing."""
+
+
 def stop_once(number: int, _frame: FrameType | None) -> None:
     """Handle the first of several signals and ignore the others, so that the checkpoint gets written."""
     for later in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(later, signal.SIG_IGN)
+        signal.signal(later, _ignore)  # not SIG_IGN: Python would print an error if one has arrived already
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated

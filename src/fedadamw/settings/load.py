@@ -79,6 +79,10 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         text = _read_text(path)
     else:
         known = list_recipes()
+        config = path / "config.yaml"
+        check(
+            not config.is_file(), f"{recipe!r} is a run's folder: --resume --out {recipe}, or repeat it from {config}"
+        )
         if recipe not in known:
             hint = suggest(recipe, known)
             raise InputError(f"recipe {recipe!r} is unknown{hint}; use one of {', '.join(known)}, or a YAML file")

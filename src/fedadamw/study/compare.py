@@ -36,6 +36,7 @@ def compare(
     overrides: a list of values makes a variant of each. After a stop the same call resumes.
     jobs: runs at a time; by default one per core, or one on a GPU. exports: of report.export.EXPORTS, into `export`.
     """
+    check(bool(algorithms), "algorithms: give at least one")
     runs = plan(recipe, algorithms, range(seeds), overrides, out / RUNS_FOLDER, jobs)
     with lock_study(out):
         ended = run_pending(runs, jobs, quiet=quiet)
