@@ -33,12 +33,7 @@ def first_evaluation(settings):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    path = tmp_path_factory.mktemp("start")
-    for kind in TARGETS:
-        tiny_models.folder(path / kind, kind)
-    tiny_models.reviews(path / "reviews.csv")
-    tiny_models.reviews(path / "more.csv", rows=30, seed=1)
-    return path
+    return tiny_models.folders(tmp_path_factory.mktemp("start"), TARGETS)
 
 
 @pytest.mark.parametrize("model", [["model=vit-micro", "model.depth=1"], ["model=resnet-nano", "model.norm=batch"]])

@@ -1,6 +1,5 @@
 """The page of a study in a real browser: no error on its console, charts drawn, a table that sorts, on phones too."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,6 @@ from fedadamw.report.study_page import write_study_page
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
 from fedadamw.study.results import add_statistics, variant_name
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def result(variant: str, seed: int, offset: float) -> dict:
@@ -80,19 +76,9 @@ OF_FORMAT_2 = {
 RESULTS = add_statistics(OF_FORMAT_2)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-def opened(browser, path: Path, width: int):
+def opened(chromium, path: Path, width: int):
     """The page as a browser of this width shows it, without a network, and what its console said."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
+    context = chromium.new_context(viewport={"width": width, "height": 900}, offline=True)
     page = context.new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
@@ -110,8 +96,8 @@ def written(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_every_chart_is_drawn_without_console_errors(browser, written, width):
-    page, said = opened(browser, written, width)
+def test_every_chart_is_drawn_without_console_errors(chromium, written, width):
+    page, said = opened(chromium, written, width)
     assert said == []
     drawn = page.eval_on_selector_all(
         ".charts svg.marks",
@@ -130,8 +116,8 @@ def column(page, number: int) -> list[str]:
     )
 
 
-def test_the_table_sorts_by_numbers_with_what_was_not_reached_last(browser, written):
-    page, _ = opened(browser, written, 1280)
+def test_the_table_sorts_by_numbers_with_what_was_not_reached_last(chromium, written):
+    page, _ = opened(chromium, written, 1280)
     assert column(page, 1) == ["fedadamw", "local-adamw", "fedavg"], "best accuracy first"
     heads = page.locator(".results th button")
     heads.nth(4).click()
@@ -144,8 +130,8 @@ def test_the_table_sorts_by_numbers_with_what_was_not_reached_last(browser, writ
     assert column(page, 1) == ["fedadamw", "fedavg", "local-adamw"]
 
 
-def test_hovering_shows_values_and_a_click_in_the_legend_picks_a_line(browser, written):
-    page, said = opened(browser, written, 1280)
+def test_hovering_shows_values_and_a_click_in_the_legend_picks_a_line(chromium, written):
+    page, said = opened(chromium, written, 1280)
     points = page.locator("#score svg .mark-symbol.role-mark path")
     points.nth(points.count() - 1).hover(force=True)
     page.wait_for_selector("#vg-tooltip-element.visible")
@@ -158,8 +144,8 @@ def test_hovering_shows_values_and_a_click_in_the_legend_picks_a_line(browser, w
     assert said == []
 
 
-def test_outside_text_is_escaped(browser, written):
-    page, _ = opened(browser, written, 1280)
+def test_outside_text_is_escaped(chromium, written):
+    page, _ = opened(chromium, written, 1280)
     assert "small/<&>" in page.locator("main > p").first.inner_text()
     assert "scaffold, seed 1: failed: <b>it</b>" in page.locator(".warning").inner_text()
 
@@ -174,9 +160,9 @@ HOSTILE = (
 )
 
 
-def drawn(browser, path: Path, count: int):
+def drawn(chromium, path: Path, count: int):
     """The page, once its charts are drawn; that nothing in it ran or went wrong."""
-    page = browser.new_context(offline=True).new_page()
+    page = chromium.new_context(offline=True).new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -189,7 +175,7 @@ def drawn(browser, path: Path, count: int):
     return page
 
 
-def test_hostile_names_of_classes_folders_and_settings_are_words_on_a_runs_page(browser, tmp_path):
+def test_hostile_names_of_classes_folders_and_settings_are_words_on_a_runs_page(chromium, tmp_path):
     from support.studies import MANIFEST, rounds
 
     folder = RunFolder(tmp_path / "<!--<script><img src=x onerror='hostile=1'>")
@@ -199,13 +185,13 @@ def test_hostile_names_of_classes_folders_and_settings_are_words_on_a_runs_page(
         folder.append(record)
     settings, counts = experiment.model_dump(mode="json"), np.ones((3, len(HOSTILE)), int)
     write_run_page(folder.path, folder.records(), settings, folder.read_manifest(), counts, HOSTILE)
-    shown = drawn(browser, folder.path / "report.html", 3)
+    shown = drawn(chromium, folder.path / "report.html", 3)
     assert shown.locator("h1").inner_text() == folder.path.name
     assert "<!--<script>" in shown.locator("#partition").inner_html().replace("&lt;", "<").replace("&gt;", ">")
     assert "window.hostile = 1" in shown.locator("main").inner_text()
 
 
-def test_hostile_names_of_recipes_and_variants_are_words_on_a_studys_page(browser, tmp_path):
+def test_hostile_names_of_recipes_and_variants_are_words_on_a_studys_page(chromium, tmp_path):
     names = dict(
         zip(("fedavg", "fedadamw", "local-adamw"), (variant_name({"algorithm": h}) for h in HOSTILE[:4]), strict=False)
     )
@@ -220,17 +206,17 @@ def test_hostile_names_of_recipes_and_variants_are_words_on_a_studys_page(browse
         "missing": [{"variant": HOSTILE[4], "seed": 1, "error": HOSTILE[0]}],
     }
     write_study_page(hostile, tmp_path)
-    shown = drawn(browser, tmp_path / "report.html", len(study_charts.all_charts(hostile)))
+    shown = drawn(chromium, tmp_path / "report.html", len(study_charts.all_charts(hostile)))
     assert column(shown, 1) == [names["fedadamw"], names["local-adamw"], names["fedavg"]]
     assert "<!--<script>" in shown.locator("main > p").first.inner_text()
 
 
-def test_the_page_of_a_single_run_draws_offline(browser, tmp_path):
+def test_the_page_of_a_single_run_draws_offline(chromium, tmp_path):
     from support.command import run_command
 
     arguments = ("-s", "training.rounds=2", "-s", "training.steps=1", "--out", str(tmp_path / "run"), "-q")
     assert run_command("run", "digits", *arguments).returncode == 0
-    context = browser.new_context(viewport={"width": 390, "height": 900}, offline=True)
+    context = chromium.new_context(viewport={"width": 390, "height": 900}, offline=True)
     page = context.new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))

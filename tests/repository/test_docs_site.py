@@ -1,7 +1,6 @@
 """The documentation site builds without a warning, needs no network to read, and fits wide and narrow screens."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,6 @@ import pytest
 from support.checkout import ROOT
 
 pytest.importorskip("sphinx", reason="the extra docs is not installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LOADED = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*?\bsrc="([^"]+)"|<link\b[^>]*?\bhref="([^"]+)"[^>]*""")
 KERNEL_SAYS = "[IPKernelApp] WARNING | Kernel is running over TCP"  # of the notebooks, on this machine only
 pytestmark = pytest.mark.slow
@@ -77,19 +74,9 @@ def test_the_switcher_knows_this_version(site):
     assert f"{site.name}/index.html" in (site.parent / "index.html").read_text()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_every_page_opens_without_an_error_and_fits(site, browser, width, scheme):
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+def test_every_page_opens_without_an_error_and_fits(site, chromium, width, scheme):
+    context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     problems = []
     for page in pages(site):
         tab = context.new_page()
@@ -106,8 +93,8 @@ def test_every_page_opens_without_an_error_and_fits(site, browser, width, scheme
     assert problems == []
 
 
-def test_math_is_drawn_in_the_font_that_the_site_brings(site, browser):
-    tab = browser.new_page()
+def test_math_is_drawn_in_the_font_that_the_site_brings(site, chromium):
+    tab = chromium.new_page()
     tab.goto((site / "algorithms" / "fedadamw.html").as_uri())
     assert tab.locator("math").count() > 5
     assert tab.evaluate("document.fonts.ready.then(() => document.fonts.check('16px \"STIX Two Math\"'))")
@@ -116,8 +103,8 @@ def test_math_is_drawn_in_the_font_that_the_site_brings(site, browser):
 
 
 @pytest.mark.parametrize(("words", "pages"), [("dirichlet", 4), ("动量", 2), ("客户端漂移", 1), ("FedAdamW 学习率", 2)])
-def test_the_search_finds_pages(site, browser, words, pages):
-    tab = browser.new_page()
+def test_the_search_finds_pages(site, chromium, words, pages):
+    tab = chromium.new_page()
     tab.goto((site / "search.html").as_uri() + f"?q={words}")
     tab.wait_for_selector("#search-results li a", timeout=60_000)
     assert tab.locator("#search-results li a").count() >= pages

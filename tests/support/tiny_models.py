@@ -1,6 +1,7 @@
 """Small models with tokenizers in folders, and small texts: what a hub id would give, made on the spot."""
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -100,3 +101,12 @@ def reviews(path: Path, rows: int = 60, seed: int = 0) -> str:
             length = int(torch.randint(1, 6, (1,), generator=g))
             out.writerow([" ".join(draw(mood, length) + draw(WORDS[6:], length)), i % 2, f"critic {i % 5}"])
     return str(path)
+
+
+def folders(path: Path, kinds: Iterable[str]) -> Path:
+    """Write a model of each kind, and texts for it, into `path`; return it."""
+    for kind in kinds:
+        folder(path / kind, kind)
+    reviews(path / "reviews.csv")
+    reviews(path / "more.csv", rows=30, seed=1)
+    return path

@@ -11,12 +11,7 @@ from fedadamw.settings.load import load
 
 @pytest.fixture(scope="package")
 def place(tmp_path_factory):
-    path = tmp_path_factory.mktemp("export")
-    for kind in TARGETS:
-        tiny_models.folder(path / kind, kind)
-    tiny_models.reviews(path / "reviews.csv")
-    tiny_models.reviews(path / "more.csv", rows=30, seed=1)
-    return path
+    return tiny_models.folders(tmp_path_factory.mktemp("export"), TARGETS)
 
 
 @pytest.fixture(scope="package")
