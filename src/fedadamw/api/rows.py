@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import UserDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from fedadamw.validation import InputError, check, shorten
 Collate = Callable[[list[Any]], Any]
 DIGESTED = 8  # parts of a dataset, whose first samples are read for its fingerprint
 MAX_CLASSES = 1000  # from which integer targets are not taken for classes
-Shown = TypeVar("Shown")
 
 
 class Rows(ABC):
@@ -171,7 +170,7 @@ def _find_tensors(sample: Any) -> list[Tensor]:
 
 def _is_number(leaf: Any) -> bool:
     if isinstance(leaf, Tensor):
-        return leaf.device.type == "cpu" and leaf.dtype not in (torch.bfloat16,) and not leaf.is_sparse
+        return leaf.device.type == "cpu" and leaf.dtype != torch.bfloat16 and not leaf.is_sparse
     return isinstance(leaf, np.ndarray | np.number | int | float) and np.asarray(leaf).dtype.kind in "biufc"
 
 
