@@ -8,7 +8,6 @@ import signal
 import sys
 import tempfile
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -74,8 +73,6 @@ def _fork(rank: int, count: int, meeting: Path, follow: Callable[[], object]) ->
                 if not isinstance(error, RankLostError):
                     reason = " ".join(f"rank {rank}: {type(error).__name__}: {error}".split())
                     meeting.with_name(f"rank-{rank}").write_text(reason)
-                if os.environ.get("FEDADAMW_DEBUG"):
-                    traceback.print_exc()
                 os._exit(1)
 
     process = get_context("fork").Process(target=run, daemon=True)
