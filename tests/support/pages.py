@@ -19,6 +19,7 @@ from support.checkout import ROOT, SHARED
 
 FENCE = re.compile(r"^( *)(`{3,})([^\n`]*)\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
 CAPTION = re.compile(r"\*\*`[^`\n]+`\*\* \([^)\n]+\)\n\n$")  # names a file, into which test_adding.py puts the block
+ENDLESS = re.compile(r"^(fedadamw watch|ssh|tensorboard) ", re.MULTILINE)  # a test of such a block would wait forever
 BEGINS = r"^(fedadamw (?:run|compare|tune|ablate)) (?!--)"  # a command that trains, and does not resume
 RUN = ("bash", "python")
 
@@ -96,6 +97,8 @@ def problem_in(block: Block) -> str | None:
     """Why a block is not what its language says, or None."""
     if block.is_file:
         return None
+    if block.language == "bash" and ENDLESS.search(block.code):
+        return "has a command that does not end by itself: mark the block `sh`"
     try:
         if block.language in ("python", "py"):
             compile(block.code, "block", "exec")
