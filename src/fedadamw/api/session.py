@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fedadamw.api.callbacks import Callback, Callbacks
-from fedadamw.api.forked_ranks import forked_ranks
+from fedadamw.runner.forked_ranks import forked_ranks
 from fedadamw.api.result import Result, read_records
 from fedadamw.engine.record import Record
 from fedadamw.engine.simulate import Simulation

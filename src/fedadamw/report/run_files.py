@@ -5,6 +5,8 @@ from typing import Any, TypedDict
 from fedadamw.engine.diagnostics import Numbers
 from fedadamw.prepare.start import StartFacts
 
+MAX_CLIENTS = 200  # in partition.json: as many columns of the chart are wide enough to see
+
 
 class _Record(TypedDict):
     round: int
