@@ -24,6 +24,7 @@ class RecordDict(_Record, total=False):
 
     diagnostics: Numbers
     federation: dict[str, int]
+    waited_s: float
 
 
 class LossesDict(TypedDict):
