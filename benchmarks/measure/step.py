@@ -8,6 +8,7 @@ flat steps must reach AdamW's weights: that is checked before anything is timed.
 
 import time
 from collections.abc import Callable
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,13 @@ from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.engine.states import clone_tensors
-from fedadamw.engine.step import make_step
+from fedadamw.engine.step import Kind, make_step
 from fedadamw.models.vision import ImageShape, build
 from fedadamw.runner.manifest import commit, device_name
 from fedadamw.vector import Layout, trainable
 
 LR, CLIP = 1e-3, 10.0
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Stepper = Callable[[], None]
 
 
@@ -40,11 +42,13 @@ def main() -> None:
     steps = {
         "torch AdamW, fused": torch_step(model, gradients, fused=True),
         "torch AdamW, foreach": torch_step(model, gradients, foreach=True),
-        "flat, compiled": flat_step(model, gradients, compiled=True),
-        "flat, in pieces": flat_step(model, gradients, compiled=False),
+        "flat, compiled": flat_step(model, gradients, "compiled"),
+        "flat, fused": flat_step(model, gradients, "fused"),
+        "flat, plain": flat_step(model, gradients, "plain"),
         "drop-in FedAdamW": drop_in_step(model, gradients),
         "torch clip and AdamW, fused": torch_step(model, gradients, clip=True, fused=True),
-        "flat with clip, compiled": flat_step(model, gradients, compiled=True, clip=CLIP),
+        "flat with clip, compiled": flat_step(model, gradients, "compiled", clip=CLIP),
+        "flat with clip, fused": flat_step(model, gradients, "fused", clip=CLIP),
         "read 4 and write 3 vectors": memory_bound_step(Layout.of(model).d, device),
     }
     times = time_in_turns(steps, args.repeats, device)
@@ -82,8 +86,8 @@ def torch_step(model: nn.Module, gradients: dict[str, Tensor], *, clip: bool = F
 def flat_step(
     model: nn.Module,
     gradients: dict[str, Tensor],
+    kind: Kind,
     *,
-    compiled: bool,
     clip: float | None = None,
     alpha: float = 0.5,
     share: str = "mean-v",
@@ -95,7 +99,7 @@ def flat_step(
     down = algorithm.broadcast(server)
     local = clone_tensors(algorithm.client_start(down, ()))
     g, lr = blocks.layout.flatten(gradients), server.x.new_tensor(LR)
-    advance = make_step(algorithm, clip, compiled=compiled)
+    advance = make_step(algorithm, clip, kind)
 
     def step() -> None:
         with torch.no_grad():
@@ -130,7 +134,7 @@ def memory_bound_step(d: int, device: torch.device) -> Stepper:
 def check_same_work(model: nn.Module, gradients: dict[str, Tensor]) -> None:
     """Check that ten steps of each reach the same weights if FedAdamW is configured as AdamW."""
     theirs = torch_step(model, gradients, fused=True)
-    ours = [flat_step(model, gradients, compiled=c, alpha=0.0, share="none") for c in (True, False)]
+    ours = [flat_step(model, gradients, kind, alpha=0.0, share="none") for kind in KINDS]
     for _ in range(10):
         for step in (theirs, *ours):
             step()
@@ -145,11 +149,11 @@ def time_in_turns(steps: dict[str, Stepper], repeats: int, device: torch.device)
     for turn in range(repeats + 3):
         for name, step in steps.items():
             synchronise(device)
-            start = time.perf_counter()
+            start = time.thread_time()
             step()
             synchronise(device)
             if turn >= 3:
-                best[name] = min(best[name], time.perf_counter() - start)
+                best[name] = min(best[name], time.thread_time() - start)
     return best
 
 

@@ -14,7 +14,7 @@ import torch
 from support.cases import EVERYWHERE
 from support.checkout import ROOT
 from support.command import run_command
-from support.of_two_ranks import CODED
+from support.of_two_ranks import CODED, SLEEP_S
 from support.runs import simulation
 from support.sequences import SequenceTask
 from support.studies import wait_for
@@ -57,6 +57,13 @@ def test_two_ranks_match_one_process(name, upload, of_two_ranks):
         torch.testing.assert_close(tensors[key], t, rtol=1e-10, atol=1e-10)
     for ours, theirs in zip(facts["losses"], losses, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-10)
+
+
+def test_a_record_says_how_long_ranks_waited_for_the_slowest(of_two_ranks):
+    mean, of_rank_0 = read(of_two_ranks / "waited", "checkpoint")[1]["mean and of rank 0"]
+    assert SLEEP_S / 4 < mean < of_rank_0, "rank 0 waits for the other's sleep, which waits for nothing"
+    alone = simulation(EVERYWHERE["fedavg"], SequenceTask())
+    assert alone.step().waited_s is None
 
 
 def test_work_is_balanced_over_ranks():
