@@ -115,7 +115,9 @@ def test_number_of_ranks_is_chosen_by_the_run(setting):
 @pytest.mark.slow
 def test_ranks_of_torchs_agent_give_the_same_as_forks(tmp_path):
     where, settings = [tmp_path / "agent", tmp_path / "forks"], ["-s", "training.rounds=2", "--ranks", "2", "-q"]
-    agent = "import fedadamw.runner.forked_ranks as f; f.can_fork = lambda: False; from fedadamw.cli import main; main()"
+    agent = (
+        "import fedadamw.runner.forked_ranks as f; f.can_fork = lambda: False; from fedadamw.cli import main; main()"
+    )
     for out, start in zip(where, (["-c", agent], ["-m", "fedadamw"]), strict=True):
         command = [sys.executable, *start, *SHORT, *settings, "--out", str(out)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
