@@ -72,7 +72,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use: `import fedadamw` alone imports no torch, and does not look for its version."""
+    """Import a public name on first use: `import fedadamw` alone imports no torch and looks up no version."""
     if name == "__version__":
         from importlib.metadata import version
 
