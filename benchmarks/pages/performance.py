@@ -79,7 +79,19 @@ This was not tried on a GPU.
 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
-    parts = [WHICH, step(), engines(), peers(), aggregate(), memory(), population(), federation(), scale(), GPU, published.section()]
+    parts = [
+        WHICH,
+        step(),
+        engines(),
+        peers(),
+        aggregate(),
+        memory(),
+        population(),
+        federation(),
+        scale(),
+        GPU,
+        published.section(),
+    ]
     PAGE.write_text("\n".join(part for part in parts if part))
 
 

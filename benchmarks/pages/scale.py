@@ -28,7 +28,9 @@ class Link(NamedTuple):
 
 
 LINKS = {
-    "NVLink": Link(450e9, 5e-6, "450 GB/s in one direction, NVLink 4 by its data sheet, as if one switch joined all GPUs"),
+    "NVLink": Link(
+        450e9, 5e-6, "450 GB/s in one direction, NVLink 4 by its data sheet, as if one switch joined all GPUs"
+    ),
     "InfiniBand": Link(50e9, 10e-6, "400 Gb/s for each GPU"),
     "Ethernet": Link(12.5e9, 50e-6, "100 Gb/s for each machine of 8 GPUs, which the ring crosses once"),
 }
@@ -75,7 +77,9 @@ def main() -> None:
 def page(record: Record | None) -> str:
     """The whole page."""
     if record is None:
-        return "# From one machine to 64 GPUs\n\nThere is no record yet: `python -m benchmarks.measure.scale --record`.\n"
+        return (
+            "# From one machine to 64 GPUs\n\nThere is no record yet: `python -m benchmarks.measure.scale --record`.\n"
+        )
     return "\n".join((_head(record), _traffic(record), _waiting(record), _computed(record)))
 
 
@@ -104,7 +108,16 @@ def _traffic(record: Record) -> str:
         )
     counts = ", ".join(next(iter(record["jobs"].values())))
     run = record["jobs"]["fedadamw"]["2"]
-    head = ("job", "d", "calls a round", "bytes a round", "as vectors of 4 d bytes", "same for all ranks", "at the start", "evaluation")
+    head = (
+        "job",
+        "d",
+        "calls a round",
+        "bytes a round",
+        "as vectors of 4 d bytes",
+        "same for all ranks",
+        "at the start",
+        "evaluation",
+    )
     return f"""## What ranks send
 
 One small job, {run["sampled"]} clients a round, over {counts} ranks of this machine; every call of `torch.distributed` was counted in each
@@ -154,7 +167,10 @@ def _computed(record: Record) -> str:
         rows.append((name, *(_seconds(parts[part]) for part in parts)))
         first.append((name, *_verdict(name, parts, model)))
     names = list(seconds("ViT-Tiny, 32 x 32", record))
-    links = [(link, f"{spec.bytes_s / 1e9:g} GB/s", f"{spec.latency_s * 1e6:g} us", spec.source) for link, spec in LINKS.items()]
+    links = [
+        (link, f"{spec.bytes_s / 1e9:g} GB/s", f"{spec.latency_s * 1e6:g} us", spec.source)
+        for link, spec in LINKS.items()
+    ]
     bytes_rows = [_bytes_row(name, record) for name in WORK]
     memory = [_memory_row(name, record) for name in WORK]
     return f"""## {GPUS} GPUs, computed
@@ -193,14 +209,32 @@ This, not the model, is the limit of such algorithms on many GPUs.
 def _inputs(record: Record) -> str:
     costs = record["costs"]
     rows = [
-        ("operations of a sample, parameters", "counted by torch on each model (`benchmarks/measure/scale_parts/costs.py`)"),
-        ("bytes and calls a round", f"measured, above: {_ratio(record):.3f} vectors and {_total(_several(record)['round'])[0]} calls for FedAdamW"),
+        (
+            "operations of a sample, parameters",
+            "counted by torch on each model (`benchmarks/measure/scale_parts/costs.py`)",
+        ),
+        (
+            "bytes and calls a round",
+            f"measured, above: {_ratio(record):.3f} vectors and {_total(_several(record)['round'])[0]} calls for FedAdamW",
+        ),
         ("bytes of the evaluation", f"measured: {_evaluation_bytes(record):g} bytes a held-out sample"),
-        ("checkpoint", f"measured: {costs['checkpoint_mb_s']:,.0f} MB/s on this machine's disk; x and Delta_G, 8 d bytes"),
-        ("batches", f"measured: {costs['batches_images_s']:,} images of 3 x 32 x 32 a second on one core; others by their pixels, without decoding"),
-        ("GPU", f"assumed: {FLOPS / 1e12:.0f} TFLOP/s in bfloat16 (data sheet of an H100 SXM), of which training reaches {FLOPS_SHARE:.0%}"),
+        (
+            "checkpoint",
+            f"measured: {costs['checkpoint_mb_s']:,.0f} MB/s on this machine's disk; x and Delta_G, 8 d bytes",
+        ),
+        (
+            "batches",
+            f"measured: {costs['batches_images_s']:,} images of 3 x 32 x 32 a second on one core; others by their pixels, without decoding",
+        ),
+        (
+            "GPU",
+            f"assumed: {FLOPS / 1e12:.0f} TFLOP/s in bfloat16 (data sheet of an H100 SXM), of which training reaches {FLOPS_SHARE:.0%}",
+        ),
         ("the server's update", f"assumed: 8 vectors read or written at {MEMORY_B_S / 1e12:g} TB/s (data sheet)"),
-        ("work of a round", "assumed: the paper's 50 steps of batch 50, 10 clients a GPU; for LoRA 10 steps of 8 texts, 2 clients a GPU"),
+        (
+            "work of a round",
+            "assumed: the paper's 50 steps of batch 50, 10 clients a GPU; for LoRA 10 steps of 8 texts, 2 clients a GPU",
+        ),
     ]
     return _table(("input", "where it is from"), rows, numbers=False)
 
