@@ -137,7 +137,7 @@ def measure(args: argparse.Namespace, engine: Engine) -> None:
         clients,
         training,
         stack=engine.stack or sampled,
-        compiled=device.type == "cuda",
+        step="compiled" if device.type == "cuda" else "fused",
         ranks=ranks,
     )
     rounds = list(simulation.rounds())

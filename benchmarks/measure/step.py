@@ -8,6 +8,7 @@ flat steps must reach AdamW's weights: that is checked before anything is timed.
 
 import time
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,13 @@ from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.engine.states import clone_tensors
-from fedadamw.engine.step import make_step
+from fedadamw.engine.step import Kind, make_step
 from fedadamw.models.vision import ImageShape, build
 from fedadamw.runner.manifest import commit, device_name
 from fedadamw.vector import Layout, trainable
 
 LR, CLIP = 1e-3, 10.0
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Stepper = Callable[[], None]
 Maker = Callable[[], Stepper]
 
@@ -60,11 +62,13 @@ def makers(model: nn.Module, gradients: dict[str, Tensor], device: torch.device)
     return {
         "torch AdamW, fused": lambda: torch_step(model, gradients, fused=True),
         "torch AdamW, foreach": lambda: torch_step(model, gradients, foreach=True),
-        "flat, compiled": lambda: flat_step(model, gradients, compiled=True),
-        "flat, in pieces": lambda: flat_step(model, gradients, compiled=False),
+        "flat, compiled": lambda: flat_step(model, gradients, "compiled"),
+        "flat, fused": lambda: flat_step(model, gradients, "fused"),
+        "flat, plain": lambda: flat_step(model, gradients, "plain"),
         "drop-in FedAdamW": lambda: drop_in_step(model, gradients),
         "torch clip and AdamW, fused": lambda: torch_step(model, gradients, clip=True, fused=True),
-        "flat with clip, compiled": lambda: flat_step(model, gradients, compiled=True, clip=CLIP),
+        "flat with clip, compiled": lambda: flat_step(model, gradients, "compiled", clip=CLIP),
+        "flat with clip, fused": lambda: flat_step(model, gradients, "fused", clip=CLIP),
         "read 4 and write 3 vectors": lambda: memory_bound_step(Layout.of(model).d, device),
     }
 
@@ -88,8 +92,8 @@ def torch_step(model: nn.Module, gradients: dict[str, Tensor], *, clip: bool = F
 def flat_step(
     model: nn.Module,
     gradients: dict[str, Tensor],
+    kind: Kind,
     *,
-    compiled: bool,
     clip: float | None = None,
     alpha: float = 0.5,
     share: str = "mean-v",
@@ -101,7 +105,7 @@ def flat_step(
     down = algorithm.broadcast(server)
     local = clone_tensors(algorithm.client_start(down, ()))
     g, lr = blocks.layout.flatten(gradients), server.x.new_tensor(LR)
-    advance = make_step(algorithm, clip, compiled=compiled)
+    advance = make_step(algorithm, clip, kind)
 
     def step() -> None:
         with torch.no_grad():
@@ -133,10 +137,10 @@ def memory_bound_step(d: int, device: torch.device) -> Stepper:
     return step
 
 
-def check_same_work(model: nn.Module, gradients: dict[str, Tensor], compiled: Sequence[bool] = (True, False)) -> None:
+def check_same_work(model: nn.Module, gradients: dict[str, Tensor], kinds: Sequence[Kind] = KINDS) -> None:
     """Check that ten steps of each reach the same weights if FedAdamW is configured as AdamW."""
     theirs = torch_step(model, gradients, fused=True)
-    ours = [flat_step(model, gradients, compiled=c, alpha=0.0, share="none") for c in compiled]
+    ours = [flat_step(model, gradients, kind, alpha=0.0, share="none") for kind in kinds]
     for _ in range(10):
         for step in (theirs, *ours):
             step()
@@ -151,11 +155,11 @@ def time_in_turns(steps: dict[str, Stepper], repeats: int, device: torch.device)
     for turn in range(repeats + 3):
         for name, step in steps.items():
             synchronise(device)
-            start = time.perf_counter()
+            start = time.thread_time()
             step()
             synchronise(device)
             if turn >= 3:
-                best[name] = min(best[name], time.perf_counter() - start)
+                best[name] = min(best[name], time.thread_time() - start)
     return best
 
 

@@ -112,7 +112,7 @@ def test_chunked_steps_match_whole_ones(name, task, monkeypatch):
 def test_compiled_steps_match_plain_ones(task):
     case = CASES["fedadamw-mean-v"]
     plain = simulation(case, task, clients_per_round=5, clip=1.0)
-    compiled = simulation(case, task, clients_per_round=5, clip=1.0, compiled=True)
+    compiled = simulation(case, task, clients_per_round=5, clip=1.0, step="compiled")
     for ours, theirs in zip(compiled.rounds(), plain.rounds(), strict=True):
         assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-10)
     torch.testing.assert_close(compiled.state.server.x, plain.state.server.x, rtol=0, atol=1e-10)
@@ -157,7 +157,7 @@ def test_groups_of_every_size_are_compiled_by_few_kernels(task, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda step, **how: compile_(step, backend=compiler, **how))
     plain = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, rounds=1)
-    compiled = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, rounds=1, stack=3, compiled=True)
+    compiled = simulation(CASES["fedadamw-mean-v"], task, clients_per_round=5, rounds=1, stack=3, step="compiled")
     list(compiled.rounds())
     list(plain.rounds())
     torch.testing.assert_close(compiled.state.server.x, plain.state.server.x, rtol=0, atol=1e-10)

@@ -23,14 +23,14 @@ def training_of(case, **changes):
 
 
 def simulation(
-    case, task, *, clients=None, stack=1, compiled=False, ranks=ALONE, seed=0, memory_folder=None, saved=None, **changes
+    case, task, *, clients=None, stack=1, step="fused", ranks=ALONE, seed=0, memory_folder=None, saved=None, **changes
 ):
     model = attention_model()
     algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
     clients = unequal_clients(task) if clients is None else clients
     how = {
         "stack": stack,
-        "compiled": compiled,
+        "step": step,
         "ranks": ranks,
         "seed": seed,
         "memory_folder": memory_folder,

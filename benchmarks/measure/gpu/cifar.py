@@ -59,7 +59,7 @@ def run_rounds(bench: Bench, rounds: int) -> Found:
         [np.asarray(partition[i]) for i in range(clients)],
         training,
         stack=training.clients_per_round,
-        compiled=not bench.small,
+        step=bench.size("compiled", "fused"),
     )
     synchronise(bench.device)
     found: Found = {"images": about, "prepared_s": time.perf_counter() - start, "goal_s": GOAL_S, "rounds": 0}

@@ -24,6 +24,7 @@ from fedadamw import checkpoint
 from fedadamw.algorithms.registry import BUILT_IN
 from fedadamw.engine.codecs import CODECS, make_codec
 from fedadamw.engine.simulate import Saved, Simulation
+from fedadamw.engine.step import Kind
 from fedadamw.models.lora import Folding
 
 DOUBLE, SINGLE = torch.float64, torch.float32
@@ -67,7 +68,7 @@ def simulation(
     dtype: torch.dtype,
     *,
     stack: int = 1,
-    compiled: bool = False,
+    step: Kind = "fused",
     saved: Saved | None = None,
     **settings: object,
 ) -> Simulation:
@@ -83,9 +84,7 @@ def simulation(
     usual = {"clients_per_round": len(SIZES), "epochs": 1, "batch_size": 8, "clip": 1.0}
     training = training_of(**{**usual, **settings})
     algorithm = algorithm_of(name, model)
-    return Simulation.in_process(
-        model, algorithm, task, unequal(SIZES), training, stack=stack, compiled=compiled, saved=saved
-    )
+    return Simulation.in_process(model, algorithm, task, unequal(SIZES), training, stack=stack, step=step, saved=saved)
 
 
 def compare(ours: Simulation, theirs: Simulation, *, bound: float, relative: bool = False) -> Found:
@@ -192,5 +191,5 @@ def compare_precisions(device: torch.device) -> Found:
 
 def compare_compiled(device: torch.device) -> Found:
     """Compiled local steps against plain ones, stacked."""
-    compiled, plain = (simulation("fedadamw", device, SINGLE, stack=4, compiled=c) for c in (True, False))
+    compiled, plain = (simulation("fedadamw", device, SINGLE, stack=4, step=step) for step in ("compiled", "plain"))
     return compare(compiled, plain, bound=BOUND_SINGLE, relative=True)

@@ -34,7 +34,7 @@ def measure(bench: Bench) -> None:
 
 def same_work(bench: Bench, model: torch.nn.Module, gradients: dict[str, torch.Tensor]) -> Found:
     """Ten steps reach AdamW's weights."""
-    step.check_same_work(model, gradients, compiled=(False,) if bench.small else (True, False))
+    step.check_same_work(model, gradients, kinds=("fused", "plain") if bench.small else step.KINDS)
     return {"equal": True}
 
 

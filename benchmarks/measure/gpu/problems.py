@@ -77,7 +77,13 @@ def paper_federation(
     partition = np.array_split(np.arange(len(data)), clients)
     training = training_of(clients_per_round=clients, steps=steps, batch_size=batch, precision=precision)
     return Simulation.in_process(
-        model, algorithm_of("fedadamw", model), task, partition, training, stack=stack, **{"compiled": not small, **how}
+        model,
+        algorithm_of("fedadamw", model),
+        task,
+        partition,
+        training,
+        stack=stack,
+        **how,
     )
 
 

@@ -11,10 +11,11 @@ from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.algorithms.classes import BLOCKS, check_class, defaults_of, has_blocks, parse_settings
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.client import Broadcast
+from fedadamw.engine.fused import CHUNK
 from fedadamw.engine.round import Aggregation, run_round
 from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.engine.states import clone_tensors, iterate_tensors
-from fedadamw.engine.step import CHUNK, make_step
+from fedadamw.engine.step import make_step
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Evaluation, Model
 from fedadamw.validation import check_one_of
@@ -147,12 +148,13 @@ def _check_pieces(make: Callable[[nn.Module], AnyAlgorithm]) -> None:
     assert d > CHUNK
     x, g = torch.randn(2, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     lr, down = x.new_tensor(0.01), algorithm.broadcast(algorithm.server_init(x))
-    whole = algorithm.client_start(down, algorithm.client_init(down))
-    pieces, step = clone_tensors(whole), make_step(algorithm, None, compiled=False)
-    for _ in range(2):
-        step(pieces, down, g, lr)
-        whole = algorithm.client_step(whole, down, g, lr)
-    _compare("elementwise is True, but a step in pieces", [*iterate_tensors(pieces)], [*iterate_tensors(whole)])
+    for kind in ("plain", "fused"):
+        whole = algorithm.client_start(down, algorithm.client_init(down))
+        pieces, step = clone_tensors(whole), make_step(algorithm, None, kind)
+        for _ in range(2):
+            step(pieces, down, g, lr)
+            whole = algorithm.client_step(whole, down, g, lr)
+        _compare("elementwise is True, but a step in pieces", [*iterate_tensors(pieces)], [*iterate_tensors(whole)])
 
 
 def _check_order(simulation: Simulation) -> None:

@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 from fedadamw.validation import check
 from fedadamw.vector import Vector
 
+UNBIASED = torch.tensor(2.0**60)  # steps after which no beta < 1 - 1e-16 has a bias left
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
@@ -26,12 +28,52 @@ def adamw(
 
     m_steps, v_steps: number of gradients in each moment since it was zero, including this one (..., 1).
     """
+    if not isinstance(g, Tensor):  # a step that is recorded, see engine/fused.py
+        recorded: tuple[Vector, Moments] = handle_torch_function(
+            adamw, (g,), g, moments, m_steps, v_steps, betas=betas, eps=eps
+        )
+        return recorded
     beta1, beta2 = betas  # 1 - beta is exact in double; float32(beta) would lose its digits
     m = torch.lerp(moments.m, g, 1 - beta1)
     v = torch.lerp(moments.v, g * g, 1 - beta2)
     root = (v / debias(beta2, v_steps)).rsqrt().reciprocal()  # MKL's sqrt is ten times slower for zeros
     u = m / debias(beta1, m_steps) / (root + eps)
     return u, Moments(m, v)
+
+
+class Scales(NamedTuple):
+    """What makes torch's kernel, with its own bias corrections left out, take `adamw`'s step."""
+
+    lr: float  # factor of the learning rate
+    eps: float
+
+    @staticmethod
+    def of(m_steps: Tensor, v_steps: Tensor, *, betas: tuple[float, float], eps: float) -> "Scales":
+        """The scales after so many gradients: m/a / (sqrt(v/b) + eps) = sqrt(b)/a m / (sqrt(v) + sqrt(b) eps)."""
+        a, root = float(debias(betas[0], m_steps)), math.sqrt(float(debias(betas[1], v_steps)))
+        return Scales(root / a, root * eps)
+
+
+def adamw_(y: Vector, g: Vector, moments: Moments, scales: Scales, *, betas: tuple[float, float], lr: float) -> None:
+    """Step y - lr u along the direction of `adamw`, in place, and move `moments`: one pass of torch's fused kernel.
+
+    All are contiguous vectors (n,) of one type, on a CPU.
+    """
+    torch._fused_adamw_(
+        [y],
+        [g],
+        [moments.m],
+        [moments.v],
+        [],
+        [UNBIASED],
+        lr=lr * scales.lr,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=0.0,
+        eps=scales.eps,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def check_adamw(betas: tuple[float, float], weight_decay: float) -> None:

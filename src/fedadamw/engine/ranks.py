@@ -7,6 +7,7 @@ clients' memories and writes files.
 import atexit
 import os
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ class Team(ABC):
     rank: int
     size: int
     device: torch.device  # of the tensors that are summed
+    waited_s: float = 0.0  # so far, for other processes and for what they send
 
     @abstractmethod
     def share(self, shards: Iterable[Shard], work: Callable[[Shard], int]) -> Iterable[Shard]:
@@ -99,14 +101,22 @@ class Ranks(Team):
         return [shard for i, shard in enumerate(every) if i in places]
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
-        with _waiting_for_ranks():
+        with self._waiting():
             for t in tensors:
                 dist.all_reduce(t)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        with _waiting_for_ranks():
+        with self._waiting():
             for t in tensors:
                 dist.broadcast(t, 0)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """A context that waits for all ranks, and counts the seconds."""
+        start = time.perf_counter()
+        with _waiting_for_ranks():
+            yield
+        self.waited_s += time.perf_counter() - start
 
     def share_tensors(self, make: Callable[[], Iterable[Tensor]]) -> list[Tensor]:
         """A machine's first rank makes the tensors and writes them to files; all its ranks map these."""

@@ -18,6 +18,7 @@ from fedadamw.engine.record import DivergedError, Record
 from fedadamw.engine.robust import check_robust
 from fedadamw.engine.round import Aggregation, Folding, Listener, RoundResult, run_round
 from fedadamw.engine.simulated import SimulatedClients
+from fedadamw.engine.step import Kind
 from fedadamw.engine.workspace import Workspace, autocast, check_batch_norm, mixes_samples
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation, Task
@@ -95,7 +96,7 @@ class Simulation:
         seed: int = 0,
         stack: int = 1,
         may_loop: bool = False,
-        compiled: bool = False,
+        step: Kind = "fused",
         memory_folder: Path | None = None,
         ranks: Team = ALONE,
         folding: Folding | None = None,
@@ -113,7 +114,7 @@ class Simulation:
             seed=seed,
             stack=stack,
             may_loop=may_loop,
-            compiled=compiled,
+            step=step,
             memory_folder=memory_folder,
             ranks=ranks,
         )
@@ -154,6 +155,7 @@ class Simulation:
             wall_s=round(time.perf_counter() - start, 4),
             diagnostics=None if diagnostics is None else diagnostics.summary(),
             federation=None if traffic.counts is None else dict(traffic.counts),
+            waited_s=None if self.ranks.size == 1 else round(result.waited_s, 4),
         )
 
     def tensors(self, state: State | None = None) -> dict[str, Tensor]:

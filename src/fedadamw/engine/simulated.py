@@ -13,7 +13,7 @@ from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.ranks import Team, gather_states, scatter_states
 from fedadamw.engine.stacked import Stacked
-from fedadamw.engine.step import make_step
+from fedadamw.engine.step import Kind, make_step
 from fedadamw.engine.store import InMemory, OnDisk, Store
 from fedadamw.engine.uploads import CodedEngine, Engine, Uploads
 from fedadamw.engine.workspace import Workspace
@@ -26,7 +26,7 @@ class SimulatedClients(Clients):
     """Clients that train here, each on its sample numbers of `partition`.
 
     stack: clients that train at once; may_loop: train them one after the other if the model cannot be stacked, else
-    raise InputError. compiled: compile the local step. memory_folder: keep clients' memories in files there.
+    raise InputError. step: how local steps are done. memory_folder: keep clients' memories in files there.
     ranks: the processes that share the sampled clients.
     """
 
@@ -41,13 +41,13 @@ class SimulatedClients(Clients):
         seed: int,
         stack: int,
         may_loop: bool,
-        compiled: bool,
+        step: Kind,
         memory_folder: Path | None,
         ranks: Team,
     ) -> None:
         self.partition, self.training, self.seed, self.ranks = partition, training, seed, ranks
         self.uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
-        common = (workspace, algorithm, task, training, seed, make_step(algorithm, training.clip, compiled=compiled))
+        common = (workspace, algorithm, task, training, seed, make_step(algorithm, training.clip, step))
         loop = Loop(*common)
         self.engine: Engine = loop if stack == 1 else Stacked(*common, group=stack, fallback=loop if may_loop else None)
         down = algorithm.broadcast(algorithm.server_init(workspace.y.clone()))

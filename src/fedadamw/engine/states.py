@@ -10,7 +10,7 @@ from fedadamw.algorithm import AnyState
 
 def map_tensors(state: AnyState, change: Callable[[Tensor], Tensor]) -> AnyState:
     """The state with `change` applied to every tensor."""
-    if isinstance(state, Tensor):
+    if not isinstance(state, tuple):
         return change(state)
     return type(state)(*(map_tensors(field, change) for field in state)) if state != () else state
 

@@ -1,28 +1,32 @@
 """One local step in place: clip the gradient, call the algorithm's pure function, copy back what it returns.
 
-Compiled, that is one pass over memory for the norm and one for all the rest (8 words a coordinate for FedAdamW, where
-torch's fused AdamW moves 7). Without a compiler, vectors are processed in chunks that fit a core's cache.
+That is one pass over memory for the norm and one for all the rest (8 words a coordinate for FedAdamW, where torch's
+fused AdamW moves 7): compiled, or by the kernels that torch has (fused.py). Plain, it is a pass for each operation;
+the vectors are then processed in chunks that fit a core's cache.
 """
 
 import shutil
 import warnings
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm, AnyState
+from fedadamw.engine.fused import CHUNK, FusedStep
 from fedadamw.engine.states import iterate_tensors, map_tensors
 from fedadamw.vector import Vector
 
-CHUNK = 131_072  # coordinates, 0.5 MB in float32
 COMPILE_S = 60.0  # seconds that compiling must save: it takes 20 s the first time, 3 s from its cache
+Kind = Literal["compiled", "fused", "plain"]
 Step = Callable[[AnyState, AnyState, Vector, Tensor], None]
 
 
-def make_step(algorithm: AnyAlgorithm, clip: float | None, *, compiled: bool) -> Step:
+def make_step(algorithm: AnyAlgorithm, clip: float | None, kind: Kind) -> Step:
     """Returns step(local, down, g, lr), which moves `local`, whose tensors are shared with nobody, along gradient `g`.
 
+    kind: how it is done; the numbers are equal up to rounding. `fused` is for a CPU, and plain elsewhere.
     clip: the global norm that gradients are scaled down to, as in torch's clip_grad_norm_; of each stacked client.
     """
 
@@ -50,7 +54,9 @@ def make_step(algorithm: AnyAlgorithm, clip: float | None, *, compiled: bool) ->
         (whole if small else chunked)(local, down, g, lr)
 
     plain = step if algorithm.elementwise else whole
-    return _Compiled(whole, plain) if compiled else plain
+    if kind == "compiled":
+        return _Compiled(whole, plain)
+    return FusedStep(algorithm, lambda g: clip_scale(g, clip), plain) if kind == "fused" else plain
 
 
 class _Compiled:

@@ -20,7 +20,7 @@ from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
 from fedadamw.engine.simulate import NOT_EXACT, Saved, Simulation
 from fedadamw.engine.simulated import SimulatedClients
-from fedadamw.engine.step import compiling_pays
+from fedadamw.engine.step import Kind, compiling_pays
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.lora import Folding
 from fedadamw.models.pretrained import Pretrained
@@ -58,23 +58,34 @@ class Prepared:
         self,
         clients: Clients | None = None,
         *,
+        step: Kind | None = None,
         memory_folder: Path | None = None,
         saved: Saved | None = None,
     ) -> Simulation:
         """Return the simulation, new or resumed from `saved`; without `clients` they are simulated in this process.
 
-        memory_folder: keep simulated clients' memories in files there.
+        step: how local steps are done; by default as for a new run. memory_folder: keep simulated clients' memories
+        in files there.
         """
         return Simulation(
             self.workspace,
             self.algorithm,
             self.task,
             self.experiment.training,
-            self._simulated_clients(memory_folder) if clients is None else clients,
+            self._simulated_clients(step or self.choose_step(), memory_folder) if clients is None else clients,
             ranks=self.ranks,
             folding=self.folding,
             saved=saved,
         )
+
+    def choose_step(self) -> Kind:
+        """Return how local steps of a new run are done: as the experiment says, or with `auto` if it saves time."""
+        experiment, t = self.experiment, self.experiment.training
+        if experiment.compile != "auto":
+            return "compiled" if experiment.compile == "on" else "fused"
+        steps = t.steps or -(-int(self.partition.sizes.mean()) * (t.epochs or 1) // t.batch_size)
+        total = t.rounds * t.clients_per_round * steps
+        return "compiled" if compiling_pays(self.workspace.layout.d, total, self.device) else "fused"
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -84,7 +95,7 @@ class Prepared:
             return np.zeros((len(self.partition), 0), np.int64)
         return self.partition.counts(self.train.labels, classes)
 
-    def _simulated_clients(self, memory_folder: Path | None) -> SimulatedClients:
+    def _simulated_clients(self, step: Kind, memory_folder: Path | None) -> SimulatedClients:
         experiment = self.experiment
         return SimulatedClients(
             self.workspace,
@@ -95,7 +106,7 @@ class Prepared:
             seed=experiment.seed,
             stack=experiment.stack or default_stack(experiment, self.device),
             may_loop=experiment.stack is None,
-            compiled=compiles_steps(experiment, self.workspace.module, self.partition, self.device),
+            step=step,
             memory_folder=memory_folder,
             ranks=self.ranks,
         )
@@ -206,13 +217,3 @@ def build_problem(
 def default_stack(experiment: Experiment, device: torch.device) -> int:
     """Return how many clients train at once by default: one on a CPU, all of a round on a GPU."""
     return 1 if device.type == "cpu" else experiment.training.clients_per_round
-
-
-def compiles_steps(experiment: Experiment, model: nn.Module, partition: Partition, device: torch.device) -> bool:
-    """Whether local steps are compiled: as the experiment says, or with `auto` if it saves time."""
-    if experiment.compile != "auto":
-        return experiment.compile == "on"
-    t = experiment.training
-    steps = t.steps or -(-int(partition.sizes.mean()) * (t.epochs or 1) // t.batch_size)
-    d = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return compiling_pays(d, t.rounds * t.clients_per_round * steps, device)

@@ -3,7 +3,10 @@
 from typing import Any, TypedDict
 
 from fedadamw.engine.diagnostics import Numbers
+from fedadamw.engine.step import Kind
 from fedadamw.prepare.start import StartFacts
+
+MAX_CLIENTS = 200  # in partition.json: as many columns of the chart are wide enough to see
 
 
 class _Record(TypedDict):
@@ -24,6 +27,7 @@ class RecordDict(_Record, total=False):
 
     diagnostics: Numbers
     federation: dict[str, int]
+    waited_s: float
 
 
 class LossesDict(TypedDict):
@@ -54,9 +58,7 @@ class ModelFacts(_Model, total=False):
     start: StartFacts  # the run whose model this one started from, if it did
 
 
-class Manifest(TypedDict):
-    """manifest.json: what is needed to repeat a run, besides its settings."""
-
+class _Manifest(TypedDict):
     versions: dict[str, str | None]  # of Python and packages; None if not installed
     commit: str | None
     seed: int
@@ -65,3 +67,9 @@ class Manifest(TypedDict):
     folders: list[str]  # settings whose values were relative paths without ./, see prepare.paths.list_plain_folders
     partition: PartitionFacts
     model: ModelFacts
+
+
+class Manifest(_Manifest, total=False):
+    """manifest.json: what is needed to repeat a run, besides its settings."""
+
+    step: Kind  # how local steps are done; not with Flower's nodes, which choose for themselves

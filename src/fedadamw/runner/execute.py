@@ -25,6 +25,7 @@ from fedadamw.runner.folder import RunFolder, settings_digest
 from fedadamw.runner.live_page import LivePage
 from fedadamw.runner.manifest import build_manifest, warn_of_other_package
 from fedadamw.runner.partition_file import write_partition
+from fedadamw.runner.step_kind import choose_step, share_step
 from fedadamw.runner.tracking import Trackers, check_trackers
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import check
@@ -89,19 +90,22 @@ def _start_or_resume(
 ) -> tuple[Simulation, Best | None]:
     """Start the run in its folder, or resume it from its checkpoint, with its best round so far."""
     manifest, checkpoint = build_manifest(experiment, prepared), None
-    if resume and folder.started:
+    started = folder.read_manifest() if resume and folder.started else None
+    step = choose_step(prepared, started)
+    if started is not None:
         folder.check_same(manifest)
-        warn_of_other_package(experiment.algorithm_name, folder.read_manifest())
+        warn_of_other_package(experiment.algorithm_name, started)
         folder.adopt_changes(experiment)
         checkpoint = folder.load(experiment)
     else:
-        folder.start(experiment, manifest)
+        folder.start(experiment, manifest if clients else {**manifest, "step": step})
     ClientLosses(folder.path).keep(0 if checkpoint is None else checkpoint[0])
     check_ranks_agree(experiment, prepared)
     memory_folder = folder.path / "clients" if experiment.client_memory == "disk" else None
     saved = None if checkpoint is None else Saved(*checkpoint)
     best = _read_best(saved, folder) if saved and experiment.keep_best else None
-    return prepared.simulation(clients, memory_folder=memory_folder, saved=saved), best
+    step = share_step(step, prepared)
+    return prepared.simulation(clients, step=step, memory_folder=memory_folder, saved=saved), best
 
 
 def _read_best(saved: Saved, folder: RunFolder) -> Best | None:
@@ -174,7 +178,7 @@ def follow(
     """Run a rank other than 0: its share of every round, until the run ends or rank 0 stops or is lost."""
     prepared = prepare(experiment) if prepare_run is None else prepare_run(experiment)
     check_ranks_agree(experiment, prepared)
-    simulation = prepared.simulation()
+    simulation = prepared.simulation(step=share_step(prepared.choose_step(), prepared))
     if simulation.ranks.agree():
         return simulation
     with suppress(DivergedError):  # rank 0 reports it

@@ -59,7 +59,7 @@ class Node:
         model, task, self.samples = build_task(experiment, about, config, self.number, device)
         self.workspace = Workspace(model)
         algorithm: AnyAlgorithm = build_algorithm(experiment, model)
-        step = make_step(algorithm, training.clip, compiled=experiment.compile == "on")
+        step = make_step(algorithm, training.clip, "compiled" if experiment.compile == "on" else "fused")
         loop = Loop(self.workspace, algorithm, task, training, experiment.seed, step)
         uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
         self.engine = CodedEngine(loop, uploads, experiment.seed)
