@@ -26,7 +26,6 @@ def section() -> str:
             for algorithm, run in found["algorithms"].items():
                 rows.append((f"`{job}`", f"fedadamw, {algorithm}", "we", *_ours(run), record["device"]))
     head = ("job", "framework", "measured by", "time", "accuracy", "hardware")
-    sources = dict.fromkeys(row["source"] for found in theirs.values() for row in found)
     return f"""## Jobs that other frameworks published
 
 `python -m benchmarks.measure.published --device cuda --record` runs pfl-research's CIFAR-10 benchmark and FLUTE's FEMNIST job with
@@ -35,8 +34,13 @@ FedAdamW beside it. {_state(record)} What they published was not measured here, 
 times across it; "-" could not be looked up:
 
 {_table(head, rows)}
-Sources: {"; ".join(sources)}. Remarks: {"; ".join(f"{row['framework']}: {row['remark']}" for found in theirs.values() for row in found if row["remark"])}.
+{chr(10).join(_remark(row) for found in theirs.values() for row in found)}
 """
+
+
+def _remark(row: Mapping[str, Any]) -> str:
+    """Where a published time is from."""
+    return f"- {row['framework']}: {row['remark']}; {row['source']}"
 
 
 def _state(record: Mapping[str, Any] | None) -> str:
