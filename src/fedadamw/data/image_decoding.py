@@ -78,7 +78,9 @@ class _Notice(NamedTuple):
 
 def decode_images(split: "Dataset", column: str, target: PixelFormat, pixels: Array) -> DecodeSummary:
     """Decode all usable images of a split into `pixels` (n, c, h, w), shared memory, without gaps; on all cores."""
-    notices = [_Notice(*n) for n in map_parts(lambda rows: _decode_rows(split, column, target, pixels, rows), len(split))]
+    notices = [
+        _Notice(*n) for n in map_parts(lambda rows: _decode_rows(split, column, target, pixels, rows), len(split))
+    ]
     summary = DecodeSummary({row: why for notice in notices for row, why in notice.bad})
     summary.coloured, summary.resized = (sum(n[field] for n in notices) for field in (1, 2))
     summary.brightest = max((n.brightest for n in notices if n.brightest is not None), default=None)
