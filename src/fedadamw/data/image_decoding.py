@@ -82,7 +82,7 @@ def decode_images(split: "Dataset", column: str, target: PixelFormat, pixels: Ar
         _Notice(*n) for n in map_parts(lambda rows: _decode_rows(split, column, target, pixels, rows), len(split))
     ]
     summary = DecodeSummary({row: why for notice in notices for row, why in notice.bad})
-    summary.coloured, summary.resized = (sum(n[field] for n in notices) for field in (1, 2))
+    summary.coloured, summary.resized = sum(n.coloured for n in notices), sum(n.resized for n in notices)
     summary.brightest = max((n.brightest for n in notices if n.brightest is not None), default=None)
     if summary.bad:
         usable = [row for row in range(len(split)) if row not in summary.bad]
@@ -93,7 +93,8 @@ def decode_images(split: "Dataset", column: str, target: PixelFormat, pixels: Ar
 
 def _decode_rows(split: "Dataset", column: str, target: PixelFormat, pixels: Array, rows: range) -> _Notice:
     """Decode some rows, each to its own place."""
-    bad, coloured, resized, brightest = [], 0, 0, None
+    bad: list[tuple[int, str]] = []
+    coloured, resized, brightest = 0, 0, None
     for row, cell in zip(rows, iter_encoded_images(split, column, rows), strict=True):
         try:
             image = run_decoder(open_image, cell)

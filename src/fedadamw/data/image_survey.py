@@ -42,7 +42,7 @@ class ImageSurvey:
 
 def survey_images(split: "Dataset", column: str) -> ImageSurvey:
     """Read the header of every image of a split; on all cores."""
-    sizes, modes, bad = set(), set(), {}
+    sizes, modes, bad = set[Size](), set[str](), dict[int, str]()
     for found_sizes, found_modes, found_bad in map_parts(lambda rows: _survey_rows(split, column, rows), len(split)):
         sizes |= {(height, width) for height, width in found_sizes}
         modes |= set(found_modes)
