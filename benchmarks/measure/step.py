@@ -7,7 +7,7 @@ flat steps must reach AdamW's weights: that is checked before anything is timed.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import get_args
 
 import torch
@@ -26,6 +26,7 @@ from fedadamw.vector import Layout, trainable
 LR, CLIP = 1e-3, 10.0
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Stepper = Callable[[], None]
+Maker = Callable[[], Stepper]
 
 
 def main() -> None:
@@ -39,18 +40,7 @@ def main() -> None:
     torch.manual_seed(0)
     gradients = {name: torch.randn_like(p) for name, p in trainable(model).items()}
     check_same_work(model, gradients)
-    steps = {
-        "torch AdamW, fused": torch_step(model, gradients, fused=True),
-        "torch AdamW, foreach": torch_step(model, gradients, foreach=True),
-        "flat, compiled": flat_step(model, gradients, "compiled"),
-        "flat, fused": flat_step(model, gradients, "fused"),
-        "flat, plain": flat_step(model, gradients, "plain"),
-        "drop-in FedAdamW": drop_in_step(model, gradients),
-        "torch clip and AdamW, fused": torch_step(model, gradients, clip=True, fused=True),
-        "flat with clip, compiled": flat_step(model, gradients, "compiled", clip=CLIP),
-        "flat with clip, fused": flat_step(model, gradients, "fused", clip=CLIP),
-        "read 4 and write 3 vectors": memory_bound_step(Layout.of(model).d, device),
-    }
+    steps = {name: make() for name, make in makers(model, gradients, device).items()}
     times = time_in_turns(steps, args.repeats, device)
     base = times["torch AdamW, fused"]
     rows = {name: {"ms": round(1e3 * t, 3), "of_fused": round(t / base, 3)} for name, t in times.items()}
@@ -65,6 +55,22 @@ def main() -> None:
         "steps": rows,
     }
     records.write("step", args.device, content, record=args.record)
+
+
+def makers(model: nn.Module, gradients: dict[str, Tensor], device: torch.device) -> dict[str, Maker]:
+    """Makers of the steps to compare, by name."""
+    return {
+        "torch AdamW, fused": lambda: torch_step(model, gradients, fused=True),
+        "torch AdamW, foreach": lambda: torch_step(model, gradients, foreach=True),
+        "flat, compiled": lambda: flat_step(model, gradients, "compiled"),
+        "flat, fused": lambda: flat_step(model, gradients, "fused"),
+        "flat, plain": lambda: flat_step(model, gradients, "plain"),
+        "drop-in FedAdamW": lambda: drop_in_step(model, gradients),
+        "torch clip and AdamW, fused": lambda: torch_step(model, gradients, clip=True, fused=True),
+        "flat with clip, compiled": lambda: flat_step(model, gradients, "compiled", clip=CLIP),
+        "flat with clip, fused": lambda: flat_step(model, gradients, "fused", clip=CLIP),
+        "read 4 and write 3 vectors": lambda: memory_bound_step(Layout.of(model).d, device),
+    }
 
 
 def torch_step(model: nn.Module, gradients: dict[str, Tensor], *, clip: bool = False, **settings: bool) -> Stepper:
@@ -131,10 +137,10 @@ def memory_bound_step(d: int, device: torch.device) -> Stepper:
     return step
 
 
-def check_same_work(model: nn.Module, gradients: dict[str, Tensor]) -> None:
+def check_same_work(model: nn.Module, gradients: dict[str, Tensor], kinds: Sequence[Kind] = KINDS) -> None:
     """Check that ten steps of each reach the same weights if FedAdamW is configured as AdamW."""
     theirs = torch_step(model, gradients, fused=True)
-    ours = [flat_step(model, gradients, kind, alpha=0.0, share="none") for kind in KINDS]
+    ours = [flat_step(model, gradients, kind, alpha=0.0, share="none") for kind in kinds]
     for _ in range(10):
         for step in (theirs, *ours):
             step()

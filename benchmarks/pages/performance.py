@@ -12,6 +12,7 @@ from typing import Any
 import altair as alt
 
 from benchmarks.common import records
+from benchmarks.pages import gpu, published
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.models.vision import ImageShape, build
@@ -56,29 +57,22 @@ frameworks get from the same library. What an engine can save is small, and on a
 in turns with the plain loop of two threads took 0.74 to 1.03 of its time.
 """
 
-GPU = """## On a GPU
-
-The stacked engine, compiled steps, bfloat16, NCCL ranks and the benchmarks' `--device cuda` are implemented. No GPU was available
-for these pages, so they have no GPU measurements. `python -m benchmarks.measure.step --device cuda` and
-`python -m benchmarks.measure.engines --device cuda --models vit-tiny,resnet18 --clients 10 --steps 50 --batch 50` measure them
-and leave `benchmarks/results/*_cuda_<yyyymm>.json`.
-
-For the same reason, when compiling pays on a GPU is estimated (`engine/step.py`), not measured.
-
-`training.precision=float32` is float32 on a GPU, too; by torch's default, cuDNN's convolutions would round to TF32.
-
-Reproducibility: on a CPU with the same number of threads a run is the same bit for bit, resumed or not. On a GPU, everything that
-is drawn beforehand on the CPU is the same: the partition, the clients of a round, their batches, crops and flips, the initial
-model and the codecs' rounding. What the GPU computes is the same up to rounding: cuDNN chooses its algorithms, and
-atomic additions have no fixed order. Dropout and drop path are drawn on the GPU, from seeds of the round and the client (of
-a group's first client if clients are stacked), so they repeat on the same kind of device with the same `stack`.
-This was not tried on a GPU.
-"""
-
 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
-    parts = [WHICH, step(), engines(), peers(), aggregate(), memory(), population(), federation(), scale(), GPU]
+    parts = [
+        WHICH,
+        step(),
+        engines(),
+        peers(),
+        aggregate(),
+        memory(),
+        population(),
+        federation(),
+        scale(),
+        gpu.section(records.read_newest("gpu", "cuda")),
+        published.section(),
+    ]
     PAGE.write_text("\n".join(part for part in parts if part))
 
 
@@ -317,7 +311,7 @@ To partition among ten million registered clients takes {10 * population["client
 and nothing per round: the cost of a round depends on the sampled clients. Their training takes most of the
 time: {sampled:,} ViT-Tiny clients x {steps} steps of batch 50 take {sampled * steps * client_s / 3600:.1f} hours on a machine like this one, at
 {client_s:.2f} s per step. Upload and download of a client are those of FedAdamW with block means of v; for the LoRA run the
-block means are left out, as they are thousands of times fewer.
+block means are left out, as they are thousands of times fewer. [From one machine to 64 GPUs](scale.md) has what ranks send.
 """
 
 

@@ -6,7 +6,6 @@ For an algorithm of your own: `Algorithm`, `Layout`, `Vector`, `check_algorithm`
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from fedadamw.optim.optimizer import FedAdamW
     from fedadamw.optim.server import Server
     from fedadamw.vector import Layout, Vector
-
-__version__ = version("fedadamw")
 
 _HOMES = {
     "Algorithm": "algorithm",
@@ -75,7 +72,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use: `import fedadamw` alone does not import torch."""
+    """Import a public name on first use: `import fedadamw` alone imports no torch and looks up no version."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("fedadamw")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "partition":

@@ -1,6 +1,5 @@
 """Two processes under torchrun match one."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ import torch
 from support.cases import EVERYWHERE
 from support.checkout import ROOT
 from support.command import run_command
-from support.of_two_ranks import CODED
+from support.of_two_ranks import CODED, SLEEP_S
 from support.runs import simulation
 from support.sequences import SequenceTask
 from support.studies import wait_for
@@ -60,6 +59,13 @@ def test_two_ranks_match_one_process(name, upload, of_two_ranks):
         assert ours == pytest.approx(theirs, abs=1e-10)
 
 
+def test_a_record_says_how_long_ranks_waited_for_the_slowest(of_two_ranks):
+    mean, of_rank_0 = read(of_two_ranks / "waited", "checkpoint")[1]["mean and of rank 0"]
+    assert SLEEP_S / 4 < mean < of_rank_0, "rank 0 waits for the other's sleep, which waits for nothing"
+    alone = simulation(EVERYWHERE["fedavg"], SequenceTask())
+    assert alone.step().waited_s is None
+
+
 def test_work_is_balanced_over_ranks():
     assert assign_clients([9, 1, 1, 1, 1, 1, 1, 1, 1, 1], 2) == [{0}, set(range(1, 10))]
     assert sorted(len(places) for places in assign_clients([50] * 10, 3)) == [3, 3, 4]
@@ -82,9 +88,9 @@ def test_a_killed_rank_ends_the_run_which_resumes_exactly_on_any_number(tmp_path
     assert run_command(*SHORT, "--ranks", "1", "--out", str(one), "-q").returncode == 0
     assert run_command(*SHORT, "--ranks", "2", "--out", str(two), "-q").returncode == 0
     arguments = [sys.executable, "-m", "fedadamw", *SHORT, "--ranks", "2", "--out", str(killed), "-q"]
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: (killed / "metrics.jsonl").exists() and len(losses(killed)) > 2)
-    os.kill(other_rank(process.pid, killed), signal.SIGKILL)
+    os.kill(other_rank(process.pid), signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1, said
     assert "Traceback" not in said
@@ -104,6 +110,20 @@ def test_a_killed_rank_ends_the_run_which_resumes_exactly_on_any_number(tmp_path
 @pytest.mark.parametrize("setting", ["training.mean=krum", "training.diagnostics=true", "training.rounds=1"])
 def test_number_of_ranks_is_chosen_by_the_run(setting):
     assert choose_ranks(load("digits", ["device=cpu", setting])) == 1
+
+
+@pytest.mark.slow
+def test_ranks_of_torchs_agent_give_the_same_as_forks(tmp_path):
+    where, settings = [tmp_path / "agent", tmp_path / "forks"], ["-s", "training.rounds=2", "--ranks", "2", "-q"]
+    agent = (
+        "import fedadamw.runner.forked_ranks as f; f.can_fork = lambda: False; from fedadamw.cli import main; main()"
+    )
+    for out, start in zip(where, (["-c", agent], ["-m", "fedadamw"]), strict=True):
+        command = [sys.executable, *start, *SHORT, *settings, "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert (done.returncode, done.stderr) == (0, "")
+    states = [(out / "checkpoint" / "state.safetensors").read_bytes() for out in where]
+    assert states[0] == states[1]
 
 
 @pytest.mark.slow
@@ -142,22 +162,10 @@ def held(out: Path) -> bool:
         return True
 
 
-def other_rank(group: int, out: Path) -> int:
-    """The process of a group, forked with another one, that has no file of `out` open: the rank that is not 0."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if os.getpgid(int(folder.name)) == group:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    ranks = [pid for pid, parent in parents.items() if list(parents.values()).count(parent) == 2]
-    (found,) = [pid for pid in ranks if parents[pid] != group and not holds(pid, out)]
-    return found
-
-
-def holds(pid: int, out: Path) -> bool:
-    """Whether a process has a file of this folder open."""
-    files = (str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir())
-    return any(file.startswith(str(out)) for file in files)
+def other_rank(first: int) -> int:
+    """The process that `first`, which is rank 0, has forked."""
+    (found,) = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+    return int(found)
 
 
 def test_unexpected_errors_are_reported_by_their_rank(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ from support.studies import LAST_IS_NONE, MANIFEST, NAN, rounds, study_of
 from fedadamw.cli import tables
 from fedadamw.flower.local import demo
 from fedadamw.report import metrics, study_rows, study_table
-from fedadamw.report.run_page import write_run_page
+from fedadamw.report.run_page import summarize, write_run_page
 from fedadamw.report.study_page import write_study_page
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.progress import Progress
@@ -154,3 +154,12 @@ def test_a_seed_without_a_number_is_not_left_out_of_a_mean(tmp_path):
 def test_a_round_without_a_finite_loss_is_reported(tmp_path):
     record = {"round": 1, "train_loss": None, "test_metrics": {"spearman": None}, "wall_s": 1.0}
     assert demo.format_record(record) == "round 1  loss -  Spearman -  1.0 s"
+
+
+def test_a_run_with_several_ranks_says_how_long_they_waited():
+    record = {"round": 1, "train_loss": 1.0, "test_loss": None, "test_metrics": None, "wall_s": 30.0, "clients": 2}
+    record |= {"rejected": 0, "up_bytes": 8, "down_bytes": 8}
+    assert "ranks waited for each other" not in dict(summarize([record]))
+    alone = {**record, "wall_s": 1000.0}  # of a time with one rank
+    records = [alone, {**record, "waited_s": 2.0}, {**record, "waited_s": 4.0}]
+    assert dict(summarize(records))["ranks waited for each other"] == "6 s (10%)"

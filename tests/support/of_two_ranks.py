@@ -1,6 +1,7 @@
 """Run by torchrun in test_ranks.py: every algorithm for five rounds, its server state in the folder that is given."""
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from support.cases import EVERYWHERE, register
 from support.runs import simulation
 from support.sequences import SequenceTask
 
+SLEEP_S = 0.6
 CODED = [(name, upload) for name in ("fedadamw-vm", "scaffold") for upload in ("bfloat16", "int8", "top-k")]
 
 
@@ -28,6 +30,11 @@ def main(folder: Path, stack: int) -> None:
         ]
         if ranks.rank == 0:
             write(folder / f"{name}-{upload}", "checkpoint", sim.tensors(), {"losses": losses})
+    sim = simulation(EVERYWHERE["fedavg"], SequenceTask(), clients_per_round=2, stack=stack, ranks=ranks)
+    sim.listeners.append(lambda *_: time.sleep(SLEEP_S * ranks.rank))  # a slow rank
+    waited = [sim.step().waited_s, ranks.waited_s]
+    if ranks.rank == 0:
+        write(folder / "waited", "checkpoint", {}, {"mean and of rank 0": waited})
 
 
 def check_shared(ranks: Team) -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from fedadamw.api.callbacks import Callback, Callbacks
-from fedadamw.api.forked_ranks import forked_ranks
 from fedadamw.api.result import Result, read_records
 from fedadamw.engine.record import Record
 from fedadamw.engine.simulate import Simulation
@@ -20,6 +19,7 @@ from fedadamw.prepare.device import uses_gpu
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.runner.execute import Interrupted, execute, follow
 from fedadamw.runner.folder import RunFolder
+from fedadamw.runner.forked_ranks import forked_ranks
 from fedadamw.runner.progress import Progress
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import check

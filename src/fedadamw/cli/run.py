@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedadamw.cli.app import DEFAULT_RECIPE, Quiet, Recipe, Settings, app, describe_full_memory, say, short_name
-from fedadamw.runner.signals import Terminated
+from fedadamw.runner.libraries import collector_paused, import_libraries
+from fedadamw.runner.signals import Terminated, stop_once
 from fedadamw.validation import InputError, check
 
 if TYPE_CHECKING:
@@ -47,29 +48,60 @@ def run_command(
     fedadamw run digits --ranks 2
     torchrun --nproc-per-node 8 -m fedadamw run paper/cifar100-vit-dir0.1 --out runs/vit
     """
-    from fedadamw.cli.tables import print_run
-    from fedadamw.runner.execute import follow
-    from fedadamw.runner.launch import choose_ranks, launch
-    from fedadamw.settings.load import load
-
     settings = [*(settings or []), *([] if rounds is None else [f"training.rounds={rounds}"])]
+    with collector_paused(freeze=True):
+        from fedadamw.runner.execute import follow
+        from fedadamw.settings.load import load
+
+        if int(os.environ.get("RANK", "0")) > 0:
+            started = out is not None and resume and (out / "config.yaml").is_file()
+            experiment = load(recipe or (str(out / "config.yaml") if out and started else DEFAULT_RECIPE), settings)
+        else:
+            folder, experiment = _open_folder(recipe, settings, out, resume=resume)
     if int(os.environ.get("RANK", "0")) > 0:
-        started = out is not None and resume and (out / "config.yaml").is_file()
-        follow(load(recipe or (str(out / "config.yaml") if out and started else DEFAULT_RECIPE), settings))
+        follow(experiment)
         return
-    folder, experiment = _open_folder(recipe, settings, out, resume=resume)
-    ranks = ranks or choose_ranks(experiment)
-    sampled = experiment.training.clients_per_round
-    check(ranks <= sampled, f"--ranks {ranks}: more than the {sampled} clients per round; use at most as many")
-    if ranks > 1 and "RANK" not in os.environ:
-        code = launch(ranks, run_rank, experiment.to_yaml(), str(folder.path), resume, quiet)
-        if code:
-            raise typer.Exit(code)
-    else:
-        run_leader(experiment, folder, resume=resume, quiet=quiet)
+    code = _train(ranks, experiment, folder, resume=resume, quiet=quiet)
+    if code:
+        raise typer.Exit(code)
     if not quiet:
+        from fedadamw.cli.tables import print_run
+
         print_run(folder.records())
         typer.echo(folder.contents)
+
+
+def _train(ranks: int | None, experiment: "Experiment", folder: "RunFolder", *, resume: bool, quiet: bool) -> int:
+    """Run in so many processes, by default as many as pay; return the exit code."""
+    from fedadamw.prepare.device import uses_gpu
+    from fedadamw.prepare.simulation import check_settings
+    from fedadamw.runner.forked_ranks import can_fork, forked_ranks
+    from fedadamw.runner.launch import choose_ranks, launch
+
+    ranks, sampled = ranks or choose_ranks(experiment), experiment.training.clients_per_round
+    check(ranks <= sampled, f"--ranks {ranks}: more than the {sampled} clients per round; use at most as many")
+    alone = ranks == 1 or "RANK" in os.environ
+    if not alone and (uses_gpu(experiment) or not can_fork()):
+        return launch(ranks, run_rank, experiment.to_yaml(), str(folder.path), resume, quiet)
+    check_settings(experiment, remote=False)
+    with collector_paused(freeze=True):
+        import_libraries(experiment)
+    if alone:
+        run_leader(experiment, folder, resume=resume, quiet=quiet)
+        return 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop_once)
+    with forked_ranks(ranks, lambda: _follow_quietly(experiment)):
+        run_leader(experiment, folder, resume=resume, quiet=quiet)
+    return 0
+
+
+def _follow_quietly(experiment: "Experiment") -> None:
+    """Run a rank other than 0, which prints the messages for all."""
+    from fedadamw.runner.execute import follow
+
+    warnings.simplefilter("ignore")
+    follow(experiment)
 
 
 def run_leader(experiment: "Experiment", folder: "RunFolder", *, resume: bool, quiet: bool) -> None:
@@ -132,13 +164,11 @@ def run_rank(settings: str, path: str, resume: bool, quiet: bool) -> None:  # no
 
 
 def _run_follower(experiment: "Experiment") -> None:
-    """Run a rank other than 0, which prints the messages for all."""
+    """Run a rank of `launch` other than 0."""
     from fedadamw.engine.ranks import RankLostError
-    from fedadamw.runner.execute import follow
 
-    warnings.simplefilter("ignore")
     try:
-        follow(experiment)
+        _follow_quietly(experiment)
     except RankLostError:
         sys.exit(1)  # the launcher says which, and why
     except InputError:  # rank 0 raises it too and reports it; this one waits to be ended with it

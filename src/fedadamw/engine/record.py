@@ -25,3 +25,4 @@ class Record:
     wall_s: float
     diagnostics: Numbers | None = None  # with training.diagnostics
     federation: dict[str, int] | None = None  # of Flower's nodes: counts of asked, answered, late, ...
+    waited_s: float | None = None  # with several ranks: of wall_s, for each other, mean over the ranks

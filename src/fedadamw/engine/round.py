@@ -82,6 +82,7 @@ class RoundResult(NamedTuple):
     rejected: int  # answers with a number that is not finite
     up_bytes: int  # of all accepted answers, counted from the tensors that travel
     losses: dict[int, float | None]  # of each client asked or heard, None if its answer was not accepted
+    waited_s: float  # for other ranks, mean over the ranks; 0 with one
 
 
 def run_round(
@@ -92,7 +93,8 @@ def run_round(
     listeners: Sequence[Listener] = (),
 ) -> RoundResult:
     """Train the `sampled` clients from `broadcast` and average the answers whose numbers are all finite."""
-    average = aggregation.new_average()
+    average, ranks = aggregation.new_average(), aggregation.ranks
+    waited_s = -ranks.waited_s
     answered = rejected = up_bytes = 0
     heard: dict[int, Tensor] = {}
     up_type: Any = None
@@ -112,25 +114,28 @@ def run_round(
             average.add([torch.zeros_like(t) for t in tensors], 0.0)  # so that every rank has something to sum
         del answer, tensors  # the next client trains without this one's vectors
     answered, rejected, up_bytes = average.sum_over_ranks(answered, rejected, up_bytes)
-    losses = _gather_losses(sampled, heard, broadcast.statistics.device, aggregation.ranks)
+    waited_s += ranks.waited_s
+    losses, waited_s = _gather_losses(sampled, heard, waited_s, broadcast.statistics.device, ranks)
     if not answered:
-        return RoundResult(None, None, None, float("nan"), 0, rejected, 0, losses)
+        return RoundResult(None, None, None, float("nan"), 0, rejected, 0, losses, waited_s)
     means = average.result()
     product = None if aggregation.folding is None else means.pop()
     *up, statistics, loss = means
     averaged = statistics.to(broadcast.statistics)
-    return RoundResult(up_type(*up), averaged, product, float(loss), answered, rejected, up_bytes, losses)
+    return RoundResult(up_type(*up), averaged, product, float(loss), answered, rejected, up_bytes, losses, waited_s)
 
 
 def _gather_losses(
-    sampled: Sequence[int], heard: Mapping[int, Tensor], device: torch.device, ranks: Team
-) -> dict[int, float | None]:
-    """Return the loss of each client of the round, of all ranks; one transfer from the device."""
+    sampled: Sequence[int], heard: Mapping[int, Tensor], waited_s: float, device: torch.device, ranks: Team
+) -> tuple[dict[int, float | None], float]:
+    """Return the loss of each client of the round, of all ranks, and the mean of `waited_s`; one transfer."""
     clients = list(dict.fromkeys([*sampled, *heard]))
-    table = torch.zeros(2, len(clients), dtype=torch.float64, device=device)  # losses, and whether there is one
+    table = torch.zeros(2, len(clients) + 1, dtype=torch.float64, device=device)  # losses, and whether there is one
+    table[0, -1] = waited_s
     if heard:
         places = torch.tensor([clients.index(client) for client in heard], device=device)
         table[0, places], table[1, places] = torch.stack(list(heard.values())).to(table), 1.0
     ranks.sum([table])
-    losses, accepted = table.tolist()
-    return {client: loss if known else None for client, loss, known in zip(clients, losses, accepted, strict=True)}
+    (*losses, waited_s), (*accepted, _) = table.tolist()
+    known = zip(clients, losses, accepted, strict=True)
+    return {client: loss if there else None for client, loss, there in known}, waited_s / ranks.size

@@ -155,6 +155,7 @@ class Simulation:
             wall_s=round(time.perf_counter() - start, 4),
             diagnostics=None if diagnostics is None else diagnostics.summary(),
             federation=None if traffic.counts is None else dict(traffic.counts),
+            waited_s=None if self.ranks.size == 1 else round(result.waited_s, 4),
         )
 
     def tensors(self, state: State | None = None) -> dict[str, Tensor]:

@@ -91,6 +91,16 @@ RESNETS = {  # widths of the stages, blocks in each, stride of the stem, fewest 
 NAMES = (*VITS, "swin-nano", "swin-tiny", "resnet-nano", "resnet18")
 
 
+def import_classes(name: str) -> None:
+    """Import what building the classifier `name` of NAMES imports."""
+    if name in VITS:
+        from transformers import ViTConfig, ViTForImageClassification  # noqa: F401
+    elif name in RESNETS:
+        from transformers import ResNetConfig, ResNetForImageClassification  # noqa: F401
+    else:
+        from transformers import SwinConfig, SwinForImageClassification  # noqa: F401
+
+
 def _build_vit(shape: ImageShape, size: ViTSize, depth: int | None) -> nn.Module:
     """Build a ViT (arXiv 2010.11929) whose MLPs are 4 x width wide."""
     from transformers import ViTConfig, ViTForImageClassification

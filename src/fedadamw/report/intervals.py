@@ -5,7 +5,6 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 LEVEL = 0.05  # of a two-sided test
@@ -41,6 +40,8 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 @lru_cache(maxsize=100_000)  # charts and tables ask for the same
 def _mean_interval(values: tuple[float, ...]) -> Interval:
+    from scipy import stats  # here and below: it takes half a second, which only a study's page needs
+
     mean, error = float(np.mean(values)), float(stats.sem(values))
     if len(values) < BOOTSTRAP_FROM:
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
@@ -55,6 +56,8 @@ def _mean_interval(values: tuple[float, ...]) -> Interval:
 
 def compare_pairs(first: Sequence[float], second: Sequence[float]) -> PairedTest:
     """Compare the scores of two variants; entry i of both has the same seed."""
+    from scipy import stats
+
     differences = [a - b for a, b in zip(first, second, strict=True)]
     mean, count = float(np.mean(differences)), len(differences)
     interval = mean_interval(differences)
@@ -81,6 +84,8 @@ def seeds_needed(effect: float) -> int | None:
 
 def power(effect: float, seeds: int) -> float:
     """Return the power of a two-sided paired t-test at the 5% level, from the noncentral t distribution."""
+    from scipy import stats
+
     shift, freedom = abs(effect) * seeds**0.5, seeds - 1
     if shift > 50:
         return 1.0  # farther out, scipy's distribution fails

@@ -12,13 +12,12 @@ import numpy as np
 from fedadamw.io.disk import report_full_disk
 from fedadamw.io.escaping import escape_text
 from fedadamw.report import metrics
-from fedadamw.report.run_files import RecordDict
+from fedadamw.report.run_files import MAX_CLIENTS, RecordDict
 
 Records = Sequence[RecordDict]
 Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.HConcatChart
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#64748b"
-MAX_CLIENTS = 200  # columns of the partition chart that are wide enough to see
 
 Width = int | str  # pixels, or "container": as wide as the page gives
 

@@ -6,6 +6,8 @@ from fedadamw.engine.diagnostics import Numbers
 from fedadamw.engine.step import Kind
 from fedadamw.prepare.start import StartFacts
 
+MAX_CLIENTS = 200  # in partition.json: as many columns of the chart are wide enough to see
+
 
 class _Record(TypedDict):
     round: int
@@ -25,6 +27,7 @@ class RecordDict(_Record, total=False):
 
     diagnostics: Numbers
     federation: dict[str, int]
+    waited_s: float
 
 
 class LossesDict(TypedDict):

@@ -113,7 +113,17 @@ def summarize(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
         ("sent up in total", format_bytes(sum(r["up_bytes"] for r in records))),
         ("updates rejected", f"{sum(r['rejected'] for r in records):,}"),
         ("time", format_duration(sum(r["wall_s"] for r in records))),
+        *_summarize_waiting(records),
     ]
+
+
+def _summarize_waiting(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
+    """Return how long the ranks waited for each other and its share of the rounds; nothing of a run with one rank."""
+    shared = [(waited, record["wall_s"]) for record in records if (waited := record.get("waited_s")) is not None]
+    if not shared:
+        return []
+    waited, passed = map(sum, zip(*shared, strict=True))
+    return [("ranks waited for each other", f"{format_duration(waited)} ({waited / max(passed, 1e-9):.0%})")]
 
 
 def _summarize_evaluations(records: Sequence[RecordDict]) -> list[tuple[str, str]]:

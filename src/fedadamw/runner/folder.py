@@ -194,7 +194,7 @@ class RunFolder:
         columns = {
             k: replace_nan(v)
             for k, v in asdict(record).items()
-            if v is not None or k not in ("diagnostics", "federation")
+            if v is not None or k not in ("diagnostics", "federation", "waited_s")
         }
         line = json.dumps(columns, allow_nan=False) + "\n"
         with report_full_disk(self.metrics), open(self.metrics, "ab") as file:

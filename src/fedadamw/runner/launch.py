@@ -1,4 +1,4 @@
-"""Starts ranks on this machine as torchrun does, with torch's elastic agent, rendezvous and environment."""
+"""How many ranks a run gets, and ranks as torchrun starts them, with its agent: for GPUs, and where nothing forks."""
 
 import logging
 import signal

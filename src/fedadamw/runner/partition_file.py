@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedadamw.checkpoint import write_atomically
-from fedadamw.report.run_charts import MAX_CLIENTS
+from fedadamw.report.run_files import MAX_CLIENTS
 
 NAME = "partition.json"
 

@@ -52,7 +52,7 @@ def _record_rows(results: Results, runs: Path) -> list[dict[str, object]]:
 
 def _last_rows(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
     """Return the last row of each run, without what is of its last round alone."""
-    of_round = {"lr", "clients", "rejected", "up_bytes", "down_bytes", "wall_s", *DIAGNOSTICS}
+    of_round = {"lr", "clients", "rejected", "up_bytes", "down_bytes", "wall_s", "waited_s", *DIAGNOSTICS}
     last = {row["run"]: row for row in rows}
     return [{name: value for name, value in row.items() if name not in of_round} for row in last.values()]
 

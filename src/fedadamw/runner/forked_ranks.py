@@ -1,6 +1,7 @@
-"""Ranks from Python: forks of this process share its rounds, with the model and data it already has.
+"""Ranks that are forks of this process, which is one of them itself: all have the libraries that it has imported.
 
-The command line starts ranks from settings (runner/launch.py); a model of one's own cannot be sent to a new process.
+Without a GPU this is how a command and a script start ranks: nothing is imported twice, and nobody waits for an agent
+that watches them. Where processes cannot be forked, commands use launch.py.
 """
 
 import os
@@ -30,7 +31,7 @@ def forked_ranks(count: int, follow: Callable[[], object]) -> Iterator[None]:
     """A block in which this process is rank 0 of `count`; the others are forks that call `follow`.
 
     For CPUs, one thread each. Raises InputError where processes cannot be forked; RankLostError with its reason if a
-    fork fails. Ctrl-C is for this process alone: the forks end with it.
+    fork fails. Ctrl-C and SIGTERM are for this process alone: the forks end with it.
     """
     _check_can_fork(count)
     threads = torch.get_num_threads()
@@ -48,22 +49,27 @@ def forked_ranks(count: int, follow: Callable[[], object]) -> Iterator[None]:
         try:
             yield
         except RankLostError as error:
-            reasons = [file.read_text() for file in sorted(meeting.parent.glob("rank-*"))]
+            reasons = [*_describe_killed(children), *(f.read_text() for f in sorted(meeting.parent.glob("rank-*")))]
             raise RankLostError(f"lost another rank ({'; '.join(reasons)})" if reasons else str(error)) from error
+
+
+def can_fork() -> bool:
+    """Whether this system forks processes safely once its libraries are loaded: macOS does not."""
+    return "fork" in get_all_start_methods() and sys.platform != "darwin"
 
 
 def _check_can_fork(count: int) -> None:
     hint = f"start the script with torchrun --nproc-per-node {count}"
     check("WORLD_SIZE" not in os.environ, f"ranks={count}: torchrun has started this process's ranks already")
-    can_fork = "fork" in get_all_start_methods() and sys.platform != "darwin"
-    check(can_fork, f"ranks={count}: this system does not fork processes safely; {hint}")
+    check(can_fork(), f"ranks={count}: this system does not fork processes safely; {hint}")
     check(not torch.cuda.is_initialized(), f"ranks={count}: a process that uses a GPU cannot be forked; {hint}")
     check(not dist.is_initialized(), f"ranks={count}: this process is in a process group already")
 
 
 def _fork(rank: int, count: int, meeting: Path, follow: Callable[[], object]) -> ForkProcess:
     def run() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         end_with_parent()
         with _environment(rank, count):
             try:
@@ -104,6 +110,12 @@ def _join(rank: int, count: int, meeting: Path) -> None:
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _describe_killed(children: list[ForkProcess]) -> list[str]:
+    """Say which ranks were killed, and by which signal; the others may be still ending."""
+    codes = enumerate((child.exitcode for child in children), 1)
+    return [f"rank {rank} was killed ({signal.Signals(-code).name})" for rank, code in codes if code and code < 0]
 
 
 def _end(children: list[ForkProcess]) -> None:

@@ -1,0 +1,5 @@
+"""The module that pydantic has its fields in."""
+
+from pydantic import FieldInfo
+
+__all__ = ["FieldInfo"]
