@@ -6,6 +6,7 @@ python -m benchmarks.pages.scale
 # ruff: noqa: E501  (tables)
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import ceil, log2
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,25 +99,23 @@ def _traffic(record: Record) -> str:
     for job, runs in record["jobs"].items():
         several = [run for n, run in runs.items() if n != "1"]
         run = several[0]
-        sent = {str(r["round"]) for r in several}
         calls, size = _total(run["round"])
-        start, evaluation = (_total(run[part])[1] for part in ("start", "evaluation"))
-        same = "yes" if len(sent) == 1 else "no"
-        vectors = f"{size / 4 / run['d']:.2f}"
-        rows.append(
-            (TITLES[job], f"{run['d']:,}", f"{calls}", f"{size:,}", vectors, same, f"{start:,}", f"{evaluation:,}")
-        )
+        same = "yes" if len({str(r["round"]) for r in several}) == 1 else "no"
+        vectors = (f"{run['round'][of]['bytes'] / 4 / run['d']:.2f}" for of in ("all_reduce", "broadcast"))
+        once = (f"{_total(run[part])[1]:,}" for part in ("start", "evaluation"))
+        rows.append((TITLES[job], f"{run['d']:,}", f"{calls}", f"{size:,}", *vectors, same, *once))
     counts = ", ".join(next(iter(record["jobs"].values())))
     run = record["jobs"]["fedadamw"]["2"]
+    of_d = "as vectors of 4 d bytes: summed", "passed on"
     head = (
         "job",
         "d",
         "calls a round",
         "bytes a round",
-        "as vectors of 4 d bytes",
+        *of_d,
         "same for all ranks",
-        "at the start",
-        "evaluation",
+        "bytes at the start",
+        "of an evaluation",
     )
     return f"""## What ranks send
 
@@ -124,10 +123,9 @@ One small job, {run["sampled"]} clients a round, over {counts} ranks of this mac
 rank, with the bytes of its tensor. The number of ranks changes neither. The ranks of a run end with the same bits.
 
 {_table(head, rows)}
-A round sums one vector of the model's size, and beside it block means, losses and counts. An algorithm whose clients
-remember something (SCAFFOLD) also moves the memory of all clients of the round from rank 0 to the ranks and back, 2 S vectors,
-by far the most: with many clients use one rank on each machine that has several small GPUs, or an algorithm without memory.
-Clients' results never travel one by one: a rank adds its clients' vectors first.
+A round sums one vector of the model's size, and beside it block means, losses and counts: a rank adds its clients' vectors
+before anything travels. An algorithm whose clients remember something (SCAFFOLD) sums two, and the memory of every client
+of the round travels as well: from rank 0, which keeps it, and back, one client after the other, 2 S vectors in all.
 """
 
 
@@ -199,10 +197,11 @@ a round's shortest tasks on rank 0 are. `checkpoint_every` and `training.evaluat
 
 ### Algorithms with memory
 
-SCAFFOLD's clients' memory goes through every rank, zeros included, so that each GPU holds and sends the rows of all clients:
+SCAFFOLD's clients' memory passes by every GPU, one client after the other; a GPU keeps that of its own clients. A broadcast takes
+its bytes / bandwidth + 6 latencies (a tree of 64):
 
-{_table(("model", "clients a round", "rows of memory on each GPU", "sent by each GPU and round", "InfiniBand", "of the training"), memory)}
-This, not the model, is the limit of such algorithms on many GPUs.
+{_table(("model", "clients a round", "memory of its clients on a GPU", "sent and received by rank 0", "InfiniBand", "of the training"), memory)}
+This, not the model, is the first limit of such algorithms on many GPUs.
 """
 
 
@@ -284,10 +283,19 @@ def _bytes_row(name: str, record: Record) -> tuple[str, ...]:
 
 def _memory_row(name: str, record: Record) -> tuple[str, ...]:
     model, clients = record["costs"]["models"][name], WORK[name].clients * GPUS
-    rows = 4 * clients * model["trained"]
-    took = ring(2 * rows, 2, LINKS["InfiniBand"])
+    one, run = 4 * model["trained"], record["jobs"]["scaffold"]["2"]
+    calls = run["round"]["broadcast"]["calls"] / run["sampled"]  # of a client
+    link = LINKS["InfiniBand"]
+    took = clients * (2 * one / link.bytes_s + calls * ceil(log2(GPUS)) * link.latency_s)
     share = took / seconds(name, record)["training"]
-    return name, f"{clients:,}", _bytes(rows), _bytes(2 * 2 * (GPUS - 1) / GPUS * rows), _seconds(took), f"{share:.0%}"
+    return (
+        name,
+        f"{clients:,}",
+        _bytes(WORK[name].clients * one),
+        _bytes(2 * clients * one),
+        _seconds(took),
+        f"{share:.0%}",
+    )
 
 
 def _several(record: Record) -> Record:
