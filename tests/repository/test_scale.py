@@ -16,6 +16,7 @@ from benchmarks.measure import scale
 from benchmarks.measure.scale_parts import costs, shares, traffic
 from benchmarks.pages import published as published_page
 from benchmarks.pages import scale as scale_page
+from benchmarks.pages import scale_model
 
 
 def test_calls_are_counted_by_operation_and_left_as_they_were():
@@ -85,9 +86,9 @@ def test_the_pages_are_generated_from_the_committed_records():
 
 
 def test_the_pages_model_is_a_ring():
-    link = scale_page.Link(1e9, 1e-3, "")
-    assert scale_page.ring(64e6, 0, link) == pytest.approx(2 * 63 * 1e6 / 1e9), "each of 64 parts goes round twice"
-    assert scale_page.ring(0, 3, link) == pytest.approx(3 * 126e-3)
+    link = scale_model.Link(1e9, 1e-3, "")
+    assert scale_model.ring(64e6, 0, link) == pytest.approx(2 * 63 * 1e6 / 1e9), "each of 64 parts goes round twice"
+    assert scale_model.ring(0, 3, link) == pytest.approx(3 * 126e-3)
 
 
 def test_a_record_of_a_gpu_stands_beside_what_others_published(monkeypatch):
