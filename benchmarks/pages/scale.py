@@ -123,7 +123,7 @@ trains on one rank. More clients a round, or fewer ranks, help; another rule wou
 Who trains where follows from the settings, the sampled clients and the number of ranks, never from a clock. That is what
 makes a run repeat bit for bit: a rank adds its own clients in float32, in their order, and `all_reduce` adds the ranks' sums, so
 a client on another rank is the same number rounded elsewhere. For that reason clients do not move to a rank
-that is idle, and a run resumed on another number of ranks goes on with the same numbers only up to rounding.
+that is idle, and a run resumed on another number of ranks has the same numbers only up to rounding.
 
 Each round's record has `waited_s`, the seconds that ranks waited for each other, and the run's page the sum. In the small jobs
 above, on {record["cores"]} cores, the median share of a round (more ranks than cores wait for a core, too):
