@@ -81,8 +81,7 @@ def check(job: str, runs: dict[str, dict[str, Any]]) -> None:
 def print_table(job: str, runs: dict[str, dict[str, Any]]) -> None:
     print(f"\n{job:10} {'ranks':>5} {'calls a round':>14} {'bytes a round':>14} {'of d':>6} {'waited':>7}")
     for n, run in runs.items():
-        sent = run["round"]
-        calls, size = sum(c["calls"] for c in sent.values()), sum(c["bytes"] for c in sent.values())
+        calls, size = (sum(c[what] for c in run["round"].values()) for what in ("calls", "bytes"))
         waited = statistics.median(run["waited_share"])
         print(f"{'':10} {n:>5} {calls:14} {size:14,} {size / 4 / run['d']:6.2f} {waited:7.0%}", flush=True)
 

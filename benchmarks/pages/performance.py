@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 
 from benchmarks.common import records
-from benchmarks.pages import gpu
+from benchmarks.pages import gpu, published
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.models.vision import ImageShape, build
@@ -71,6 +71,7 @@ def main() -> None:
         federation(),
         scale(),
         gpu.section(records.read_newest("gpu", "cuda")),
+        published.section(),
     ]
     PAGE.write_text("\n".join(part for part in parts if part))
 
@@ -310,7 +311,7 @@ To partition among ten million registered clients takes {10 * population["client
 and nothing per round: the cost of a round depends on the sampled clients. Their training takes most of the
 time: {sampled:,} ViT-Tiny clients x {steps} steps of batch 50 take {sampled * steps * client_s / 3600:.1f} hours on a machine like this one, at
 {client_s:.2f} s per step. Upload and download of a client are those of FedAdamW with block means of v; for the LoRA run the
-block means are left out, as they are thousands of times fewer.
+block means are left out, as they are thousands of times fewer. [From one machine to 64 GPUs](scale.md) has what ranks send.
 """
 
 

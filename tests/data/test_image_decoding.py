@@ -350,3 +350,30 @@ def test_runs_begun_earlier_have_the_same_pixels_and_settings():
     ]
     assert settings_digest(load("digits")) == "e0f568804902e74f"
     assert settings_digest(load("digits", ["data.image_size=16"])) != "e0f568804902e74f"
+
+
+def test_forks_decode_the_same_pixels_and_notice_the_same(tmp_path, monkeypatch):
+    from fedadamw.data import row_parts
+    from fedadamw.data.image_decoding import decode_images
+    from fedadamw.data.sources import read_splits
+
+    grey16 = Image.fromarray((np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8))
+    pictures = [noise(8, 8), b"torn", grey16, noise(9, 8), None, noise(8, 8), noise(8, 8).convert("L")]
+    content = {"image": cells(pictures), "label": [0] * len(pictures)}
+    split = read_splits(table(tmp_path / "d", train=content))["train"]
+    form = PixelFormat(grey=True, size=(8, 8), resize=ResizeCrop((8, 8)))
+    alone, shared = (memory_of_forks(split, form) for _ in range(2))
+    expected = decode_images(split, "image", form, alone), load_survey(split, "image")
+    monkeypatch.setattr(row_parts, "MIN_ROWS", 1)
+    monkeypatch.setattr(row_parts, "PART", 2)
+    assert (decode_images(split, "image", form, shared), load_survey(split, "image")) == expected
+    assert [*expected[0].bad] == [*expected[1].bad] == [1, 4]
+    assert (expected[0].coloured, expected[0].resized, expected[0].brightest) == (3, 1, 245)
+    assert np.array_equal(alone[:5], shared[:5])
+    assert alone[:5].any(axis=(1, 2, 3)).all()
+
+
+def memory_of_forks(split, form):
+    from fedadamw.data.pixel_cache import _new_array
+
+    return _new_array((len(split), *form.shape))

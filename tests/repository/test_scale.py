@@ -27,12 +27,12 @@ def test_calls_are_counted_by_operation_and_left_as_they_were():
 
 
 def test_one_rank_sends_nothing(monkeypatch):
-    monkeypatch.setattr(traffic, "ROUNDS", 1)
-    monkeypatch.setattr(traffic, "SAMPLED", 2)
+    monkeypatch.setattr(traffic, "ROUNDS", 2)
+    monkeypatch.setattr(traffic, "CLIENTS", 2)
     found = traffic.run_job("fedadamw")
     assert found["round"] == found["evaluation"] == found["start"] == traffic.add_up([])
-    assert len(found["losses"]) == len(found["digests"]) == 1
-    assert found["waited_share"] == [0.0]
+    assert len(found["losses"]) == 2 * len(found["digests"]) == 2
+    assert found["waited_share"] == [0.0, 0.0]
     json.dumps(found)
 
 
@@ -75,12 +75,13 @@ def test_operations_are_counted_without_weights():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("job", "vectors"), [("fedadamw", 1), ("scaffold", 2 + 2 * traffic.SAMPLED)])
-def test_two_ranks_sum_what_a_client_sends_and_move_its_memory(job, vectors):
+@pytest.mark.parametrize(("job", "summed", "passed_on"), [("fedadamw", 1, 0), ("scaffold", 2, 2 * traffic.CLIENTS)])
+def test_two_ranks_sum_what_a_client_sends_and_move_its_memory(job, summed, passed_on):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "benchmarks.measure.scale", "--one", job]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=300)
     found = json.loads(done.stdout.splitlines()[-1])
-    sent = found["round"]["all_reduce"]["bytes"]
-    assert 4 * vectors * found["d"] <= sent < 1.02 * 4 * vectors * found["d"]
+    for operation, vectors in (("all_reduce", summed), ("broadcast", passed_on)):
+        sent = found["round"][operation]["bytes"]
+        assert 4 * vectors * found["d"] <= sent <= 1.02 * 4 * vectors * found["d"], operation
     assert len(set(found["digests"])) == 1

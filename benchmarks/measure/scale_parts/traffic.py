@@ -25,7 +25,7 @@ from fedadamw.settings.lora import LoraSettings
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.vector import Layout
 
-ROUNDS, CLIENTS, SAMPLED, HELD_OUT, CLASSES = 4, 32, 16, 64, 10
+ROUNDS, CLIENTS, HELD_OUT, CLASSES = 4, 16, 64, 10  # every client is sampled, so from round 2 on all remember
 OPERATIONS = ("all_reduce", "broadcast")
 
 
@@ -65,17 +65,17 @@ def run_job(name: str) -> dict[str, Any]:
             found.append(simulation.step())
             parts.append(calls.copy())
         calls.clear()
-        digests = gather_digests(simulation.state.server.x)
-    evaluation = add_up(parts[-1][len(parts[0]) :])  # only the last round evaluates, at its end
+        simulation.evaluate()
+        evaluation = calls.copy()
+    digests = gather_digests(simulation.state.server.x)
     return {
         "d": Layout.of(simulation.workspace.module).d,
-        "sampled": SAMPLED,
+        "sampled": CLIENTS,
         "held_out": HELD_OUT,
         "classes": CLASSES,
         "start": add_up(start),
-        "round": add_up(parts[0]),
-        "evaluation": evaluation,
-        "largest": max((call.nbytes for call in parts[0]), default=0),
+        "round": add_up(parts[1]),
+        "evaluation": add_up(evaluation),
         "losses": [record.train_loss for record in found],
         "waited_share": [round((record.waited_s or 0.0) / record.wall_s, 3) for record in found],
         "digests": digests,
@@ -132,10 +132,10 @@ def make_simulation(job: Job, ranks: Any) -> Simulation:
     n = int(sizes.sum())
     pixels = np.random.default_rng(0).integers(0, 256, (n, 3, 32, 32), dtype=np.uint8)
     data = Images(pixels, np.arange(n) % CLASSES, tuple(map(str, range(CLASSES))))
-    task = ImageTask(data, data.select(np.arange(HELD_OUT)), device=torch.device("cpu"))
+    task = ImageTask(data, data.select(np.arange(HELD_OUT) % n), device=torch.device("cpu"))
     training = TrainingSettings(
         rounds=ROUNDS,
-        clients_per_round=SAMPLED,
+        clients_per_round=CLIENTS,
         steps=None if job.unequal else 2,
         epochs=1 if job.unequal else None,
         batch_size=5,

@@ -7,10 +7,12 @@ fedavgm = "fedavgm:FedAvgM"
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedadamw.validation import InputError, check
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "fedadamw.algorithms"
 
@@ -22,7 +24,7 @@ class Plugin:
     name: str  # of the algorithm
     package: str
     version: str
-    entry: EntryPoint
+    entry: "EntryPoint"
 
     def __str__(self) -> str:
         return f"{self.package} {self.version}"
@@ -39,6 +41,8 @@ class Plugin:
 @cache
 def find_plugins() -> Mapping[str, tuple[Plugin, ...]]:
     """Return the installed plug-ins by the algorithm's name, sorted: more than one if packages use the same name."""
+    from importlib.metadata import entry_points  # which takes a seventh of `fedadamw --help`
+
     plugins = [
         Plugin(entry.name, entry.dist.name, entry.dist.version, entry)
         for entry in entry_points(group=GROUP)

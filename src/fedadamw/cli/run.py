@@ -49,7 +49,7 @@ def run_command(
     torchrun --nproc-per-node 8 -m fedadamw run paper/cifar100-vit-dir0.1 --out runs/vit
     """
     settings = [*(settings or []), *([] if rounds is None else [f"training.rounds={rounds}"])]
-    with collector_paused():
+    with collector_paused(freeze=True):
         from fedadamw.runner.execute import follow
         from fedadamw.settings.load import load
 
@@ -84,7 +84,7 @@ def _train(ranks: int | None, experiment: "Experiment", folder: "RunFolder", *, 
     if not alone and (uses_gpu(experiment) or not can_fork()):
         return launch(ranks, run_rank, experiment.to_yaml(), str(folder.path), resume, quiet)
     check_settings(experiment, remote=False)
-    with collector_paused():
+    with collector_paused(freeze=True):
         import_libraries(experiment)
     if alone:
         run_leader(experiment, folder, resume=resume, quiet=quiet)

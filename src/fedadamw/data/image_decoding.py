@@ -7,10 +7,11 @@ import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, ParamSpec, TypedDict, TypeVar
 
 import numpy as np
 
+from fedadamw.data.row_parts import map_parts
 from fedadamw.data.samples import Array
 from fedadamw.models.resizing import ResizeCrop, Size
 from fedadamw.validation import InputError
@@ -66,31 +67,55 @@ class DecodeSummary:
     brightest: int | None = None  # largest byte of images with 16 bits
 
 
+class _Notice(NamedTuple):
+    """What was noticed in some rows: as in DecodeSummary."""
+
+    bad: list[tuple[int, str]]
+    coloured: int
+    resized: int
+    brightest: int | None
+
+
 def decode_images(split: "Dataset", column: str, target: PixelFormat, pixels: Array) -> DecodeSummary:
-    """Decode all usable images of a split into `pixels` (n, c, h, w), without gaps."""
-    summary, place = DecodeSummary({}), 0
-    for i, cell in enumerate(iter_encoded_images(split, column)):
-        try:
-            image = run_decoder(open_image, cell)
-            pixels[place] = run_decoder(image_to_array, image, target)
-        except BadImageError as error:
-            summary.bad[i] = str(error)
-            continue
-        if has_16_bits(image.mode):
-            summary.brightest = max(summary.brightest or 0, int(pixels[place].max()))
-        summary.coloured += target.grey and not is_grey(image.mode)
-        summary.resized += (image.height, image.width) != target.size
-        place += 1
+    """Decode all usable images of a split into `pixels` (n, c, h, w), shared memory, without gaps; on all cores."""
+    notices = [
+        _Notice(*n) for n in map_parts(lambda rows: _decode_rows(split, column, target, pixels, rows), len(split))
+    ]
+    summary = DecodeSummary({row: why for notice in notices for row, why in notice.bad})
+    summary.coloured, summary.resized = sum(n.coloured for n in notices), sum(n.resized for n in notices)
+    summary.brightest = max((n.brightest for n in notices if n.brightest is not None), default=None)
+    if summary.bad:
+        usable = [row for row in range(len(split)) if row not in summary.bad]
+        for place, row in enumerate(usable):
+            pixels[place] = pixels[row]
     return summary
 
 
-def iter_encoded_images(split: "Dataset", column: str) -> Iterator[ImageCell | None]:
-    """Iterate over the images of a split without decoding them."""
+def _decode_rows(split: "Dataset", column: str, target: PixelFormat, pixels: Array, rows: range) -> _Notice:
+    """Decode some rows, each to its own place."""
+    bad: list[tuple[int, str]] = []
+    coloured, resized, brightest = 0, 0, None
+    for row, cell in zip(rows, iter_encoded_images(split, column, rows), strict=True):
+        try:
+            image = run_decoder(open_image, cell)
+            pixels[row] = run_decoder(image_to_array, image, target)
+        except BadImageError as error:
+            bad.append((row, str(error)))
+            continue
+        if has_16_bits(image.mode):
+            brightest = max(brightest or 0, int(pixels[row].max()))
+        coloured += target.grey and not is_grey(image.mode)
+        resized += (image.height, image.width) != target.size
+    return _Notice(bad, coloured, resized, brightest)
+
+
+def iter_encoded_images(split: "Dataset", column: str, rows: range | None = None) -> Iterator[ImageCell | None]:
+    """Iterate over the images of a split, or of some successive rows, without decoding them."""
     import datasets
 
-    rows: Iterable[dict[str, ImageCell | None]]
-    rows = split.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    return (row[column] for row in rows)
+    wanted = (split if rows is None else split.select(rows)).select_columns([column])
+    encoded: Iterable[dict[str, ImageCell | None]] = wanted.cast_column(column, datasets.Image(decode=False))
+    return (row[column] for row in encoded)
 
 
 def open_image(cell: ImageCell | None) -> "Image":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedadamw.data.image_decoding import BadImageError, ImageCell, is_grey, iter_encoded_images, open_image, run_decoder
+from fedadamw.data.row_parts import map_parts
 from fedadamw.models.resizing import Size
 
 if TYPE_CHECKING:
@@ -40,19 +41,29 @@ class ImageSurvey:
 
 
 def survey_images(split: "Dataset", column: str) -> ImageSurvey:
-    """Read the header of every image of a split."""
-    sizes, modes, bad = set(), set(), {}
-    for i, cell in enumerate(iter_encoded_images(split, column)):
-        try:
-            size, mode = run_decoder(_read_header, cell)
-        except BadImageError as error:
-            bad[i] = str(error)
-        else:
-            sizes.add(size)
-            modes.add(mode)
+    """Read the header of every image of a split; on all cores."""
+    sizes, modes, bad = set[Size](), set[str](), dict[int, str]()
+    for found_sizes, found_modes, found_bad in map_parts(lambda rows: _survey_rows(split, column, rows), len(split)):
+        sizes |= {(height, width) for height, width in found_sizes}
+        modes |= set(found_modes)
+        bad |= dict(found_bad)
     by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
     smallest, largest = (by_area[0], by_area[-1]) if by_area else (None, None)
     return ImageSurvey(not all(map(is_grey, modes)), smallest, largest, len(sizes) < 2, bad)
+
+
+def _survey_rows(split: "Dataset", column: str, rows: range) -> tuple[list[Size], list[str], list[tuple[int, str]]]:
+    """Return the sizes and modes of the images of some rows, and which are bad, and why."""
+    sizes, modes, bad = set(), set(), []
+    for row, cell in zip(rows, iter_encoded_images(split, column, rows), strict=True):
+        try:
+            size, mode = run_decoder(_read_header, cell)
+        except BadImageError as error:
+            bad.append((row, str(error)))
+        else:
+            sizes.add(size)
+            modes.add(mode)
+    return list(sizes), list(modes), bad
 
 
 def _read_header(cell: ImageCell | None) -> tuple[Size, str]:

@@ -1,11 +1,17 @@
-"""Cache the decoded pixels of a split in a file that is memory-mapped: all processes of a machine share one copy."""
+"""Cache the decoded pixels of a split in a file that is memory-mapped: all processes of a machine share one copy.
+
+Processes that need the same pixels at once wait for the first, which decodes on all cores. Caches that were not used
+for a while go when a new one would make the folder large.
+"""
 
 import hashlib
 import json
 import math
+import mmap
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +21,7 @@ import numpy as np
 from fedadamw.data.image_decoding import DecodeSummary, PixelFormat, decode_images
 from fedadamw.data.image_survey import ImageSurvey, survey_images
 from fedadamw.data.samples import Array
+from fedadamw.io.cache_folder import hold_lock, mark_used, remove_unused
 from fedadamw.io.disk import reserve_space
 
 if TYPE_CHECKING:
@@ -43,13 +50,16 @@ def load_pixels(split: "Dataset", column: str, target: PixelFormat) -> tuple[Arr
     images are bad, which may be repaired.
     """
     cache = _cache_path(split, column, _format_key(target))
-    try:
+    with suppress(*DAMAGE):
         return _read_cache(cache, len(split), target)
-    except DAMAGE:
+    with hold_lock(cache.with_suffix(".lock")):
+        with suppress(*DAMAGE):  # another process may have written it meanwhile
+            return _read_cache(cache, len(split), target)
+        remove_unused(cache.parent)
         decoded = _decode_to_cache(split, column, target, cache)
     if decoded is not None:
         return decoded
-    pixels = np.empty((len(split), *target.shape), np.uint8)
+    pixels = _new_array((len(split), *target.shape))
     summary = decode_images(split, column, target, pixels)
     return pixels[: len(split) - len(summary.bad)], summary
 
@@ -78,6 +88,7 @@ def _read_cache(cache: Path, rows: int, target: PixelFormat) -> tuple[Array, Dec
     pixels = np.load(cache, mmap_mode="r")
     if pixels.shape != (rows, *target.shape) or pixels.dtype != np.uint8:
         raise ValueError(f"{cache} holds {pixels.shape}")
+    mark_used(cache)
     return pixels, summary
 
 
@@ -126,6 +137,11 @@ def _create_file(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
     except OSError:
         return None
     return pixels
+
+
+def _new_array(shape: tuple[int, ...]) -> Array:
+    """Return an array in memory that forks of this process share."""
+    return np.frombuffer(mmap.mmap(-1, max(math.prod(shape), 1)), np.uint8, math.prod(shape)).reshape(shape)
 
 
 def _write_if_possible(path: Path, text: str) -> None:

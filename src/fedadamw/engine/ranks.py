@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fedadamw.algorithm import AnyState
-from fedadamw.engine.client import Shard
 from fedadamw.engine.states import iterate_tensors, map_tensors
 from fedadamw.io.disk import report_full_disk
 
@@ -43,16 +42,16 @@ class Team(ABC):
     waited_s: float = 0.0  # so far, for other processes and for what they send
 
     @abstractmethod
-    def share(self, shards: Iterable[Shard], work: Callable[[Shard], int]) -> Iterable[Shard]:
-        """The clients that this rank trains; `work(shard)` is the amount of work of each."""
+    def share(self, works: Sequence[int]) -> Collection[int]:
+        """The places of the clients that this rank trains among all of a round, whose amounts of work are `works`."""
 
     @abstractmethod
     def sum(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over all ranks."""
 
     @abstractmethod
-    def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by rank 0's."""
+    def broadcast(self, tensors: Iterable[Tensor], source: int = 0) -> None:
+        """Replace each tensor by that of the rank `source`."""
 
     def agree(self, *, stop: bool = False) -> bool:
         """Whether rank 0 wants to stop; every rank calls this at the end of a round."""
@@ -70,12 +69,12 @@ class Alone(Team):
 
     rank, size, device = 0, 1, torch.device("cpu")
 
-    def share(self, shards: Iterable[Shard], work: Callable[[Shard], int]) -> Iterable[Shard]:
-        return shards
+    def share(self, works: Sequence[int]) -> Collection[int]:
+        return range(len(works))
 
     def sum(self, tensors: Iterable[Tensor]) -> None: ...
 
-    def broadcast(self, tensors: Iterable[Tensor]) -> None: ...
+    def broadcast(self, tensors: Iterable[Tensor], source: int = 0) -> None: ...
 
     def share_tensors(self, make: Callable[[], Iterable[Tensor]]) -> list[Tensor]:
         return list(make())
@@ -94,21 +93,19 @@ class Ranks(Team):
             dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
         self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
 
-    def share(self, shards: Iterable[Shard], work: Callable[[Shard], int]) -> Iterable[Shard]:
+    def share(self, works: Sequence[int]) -> Collection[int]:
         """Clients with the most work are assigned first, each to the rank with the least."""
-        every = list(shards)
-        places = assign_clients([work(shard) for shard in every], self.size)[self.rank]
-        return [shard for i, shard in enumerate(every) if i in places]
+        return assign_clients(works, self.size)[self.rank]
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
         with self._waiting():
             for t in tensors:
                 dist.all_reduce(t)
 
-    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor], source: int = 0) -> None:
         with self._waiting():
             for t in tensors:
-                dist.broadcast(t, 0)
+                dist.broadcast(t, source)
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -205,25 +202,46 @@ class _File(NamedTuple):
         return flat.view(self.shape)
 
 
-def gather_states(mine: dict[int, AnyState], count: int, template: AnyState, ranks: Team) -> dict[int, AnyState]:
-    """The states of all ranks, by place among the `count` sampled clients; `mine` has this rank's."""
+def scatter_states(states: Iterable[AnyState | None], template: AnyState, ranks: Team) -> Iterator[AnyState | None]:
+    """Yield rank 0's states of the sampled clients, None for those without one, on every rank: one after the other.
+
+    A rank keeps what it needs of them, so that no device holds the states of all clients.
+    """
     if ranks.size == 1 or template == ():
-        return mine
-    there = torch.zeros(count, dtype=torch.float32, device=next(iterate_tensors(template)).device)
-    rows = map_tensors(template, lambda t: t.new_zeros(count, *t.shape))
-    for place, state in mine.items():
-        there[place] = 1
-        for row, t in zip(iterate_tensors(rows), iterate_tensors(state), strict=True):
-            row[place] = t
-    ranks.sum([there, *iterate_tensors(rows)])
-    places = [int(i) for i in there.nonzero().flatten()]
-    return {i: map_tensors(rows, lambda t: t[i].clone()) for i in places}  # noqa: B023  (called at once)
+        yield from states
+        return
+    for state in states:
+        there = torch.tensor([float(state is not None)], device=ranks.device)
+        ranks.broadcast([there])
+        yield _pass_on(state, template, ranks, source=0) if there else None
 
 
-def scatter_states(states: Sequence[AnyState], template: AnyState, ranks: Team) -> list[AnyState]:
-    """Rank 0's states of the sampled clients, None for those without one, on every rank."""
+def gather_states(
+    mine: Mapping[int, AnyState], count: int, template: AnyState, ranks: Team
+) -> Iterator[tuple[int, AnyState]]:
+    """Yield the states of all ranks by place among the `count` sampled clients, on every rank: one after the other.
+
+    mine: this rank's.
+    """
     if ranks.size == 1 or template == ():
-        return list(states)
-    mine = {i: state for i, state in enumerate(states) if state is not None} if ranks.rank == 0 else {}
-    gathered = gather_states(mine, len(states), template, ranks)
-    return [gathered.get(i) for i in range(len(states))]
+        yield from mine.items()
+        return
+    owners = torch.zeros(count, device=ranks.device)
+    for place in mine:
+        owners[place] = ranks.rank + 1
+    ranks.sum([owners])
+    for place, owner in enumerate(owners.tolist()):
+        if owner:
+            yield place, _pass_on(mine.get(place), template, ranks, source=int(owner) - 1)
+
+
+def _pass_on(state: AnyState | None, template: AnyState, ranks: Team, *, source: int) -> AnyState:
+    """Return the state that the rank `source` has, on every rank."""
+    found = map_tensors(template, torch.empty_like) if state is None else map_tensors(state, _without_negative_zero)
+    ranks.broadcast(iterate_tensors(found), source)
+    return found
+
+
+def _without_negative_zero(t: Tensor) -> Tensor:
+    """Return a copy in which -0.0 is 0.0, so that runs have the bits of earlier versions, which summed over ranks."""
+    return t + 0

@@ -1,6 +1,6 @@
 """Clients simulated in this process: an engine trains them, a codec encodes their uploads, a store keeps memories."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,14 +68,17 @@ class SimulatedClients(Clients):
 
     def train(self, sampled: Sequence[int], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         self._round, self._traffic = broadcast.round, Traffic(broadcast.nbytes * len(sampled))
-        memories: Iterator[AnyState] = (self.store.get(i, broadcast.round) for i in sampled)
-        if self.ranks.size > 1:
-            memories = iter(scatter_states(list(memories), self._no_memory, self.ranks))
-        shards = (Shard(i, self.partition[i], memory) for i, memory in zip(sampled, memories, strict=True))
-        mine = self.ranks.share(shards, lambda shard: self.training.samples_per_round(len(shard.samples)))
-        yield from CodedEngine(self.engine, self.uploads, self.seed).train(mine, broadcast)
+        yield from CodedEngine(self.engine, self.uploads, self.seed).train(self._shards(sampled), broadcast)
         if self.ranks.size > 1:
             self._store_memories_of_all_ranks(sampled)
+
+    def _shards(self, sampled: Sequence[int]) -> Iterable[Shard]:
+        """The clients that this rank trains, with their memories."""
+        mine = self.ranks.share([self.training.samples_per_round(len(self.partition[i])) for i in sampled])
+        stored = (self.store.get(i, self._round) for i in sampled)
+        memories = enumerate(scatter_states(stored, self._no_memory, self.ranks))
+        shards = (Shard(sampled[i], self.partition[sampled[i]], memory) for i, memory in memories if i in mine)
+        return shards if self.ranks.size == 1 else list(shards)  # before training: all ranks take part in each
 
     def accept(self, shard: Shard, answer: Answer) -> None:
         if answer.memory == ():
@@ -92,7 +95,7 @@ class SimulatedClients(Clients):
         """Bring the memories of the round's clients to rank 0, which stores them."""
         mine = {place: self._memories[i] for place, i in enumerate(sampled) if i in self._memories}
         self._memories = {}
-        for place, memory in gather_states(mine, len(sampled), self._no_memory, self.ranks).items():
+        for place, memory in gather_states(mine, len(sampled), self._no_memory, self.ranks):
             if self.ranks.rank == 0:
                 self.store.put(sampled[place], self._round + 1, memory)
 

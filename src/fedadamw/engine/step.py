@@ -7,18 +7,22 @@ the vectors are then processed in chunks that fit a core's cache.
 
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm, AnyState
-from fedadamw.engine.fused import CHUNK, FusedStep
+from fedadamw.engine.fused import FusedStep
 from fedadamw.engine.states import iterate_tensors, map_tensors
+from fedadamw.engine.step_library import LibraryStep, can_keep
 from fedadamw.vector import Vector
 
-COMPILE_S = 60.0  # seconds that compiling must save: it takes 20 s the first time, 3 s from its cache
+CHUNK = 131_072  # coordinates of a plain step: each result takes 0.5 MB in float32, of a core's own cache
+COMPILE_S = 60.0  # seconds that compiling must save: it takes 20 s the first time
+SAVED_S = {"cpu": 4e-10, "cuda": 3e-11}  # by compiling, a coordinate and step: measured; a GPU's is a guess
+SAVED_OF_PLAIN_S = {**SAVED_S, "cpu": 3e-9}  # before there were fused steps
 Kind = Literal["compiled", "fused", "plain"]
 Step = Callable[[AnyState, AnyState, Vector, Tensor], None]
 
@@ -55,34 +59,41 @@ def make_step(algorithm: AnyAlgorithm, clip: float | None, kind: Kind) -> Step:
 
     plain = step if algorithm.elementwise else whole
     if kind == "compiled":
-        return _Compiled(whole, plain)
+        library = LibraryStep(whole, algorithm, clip) if can_keep(algorithm) else None
+        return _Compiled(whole, plain, library)
     return FusedStep(algorithm, lambda g: clip_scale(g, clip), plain) if kind == "fused" else plain
 
 
 class _Compiled:
-    """A step compiled to one kernel for the shape of the first gradient, and a second one for any number of rows.
+    """A step compiled to one kernel for a client alone, and another one for any number of stacked clients.
 
     If the compiler fails, it warns once and runs `plain`.
     """
 
-    def __init__(self, step: Step, plain: Step) -> None:
-        self._plain = plain
-        self._step: Step = torch.compile(step)
+    def __init__(self, step: Step, plain: Step, library: Step | None) -> None:
+        self._whole, self._plain, self._library = step, plain, library  # the library is for a client alone
+        self._step: Step | None = None  # to make one imports the compiler, which takes seconds
 
     def __call__(self, local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
+        if self._library is not None and g.dim() == 1 and g.device.type == "cpu":
+            try:
+                self._library(local, down, g, lr)
+                return
+            except Exception:  # what AOTInductor cannot compile, torch.compile may
+                self._library = None
+        self._step = self._step or torch.compile(self._whole)
         try:
             self._step(local, down, g, lr)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
+        except torch._dynamo.exc.TorchDynamoException as error:
             why = str(error).strip().splitlines()[0]
             warnings.warn(f"local steps are not compiled ({why}); compile=off says so beforehand", stacklevel=2)
             self._step = self._plain
             self._step(local, down, g, lr)
 
 
-def compiling_pays(d: int, steps: int, device: torch.device) -> bool:
+def compiling_pays(d: int, steps: int, device: torch.device, saved: Mapping[str, float] = SAVED_S) -> bool:
     """Whether compiling saves more time than it takes, in a run of `steps` local steps on d coordinates."""
-    saved = 3e-9 if device.type == "cpu" else 3e-11  # seconds a coordinate and step: measured; a GPU's is a guess
-    return has_compiler(device) and d * steps * saved > COMPILE_S
+    return has_compiler(device) and d * steps * saved[device.type] > COMPILE_S
 
 
 def clip_scale(g: Vector, norm: float | None) -> Tensor | None:

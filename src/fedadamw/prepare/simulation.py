@@ -1,5 +1,6 @@
 """Build and check data, partition, model and algorithm from settings, before any training starts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
 from fedadamw.engine.simulate import NOT_EXACT, Saved, Simulation
 from fedadamw.engine.simulated import SimulatedClients
-from fedadamw.engine.step import Kind, compiling_pays
+from fedadamw.engine.step import SAVED_S, Kind, compiling_pays
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.lora import Folding
 from fedadamw.models.pretrained import Pretrained
@@ -78,14 +79,17 @@ class Prepared:
             saved=saved,
         )
 
-    def choose_step(self) -> Kind:
-        """Return how local steps of a new run are done: as the experiment says, or with `auto` if it saves time."""
+    def choose_step(self, saved: Mapping[str, float] = SAVED_S) -> Kind:
+        """Return how local steps of a new run are done: as the experiment says, or compiled if that saves time.
+
+        saved: seconds that it saves a coordinate and step, by type of device.
+        """
         experiment, t = self.experiment, self.experiment.training
         if experiment.compile != "auto":
             return "compiled" if experiment.compile == "on" else "fused"
         steps = t.steps or -(-int(self.partition.sizes.mean()) * (t.epochs or 1) // t.batch_size)
         total = t.rounds * t.clients_per_round * steps
-        return "compiled" if compiling_pays(self.workspace.layout.d, total, self.device) else "fused"
+        return "compiled" if compiling_pays(self.workspace.layout.d, total, self.device, saved) else "fused"
 
     @property
     def class_counts(self) -> np.ndarray:

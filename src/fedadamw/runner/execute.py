@@ -22,6 +22,7 @@ from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
 from fedadamw.runner.client_losses import ClientLosses
 from fedadamw.runner.folder import RunFolder, settings_digest
+from fedadamw.runner.libraries import collector_paused
 from fedadamw.runner.live_page import LivePage
 from fedadamw.runner.manifest import build_manifest, warn_of_other_package
 from fedadamw.runner.partition_file import write_partition
@@ -70,7 +71,9 @@ def execute(
     check_trackers(experiment.trackers)
     if resume and folder.started:
         check_origins(experiment, folder.read_manifest().get("folders"), (*MODEL_PATHS, *DATA_PATHS))
-    prepared = prepare(experiment, remote=make_clients is not None) if prepare_run is None else prepare_run(experiment)
+    with collector_paused():
+        remote = make_clients is not None
+        prepared = prepare(experiment, remote=remote) if prepare_run is None else prepare_run(experiment)
     with folder.lock():
         folder.check_startable(experiment, resume=resume)  # again, now that no other process can change the folder
         page = LivePage(folder, experiment.training.rounds, lambda: open_page(folder, prepared), enabled=report)
@@ -176,7 +179,8 @@ def follow(
     prepare_run: Callable[[Experiment], Prepared] | None = None,
 ) -> Simulation:
     """Run a rank other than 0: its share of every round, until the run ends or rank 0 stops or is lost."""
-    prepared = prepare(experiment) if prepare_run is None else prepare_run(experiment)
+    with collector_paused():
+        prepared = prepare(experiment) if prepare_run is None else prepare_run(experiment)
     check_ranks_agree(experiment, prepared)
     simulation = prepared.simulation(step=share_step(prepared.choose_step(), prepared))
     if simulation.ranks.agree():

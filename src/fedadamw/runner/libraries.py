@@ -1,7 +1,7 @@
 """Imports what a run needs before it begins, so that ranks forked afterwards have it.
 
-Most of the time until the first round is spent on importing torch and transformers. Garbage is not collected
-meanwhile, which takes a fifth of it: nearly all that an import makes stays.
+Most of the time until the first round is spent on importing torch and transformers, and a fifth of that on looking for
+garbage: nearly all that an import makes stays.
 """
 
 import gc
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
-    """A block in which no garbage is collected; what is there at its end is never looked at again."""
+def collector_paused(*, freeze: bool = False) -> Iterator[None]:
+    """A block in which no garbage is collected. freeze: what there is at its end is never looked at again."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if freeze:
+            gc.freeze()
         if enabled:
             gc.enable()
 
@@ -42,7 +43,7 @@ def import_libraries(experiment: "Experiment") -> None:
 
 def import_all() -> None:
     """Import what nearly every run needs."""
-    with collector_paused():
+    with collector_paused(freeze=True):
         import datasets  # noqa: F401
 
         from fedadamw.models import vision

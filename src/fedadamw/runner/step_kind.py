@@ -4,7 +4,7 @@ from typing import get_args
 
 import torch
 
-from fedadamw.engine.step import Kind
+from fedadamw.engine.step import SAVED_OF_PLAIN_S, Kind
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.report.run_files import Manifest
 
@@ -17,10 +17,9 @@ def choose_step(prepared: Prepared, started: Manifest | None) -> Kind:
     Kinds differ by rounding, so a resumed run keeps its own, unless `compile` says otherwise. A manifest without one is
     of a version that had no fused steps.
     """
-    new = prepared.choose_step()
     if started is None:
-        return new
-    own = started.get("step", "plain" if new == "fused" else new)
+        return prepared.choose_step()
+    own = started.get("step") or ("compiled" if prepared.choose_step(SAVED_OF_PLAIN_S) == "compiled" else "plain")
     setting = prepared.experiment.compile
     if setting == "auto":
         return own

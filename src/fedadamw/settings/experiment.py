@@ -73,7 +73,7 @@ class Experiment(Section):
     )
     compile: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="Compile the local step with torch.compile. auto: if that saves more than it takes.",
+        description="Compile the local step. auto: if that saves more than it takes; a resumed run keeps its choice.",
     )
     checkpoint_every: int = Field(
         default=10, ge=1, description="Rounds between checkpoints. An interrupted run repeats at most this many."
