@@ -12,7 +12,8 @@ from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.algorithms.local_adamw import LocalAdamW
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw
-from fedadamw.engine import fused
+from fedadamw.directions.lion import lion
+from fedadamw.engine import sums
 from fedadamw.engine.states import clone_tensors, iterate_tensors, stack_states
 from fedadamw.engine.step import make_step
 
@@ -21,7 +22,7 @@ NOT_RECORDED = {"fedlada", "fedlamb", "fedmuon"}  # FedLADA computes a ratio of 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(fused, "CHUNK", 1000)
+    monkeypatch.setattr(sums, "CHUNK", 1000)
 
 
 def network():
@@ -133,6 +134,12 @@ def twice(local, down, g, lr):
     return Two(local.y - lr * (u + other), m, v)
 
 
+def of_a_direction(local, down, g, lr):
+    u, (m, v) = direction(local, g)
+    other, _ = lion(u, down.x, betas=(0.9, 0.99))
+    return Two(local.y - lr * other, m, v)
+
+
 def linear(local, down, g, lr):
     return Two(torch.sub(local.y, lr * g), torch.add(torch.mul(local.a, 0.5), g), local.b)
 
@@ -143,7 +150,9 @@ def on_a_sum(local, down, g, lr):
 
 
 @pytest.mark.parametrize(
-    "step", [averaged, swapped, squared, replaced, momentum, unmoved, reads_moments, twice], ids=lambda f: f.__name__
+    "step",
+    [averaged, swapped, squared, replaced, momentum, unmoved, reads_moments, twice, of_a_direction],
+    ids=lambda f: f.__name__,
 )
 def test_what_cannot_be_recorded_takes_plain_steps(step):
     assert_equal_steps(own(step), recorded=False)

@@ -11,11 +11,10 @@ from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.algorithms.classes import BLOCKS, check_class, defaults_of, has_blocks, parse_settings
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.client import Broadcast
-from fedadamw.engine.fused import CHUNK
 from fedadamw.engine.round import Aggregation, run_round
 from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.engine.states import clone_tensors, iterate_tensors
-from fedadamw.engine.step import make_step
+from fedadamw.engine.step import CHUNK, make_step
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Evaluation, Model
 from fedadamw.validation import check_one_of

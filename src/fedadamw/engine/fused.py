@@ -2,7 +2,7 @@
 
 But for its direction, a local step is linear: y - lr (u + alpha Delta_G + lambda y). So the algorithm's own function is
 called with sums instead of vectors (sums.py). What it returns says how each vector of `local` changes; that is done in
-place, in chunks that fit a core's cache, the direction by its form in place.
+place, in chunks that stay in the cache, the direction by its form in place.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.engine.states import iterate_tensors, map_tensors
 from fedadamw.engine.sums import After, Direction, Known, NotLinearError, Sum
 from fedadamw.vector import Vector
-
-CHUNK = 131_072  # coordinates: five vectors of them take 2.6 MB in float32
 
 
 class FusedStep:
@@ -40,7 +37,7 @@ class FusedStep:
             self._plain(local, down, g, lr)
             return
         for changes, counters in records:
-            carry_out(changes, g.shape[-1])
+            carry_out(changes)
             for old, new in counters:
                 old.copy_(new)
 
@@ -84,34 +81,27 @@ class Change:
         of_direction = [] if self.direction is None else self.direction[0].g.terms
         return {term for term in (*dict(self.others), *of_direction) if isinstance(term, Known)}
 
-    def carry_out(self, here: slice) -> None:
-        """Change the chunk `here` of the target."""
-        y = self.target.data[here]
-        g = None if self.direction is None else _evaluate(self.direction[0].g, here)
+    def carry_out(self, i: int) -> None:
+        """Change chunk `i` of the target."""
+        y = self.target.chunks[i]
+        g = None if self.direction is None else _evaluate(self.direction[0].g, i)
         if self.shift:
             y.add_(y, alpha=self.shift)  # not y * (1 + shift): lr * lambda would lose its digits to the 1
         if self.direction is not None:
             direction, number = self.direction
-            direction.step(y, g, *(moment.data[here] for moment in direction.moments), lr=-number)
+            direction.step(y, g, *(moment.chunks[i] for moment in direction.moments), lr=-number)
         for vector, number in self.others:
-            y.add_(vector.data[here], alpha=number)
+            y.add_(vector.chunks[i], alpha=number)
 
 
-def _evaluate(total: Sum, here: slice) -> Vector:
-    """The sum's chunk `here`: a view if it is one of the vectors itself."""
-    out: Tensor | None = None
-    for term, number in total.terms.items():
-        if not isinstance(term, Known):
-            raise NotLinearError("a direction of a direction")
-        part = term.data[here]
-        if out is None:
-            out = part if number == 1.0 else part * number
-            fresh = number != 1.0
-        else:
-            out = out.add_(part, alpha=number) if fresh else torch.add(out, part, alpha=number)
-            fresh = True
-    if out is None:
-        raise NotLinearError("an empty sum")
+def _evaluate(total: Sum, i: int) -> Vector:
+    """Chunk `i` of a sum of known vectors: a view if it is one of them itself."""
+    (first, number), *rest = (
+        (term.chunks[i], number) for term, number in total.terms.items() if isinstance(term, Known)
+    )
+    out = first if number == 1.0 and not rest else first * number
+    for chunk, number in rest:
+        out.add_(chunk, alpha=number)
     return out
 
 
@@ -148,7 +138,7 @@ def record(algorithm: AnyAlgorithm, local: AnyState, down: AnyState, g: Vector, 
 
 def _leaves(state: Any) -> Iterator[Any]:
     for value in state:
-        if isinstance(value, tuple) and not isinstance(value, After):
+        if isinstance(value, tuple):
             yield from _leaves(value)
         else:
             yield value
@@ -166,8 +156,8 @@ def _check_independent(changes: Sequence[Change], moved: set[Known]) -> None:
             raise NotLinearError("changes that depend on each other")
 
 
-def carry_out(changes: Sequence[Change], d: int) -> None:
-    """Change the vectors (d,) in place, chunk by chunk."""
-    for start in range(0, d, CHUNK):
+def carry_out(changes: Sequence[Change]) -> None:
+    """Change the vectors in place, chunk by chunk."""
+    for i in range(len(changes[0].target.chunks) if changes else 0):
         for change in changes:
-            change.carry_out(slice(start, start + CHUNK))
+            change.carry_out(i)

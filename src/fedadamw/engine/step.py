@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm, AnyState
-from fedadamw.engine.fused import CHUNK, FusedStep
+from fedadamw.engine.fused import FusedStep
 from fedadamw.engine.states import iterate_tensors, map_tensors
 from fedadamw.engine.step_library import LibraryStep, can_keep
 from fedadamw.vector import Vector
 
+CHUNK = 131_072  # coordinates of a plain step: each result takes 0.5 MB in float32, of a core's own cache
 COMPILE_S = 60.0  # seconds that compiling must save: it takes 20 s the first time
 SAVED_S = {"cpu": 4e-10, "cuda": 3e-11}  # by compiling, a coordinate and step: measured; a GPU's is a guess
 SAVED_OF_PLAIN_S = {**SAVED_S, "cpu": 3e-9}  # before there were fused steps

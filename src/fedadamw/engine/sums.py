@@ -7,7 +7,8 @@ AttributeError.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from fedadamw.directions.adamw import Moments, Scales, adamw, adamw_
 from fedadamw.directions.lion import lion, lion_
 from fedadamw.vector import Vector
 
+CHUNK = 524_288  # coordinates: five vectors of them take 10 MB in float32, of a cache that cores share
 SMALLEST_EPS = 1e-25  # scaled by sqrt(1 - beta2), a smaller one may be 0 in float32
 
 
@@ -28,17 +30,24 @@ class Known:
 
     data: Vector  # (d,)
 
+    @cached_property
+    def chunks(self) -> Sequence[Vector]:
+        """Views of its chunks, in order."""
+        chunks: Sequence[Vector] = self.data.split(CHUNK)
+        return chunks
+
 
 @dataclass(eq=False, frozen=True)
 class Direction:
     """The direction that a function of `directions/` would return, not computed yet."""
 
-    g: "Sum"
+    g: "Sum"  # of known vectors
     moments: tuple[Known, ...]  # that it changes
     step: Callable[..., None]  # step(y, g, *moments, lr=...) does it all in place
 
 
-class After(NamedTuple):
+@dataclass(eq=False, frozen=True)
+class After:
     """A moment after the step along a direction."""
 
     direction: Direction
@@ -142,7 +151,9 @@ def _lion(g: Sum, m: Sum, *, betas: tuple[float, float]) -> tuple[Sum, After]:
 
 
 def _record(g: Sum, moments: Sequence[Any], step: Callable[..., None]) -> tuple[Sum, list[Any]]:
-    direction = Direction(_to_sum(g), tuple(_to_known(moment) for moment in moments), step)
+    if not all(isinstance(term, Known) for term in _to_sum(g).terms):
+        raise NotLinearError("a direction of a direction")
+    direction = Direction(g, tuple(_to_known(moment) for moment in moments), step)
     return Sum({direction: 1.0}), [After(direction, moment) for moment in direction.moments]
 
 
