@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 
 from benchmarks.common import records
-from benchmarks.pages import gpu, published
+from benchmarks.pages import gpu, published, start
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.models.vision import ImageShape, build
@@ -35,7 +35,7 @@ machine: compare them only within a table.
 | you have | use | because |
 | --- | --- | --- |
 | a CPU | `fedadamw run RECIPE`: it starts one rank per core if the run is long enough | ranks with one thread each beat threads, which wait for each other in every small operation |
-| a small run on a CPU, diagnostics | `--ranks 1` | starting ranks takes seconds; diagnostics need all clients of a round in one process |
+| a small run on a CPU, diagnostics | `--ranks 1` | a run of seconds gains nothing from ranks; diagnostics need all clients of a round in one process |
 | one GPU | the default: the sampled clients of a round are stacked | one client's step is too small to use the whole GPU |
 | a GPU and a model that cannot be stacked | nothing: after one warning, its clients train one after the other | vmap does not support every model; if `stack` is set, such a model is refused |
 | a GPU with too little memory | the default, or `-s stack=4` | a group that does not fit is halved for the rest of the run |
@@ -62,6 +62,7 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     parts = [
         WHICH,
+        start.section(read("start"), table),
         step(),
         engines(),
         peers(),

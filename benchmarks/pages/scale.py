@@ -5,63 +5,31 @@ python -m benchmarks.pages.scale
 
 # ruff: noqa: E501  (tables)
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from benchmarks.common import records
+from benchmarks.pages.scale_model import (
+    CHECKPOINT_EVERY,
+    FLOPS,
+    FLOPS_SHARE,
+    GPUS,
+    LINKS,
+    MEMORY_B_S,
+    NETWORK,
+    WORK,
+    Record,
+    evaluation_bytes,
+    on_two_ranks,
+    seconds,
+    seconds_of_memories,
+    summed,
+    total,
+    vectors,
+)
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "scale.md"
-Record = Mapping[str, Any]
-
-GPUS = 64
-FLOPS, FLOPS_SHARE = 989e12, 0.3  # bfloat16, dense; the share that training reaches is assumed
-MEMORY_B_S = 3.35e12
-
-
-class Link(NamedTuple):
-    """A network between all GPUs, as one ring."""
-
-    bytes_s: float  # of a GPU, in one direction
-    latency_s: float  # of a step of the ring, assumed
-    source: str
-
-
-LINKS = {
-    "NVLink": Link(
-        450e9, 5e-6, "450 GB/s in one direction, NVLink 4 by its data sheet, as if one switch joined all GPUs"
-    ),
-    "InfiniBand": Link(50e9, 10e-6, "400 Gb/s for each GPU"),
-    "Ethernet": Link(12.5e9, 50e-6, "100 Gb/s for each machine of 8 GPUs, which the ring crosses once"),
-}
-
-
-class Work(NamedTuple):
-    """A round's work; assumed, the first is the paper's."""
-
-    clients: int  # of each GPU
-    steps: int
-    batch: int
-    held_out: int
-    pixels: int  # of an image, with its channels; 0 for texts
-
-    @property
-    def samples(self) -> int:
-        """Samples that a GPU trains on in a round."""
-        return self.clients * self.steps * self.batch
-
-    def in_words(self, tokens: int | None) -> str:
-        """The work of a GPU."""
-        of = f"texts of {tokens} tokens" if tokens else "images"
-        return f"{self.clients} clients x {self.steps} steps x {self.batch} {of}; {self.held_out:,} held out"
-
-
-WORK = {
-    "ViT-Tiny, 32 x 32": Work(10, 50, 50, 10_000, 3 * 32 * 32),
-    "ViT-Base, 224 x 224": Work(10, 50, 50, 50_000, 3 * 224 * 224),
-    "LoRA on Llama 1B": Work(2, 10, 8, 1_000, 0),
-    "LoRA on Llama 8B": Work(2, 10, 8, 1_000, 0),
-}
 TITLES = {
     "fedadamw": "FedAdamW",
     "unequal": "FedAdamW, clients of unequal size",
@@ -98,25 +66,23 @@ def _traffic(record: Record) -> str:
     for job, runs in record["jobs"].items():
         several = [run for n, run in runs.items() if n != "1"]
         run = several[0]
-        sent = {str(r["round"]) for r in several}
-        calls, size = _total(run["round"])
-        start, evaluation = (_total(run[part])[1] for part in ("start", "evaluation"))
-        same = "yes" if len(sent) == 1 else "no"
-        vectors = f"{size / 4 / run['d']:.2f}"
-        rows.append(
-            (TITLES[job], f"{run['d']:,}", f"{calls}", f"{size:,}", vectors, same, f"{start:,}", f"{evaluation:,}")
-        )
+        calls, size = total(run["round"])
+        same = "yes" if len({str(r["round"]) for r in several}) == 1 else "no"
+        vectors = (f"{run['round'][of]['bytes'] / 4 / run['d']:.2f}" for of in ("all_reduce", "broadcast"))
+        once = (f"{total(run[part])[1]:,}" for part in ("start", "evaluation"))
+        rows.append((TITLES[job], f"{run['d']:,}", f"{calls}", f"{size:,}", *vectors, same, *once))
     counts = ", ".join(next(iter(record["jobs"].values())))
     run = record["jobs"]["fedadamw"]["2"]
+    of_d = "as vectors of 4 d bytes: summed", "passed on"
     head = (
         "job",
         "d",
         "calls a round",
         "bytes a round",
-        "as vectors of 4 d bytes",
+        *of_d,
         "same for all ranks",
-        "at the start",
-        "evaluation",
+        "bytes at the start",
+        "of an evaluation",
     )
     return f"""## What ranks send
 
@@ -124,10 +90,9 @@ One small job, {run["sampled"]} clients a round, over {counts} ranks of this mac
 rank, with the bytes of its tensor. The number of ranks changes neither. The ranks of a run end with the same bits.
 
 {_table(head, rows)}
-A round sums one vector of the model's size, and beside it block means, losses and counts. An algorithm whose clients
-remember something (SCAFFOLD) also moves the memory of all clients of the round from rank 0 to the ranks and back, 2 S vectors,
-by far the most: with many clients use one rank on each machine that has several small GPUs, or an algorithm without memory.
-Clients' results never travel one by one: a rank adds its clients' vectors first.
+A round sums one vector of the model's size, and beside it block means, losses and counts: a rank adds its clients' vectors
+before anything travels. An algorithm whose clients remember something (SCAFFOLD) sums two, and the memory of every client
+of the round travels as well: from rank 0, which keeps it, and back, one client after the other, 2 S vectors in all.
 """
 
 
@@ -137,6 +102,11 @@ def _waiting(record: Record) -> str:
     found = shares["slowest_of_mean"]
     names = list(next(iter(found.values())))
     rows = [(case, *(f"{ratios[name]:.2f}" for name in names)) for case, ratios in found.items()]
+    several = [n for n in next(iter(record["jobs"].values())) if n != "1"]
+    waited = [
+        (TITLES[job], *(f"{statistics.median(runs[n]['waited_share']):.0%}" for n in several))
+        for job, runs in record["jobs"].items()
+    ]
     ours = "most samples first, to the rank with the least"
     gain = max(ratios[ours] / ratios["least possible"] for ratios in found.values())
     return f"""## What ranks wait for
@@ -152,57 +122,54 @@ trains on one rank. More clients a round, or fewer ranks, help; another rule wou
 
 Who trains where follows from the settings, the sampled clients and the number of ranks, never from a clock. That is what
 makes a run repeat bit for bit: a rank adds its own clients in float32, in their order, and `all_reduce` adds the ranks' sums, so
-a client on another rank is the same number rounded elsewhere. For that reason clients do not move to whichever rank
-happens to be idle, and a run resumed on another number of ranks goes on with the same numbers only up to rounding.
+a client on another rank is the same number rounded elsewhere. For that reason clients do not move to a rank
+that is idle, and a run resumed on another number of ranks has the same numbers only up to rounding.
 
-Each round's record has `waited_s`, the seconds that ranks waited for each other, and the run's page the sum.
-"""
+Each round's record has `waited_s`, the seconds that ranks waited for each other, and the run's page the sum. In the small jobs
+above, on {record["cores"]} cores, the median share of a round (more ranks than cores wait for a core, too):
+
+{_table(("job", *(f"{n} ranks" for n in several)), waited)}"""
 
 
 def _computed(record: Record) -> str:
     """The page's model, its inputs, and what follows."""
-    rows, first = [], []
-    for name, model in record["costs"]["models"].items():
-        parts = seconds(name, record)
-        rows.append((name, *(_seconds(parts[part]) for part in parts)))
-        first.append((name, *_verdict(name, parts, model)))
-    names = list(seconds("ViT-Tiny, 32 x 32", record))
-    links = [
-        (link, f"{spec.bytes_s / 1e9:g} GB/s", f"{spec.latency_s * 1e6:g} us", spec.source)
-        for link, spec in LINKS.items()
-    ]
-    bytes_rows = [_bytes_row(name, record) for name in WORK]
-    memory = [_memory_row(name, record) for name in WORK]
+    parts = {name: seconds(name, record) for name in WORK}
+    columns = list(parts["ViT-Tiny, 32 x 32"])
+    rows = [(name, *(_seconds(found[column]) for column in columns)) for name, found in parts.items()]
+    first = [(name, *_verdict(name, found)) for name, found in parts.items()]
+    of_training = {link: max(found[link] / found["training"] for found in parts.values()) for link in LINKS}
     return f"""## {GPUS} GPUs, computed
 
 Nothing in this section was measured on a GPU. A ring sums B bytes over n GPUs in 2 (n - 1) / n B / bandwidth + 2 (n - 1) latency
 a call.
 
 {_inputs(record)}
-{_table(("network", "bandwidth", "latency a step", "what it is"), links)}
+{_links()}
 ### Bytes a round
 
-{_table(("model", "work of a GPU and round", "parameters", "trained", "summed a round", "sent by each GPU"), bytes_rows)}
+{_table(("model", "work of a GPU and round", "parameters", "trained", "summed a round", "sent by each GPU"), [_bytes_row(name, record) for name in WORK])}
 ### Seconds a round
 
-{_table(("model", *names), rows)}
-Evaluation is shared by all GPUs; a checkpoint is written by rank 0 while the others wait, every 10 rounds by default, and
-counted here in full. Batches are prepared by one core for each GPU, beside the training: only if they take longer than the training
-do they slow it down, and data that fits the GPU (`data.resident`, the default) needs none.
+{_table(("model", *columns), rows)}
+Evaluation is shared by all GPUs, every round. A checkpoint is written by rank 0 while the others wait, every {CHECKPOINT_EVERY} rounds (the
+default): a round's share is here. Batches are prepared by one core for each GPU, beside the training: only if they take longer than
+the training do they slow it down, and data that fits the GPU (`data.resident`, the default) needs none.
 
 ### What saturates first
 
-{_table(("model", "after the training, the longest is", "its share of the training", "network as long as training at"), first)}
-The last column is the number of local steps of a client at which InfiniBand would take as long as the training: far
-fewer than anybody uses. Federated averaging sums once a round, not once a step, so the network is not what limits {GPUS} GPUs;
-a round's shortest tasks on rank 0 are. `checkpoint_every` and `training.evaluate_every` make them rare.
+{_table(("model", "beside the training, the longest is", "of the training", "batches, if data is not resident", f"{NETWORK} as long as the training at"), first)}
+The last column is the number of local steps of a client. Federated averaging sums once a round, not once a step: all of
+{NETWORK}'s time is at most {of_training[NETWORK]:.0%} of the training, Ethernet's {of_training["Ethernet"]:.0%}. Images that are not resident come first: one
+core does not prepare them as fast as a GPU trains. With data on the GPU it is what all wait for while rank 0 writes, or what
+every GPU does beside the training; `checkpoint_every` and `training.evaluate_every` make that rare.
 
 ### Algorithms with memory
 
-SCAFFOLD's clients' memory goes through every rank, zeros included, so that each GPU holds and sends the rows of all clients:
+SCAFFOLD's clients' memory passes by every GPU, one client after the other; a GPU keeps that of its own clients. A broadcast takes
+its bytes / bandwidth + 6 latencies (a tree of 64):
 
-{_table(("model", "clients a round", "rows of memory on each GPU", "sent by each GPU and round", "InfiniBand", "of the training"), memory)}
-This, not the model, is the limit of such algorithms on many GPUs.
+{_table(("model", "clients a round", "memory of its clients on a GPU", "sent and received by rank 0", NETWORK, "of the training"), [_memory_row(name, record) for name in WORK])}
+This, not the model, is the first limit of such algorithms on many GPUs.
 """
 
 
@@ -215,9 +182,9 @@ def _inputs(record: Record) -> str:
         ),
         (
             "bytes and calls a round",
-            f"measured, above: {_ratio(record):.3f} vectors and {_total(_several(record)['round'])[0]} calls for FedAdamW",
+            f"measured, above: {vectors(record):.3f} vectors and {total(on_two_ranks(record)['round'])[0]} calls for FedAdamW",
         ),
-        ("bytes of the evaluation", f"measured: {_evaluation_bytes(record):g} bytes a held-out sample"),
+        ("bytes of the evaluation", f"measured: {evaluation_bytes(record):g} bytes a held-out sample"),
         (
             "checkpoint",
             f"measured: {costs['checkpoint_mb_s']:,.0f} MB/s on this machine's disk; x and Delta_G, 8 d bytes",
@@ -239,40 +206,22 @@ def _inputs(record: Record) -> str:
     return _table(("input", "where it is from"), rows, numbers=False)
 
 
-def seconds(name: str, record: Record) -> dict[str, float]:
-    """Seconds of each part of a round."""
-    model, work, costs = record["costs"]["models"][name], WORK[name], record["costs"]
-    rate = FLOPS * FLOPS_SHARE
-    size, calls = summed(name, record), _total(_several(record)["round"])[0]
-    outputs = work.held_out * _evaluation_bytes(record)
-    evaluation = work.held_out / GPUS * model["forward"] / rate + ring(outputs, 1, LINKS["InfiniBand"])
-    images_s = costs["batches_images_s"] * 3 * 32 * 32 / work.pixels if work.pixels else float("inf")
-    return {
-        "training": work.samples * model["forward_backward"] / rate,
-        **{link: ring(size, calls, spec) for link, spec in LINKS.items()},
-        "server's update": 8 * 4 * model["trained"] / MEMORY_B_S,
-        "evaluation": evaluation,
-        "checkpoint": 8 * model["trained"] / (1e6 * costs["checkpoint_mb_s"]),
-        "batches, one core": work.samples / images_s,
-    }
+def _links() -> str:
+    rows = [
+        (name, f"{link.bytes_s / 1e9:g} GB/s", f"{link.latency_s * 1e6:g} us", link.source)
+        for name, link in LINKS.items()
+    ]
+    return _table(("network, assumed", "bandwidth", "latency a step", "what it is"), rows, numbers=False)
 
 
-def ring(size: float, calls: int, link: Link) -> float:
-    """Seconds of `calls` sums of `size` bytes in all, over all GPUs."""
-    return 2 * (GPUS - 1) * (size / GPUS / link.bytes_s + calls * link.latency_s)
-
-
-def summed(name: str, record: Record) -> float:
-    """Bytes that a round sums."""
-    return 4.0 * float(record["costs"]["models"][name]["trained"]) * _ratio(record)
-
-
-def _verdict(name: str, parts: Mapping[str, float], model: Mapping[str, int]) -> tuple[str, str, str]:
-    """The longest part beside the training, its share, and the local steps at which InfiniBand is as long."""
-    others = {part: s for part, s in parts.items() if part not in ("training", "NVLink", "Ethernet")}
+def _verdict(name: str, parts: Mapping[str, float]) -> tuple[str, ...]:
+    """The longest part beside the training, its share, that of batches, and steps that the network takes as long as."""
+    training, batches = parts["training"], parts["batches, one core"]
+    others = {part: parts[part] for part in (NETWORK, "server's update", "evaluation", "checkpoint")}
     longest = max(others, key=others.__getitem__)
-    steps = WORK[name].steps * parts["InfiniBand"] / parts["training"]
-    return longest, f"{others[longest] / parts['training']:.1%}", f"{steps:.2g} steps"
+    steps = WORK[name].steps * parts[NETWORK] / training
+    of_batches = f"{batches / training:.1f} times it" if batches else "-"
+    return longest, f"{others[longest] / training:.1%}", of_batches, f"{steps:.2g} steps"
 
 
 def _bytes_row(name: str, record: Record) -> tuple[str, ...]:
@@ -283,33 +232,13 @@ def _bytes_row(name: str, record: Record) -> tuple[str, ...]:
 
 
 def _memory_row(name: str, record: Record) -> tuple[str, ...]:
-    model, clients = record["costs"]["models"][name], WORK[name].clients * GPUS
-    rows = 4 * clients * model["trained"]
-    took = ring(2 * rows, 2, LINKS["InfiniBand"])
+    one, own, took = (
+        4 * record["costs"]["models"][name]["trained"],
+        WORK[name].clients,
+        seconds_of_memories(name, record),
+    )
     share = took / seconds(name, record)["training"]
-    return name, f"{clients:,}", _bytes(rows), _bytes(2 * 2 * (GPUS - 1) / GPUS * rows), _seconds(took), f"{share:.0%}"
-
-
-def _several(record: Record) -> Record:
-    """FedAdamW's job on two ranks."""
-    found: Record = record["jobs"]["fedadamw"]["2"]
-    return found
-
-
-def _ratio(record: Record) -> float:
-    """What FedAdamW sums in a round, in vectors of the model's size."""
-    run = _several(record)
-    return float(_total(run["round"])[1] / (4 * run["d"]))
-
-
-def _evaluation_bytes(record: Record) -> float:
-    run = _several(record)
-    return float(_total(run["evaluation"])[1] / run["held_out"])
-
-
-def _total(sent: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:
-    """Calls and bytes of all operations."""
-    return sum(s["calls"] for s in sent.values()), sum(s["bytes"] for s in sent.values())
+    return name, f"{own * GPUS:,}", _bytes(own * one), _bytes(2 * own * GPUS * one), _seconds(took), f"{share:.0%}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:
@@ -330,7 +259,10 @@ def _seconds(number: float) -> str:
     """Seconds, or milliseconds below one."""
     if number == 0:
         return "-"
-    return f"{number:,.1f} s" if number >= 1 else f"{1e3 * number:.2g} ms"
+    if number >= 1:
+        return f"{number:,.1f} s"
+    milliseconds = 1e3 * number
+    return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.2g} ms"
 
 
 if __name__ == "__main__":

@@ -144,6 +144,9 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Return whether every number is finite, in one pass for minimum and maximum; NaN propagates to both."""
-    ends = [end for t in tensors if t.numel() for end in torch.aminmax(t)]
-    return all(bool(end.isfinite()) for end in ends)
+    """Return whether every number is finite, in one pass for minimum and maximum; NaN propagates to both.
+
+    One number is read from the device, however many tensors there are: each reading waits for it.
+    """
+    ends = [end.isfinite() for t in tensors if t.numel() for end in torch.aminmax(t)]
+    return not ends or bool(torch.stack(ends).all())

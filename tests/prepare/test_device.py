@@ -3,13 +3,17 @@
 import subprocess
 import sys
 
+import pytest
 from support.checkout import ROOT
 
 
-def test_no_operation_mixes_tensors_of_two_devices():
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_no_operation_mixes_tensors_of_two_devices_or_waits_for_one(which):
     """In a process of its own: torch takes a private backend for good, and only before the first backward."""
     tests = ROOT / "tests" / "support" / "rounds_on_a_fake_device.py"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests], capture_output=True, text=True
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which, tests],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout

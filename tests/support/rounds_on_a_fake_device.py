@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from fedadamw.algorithms import registry
@@ -16,12 +17,15 @@ from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.image_task import ImageTask
 from fedadamw.data.text_tasks import LanguageTask, TextTask
 from fedadamw.data.texts import Texts
+from fedadamw.engine.loop import Loop
 from fedadamw.engine.simulate import Simulation
+from fedadamw.engine.stacked import Stacked
 from fedadamw.models import vision
 from fedadamw.models.text import Form
 from fedadamw.settings.training import TrainingSettings
 from support.cases import CASES
 from support.image_sets import images
+from support.sequences import SmallTransformer
 
 
 class Backend(backend_registration._DummyBackendModule):
@@ -69,7 +73,7 @@ def moved(model, device):
 def run(name, model, task, device, stack=1, **settings):
     case = CASES[name]
     algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
-    training = TrainingSettings(clients_per_round=3, steps=2, batch_size=4, lr=0.01, **settings)
+    training = TrainingSettings(**{"clients_per_round": 3, "steps": 2, "batch_size": 4, "lr": 0.01, **settings})
     clients = [np.arange(0, 3), np.arange(3, 20), np.arange(20, 30)]
     sim = Simulation.in_process(model, algorithm, task, clients, training, stack=stack)
     assert sim.workspace.y.device == device
@@ -105,3 +109,91 @@ def test_texts(pretending, kind, stack, monkeypatch):
         task = LanguageTask(data, data, Form(0, 16), device=pretending)
     model = moved(model, pretending)
     run("fedadamw-mean-v", model, task, pretending, stack, group_by_length=True, rounds=1)
+
+
+class Watch(TorchDispatchMode):
+    """Counts, while local steps are taken, where the host waits for the device: numbers read, and copies."""
+
+    def __init__(self):
+        super().__init__()
+        self.training, self.reads, self.copies = False, [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.training and function is torch.ops.aten._to_copy.default and "device" in kwargs:
+            self.copies += args[0].device.type != torch.device(kwargs["device"]).type
+        if self.training and function in WAITS and args[0].device.type == "pretend":
+            self.reads.append(str(function))
+        return function(*args, **kwargs)
+
+    def note(self, name, value):
+        def read(t):
+            if self.training and t.device.type == "pretend":
+                self.reads.append(name)
+            return value(t) if callable(value) else value
+
+        return read
+
+
+WAITS = {torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default, torch.ops.aten.repeat_interleave.Tensor}
+
+
+@pytest.fixture
+def watch(pretending, monkeypatch):
+    """A Watch that sees the engines' local rounds."""
+    watch = Watch()
+    for name in ("__float__", "__bool__", "__int__", "item", "tolist", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, watch.note(name, getattr(torch.Tensor, name)))
+
+    def watched(method):
+        def train(*args):
+            watch.training = True
+            try:
+                return method(*args)
+            finally:
+                watch.training = False
+
+        return train
+
+    monkeypatch.setattr(Loop, "train_client", watched(Loop.train_client))
+    monkeypatch.setattr(Stacked, "_train_group", watched(Stacked._train_group))
+    with watch:
+        yield watch
+
+
+class OfImages(SmallTransformer):
+    """Reads an image as the sequence of its pixels."""
+
+    def forward(self, x):
+        return super().forward(x.flatten(2).mT)
+
+
+@pytest.fixture
+def models():
+    """Two equal models, made before tensors pretend."""
+    return OfImages(), OfImages()
+
+
+FAST = {("fedadamw-mean-v", 3), ("fedmuon-rank", 1)}  # the others: `make test-slow`
+
+
+@pytest.mark.parametrize(
+    ("name", "stack"),
+    [
+        pytest.param(name, stack, marks=[] if (name, stack) in FAST else [pytest.mark.slow])
+        for name in CASES
+        for stack in (1, 3)
+    ],
+)
+def test_local_rounds_never_wait_for_the_device(models, pretending, watch, name, stack):
+    copies = []
+    for model, steps in zip(models, (2, 4), strict=True):
+        moved(model, pretending)
+        data = images(30, size=4, classes=3)
+        task = ImageTask(data, data, device=pretending, crop_padding=2, flip=True)
+        run(name, model, task, pretending, stack=stack, rounds=2, steps=steps)
+        assert watch.reads == []
+        copies.append(watch.copies)
+        watch.copies = 0
+    assert copies[0] == copies[1], "copies grow with the steps"
+    assert copies[0] <= 2 * 3 * 3, "of two rounds and three clients: sample numbers, draws, weights"

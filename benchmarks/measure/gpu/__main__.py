@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
-from benchmarks.measure.gpu.machine import facts_of
+from benchmarks.measure.gpu.machine import device_of, facts_of
 from benchmarks.measure.gpu.parts import BUDGET_S, GRACE_S, PARTS, START_S, limit_of
 from benchmarks.measure.gpu.record import CUT_OFF, DONE, FAILED, RUNNING, Record
 
@@ -39,7 +39,7 @@ def main() -> None:
     until = time.time() + args.budget
     try:
         while record.waiting():
-            record = run_process(path, torch.device(args.device), until)
+            record = run_process(path, device_of(args.device), until)
     except StoppedError as error:
         record = Record.read(path)
         record.end_all(CUT_OFF, f"stopped by {error}")
@@ -75,7 +75,7 @@ def stop(number: int, frame: object) -> None:
 
 def new_record(path: Path, args: argparse.Namespace) -> Record:
     """A record without measurements, saved."""
-    content: dict[str, Any] = facts_of(torch.device(args.device)) | {
+    content: dict[str, Any] = facts_of(device_of(args.device)) | {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "budget_s": args.budget,
         "small": args.small,

@@ -31,6 +31,7 @@ DOUBLE, SINGLE = torch.float64, torch.float32
 LOOSE = {"fedlion": 0.15}  # the sign of a number near 0 turns on its last digit
 BOUND_SINGLE = 0.02  # of the whole change of x: Adam divides by roots of numbers near 0
 BOUND_DOUBLE = 1e-10
+KEY_BIASES = ("k_proj.bias", "key.bias")  # as versions of transformers name them
 SIZES = (5, 20, 13, 10)  # samples of the clients: other batches, and other numbers of steps
 ROUNDS = 2
 LLAMA = {
@@ -78,7 +79,7 @@ def simulation(
     """
     model = vit(device, dtype, small=True)
     for parameter_name, parameter in model.named_parameters():
-        parameter.requires_grad_("k_proj.bias" not in parameter_name)
+        parameter.requires_grad_(not parameter_name.endswith(KEY_BIASES))
     data = made_up_images(sum(SIZES))
     task = image_task(data, data, device, dtype)
     usual = {"clients_per_round": len(SIZES), "epochs": 1, "batch_size": 8, "clip": 1.0}

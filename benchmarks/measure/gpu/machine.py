@@ -28,6 +28,11 @@ PEAKS = {  # TFLOP/s by part of the device's name, from its data sheet: dense bf
 }
 
 
+def device_of(kind: str) -> torch.device:
+    """The device of this kind, with its number: torch's settings of a device want one."""
+    return torch.device("cuda", 0) if kind == "cuda" else torch.device(kind)
+
+
 def facts_of(device: torch.device) -> dict[str, Any]:
     """Device, driver, versions and commit."""
     packed = json.loads(PACKED.read_text()) if PACKED.is_file() else {}

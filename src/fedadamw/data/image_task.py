@@ -49,7 +49,8 @@ class ImageTask:
         self.device, self.resident, self.lengths = device, resident, None
         self.pixels = _to_tensor(train.pixels).to(device) if resident else train.pixels
         self.test_pixels = _to_tensor(test.pixels).to(device)
-        self.labels, self.test_labels = (torch.from_numpy(i.labels).to(device) for i in (train, test))
+        self.labels = torch.from_numpy(train.labels).to(device if resident else "cpu")
+        self.test_labels = torch.from_numpy(test.labels).to(device)
         self.crop_padding, self.flip = crop_padding, flip
         self.inputs, self.channels = inputs, channels
         if mean is None or std is None:
@@ -69,17 +70,21 @@ class ImageTask:
         """Return augmented, normalised images (n, c, h, w) and labels (n,)."""
         pixels, labels = self._gather(samples)
         if self.crop_padding or self.flip:
-            pixels = _crop_and_flip(pixels, self.crop_padding, *drawn.to(pixels.device).unbind(-1))
+            pixels = _crop_and_flip(pixels, self.crop_padding, *self._to_device(drawn).unbind(-1))
         return self._inputs(pixels), labels
 
     def _gather(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Return pixels and labels of the samples, on the device."""
         if isinstance(self.pixels, Tensor):
             return self.pixels[samples], self.labels[samples]
-        pixels, labels = torch.from_numpy(self.pixels[samples.numpy()]), self.labels[samples.to(self.device)]
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        return pixels, labels
+        pixels = torch.from_numpy(self.pixels[samples.numpy()])
+        return self._to_device(pixels), self._to_device(self.labels[samples])
+
+    def _to_device(self, t: Tensor) -> Tensor:
+        """Copy a tensor to the device, from pinned memory, so that it does not wait for the steps queued there."""
+        if self.device.type == "cuda" and t.device.type == "cpu":
+            return t.pin_memory().to(self.device, non_blocking=True)
+        return t.to(self.device)
 
     def losses(self, model: Model, batch: Batch) -> Tensor:
         """Return the cross-entropy of each image, (n,)."""

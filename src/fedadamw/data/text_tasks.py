@@ -35,9 +35,10 @@ class Padded:
         real = place < lengths[:, None]
         at = torch.where(real, self.starts[samples][:, None] + place, 0)
         ids, marks = torch.where(real, self.tokens[at], self.pad).long(), torch.where(real, self.marks[at], 0)
-        return self._to_device(ids), self._to_device(marks), self._to_device(real)
+        return self.to_device(ids), self.to_device(marks), self.to_device(real)
 
-    def _to_device(self, t: Tensor) -> Tensor:
+    def to_device(self, t: Tensor) -> Tensor:
+        """Copy a tensor to the device, from pinned memory, so that it does not wait for the steps queued there."""
         pinned = t.pin_memory() if self.device.type == "cuda" else t
         return pinned.to(self.device, non_blocking=True)
 
@@ -85,7 +86,7 @@ class TextTask:
 
     def _batch(self, texts: Padded, labels: Tensor, samples: Tensor) -> Batch:
         ids, marks, real = texts.gather(samples)
-        return (*self.form.inputs(ids, marks, real), labels[samples].to(ids.device))
+        return (*self.form.inputs(ids, marks, real), texts.to_device(labels[samples]))
 
     def losses(self, model: Model, batch: Batch) -> Tensor:
         """Return the loss of each text, (n,)."""
@@ -152,24 +153,26 @@ class LanguageTask:
     def losses(self, model: Model, batch: Batch) -> Tensor:
         """Return the mean loss of each text's learned tokens, (n,)."""
         ids, marks = batch
-        loss, learned, _ = self._tokens(model, ids, marks)
+        loss, learned = self._token_losses(self.form.logits(model, [ids], use_cache=False), ids, marks)
         return loss.sum(-1) / learned.sum(-1).clamp(min=1)
 
-    def _tokens(self, model: Model, ids: Tensor, marks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return loss, 1 if learned, 1 if also predicted correctly, of each token but the first: (n, length - 1)."""
-        logits = self.form.logits(model, [ids], use_cache=False)
+    def _token_losses(self, logits: Tensor, ids: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of each learned token but the first, 0 for others, and 1 if learned: (n, length - 1) each."""
         following = ids.roll(-1, 1)  # the last token has no next: its loss is cut off below, which copies no logits
         loss = F.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none").view(ids.shape)[:, :-1]
         loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # also for the counts, which may be large
         learned = marks[:, 1:].to(loss)
-        return loss * learned, learned, (logits.argmax(-1) == following)[:, :-1] * learned
+        return loss * learned, learned
 
     def outputs(self, model: Model, start: int, stop: int) -> Tensor:
         """Return loss, number and correct predictions, summed over each text's learned tokens, (stop - start, 3)."""
         results = torch.zeros(stop - start, 3, dtype=torch.float64, device=self.texts.device)
         for samples in self.test_texts.iter_by_length(start, stop, self.test_batch_size):
             ids, marks, _ = self.test_texts.gather(samples)
-            sums = [t.sum(-1).double() for t in self._tokens(model, ids, marks)]
+            logits = self.form.logits(model, [ids], use_cache=False)
+            loss, learned = self._token_losses(logits, ids, marks)
+            correct = (logits.argmax(-1) == ids.roll(-1, 1))[:, :-1] * learned
+            sums = [t.sum(-1).double() for t in (loss, learned, correct)]
             results[(samples - start).to(results.device)] = torch.stack(sums, -1)
         return results
 

@@ -142,6 +142,7 @@ class CodedEngine(Engine):
     def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         """As the engine's `train`; clients' memories include the residuals."""
         uploads, residuals = self.uploads, dict[int, Residual]()
+        unchanged = isinstance(uploads.codec, Plain)
 
         def split_memory(shard: Shard) -> Shard:
             memory, residuals[shard.client] = uploads.split_memory(shard.memory, broadcast.down)
@@ -150,8 +151,8 @@ class CodedEngine(Engine):
         def encode(pair: tuple[Shard, Answer]) -> tuple[Shard, Answer]:
             shard, answer = pair
             residual = residuals.pop(shard.client)
-            if not answer.finite:
-                return pair  # it will be rejected
+            if not (unchanged or answer.finite):
+                return pair  # it will be rejected; one that is sent as it is is looked at then
             cpu = torch.device("cpu")
             generator = torch_generator(self.seed, Purpose.CODEC, broadcast.round, shard.client, device=cpu)
             payload, up, lost = uploads.encode(answer.up, residual, generator)
