@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 
 from benchmarks.common import records
-from benchmarks.pages import gpu, published
+from benchmarks.pages import gpu, published, start
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.models.vision import ImageShape, build
@@ -35,7 +35,7 @@ machine: compare them only within a table.
 | you have | use | because |
 | --- | --- | --- |
 | a CPU | `fedadamw run RECIPE`: it starts one rank per core if the run is long enough | ranks with one thread each beat threads, which wait for each other in every small operation |
-| a small run on a CPU, diagnostics | `--ranks 1` | starting ranks takes seconds; diagnostics need all clients of a round in one process |
+| a small run on a CPU, diagnostics | `--ranks 1` | a run of seconds gains nothing from ranks; diagnostics need all clients of a round in one process |
 | one GPU | the default: the sampled clients of a round are stacked | one client's step is too small to use the whole GPU |
 | a GPU and a model that cannot be stacked | nothing: after one warning, its clients train one after the other | vmap does not support every model; if `stack` is set, such a model is refused |
 | a GPU with too little memory | the default, or `-s stack=4` | a group that does not fit is halved for the rest of the run |
@@ -62,6 +62,7 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     parts = [
         WHICH,
+        start.section(read("start"), table),
         step(),
         engines(),
         peers(),
@@ -104,8 +105,11 @@ def step() -> str:
 Without alignment and sharing FedAdamW is AdamW: the benchmark checks that it reaches AdamW's weights before it times anything.
 
 {table(("step", "ms", "of fused AdamW"), rows)}
-A fused AdamW step reads four vectors and writes three; FedAdamW's also reads Delta_G. Compiled, it is one kernel. The drop-in
-optimizer is torch's fused AdamW and another pass for alpha Delta_G, because it works on the model's own tensors.
+A fused AdamW step reads four vectors and writes three; FedAdamW's also reads Delta_G. Compiled, it is one kernel. Fused is
+what runs without a compiler: torch's fused AdamW with lr and eps scaled, then decay and alpha Delta_G, in chunks that stay in
+the cache. Plain, each operation of the algorithm's function is a pass of its own; steps that are no sum of vectors and one
+direction run so. A compiled step is kept as a library and takes milliseconds to load the next time. The drop-in optimizer is
+torch's fused AdamW and another pass for alpha Delta_G, because it works on the model's own tensors.
 """
 
 
