@@ -11,16 +11,24 @@ from typing import Any
 from benchmarks.common.records import ROOT
 
 
-def run_again(file: str, arguments: Sequence[str], *, ranks: int = 1, threads: int | None = None) -> dict[str, Any]:
+def run_again(
+    file: str, arguments: Sequence[str], *, ranks: int = 1, threads: int | None = None, limit_s: float | None = None
+) -> dict[str, Any]:
     """Run the benchmark `file` with other arguments, under torchrun if there are several ranks.
 
-    Returns the JSON in the last line that it prints. `threads` are OpenMP's.
+    Returns the JSON in the last line that it prints. `threads` are OpenMP's. Raises SystemExit, which says why, if it
+    fails or takes longer than `limit_s`.
     """
     module = ".".join(Path(file).resolve().relative_to(ROOT).with_suffix("").parts)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     command = [sys.executable, *torchrun, "-m", module, *arguments]
     environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=limit_s
+        )
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"{module} {' '.join(arguments)}: took longer than {limit_s:g} s") from None
     if done.returncode:
         raise SystemExit(f"{module} {' '.join(arguments)}: {done.stderr[-2000:]}")
     measurement: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

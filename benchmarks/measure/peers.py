@@ -4,7 +4,7 @@ benchmarks/measure/peer_jobs/job.py is the job; each file beside it runs it in o
 batches and prints its losses; losses that disagree stop the benchmark. Each framework has its own virtual environment.
 
     python -m benchmarks.measure.peers --install     # create the environments, once
-    python -m benchmarks.measure.peers [--record]
+    python -m benchmarks.measure.peers [--turns 5] [--record]
     python -m benchmarks.measure.peers --only plain,fedadamw --models cnn --rounds 5
 """
 
@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--only", help="run the ways whose names begin with one of these, such as plain,pfl")
     parser.add_argument("--models", default=MODELS)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=1, help="do each this often, in turns, and show medians")
     args = parser.parse_args()
     if args.install:
         install()
@@ -69,8 +71,10 @@ def main() -> None:
     ways = {name: way for name, way in WAYS.items() if name.startswith(prefixes)}
     jobs = {}
     for model in args.models.split(","):
-        jobs[model] = {name: run(way, model, args.rounds) for name, way in ways.items()}
-        check_losses(jobs[model])
+        turns = [{name: run(way, model, args.rounds) for name, way in ways.items()} for _ in range(args.turns)]
+        for turn in turns:
+            check_losses(turn)
+        jobs[model] = {name: summarize([turn[name] for turn in turns]) for name in ways}
         print_table(model, jobs[model])
     content = {
         "commit": commit(),
@@ -78,6 +82,7 @@ def main() -> None:
         "cores": CORES,
         "torch": torch.__version__,
         "rounds": args.rounds,
+        "turns": args.turns,
         "jobs": jobs,
     }
     records.write("peers", args.device, content, record=args.record)
@@ -116,6 +121,12 @@ def run(way: Way, model: str, rounds: int) -> dict[str, Any]:
         return {**json.loads(output.read().splitlines()[-1]), "peak_mb": round(peak)}
 
 
+def summarize(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """The medians of a way's turns, and each turn's seconds a round."""
+    medians = {key: statistics.median(turn[key] for turn in turns) for key in ("round_s", "start_s", "peak_mb")}
+    return {**turns[0], **medians, "round_s_of_turns": [turn["round_s"] for turn in turns]}
+
+
 def memory_mb(mark: str) -> float:
     """The memory in MB of all processes with `mark` in their environment; shared pages count once."""
     total = 0
@@ -142,7 +153,7 @@ def check_losses(results: dict[str, dict[str, Any]]) -> None:
 def print_table(model: str, results: dict[str, dict[str, Any]]) -> None:
     print(f"\n{model:28} {'s a round':>10} {'start, s':>10} {'peak, MB':>9}")
     for name, result in results.items():
-        print(f"{name:28} {result['round_s']:10.2f} {result['start_s']:10.1f} {result['peak_mb']:9,}", flush=True)
+        print(f"{name:28} {result['round_s']:10.2f} {result['start_s']:10.1f} {result['peak_mb']:9,.0f}", flush=True)
 
 
 if __name__ == "__main__":

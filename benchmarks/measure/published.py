@@ -62,11 +62,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="another number of rounds")
     parser.add_argument("--stack", type=int, help="clients that train at once")
     parser.add_argument("--precision", default="float32", choices=("float32", "bf16"))
+    parser.add_argument("--limit", type=float, default=3600, help="seconds after which a run is given up")
     parser.add_argument("--one", nargs=2, metavar=("JOB", "ALGORITHM"), help="run this in this process")
     args = parser.parse_args()
     unknown = set((args.only or "").split(",")) - {"", *JOBS}
     if unknown:
         parser.error(f"--only: {', '.join(sorted(unknown))} is unknown; use {', '.join(JOBS)}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here")
     if args.record and (args.only or args.small or args.rounds):
         parser.error("a record has all jobs in full: --record excludes --only, --small and --rounds")
     return args
@@ -84,7 +87,7 @@ def try_job(name: str, algorithm: str, args: argparse.Namespace) -> dict[str, An
     passed += [f"--{option}={value}" for option in ("rounds", "stack") if (value := getattr(args, option))]
     passed += ["--small"] * args.small
     try:
-        return run_again(__file__, [*passed, "--one", name, algorithm])
+        return run_again(__file__, [*passed, "--one", name, algorithm], limit_s=args.limit)
     except SystemExit as error:
         lines = str(error).strip().splitlines()
         return {"failed": lines[-1] if lines else "it ended without a message"}

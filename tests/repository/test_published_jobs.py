@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Picture
 
 from benchmarks.common import records
+from benchmarks.common.processes import run_again
 from benchmarks.measure import published
 from benchmarks.measure.published_jobs import cifar10, femnist
 from benchmarks.measure.published_jobs.jobs import ALGORITHMS, JOBS
@@ -177,7 +178,7 @@ def test_a_job_that_fails_is_reported_and_the_others_go_on(monkeypatch, tmp_path
     monkeypatch.setattr(records, "SCRATCH", tmp_path)
     ran = []
 
-    def run_again(_file, arguments):
+    def run_again(_file, arguments, limit_s):
         ran.append(tuple(arguments[-2:]))
         if "fedavg" in arguments:
             raise SystemExit("CUDA error:\nan illegal memory access")
@@ -196,6 +197,19 @@ def test_a_job_that_fails_is_reported_and_the_others_go_on(monkeypatch, tmp_path
     assert "failed: an illegal memory access" in capsys.readouterr().out
 
 
-def test_missing_data_is_named(monkeypatch, tmp_path):
+def test_without_a_gpu_it_says_so_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["published", "--device", "cuda"])
+    with pytest.raises(SystemExit):
+        published.main()
+    assert "torch sees no GPU here" in capsys.readouterr().err
+
+
+def test_a_run_that_hangs_is_given_up(tmp_path):
+    with pytest.raises(SystemExit, match=r"took longer than 0\.01 s"):
+        run_again(published.__file__, ["--help"], limit_s=0.01)
+
+
+def test_missing_data_is_named(tmp_path):
     with pytest.raises(SystemExit, match="no such folder"):
         published.measure("femnist", "fedavg", str(tmp_path / "none"), options())

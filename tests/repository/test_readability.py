@@ -18,7 +18,8 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def python_files(*folders: str) -> list[Path]:
-    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    paths = (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
+    return [path for path in paths if "site-packages" not in path.parts]  # of the peers' environments
 
 
 def name_of(path: Path) -> str:

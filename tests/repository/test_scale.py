@@ -11,8 +11,12 @@ import torch.distributed as dist
 from support.checkout import ROOT
 from torch import nn
 
+from benchmarks.common import records
 from benchmarks.measure import scale
 from benchmarks.measure.scale_parts import costs, shares, traffic
+from benchmarks.pages import published as published_page
+from benchmarks.pages import scale as scale_page
+from benchmarks.pages import scale_model
 
 
 def test_calls_are_counted_by_operation_and_left_as_they_were():
@@ -72,6 +76,30 @@ def test_operations_are_counted_without_weights():
     assert (found["parameters"], found["trained"]) == (40, 8)
     assert found["forward"] == 2 * 40
     assert found["forward_backward"] == 2 * 40 + 2 * 8, "the first layer needs neither gradient"
+
+
+def test_the_pages_are_generated_from_the_committed_records():
+    page = scale_page.page(records.read_newest("scale", "cpu"))
+    assert page == (ROOT / "docs" / "scale.md").read_text(), "run python -m benchmarks.pages.scale"
+    section = published_page.section()
+    assert section in (ROOT / "docs" / "performance.md").read_text(), "run python -m benchmarks.pages.performance"
+
+
+def test_the_pages_model_is_a_ring():
+    link = scale_model.Link(1e9, 1e-3, "")
+    assert scale_model.ring(64e6, 0, link) == pytest.approx(2 * 63 * 1e6 / 1e9), "each of 64 parts goes round twice"
+    assert scale_model.ring(0, 3, link) == pytest.approx(3 * 126e-3)
+
+
+def test_a_record_of_a_gpu_stands_beside_what_others_published(monkeypatch):
+    run = {"total_s": 61.0, "accuracy": [0.1, 0.7]}
+    algorithms = {"fedavg": run, "fedadamw": {"failed": "CUDA error"}}
+    record = {"device": "cuda:0: NVIDIA H100", "commit": "abc", "jobs": {"cifar10-iid": {"algorithms": algorithms}}}
+    monkeypatch.setattr(published_page.records, "read_newest", lambda *_: record)
+    section = published_page.section()
+    assert "| `cifar10-iid` | fedadamw, fedavg | we | 1 min 01 s | 70% | cuda:0: NVIDIA H100 |" in section
+    assert "| we | failed: CUDA error | - |" in section
+    assert "has not run on a GPU" not in section
 
 
 @pytest.mark.slow

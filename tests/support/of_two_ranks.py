@@ -4,11 +4,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from fedadamw.checkpoint import write
-from fedadamw.engine.ranks import Team, current_team
+from fedadamw.engine.ranks import Team, current_team, gather_states, scatter_states
 from support.cases import EVERYWHERE, register
 from support.runs import simulation
 from support.sequences import SequenceTask
@@ -21,6 +22,7 @@ def main(folder: Path, stack: int) -> None:
     """Write one checkpoint an algorithm, by rank 0."""
     ranks = current_team(torch.device("cpu"))
     check_shared(ranks)
+    check_states(ranks)
     register()
     for name, upload in [*((name, "float32") for name in EVERYWHERE), *CODED]:
         how = {"clients_per_round": 5, "clip": 1.0, "upload": upload, "stack": stack}
@@ -55,6 +57,31 @@ def check_shared(ranks: Team) -> None:
         numbers[0, 0] = 7.0
     ranks.sum([torch.zeros(1)])
     assert numbers[0, 0] == 7.0, "one copy"
+
+
+class Memory(NamedTuple):
+    """What a client remembers."""
+
+    vector: torch.Tensor
+    count: torch.Tensor
+
+
+def memory(number: float) -> Memory:
+    return Memory(torch.tensor([number, -0.0]), torch.tensor([3]))
+
+
+def check_states(ranks: Team) -> None:
+    """Rank 0's states reach all ranks, and those of all ranks each other; in a run's bits no zero is negative."""
+    kept = [memory(5.0), None, memory(6.0)] if ranks.rank == 0 else [None] * 3
+    scattered = list(scatter_states(kept, memory(0.0), ranks))
+    assert [state and state.vector[0].item() for state in scattered] == [5.0, None, 6.0]
+    mine = {3: memory(7.0)} if ranks.rank == 0 else {0: memory(8.0), 2: memory(9.0)}
+    gathered = dict(gather_states(mine, 4, memory(0.0), ranks))
+    assert {place: state.vector[0].item() for place, state in gathered.items()} == {0: 8.0, 2: 9.0, 3: 7.0}
+    for state in [scattered[0], *gathered.values()]:
+        assert state.count.tolist() == [3], "integers stay what they are"
+        assert not state.vector[1].signbit()
+    assert mine[min(mine)].vector[1].signbit(), "what a rank has is not changed"
 
 
 if __name__ == "__main__":

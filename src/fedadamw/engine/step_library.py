@@ -5,7 +5,6 @@ algorithm's settings, torch's version, the processor, threads, shapes. What cann
 of another package. On a GPU and for stacked clients, torch.compile has a cache of its own, which takes seconds.
 """
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -26,8 +25,10 @@ from torch import Tensor, nn
 from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.states import iterate_tensors, map_tensors
+from fedadamw.io.cache_folder import hold_lock, mark_used, remove_unused
 from fedadamw.vector import Vector
 
+LIMIT = 10**9  # bytes that are kept: some hundred libraries
 PACKAGE = Path(__file__).parent.parent
 SOURCES = ("algorithms", "directions", "blocks", "engine/step.py", "engine/step_library.py", "vector.py")
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # set by torch's compiler itself
@@ -105,18 +106,19 @@ def _compile(step: nn.Module, tensors: Sequence[Tensor], path: Path) -> None:
 
 @contextmanager
 def _keep_file(name: str) -> Iterator[Path]:
-    """Context with the path of a kept step, locked, so that one process compiles it; a temporary one if need be."""
+    """Context with the path of a kept step, made by one process; a temporary one if none is kept."""
     folder = find_folder()
-    try:
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = open(folder / f"{name}.lock", "w")  # noqa: SIM115
-    except OSError:
+    path = folder / f"{name}.pt2"
+    if not path.exists() and not os.access(folder, os.W_OK):
         with tempfile.TemporaryDirectory() as temporary:
-            yield Path(temporary) / "step.pt2"
+            yield Path(temporary) / path.name
         return
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder / f"{name}.pt2"
+    with hold_lock(path.with_suffix(".lock")):
+        yield path
+        mark_used(path)
+        remove_unused(folder, LIMIT)
 
 
 def name_library(algorithm: AnyAlgorithm, clip: float | None, tensors: Sequence[Tensor]) -> str:
