@@ -217,7 +217,7 @@ def rows(device):
     return DatasetRows(Sequences(), default_collate, device)
 
 
-@pytest.mark.parametrize("stack", [1, 3])
+@pytest.mark.parametrize("stack", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_dataset_is_read_without_waiting_for_the_device(models, rows, pretending, watch, stack):
     functions = check_functions(None, None, None, None)
     run("fedavg", moved(models[0], pretending), PythonTask(rows, rows, functions, 10), pretending, stack, rounds=1)
