@@ -1,6 +1,7 @@
 """Fixtures: the command in this process, runs that several tests share, the registry with test algorithms."""
 
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -27,7 +28,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: they 
 
 @pytest.fixture
 def run_main(monkeypatch, capsys) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
-    """Run `fedadamw` in this process, which saves seconds: for commands that are refused."""
+    """Run `fedadamw` in this process, which saves seconds: where it does not matter that a command has its own."""
     terminate, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets these for a process of its own
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
@@ -40,6 +41,7 @@ def run_main(monkeypatch, capsys) -> Iterator[Callable[..., subprocess.Completed
         return subprocess.CompletedProcess(arguments, ended.value.code, output.out, output.err)
 
     yield run
+    gc.unfreeze()
     signal.signal(signal.SIGTERM, terminate)
     torch.set_num_threads(threads)
 

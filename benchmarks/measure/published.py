@@ -89,7 +89,7 @@ def try_job(name: str, algorithm: str, args: argparse.Namespace) -> dict[str, An
     try:
         return run_again(__file__, [*passed, "--one", name, algorithm], limit_s=args.limit)
     except SystemExit as error:
-        lines = str(error).strip().splitlines()
+        lines = str(error).partition(f"--one {name} {algorithm}: ")[2].strip().splitlines()
         return {"failed": lines[-1] if lines else "it ended without a message"}
 
 

@@ -24,13 +24,15 @@ class Task(Protocol):
     """A learning problem over numbered samples.
 
     The processing of a sample never depends on the others in its batch, so engines may merge batches of many clients.
+    A task may have `in_turn = True`: its `batch` is then called between the steps, never in a thread.
     """
 
     @property
     def resident(self) -> bool:
         """Whether the samples are on the model's device.
 
-        If not, `batch` is slow: it is called in a thread, ahead of the steps, with sample numbers and draws on the CPU.
+        If not, `batch` is called in a thread, ahead of the steps, unless it is `in_turn`, and with sample numbers and
+        draws on the CPU: to look at a number on the device is to wait for all steps before.
         """
 
     @property
@@ -55,3 +57,10 @@ class Task(Protocol):
 
     def score(self, outputs: Tensor) -> Evaluation:
         """Compute loss and metrics from the outputs (held_out, c) of all held-out samples."""
+
+
+def copy_to(t: Tensor, device: torch.device) -> Tensor:
+    """Return `t` on the device; a copy to a GPU is from pinned memory, so that it does not wait for the steps there."""
+    if device.type == "cuda" and t.device.type == "cpu" and t.layout == torch.strided:
+        return t.pin_memory().to(device, non_blocking=True)
+    return t.to(device)

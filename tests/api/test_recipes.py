@@ -22,10 +22,9 @@ SMALL = {
 WORDS = [word for path, value in SMALL.items() for word in ("-s", f"{path}={value}")]
 
 
-def test_a_recipe_runs_as_the_command_runs_it(tmp_path):
+def test_a_recipe_runs_as_the_command_runs_it(tmp_path, run_main):
     result = fedadamw.run("digits", settings=SMALL, out=tmp_path / "python", quiet=True)
-    command = [sys.executable, "-m", "fedadamw", "run", "digits", *WORDS, "--out", str(tmp_path / "command"), "-q"]
-    subprocess.run(command, check=True)
+    assert run_main("run", "digits", *WORDS, "--out", str(tmp_path / "command"), "-q").returncode == 0
     states = [(tmp_path / name / "checkpoint" / "state.safetensors").read_bytes() for name in ("python", "command")]
     assert states[0] == states[1]
     assert (tmp_path / "python" / "config.yaml").read_text() == (tmp_path / "command" / "config.yaml").read_text()

@@ -3,8 +3,6 @@
 import copy
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -120,12 +118,11 @@ def test_what_is_wrong_is_said_in_one_line(changes, message):
     assert "\n" not in str(raised.value)
 
 
-def test_the_command_line_says_whose_a_run_of_python_is(tmp_path):
+def test_the_command_line_says_whose_a_run_of_python_is(tmp_path, monkeypatch, run_main):
     simulate(out=tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
     for words in (["run", str(tmp_path / "run" / "config.yaml")], ["eval", str(tmp_path / "run")]):
-        done = subprocess.run(
-            [sys.executable, "-m", "fedadamw", *words], capture_output=True, text=True, check=False, cwd=tmp_path
-        )
+        done = run_main(*words)
         assert done.returncode == 2
         assert "run that script again" in done.stderr
         assert done.stderr.count("\n") == 1

@@ -43,4 +43,4 @@ def test_a_fork_that_fails_or_is_killed_is_done_again_here():
 
 
 def test_few_rows_need_no_fork():
-    assert map_parts(lambda part: os.getpid(), row_parts.MIN_ROWS - 1) == [os.getpid()] * 8
+    assert map_parts(lambda part: os.getpid(), row_parts.MIN_ROWS - 1) == [os.getpid()] * 2

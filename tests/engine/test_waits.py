@@ -1,5 +1,7 @@
 """How often the host reads a number from the device: each time it waits until the device is done."""
 
+import shutil
+
 import pytest
 import torch
 from support.cases import CASES
@@ -8,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedadamw.data.text_tasks import LanguageTask
 from fedadamw.data.texts import Texts
-from fedadamw.engine.step import make_step
+from fedadamw.engine.ranks import RankLostError, Ranks
+from fedadamw.engine.step import has_compiler, make_step
 from fedadamw.models.text import Form
 from fedadamw.vector import all_finite
 
@@ -58,3 +61,29 @@ def test_training_on_texts_predicts_no_tokens():
         task.losses(model, task.batch(torch.arange(3), torch.empty(3, 0)))
     assert not any("argmax" in name for name in reads.seen)
     assert 0 <= task.score(task.outputs(model, 0, 3)).metrics["accuracy"] <= 1
+
+
+def test_seconds_of_waiting_on_a_gpu_are_those_of_other_ranks(monkeypatch):
+    team, calls = Ranks.__new__(Ranks), []
+    team.device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append("finish"))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: calls.append("reduce"))
+    team.sum([torch.ones(2), torch.ones(3)])
+    assert calls == ["finish", "reduce", "reduce", "finish"]
+
+    def broken(device):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    with pytest.raises(RuntimeError, match="device-side assert") as raised:
+        team.sum([torch.ones(2)])
+    assert not isinstance(raised.value, RankLostError), "this rank's own error"
+
+
+def test_a_gpu_without_a_c_compiler_compiles_nothing(monkeypatch):
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/gcc" if name == "gcc" else None)
+    assert has_compiler(torch.device("cuda", 0))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert not has_compiler(torch.device("cuda", 0))

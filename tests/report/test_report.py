@@ -211,11 +211,9 @@ def test_hostile_names_of_recipes_and_variants_are_words_on_a_studys_page(chromi
     assert "<!--<script>" in shown.locator("main > p").first.inner_text()
 
 
-def test_the_page_of_a_single_run_draws_offline(chromium, tmp_path):
-    from support.command import run_command
-
+def test_the_page_of_a_single_run_draws_offline(chromium, tmp_path, run_main):
     arguments = ("-s", "training.rounds=2", "-s", "training.steps=1", "--out", str(tmp_path / "run"), "-q")
-    assert run_command("run", "digits", *arguments).returncode == 0
+    assert run_main("run", "digits", *arguments).returncode == 0
     context = chromium.new_context(viewport={"width": 390, "height": 900}, offline=True)
     page = context.new_page()
     said: list[str] = []

@@ -181,7 +181,7 @@ def test_a_job_that_fails_is_reported_and_the_others_go_on(monkeypatch, tmp_path
     def run_again(_file, arguments, limit_s):
         ran.append(tuple(arguments[-2:]))
         if "fedavg" in arguments:
-            raise SystemExit("CUDA error:\nan illegal memory access")
+            raise SystemExit(f"module {' '.join(arguments)}: CUDA error:\nan illegal memory access")
         return {"total_s": 1.0, "accuracy": [0.5], "rounds": [3]}
 
     monkeypatch.setattr(published, "run_again", run_again)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.command import SHORT_RUN, run_command
+from support.command import SHORT_RUN
 
 from fedadamw.checkpoint import CheckpointError, read, write
 from fedadamw.runner.execute import execute
@@ -62,11 +62,11 @@ def test_a_damaged_checkpoint_is_refused_and_kept(finished_run, tmp_path, run_ma
     assert not (tmp_path / "hostile-was-here").exists()
 
 
-def test_a_foreign_checkpoint_is_refused_and_kept(finished_run, tmp_path):
+def test_a_foreign_checkpoint_is_refused_and_kept(finished_run, tmp_path, run_main):
     out, content = damaged_copy(finished_run, tmp_path, lambda content: content)
     other = (out / "config.yaml").read_text().replace("alpha: 0.5", "alpha: 0.25")
     (out / "config.yaml").write_text(other)
-    done = run_command("run", "--resume", "--out", str(out))
+    done = run_main("run", "--resume", "--out", str(out))
     assert done.returncode == 2
     assert "belongs to a run with other settings" in done.stderr
     assert (out / "checkpoint" / "state.safetensors").read_bytes() == content

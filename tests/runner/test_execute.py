@@ -64,9 +64,9 @@ def test_a_second_process_is_refused_in_the_same_folder(tmp_path):
     assert "another process is running in this folder" in second.stderr
 
 
-def test_a_diverging_run_suggests_a_smaller_lr(tmp_path):
+def test_a_diverging_run_suggests_a_smaller_lr(tmp_path, run_main):
     settings = ("-s", "algorithm.name=fedavg", "-s", "training.lr=1e30", "-s", "training.clip=null")
-    done = run_command("run", "digits", *SHORT_RUN, *settings, "--out", str(tmp_path / "run"))
+    done = run_main("run", "digits", *SHORT_RUN, *settings, "--out", str(tmp_path / "run"))
     assert done.returncode == 1
     assert "clients sent numbers that are not finite; try a smaller training.lr" in done.stderr
     assert (tmp_path / "run" / "checkpoint" / "state.safetensors").exists(), "the last whole round is kept"

@@ -73,7 +73,7 @@ def test_a_run_killed_before_its_config_is_written_can_start_again(tmp_path):
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
-def test_an_interrupted_run_says_how_to_resume(finished_run, tmp_path, sent, code):
+def test_an_interrupted_run_says_how_to_resume(finished_run, tmp_path, run_main, sent, code):
     out = tmp_path / "run"
     process = start_run("digits", *SHORT_RUN, "--out", str(out))
     wait_for_rounds(out, 4, process)
@@ -84,7 +84,7 @@ def test_an_interrupted_run_says_how_to_resume(finished_run, tmp_path, sent, cod
     assert "Traceback" not in stderr
     _, facts = read(out / "checkpoint" / "state.safetensors", "checkpoint")
     assert facts["round"] >= 3  # the round whose record was just written may still count as under way
-    done = run_command("run", "--resume", "--out", str(out))
+    done = run_main("run", "--resume", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert f"resumed after round {facts['round']} of 12" in done.stdout
     assert_same_files(finished_run, out)

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.command import run_command
 from support.studies import study_of
 
 from fedadamw.report.export import EXPORTS, make_file_name, parse_exports
@@ -136,9 +135,9 @@ def test_report_exports_the_trials_of_a_tuning(tmp_path):
         rewrite(tmp_path, ["csv", "pdf"])
 
 
-def test_wrong_folders_and_kinds_are_one_line(tmp_path):
+def test_wrong_folders_and_kinds_are_one_line(tmp_path, run_main):
     (tmp_path / "file").write_text("")
-    done = run_command("report", str(tmp_path), "--export", "csv,docx")
+    done = run_main("report", str(tmp_path), "--export", "csv,docx")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--export='docx'" in done.stderr
     for folder, message in ((tmp_path, "holds no run, comparison"), (tmp_path / "file", "is not a folder")):

@@ -10,9 +10,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import Dataset, default_collate
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from fedadamw.algorithms import registry
+from fedadamw.api.python_task import PythonTask, check_functions
+from fedadamw.api.rows import DatasetRows
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.image_task import ImageTask
 from fedadamw.data.text_tasks import LanguageTask, TextTask
@@ -96,8 +99,7 @@ def test_images(pretending, name, stack, settings):
 
 @pytest.mark.parametrize(("kind", "stack"), [("classes", 3), ("tokens", 1)])
 def test_texts(pretending, kind, stack, monkeypatch):
-    for engine in ("loop", "stacked"):
-        monkeypatch.setattr(f"fedadamw.engine.{engine}.prefetch", iter)  # a mode is of one thread
+    monkeypatch.setattr("fedadamw.engine.prefetch.prefetch", iter)  # a mode is of one thread
     small = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     words, classes = np.arange(300, dtype=np.int32) % 50, tuple("ab")
     data = Texts(words, np.ones(300, np.int8), np.arange(31) * 10, np.arange(30) % 2, classes)
@@ -174,7 +176,7 @@ def models():
     return OfImages(), OfImages()
 
 
-FAST = {("fedadamw-mean-v", 3), ("fedmuon-rank", 1)}  # the others: `make test-slow`
+FAST = {("fedadamw-mean-v", 3)}  # the others: `make test-slow`
 
 
 @pytest.mark.parametrize(
@@ -197,3 +199,26 @@ def test_local_rounds_never_wait_for_the_device(models, pretending, watch, name,
         watch.copies = 0
     assert copies[0] == copies[1], "copies grow with the steps"
     assert copies[0] <= 2 * 3 * 3, "of two rounds and three clients: sample numbers, draws, weights"
+
+
+class Sequences(Dataset):
+    """Samples that are read one by one, as users' datasets are."""
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, sample):
+        return torch.zeros(3, 4, 4), sample % 3
+
+
+@pytest.fixture
+def rows(device):
+    """The samples, opened before tensors pretend."""
+    return DatasetRows(Sequences(), default_collate, device)
+
+
+@pytest.mark.parametrize("stack", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_dataset_is_read_without_waiting_for_the_device(models, rows, pretending, watch, stack):
+    functions = check_functions(None, None, None, None)
+    run("fedavg", moved(models[0], pretending), PythonTask(rows, rows, functions, 10), pretending, stack, rounds=1)
+    assert watch.reads == []

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from support.command import run_command
 from support.trained_texts import run, settings_of
 
 from fedadamw.trained.evaluate import evaluate
@@ -47,8 +46,9 @@ def test_a_transformers_folder_is_evaluated(place, trained, tmp_path):
         (["eval", "."], ".: neither a run's folder (no config.yaml) nor a model's (no config.json)"),
     ],
 )
-def test_a_missing_folder_is_one_clear_line(tmp_path, arguments, line):
-    done = run_command(*arguments, cwd=tmp_path)
+def test_a_missing_folder_is_one_clear_line(tmp_path, monkeypatch, run_main, arguments, line):
+    monkeypatch.chdir(tmp_path)
+    done = run_main(*arguments)
     assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.command import run_command
 from support.trained_texts import assert_no_path, logits, lora, run, settings_of
 
 from fedadamw.engine.simulate import Saved
@@ -156,16 +155,16 @@ def test_an_adapter_that_is_damaged_or_pickled_is_one_line(trained, tmp_path):
         open_trained(out, [])
 
 
-def test_an_adapter_of_a_base_on_this_machine_alone_is_not_pushed(trained, tmp_path):
-    done = run_command("export", str(trained.path), "--to", str(tmp_path / "out"), "--push", "nobody/nothing")
+def test_an_adapter_of_a_base_on_this_machine_alone_is_not_pushed(trained, tmp_path, run_main):
+    done = run_main("export", str(trained.path), "--to", str(tmp_path / "out"), "--push", "nobody/nothing")
     assert done.returncode == 2
     assert "is on this machine only; push the whole model with --merged" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_push_that_fails_loses_nothing(trained, tmp_path):
+def test_a_push_that_fails_loses_nothing(trained, tmp_path, run_main):
     out = str(tmp_path / "out")
-    done = run_command("export", str(trained.path), "--to", out, "--merged", "--push", "nobody/nothing")
+    done = run_main("export", str(trained.path), "--to", out, "--merged", "--push", "nobody/nothing")
     assert done.returncode == 2
     assert "error: --push nobody/nothing: " in done.stderr
     assert done.stderr.count("\n") == 1

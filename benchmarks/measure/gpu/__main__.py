@@ -21,7 +21,7 @@ import torch
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from benchmarks.measure.gpu.machine import device_of, facts_of
-from benchmarks.measure.gpu.parts import BUDGET_S, GRACE_S, PARTS, START_S, limit_of
+from benchmarks.measure.gpu.parts import BUDGET_S, GRACE_S, LATE_S, PARTS, START_S, limit_of
 from benchmarks.measure.gpu.record import CUT_OFF, DONE, FAILED, RUNNING, Record
 
 
@@ -120,7 +120,7 @@ def watch(process: "subprocess.Popen[bytes]", path: Path, begun: float, until: f
                 return f"its process began nothing within {START_S:.0f} s"
             continue
         since = record.parts[name]["began"]
-        limit = limit_of(name, record.content["budget_s"], until - since) + GRACE_S
+        limit = min(limit_of(name, record.content["budget_s"], until - since) + GRACE_S, until - since + LATE_S)
         if now - since > limit:
             return f"it took longer than {limit:.0f} s"
     return ""

@@ -1,13 +1,16 @@
 """What a part measures with: each measurement is guarded, saved as soon as it is there, and left out if time is up."""
 
+import sys
 import time
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, ParamSpec
 
 import torch
 
-from benchmarks.measure.gpu.record import Found, Record
+from benchmarks.measure.gpu.record import CUT_OFF, DONE, FAILED, Found, Record
 from fedadamw.engine.device_memory import is_out_of_memory, release_memory
 
 TAIL = 6  # lines of a traceback that the record keeps
@@ -62,7 +65,8 @@ class Bench(NamedTuple):
             if self.left() <= 0:
                 row["left_out"] = "the part's time was up"
             else:
-                row |= work(*args, **settings)
+                with noted_warnings(row):
+                    row |= work(*args, **settings)
                 ok = True
         except SkippedError as error:
             row["skipped"] = str(error)
@@ -74,13 +78,41 @@ class Bench(NamedTuple):
         finally:
             row["seconds"] = round(time.perf_counter() - start, 2)
             self.record.save()
+        forget_compiled()
         release_memory()
         print(f"  {name}: {summarise(row)}", flush=True)
         return row if ok else None
 
-    def failures(self) -> list[str]:
-        """The names of the measurements that failed."""
-        return [name for name, row in self.record.parts[self.part]["measured"].items() if "failed" in row]
+    def verdict(self) -> tuple[str, str]:
+        """How the part ended, and why if it is not done."""
+        rows = self.record.parts[self.part]["measured"]
+        failed, left = ([name for name, row in rows.items() if kind in row] for kind in ("failed", "left_out"))
+        if failed:
+            return FAILED, f"failed: {'; '.join(failed)}"
+        if left:
+            return CUT_OFF, f"there was no time for {len(left)} of {len(rows)} measurements"
+        return DONE, ""
+
+
+@contextmanager
+def noted_warnings(row: Found) -> Iterator[None]:
+    """A context whose warnings come into the row, such as that a compiler failed; each once."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of names that peft and transformers change
+        try:
+            yield
+        finally:
+            texts = dict.fromkeys(str(w.message).strip().splitlines()[0][:200] for w in seen if str(w.message).strip())
+            if texts:
+                row["warnings"] = list(texts)[:5]
+
+
+def forget_compiled() -> None:
+    """Forget what torch.compile has made: it makes eight forms of a function in a process, and no more."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.reset()
 
 
 def describe(error: BaseException) -> str:

@@ -22,7 +22,8 @@ PARTS = {
     "cifar": Part("cifar", "300 rounds on CIFAR-10 with an evaluation each", 0.24, 0.2),
 }
 BUDGET_S = 510.0  # of all parts: below nine minutes with the start of processes
-GRACE_S = 20.0  # a part's measurement may end so much later than its share says
+GRACE_S = 20.0  # a part's measurement may end so much later than its share says,
+LATE_S = 5.0  # and the last one so much later than the budget
 START_S = 120.0  # a process that has not begun a part by then is ended
 
 

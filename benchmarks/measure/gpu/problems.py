@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.measure.gpu.record import Found
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.data.image_task import ImageTask, normalise
+from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
 from fedadamw.data.text_tasks import LanguageTask
 from fedadamw.data.texts import Texts
@@ -45,14 +45,18 @@ def made_up_images(count: int, seed: int = 0) -> Images:
 
 
 def image_task(data: Images, held_out: Images, device: torch.device, dtype: torch.dtype = torch.float32) -> ImageTask:
-    """Crops and flips, as the recipes have them; inputs of the model's type."""
+    """Crops and flips, as the recipes have them; inputs of the model's type, in which they are also normalised."""
+
+    def inputs(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        return (pixels.to(dtype) / 255 - mean.to(dtype)) / std.to(dtype)  # a GPU multiplies by 1/255: other last digits
+
     return ImageTask(
         data,
         held_out,
         device=device,
         crop_padding=4,
         flip=True,
-        inputs=lambda pixels, mean, std: normalise(pixels, mean, std).to(dtype),
+        inputs=inputs,
     )
 
 

@@ -35,7 +35,8 @@ def longest_kernels(bench: Bench, shape: dict[str, int], precision: str, stack: 
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as seen:
         sim.step()
         synchronise(bench.device)
-    rows = [event for event in seen.key_averages() if own_time(event, cuda=cuda) > 0]
+    events = [event for event in seen.key_averages() if not getattr(event, "is_user_annotation", False)]
+    rows = [event for event in events if own_time(event, cuda=cuda) > 0]
     if cuda:  # an operator's row repeats the time of its kernels, which have rows of their own
         rows = [event for event in rows if event.device_type == torch.autograd.DeviceType.CUDA] or rows
     total = sum(own_time(event, cuda=cuda) for event in rows)

@@ -8,14 +8,13 @@ import importlib
 import sys
 import time
 import traceback
-import warnings
 from pathlib import Path
 
 import torch
 
 from benchmarks.measure.gpu.bench import Bench, DeviceLostError, describe
 from benchmarks.measure.gpu.parts import PARTS, limit_of
-from benchmarks.measure.gpu.record import DONE, FAILED, LEFT_OUT, Record
+from benchmarks.measure.gpu.record import FAILED, LEFT_OUT, Record
 
 
 def main() -> None:
@@ -26,11 +25,9 @@ def main() -> None:
 
 
 def set_up(device: torch.device) -> None:
-    """True float32 everywhere, as a run with precision float32 has it; one warning of a kind."""
+    """True float32 everywhere, as a run with precision float32 has it."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    warnings.simplefilter("once")
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of names that peft and transformers change
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.zeros(1, device=device).item()
@@ -57,8 +54,7 @@ def run_part(record: Record, name: str, device: torch.device, until: float) -> N
         record.parts[name]["traceback"] = traceback.format_exc().splitlines()[-6:]
         record.end(name, FAILED, describe(error))
         return
-    failures = bench.failures()
-    record.end(name, FAILED if failures else DONE, f"failed: {', '.join(failures)}" if failures else "")
+    record.end(name, *bench.verdict())
 
 
 if __name__ == "__main__":

@@ -136,8 +136,13 @@ class PythonTask:
 
     @property
     def resident(self) -> bool:
-        """Whether the training samples are read in the main thread."""
+        """Whether the training samples are on the model's device."""
         return self.train.resident
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether the training samples are read in the main thread."""
+        return self.train.in_turn
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw a seed for each training sample, (count, 1); (count, 0) if reading draws nothing."""

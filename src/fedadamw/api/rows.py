@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
+from fedadamw.task import copy_to
 from fedadamw.validation import InputError, check, shorten
 
 Collate = Callable[[list[Any]], Any]
@@ -25,6 +26,7 @@ class Rows(ABC):
     """Samples by number; a `data.samples.Samples`."""
 
     resident: bool  # see task.Task
+    in_turn: bool = False  # see task.Task
     has_seeds: bool  # whether reading a training sample may draw random numbers
     labels: np.ndarray = np.zeros(0, np.int64)  # (n,) the samples' classes; (0,) if they are not known
     groups = None
@@ -59,7 +61,7 @@ class TensorRows(Rows):
 
     def take(self, samples: Tensor, seeds: Tensor | None = None) -> Any:
         rows = [t[samples] for t in self.tensors]
-        return tuple(rows if self.resident else (t.to(self.device) for t in rows))
+        return tuple(rows if self.resident else (copy_to(t, self.device) for t in rows))
 
 
 class DatasetRows(Rows):
@@ -70,7 +72,8 @@ class DatasetRows(Rows):
     """
 
     has_seeds = True
-    resident = True  # `take` is called between the steps: its seeds must not meet what the model draws
+    resident = False
+    in_turn = True  # the seeds of `take` must not meet what the model draws
 
     def __init__(self, dataset: Any, collate: Collate, device: torch.device) -> None:
         self.dataset, self.collate, self.device = dataset, collate, device
@@ -85,7 +88,7 @@ class DatasetRows(Rows):
             rows = [self._read(*pair) for pair in zip(samples.tolist(), drawn.tolist(), strict=True)]
             batch = self.collate(rows)
         batch = dict(batch) if isinstance(batch, UserDict) else batch  # such as the BatchEncoding of a tokenizer
-        return tree_map_only(Tensor, lambda t: t.to(self.device), batch)
+        return tree_map_only(Tensor, lambda t: copy_to(t, self.device), batch)
 
     def _digest_some(self) -> str:
         """Return a digest of the dataset's type and length, and of some samples: of those that read the same twice."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fedadamw.data.images import Images
-from fedadamw.task import Batch, Evaluation, Model
+from fedadamw.task import Batch, Evaluation, Model, copy_to
 
 PIXELS_AT_ONCE = 2**24  # for statistics
 Preprocess = Callable[[Tensor, Tensor, Tensor], Tensor]  # of pixels, mean and std
@@ -70,7 +70,7 @@ class ImageTask:
         """Return augmented, normalised images (n, c, h, w) and labels (n,)."""
         pixels, labels = self._gather(samples)
         if self.crop_padding or self.flip:
-            pixels = _crop_and_flip(pixels, self.crop_padding, *self._to_device(drawn).unbind(-1))
+            pixels = _crop_and_flip(pixels, self.crop_padding, *copy_to(drawn, self.device).unbind(-1))
         return self._inputs(pixels), labels
 
     def _gather(self, samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,13 +78,7 @@ class ImageTask:
         if isinstance(self.pixels, Tensor):
             return self.pixels[samples], self.labels[samples]
         pixels = torch.from_numpy(self.pixels[samples.numpy()])
-        return self._to_device(pixels), self._to_device(self.labels[samples])
-
-    def _to_device(self, t: Tensor) -> Tensor:
-        """Copy a tensor to the device, from pinned memory, so that it does not wait for the steps queued there."""
-        if self.device.type == "cuda" and t.device.type == "cpu":
-            return t.pin_memory().to(self.device, non_blocking=True)
-        return t.to(self.device)
+        return copy_to(pixels, self.device), copy_to(self.labels[samples], self.device)
 
     def losses(self, model: Model, batch: Batch) -> Tensor:
         """Return the cross-entropy of each image, (n,)."""

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-PART = 256  # rows of a part
+PART = 1024  # rows of a part: to begin one takes as long as to decode thirty small images
 MIN_ROWS = 2048  # fewer are done before a fork has begun
 Work = Callable[[range], Any]  # returns what JSON can hold
 

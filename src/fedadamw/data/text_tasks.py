@@ -14,7 +14,7 @@ from torch import Tensor
 from fedadamw.data.scoring import CLASSIFICATION, REGRESSION, compute_metrics
 from fedadamw.data.texts import Texts
 from fedadamw.models.text import Form
-from fedadamw.task import Batch, Evaluation, Model
+from fedadamw.task import Batch, Evaluation, Model, copy_to
 
 MULTIPLE = 8
 
@@ -35,12 +35,7 @@ class Padded:
         real = place < lengths[:, None]
         at = torch.where(real, self.starts[samples][:, None] + place, 0)
         ids, marks = torch.where(real, self.tokens[at], self.pad).long(), torch.where(real, self.marks[at], 0)
-        return self.to_device(ids), self.to_device(marks), self.to_device(real)
-
-    def to_device(self, t: Tensor) -> Tensor:
-        """Copy a tensor to the device, from pinned memory, so that it does not wait for the steps queued there."""
-        pinned = t.pin_memory() if self.device.type == "cuda" else t
-        return pinned.to(self.device, non_blocking=True)
+        return copy_to(ids, self.device), copy_to(marks, self.device), copy_to(real, self.device)
 
     def iter_by_length(self, start: int, stop: int, size: int) -> Iterator[Tensor]:
         """Iterate over the samples from `start` to `stop` in batches of similar length."""
@@ -86,7 +81,7 @@ class TextTask:
 
     def _batch(self, texts: Padded, labels: Tensor, samples: Tensor) -> Batch:
         ids, marks, real = texts.gather(samples)
-        return (*self.form.inputs(ids, marks, real), texts.to_device(labels[samples]))
+        return (*self.form.inputs(ids, marks, real), copy_to(labels[samples], texts.device))
 
     def losses(self, model: Model, batch: Batch) -> Tensor:
         """Return the loss of each text, (n,)."""

@@ -184,7 +184,7 @@ def _chunks(x: Vector) -> Tensor:
 
 def _scales(largest: Tensor) -> Tensor:
     """The smallest float32 scales for which 127 * scale >= `largest`."""
-    scales = (largest / MAX_CODE).float()
+    scales = (largest / torch.full_like(largest, MAX_CODE)).float()  # by a number, a GPU multiplies by its reciprocal
     short = scales.double() * MAX_CODE < largest.double()
     return torch.where(short, scales.nextafter(torch.full_like(scales, torch.inf)), scales)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.engine.client import Answer, Broadcast, LocalWork, Shard, plan_work
-from fedadamw.engine.prefetch import prefetch
+from fedadamw.engine.prefetch import read_ahead
 from fedadamw.engine.states import clone_tensors
 from fedadamw.engine.step import Step
 from fedadamw.engine.workspace import Workspace, autocast, micro_batches
@@ -85,7 +85,7 @@ class Loop:
         if task.resident:
             work = work.to(self.workspace.y.device)
         batches = (self._convert_layout(task.batch(samples, drawn)) for samples, drawn in work.batches())
-        return batches if task.resident else prefetch(batches)
+        return read_ahead(batches, task)
 
     def _convert_layout(self, batch: Batch) -> Batch:
         """The batch in channels-last memory format, with training.channels_last on a CPU."""

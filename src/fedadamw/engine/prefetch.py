@@ -5,8 +5,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from fedadamw.task import Task
+
 DEPTH = 3
 Item = TypeVar("Item")
+
+
+def read_ahead(batches: Iterator[Item], task: Task) -> Iterator[Item]:
+    """Yield the batches of a task, read in a thread if they are slow to read and the task allows it."""
+    return batches if task.resident or getattr(task, "in_turn", False) else prefetch(batches)
 
 
 def prefetch(items: Iterator[Item]) -> Iterator[Item]:

@@ -109,11 +109,18 @@ class Ranks(Team):
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        """A context that waits for all ranks, and counts the seconds."""
+        """A context that waits for all ranks, and counts the seconds, without those of this rank's own work."""
+        self._finish_queued()  # whose errors are this rank's
         start = time.perf_counter()
         with _waiting_for_ranks():
             yield
+            self._finish_queued()
         self.waited_s += time.perf_counter() - start
+
+    def _finish_queued(self) -> None:
+        """Wait for what is queued on a GPU; NCCL's operations, too, are only queued there when their calls return."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def share_tensors(self, make: Callable[[], Iterable[Tensor]]) -> list[Tensor]:
         """A machine's first rank makes the tensors and writes them to files; all its ranks map these."""

@@ -24,7 +24,7 @@ from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.engine.client import Answer, Broadcast, LocalWork, Shard, plan_work
 from fedadamw.engine.device_memory import is_out_of_memory, release_memory
 from fedadamw.engine.loop import Loop
-from fedadamw.engine.prefetch import prefetch
+from fedadamw.engine.prefetch import read_ahead
 from fedadamw.engine.states import map_tensors, stack_states
 from fedadamw.engine.step import Step
 from fedadamw.engine.vmap_rules import batched_kernels
@@ -131,7 +131,7 @@ class Stacked:
         plan = Plan.of([job_work for _, job_work in group], like=work.y, resident=self.task.resident)
         batches = (plan.batch(self.task, k) for k in range(len(plan.active)))
         losses = local.y.new_zeros(s)
-        for active, (batch, weights) in zip(plan.active, batches if plan.resident else prefetch(batches), strict=True):
+        for active, (batch, weights) in zip(plan.active, read_ahead(batches, self.task), strict=True):
             first = local if active == s else map_tensors(local, lambda t: t[:active])  # noqa: B023  (called at once)
             with _detect_unstackable(required=self.fallback is None):
                 g, loss = self._backward(first.y, {n: b[:active] for n, b in buffers.items()}, batch, weights)

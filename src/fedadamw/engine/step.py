@@ -5,6 +5,7 @@ fused AdamW moves 7): compiled, or by the kernels that torch has (fused.py). Pla
 the vectors are then processed in chunks that fit a core's cache.
 """
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -135,12 +136,13 @@ def clip_gradient(g: Vector, norm: float | None) -> Vector:
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs: a C++ compiler on a CPU, Triton on a GPU."""
+    """Whether torch.compile has what it needs: a C++ compiler on a CPU; on a GPU Triton, which needs a C compiler."""
     if device.type == "cpu":
         return shutil.which("g++") is not None or shutil.which("clang++") is not None
     from torch.utils._triton import has_triton
 
-    return has_triton()
+    found = any(shutil.which(name) for name in (os.environ.get("CC") or "gcc", "gcc", "clang"))
+    return found and has_triton()
 
 
 def _slice_vectors(state: AnyState, d: int, here: slice) -> AnyState:
