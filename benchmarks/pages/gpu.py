@@ -11,7 +11,7 @@ INTRODUCTION = """## On a GPU
 
 `benchmarks/measure/gpu` measures in one command, in less than nine minutes and without a network: that engines, codecs and LoRA give
 the same numbers on the device, the local step, the paper's round, group sizes, CUDA graphs, memory, and 300 rounds on CIFAR-10
-([its page](../benchmarks/measure/gpu/README.md)):
+(`benchmarks/measure/gpu/README.md`):
 
 ```sh
 python -m benchmarks.measure.gpu.pack gpu-folder --data ./data/cifar10   # a folder of at most 40 MB for the machine
