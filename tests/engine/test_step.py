@@ -13,6 +13,7 @@ from fedadamw.algorithms.local_adamw import LocalAdamW
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw
 from fedadamw.directions.lion import lion
+from fedadamw.engine import step as step_module
 from fedadamw.engine import sums
 from fedadamw.engine.states import clone_tensors, iterate_tensors, stack_states
 from fedadamw.engine.step import make_step
@@ -140,6 +141,31 @@ def of_a_direction(local, down, g, lr):
     return Two(local.y - lr * other, m, v)
 
 
+def masked(local, down, g, lr):
+    return Two(local.y - lr * g * (local.a != 0), local.a, local.b)
+
+
+def masked_by_a_moment(local, down, g, lr):
+    u, (m, v) = direction(local, g)
+    return Two(local.y - lr * u * (m == 0), m, v)
+
+
+def conditional(local, down, g, lr):
+    return Two(local.y - lr * g * bool(g), local.a, local.b)
+
+
+def in_place(local, down, g, lr):
+    m = local.a
+    m *= 0.9
+    m += g
+    return Two(local.y - lr * m, local.a, local.b)
+
+
+def along_itself(local, down, g, lr):
+    u, (m, v) = direction(local, local.y)
+    return Two(local.y - lr * (u + 0.1 * local.y), m, v)
+
+
 def linear(local, down, g, lr):
     return Two(torch.sub(local.y, lr * g), torch.add(torch.mul(local.a, 0.5), g), local.b)
 
@@ -151,11 +177,70 @@ def on_a_sum(local, down, g, lr):
 
 @pytest.mark.parametrize(
     "step",
-    [averaged, swapped, squared, replaced, momentum, unmoved, reads_moments, twice, of_a_direction],
+    [
+        averaged,
+        swapped,
+        squared,
+        replaced,
+        momentum,
+        unmoved,
+        reads_moments,
+        twice,
+        of_a_direction,
+        masked,
+        masked_by_a_moment,
+        in_place,
+        along_itself,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_what_cannot_be_recorded_takes_plain_steps(step):
     assert_equal_steps(own(step), recorded=False)
+
+
+def test_a_vector_of_one_coordinate_is_true_or_false_by_its_number():
+    ours, _ = steps(own(conditional), "fused", 1)
+    theirs, _ = steps(own(conditional), "plain", 1)
+    torch.testing.assert_close(ours, theirs)
+
+
+class Counted(NamedTuple):
+    """State of a client with a counter."""
+
+    y: Tensor
+    k: Tensor
+
+
+def test_a_counter_that_moves_in_place_moves_once():
+    class Own(FedAvg):
+        def client_start(self, down, memory):
+            return Counted(down.x, down.x.new_zeros(1))
+
+        def client_step(self, local, down, g, lr):
+            k = local.k
+            k += 1
+            return Counted(local.y - lr * g.sign(), k)
+
+    (_, k), _ = steps(Own(), "fused", 50, count=3)
+    assert float(k) == 3
+
+
+def heavy_ball(local, down, g, lr):
+    return Two(local.y + 0.9 * (local.y - local.a) - lr * g, local.y, local.a.view(-1))
+
+
+@pytest.mark.parametrize("d", [50, step_module.CHUNK + 50], ids=["whole", "chunked"])
+@pytest.mark.parametrize("kind", ["plain", "compiled"])
+@pytest.mark.parametrize("step", [heavy_ball, swapped], ids=lambda f: f.__name__)
+def test_a_state_may_keep_another_vector_of_the_state_before(step, kind, d):
+    algorithm, x, lr = own(step), torch.linspace(-1, 1, d), torch.tensor(0.1)
+    down = algorithm.broadcast(algorithm.server_init(x))
+    local = clone_tensors(algorithm.client_start(down, ()))
+    whole, take = clone_tensors(local), make_step(algorithm, None, kind)
+    for g in torch.randn(3, d, generator=torch.Generator().manual_seed(0)):
+        take(local, down, g, lr)
+        whole = clone_tensors(algorithm.client_step(whole, down, g, lr))
+    torch.testing.assert_close(list(local), list(whole))
 
 
 @pytest.mark.parametrize("step", [linear, on_a_sum], ids=lambda f: f.__name__)

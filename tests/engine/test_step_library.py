@@ -1,5 +1,8 @@
 """A compiled step is kept as a library: found again, and made anew if anything that it depends on is another."""
 
+import errno
+import zipfile
+
 import pytest
 import torch
 
@@ -47,6 +50,57 @@ def test_a_library_is_made_once_and_anew_if_it_is_damaged_or_cannot_be_kept(comp
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))  # a file, in which there can be no folder
     assert_compiled_step_is_plain()
     assert len(compilations) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(not step.has_compiler(torch.device("cpu")), reason="no C++ compiler")
+@pytest.mark.usefixtures("compilations")
+def test_a_library_of_a_first_round_serves_the_next_ones_and_other_shapes():
+    """In the first round Delta_G, m and v are one tensor of zeros."""
+    found = []
+    for kind in ("compiled", "plain"):
+        model = torch.nn.Linear(3, 2)
+        algorithm = FedAdamW(blocks=Blocks.of(model), share="vm")
+        take = make_step(algorithm, None, kind)
+        for d in (8, 20_000):
+            server, lr = algorithm.server_init(torch.linspace(-1, 1, d)), torch.tensor(0.01)
+            for g in torch.randn(3, d, generator=torch.Generator().manual_seed(0)):
+                down = algorithm.broadcast(server)
+                local = clone_tensors(algorithm.client_start(down, ()))
+                take(local, down, g, lr)
+                up, _ = algorithm.client_finish(local, down, lr)
+                server = algorithm.server_update(server, up, lr, torch.tensor(1.0))
+            found.append(server)
+    torch.testing.assert_close(found[:2], found[2:], rtol=1e-4, atol=1e-4)
+
+
+def zipped(path, content):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("step.so", content)
+
+
+def test_a_library_with_a_changed_byte_is_not_loaded(tmp_path, monkeypatch):
+    """Loading it may end the process."""
+    loaded, path = [], tmp_path / "step.pt2"
+    monkeypatch.setattr(step_library, "_open", loaded.append)
+    zipped(path, b"machine code")
+    step_library._open_whole(path)
+    assert loaded == [path]
+    path.write_bytes(path.read_bytes().replace(b"machine", b"machinE"))
+    with pytest.raises(zipfile.BadZipFile):
+        step_library._open_whole(path)
+    assert loaded == [path]
+
+
+def test_a_library_that_cannot_be_kept_leaves_no_file(tmp_path, monkeypatch):
+    def fill_disk(made, beside):
+        beside.write_bytes(b"part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(step_library.shutil, "copyfile", fill_disk)
+    step_library._keep(tmp_path / "made.pt2", tmp_path / "kept.pt2")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_name_of_a_library_changes_with_all_that_it_depends_on(monkeypatch):

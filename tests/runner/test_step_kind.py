@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedadamw.checkpoint import read
+from fedadamw.checkpoint import CheckpointError, read
 from fedadamw.engine import fused, simulated
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.execute import execute
@@ -86,3 +86,9 @@ def test_a_resumed_run_obeys_its_manifest_unless_told_otherwise(setting, written
     manifest = {} if written is None else {"step": written}
     changed = replace(prepared, experiment=load("digits", [*SETTINGS, f"compile={setting}"]))
     assert choose_step(changed, manifest) == kind
+
+
+@pytest.mark.parametrize("written", ["quick", 5, ["fused"]])
+def test_an_unknown_kind_in_a_manifest_is_refused(written, prepared):
+    with pytest.raises(CheckpointError, match=r"^manifest.json: step=.* is unknown; a run has one of compiled, fused"):
+        choose_step(prepared, {"step": written})

@@ -10,7 +10,8 @@ from torch.overrides import handle_torch_function
 from fedadamw.validation import check
 from fedadamw.vector import Vector
 
-UNBIASED = torch.tensor(2.0**60)  # steps after which no beta < 1 - 1e-16 has a bias left
+MANY = 2.0**60  # steps after which no beta < 1 - 1e-16 has a bias left
+UNBIASED = torch.tensor(MANY, dtype=torch.float32, device="cpu")
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 

@@ -73,6 +73,8 @@ class Change:
         others = [(term, number) for term, number in terms.items() if isinstance(term, Known)]
         if len(directions) > 1 or shift == -1.0:
             raise NotLinearError("two directions in a sum, or a vector that is replaced")
+        if directions and directions[0][0].g.is_only(target):
+            raise NotLinearError("a direction for the vector that moves along it")
         return Change(target, shift, directions[0] if directions else None, others)
 
     @property
@@ -118,7 +120,7 @@ def record(algorithm: AnyAlgorithm, local: AnyState, down: AnyState, g: Vector, 
 
     def wrap(t: Tensor) -> Any:
         fits = t.shape == g.shape and t.dtype == g.dtype and t.is_contiguous()
-        return Sum({known.setdefault(id(t), Known(t)): 1.0}) if fits else t
+        return Sum({known.setdefault(id(t), Known(t)): 1.0}) if fits else t.clone()  # a counter may change in place
 
     before = list(iterate_tensors(local))
     after = algorithm.client_step(map_tensors(local, wrap), map_tensors(down, wrap), wrap(g) * scale, lr)

@@ -8,7 +8,7 @@ the vectors are then processed in chunks that fit a core's cache.
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.engine.fused import FusedStep
-from fedadamw.engine.states import iterate_tensors, map_tensors
+from fedadamw.engine.states import clone_tensors, iterate_tensors, map_tensors
 from fedadamw.engine.step_library import LibraryStep, can_keep
 from fedadamw.vector import Vector
 
@@ -37,9 +37,7 @@ def make_step(algorithm: AnyAlgorithm, clip: float | None, kind: Kind) -> Step:
 
     def whole(local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
         new = algorithm.client_step(local, down, clip_gradient(g, clip), lr)
-        for old, moved in zip(iterate_tensors(local), iterate_tensors(new), strict=True):
-            if moved is not old:
-                old.copy_(moved)
+        copy_all(zip(iterate_tensors(local), iterate_tensors(new), strict=True))
 
     def chunked(local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
         d = g.shape[-1]
@@ -50,9 +48,8 @@ def make_step(algorithm: AnyAlgorithm, clip: float | None, kind: Kind) -> Step:
             g_part = g[..., here] if scale is None else g[..., here] * scale
             new = algorithm.client_step(part, _slice_vectors(down, d, here), g_part, lr)
             last = start + CHUNK >= d
-            for old, moved in zip(iterate_tensors(part), iterate_tensors(new), strict=True):
-                if moved is not old and (last or old.shape[-1] == g_part.shape[-1]):  # counters move once
-                    old.copy_(moved)
+            pairs = zip(iterate_tensors(part), iterate_tensors(new), strict=True)
+            copy_all(pair for pair in pairs if last or pair[0].shape[-1] == g_part.shape[-1])  # counters move once
 
     def step(local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
         small = g.device.type != "cpu" or g.shape[-1] <= CHUNK
@@ -61,7 +58,7 @@ def make_step(algorithm: AnyAlgorithm, clip: float | None, kind: Kind) -> Step:
     plain = step if algorithm.elementwise else whole
     if kind == "compiled":
         library = LibraryStep(whole, algorithm, clip) if can_keep(algorithm) else None
-        return _Compiled(whole, plain, library)
+        return _Compiled(algorithm, whole, plain, library)
     return FusedStep(algorithm, lambda g: clip_scale(g, clip), plain) if kind == "fused" else plain
 
 
@@ -71,7 +68,8 @@ class _Compiled:
     If the compiler fails, it warns once and runs `plain`.
     """
 
-    def __init__(self, step: Step, plain: Step, library: Step | None) -> None:
+    def __init__(self, algorithm: AnyAlgorithm, step: Step, plain: Step, library: Step | None) -> None:
+        self._algorithm = algorithm
         self._whole, self._plain, self._library = step, plain, library  # the library is for a client alone
         self._step: Step | None = None  # to make one imports the compiler, which takes seconds
 
@@ -82,7 +80,9 @@ class _Compiled:
                 return
             except Exception:  # what AOTInductor cannot compile, torch.compile may
                 self._library = None
-        self._step = self._step or torch.compile(self._whole)
+        if self._step is None:
+            keeps = keeps_vectors(self._algorithm, local, down, g, lr)
+            self._step = self._plain if keeps else torch.compile(self._whole)
         try:
             self._step(local, down, g, lr)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -90,6 +90,30 @@ class _Compiled:
             warnings.warn(f"local steps are not compiled ({why}); compile=off says so beforehand", stacklevel=2)
             self._step = self._plain
             self._step(local, down, g, lr)
+
+
+def copy_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Copy into each (old, new) as if at once: a new tensor may be an old one of another pair, such as the last `y`."""
+    changed = [(old, new) for old, new in pairs if new is not old]
+    olds = [old for old, _ in changed]
+    values = [
+        new.clone() if any(_share_memory(new, old) for old in olds[:i]) else new for i, (_, new) in enumerate(changed)
+    ]
+    for old, value in zip(olds, values, strict=True):
+        old.copy_(value)
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    if torch.compiler.is_compiling():  # see keeps_vectors
+        return False
+    return one.numel() > 0 and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def keeps_vectors(algorithm: AnyAlgorithm, local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> bool:
+    """Whether a step keeps a tensor of the state in another field; torch's compiler would overwrite it first."""
+    local = clone_tensors(local)
+    olds, news = list(iterate_tensors(local)), list(iterate_tensors(algorithm.client_step(local, down, g, lr)))
+    return any(_share_memory(new, old) for i, new in enumerate(news) for j, old in enumerate(olds) if i != j)
 
 
 def compiling_pays(d: int, steps: int, device: torch.device, saved: Mapping[str, float] = SAVED_S) -> bool:

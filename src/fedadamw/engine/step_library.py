@@ -13,6 +13,7 @@ import platform
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -30,7 +31,8 @@ from fedadamw.vector import Vector
 
 LIMIT = 10**9  # bytes that are kept: some hundred libraries
 PACKAGE = Path(__file__).parent.parent
-SOURCES = ("algorithms", "directions", "blocks", "engine/step.py", "engine/step_library.py", "vector.py")
+ENGINE = ("step", "step_library", "states")
+SOURCES = ("algorithms", "directions", "blocks", "vector.py", *(f"engine/{name}.py" for name in ENGINE))
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # set by torch's compiler itself
 VARIED = ("TORCHINDUCTOR_", "TORCH_COMPILE", "AOT_INDUCTOR_")  # variables that change what is compiled
 Step = Callable[[AnyState, AnyState, Vector, Tensor], None]
@@ -56,21 +58,24 @@ class LibraryStep:
 
     def __init__(self, step: Step, algorithm: AnyAlgorithm, clip: float | None) -> None:
         self._step, self._algorithm, self._clip = step, algorithm, clip
-        self._library: Any = None
+        self._libraries: dict[object, Any] = {}  # by the tensors' types and shapes, which a library does not check
 
     def __call__(self, local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
         tensors = [*iterate_tensors(local), *iterate_tensors(down), g, lr]
-        if self._library is None:
-            self._library = self._load(local, down, tensors)
-        self._library.boxed_run(tensors)
+        layout = tuple((t.dtype, t.shape, t.stride()) for t in tensors)
+        if layout not in self._libraries:
+            self._libraries[layout] = self._load(local, down, tensors)
+        self._libraries[layout].boxed_run(tensors)
 
     def _load(self, local: AnyState, down: AnyState, tensors: Sequence[Tensor]) -> Any:
         with _keep_file(name_library(self._algorithm, self._clip, tensors)) as path:
-            if path.exists():
-                with suppress(RuntimeError):  # it is damaged
-                    return _open(path)
-            _compile(_Step(self._step, local, down), tensors, path)
-            return _open(path)
+            with suppress(Exception):  # there is none, or it is damaged
+                return _open_whole(path)
+            with tempfile.TemporaryDirectory() as folder:
+                made = Path(folder) / path.name
+                _compile(_Step(self._step, local, down), tensors, made)
+                _keep(made, path)
+                return _open(made)
 
 
 class _Step(nn.Module):
@@ -93,28 +98,42 @@ def _open(path: Path) -> Any:
     return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)  # noqa: FBT003
 
 
+def _open_whole(path: Path) -> Any:
+    """Load a library that was kept; raises an error if there is none, or a damaged one, which would end the process."""
+    with zipfile.ZipFile(path) as file:
+        if file.testzip() is not None:
+            raise zipfile.BadZipFile(path)
+    return _open(path)
+
+
 def _compile(step: nn.Module, tensors: Sequence[Tensor], path: Path) -> None:
-    """Compile to the file `path`, complete or not at all."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+    """Compile to the file `path`."""
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of what torch deprecates in itself
-        program = torch.export.export(step, (list(tensors),))
-        made = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "step.pt2"))
-        beside = path.with_suffix(f".{os.getpid()}")
+        # each a tensor of its own: what is one tensor in the first round (zeros) may be several later
+        like = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in tensors]
+        program = torch.export.export(step, (like,))
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+
+
+def _keep(made: Path, path: Path) -> None:
+    """Copy a library to `path`, complete or not at all."""
+    beside = path.with_suffix(f".{os.getpid()}")
+    try:
         shutil.copyfile(made, beside)
         beside.replace(path)
+    except OSError:  # the disk is full, or the folder not ours
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 @contextmanager
 def _keep_file(name: str) -> Iterator[Path]:
-    """Context with the path of a kept step, made by one process; a temporary one if none is kept."""
+    """Context with the path of a kept step, made by one process."""
     folder = find_folder()
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / f"{name}.pt2"
-    if not path.exists() and not os.access(folder, os.W_OK):
-        with tempfile.TemporaryDirectory() as temporary:
-            yield Path(temporary) / path.name
-        return
     with hold_lock(path.with_suffix(".lock")):
         yield path
         mark_used(path)

@@ -24,6 +24,17 @@ class NotLinearError(Exception):
     """The step computes something other than sums of vectors and a direction's step."""
 
 
+class Unknown:
+    """A vector whose numbers are not there: it is not compared, not true or false, and not changed in place."""
+
+    def _refuse(self, *_: object) -> Any:
+        raise NotLinearError("a comparison, a truth value or a change in place")
+
+    __eq__ = __ne__ = __bool__ = _refuse
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = _refuse
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(eq=False, frozen=True)
 class Known:
     """A vector that the step was given."""
@@ -47,7 +58,7 @@ class Direction:
 
 
 @dataclass(eq=False, frozen=True)
-class After:
+class After(Unknown):
     """A moment after the step along a direction."""
 
     direction: Direction
@@ -55,7 +66,7 @@ class After:
 
 
 @dataclass(eq=False, frozen=True)
-class Sum:
+class Sum(Unknown):
     """A linear combination of vectors (d,)."""
 
     terms: Mapping[Known | Direction, float]

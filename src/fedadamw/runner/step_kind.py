@@ -4,9 +4,11 @@ from typing import get_args
 
 import torch
 
+from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.step import SAVED_OF_PLAIN_S, Kind
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.report.run_files import Manifest
+from fedadamw.validation import shorten
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -20,6 +22,8 @@ def choose_step(prepared: Prepared, started: Manifest | None) -> Kind:
     if started is None:
         return prepared.choose_step()
     own = started.get("step") or ("compiled" if prepared.choose_step(SAVED_OF_PLAIN_S) == "compiled" else "plain")
+    if own not in KINDS:
+        raise CheckpointError(f"manifest.json: step={shorten(own)} is unknown; a run has one of {', '.join(KINDS)}")
     setting = prepared.experiment.compile
     if setting == "auto":
         return own
