@@ -106,7 +106,7 @@ Without alignment and sharing FedAdamW is AdamW: the benchmark checks that it re
 
 {table(("step", "ms", "of fused AdamW"), rows)}
 A fused AdamW step reads four vectors and writes three; FedAdamW's also reads Delta_G. Compiled, it is one kernel. Fused is
-what runs without a compiler: torch's fused AdamW with lr and eps scaled, then decay and alpha Delta_G, in chunks that stay in
+what runs if the step is not compiled: torch's fused AdamW with lr and eps scaled, then decay and alpha Delta_G, in chunks that stay in
 the cache. Plain, each operation of the algorithm's function is a pass of its own; steps that are no sum of vectors and one
 direction run so. A compiled step is kept as a library and takes milliseconds to load the next time. The drop-in optimizer is
 torch's fused AdamW and another pass for alpha Delta_G, because it works on the model's own tensors.
@@ -139,7 +139,7 @@ def peers() -> str:
         return ""
     parts = []
     for model, found in record["jobs"].items():
-        rows = [(n, f"{r['round_s']:.2f}", f"{r['start_s']:.1f}", f"{r['peak_mb']:,}") for n, r in found.items()]
+        rows = [(n, f"{r['round_s']:.2f}", f"{r['start_s']:.1f}", f"{r['peak_mb']:,.0f}") for n, r in found.items()]
         title = {"cnn": "A small CNN, 10 clients a round", "vit": "ViT-Tiny, 2 clients a round"}[model]
         parts.append(
             f"### {title}\n\n{table(('', 's per round', 's before the first', 'peak MB'), rows)}\n{verdict(found)}"

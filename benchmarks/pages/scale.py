@@ -150,8 +150,8 @@ the training do they slow it down, and data that fits the GPU (`data.resident`, 
 {_table(("model", "beside the training, the longest is", "of the training", "batches, if data is not resident", f"{NETWORK} as long as the training at"), first)}
 The last column is the number of local steps of a client. Federated averaging sums once a round, not once a step: all of
 {NETWORK}'s time is at most {of_training[NETWORK]:.0%} of the training, Ethernet's {of_training["Ethernet"]:.0%}. Images that are not resident come first: one
-core does not prepare them as fast as a GPU trains. With data on the GPU it is what all wait for while rank 0 writes, or what
-every GPU does beside the training; `checkpoint_every` and `training.evaluate_every` make that rare.
+core does not prepare them as fast as a GPU trains. With data on the GPU the longest is the checkpoint, for which all wait, or
+the evaluation; a larger `checkpoint_every` or `training.evaluate_every` makes them rarer.
 
 ### Algorithms with memory
 
@@ -159,7 +159,7 @@ SCAFFOLD's clients' memory passes by every GPU, one client after the other; a GP
 its bytes / bandwidth + 6 latencies (a tree of 64):
 
 {_table(("model", "clients a round", "memory of its clients on a GPU", "sent and received by rank 0", NETWORK, "of the training"), [_memory_row(name, record) for name in WORK])}
-This, not the model, is the first limit of such algorithms on many GPUs.
+For models that are trained as a whole this is the first limit of such algorithms on many GPUs.
 """
 
 

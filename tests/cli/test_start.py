@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = {"accelerate", "altair", "datasets", "flwr", "numpy", "pandas", "peft", "pyarrow", "pydantic", "rich", "scipy"}
 HEAVY |= {"sklearn", "torch", "transformers", "vl_convert", "optuna", "importlib.metadata", "email"}
 OF_LISTS = {"click", "fedadamw", "shellingham", "typer", "typing_extensions", "yaml"}
@@ -45,6 +47,7 @@ def test_help_and_list_import_only_what_reads_the_command_line():
         assert command != "--help" or not HEAVY & modules
 
 
+@pytest.mark.slow
 def test_a_run_of_digits_imports_no_data_or_chart_library_before_its_first_round(tmp_path):
     modules = modules_of(FIRST_ROUND, "run", "digits", "--ranks", "1", "--out", str(tmp_path / "run"))
     assert "transformers.models.vit.modeling_vit" in modules

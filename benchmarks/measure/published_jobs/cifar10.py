@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.measure.published_jobs.data import Data
 from fedadamw import partition
-from fedadamw.data.images import ImageSource, load_images
+from fedadamw.data.images import Images, ImageSource, load_images
 
 EACH = 50  # images of a client
 
@@ -22,7 +22,7 @@ def load(source: str, *, concentration: float | None) -> Data:
         for of in ("mean", "std")
     )
 
-    def tensors(images: type(train)) -> tuple[torch.Tensor, torch.Tensor]:
+    def tensors(images: Images) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy((images.pixels - mean) / std), torch.from_numpy(images.labels)
 
     count = len(train) // EACH
