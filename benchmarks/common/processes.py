@@ -10,6 +10,8 @@ from typing import Any
 
 from benchmarks.common.records import ROOT
 
+END_S = 15.0  # until a process that was asked to end is killed
+
 
 def run_again(
     file: str, arguments: Sequence[str], *, ranks: int = 1, threads: int | None = None, limit_s: float | None = None
@@ -23,13 +25,23 @@ def run_again(
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     command = [sys.executable, *torchrun, "-m", module, *arguments]
     environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=limit_s
-        )
-    except subprocess.TimeoutExpired:
-        raise SystemExit(f"{module} {' '.join(arguments)}: took longer than {limit_s:g} s") from None
-    if done.returncode:
-        raise SystemExit(f"{module} {' '.join(arguments)}: {done.stderr[-2000:]}")
-    measurement: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=ROOT) as process:
+        try:
+            out, err = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            raise SystemExit(f"{module} {' '.join(arguments)}: took longer than {limit_s:g} s") from None
+    if process.returncode:
+        raise SystemExit(f"{module} {' '.join(arguments)}: {err[-2000:]}")
+    measurement: dict[str, Any] = json.loads(out.splitlines()[-1])
     return measurement
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process that hangs; torchrun, if asked, ends its ranks first."""
+    process.terminate()
+    try:
+        process.communicate(timeout=END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()

@@ -11,6 +11,7 @@ FedAvg as they set it, and FedAdamW beside it. A job that fails is reported by n
 import argparse
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,10 @@ def main() -> None:
         return
     jobs: dict[str, Any] = {}
     for name in (args.only or ",".join(JOBS)).split(","):
+        if not Path(source_of(args, name)).exists():
+            raise SystemExit(
+                f"{name}: no data at {source_of(args, name)}; give --cifar10 or --femnist, or leave it out by --only"
+            )
         jobs[name] = {"title": JOBS[name].title, "sources": JOBS[name].sources, "algorithms": {}}
         for algorithm in ALGORITHMS:
             jobs[name]["algorithms"][algorithm] = result = try_job(name, algorithm, args)

@@ -21,7 +21,7 @@ cd gpu-folder && python -m benchmarks.measure.gpu                         # ther
 
 NONE = """**There is no record of a GPU yet: nothing of this project has been measured on one.** On a CPU the same command runs with
 `--device cpu --small`, which the tests do; that rounds and evaluations mix no tensors of two devices is tested with a device that
-pretends. When compiling pays on a GPU (`engine/step.py`), and that all clients of a round are stacked there, is estimated.
+pretends. When compiling pays on a GPU (`engine/step.py`), and that all clients of a round are stacked there, are guesses.
 """
 
 REST = """`training.precision=float32` is float32 on a GPU, too; by torch's default, cuDNN's convolutions would round to TF32.

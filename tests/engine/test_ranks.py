@@ -61,7 +61,8 @@ def test_two_ranks_match_one_process(name, upload, of_two_ranks):
 
 def test_a_record_says_how_long_ranks_waited_for_the_slowest(of_two_ranks):
     mean, of_rank_0 = read(of_two_ranks / "waited", "checkpoint")[1]["mean and of rank 0"]
-    assert SLEEP_S / 4 < mean < of_rank_0, "rank 0 waits for the other's sleep, which waits for nothing"
+    assert of_rank_0 > SLEEP_S / 2, "rank 0 waits for the other's sleep"
+    assert mean > SLEEP_S / 4
     alone = simulation(EVERYWHERE["fedavg"], SequenceTask())
     assert alone.step().waited_s is None
 

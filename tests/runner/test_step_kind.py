@@ -14,10 +14,10 @@ from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.step_kind import choose_step
 from fedadamw.settings.load import load
 
-SETTINGS = ["training.rounds=4", "training.steps=2", "threads=1", "stack=1"]
+SETTINGS = ["training.rounds=2", "training.steps=2", "threads=1", "stack=1"]
 
 
-def run(out, *settings, until=4, resume=False):
+def run(out, *settings, until=2, resume=False):
     """Run it to a round; return its model and losses there."""
     experiment = load("digits", [*SETTINGS, *settings])
     execute(experiment, RunFolder(out), resume=resume, report=False, on_round=lambda record: record.round == until)
@@ -49,7 +49,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_resumed_run_takes_the_same_steps_bit_for_bit(tmp_path, whole, kinds):
-    run(tmp_path, until=2)
+    run(tmp_path, until=1)
     x, losses = run(tmp_path, resume=True)
     assert torch.equal(x, whole[0])
     assert losses == whole[1]
@@ -57,7 +57,7 @@ def test_a_resumed_run_takes_the_same_steps_bit_for_bit(tmp_path, whole, kinds):
 
 
 def test_a_run_of_a_version_without_fused_steps_goes_on_with_plain_ones(tmp_path, whole, kinds, monkeypatch):
-    run(tmp_path, until=2)
+    run(tmp_path, until=1)
     write_step(tmp_path, None)
     monkeypatch.setattr(fused, "record", None)  # which no plain step calls
     _, losses = run(tmp_path, resume=True)

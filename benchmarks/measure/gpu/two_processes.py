@@ -1,6 +1,8 @@
 """One of two ranks on one device, under torchrun; rank 0 prints what it measured as JSON."""
 
+import ctypes
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from statistics import median
@@ -13,6 +15,8 @@ from benchmarks.measure.gpu.bench import Bench, seconds_of
 from benchmarks.measure.gpu.problems import paper_federation
 from fedadamw.engine.ranks import TIMEOUT, Ranks
 
+PR_SET_PDEATHSIG = 1  # Linux's sys/prctl.h
+
 
 def arguments_of(bench: Bench, shape: dict[str, int], precisions: Sequence[str]) -> list[str]:
     """The command line of such a rank."""
@@ -21,6 +25,7 @@ def arguments_of(bench: Bench, shape: dict[str, int], precisions: Sequence[str])
 
 
 def main() -> None:
+    end_with_torchrun()
     job = json.loads(sys.argv[1])
     device = torch.device(job["device"])
     if device.type == "cuda":
@@ -31,6 +36,12 @@ def main() -> None:
     if ranks.rank == 0:
         print(json.dumps(found))
     dist.destroy_process_group()
+
+
+def end_with_torchrun() -> None:
+    """Let this rank be killed with its torchrun, whose ranks are in sessions of their own: the card is free then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def time_rounds(job: dict[str, Any], precision: str, device: torch.device, ranks: Ranks) -> dict[str, float]:

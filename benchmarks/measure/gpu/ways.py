@@ -91,7 +91,7 @@ def time_processes(bench: Bench, shape: dict[str, int]) -> Found:
     """Two ranks on this device, which share the clients; their sums meet through Gloo, since NCCL takes one a card."""
     arguments = two_processes.arguments_of(bench, shape, PRECISIONS)
     try:
-        found = run_again(two_processes.__file__, arguments, ranks=2)
+        found = run_again(two_processes.__file__, arguments, ranks=2, limit_s=max(bench.left(), 1.0))
     except SystemExit as error:
         raise RuntimeError(reason_of(str(error))) from None
     for of_precision in found.values():

@@ -20,7 +20,6 @@ class Job(NamedTuple):
 
     title: str
     sources: tuple[str, ...]
-    data: str  # where it is by default
     load: Callable[[str], Data]
     model: Callable[[], nn.Module]
     rounds: int
@@ -50,7 +49,6 @@ OF_PFL = (
 CIFAR10 = Job(
     "pfl-research: CIFAR-10, IID",
     sources=OF_PFL,
-    data="data/cifar10",
     load=partial(cifar10.load, concentration=None),
     model=pfl_cnn,
     rounds=1500,
@@ -71,7 +69,6 @@ JOBS = {
     "femnist": Job(
         "FLUTE: FEMNIST",
         sources=(f"{FLUTE}/config.yaml", f"{FLUTE}/model.py", f"{FLUTE}/README.md"),
-        data="data/femnist",
         load=femnist.load,
         model=FluteCNN,
         rounds=800,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 PART = 1024  # rows of a part: to begin one takes as long as to decode thirty small images
+MAX_PROCESSES = 16  # a container may see more cores than it may use
 MIN_ROWS = 2048  # fewer are done before a fork has begun
 Work = Callable[[range], Any]  # returns what JSON can hold
 
@@ -80,4 +81,4 @@ def _count_processes(rows: int) -> int:
     if rows < MIN_ROWS or not hasattr(os, "fork") or sys.platform == "darwin":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, -(-rows // PART))
+    return min(cores, MAX_PROCESSES, -(-rows // PART))

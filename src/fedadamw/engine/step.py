@@ -56,21 +56,23 @@ def make_step(algorithm: AnyAlgorithm, clip: float | None, kind: Kind) -> Step:
         (whole if small else chunked)(local, down, g, lr)
 
     plain = step if algorithm.elementwise else whole
-    if kind == "compiled":
-        library = LibraryStep(whole, algorithm, clip) if can_keep(algorithm) else None
-        return _Compiled(algorithm, whole, plain, library)
-    return FusedStep(algorithm, lambda g: clip_scale(g, clip), plain) if kind == "fused" else plain
+    if kind == "plain":
+        return plain
+    fused = FusedStep(algorithm, lambda g: clip_scale(g, clip), plain)
+    if kind == "fused":
+        return fused
+    return _Compiled(algorithm, whole, fused, LibraryStep(whole, algorithm, clip) if can_keep(algorithm) else None)
 
 
 class _Compiled:
     """A step compiled to one kernel for a client alone, and another one for any number of stacked clients.
 
-    If the compiler fails, it warns once and runs `plain`.
+    If the compiler fails, it warns once and runs `fused`.
     """
 
-    def __init__(self, algorithm: AnyAlgorithm, step: Step, plain: Step, library: Step | None) -> None:
+    def __init__(self, algorithm: AnyAlgorithm, step: Step, fused: Step, library: Step | None) -> None:
         self._algorithm = algorithm
-        self._whole, self._plain, self._library = step, plain, library  # the library is for a client alone
+        self._whole, self._fused, self._library = step, fused, library  # the library is for a client alone
         self._step: Step | None = None  # to make one imports the compiler, which takes seconds
 
     def __call__(self, local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
@@ -78,18 +80,23 @@ class _Compiled:
             try:
                 self._library(local, down, g, lr)
                 return
-            except Exception:  # what AOTInductor cannot compile, torch.compile may
+            except Exception as error:  # what AOTInductor cannot compile, torch.compile may
+                warnings.warn(f"local steps are compiled anew in each run ({_reason(error)})", stacklevel=2)
                 self._library = None
         if self._step is None:
             keeps = keeps_vectors(self._algorithm, local, down, g, lr)
-            self._step = self._plain if keeps else torch.compile(self._whole)
+            self._step = self._fused if keeps else torch.compile(self._whole)
         try:
             self._step(local, down, g, lr)
         except torch._dynamo.exc.TorchDynamoException as error:
-            why = str(error).strip().splitlines()[0]
+            why = _reason(error)
             warnings.warn(f"local steps are not compiled ({why}); compile=off says so beforehand", stacklevel=2)
-            self._step = self._plain
+            self._step = self._fused
             self._step(local, down, g, lr)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def copy_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:

@@ -37,6 +37,7 @@ def check_places() -> list[Place]:
         _check("home", Path.home, "nothing is kept between commands; set HF_HOME for what is downloaded"),
         _check("models from the hub", _hub_cache, "set HF_HOME: models cannot be downloaded"),
         _check("data sets", _data_cache, "set HF_HOME: files of data cannot be converted"),
+        _check("compiled steps", _steps, "set XDG_CACHE_HOME: local steps are compiled in every run"),
     ]
 
 
@@ -58,6 +59,12 @@ def _data_cache() -> Path:
     from datasets.config import HF_DATASETS_CACHE
 
     return Path(HF_DATASETS_CACHE)
+
+
+def _steps() -> Path:
+    from fedadamw.engine.step_library import find_folder
+
+    return find_folder()
 
 
 def _check(purpose: str, find: Callable[[], Path], without: str) -> Place:
