@@ -113,7 +113,7 @@ def copy_all(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
 def _share_memory(one: Tensor, other: Tensor) -> bool:
     if torch.compiler.is_compiling():  # see keeps_vectors
         return False
-    return one.numel() > 0 and bool(torch._C._is_alias_of(one, other))
+    return one.numel() > 0 and one.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 
 def keeps_vectors(algorithm: AnyAlgorithm, local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> bool:
