@@ -72,7 +72,7 @@ def link_data(folder: Path) -> None:
         (folder / "data").symlink_to(SHARED)
 
 
-def run_page(page: Path, folder: Path, timeout: float = 500) -> None:
+def run_page(page: Path, folder: Path, timeout: float = 900) -> None:
     """Run a page's `bash` and `python` blocks; all Python is one session. A failure names the page's line."""
     blocks = [block for block in blocks_of(page) if block.language in RUN and not block.is_file]
     if any("./data/" in block.code for block in blocks) and not SHARED.exists():
