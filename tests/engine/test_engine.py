@@ -248,7 +248,13 @@ def test_memory_does_not_grow_with_the_clients_of_a_round():
         code = f"from support.engine import peak_memory; peak_memory({clients_per_round})"
         alone = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}  # tensors, not how the C library's heap is filled
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="tests", timeout=200, env=alone
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd="tests",
+            timeout=200,
+            env=alone,
         )
         return json.loads(done.stdout)
 
