@@ -24,6 +24,8 @@ WARM_UP = 3  # steps before recording: libraries choose kernels and allocate in 
 class StaticRound(ABC):
     """The local steps of some clients on tensors that never move."""
 
+    local: AnyState  # the clients' states, which steps move
+
     def __init__(self, sim: Simulation, clients: int) -> None:
         self.sim, self.device = sim, sim.workspace.y.device
         self.down = sim.algorithm.broadcast(sim.state.server)
@@ -44,14 +46,10 @@ class StaticRound(ABC):
         """The number of local steps of the round."""
         return len(self.plan.active)
 
-    @property
-    @abstractmethod
-    def local(self) -> AnyState:
-        """The clients' states, which steps move."""
-
-    @abstractmethod
     def restart(self) -> None:
         """Go back to the start of the round."""
+        for old, new in zip(iterate_tensors(self.local), iterate_tensors(self.begun), strict=True):
+            old.copy_(new.expand_as(old))
 
     @abstractmethod
     def step(self) -> None:
@@ -89,19 +87,11 @@ class StackedRound(StaticRound):
 
     def __init__(self, sim: Simulation, clients: int) -> None:
         super().__init__(sim, clients)
-        self._local = map_tensors(self.begun, lambda t: t.expand(clients, t.shape[-1]).clone())
+        self.local = map_tensors(self.begun, lambda t: t.expand(clients, t.shape[-1]).clone())
         self.buffers = {n: b.expand(clients, *b.shape).clone() for n, b in sim.workspace.module.named_buffers()}
         engine = sim.clients.engine  # type: ignore[attr-defined]
         assert isinstance(engine, Stacked)
         self.engine = engine
-
-    @property
-    def local(self) -> AnyState:
-        return self._local
-
-    def restart(self) -> None:
-        for old, new in zip(iterate_tensors(self._local), iterate_tensors(self.begun), strict=True):
-            old.copy_(new.expand_as(old))
 
     def batch(self) -> tuple[Tensor, ...]:
         """The clients' batches (clients, n, ...)."""
@@ -109,9 +99,9 @@ class StackedRound(StaticRound):
         return tuple(t.unflatten(0, self.samples.shape).contiguous() for t in batch)
 
     def step(self) -> None:
-        g, _ = self.engine._backward(self._local.y, self.buffers, self.batch(), self.weights)
+        g, _ = self.engine._backward(self.local.y, self.buffers, self.batch(), self.weights)
         with torch.no_grad():
-            self.engine.step(self._local, self.down, g, self.lr)
+            self.engine.step(self.local, self.down, g, self.lr)
 
 
 class LoopRound(StaticRound):
@@ -119,21 +109,13 @@ class LoopRound(StaticRound):
 
     def __init__(self, sim: Simulation) -> None:
         super().__init__(sim, 1)
-        self._local = clone_tensors(self.begun)._replace(y=sim.workspace.y)
+        self.local = clone_tensors(self.begun)._replace(y=sim.workspace.y)
         engine = sim.clients.engine  # type: ignore[attr-defined]
         assert isinstance(engine, Loop)
         self.engine = engine
-
-    @property
-    def local(self) -> AnyState:
-        return self._local
-
-    def restart(self) -> None:
-        for old, new in zip(iterate_tensors(self._local), iterate_tensors(self.begun), strict=True):
-            old.copy_(new)
 
     def step(self) -> None:
         self.sim.workspace.gradient.zero_()
         self.engine._backward(self.sim.task.batch(self.samples[0], self.drawn[0]))
         with torch.no_grad():
-            self.engine.step(self._local, self.down, self.sim.workspace.gradient, self.lr)
+            self.engine.step(self.local, self.down, self.sim.workspace.gradient, self.lr)
