@@ -51,11 +51,17 @@ NOT_IN_DIGEST = (  # settings that change a run's numbers by rounding at most
     "training.channels_last",
     "training.evaluate_batch",
 )
-ADDED_LATER = {  # setting -> the value at which a run behaves as before the setting existed
+ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behaves as before the setting existed
     "data.image_size": None,
     "data.image_mode": "auto",
     "data.on_bad": "error",
     "model.best": False,
+    "lora.rank_pattern": {},
+    "lora.alpha_pattern": {},
+    "lora.rslora": False,
+    "lora.dora": False,
+    "lora.modules_to_save": [],
+    "lora.ranks": None,
 }
 
 

@@ -12,7 +12,7 @@ from fedadamw.engine.ledger import TENSOR_NAME as LEDGER
 from fedadamw.engine.ledger import Page, read_page
 from fedadamw.models.heads import class_names
 from fedadamw.models.loading import as_input_error
-from fedadamw.models.lora import load_adapter
+from fedadamw.models.lora.adapters import load_adapter
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import TextModel
 from fedadamw.models.vision import ImageModel
