@@ -30,7 +30,8 @@ def pad(name, t, like):
 def small_model(place, rank, aggregate, sim):
     """A model whose adapters have this rank, with the frozen weights and the task's form of `sim`'s."""
     given = [f"model={place / 'roberta'}", "lora.target_modules=[query,key,value,dense]", f"lora.r={rank}"]
-    facts = {"classes": sim.task.train.classes, "edges": None}
+    classes = [str(i) for i in range(sim.workspace.module.config.num_labels)]
+    facts = {"classes": classes, "edges": None}
     data = ["data.task=text", f"data.source={place / 'reviews.csv'}"]
     experiment = load("digits", [*data, *given, "lora.dropout=0", f"lora.aggregate={aggregate}"])
     model = texts.build_model(experiment, texts_pretrained(experiment), facts).model
@@ -171,8 +172,10 @@ def test_the_largest_rank_is_that_of_the_model():
         (["lora.ranks=[2, 4, 2, 2, 2]", "lora.rank_pattern={key: 2}"], "give ranks by client or by layer, not both"),
         (["lora.ranks=[2, 4, 2, 2, 2]", "lora.aggregate=alternate"], "lora.aggregate='alternate' has adapters of one"),
         (["lora.r=40", "lora.ranks={2: 0.5, 40: 0.5}"], "lora.r=40 is above 32, the smaller side of"),
-        (["lora.ranks={}"], "lora.ranks is empty"),
-        (["lora.ranks=[0, 4]"], "lora.ranks.*greater than or equal to 1"),
+        (["lora.ranks={}"], r"lora.ranks=\{\}: give \{RANK: SHARE, ...\}, or the rank of each client in a list"),
+        (["lora.ranks=[0, 4]"], r"lora.ranks=\[0, 4\]: a rank is a number from 1, a share one above 0 to 1"),
+        (["lora.ranks={2: 0.5, x: 0.5}"], "lora.ranks=.*: a rank is a number from 1"),
+        (["lora.ranks=4"], r"lora.ranks=4: give \{RANK: SHARE, ...\}, or the rank of each client in a list"),
     ],
 )
 def test_ranks_that_cannot_be_are_refused_in_one_line(place, given, line):

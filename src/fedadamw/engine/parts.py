@@ -115,7 +115,7 @@ class Halves:
         return Halved(x, *(state._replace(x=x.new_zeros(0)) for state in states))
 
     def broadcast(self, round_: int, server: Halved, statistics: Vector, base: Vector) -> Broadcast:
-        half, state = self.at(round_), server[1 + round_ % 2]
+        half, state = self.at(round_), (server.first, server.second)[round_ % 2]
         down = half.algorithm.broadcast(state._replace(x=half.own(server.x)))
         return Broadcast(round_, down, statistics, half.resting(server.x))
 
@@ -123,7 +123,7 @@ class Halves:
         self.at(broadcast.round).enter(broadcast.base)
 
     def server_update(self, round_: int, server: Halved, up: AnyState, lr: Tensor, participation: Tensor) -> Halved:
-        half, state = self.at(round_), server[1 + round_ % 2]
+        half, state = self.at(round_), (server.first, server.second)[round_ % 2]
         after = half.algorithm.server_update(state._replace(x=half.own(server.x)), up, lr, participation)
         x, rest = half.merge(server.x, after.x), after._replace(x=after.x.new_zeros(0))
         return Halved(x, server.first, rest) if round_ % 2 else Halved(x, rest, server.second)

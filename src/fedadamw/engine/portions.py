@@ -17,7 +17,7 @@ from fedadamw.algorithm import AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.step import Step
 from fedadamw.engine.uploads import CodedEngine, Engine, Uploads
-from fedadamw.vector import Vector
+from fedadamw.vector import Vector, nbytes
 
 
 class Portion(NamedTuple):
@@ -102,6 +102,6 @@ def down_bytes(broadcast: Broadcast, sampled: Collection[int], portions: Portion
     if portions is None:
         return broadcast.nbytes * len(sampled)
     d = broadcast.down.x.shape[-1]
-    spared = [t.element_size() for t in broadcast.down if t.shape[-1] == d]
-    lacking = sum(d - len(portions.of(client).places) for client in sampled)
-    return broadcast.nbytes * len(sampled) - sum(spared) * lacking
+    spared: int = nbytes(t[:1] for t in broadcast.down if t.shape[-1] == d)
+    lacking: int = sum(d - len(portions.of(client).places) for client in sampled)
+    return broadcast.nbytes * len(sampled) - spared * lacking

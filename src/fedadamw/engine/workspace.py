@@ -46,7 +46,9 @@ class Workspace:
         parameters, own = dict(self.module.named_parameters()), self.layout.names
         for name in parameters.keys() - set(own):
             parameters[name].requires_grad = False
-        mine = {name: parameters[name].requires_grad_() for name in own}
+        mine = {name: parameters[name] for name in own}
+        for parameter in mine.values():
+            parameter.requires_grad = True
         bind(mine, self.y)
         bind_gradients(mine, self.gradient)
         bind(statistics(self.module), self.statistics)

@@ -105,15 +105,17 @@ def connect_nodes(
     """Return the nodes of `grid` as the clients of the prepared run."""
     check(prepared.ranks.size == 1, "a federation's server is one process")
     halves, events = prepared.halves, Events(folder.path / "events.jsonl", monitor)
-    parts = [prepared] if halves is None else [halves.first, halves.second]
-    checkers = [build_checker(experiment, part.workspace, part.algorithm) for part in parts]
+    parts = [(prepared.workspace, prepared.algorithm)]
+    if halves is not None:
+        parts = [(half.workspace, half.algorithm) for half in (halves.first, halves.second)]
+    checkers = [build_checker(experiment, *part) for part in parts]
     facts = collect_facts(experiment, prepared, folder)
     messenger = Messenger(grid, facts, max(checker.max_nbytes for checker in checkers))
     registry = build_registry(experiment, prepared, messenger, events)
     sends_base, nodes = halves is not None or prepared.folding is not None, []
-    for name, part, checker in zip(("spool", "spool-second"), parts, checkers, strict=False):
-        spool = build_spool(checker, part.workspace.statistics.clone(), folder.path / name)
-        state = type(part.algorithm.server_init(part.workspace.y.clone()))
+    for name, (workspace, algorithm), checker in zip(("spool", "spool-second"), parts, checkers, strict=False):
+        spool = build_spool(checker, workspace.statistics.clone(), folder.path / name)
+        state = type(algorithm.server_init(workspace.y.clone()))
         nodes.append(_make_nodes(experiment, messenger, registry, spool, events, state, sends_base=sends_base))
     return nodes[0] if halves is None else InTurn(*nodes)
 

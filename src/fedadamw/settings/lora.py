@@ -110,13 +110,21 @@ class LoraSettings(Section):
             return {**values, "r": max(int(rank) for rank in ranks)}
         return values
 
-    @field_validator("ranks")
+    @field_validator("ranks", mode="before")
     @classmethod
-    def _check_ranks(cls, value: dict[int, float] | tuple[int, ...] | None) -> object:
-        check(value is None or len(value) > 0, "lora.ranks is empty: give {RANK: SHARE}, or the rank of each client")
-        total = sum(value.values()) if isinstance(value, dict) else 1
-        check(abs(total - 1) < 1e-6, f"lora.ranks: the shares add up to {total:g}, not 1")
-        return value
+    def _check_ranks(cls, value: object) -> object:
+        """Accept ranks with shares that add up to 1, or ranks; keys of JSON are words."""
+        if value is None:
+            return None
+        given = f"lora.ranks={shorten(value)}"
+        many = isinstance(value, dict | list | tuple) and len(value) > 0
+        check(many, f"{given}: give {{RANK: SHARE, ...}}, or the rank of each client in a list")
+        ranks = [int(rank) if str(rank).isdecimal() else 0 for rank in value]  # type: ignore[attr-defined]  # as checked
+        shares = list(value.values()) if isinstance(value, dict) else [1.0]
+        numbers = all(isinstance(share, int | float) and 0 < share <= 1 for share in shares)
+        check(min(ranks) >= 1 and numbers, f"{given}: a rank is a number from 1, a share one above 0 to 1")
+        check(abs(sum(shares) - 1) < 1e-6, f"lora.ranks: the shares add up to {sum(shares):g}, not 1")
+        return dict(zip(ranks, shares, strict=True)) if isinstance(value, dict) else ranks
 
     @model_validator(mode="after")
     def _check_together(self) -> "LoraSettings":

@@ -1,6 +1,7 @@
 """Load a trained model: a run folder, an export, or any transformers folder."""
 
 import json
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
@@ -131,8 +132,11 @@ def open_run(path: Path, overrides: Overrides | None = None, *, best: bool = Fal
         check_pixels(path, origin["data"], images.with_own_pixels(built, cast("ImageFacts", facts)))
     model, round_ = choose_round(str(path), tensors, state["round"], best=best)
     load_tensors(built.model, model, origin["model"]["layout"])
-    if LEDGER in tensors:
-        origin["nodes"] = _count_nodes(read_page(tensors[LEDGER]))
+    if pages := [read_page(t) for name, t in tensors.items() if name.split(".")[-1] == LEDGER]:  # two, with halves
+        counted, samples = (
+            ChainMap(*maps) for maps in zip(*((page.counted, page.samples) for page in pages), strict=True)
+        )
+        origin["nodes"] = _count_nodes(Page(dict(counted), [], dict(samples)))
     changed = build_experiment(str(folder.config), overrides) if overrides else experiment
     _check_same_kind(experiment, changed)
     records = folder.records()[:round_]  # a killed run may have recorded more
