@@ -23,6 +23,7 @@ from fedadamw.engine.simulate import NOT_EXACT, Saved, Simulation
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import SAVED_S, Kind, compiling_pays
 from fedadamw.engine.workspace import Workspace, check_batch_norm
+from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora import Folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
@@ -148,6 +149,8 @@ def assemble(
     """Build the algorithm for a problem on `device`, and check that it, the model and the partition fit."""
     model, task, facts = problem
     algorithm = build_algorithm(experiment, model)
+    if experiment.training.gradient_checkpointing:
+        checkpoint_layers(model, experiment.model.name)
     workspace = Workspace(model)
     check_batch_norm(workspace, task, partition, experiment.training)
     folding = Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None
@@ -165,6 +168,8 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     registry.check_startable(experiment.algorithm)
     if data.task != PYTHON:
         (texts if data.is_text else images).check_named(experiment)
+    at_once = t.batch_size if t.micro_batch is None else min(t.batch_size, t.micro_batch)
+    check(not data.packing or at_once > 1, "data.packing=true packs texts that go through the model at once: one does")
     selects = data.validation or data.max_train
     check(data.resident or not selects, "data.resident=false takes all samples: no data.validation, no data.max_train")
     by_column = experiment.partition.kind == "column"  # the number of clients is that of the column's values
