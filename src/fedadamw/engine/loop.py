@@ -15,7 +15,7 @@ from fedadamw.engine.prefetch import read_ahead
 from fedadamw.engine.states import clone_tensors
 from fedadamw.engine.step import Step
 from fedadamw.engine.workspace import Workspace, autocast, micro_batches
-from fedadamw.randomness import Purpose, torch_seed
+from fedadamw.randomness import Purpose, seed_modules, torch_seed
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.vector import trainable
@@ -49,7 +49,7 @@ class Loop:
         work = plan_work(self.task, self.training, self.seed, client, shard.samples, round_, workspace)
         workspace.load(down.x, broadcast.statistics)
         workspace.module.train()
-        torch.manual_seed(torch_seed(self.seed, Purpose.MODULE, round_, client))
+        seed_modules(torch_seed(self.seed, Purpose.MODULE, round_, client), workspace.y.device)
         lr = workspace.y.new_tensor(self.training.lr_at(round_))
         memory = algorithm.client_init(down) if shard.memory is None else shard.memory
         start = algorithm.client_start(down, memory)

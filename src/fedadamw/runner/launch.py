@@ -4,8 +4,9 @@ import logging
 import signal
 from collections.abc import Callable
 
+from fedadamw.data.row_parts import count_cores
 from fedadamw.engine.ranks import RankLostError
-from fedadamw.prepare.device import count_cores, uses_gpu
+from fedadamw.prepare.device import uses_gpu
 from fedadamw.runner.fork_server import end_with_parent, start_fork_server
 from fedadamw.runner.signals import stop_once
 from fedadamw.settings.experiment import Experiment
