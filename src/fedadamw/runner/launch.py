@@ -27,6 +27,8 @@ def choose_ranks(experiment: Experiment) -> int:
     minimum = MIN_TEXT_STEPS if experiment.data.is_text else MIN_STEPS
     short = t.rounds * t.clients_per_round * local < minimum
     one_process = t.diagnostics or t.mean != "weighted"
+    if experiment.shards > 1:
+        return experiment.shards
     if uses_gpu(experiment) or short or one_process or experiment.stack or (experiment.threads or 1) > 1:
         return 1
     return min(count_cores(), t.clients_per_round)
