@@ -61,10 +61,9 @@ class Groups(Ranks):
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import fully_shard
 
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        kinds = set(getattr(base, "_no_split_modules", None) or ())
+        kinds = {kind for module in model.modules() for kind in getattr(module, "_no_split_modules", None) or ()}
         layers = [module for module in model.modules() if type(module).__name__ in kinds]
-        check(bool(layers), f"shards={self.shards}: it is not known which layers of {type(base).__name__} to split")
+        check(bool(layers), f"shards={self.shards}: transformers does not say which layers of this model to split")
         mesh = DeviceMesh.from_group(self.group, self.device.type)
         for layer in layers:
             trained = {p for p in layer.parameters() if p.requires_grad}
