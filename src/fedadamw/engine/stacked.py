@@ -30,7 +30,7 @@ from fedadamw.engine.states import map_tensors, stack_states
 from fedadamw.engine.step import Step
 from fedadamw.engine.vmap_rules import batched_kernels
 from fedadamw.engine.workspace import Workspace, autocast, micro_batches, mixes_samples
-from fedadamw.randomness import Purpose, torch_seed
+from fedadamw.randomness import Purpose, seed_modules, torch_seed
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError
@@ -123,7 +123,7 @@ class Stacked:
         s = len(shards)
         work.load(down.x, statistics)
         work.module.train()
-        torch.manual_seed(torch_seed(self.seed, Purpose.MODULE, round_, shards[0].client))
+        seed_modules(torch_seed(self.seed, Purpose.MODULE, round_, shards[0].client), work.y.device)
         lr = work.y.new_tensor(self.training.lr_at(round_))
         memories = [algorithm.client_init(down) if shard.memory is None else shard.memory for shard in shards]
         start = algorithm.client_start(down, stack_states(memories))

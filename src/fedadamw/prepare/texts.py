@@ -24,7 +24,7 @@ from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import Form, TextModel, build_classifier, build_language_model, try_packing
 from fedadamw.models.vision import NAMES
 from fedadamw.prepare.architecture import resolve_model
-from fedadamw.prepare.problem import LoadWeights, Problem, TextFacts
+from fedadamw.prepare.problem import LoadWeights, Problem, TextFacts, place_model
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings import glue
 from fedadamw.settings.data import AUTO, LANGUAGE, DataSettings
@@ -195,7 +195,9 @@ def build(
     if experiment.data.task == LANGUAGE:
         facts["prompts"] = bool((train.marks == 0).any())
     built = build_model(experiment, pretrained, facts, load_weights)
-    return Problem(built.model.to(device), build_task(experiment, built.form, train, test, device), facts)
+    return Problem(
+        place_model(experiment, built.model, device), build_task(experiment, built.form, train, test, device), facts
+    )
 
 
 def build_model(

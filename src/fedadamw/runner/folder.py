@@ -44,6 +44,7 @@ NOT_IN_DIGEST = (  # settings that change a run's numbers by rounding at most
     "keep_best",
     "client_memory",
     "stack",
+    "shards",
     "compile",
     "federation",
     "data.resident",
