@@ -24,6 +24,7 @@ from fedadamw.engine.simulate import NOT_THE_MEAN, Saved, Simulation
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import SAVED_S, Kind, compiling_pays
 from fedadamw.engine.workspace import Workspace, check_batch_norm
+from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora.means import Folding, make_folding, split_factors
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
@@ -37,7 +38,7 @@ from fedadamw.prepare.start import Start, StartFacts, open_start
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
-from fedadamw.validation import check
+from fedadamw.validation import InputError, check
 from fedadamw.vector import trainable
 
 
@@ -158,7 +159,7 @@ def set_up_process(experiment: Experiment) -> torch.device:
     device = select_device(experiment)
     if device.type == "cpu":
         keep_freed_memory()
-    if experiment.threads or current_team(device).size > 1:
+    if experiment.threads or not current_team(device, experiment.shards).alone:
         torch.set_num_threads(experiment.threads or 1)
     return device
 
@@ -169,12 +170,14 @@ def assemble(
     """Build the algorithm for a problem on `device`, and check that it, the model and the partition fit."""
     model, task, facts = problem
     algorithm = build_algorithm(experiment, model)
+    if experiment.training.gradient_checkpointing:
+        checkpoint_layers(model, experiment.model.name)
     workspace = Workspace(model)
     check_batch_norm(workspace, task, partition, experiment.training)
     portions = build_portions(experiment, workspace, len(partition))
     folding = make_folding(model, experiment.lora, None if portions is None else portions.scale)
     halves = build_halves(experiment, workspace)
-    ranks = current_team(device)
+    ranks = current_team(device, experiment.shards)
     return Prepared(
         experiment, workspace, algorithm, task, train, test, partition, device, ranks, folding, halves, portions, facts
     )
@@ -190,6 +193,8 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     registry.check_startable(experiment.algorithm)
     if data.task != PYTHON:
         (texts if data.is_text else images).check_named(experiment)
+    at_once = t.batch_size if t.micro_batch is None else min(t.batch_size, t.micro_batch)
+    check(not data.packing or at_once > 1, "data.packing=true packs texts that go through the model at once: one does")
     selects = data.validation or data.max_train
     check(data.resident or not selects, "data.resident=false takes all samples: no data.validation, no data.max_train")
     by_column = experiment.partition.kind == "column"  # the number of clients is that of the column's values
@@ -203,6 +208,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     check(not (in_turn and t.diagnostics), "training.diagnostics compares rounds of one kind: not with alternate")
     if lora is not None and lora.changes_base:
         check(algorithm.adds_mean, f"lora.aggregate={lora.aggregate!r} {NOT_THE_MEAN}")
+    _check_shards(experiment)
     if remote:
         _check_remote(experiment)
     else:
@@ -210,11 +216,24 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         check(not on_nodes, "partition.kind='nodes' is the data on Flower's nodes: it cannot be simulated")
 
 
+def _check_shards(experiment: Experiment) -> None:
+    """Raise InputError if the frozen weights cannot be split over `shards` processes."""
+    lora, given = experiment.lora, f"shards={experiment.shards}"
+    if experiment.shards == 1:
+        return
+    if lora is None:
+        raise InputError(f"{given} splits frozen weights: give lora, or train with shards=1")
+    changes = f"{given}: lora.aggregate={lora.aggregate!r} changes the frozen weights, which are split; use factors"
+    check(not (lora.changes_base or lora.aggregate == "alternate"), changes)
+    check(experiment.stack in (None, 1), f"{given}: clients train one after the other, not stack={experiment.stack}")
+
+
 def _check_remote(experiment: Experiment) -> None:
     """Raise InputError if settings contradict each other or Flower's nodes."""
     f, t, name, lora = experiment.federation, experiment.training, experiment.model.name, experiment.lora
     check(lora is None or lora.ranks is None, "lora.ranks needs simulated clients, not Flower's nodes")
     check(not is_run(name), f"model.name={name!r}: nodes have no run of the server's; give the folder of its export")
+    check(experiment.shards == 1, f"shards={experiment.shards}: a node is one process")
     check(not t.diagnostics, "training.diagnostics needs simulated clients, not Flower's nodes")
     check(
         f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
@@ -262,5 +281,6 @@ def build_problem(
 
 
 def default_stack(experiment: Experiment, device: torch.device) -> int:
-    """Return how many clients train at once by default: one on a CPU, all of a round on a GPU."""
-    return 1 if device.type == "cpu" else experiment.training.clients_per_round
+    """Return how many clients train at once by default: one on a CPU or in shards, else all of a round."""
+    one = device.type == "cpu" or experiment.shards > 1
+    return 1 if one else experiment.training.clients_per_round

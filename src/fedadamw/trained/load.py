@@ -1,7 +1,6 @@
 """Load a trained model: a run folder, an export, or any transformers folder."""
 
 import json
-from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
@@ -133,18 +132,17 @@ def open_run(path: Path, overrides: Overrides | None = None, *, best: bool = Fal
     model, round_ = choose_round(str(path), tensors, state["round"], best=best)
     load_tensors(built.model, model, origin["model"]["layout"])
     if pages := [read_page(t) for name, t in tensors.items() if name.split(".")[-1] == LEDGER]:  # two, with halves
-        counted, samples = (
-            ChainMap(*maps) for maps in zip(*((page.counted, page.samples) for page in pages), strict=True)
-        )
-        origin["nodes"] = _count_nodes(Page(dict(counted), [], dict(samples)))
+        origin["nodes"] = _count_nodes(*pages)
     changed = build_experiment(str(folder.config), overrides) if overrides else experiment
     _check_same_kind(experiment, changed)
     records = folder.records()[:round_]  # a killed run may have recorded more
     return Trained(changed, pretrained, built, facts, origin, records, other_data, best)
 
 
-def _count_nodes(page: Page) -> NodeCounts:
-    samples = [page.samples.get(client) for client in page.counted]
+def _count_nodes(*pages: Page) -> NodeCounts:
+    counted = {client for page in pages for client in page.counted}
+    reported = {client: count for page in pages for client, count in page.samples.items()}
+    samples = [reported.get(client) for client in counted]
     known = [count for count in samples if count is not None]
     return {"counted": len(samples), "samples": sum(known) if len(known) == len(samples) else None}
 
