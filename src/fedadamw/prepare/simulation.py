@@ -169,7 +169,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     if data.task != PYTHON:
         (texts if data.is_text else images).check_named(experiment)
     at_once = t.batch_size if t.micro_batch is None else min(t.batch_size, t.micro_batch)
-    check(not data.packing or at_once > 1, "data.packing=true packs texts that go through the model at once: one does")
+    check(not data.packing or at_once > 1, "data.packing=true: a micro-batch of one text has nothing to pack")
     selects = data.validation or data.max_train
     check(data.resident or not selects, "data.resident=false takes all samples: no data.validation, no data.max_train")
     by_column = experiment.partition.kind == "column"  # the number of clients is that of the column's values
