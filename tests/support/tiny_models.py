@@ -10,6 +10,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     BertConfig,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -71,7 +72,7 @@ def config(kind: str):
         return GPT2Config(
             vocab_size=words, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
         )
-    cls = {"llama": LlamaConfig, "qwen3": Qwen3Config}[kind]
+    cls = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}[kind]
     return cls(vocab_size=words, max_position_embeddings=64, num_key_value_heads=2, head_dim=8, **SIZES)
 
 
@@ -83,6 +84,14 @@ def folder(path: Path, kind: str, **of_tokenizer) -> str:
         model = (AutoModel if kind in ("bert", "roberta") else AutoModelForCausalLM).from_config(made)
     model.save_pretrained(path)
     tokenizer(**of_tokenizer).save_pretrained(path)
+    return str(path)
+
+
+def half_folder(path: Path, kind: str, dtype: torch.dtype = torch.bfloat16) -> str:
+    """As `folder`, with weights in 16 bits."""
+    folder(path, kind)
+    auto = AutoModel if kind in ("bert", "roberta") else AutoModelForCausalLM
+    auto.from_pretrained(path, dtype=dtype).save_pretrained(path)
     return str(path)
 
 

@@ -140,6 +140,26 @@ def load_config(place: str) -> Any:
     return AutoConfig.from_pretrained(place, trust_remote_code=False)
 
 
+def own_type(place: str, config: Any) -> torch.dtype:
+    """Return the type of a model's weights: as its configuration or else its files say, float32 if neither does."""
+    said = config.dtype or getattr(config.get_text_config(), "dtype", None)
+    own = said if isinstance(said, torch.dtype) else _type_in_files(Path(place))
+    return own if own in (torch.bfloat16, torch.float16) else torch.float32
+
+
+def _type_in_files(folder: Path) -> torch.dtype:
+    """Return the type of the first floating-point tensor in a folder's safetensors files, float32 if there is none."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            kinds = [tensors.get_slice(name).get_dtype() for name in tensors.keys()]  # noqa: SIM118  (not a mapping)
+        found = next((kind for kind in kinds if kind in ("F32", "BF16", "F16")), None)
+        if found is not None:
+            return {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[found]
+    return torch.float32
+
+
 def load_tokenizer(place: str, config: Any) -> Any:
     """Load the tokenizer of a folder or hub id; `config`: the model's."""
     from transformers import AutoTokenizer
@@ -159,8 +179,8 @@ def build_fresh(auto: Any, config: Any, **settings: object) -> Any:
     return auto.from_config(config, trust_remote_code=False, **settings)
 
 
-def load_weights(auto: Any, place: str, config: Any) -> tuple[Any, list[str]]:
-    """Load a model of class `auto` in float32.
+def load_weights(auto: Any, place: str, config: Any, dtype: torch.dtype, **settings: object) -> tuple[Any, list[str]]:
+    """Load a model of class `auto` in `dtype`, tensor by tensor; `settings` are passed to from_pretrained.
 
     Also returns the names of the modules that the files have no weights for, such as a head of another shape.
     """
@@ -173,8 +193,9 @@ def load_weights(auto: Any, place: str, config: Any) -> tuple[Any, list[str]]:
         ignore_mismatched_sizes=True,  # a fresh head
         use_safetensors=True,
         trust_remote_code=False,
-        dtype=torch.float32,
+        dtype=dtype,
         output_loading_info=True,
+        **settings,
     )
     keys = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     fresh = sorted({key.rpartition(".")[0] for key in keys} - {""})
@@ -202,7 +223,7 @@ def silence_libraries() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    for library in ("transformers", "huggingface_hub"):
+    for library in ("transformers", "huggingface_hub", "bitsandbytes"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fedadamw.blocks.names import HEAD, TOP_LEVEL_HEAD
+from fedadamw.models.dtypes import is_half, join_types
 from fedadamw.models.loading import MAX_REASON_CHARACTERS, as_input_error, load_place
 from fedadamw.settings.lora import ALL_LINEAR, LoraSettings
 from fedadamw.validation import InputError, check, missing_extra_error, shorten
@@ -69,18 +70,22 @@ def _wrap(model: nn.Module, config: "LoraConfig") -> nn.Module:
             raise InputError(f"lora.target_modules: {' '.join(str(error).split())[:MAX_REASON_CHARACTERS]}") from None
 
 
-def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
-    """Return `model` with the adapter of an exported folder."""
+def load_adapter(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return `model`, whose weights have `dtype`, with the adapter of an exported folder."""
     weights = folder / "adapter_model.safetensors"  # peft would also load a .bin file, or one from the hub
     check(weights.is_file(), f"{weights}: no such file")
     try:
-        from peft import PeftModel
+        from peft import PeftModel, set_peft_model_state_dict
+        from peft.utils import load_peft_weights
     except ImportError:
         raise missing_extra_error(f"{folder}: an adapter needs peft", "lora") from None
     _check_adapter(folder / "adapter_config.json")
 
     def load() -> nn.Module:
-        return PeftModel.from_pretrained(model, str(folder))  # type: ignore[no-any-return]
+        adapted = join_types(PeftModel.from_pretrained(model, str(folder)), dtype)
+        if is_half(dtype):  # what joins now have room for, peft had rounded
+            set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu"))
+        return adapted
 
     return load_place(f"{folder}", str(folder), load)
 

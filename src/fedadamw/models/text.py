@@ -6,9 +6,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from fedadamw.models.dtypes import Weights, is_half
 from fedadamw.models.loading import as_input_error
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.validation import InputError, check
+from fedadamw.vector import at_least_single
 
 Mask = Literal["4d", "none", "2d"]
 
@@ -30,7 +32,7 @@ class Form(NamedTuple):
         """Return the model's logits; `settings` are passed to its forward."""
         names = ["input_ids", *(["attention_mask"] if self.mask != "none" else []), "token_type_ids"]
         out = model(**dict(zip(names, inputs, strict=False)), **settings)
-        return out.logits  # type: ignore[no-any-return]
+        return out.logits.to(at_least_single(out.logits))  # type: ignore[no-any-return]
 
 
 class TextModel(NamedTuple):
@@ -42,11 +44,16 @@ class TextModel(NamedTuple):
 
 
 def build_classifier(
-    pretrained: Pretrained, classes: Sequence[str], max_length: int, *, numbers: bool = False, fresh: bool = False
+    pretrained: Pretrained,
+    classes: Sequence[str],
+    max_length: int,
+    weights: Weights = Weights(),  # noqa: B008  (a tuple)
+    *,
+    numbers: bool = False,
 ) -> TextModel:
     """Build a text classifier, with a fresh head if its own has other classes.
 
-    numbers: it predicts a number instead of a class. fresh: use the architecture without the weights.
+    numbers: it predicts a number instead of a class.
     """
     from transformers import AutoModelForSequenceClassification as Auto
 
@@ -55,20 +62,20 @@ def build_classifier(
     labels: dict[str, Any] = {"num_labels": 1}
     if not numbers:
         labels = {"id2label": dict(enumerate(classes)), "label2id": {c: i for i, c in enumerate(classes)}}
-    model, fresh_modules = pretrained.build(Auto, fresh=fresh, pad_token_id=tokenizer.pad_token_id, **labels)
+    model, fresh_modules = pretrained.build(Auto, weights, pad_token_id=tokenizer.pad_token_id, **labels)
     types = "token_type_ids" in tokenizer.model_input_names and getattr(pretrained.config, "type_vocab_size", 0) > 1
     form = Form(tokenizer.pad_token_id, max_length, types=types)
     _check_vocabulary(pretrained, model)
-    return TextModel(model, form._replace(mask=_find_mask(pretrained.name, model, form)), fresh_modules)
+    return TextModel(model, form._replace(mask=_find_mask(pretrained.name, model, form, weights)), fresh_modules)
 
 
-def build_language_model(pretrained: Pretrained, max_length: int, *, fresh: bool = False) -> TextModel:
-    """Build a language model, which predicts the next token. fresh: use the architecture without the weights."""
+def build_language_model(pretrained: Pretrained, max_length: int, weights: Weights = Weights()) -> TextModel:  # noqa: B008
+    """Build a language model, which predicts the next token."""
     from transformers import AutoModelForCausalLM
 
-    model, fresh_modules = pretrained.build(AutoModelForCausalLM, fresh=fresh)
+    model, fresh_modules = pretrained.build(AutoModelForCausalLM, weights)
     _check_vocabulary(pretrained, model)
-    _check_causal(pretrained.name, model)
+    _check_causal(pretrained.name, model, weights)
     return TextModel(model, Form(pretrained.tokenizer.pad_token_id or 0, max_length), fresh_modules)
 
 
@@ -95,7 +102,7 @@ def _check_vocabulary(pretrained: Pretrained, model: Any) -> None:
     )
 
 
-def _check_causal(name: str, model: Any) -> None:
+def _check_causal(name: str, model: Any, weights: Weights) -> None:
     """Raise InputError if a later token changes the logits of earlier ones."""
     words = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(8)[None] * 7 % words
@@ -107,12 +114,12 @@ def _check_causal(name: str, model: Any) -> None:
         a, b = (model(input_ids=i).logits[:, :-1] for i in (ids, other))
     model.train(training)
     check(
-        torch.allclose(a, b, rtol=1e-3, atol=1e-5),
+        _is_close(a, b, weights),
         f"model.name={name!r}: it attends to later tokens, so it cannot predict the next",
     )
 
 
-def _find_mask(name: str, model: nn.Module, form: Form) -> Mask:
+def _find_mask(name: str, model: nn.Module, form: Form, weights: Weights) -> Mask:
     """Return the first kind of mask under which padding does not change the logits, found by trying two short texts."""
     training = model.training
     model.eval()
@@ -129,8 +136,16 @@ def _find_mask(name: str, model: nn.Module, form: Form) -> Mask:
             for kind in kinds:
                 masked = form._replace(mask=kind)
                 logits = masked.logits(model, masked.inputs(padded, types, real))
-                if torch.allclose(logits, expected, rtol=1e-3, atol=1e-5):
+                if _is_close(logits, expected, weights):
                     return kind  # type: ignore[no-any-return]
     finally:
         model.train(training)
     raise InputError(f"model.name={name!r}: padding a short text changes this model's output")
+
+
+def _is_close(found: Tensor, expected: Tensor, weights: Weights) -> bool:
+    """Whether logits are the same up to the rounding of the type that the model computes in."""
+    if weights.quantize == "none" and not is_half(weights.dtype):
+        return torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
+    rounding = 0.1 if weights.quantize == "8bit" else 0.03
+    return bool((found - expected).abs().max() <= rounding * expected.abs().max())

@@ -27,6 +27,7 @@ from fedadamw.models.lora import Folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.architecture import is_run
+from fedadamw.prepare.base import check_base, check_own_quantisation
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
@@ -124,6 +125,7 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     check_settings(experiment, remote=remote)
     device = set_up_process(experiment)
     pretrained = open_pretrained(experiment)
+    check_own_quantisation(experiment, pretrained)
     train, test = load_samples(experiment, pretrained)
     partition = make_partition(experiment, train)
     start = open_start(experiment)
@@ -165,6 +167,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     registry.check_startable(experiment.algorithm)
     if data.task != PYTHON:
         (texts if data.is_text else images).check_named(experiment)
+    check_base(experiment)
     selects = data.validation or data.max_train
     check(data.resident or not selects, "data.resident=false takes all samples: no data.validation, no data.max_train")
     by_column = experiment.partition.kind == "column"  # the number of clients is that of the column's values
@@ -219,5 +222,5 @@ def build_problem(
 
 
 def default_stack(experiment: Experiment, device: torch.device) -> int:
-    """Return how many clients train at once by default: one on a CPU, all of a round on a GPU."""
-    return 1 if device.type == "cpu" else experiment.training.clients_per_round
+    """Return how many clients train at once by default: one on a CPU or a quantised base, all of a round on a GPU."""
+    return 1 if device.type == "cpu" or experiment.model.quantize != "none" else experiment.training.clients_per_round

@@ -56,6 +56,8 @@ ADDED_LATER = {  # setting -> the value at which a run behaves as before the set
     "data.image_mode": "auto",
     "data.on_bad": "error",
     "model.best": False,
+    "model.dtype": "auto",  # the manifest has the type of a run's base
+    "model.quantize": "none",
 }
 
 
