@@ -68,8 +68,9 @@ def test_the_files_say_the_type_if_the_configuration_does_not(place, tmp_path):
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_losses_fall_and_stacked_clients_come_to_the_loops_numbers(place, kind, precision):
     settings = language(place, kind, f"training.precision={precision}", "training.rounds=4", "training.steps=5")
-    loop, stacked = (list(prepare(load("digits", [*settings, f"stack={s}"])).simulation().rounds()) for s in (1, 2))
-    assert loop[-1].test_loss < loop[0].test_loss - 0.05
+    loop, stacked = (prepare(load("digits", [*settings, f"stack={s}"])).simulation() for s in (1, 2))
+    before, loop, stacked = loop.evaluate().loss, list(loop.rounds()), list(stacked.rounds())
+    assert loop[-1].test_loss < before - 0.15
     for ours, theirs in zip(stacked, loop, strict=True):
         assert ours.test_loss == pytest.approx(theirs.test_loss, rel=0.02)
 
@@ -82,7 +83,7 @@ def test_a_head_and_fresh_modules_inside_the_base_train_in_float32(place, tmp_pa
     prepared = prepare(load("digits", settings_of(place, "bert", "text", *adapters(), *more, "data.validation=0.2")))
     module = prepared.workspace.module
     assert types_of(module) == ({HALF}, {torch.float32})
-    assert any("pooler.modules_to_save" in name for name, p in module.named_parameters() if p.requires_grad)
+    assert any("pooler.dense.modules_to_save" in name for name, p in module.named_parameters() if p.requires_grad)
     assert all(0 < record.test_loss < 2 for record in prepared.simulation().rounds())
 
 
@@ -102,7 +103,7 @@ def test_an_image_classifier_in_16_bits_takes_pixels(tmp_path):
         assert evaluate(open_trained(to))[0].loss == pytest.approx(last, rel=0.02)
     own = prepare(load("digits", [*settings, "model=vit-micro", "model.dtype=bf16", "model.depth=1"]))
     assert types_of(own.workspace.module) == ({HALF}, {torch.float32})
-    assert next(own.simulation().rounds()).test_loss > 0
+    assert next(own.simulation().rounds()).train_loss > 0
 
 
 @pytest.mark.parametrize("kind", ["llama", pytest.param("bert", marks=pytest.mark.slow)])

@@ -21,7 +21,7 @@ ADAPTERS = ("lora.target_modules=[q_proj,v_proj]", "lora.r=4", "lora.dropout=0.1
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     path = tmp_path_factory.mktemp("types")
-    tiny_models.half_folder(path / "llama", "llama")
+    tiny_models.half_folder(path / "llama", "llama", sizes=tiny_models.WIDE)
     for name, rows, seed in (("reviews.csv", 60, 0), ("more.csv", 30, 1)):
         tiny_models.reviews(path / name, rows=rows, seed=seed)
     return path

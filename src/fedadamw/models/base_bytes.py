@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from fedadamw.models.dtypes import Quantize
-from fedadamw.models.quantized import linear_layers
+from fedadamw.models.quantized import BLOCK, linear_layers
 
-BLOCK = 64  # numbers of a 4-bit weight that share a scale
 SCALES = 256  # scales that share a scale of their own: double quantisation
 TABLES = 4 * 16 + 4 * 256 + 4  # bytes of a 4-bit layer's values of 4 and 8 bits, and its scales' mean
 
@@ -16,7 +15,7 @@ TABLES = 4 * 16 + 4 * 256 + 4  # bytes of a 4-bit layer's values of 4 and 8 bits
 class BaseBytes(NamedTuple):
     """Bytes of a model's weights by kind."""
 
-    linear: int  # weights of linear layers but the output's: what is quantised
+    linear: int  # weights of linear layers but the output's, or those of them that are quantised
     scales: int  # of quantised weights
     embeddings: int  # tables of tokens and positions, and the output layer, a tied one once
     rest: int  # norms, biases, convolutions, heads
@@ -29,8 +28,9 @@ class BaseBytes(NamedTuple):
 
 def bytes_of_base(model: nn.Module, dtype: torch.dtype, quantize: Quantize = "none") -> BaseBytes:
     """Return the bytes of the weights of `model`, also on the meta device, in `dtype` and quantised as `quantize`."""
-    linear = {id(layer.weight): layer.weight.numel() for _, layer in linear_layers(model)}
-    rows = [layer.weight.shape[0] for _, layer in linear_layers(model)]
+    layers = [layer for _, layer in linear_layers(model, quantize)]
+    linear = {id(layer.weight): layer.weight.numel() for layer in layers}
+    rows = [layer.weight.shape[0] for layer in layers]
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     output = getattr(model, "get_output_embeddings", lambda: None)()
     tables |= set() if output is None else {id(output.weight)}

@@ -29,10 +29,11 @@ def is_half(dtype: torch.dtype) -> bool:
 
 
 def join_types(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return `model`, whose base has `dtype`, ready to train: its trained numbers are cast to float32.
+    """Return `model`, whose base has `dtype`, ready to take inputs of any type.
 
-    peft's adapters cast what they take and give. Modules that are trained as a whole take any type; if they are inside
-    the base, they give `dtype`, and a head gives float32. BatchNorm stays float32. A float32 model is not changed.
+    Of a model with adapters, what is trained becomes float32. The adapters cast what they take and give. So do modules
+    that are trained as a whole: inside the base they give `dtype`, a head gives float32. BatchNorm is float32 in any
+    case. A float32 model is not changed.
     """
     if not is_half(dtype):
         return model
@@ -44,7 +45,7 @@ def join_types(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         module.register_forward_pre_hook(_cast_inputs(torch.float32), with_kwargs=True)
         if "." in name:
             module.register_forward_hook(_cast_output(dtype))
-    for parameter in model.parameters():
+    for parameter in model.parameters() if hasattr(model, "peft_config") else ():
         if parameter.requires_grad and is_half(parameter.dtype):
             parameter.data = parameter.data.float()
     model.register_forward_pre_hook(_cast_inputs(dtype), with_kwargs=True)

@@ -82,7 +82,7 @@ def load_adapter(model: nn.Module, folder: Path, dtype: torch.dtype = torch.floa
     _check_adapter(folder / "adapter_config.json")
 
     def load() -> nn.Module:
-        adapted = join_types(PeftModel.from_pretrained(model, str(folder)), dtype)
+        adapted = join_types(PeftModel.from_pretrained(model, str(folder)).requires_grad_(False), dtype)  # noqa: FBT003
         if is_half(dtype):  # what joins now have room for, peft had rounded
             set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu"))
         return adapted

@@ -13,7 +13,7 @@ from fedadamw.models.dtypes import Quantize, Weights
 from fedadamw.validation import InputError, check, missing_extra_error
 
 METHOD = "bitsandbytes"
-LAYERS = ("Linear4bit", "Linear8bitLt")  # of bitsandbytes
+BLOCK = 64  # numbers of a 4-bit weight that share a scale
 
 
 def check_library(what: str) -> None:
@@ -38,13 +38,21 @@ def own_quantisation(name: str, config: Any) -> Quantize:
     return "4bit" if settings.get("load_in_4bit") else "8bit"
 
 
-def linear_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield name and module of the layers that are quantised: linear ones, but heads and what has a table's weights."""
+def linear_layers(model: nn.Module, quantize: Quantize = "none") -> Iterator[tuple[str, Any]]:
+    """Yield name and module of linear layers that are quantised: not heads, nor what has the weights of a table.
+
+    Nor, in 4 bits, those whose rows are not whole blocks of numbers: on a CPU they would be read wrongly.
+    """
+    block = BLOCK if quantize == "4bit" else 1
     output = getattr(model, "get_output_embeddings", lambda: None)()
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, module in model.named_modules():
         head = name.split(".")[0] in HEAD | TOP_LEVEL_HEAD
-        if _is_linear(module) and module is not output and not head and id(cast("Any", module).weight) not in tables:
+        if not _is_linear(module) or module is output or head:
+            continue
+        weight = cast("Any", module).weight
+        row = weight.shape[0] if _is_conv1d(type(module)) else weight.shape[1]
+        if id(weight) not in tables and row % block == 0:
             yield name, module
 
 
@@ -56,9 +64,9 @@ def _is_conv1d(kind: type) -> bool:
     return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")  # a linear layer, transposed
 
 
-def is_quantised(model: nn.Module) -> bool:
-    """Whether any layer of a model is quantised."""
-    return any(type(module).__name__ in LAYERS for module in model.modules())
+def is_packed(module: nn.Module) -> bool:
+    """Whether a layer's weights are quantised; peft's layers around such ones have the same name."""
+    return type(module).__module__.startswith("bitsandbytes.") and isinstance(module, nn.Linear)
 
 
 def quantisation(skeleton: nn.Module, weights: Weights) -> Any:
@@ -66,7 +74,9 @@ def quantisation(skeleton: nn.Module, weights: Weights) -> Any:
     check_library(f"model.quantize={weights.quantize}")
     from transformers import BitsAndBytesConfig
 
-    quantised = {name for name, _ in linear_layers(skeleton)}
+    quantised = {name for name, _ in linear_layers(skeleton, weights.quantize)}
+    rows = f" with rows of a multiple of {BLOCK} numbers" if weights.quantize == "4bit" else ""
+    check(bool(quantised), f"model.quantize={weights.quantize}: the model has no linear layer{rows} below its head")
     others = [name for name, module in skeleton.named_modules() if _is_linear(module) and name not in quantised]
     kept = [re.escape(name) for name in others]
     if weights.quantize == "8bit":
@@ -105,7 +115,7 @@ def _draw(owner: Any, module: Any, tied: Any, name: str, dtype: torch.dtype) -> 
     for key, child in module.named_children():
         inner = child if isinstance(child, PreTrainedModel) else owner
         _draw(inner, child, tied, f"{name}.{key}" if name else key, dtype)
-    if type(module).__name__ in LAYERS:
+    if is_packed(module):
         shape = module.in_features, module.out_features, module.bias is not None
         plain = nn.Linear(*shape, device="meta", dtype=dtype).to_empty(device="cpu")
         owner._init_weights(plain)
@@ -127,7 +137,7 @@ def _settings_of(parameter: Any) -> dict[str, Any]:
 def settle(model: Any) -> Any:
     """Return a quantised model whose 4-bit layers keep one form: evaluating on a CPU would repack them for good."""
     for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
+        if is_packed(module) and hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
 
@@ -136,7 +146,7 @@ def place_on(model: nn.Module, device: torch.device) -> nn.Module:
     """Return `model`, moved to the device, with what 8-bit layers keep beside their weights."""
     model.to(device)
     for module in model.modules():
-        if type(module).__name__ == "Linear8bitLt":
+        if is_packed(module) and hasattr(module, "state"):
             for holder in (cast("Any", module).weight, cast("Any", module).state):
                 for name in ("CB", "SCB"):
                     kept = getattr(holder, name, None)
@@ -155,13 +165,13 @@ def merge(adapted: Any, dtype: torch.dtype) -> Any:
 
     base = adapted.get_base_model()
     for name, module in list(base.named_modules()):
-        if isinstance(module, LoraLayer) and type(module.get_base_layer()).__name__ in LAYERS:
-            added = [module.get_delta_weight(adapter) for adapter in module.active_adapters]  # type: ignore[operator]
+        if isinstance(module, LoraLayer) and is_packed(module.get_base_layer()):
+            added = [module.get_delta_weight(adapter) for adapter in module.active_adapters]
             check(not module.lora_variant, "adapters with DoRA are not merged into a quantised base")
             base.set_submodule(name, _whole(module.get_base_layer(), added, dtype))
     model = adapted.merge_and_unload()
     for name, module in list(model.named_modules()):
-        if type(module).__name__ in LAYERS:
+        if is_packed(module):
             model.set_submodule(name, _whole(module, [], dtype))
     _forget_quantisation(model)
     return model.to(dtype)

@@ -114,7 +114,7 @@ def _check_causal(name: str, model: Any, weights: Weights) -> None:
         a, b = (model(input_ids=i).logits[:, :-1] for i in (ids, other))
     model.train(training)
     check(
-        _is_close(a, b, weights),
+        _is_close(a, b, weights, same_shapes=True),
         f"model.name={name!r}: it attends to later tokens, so it cannot predict the next",
     )
 
@@ -143,9 +143,12 @@ def _find_mask(name: str, model: nn.Module, form: Form, weights: Weights) -> Mas
     raise InputError(f"model.name={name!r}: padding a short text changes this model's output")
 
 
-def _is_close(found: Tensor, expected: Tensor, weights: Weights) -> bool:
-    """Whether logits are the same up to the rounding of the type that the model computes in."""
-    if weights.quantize == "none" and not is_half(weights.dtype):
+def _is_close(found: Tensor, expected: Tensor, weights: Weights, *, same_shapes: bool = False) -> bool:
+    """Whether logits are the same up to rounding, which differs little between batches of the `same_shapes`.
+
+    8-bit layers take large activations apart, as they find them in a batch.
+    """
+    precise = weights.quantize != "8bit" and (same_shapes or not is_half(weights.dtype))
+    if precise:
         return torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
-    rounding = 0.1 if weights.quantize == "8bit" else 0.03
-    return bool((found - expected).abs().max() <= rounding * expected.abs().max())
+    return bool((found - expected).abs().max() <= 0.03 * expected.abs().max())

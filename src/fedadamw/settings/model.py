@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from fedadamw.settings.section import Section
 from fedadamw.validation import check_one_of
 
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
 ALIASES = {"bf16": "bfloat16"}  # other words for types
 
 
