@@ -10,8 +10,11 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     BertConfig,
+    CohereConfig,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -73,10 +76,17 @@ def config(kind: str, sizes: Mapping[str, int] = SIZES):
         return GPT2Config(
             vocab_size=words, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
         )
+    common = {"vocab_size": words, "max_position_embeddings": 64, "num_key_value_heads": 2, **sizes}
+    if kind == "gemma2":  # tied, soft caps, and a window in every other layer
+        return Gemma2Config(
+            head_dim=8, query_pre_attn_scalar=8, sliding_window=8, final_logit_softcapping=2.0, **common
+        )
+    if kind == "granite":
+        return GraniteConfig(logits_scaling=8.0, **common)
+    if kind == "cohere":
+        return CohereConfig(logit_scale=0.25, pad_token_id=1, **common)
     cls = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}[kind]
-    return cls(
-        vocab_size=words, max_position_embeddings=64, num_key_value_heads=2, head_dim=sizes["hidden_size"] // 4, **sizes
-    )
+    return cls(head_dim=sizes["hidden_size"] // 4, **common)
 
 
 def folder(path: Path, kind: str, sizes: Mapping[str, int] = SIZES, **of_tokenizer) -> str:

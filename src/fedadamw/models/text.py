@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from fedadamw.models.dtypes import Weights, is_half
 from fedadamw.models.loading import as_input_error
+from fedadamw.models.output_layer import OutputLayer, find_output_layer
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.validation import InputError, check
-from fedadamw.vector import at_least_single
 
 Mask = Literal["4d", "none", "2d"]
 
@@ -22,6 +22,8 @@ class Form(NamedTuple):
     max_length: int  # tokens
     mask: Mask = "none"  # 4d: (n, 1, 1, length), as attention uses it; none: padding comes last and is not attended to
     types: bool = False  # whether it takes token types, which tell the two texts of a pair apart
+    output: OutputLayer | str = ""  # of a language model; or why its logits are computed whole
+    masks_rows: bool = False  # whether it takes a mask (rows, 1, length, length) that keeps packed texts apart
 
     def inputs(self, ids: Tensor, types: Tensor, real: Tensor) -> tuple[Tensor, ...]:
         """Return the model's inputs from token numbers, types, and which tokens are not padding, (n, length) each."""
@@ -32,7 +34,7 @@ class Form(NamedTuple):
         """Return the model's logits; `settings` are passed to its forward."""
         names = ["input_ids", *(["attention_mask"] if self.mask != "none" else []), "token_type_ids"]
         out = model(**dict(zip(names, inputs, strict=False)), **settings)
-        return out.logits.to(at_least_single(out.logits))  # type: ignore[no-any-return]
+        return out.logits  # type: ignore[no-any-return]
 
 
 class TextModel(NamedTuple):
@@ -75,8 +77,36 @@ def build_language_model(pretrained: Pretrained, max_length: int, weights: Weigh
 
     model, fresh_modules = pretrained.build(AutoModelForCausalLM, weights)
     _check_vocabulary(pretrained, model)
-    _check_causal(pretrained.name, model, weights)
-    return TextModel(model, Form(pretrained.tokenizer.pad_token_id or 0, max_length), fresh_modules)
+    output = _try_language_model(pretrained.name, model, weights)
+    return TextModel(model, Form(pretrained.tokenizer.pad_token_id or 0, max_length, output=output), fresh_modules)
+
+
+def try_packing(name: str, model: Any, max_length: int, weights: Weights = Weights()) -> bool:  # noqa: B008
+    """Return whether a mask keeps several texts in one row apart; else their positions alone do.
+
+    Raises InputError if positions do not. transformers makes masks from them, but not of stacked clients.
+    """
+    ids = torch.arange(8)[None] * 7 % model.get_input_embeddings().weight.shape[0]
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
+    mask = torch.block_diag(torch.ones(5, 5).tril(), torch.ones(3, 3).tril()).bool()[None, None]
+    training = model.training
+    model.eval()
+    with as_input_error(f"data.packing: {name!r} fails on two texts in one row"), torch.no_grad():
+        alone = torch.cat([model(input_ids=part).logits for part in (ids[:, :5], ids[:, 5:])], 1)
+        packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        masked = packed
+        if explicit := _attends_by_mask(model.config.get_text_config(), max_length):
+            masked = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits
+    model.train(training)
+    apart, by_mask = (_is_close(logits, alone, weights, absolute=1e-4) for logits in (packed, masked))
+    check(apart, f"data.packing: {name!r} does not keep two texts in one row apart")
+    return explicit and by_mask
+
+
+def _attends_by_mask(config: Any, max_length: int) -> bool:
+    """Return whether all layers of a model take one mask of bools: none has a window that is shorter than a text."""
+    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return config._attn_implementation == "sdpa" and all(not window or window >= max_length for window in windows)
 
 
 def _check_padding(pretrained: Pretrained) -> None:
@@ -102,8 +132,8 @@ def _check_vocabulary(pretrained: Pretrained, model: Any) -> None:
     )
 
 
-def _check_causal(name: str, model: Any, weights: Weights) -> None:
-    """Raise InputError if a later token changes the logits of earlier ones."""
+def _try_language_model(name: str, model: Any, weights: Weights) -> OutputLayer | str:
+    """Return its output layer, see `find_output_layer`; raises InputError if a later token changes earlier logits."""
     words = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(8)[None] * 7 % words
     other = ids.clone()
@@ -111,12 +141,14 @@ def _check_causal(name: str, model: Any, weights: Weights) -> None:
     training = model.training
     model.eval()
     with as_input_error(f"model.name={name!r}: fails on a short text"), torch.no_grad():
-        a, b = (model(input_ids=i).logits[:, :-1] for i in (ids, other))
+        a, b = (model(input_ids=i).logits for i in (ids, other))
+        output = find_output_layer(model, ids, a)
     model.train(training)
     check(
-        _is_close(a, b, weights, same_shapes=True),
+        _is_close(a[:, :-1], b[:, :-1], weights, same_shapes=True),
         f"model.name={name!r}: it attends to later tokens, so it cannot predict the next",
     )
+    return output
 
 
 def _find_mask(name: str, model: nn.Module, form: Form, weights: Weights) -> Mask:
@@ -143,12 +175,14 @@ def _find_mask(name: str, model: nn.Module, form: Form, weights: Weights) -> Mas
     raise InputError(f"model.name={name!r}: padding a short text changes this model's output")
 
 
-def _is_close(found: Tensor, expected: Tensor, weights: Weights, *, same_shapes: bool = False) -> bool:
+def _is_close(
+    found: Tensor, expected: Tensor, weights: Weights, *, same_shapes: bool = False, absolute: float = 1e-5
+) -> bool:
     """Whether logits are the same up to rounding, which differs little between batches of the `same_shapes`.
 
     8-bit layers take large activations apart, as they find them in a batch.
     """
     precise = weights.quantize != "8bit" and (same_shapes or not is_half(weights.dtype))
     if precise:
-        return torch.allclose(found, expected, rtol=1e-3, atol=1e-5)
+        return torch.allclose(found, expected, rtol=1e-3, atol=absolute)
     return bool((found - expected).abs().max() <= 0.03 * expected.abs().max())

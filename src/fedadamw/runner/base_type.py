@@ -26,7 +26,7 @@ def keep_type(experiment: Experiment, started: Mapping[str, Any] | None) -> Expe
         return kept
     device = select_device(experiment)
     number = torch.tensor([float(NAMES.index(kept.model.dtype))], device=device)
-    current_team(device).broadcast([number])
+    current_team(device, experiment.shards).broadcast([number])
     return with_type(kept, NAMES[int(number)])
 
 
