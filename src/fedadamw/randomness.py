@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     SPLIT = 7
     GROUPING = 8
     CODEC = 9
+    RANKS = 10
 
 
 def numpy_generator(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:

@@ -177,7 +177,9 @@ def test_other_ways_of_quantising_are_named(place, tmp_path, method):
             "model.quantize=4bit: a quantised model is not trained as a whole; train adapters: -s lora.r=16",
         ),
         (["lora.aggregate=exact"], "lora.aggregate=exact adds a little to the base"),
+        (["lora.aggregate=residual"], "lora.aggregate=residual adds a little to the base"),
         (["stack=2"], "set stack=1"),
+        (["shards=2"], "set shards=1"),
         (["model.quantize=3bit"], "model.quantize='3bit'"),
     ],
 )
@@ -190,6 +192,12 @@ def test_what_a_base_of_few_bits_cannot_do_is_refused(place, settings, message):
 def test_a_built_in_image_model_is_not_quantised():
     with pytest.raises(InputError, match="'vit-micro' is too small to quantise"):
         check_settings(load("digits", ["model.quantize=8bit", "lora.r=2"]), remote=False)
+
+
+def test_a_quantised_layer_is_not_trained_whole(place):
+    settings = language(place, "llama", "model.quantize=4bit", "lora.modules_to_save=[down_proj]")
+    with pytest.raises(InputError, match="lora.modules_to_save: model.layers.0.mlp.down_proj is quantised"):
+        prepare(load("digits", settings))
 
 
 def test_a_missing_library_is_named_with_pips_command(place, monkeypatch):

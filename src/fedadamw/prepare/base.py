@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fedadamw.models.dtypes import DTYPES, Weights, is_half
+from fedadamw.models.dtypes import DTYPES, Weights
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.quantized import check_library, refuse_whole
 from fedadamw.models.vision import NAMES
@@ -18,8 +18,6 @@ from fedadamw.settings.load import load
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.settings.model import AUTO
 from fedadamw.validation import InputError, check
-
-FOLDING = ("exact", "residual")  # of lora.aggregate: what adds to the base
 
 
 def choose_weights(experiment: Experiment, pretrained: Pretrained | None) -> Weights:
@@ -34,7 +32,7 @@ def _choose_type(experiment: Experiment, pretrained: Pretrained | None) -> torch
     model, lora = experiment.model, experiment.lora
     if model.dtype != AUTO:
         return DTYPES[model.dtype]
-    if lora is None or pretrained is None or lora.aggregate in FOLDING:
+    if lora is None or pretrained is None or lora.changes_base:
         return torch.float32
     return _type_of_run(model.name) if is_run(model.name) and not model.fresh else pretrained.dtype
 
@@ -77,14 +75,11 @@ def check_base(experiment: Experiment) -> None:
         f"model.dtype={model.dtype}: what is trained stays float32; train adapters on a frozen base (-s lora.r=16), or "
         "set training.precision=bf16 instead",
     )
-    half = model.dtype != AUTO and is_half(DTYPES[model.dtype])
-    if lora is not None and (half or model.quantize != "none"):
-        given = f"model.dtype={model.dtype}" if half else f"model.quantize={model.quantize}"
-        _check_not_folded(lora, given)
     if model.quantize == "none":
         return
     if lora is None:
         raise refuse_whole(model.quantize)
+    _check_not_changed(lora, f"model.quantize={model.quantize}")
     name, given = model.name, f"model.quantize={model.quantize}"
     check(
         resolve_model(model).name not in NAMES, f"{given}: {name!r} is too small to quantise; name a pretrained model"
@@ -96,12 +91,9 @@ def check_base(experiment: Experiment) -> None:
     check_library(given)
 
 
-def _check_not_folded(lora: LoraSettings, given: str) -> None:
-    check(
-        lora.aggregate not in FOLDING,
-        f"lora.aggregate={lora.aggregate} adds a little to the base in each round, and {given} would round it away; "
-        "take another lora.aggregate, or a base in float32",
-    )
+def _check_not_changed(lora: LoraSettings, given: str) -> None:
+    changed = f"lora.aggregate={lora.aggregate} adds a little to the base in each round, which {given} would round away"
+    check(not lora.changes_base, f"{changed}; take another lora.aggregate or model.quantize=none")
 
 
 def check_own_quantisation(experiment: Experiment, pretrained: Pretrained | None) -> None:
@@ -111,4 +103,4 @@ def check_own_quantisation(experiment: Experiment, pretrained: Pretrained | None
     given = f"model.name={pretrained.name!r}, in {own} already,"
     check(experiment.lora is not None, f"{given} is not trained as a whole; train adapters: -s lora.r=16")
     assert experiment.lora is not None
-    _check_not_folded(experiment.lora, given.rstrip(","))
+    _check_not_changed(experiment.lora, given.rstrip(","))

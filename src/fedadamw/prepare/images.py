@@ -13,7 +13,7 @@ from fedadamw.models import vision
 from fedadamw.models.dtypes import join_types
 from fedadamw.models.heads import count_outputs
 from fedadamw.models.loading import build_seeded
-from fedadamw.models.lora import add_adapters
+from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.processor import BYTE
 from fedadamw.models.resizing import BILINEAR, ResizeCrop

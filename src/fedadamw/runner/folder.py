@@ -53,7 +53,7 @@ NOT_IN_DIGEST = (  # settings that change a run's numbers by rounding at most
     "training.evaluate_batch",
     "training.gradient_checkpointing",
 )
-ADDED_LATER = {  # setting -> the value at which a run behaves as before the setting existed
+ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behaves as before the setting existed
     "data.image_size": None,
     "data.image_mode": "auto",
     "data.on_bad": "error",
@@ -61,6 +61,12 @@ ADDED_LATER = {  # setting -> the value at which a run behaves as before the set
     "model.best": False,
     "model.dtype": "auto",  # the manifest has the type of a run's base
     "model.quantize": "none",
+    "lora.rank_pattern": {},
+    "lora.alpha_pattern": {},
+    "lora.rslora": False,
+    "lora.dora": False,
+    "lora.modules_to_save": [],
+    "lora.ranks": None,
 }
 NEW_DEFAULTS = {"data.max_length": "auto"}  # defaults that were null: older studies resume if their data are the same
 
