@@ -10,6 +10,7 @@ import torch
 if TYPE_CHECKING:
     from datasets import Dataset
 
+from fedadamw.data.answers import AnswerTask, Asking
 from fedadamw.data.columns import find_label_column
 from fedadamw.data.dialogues import Dialogues
 from fedadamw.data.scoring import REGRESSION
@@ -113,7 +114,8 @@ def _language_reader(
     facts: TextFacts | None,
 ) -> Dialogues:
     columns = (data.text_column, data.prompt_column, data.response_column, data.label_column)
-    reader = Dialogues(source, *columns, group, pretrained.tokenizer, max_length)
+    templates = None if data.prompt is None or data.response is None else (data.prompt, data.response)
+    reader = Dialogues(source, *columns, group, pretrained.tokenizer, max_length, templates=templates)
     return reader.of(split) if facts is None else replace(reader, classes=tuple(facts["classes"]))
 
 
@@ -184,7 +186,8 @@ def build(
     if experiment.data.task == LANGUAGE:
         facts["prompts"] = bool((train.marks == 0).any())
     built = build_model(experiment, pretrained, facts, load_weights)
-    return Problem(built.model.to(device), build_task(experiment, built.form, train, test, device), facts)
+    task = build_task(experiment, built.form, train, test, device, pretrained)
+    return Problem(built.model.to(device), task, facts)
 
 
 def build_model(
@@ -211,12 +214,24 @@ def build_model(
     return build_seeded(build, torch_seed(experiment.seed, Purpose.INITIAL_MODEL))
 
 
-def build_task(experiment: Experiment, form: Form, train: Texts, test: Texts, device: torch.device) -> Task:
-    """Build the task of learning the texts' classes, numbers or next tokens."""
-    training = experiment.training
-    if experiment.data.task == LANGUAGE:
+def build_task(
+    experiment: Experiment,
+    form: Form,
+    train: Texts,
+    test: Texts,
+    device: torch.device,
+    pretrained: Pretrained | None = None,
+) -> Task:
+    """Build the task of learning the texts' classes, numbers or next tokens; pretrained: whose answers are scored."""
+    training, data = experiment.training, experiment.data
+    if data.task == LANGUAGE:
         most = min(20, training.batch_size)  # a token has as many logits as the vocabulary has tokens
-        return LanguageTask(train, test, form, device=device, test_batch_size=training.evaluation_batch(most))
+        size = training.evaluation_batch(most)
+        language = LanguageTask(train, test, form, device=device, test_batch_size=size)
+        if pretrained is None or not data.metrics or not len(test):
+            return language
+        asking = Asking(data.metrics, data.answers, data.answer_tokens, data.choices)
+        return AnswerTask(language, test, pretrained.tokenizer, asking, size=size)
     task, numbers = glue.TASKS.get(experiment.data.task), train.targets is not None
     fits = task is None or (task.metrics[0] in REGRESSION) == numbers
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")

@@ -51,11 +51,17 @@ NOT_IN_DIGEST = (  # settings that change a run's numbers by rounding at most
     "training.channels_last",
     "training.evaluate_batch",
 )
-ADDED_LATER = {  # setting -> the value at which a run behaves as before the setting existed
+ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behaves as before the setting existed
     "data.image_size": None,
     "data.image_mode": "auto",
     "data.on_bad": "error",
     "model.best": False,
+    "data.prompt": None,
+    "data.response": None,
+    "data.metrics": [],
+    "data.answers": 100,
+    "data.answer_tokens": 32,
+    "data.choices": [],
 }
 
 

@@ -35,7 +35,14 @@ TEXT_SETTINGS = (
     "model.pad_token",
     "training.group_by_length",
 )
-LANGUAGE_SETTINGS = ("data.prompt_column", "data.response_column")
+LANGUAGE_SETTINGS = (
+    "data.prompt_column",
+    "data.response_column",
+    "data.prompt",
+    "data.response",
+    "data.metrics",
+    "data.choices",
+)
 PAIR_SETTINGS = ("data.text_pair_column",)
 
 
