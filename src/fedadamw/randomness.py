@@ -35,6 +35,14 @@ def torch_seed(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) ->
     return int(words[0]) << 31 | int(words[1]) >> 1
 
 
+def seed_modules(seed: int, device: torch.device) -> None:
+    """Seed what modules on `device` draw from, such as dropout: torch's default generators."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also asks the GPUs, for a millisecond
+    else:
+        torch.manual_seed(seed)
+
+
 def torch_generator(
     seed: int, purpose: Purpose, round_: int = 0, client: int = 0, *, device: torch.device
 ) -> torch.Generator:

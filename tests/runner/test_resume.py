@@ -128,6 +128,9 @@ def test_the_digest_covers_only_settings_that_change_numbers(monkeypatch):
         return settings_digest(load("digits", settings))
 
     assert digest() == digest("training.evaluate_batch=3", "training.micro_batch=2", "data.resident=false", "stack=2")
+    assert digest() == digest("training.gradient_checkpointing=true")
+    assert digest() == digest("data.max_length=null"), "which was the default"
+    assert digest("data.task=text", "data.max_length=64") != digest("data.task=text")
     assert digest() != digest("training.lr=0.1")
     monkeypatch.setitem(run_folder.ADDED_LATER, "data.flip", False)  # as a setting that came later
     assert digest() == digest("data.flip=false")

@@ -79,7 +79,8 @@ def _train(ranks: int | None, experiment: "Experiment", folder: "RunFolder", *, 
     from fedadamw.runner.launch import choose_ranks, launch
 
     ranks, sampled = ranks or choose_ranks(experiment), experiment.training.clients_per_round
-    check(ranks <= sampled, f"--ranks {ranks}: more than the {sampled} clients per round; use at most as many")
+    most = sampled * experiment.shards
+    check(ranks <= most, f"--ranks {ranks}: more than the {sampled} clients per round; use at most {most}")
     alone = ranks == 1 or "RANK" in os.environ
     if not alone and (uses_gpu(experiment) or not can_fork()):
         return launch(ranks, run_rank, experiment.to_yaml(), str(folder.path), resume, quiet)

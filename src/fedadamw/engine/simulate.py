@@ -81,7 +81,7 @@ class Simulation:
             clients.restore(0, {})  # removes what a killed start left on disk
         else:
             self.restore(saved)
-        if ranks.size > 1:
+        if not ranks.alone:
             self.state = self._state_of_rank_0()
 
     @classmethod
@@ -155,7 +155,7 @@ class Simulation:
             wall_s=round(time.perf_counter() - start, 4),
             diagnostics=None if diagnostics is None else diagnostics.summary(),
             federation=None if traffic.counts is None else dict(traffic.counts),
-            waited_s=None if self.ranks.size == 1 else round(result.waited_s, 4),
+            waited_s=None if self.ranks.alone else round(result.waited_s, 4),
         )
 
     def tensors(self, state: State | None = None) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ class SimulatedClients(Clients):
         self.partition, self.training, self.seed, self.ranks = partition, training, seed, ranks
         self.uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
         common = (workspace, algorithm, task, training, seed, make_step(algorithm, training.clip, step))
-        loop = Loop(*common)
+        loop = Loop(*common, ranks)
         self.engine: Engine = loop if stack == 1 else Stacked(*common, group=stack, fallback=loop if may_loop else None)
         down = algorithm.broadcast(algorithm.server_init(workspace.y.clone()))
         self._no_memory = self.uploads.initial_memory(down)  # before a client's first round; () if there is none
@@ -69,7 +69,7 @@ class SimulatedClients(Clients):
     def train(self, sampled: Sequence[int], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         self._round, self._traffic = broadcast.round, Traffic(broadcast.nbytes * len(sampled))
         yield from CodedEngine(self.engine, self.uploads, self.seed).train(self._shards(sampled), broadcast)
-        if self.ranks.size > 1:
+        if not self.ranks.alone:
             self._store_memories_of_all_ranks(sampled)
 
     def _shards(self, sampled: Sequence[int]) -> Iterable[Shard]:
@@ -78,12 +78,12 @@ class SimulatedClients(Clients):
         stored = (self.store.get(i, self._round) for i in sampled)
         memories = enumerate(scatter_states(stored, self._no_memory, self.ranks))
         shards = (Shard(sampled[i], self.partition[sampled[i]], memory) for i, memory in memories if i in mine)
-        return shards if self.ranks.size == 1 else list(shards)  # before training: all ranks take part in each
+        return shards if self.ranks.alone else list(shards)  # before training: all ranks take part in each
 
     def accept(self, shard: Shard, answer: Answer) -> None:
         if answer.memory == ():
             return
-        if self.ranks.size == 1:
+        if self.ranks.alone:
             self.store.put(shard.client, self._round + 1, answer.memory)
         else:
             self._memories[shard.client] = answer.memory
@@ -96,7 +96,7 @@ class SimulatedClients(Clients):
         mine = {place: self._memories[i] for place, i in enumerate(sampled) if i in self._memories}
         self._memories = {}
         for place, memory in gather_states(mine, len(sampled), self._no_memory, self.ranks):
-            if self.ranks.rank == 0:
+            if self.ranks.leads:
                 self.store.put(sampled[place], self._round + 1, memory)
 
     @property

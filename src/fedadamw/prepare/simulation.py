@@ -23,6 +23,7 @@ from fedadamw.engine.simulate import NOT_EXACT, Saved, Simulation
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import SAVED_S, Kind, compiling_pays
 from fedadamw.engine.workspace import Workspace, check_batch_norm
+from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora import Folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
@@ -137,7 +138,7 @@ def set_up_process(experiment: Experiment) -> torch.device:
     device = select_device(experiment)
     if device.type == "cpu":
         keep_freed_memory()
-    if experiment.threads or current_team(device).size > 1:
+    if experiment.threads or not current_team(device, experiment.shards).alone:
         torch.set_num_threads(experiment.threads or 1)
     return device
 
@@ -148,10 +149,12 @@ def assemble(
     """Build the algorithm for a problem on `device`, and check that it, the model and the partition fit."""
     model, task, facts = problem
     algorithm = build_algorithm(experiment, model)
+    if experiment.training.gradient_checkpointing:
+        checkpoint_layers(model, experiment.model.name)
     workspace = Workspace(model)
     check_batch_norm(workspace, task, partition, experiment.training)
     folding = Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None
-    ranks = current_team(device)
+    ranks = current_team(device, experiment.shards)
     return Prepared(experiment, workspace, algorithm, task, train, test, partition, device, ranks, folding, facts)
 
 
@@ -165,6 +168,8 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     registry.check_startable(experiment.algorithm)
     if data.task != PYTHON:
         (texts if data.is_text else images).check_named(experiment)
+    at_once = t.batch_size if t.micro_batch is None else min(t.batch_size, t.micro_batch)
+    check(not data.packing or at_once > 1, "data.packing=true packs texts that go through the model at once: one does")
     selects = data.validation or data.max_train
     check(data.resident or not selects, "data.resident=false takes all samples: no data.validation, no data.max_train")
     by_column = experiment.partition.kind == "column"  # the number of clients is that of the column's values
@@ -175,6 +180,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     check_robust(t.mean, t.byzantine, t.clients_per_round, "training.clients_per_round")
     exact = experiment.lora is not None and experiment.lora.aggregate == "exact"
     check(not exact or registry.ALGORITHMS[experiment.algorithm_name].adds_mean, NOT_EXACT)
+    _check_shards(experiment)
     if remote:
         _check_remote(experiment)
     else:
@@ -182,10 +188,22 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         check(not on_nodes, "partition.kind='nodes' is the data on Flower's nodes: it cannot be simulated")
 
 
+def _check_shards(experiment: Experiment) -> None:
+    """Raise InputError if the frozen weights cannot be split over `shards` processes."""
+    lora, given = experiment.lora, f"shards={experiment.shards}"
+    if experiment.shards == 1:
+        return
+    check(lora is not None, f"{given} splits frozen weights: give lora, or train with shards=1")
+    exact = lora is not None and lora.aggregate == "exact"
+    check(not exact, f"{given}: lora.aggregate='exact' changes the frozen weights, which are split; use factors")
+    check(experiment.stack in (None, 1), f"{given}: clients train one after the other, not stack={experiment.stack}")
+
+
 def _check_remote(experiment: Experiment) -> None:
     """Raise InputError if settings contradict each other or Flower's nodes."""
     f, t, name = experiment.federation, experiment.training, experiment.model.name
     check(not is_run(name), f"model.name={name!r}: nodes have no run of the server's; give the folder of its export")
+    check(experiment.shards == 1, f"shards={experiment.shards}: a node is one process")
     check(not t.diagnostics, "training.diagnostics needs simulated clients, not Flower's nodes")
     check(
         f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
@@ -219,5 +237,6 @@ def build_problem(
 
 
 def default_stack(experiment: Experiment, device: torch.device) -> int:
-    """Return how many clients train at once by default: one on a CPU, all of a round on a GPU."""
-    return 1 if device.type == "cpu" else experiment.training.clients_per_round
+    """Return how many clients train at once by default: one on a CPU or in shards, else all of a round."""
+    one = device.type == "cpu" or experiment.shards > 1
+    return 1 if one else experiment.training.clients_per_round

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -21,13 +22,13 @@ from fedadamw.models.heads import count_outputs, sort_like_head
 from fedadamw.models.loading import build_seeded
 from fedadamw.models.lora import add_adapters
 from fedadamw.models.pretrained import Pretrained
-from fedadamw.models.text import Form, TextModel, build_classifier, build_language_model
+from fedadamw.models.text import Form, TextModel, build_classifier, build_language_model, try_packing
 from fedadamw.models.vision import NAMES
 from fedadamw.prepare.architecture import resolve_model
-from fedadamw.prepare.problem import LoadWeights, Problem, TextFacts
+from fedadamw.prepare.problem import LoadWeights, Problem, TextFacts, place_model
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings import glue
-from fedadamw.settings.data import LANGUAGE, DataSettings
+from fedadamw.settings.data import AUTO, LANGUAGE, DataSettings
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
 from fedadamw.validation import InputError, check
@@ -56,7 +57,7 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Texts, 
     splits = read_splits(source, config, data.test_source)
     reader = _reader(experiment, pretrained, source, splits["train"])
     train = reader.read(splits["train"])
-    warn_if_cut(train, "training", reader.max_length)
+    warn_if_cut(experiment, pretrained, train, "training")
     if data.validation:
         return train, train.select(train.labels[:0])
     usual = _usual_split(data)
@@ -64,7 +65,7 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Texts, 
     place = None if data.test_source is None else f"data.test_source={data.test_source!r}"
     held_out = splits[choose_held_out_split(place or f"data.source={source!r}", splits, wanted)]
     test = replace(reader, group=None).read(held_out, place)
-    warn_if_cut(test, "held-out", reader.max_length)
+    warn_if_cut(experiment, pretrained, test, "held-out")
     return train, test
 
 
@@ -74,7 +75,7 @@ def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: Text
     split = read_held_out(source, config, data.test_source, data.test_split, _usual_split(data))
     reader = _reader(experiment, pretrained, source, split, facts)
     texts = reader.read(split, None if data.test_source is None else f"data.test_source={data.test_source!r}")
-    warn_if_cut(texts, "held-out", reader.max_length)
+    warn_if_cut(experiment, pretrained, texts, "held-out")
     return texts
 
 
@@ -159,13 +160,23 @@ def text_columns(experiment: Experiment, place: str, split: "Dataset") -> tuple[
     return (first, pair) if pair else (first,)
 
 
-def warn_if_cut(texts: Texts, which: str, max_length: int) -> None:
-    """Warn if texts were cut; which: `training`, `held-out`, ..."""
+def warn_if_cut(experiment: Experiment, pretrained: Pretrained | None, texts: Texts, which: str) -> None:
+    """Warn if texts were cut, or divided because data.max_length=auto is below what the model takes.
+
+    which: `training`, `held-out`, ...
+    """
+    if pretrained is None:
+        return
+    most, takes = pretrained.max_length(experiment.data.max_length), pretrained.longest
+    limited = experiment.data.max_length == AUTO and most < takes
+    hint = f"; the model takes {takes:,}, set data.max_length" if limited else ""
     if texts.truncated:
         warnings.warn(
-            f"{texts.truncated:,} of {len(texts):,} {which} texts are longer than {max_length} tokens and were cut",
+            f"{texts.truncated:,} of {len(texts):,} {which} texts are longer than {most} tokens and were cut{hint}",
             stacklevel=2,
         )
+    elif limited and texts.rows is not None and (more := len(texts) - len(np.unique(texts.rows))):
+        warnings.warn(f"{which} texts were divided after {most} tokens: {more:,} more samples{hint}", stacklevel=2)
 
 
 def build(
@@ -187,7 +198,7 @@ def build(
         facts["prompts"] = bool((train.marks == 0).any())
     built = build_model(experiment, pretrained, facts, load_weights)
     task = build_task(experiment, built.form, train, test, device, pretrained)
-    return Problem(built.model.to(device), task, facts)
+    return Problem(place_model(experiment, built.model, device), task, facts)
 
 
 def build_model(
@@ -206,6 +217,9 @@ def build_model(
         else:
             numbers = facts["edges"] is not None
             built = build_classifier(pretrained, facts["classes"], max_length, numbers=numbers, fresh=fresh)
+        if experiment.data.packing:
+            masks = try_packing(pretrained.name, built.model, max_length)
+            built = built._replace(form=built.form._replace(masks_rows=masks))
         if load_weights is not None:
             built = built._replace(fresh=load_weights(built.model, facts["classes"]))
         kind = "CAUSAL_LM" if language else "SEQ_CLS"
@@ -225,9 +239,8 @@ def build_task(
     """Build the task of learning the texts' classes, numbers or next tokens; pretrained: whose answers are scored."""
     training, data = experiment.training, experiment.data
     if data.task == LANGUAGE:
-        most = min(20, training.batch_size)  # a token has as many logits as the vocabulary has tokens
-        size = training.evaluation_batch(most)
-        language = LanguageTask(train, test, form, device=device, test_batch_size=size)
+        size = training.evaluation_batch(min(20, training.batch_size))  # never more than are trained on at once
+        language = LanguageTask(train, test, form, device=device, test_batch_size=size, packing=data.packing)
         if pretrained is None or not data.metrics or not len(test):
             return language
         asking = Asking(data.metrics, data.answers, data.answer_tokens, data.choices)

@@ -44,17 +44,20 @@ NOT_IN_DIGEST = (  # settings that change a run's numbers by rounding at most
     "keep_best",
     "client_memory",
     "stack",
+    "shards",
     "compile",
     "federation",
     "data.resident",
     "training.micro_batch",
     "training.channels_last",
     "training.evaluate_batch",
+    "training.gradient_checkpointing",
 )
 ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behaves as before the setting existed
     "data.image_size": None,
     "data.image_mode": "auto",
     "data.on_bad": "error",
+    "data.packing": False,
     "model.best": False,
     "data.prompt": None,
     "data.response": None,
@@ -63,6 +66,7 @@ ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behave
     "data.answer_tokens": 32,
     "data.choices": [],
 }
+NEW_DEFAULTS = {"data.max_length": "auto"}  # defaults that were null: older studies resume if their data are the same
 
 
 class RunFolder:
@@ -281,6 +285,9 @@ def settings_digest(experiment: Experiment) -> str:
         section, name = _find_section(settings, path)
         if section.get(name, neutral) == neutral:
             section.pop(name, None)
+    for path, default in NEW_DEFAULTS.items():
+        section, name = _find_section(settings, path)
+        section[name] = None if section[name] == default else section[name]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -7,10 +7,13 @@ from pydantic import Field, field_validator, model_validator
 from fedadamw.settings import glue
 from fedadamw.settings.section import Section
 from fedadamw.settings.templates import parse_template
-from fedadamw.validation import check, check_one_of
+from fedadamw.validation import check, check_one_of, shorten
 
 IMAGE, TEXT, LANGUAGE, PYTHON = "image", "text", "causal-lm", "python"
 DATA_TASKS = (IMAGE, TEXT, LANGUAGE, PYTHON, *glue.TASKS)
+AUTO = "auto"
+AUTO_LENGTH = 2048  # tokens of the longest text with max_length=auto: models that take 128k would fill any memory
+MIN_LENGTH = 8
 
 
 class DataSettings(Section):
@@ -66,11 +69,15 @@ class DataSettings(Section):
     choices: tuple[str, ...] = Field(
         default=(), description="For the metrics choice and choice-norm: the possible answers, two or more."
     )
-    max_length: int | None = Field(
-        default=None,
-        ge=8,
-        description="Longest text in tokens, at least 8; longer ones are cut. Null: what the model takes. "
-        "Lower it to save time and memory.",
+    packing: bool = Field(
+        default=False,
+        description=f"For {LANGUAGE}: put several short texts of a micro-batch into one row. Each is attended to and "
+        "averaged as if it were alone; less padding, so faster. Set it for texts of very different lengths.",
+    )
+    max_length: int | str | None = Field(
+        default=AUTO,
+        description=f"Longest text in tokens, at least {MIN_LENGTH}; longer ones are cut. {AUTO}: what the model "
+        f"takes, at most {AUTO_LENGTH:,}. Null: what the model takes, however long. Lower it to save time and memory.",
     )
     test_source: str | None = Field(
         default=None, description="Folder, file or hub id of the held-out samples. Null: a split of data.source."
@@ -129,6 +136,15 @@ class DataSettings(Section):
     @classmethod
     def _read_words(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("max_length", mode="before")
+    @classmethod
+    def _check_length(cls, value: object) -> object:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        valid = value in (None, AUTO) or (type(value) is int and value >= MIN_LENGTH)
+        check(valid, f"data.max_length={shorten(value)}: give at least {MIN_LENGTH} tokens, {AUTO}, or null")
+        return value
 
     @field_validator("image_mode", mode="before")
     @classmethod

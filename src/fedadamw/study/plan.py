@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fedadamw.algorithms import registry
 from fedadamw.checkpoint import CheckpointError
-from fedadamw.prepare.device import count_cores, uses_gpu
+from fedadamw.data.row_parts import count_cores
+from fedadamw.prepare.device import uses_gpu
 from fedadamw.prepare.simulation import check_settings
 from fedadamw.report.run_files import RecordDict
 from fedadamw.runner.folder import RunFolder, settings_digest

@@ -115,7 +115,7 @@ def _predict_texts(trained: Trained, device: torch.device, model: Any, group: Ne
     edges, classes = None if facts["edges"] is None else tuple(facts["edges"]), tuple(facts["classes"])
     max_length = pretrained.max_length(experiment.data.max_length)
     new = read_unlabelled(group.split.select(used), group.columns, pretrained.tokenizer, max_length, classes, edges)
-    texts.warn_if_cut(new, "new", max_length)
+    texts.warn_if_cut(experiment, pretrained, new, "new")
     task = texts.build_task(experiment, cast("TextModel", trained.built).form, new, new, device)
     assert isinstance(task, TextTask)
     logits = task.logits(model, 0, len(new))

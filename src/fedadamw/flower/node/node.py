@@ -28,6 +28,7 @@ from fedadamw.flower.node.memory import ClientMemory
 from fedadamw.flower.protocol import NodeConfig, Numbers, Request
 from fedadamw.flower.wire import to_array
 from fedadamw.io.yaml_text import read_yaml
+from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora import Folding
 from fedadamw.prepare.device import select_device
 from fedadamw.prepare.problem import Facts
@@ -57,6 +58,8 @@ class Node:
         if threads := config.get("threads", experiment.threads):
             torch.set_num_threads(int(threads))
         model, task, self.samples = build_task(experiment, about, config, self.number, device)
+        if training.gradient_checkpointing:
+            checkpoint_layers(model, experiment.model.name)
         self.workspace = Workspace(model)
         algorithm: AnyAlgorithm = build_algorithm(experiment, model)
         step = make_step(algorithm, training.clip, "compiled" if experiment.compile == "on" else "fused")
