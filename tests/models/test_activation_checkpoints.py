@@ -8,7 +8,7 @@ from torch import nn
 
 from fedadamw.models import vision
 from fedadamw.models.activation_checkpoints import checkpoint_layers
-from fedadamw.models.lora import add_adapters
+from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.prepare import texts
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load

@@ -12,7 +12,7 @@ from fedadamw.data.images import ImageOptions, Images, ImageSource, load_held_ou
 from fedadamw.models import vision
 from fedadamw.models.heads import count_outputs
 from fedadamw.models.loading import build_seeded
-from fedadamw.models.lora import add_adapters
+from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.processor import BYTE
 from fedadamw.models.resizing import BILINEAR, ResizeCrop

@@ -20,7 +20,7 @@ from fedadamw.data.text_tasks import LanguageTask, TextTask
 from fedadamw.data.texts import Labelled, Texts, find_text_column
 from fedadamw.models.heads import count_outputs, sort_like_head
 from fedadamw.models.loading import build_seeded
-from fedadamw.models.lora import add_adapters
+from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import Form, TextModel, build_classifier, build_language_model, try_packing
 from fedadamw.models.vision import NAMES

@@ -14,12 +14,6 @@ LABELS = {  # others: their names
     "spearman": "Spearman",
     "pearson": "Pearson",
 }
-    "f1": "F1",
-    "rouge-l": "ROUGE-L",
-    "matthews": "Matthews",
-    "spearman": "Spearman",
-    "pearson": "Pearson",
-}  # others: their names
 CORRELATIONS = ("matthews", "spearman", "pearson")
 OF_ANSWERS = ("exact-match", "rouge-l", "choice", "choice-norm")  # of a language model
 IN_PERCENT = ("accuracy", "f1", *CORRELATIONS, *OF_ANSWERS)

@@ -13,7 +13,7 @@ from fedadamw.engine.ledger import Page, read_page
 from fedadamw.models.gguf import is_gguf
 from fedadamw.models.heads import class_names
 from fedadamw.models.loading import as_input_error
-from fedadamw.models.lora import load_adapter
+from fedadamw.models.lora.adapters import load_adapter
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import TextModel
 from fedadamw.models.vision import ImageModel
@@ -133,16 +133,18 @@ def open_run(path: Path, overrides: Overrides | None = None, *, best: bool = Fal
         check_pixels(path, origin["data"], images.with_own_pixels(built, cast("ImageFacts", facts)))
     model, round_ = choose_round(str(path), tensors, state["round"], best=best)
     load_tensors(built.model, model, origin["model"]["layout"])
-    if LEDGER in tensors:
-        origin["nodes"] = _count_nodes(read_page(tensors[LEDGER]))
+    if pages := [read_page(t) for name, t in tensors.items() if name.split(".")[-1] == LEDGER]:  # two, with halves
+        origin["nodes"] = _count_nodes(*pages)
     changed = build_experiment(str(folder.config), overrides) if overrides else experiment
     _check_same_kind(experiment, changed)
     records = folder.records()[:round_]  # a killed run may have recorded more
     return Trained(changed, pretrained, built, facts, origin, records, other_data, best)
 
 
-def _count_nodes(page: Page) -> NodeCounts:
-    samples = [page.samples.get(client) for client in page.counted]
+def _count_nodes(*pages: Page) -> NodeCounts:
+    counted = {client for page in pages for client in page.counted}
+    reported = {client: count for page in pages for client, count in page.samples.items()}
+    samples = [reported.get(client) for client in counted]
     known = [count for count in samples if count is not None]
     return {"counted": len(samples), "samples": sum(known) if len(known) == len(samples) else None}
 
