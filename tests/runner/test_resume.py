@@ -14,6 +14,7 @@ from support.command import SHORT_RUN, run_command
 from support.run_folders import DIE_AT_A_RENAME, assert_same_files, start_run, wait_for_line, wait_for_rounds
 
 from fedadamw.checkpoint import read
+from fedadamw.runner import digest as run_digest
 from fedadamw.runner.digest import settings_digest
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
@@ -132,9 +133,9 @@ def test_the_digest_covers_only_settings_that_change_numbers(monkeypatch):
     assert digest() == digest("data.max_length=null"), "which was the default"
     assert digest("data.task=text", "data.max_length=64") != digest("data.task=text")
     assert digest() != digest("training.lr=0.1")
-    monkeypatch.setitem(digest.ADDED_LATER, "data.flip", False)  # as a setting that came later
+    monkeypatch.setitem(run_digest.ADDED_LATER, "data.flip", False)  # as a setting that came later
     assert digest() == digest("data.flip=false")
     assert digest() != digest("data.flip=true")
-    monkeypatch.setitem(digest.ADDED_LATER, "lora.r", 16)
+    monkeypatch.setitem(run_digest.ADDED_LATER, "lora.r", 16)
     assert digest() != digest("lora.r=16"), "a section that is not there is none with its usual values"
     assert digest("lora.r=16") == digest("lora.alpha=32")

@@ -44,7 +44,7 @@ def generate_command(
     from fedadamw.settings.load import Override, parse_override
     from fedadamw.trained.generate import ask_file, ask_prompts, check_language_model, generate
     from fedadamw.trained.load import open_trained
-    from fedadamw.trained.prediction_file import JSON_LINES, check_new_file, write_lines
+    from fedadamw.trained.prediction_file import JSON_LINES, check_new_file
 
     check((prompt is None) != (data is None), "give --prompt or --data")
     check(out is None or data is not None, "--out: is for --data")
@@ -57,16 +57,23 @@ def generate_command(
     base = _choose_base(trained) if ask_base else None
     replies = generate(trained, samples, Decoding(max_tokens, temperature, seed), base)
     try:
-        if data is None:
-            _print(replies)
-        elif out is None:
-            for reply in replies:
-                typer.echo(_line(reply))
-        else:
-            typer.echo(f"{out}: {write_lines(out, map(_line, replies)):,} answers")
+        _tell(replies, out, on_one_line=data is not None)
     except KeyboardInterrupt:
         say("stopped" if out is None else f"stopped; {out} was not written")
         raise typer.Exit(130) from None
+
+
+def _tell(replies: "Iterable[Reply]", out: Path | None, *, on_one_line: bool) -> None:
+    """Print the replies, or write them to `out`."""
+    from fedadamw.trained.prediction_file import write_lines
+
+    if out is not None:
+        typer.echo(f"{out}: {write_lines(out, map(_line, replies)):,} answers")
+    elif on_one_line:
+        for reply in replies:
+            typer.echo(_line(reply))
+    else:
+        _print(replies)
 
 
 def _choose_base(trained: "Trained") -> "Base | None":
