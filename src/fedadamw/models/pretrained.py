@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from fedadamw.models.dtypes import Quantize, Weights
+from fedadamw.models.gguf import is_gguf
 from fedadamw.models.loading import build_fresh, load_config, load_named, load_tokenizer, load_weights, own_type
 from fedadamw.models.processor import Processor, read_processor
-from fedadamw.models.quantized import draw_quantised, own_quantisation, quantisation, settle
+from fedadamw.models.quantized import draw_quantised, own_quantisation, pack, quantisation, settle
 from fedadamw.settings.data import AUTO_LENGTH
 from fedadamw.validation import check
 
@@ -48,14 +49,14 @@ class Pretrained:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The type of the weights in its files."""
+        """The type of the weights in its files, float32 for a .gguf file, whose weights are unpacked."""
         config = self.config
         return load_named("model.name", self.name, lambda place: own_type(place, config))
 
     @cached_property
     def quantised(self) -> Quantize:
-        """How its files are quantised; raises InputError if in a way that is not read."""
-        return own_quantisation(self.name, self.config)
+        """How its files are quantised, .gguf files apart; raises InputError if in a way that is not read."""
+        return "none" if is_gguf(self.name) else own_quantisation(self.name, self.config)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -134,13 +135,13 @@ class Pretrained:
         how = quantisation(skeleton, weights)
         if weights.fresh:
             return load_named("model.name", self.name, lambda _: draw_quantised(skeleton, how)), []
-        settings: dict[str, object] = {"device_map": {"": "cpu"}}
-        if self.quantised == "none":
+        settings: dict[str, object] = {} if is_gguf(self.name) else {"device_map": {"": "cpu"}}
+        if self.quantised == "none" and not is_gguf(self.name):
             settings["quantization_config"] = how
         model, fresh = load_named(
             "model.name", self.name, lambda place: load_weights(auto, place, config, weights.dtype, **settings)
         )
-        return settle(model), fresh
+        return pack(model, how) if is_gguf(self.name) else settle(model), fresh
 
     def _config_with(self, **changes: object) -> Any:
         """Return a copy of the configuration, which the model may modify, with `changes` of settings that it has."""

@@ -98,10 +98,36 @@ def draw_quantised(skeleton: Any, how: Any) -> Any:
     replace_with_bnb_linear(skeleton, how.llm_int8_skip_modules, how)
     _draw(skeleton, skeleton, skeleton.all_tied_weights_keys, "", dtype)
     skeleton.tie_weights()
-    kind = "4bit" if how.load_in_4bit else "8bit"
-    setattr(skeleton, f"is_loaded_in_{kind}", True)  # as peft asks
-    skeleton.config.quantization_config = how
-    return settle(skeleton)
+    return _mark(skeleton, how)
+
+
+@torch.no_grad()
+def pack(model: Any, how: Any) -> Any:
+    """Return a loaded model, quantised as `how` one layer after the other."""
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    whole = list(linear_layers(model, "4bit" if how.load_in_4bit else "8bit"))
+    replace_with_bnb_linear(model, how.llm_int8_skip_modules, how)
+    while whole:
+        name, layer = whole.pop()
+        _fill(model.get_submodule(name), layer.weight.t() if _is_conv1d(type(layer)) else layer.weight, layer.bias)
+    return _mark(model, how)
+
+
+def _mark(model: Any, how: Any) -> Any:
+    """Note in a quantised model, for peft and transformers, how it is quantised."""
+    setattr(model, "is_loaded_in_4bit" if how.load_in_4bit else "is_loaded_in_8bit", True)
+    model.config.quantization_config = how
+    return settle(model)
+
+
+def _fill(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
+    """Quantise a weight (out, in) into a layer of bitsandbytes."""
+    old = layer.weight
+    layer.weight = type(old)(weight.detach(), requires_grad=False, **_settings_of(old)).to("cpu")
+    layer.weight._is_hf_initialized = True  # whoever initialises by name leaves it alone
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
 
 
 @torch.no_grad()
@@ -119,11 +145,7 @@ def _draw(owner: Any, module: Any, tied: Any, name: str, dtype: torch.dtype) -> 
         shape = module.in_features, module.out_features, module.bias is not None
         plain = nn.Linear(*shape, device="meta", dtype=dtype).to_empty(device="cpu")
         owner._init_weights(plain)
-        old = module.weight
-        module.weight = type(old)(plain.weight.data, requires_grad=False, **_settings_of(old)).to("cpu")
-        module.weight._is_hf_initialized = True  # whoever initialises by name leaves it alone
-        if module.bias is not None:
-            module.bias = nn.Parameter(plain.bias.data, requires_grad=False)
+        _fill(module, plain.weight, plain.bias)
     elif not any(f"{name}.{key}" in tied for key in module._parameters):
         module.to_empty(device="cpu", recurse=False)
         owner._init_weights(module)

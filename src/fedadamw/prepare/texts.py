@@ -11,6 +11,7 @@ import torch
 if TYPE_CHECKING:
     from datasets import Dataset
 
+from fedadamw.data.answers import AnswerTask, Asking
 from fedadamw.data.columns import find_label_column
 from fedadamw.data.dialogues import Dialogues
 from fedadamw.data.scoring import REGRESSION
@@ -116,7 +117,8 @@ def _language_reader(
     facts: TextFacts | None,
 ) -> Dialogues:
     columns = (data.text_column, data.prompt_column, data.response_column, data.label_column)
-    reader = Dialogues(source, *columns, group, pretrained.tokenizer, max_length)
+    templates = None if data.prompt is None or data.response is None else (data.prompt, data.response)
+    reader = Dialogues(source, *columns, group, pretrained.tokenizer, max_length, templates=templates)
     return reader.of(split) if facts is None else replace(reader, classes=tuple(facts["classes"]))
 
 
@@ -197,9 +199,8 @@ def build(
     if experiment.data.task == LANGUAGE:
         facts["prompts"] = bool((train.marks == 0).any())
     built = build_model(experiment, pretrained, facts, load_weights)
-    return Problem(
-        place_model(experiment, built.model, device), build_task(experiment, built.form, train, test, device), facts
-    )
+    task = build_task(experiment, built.form, train, test, device, pretrained)
+    return Problem(place_model(experiment, built.model, device), task, facts)
 
 
 def build_model(
@@ -230,13 +231,23 @@ def build_model(
     return build_seeded(build, torch_seed(experiment.seed, Purpose.INITIAL_MODEL))
 
 
-def build_task(experiment: Experiment, form: Form, train: Texts, test: Texts, device: torch.device) -> Task:
-    """Build the task of learning the texts' classes, numbers or next tokens."""
-    training = experiment.training
-    if experiment.data.task == LANGUAGE:
-        at_once = training.evaluation_batch(min(20, training.batch_size))  # never more than are trained on at once
-        packing = experiment.data.packing
-        return LanguageTask(train, test, form, device=device, test_batch_size=at_once, packing=packing)
+def build_task(
+    experiment: Experiment,
+    form: Form,
+    train: Texts,
+    test: Texts,
+    device: torch.device,
+    pretrained: Pretrained | None = None,
+) -> Task:
+    """Build the task of learning the texts' classes, numbers or next tokens; pretrained: whose answers are scored."""
+    training, data = experiment.training, experiment.data
+    if data.task == LANGUAGE:
+        size = training.evaluation_batch(min(20, training.batch_size))  # never more than are trained on at once
+        language = LanguageTask(train, test, form, device=device, test_batch_size=size, packing=data.packing)
+        if pretrained is None or not data.metrics or not len(test):
+            return language
+        asking = Asking(data.metrics, data.answers, data.answer_tokens, data.choices)
+        return AnswerTask(language, test, pretrained.tokenizer, asking, size=size)
     task, numbers = glue.TASKS.get(experiment.data.task), train.targets is not None
     fits = task is None or (task.metrics[0] in REGRESSION) == numbers
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")

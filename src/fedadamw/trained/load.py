@@ -11,6 +11,7 @@ from fedadamw import checkpoint
 from fedadamw.engine.ledger import TENSOR_NAME as LEDGER
 from fedadamw.engine.ledger import Page, read_page
 from fedadamw.models.dtypes import name_of
+from fedadamw.models.gguf import is_gguf
 from fedadamw.models.heads import class_names
 from fedadamw.models.loading import as_input_error
 from fedadamw.models.lora.adapters import load_adapter
@@ -39,6 +40,7 @@ OWN_SETTINGS = (
 )  # also of a model that comes without settings
 BASE, ADAPTER = "model.name", "adapter_config.json"
 FACTS = "fedadamw.json"  # in an exported folder: an ExportFacts
+ANSWER_SETTINGS = ("data.metrics", "data.answers", "data.answer_tokens", "data.choices")  # of the same held-out texts
 Overrides = Sequence[tuple[str, object]]  # settings and their new values
 
 
@@ -213,8 +215,9 @@ def _check_numbers(facts: Mapping[str, Any], names: Sequence[str]) -> None:
 
 def _check_base(path: Path, name: str) -> None:
     """Raise InputError if an adapter's base is not in the folder that the export names."""
-    moved = is_path(BASE, name) and not resolve_path(BASE, name).is_dir()
-    check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its folder: -s model.name=DIR")
+    moved = is_path(BASE, name) and not resolve_path(BASE, name).exists()
+    what = "file: -s model.name=FILE" if is_gguf(name) else "folder: -s model.name=DIR"
+    check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its {what}")
 
 
 def _open_transformers_folder(path: Path, overrides: Overrides) -> Trained:
@@ -243,7 +246,7 @@ def _check_same_kind(trained: Experiment, changed: Experiment) -> None:
 
 
 def _has_data(overrides: Overrides) -> bool:
-    return any(setting.startswith("data.") for setting, _ in overrides)
+    return any(setting.startswith("data.") and setting not in ANSWER_SETTINGS for setting, _ in overrides)
 
 
 def _with_overrides(experiment: Experiment, overrides: Overrides) -> Experiment:
