@@ -11,7 +11,7 @@ from fedadamw.engine.stacked_checkpoints import stacked_checkpoints
 from fedadamw.engine.vmap_rules import batched_kernels
 from fedadamw.models import vision
 from fedadamw.models.activation_checkpoints import checkpoint_layers
-from fedadamw.models.lora import add_adapters
+from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.prepare import texts
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load

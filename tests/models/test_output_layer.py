@@ -11,7 +11,7 @@ from fedadamw.data.text_tasks import LanguageTask
 from fedadamw.data.texts import Texts
 from fedadamw.engine.vmap_rules import batched_kernels
 from fedadamw.models import output_layer
-from fedadamw.models.lora import add_adapters
+from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.models.output_layer import OutputLayer, chunk_tokens, find_output_layer, is_chunked
 from fedadamw.models.text import Form
 from fedadamw.settings.lora import LoraSettings

@@ -8,10 +8,12 @@ from typing import Any, cast
 from fedadamw.data.image_decoding import CROPPED
 from fedadamw.io.disk import new_folder
 from fedadamw.models.loading import is_local
+from fedadamw.models.quantized import merge
 from fedadamw.models.resizing import ResizeCrop
 from fedadamw.models.vision import NAMES, RESNETS, ImageModel
 from fedadamw.prepare import images
 from fedadamw.prepare.architecture import is_run, resolve_model
+from fedadamw.prepare.base import choose_weights
 from fedadamw.prepare.paths import make_portable, make_settings_portable, replace_model_paths
 from fedadamw.prepare.problem import ImageFacts
 from fedadamw.trained.card import write_card
@@ -25,7 +27,7 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
     """Write the model to the new folder `to`, completely or not at all; return in words what was written.
 
     A model with adapters is written as an adapter, or with `merged` as a whole model: always so if its base exists
-    nowhere else (it was fresh, or the exact mean changed it). shared: it will be uploaded, so an adapter's base must
+    nowhere else (it was fresh, or rounds changed it). shared: it will be uploaded, so an adapter's base must
     be on the hub.
     """
     experiment = trained.experiment
@@ -37,7 +39,7 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
     )
     lora = experiment.lora
     unpublished = experiment.model.fresh or name in NAMES or is_run(experiment.model.name)
-    whole = lora is None or lora.aggregate == "exact" or unpublished or merged
+    whole = lora is None or lora.changes_base or unpublished or merged
     check(
         whole or not is_local(name) or not shared,
         f"--push: the adapter's base {name!r} is on this machine only; push the whole model with --merged",
@@ -70,7 +72,7 @@ def _write_model(trained: Trained, folder: Path, *, whole: bool) -> None:
         model.save_pretrained(folder, save_embedding_layers=False)
         return
     if trained.experiment.lora is not None:
-        model = model.merge_and_unload()
+        model = merge(model, choose_weights(trained.experiment, trained.pretrained).dtype)
     if isinstance(trained.built, ImageModel):
         classes = trained.facts["classes"]
         model.config.id2label = dict(enumerate(classes))
