@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support import tiny_models
-from support.peak import Peak
+from benchmarks.common.tensor_peak import Peak
 from torch.func import functional_call, vmap
 from transformers import AutoModelForCausalLM
 
