@@ -1,6 +1,6 @@
 """The command line.
 
-run.py trains, studies.py compares, report.py exports results and models.py models, predict.py predicts,
+run.py trains, plan.py says what that needs, studies.py compares, report.py exports results and models.py models, predict.py predicts,
 flower.py federates, views.py, reference.py, doctor.py and watch.py show.
 """
 
@@ -17,6 +17,7 @@ from fedadamw.cli import (  # noqa: F401  (they add their commands)
     doctor,
     flower,
     models,
+    plan,
     predict,
     reference,
     report,
@@ -30,7 +31,7 @@ from fedadamw.cli.complete import words_of_bash
 from fedadamw.runner.signals import terminate
 from fedadamw.validation import InputError
 
-BEFORE_TRAINING = ("list", "settings", "recipe", "blocks", "partition")
+BEFORE_TRAINING = ("list", "settings", "recipe", "blocks", "partition", "plan")
 ORDER = [
     "run",
     "compare",
