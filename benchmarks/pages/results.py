@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.pages import lora_means
 from fedadamw.report.run_charts import save_chart
 from fedadamw.report.study_charts import overview_chart
 from fedadamw.report.study_files import Results, RunResult, Summary
@@ -57,7 +58,7 @@ def studies() -> dict[str, Path]:
 
 def page(found: Mapping[str, Results]) -> str:
     """The page as text."""
-    parts = [INTRODUCTION, overview(found), adapters(found)]
+    parts = [INTRODUCTION, overview(found), adapters(found), lora_means.section()]
     for name, results in found.items():
         parts.append(f"## {name}\n\n{describe(results)}.\n\n![Curves](results/{name}.svg)\n\n{to_markdown(results)}")
         if (against := FedAdamWAgainst.of(results)) is not None:

@@ -21,6 +21,8 @@ class Purpose(IntEnum):
     SPLIT = 7
     GROUPING = 8
     CODEC = 9
+    RANKS = 10
+    ANSWERS = 11  # of a language model, drawn at a temperature
 
 
 def numpy_generator(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:
@@ -32,6 +34,14 @@ def torch_seed(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) ->
     """Return a seed for torch for one purpose."""
     words = np.random.SeedSequence((seed, purpose, round_, client)).generate_state(2, np.uint32)
     return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def seed_modules(seed: int, device: torch.device) -> None:
+    """Seed what modules on `device` draw from, such as dropout: torch's default generators."""
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also asks the GPUs, for a millisecond
+    else:
+        torch.manual_seed(seed)
 
 
 def torch_generator(

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.blocks.cuts import GRANULARITIES
-from fedadamw.models.lora import add_adapters
+from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.models.skeleton import build_skeleton
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.vector import Layout, bind, bind_gradients, trainable

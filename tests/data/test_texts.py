@@ -185,6 +185,23 @@ def test_roberta_has_fewer_places_than_positions(place):
     assert bert.max_length(None) == 66
 
 
+def test_a_model_for_very_long_texts_gets_a_limit_that_is_said(place, monkeypatch):
+    monkeypatch.setattr("fedadamw.models.pretrained.AUTO_LENGTH", 8)
+    with pytest.warns(UserWarning, match="longer than 8 tokens and were cut; the model takes 64, set data.max_length"):
+        train, _ = load_samples(experiment(place, kind="roberta"))
+    assert train.lengths.max() == 8
+    for given in ("null", "64"):
+        assert load_samples(experiment(place, f"data.max_length={given}", kind="roberta"))[0].lengths.max() > 8
+    with pytest.warns(UserWarning, match=r"divided after 8 tokens: \d+ more samples; the model takes 64"):
+        load_samples(experiment(place, kind="llama", task="causal-lm"))
+
+
+@pytest.mark.parametrize("given", ["07", "long", "true", "9.5"])
+def test_a_length_is_a_number_or_auto(place, given):
+    with pytest.raises(InputError, match=f"data.max_length=.*{given[1:3]}.*: give at least 8 tokens, auto, or null"):
+        experiment(place, f"data.max_length={given}")
+
+
 def test_taking_samples_takes_their_tokens(place):
     train, _ = load_samples(experiment(place, kind="roberta"))
     some = train.select(np.array([5, 1, 1]))

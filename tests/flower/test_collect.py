@@ -18,6 +18,7 @@ from flwr.supercore.inflatable.inflatable_object import add_header_to_object_bod
 from support.federated import assert_same, changed, federated, simulated
 
 from fedadamw.checkpoint import CheckpointError
+from fedadamw.engine.parts import Whole
 from fedadamw.engine.record import DivergedError
 from fedadamw.flower.server import clients, messenger, pull
 from fedadamw.flower.server.rounds import QuorumError
@@ -345,7 +346,7 @@ def test_a_mean_that_is_not_finite_leaves_the_state_unchanged(tmp_path):
             after = algorithm.server_update(*state)
             return after._replace(x=after.x * torch.inf)
 
-    simulation.algorithm = Overflows()
+    simulation.parts = Whole(Overflows())
     with pytest.raises(DivergedError, match="round 1: the clients' mean is not finite"):
         simulation.step()
     assert simulation.state is before

@@ -86,7 +86,7 @@ def test_codecs_give_the_simulations_numbers_and_bytes(tmp_path, upload, name):
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("aggregate", ["factors", "frozen-a", "exact"])
+@pytest.mark.parametrize("aggregate", ["factors", "frozen-a", "exact", "residual", "alternate"])
 def test_adapters_of_a_text_model_give_the_simulations_numbers(tmp_path, aggregate):
     tiny_models.folder(tmp_path / "roberta", "roberta")
     tiny_models.reviews(tmp_path / "reviews.csv")

@@ -7,57 +7,18 @@ import numpy as np
 import pytest
 import torch
 from support import tiny_models
+from support.adapters import simulation
 
 from fedadamw.algorithms.registry import BUILT_IN
 from fedadamw.data.text_tasks import TextTask
 from fedadamw.engine.client import plan_work
 from fedadamw.engine.simulate import Saved
 from fedadamw.models import vision
-from fedadamw.models.lora import Folding, add_adapters
-from fedadamw.prepare import texts
-from fedadamw.prepare.simulation import prepare
+from fedadamw.models.lora.adapters import add_adapters
+from fedadamw.models.lora.means import Folding
 from fedadamw.settings.load import load
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.validation import InputError
-
-TARGETS = {"roberta": "[query,key,value,dense]", "bert": "[query,value]", "llama": "[q_proj,v_proj,down_proj]"}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    path = tmp_path_factory.mktemp("texts")
-    for kind in (*TARGETS, "gpt2"):
-        tiny_models.folder(path / kind, kind)
-    tiny_models.reviews(path / "reviews.csv")
-    return path
-
-
-@pytest.fixture
-def double(monkeypatch):
-    """Text models in float64."""
-    build = texts.build_model
-
-    def build_model(*arguments, **settings):
-        built = build(*arguments, **settings)
-        return built._replace(model=built.model.double())
-
-    monkeypatch.setattr(texts, "build_model", build_model)
-
-
-def simulation(place, *settings, kind="roberta", lora=True, stack=1, task="text"):
-    """Five unequal clients, three a round, three rounds."""
-    adapters = [f"lora.target_modules={TARGETS[kind]}", "lora.r=4", "lora.dropout=0"] if lora else []
-    common = [
-        f"data.task={task}",
-        f"data.source={place / 'reviews.csv'}",
-        "data.validation=0.2",
-        f"model={place / kind}",
-        "partition={kind: dirichlet, clients: 5, concentration: 0.5}",
-        "training={rounds: 3, clients_per_round: 3, steps: 3, batch_size: 12, lr: 0.01, clip: 1.0}",
-        f"stack={stack}",
-        "device=cpu",
-    ]
-    return prepare(load("digits", [*common, *adapters, *settings])).simulation()
 
 
 @pytest.mark.parametrize("upload", ["float32", "top-k"])
@@ -168,8 +129,9 @@ def test_the_exact_mean_is_that_of_the_dense_weights(place, kind, targets):
     expected = {n: sum(w * d[n] for w, d in zip(weights, dense, strict=True)) for n in dense[0]}
     stacked = torch.stack(clients)
     torch.testing.assert_close(folding.product(stacked)[1], folding.product(clients[1]), rtol=0, atol=1e-12)
-    folding.load(folding.base + weights @ folding.product(stacked))
-    work.y.copy_(folding.reset_adapters(weights @ stacked))
+    base, x = folding.fold(folding.base, weights @ folding.product(stacked), weights @ stacked)
+    folding.load(base)
+    work.y.copy_(x)
     found = weight_of_merged(model, work, work.y.clone())
     assert len(found) == len(expected) > 0
     for name, value in expected.items():

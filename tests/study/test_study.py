@@ -15,7 +15,7 @@ from support.command import run_command
 from support.studies import TINY, wait_for
 
 from fedadamw import cli
-from fedadamw.prepare.device import count_cores
+from fedadamw.data.row_parts import count_cores
 from fedadamw.settings.load import load
 from fedadamw.study import results
 from fedadamw.study.plan import plan

@@ -10,7 +10,10 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     BertConfig,
+    CohereConfig,
+    Gemma2Config,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -71,8 +74,17 @@ def config(kind: str):
         return GPT2Config(
             vocab_size=words, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
         )
+    common = {"vocab_size": words, "max_position_embeddings": 64, "num_key_value_heads": 2, **SIZES}
+    if kind == "gemma2":  # tied, soft caps, and a window in every other layer
+        return Gemma2Config(
+            head_dim=8, query_pre_attn_scalar=8, sliding_window=8, final_logit_softcapping=2.0, **common
+        )
+    if kind == "granite":
+        return GraniteConfig(logits_scaling=8.0, **common)
+    if kind == "cohere":
+        return CohereConfig(logit_scale=0.25, pad_token_id=1, **common)
     cls = {"llama": LlamaConfig, "qwen3": Qwen3Config}[kind]
-    return cls(vocab_size=words, max_position_embeddings=64, num_key_value_heads=2, head_dim=8, **SIZES)
+    return cls(head_dim=8, **common)
 
 
 def folder(path: Path, kind: str, **of_tokenizer) -> str:

@@ -15,7 +15,7 @@ from support import tiny_models
 import fedadamw
 from fedadamw.models import text, vision
 from fedadamw.models.loading import as_input_error, locate
-from fedadamw.models.lora import load_adapter
+from fedadamw.models.lora.adapters import load_adapter
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.skeleton import build_skeleton
 from fedadamw.settings.load import load

@@ -25,7 +25,7 @@ from fedadamw.algorithms.registry import BUILT_IN
 from fedadamw.engine.codecs import CODECS, make_codec
 from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.engine.step import Kind
-from fedadamw.models.lora import Folding
+from fedadamw.models.lora.means import Folding
 
 DOUBLE, SINGLE = torch.float64, torch.float32
 LOOSE = {"fedlion": 0.15}  # the sign of a number near 0 turns on its last digit

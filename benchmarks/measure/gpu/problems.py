@@ -18,7 +18,7 @@ from fedadamw.data.texts import Texts
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.loading import build_seeded
-from fedadamw.models.lora import add_adapters
+from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.models.text import Form
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.settings.training import TrainingSettings

@@ -18,7 +18,7 @@ from fedadamw import checkpoint
 from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
 from fedadamw.models import vision
-from fedadamw.models.lora import add_adapters
+from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.vector import trainable
 

@@ -20,7 +20,7 @@ from fedadamw.engine.ranks import current_team
 from fedadamw.engine.simulate import Simulation
 from fedadamw.models import vision
 from fedadamw.models.loading import build_seeded
-from fedadamw.models.lora import add_adapters
+from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.vector import Layout

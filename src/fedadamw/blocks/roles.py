@@ -48,6 +48,8 @@ def role_of(path: Sequence[str], lineage: Sequence[nn.Module], tensor: Tensor) -
         return Role(("lora-a",)), "rows"
     if tensor.dim() > 1 and "lora_embedding_B" in path:
         return Role(("embedding",)), "rows"
+    if "lora_magnitude_vector" in path:  # DoRA: the lengths of the layer's outputs, a convolution's (1, out, 1, 1)
+        return Role(("vector",)), "whole"
     if tensor.dim() < 2 or (flat and not _is_matrix(owner)):  # includes class tokens (1, 1, width)
         return Role(("vector",)), "whole"
     if isinstance(owner, CONVOLUTIONS + TRANSPOSED_CONVOLUTIONS):

@@ -83,7 +83,8 @@ def _train(
     from fedadamw.runner.launch import choose_ranks, launch
 
     ranks, sampled = ranks or choose_ranks(experiment), experiment.training.clients_per_round
-    check(ranks <= sampled, f"--ranks {ranks}: more than the {sampled} clients per round; use at most as many")
+    most = sampled * experiment.shards
+    check(ranks <= most, f"--ranks {ranks}: more than the {sampled} clients per round; use at most {most}")
     alone = ranks == 1 or "RANK" in os.environ
     check_settings(experiment, remote=False)
     if not force:

@@ -59,7 +59,7 @@ def blocks_command(
 
     module = build_skeleton(model)
     if lora is not None:
-        from fedadamw.models.lora import add_adapters
+        from fedadamw.models.lora.adapters import add_adapters
         from fedadamw.settings.lora import LoraSettings
 
         module = add_adapters(module, LoraSettings(r=rank, target_modules=tuple(parse_names(lora))), None)

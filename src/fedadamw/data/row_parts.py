@@ -17,6 +17,11 @@ MIN_ROWS = 2048  # fewer are done before a fork has begun
 Work = Callable[[range], Any]  # returns what JSON can hold
 
 
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _Fork:
     """A process that works on some of the parts; without a result if it fails."""
 
@@ -80,5 +85,4 @@ def _count_processes(rows: int) -> int:
     """Return how many processes to use: as many as cores, one for few rows or where processes do not fork safely."""
     if rows < MIN_ROWS or not hasattr(os, "fork") or sys.platform == "darwin":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_PROCESSES, -(-rows // PART))
+    return min(count_cores(), MAX_PROCESSES, -(-rows // PART))

@@ -5,16 +5,20 @@ comes after all tokens that are used.
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
+from fedadamw.data.packing import pack
 from fedadamw.data.scoring import CLASSIFICATION, REGRESSION, compute_metrics
 from fedadamw.data.texts import Texts
+from fedadamw.models.output_layer import OutputLayer, is_chunked
 from fedadamw.models.text import Form
 from fedadamw.task import Batch, Evaluation, Model, copy_to
+from fedadamw.vector import at_least_single
 
 MULTIPLE = 8
 
@@ -123,56 +127,124 @@ class TextTask:
 
 
 class LanguageTask:
-    """Cross-entropy of the learned tokens: the mean over each text's, then over texts."""
+    """Cross-entropy of the learned tokens: the mean over each text's, then over texts.
+
+    packing: several short texts go through the model in one row.
+    """
 
     def __init__(
-        self, train: Texts, test: Texts, form: Form, *, device: torch.device, test_batch_size: int = 20
+        self,
+        train: Texts,
+        test: Texts,
+        form: Form,
+        *,
+        device: torch.device,
+        test_batch_size: int = 20,
+        packing: bool = False,
     ) -> None:
-        self.form, self.test_batch_size = form, test_batch_size
+        self.form, self.test_batch_size, self.packing = form, test_batch_size, packing
         self.lengths = torch.from_numpy(train.lengths)
         self.resident = device.type == "cpu"  # else batches are padded on the CPU, ahead of the steps
         self.texts, self.test_texts = (
             Padded(texts, pad=form.pad, longest=form.max_length, device=device) for texts in (train, test)
         )
         self.held_out = len(test)
+        self._warned = False
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return no random numbers: texts are not augmented."""
         return torch.empty(count, 0)
 
     def batch(self, samples: Tensor, drawn: Tensor) -> Batch:
-        """Return token numbers (n, length), and 1 if a token is learned, (n, length)."""
+        """Return token numbers (n, length), and 1 if a token is learned, (n, length).
+
+        With packing also the texts' lengths, (n,) on the CPU, where they are packed.
+        """
         ids, marks, _ = self.texts.gather(samples)
-        return ids, marks
+        lengths = (self.texts.lengths[samples.cpu()].clamp(max=ids.shape[1]),) if self.packing else ()
+        return ids, marks, *lengths
 
     def losses(self, model: Model, batch: Batch) -> Tensor:
         """Return the mean loss of each text's learned tokens, (n,)."""
-        ids, marks = batch
-        loss, learned = self._token_losses(self.form.logits(model, [ids], use_cache=False), ids, marks)
+        ids, marks, *lengths = batch
+        if lengths:
+            return self._packed_losses(model, ids, marks, lengths[0])
+        following, learned = _look_ahead(ids, marks)
+        loss, learned = _keep_learned(self._token_losses(model, ids, following, learned), marks)
         return loss.sum(-1) / learned.sum(-1).clamp(min=1)
 
-    def _token_losses(self, logits: Tensor, ids: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of each learned token but the first, 0 for others, and 1 if learned: (n, length - 1) each."""
-        following = ids.roll(-1, 1)  # the last token has no next: its loss is cut off below, which copies no logits
-        loss = F.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none").view(ids.shape)[:, :-1]
-        loss = loss.to(torch.promote_types(loss.dtype, torch.float32))  # also for the counts, which may be large
-        learned = marks[:, 1:].to(loss)
-        return loss * learned, learned
+    def _packed_losses(self, model: Model, ids: Tensor, marks: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack(lengths, ids.shape[1], ids.device)
+        following, learned = (packed.take(t) for t in _look_ahead(ids, marks))
+        settings = {"position_ids": packed.positions}
+        if self.form.masks_rows and not isinstance(model, nn.Module):  # stacked: transformers' own masks do not stack
+            settings["attention_mask"] = packed.mask
+        loss = self._token_losses(model, packed.take(ids, self.form.pad), following, learned, **settings)
+        loss = loss.to(at_least_single(loss)) * learned
+        return packed.sum_by_text(loss, len(ids)) / marks[:, 1:].sum(-1).clamp(min=1)
+
+    def _token_losses(
+        self, model: Model, ids: Tensor, following: Tensor, learned: Tensor, **settings: Tensor
+    ) -> Tensor:
+        """Return the loss of each token's `following` one, (n, length); of those not learned, any number."""
+        if layer := self._find_layer(model, ids):
+            return layer.losses(layer.hidden(model, {"input_ids": ids, **settings}), following, learned.bool())
+        return self._whole_losses(self.form.logits(model, [ids], use_cache=False, **settings), following)
+
+    def _whole_losses(self, logits: Tensor, following: Tensor) -> Tensor:
+        self._warn_if_large(following.numel(), logits.shape[-1])
+        if not torch.is_autocast_enabled(logits.device.type):
+            logits = logits.to(at_least_single(logits))
+        return F.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none").view(following.shape)
+
+    def _find_layer(self, model: Model, ids: Tensor) -> OutputLayer | None:
+        """Return the output layer to compute the losses of these texts in chunks; None: their logits are whole."""
+        layer = self.form.output
+        if isinstance(layer, str) or not is_chunked(ids.numel(), layer.vocabulary):
+            return None
+        stacked = not isinstance(model, nn.Module)  # torch computes nothing again under vmap
+        return None if stacked and layer.trains else layer
+
+    def _warn_if_large(self, tokens: int, vocabulary: int) -> None:
+        why = self.form.output
+        if isinstance(why, str) and why and not self._warned and is_chunked(tokens, vocabulary):
+            self._warned = True
+            size = f"{tokens:,} x {vocabulary:,}"
+            warnings.warn(f"logits of {size} numbers are computed at once, not in chunks: {why}", stacklevel=2)
 
     def outputs(self, model: Model, start: int, stop: int) -> Tensor:
         """Return loss, number and correct predictions, summed over each text's learned tokens, (stop - start, 3)."""
         results = torch.zeros(stop - start, 3, dtype=torch.float64, device=self.texts.device)
         for samples in self.test_texts.iter_by_length(start, stop, self.test_batch_size):
             ids, marks, _ = self.test_texts.gather(samples)
-            logits = self.form.logits(model, [ids], use_cache=False)
-            loss, learned = self._token_losses(logits, ids, marks)
-            correct = (logits.argmax(-1) == ids.roll(-1, 1))[:, :-1] * learned
-            sums = [t.sum(-1).double() for t in (loss, learned, correct)]
+            loss, correct = self._evaluate(model, ids, *_look_ahead(ids, marks))
+            loss, learned = _keep_learned(loss, marks)
+            sums = [t.sum(-1).double() for t in (loss, learned, correct[:, :-1] * learned)]
             results[(samples - start).to(results.device)] = torch.stack(sums, -1)
         return results
+
+    def _evaluate(self, model: Model, ids: Tensor, following: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of each token's `following` one, and whether it is predicted, (n, length) each."""
+        if layer := self._find_layer(model, ids):
+            return layer.evaluate(layer.hidden(model, {"input_ids": ids}), following, learned.bool())
+        logits = self.form.logits(model, [ids], use_cache=False)
+        return self._whole_losses(logits, following), logits.argmax(-1) == following
 
     def score(self, outputs: Tensor) -> Evaluation:
         """Return the mean loss per token, the share of correct predictions, and perplexity."""
         loss, tokens, correct = outputs.sum(0).tolist()
         mean = loss / max(tokens, 1)
         return Evaluation(mean, {"accuracy": correct / max(tokens, 1), "perplexity": math.exp(min(mean, 700.0))})
+
+
+def _look_ahead(ids: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each token's next one, and 1 if that is learned, (n, length) each; the last has no next: 0."""
+    learned = torch.cat([marks[:, 1:], torch.zeros_like(marks[:, :1])], 1)
+    return ids.roll(-1, 1), learned
+
+
+def _keep_learned(loss: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss of each learned token but the first, 0 for others, and 1 if learned: (n, length - 1) each."""
+    loss = loss[:, :-1].to(at_least_single(loss))  # also for the counts, which may be large
+    learned = marks[:, 1:].to(loss)
+    return loss * learned, learned

@@ -12,10 +12,11 @@ from torch import Tensor
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.engine.client import Answer, Broadcast, LocalWork, Shard, plan_work
 from fedadamw.engine.prefetch import read_ahead
+from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.states import clone_tensors
 from fedadamw.engine.step import Step
-from fedadamw.engine.workspace import Workspace, autocast, micro_batches
-from fedadamw.randomness import Purpose, torch_seed
+from fedadamw.engine.workspace import Workspace, autocast
+from fedadamw.randomness import Purpose, seed_modules, torch_seed
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.vector import trainable
@@ -32,9 +33,10 @@ class Loop:
         training: TrainingSettings,
         seed: int,
         step: Step,
+        ranks: Team = ALONE,
     ) -> None:
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
-        self.training, self.seed, self.step = training, seed, step
+        self.training, self.seed, self.step, self.ranks = training, seed, step, ranks
         self._checked = False
 
     def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
@@ -49,7 +51,8 @@ class Loop:
         work = plan_work(self.task, self.training, self.seed, client, shard.samples, round_, workspace)
         workspace.load(down.x, broadcast.statistics)
         workspace.module.train()
-        torch.manual_seed(torch_seed(self.seed, Purpose.MODULE, round_, client))
+        drawn = torch_seed(self.seed, Purpose.MODULE, round_, client) + self.ranks.member
+        seed_modules(drawn, workspace.y.device)
         lr = workspace.y.new_tensor(self.training.lr_at(round_))
         memory = algorithm.client_init(down) if shard.memory is None else shard.memory
         start = algorithm.client_start(down, memory)
@@ -70,13 +73,15 @@ class Loop:
         """Add the gradient of a batch's mean loss to the workspace's; returns the loss."""
         workspace, training, n = self.workspace, self.training, len(batch[0])
         total = workspace.y.new_zeros(())
-        for part in micro_batches(batch, training.micro_batch):
+        for part, weights in self.ranks.parts(batch, training.micro_batch):
             with autocast(training, workspace.y.device):
-                loss = self.task.losses(workspace.module, part).sum() / n
+                losses = self.task.losses(workspace.module, part)
+                loss = (losses if weights is None else losses * weights).sum() / n
             if not self._checked:
                 self._warn_of_unused_parameters(loss)
             loss.backward()
             total += loss.detach()
+        self.ranks.add_parts([workspace.gradient, total])
         return total
 
     def _batches(self, work: LocalWork) -> Iterator[Batch]:

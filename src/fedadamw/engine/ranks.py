@@ -17,11 +17,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedadamw.algorithm import AnyState
 from fedadamw.engine.states import iterate_tensors, map_tensors
+from fedadamw.engine.workspace import micro_batches
 from fedadamw.io.disk import report_full_disk
+from fedadamw.task import Batch
+from fedadamw.validation import check
 
 
 class RankLostError(RuntimeError):
@@ -39,6 +42,9 @@ class Team(ABC):
     rank: int
     size: int
     device: torch.device  # of the tensors that are summed
+    alone = False  # whether it is a single process
+    leads = True  # whether it is the one that keeps clients' memories and writes files
+    member = 0  # its place among the processes that train the same clients, see shards.py
     waited_s: float = 0.0  # so far, for other processes and for what they send
 
     @abstractmethod
@@ -52,6 +58,16 @@ class Team(ABC):
     @abstractmethod
     def broadcast(self, tensors: Iterable[Tensor], source: int = 0) -> None:
         """Replace each tensor by that of the rank `source`."""
+
+    def parts(self, batch: Batch, size: int | None) -> Iterator[tuple[Batch, Tensor | None]]:
+        """Yield this process's rows of a batch, at most `size` at once, and their weights; None: each counts."""
+        yield from ((part, None) for part in micro_batches(batch, size))
+
+    def add_parts(self, tensors: Iterable[Tensor]) -> None:  # noqa: B027  (one process has all rows)
+        """Replace each tensor by its sum over the processes that train the same clients."""
+
+    def shard(self, model: nn.Module) -> None:  # noqa: B027  (one process has the whole model)
+        """Split the frozen weights of the model's layers over the processes that train the same clients."""
 
     def agree(self, *, stop: bool = False) -> bool:
         """Whether rank 0 wants to stop; every rank calls this at the end of a round."""
@@ -67,7 +83,7 @@ class Team(ABC):
 class Alone(Team):
     """One process: nothing to share or to sum."""
 
-    rank, size, device = 0, 1, torch.device("cpu")
+    rank, size, device, alone = 0, 1, torch.device("cpu"), True
 
     def share(self, works: Sequence[int]) -> Collection[int]:
         return range(len(works))
@@ -92,6 +108,7 @@ class Ranks(Team):
             cuda = device.type == "cuda"
             dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, device_id=device if cuda else None)
         self.rank, self.size, self.device = dist.get_rank(), dist.get_world_size(), device
+        self.leads = self.rank == 0
 
     def share(self, works: Sequence[int]) -> Collection[int]:
         """Clients with the most work are assigned first, each to the rank with the least."""
@@ -131,7 +148,7 @@ class Ranks(Team):
                 written.append(_File.of(tensor))
                 written[-1].write(tensor)
             with _waiting_for_ranks():
-                everyone: list[Any] = [None] * self.size
+                everyone: list[Any] = [None] * dist.get_world_size()
                 dist.all_gather_object(everyone, (machine, written))
                 files: list[_File] = next((f for where, f in everyone if where == machine and f), [])
                 tensors = [file.map_tensor() for file in files]
@@ -167,9 +184,16 @@ def assign_clients(works: Sequence[int], ranks: int) -> list[set[int]]:
     return places
 
 
-def current_team(device: torch.device) -> Team:
-    """The ranks that torchrun's environment says this process belongs to; ALONE without it."""
-    return Ranks(device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ALONE
+def current_team(device: torch.device, shards: int = 1) -> Team:
+    """The ranks that torchrun's environment says this process belongs to, in groups of `shards`; ALONE without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        check(shards == 1, f"shards={shards} needs as many processes: --ranks {shards}, or a multiple")
+        return ALONE
+    if shards == 1:
+        return Ranks(device)
+    from fedadamw.engine.shards import join_groups  # which imports this module
+
+    return join_groups(device, shards)
 
 
 class _File(NamedTuple):
@@ -214,7 +238,7 @@ def scatter_states(states: Iterable[AnyState | None], template: AnyState, ranks:
 
     A rank keeps what it needs of them, so that no device holds the states of all clients.
     """
-    if ranks.size == 1 or template == ():
+    if ranks.alone or template == ():
         yield from states
         return
     for state in states:
@@ -230,7 +254,7 @@ def gather_states(
 
     mine: this rank's.
     """
-    if ranks.size == 1 or template == ():
+    if ranks.alone or template == ():
         yield from mine.items()
         return
     owners = torch.zeros(count, device=ranks.device)

@@ -30,14 +30,21 @@ class Folding(Protocol):
 
     base: Vector  # (w,) the frozen weights
 
+    @property
+    def kind(self) -> str:
+        """Its name in lora.aggregate."""
+
     def load(self, base: Vector) -> None:
         """Copy frozen weights (w,) into the module."""
 
-    def product(self, y: Vector) -> Vector:
-        """Return what the adapters of the models `y` (..., d) add to the frozen weights, (..., w)."""
+    def product(self, y: Vector, client: int | None = None) -> Vector:
+        """Return what the adapters of the models `y` (..., d) add to the frozen weights, (..., w).
 
-    def reset_adapters(self, x: Vector) -> Vector:
-        """Return a copy of `x` (d,) whose adapters add nothing."""
+        client: whose model it is, if clients scale their adapters differently; None: the server's.
+        """
+
+    def fold(self, base: Vector, product: Vector, x: Vector) -> tuple[Vector, Vector]:
+        """Return the frozen weights (w,) and the model (d,) after a round, from the means of product and model."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,9 @@ class Aggregation:
         """The weight of a client's answer."""
         return float(answer.samples) if self.weighting == "samples" else 1.0
 
-    def tensors(self, answer: Answer, down: AnyState) -> list[Tensor]:
+    def tensors(self, client: int, answer: Answer, down: AnyState) -> list[Tensor]:
         """What is averaged of an answer: the fields of Up, statistics, loss and, with `folding`, the product."""
-        product = [] if self.folding is None else [self.folding.product(down.x + answer.up.delta)]
+        product = [] if self.folding is None else [self.folding.product(down.x + answer.up.delta, client)]
         statistics = answer.statistics.double()  # so that the mean of equal buffers is the buffer
         return [*answer.up, statistics, answer.loss, *product]
 
@@ -100,7 +107,7 @@ def run_round(
     up_type: Any = None
     for shard, answer in clients.train(sampled, broadcast):
         up_type = type(answer.up)
-        tensors = aggregation.tensors(answer, broadcast.down)
+        tensors = aggregation.tensors(shard.client, answer, broadcast.down)
         if answer.finite:
             average.add(tensors, aggregation.weight(answer))
             up_bytes += nbytes(answer.travels)

@@ -13,6 +13,7 @@ from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Update
 from fedadamw.engine.diagnostics import Diagnostics
+from fedadamw.engine.parts import Halves, Parts, Whole, read_state, state_tensors
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.record import DivergedError, Record
 from fedadamw.engine.robust import check_robust
@@ -25,22 +26,22 @@ from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector, all_finite
 
-NOT_EXACT = "lora.aggregate='exact' takes the clients' mean as it is; this algorithm's server does not"
+NOT_THE_MEAN = "takes the clients' mean as it is; this algorithm's server does not"
 
 
 class State(NamedTuple):
     """All that a run is between two rounds."""
 
     round: int  # rounds done
-    server: AnyState  # the algorithm's Server
+    server: AnyState  # the algorithm's Server, or with halves a Halved
     statistics: Vector  # (s,) BatchNorm's running statistics, averaged over clients
     last: Vector  # (d,) the last round's change of x, for diagnostics; (0,) before it, or without them
     base: Vector  # (w,) frozen weights that the adapters' exact means are folded into; (0,) without that
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state, by name."""
-        named = {f"server.{name}": t for name, t in self.server._asdict().items()}
-        return {**named, "statistics": self.statistics, "last": self.last, "base": self.base}
+        others = {"statistics": self.statistics, "last": self.last, "base": self.base}
+        return {**state_tensors(self.server, "server"), **others}
 
 
 class Saved(NamedTuple):
@@ -54,7 +55,8 @@ class Simulation:
     """A federated run of the model in `workspace` over `clients`. Iterate `rounds()`, or call `step()`.
 
     The model is trained in place; `algorithm` and `training` say how. ranks: the processes that share the run.
-    folding: adds the exact mean of what clients' adapters contribute to the frozen weights.
+    folding: adds the exact mean of what clients' adapters contribute to the frozen weights. halves: train in turn, each
+    by an algorithm of its own, in place of the whole model.
     saved: where to resume. `listeners`, a list to append to, are called for each accepted answer.
     """
 
@@ -68,11 +70,13 @@ class Simulation:
         *,
         ranks: Team = ALONE,
         folding: Folding | None = None,
+        halves: Halves | None = None,
         saved: Saved | None = None,
     ) -> None:
         _check_round(workspace, training, len(clients), ranks)
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.clients, self.ranks, self.folding = training, clients, ranks, folding
+        self.parts: Parts = halves or Whole(algorithm)
         self.listeners: list[Listener] = []
         self.aggregation = Aggregation(training.weighting, training.mean, training.byzantine, folding, ranks)
         self.losses: dict[int, float | None] = {}  # of the clients of the last round; None: not accepted
@@ -81,7 +85,7 @@ class Simulation:
             clients.restore(0, {})  # removes what a killed start left on disk
         else:
             self.restore(saved)
-        if ranks.size > 1:
+        if not ranks.alone:
             self.state = self._state_of_rank_0()
 
     @classmethod
@@ -130,7 +134,7 @@ class Simulation:
         start = time.perf_counter()
         state, training, clients = self.state, self.training, self.clients
         lr = training.lr_at(state.round)
-        broadcast = Broadcast(state.round, self.algorithm.broadcast(state.server), state.statistics, state.base)
+        broadcast = self.parts.broadcast(state.round, state.server, state.statistics, state.base)
         sampled = clients.sample(state.round)
         diagnostics = Diagnostics(self.workspace.module, state.last) if training.diagnostics else None
         result = self._train(sampled, broadcast, [] if diagnostics is None else [_listener(diagnostics, broadcast)])
@@ -155,7 +159,7 @@ class Simulation:
             wall_s=round(time.perf_counter() - start, 4),
             diagnostics=None if diagnostics is None else diagnostics.summary(),
             federation=None if traffic.counts is None else dict(traffic.counts),
-            waited_s=None if self.ranks.size == 1 else round(result.waited_s, 4),
+            waited_s=None if self.ranks.alone else round(result.waited_s, 4),
         )
 
     def tensors(self, state: State | None = None) -> dict[str, Tensor]:
@@ -171,13 +175,14 @@ class Simulation:
             if name not in tensors or tensors[name].shape != t.shape or tensors[name].dtype != t.dtype:
                 raise InputError(f"the state has no {name} of shape {tuple(t.shape)} and type {t.dtype}")
         self.clients.restore(*saved)
-        server = type(state.server)(*(tensors[f"server.{field}"].to(y.device) for field in state.server._fields))
+        server = read_state(state.server, tensors, "server", y.device)
         others = (tensors[name].to(y.device) for name in ("statistics", "last", "base"))
         self.state = State(saved.round, server, *others)
 
     def load(self, state: State | None = None) -> None:
         """Put the global model of `state`, by default the present one, into the module."""
         state = state or self.state
+        self.parts.leave()
         self.workspace.load(state.server.x, state.statistics)
         if self.folding is not None:
             self.folding.load(state.base)
@@ -199,6 +204,7 @@ class Simulation:
 
     def _train(self, sampled: Sequence[int], broadcast: Broadcast, listeners: Sequence[Listener]) -> RoundResult:
         device = self.workspace.y.device
+        self.parts.enter(broadcast)
         if self.folding is not None:
             self.folding.load(broadcast.base)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -207,23 +213,25 @@ class Simulation:
     def next_state(self, state: State, result: RoundResult, lr: float, participation: float) -> State:
         """The state after a round that began with `state`; DivergedError if a number of it is not finite."""
         number = self.workspace.y.new_tensor
-        server = self.algorithm.server_update(state.server, result.up, number(lr), number(participation))
+        rate, part = number(lr), number(participation)
+        server = self.parts.server_update(state.round, state.server, result.up, rate, part)
         assert result.statistics is not None
         last = server.x - state.server.x if self.training.diagnostics else state.last
         base = state.base
         if self.folding is not None and result.product is not None:
             plain = torch.allclose(server.x, state.server.x + result.up.delta, rtol=1e-4, atol=1e-6)
-            check(plain, NOT_EXACT)
-            base, server = base + result.product, server._replace(x=self.folding.reset_adapters(server.x))
+            check(plain, f"lora.aggregate={self.folding.kind!r} {NOT_THE_MEAN}")
+            base, x = self.folding.fold(base, result.product, server.x)
+            server = server._replace(x=x)
         after = State(state.round + 1, server, result.statistics, last, base)
-        if not all_finite(server):
+        if not all_finite(state_tensors(server, "server").values()):
             raise DivergedError(f"round {after.round}: the clients' mean is not finite; try a smaller training.lr")
         return after
 
     def _initial_state(self) -> State:
         y = self.workspace.y
         base = y[:0] if self.folding is None else self.folding.base
-        server = self.algorithm.server_init(y.clone())
+        server = self.parts.server_init(y.clone())
         return State(0, server, self.workspace.statistics.clone(), y[:0].clone(), base.clone())
 
     def _state_of_rank_0(self) -> State:

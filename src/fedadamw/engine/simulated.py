@@ -11,6 +11,7 @@ from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Traffic, Update
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.loop import Loop
+from fedadamw.engine.portions import CroppedStep, PortionedEngine, Portions, down_bytes
 from fedadamw.engine.ranks import Team, gather_states, scatter_states
 from fedadamw.engine.stacked import Stacked
 from fedadamw.engine.step import Kind, make_step
@@ -27,7 +28,7 @@ class SimulatedClients(Clients):
 
     stack: clients that train at once; may_loop: train them one after the other if the model cannot be stacked, else
     raise InputError. step: how local steps are done. memory_folder: keep clients' memories in files there.
-    ranks: the processes that share the sampled clients.
+    ranks: the processes that share the sampled clients. portions: of the model, if clients do not train all of it.
     """
 
     def __init__(
@@ -44,12 +45,19 @@ class SimulatedClients(Clients):
         step: Kind,
         memory_folder: Path | None,
         ranks: Team,
+        portions: Portions | None = None,
     ) -> None:
         self.partition, self.training, self.seed, self.ranks = partition, training, seed, ranks
         self.uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
-        common = (workspace, algorithm, task, training, seed, make_step(algorithm, training.clip, step))
-        loop = Loop(*common)
-        self.engine: Engine = loop if stack == 1 else Stacked(*common, group=stack, fallback=loop if may_loop else None)
+        self.portions, made = portions, make_step(algorithm, training.clip, step)
+        cropped = CroppedStep(made)
+        common = (workspace, algorithm, task, training, seed, made if portions is None else cropped)
+        loop = Loop(*common, ranks)
+        engine: Engine = loop if stack == 1 else Stacked(*common, group=stack, fallback=loop if may_loop else None)
+        self.engine = engine
+        self.coded: Engine = CodedEngine(engine, self.uploads, seed)
+        if portions is not None:
+            self.coded = PortionedEngine(engine, cropped, self.uploads, seed, portions)
         down = algorithm.broadcast(algorithm.server_init(workspace.y.clone()))
         self._no_memory = self.uploads.initial_memory(down)  # before a client's first round; () if there is none
         if memory_folder is not None and self._no_memory != ():
@@ -67,9 +75,9 @@ class SimulatedClients(Clients):
         return [int(i) for i in sample_clients(self.seed, round_, len(self), self.training.clients_per_round)]
 
     def train(self, sampled: Sequence[int], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
-        self._round, self._traffic = broadcast.round, Traffic(broadcast.nbytes * len(sampled))
-        yield from CodedEngine(self.engine, self.uploads, self.seed).train(self._shards(sampled), broadcast)
-        if self.ranks.size > 1:
+        self._round, self._traffic = broadcast.round, Traffic(down_bytes(broadcast, sampled, self.portions))
+        yield from self.coded.train(self._shards(sampled), broadcast)
+        if not self.ranks.alone:
             self._store_memories_of_all_ranks(sampled)
 
     def _shards(self, sampled: Sequence[int]) -> Iterable[Shard]:
@@ -78,12 +86,12 @@ class SimulatedClients(Clients):
         stored = (self.store.get(i, self._round) for i in sampled)
         memories = enumerate(scatter_states(stored, self._no_memory, self.ranks))
         shards = (Shard(sampled[i], self.partition[sampled[i]], memory) for i, memory in memories if i in mine)
-        return shards if self.ranks.size == 1 else list(shards)  # before training: all ranks take part in each
+        return shards if self.ranks.alone else list(shards)  # before training: all ranks take part in each
 
     def accept(self, shard: Shard, answer: Answer) -> None:
         if answer.memory == ():
             return
-        if self.ranks.size == 1:
+        if self.ranks.alone:
             self.store.put(shard.client, self._round + 1, answer.memory)
         else:
             self._memories[shard.client] = answer.memory
@@ -96,7 +104,7 @@ class SimulatedClients(Clients):
         mine = {place: self._memories[i] for place, i in enumerate(sampled) if i in self._memories}
         self._memories = {}
         for place, memory in gather_states(mine, len(sampled), self._no_memory, self.ranks):
-            if self.ranks.rank == 0:
+            if self.ranks.leads:
                 self.store.put(sampled[place], self._round + 1, memory)
 
     @property

@@ -12,7 +12,7 @@ module drops at random:
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -25,11 +25,12 @@ from fedadamw.engine.client import Answer, Broadcast, LocalWork, Shard, plan_wor
 from fedadamw.engine.device_memory import is_out_of_memory, release_memory
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.prefetch import read_ahead
+from fedadamw.engine.stacked_checkpoints import stacked_checkpoints
 from fedadamw.engine.states import map_tensors, stack_states
 from fedadamw.engine.step import Step
 from fedadamw.engine.vmap_rules import batched_kernels
 from fedadamw.engine.workspace import Workspace, autocast, micro_batches, mixes_samples
-from fedadamw.randomness import Purpose, torch_seed
+from fedadamw.randomness import Purpose, seed_modules, torch_seed
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError
@@ -122,7 +123,7 @@ class Stacked:
         s = len(shards)
         work.load(down.x, statistics)
         work.module.train()
-        torch.manual_seed(torch_seed(self.seed, Purpose.MODULE, round_, shards[0].client))
+        seed_modules(torch_seed(self.seed, Purpose.MODULE, round_, shards[0].client), work.y.device)
         lr = work.y.new_tensor(self.training.lr_at(round_))
         memories = [algorithm.client_init(down) if shard.memory is None else shard.memory for shard in shards]
         start = algorithm.client_start(down, stack_states(memories))
@@ -180,7 +181,8 @@ class Stacked:
 
             return (task.losses(model, batch) * weights).sum()
 
-        with batched_kernels(), autocast(self.training, y.device):
+        again = stacked_checkpoints(module) if self.training.gradient_checkpointing else nullcontext()
+        with batched_kernels(), again, autocast(self.training, y.device):
             losses: Tensor = vmap(client_loss, randomness="different")(layout.views(y), buffers, batch, weights)
         return losses
 

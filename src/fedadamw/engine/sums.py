@@ -44,8 +44,7 @@ class Known:
     @cached_property
     def chunks(self) -> Sequence[Vector]:
         """Views of its chunks, in order."""
-        chunks: Sequence[Vector] = self.data.split(CHUNK)
-        return chunks
+        return (self.data,) if len(self.data) <= CHUNK else self.data.split(CHUNK)
 
 
 @dataclass(eq=False, frozen=True)

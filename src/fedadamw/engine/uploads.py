@@ -85,19 +85,29 @@ class Uploads:
         local = self.algorithm.client_start(down, self.algorithm.client_init(down))
         return self.algorithm.client_finish(local, down, down.x.new_ones(()))[0]
 
-    def encode(self, up: AnyState, residual: Residual, generator: torch.Generator) -> EncodedUpload:
-        """What travels of `up`, what arrives, and the new residual."""
+    def encode(
+        self, up: AnyState, residual: Residual, generator: torch.Generator, places: Tensor | None = None
+    ) -> EncodedUpload:
+        """What travels of `up`, what arrives, and the new residual.
+
+        places: of the model's numbers, those (p,) that the client has; the others arrive as 0.
+        """
         payload: Payload = {}
         arrived, lost = [], []
         residuals = dict(zip(self.changes, residual, strict=True))
         for name, t in up._asdict().items():
             codec = self._codec(up, name)
             target = t + residuals[name] if name in residuals else t
-            sent = codec.encode(target, generator)
+            if places is None or t.shape != up.delta.shape:
+                sent = codec.encode(target, generator)
+                arrived.append(codec.decode(sent, t))
+            else:
+                sent = codec.encode(target[places], generator)
+                arrived.append(torch.zeros_like(t).index_copy(0, places, codec.decode(sent, t[places])))
             payload |= zip(_part_names(name, codec), sent, strict=True)
-            arrived.append(codec.decode(sent, t))
             if name in residuals:
-                lost.append(target - arrived[-1])
+                missed = target - arrived[-1]
+                lost.append(missed if places is None else torch.zeros_like(t).index_copy(0, places, missed[places]))
         return EncodedUpload(payload, type(up)(*arrived), tuple(lost))
 
     def decode(self, payload: Mapping[str, Tensor], template: AnyState) -> AnyState:
@@ -133,11 +143,15 @@ class Uploads:
 
 @dataclass(frozen=True)
 class CodedEngine(Engine):
-    """An engine whose answers are encoded: `up` as it arrives, `payload`, and residuals in `memory`."""
+    """An engine whose answers are encoded: `up` as it arrives, `payload`, and residuals in `memory`.
+
+    places: of the model's numbers, those that the clients have; None: all.
+    """
 
     engine: Engine
     uploads: Uploads
     seed: int
+    places: Tensor | None = None
 
     def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         """As the engine's `train`; clients' memories include the residuals."""
@@ -155,7 +169,7 @@ class CodedEngine(Engine):
                 return pair  # it will be rejected; one that is sent as it is is looked at then
             cpu = torch.device("cpu")
             generator = torch_generator(self.seed, Purpose.CODEC, broadcast.round, shard.client, device=cpu)
-            payload, up, lost = uploads.encode(answer.up, residual, generator)
+            payload, up, lost = uploads.encode(answer.up, residual, generator, self.places)
             return shard, answer._replace(up=up, memory=uploads.join_memory(answer.memory, lost), payload=payload)
 
         # `map` keeps no answer while the next client trains

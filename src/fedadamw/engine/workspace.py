@@ -28,17 +28,30 @@ class Workspace:
         self.layout = Layout.of(module)
         self.y: Vector = self.layout.flatten(parameters)
         self.gradient: Vector = torch.zeros_like(self.y)
-        bind(parameters, self.y)
-        bind_gradients(parameters, self.gradient)
         floating = statistics(module)
         self.statistics: Vector = Layout.of_tensors(floating).flatten(floating).to(self.y)
-        bind(floating, self.statistics)
+        self.attach()
         others = [b for name, b in module.named_buffers() if name not in floating]
         for buffer in others:
             if any(step == 0 and n > 1 for step, n in zip(buffer.stride(), buffer.shape, strict=True)):
                 buffer.data = buffer.clone()  # an expanded one, which cannot be copied into
         self._others = [(b, b.clone()) for b in others]
         self._trains_on_one_sample: bool | None = None  # None: not tried yet
+
+    def attach(self) -> None:
+        """Make the module's tensors views into these vectors, and freeze its other parameters.
+
+        Only needed again after another workspace of the same module was used.
+        """
+        parameters, own = dict(self.module.named_parameters()), self.layout.names
+        for name in parameters.keys() - set(own):
+            parameters[name].requires_grad = False
+        mine = {name: parameters[name] for name in own}
+        for parameter in mine.values():
+            parameter.requires_grad = True
+        bind(mine, self.y)
+        bind_gradients(mine, self.gradient)
+        bind(statistics(self.module), self.statistics)
 
     def load(self, y: Vector, statistics: Vector) -> None:
         """Put a model and its statistics into the module; reset its other buffers, such as counters."""

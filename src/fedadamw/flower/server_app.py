@@ -10,11 +10,14 @@ import yaml
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedadamw.algorithm import ServerState
+from fedadamw.algorithm import AnyAlgorithm, ServerState
 from fedadamw.checkpoint import CheckpointError, write_atomically
+from fedadamw.engine.clients import Clients
 from fedadamw.engine.codecs import make_codec
+from fedadamw.engine.parts import InTurn
 from fedadamw.engine.record import Record
 from fedadamw.engine.uploads import Uploads
+from fedadamw.engine.workspace import Workspace
 from fedadamw.flower.protocol import RunFacts
 from fedadamw.flower.server.check_upload import UploadChecker
 from fedadamw.flower.server.clients import ClientRegistry
@@ -98,24 +101,45 @@ def read_federation_name(folder: RunFolder) -> str:
 
 def connect_nodes(
     experiment: Experiment, prepared: Prepared, grid: Grid, folder: RunFolder, monitor: Monitor = NO_MONITOR
-) -> Nodes:
+) -> Clients:
     """Return the nodes of `grid` as the clients of the prepared run."""
     check(prepared.ranks.size == 1, "a federation's server is one process")
-    state = prepared.algorithm.server_init(prepared.workspace.y.clone())
-    checker = build_checker(experiment, prepared, state)
-    spool = build_spool(checker, prepared.workspace.statistics.clone(), folder.path / "spool")
-    events = Events(folder.path / "events.jsonl", monitor)
-    messenger = Messenger(grid, collect_facts(experiment, prepared, folder), checker.max_nbytes)
+    halves, events = prepared.halves, Events(folder.path / "events.jsonl", monitor)
+    parts = [(prepared.workspace, prepared.algorithm)]
+    if halves is not None:
+        parts = [(half.workspace, half.algorithm) for half in (halves.first, halves.second)]
+    checkers = [build_checker(experiment, *part) for part in parts]
+    facts = collect_facts(experiment, prepared, folder)
+    messenger = Messenger(grid, facts, max(checker.max_nbytes for checker in checkers))
+    registry = build_registry(experiment, prepared, messenger, events)
+    sends_base, nodes = halves is not None or prepared.folding is not None, []
+    for name, (workspace, algorithm), checker in zip(("spool", "spool-second"), parts, checkers, strict=False):
+        spool = build_spool(checker, workspace.statistics.clone(), folder.path / name)
+        state = type(algorithm.server_init(workspace.y.clone()))
+        nodes.append(_make_nodes(experiment, messenger, registry, spool, events, state, sends_base=sends_base))
+    return nodes[0] if halves is None else InTurn(*nodes)
+
+
+def _make_nodes(
+    experiment: Experiment,
+    messenger: Messenger,
+    registry: ClientRegistry,
+    spool: UploadSpool,
+    events: Events,
+    state: type[ServerState],
+    *,
+    sends_base: bool,
+) -> Nodes:
     return Nodes(
         experiment.federation,
         messenger,
-        build_registry(experiment, prepared, messenger, events),
+        registry,
         spool,
         events,
         seed=experiment.seed,
         clients_per_round=experiment.training.clients_per_round,
-        state=type(state),
-        sends_base=prepared.folding is not None,
+        state=state,
+        sends_base=sends_base,
     )
 
 
@@ -129,11 +153,11 @@ def collect_facts(experiment: Experiment, prepared: Prepared, folder: RunFolder)
     }
 
 
-def build_checker(experiment: Experiment, prepared: Prepared, state: ServerState) -> UploadChecker:
+def build_checker(experiment: Experiment, workspace: Workspace, algorithm: AnyAlgorithm) -> UploadChecker:
     """Build the checker of uploads, for the shapes and types of the algorithm's honest upload."""
-    training, algorithm, workspace = experiment.training, prepared.algorithm, prepared.workspace
+    training = experiment.training
     uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
-    template = uploads.template(algorithm.broadcast(state))
+    template = uploads.template(algorithm.broadcast(algorithm.server_init(workspace.y.clone())))
     shapes = type(template)(*(t.new_zeros(()).expand(t.shape) for t in template))  # without their memory
     layout = Layout.of_tensors(statistics(workspace.module))
     return UploadChecker(training, uploads, shapes, workspace.statistics.clone(), layout)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from fedadamw.data.row_parts import count_cores
 from fedadamw.machine.memory import total_bytes
 
 GB = 1e9
@@ -38,8 +39,7 @@ def describe_cpu() -> Cpu:
     flags = {flag for line in info.splitlines() if line.startswith(("flags", "Features")) for flag in line.split()}
     bfloat16 = bool(flags & BFLOAT16_FLAGS) if flags else None
     cores = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    return Cpu((names or [platform.machine()])[0], usable, cores, _memory_gb(), bfloat16)
+    return Cpu((names or [platform.machine()])[0], count_cores(), cores, _memory_gb(), bfloat16)
 
 
 def list_gpus() -> tuple[list[Gpu], str | None]:

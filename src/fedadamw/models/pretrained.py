@@ -10,6 +10,7 @@ from torch import nn
 
 from fedadamw.models.loading import build_fresh, load_config, load_named, load_tokenizer, load_weights
 from fedadamw.models.processor import Processor, read_processor
+from fedadamw.settings.data import AUTO_LENGTH
 from fedadamw.validation import check
 
 NO_LIMIT = 10**6  # a tokenizer without a length limit reports a number above this
@@ -77,15 +78,24 @@ class Pretrained:
                 return int(module.num_embeddings - module.padding_idx - 1)
         return None
 
-    def max_length(self, wanted: int | None) -> int:
-        """Return the tokens of the longest text: `wanted`, or what the positions and the tokenizer allow."""
-        positions = self.positions_after_padding or getattr(self.config, "max_position_embeddings", None)
-        if wanted is None:
-            limits = [n for n in (positions, self.tokenizer.model_max_length) if n is not None and n < NO_LIMIT]
-            return min(limits, default=DEFAULT_LENGTH)
-        fits = positions is None or wanted <= positions
-        check(fits, f"data.max_length={wanted}: {self.name!r} takes {positions} tokens")
-        return wanted
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest text that the positions and the tokenizer allow."""
+        limits = [n for n in (self._positions, self.tokenizer.model_max_length) if n is not None and n < NO_LIMIT]
+        return min(limits, default=DEFAULT_LENGTH)
+
+    @property
+    def _positions(self) -> int | None:
+        return self.positions_after_padding or getattr(self.config, "max_position_embeddings", None)
+
+    def max_length(self, wanted: int | str | None) -> int:
+        """Return the tokens of the longest text of a run; `wanted`: as data.max_length has it."""
+        if isinstance(wanted, int):
+            positions = self._positions
+            fits = positions is None or wanted <= positions
+            check(fits, f"data.max_length={wanted}: {self.name!r} takes {positions} tokens")
+            return wanted
+        return self.longest if wanted is None else min(self.longest, AUTO_LENGTH)
 
     def build(self, auto: Any, *, fresh: bool, **changes: object) -> tuple[Any, list[str]]:
         """Return a model of class `auto` (AutoModel, ...), and the modules that the pretrained weights lack.

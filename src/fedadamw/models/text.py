@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw.models.loading import as_input_error
+from fedadamw.models.output_layer import OutputLayer, find_output_layer
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.validation import InputError, check
 
@@ -20,6 +21,8 @@ class Form(NamedTuple):
     max_length: int  # tokens
     mask: Mask = "none"  # 4d: (n, 1, 1, length), as attention uses it; none: padding comes last and is not attended to
     types: bool = False  # whether it takes token types, which tell the two texts of a pair apart
+    output: OutputLayer | str = ""  # of a language model; or why its logits are computed whole
+    masks_rows: bool = False  # whether it takes a mask (rows, 1, length, length) that keeps packed texts apart
 
     def inputs(self, ids: Tensor, types: Tensor, real: Tensor) -> tuple[Tensor, ...]:
         """Return the model's inputs from token numbers, types, and which tokens are not padding, (n, length) each."""
@@ -68,8 +71,36 @@ def build_language_model(pretrained: Pretrained, max_length: int, *, fresh: bool
 
     model, fresh_modules = pretrained.build(AutoModelForCausalLM, fresh=fresh)
     _check_vocabulary(pretrained, model)
-    _check_causal(pretrained.name, model)
-    return TextModel(model, Form(pretrained.tokenizer.pad_token_id or 0, max_length), fresh_modules)
+    output = _try_language_model(pretrained.name, model)
+    return TextModel(model, Form(pretrained.tokenizer.pad_token_id or 0, max_length, output=output), fresh_modules)
+
+
+def try_packing(name: str, model: Any, max_length: int) -> bool:
+    """Return whether a mask keeps several texts in one row apart; else their positions alone do.
+
+    Raises InputError if positions do not. transformers makes masks from them, but not of stacked clients.
+    """
+    ids = torch.arange(8)[None] * 7 % model.get_input_embeddings().weight.shape[0]
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]])
+    mask = torch.block_diag(torch.ones(5, 5).tril(), torch.ones(3, 3).tril()).bool()[None, None]
+    training = model.training
+    model.eval()
+    with as_input_error(f"data.packing: {name!r} fails on two texts in one row"), torch.no_grad():
+        alone = torch.cat([model(input_ids=part).logits for part in (ids[:, :5], ids[:, 5:])], 1)
+        packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        masked = packed
+        if explicit := _attends_by_mask(model.config.get_text_config(), max_length):
+            masked = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits
+    model.train(training)
+    apart, by_mask = (torch.allclose(logits, alone, rtol=1e-3, atol=1e-4) for logits in (packed, masked))
+    check(apart, f"data.packing: {name!r} does not keep two texts in one row apart")
+    return explicit and by_mask
+
+
+def _attends_by_mask(config: Any, max_length: int) -> bool:
+    """Return whether all layers of a model take one mask of bools: none has a window that is shorter than a text."""
+    windows = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return config._attn_implementation == "sdpa" and all(not window or window >= max_length for window in windows)
 
 
 def _check_padding(pretrained: Pretrained) -> None:
@@ -95,8 +126,8 @@ def _check_vocabulary(pretrained: Pretrained, model: Any) -> None:
     )
 
 
-def _check_causal(name: str, model: Any) -> None:
-    """Raise InputError if a later token changes the logits of earlier ones."""
+def _try_language_model(name: str, model: Any) -> OutputLayer | str:
+    """Return its output layer, see `find_output_layer`; raises InputError if a later token changes earlier logits."""
     words = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(8)[None] * 7 % words
     other = ids.clone()
@@ -104,12 +135,14 @@ def _check_causal(name: str, model: Any) -> None:
     training = model.training
     model.eval()
     with as_input_error(f"model.name={name!r}: fails on a short text"), torch.no_grad():
-        a, b = (model(input_ids=i).logits[:, :-1] for i in (ids, other))
+        a, b = (model(input_ids=i).logits for i in (ids, other))
+        output = find_output_layer(model, ids, a)
     model.train(training)
     check(
-        torch.allclose(a, b, rtol=1e-3, atol=1e-5),
+        torch.allclose(a[:, :-1], b[:, :-1], rtol=1e-3, atol=1e-5),
         f"model.name={name!r}: it attends to later tokens, so it cannot predict the next",
     )
+    return output
 
 
 def _find_mask(name: str, model: nn.Module, form: Form) -> Mask:

@@ -8,6 +8,7 @@ from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import parse_settings, set_path
 from fedadamw.validation import InputError
 
+SHORT = 512  # tokens
 WORTH = 0.97  # a change is named if it leaves less than this share of what is needed
 Value = Callable[[Experiment], object]  # the new value of a setting; None: it does not help here
 
@@ -35,7 +36,13 @@ def _memory_on_disk(experiment: Experiment) -> object:
 
 def _half_length(experiment: Experiment) -> object:
     length = experiment.data.max_length
-    return length // 2 if experiment.data.is_text and length and length >= 64 else None
+    if not experiment.data.is_text:
+        return None
+    return length // 2 if isinstance(length, int) and length >= SHORT else SHORT
+
+
+def _checkpointing(experiment: Experiment) -> object:
+    return True if not experiment.training.gradient_checkpointing else None
 
 
 def _adapters(experiment: Experiment) -> object:
@@ -46,6 +53,7 @@ CHANGES: tuple[tuple[str, Value], ...] = (  # those that change no number of the
     ("client_memory", _memory_on_disk),
     ("training.micro_batch", _micro_batch),
     ("training.evaluate_batch", _evaluate_batch),
+    ("training.gradient_checkpointing", _checkpointing),
     ("data.max_length", _half_length),
     ("lora.r", _adapters),
 )

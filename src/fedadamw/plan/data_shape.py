@@ -12,7 +12,7 @@ from fedadamw.data.digits import DIGITS_SURVEY
 from fedadamw.data.sources import TEST_SPLITS, is_local
 from fedadamw.models.pretrained import DEFAULT_LENGTH, Pretrained
 from fedadamw.settings import glue
-from fedadamw.settings.data import LANGUAGE
+from fedadamw.settings.data import AUTO_LENGTH, LANGUAGE
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, parse_path
 
@@ -134,5 +134,5 @@ def find_max_length(experiment: Experiment, pretrained: Pretrained) -> int:
     wanted = experiment.data.max_length
     with suppress(InputError):
         return pretrained.max_length(wanted)
-    positions = getattr(pretrained.config, "max_position_embeddings", None)
-    return wanted or min(positions or DEFAULT_LENGTH, DEFAULT_LENGTH)
+    positions = getattr(pretrained.config, "max_position_embeddings", None) or DEFAULT_LENGTH
+    return wanted if isinstance(wanted, int) else positions if wanted is None else min(positions, AUTO_LENGTH)

@@ -2,7 +2,7 @@
 
 It sees every operation of torch, forward and backward, and each storage from the operation that makes it until the last
 tensor that uses it is gone. The tensors may be fake ones, without numbers: then nothing is computed, and where code asks
-for a number it is 1. What a kernel allocates inside of one operation is not seen, except as HIDDEN says.
+for a number it is 1, and no number is 0. What a kernel allocates inside of one operation is not seen, except as HIDDEN says.
 """
 
 import weakref
@@ -20,9 +20,22 @@ from torch.utils._pytree import tree_leaves
 
 Parts = Mapping[str, int]  # bytes by what they are for
 LOGITS, COPIES = "logits and loss", "weights in another type"
-NUMBER = torch.ops.aten._local_scalar_dense.default
-EQUAL = torch.ops.aten.allclose.default
 COPY = torch.ops.aten._to_copy.default
+
+
+def _number(t: Tensor) -> float | int:
+    return 1.0 if t.dtype.is_floating_point else 1
+
+
+def _all_places(t: Tensor) -> Tensor:
+    return torch.empty(t.numel(), t.dim(), dtype=torch.int64, device=t.device)
+
+
+ANSWERS: Mapping[Any, Callable[..., Any]] = {  # to questions about numbers, of a tensor that has none
+    torch.ops.aten._local_scalar_dense.default: _number,
+    torch.ops.aten.allclose.default: lambda *_, **__: True,
+    torch.ops.aten.nonzero.default: _all_places,
+}
 
 
 class Meter(TorchDispatchMode):
@@ -42,10 +55,8 @@ class Meter(TorchDispatchMode):
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is NUMBER and isinstance(args[0], FakeTensor) and args[0].constant is None:
-            return 1.0 if args[0].dtype.is_floating_point else 1
-        if func is EQUAL and isinstance(args[0], FakeTensor):
-            return True
+        if func in ANSWERS and isinstance(args[0], FakeTensor) and args[0].constant is None:
+            func = ANSWERS[func]
         count = HIDDEN.get(func._schema.name)
         if count is not None:
             self._rise(Counter({self.name: count(args)}))

@@ -14,10 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedadamw.data.image_decoding import MODEL_SIZE, OWN_SIZE
 from fedadamw.data.images import Images
-from fedadamw.data.text_tasks import Padded
+from fedadamw.data.text_tasks import LanguageTask, Padded
 from fedadamw.data.texts import Texts
 from fedadamw.models.loading import silence_libraries
-from fedadamw.models.lora import add_adapters
+from fedadamw.models.lora.adapters import add_adapters
+from fedadamw.models.output_layer import find_output_layer
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.processor import input_size
 from fedadamw.models.text import Form
@@ -134,6 +135,15 @@ def pretend(model: nn.Module) -> nn.Module:
                 if t is not None:
                     held[name] = made.setdefault(id(t), _fake(t))
     return model
+
+
+def find_output(model: Any, task: Any) -> None:
+    """Give the task of a language model its output layer, whose losses may be computed in chunks, as a run does."""
+    if isinstance(task, LanguageTask):
+        body = model.get_base_model() if hasattr(model, "get_base_model") else model
+        ids = torch.zeros(1, 8, dtype=torch.int64)
+        layer = find_output_layer(body, ids, torch.empty(1, 8, body.config.vocab_size))
+        task.form = task.form._replace(output=layer)
 
 
 def _fake(t: Tensor) -> Tensor:

@@ -10,26 +10,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedadamw.algorithm import AnyState
+from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.data.partition import Partition
 from fedadamw.engine.client import Broadcast
+from fedadamw.engine.parts import InTurn
+from fedadamw.engine.portions import CroppedStep
 from fedadamw.engine.round import RoundResult
 from fedadamw.engine.simulate import Simulation, State
-from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.states import iterate_tensors
-from fedadamw.engine.step import Kind, Step, clip_gradient, copy_all
+from fedadamw.engine.step import Kind, clip_gradient, copy_all
 from fedadamw.engine.workspace import autocast
 from fedadamw.plan.data_shape import DataShape
 from fedadamw.plan.meter import COPIES, LOGITS, Meter, Parts
-from fedadamw.plan.pretended import PLACE, build_problem, pretend, without_numbers
+from fedadamw.plan.pretended import PLACE, build_problem, find_output, pretend, without_numbers
 from fedadamw.prepare.problem import Problem
 from fedadamw.prepare.simulation import Prepared, assemble, choose_step, default_stack
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Batch, Model, Task
-from fedadamw.vector import Vector, nbytes, trainable
+from fedadamw.vector import Vector, nbytes
 
 BASE, TRAINED, SERVER, CLIENT = "frozen weights", "trained vector, gradient", "server's state", "client's state"
 ACTIVATIONS, UPLOADS, STEP, BATCH = "activations", "mean of uploads", "local step", "batch"
@@ -69,16 +70,16 @@ def rehearse(experiment: Experiment, data: DataShape, device: torch.device, stac
     meter = Meter(BASE, logits=vocabulary if experiment.data.task == LANGUAGE else None)
     with warnings.catch_warnings(), without_numbers(), meter:
         warnings.simplefilter("ignore")  # the run gives them
-        task = _MeteredTask(problem.task, meter)
-        prepared = _assemble(short, problem._replace(task=task), partition, meter)
+        prepared = _assemble(short, problem, partition, meter)
+        task: Any = prepared.task
         d = prepared.workspace.layout.d
         step = choose_step(experiment, d, float(partition.sizes.mean()), device)
         with meter.part(SERVER):
             simulation = prepared.simulation(step="plain")
-        clients: Any = simulation.clients
-        clients.engine.step = _Step(simulation, step, device, meter)
+        in_place = step == "compiled" or (device.type == "cpu" and step == "fused")
+        _replace_steps(simulation, meter, in_place=in_place)
         parts = experiment.training.batch_size / short.training.batch_size
-        return _Round(simulation, clients, task, meter, parts).run(step, short.stack or 1)
+        return _Round(simulation, task, meter, parts).run(step, short.stack or 1)
 
 
 def _shorten(experiment: Experiment, stack: int) -> Experiment:
@@ -93,7 +94,8 @@ def _shorten(experiment: Experiment, stack: int) -> Experiment:
     if t.mean == "krum":
         changes["mean"] = "median"
     training = t.model_copy(update=changes)
-    return experiment.model_copy(update={"training": training, "stack": stack})
+    unpacked = experiment.data.model_copy(update={"packing": False})  # texts that are all as long as a row
+    return experiment.model_copy(update={"training": training, "data": unpacked, "stack": stack, "shards": 1})
 
 
 def _pretend_partition(experiment: Experiment, data: DataShape) -> Partition:
@@ -106,9 +108,11 @@ def _pretend_partition(experiment: Experiment, data: DataShape) -> Partition:
 def _assemble(experiment: Experiment, problem: Problem, partition: Partition, meter: Meter) -> Prepared:
     with meter.part(BASE):
         model = pretend(problem.model)
+    find_output(model, problem.task)
     no_samples: Any = None
     with meter.part(TRAINED):
-        prepared = assemble(experiment, problem._replace(model=model), no_samples, no_samples, partition, PLACE)
+        metered = Problem(model, _MeteredTask(problem.task, meter), problem.facts)
+        prepared = assemble(experiment, metered, no_samples, no_samples, partition, PLACE)
     meter.watch(model.parameters())
     return prepared
 
@@ -116,10 +120,9 @@ def _assemble(experiment: Experiment, problem: Problem, partition: Partition, me
 class _Step:
     """A local step that holds what the real one holds besides the state; on a CPU, and compiled, that is nothing."""
 
-    def __init__(self, simulation: Simulation, kind: Kind, device: torch.device, meter: Meter) -> None:
-        self._algorithm, self._clip, self._meter = simulation.algorithm, simulation.training.clip, meter
-        in_place = kind == "compiled" or (device.type == "cpu" and kind == "fused")
-        self._in_place = in_place and simulation.algorithm.elementwise
+    def __init__(self, algorithm: AnyAlgorithm, clip: float | None, meter: Meter, *, in_place: bool) -> None:
+        self._algorithm, self._clip, self._meter = algorithm, clip, meter
+        self._in_place = in_place and algorithm.elementwise
 
     def __call__(self, local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
         if not self._in_place:
@@ -129,21 +132,32 @@ class _Step:
         self._meter.name = CLIENT
 
 
+def _replace_steps(simulation: Simulation, meter: Meter, *, in_place: bool) -> None:
+    """Make the engines take rehearsed steps. in_place: whether the real ones need no temporary vectors."""
+    every: Any = simulation.clients.halves if isinstance(simulation.clients, InTurn) else [simulation.clients]
+    for clients in every:
+        for engine in (clients.engine, getattr(clients.engine, "fallback", None)):
+            if engine is not None:
+                step = _Step(engine.algorithm, simulation.training.clip, meter, in_place=in_place)
+                if isinstance(engine.step, CroppedStep):
+                    engine.step.step = step
+                else:
+                    engine.step = step
+
+
 class _Round:
     """One rehearsed round."""
 
-    def __init__(
-        self, simulation: Simulation, clients: SimulatedClients, task: "_MeteredTask", meter: Meter, batches: float
-    ) -> None:
-        self.simulation, self.clients, self.task, self.meter = simulation, clients, task, meter
+    def __init__(self, simulation: Simulation, task: "_MeteredTask", meter: Meter, batches: float) -> None:
+        self.simulation, self.clients, self.task, self.meter = simulation, simulation.clients, task, meter
         self._batches = batches  # a step's batch, in micro-batches
         self.phases: dict[str, Parts] = {}
-        self.up_bytes = self.memory = 0
+        self.down_bytes = self.up_bytes = self.memory = 0
 
     def run(self, step: Kind, stack: int) -> Rehearsal:
         """Run its phases, and return what they held."""
         simulation, meter = self.simulation, self.meter
-        down_bytes, state = self._train_and_update()
+        state = self._train_and_update()
         self._close(EVALUATION)
         d = simulation.workspace.layout.d
         return Rehearsal(
@@ -152,18 +166,18 @@ class _Round:
             trained=d,
             frozen=sum(p.numel() for p in simulation.workspace.module.parameters()) - d,
             saved=self.task.saved,
-            down_bytes=down_bytes,
+            down_bytes=self.down_bytes,
             up_bytes=self.up_bytes,
             memory=self.memory,
             state=nbytes(state.tensors().values()),
             step=step,
-            stack=stack if getattr(self.clients.engine, "stacks", False) else 1,
+            stack=stack if self.task.stacked else 1,
         )
 
-    def _train_and_update(self) -> tuple[int, State]:
-        """Run a round with its evaluation, as `Simulation.step` does; return the bytes down, and the new state."""
+    def _train_and_update(self) -> State:
+        """Run a round with its evaluation, as `Simulation.step` does; return the new state."""
         simulation, state = self.simulation, self.simulation.state
-        broadcast = Broadcast(0, simulation.algorithm.broadcast(state.server), state.statistics, state.base)
+        broadcast = simulation.parts.broadcast(0, state.server, state.statistics, state.base)
         result = self._train(broadcast)
         self._close(TRAINING)
         with self.meter.part(SERVER):
@@ -171,7 +185,7 @@ class _Round:
         self._close(UPDATE)
         self._evaluate(after)
         simulation.state = after
-        return broadcast.nbytes, after
+        return after
 
     def _close(self, phase: str) -> None:
         """Note the peak of a phase, without the memories of the clients that took part in it."""
@@ -187,14 +201,17 @@ class _Round:
         average = simulation.aggregation.new_average()
         meter.restart()
         meter.name = CLIENT
-        for shard, answer in self.clients.train(range(simulation.training.clients_per_round), broadcast):
-            tensors = simulation.aggregation.tensors(answer, broadcast.down)
+        sampled = self.clients.sample(0)
+        simulation.parts.enter(broadcast)
+        for shard, answer in self.clients.train(sampled, broadcast):
+            tensors = simulation.aggregation.tensors(shard.client, answer, broadcast.down)
             with meter.part(UPLOADS):
                 average.add(tensors, 1.0)
             self.clients.accept(shard, answer)
             meter.move(answer.memory, MEMORIES)
             up_type, self.up_bytes, self.memory = type(answer.up), nbytes(answer.travels), nbytes(answer.memory)
             del answer, tensors
+        self.down_bytes = self.clients.traffic.down_bytes // len(sampled)
         with meter.part(UPLOADS):
             means = average.result()
         product = None if simulation.aggregation.folding is None else means.pop()
@@ -219,6 +236,7 @@ class _MeteredTask:
         self.held_out = task.held_out
         self.draw, self.outputs, self.score = task.draw, task.outputs, task.score
         self.saved = 0  # the most bytes that are kept for the backward pass
+        self.stacked = False  # whether clients were trained at once
 
     def batch(self, samples: Tensor, drawn: Tensor) -> Batch:
         """Return the batch of these samples."""
@@ -228,7 +246,7 @@ class _MeteredTask:
     def losses(self, model: Model, batch: Batch) -> Tensor:
         """Return the losses; until the next local step, all that is made is for activations."""
         meter = self._meter
-        meter.name = ACTIVATIONS
+        meter.name, self.stacked = ACTIVATIONS, not isinstance(model, nn.Module)
         losses = self._task.losses(model, batch)
         self.saved = max(self.saved, sum(meter.now[part] for part in (ACTIVATIONS, LOGITS, COPIES)))
         return losses

@@ -9,11 +9,6 @@ from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, check
 
 
-def count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def uses_gpu(experiment: Experiment) -> bool:
     """Whether the experiment will run on a GPU; allocates nothing there."""
     if experiment.device == "auto":

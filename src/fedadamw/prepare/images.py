@@ -12,13 +12,13 @@ from fedadamw.data.images import ImageOptions, Images, ImageSource, load_held_ou
 from fedadamw.models import vision
 from fedadamw.models.heads import count_outputs
 from fedadamw.models.loading import build_seeded
-from fedadamw.models.lora import add_adapters
+from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.processor import BYTE
 from fedadamw.models.resizing import BILINEAR, ResizeCrop
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare.architecture import resolve_model
-from fedadamw.prepare.problem import ImageFacts, LoadWeights, PixelSteps, Problem
+from fedadamw.prepare.problem import ImageFacts, LoadWeights, PixelSteps, Problem, place_model
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
@@ -107,7 +107,9 @@ def build(
     _check_size(experiment.model.name, built, facts)
     mean, std = built.processor.mean, built.processor.std
     facts["mean"], facts["std"] = (mean, std) if mean and std else channel_statistics(train.pixels)
-    return Problem(built.model.to(device), build_task(experiment, built, train, test, device, facts), facts)
+    return Problem(
+        place_model(experiment, built.model, device), build_task(experiment, built, train, test, device, facts), facts
+    )
 
 
 def build_model(

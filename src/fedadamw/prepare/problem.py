@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
+import torch
 from torch import nn
 
 from fedadamw.data.image_decoding import SizeSource
+from fedadamw.engine.ranks import current_team
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.vision import NAMES
 from fedadamw.prepare.architecture import CONFIG, is_run, resolve_model
@@ -98,3 +100,10 @@ def _read_classes(run: str) -> Sequence[str] | None:
         return None if experiment.data.task == LANGUAGE or facts.get("edges") is not None else list(facts["classes"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"model.name={run!r}: its manifest.json cannot be read ({error})") from None
+
+
+def place_model(experiment: Experiment, model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model on `device`, in shards if the experiment says so: layer by layer, from the CPU's memory."""
+    if experiment.shards > 1:
+        current_team(device, experiment.shards).shard(model)
+    return model.to(device)

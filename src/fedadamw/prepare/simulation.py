@@ -17,25 +17,29 @@ from fedadamw.data.partition import Partition
 from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
 from fedadamw.engine.clients import Clients
+from fedadamw.engine.parts import Half, Halves, InTurn
 from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
-from fedadamw.engine.simulate import NOT_EXACT, Saved, Simulation
+from fedadamw.engine.simulate import NOT_THE_MEAN, Saved, Simulation
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import SAVED_S, Kind, compiling_pays
 from fedadamw.engine.workspace import Workspace, check_batch_norm
-from fedadamw.models.lora import Folding
+from fedadamw.models.activation_checkpoints import checkpoint_layers
+from fedadamw.models.lora.means import Folding, make_folding, split_factors
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.architecture import is_run
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
+from fedadamw.prepare.ranks import RankPortions, build_portions
 from fedadamw.prepare.samples import load_samples, make_partition
 from fedadamw.prepare.start import Start, StartFacts, open_start
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
-from fedadamw.validation import check
+from fedadamw.validation import InputError, check
+from fedadamw.vector import trainable
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Prepared:
     device: torch.device
     ranks: Team
     folding: Folding | None
+    halves: Halves | None  # of the adapters, with lora.aggregate=alternate
+    portions: RankPortions | None  # of each client, with lora.ranks
     facts: Facts  # of the data, needed to build the model again
     start: StartFacts | None = None  # the run whose model this one starts from
 
@@ -76,6 +82,7 @@ class Prepared:
             self._simulated_clients(step or self.choose_step(), memory_folder) if clients is None else clients,
             ranks=self.ranks,
             folding=self.folding,
+            halves=self.halves,
             saved=saved,
         )
 
@@ -95,11 +102,25 @@ class Prepared:
             return np.zeros((len(self.partition), 0), np.int64)
         return self.partition.counts(self.train.labels, classes)
 
-    def _simulated_clients(self, step: Kind, memory_folder: Path | None) -> SimulatedClients:
+    def _simulated_clients(self, step: Kind, memory_folder: Path | None) -> Clients:
+        halves = self.halves
+        if halves is None:
+            return self._clients_of(self.workspace, self.algorithm, step, memory_folder)
+        named = {"first": halves.first, "second": halves.second}
+        return InTurn(
+            *(
+                self._clients_of(half.workspace, half.algorithm, step, memory_folder and memory_folder / name)
+                for name, half in named.items()
+            )
+        )
+
+    def _clients_of(
+        self, workspace: Workspace, algorithm: AnyAlgorithm, step: Kind, memory_folder: Path | None
+    ) -> SimulatedClients:
         experiment = self.experiment
         return SimulatedClients(
-            self.workspace,
-            self.algorithm,
+            workspace,
+            algorithm,
             self.task,
             self.partition,
             experiment.training,
@@ -109,6 +130,7 @@ class Prepared:
             step=step,
             memory_folder=memory_folder,
             ranks=self.ranks,
+            portions=self.portions,
         )
 
 
@@ -133,7 +155,7 @@ def set_up_process(experiment: Experiment) -> torch.device:
     device = select_device(experiment)
     if device.type == "cpu":
         keep_freed_memory()
-    if experiment.threads or current_team(device).size > 1:
+    if experiment.threads or not current_team(device, experiment.shards).alone:
         torch.set_num_threads(experiment.threads or 1)
     return device
 
@@ -144,11 +166,17 @@ def assemble(
     """Build the algorithm for a problem on `device`, and check that it, the model and the partition fit."""
     model, task, facts = problem
     algorithm = build_algorithm(experiment, model)
+    if experiment.training.gradient_checkpointing:
+        checkpoint_layers(model, experiment.model.name)
     workspace = Workspace(model)
     check_batch_norm(workspace, task, partition, experiment.training)
-    folding = Folding(model) if experiment.lora and experiment.lora.aggregate == "exact" else None
-    ranks = current_team(device)
-    return Prepared(experiment, workspace, algorithm, task, train, test, partition, device, ranks, folding, facts)
+    portions = build_portions(experiment, workspace, len(partition))
+    folding = make_folding(model, experiment.lora, None if portions is None else portions.scale)
+    halves = build_halves(experiment, workspace)
+    ranks = current_team(device, experiment.shards)
+    return Prepared(
+        experiment, workspace, algorithm, task, train, test, partition, device, ranks, folding, halves, portions, facts
+    )
 
 
 def check_settings(experiment: Experiment, *, remote: bool) -> None:
@@ -161,6 +189,8 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     registry.check_startable(experiment.algorithm)
     if data.task != PYTHON:
         (texts if data.is_text else images).check_named(experiment)
+    at_once = t.batch_size if t.micro_batch is None else min(t.batch_size, t.micro_batch)
+    check(not data.packing or at_once > 1, "data.packing=true packs texts that go through the model at once: one does")
     selects = data.validation or data.max_train
     check(data.resident or not selects, "data.resident=false takes all samples: no data.validation, no data.max_train")
     by_column = experiment.partition.kind == "column"  # the number of clients is that of the column's values
@@ -169,8 +199,12 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         f"clients_per_round={t.clients_per_round} is more than the {clients} clients of the partition",
     )
     check_robust(t.mean, t.byzantine, t.clients_per_round, "training.clients_per_round")
-    exact = experiment.lora is not None and experiment.lora.aggregate == "exact"
-    check(not exact or registry.ALGORITHMS[experiment.algorithm_name].adds_mean, NOT_EXACT)
+    lora, algorithm = experiment.lora, registry.ALGORITHMS[experiment.algorithm_name]
+    in_turn = lora is not None and lora.aggregate == "alternate"
+    check(not (in_turn and t.diagnostics), "training.diagnostics compares rounds of one kind: not with alternate")
+    if lora is not None and lora.changes_base:
+        check(algorithm.adds_mean, f"lora.aggregate={lora.aggregate!r} {NOT_THE_MEAN}")
+    _check_shards(experiment)
     if remote:
         _check_remote(experiment)
     else:
@@ -178,10 +212,24 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         check(not on_nodes, "partition.kind='nodes' is the data on Flower's nodes: it cannot be simulated")
 
 
+def _check_shards(experiment: Experiment) -> None:
+    """Raise InputError if the frozen weights cannot be split over `shards` processes."""
+    lora, given = experiment.lora, f"shards={experiment.shards}"
+    if experiment.shards == 1:
+        return
+    if lora is None:
+        raise InputError(f"{given} splits frozen weights: give lora, or train with shards=1")
+    changes = f"{given}: lora.aggregate={lora.aggregate!r} changes the frozen weights, which are split; use factors"
+    check(not (lora.changes_base or lora.aggregate == "alternate"), changes)
+    check(experiment.stack in (None, 1), f"{given}: clients train one after the other, not stack={experiment.stack}")
+
+
 def _check_remote(experiment: Experiment) -> None:
     """Raise InputError if settings contradict each other or Flower's nodes."""
-    f, t, name = experiment.federation, experiment.training, experiment.model.name
+    f, t, name, lora = experiment.federation, experiment.training, experiment.model.name, experiment.lora
+    check(lora is None or lora.ranks is None, "lora.ranks needs simulated clients, not Flower's nodes")
     check(not is_run(name), f"model.name={name!r}: nodes have no run of the server's; give the folder of its export")
+    check(experiment.shards == 1, f"shards={experiment.shards}: a node is one process")
     check(not t.diagnostics, "training.diagnostics needs simulated clients, not Flower's nodes")
     check(
         f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
@@ -194,6 +242,20 @@ def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
     name, settings = registry.parse_section(experiment.algorithm)
     blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else NO_BLOCKS
     return registry.make(name, settings, blocks)
+
+
+def build_halves(experiment: Experiment, workspace: Workspace) -> Halves | None:
+    """Return the halves that train in turn with lora.aggregate=alternate, B first; None without."""
+    if experiment.lora is None or experiment.lora.aggregate != "alternate":
+        return None
+    model, layout = workspace.module, workspace.layout
+    halves = []
+    for resting in split_factors(layout.names):
+        for name, parameter in trainable(model).items():
+            parameter.requires_grad = name not in resting
+        halves.append(Half(Workspace(model), build_algorithm(experiment, model), layout))
+        workspace.attach()
+    return Halves(workspace, *halves)
 
 
 def build_problem(
@@ -227,5 +289,6 @@ def choose_step(
 
 
 def default_stack(experiment: Experiment, device: torch.device) -> int:
-    """Return how many clients train at once by default: one on a CPU, all of a round on a GPU."""
-    return 1 if device.type == "cpu" else experiment.training.clients_per_round
+    """Return how many clients train at once by default: one on a CPU or in shards, else all of a round."""
+    one = device.type == "cpu" or experiment.shards > 1
+    return 1 if one else experiment.training.clients_per_round

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedadamw import checkpoint
 from fedadamw.engine.best import MODEL, read_best
 from fedadamw.models.loading import as_input_error, warn_if_fresh
-from fedadamw.models.lora import Folding
+from fedadamw.models.lora.means import Folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import TextModel
 from fedadamw.models.vision import ImageModel

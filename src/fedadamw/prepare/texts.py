@@ -5,11 +5,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+from fedadamw.data.answers import AnswerTask, Asking
 from fedadamw.data.columns import find_label_column
 from fedadamw.data.dialogues import Dialogues
 from fedadamw.data.scoring import REGRESSION
@@ -18,15 +20,15 @@ from fedadamw.data.text_tasks import LanguageTask, TextTask
 from fedadamw.data.texts import Labelled, Texts, find_text_column
 from fedadamw.models.heads import count_outputs, sort_like_head
 from fedadamw.models.loading import build_seeded
-from fedadamw.models.lora import add_adapters
+from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.models.pretrained import Pretrained
-from fedadamw.models.text import Form, TextModel, build_classifier, build_language_model
+from fedadamw.models.text import Form, TextModel, build_classifier, build_language_model, try_packing
 from fedadamw.models.vision import NAMES
 from fedadamw.prepare.architecture import resolve_model
-from fedadamw.prepare.problem import LoadWeights, Problem, TextFacts
+from fedadamw.prepare.problem import LoadWeights, Problem, TextFacts, place_model
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings import glue
-from fedadamw.settings.data import LANGUAGE, DataSettings
+from fedadamw.settings.data import AUTO, LANGUAGE, DataSettings
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
 from fedadamw.validation import InputError, check
@@ -55,7 +57,7 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Texts, 
     splits = read_splits(source, config, data.test_source)
     reader = _reader(experiment, pretrained, source, splits["train"])
     train = reader.read(splits["train"])
-    warn_if_cut(train, "training", reader.max_length)
+    warn_if_cut(experiment, pretrained, train, "training")
     if data.validation:
         return train, train.select(train.labels[:0])
     usual = _usual_split(data)
@@ -63,7 +65,7 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Texts, 
     place = None if data.test_source is None else f"data.test_source={data.test_source!r}"
     held_out = splits[choose_held_out_split(place or f"data.source={source!r}", splits, wanted)]
     test = replace(reader, group=None).read(held_out, place)
-    warn_if_cut(test, "held-out", reader.max_length)
+    warn_if_cut(experiment, pretrained, test, "held-out")
     return train, test
 
 
@@ -73,7 +75,7 @@ def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: Text
     split = read_held_out(source, config, data.test_source, data.test_split, _usual_split(data))
     reader = _reader(experiment, pretrained, source, split, facts)
     texts = reader.read(split, None if data.test_source is None else f"data.test_source={data.test_source!r}")
-    warn_if_cut(texts, "held-out", reader.max_length)
+    warn_if_cut(experiment, pretrained, texts, "held-out")
     return texts
 
 
@@ -113,7 +115,8 @@ def _language_reader(
     facts: TextFacts | None,
 ) -> Dialogues:
     columns = (data.text_column, data.prompt_column, data.response_column, data.label_column)
-    reader = Dialogues(source, *columns, group, pretrained.tokenizer, max_length)
+    templates = None if data.prompt is None or data.response is None else (data.prompt, data.response)
+    reader = Dialogues(source, *columns, group, pretrained.tokenizer, max_length, templates=templates)
     return reader.of(split) if facts is None else replace(reader, classes=tuple(facts["classes"]))
 
 
@@ -157,13 +160,23 @@ def text_columns(experiment: Experiment, place: str, split: "Dataset") -> tuple[
     return (first, pair) if pair else (first,)
 
 
-def warn_if_cut(texts: Texts, which: str, max_length: int) -> None:
-    """Warn if texts were cut; which: `training`, `held-out`, ..."""
+def warn_if_cut(experiment: Experiment, pretrained: Pretrained | None, texts: Texts, which: str) -> None:
+    """Warn if texts were cut, or divided because data.max_length=auto is below what the model takes.
+
+    which: `training`, `held-out`, ...
+    """
+    if pretrained is None:
+        return
+    most, takes = pretrained.max_length(experiment.data.max_length), pretrained.longest
+    limited = experiment.data.max_length == AUTO and most < takes
+    hint = f"; the model takes {takes:,}, set data.max_length" if limited else ""
     if texts.truncated:
         warnings.warn(
-            f"{texts.truncated:,} of {len(texts):,} {which} texts are longer than {max_length} tokens and were cut",
+            f"{texts.truncated:,} of {len(texts):,} {which} texts are longer than {most} tokens and were cut{hint}",
             stacklevel=2,
         )
+    elif limited and texts.rows is not None and (more := len(texts) - len(np.unique(texts.rows))):
+        warnings.warn(f"{which} texts were divided after {most} tokens: {more:,} more samples{hint}", stacklevel=2)
 
 
 def build(
@@ -184,7 +197,8 @@ def build(
     if experiment.data.task == LANGUAGE:
         facts["prompts"] = bool((train.marks == 0).any())
     built = build_model(experiment, pretrained, facts, load_weights)
-    return Problem(built.model.to(device), build_task(experiment, built.form, train, test, device), facts)
+    task = build_task(experiment, built.form, train, test, device, pretrained)
+    return Problem(place_model(experiment, built.model, device), task, facts)
 
 
 def build_model(
@@ -203,6 +217,9 @@ def build_model(
         else:
             numbers = facts["edges"] is not None
             built = build_classifier(pretrained, facts["classes"], max_length, numbers=numbers, fresh=fresh)
+        if experiment.data.packing:
+            masks = try_packing(pretrained.name, built.model, max_length)
+            built = built._replace(form=built.form._replace(masks_rows=masks))
         if load_weights is not None:
             built = built._replace(fresh=load_weights(built.model, facts["classes"]))
         kind = "CAUSAL_LM" if language else "SEQ_CLS"
@@ -211,12 +228,23 @@ def build_model(
     return build_seeded(build, torch_seed(experiment.seed, Purpose.INITIAL_MODEL))
 
 
-def build_task(experiment: Experiment, form: Form, train: Texts, test: Texts, device: torch.device) -> Task:
-    """Build the task of learning the texts' classes, numbers or next tokens."""
-    training = experiment.training
-    if experiment.data.task == LANGUAGE:
-        most = min(20, training.batch_size)  # a token has as many logits as the vocabulary has tokens
-        return LanguageTask(train, test, form, device=device, test_batch_size=training.evaluation_batch(most))
+def build_task(
+    experiment: Experiment,
+    form: Form,
+    train: Texts,
+    test: Texts,
+    device: torch.device,
+    pretrained: Pretrained | None = None,
+) -> Task:
+    """Build the task of learning the texts' classes, numbers or next tokens; pretrained: whose answers are scored."""
+    training, data = experiment.training, experiment.data
+    if data.task == LANGUAGE:
+        size = training.evaluation_batch(min(20, training.batch_size))  # never more than are trained on at once
+        language = LanguageTask(train, test, form, device=device, test_batch_size=size, packing=data.packing)
+        if pretrained is None or not data.metrics or not len(test):
+            return language
+        asking = Asking(data.metrics, data.answers, data.answer_tokens, data.choices)
+        return AnswerTask(language, test, pretrained.tokenizer, asking, size=size)
     task, numbers = glue.TASKS.get(experiment.data.task), train.targets is not None
     fits = task is None or (task.metrics[0] in REGRESSION) == numbers
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")

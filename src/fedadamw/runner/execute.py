@@ -21,7 +21,8 @@ from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
 from fedadamw.runner.client_losses import ClientLosses
-from fedadamw.runner.folder import RunFolder, settings_digest
+from fedadamw.runner.digest import settings_digest
+from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.libraries import collector_paused
 from fedadamw.runner.live_page import LivePage
 from fedadamw.runner.manifest import build_manifest, warn_of_other_package

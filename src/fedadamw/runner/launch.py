@@ -4,8 +4,9 @@ import logging
 import signal
 from collections.abc import Callable
 
+from fedadamw.data.row_parts import count_cores
 from fedadamw.engine.ranks import RankLostError
-from fedadamw.prepare.device import count_cores, uses_gpu
+from fedadamw.prepare.device import uses_gpu
 from fedadamw.runner.fork_server import end_with_parent, start_fork_server
 from fedadamw.runner.signals import stop_once
 from fedadamw.settings.experiment import Experiment
@@ -26,6 +27,8 @@ def choose_ranks(experiment: Experiment) -> int:
     minimum = MIN_TEXT_STEPS if experiment.data.is_text else MIN_STEPS
     short = t.rounds * t.clients_per_round * local < minimum
     one_process = t.diagnostics or t.mean != "weighted"
+    if experiment.shards > 1:
+        return experiment.shards
     if uses_gpu(experiment) or short or one_process or experiment.stack or (experiment.threads or 1) > 1:
         return 1
     return min(count_cores(), t.clients_per_round)

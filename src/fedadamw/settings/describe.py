@@ -6,7 +6,7 @@ All of it comes from the fields of the sections and from the algorithms' source;
 import re
 from collections.abc import Iterable, Iterator
 from types import NoneType
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -165,6 +165,10 @@ def _describe_type(annotation: Any) -> str:
         return "str"
     if get_origin(annotation) is tuple:
         return f"list of {_describe_type(get_args(annotation)[0])}"
+    if get_origin(annotation) is Annotated:
+        return _describe_type(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        return f"map of {' to '.join(map(_describe_type, get_args(annotation)))}"
     if kinds := get_args(annotation):
         *others, last = map(_describe_type, kinds)
         return f"{', '.join(others)} or {last}"

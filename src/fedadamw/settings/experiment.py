@@ -35,7 +35,15 @@ TEXT_SETTINGS = (
     "model.pad_token",
     "training.group_by_length",
 )
-LANGUAGE_SETTINGS = ("data.prompt_column", "data.response_column")
+LANGUAGE_SETTINGS = (
+    "data.prompt_column",
+    "data.response_column",
+    "data.prompt",
+    "data.response",
+    "data.metrics",
+    "data.choices",
+    "data.packing",
+)
 PAIR_SETTINGS = ("data.text_pair_column",)
 
 
@@ -70,6 +78,12 @@ class Experiment(Section):
         ge=1,
         description="Clients to train at once, by vmap. Null: all of a round on a GPU, one on a CPU. Lower it if GPU "
         "memory is full.",
+    )
+    shards: int = Field(
+        default=1,
+        ge=1,
+        description="Processes that share one client, each with a part of the frozen weights: for models larger than a "
+        "GPU, with lora. --ranks is a multiple of it.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         default="auto",

@@ -34,6 +34,11 @@ class TrainingSettings(Section):
         description="Samples of a local step that go through the model at once; gradients are accumulated. Null: all. "
         "Lower it if memory is full.",
     )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Keep only the inputs of a model's layers and compute the rest again in backward: a fraction of "
+        "the memory for a third more time, with the same numbers. Set it for large models and long texts.",
+    )
     group_by_length: bool = Field(
         default=False,
         description="For texts: put a client's texts of similar length into the same batch. Less padding, so faster.",
@@ -90,7 +95,7 @@ class TrainingSettings(Section):
         default=None,
         ge=1,
         description="Held-out samples that go through the model at once. Null: micro_batch, up to a limit: 500 images; "
-        "100 texts; for a language model 20 texts and at most batch_size.",
+        "100 texts; for a language model 20 texts and at most batch_size. They take less memory than in training.",
     )
     evaluate_every: int = Field(
         default=1, ge=1, description="Rounds between evaluations. The last round is always evaluated."

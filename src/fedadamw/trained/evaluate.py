@@ -44,7 +44,7 @@ def _load_held_out(trained: Trained, device: torch.device) -> tuple[Texts | Imag
         assert isinstance(text, Texts)
         same = list(text.classes) == list(facts["classes"]) and (text.edges is None) == (facts["edges"] is None)
         check(same, "the data's classes are not those of the run: evaluate it on other data with --data")
-        return text, texts.build_task(experiment, built.form, text, text, device)
+        return text, texts.build_task(experiment, built.form, text, text, device, pretrained)
     of_images = cast("ImageFacts", trained.facts)
     image = _draw(experiment, images.load_test(experiment, pretrained, of_images)) if split is None else split
     assert isinstance(image, Images)

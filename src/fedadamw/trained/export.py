@@ -25,7 +25,7 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
     """Write the model to the new folder `to`, completely or not at all; return in words what was written.
 
     A model with adapters is written as an adapter, or with `merged` as a whole model: always so if its base exists
-    nowhere else (it was fresh, or the exact mean changed it). shared: it will be uploaded, so an adapter's base must
+    nowhere else (it was fresh, or rounds changed it). shared: it will be uploaded, so an adapter's base must
     be on the hub.
     """
     experiment = trained.experiment
@@ -37,7 +37,7 @@ def export(trained: Trained, to: Path, *, merged: bool = False, shared: bool = F
     )
     lora = experiment.lora
     unpublished = experiment.model.fresh or name in NAMES or is_run(experiment.model.name)
-    whole = lora is None or lora.aggregate == "exact" or unpublished or merged
+    whole = lora is None or lora.changes_base or unpublished or merged
     check(
         whole or not is_local(name) or not shared,
         f"--push: the adapter's base {name!r} is on this machine only; push the whole model with --merged",

@@ -10,9 +10,10 @@ from torch import nn
 from fedadamw import checkpoint
 from fedadamw.engine.ledger import TENSOR_NAME as LEDGER
 from fedadamw.engine.ledger import Page, read_page
+from fedadamw.models.gguf import is_gguf
 from fedadamw.models.heads import class_names
 from fedadamw.models.loading import as_input_error
-from fedadamw.models.lora import load_adapter
+from fedadamw.models.lora.adapters import load_adapter
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import TextModel
 from fedadamw.models.vision import ImageModel
@@ -31,6 +32,7 @@ EVALUATION_SETTINGS = ("device", "threads", "training.precision", "training.eval
 TOKENIZER_SETTINGS = ("model.tokenizer", "model.pad_token")  # also of a model that comes without settings
 BASE, ADAPTER = "model.name", "adapter_config.json"
 FACTS = "fedadamw.json"  # in an exported folder: an ExportFacts
+ANSWER_SETTINGS = ("data.metrics", "data.answers", "data.answer_tokens", "data.choices")  # of the same held-out texts
 Overrides = Sequence[tuple[str, object]]  # settings and their new values
 
 
@@ -131,16 +133,18 @@ def open_run(path: Path, overrides: Overrides | None = None, *, best: bool = Fal
         check_pixels(path, origin["data"], images.with_own_pixels(built, cast("ImageFacts", facts)))
     model, round_ = choose_round(str(path), tensors, state["round"], best=best)
     load_tensors(built.model, model, origin["model"]["layout"])
-    if LEDGER in tensors:
-        origin["nodes"] = _count_nodes(read_page(tensors[LEDGER]))
+    if pages := [read_page(t) for name, t in tensors.items() if name.split(".")[-1] == LEDGER]:  # two, with halves
+        origin["nodes"] = _count_nodes(*pages)
     changed = build_experiment(str(folder.config), overrides) if overrides else experiment
     _check_same_kind(experiment, changed)
     records = folder.records()[:round_]  # a killed run may have recorded more
     return Trained(changed, pretrained, built, facts, origin, records, other_data, best)
 
 
-def _count_nodes(page: Page) -> NodeCounts:
-    samples = [page.samples.get(client) for client in page.counted]
+def _count_nodes(*pages: Page) -> NodeCounts:
+    counted = {client for page in pages for client in page.counted}
+    reported = {client: count for page in pages for client, count in page.samples.items()}
+    samples = [reported.get(client) for client in counted]
     known = [count for count in samples if count is not None]
     return {"counted": len(samples), "samples": sum(known) if len(known) == len(samples) else None}
 
@@ -195,8 +199,9 @@ def _check_numbers(facts: Mapping[str, Any], names: Sequence[str]) -> None:
 
 def _check_base(path: Path, name: str) -> None:
     """Raise InputError if an adapter's base is not in the folder that the export names."""
-    moved = is_path(BASE, name) and not resolve_path(BASE, name).is_dir()
-    check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its folder: -s model.name=DIR")
+    moved = is_path(BASE, name) and not resolve_path(BASE, name).exists()
+    what = "file: -s model.name=FILE" if is_gguf(name) else "folder: -s model.name=DIR"
+    check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its {what}")
 
 
 def _open_transformers_folder(path: Path, overrides: Overrides) -> Trained:
@@ -223,7 +228,7 @@ def _check_same_kind(trained: Experiment, changed: Experiment) -> None:
 
 
 def _has_data(overrides: Overrides) -> bool:
-    return any(setting.startswith("data.") for setting, _ in overrides)
+    return any(setting.startswith("data.") and setting not in ANSWER_SETTINGS for setting, _ in overrides)
 
 
 def _with_overrides(experiment: Experiment, overrides: Overrides) -> Experiment:

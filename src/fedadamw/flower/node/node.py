@@ -28,12 +28,15 @@ from fedadamw.flower.node.memory import ClientMemory
 from fedadamw.flower.protocol import NodeConfig, Numbers, Request
 from fedadamw.flower.wire import to_array
 from fedadamw.io.yaml_text import read_yaml
-from fedadamw.models.lora import Folding
+from fedadamw.models.activation_checkpoints import checkpoint_layers
+from fedadamw.models.lora.means import make_folding
 from fedadamw.prepare.device import select_device
 from fedadamw.prepare.problem import Facts
-from fedadamw.prepare.simulation import build_algorithm
+from fedadamw.prepare.simulation import build_algorithm, build_halves
 from fedadamw.settings.experiment import Experiment
+from fedadamw.task import Task
 from fedadamw.validation import InputError
+from fedadamw.vector import Vector
 
 
 class Reply(NamedTuple):
@@ -41,6 +44,14 @@ class Reply(NamedTuple):
 
     arrays: dict[str, Array]
     numbers: Numbers
+
+
+class NodePart(NamedTuple):
+    """What trains in a round, and what this node keeps of such rounds; with lora.aggregate=alternate there are two."""
+
+    engine: CodedEngine
+    broadcasts: BroadcastReader
+    memory: ClientMemory
 
 
 class Node:
@@ -52,24 +63,40 @@ class Node:
 
     def __init__(self, experiment: Experiment, about: Facts, config: NodeConfig, home: Path) -> None:
         self.experiment, self.number = experiment, read_number(config)
-        training = experiment.training
         device = select_device(experiment, read_device(config))
         if threads := config.get("threads", experiment.threads):
             torch.set_num_threads(int(threads))
         model, task, self.samples = build_task(experiment, about, config, self.number, device)
+        if experiment.training.gradient_checkpointing:
+            checkpoint_layers(model, experiment.model.name)
         self.workspace = Workspace(model)
         algorithm: AnyAlgorithm = build_algorithm(experiment, model)
+        self.folding = make_folding(model, experiment.lora)
+        self.halves = build_halves(experiment, self.workspace)
+        if self.halves is None:
+            base = None if self.folding is None else self.folding.base
+            self.parts = [self._make_part(self.workspace, algorithm, task, base, home)]
+        else:
+            named, x = {"first": self.halves.first, "second": self.halves.second}, self.workspace.y
+            self.parts = [
+                self._make_part(half.workspace, half.algorithm, task, half.resting(x), home / name)
+                for name, half in named.items()
+            ]
+
+    def _make_part(
+        self, workspace: Workspace, algorithm: AnyAlgorithm, task: Task, base: Vector | None, home: Path
+    ) -> NodePart:
+        """Return what trains the numbers of `workspace`. base: the frozen weights that the server sends, if any."""
+        experiment, training = self.experiment, self.experiment.training
         step = make_step(algorithm, training.clip, "compiled" if experiment.compile == "on" else "fused")
-        loop = Loop(self.workspace, algorithm, task, training, experiment.seed, step)
+        loop = Loop(workspace, algorithm, task, training, experiment.seed, step)
         uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
-        self.engine = CodedEngine(loop, uploads, experiment.seed)
-        exact = experiment.lora is not None and experiment.lora.aggregate == "exact"
-        self.folding = Folding(model) if exact else None
-        base = None if self.folding is None else self.folding.base
-        down = algorithm.broadcast(algorithm.server_init(self.workspace.y.clone()))
-        self.broadcasts = BroadcastReader(algorithm, self.workspace, down, uploads.template(down), base)
+        down = algorithm.broadcast(algorithm.server_init(workspace.y.clone()))
+        broadcasts = BroadcastReader(algorithm, workspace, down, uploads.template(down), base)
         fresh_if_lost = experiment.federation.lost_memory == "fresh"
-        self.memory = ClientMemory(home, uploads.initial_memory(down), fresh_if_lost=fresh_if_lost)
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        memory = ClientMemory(home, uploads.initial_memory(down), fresh_if_lost=fresh_if_lost)
+        return NodePart(CodedEngine(loop, uploads, experiment.seed), broadcasts, memory)
 
     @property
     def sample_count(self) -> Numbers:
@@ -87,16 +114,19 @@ class Node:
         Raises LateError if a newer request was answered, StaleError or RefusedError if the broadcast cannot be read,
         CheckpointError if the memory is lost, DivergedError if the result is not finite.
         """
-        self.memory.check_order(float(request["sent"]))
         round_ = int(request["round"])
-        broadcast = self.broadcasts.read(arrays, request)
+        part = self.parts[round_ % len(self.parts)]
+        part.memory.check_order(float(request["sent"]))
+        broadcast = part.broadcasts.read(arrays, request)
+        if self.halves is not None:
+            self.halves.enter(broadcast)
         if self.folding is not None:
             self.folding.load(broadcast.base)
-        memory, fresh = self.memory.load(int(request["counted"]))
+        memory, fresh = part.memory.load(int(request["counted"]))
         shard = Shard(self.number, self.samples, memory)
-        ((_, answer),) = self.engine.train([shard], broadcast)
+        ((_, answer),) = part.engine.train([shard], broadcast)
         self._check_finite(answer, round_)
-        self.memory.save(round_ + 1, answer.memory)
+        part.memory.save(round_ + 1, answer.memory)
         return self._pack(answer, fresh=fresh)
 
     def _check_finite(self, answer: Answer, round_: int) -> None:

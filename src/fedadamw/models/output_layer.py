@@ -1,0 +1,200 @@
+"""Losses of a language model in chunks of tokens, so that logits of a large vocabulary never exist at once.
+
+Only learned tokens get logits: their hidden states go through the output layer chunk by chunk. The model's own code
+computes them (its head, adapters on it, soft caps and scales), with its decoder replaced by the chunk.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fedadamw.task import Model
+from fedadamw.vector import at_least_single
+
+CHUNK_BYTES = 2**26  # of logits in float32: smaller ones are computed whole, larger ones in chunks of this size
+LOGIT_COPIES = 3  # tensors of a chunk's size that exist at once: logits, their logarithms or probabilities, gradients
+
+
+def chunk_tokens(vocabulary: int) -> int:
+    """Return how many tokens' logits are computed at once."""
+    return max(1, CHUNK_BYTES // (4 * vocabulary))
+
+
+def is_chunked(tokens: int, vocabulary: int) -> bool:
+    """Return whether the logits of so many tokens (padding included) are computed in chunks, if the model allows it."""
+    return tokens > chunk_tokens(vocabulary)
+
+
+class OutputLayer:
+    """What a language model does with its decoder's hidden states: from (tokens, width) to (tokens, vocabulary)."""
+
+    def __init__(self, model: Any, decoder: nn.Module, kind: type, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+        self._model, self._decoder, self._kind = model, decoder, kind  # kind: of what the decoder returns
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has trainable parameters, of its own or tied to the embeddings'."""
+        parts = [part for part in self._model.children() if all(m is not self._decoder for m in part.modules())]
+        return any(p.requires_grad for part in parts for p in part.parameters())
+
+    def hidden(self, model: Model, inputs: Mapping[str, object]) -> Tensor:
+        """Return the hidden states (n, length, width) of texts; `model` calls the module, with any parameters."""
+        with _captured(self._decoder) as found:
+            model(**inputs, use_cache=False, logits_to_keep=1)
+        states: Tensor = found[-1].last_hidden_state
+        return states
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (tokens, vocabulary) of hidden states (tokens, width)."""
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        with _replaced(self._decoder, lambda *_, **__: self._kind(last_hidden_state=hidden[None])):
+            logits: Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
+        return logits
+
+    def losses(self, hidden: Tensor, targets: Tensor, learned: Tensor) -> Tensor:
+        """Return the loss of each learned token, (n, length), 0 for others.
+
+        hidden: (n, length, width). targets: (n, length) the tokens to predict. learned: (n, length) bool.
+        """
+        if self.trains:
+            return _checkpointed(self, hidden, targets, learned)
+        losses: Tensor = _OfFrozen.apply(hidden, targets, learned, self)[0]  # type: ignore[no-untyped-call]
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self, hidden: Tensor, targets: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of each learned token, and 1 if it is predicted: (n, length) each, 0 for others."""
+        at, rows, wanted = _select(hidden, targets, learned)
+        losses, correct = [], []
+        for part, of in self.chunks(rows, wanted):
+            logits = self.logits(part)
+            losses.append(_cross_entropy(logits, of))
+            correct.append((logits.argmax(-1) == of).to(losses[-1]))
+        return _place(losses, at, targets), _place(correct, at, targets)
+
+    def token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss (tokens,) of hidden states (tokens, width), from their whole logits."""
+        return _cross_entropy(self.logits(hidden), targets)
+
+    def chunks(self, *of_tokens: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield tensors (tokens, ...) in parts of as many tokens as may have logits at once."""
+        return zip(*(t.split(chunk_tokens(self.vocabulary)) for t in of_tokens), strict=True)
+
+
+def find_output_layer(model: Any, ids: Tensor, expected: Tensor) -> OutputLayer | str:
+    """Return the output layer of `model`, or why its logits can only be computed whole.
+
+    It is tried with a text, ids (1, length), whose logits are `expected`.
+    """
+    try:
+        decoder = model.get_decoder()
+        if "logits_to_keep" not in inspect.signature(model.forward).parameters or decoder is model:
+            return "its forward does not separate them from its hidden states"
+        with _captured(decoder) as found:
+            model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        layer = OutputLayer(model, decoder, type(found[-1]), expected.shape[-1])
+        logits = layer.logits(found[-1].last_hidden_state[0])
+    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    same = logits.shape == expected[0].shape and torch.allclose(logits, expected[0], rtol=1e-3, atol=1e-4)
+    return layer if same else "its logits are not a function of its decoder's hidden states"
+
+
+@contextmanager
+def _captured(decoder: nn.Module) -> Iterator[list[Any]]:
+    """A context that collects what the decoder returns."""
+    found: list[Any] = []
+    hook = decoder.register_forward_hook(lambda _, __, out: found.append(out))
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _replaced(decoder: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """A context in which `forward` runs instead of the decoder's, which a library may have replaced before."""
+    before = vars(decoder).get("forward")
+    decoder.forward = forward
+    try:
+        yield
+    finally:
+        del decoder.forward
+        if before is not None:
+            decoder.forward = before
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.to(at_least_single(logits)), targets, reduction="none")
+
+
+def _select(hidden: Tensor, targets: Tensor, learned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the places (tokens,) of the learned tokens in the flat batch, their hidden states and their targets."""
+    at = learned.flatten().nonzero().squeeze(1)
+    return at, hidden.flatten(0, -2)[at], targets.flatten()[at]
+
+
+def _place(values: Sequence[Tensor], at: Tensor, like: Tensor) -> Tensor:
+    """Return the concatenated values at their places in a tensor of the shape of `like`, 0 elsewhere."""
+    flat = torch.cat(list(values))
+    return flat.new_zeros(like.numel()).index_copy(0, at, flat).view(like.shape)
+
+
+def _checkpointed(layer: OutputLayer, hidden: Tensor, targets: Tensor, learned: Tensor) -> Tensor:
+    """As `OutputLayer.losses`, of a layer that trains: each chunk is computed again in backward."""
+    at, rows, wanted = _select(hidden, targets, learned)
+    parts = [checkpoint(layer.token_losses, *part, use_reentrant=False) for part in layer.chunks(rows, wanted)]
+    return _place(parts, at, targets)
+
+
+class _OfFrozen(torch.autograd.Function):
+    """As `OutputLayer.losses`, of a frozen layer: forward also computes each loss's gradient, so nothing runs twice.
+
+    A token's loss depends on its own hidden state only, so backward multiplies by what arrives for that token.
+    """
+
+    @staticmethod
+    def forward(hidden: Tensor, targets: Tensor, learned: Tensor, layer: OutputLayer) -> tuple[Tensor, Tensor, Tensor]:
+        at, rows, wanted = _select(hidden.detach(), targets, learned)
+        losses, slopes = [], torch.empty_like(rows)
+        for part, of, slope in layer.chunks(rows, wanted, slopes):
+            with torch.enable_grad():
+                own = part.clone().requires_grad_()
+                loss = layer.token_losses(own, of)
+                slope.copy_(torch.autograd.grad(loss.sum(), own)[0])
+            losses.append(loss.detach())
+        return _place(losses, at, targets), at, slopes
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, at, slopes = output
+        ctx.mark_non_differentiable(at, slopes)
+        ctx.save_for_backward(at, slopes)
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        at, slopes = ctx.saved_tensors
+        rows = slopes * grads[0].flatten()[at, None].to(slopes)
+        hidden = slopes.new_zeros(ctx.shape).flatten(0, -2).index_copy(0, at, rows).view(ctx.shape)
+        return hidden, None, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Sequence[int | None], hidden: Tensor, targets: Tensor, learned: Tensor, layer: OutputLayer
+    ) -> Any:
+        """All clients' texts as one batch: a frozen layer is the same for all."""
+        s = info.batch_size
+        every = (
+            t.expand(s, *t.shape) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip((hidden, targets, learned), in_dims, strict=False)
+        )
+        losses, at, slopes = _OfFrozen.apply(*(t.flatten(0, 1) for t in every), layer)  # type: ignore[no-untyped-call]
+        return (losses.unflatten(0, (s, -1)), at, slopes), (0, None, None)
