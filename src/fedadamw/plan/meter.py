@@ -28,7 +28,7 @@ def _number(t: Tensor) -> float | int:
 
 
 def _all_places(t: Tensor) -> Tensor:
-    return torch.empty(t.numel(), t.dim(), dtype=torch.int64, device=t.device)
+    return t.new_empty(t.numel(), t.dim(), dtype=torch.int64)
 
 
 ANSWERS: Mapping[Any, Callable[..., Any]] = {  # to questions about numbers, of a tensor that has none
@@ -56,7 +56,7 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in ANSWERS and isinstance(args[0], FakeTensor) and args[0].constant is None:
-            func = ANSWERS[func]
+            return ANSWERS[func](*args, **(kwargs or {}))
         count = HIDDEN.get(func._schema.name)
         if count is not None:
             self._rise(Counter({self.name: count(args)}))
