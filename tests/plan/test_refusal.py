@@ -1,9 +1,16 @@
 """A run that cannot fit is refused before anything is loaded, with what to change."""
 
-
-
-
-MANY = ["digits", "-s", "algorithm.name=scaffold", "-s", "model=vit-tiny", "-s", "data.image_size=32", "-s", "device=cpu"]
+MANY = [
+    "digits",
+    "-s",
+    "algorithm.name=scaffold",
+    "-s",
+    "model=vit-tiny",
+    "-s",
+    "data.image_size=32",
+    "-s",
+    "device=cpu",
+]
 
 
 def test_a_run_is_refused_in_one_line_that_says_what_to_change(run_main, monkeypatch, tmp_path):

@@ -149,4 +149,3 @@ def find_output(model: Any, task: Any) -> None:
 def _fake(t: Tensor) -> Tensor:
     there = torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=PLACE)
     return nn.Parameter(there, t.requires_grad) if isinstance(t, nn.Parameter) else there
-
