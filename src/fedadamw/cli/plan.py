@@ -29,7 +29,7 @@ def plan_command(
 ) -> None:
     """Show what a run will need: memory by part, bytes sent, engine and step, and what to change if it does not fit.
 
-    Nothing is loaded: of a hub id or a folder only config.json is read. A round is rehearsed on tensors without numbers.
+    Nothing is loaded: of a hub id or a folder only config.json is read. A round is rehearsed without numbers.
 
     \b
     fedadamw plan digits

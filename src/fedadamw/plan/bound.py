@@ -87,5 +87,5 @@ def _activations(experiment: Experiment, sizes: Sizes, longest: int) -> int:
 
 def _read_sizes(config: Any) -> Sizes | None:
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    found = [getattr(config, name, None) for name in names]
+    found: list[Any] = [getattr(config, name, None) for name in names]
     return Sizes(*found) if all(isinstance(n, int) for n in found) else None

@@ -8,7 +8,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedadamw.data.digits import DIGITS_SURVEY
 from fedadamw.data.sources import TEST_SPLITS, is_local
 from fedadamw.models.pretrained import DEFAULT_LENGTH, Pretrained
 from fedadamw.settings import glue
@@ -17,6 +16,7 @@ from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, parse_path
 
 DIGITS = "digits"
+DIGITS_SIZE = 8
 DIGITS_ROWS = {"train": 1437, "test": 360}  # every fifth is held out
 USUAL_SIZE, USUAL_CLASSES = 32, 10  # assumed where nothing says so
 Shape = tuple[int, int, int]  # channels, height, width
@@ -44,7 +44,7 @@ def find_shape(experiment: Experiment) -> DataShape:
     """Return the shape of the experiment's data, from its settings and from the footers of local Parquet files."""
     data = experiment.data
     if not data.is_text and data.source == DIGITS:
-        size = data.image_size or DIGITS_SURVEY.largest[0]
+        size = data.image_size or DIGITS_SIZE
         known = Found(DIGITS_ROWS, USUAL_CLASSES, (1, size, size))
     else:
         known = _read_footers(experiment) or Found({}, None, None)
@@ -73,7 +73,7 @@ def _image_shape(experiment: Experiment, known: Shape | None) -> Shape:
 def _count(experiment: Experiment, rows: Mapping[str, int]) -> tuple[int | None, int | None]:
     """Return the training and held-out samples, after data.validation, max_train and max_test."""
     data, train = experiment.data, rows.get("train")
-    held_out = next((rows[name] for name in (data.test_split, *TEST_SPLITS) if name in rows), None)
+    held_out = next((rows[name] for name in (data.test_split or "", *TEST_SPLITS) if name in rows), None)
     if train is not None and data.validation:
         held_out = round(train * data.validation)
         train -= held_out

@@ -1,13 +1,14 @@
 """Counts the bytes of all live tensors, by what they are for, at the moment when they are most.
 
-It sees every operation of torch, forward and backward, and each storage from the operation that makes it until the last
-tensor that uses it is gone. The tensors may be fake ones, without numbers: then nothing is computed, and where code asks
-for a number it is 1, and no number is 0. What a kernel allocates inside of one operation is not seen, except as HIDDEN says.
+It sees every operation of torch, forward and backward, and each storage from the operation that makes it until the
+last tensor that uses it is gone. The tensors may be fake ones, without numbers: then nothing is computed, and where
+code asks for a number it is 1, and no number is 0. What a kernel allocates inside of one operation is not seen, except
+as HIDDEN says.
 """
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -23,21 +24,6 @@ LOGITS, COPIES = "logits and loss", "weights in another type"
 COPY = torch.ops.aten._to_copy.default
 
 
-def _number(t: Tensor) -> float | int:
-    return 1.0 if t.dtype.is_floating_point else 1
-
-
-def _all_places(t: Tensor) -> Tensor:
-    return t.new_empty(t.numel(), t.dim(), dtype=torch.int64)
-
-
-ANSWERS: Mapping[Any, Callable[..., Any]] = {  # to questions about numbers, of a tensor that has none
-    torch.ops.aten._local_scalar_dense.default: _number,
-    torch.ops.aten.allclose.default: lambda *_, **__: True,
-    torch.ops.aten.nonzero.default: _all_places,
-}
-
-
 class Meter(TorchDispatchMode):
     """A mode that counts the storages of the tensors that operations return.
 
@@ -45,7 +31,7 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self, name: str, *, logits: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.name, self._logits = name, logits
         self._weights: set[int] = set()
         self._live: dict[int, tuple[weakref.ref[Any], str, int]] = {}
@@ -55,12 +41,12 @@ class Meter(TorchDispatchMode):
         self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in ANSWERS and isinstance(args[0], FakeTensor) and args[0].constant is None:
-            return ANSWERS[func](*args, **(kwargs or {}))
-        count = HIDDEN.get(func._schema.name)
-        if count is not None:
-            self._rise(Counter({self.name: count(args)}))
-        out = func(*args, **(kwargs or {}))
+        hidden = HIDDEN.get(func._schema.name)
+        if hidden is not None:
+            self._rise(Counter({self.name: hidden(*args)}))
+        fake = args and isinstance(args[0], FakeTensor) and args[0].constant is None
+        answer = ANSWERS.get(func._schema.name) if fake else None
+        out = func(*args, **(kwargs or {})) if answer is None else answer(*args)
         copied = func is COPY and _key(args[0]) in self._weights
         for t in tree_leaves(out):
             if isinstance(t, Tensor):
@@ -123,10 +109,24 @@ def _key(t: Tensor) -> int:
     return key
 
 
-def _gemm_4bit(args: Any) -> int:
-    """The dequantised weight, in the type of the activations."""
-    a, _, shape = args[:3]
-    return prod(shape) * int(a.element_size())
+def _number(t: Tensor) -> float | int:
+    return 1.0 if t.dtype.is_floating_point else 1
 
 
-HIDDEN: Mapping[str, Callable[[Any], int]] = {"bitsandbytes::gemm_4bit": _gemm_4bit}  # freed inside of the operation
+def _all_places(t: Tensor) -> Tensor:
+    return t.new_empty(t.numel(), t.dim(), dtype=torch.int64)
+
+
+def _bytes_of_4bit_weight(a: Tensor, packed: Tensor, shape: Sequence[int], *_: object) -> int:
+    """Bytes of the dequantised weight, in the type of the activations `a`."""
+    return prod(shape) * a.element_size()
+
+
+ANSWERS: Mapping[str, Callable[..., Any]] = {  # to questions about the numbers of a tensor that has none
+    "aten::_local_scalar_dense": _number,
+    "aten::allclose": lambda *_: True,
+    "aten::nonzero": _all_places,
+}
+HIDDEN: Mapping[str, Callable[..., int]] = {  # bytes that an operation allocates and frees inside
+    "bitsandbytes::gemm_4bit": _bytes_of_4bit_weight,
+}
