@@ -1,7 +1,7 @@
 """The command line.
 
 run.py trains, studies.py compares, report.py exports results and models.py models, predict.py predicts,
-flower.py federates, views.py, reference.py, doctor.py and watch.py show.
+generate.py asks, flower.py federates, views.py, reference.py, doctor.py and watch.py show.
 """
 
 import os
@@ -16,6 +16,7 @@ import typer
 from fedadamw.cli import (  # noqa: F401  (they add their commands)
     doctor,
     flower,
+    generate,
     models,
     predict,
     reference,
@@ -42,6 +43,7 @@ ORDER = [
     "export",
     "eval",
     "predict",
+    "generate",
     "doctor",
 ]  # in help
 app.registered_commands.sort(key=lambda command: ORDER.index(command.name) if command.name in ORDER else len(ORDER))

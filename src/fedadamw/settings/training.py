@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedadamw.settings.section import Section
 from fedadamw.validation import InputError
@@ -100,6 +100,11 @@ class TrainingSettings(Section):
     evaluate_every: int = Field(
         default=1, ge=1, description="Rounds between evaluations. The last round is always evaluated."
     )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _read_alias(cls, value: object) -> object:
+        return "bf16" if value == "bfloat16" else value
 
     @model_validator(mode="after")
     def _check_together(self) -> "TrainingSettings":
