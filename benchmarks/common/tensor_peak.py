@@ -15,7 +15,7 @@ class Peak(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.bytes = self.largest = 0
-        self._seen: Any = WeakIdKeyDictionary()  # storages
+        self._seen: Any = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]  # storages
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
