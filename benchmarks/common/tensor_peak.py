@@ -13,9 +13,9 @@ class Peak(TorchDispatchMode):
     """Counts the bytes of the tensors that are made in this context and not yet freed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.bytes = self.largest = 0
-        self._seen: Any = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]  # storages
+        self._seen: Any = WeakIdKeyDictionary()  # storages
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
