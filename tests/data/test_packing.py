@@ -88,7 +88,7 @@ def test_windows_shorter_than_a_text_do_not_stack(place):
 
 def test_what_cannot_be_packed_is_refused_in_a_line(place):
     for settings, task, line in (
-        (["training.micro_batch=1"], "causal-lm", "data.packing=true packs texts that go through the model at once"),
+        (["training.micro_batch=1"], "causal-lm", "data.packing=true: a micro-batch of one text has nothing to pack"),
         ([], "text", "data.packing is not a setting of data.task='text'"),
     ):
         with pytest.raises(InputError, match=line):

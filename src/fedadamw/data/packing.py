@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedadamw.task import copy_to
+
 
 class Packed(NamedTuple):
     """The texts of a batch (n, length) in fewer rows of the same length, one after the other."""
@@ -45,8 +47,7 @@ def pack(lengths: Tensor, length: int, device: torch.device) -> Packed:
 
     Stacked clients get as many rows as the client that needs most.
     """
-    places: Tensor = _Places.apply(lengths, length)  # type: ignore[no-untyped-call]
-    places = places.to(device, non_blocking=True)
+    places: Tensor = _Places.apply(lengths, length, device)  # type: ignore[no-untyped-call]
     return Packed(places.clamp(min=0), places >= 0)
 
 
@@ -78,18 +79,20 @@ class _Places(torch.autograd.Function):
     """`_find_places` of a client's texts, or, under vmap, of each stacked client's."""
 
     @staticmethod
-    def forward(lengths: Tensor, length: int) -> Tensor:
-        return _find_places(lengths.tolist(), length)
+    def forward(lengths: Tensor, length: int, device: torch.device) -> Tensor:
+        return copy_to(_find_places(lengths.tolist(), length), device)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Saves nothing: there is no gradient."""
 
     @staticmethod
-    def vmap(info: Any, in_dims: Sequence[int | None], lengths: Tensor, length: int) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: Sequence[int | None], lengths: Tensor, length: int, device: torch.device
+    ) -> tuple[Tensor, int]:
         """The places of every client, (clients, rows, length)."""
         every = [_find_places(own.tolist(), length) for own in lengths.unbind(in_dims[0] or 0)]
         places = torch.full((len(every), max(map(len, every)), length), -1)
         for client, own in zip(places, every, strict=True):
             client[: len(own)] = own
-        return places, 0
+        return copy_to(places, device), 0

@@ -96,7 +96,7 @@ class TextTask:
         if self.numbers:
             predicted = logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
             return F.mse_loss(predicted, labels.to(predicted), reduction="none")
-        return F.cross_entropy(logits, labels, reduction="none")
+        return F.cross_entropy(logits.to(at_least_single(logits)), labels, reduction="none")
 
     @property
     def held_out(self) -> int:

@@ -160,6 +160,26 @@ def load_config(place: str) -> Any:
         return AutoConfig.from_pretrained(place, trust_remote_code=False, **file)
 
 
+def own_type(place: str, config: Any) -> torch.dtype:
+    """Return the type of a model's weights: as its configuration or else its files say, float32 if neither does."""
+    said = torch.float32 if is_gguf(place) else config.dtype or getattr(config.get_text_config(), "dtype", None)
+    own = said if isinstance(said, torch.dtype) else _type_in_files(Path(place))
+    return own if own in (torch.bfloat16, torch.float16) else torch.float32
+
+
+def _type_in_files(folder: Path) -> torch.dtype:
+    """Return the type of the first floating-point tensor in a folder's safetensors files, float32 if there is none."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            kinds = [tensors.get_slice(name).get_dtype() for name in tensors.keys()]  # noqa: SIM118  (not a mapping)
+        found = next((kind for kind in kinds if kind in ("F32", "BF16", "F16")), None)
+        if found is not None:
+            return {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[found]
+    return torch.float32
+
+
 def load_tokenizer(place: str, config: Any) -> Any:
     """Load the tokenizer of a folder or hub id; `config`: the model's."""
     from transformers import AutoTokenizer
@@ -181,14 +201,14 @@ def build_fresh(auto: Any, config: Any, **settings: object) -> Any:
     return auto.from_config(config, trust_remote_code=False, **settings)
 
 
-def load_weights(auto: Any, place: str, config: Any) -> tuple[Any, list[str]]:
-    """Load a model of class `auto` in float32.
+def load_weights(auto: Any, place: str, config: Any, dtype: torch.dtype, **settings: object) -> tuple[Any, list[str]]:
+    """Load a model of class `auto` in `dtype`, tensor by tensor; `settings` are passed to from_pretrained.
 
     Also returns the names of the modules that the files have no weights for, such as a head of another shape.
     """
     folder = Path(place)
     if is_gguf(place):
-        return _load_gguf_weights(auto, place, config)
+        return _load_gguf_weights(auto, place, config, dtype)
     if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         raise ValueError("its weights are in .bin files only, which can run code when loaded; give safetensors")
     model, report = auto.from_pretrained(
@@ -197,13 +217,14 @@ def load_weights(auto: Any, place: str, config: Any) -> tuple[Any, list[str]]:
         ignore_mismatched_sizes=True,  # a fresh head
         use_safetensors=True,
         trust_remote_code=False,
-        dtype=torch.float32,
+        dtype=dtype,
         output_loading_info=True,
+        **settings,
     )
     return model, _list_fresh(model, report)
 
 
-def _load_gguf_weights(auto: Any, place: str, config: Any) -> tuple[Any, list[str]]:
+def _load_gguf_weights(auto: Any, place: str, config: Any, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """As `load_weights`, from a .gguf file."""
     place, file = split_gguf(place)
     with unpacking() as how:
@@ -212,7 +233,7 @@ def _load_gguf_weights(auto: Any, place: str, config: Any) -> tuple[Any, list[st
             config=config,
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
             **file,
             **how,
@@ -249,7 +270,7 @@ def silence_libraries() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    for library in ("transformers", "huggingface_hub"):
+    for library in ("transformers", "huggingface_hub", "bitsandbytes"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
 

@@ -18,6 +18,7 @@ from fedadamw.data.scoring import REGRESSION
 from fedadamw.data.sources import choose_held_out_split, read_held_out, read_splits
 from fedadamw.data.text_tasks import LanguageTask, TextTask
 from fedadamw.data.texts import Labelled, Texts, find_text_column
+from fedadamw.models.dtypes import join_types
 from fedadamw.models.heads import count_outputs, sort_like_head
 from fedadamw.models.loading import build_seeded
 from fedadamw.models.lora.adapters import add_adapters
@@ -25,6 +26,7 @@ from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import Form, TextModel, build_classifier, build_language_model, try_packing
 from fedadamw.models.vision import NAMES
 from fedadamw.prepare.architecture import resolve_model
+from fedadamw.prepare.base import choose_weights
 from fedadamw.prepare.problem import LoadWeights, Problem, TextFacts, place_model
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings import glue
@@ -207,23 +209,24 @@ def build_model(
     """Build the model; its fresh weights depend on the seed alone. load_weights: fills it with other weights."""
     if pretrained is None:
         raise _refuse_image_model(experiment)
-    fresh, lora = resolve_model(experiment.model).fresh, experiment.lora
+    weights, lora = choose_weights(experiment, pretrained), experiment.lora
     language = experiment.data.task == LANGUAGE
     max_length = pretrained.max_length(experiment.data.max_length)
 
     def build() -> TextModel:
         if language:
-            built = build_language_model(pretrained, max_length, fresh=fresh)
+            built = build_language_model(pretrained, max_length, weights)
         else:
             numbers = facts["edges"] is not None
-            built = build_classifier(pretrained, facts["classes"], max_length, numbers=numbers, fresh=fresh)
+            built = build_classifier(pretrained, facts["classes"], max_length, weights, numbers=numbers)
         if experiment.data.packing:
-            masks = try_packing(pretrained.name, built.model, max_length)
+            masks = try_packing(pretrained.name, built.model, max_length, weights)
             built = built._replace(form=built.form._replace(masks_rows=masks))
         if load_weights is not None:
             built = built._replace(fresh=load_weights(built.model, facts["classes"]))
         kind = "CAUSAL_LM" if language else "SEQ_CLS"
-        return built if lora is None else built._replace(model=add_adapters(built.model, lora, kind, built.fresh))
+        adapted = built.model if lora is None else add_adapters(built.model, lora, kind, built.fresh)
+        return built._replace(model=join_types(adapted, weights.dtype))
 
     return build_seeded(build, torch_seed(experiment.seed, Purpose.INITIAL_MODEL))
 

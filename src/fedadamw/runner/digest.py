@@ -29,6 +29,8 @@ ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behave
     "data.on_bad": "error",
     "data.packing": False,
     "model.best": False,
+    "model.dtype": "auto",  # the manifest has the type of a run's base
+    "model.quantize": "none",
     "data.prompt": None,
     "data.response": None,
     "data.metrics": [],

@@ -8,6 +8,7 @@ from fedadamw.data.image_decoding import OWN_SIZE
 from fedadamw.data.images import Images
 from fedadamw.data.texts import Texts
 from fedadamw.engine.workspace import autocast
+from fedadamw.models.quantized import place_on
 from fedadamw.models.text import TextModel
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.device import select_device
@@ -29,7 +30,7 @@ def evaluate(trained: Trained) -> tuple[Evaluation, int]:
     if experiment.threads:
         torch.set_num_threads(experiment.threads)
     held_out, task = _load_held_out(trained, device)
-    model = trained.model.to(device).eval()
+    model = place_on(trained.model, device).eval()
     with torch.no_grad(), autocast(experiment.training, device):
         return task.score(task.outputs(model, 0, task.held_out)), len(held_out)
 

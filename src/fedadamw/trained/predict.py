@@ -16,6 +16,7 @@ from fedadamw.data.text_tasks import TextTask
 from fedadamw.data.texts import read_unlabelled
 from fedadamw.engine.workspace import autocast
 from fedadamw.models.generation import Decoding, respond
+from fedadamw.models.quantized import place_on
 from fedadamw.models.text import TextModel
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare import images, texts
@@ -67,7 +68,7 @@ def predict(
     experiment, device = trained.experiment, select_device(trained.experiment)
     if experiment.threads:
         torch.set_num_threads(experiment.threads)
-    model = trained.model.to(device).eval()
+    model = place_on(trained.model, device).eval()
     if isinstance(trained.built, ImageModel):
         size, one_group = experiment.training.evaluation_batch(500), partial(_predict_images, trained, device)
     elif experiment.data.task == LANGUAGE:
