@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     GROUPING = 8
     CODEC = 9
     RANKS = 10
+    ANSWERS = 11  # of a language model, drawn at a temperature
 
 
 def numpy_generator(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:

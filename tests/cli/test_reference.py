@@ -6,7 +6,7 @@ import sys
 import pytest
 from support.command import run_command
 
-from fedadamw.runner.folder import settings_digest
+from fedadamw.runner.digest import settings_digest
 from fedadamw.settings.experiment import list_settings
 from fedadamw.settings.load import load
 from fedadamw.settings.recipes import RECIPE_FOLDER, list_recipes

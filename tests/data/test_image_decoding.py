@@ -342,7 +342,7 @@ def test_resizing_a_batch_gives_the_bytes_of_pillow(before, fit, resample):
 
 def test_runs_begun_earlier_have_the_same_pixels_and_settings():
     """Digests that an earlier version wrote."""
-    from fedadamw.runner.folder import settings_digest
+    from fedadamw.runner.digest import settings_digest
 
     assert [found.fingerprint for found in load_images(ImageSource("digits"))] == [
         "ce36cf39979a9f9c",

@@ -14,9 +14,10 @@ from support.command import SHORT_RUN, run_command
 from support.run_folders import DIE_AT_A_RENAME, assert_same_files, start_run, wait_for_line, wait_for_rounds
 
 from fedadamw.checkpoint import read
-from fedadamw.runner import folder as run_folder
+from fedadamw.runner import digest as run_digest
+from fedadamw.runner.digest import settings_digest
 from fedadamw.runner.execute import execute
-from fedadamw.runner.folder import RunFolder, settings_digest
+from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
 from fedadamw.trained.export import export
 from fedadamw.trained.load import open_run
@@ -95,7 +96,7 @@ def test_a_run_started_by_an_earlier_version_resumes(tmp_path):
     out = RunFolder(shutil.copytree(ROOT / "tests" / "runner" / "begun", tmp_path / "begun"))
     before, experiment = out.metrics.read_bytes(), load(str(out.config))
     assert read(out.state, "checkpoint")[1]["settings"] == settings_digest(experiment), (
-        "a new setting is in run_folder.NOT_IN_DIGEST, or in ADDED_LATER with the value that means as before"
+        "a new setting is in digest.NOT_IN_DIGEST, or in ADDED_LATER with the value that means as before"
     )
     out.check_settings(load(str(out.config), ["training.evaluate_batch=3"]))
     execute(load(str(out.config), ["training.evaluate_batch=3"]), out, resume=True, report=False)
@@ -132,9 +133,9 @@ def test_the_digest_covers_only_settings_that_change_numbers(monkeypatch):
     assert digest() == digest("data.max_length=null"), "which was the default"
     assert digest("data.task=text", "data.max_length=64") != digest("data.task=text")
     assert digest() != digest("training.lr=0.1")
-    monkeypatch.setitem(run_folder.ADDED_LATER, "data.flip", False)  # as a setting that came later
+    monkeypatch.setitem(run_digest.ADDED_LATER, "data.flip", False)  # as a setting that came later
     assert digest() == digest("data.flip=false")
     assert digest() != digest("data.flip=true")
-    monkeypatch.setitem(run_folder.ADDED_LATER, "lora.r", 16)
+    monkeypatch.setitem(run_digest.ADDED_LATER, "lora.r", 16)
     assert digest() != digest("lora.r=16"), "a section that is not there is none with its usual values"
     assert digest("lora.r=16") == digest("lora.alpha=32")

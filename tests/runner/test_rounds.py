@@ -7,8 +7,9 @@ import sys
 import pytest
 from support.run_folders import DIE_AT_A_RENAME, assert_same_files
 
+from fedadamw.runner.digest import settings_digest
 from fedadamw.runner.execute import execute
-from fedadamw.runner.folder import RunFolder, settings_digest
+from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
 
 SHORT = ["training.steps=2", "threads=1", "checkpoint_every=3", "training.schedule=constant", "device=cpu"]

@@ -1,7 +1,7 @@
 """Small models with tokenizers in folders, and small texts: what a hub id would give, made on the spot."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from transformers import (
     BertConfig,
     CohereConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
@@ -22,6 +23,7 @@ from transformers import (
 
 WORDS = ("good", "great", "fine", "bad", "poor", "dull", "film", "plot", "cast", "it", "was", "a", "very", "the")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+WIDE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}  # for 4 bits
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -57,8 +59,8 @@ def tokenizer(
     return found
 
 
-def config(kind: str):
-    """A configuration of `kind` with 2 layers of width 32 and nothing dropped at random."""
+def config(kind: str, sizes: Mapping[str, int] = SIZES):
+    """A configuration of `kind` with 2 layers, of width 32 if not of other `sizes`, and nothing dropped at random."""
     words = len(tokenizer())
     if kind in ("bert", "roberta"):
         cls = {"bert": BertConfig, "roberta": RobertaConfig}[kind]
@@ -68,13 +70,13 @@ def config(kind: str):
             pad_token_id=1,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            **SIZES,
+            **sizes,
         )
     if kind == "gpt2":
         return GPT2Config(
             vocab_size=words, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
         )
-    common = {"vocab_size": words, "max_position_embeddings": 64, "num_key_value_heads": 2, **SIZES}
+    common = {"vocab_size": words, "max_position_embeddings": 64, "num_key_value_heads": 2, **sizes}
     if kind == "gemma2":  # tied, soft caps, and a window in every other layer
         return Gemma2Config(
             head_dim=8, query_pre_attn_scalar=8, sliding_window=8, final_logit_softcapping=2.0, **common
@@ -83,18 +85,26 @@ def config(kind: str):
         return GraniteConfig(logits_scaling=8.0, **common)
     if kind == "cohere":
         return CohereConfig(logit_scale=0.25, pad_token_id=1, **common)
-    cls = {"llama": LlamaConfig, "qwen3": Qwen3Config}[kind]
-    return cls(head_dim=8, **common)
+    cls = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}[kind]
+    return cls(head_dim=sizes["hidden_size"] // 4, **common)
 
 
-def folder(path: Path, kind: str, **of_tokenizer) -> str:
+def folder(path: Path, kind: str, sizes: Mapping[str, int] = SIZES, **of_tokenizer) -> str:
     """A folder as `save_pretrained` leaves it: weights, configuration, tokenizer; its path."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = config(kind)
+        made = config(kind, sizes)
         model = (AutoModel if kind in ("bert", "roberta") else AutoModelForCausalLM).from_config(made)
     model.save_pretrained(path)
     tokenizer(**of_tokenizer).save_pretrained(path)
+    return str(path)
+
+
+def half_folder(path: Path, kind: str, dtype: torch.dtype = torch.bfloat16, sizes: Mapping[str, int] = SIZES) -> str:
+    """As `folder`, with weights in 16 bits."""
+    folder(path, kind, sizes)
+    auto = AutoModel if kind in ("bert", "roberta") else AutoModelForCausalLM
+    auto.from_pretrained(path, dtype=dtype).save_pretrained(path)
     return str(path)
 
 

@@ -14,6 +14,7 @@ from support import tiny_models
 
 import fedadamw
 from fedadamw.models import text, vision
+from fedadamw.models.dtypes import Weights
 from fedadamw.models.loading import as_input_error, locate
 from fedadamw.models.lora.adapters import load_adapter
 from fedadamw.models.pretrained import Pretrained
@@ -22,6 +23,7 @@ from fedadamw.settings.load import load
 from fedadamw.trained.load import open_trained
 from fedadamw.validation import InputError
 
+FRESH = Weights(fresh=True)
 CODE = """
 from pathlib import Path
 
@@ -83,7 +85,7 @@ def classifier(folder: Path) -> text.TextModel:
 
 USES = {
     "a classifier": classifier,
-    "a fresh classifier": lambda folder: text.build_classifier(Pretrained(str(folder)), ["a", "b"], 32, fresh=True),
+    "a fresh classifier": lambda folder: text.build_classifier(Pretrained(str(folder)), ["a", "b"], 32, FRESH),
     "a language model": lambda folder: text.build_language_model(Pretrained(str(folder)), 32),
     "an image classifier": lambda folder: vision.build_pretrained(Pretrained(str(folder)), vision.ImageShape(16, 3, 2)),
     "a tokenizer": lambda folder: Pretrained(str(folder)).tokenizer,
@@ -255,7 +257,7 @@ def test_a_language_model_that_takes_no_text_is_one_line(whole, tmp_path):
     shutil.copytree(whole / "llama", tmp_path / "model")
     change(tmp_path / "model" / "config.json", num_key_value_heads=3)
     with pytest.raises(InputError, match=r"^model.name=.*: fails on a short text: [^\n]*$"):
-        text.build_language_model(Pretrained(str(tmp_path / "model")), 32, fresh=True)
+        text.build_language_model(Pretrained(str(tmp_path / "model")), 32, FRESH)
 
 
 @pytest.mark.parametrize(

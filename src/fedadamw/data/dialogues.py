@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 from fedadamw.data.classes import read_classes, read_labels
 from fedadamw.data.columns import check_columns, read_groups
 from fedadamw.data.conversations import Ids, encode_conversation, encode_question
+from fedadamw.data.filled import Names, check_template, fill_row, read_class_names
 from fedadamw.data.samples import Array
 from fedadamw.data.texts import Encoder, Rows, Texts, Tokenised, check_words, find_text_column, tokenise
 from fedadamw.validation import InputError, check
@@ -26,7 +27,8 @@ class Dialogues:
     """Reads text for a language model from splits of one data set.
 
     Learned are the assistant's messages of a conversation (column `messages`: lists of role and content), the response
-    to a prompt, and all of a plain text, in as many samples of max_length as it needs.
+    to a prompt, and all of a plain text, in as many samples of max_length as it needs. templates: make prompts and
+    responses of a row's columns.
     """
 
     source: str
@@ -38,6 +40,7 @@ class Dialogues:
     tokenizer: Any
     max_length: int
     classes: tuple[str, ...] = ("text",)
+    templates: tuple[str, str] | None = None
 
     @property
     def place(self) -> str:
@@ -51,9 +54,7 @@ class Dialogues:
 
     def read(self, split: "Dataset", place: str | None = None) -> Texts:
         """Tokenise the text of a split and mark what is learned; place: where it is from, for errors."""
-        encode = _choose_encoder(
-            place or self.place, split, self.text, self.prompt, self.response, self.tokenizer, self.max_length
-        )
+        encode = self._choose_encoder(split, place or self.place)
         tokenised = tokenise(split, self.tokenizer, encode)
         labels = np.zeros(len(split), dtype=np.int64)
         if self.label is not None:
@@ -76,6 +77,13 @@ class Dialogues:
         if len(usable) < len(rows):
             whole = replace(whole.select(usable), skipped=len(rows) - len(usable))
         return self._select_learnable(whole, tokenised.cut[usable], place or self.place)
+
+    def _choose_encoder(self, split: "Dataset", place: str) -> Encoder:
+        if self.templates is not None:
+            columns = [name for template in self.templates for name in check_template(place, split, template)]
+            names = read_class_names(split, columns)
+            return _of_templates(self.tokenizer, *self.templates, names, self.max_length)
+        return _choose_encoder(place, split, self.text, self.prompt, self.response, self.tokenizer, self.max_length)
 
     def _select_learnable(self, texts: Texts, cut: Array, place: str) -> Texts:
         """Return the texts with a marked token after their first; the others are left out with a warning."""
@@ -162,6 +170,20 @@ def _of_pairs(tokenizer: Any, prompt: str, response: str, extra: str, max_length
         return _encode_all([partial(_encode_pair, tokenizer, a, b) for a, b in pairs], max_length)
 
     return encode
+
+
+def _of_templates(tokenizer: Any, prompt: str, response: str, names: Names, max_length: int) -> Encoder:
+    """Return an encoder of prompts and responses that templates make of a row; `names`: of classes, by column."""
+
+    def encode(rows: Rows) -> dict[str, list[Any]]:
+        each = [dict(zip(rows, cells, strict=True)) for cells in zip(*rows.values(), strict=True)]
+        return _encode_all([partial(_encode_row, tokenizer, prompt, response, names, row) for row in each], max_length)
+
+    return encode
+
+
+def _encode_row(tokenizer: Any, prompt: str, response: str, names: Names, row: dict[str, Any]) -> tuple[Ids, Ids]:
+    return _encode_pair(tokenizer, fill_row(prompt, row, names), fill_row(response, row, names))
 
 
 def _encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[Ids, Ids]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedadamw.data.images import Images
 from fedadamw.task import Batch, Evaluation, Model, copy_to
+from fedadamw.vector import at_least_single
 
 PIXELS_AT_ONCE = 2**24  # for statistics
 Preprocess = Callable[[Tensor, Tensor, Tensor], Tensor]  # of pixels, mean and std
@@ -161,4 +162,5 @@ def _crop_and_flip(pixels: Tensor, padding: int, top: Tensor, left: Tensor, flip
 def _logits(model: Model, inputs: Tensor) -> Tensor:
     """Return the logits, which models of transformers wrap."""
     out = model(inputs)
-    return out if isinstance(out, Tensor) else out.logits
+    logits: Tensor = out if isinstance(out, Tensor) else out.logits
+    return logits.to(at_least_single(logits))

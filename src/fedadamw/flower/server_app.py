@@ -26,8 +26,10 @@ from fedadamw.flower.server.messenger import Messenger
 from fedadamw.flower.server.monitor import NO_MONITOR, Monitor
 from fedadamw.flower.server.rounds import Nodes
 from fedadamw.flower.server.spool import UploadSpool
+from fedadamw.prepare.base import with_type
 from fedadamw.prepare.paths import mark_folders
 from fedadamw.prepare.simulation import Prepared
+from fedadamw.runner.base_type import describe_type
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
@@ -145,7 +147,9 @@ def _make_nodes(
 
 def collect_facts(experiment: Experiment, prepared: Prepared, folder: RunFolder) -> RunFacts:
     """Return the facts about the run that every request carries."""
-    settings = mark_folders(experiment).model_dump(mode="json", exclude={"device", "threads", "trackers"})
+    dtype = describe_type(experiment, prepared.workspace.module) or prepared.experiment.model.dtype
+    marked = with_type(mark_folders(prepared.experiment), dtype)  # nodes have the base in the server's type
+    settings = marked.model_dump(mode="json", exclude={"device", "threads", "trackers"})
     return {
         "settings": yaml.safe_dump(settings),
         "about": json.dumps(prepared.facts),

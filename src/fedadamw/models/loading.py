@@ -1,16 +1,26 @@
-"""Load what transformers reads: from a hub id, a folder, or a folder inside an installed package."""
+"""Load what transformers reads: from a hub id, a folder, a .gguf file, or a folder inside an installed package."""
 
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from fedadamw.models.gguf import (
+    check_gguf,
+    forget_packing,
+    is_gguf,
+    is_local_gguf,
+    load_gguf_tokenizer,
+    reading_fast,
+    split_gguf,
+    unpacking,
+)
 from fedadamw.validation import MAX_SHOWN_CHARACTERS, InputError, check, parse_path, shorten
 
 PACKAGE = "package:"
@@ -19,22 +29,23 @@ Loaded = TypeVar("Loaded")
 
 
 def is_local(name: str) -> bool:
-    """Whether `name` is a folder on this machine, also one in an installed package.
+    """Whether `name` is a folder or .gguf file on this machine, also one in an installed package.
 
-    An existing folder wins over a hub id of the same name: `bert` is `./bert` if there is one.
+    What exists wins over a hub id of the same name: `bert` is `./bert` if there is one.
     """
-    return name.startswith((".", "/", "~", PACKAGE)) or (bool(name.strip()) and os.path.isdir(name))  # noqa: PTH112  (Path.is_dir raises if a name is too long)
+    is_folder = bool(name.strip()) and os.path.isdir(name)  # noqa: PTH112  (Path.is_dir raises if a name is too long)
+    return name.startswith((".", "/", "~", PACKAGE)) or is_folder or is_local_gguf(name)
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` is a hub id (owner/name): neither a folder nor one of this package's models."""
+    """Whether `name` is on the hub (owner/name, owner/name/FILE.gguf): not here, and no model of this package."""
     return "/" in name and not is_local(name)
 
 
 def locate(setting: str, name: str) -> str:
-    """Return the absolute path of a folder, or the hub id unchanged.
+    """Return the absolute path of a folder or .gguf file, or the hub id unchanged.
 
-    `package:name/folder` is a folder inside an installed package.
+    `package:name/folder` is a folder inside an installed package, `package:name/FILE.gguf` a file there.
     """
     if name.startswith(PACKAGE):
         path = _locate_in_package(setting, name)
@@ -43,7 +54,10 @@ def locate(setting: str, name: str) -> str:
     else:
         check(bool(name.strip("/")), f"{setting}={name!r}: give a folder (./path) or a hub id (owner/name)")
         return name
-    check(os.path.isdir(path), f"{setting}={shorten(name)}: no such folder")  # noqa: PTH112  (as in is_local)
+    if is_gguf(str(path)):
+        check(os.path.isfile(path), f"{setting}={shorten(name)}: no such file")  # noqa: PTH113  (as in is_local)
+    else:
+        check(os.path.isdir(path), f"{setting}={shorten(name)}: no such folder")  # noqa: PTH112
     return str(path.resolve())
 
 
@@ -69,8 +83,12 @@ def load_named(setting: str, name: str, load: Callable[[str], Loaded], part: str
     """Return `load(place)` for the model `name`, or for a `part` of it; raises InputError if that fails."""
     silence_libraries()
     place = locate(setting, name)
-    if setting == "model.name" and is_local(name) and not (Path(place) / "config.json").is_file():
-        raise InputError(f"{setting}={name!r}: not a model's folder (no config.json)")
+    if is_gguf(place):
+        check_gguf(f"{setting}={name!r}", place)
+    elif setting == "model.name" and is_local(name) and not (Path(place) / "config.json").is_file():
+        files = ", ".join(sorted(path.name for path in Path(place).glob("*.gguf"))[:3])
+        hint = f"; name one of its files: {files}" if files else ""
+        raise InputError(f"{setting}={name!r}: not a model's folder (no config.json){hint}")
     return load_place(f"{setting}={name!r}{f': {part}' if part else ''}", place, lambda: load(place))
 
 
@@ -137,13 +155,37 @@ def load_config(place: str) -> Any:
     """Load the configuration of a folder or hub id."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(place, trust_remote_code=False)
+    place, file = split_gguf(place)
+    with reading_fast() if file else nullcontext():
+        return AutoConfig.from_pretrained(place, trust_remote_code=False, **file)
+
+
+def own_type(place: str, config: Any) -> torch.dtype:
+    """Return the type of a model's weights: as its configuration or else its files say, float32 if neither does."""
+    said = torch.float32 if is_gguf(place) else config.dtype or getattr(config.get_text_config(), "dtype", None)
+    own = said if isinstance(said, torch.dtype) else _type_in_files(Path(place))
+    return own if own in (torch.bfloat16, torch.float16) else torch.float32
+
+
+def _type_in_files(folder: Path) -> torch.dtype:
+    """Return the type of the first floating-point tensor in a folder's safetensors files, float32 if there is none."""
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            kinds = [tensors.get_slice(name).get_dtype() for name in tensors.keys()]  # noqa: SIM118  (not a mapping)
+        found = next((kind for kind in kinds if kind in ("F32", "BF16", "F16")), None)
+        if found is not None:
+            return {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}[found]
+    return torch.float32
 
 
 def load_tokenizer(place: str, config: Any) -> Any:
     """Load the tokenizer of a folder or hub id; `config`: the model's."""
     from transformers import AutoTokenizer
 
+    if is_gguf(place):
+        return load_gguf_tokenizer(place)
     return AutoTokenizer.from_pretrained(place, config=config, trust_remote_code=False)
 
 
@@ -159,12 +201,14 @@ def build_fresh(auto: Any, config: Any, **settings: object) -> Any:
     return auto.from_config(config, trust_remote_code=False, **settings)
 
 
-def load_weights(auto: Any, place: str, config: Any) -> tuple[Any, list[str]]:
-    """Load a model of class `auto` in float32.
+def load_weights(auto: Any, place: str, config: Any, dtype: torch.dtype, **settings: object) -> tuple[Any, list[str]]:
+    """Load a model of class `auto` in `dtype`, tensor by tensor; `settings` are passed to from_pretrained.
 
     Also returns the names of the modules that the files have no weights for, such as a head of another shape.
     """
     folder = Path(place)
+    if is_gguf(place):
+        return _load_gguf_weights(auto, place, config, dtype)
     if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         raise ValueError("its weights are in .bin files only, which can run code when loaded; give safetensors")
     model, report = auto.from_pretrained(
@@ -173,13 +217,37 @@ def load_weights(auto: Any, place: str, config: Any) -> tuple[Any, list[str]]:
         ignore_mismatched_sizes=True,  # a fresh head
         use_safetensors=True,
         trust_remote_code=False,
-        dtype=torch.float32,
+        dtype=dtype,
         output_loading_info=True,
+        **settings,
     )
+    return model, _list_fresh(model, report)
+
+
+def _load_gguf_weights(auto: Any, place: str, config: Any, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """As `load_weights`, from a .gguf file."""
+    place, file = split_gguf(place)
+    with unpacking() as how:
+        model, report = auto.from_pretrained(
+            place,
+            config=config,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            dtype=dtype,
+            output_loading_info=True,
+            **file,
+            **how,
+        )
+    forget_packing(model)
+    return model, _list_fresh(model, report)
+
+
+def _list_fresh(model: Any, report: Mapping[str, Any]) -> list[str]:
+    """Return the modules that the files have no weights for, by transformers' report; warn of those below the head."""
     keys = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     fresh = sorted({key.rpartition(".")[0] for key in keys} - {""})
     warn_if_fresh(model, fresh)
-    return model, fresh
+    return fresh
 
 
 def warn_if_fresh(model: Any, fresh: list[str]) -> None:
@@ -202,7 +270,7 @@ def silence_libraries() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    for library in ("transformers", "huggingface_hub"):
+    for library in ("transformers", "huggingface_hub", "bitsandbytes"):
         logging.getLogger(library).setLevel(logging.ERROR)
 
 

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedadamw.models.loading import build_fresh, load_config, load_named, load_tokenizer, load_weights
+from fedadamw.models.dtypes import Quantize, Weights
+from fedadamw.models.gguf import is_gguf
+from fedadamw.models.loading import build_fresh, load_config, load_named, load_tokenizer, load_weights, own_type
 from fedadamw.models.processor import Processor, read_processor
+from fedadamw.models.quantized import draw_quantised, own_quantisation, pack, quantisation, settle
 from fedadamw.settings.data import AUTO_LENGTH
 from fedadamw.validation import check
 
@@ -43,6 +46,17 @@ class Pretrained:
             config.id2label = dict(enumerate(self._classes))
             config.label2id = {name: i for i, name in enumerate(self._classes)}
         return config
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights in its files, float32 for a .gguf file, whose weights are unpacked."""
+        config = self.config
+        return load_named("model.name", self.name, lambda place: own_type(place, config))
+
+    @cached_property
+    def quantised(self) -> Quantize:
+        """How its files are quantised, .gguf files apart; raises InputError if in a way that is not read."""
+        return "none" if is_gguf(self.name) else own_quantisation(self.name, self.config)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -97,15 +111,42 @@ class Pretrained:
             return wanted
         return self.longest if wanted is None else min(self.longest, AUTO_LENGTH)
 
-    def build(self, auto: Any, *, fresh: bool, **changes: object) -> tuple[Any, list[str]]:
+    def build(self, auto: Any, weights: Weights, **changes: object) -> tuple[Any, list[str]]:
         """Return a model of class `auto` (AutoModel, ...), and the modules that the pretrained weights lack.
 
-        changes: of the configuration, such as the number of classes. fresh: use the architecture without the weights.
+        changes: of the configuration, such as the number of classes.
         """
-        config = self._config_with(**changes)
-        if fresh:
-            return load_named("model.name", self.name, lambda _: build_fresh(auto, config, dtype=torch.float32)), []
-        return load_named("model.name", self.name, lambda place: load_weights(auto, place, config))
+        own = self.quantised
+        asked = weights.quantize in ("none", own) or own == "none"
+        check(asked, f"model.quantize={weights.quantize}: the weights of {self.name!r} are in {own} already")
+        kind, config = weights.quantize if own == "none" else own, self._config_with(**changes)
+        if kind != "none":
+            return self._build_quantised(auto, weights._replace(quantize=kind), config)
+        if weights.fresh:
+            return load_named("model.name", self.name, lambda _: build_fresh(auto, config, dtype=weights.dtype)), []
+        return load_named("model.name", self.name, lambda place: load_weights(auto, place, config, weights.dtype))
+
+    def _build_quantised(self, auto: Any, weights: Weights, config: Any) -> tuple[Any, list[str]]:
+        """As `build`; quantised while it is loaded or drawn, on the CPU."""
+        skeleton = self._skeleton(auto, config, weights.dtype)
+        how = quantisation(skeleton, weights)
+        if weights.fresh:
+            return load_named("model.name", self.name, lambda _: draw_quantised(skeleton, how)), []
+        settings: dict[str, object] = {} if is_gguf(self.name) else {"device_map": {"": "cpu"}}
+        if self.quantised == "none" and not is_gguf(self.name):
+            settings["quantization_config"] = how
+        model, fresh = load_named(
+            "model.name", self.name, lambda place: load_weights(auto, place, config, weights.dtype, **settings)
+        )
+        return pack(model, how) if is_gguf(self.name) else settle(model), fresh
+
+    def skeleton(self, auto: Any, dtype: torch.dtype, **changes: object) -> Any:
+        """Return a model of class `auto` without weights, on the meta device; changes: as of `build`."""
+        return self._skeleton(auto, self._config_with(**changes), dtype)
+
+    def _skeleton(self, auto: Any, config: Any, dtype: torch.dtype) -> Any:
+        with torch.device("meta"):
+            return load_named("model.name", self.name, lambda _: build_fresh(auto, copy.deepcopy(config), dtype=dtype))
 
     def _config_with(self, **changes: object) -> Any:
         """Return a copy of the configuration, which the model may modify, with `changes` of settings that it has."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fedadamw.models import vision
+from fedadamw.models.gguf import check_gguf, is_gguf
 from fedadamw.models.loading import build_fresh, load_config, load_place, locate, silence_libraries
 from fedadamw.validation import shorten
 
@@ -16,7 +17,7 @@ MICRO = vision.ImageShape(size=8, channels=1, classes=10)
 
 
 def build_skeleton(name: str) -> nn.Module:
-    """Build `name` on the meta device: one of this package's models, a folder, a transformers type (bert), a hub id."""
+    """Build `name` on the meta device: a model of this package, a folder or .gguf file, a type (bert), a hub id."""
     silence_libraries()
     with torch.device("meta"):
         if name in vision.NAMES:
@@ -29,8 +30,11 @@ def _build_transformers(name: str) -> nn.Module:
 
     if name in CONFIG_MAPPING and not (Path(name) / "config.json").is_file():
         return build_from_config(AutoConfig.for_model(name))
-    place, what = name if os.path.isfile(name) else locate("model", name), f"model {shorten(name)}"  # noqa: PTH113  (Path.is_file raises if a name is too long)
-    if not os.path.exists(place):  # noqa: PTH110
+    is_config = os.path.isfile(name) and not is_gguf(name)  # noqa: PTH113  (Path.is_file raises if a name is too long)
+    place, what = name if is_config else locate("model", name), f"model {shorten(name)}"
+    if is_gguf(place):
+        check_gguf(what, place)
+    elif not os.path.exists(place):  # noqa: PTH110
         what += f" is none of {', '.join(vision.NAMES)}, no type of transformers (bert, llama, ...), no folder, and"
     return load_place(what, place, lambda: build_from_config(load_config(place)))
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from fedadamw.models.dtypes import Weights
 from fedadamw.models.loading import is_hub_id, is_local, silence_libraries
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.processor import Processor, input_channels, input_size
@@ -48,14 +49,11 @@ def build(name: str, shape: ImageShape, *, depth: int | None = None, norm: str =
     return ImageModel(_build_resnet(shape, norm, *RESNETS[name]))
 
 
-def build_pretrained(pretrained: Pretrained, shape: ImageShape, *, fresh: bool = False) -> ImageModel:
-    """Build a pretrained classifier, with a fresh head if its own has another number of classes.
-
-    fresh: use the architecture without the weights.
-    """
+def build_pretrained(pretrained: Pretrained, shape: ImageShape, weights: Weights = Weights()) -> ImageModel:  # noqa: B008
+    """Build a pretrained classifier, with a fresh head if its own has another number of classes."""
     from transformers import AutoModelForImageClassification
 
-    model, lacking = pretrained.build(AutoModelForImageClassification, fresh=fresh, num_labels=shape.classes)
+    model, lacking = pretrained.build(AutoModelForImageClassification, weights, num_labels=shape.classes)
     config = pretrained.config
     return ImageModel(model, pretrained.processor, input_channels(config), input_size(config), lacking)
 

@@ -10,6 +10,7 @@ from fedadamw.data.image_decoding import CROPPED, MODEL_SIZE, OWN_SIZE, PixelFor
 from fedadamw.data.image_task import ImageTask, channel_statistics
 from fedadamw.data.images import ImageOptions, Images, ImageSource, load_held_out, load_images
 from fedadamw.models import vision
+from fedadamw.models.dtypes import join_types
 from fedadamw.models.heads import count_outputs
 from fedadamw.models.loading import build_seeded
 from fedadamw.models.lora.adapters import add_adapters
@@ -18,6 +19,7 @@ from fedadamw.models.processor import BYTE
 from fedadamw.models.resizing import BILINEAR, ResizeCrop
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare.architecture import resolve_model
+from fedadamw.prepare.base import choose_weights
 from fedadamw.prepare.problem import ImageFacts, LoadWeights, PixelSteps, Problem, place_model
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings.experiment import Experiment
@@ -122,16 +124,18 @@ def build_model(
         pretrained is not None or height == width,
         f"model.name={settings.name!r} takes square images; these are {height} x {width}: set data.image_size",
     )
-    shape = vision.ImageShape(width, channels, len(facts["classes"]))
+    shape, weights = vision.ImageShape(width, channels, len(facts["classes"])), choose_weights(experiment, pretrained)
 
     def build() -> ImageModel:
         if pretrained is None:
             built = vision.build(settings.name, shape, depth=settings.depth, norm=settings.norm)
+            built.model.to(weights.dtype)
         else:
-            built = vision.build_pretrained(pretrained, shape, fresh=settings.fresh)
+            built = vision.build_pretrained(pretrained, shape, weights)
         if load_weights is not None:
             built = built._replace(fresh=load_weights(built.model, facts["classes"]))
-        return built if lora is None else built._replace(model=add_adapters(built.model, lora, None, built.fresh))
+        adapted = built.model if lora is None else add_adapters(built.model, lora, None, built.fresh)
+        return built._replace(model=join_types(adapted, weights.dtype))
 
     built = build_seeded(build, torch_seed(experiment.seed, Purpose.INITIAL_MODEL))
     check(

@@ -11,6 +11,7 @@ from torch import nn
 from fedadamw.data.image_decoding import SizeSource
 from fedadamw.engine.ranks import current_team
 from fedadamw.models.pretrained import Pretrained
+from fedadamw.models.quantized import place_on
 from fedadamw.models.vision import NAMES
 from fedadamw.prepare.architecture import CONFIG, is_run, resolve_model
 from fedadamw.settings.data import LANGUAGE
@@ -106,4 +107,4 @@ def place_model(experiment: Experiment, model: nn.Module, device: torch.device) 
     """Return the model on `device`, in shards if the experiment says so: layer by layer, from the CPU's memory."""
     if experiment.shards > 1:
         current_team(device, experiment.shards).shard(model)
-    return model.to(device)
+    return place_on(model, device)

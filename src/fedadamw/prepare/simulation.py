@@ -29,6 +29,7 @@ from fedadamw.models.lora.means import Folding, make_folding, split_factors
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.architecture import is_run
+from fedadamw.prepare.base import check_base, check_own_quantisation
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
@@ -91,12 +92,8 @@ class Prepared:
 
         saved: seconds that it saves a coordinate and step, by type of device.
         """
-        experiment, t = self.experiment, self.experiment.training
-        if experiment.compile != "auto":
-            return "compiled" if experiment.compile == "on" else "fused"
-        steps = t.steps or -(-int(self.partition.sizes.mean()) * (t.epochs or 1) // t.batch_size)
-        total = t.rounds * t.clients_per_round * steps
-        return "compiled" if compiling_pays(self.workspace.layout.d, total, self.device, saved) else "fused"
+        d = self.workspace.layout.d
+        return choose_step(self.experiment, d, float(self.partition.sizes.mean()), self.device, saved)
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -146,6 +143,7 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     check_settings(experiment, remote=remote)
     device = set_up_process(experiment)
     pretrained = open_pretrained(experiment)
+    check_own_quantisation(experiment, pretrained)
     train, test = load_samples(experiment, pretrained)
     partition = make_partition(experiment, train)
     start = open_start(experiment)
@@ -193,8 +191,9 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     registry.check_startable(experiment.algorithm)
     if data.task != PYTHON:
         (texts if data.is_text else images).check_named(experiment)
+    check_base(experiment)
     at_once = t.batch_size if t.micro_batch is None else min(t.batch_size, t.micro_batch)
-    check(not data.packing or at_once > 1, "data.packing=true packs texts that go through the model at once: one does")
+    check(not data.packing or at_once > 1, "data.packing=true: a micro-batch of one text has nothing to pack")
     selects = data.validation or data.max_train
     check(data.resident or not selects, "data.resident=false takes all samples: no data.validation, no data.max_train")
     by_column = experiment.partition.kind == "column"  # the number of clients is that of the column's values
@@ -280,7 +279,19 @@ def build_problem(
     return images.build(experiment, pretrained, train, test, device, load_weights)
 
 
+def choose_step(
+    experiment: Experiment, d: int, samples: float, device: torch.device, saved: Mapping[str, float] = SAVED_S
+) -> Kind:
+    """Return how local steps of a new run on d numbers are done, with so many samples a client; see Prepared."""
+    t = experiment.training
+    if experiment.compile != "auto":
+        return "compiled" if experiment.compile == "on" else "fused"
+    steps = t.steps or -(-int(samples) * (t.epochs or 1) // t.batch_size)
+    total = t.rounds * t.clients_per_round * steps
+    return "compiled" if compiling_pays(d, total, device, saved) else "fused"
+
+
 def default_stack(experiment: Experiment, device: torch.device) -> int:
-    """Return how many clients train at once by default: one on a CPU or in shards, else all of a round."""
-    one = device.type == "cpu" or experiment.shards > 1
+    """Return how many clients train at once by default: one on a CPU, in shards or quantised, else all of a round."""
+    one = device.type == "cpu" or experiment.shards > 1 or experiment.model.quantize != "none"
     return 1 if one else experiment.training.clients_per_round

@@ -20,10 +20,12 @@ from fedadamw.engine.best import MODEL, read_best
 from fedadamw.models.loading import as_input_error, warn_if_fresh
 from fedadamw.models.lora.means import Folding
 from fedadamw.models.pretrained import Pretrained
+from fedadamw.models.quantized import merge
 from fedadamw.models.text import TextModel
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.architecture import CONFIG, is_run
+from fedadamw.prepare.base import choose_weights, pin_type
 from fedadamw.prepare.paths import MODEL_PATHS, check_origins
 from fedadamw.prepare.problem import MADE_IN_PYTHON, Facts, ImageFacts, TextFacts, open_pretrained
 from fedadamw.settings.data import PYTHON
@@ -92,9 +94,11 @@ def open_start(experiment: Experiment) -> Start | None:
     tensors, about = checkpoint.read(path / STATE, "checkpoint")
     chosen, round_ = choose_round(f"model.name={name!r}", tensors, about["round"], best=best)
     facts = cast("Facts", manifest["data"])
-    built = build_model(trained, open_pretrained(trained), facts, open_start(trained) if trained.lora else None)
+    trained, pretrained = pin_type(trained, manifest["model"]), open_pretrained(trained)
+    built = build_model(trained, pretrained, facts, open_start(trained) if trained.lora else None)
     load_tensors(built.model, chosen, manifest["model"]["layout"])
-    model: Any = built.model if trained.lora is None else cast("Any", built.model).merge_and_unload()
+    dtype = choose_weights(trained, pretrained).dtype
+    model: Any = built.model if trained.lora is None else merge(built.model, dtype)
     start: StartFacts = {"run": path.resolve().name, "round": round_, "fingerprint": _fingerprint(chosen)}
     return Start(name, start, tuple(facts["classes"]), model.state_dict())
 

@@ -11,12 +11,14 @@ import torch
 if TYPE_CHECKING:
     from datasets import Dataset
 
+from fedadamw.data.answers import AnswerTask, Asking
 from fedadamw.data.columns import find_label_column
 from fedadamw.data.dialogues import Dialogues
 from fedadamw.data.scoring import REGRESSION
 from fedadamw.data.sources import choose_held_out_split, read_held_out, read_splits
 from fedadamw.data.text_tasks import LanguageTask, TextTask
 from fedadamw.data.texts import Labelled, Texts, find_text_column
+from fedadamw.models.dtypes import join_types
 from fedadamw.models.heads import count_outputs, sort_like_head
 from fedadamw.models.loading import build_seeded
 from fedadamw.models.lora.adapters import add_adapters
@@ -24,6 +26,7 @@ from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import Form, TextModel, build_classifier, build_language_model, try_packing
 from fedadamw.models.vision import NAMES
 from fedadamw.prepare.architecture import resolve_model
+from fedadamw.prepare.base import choose_weights
 from fedadamw.prepare.problem import LoadWeights, Problem, TextFacts, place_model
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings import glue
@@ -114,7 +117,8 @@ def _language_reader(
     facts: TextFacts | None,
 ) -> Dialogues:
     columns = (data.text_column, data.prompt_column, data.response_column, data.label_column)
-    reader = Dialogues(source, *columns, group, pretrained.tokenizer, max_length)
+    templates = None if data.prompt is None or data.response is None else (data.prompt, data.response)
+    reader = Dialogues(source, *columns, group, pretrained.tokenizer, max_length, templates=templates)
     return reader.of(split) if facts is None else replace(reader, classes=tuple(facts["classes"]))
 
 
@@ -195,9 +199,8 @@ def build(
     if experiment.data.task == LANGUAGE:
         facts["prompts"] = bool((train.marks == 0).any())
     built = build_model(experiment, pretrained, facts, load_weights)
-    return Problem(
-        place_model(experiment, built.model, device), build_task(experiment, built.form, train, test, device), facts
-    )
+    task = build_task(experiment, built.form, train, test, device, pretrained)
+    return Problem(place_model(experiment, built.model, device), task, facts)
 
 
 def build_model(
@@ -206,34 +209,45 @@ def build_model(
     """Build the model; its fresh weights depend on the seed alone. load_weights: fills it with other weights."""
     if pretrained is None:
         raise _refuse_image_model(experiment)
-    fresh, lora = resolve_model(experiment.model).fresh, experiment.lora
+    weights, lora = choose_weights(experiment, pretrained), experiment.lora
     language = experiment.data.task == LANGUAGE
     max_length = pretrained.max_length(experiment.data.max_length)
 
     def build() -> TextModel:
         if language:
-            built = build_language_model(pretrained, max_length, fresh=fresh)
+            built = build_language_model(pretrained, max_length, weights)
         else:
             numbers = facts["edges"] is not None
-            built = build_classifier(pretrained, facts["classes"], max_length, numbers=numbers, fresh=fresh)
+            built = build_classifier(pretrained, facts["classes"], max_length, weights, numbers=numbers)
         if experiment.data.packing:
-            masks = try_packing(pretrained.name, built.model, max_length)
+            masks = try_packing(pretrained.name, built.model, max_length, weights)
             built = built._replace(form=built.form._replace(masks_rows=masks))
         if load_weights is not None:
             built = built._replace(fresh=load_weights(built.model, facts["classes"]))
         kind = "CAUSAL_LM" if language else "SEQ_CLS"
-        return built if lora is None else built._replace(model=add_adapters(built.model, lora, kind, built.fresh))
+        adapted = built.model if lora is None else add_adapters(built.model, lora, kind, built.fresh)
+        return built._replace(model=join_types(adapted, weights.dtype))
 
     return build_seeded(build, torch_seed(experiment.seed, Purpose.INITIAL_MODEL))
 
 
-def build_task(experiment: Experiment, form: Form, train: Texts, test: Texts, device: torch.device) -> Task:
-    """Build the task of learning the texts' classes, numbers or next tokens."""
-    training = experiment.training
-    if experiment.data.task == LANGUAGE:
-        at_once = training.evaluation_batch(min(20, training.batch_size))  # never more than are trained on at once
-        packing = experiment.data.packing
-        return LanguageTask(train, test, form, device=device, test_batch_size=at_once, packing=packing)
+def build_task(
+    experiment: Experiment,
+    form: Form,
+    train: Texts,
+    test: Texts,
+    device: torch.device,
+    pretrained: Pretrained | None = None,
+) -> Task:
+    """Build the task of learning the texts' classes, numbers or next tokens; pretrained: whose answers are scored."""
+    training, data = experiment.training, experiment.data
+    if data.task == LANGUAGE:
+        size = training.evaluation_batch(min(20, training.batch_size))  # never more than are trained on at once
+        language = LanguageTask(train, test, form, device=device, test_batch_size=size, packing=data.packing)
+        if pretrained is None or not data.metrics or not len(test):
+            return language
+        asking = Asking(data.metrics, data.answers, data.answer_tokens, data.choices)
+        return AnswerTask(language, test, pretrained.tokenizer, asking, size=size)
     task, numbers = glue.TASKS.get(experiment.data.task), train.targets is not None
     fits = task is None or (task.metrics[0] in REGRESSION) == numbers
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")

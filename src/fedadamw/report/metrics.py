@@ -7,9 +7,16 @@ from fedadamw.report.run_files import RecordDict
 
 Metrics = Mapping[str, float | None]  # of one evaluation, the main one first; None if it was not finite
 
-LABELS = {"f1": "F1", "matthews": "Matthews", "spearman": "Spearman", "pearson": "Pearson"}  # others: their names
+LABELS = {  # others: their names
+    "f1": "F1",
+    "rouge-l": "ROUGE-L",
+    "matthews": "Matthews",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+}
 CORRELATIONS = ("matthews", "spearman", "pearson")
-IN_PERCENT = ("accuracy", "f1", *CORRELATIONS)
+OF_ANSWERS = ("exact-match", "rouge-l", "choice", "choice-norm")  # of a language model
+IN_PERCENT = ("accuracy", "f1", *CORRELATIONS, *OF_ANSWERS)
 
 
 def main_metric(records: Iterable[RecordDict]) -> str:

@@ -54,6 +54,7 @@ class ModelFacts(_Model, total=False):
     """The model of a run."""
 
     B: int  # blocks, if the algorithm uses them
+    dtype: str  # of a frozen base in 16 bits; without it float32
     frozen: str  # digest of what is not trained, of a model from Python
     start: StartFacts  # the run whose model this one started from, if it did
 

@@ -20,8 +20,10 @@ from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
+from fedadamw.runner.base_type import keep_type
 from fedadamw.runner.client_losses import ClientLosses
-from fedadamw.runner.folder import RunFolder, settings_digest
+from fedadamw.runner.digest import settings_digest
+from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.libraries import collector_paused
 from fedadamw.runner.live_page import LivePage
 from fedadamw.runner.manifest import build_manifest, warn_of_other_package
@@ -73,7 +75,8 @@ def execute(
         check_origins(experiment, folder.read_manifest().get("folders"), (*MODEL_PATHS, *DATA_PATHS))
     with collector_paused():
         remote = make_clients is not None
-        prepared = prepare(experiment, remote=remote) if prepare_run is None else prepare_run(experiment)
+        kept = keep_type(experiment, folder.read_manifest() if resume and folder.started else None)
+        prepared = prepare(kept, remote=remote) if prepare_run is None else prepare_run(kept)
     with folder.lock():
         folder.check_startable(experiment, resume=resume)  # again, now that no other process can change the folder
         page = LivePage(folder, experiment.training.rounds, lambda: open_page(folder, prepared), enabled=report)
@@ -180,7 +183,8 @@ def follow(
 ) -> Simulation:
     """Run a rank other than 0: its share of every round, until the run ends or rank 0 stops or is lost."""
     with collector_paused():
-        prepared = prepare(experiment) if prepare_run is None else prepare_run(experiment)
+        kept = keep_type(experiment, None)
+        prepared = prepare(kept) if prepare_run is None else prepare_run(kept)
     check_ranks_agree(experiment, prepared)
     simulation = prepared.simulation(step=share_step(prepared.choose_step(), prepared))
     if simulation.ranks.agree():

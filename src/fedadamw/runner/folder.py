@@ -9,7 +9,6 @@ curves.png, report.html
 """
 
 import fcntl
-import hashlib
 import json
 import math
 import os
@@ -28,6 +27,7 @@ from fedadamw.engine.record import Record
 from fedadamw.io.disk import report_full_disk
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.run_files import Manifest, RecordDict
+from fedadamw.runner.digest import settings_digest
 from fedadamw.runner.rounds import check_new_rounds, with_rounds
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
@@ -36,37 +36,6 @@ from fedadamw.validation import InputError
 ADVICE = "start in another folder"
 STUDY_FILES = ("results.json", "optuna.log", "table.md")  # files of a comparison, a tuning or an ablation
 REPORT_FILES = ("curves.png", "report.html")
-NOT_IN_DIGEST = (  # settings that change a run's numbers by rounding at most
-    "device",
-    "threads",
-    "trackers",
-    "checkpoint_every",
-    "keep_best",
-    "client_memory",
-    "stack",
-    "shards",
-    "compile",
-    "federation",
-    "data.resident",
-    "training.micro_batch",
-    "training.channels_last",
-    "training.evaluate_batch",
-    "training.gradient_checkpointing",
-)
-ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behaves as before the setting existed
-    "data.image_size": None,
-    "data.image_mode": "auto",
-    "data.on_bad": "error",
-    "data.packing": False,
-    "model.best": False,
-    "lora.rank_pattern": {},
-    "lora.alpha_pattern": {},
-    "lora.rslora": False,
-    "lora.dora": False,
-    "lora.modules_to_save": [],
-    "lora.ranks": None,
-}
-NEW_DEFAULTS = {"data.max_length": "auto"}  # defaults that were null: older studies resume if their data are the same
 
 
 class RunFolder:
@@ -273,27 +242,3 @@ def _identity(part: object) -> object:
 
 def _is_close(was: float, now: float) -> bool:
     return math.isclose(was, now, rel_tol=1e-5, abs_tol=1e-6)
-
-
-def settings_digest(experiment: Experiment) -> str:
-    """Return a digest of the settings that change a run's numbers."""
-    settings = experiment.model_dump(mode="json")
-    for path in NOT_IN_DIGEST:
-        section, name = _find_section(settings, path)
-        del section[name]
-    for path, neutral in ADDED_LATER.items():
-        section, name = _find_section(settings, path)
-        if section.get(name, neutral) == neutral:
-            section.pop(name, None)
-    for path, default in NEW_DEFAULTS.items():
-        section, name = _find_section(settings, path)
-        section[name] = None if section[name] == default else section[name]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _find_section(settings: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
-    """Return the section of the setting at `path`, {} if it is missing, and the setting's name in it."""
-    *sections, name = path.split(".")
-    for section in sections:
-        settings = settings.get(section) or {}
-    return settings, name

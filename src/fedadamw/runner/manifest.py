@@ -13,6 +13,7 @@ from fedadamw.algorithms.registry import find_package, needs_blocks
 from fedadamw.prepare.paths import list_plain_folders
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.report.run_files import Manifest, ModelFacts
+from fedadamw.runner.base_type import describe_type
 from fedadamw.settings.experiment import Experiment
 
 PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetensors")
@@ -24,6 +25,8 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
     model: ModelFacts = {"layout": layout.fingerprint, "d": layout.d}
     if needs_blocks(experiment.algorithm_name):
         model["B"] = prepared.algorithm.blocks.B  # type: ignore[attr-defined]  # needs_blocks says that it has them
+    if (dtype := describe_type(experiment, prepared.workspace.module)) is not None:
+        model["dtype"] = dtype
     if prepared.start is not None:
         model["start"] = prepared.start
     facts = json.loads(json.dumps(prepared.facts))  # tuples become lists, as when it is read from the file

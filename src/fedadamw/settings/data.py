@@ -2,10 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedadamw.settings import glue
 from fedadamw.settings.section import Section
+from fedadamw.settings.templates import parse_template
 from fedadamw.validation import check, check_one_of, shorten
 
 IMAGE, TEXT, LANGUAGE, PYTHON = "image", "text", "causal-lm", "python"
@@ -44,6 +45,29 @@ class DataSettings(Section):
     )
     response_column: str | None = Field(
         default=None, description=f"For {LANGUAGE}: column of the responses, which are learned. Null: none."
+    )
+    prompt: str | None = Field(
+        default=None,
+        description=f"For {LANGUAGE}, with data.response, instead of columns: a prompt as a template of any columns, "
+        "whose names are in braces: 'Is this review positive or negative? {sentence}'. Null: none.",
+    )
+    response: str | None = Field(
+        default=None,
+        description=f"For {LANGUAGE}: a response as a template, such as '{{label}}': a class label becomes the class's "
+        "name. Null: none.",
+    )
+    metrics: tuple[Literal["exact-match", "rouge-l", "choice", "choice-norm"], ...] = Field(
+        default=(),
+        description=f"For {LANGUAGE}: how answers to held-out prompts are scored, the main one first. exact-match and "
+        "rouge-l: of the answer that the model writes; choice: whether the right one of data.choices is the likeliest; "
+        "choice-norm: likeliest by character. [] writes no answers, which is much faster.",
+    )
+    answers: int = Field(
+        default=100, ge=1, description="For data.metrics: held-out prompts that are answered in an evaluation, at most."
+    )
+    answer_tokens: int = Field(default=32, ge=1, description="For data.metrics: longest answer in tokens.")
+    choices: tuple[str, ...] = Field(
+        default=(), description="For the metrics choice and choice-norm: the possible answers, two or more."
     )
     packing: bool = Field(
         default=False,
@@ -108,6 +132,11 @@ class DataSettings(Section):
         check_one_of("data.task", value, DATA_TASKS)
         return value
 
+    @field_validator("metrics", "choices", mode="before")
+    @classmethod
+    def _read_words(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
     @field_validator("max_length", mode="before")
     @classmethod
     def _check_length(cls, value: object) -> object:
@@ -121,6 +150,19 @@ class DataSettings(Section):
     @classmethod
     def _normalise_mode(cls, value: object) -> object:
         return {"l": "grey", "gray": "grey"}.get(value.lower(), value.lower()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "DataSettings":
+        both = (self.prompt is None) == (self.response is None)
+        check(both, "data.prompt and data.response go together: give both")
+        for setting, template in (("data.prompt", self.prompt), ("data.response", self.response)):
+            if template is not None:
+                parse_template(setting, template)
+        columns = self.prompt is not None and bool(self.prompt_column or self.response_column or self.text_column)
+        check(not columns, "data.prompt is a template: give it, or data.prompt_column or data.text_column")
+        chosen = any(name.startswith("choice") for name in self.metrics)
+        check(not chosen or len(set(self.choices)) > 1, "data.metrics=choice needs data.choices, two or more answers")
+        return self
 
     @property
     def is_text(self) -> bool:

@@ -35,7 +35,15 @@ TEXT_SETTINGS = (
     "model.pad_token",
     "training.group_by_length",
 )
-LANGUAGE_SETTINGS = ("data.prompt_column", "data.response_column", "data.packing")
+LANGUAGE_SETTINGS = (
+    "data.prompt_column",
+    "data.response_column",
+    "data.prompt",
+    "data.response",
+    "data.metrics",
+    "data.choices",
+    "data.packing",
+)
 PAIR_SETTINGS = ("data.text_pair_column",)
 
 

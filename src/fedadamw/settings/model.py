@@ -7,6 +7,9 @@ from pydantic import Field, field_validator
 from fedadamw.settings.section import Section
 from fedadamw.validation import check_one_of
 
+AUTO: Literal["auto"] = "auto"
+ALIASES = {"bf16": "bfloat16"}  # other words for types
+
 
 class ModelSettings(Section):
     """Which model, and how it is cut into blocks."""
@@ -31,6 +34,16 @@ class ModelSettings(Section):
         default=False,
         description="Of a run's folder: start from its best round, which keep_best kept, instead of the last.",
     )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default=AUTO,
+        description="Type of the weights that are not trained. auto: with LoRA the type of the model's files, else "
+        "float32. What is trained is float32 in any case. bfloat16 and float16 halve a base's memory.",
+    )
+    quantize: Literal["none", "8bit", "4bit"] = Field(
+        default="none",
+        description="With LoRA: keep the linear layers of the base, but the output's, in 8 bits (LLM.int8) or 4 (NF4, "
+        "scales quantised too), by bitsandbytes. Less memory, slower steps.",
+    )
     depth: int | None = Field(
         default=None, ge=1, description="Layers of a built-in ViT. Null: the depth that its name stands for."
     )
@@ -45,6 +58,11 @@ class ModelSettings(Section):
         "larger blocks; tensor: one block for each tensor; coordinate: one for each number.",
         json_schema_extra={"enum": ["paper", "coarse", "tensor", "coordinate"]},  # GRANULARITIES, without torch
     )
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _read_alias(cls, value: object) -> object:
+        return ALIASES.get(value, value) if isinstance(value, str) else value
 
     @field_validator("blocks")
     @classmethod

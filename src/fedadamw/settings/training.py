@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedadamw.settings.section import Section
 from fedadamw.validation import InputError
@@ -37,7 +37,8 @@ class TrainingSettings(Section):
     gradient_checkpointing: bool = Field(
         default=False,
         description="Keep only the inputs of a model's layers and compute the rest again in backward: a fraction of "
-        "the memory for a third more time, with the same numbers. Set it for large models and long texts.",
+        "the memory for the time of one more forward pass, with the same numbers. Set it for large models and long "
+        "texts.",
     )
     group_by_length: bool = Field(
         default=False,
@@ -100,6 +101,11 @@ class TrainingSettings(Section):
     evaluate_every: int = Field(
         default=1, ge=1, description="Rounds between evaluations. The last round is always evaluated."
     )
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _read_alias(cls, value: object) -> object:
+        return "bf16" if value == "bfloat16" else value
 
     @model_validator(mode="after")
     def _check_together(self) -> "TrainingSettings":

@@ -13,7 +13,8 @@ from fedadamw.data.row_parts import count_cores
 from fedadamw.prepare.device import uses_gpu
 from fedadamw.prepare.simulation import check_settings
 from fedadamw.report.run_files import RecordDict
-from fedadamw.runner.folder import RunFolder, settings_digest
+from fedadamw.runner.digest import settings_digest
+from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.experiment import Experiment, list_settings_outside
 from fedadamw.settings.load import Override, build_experiment

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fedadamw.algorithms import registry
 from fedadamw.report.metrics import main_metric, score
 from fedadamw.report.study_files import Stage
-from fedadamw.runner.folder import settings_digest
+from fedadamw.runner.digest import settings_digest
 from fedadamw.settings.load import build_experiment
 from fedadamw.study.plan import Overrides, Run, format_value, limit_threads, select_settings
 from fedadamw.study.results import describe_missing_score

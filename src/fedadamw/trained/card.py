@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from fedadamw.io.escaping import escape_markdown
+from fedadamw.models.gguf import is_gguf, split_gguf
 from fedadamw.models.loading import PACKAGE, is_hub_id
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare.paths import is_path, make_portable, relative_path
@@ -26,7 +27,7 @@ def write_card(trained: Trained, to: Path, *, whole: bool) -> str:
     head = {
         "library_name": "transformers" if whole else "peft",
         "tags": ["federated-learning", *sorted({"fedadamw", experiment.algorithm_name})],
-        **({"base_model": experiment.model.name} if is_hub_id(experiment.model.name) else {}),
+        **({"base_model": split_gguf(experiment.model.name)[0]} if is_hub_id(experiment.model.name) else {}),
     }
     scores = {name: "-" if value is None else f"{value:.4f}" for name, value in results.items()}
     return f"""---
@@ -103,10 +104,21 @@ def _code(trained: Trained, to: Path, *, whole: bool) -> str:
 
 
 def _base(name: str, to: Path) -> tuple[str, str]:
-    """Return the imports and the expression for the path of an adapter's base."""
+    """Return the imports and the arguments of from_pretrained for an adapter's base."""
+    if not is_gguf(name):
+        return _place(name, to)
+    folder, _, file = name.rpartition("/")
+    if is_hub_id(name):
+        folder, file = split_gguf(name)[0], split_gguf(name)[1]["gguf_file"]
+    imports, place = _place(folder or ".", to)
+    return imports, f"{place}, gguf_file={file!r}"
+
+
+def _place(name: str, to: Path) -> tuple[str, str]:
+    """Return the imports and the expression for a model's folder or hub id."""
     if name.startswith(PACKAGE):
         package, _, inside = name.removeprefix(PACKAGE).partition("/")
-        return "from importlib.resources import files\n\n", f"files({package!r}) / {inside!r}"
+        return "from importlib.resources import files\n\n", f"files({package!r})" + (f" / {inside!r}" if inside else "")
     place = make_portable("model.name", name, to)
     if place != name and relative_path(to, parse_path("model.name", name)) is not None:
         return "from pathlib import Path\n\n", f"Path(FOLDER) / {place!r}"

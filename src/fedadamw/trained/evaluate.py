@@ -8,6 +8,7 @@ from fedadamw.data.image_decoding import OWN_SIZE
 from fedadamw.data.images import Images
 from fedadamw.data.texts import Texts
 from fedadamw.engine.workspace import autocast
+from fedadamw.models.quantized import place_on
 from fedadamw.models.text import TextModel
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.device import select_device
@@ -29,7 +30,7 @@ def evaluate(trained: Trained) -> tuple[Evaluation, int]:
     if experiment.threads:
         torch.set_num_threads(experiment.threads)
     held_out, task = _load_held_out(trained, device)
-    model = trained.model.to(device).eval()
+    model = place_on(trained.model, device).eval()
     with torch.no_grad(), autocast(experiment.training, device):
         return task.score(task.outputs(model, 0, task.held_out)), len(held_out)
 
@@ -44,7 +45,7 @@ def _load_held_out(trained: Trained, device: torch.device) -> tuple[Texts | Imag
         assert isinstance(text, Texts)
         same = list(text.classes) == list(facts["classes"]) and (text.edges is None) == (facts["edges"] is None)
         check(same, "the data's classes are not those of the run: evaluate it on other data with --data")
-        return text, texts.build_task(experiment, built.form, text, text, device)
+        return text, texts.build_task(experiment, built.form, text, text, device, pretrained)
     of_images = cast("ImageFacts", trained.facts)
     image = _draw(experiment, images.load_test(experiment, pretrained, of_images)) if split is None else split
     assert isinstance(image, Images)

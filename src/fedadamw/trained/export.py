@@ -8,10 +8,12 @@ from typing import Any, cast
 from fedadamw.data.image_decoding import CROPPED
 from fedadamw.io.disk import new_folder
 from fedadamw.models.loading import is_local
+from fedadamw.models.quantized import merge
 from fedadamw.models.resizing import ResizeCrop
 from fedadamw.models.vision import NAMES, RESNETS, ImageModel
 from fedadamw.prepare import images
 from fedadamw.prepare.architecture import is_run, resolve_model
+from fedadamw.prepare.base import choose_weights
 from fedadamw.prepare.paths import make_portable, make_settings_portable, replace_model_paths
 from fedadamw.prepare.problem import ImageFacts
 from fedadamw.trained.card import write_card
@@ -70,7 +72,7 @@ def _write_model(trained: Trained, folder: Path, *, whole: bool) -> None:
         model.save_pretrained(folder, save_embedding_layers=False)
         return
     if trained.experiment.lora is not None:
-        model = model.merge_and_unload()
+        model = merge(model, choose_weights(trained.experiment, trained.pretrained).dtype)
     if isinstance(trained.built, ImageModel):
         classes = trained.facts["classes"]
         model.config.id2label = dict(enumerate(classes))

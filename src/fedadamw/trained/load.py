@@ -10,13 +10,16 @@ from torch import nn
 from fedadamw import checkpoint
 from fedadamw.engine.ledger import TENSOR_NAME as LEDGER
 from fedadamw.engine.ledger import Page, read_page
+from fedadamw.models.dtypes import name_of
+from fedadamw.models.gguf import is_gguf
 from fedadamw.models.heads import class_names
-from fedadamw.models.loading import as_input_error
+from fedadamw.models.loading import as_input_error, locate
 from fedadamw.models.lora.adapters import load_adapter
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import TextModel
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare import images, texts
+from fedadamw.prepare.base import choose_weights, pin_type, with_type
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, is_path, resolve_path, restore_paths
 from fedadamw.prepare.problem import MADE_IN_PYTHON, Facts, ImageFacts, TextFacts, open_pretrained
 from fedadamw.prepare.start import build_model, choose_round, load_tensors, open_start
@@ -25,12 +28,19 @@ from fedadamw.runner.folder import RunFolder, check_pixels
 from fedadamw.settings.data import LANGUAGE, PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import build_experiment, load, parse_settings, set_path
+from fedadamw.settings.model import AUTO
 from fedadamw.validation import InputError, check, shorten
 
 EVALUATION_SETTINGS = ("device", "threads", "training.precision", "training.evaluate_batch")  # besides data.*
-TOKENIZER_SETTINGS = ("model.tokenizer", "model.pad_token")  # also of a model that comes without settings
+OWN_SETTINGS = (
+    "model.tokenizer",
+    "model.pad_token",
+    "model.dtype",
+    "model.quantize",
+)  # also of a model that comes without settings
 BASE, ADAPTER = "model.name", "adapter_config.json"
 FACTS = "fedadamw.json"  # in an exported folder: an ExportFacts
+ANSWER_SETTINGS = ("data.metrics", "data.answers", "data.answer_tokens", "data.choices")  # of the same held-out texts
 Overrides = Sequence[tuple[str, object]]  # settings and their new values
 
 
@@ -80,7 +90,12 @@ class Trained(NamedTuple):
 
 
 def open_trained(path: Path, overrides: Overrides = (), *, best: bool = False) -> Trained:
-    """Load the model of a run folder, an export, or any transformers folder, to evaluate it; best: see `open_run`."""
+    """Load the model of a run folder, an export, any transformers folder or .gguf file, to evaluate it.
+
+    best: see `open_run`.
+    """
+    if is_gguf(str(path)):
+        return _open_file(path, overrides, best=best)
     check(path.is_dir(), f"{path}: no such folder")
     is_run, is_export = RunFolder(path).started, (path / FACTS).is_file()
     _check_overrides(path, overrides, without_settings=not (is_run or is_export))
@@ -93,12 +108,20 @@ def open_trained(path: Path, overrides: Overrides = (), *, best: bool = False) -
         return _open_export(path, overrides)
     is_model = (path / "config.json").is_file()
     check(is_model, f"{path}: neither a run's folder (no config.yaml) nor a model's (no config.json)")
-    return _open_transformers_folder(path, overrides)
+    return _open_foreign(path, str(path.resolve()), overrides)
+
+
+def _open_file(path: Path, overrides: Overrides, *, best: bool) -> Trained:
+    """Load a .gguf file, which may be package:NAME/FILE.gguf; a language model if the data are not said."""
+    check(not best, f"--best: {path} is no run's folder; it holds one model")
+    _check_overrides(path, overrides, without_settings=True)
+    kind: Overrides = [("data.task", LANGUAGE), ("data.max_test", None)]
+    return _open_foreign(path, locate("model.name", str(path)), [*kind, *overrides])
 
 
 def _check_overrides(path: Path, overrides: Overrides, *, without_settings: bool) -> None:
     """Raise InputError if an override would change the model."""
-    allowed: Iterable[str] = EVALUATION_SETTINGS + (TOKENIZER_SETTINGS if without_settings else ())
+    allowed: Iterable[str] = EVALUATION_SETTINGS + (OWN_SETTINGS if without_settings else ())
     for setting, _ in overrides:
         is_base = setting == BASE and (path / ADAPTER).is_file()  # an adapter's base may have moved
         check(
@@ -122,6 +145,7 @@ def open_run(path: Path, overrides: Overrides | None = None, *, best: bool = Fal
     check(experiment.data.task != PYTHON, f"{folder.config}: {MADE_IN_PYTHON}")
     data_settings = () if overrides is None or other_data else DATA_PATHS
     check_origins(experiment, origin.get("folders"), (*MODEL_PATHS, *data_settings))
+    experiment = pin_type(experiment, origin["model"])
     facts, pretrained = cast("Facts", origin["data"]), open_pretrained(experiment)
     start = open_start(experiment) if experiment.lora else None  # whose weights are below the adapters
     same = start is None or start.facts == origin["model"].get("start")
@@ -134,6 +158,7 @@ def open_run(path: Path, overrides: Overrides | None = None, *, best: bool = Fal
     if pages := [read_page(t) for name, t in tensors.items() if name.split(".")[-1] == LEDGER]:  # two, with halves
         origin["nodes"] = _count_nodes(*pages)
     changed = build_experiment(str(folder.config), overrides) if overrides else experiment
+    changed = pin_type(changed, origin["model"])
     _check_same_kind(experiment, changed)
     records = folder.records()[:round_]  # a killed run may have recorded more
     return Trained(changed, pretrained, built, facts, origin, records, other_data, best)
@@ -163,7 +188,8 @@ def _open_export(path: Path, overrides: Overrides) -> Trained:
             settings["model"]["tokenizer"] = str(path.resolve())  # the exported one
         _check_numbers(facts, ("edges",) if parse_settings(settings).data.is_text else ("mean", "std"))
         opened = _open_exported_adapter if (path / ADAPTER).is_file() else _open_exported_model
-        experiment, pretrained, built = opened(path, settings, cast("Facts", facts))
+        pinned = pin_type(parse_settings(settings), origin.get("model", {})).model_dump(mode="json")
+        experiment, pretrained, built = opened(path, pinned, cast("Facts", facts))
     changed = _with_overrides(experiment, overrides)
     _check_same_kind(experiment, changed)
     records = origin.get("records", [])
@@ -177,14 +203,19 @@ def _open_exported_adapter(path: Path, settings: Mapping[str, Any], facts: Facts
     experiment = parse_settings(settings)
     _check_base(path, experiment.model.name)
     pretrained = open_pretrained(experiment)
-    base = build_model(parse_settings({**settings, "lora": None}), pretrained, facts)
-    return experiment, pretrained, base._replace(model=load_adapter(base.model, path))
+    dtype = choose_weights(experiment, pretrained).dtype
+    frozen = with_type(experiment, name_of(dtype)).model_copy(update={"lora": None})
+    base = build_model(frozen, pretrained, facts)
+    return experiment, pretrained, base._replace(model=load_adapter(base.model, path, dtype))
 
 
 def _open_exported_model(path: Path, settings: Mapping[str, Any], facts: Facts) -> Opened:
-    model = {**settings["model"], "name": str(path.resolve()), "tokenizer": None, "fresh": False, "best": False}
+    own: dict[str, Any] = {"tokenizer": None, "fresh": False, "best": False, "dtype": "auto", "quantize": "none"}
+    model = {**settings["model"], "name": str(path.resolve()), **own}
     experiment = parse_settings({**settings, "lora": None, "model": model})
     pretrained = open_pretrained(experiment)
+    if pretrained is not None:
+        experiment = with_type(experiment, name_of(pretrained.dtype))
     return experiment, pretrained, build_model(experiment, pretrained, facts)
 
 
@@ -197,14 +228,17 @@ def _check_numbers(facts: Mapping[str, Any], names: Sequence[str]) -> None:
 
 def _check_base(path: Path, name: str) -> None:
     """Raise InputError if an adapter's base is not in the folder that the export names."""
-    moved = is_path(BASE, name) and not resolve_path(BASE, name).is_dir()
-    check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its folder: -s model.name=DIR")
+    moved = is_path(BASE, name) and not resolve_path(BASE, name).exists()
+    what = "file: -s model.name=FILE" if is_gguf(name) else "folder: -s model.name=DIR"
+    check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its {what}")
 
 
-def _open_transformers_folder(path: Path, overrides: Overrides) -> Trained:
-    """Load a folder without settings: a text classifier or language model."""
-    experiment = _with_overrides(parse_settings({"model": {"name": str(path.resolve())}}), overrides)
+def _open_foreign(path: Path, name: str, overrides: Overrides) -> Trained:
+    """Load a model without settings, a text classifier or language model; name: as of model.name."""
+    experiment = _with_overrides(parse_settings({"model": {"name": name}}), overrides)
     pretrained = Pretrained(experiment.model.name, experiment.model.tokenizer, experiment.model.pad_token)
+    if experiment.model.dtype == AUTO:
+        experiment = with_type(experiment, name_of(pretrained.dtype))  # nothing is trained
     classes = class_names(pretrained)
     check(experiment.data.is_text, f"{path}: name the data to evaluate it on, for example -s data.task=sst2")
     facts: TextFacts = {"classes": classes, "edges": [] if len(classes) == 1 else None}
@@ -225,7 +259,7 @@ def _check_same_kind(trained: Experiment, changed: Experiment) -> None:
 
 
 def _has_data(overrides: Overrides) -> bool:
-    return any(setting.startswith("data.") for setting, _ in overrides)
+    return any(setting.startswith("data.") and setting not in ANSWER_SETTINGS for setting, _ in overrides)
 
 
 def _with_overrides(experiment: Experiment, overrides: Overrides) -> Experiment:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from fedadamw.data.columns import check_columns
 from fedadamw.data.dialogues import PAIRS
+from fedadamw.data.filled import check_template
 from fedadamw.data.sources import FORMATS, IMAGE_SUFFIXES, read_file
 from fedadamw.data.texts import find_text_column
 from fedadamw.prepare import texts
 from fedadamw.settings import glue
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.templates import list_columns
 from fedadamw.validation import InputError, check
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class NewSamples:
     rows: Sequence[int] | None  # the row or line of each sample in its file, from 1; None for image files
     kind: str = TEXT  # for language models: TEXT, PROMPT or MESSAGES
     extra: str = ""  # for prompts: a column that is appended, or ''
+    template: str = ""  # for prompts: makes one of the columns, or ''
 
     def __len__(self) -> int:
         return len(self.split)
@@ -103,6 +106,9 @@ def _read_table(experiment: Experiment, path: Path, *, prompts: bool) -> NewSamp
         table, column = _with_images(experiment, path, split)
         return NewSamples(table, (column,), [str(path)], rows)
     if experiment.data.task == LANGUAGE:
+        if experiment.data.prompt is not None:
+            named = tuple(check_template(str(path), split, experiment.data.prompt))
+            return NewSamples(split, named, [str(path)], rows, PROMPT, template=experiment.data.prompt)
         columns, kind, extra = _language_columns(experiment, path, split, prompts=prompts)
         return NewSamples(split, columns, [str(path)], rows, kind, extra)
     return NewSamples(split, _text_columns(experiment, path, split), [str(path)], rows)
@@ -121,8 +127,12 @@ def _read_lines(experiment: Experiment, path: Path, *, prompts: bool) -> NewSamp
         raise InputError(f"{path}: not a text file (UTF-8)") from None
     numbers = [i for i, line in enumerate(lines, 1) if line.strip()]
     check(bool(numbers), f"{path}: every line is blank")
-    split = datasets.Dataset.from_dict({"text": [lines[i - 1].rstrip("\r") for i in numbers]})
-    return NewSamples(split, ("text",), [str(path)], numbers, PROMPT if prompts else TEXT)
+    words = [lines[i - 1].rstrip("\r") for i in numbers]
+    named = list_columns(data.prompt) if data.prompt is not None else []
+    template = data.prompt if data.prompt is not None and len(named) == 1 else ""
+    column = named[0] if template else "text"
+    split = datasets.Dataset.from_dict({column: words})
+    return NewSamples(split, (column,), [str(path)], numbers, PROMPT if prompts else TEXT, template=template)
 
 
 def _with_images(experiment: Experiment, path: Path, split: "Dataset") -> tuple["Dataset", str]:

@@ -15,6 +15,8 @@ from fedadamw.data.images import Images
 from fedadamw.data.text_tasks import TextTask
 from fedadamw.data.texts import read_unlabelled
 from fedadamw.engine.workspace import autocast
+from fedadamw.models.generation import Decoding, respond
+from fedadamw.models.quantized import place_on
 from fedadamw.models.text import TextModel
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare import images, texts
@@ -23,7 +25,7 @@ from fedadamw.prepare.problem import ImageFacts, TextFacts
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.trained.load import Trained
 from fedadamw.trained.new_samples import NewSamples, read_new_samples
-from fedadamw.trained.respond import BadSampleError, check_length, encode_row, find_limit, respond
+from fedadamw.trained.respond import encode_group, find_limit
 from fedadamw.validation import check
 
 TEXT_BATCHES = 10  # that are sorted by length together
@@ -48,7 +50,7 @@ class Prediction(NamedTuple):
 
 def read_samples(trained: Trained, files: Sequence[str]) -> list[NewSamples]:
     """Return the samples in `files`, for this model; see `read_new_samples`."""
-    return read_new_samples(trained.experiment, files, prompts=_takes_prompts(trained))
+    return read_new_samples(trained.experiment, files, prompts=takes_prompts(trained))
 
 
 def predicts_classes(trained: Trained) -> bool:
@@ -66,12 +68,12 @@ def predict(
     experiment, device = trained.experiment, select_device(trained.experiment)
     if experiment.threads:
         torch.set_num_threads(experiment.threads)
-    model = trained.model.to(device).eval()
+    model = place_on(trained.model, device).eval()
     if isinstance(trained.built, ImageModel):
         size, one_group = experiment.training.evaluation_batch(500), partial(_predict_images, trained, device)
     elif experiment.data.task == LANGUAGE:
         assert trained.pretrained is not None
-        limit = find_limit(trained.pretrained, max_new_tokens)
+        limit = find_limit(trained.pretrained, max_new_tokens, "--max-new-tokens")
         size, one_group = 20 * TEXT_BATCHES, partial(_respond_to, trained, max_new_tokens, limit)
     else:
         size = experiment.training.evaluation_batch(100) * TEXT_BATCHES
@@ -92,7 +94,7 @@ def _predict_images(trained: Trained, device: torch.device, model: Any, group: N
     target = images.training_format(trained.experiment, trained.pretrained, facts)
     pixels = np.empty((len(group), *target.shape), np.uint8)
     bad = decode_images(group.split, group.columns[0], target, pixels).bad
-    used = _leave_out(trained, group, bad)
+    used = leave_out(trained, group, bad)
     if not used:
         return
     labels = np.zeros(len(used), np.int64)
@@ -108,7 +110,7 @@ def _predict_texts(trained: Trained, device: torch.device, model: Any, group: Ne
     assert pretrained is not None
     rows = group.split.select_columns(list(group.columns))[:]
     cells = list(zip(*(rows[column] for column in group.columns), strict=True))
-    used = _leave_out(trained, group, {i: why for i, cell in enumerate(cells) if (why := _find_wrong_text(cell))})
+    used = leave_out(trained, group, {i: why for i, cell in enumerate(cells) if (why := _find_wrong_text(cell))})
     if not used:
         return
     edges, classes = None if facts["edges"] is None else tuple(facts["edges"]), tuple(facts["classes"])
@@ -128,26 +130,15 @@ def _predict_texts(trained: Trained, device: torch.device, model: Any, group: Ne
 
 def _respond_to(trained: Trained, new: int, limit: int | None, model: Any, group: NewSamples) -> Iterator[Prediction]:
     assert trained.pretrained is not None
-    tokenizer, prompts, bad = trained.pretrained.tokenizer, [], {}
-    for i, row in enumerate(group.split):
-        try:
-            ids = encode_row(tokenizer, group, row)
-            check_length(ids, limit, new)
-            prompts.append(ids)
-        except BadSampleError as error:
-            bad[i] = str(error)
-    used = _leave_out(trained, group, bad)
-    for i, response in zip(used, respond(model, tokenizer, prompts, new, 20), strict=True):
-        said = group.split[i][group.columns[0]]
-        yield Prediction(*group.place(i), (said if isinstance(said, str) else _last_words(said),), response=response)
+    tokenizer = trained.pretrained.tokenizer
+    asked, bad = encode_group(tokenizer, group, limit, new)
+    used = leave_out(trained, group, bad)
+    answers = respond(model, tokenizer, [q.ids for q in asked], Decoding(new), 20)
+    for i, question, response in zip(used, asked, answers, strict=True):
+        yield Prediction(*group.place(i), (question.words,), response=response)
 
 
-def _last_words(talk: Sequence[Mapping[str, Any]]) -> str:
-    """The last message of a conversation that is not the assistant's."""
-    return next(str(m.get("content") or "") for m in reversed(talk) if m["role"] != "assistant")
-
-
-def _leave_out(trained: Trained, group: NewSamples, bad: Mapping[int, str]) -> list[int]:
+def leave_out(trained: Trained, group: NewSamples, bad: Mapping[int, str]) -> list[int]:
     """Return the samples of a group that are not bad; raises InputError for the first bad one unless it is skipped."""
     for i, why in bad.items():
         line = f"{group.describe(i)}: {why}"
@@ -170,7 +161,7 @@ def _probabilities(logits: Tensor, classes: Sequence[str]) -> Iterator[dict[str,
         yield {classes[c]: p for p, c in zip(row, order, strict=True)}
 
 
-def _takes_prompts(trained: Trained) -> bool:
+def takes_prompts(trained: Trained) -> bool:
     """Whether a language model learned responses to prompts; a run of an earlier version does not say."""
     if trained.experiment.data.task != LANGUAGE:
         return False

@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
@@ -14,9 +15,9 @@ from fedadamw.validation import check
 CSV, JSON_LINES = ".csv", ".jsonl"
 
 
-def check_new_file(path: Path) -> None:
+def check_new_file(path: Path, endings: Sequence[str] = (CSV, JSON_LINES)) -> None:
     """Raise InputError if predictions cannot be written to `path`: another ending, no folder, or a file is there."""
-    check(path.suffix in (CSV, JSON_LINES), f"--out {path}: must end in {CSV} or {JSON_LINES}")
+    check(path.suffix in endings, f"--out {path}: must end in {' or '.join(endings)}")
     check(path.parent.is_dir(), f"--out {path}: there is no folder {path.parent}")
     check(not path.exists(), f"--out {path}: exists; choose another file")
 
@@ -27,14 +28,26 @@ def write_predictions(path: Path, predictions: Iterable[Prediction], top: int, *
     top: how many of the likeliest classes. every: also the probability of each class.
     """
     rows = (prediction_row(prediction, top, every=every) for prediction in predictions)
+    with _new_file(path) as file:
+        return _write_csv(file, rows) if path.suffix == CSV else _write_lines(file, map(json_line, rows))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> int:
+    """Write all lines to the new file `path`; return how many."""
+    with _new_file(path) as file:
+        return _write_lines(file, lines)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[IO[str]]:
+    """Open a file that appears as `path` if the block ends well, and not at all otherwise."""
     temporary = path.with_name(path.name + ".new")
     try:
         with report_full_disk(path), open(temporary, "w", encoding="utf-8", newline="") as file:
-            count = _write_csv(file, rows) if path.suffix == CSV else _write_json_lines(file, rows)
+            yield file
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return count
 
 
 def prediction_row(prediction: Prediction, top: int, *, every: bool) -> dict[str, Any]:
@@ -65,8 +78,13 @@ def _write_csv(file: IO[str], rows: Iterator[dict[str, Any]]) -> int:
     return count
 
 
-def _write_json_lines(file: IO[str], rows: Iterator[dict[str, Any]]) -> int:
+def json_line(row: Mapping[str, Any]) -> str:
+    """Return named cells as a line of JSON, without its end."""
+    return json.dumps(row, ensure_ascii=False)
+
+
+def _write_lines(file: IO[str], lines: Iterable[str]) -> int:
     count = 0
-    for count, row in enumerate(rows, 1):  # noqa: B007
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    for count, line in enumerate(lines, 1):  # noqa: B007
+        file.write(line + "\n")
     return count

@@ -10,6 +10,7 @@ from fedadamw.data.images import Images
 from fedadamw.data.texts import Texts
 from fedadamw.flower.protocol import NodeConfig
 from fedadamw.models.pretrained import Pretrained
+from fedadamw.models.quantized import place_on
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.problem import Facts, ImageFacts, TextFacts, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partition
@@ -28,10 +29,18 @@ def build_task(
     no_held_out: Any = train.select(np.arange(0))
     if isinstance(train, Texts):
         text = texts.build_model(experiment, pretrained, cast("TextFacts", about))
-        return text.model.to(device), texts.build_task(experiment, text.form, train, no_held_out, device), samples
+        return (
+            place_on(text.model, device),
+            texts.build_task(experiment, text.form, train, no_held_out, device),
+            samples,
+        )
     facts = cast("ImageFacts", about)
     image = images.build_model(experiment, pretrained, facts)
-    return image.model.to(device), images.build_task(experiment, image, train, no_held_out, device, facts), samples
+    return (
+        place_on(image.model, device),
+        images.build_task(experiment, image, train, no_held_out, device, facts),
+        samples,
+    )
 
 
 def load_node_samples(

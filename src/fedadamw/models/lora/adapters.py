@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from fedadamw.blocks.names import HEAD, TOP_LEVEL_HEAD
+from fedadamw.models.dtypes import is_half, join_types
 from fedadamw.models.loading import MAX_REASON_CHARACTERS, as_input_error, load_place
 from fedadamw.models.lora.checks import check_adapted, check_targets, find_saved
+from fedadamw.models.quantized import is_packed
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.validation import InputError, check, missing_extra_error, shorten
 
@@ -30,6 +33,8 @@ def add_adapters(model: nn.Module, lora: LoraSettings, task_type: str | None, fr
     heads = [] if task_type == "CAUSAL_LM" else [n for n, _ in model.named_children() if n in HEAD | TOP_LEVEL_HEAD]
     heads += [name for name in fresh if name.split(".")[0] not in heads]
     whole = [*heads, *find_saved(model, lora.modules_to_save)]
+    packed = next((name for name in whole if any(map(is_packed, model.get_submodule(name).modules()))), None)
+    check(packed is None, f"lora.modules_to_save: {packed} is quantised, and such layers are not trained whole")
     check_targets(model, lora.target_modules, whole)
     saved = [*heads, *(name for name in lora.modules_to_save if name not in heads)]
     adapted = _wrap(model, _to_peft(lora, task_type, saved, whole))
@@ -78,18 +83,22 @@ def _wrap(model: nn.Module, config: "LoraConfig") -> nn.Module:
             raise InputError(f"lora.target_modules: {' '.join(str(error).split())[:MAX_REASON_CHARACTERS]}") from None
 
 
-def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
-    """Return `model` with the adapter of an exported folder."""
+def load_adapter(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return `model`, whose weights have `dtype`, with the adapter of an exported folder."""
     weights = folder / "adapter_model.safetensors"  # peft would also load a .bin file, or one from the hub
     check(weights.is_file(), f"{weights}: no such file")
     try:
-        from peft import PeftModel
+        from peft import PeftModel, set_peft_model_state_dict
+        from peft.utils import load_peft_weights
     except ImportError:
         raise missing_extra_error(f"{folder}: an adapter needs peft", "lora") from None
     _check_adapter(folder / "adapter_config.json")
 
     def load() -> nn.Module:
-        return PeftModel.from_pretrained(model, str(folder))  # type: ignore[no-any-return]
+        adapted = join_types(PeftModel.from_pretrained(model, str(folder)).requires_grad_(False), dtype)  # noqa: FBT003
+        if is_half(dtype):  # what join_types has made room for, peft had rounded
+            set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu"))
+        return adapted
 
     return load_place(f"{folder}", str(folder), load)
 

@@ -1,0 +1,184 @@
+"""Scores of a language model's answers to held-out prompts: exact match, ROUGE-L, the likeliest of some choices.
+
+The prompt is a held-out text up to its last learned part, which is the right answer.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedadamw.data.texts import Texts
+from fedadamw.models.generation import Decoding, Ids, log_likelihoods, respond
+from fedadamw.task import Batch, Evaluation, Model, Task
+from fedadamw.validation import InputError, check, missing_extra_error
+
+if TYPE_CHECKING:
+    from fedadamw.data.samples import Array
+
+WRITTEN = ("exact-match", "rouge-l")  # metrics of an answer that the model writes
+CHOSEN = ("choice", "choice-norm")  # metrics of the likeliest of some answers
+
+
+class Asking(NamedTuple):
+    """Which answers are asked for, and how they are scored."""
+
+    metrics: tuple[str, ...]  # of WRITTEN and CHOSEN, the main one first
+    most: int  # held-out prompts to answer, at most
+    tokens: int  # of the longest answer
+    choices: tuple[str, ...]  # possible answers, for CHOSEN
+
+
+class Question(NamedTuple):
+    """A held-out prompt and its right answer."""
+
+    prompt: Ids
+    answer: str
+
+
+class AnswerTask:
+    """A language task whose evaluations also answer some held-out prompts, evenly spread over the texts.
+
+    Raises InputError if texts have no prompts, or a right answer is not among the choices.
+    """
+
+    def __init__(self, task: Task, test: Texts, tokenizer: Any, asking: Asking, *, size: int) -> None:
+        check_library(asking.metrics)
+        self.task, self.tokenizer, self.asking, self.size = task, tokenizer, asking, size
+        count = min(asking.most, len(test))
+        chosen = [int(i) for i in np.linspace(0, len(test), count, endpoint=False)]
+        self.questions = {i: find_question(test, i, tokenizer) for i in chosen}
+        if any(name in CHOSEN for name in asking.metrics):
+            for i, question in self.questions.items():
+                _check_choice(question.answer, asking.choices, i)
+
+    @property
+    def resident(self) -> bool:
+        """As of the language task."""
+        return self.task.resident
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """As of the language task."""
+        return self.task.lengths
+
+    @property
+    def held_out(self) -> int:
+        """As of the language task."""
+        return self.task.held_out
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """As of the language task."""
+        return self.task.draw(count, generator)
+
+    def batch(self, samples: Tensor, drawn: Tensor) -> Batch:
+        """As of the language task."""
+        return self.task.batch(samples, drawn)
+
+    def losses(self, model: Model, batch: Batch) -> Tensor:
+        """As of the language task."""
+        return self.task.losses(model, batch)
+
+    def outputs(self, model: Model, start: int, stop: int) -> Tensor:
+        """Return the language task's outputs; then 1 for an answered prompt, and its scores; (stop - start, c)."""
+        own = self.task.outputs(model, start, stop)
+        scores = own.new_zeros(stop - start, 1 + len(self.asking.metrics))
+        places = [i for i in self.questions if start <= i < stop]
+        if places:
+            asked = [self.questions[i] for i in places]
+            columns = {**self._score_written(model, asked), **self._score_chosen(model, asked)}
+            values = torch.stack([columns[name] for name in self.asking.metrics], -1)
+            answered = torch.tensor(places) - start
+            scores[answered, 0] = 1
+            scores[answered, 1:] = values.to(scores)
+        return torch.cat([own, scores], -1)
+
+    def score(self, outputs: Tensor) -> Evaluation:
+        """Return the mean scores of the answers before the language task's metrics, and its loss."""
+        width = 1 + len(self.asking.metrics)
+        own, scores = self.task.score(outputs[:, :-width]), outputs[:, -width:]
+        means = scores[scores[:, 0] > 0, 1:].mean(0).tolist()
+        return Evaluation(own.loss, {**dict(zip(self.asking.metrics, means, strict=True)), **own.metrics})
+
+    def _score_written(self, model: Model, asked: Sequence[Question]) -> dict[str, Tensor]:
+        names = [name for name in self.asking.metrics if name in WRITTEN]
+        if not names:
+            return {}
+        decoding = Decoding(self.asking.tokens)
+        written = list(respond(model, self.tokenizer, [q.prompt for q in asked], decoding, self.size))
+        return {name: score_answers(name, written, [q.answer for q in asked]) for name in names}
+
+    def _score_chosen(self, model: Model, asked: Sequence[Question]) -> dict[str, Tensor]:
+        names = [name for name in self.asking.metrics if name in CHOSEN]
+        if not names:
+            return {}
+        likely = likelihoods_of_choices(model, self.tokenizer, asked, self.asking.choices, self.size)
+        right = torch.tensor([self.asking.choices.index(q.answer) for q in asked])
+        characters = torch.tensor([len(choice) for choice in self.asking.choices])
+        per = {"choice": likely, "choice-norm": likely / characters}
+        return {name: (per[name].argmax(-1) == right).double() for name in names}
+
+
+def likelihoods_of_choices(
+    model: Any, tokenizer: Any, asked: Sequence[Question], choices: Sequence[str], size: int
+) -> Tensor:
+    """Return the log-probability of each choice after each question's prompt, (questions, choices), on the CPU.
+
+    Of the choice's tokens alone, without one that ends it, as EleutherAI's lm-evaluation-harness does.
+    """
+    ids = [tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
+    prompts = [q.prompt for q in asked for _ in choices]
+    answers = ids * len(asked)
+    found = log_likelihoods(model, prompts, answers, tokenizer.pad_token_id or 0, size)
+    return found.view(len(asked), len(choices)).cpu()
+
+
+def find_question(texts: Texts, i: int, tokenizer: Any) -> Question:
+    """Return the tokens of text i before its last learned part, and that part in words."""
+    start, stop = texts.starts[i], texts.starts[i + 1]
+    tokens, learned = texts.tokens[start:stop], np.flatnonzero(texts.marks[start:stop])
+    first = _last_run(learned)
+    check(first > 0, "data.metrics scores answers to prompts, and the held-out texts have no prompts")
+    answer = tokenizer.decode(tokens[first : learned[-1] + 1].tolist(), skip_special_tokens=True)
+    return Question(tokens[:first].tolist(), answer.strip())
+
+
+def _last_run(numbers: "Array") -> int:
+    """Return the first of the consecutive numbers that end an ascending array."""
+    gaps = np.flatnonzero(np.diff(numbers) > 1)
+    return int(numbers[gaps[-1] + 1] if len(gaps) else numbers[0])
+
+
+def _check_choice(answer: str, choices: Sequence[str], i: int) -> None:
+    if answer not in choices:
+        raise InputError(
+            f"data.choices={list(choices)}: the right answer of held-out text {i + 1:,} is {answer[:60]!r}"
+        )
+
+
+def check_library(metrics: Sequence[str]) -> None:
+    """Raise InputError if the library that some metrics need, torchmetrics, is not installed."""
+    if any(name in WRITTEN for name in metrics):
+        try:
+            import torchmetrics.functional.text  # noqa: F401
+        except ImportError:
+            raise missing_extra_error("data.metrics needs torchmetrics", "answers") from None
+
+
+def score_answers(metric: str, answers: Sequence[str], right: Sequence[str]) -> Tensor:
+    """Return the score of each answer, from 0 to 1, (n,) float64.
+
+    exact-match: as SQuAD's script compares words, without case, punctuation and articles. rouge-l: F1 of the longest
+    common subsequence of words.
+    """
+    from torchmetrics.functional.text import rouge_score, squad
+
+    def score(answer: str, target: str) -> float:
+        if metric == "rouge-l":
+            return float(rouge_score(answer, target, rouge_keys="rougeL")["rougeL_fmeasure"])
+        asked: Any = {"answers": {"answer_start": [0], "text": [target]}, "id": "0"}
+        return float(squad({"prediction_text": answer, "id": "0"}, asked)["exact_match"]) / 100
+
+    return torch.tensor([score(a, r) for a, r in zip(answers, right, strict=True)], dtype=torch.float64)

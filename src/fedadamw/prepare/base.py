@@ -1,0 +1,106 @@
+"""The frozen base of a run: which type its weights have, and what a base of few bits cannot do."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedadamw.models.dtypes import DTYPES, Weights
+from fedadamw.models.pretrained import Pretrained
+from fedadamw.models.quantized import check_library, refuse_whole
+from fedadamw.models.vision import NAMES
+from fedadamw.prepare.architecture import CONFIG, is_run, resolve_model
+from fedadamw.settings.data import PYTHON
+from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.load import load
+from fedadamw.settings.lora import LoraSettings
+from fedadamw.settings.model import AUTO
+from fedadamw.validation import InputError, check
+
+
+def choose_weights(experiment: Experiment, pretrained: Pretrained | None) -> Weights:
+    """Return how the weights of the experiment's model come into memory."""
+    dtype = _choose_type(experiment, pretrained)
+    compute = torch.bfloat16 if experiment.training.precision == "bf16" else dtype
+    return Weights(resolve_model(experiment.model).fresh, dtype, experiment.model.quantize, compute)
+
+
+def _choose_type(experiment: Experiment, pretrained: Pretrained | None) -> torch.dtype:
+    """Return model.dtype; auto: a frozen base's own, if nothing is added to it, else float32."""
+    model, lora = experiment.model, experiment.lora
+    if model.dtype != AUTO:
+        return DTYPES[model.dtype]
+    if lora is None or pretrained is None or lora.changes_base:
+        return torch.float32
+    return _type_of_run(model.name) if is_run(model.name) and not model.fresh else pretrained.dtype
+
+
+def _type_of_run(name: str) -> torch.dtype:
+    """Return the type of the model that a run trained: of its base below adapters, else float32."""
+    path = Path(name).expanduser()
+    try:
+        facts = json.loads((path / "manifest.json").read_text())["model"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"model.name={name!r}: its manifest.json cannot be read ({error})") from None
+    return DTYPES[pin_type(load(str(path / CONFIG)), facts).model.dtype.replace(AUTO, "float32")]
+
+
+def pin_type(experiment: Experiment, facts: Mapping[str, Any] | None) -> Experiment:
+    """Return the experiment with the type that a run's base has; facts: of its model, in its manifest.
+
+    A run that began before there was model.dtype has a base in float32. Only `auto` is replaced.
+    """
+    if facts is None or experiment.model.dtype != AUTO or experiment.lora is None:
+        return experiment
+    name = str(facts.get("dtype", "float32"))
+    check(name in DTYPES, f"manifest.json: the model's dtype={name!r} is unknown")
+    return with_type(experiment, name)
+
+
+def with_type(experiment: Experiment, name: str) -> Experiment:
+    """Return the experiment with another model.dtype."""
+    model = experiment.model.model_copy(update={"dtype": name})
+    return experiment.model_copy(update={"model": model})
+
+
+def check_base(experiment: Experiment) -> None:
+    """Raise InputError if the settings ask for a base of few bits where it cannot be; nothing is read."""
+    if experiment.data.task == PYTHON:
+        return
+    model, lora = experiment.model, experiment.lora
+    check(
+        lora is not None or model.dtype in (AUTO, "float32"),
+        f"model.dtype={model.dtype}: what is trained stays float32; train adapters on a frozen base (-s lora.r=16), or "
+        "set training.precision=bf16 instead",
+    )
+    if model.quantize == "none":
+        return
+    if lora is None:
+        raise refuse_whole(model.quantize)
+    _check_not_changed(lora, f"model.quantize={model.quantize}")
+    name, given = model.name, f"model.quantize={model.quantize}"
+    check(
+        resolve_model(model).name not in NAMES, f"{given}: {name!r} is too small to quantise; name a pretrained model"
+    )
+    in_run = is_run(name) and not model.fresh
+    check(not in_run, f"{given}: {name!r} is a run's folder; export it (fedadamw export --merged) and name the export")
+    check(experiment.shards == 1, f"{given}: quantised weights are not split; set shards=1")
+    check((experiment.stack or 1) == 1, f"{given}: such clients train one after the other; set stack=1")
+    check_library(given)
+
+
+def _check_not_changed(lora: LoraSettings, given: str) -> None:
+    changed = f"lora.aggregate={lora.aggregate} adds a little to the base in each round, which {given} would round away"
+    check(not lora.changes_base, f"{changed}; take another lora.aggregate or model.quantize=none")
+
+
+def check_own_quantisation(experiment: Experiment, pretrained: Pretrained | None) -> None:
+    """Raise InputError if the model's files are quantised already, and the experiment trains what that forbids."""
+    if pretrained is None or (own := pretrained.quantised) == "none":
+        return
+    given = f"model.name={pretrained.name!r}, in {own} already,"
+    check(experiment.lora is not None, f"{given} is not trained as a whole; train adapters: -s lora.r=16")
+    assert experiment.lora is not None
+    _check_not_changed(experiment.lora, given.rstrip(","))
