@@ -234,7 +234,7 @@ def test_taking_samples_takes_their_tokens(place):
         (["data.task=causal-lm"], "it attends to later tokens, so it cannot predict the next"),
         (
             ["lora.rank=4"],
-            r"lora.rank is unknown \(did you mean 'ranks'\?\); use one of r, alpha, dropout, target_modules, rank_pattern",
+            r"lora.rank is unknown \(did you mean 'ranks'\?\); use one of r, alpha, dropout, target_modules",
         ),
         (["lora.aggregate=mean"], "lora.aggregate='mean'"),
     ],
