@@ -58,7 +58,7 @@ def test_a_run_in_shards_ends_where_one_process_does(algorithm, tmp_path):
         for key, t in expected.items():
             torch.testing.assert_close(tensors[key], t, rtol=1e-3, atol=1e-5)
         assert [record["train_loss"] for record in RunFolder(tmp_path / name).records()] == pytest.approx(losses, 1e-4)
-    done = run_command("evaluate", str(tmp_path / "two"), cwd=tmp_path)
+    done = run_command("eval", str(tmp_path / "two"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -24,6 +24,7 @@ LAYERS = (  # a module imports from its own folder or from rows above it; an ent
     ("engine",),
     ("prepare",),
     ("machine",),
+    ("plan",),
     ("report",),
     ("runner",),
     ("trained", "study", "watch"),

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from fedadamw.engine.ranks import ALONE, Team, current_team
 from fedadamw.engine.workspace import Workspace
+from fedadamw.models.activation_checkpoints import checkpoint_layers
 from support.tiny_models import config
 
 TARGETS = {"llama": ["q_proj", "down_proj"], "qwen3": ["v_proj", "o_proj"], "gpt2": ["c_attn"]}
@@ -30,16 +31,19 @@ def main(file: Path) -> None:
 
 def measure(kind: str, team: Team) -> dict[str, Any]:
     """The worst difference to one process of losses and gradients, and the share of frozen layers held here."""
-    model = build(kind)
-    whole = Workspace(build(kind))
-    team.shard(model)
+    model, whole = build(kind), Workspace(build(kind))
+    team.shard(model.train())
     mine = Workspace(model)
     differences = []
-    for rows in ROWS:
-        for micro_batch in (None, 1):
+    for checkpoints in (False, True):
+        if checkpoints:
+            checkpoint_layers(model, kind)
+        for rows in ROWS:
             ids = torch.randint(0, 300, (rows, 9), generator=torch.Generator().manual_seed(rows))
-            pairs = zip(backward(mine, ids, team, micro_batch), backward(whole, ids, ALONE, None), strict=True)
-            differences += [float((a - b).abs().max() / b.abs().max()) for a, b in pairs]
+            expected = backward(whole, ids, ALONE, None)
+            for micro_batch in (None, 1):
+                pairs = zip(backward(mine, ids, team, micro_batch), expected, strict=True)
+                differences += [float((a - b).abs().max() / b.abs().max()) for a, b in pairs]
     layers = [p for name, p in model.named_parameters() if not p.requires_grad and ("layers." in name or ".h." in name)]
     held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in layers)
     return {"difference": max(differences), "held": held / sum(p.numel() for p in layers)}

@@ -1,7 +1,7 @@
 """The command line.
 
-run.py trains, studies.py compares, report.py exports results and models.py models, predict.py predicts,
-generate.py asks, flower.py federates, views.py, reference.py, doctor.py and watch.py show.
+run.py trains, plan.py says what that needs, studies.py compares, report.py exports results and models.py models,
+predict.py predicts, generate.py asks, flower.py federates, views.py, reference.py, doctor.py and watch.py show.
 """
 
 import os
@@ -18,6 +18,7 @@ from fedadamw.cli import (  # noqa: F401  (they add their commands)
     flower,
     generate,
     models,
+    plan,
     predict,
     reference,
     report,
@@ -31,7 +32,7 @@ from fedadamw.cli.complete import words_of_bash
 from fedadamw.runner.signals import terminate
 from fedadamw.validation import InputError
 
-BEFORE_TRAINING = ("list", "settings", "recipe", "blocks", "partition")
+BEFORE_TRAINING = ("list", "settings", "recipe", "blocks", "partition", "plan")
 ORDER = [
     "run",
     "compare",

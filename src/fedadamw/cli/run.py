@@ -35,6 +35,7 @@ def run_command(
         int | None,
         typer.Option(min=1, help="Processes that share a round.", show_default="one per core if that is faster"),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run even what is planned not to fit in memory.")] = False,  # noqa: FBT002
     quiet: Quiet = False,  # noqa: FBT002
 ) -> None:
     """Train a federated model and write its curves, page, metrics and checkpoint to a folder.
@@ -61,7 +62,7 @@ def run_command(
     if int(os.environ.get("RANK", "0")) > 0:
         follow(experiment)
         return
-    code = _train(ranks, experiment, folder, resume=resume, quiet=quiet)
+    code = _train(ranks, experiment, folder, resume=resume, force=force, quiet=quiet)
     if code:
         raise typer.Exit(code)
     if not quiet:
@@ -71,8 +72,11 @@ def run_command(
         typer.echo(folder.contents)
 
 
-def _train(ranks: int | None, experiment: "Experiment", folder: "RunFolder", *, resume: bool, quiet: bool) -> int:
+def _train(
+    ranks: int | None, experiment: "Experiment", folder: "RunFolder", *, resume: bool, force: bool, quiet: bool
+) -> int:
     """Run in so many processes, by default as many as pay; return the exit code."""
+    from fedadamw.plan.refusal import check_fits
     from fedadamw.prepare.device import uses_gpu
     from fedadamw.prepare.simulation import check_settings
     from fedadamw.runner.forked_ranks import can_fork, forked_ranks
@@ -82,9 +86,11 @@ def _train(ranks: int | None, experiment: "Experiment", folder: "RunFolder", *, 
     most = sampled * experiment.shards
     check(ranks <= most, f"--ranks {ranks}: more than the {sampled} clients per round; use at most {most}")
     alone = ranks == 1 or "RANK" in os.environ
+    check_settings(experiment, remote=False)
+    if not force:
+        check_fits(experiment, ranks)
     if not alone and (uses_gpu(experiment) or not can_fork()):
         return launch(ranks, run_rank, experiment.to_yaml(), str(folder.path), resume, quiet)
-    check_settings(experiment, remote=False)
     with collector_paused(freeze=True):
         import_libraries(experiment)
     if alone:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fedadamw.task import copy_to
+
 
 class Packed(NamedTuple):
     """The texts of a batch (n, length) in fewer rows of the same length, one after the other."""
@@ -34,10 +36,13 @@ class Packed(NamedTuple):
         same = texts[:, :, None] == texts[:, None, :]
         return (same & torch.ones_like(same[0]).tril())[:, None]
 
-    def sum_by_text(self, numbers: Tensor, n: int) -> Tensor:
-        """Return the sum of numbers (rows, length) over the tokens of each of `n` texts, (n,)."""
-        numbers = torch.where(self.real, numbers, 0).flatten()
-        return numbers.new_zeros(n).scatter_add(0, self.texts.clamp(min=0).flatten(), numbers)
+    def put_back(self, rows: Tensor, n: int) -> Tensor:
+        """Return numbers (rows, length) as a batch (n, length), 0 for padding. `take` undone, without sums."""
+        length = self.at.shape[1]
+        here = torch.arange(rows.numel(), device=rows.device)
+        places = torch.where(self.real, self.at, n * length).flatten()  # of padding: one too many, cut off
+        found = here.new_full((n * length + 1,), -1).scatter(0, places, here)[:-1]
+        return torch.where(found >= 0, rows.flatten().gather(0, found.clamp(min=0)), 0).view(n, length)
 
 
 def pack(lengths: Tensor, length: int, device: torch.device) -> Packed:
@@ -45,8 +50,7 @@ def pack(lengths: Tensor, length: int, device: torch.device) -> Packed:
 
     Stacked clients get as many rows as the client that needs most.
     """
-    places: Tensor = _Places.apply(lengths, length)  # type: ignore[no-untyped-call]
-    places = places.to(device, non_blocking=True)
+    places: Tensor = _Places.apply(lengths, length, device)  # type: ignore[no-untyped-call]
     return Packed(places.clamp(min=0), places >= 0)
 
 
@@ -78,18 +82,20 @@ class _Places(torch.autograd.Function):
     """`_find_places` of a client's texts, or, under vmap, of each stacked client's."""
 
     @staticmethod
-    def forward(lengths: Tensor, length: int) -> Tensor:
-        return _find_places(lengths.tolist(), length)
+    def forward(lengths: Tensor, length: int, device: torch.device) -> Tensor:
+        return copy_to(_find_places(lengths.tolist(), length), device)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Saves nothing: there is no gradient."""
 
     @staticmethod
-    def vmap(info: Any, in_dims: Sequence[int | None], lengths: Tensor, length: int) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: Sequence[int | None], lengths: Tensor, length: int, device: torch.device
+    ) -> tuple[Tensor, int]:
         """The places of every client, (clients, rows, length)."""
         every = [_find_places(own.tolist(), length) for own in lengths.unbind(in_dims[0] or 0)]
         places = torch.full((len(every), max(map(len, every)), length), -1)
         for client, own in zip(places, every, strict=True):
             client[: len(own)] = own
-        return places, 0
+        return copy_to(places, device), 0

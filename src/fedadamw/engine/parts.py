@@ -139,6 +139,11 @@ class InTurn(Clients):
         self._each = {"first": first, "second": second}
         self._present = first
 
+    @property
+    def halves(self) -> tuple[Clients, ...]:
+        """The clients of each half, those of the one that trains first before the others."""
+        return tuple(self._each.values())
+
     def __len__(self) -> int:
         return len(self._present)
 

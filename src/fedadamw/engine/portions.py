@@ -45,13 +45,13 @@ class CroppedStep:
     """A local step after which the numbers outside the present portion are 0."""
 
     def __init__(self, step: Step) -> None:
-        self._step = step
+        self.step = step
         self.mask: Vector | None = None
 
     def __call__(self, local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
         if self.mask is not None:
             g.mul_(self.mask)
-        self._step(local, down, g, lr)
+        self.step(local, down, g, lr)
         if self.mask is not None:
             local.y.mul_(self.mask)
 

@@ -47,7 +47,7 @@ class Groups(Ranks):
         n = len(batch[0])
         count = -(-n // self.shards)
         rows = torch.arange(self.member * count, (self.member + 1) * count, device=batch[0].device)
-        mine = tuple(t[rows.clamp(max=n - 1)] for t in batch)
+        mine = tuple(t[rows.clamp(max=n - 1).to(t.device)] for t in batch)
         for *part, weights in micro_batches((*mine, (rows < n).float()), size):
             yield tuple(part), weights
 

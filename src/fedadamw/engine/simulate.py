@@ -141,7 +141,7 @@ class Simulation:
         if not result.answered:
             raise DivergedError(_describe_divergence(state.round + 1, len(sampled), lr, training))
         participation = result.answered / len(clients)
-        after = self._next_state(state, result, lr, participation)
+        after = self.next_state(state, result, lr, participation)
         clients.finish_round(Update(state.round, result.up, lr, participation))
         evaluation = self.evaluate(after) if training.evaluates(state.round) else None
         self.state, self.losses = after, result.losses
@@ -210,7 +210,8 @@ class Simulation:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             return run_round(self.clients, sampled, broadcast, self.aggregation, [*self.listeners, *listeners])
 
-    def _next_state(self, state: State, result: RoundResult, lr: float, participation: float) -> State:
+    def next_state(self, state: State, result: RoundResult, lr: float, participation: float) -> State:
+        """The state after a round that began with `state`; DivergedError if a number of it is not finite."""
         number = self.workspace.y.new_tensor
         rate, part = number(lr), number(participation)
         server = self.parts.server_update(state.round, state.server, result.up, rate, part)

@@ -1,6 +1,5 @@
 """Cores, memory and GPUs."""
 
-import contextlib
 import os
 import platform
 import shutil
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedadamw.data.row_parts import count_cores
+from fedadamw.machine.memory import total_bytes
 
 GB = 1e9
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # in /proc/cpuinfo: Intel and AMD, Intel's AMX, ARM
@@ -90,11 +90,8 @@ def _ask_torch_why() -> str:
 
 def _memory_gb() -> float | None:
     """The memory in 1e9 bytes; a container's limit if that is lower."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        limit = _read("/sys/fs/cgroup/memory.max").strip()
-        return round(min(total, int(limit) if limit.isdigit() else total) / GB, 1)
-    return None
+    total = total_bytes()
+    return None if total is None else round(total / GB, 1)
 
 
 def _read(path: str) -> str:

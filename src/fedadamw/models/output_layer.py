@@ -18,7 +18,8 @@ from fedadamw.task import Model
 from fedadamw.vector import at_least_single
 
 CHUNK_BYTES = 2**26  # of logits in float32: smaller ones are computed whole, larger ones in chunks of this size
-LOGIT_COPIES = 3  # tensors of a chunk's size that exist at once: logits, their logarithms or probabilities, gradients
+LOGIT_COPIES = 3  # tensors of the logits' size at once in training: they, their log-softmax, its gradient
+EVALUATED_COPIES = 2  # in an evaluation
 
 
 def chunk_tokens(vocabulary: int) -> int:
@@ -94,17 +95,24 @@ def find_output_layer(model: Any, ids: Tensor, expected: Tensor) -> OutputLayer 
     It is tried with a text, ids (1, length), whose logits are `expected`.
     """
     try:
-        decoder = model.get_decoder()
+        decoder = _find_decoder(model)
         if "logits_to_keep" not in inspect.signature(model.forward).parameters or decoder is model:
             return "its forward does not separate them from its hidden states"
         with _captured(decoder) as found:
             model(input_ids=ids, use_cache=False, logits_to_keep=1)
         layer = OutputLayer(model, decoder, type(found[-1]), expected.shape[-1])
         logits = layer.logits(found[-1].last_hidden_state[0])
-    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+    except Exception as error:  # the model's code may raise anything for a call that it does not expect
         return f"{type(error).__name__}: {error}".splitlines()[0]
     same = logits.shape == expected[0].shape and torch.allclose(logits, expected[0], rtol=1e-3, atol=1e-4)
     return layer if same else "its logits are not a function of its decoder's hidden states"
+
+
+def _find_decoder(model: Any) -> nn.Module:
+    """Return the part of `model` that ends with hidden states; `model` itself if there is none."""
+    decoder: nn.Module = model.get_decoder()
+    parts = [part for part in model.children() if hasattr(part, "get_input_embeddings")]
+    return parts[0] if decoder is model and len(parts) == 1 else decoder
 
 
 @contextmanager

@@ -128,10 +128,7 @@ class Pretrained:
 
     def _build_quantised(self, auto: Any, weights: Weights, config: Any) -> tuple[Any, list[str]]:
         """As `build`; quantised while it is loaded or drawn, on the CPU."""
-        with torch.device("meta"):
-            skeleton = load_named(
-                "model.name", self.name, lambda _: build_fresh(auto, copy.deepcopy(config), dtype=weights.dtype)
-            )
+        skeleton = self._skeleton(auto, config, weights.dtype)
         how = quantisation(skeleton, weights)
         if weights.fresh:
             return load_named("model.name", self.name, lambda _: draw_quantised(skeleton, how)), []
@@ -142,6 +139,14 @@ class Pretrained:
             "model.name", self.name, lambda place: load_weights(auto, place, config, weights.dtype, **settings)
         )
         return pack(model, how) if is_gguf(self.name) else settle(model), fresh
+
+    def skeleton(self, auto: Any, dtype: torch.dtype, **changes: object) -> Any:
+        """Return a model of class `auto` without weights, on the meta device; changes: as of `build`."""
+        return self._skeleton(auto, self._config_with(**changes), dtype)
+
+    def _skeleton(self, auto: Any, config: Any, dtype: torch.dtype) -> Any:
+        with torch.device("meta"):
+            return load_named("model.name", self.name, lambda _: build_fresh(auto, copy.deepcopy(config), dtype=dtype))
 
     def _config_with(self, **changes: object) -> Any:
         """Return a copy of the configuration, which the model may modify, with `changes` of settings that it has."""

@@ -92,33 +92,37 @@ def quantisation(skeleton: nn.Module, weights: Weights) -> Any:
 
 def draw_quantised(skeleton: Any, how: Any) -> Any:
     """Fill `skeleton`, a model on the meta device, with fresh weights, quantised as `how` one layer after the other."""
-    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-
     dtype = skeleton.dtype
-    replace_with_bnb_linear(skeleton, how.llm_int8_skip_modules, how)
+    replace_layers(skeleton, how)
     _draw(skeleton, skeleton, skeleton.all_tied_weights_keys, "", dtype)
     skeleton.tie_weights()
-    return _mark(skeleton, how)
+    return skeleton
+
+
+def replace_layers(model: Any, how: Any) -> None:
+    """Put layers of bitsandbytes in place of those that `how` quantises; their weights have to be filled in."""
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+
+    replace_with_bnb_linear(model, how.llm_int8_skip_modules, how)
+    _mark(model, how)
 
 
 @torch.no_grad()
 def pack(model: Any, how: Any) -> Any:
     """Return a loaded model, quantised as `how` one layer after the other."""
-    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-
     whole = list(linear_layers(model, "4bit" if how.load_in_4bit else "8bit"))
-    replace_with_bnb_linear(model, how.llm_int8_skip_modules, how)
+    replace_layers(model, how)
     while whole:
         name, layer = whole.pop()
         _fill(model.get_submodule(name), layer.weight.t() if _is_conv1d(type(layer)) else layer.weight, layer.bias)
-    return _mark(model, how)
+    return model
 
 
-def _mark(model: Any, how: Any) -> Any:
+def _mark(model: Any, how: Any) -> None:
     """Note in a quantised model, for peft and transformers, how it is quantised."""
     setattr(model, "is_loaded_in_4bit" if how.load_in_4bit else "is_loaded_in_8bit", True)
     model.config.quantization_config = how
-    return settle(model)
+    settle(model)
 
 
 def _fill(layer: Any, weight: Tensor, bias: Tensor | None) -> None:

@@ -92,12 +92,8 @@ class Prepared:
 
         saved: seconds that it saves a coordinate and step, by type of device.
         """
-        experiment, t = self.experiment, self.experiment.training
-        if experiment.compile != "auto":
-            return "compiled" if experiment.compile == "on" else "fused"
-        steps = t.steps or -(-int(self.partition.sizes.mean()) * (t.epochs or 1) // t.batch_size)
-        total = t.rounds * t.clients_per_round * steps
-        return "compiled" if compiling_pays(self.workspace.layout.d, total, self.device, saved) else "fused"
+        d = self.workspace.layout.d
+        return choose_step(self.experiment, d, float(self.partition.sizes.mean()), self.device, saved)
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -197,7 +193,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         (texts if data.is_text else images).check_named(experiment)
     check_base(experiment)
     at_once = t.batch_size if t.micro_batch is None else min(t.batch_size, t.micro_batch)
-    check(not data.packing or at_once > 1, "data.packing=true packs texts that go through the model at once: one does")
+    check(not data.packing or at_once > 1, "data.packing=true: a micro-batch of one text has nothing to pack")
     selects = data.validation or data.max_train
     check(data.resident or not selects, "data.resident=false takes all samples: no data.validation, no data.max_train")
     by_column = experiment.partition.kind == "column"  # the number of clients is that of the column's values
@@ -281,6 +277,18 @@ def build_problem(
     assert isinstance(train, Images)
     assert isinstance(test, Images)
     return images.build(experiment, pretrained, train, test, device, load_weights)
+
+
+def choose_step(
+    experiment: Experiment, d: int, samples: float, device: torch.device, saved: Mapping[str, float] = SAVED_S
+) -> Kind:
+    """Return how local steps of a new run on d numbers are done, with so many samples a client; see Prepared."""
+    t = experiment.training
+    if experiment.compile != "auto":
+        return "compiled" if experiment.compile == "on" else "fused"
+    steps = t.steps or -(-int(samples) * (t.epochs or 1) // t.batch_size)
+    total = t.rounds * t.clients_per_round * steps
+    return "compiled" if compiling_pays(d, total, device, saved) else "fused"
 
 
 def default_stack(experiment: Experiment, device: torch.device) -> int:

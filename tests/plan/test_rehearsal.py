@@ -1,0 +1,56 @@
+"""A rehearsed round holds what a real one holds: the same meter counts both."""
+
+import pytest
+import torch
+
+from fedadamw.plan.data_shape import find_shape
+from fedadamw.plan.meter import Meter
+from fedadamw.plan.rehearsal import SERVER, TRAINED, TRAINING, rehearse
+from fedadamw.prepare.simulation import prepare
+from fedadamw.settings.load import load
+from fedadamw.vector import nbytes
+
+CPU = torch.device("cpu")
+SHORT = ["training.steps=1", "training.clients_per_round=2", "training.rounds=1", "threads=1", "device=cpu", "stack=1"]
+
+
+def digits(*settings):
+    return load("digits", [*SHORT, "compile=off", *settings])
+
+
+def in_place(local, down, g, lr):
+    """A step without temporaries, as the real one is for vectors longer than a chunk."""
+    if hasattr(local, "k"):
+        local.k.add_(1)
+
+
+def real_peak(experiment):
+    """Bytes of the tensors that a real round holds at most, and bytes that a client sends."""
+    prepared = prepare(experiment)
+    with Meter("all") as meter:
+        for tensor in (*prepared.workspace.module.parameters(), *prepared.workspace.module.buffers()):
+            tensor.view(-1)  # shows the meter what was there before
+        prepared.workspace.gradient.view(-1)
+        simulation = prepared.simulation(step="plain")
+        if simulation.algorithm.elementwise:
+            simulation.clients.engine.step = in_place
+        record = simulation.step()
+    return meter.peak, record
+
+
+@pytest.mark.parametrize("name", ["fedadamw", "fedavg", "scaffold", "fedlamb"])
+def test_the_peak_is_that_of_a_real_round(name):
+    experiment = digits(f"algorithm.name={name}")
+    plan = rehearse(experiment, find_shape(experiment), CPU)
+    peak, record = real_peak(experiment)
+    assert plan.peak + 2 * plan.memory == pytest.approx(peak, rel=0.02)
+    assert (2 * plan.up_bytes, 2 * plan.down_bytes) == (record.up_bytes, record.down_bytes)
+
+
+def test_vectors_are_counted_exactly():
+    experiment = digits()
+    plan = rehearse(experiment, find_shape(experiment), CPU)
+    d = plan.trained
+    server = prepare(experiment).simulation().state.server
+    assert plan.phases[TRAINING][SERVER] == nbytes(server)
+    assert plan.phases[TRAINING][TRAINED] == pytest.approx(2 * 4 * d, rel=0.01)
