@@ -44,6 +44,7 @@ WAYS = {  # chunks, packing, checkpointing
     "and checkpointing": (True, True, True),
 }
 Step = Callable[[], list[float]]
+Row = dict[str, float | str]  # ms and peak_mb, or failed
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def main() -> None:
     steps = {name: make_step(texts, args.layers, device, *way) for name, way in WAYS.items()}
     rows = measure(steps, args.repeats, device)
     for name, row in rows.items():
-        print(f"{name:20} {row['ms']:9.1f} ms {row['peak_mb']:9.1f} MB")
+        print(f"{name:20} {row}")
     content = {
         "commit": commit(),
         "device": device_name(device),
@@ -123,20 +124,29 @@ def build(layers: int) -> tuple[nn.Module, OutputLayer]:
     return add_adapters(model, LoraSettings(r=8, dropout=0.0, target_modules="all-linear"), "CAUSAL_LM"), output
 
 
-def measure(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """Return each way's time, the fastest of `repeats` in turns, and peak; raises AssertionError if losses differ."""
-    expected, peaks = None, {}
+def measure(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[str, Row]:
+    """Return each way's time, the fastest of `repeats` in turns, and peak, or why it failed: memory may be too small.
+
+    Raises AssertionError if losses differ.
+    """
+    expected, rows = None, dict[str, Row]()
     for name, step in steps.items():
-        losses, peaks[name] = find_peak(step, device)
+        try:
+            losses, peak = find_peak(step, device)
+        except (RuntimeError, MemoryError) as error:
+            rows[name] = {"failed": str(error).splitlines()[0]}
+            continue
         expected = expected or losses
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    best = dict.fromkeys(steps, float("inf"))
+        rows[name] = {"peak_mb": round(1e-6 * peak, 1)}
     for _ in range(repeats):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()  # which reads the losses, so it waits for the device
-            best[name] = min(best[name], time.perf_counter() - start)
-    return {name: {"ms": round(1e3 * best[name], 1), "peak_mb": round(1e-6 * peaks[name], 1)} for name in steps}
+        for name, row in rows.items():
+            if "failed" not in row:
+                start = time.perf_counter()
+                steps[name]()  # which reads the losses, so it waits for the device
+                ms = round(1e3 * (time.perf_counter() - start), 1)
+                row["ms"] = min(ms, float(row.get("ms", ms)))
+    return rows
 
 
 def find_peak(step: Step, device: torch.device) -> tuple[list[float], int]:

@@ -11,9 +11,11 @@ def section(record: Mapping[str, Any] | None, table: Callable[[Sequence[str], It
     if record is None:
         return ""
     ways = record["ways"]
-    base = next(iter(ways.values()))
+    base = next((row["ms"] for row in ways.values() if "ms" in row), 0)
     rows = [
-        (name, f"{row['ms']:,.0f}", f"{row['ms'] / base['ms']:.2f}", f"{row['peak_mb']:,.0f}")
+        (name, row["failed"], "-", "-")
+        if "failed" in row
+        else (name, f"{row['ms']:,.0f}", f"{row['ms'] / base:.2f}", f"{row['peak_mb']:,.0f}")
         for name, row in ways.items()
     ]
     shape, (tokens, learned) = record["shape"], record["tokens"]
