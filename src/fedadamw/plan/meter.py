@@ -86,6 +86,12 @@ class Meter(TorchDispatchMode):
         """What converts one of these to another type counts as a copy of weights."""
         self._weights |= {_key(t) for t in weights}
 
+    def count(self, tensors: Iterable[Tensor], part: str) -> None:
+        """Count tensors that were there before, for `part`."""
+        with self.part(part):
+            for t in tensors:
+                self._add(t, copied=False)
+
     def move(self, tensors: Iterable[Tensor], part: str) -> None:
         """Count these tensors for `part` from now on."""
         for t in tensors:
