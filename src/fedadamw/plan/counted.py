@@ -11,7 +11,7 @@ from fedadamw.engine.client import Broadcast
 from fedadamw.engine.round import RoundResult
 from fedadamw.engine.simulate import Simulation, State
 from fedadamw.engine.workspace import autocast
-from fedadamw.plan.meter import COPIES, LOGITS, Meter, Parts
+from fedadamw.plan.meter import COPIES, GAPS, LOGITS, Meter, Parts
 from fedadamw.task import Batch, Model, Task
 from fedadamw.vector import nbytes
 
@@ -82,6 +82,8 @@ class CountedRound:
         most = {part: size for part, size in self.meter.most.items() if part != MEMORIES}
         if BATCH in most:
             most[BATCH] = round(most[BATCH] * self._batches)
+        if self.meter.resident > self.meter.peak:
+            most[GAPS] = self.meter.resident - self.meter.peak
         self.phases[phase] = most
         self.meter.restart()
 

@@ -4,7 +4,7 @@ So whatever the algorithm, the engine, the model or the task holds at a time is 
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from fedadamw.engine.states import iterate_tensors
 from fedadamw.engine.step import Kind, clip_gradient, copy_all
 from fedadamw.plan.counted import BASE, CLIENT, SERVER, STEP, TRAINED, CountedRound, CountedTask, Counts
 from fedadamw.plan.data_shape import DataShape
+from fedadamw.plan.depth import extend, find_depth
+from fedadamw.plan.heap import Heap
 from fedadamw.plan.meter import Meter
 from fedadamw.plan.pretended import PLACE, build_problem, find_output, pretend, without_numbers
 from fedadamw.prepare.problem import Problem
@@ -44,12 +46,26 @@ class Rehearsal:
 
 def rehearse(experiment: Experiment, data: DataShape, device: torch.device, stack: int | None = None) -> Rehearsal:
     """Rehearse a round of the experiment on `device`, with `stack` clients at once."""
-    stack = stack or experiment.stack or default_stack(experiment, device)
-    problem, short = build_problem(experiment, data), _shorten(experiment, stack)
+    stack, depth = stack or experiment.stack or default_stack(experiment, device), find_depth(experiment)
+    if depth is None:
+        return _rehearse(experiment, data, device, stack, None)
+    few, twice = (_rehearse(experiment, data, device, stack, n) for n in (depth.few, 2 * depth.few))
+    trained, frozen = (
+        round(a + (b - a) * depth.more) for a, b in ((few.trained, twice.trained), (few.frozen, twice.frozen))
+    )
+    return replace(few, counts=extend(few.counts, twice.counts, depth.more), trained=trained, frozen=frozen)
+
+
+def _rehearse(
+    experiment: Experiment, data: DataShape, device: torch.device, stack: int, layers: int | None
+) -> Rehearsal:
+    """Rehearse a round with a model of so many layers; None: of all."""
+    problem, short = build_problem(experiment, data, layers), _shorten(experiment, stack)
     partition = _pretend_partition(experiment, data)
     numbers = sum(p.numel() for p in problem.model.parameters())
     vocabulary = getattr(getattr(problem.model, "config", None), "vocab_size", None)
-    meter = Meter(BASE, logits=vocabulary if experiment.data.task == LANGUAGE else None)
+    logits = vocabulary if experiment.data.task == LANGUAGE else None
+    meter = Meter(BASE, logits=logits, heap=Heap() if device.type == "cpu" else None)
     with warnings.catch_warnings(), without_numbers(), meter:
         warnings.simplefilter("ignore")  # the run gives them
         prepared = _assemble(short, problem, partition, meter)
