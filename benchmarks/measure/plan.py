@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
@@ -39,7 +41,7 @@ COMMON = (
     "compile=off",
 )
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rope_theta": 500000.0, "rms_norm_eps": 1e-5}
-SHAPES: Mapping[str, Mapping[str, object]] = {  # width, MLP, layers, heads, key and value heads, words, tied output
+SHAPES: Mapping[str, Mapping[str, int]] = {  # width, MLP, layers, heads, key and value heads, words, tied output
     "small": {
         "hidden_size": 512,
         "intermediate_size": 2048,
@@ -112,9 +114,10 @@ def llama(shape: str, tokens: int, batch: int, *settings: str) -> Callable[[Path
         model = folder / "model"
         model.mkdir()
         (model / "config.json").write_text(json.dumps({**LLAMA, "max_position_embeddings": 8192, **SHAPES[shape]}))
+        tokenizer(SHAPES[shape]["vocab_size"]).save_pretrained(str(model))
         write_texts(folder / "texts.csv", words=tokens + 40)
         return [
-            f"model={model}", "model.fresh=true", f"model.tokenizer={TOKENIZER}", "data.task=causal-lm",
+            f"model={model}", "model.fresh=true", "data.task=causal-lm",
             f"data.source={folder / 'texts.csv'}", "data.text_column=text", f"data.max_length={tokens}",
             "data.validation=0.2", f"training.batch_size={batch}", *LORA, *settings,
         ]  # fmt: skip
@@ -132,6 +135,14 @@ CASES: Mapping[str, Callable[[Path], list[str]]] = {
     "Llama 1.2B, 4bit": llama("1.2B", 512, 1, *HALF, "model.quantize=4bit"),
     "Llama 1.2B, bf16, checkpoints": llama("1.2B", 512, 1, *HALF, "training.gradient_checkpointing=true"),
 }
+
+
+def tokenizer(words: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of so many words."""
+    known = {word: number for number, word in enumerate(["<pad>", "film", "plot", *map(str, range(words - 3))])}
+    rules = Tokenizer(models.WordLevel(known, unk_token="<pad>"))
+    rules.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=rules, pad_token="<pad>", eos_token="<pad>")
 
 
 def write_texts(file: Path, words: int) -> None:

@@ -39,6 +39,11 @@ class Counts:
         """Bytes at the peak."""
         return max(sum(parts.values()) for parts in self.phases.values())
 
+    @property
+    def tensors(self) -> int:
+        """Bytes of tensors at the peak, without gaps between them."""
+        return max(sum(parts.values()) - parts.get(GAPS, 0) for parts in self.phases.values())
+
 
 class CountedRound:
     """One round, as `Simulation.step` runs it: real, or rehearsed on tensors without numbers."""
