@@ -4,6 +4,8 @@ Ten of the twenty clients train in a round. Each run has a folder of its own in 
 there if it was stopped; one that is finished is not run again. When all are, the record is written.
 
     python -m benchmarks.measure.lora_means --data ../shared/data/glue-sst2 --workers 2 [--record]
+
+With --try all runs are of two rounds of two steps on some of the texts: to see that everything works.
 """
 
 import json
@@ -18,6 +20,7 @@ import torch
 
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
+from benchmarks.pages.lora_means import describe
 from fedadamw.checkpoint import write_atomically
 from fedadamw.report.metrics import score
 from fedadamw.report.run_files import RecordDict
@@ -27,6 +30,13 @@ from fedadamw.runner.manifest import commit
 from fedadamw.settings.load import load
 
 WHAT, DEVICE, RECIPE = "lora-means", "cpu", "small/sst2-minilm-lora"
+TRIAL = (
+    "training.rounds=2",
+    "training.steps=2",
+    "data.max_train=2000",
+    "data.max_test=100",
+    "training.evaluate_every=1",
+)
 AGGREGATES = ("factors", "frozen-a", "exact", "residual", "alternate")
 CONCENTRATIONS, SEEDS, ROUNDS, CLIENTS = (0.1, 0.8), 3, 40, 10
 
@@ -37,13 +47,13 @@ class Job(NamedTuple):
     concentration: float
     aggregate: str
     seed: int
-    rounds: int
+    trial: bool
 
     @property
     def folder(self) -> Path:
         """Where it runs; its result is the file beside it."""
-        name = f"dir{self.concentration:g}-{self.aggregate}-seed{self.seed}-{self.rounds}-rounds"
-        return records.SCRATCH / WHAT / name
+        name = f"dir{self.concentration:g}-{self.aggregate}-seed{self.seed}-{ROUNDS}-rounds"
+        return records.SCRATCH / (f"{WHAT}-trial" if self.trial else WHAT) / name
 
     @property
     def file(self) -> Path:
@@ -51,10 +61,10 @@ class Job(NamedTuple):
         return self.folder.with_name(f"{self.folder.name}.json")
 
 
-def jobs(rounds: int, seeds: int) -> Iterator[Job]:
+def jobs(seeds: int, *, trial: bool) -> Iterator[Job]:
     """Yield all runs, the first seed's first, so that a stopped comparison has whole seeds."""
     for seed, concentration, aggregate in product(range(seeds), CONCENTRATIONS, AGGREGATES):
-        yield Job(concentration, aggregate, seed, rounds)
+        yield Job(concentration, aggregate, seed, trial)
 
 
 def run(job: Job, data: str) -> None:
@@ -63,12 +73,13 @@ def run(job: Job, data: str) -> None:
         f"partition.concentration={job.concentration}",
         f"lora.aggregate={job.aggregate}",
         f"seed={job.seed}",
-        f"training.rounds={job.rounds}",
+        f"training.rounds={ROUNDS}",
         f"training.clients_per_round={CLIENTS}",
         f"data.source={data}",
         "checkpoint_every=1",
         "threads=1",
         "device=cpu",
+        *(TRIAL if job.trial else ()),
     ]
     folder = RunFolder(job.folder)
     execute(load(RECIPE, settings), folder, resume=True, report=False)
@@ -96,10 +107,12 @@ def main() -> None:
     parser = new_parser(__doc__, devices=(DEVICE,))
     parser.add_argument("--data", default="nyu-mll/glue", help="a folder of SST-2's files, or a hub id")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument(
+        "--try", action="store_true", dest="trial", help="two short rounds of each; nothing is recorded"
+    )
     parser.add_argument("--seeds", type=int, default=SEEDS)
     args = parser.parse_args()
-    wanted = list(jobs(args.rounds, args.seeds))
+    wanted = list(jobs(args.seeds, trial=args.trial))
     missing = [job for job in wanted if not job.file.exists()]
     with ProcessPoolExecutor(args.workers) as pool:
         running = {pool.submit(run, job, args.data): job for job in missing}
@@ -112,10 +125,13 @@ def main() -> None:
         "torch": torch.__version__,
         "recipe": RECIPE,
         "clients_per_round": CLIENTS,
-        "rounds": args.rounds,
+        "rounds": ROUNDS,
         "runs": [json.loads(job.file.read_text()) for job in wanted],
     }
-    records.write(WHAT, DEVICE, content, record=args.record)
+    if args.trial:
+        print(describe({**content, "rounds": 2}))
+    else:
+        records.write(WHAT, DEVICE, content, record=args.record)
 
 
 if __name__ == "__main__":

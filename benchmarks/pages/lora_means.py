@@ -39,11 +39,12 @@ def describe(record: Mapping[str, Any]) -> str:
 
 
 def _introduce(record: Mapping[str, Any], seeds: int) -> str:
+    of = f"{record['rounds']} rounds, {seeds} seed{'s' * (seeds > 1)} ({record['device']})"
     return (
-        f"Recipe `{record['recipe']}` with FedAdamW and {record['clients_per_round']} clients a round, "
-        f"{record['rounds']} rounds, {seeds} seeds ({record['device']}): test accuracy after the last round, ± half of "
-        f"its 95% interval, and the mean paired difference from `{USUAL}` in points with its interval. All have the "
-        f"learning rate that was tuned for `{USUAL}`. Written by `python -m benchmarks.measure.lora_means`.\n"
+        f"Recipe `{record['recipe']}` with FedAdamW and {record['clients_per_round']} clients a round, {of}: test "
+        f"accuracy after the last round, ± half of its 95% interval, and the mean paired difference from `{USUAL}` in "
+        f"points with its interval. All have the learning rate that was tuned for `{USUAL}`. Written by "
+        "`python -m benchmarks.measure.lora_means`.\n"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 
 from benchmarks.common import records
-from benchmarks.pages import gpu, published, start
+from benchmarks.pages import gpu, long_texts, published, start
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.models.vision import ImageShape, build
@@ -68,6 +68,7 @@ def main() -> None:
         peers(),
         aggregate(),
         memory(),
+        long_texts.section(read("long-texts"), table),
         population(),
         federation(),
         scale(),

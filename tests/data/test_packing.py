@@ -23,10 +23,11 @@ def test_texts_fill_rows_longest_first():
     packed = pack(torch.tensor([3, 8, 4, 1, 5]), 8, CPU)
     assert packed.texts.tolist() == [[1] * 8, [4] * 5 + [0] * 3, [2] * 4 + [3] + [-1] * 3]
     assert packed.positions.tolist()[2] == [0, 1, 2, 3, 0, 0, 0, 0]
-    numbers = torch.ones(3, 8)
-    assert packed.sum_by_text(numbers, 5).tolist() == [3, 8, 4, 1, 5]
-    tokens = torch.arange(40).view(5, 8)
-    assert packed.take(tokens, -1).tolist()[2] == [16, 17, 18, 19, 24, -1, -1, -1]
+    tokens = torch.arange(1, 41).view(5, 8)
+    rows = packed.take(tokens, -1)
+    assert rows.tolist()[2] == [17, 18, 19, 20, 25, -1, -1, -1]
+    real = torch.arange(8) < torch.tensor([3, 8, 4, 1, 5])[:, None]
+    assert packed.put_back(rows, 5).tolist() == (tokens * real).tolist()
 
 
 def test_a_token_sees_its_own_text_so_far():

@@ -232,7 +232,10 @@ def test_taking_samples_takes_their_tokens(place):
         (["data.flip=true"], "data.flip is not a setting of data.task='text'"),
         (["data.prompt_column=text"], "data.prompt_column is not a setting of data.task='text'"),
         (["data.task=causal-lm"], "it attends to later tokens, so it cannot predict the next"),
-        (["lora.rank=4"], "lora.rank is unknown; use one of r, alpha, dropout, target_modules, aggregate"),
+        (
+            ["lora.rank=4"],
+            r"lora.rank is unknown \(did you mean 'ranks'\?\); use one of r, alpha, dropout, target_modules",
+        ),
         (["lora.aggregate=mean"], "lora.aggregate='mean'"),
     ],
 )

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from support import tiny_models
-from support.peak import Peak
 from torch import nn
 from torch.func import functional_call, vmap
 
+from benchmarks.common.tensor_peak import Peak
 from fedadamw.engine.stacked_checkpoints import stacked_checkpoints
 from fedadamw.engine.vmap_rules import batched_kernels
 from fedadamw.models import vision

@@ -47,7 +47,7 @@ def plain_round(sim, algorithm, x, server, round_):
     return {**x, **algorithm.blocks.layout.views(after.x)}, after
 
 
-@pytest.mark.parametrize("stack", [1, 3])
+@pytest.mark.parametrize("stack", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_halves_train_in_turn_as_plain_loops_do(place, double, stack):
     sim, other = alternate(place, stack=stack), alternate(place)
     x = {name: t.clone() for name, t in sim.workspace.layout.views(sim.state.server.x).items()}
@@ -108,8 +108,11 @@ def test_its_mean_is_that_of_the_dense_weights(place, double):
             torch.testing.assert_close(weight, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
-@pytest.mark.parametrize("given", [(), ("algorithm=scaffold", "training.upload=top-k")], ids=["fedadamw", "scaffold"])
+@pytest.mark.parametrize(
+    ("given", "stop"),
+    [pytest.param((), 3, marks=pytest.mark.slow), (("algorithm=scaffold", "training.upload=top-k"), 1)],
+    ids=["fedadamw", "scaffold"],
+)
 def test_a_stopped_run_goes_on_bit_for_bit(place, given, stop):
     whole, first, second = (alternate(place, *given) for _ in range(3))
     list(whole.rounds())

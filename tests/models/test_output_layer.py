@@ -3,10 +3,10 @@
 import pytest
 import torch
 from support import tiny_models
-from support.peak import Peak
 from torch.func import functional_call, vmap
 from transformers import AutoModelForCausalLM
 
+from benchmarks.common.tensor_peak import Peak
 from fedadamw.data.text_tasks import LanguageTask
 from fedadamw.data.texts import Texts
 from fedadamw.engine.vmap_rules import batched_kernels

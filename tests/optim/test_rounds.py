@@ -31,7 +31,9 @@ def test_rounds_equal_the_literal_twin(name, one_by_one, task, monkeypatch):
 
     model = attention_model()
     blocks = fedadamw.Blocks.of(model)
-    server = fedadamw.Server(model, blocks=blocks, share=case.settings.get("share", "none"))
+    server = fedadamw.Server(
+        model, blocks=blocks, share=case.settings.get("share", "none"), memory=case.settings.get("memory")
+    )
     alpha = 0.0 if name == "local-adamw" else 0.5  # nothing shared, nothing aligned: Local AdamW
     for round_ in range(ROUNDS):
         uploads = []

@@ -3,8 +3,8 @@
 import pytest
 from support.checkout import ROOT
 
+from benchmarks.pages import lora_means, summary
 from benchmarks.pages import results as results_page
-from benchmarks.pages import summary
 from fedadamw.study.results import read_results
 
 STUDIES = {name: read_results(path) for name, path in results_page.studies().items()}
@@ -68,3 +68,25 @@ def test_the_picture_of_a_round_is_the_one_that_its_script_draws():
     from benchmarks.pages import one_round
 
     assert one_round.draw() == one_round.PICTURE.read_text(), "run python -m benchmarks.pages.one_round"
+
+
+def test_the_means_of_adapters_are_compared_by_pairs_of_seeds():
+    runs = [
+        {
+            "aggregate": aggregate,
+            "concentration": 0.1,
+            "seed": seed,
+            "round": [1, 40],
+            "score": [0.5, base + more + 0.01 * seed],
+            "up_bytes_a_client": 1e6 * share,
+            "down_bytes_a_client": 2e6 * share,
+            "wall_s": 60.0,
+        }
+        for seed, base in enumerate((0.6, 0.7, 0.8))
+        for aggregate, more, share in (("factors", 0, 1), ("alternate", 0.02, 0.5))
+    ]
+    record = {"recipe": "small/x", "clients_per_round": 10, "rounds": 40, "device": "cpu", "runs": runs}
+    text = lora_means.describe(record)
+    assert "| `factors` | 71.0 ± 27.3 | - | 1.00 | 2.00 | 1 |" in text
+    assert "| `alternate` | 73.0 ± 27.3 | +2.0 (+2.0 to +2.0) | 0.50 | 1.00 | 1 |" in text
+    assert "3 seeds" in text

@@ -92,7 +92,8 @@ def test_out_of_memory_is_one_line_that_says_how_to_resume_even_if_saving_fails(
     assert done.returncode == 1
     *before, last = done.stderr.splitlines()
     assert last.startswith(
-        "error: memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.); a smaller training.micro_batch"
+        "error: memory is full (CUDA out of memory. Tried to allocate 2.00 GiB.); training.gradient_checkpointing="
+        "true, or a smaller training.micro_batch"
     )
     assert last.endswith(f"needs less; resume with: fedadamw run --resume --out {out}")
     assert before == ([] if saves else [f"warning: round 2 is not in the checkpoint: {second}"])

@@ -82,8 +82,21 @@ def run(place, out, *more) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_two_ranks_with_exact_means_come_to_the_numbers_of_one(place, tmp_path):
-    one, two = run(place, tmp_path / "one", "--ranks", "1"), run(place, tmp_path / "two", "--ranks", "2")
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["lora.aggregate=exact"],
+        ["lora.aggregate=residual", "lora.ranks=[1, 4, 2, 4]"],
+        ["lora.aggregate=alternate", "algorithm=scaffold", "client_memory=disk"],
+    ],
+    ids=["exact", "unequal-residual", "alternate"],
+)
+def test_two_ranks_with_adapters_come_to_the_numbers_of_one(place, tmp_path, more):
+    given = [word for setting in more for word in ("-s", setting)]
+    one, two = (
+        run(place, tmp_path / "one", "--ranks", "1", *given),
+        run(place, tmp_path / "two", "--ranks", "2", *given),
+    )
     for a, b in zip(one, two, strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-5)
         assert a["test_loss"] == pytest.approx(b["test_loss"], abs=1e-5)

@@ -32,6 +32,15 @@ CASES = {
             ("mean-v", 0.02, "d + B + 1", "2*d + B + 1"),
         )
     },
+    **{
+        f"fedadamw-memory-{memory:g}": Case(
+            "fedadamw", {"share": share, "memory": memory}, reference.fedadamw, 0.02, up, down
+        )
+        for share, memory, up, down in (
+            ("mean-v", 1.0, "d + B + 1", "2*d + B + 1"),
+            ("vm", 2.5, "3*d + 1", "4*d + 1"),
+        )
+    },
     "local-adamw": Case("local-adamw", {}, reference.local_adamw, 0.02, "d", "d"),
     "local-adam": Case("local-adam", {}, reference.local_adam, 0.02, "d", "d"),
     "fedavg": Case("fedavg", {}, reference.fedavg, 0.1, "d", "d"),
@@ -59,7 +68,16 @@ class Elsewhere(FedAvg):
 EVERYWHERE = {**CASES, "elsewhere": Case("elsewhere", {}, reference.elsewhere, 0.1, "d", "d")}
 
 
-VARIANTS = {"fedadamw-none", "fedadamw-m", "fedadamw-v", "fedadamw-vm", "fedmuon", "local-adam", "fedprox"}
+VARIANTS = {
+    "fedadamw-memory-2.5",
+    "fedadamw-none",
+    "fedadamw-m",
+    "fedadamw-v",
+    "fedadamw-vm",
+    "fedmuon",
+    "local-adam",
+    "fedprox",
+}
 
 
 def rows(table):

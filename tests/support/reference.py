@@ -18,31 +18,36 @@ class Problem(NamedTuple):
     clients: int  # N
 
 
-def fedadamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, alpha=0.5, share="mean-v"):
-    """arXiv 2510.27486, Algorithm 2, with decay in place of the printed growth."""
+def fedadamw(
+    x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, alpha=0.5, share="mean-v", memory=None
+):
+    """arXiv 2510.27486, Algorithm 2, with decay in place of the printed growth.
+
+    memory: v_hat is the mean of the round's g^2 and the debiased carried one, which weighs as `memory` gradients.
+    """
     d = len(x)
     x = list(x)
     delta_g = [0.0] * d
-    shared_m = [0.0] * d
-    shared_v = [0.0] * d
-    t = 0.0
+    m_hat_bar, v_hat_bar = [0.0] * d, [0.0] * d  # carried, debiased
+    t = 0.0  # gradients that they count for
     history = []
     for lr, clients in rounds:
+        w_m = 1 - beta1**t if share in ("m", "vm") else 0.0
+        w_v = 1 - beta2**t if share in ("v", "vm", "mean-v") else 0.0
         deltas, ms, vs, steps = [], [], [], []
         for gradients in clients.values():
-            y = list(x)
-            m = list(shared_m) if share in ("m", "vm") else [0.0] * d
-            v = list(shared_v) if share in ("v", "vm", "mean-v") else [0.0] * d
+            y, m, v = list(x), [0.0] * d, [0.0] * d  # of this round's gradients alone
             for k, gradient in enumerate(gradients, start=1):
                 g = gradient(y)
-                m_age = t + k if share in ("m", "vm") else k
-                v_age = t + k if share in ("v", "vm", "mean-v") else k
                 for j in range(d):
                     m[j] = beta1 * m[j] + (1 - beta1) * g[j]
                     v[j] = beta2 * v[j] + (1 - beta2) * g[j] * g[j]
-                    m_hat = m[j] / (1 - beta1**m_age)
-                    v_hat = v[j] / (1 - beta2**v_age)
+                    m_hat = (w_m * beta1**k * m_hat_bar[j] + m[j]) / (w_m * beta1**k + 1 - beta1**k)
+                    v_hat = (w_v * beta2**k * v_hat_bar[j] + v[j]) / (w_v * beta2**k + 1 - beta2**k)
                     y[j] -= lr * (m_hat / (math.sqrt(v_hat) + eps) + alpha * delta_g[j] + weight_decay * y[j])
+            k = len(gradients)
+            m = [w_m * beta1**k * m_hat_bar[j] + m[j] for j in range(d)]
+            v = [w_v * beta2**k * v_hat_bar[j] + v[j] for j in range(d)]
             if share == "mean-v":
                 for block in problem.blocks:
                     mean = sum(v[j] for j in block) / len(block)
@@ -51,12 +56,13 @@ def fedadamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_dec
             deltas.append([y[j] - x[j] for j in range(d)])
             ms.append(m)
             vs.append(v)
-            steps.append(len(gradients))
+            steps.append(k)
         delta, k_mean = mean_of(deltas), sum(steps) / len(steps)
         x = [x[j] + delta[j] for j in range(d)]
         delta_g = [-delta[j] / (k_mean * lr) for j in range(d)]
-        shared_m, shared_v = mean_of(ms), mean_of(vs)
-        t += k_mean
+        m_hat_bar = [m / (1 - beta1 ** (t + k_mean)) for m in mean_of(ms)]
+        v_hat_bar = [v / (1 - beta2 ** (t + k_mean)) for v in mean_of(vs)]
+        t = t + k_mean if memory is None else min(t + k_mean, memory)
         history.append(x)
     return history
 

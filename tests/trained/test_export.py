@@ -52,6 +52,40 @@ def test_an_export_gives_the_logits_of_its_run(place, tmp_path, kind, task, aggr
     assert dict(again.metrics) == pytest.approx(last["test_metrics"], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("more", "adapter"),
+    [
+        (["lora.aggregate=alternate"], True),
+        (["lora.aggregate=residual"], False),
+        (["lora.dora=true", "lora.rslora=true", "lora.modules_to_save=[norm]", "lora.alpha_pattern={v_proj: 5}"], True),
+        (["lora.rank_pattern={v_proj: 2}", "lora.modules_to_save=[embed_tokens]"], True),
+        (["lora.ranks=[1, 4, 2, 4, 4]"], True),
+    ],
+    ids=["alternate", "residual", "dora", "patterns", "ranks"],
+)
+def test_adapters_of_every_kind_are_exported_as_peft_has_them(place, tmp_path, more, adapter):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    settings = [*settings_of(place, "llama", "causal-lm", *lora("llama", "factors")), *more, "partition.clients=5"]
+    folder, simulation = run(tmp_path / "run", settings)
+    expected = logits(simulation.workspace.module, simulation)
+    export(open_run(folder.path), tmp_path / "out")
+    assert (tmp_path / "out" / "adapter_config.json").is_file() == adapter
+    if adapter:
+        found = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place / "llama"), tmp_path / "out")
+        written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+        asked = load("digits", settings).lora
+        assert (written["use_dora"], written["use_rslora"]) == (asked.dora, asked.rslora)
+        assert (written["rank_pattern"], written["alpha_pattern"]) == (asked.rank_pattern, asked.alpha_pattern)
+        assert written["modules_to_save"] == (list(asked.modules_to_save) or None)
+    else:
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(found, simulation), expected, rtol=0, atol=1e-6)
+    again, _ = evaluate(open_trained(tmp_path / "out", []))
+    assert again.loss == pytest.approx(folder.records()[-1]["test_loss"], abs=1e-5)
+
+
 def test_an_image_classifier_is_exported_with_its_classes_and_pixels(tmp_path):
     from transformers import AutoModelForImageClassification
 

@@ -151,6 +151,19 @@ def test_what_cannot_be_answered_is_one_line(run_main, tuned, options, says):
     assert (done.returncode, done.stderr) == (2, f"{says}\n")
 
 
+def test_any_language_model_answers(run_main, chats):
+    ask = ("--prompt", "was it", "--max-tokens", "4")
+    folder, file = (run_main("generate", str(chats / name), *ask) for name in ("chat", "chat.gguf"))
+    assert folder.stdout.startswith("prompt  was it\nanswer  ")
+    assert (folder.stdout, folder.stderr) == (file.stdout, file.stderr)
+    (chats / "ask.txt").write_text("was it\n")
+    predicted = run_main("predict", str(chats / "chat.gguf"), str(chats / "ask.txt"), "--max-new-tokens", "4")
+    assert folder.stdout.split()[4] in predicted.stdout
+    data = ("-s", "data.prompt='{q}?'", "-s", "data.response='{a}'", "-s", "data.metrics=exact-match")
+    done = run_main("eval", str(chats / "chat.gguf"), "--data", str(chats / "talk.jsonl"), "--split", "train", *data)
+    assert "exact-match       0.00%" in done.stdout
+
+
 def test_a_classifier_answers_nothing(run_main, trained):
     done = run_main("generate", str(trained.path), "--prompt", "a")
     assert (

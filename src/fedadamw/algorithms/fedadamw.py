@@ -10,10 +10,14 @@
              send delta = y - x, block means of v, K                               6
     server:  x = x + mean delta;  Delta_G = - mean delta / (mean K lr)             7
              v_bar = mean of the block means;  t = t + mean K                      8
+             if t > M:  v_bar = v_bar (1 - beta2^M)/(1 - beta2^t);  t = M          9
 
 `share` selects the moments that are carried from round to round: `none`, `m`, `v`, `vm` (whole vectors), `mean-v`
 (block means of v, as in the paper). A moment that restarts is debiased by k, a carried one by t + k. Sharing m while v
 restarts (`m`) is ill-conditioned: in the first step v is g*g, so coordinates with g near 0 step by about m/|g|.
+
+`memory` (M) is ours: at a round's start a carried moment counts for at most M gradients, so that the round's own soon
+outweigh it; no step is then longer than about sqrt(M + 1) lr. Without it, as in the paper, it counts for all t.
 """
 
 from dataclasses import dataclass
@@ -24,7 +28,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
+from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw, debias
 from fedadamw.directions.align import take_aligned_step
 from fedadamw.validation import check, check_one_of
 from fedadamw.vector import Vector
@@ -75,6 +79,7 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
     eps: float = 1e-8  # added to the denominator (above 0)
     weight_decay: float = 0.01  # decoupled, per step, times lr (at least 0)
     alpha: float = 0.5  # weight of Delta_G in every local step (at least 0)
+    memory: float | None = None  # gradients that kept moments count for at most, M; null: all (at least 0)
     share: str = "mean-v"  # moments kept from round to round; mean-v: block means of v (one of none, m, v, vm, mean-v)
 
     elementwise: ClassVar = True
@@ -89,6 +94,7 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
         check_adamw(self.betas, self.weight_decay)
         check_above_zero("eps", self.eps)
         check(self.alpha >= 0, f"alpha={self.alpha} must not be negative")
+        check_memory(self.memory)
 
     def server_init(self, x: Vector) -> Server:
         zero = torch.zeros_like(x)
@@ -117,8 +123,25 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
         m, v = pack(local.moments.m, how_m, self.blocks), pack(local.moments.v, how_v, self.blocks)
         return Up(local.y - down.x, m, v, local.k), ()
 
-    def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # lines 7, 8
-        return Server(server.x + up.delta, -up.delta / (up.k * lr), up.m, up.v, server.t + up.k)
+    def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # lines 7 to 9
+        m, v, t = forget(up.m, up.v, server.t + up.k, betas=self.betas, memory=self.memory)
+        return Server(server.x + up.delta, -up.delta / (up.k * lr), m, v, t)
+
+
+def forget(
+    m: Tensor, v: Tensor, t: Tensor, *, betas: tuple[float, float], memory: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return moments of `t` gradients, and t, as if they were of at most `memory`: debiased, they stay as they are."""
+    if memory is None:
+        return m, v, t
+    kept = t.clamp(max=memory)
+    m, v = (moment * (debias(beta, kept) / debias(beta, t)) for moment, beta in zip((m, v), betas, strict=True))
+    return m, v, kept
+
+
+def check_memory(memory: float | None) -> None:
+    """Raise InputError unless `memory` is null or a number of gradients."""
+    check(memory is None or memory >= 0, f"memory={memory} must not be negative")
 
 
 def pack(moment: Vector, how: Packing, blocks: Blocks) -> Tensor:

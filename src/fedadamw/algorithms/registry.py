@@ -3,6 +3,7 @@
 They are built in, of other packages (plugins.py), or registered by a script.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -148,6 +149,8 @@ def validate(name: str, values: Mapping[str, Any], *, others: Sequence[str] = ()
                 f"algorithm.{key} is unknown{hint}; {name} has {', '.join(defaults) or 'none'}{hint_of_owners}"
             )
     settings = parse_settings(ALGORITHMS[name], values)
+    unlimited = [key for key, value in settings.items() if value == math.inf and defaults[key] is None]
+    settings |= dict.fromkeys(unlimited)  # no limit is null, which JSON can hold
     accepted = {key: defaults[key] for key in ZERO_IN_OLD_RUNS if settings.get(key, -1) >= 0}
     check_startable({"name": name, **settings, **accepted})
     return settings

@@ -78,7 +78,10 @@ def short_name(recipe: str) -> str:
 def describe_full_memory(error: Exception) -> str:
     """Return the message for an out-of-memory error."""
     reason = (str(error) or type(error).__name__).splitlines()[0]
-    return f"memory is full ({reason}); a smaller training.micro_batch or training.evaluate_batch needs less"
+    return (
+        f"memory is full ({reason}); training.gradient_checkpointing=true, or a smaller training.micro_batch or "
+        "training.evaluate_batch, needs less"
+    )
 
 
 def say(text: str) -> None:

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from fedadamw.trained.load import Trained
 
 
+Answers = dict[str, str | int]  # to one prompt, by name
+
+
 @app.command("generate", short_help="Ask a language model, before and after its training.")
 def generate_command(
-    where: Annotated[Path, typer.Argument(metavar="RUN_OR_DIR", help="The folder of a run or of a model.")],
+    where: Annotated[Path, typer.Argument(metavar="RUN_OR_DIR", help="A run, a model's folder, a .gguf file.")],
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeatable.")] = None,
     data: Annotated[str | None, typer.Option(metavar="FILE", help="A file of prompts, as `predict` takes it.")] = None,
     out: Annotated[Path | None, typer.Option(help="For --data: write to a new .jsonl file.")] = None,
@@ -42,8 +45,7 @@ def generate_command(
     """
     from fedadamw.models.generation import Decoding
     from fedadamw.settings.load import Override, parse_override
-    from fedadamw.trained.generate import ask_file, ask_prompts, check_language_model, generate
-    from fedadamw.trained.load import open_trained
+    from fedadamw.trained.generate import ask_file, ask_prompts, generate, open_language_model
     from fedadamw.trained.prediction_file import JSON_LINES, check_new_file
 
     check((prompt is None) != (data is None), "give --prompt or --data")
@@ -51,29 +53,35 @@ def generate_command(
     if out is not None:
         check_new_file(out, (JSON_LINES,))
     overrides: list[Override] = [("data.on_bad", on_bad)]
-    trained = open_trained(where, [*overrides, *map(parse_override, settings or ())], best=best)
-    check_language_model(trained, str(where))
+    trained = open_language_model(where, [*overrides, *map(parse_override, settings or ())], best=best)
     samples = ask_prompts(trained, prompt or ()) if data is None else ask_file(trained, data)
-    base = _choose_base(trained) if ask_base else None
+    base = _choose_base(trained) if ask_base and trained.origin else None
     replies = generate(trained, samples, Decoding(max_tokens, temperature, seed), base)
+    answers = (_name_answers(reply, "tuned" if trained.origin else "answer") for reply in replies)
     try:
-        _tell(replies, out, on_one_line=data is not None)
+        _tell(answers, out, on_one_line=data is not None)
     except KeyboardInterrupt:
         say("stopped" if out is None else f"stopped; {out} was not written")
         raise typer.Exit(130) from None
 
 
-def _tell(replies: "Iterable[Reply]", out: Path | None, *, on_one_line: bool) -> None:
-    """Print the replies, or write them to `out`."""
-    from fedadamw.trained.prediction_file import write_lines
+def _name_answers(reply: "Reply", tuned: str) -> Answers:
+    """Return what is known of a reply by name; tuned: the name of the model's own answer."""
+    known = {name: value for name, value in reply._asdict().items() if value is not None}
+    return {tuned if name == "tuned" else name: value for name, value in known.items()}
+
+
+def _tell(answers: Iterable[Answers], out: Path | None, *, on_one_line: bool) -> None:
+    """Print the answers, or write them to `out`."""
+    from fedadamw.trained.prediction_file import json_line, write_lines
 
     if out is not None:
-        typer.echo(f"{out}: {write_lines(out, map(_line, replies)):,} answers")
+        typer.echo(f"{out}: {write_lines(out, map(json_line, answers)):,} answers")
     elif on_one_line:
-        for reply in replies:
-            typer.echo(_line(reply))
+        for answer in answers:
+            typer.echo(json_line(answer))
     else:
-        _print(replies)
+        _print(answers)
 
 
 def _choose_base(trained: "Trained") -> "Base | None":
@@ -87,21 +95,13 @@ def _choose_base(trained: "Trained") -> "Base | None":
     return base
 
 
-def _line(reply: "Reply") -> str:
-    """Return a reply as a line of JSON, without what is not known."""
-    import json
-
-    return json.dumps({name: value for name, value in reply._asdict().items() if value is not None}, ensure_ascii=False)
-
-
-def _print(replies: "Iterable[Reply]") -> None:
+def _print(answers: Iterable[Answers]) -> None:
     """Print each prompt with its answers below it."""
     from fedadamw.io.escaping import escape_text
 
-    for i, reply in enumerate(replies):
+    for i, answer in enumerate(answers):
         if i:
             typer.echo("")
-        for name, words in (("prompt", reply.prompt), ("base", reply.base), ("tuned", reply.tuned)):
-            if words is not None:
-                lines = [escape_text(line) for line in words.strip().splitlines()]
-                typer.echo(f"{name:<7} " + f"\n{' ' * 8}".join(lines))
+        for name, words in answer.items():
+            lines = [escape_text(line) for line in str(words).strip().splitlines()]
+            typer.echo(f"{name:<7} " + f"\n{' ' * 8}".join(lines))

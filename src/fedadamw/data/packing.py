@@ -36,10 +36,13 @@ class Packed(NamedTuple):
         same = texts[:, :, None] == texts[:, None, :]
         return (same & torch.ones_like(same[0]).tril())[:, None]
 
-    def sum_by_text(self, numbers: Tensor, n: int) -> Tensor:
-        """Return the sum of numbers (rows, length) over the tokens of each of `n` texts, (n,)."""
-        numbers = torch.where(self.real, numbers, 0).flatten()
-        return numbers.new_zeros(n).scatter_add(0, self.texts.clamp(min=0).flatten(), numbers)
+    def put_back(self, rows: Tensor, n: int) -> Tensor:
+        """Return numbers (rows, length) as a batch (n, length), 0 for padding. `take` undone, without sums."""
+        length = self.at.shape[1]
+        here = torch.arange(rows.numel(), device=rows.device)
+        places = torch.where(self.real, self.at, n * length).flatten()  # of padding: one too many, cut off
+        found = here.new_full((n * length + 1,), -1).scatter(0, places, here)[:-1]
+        return torch.where(found >= 0, rows.flatten().gather(0, found.clamp(min=0)), 0).view(n, length)
 
 
 def pack(lengths: Tensor, length: int, device: torch.device) -> Packed:

@@ -168,20 +168,21 @@ class LanguageTask:
         """Return the mean loss of each text's learned tokens, (n,)."""
         ids, marks, *lengths = batch
         if lengths:
-            return self._packed_losses(model, ids, marks, lengths[0])
-        following, learned = _look_ahead(ids, marks)
-        loss, learned = _keep_learned(self._token_losses(model, ids, following, learned), marks)
+            losses = self._packed_losses(model, ids, marks, lengths[0])
+        else:
+            losses = self._token_losses(model, ids, *_look_ahead(ids, marks))
+        loss, learned = _keep_learned(losses, marks)
         return loss.sum(-1) / learned.sum(-1).clamp(min=1)
 
     def _packed_losses(self, model: Model, ids: Tensor, marks: Tensor, lengths: Tensor) -> Tensor:
+        """As `_token_losses`, (n, length), of texts that share rows."""
         packed = pack(lengths, ids.shape[1], ids.device)
         following, learned = (packed.take(t) for t in _look_ahead(ids, marks))
         settings = {"position_ids": packed.positions}
         if self.form.masks_rows and not isinstance(model, nn.Module):  # stacked: transformers' own masks do not stack
             settings["attention_mask"] = packed.mask
-        loss = self._token_losses(model, packed.take(ids, self.form.pad), following, learned, **settings)
-        loss = loss.to(at_least_single(loss)) * learned
-        return packed.sum_by_text(loss, len(ids)) / marks[:, 1:].sum(-1).clamp(min=1)
+        losses = self._token_losses(model, packed.take(ids, self.form.pad), following, learned, **settings)
+        return packed.put_back(losses, len(ids))
 
     def _token_losses(
         self, model: Model, ids: Tensor, following: Tensor, learned: Tensor, **settings: Tensor

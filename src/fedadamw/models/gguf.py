@@ -8,9 +8,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fedadamw.validation import check, missing_extra_error
 
@@ -70,6 +74,27 @@ def load_gguf_tokenizer(place: str) -> Any:
 
 
 @contextmanager
+def reading_fast() -> Iterator[None]:
+    """Let transformers read a .gguf file in a third of the time.
+
+    It walks over hundreds of thousands of words in a mapped file, each slice of which NumPy makes an object of a slow
+    class, and builds the table of the architecture's tensors again for each module.
+    """
+    library: Any = import_module("gguf")
+    usual = library.GGUFReader, library.get_tensor_name_map
+
+    def hold(reader: object, name: str, value: object) -> None:
+        object.__setattr__(reader, name, np.asarray(value) if name == "data" else value)
+
+    plain = type("PlainReader", (usual[0],), {"__setattr__": hold})  # has the mapped file as a plain array
+    library.GGUFReader, library.get_tensor_name_map = plain, cache(usual[1])
+    try:
+        yield
+    finally:
+        library.GGUFReader, library.get_tensor_name_map = usual
+
+
+@contextmanager
 def unpacking() -> Iterator[dict[str, Any]]:
     """Give the arguments with which `from_pretrained` unpacks all weights, without a bar of progress of its own."""
     from transformers import modeling_gguf_pytorch_utils as reader
@@ -79,7 +104,8 @@ def unpacking() -> Iterator[dict[str, Any]]:
     bar = getattr(reader, "tqdm", None)
     reader.tqdm = lambda items, **_: items
     try:
-        yield {} if packed is None else {"quantization_config": packed(dequantize=True)}
+        with reading_fast():
+            yield {} if packed is None else {"quantization_config": packed(dequantize=True)}
     finally:
         reader.tqdm = bar
 

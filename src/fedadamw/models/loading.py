@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from fedadamw.models.gguf import (
     is_gguf,
     is_local_gguf,
     load_gguf_tokenizer,
+    reading_fast,
     split_gguf,
     unpacking,
 )
@@ -155,7 +156,8 @@ def load_config(place: str) -> Any:
     from transformers import AutoConfig
 
     place, file = split_gguf(place)
-    return AutoConfig.from_pretrained(place, trust_remote_code=False, **file)
+    with reading_fast() if file else nullcontext():
+        return AutoConfig.from_pretrained(place, trust_remote_code=False, **file)
 
 
 def own_type(place: str, config: Any) -> torch.dtype:

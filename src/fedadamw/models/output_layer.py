@@ -95,7 +95,7 @@ def find_output_layer(model: Any, ids: Tensor, expected: Tensor) -> OutputLayer 
     It is tried with a text, ids (1, length), whose logits are `expected`.
     """
     try:
-        decoder = model.get_decoder()
+        decoder = _find_decoder(model)
         if "logits_to_keep" not in inspect.signature(model.forward).parameters or decoder is model:
             return "its forward does not separate them from its hidden states"
         with _captured(decoder) as found:
@@ -106,6 +106,13 @@ def find_output_layer(model: Any, ids: Tensor, expected: Tensor) -> OutputLayer 
         return f"{type(error).__name__}: {error}".splitlines()[0]
     same = logits.shape == expected[0].shape and torch.allclose(logits, expected[0], rtol=1e-3, atol=1e-4)
     return layer if same else "its logits are not a function of its decoder's hidden states"
+
+
+def _find_decoder(model: Any) -> nn.Module:
+    """Return the part of `model` that ends with hidden states; `model` itself if there is none."""
+    decoder: nn.Module = model.get_decoder()
+    parts = [part for part in model.children() if hasattr(part, "get_input_embeddings")]
+    return parts[0] if decoder is model and len(parts) == 1 else decoder
 
 
 @contextmanager

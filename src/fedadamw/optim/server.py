@@ -17,19 +17,27 @@ class Server:
 
     model: gives the initial x and the layout; it is not changed. blocks: `Blocks.of(model)` by default.
     share: the moments that survive a round: `mean-v` (the paper), or the ablations `none`, `m`, `v`, `vm`.
+    memory: gradients that these count for at most; None: all (the paper). betas: the clients', for it.
 
     For a half-precision model, the server's state is float32. Raises InputError if the blocks are another model's or
-    the share is unknown.
+    the share is unknown, or the memory negative.
     """
 
-    def __init__(self, model: nn.Module, blocks: Blocks | None = None, share: str = "mean-v") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Blocks | None = None,
+        share: str = "mean-v",
+        memory: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
         check_one_of("share", share, algorithm.SHARES)
         self.blocks = Blocks.of(model) if blocks is None else blocks
         problem = self.blocks.layout.difference(Layout.of(model))
         if problem:
             raise InputError(f"the blocks are not this model's: {problem}")
         self.share = share
-        self._algorithm = algorithm.FedAdamW(blocks=self.blocks, share=share)
+        self._algorithm = algorithm.FedAdamW(blocks=self.blocks, share=share, memory=memory, betas=betas)
         x = self.blocks.layout.flatten(trainable(model))
         self._state = self._algorithm.server_init(x.to(at_least_single(x)))
 

@@ -17,7 +17,8 @@ class ModelSettings(Section):
     name: str = Field(
         default="vit-micro",
         description="A built-in image classifier (`fedadamw list` names them), a hub id, a folder, or "
-        "package:NAME/FOLDER for a folder inside an installed package. A run's folder: the model that the run trained.",
+        "package:NAME/FOLDER for a folder inside an installed package; a .gguf file: ./FILE.gguf, "
+        "package:NAME/FILE.gguf or owner/name/FILE.gguf of the hub. A run's folder: the model that the run trained.",
     )
     tokenizer: str | None = Field(
         default=None, description="For texts: hub id or folder of the tokenizer. Null: the model's own."

@@ -37,7 +37,8 @@ class TrainingSettings(Section):
     gradient_checkpointing: bool = Field(
         default=False,
         description="Keep only the inputs of a model's layers and compute the rest again in backward: a fraction of "
-        "the memory for a third more time, with the same numbers. Set it for large models and long texts.",
+        "the memory for the time of one more forward pass, with the same numbers. Set it for large models and long "
+        "texts.",
     )
     group_by_length: bool = Field(
         default=False,

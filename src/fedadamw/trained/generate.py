@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -14,9 +15,10 @@ from fedadamw.engine.workspace import autocast
 from fedadamw.models.generation import Decoding, respond
 from fedadamw.prepare.device import select_device
 from fedadamw.prepare.start import build_model, open_start
+from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.templates import list_columns
-from fedadamw.trained.load import Trained
+from fedadamw.trained.load import FACTS, Overrides, Trained, open_trained
 from fedadamw.trained.new_samples import PROMPT, TEXT, NewSamples
 from fedadamw.trained.predict import leave_out, read_samples, takes_prompts
 from fedadamw.trained.respond import Asked, encode_group, find_limit
@@ -40,10 +42,14 @@ class Reply(NamedTuple):
     right: str | None  # the answer in the file, if it has one
 
 
-def check_language_model(trained: Trained, name: str) -> None:
-    """Raise InputError unless the model continues texts; name: of its folder, for the error."""
+def open_language_model(path: Path, overrides: Overrides, *, best: bool) -> Trained:
+    """Load the model of a run, an export, a folder or a .gguf file; raises InputError unless it continues texts."""
+    if not (RunFolder(path).started or (path / FACTS).is_file()):
+        overrides = [("data.task", LANGUAGE), *overrides]
+    trained = open_trained(path, overrides, best=best)
     task = trained.experiment.data.task
-    check(task == LANGUAGE, f"{name}: was trained for data.task={task}; only a {LANGUAGE} model answers prompts")
+    check(task == LANGUAGE, f"{path}: was trained for data.task={task}; only a {LANGUAGE} model answers prompts")
+    return trained
 
 
 def ask_prompts(trained: Trained, prompts: Sequence[str]) -> list[NewSamples]:
@@ -62,16 +68,16 @@ def ask_file(trained: Trained, file: str) -> list[NewSamples]:
 
 
 def find_base(trained: Trained) -> Base | str:
-    """Return how to get the model before its training; or in words why it is not known.
+    """Return how to get the model of a run or an export before its training; or in words why it is not known.
 
     An adapter is switched off; else the model is built and loaded again.
     """
     experiment, facts = trained.experiment, trained.facts
     if experiment.model.fresh:
         return "it began with fresh weights"
-    if experiment.lora is not None and experiment.lora.aggregate in ("factors", "frozen-a"):
+    if experiment.lora is not None and not experiment.lora.changes_base:
         return cast("Any", trained.model).disable_adapter  # type: ignore[no-any-return]
-    if "settings" in trained.origin or not trained.origin:
+    if "settings" in trained.origin:
         return "this folder holds only the trained model"
 
     @cache

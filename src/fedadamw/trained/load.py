@@ -13,7 +13,7 @@ from fedadamw.engine.ledger import Page, read_page
 from fedadamw.models.dtypes import name_of
 from fedadamw.models.gguf import is_gguf
 from fedadamw.models.heads import class_names
-from fedadamw.models.loading import as_input_error
+from fedadamw.models.loading import as_input_error, locate
 from fedadamw.models.lora.adapters import load_adapter
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import TextModel
@@ -90,7 +90,12 @@ class Trained(NamedTuple):
 
 
 def open_trained(path: Path, overrides: Overrides = (), *, best: bool = False) -> Trained:
-    """Load the model of a run folder, an export, or any transformers folder, to evaluate it; best: see `open_run`."""
+    """Load the model of a run folder, an export, any transformers folder or .gguf file, to evaluate it.
+
+    best: see `open_run`.
+    """
+    if is_gguf(str(path)):
+        return _open_file(path, overrides, best=best)
     check(path.is_dir(), f"{path}: no such folder")
     is_run, is_export = RunFolder(path).started, (path / FACTS).is_file()
     _check_overrides(path, overrides, without_settings=not (is_run or is_export))
@@ -103,7 +108,15 @@ def open_trained(path: Path, overrides: Overrides = (), *, best: bool = False) -
         return _open_export(path, overrides)
     is_model = (path / "config.json").is_file()
     check(is_model, f"{path}: neither a run's folder (no config.yaml) nor a model's (no config.json)")
-    return _open_transformers_folder(path, overrides)
+    return _open_foreign(path, str(path.resolve()), overrides)
+
+
+def _open_file(path: Path, overrides: Overrides, *, best: bool) -> Trained:
+    """Load a .gguf file, which may be package:NAME/FILE.gguf; a language model if the data are not said."""
+    check(not best, f"--best: {path} is no run's folder; it holds one model")
+    _check_overrides(path, overrides, without_settings=True)
+    kind: Overrides = [("data.task", LANGUAGE), ("data.max_test", None)]
+    return _open_foreign(path, locate("model.name", str(path)), [*kind, *overrides])
 
 
 def _check_overrides(path: Path, overrides: Overrides, *, without_settings: bool) -> None:
@@ -220,9 +233,9 @@ def _check_base(path: Path, name: str) -> None:
     check(not moved, f"{path}: its base {Path(name).name} is not at {name}; give its {what}")
 
 
-def _open_transformers_folder(path: Path, overrides: Overrides) -> Trained:
-    """Load a folder without settings: a text classifier or language model."""
-    experiment = _with_overrides(parse_settings({"model": {"name": str(path.resolve())}}), overrides)
+def _open_foreign(path: Path, name: str, overrides: Overrides) -> Trained:
+    """Load a model without settings, a text classifier or language model; name: as of model.name."""
+    experiment = _with_overrides(parse_settings({"model": {"name": name}}), overrides)
     pretrained = Pretrained(experiment.model.name, experiment.model.tokenizer, experiment.model.pad_token)
     if experiment.model.dtype == AUTO:
         experiment = with_type(experiment, name_of(pretrained.dtype))  # nothing is trained

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -29,7 +29,7 @@ def write_predictions(path: Path, predictions: Iterable[Prediction], top: int, *
     """
     rows = (prediction_row(prediction, top, every=every) for prediction in predictions)
     with _new_file(path) as file:
-        return _write_csv(file, rows) if path.suffix == CSV else _write_lines(file, map(_json_line, rows))
+        return _write_csv(file, rows) if path.suffix == CSV else _write_lines(file, map(json_line, rows))
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> int:
@@ -78,7 +78,8 @@ def _write_csv(file: IO[str], rows: Iterator[dict[str, Any]]) -> int:
     return count
 
 
-def _json_line(row: dict[str, Any]) -> str:
+def json_line(row: Mapping[str, Any]) -> str:
+    """Return named cells as a line of JSON, without its end."""
     return json.dumps(row, ensure_ascii=False)
 
 
