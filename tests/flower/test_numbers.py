@@ -12,6 +12,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from support.federated import assert_same, federated, simulated
 
 from fedadamw.engine.ledger import read_page
+from fedadamw.engine.simulate import Saved
 from fedadamw.trained.load import _count_nodes
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
@@ -100,6 +101,28 @@ def test_adapters_of_a_text_model_give_the_simulations_numbers(tmp_path, aggrega
     theirs = simulated(settings)
     for _ in zip(ours.rounds(), theirs.rounds(), strict=True):
         pass
+    assert_same(ours, theirs)
+
+
+def test_halves_that_train_in_turn_go_on_from_a_checkpoint_with_their_own_memories(tmp_path):
+    tiny_models.folder(tmp_path / "roberta", "roberta")
+    tiny_models.reviews(tmp_path / "reviews.csv")
+    settings = [
+        "data={task: text, source: %s, validation: 0.2}" % (tmp_path / "reviews.csv"),
+        f"model={tmp_path / 'roberta'}",
+        "lora={r: 2, target_modules: [query], aggregate: alternate}",
+        "algorithm.name=scaffold",
+        "training.rounds=4",
+    ]
+    ours, _ = federated(tmp_path, settings)
+    records = [ours.step(), ours.step()]
+    saved = {name: t.clone() for name, t in ours.tensors().items()}
+    ours.step()  # the server will forget this round
+    ours.restore(Saved(2, saved))
+    records += ours.rounds()
+    theirs = simulated(settings)
+    for record, expected in zip(records, theirs.rounds(), strict=True):
+        assert (record.up_bytes, record.down_bytes) == (expected.up_bytes, expected.down_bytes)
     assert_same(ours, theirs)
 
 

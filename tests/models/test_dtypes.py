@@ -65,14 +65,23 @@ def test_the_files_say_the_type_if_the_configuration_does_not(place, tmp_path):
 @pytest.mark.parametrize(
     "kind", ["llama", pytest.param("qwen3", marks=pytest.mark.slow), pytest.param("gemma3", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_losses_fall_and_stacked_clients_come_to_the_loops_numbers(place, kind, precision):
-    settings = language(place, kind, f"training.precision={precision}", "training.rounds=4", "training.steps=5")
+def test_losses_fall_and_stacked_clients_come_to_the_loops_numbers(place, kind):
+    settings = language(place, kind, "training.rounds=4", "training.steps=5")
     loop, stacked = (prepare(load("digits", [*settings, f"stack={s}"])).simulation() for s in (1, 2))
     before, loop, stacked = loop.evaluate().loss, list(loop.rounds()), list(stacked.rounds())
     assert loop[-1].test_loss < before - 0.15
     for ours, theirs in zip(stacked, loop, strict=True):
-        assert ours.test_loss == pytest.approx(theirs.test_loss, rel=0.02)
+        assert ours.test_loss == pytest.approx(theirs.test_loss, rel=0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("stack", [1, 2])
+def test_losses_fall_in_autocast_too(place, kind, stack):
+    settings = language(place, kind, "training.precision=bf16", "training.rounds=4", "training.steps=5")
+    simulation = prepare(load("digits", [*settings, f"stack={stack}"])).simulation()
+    before = simulation.evaluate().loss
+    assert list(simulation.rounds())[-1].test_loss < before - 0.15
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -119,7 +128,7 @@ def test_exports_keep_the_type_of_the_base(place, tmp_path, kind):
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
     whole = open_trained(tmp_path / "whole").model
     assert {p.dtype for p in whole.parameters()} == {HALF}
-    torch.testing.assert_close(logits(whole, simulation), expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(logits(whole, simulation).float(), expected.float(), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("aggregate", ["exact", pytest.param("residual", marks=pytest.mark.slow)])

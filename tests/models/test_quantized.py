@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import tiny_models
 from support.trained_texts import logits, run, settings_of
+from transformers import AutoModelForCausalLM
 
 from fedadamw.models import quantized
 from fedadamw.models.base_bytes import bytes_of_base
@@ -192,6 +193,19 @@ def test_what_a_base_of_few_bits_cannot_do_is_refused(place, settings, message):
 def test_a_built_in_image_model_is_not_quantised():
     with pytest.raises(InputError, match="'vit-micro' is too small to quantise"):
         check_settings(load("digits", ["model.quantize=8bit", "lora.r=2"]), remote=False)
+
+
+def test_outliers_in_8_bits_do_not_make_a_model_look_ahead(tmp_path):
+    tiny_models.half_folder(tmp_path / "model", "llama", sizes=tiny_models.WIDE)
+    large = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    large.model.layers[0].mlp.up_proj.weight.data.mul_(2000)
+    large.save_pretrained(tmp_path / "model")
+    weights = Weights(dtype=torch.bfloat16, quantize="8bit", compute=torch.bfloat16)
+    model = build_language_model(Pretrained(str(tmp_path / "model")), 32, weights).model
+    layer = model.model.layers[0].mlp.down_proj
+    assert layer.state.threshold == 6.0
+    model(input_ids=torch.arange(8)[None])
+    assert len(layer.state.idx) > 0, "it has outliers"
 
 
 def test_a_quantised_layer_is_not_trained_whole(place):

@@ -7,7 +7,7 @@ from support.adapters import simulation
 from fedadamw.engine.client import plan_work
 from fedadamw.engine.simulate import Saved
 from fedadamw.prepare import texts
-from fedadamw.prepare.ranks import assign_ranks
+from fedadamw.prepare.adapters import assign_ranks
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fedadamw.blocks.names import HEAD, TOP_LEVEL_HEAD
 from fedadamw.models.dtypes import Quantize, Weights
+from fedadamw.models.loading import as_input_error
 from fedadamw.validation import InputError, check, missing_extra_error
 
 METHOD = "bitsandbytes"
@@ -27,8 +29,9 @@ def own_quantisation(name: str, config: Any) -> Quantize:
     own = getattr(config, "quantization_config", None)
     if own is None:
         return "none"
-    settings = own if isinstance(own, dict) else own.to_dict()
-    method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method", METHOD)))
+    with as_input_error(f"model.name={name!r}: its quantization_config cannot be read"):
+        settings = own if isinstance(own, dict) else own.to_dict()
+        method = str(getattr(settings.get("quant_method"), "value", settings.get("quant_method", METHOD)))
     check(
         method == METHOD,
         f"model.name={name!r}: its weights are quantised by {method}, and only those of {METHOD} are read; name the "
@@ -166,6 +169,20 @@ def settle(model: Any) -> Any:
         if is_packed(module) and hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+@contextmanager
+def row_by_row(model: nn.Module) -> Iterator[None]:
+    """A context in which no row of a batch affects another: 8-bit layers do not look for outliers in all of them."""
+    states = [cast("Any", module).state for module in model.modules() if is_packed(module) and hasattr(module, "state")]
+    thresholds = [state.threshold for state in states]
+    for state in states:
+        state.threshold = 0.0
+    try:
+        yield
+    finally:
+        for state, threshold in zip(states, thresholds, strict=True):
+            state.threshold = threshold
 
 
 def place_on(model: nn.Module, device: torch.device) -> nn.Module:

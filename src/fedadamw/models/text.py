@@ -10,6 +10,7 @@ from fedadamw.models.dtypes import Weights, is_half
 from fedadamw.models.loading import as_input_error
 from fedadamw.models.output_layer import OutputLayer, find_output_layer
 from fedadamw.models.pretrained import Pretrained
+from fedadamw.models.quantized import row_by_row
 from fedadamw.validation import InputError, check
 
 Mask = Literal["4d", "none", "2d"]
@@ -91,7 +92,7 @@ def try_packing(name: str, model: Any, max_length: int, weights: Weights = Weigh
     mask = torch.block_diag(torch.ones(5, 5).tril(), torch.ones(3, 3).tril()).bool()[None, None]
     training = model.training
     model.eval()
-    with as_input_error(f"data.packing: {name!r} fails on two texts in one row"), torch.no_grad():
+    with as_input_error(f"data.packing: {name!r} fails on two texts in one row"), torch.no_grad(), row_by_row(model):
         alone = torch.cat([model(input_ids=part).logits for part in (ids[:, :5], ids[:, 5:])], 1)
         packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         masked = packed
@@ -140,7 +141,7 @@ def _try_language_model(name: str, model: Any, weights: Weights) -> OutputLayer 
     other[:, -1] = (ids[:, -1] + 3) % words
     training = model.training
     model.eval()
-    with as_input_error(f"model.name={name!r}: fails on a short text"), torch.no_grad():
+    with as_input_error(f"model.name={name!r}: fails on a short text"), torch.no_grad(), row_by_row(model):
         a, b = (model(input_ids=i).logits for i in (ids, other))
         output = find_output_layer(model, ids, a)
     model.train(training)
@@ -162,7 +163,7 @@ def _find_mask(name: str, model: nn.Module, form: Form, weights: Weights) -> Mas
     padded, types = torch.where(real, ids, form.pad), torch.zeros_like(ids)
     unmasked, kinds = form._replace(mask="none"), get_args(Mask)
     try:
-        with as_input_error(f"model.name={name!r}: fails on two short texts"), torch.no_grad():
+        with as_input_error(f"model.name={name!r}: fails on two short texts"), torch.no_grad(), row_by_row(model):
             alone = [unmasked.inputs(i, i * 0, i) for i in (ids[:1], ids[1:, :5])]
             expected = torch.cat([unmasked.logits(model, inputs) for inputs in alone])
             for kind in kinds:
@@ -178,11 +179,7 @@ def _find_mask(name: str, model: nn.Module, form: Form, weights: Weights) -> Mas
 def _is_close(
     found: Tensor, expected: Tensor, weights: Weights, *, same_shapes: bool = False, absolute: float = 1e-5
 ) -> bool:
-    """Whether logits are the same up to rounding, which differs little between batches of the `same_shapes`.
-
-    8-bit layers take large activations apart, as they find them in a batch.
-    """
-    precise = weights.quantize != "8bit" and (same_shapes or not is_half(weights.dtype))
-    if precise:
+    """Whether logits are the same up to rounding, which differs little between batches of the `same_shapes`."""
+    if same_shapes or (weights.quantize != "8bit" and not is_half(weights.dtype)):
         return torch.allclose(found, expected, rtol=1e-3, atol=absolute)
     return bool((found - expected).abs().max() <= 0.03 * expected.abs().max())

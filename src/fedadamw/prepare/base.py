@@ -87,7 +87,7 @@ def check_base(experiment: Experiment) -> None:
     in_run = is_run(name) and not model.fresh
     check(not in_run, f"{given}: {name!r} is a run's folder; export it (fedadamw export --merged) and name the export")
     check(experiment.shards == 1, f"{given}: quantised weights are not split; set shards=1")
-    check((experiment.stack or 1) == 1, f"{given}: such clients train one after the other; set stack=1")
+    check((experiment.stack or 1) == 1, f"{given}: its clients train one after the other; set stack=1")
     check_library(given)
 
 

@@ -17,7 +17,7 @@ from fedadamw.data.partition import Partition
 from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
 from fedadamw.engine.clients import Clients
-from fedadamw.engine.parts import Half, Halves, InTurn
+from fedadamw.engine.parts import Halves, InTurn
 from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
 from fedadamw.engine.simulate import NOT_THE_MEAN, Saved, Simulation
@@ -25,22 +25,21 @@ from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import SAVED_S, Kind, compiling_pays
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.activation_checkpoints import checkpoint_layers
-from fedadamw.models.lora.means import Folding, make_folding, split_factors
+from fedadamw.models.lora.means import Folding, make_folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
+from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
 from fedadamw.prepare.architecture import is_run
 from fedadamw.prepare.base import check_base, check_own_quantisation
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
-from fedadamw.prepare.ranks import RankPortions, build_portions
 from fedadamw.prepare.samples import load_samples, make_partition
 from fedadamw.prepare.start import Start, StartFacts, open_start
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
 from fedadamw.validation import InputError, check
-from fedadamw.vector import trainable
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def assemble(
     check_batch_norm(workspace, task, partition, experiment.training)
     portions = build_portions(experiment, workspace, len(partition))
     folding = make_folding(model, experiment.lora, None if portions is None else portions.scale)
-    halves = build_halves(experiment, workspace)
+    halves = build_halves(experiment, workspace, build_algorithm)
     ranks = current_team(device, experiment.shards)
     return Prepared(
         experiment, workspace, algorithm, task, train, test, partition, device, ranks, folding, halves, portions, facts
@@ -245,20 +244,6 @@ def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
     name, settings = registry.parse_section(experiment.algorithm)
     blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else NO_BLOCKS
     return registry.make(name, settings, blocks)
-
-
-def build_halves(experiment: Experiment, workspace: Workspace) -> Halves | None:
-    """Return the halves that train in turn with lora.aggregate=alternate, B first; None without."""
-    if experiment.lora is None or experiment.lora.aggregate != "alternate":
-        return None
-    model, layout = workspace.module, workspace.layout
-    halves = []
-    for resting in split_factors(layout.names):
-        for name, parameter in trainable(model).items():
-            parameter.requires_grad = name not in resting
-        halves.append(Half(Workspace(model), build_algorithm(experiment, model), layout))
-        workspace.attach()
-    return Halves(workspace, *halves)
 
 
 def build_problem(

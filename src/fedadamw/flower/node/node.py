@@ -30,9 +30,10 @@ from fedadamw.flower.wire import to_array
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora.means import make_folding
+from fedadamw.prepare.adapters import build_halves
 from fedadamw.prepare.device import select_device
 from fedadamw.prepare.problem import Facts
-from fedadamw.prepare.simulation import build_algorithm, build_halves
+from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
 from fedadamw.validation import InputError
@@ -72,7 +73,7 @@ class Node:
         self.workspace = Workspace(model)
         algorithm: AnyAlgorithm = build_algorithm(experiment, model)
         self.folding = make_folding(model, experiment.lora)
-        self.halves = build_halves(experiment, self.workspace)
+        self.halves = build_halves(experiment, self.workspace, build_algorithm)
         if self.halves is None:
             base = None if self.folding is None else self.folding.base
             self.parts = [self._make_part(self.workspace, algorithm, task, base, home)]

@@ -1,18 +1,20 @@
-"""Adapters of unequal ranks (lora.ranks): a client of rank q has the first q rows of A and the first q columns of B.
+"""Adapters of which a client trains a part: halves in turn (lora.aggregate=alternate), unequal ranks (lora.ranks).
 
-Its layers compute W + alpha / q B A. Smaller factors are padded with zeros in the mean (arXiv 2401.06432). With
-lora.aggregate=exact the server adds the mean of the products to W, which is what stacking the factors gives (FLoRA,
-arXiv 2409.05976); the rows of A that a client lacks then stay as they were: padded, those that few clients have would
-vanish, as B starts from 0 again in each round.
+A client of rank q has the first q rows of A and the first q columns of B, and its layers compute W + alpha / q B A.
+Smaller factors are padded with zeros in the mean (arXiv 2401.06432). With lora.aggregate=exact the server adds the mean
+of the products to W, which is what stacking the factors gives (FLoRA, arXiv 2409.05976); the rows of A that a client
+lacks then stay as they were: padded, those that few clients have would vanish, as B starts from 0 again in each round.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.engine.parts import Half, Halves
 from fedadamw.engine.portions import Portion
 from fedadamw.engine.workspace import Workspace
 from fedadamw.models.lora.checks import ADAPTER
@@ -21,7 +23,7 @@ from fedadamw.randomness import Purpose, numpy_generator
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.validation import check
-from fedadamw.vector import Layout
+from fedadamw.vector import Layout, trainable
 
 
 def assign_ranks(ranks: Mapping[int, float] | Sequence[int], clients: int, seed: int) -> list[int]:
@@ -100,3 +102,19 @@ def build_portions(experiment: Experiment, workspace: Workspace, clients: int) -
         return None
     ranks = assign_ranks(lora.ranks, clients, experiment.seed)
     return RankPortions(workspace.module, lora, ranks, workspace.y)
+
+
+def build_halves(
+    experiment: Experiment, workspace: Workspace, build_algorithm: Callable[[Experiment, nn.Module], AnyAlgorithm]
+) -> Halves | None:
+    """Return the halves that train in turn with lora.aggregate=alternate, B first; None without."""
+    if experiment.lora is None or experiment.lora.aggregate != "alternate":
+        return None
+    model, layout = workspace.module, workspace.layout
+    halves = []
+    for resting in split_factors(layout.names):
+        for name, parameter in trainable(model).items():
+            parameter.requires_grad = name not in resting
+        halves.append(Half(Workspace(model), build_algorithm(experiment, model), layout))
+        workspace.attach()
+    return Halves(workspace, *halves)
