@@ -47,7 +47,7 @@ class OutputLayer:
         return any(p.requires_grad for part in parts for p in part.parameters())
 
     def hidden(self, model: Model, inputs: Mapping[str, object]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Return the hidden states of texts, (n, length, width), and the layer's parameters if stacked clients train it.
+        """Return hidden states (n, length, width), and this layer's parameters if clients train it stacked.
 
         model: the module, or a function that calls it with a stacked client's parameters, which it has only meanwhile.
         """
