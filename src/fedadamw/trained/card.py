@@ -13,6 +13,7 @@ from fedadamw.models.vision import ImageModel
 from fedadamw.prepare.paths import is_path, make_portable, relative_path
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.lora import LoraSettings
 from fedadamw.settings.partition import PartitionSettings
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.trained.load import FACTS, Origin, Trained
@@ -134,7 +135,7 @@ def _settings(trained: Trained) -> list[tuple[str, Any]]:
     return [
         ("algorithm", _words(experiment.algorithm)),
         ("base", _name_of("model.name", experiment.model.name)),
-        ("adapters", "none" if experiment.lora is None else _words(experiment.lora.model_dump(mode="json"))),
+        ("adapters", _describe_adapters(experiment.lora)),
         ("data", f"{experiment.data.task}, {_name_of('data.source', experiment.data.source)}"),
         ("clients", f"{sampled}{counted}, partitioned {_partition(experiment.partition)}"),
         ("local work", f"{_work(t)}, batches of {t.batch_size}, learning rate {t.lr:g} ({t.schedule})"),
@@ -163,6 +164,16 @@ def _partition(partition: PartitionSettings) -> str:
     """Describe the partition in words."""
     concentrated = partition.kind in ("dirichlet", "mix")
     return f"{partition.kind}, concentration {partition.concentration:g}" if concentrated else partition.kind
+
+
+def _describe_adapters(lora: LoraSettings | None) -> str:
+    """Return the settings of the adapters, without those that are off or empty."""
+    if lora is None:
+        return "none"
+    settings = lora.model_dump(mode="json").items()
+    return _words(
+        {name: value for name, value in settings if not (value is None or value is False or value in ([], {}))}
+    )
 
 
 def _words(settings: dict[str, Any]) -> str:
