@@ -144,6 +144,17 @@ def test_a_merged_export_is_whole_and_answers_as_the_run_did(place, tmp_path, qu
     assert new.evaluate().loss == pytest.approx(folder.records()[-1]["test_loss"], rel=0.03)
 
 
+@pytest.mark.slow
+def test_dora_trains_on_4_bits_and_is_not_merged_into_them(place, tmp_path):
+    folder, simulation = run(tmp_path / "run", language(place, "llama", "model.quantize=4bit", "lora.dora=true"))
+    assert folder.records()[-1]["test_loss"] < prepare(load(str(folder.config))).simulation().evaluate().loss
+    export(open_run(folder.path), tmp_path / "adapter")
+    adapted = open_trained(tmp_path / "adapter").model
+    assert torch.equal(logits(adapted, simulation), logits(simulation.workspace.module, simulation))
+    with pytest.raises(InputError, match="adapters with DoRA are not merged into a quantised base"):
+        export(open_run(folder.path), tmp_path / "whole", merged=True)
+
+
 def test_a_folder_that_is_quantised_already_loads(place, tmp_path):
     weights = Weights(dtype=torch.bfloat16, quantize="4bit", compute=torch.bfloat16)
     pretrained = Pretrained(str(place / "llama"))
@@ -180,6 +191,7 @@ def test_other_ways_of_quantising_are_named(place, tmp_path, method):
         ),
         (["lora.aggregate=exact"], "lora.aggregate=exact adds a little to the base"),
         (["lora.aggregate=residual"], "lora.aggregate=residual adds a little to the base"),
+        (["lora.dora=true", "model.quantize=8bit"], "lora.dora=true works with bases in 4 bits, not with model.quan"),
         (["stack=2"], "set stack=1"),
         (["shards=2"], "set shards=1"),
         (["model.quantize=3bit"], "model.quantize='3bit'"),
