@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support import tiny_models
+from support.text_experiments import experiment
 from torch.func import functional_call, vmap
 from transformers import AutoModelForCausalLM
 
@@ -14,6 +15,7 @@ from fedadamw.models import output_layer
 from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.models.output_layer import OutputLayer, chunk_tokens, find_output_layer, is_chunked
 from fedadamw.models.text import Form
+from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.lora import LoraSettings
 
 CPU = torch.device("cpu")
@@ -79,9 +81,9 @@ def assert_chunks_equal_the_whole(model, output, monkeypatch):
 
 
 def counted(logits, calls):
-    def count(self, hidden):
+    def count(self, hidden, *own):
         calls.append(len(hidden))
-        return logits(self, hidden)
+        return logits(self, hidden, *own)
 
     return count
 
@@ -115,25 +117,68 @@ def test_a_tied_head_trains_with_its_embeddings():
     assert [output.trains for output in outputs] == [True, False]
 
 
-def test_a_frozen_head_works_for_stacked_clients(monkeypatch):
-    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 5 * 4 * WORDS)
-    model = language_model("llama")
+@pytest.mark.parametrize(
+    ("kind", "trained"),
+    [
+        ("llama", "model.norm.weight"),
+        ("llama", "lm_head.weight"),
+        pytest.param("gemma2", "model.embed_tokens.weight", marks=pytest.mark.slow),
+    ],
+)
+def test_chunks_are_the_same_for_stacked_clients(kind, trained, monkeypatch):
+    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 9 * 4 * WORDS)
+    model = language_model(kind)
     output = find(model)
-    model.lm_head.requires_grad_(False)
-    task, trained = task_of(output), model.model.norm.weight
+    model.requires_grad_(False).get_parameter(trained).requires_grad_()
+    assert output.trains == (trained != "model.norm.weight")
+    task, weight = task_of(output), model.get_parameter(trained).detach()
     batch = tuple(t.unflatten(0, (3, 2)) for t in task.batch(torch.arange(6), torch.empty(6, 0)))
     scales = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64).requires_grad_()
 
     def client(scale, *batch):
-        weights = {"model.norm.weight": trained.detach() * scale}
+        weights = {trained: weight * scale}
         return task.losses(lambda **inputs: functional_call(model, weights, (), inputs), batch)
 
-    with batched_kernels():
-        stacked = vmap(client)(scales, *batch)
-    alone = torch.stack([client(scale, *(t[i] for t in batch)) for i, scale in enumerate(scales)])
-    torch.testing.assert_close(stacked, alone, rtol=1e-12, atol=1e-12)
-    (ours,), (theirs,) = (torch.autograd.grad(losses.square().sum(), scales) for losses in (stacked, alone))
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    def stack():
+        with batched_kernels():
+            losses = vmap(client)(scales, *batch)
+        return losses, *torch.autograd.grad(losses.square().sum(), scales)
+
+    calls = []
+    monkeypatch.setattr(OutputLayer, "logits", counted(OutputLayer.logits, calls))
+    chunked = stack()
+    assert max(calls) == (3 if output.trains else 9)
+    assert len(calls) > 3
+    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 2**30)
+    for ours, theirs in zip(chunked, stack(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error:this model does not train stacked")
+@pytest.mark.parametrize("adapted", ["[q_proj,v_proj]", "[q_proj,lm_head]", None])
+def test_runs_in_chunks_come_to_the_numbers_of_whole_logits(adapted, monkeypatch, tmp_path):
+    place = tiny_models.folders(tmp_path, ["llama"])
+    lora = [f"lora={{r: 2, dropout: 0, target_modules: {adapted}}}"] if adapted else []
+    common = [
+        "data.text_column=text",
+        "partition.clients=4",
+        "training={rounds: 2, clients_per_round: 3, steps: 2}",
+        *lora,
+    ]
+
+    def run(chunk, *settings):
+        monkeypatch.setattr(output_layer, "CHUNK_BYTES", chunk * 4 * WORDS)
+        sim = prepare(experiment(place, *common, *settings, kind="llama", task="causal-lm")).simulation()
+        return [(record.train_loss, record.test_loss) for record in sim.rounds()]
+
+    whole = run(10**6)
+    calls = []
+    monkeypatch.setattr(OutputLayer, "logits", counted(OutputLayer.logits, calls))
+    for settings in ((), ("stack=3",), ("stack=2", "training.micro_batch=4", "data.packing=true")):
+        for ours, theirs in zip(run(30, *settings), whole, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5)
+    assert max(calls) == 30
 
 
 @pytest.mark.parametrize("head", ["frozen", "trained"])

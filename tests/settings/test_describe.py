@@ -83,7 +83,14 @@ def test_the_range_of_an_algorithms_setting_is_what_is_checked(name, field):
         allowed, refused = field.range.removeprefix("one of ").split(", "), ["nothing-of-these"]
     else:
         allowed, refused = edges_of(field.range)
-    kind = {"float": float, "int": int, "int | None": int, "str": str, "tuple[float, float]": lambda one: [one, one]}
+    kind = {
+        "float": float,
+        "int": int,
+        "int | None": int,
+        "float | None": float,
+        "str": str,
+        "tuple[float, float]": lambda one: [one, one],
+    }
 
     def start(value):
         settings = registry.validate(name, {field.name: kind[field.annotation](value)})

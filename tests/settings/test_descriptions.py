@@ -11,6 +11,7 @@ from fedadamw.settings.model import ModelSettings
 
 UNITS = {"_s": "econds", "_length": "token", "image_size": "ixels", "crop_padding": "pixels", "_every": "Rounds"}
 PLAIN_CHOICES = {
+    "none",
     "on",
     "off",
     "group",
@@ -51,9 +52,15 @@ def test_a_description_says_the_unit_and_what_null_means(path):
         assert EXPLAINS_NULL.search(field.description), f"{path} does not say what null means"
 
 
+def list_words(annotation) -> list[str]:
+    """The words that a setting may have, also in a list of them."""
+    inner = get_args(annotation)
+    return [word for part in inner for word in ([part] if isinstance(part, str) else list_words(part))]
+
+
 def test_a_description_names_every_choice_that_needs_a_word():
     for path in list_settings():
-        choices = get_args(field_of(path).annotation) if "Literal" in str(field_of(path).annotation) else ()
+        choices = list_words(field_of(path).annotation)
         unnamed = [word for word in choices if word not in PLAIN_CHOICES and word not in field_of(path).description]
         assert not unnamed, f"{path}: {unnamed}"
     assert all(name in ModelSettings.model_fields["blocks"].description for name in GRANULARITIES)

@@ -75,13 +75,15 @@ def _number(size: int | None, scale: int, digits: int) -> str:
 
 
 def _describe(plan: "Plan") -> list[tuple[str, str]]:
-    r, t = plan.rehearsal, plan.experiment.training
-    sampled = t.clients_per_round
+    r, counts, sampled = plan.rehearsal, plan.counts, plan.experiment.training.clients_per_round
     rows = [
         ("model", f"{r.trained:,} numbers are trained, {r.frozen:,} are frozen"),
         ("engine", f"{plan.engine}: {f'{r.stack} clients at once' if r.stack > 1 else 'one client after the other'}"),
         ("step", plan.step),
-        ("a round", f"{_size(sampled * r.down_bytes)} down and {_size(sampled * r.up_bytes)} up, {sampled} clients"),
+        (
+            "a round",
+            f"{_size(sampled * counts.down_bytes)} down and {_size(sampled * counts.up_bytes)} up, {sampled} clients",
+        ),
     ]
     if plan.ranks > 1:
         rows.append(("ranks", f"{plan.ranks}, each with a model of its own"))

@@ -188,8 +188,8 @@ class LanguageTask:
         self, model: Model, ids: Tensor, following: Tensor, learned: Tensor, **settings: Tensor
     ) -> Tensor:
         """Return the loss of each token's `following` one, (n, length); of those not learned, any number."""
-        if layer := self._find_layer(model, ids):
-            return layer.losses(layer.hidden(model, {"input_ids": ids, **settings}), following, learned.bool())
+        if layer := self._find_layer(ids):
+            return layer.losses(*layer.hidden(model, {"input_ids": ids, **settings}), following, learned.bool())
         return self._whole_losses(self.form.logits(model, [ids], use_cache=False, **settings), following)
 
     def _whole_losses(self, logits: Tensor, following: Tensor) -> Tensor:
@@ -198,13 +198,10 @@ class LanguageTask:
             logits = logits.to(at_least_single(logits))
         return F.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none").view(following.shape)
 
-    def _find_layer(self, model: Model, ids: Tensor) -> OutputLayer | None:
+    def _find_layer(self, ids: Tensor) -> OutputLayer | None:
         """Return the output layer to compute the losses of these texts in chunks; None: their logits are whole."""
         layer = self.form.output
-        if isinstance(layer, str) or not is_chunked(ids.numel(), layer.vocabulary):
-            return None
-        stacked = not isinstance(model, nn.Module)  # torch computes nothing again under vmap
-        return None if stacked and layer.trains else layer
+        return None if isinstance(layer, str) or not is_chunked(ids.numel(), layer.vocabulary) else layer
 
     def _warn_if_large(self, tokens: int, vocabulary: int) -> None:
         why = self.form.output
@@ -226,8 +223,8 @@ class LanguageTask:
 
     def _evaluate(self, model: Model, ids: Tensor, following: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each token's `following` one, and whether it is predicted, (n, length) each."""
-        if layer := self._find_layer(model, ids):
-            return layer.evaluate(layer.hidden(model, {"input_ids": ids}), following, learned.bool())
+        if layer := self._find_layer(ids):
+            return layer.evaluate(layer.hidden(model, {"input_ids": ids})[0], following, learned.bool())
         logits = self.form.logits(model, [ids], use_cache=False)
         return self._whole_losses(logits, following), logits.argmax(-1) == following
 

@@ -15,6 +15,9 @@ MODULES = {  # what to import of a package whose module has another name
 }
 PURPOSES = {  # of each extra
     "lora": "LoRA adapters: the section lora, and the recipes with LoRA",
+    "quant": "model.quantize: frozen bases in 8 or 4 bits",
+    "gguf": "models in one file, NAME.gguf",
+    "answers": "data.metrics: scores of written answers, such as rouge-l",
     "minilm": "the pretrained encoder of the recipes small/*-minilm-lora, without a download",
     "tune": "fedadamw tune, and compare --tune",
     "track": "trackers: tensorboard, wandb, mlflow, ...",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 from torch.utils.checkpoint import checkpoint
 
 from fedadamw.task import Model
@@ -45,29 +46,44 @@ class OutputLayer:
         parts = [part for part in self._model.children() if all(m is not self._decoder for m in part.modules())]
         return any(p.requires_grad for part in parts for p in part.parameters())
 
-    def hidden(self, model: Model, inputs: Mapping[str, object]) -> Tensor:
-        """Return the hidden states (n, length, width) of texts; `model` calls the module, with any parameters."""
-        with _captured(self._decoder) as found:
-            model(**inputs, use_cache=False, logits_to_keep=1)
-        states: Tensor = found[-1].last_hidden_state
-        return states
+    def hidden(self, model: Model, inputs: Mapping[str, object]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return hidden states (n, length, width), and this layer's parameters if clients train it stacked.
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits (tokens, vocabulary) of hidden states (tokens, width)."""
-        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        model: the module, or a function that calls it with a stacked client's parameters, which it has only meanwhile.
+        """
+        of_client = self.trains and not isinstance(model, nn.Module)
+        with _captured(self._decoder, lambda: dict(self._own_parameters()) if of_client else {}) as found:
+            model(**inputs, use_cache=False, logits_to_keep=1)
+        out, own = found[-1]
+        return out.last_hidden_state, own
+
+    def logits(self, hidden: Tensor, own: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the logits (tokens, vocabulary) of hidden states (tokens, width); own: parameters to use instead."""
+        inputs = {"input_ids": torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device), "use_cache": False}
         with _replaced(self._decoder, lambda *_, **__: self._kind(last_hidden_state=hidden[None])):
-            logits: Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
+            out = self._model(**inputs) if own is None else functional_call(self._model, dict(own), (), inputs)
+        logits: Tensor = out.logits[0]
         return logits
 
-    def losses(self, hidden: Tensor, targets: Tensor, learned: Tensor) -> Tensor:
+    def losses(self, hidden: Tensor, own: Mapping[str, Tensor], targets: Tensor, learned: Tensor) -> Tensor:
         """Return the loss of each learned token, (n, length), 0 for others.
 
-        hidden: (n, length, width). targets: (n, length) the tokens to predict. learned: (n, length) bool.
+        hidden, own: as `hidden` gives them. targets: (n, length) the tokens to predict. learned: (n, length) bool.
         """
-        if self.trains:
-            return _checkpointed(self, hidden, targets, learned)
-        losses: Tensor = _OfFrozen.apply(hidden, targets, learned, self)[0]  # type: ignore[no-untyped-call]
+        if not self.trains:
+            losses: Tensor = _OfFrozen.apply(hidden, targets, learned, self)[0]  # type: ignore[no-untyped-call]
+        elif own:
+            losses = _OfStacked.apply(hidden, targets, learned, self, tuple(own), *own.values())  # type: ignore[no-untyped-call]
+        else:
+            losses = _checkpointed(self, hidden, targets, learned)
         return losses
+
+    def _own_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield its parameters with their names in the model, also those tied to the embeddings'."""
+        decoder = next(name for name, module in self._model.named_modules() if module is self._decoder)
+        for name, parameter in self._model.named_parameters(remove_duplicate=False):
+            if not name.startswith(f"{decoder}."):
+                yield name, parameter
 
     @torch.no_grad()
     def evaluate(self, hidden: Tensor, targets: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,8 +116,9 @@ def find_output_layer(model: Any, ids: Tensor, expected: Tensor) -> OutputLayer 
             return "its forward does not separate them from its hidden states"
         with _captured(decoder) as found:
             model(input_ids=ids, use_cache=False, logits_to_keep=1)
-        layer = OutputLayer(model, decoder, type(found[-1]), expected.shape[-1])
-        logits = layer.logits(found[-1].last_hidden_state[0])
+        out, _ = found[-1]
+        layer = OutputLayer(model, decoder, type(out), expected.shape[-1])
+        logits = layer.logits(out.last_hidden_state[0])
     except Exception as error:  # the model's code may raise anything for a call that it does not expect
         return f"{type(error).__name__}: {error}".splitlines()[0]
     same = logits.shape == expected[0].shape and torch.allclose(logits, expected[0], rtol=1e-3, atol=1e-4)
@@ -116,10 +133,10 @@ def _find_decoder(model: Any) -> nn.Module:
 
 
 @contextmanager
-def _captured(decoder: nn.Module) -> Iterator[list[Any]]:
-    """A context that collects what the decoder returns."""
-    found: list[Any] = []
-    hook = decoder.register_forward_hook(lambda _, __, out: found.append(out))
+def _captured(decoder: nn.Module, also: Callable[[], Any] = dict) -> Iterator[list[tuple[Any, Any]]]:
+    """A context that collects what the decoder returns, with what `also` gives at that time."""
+    found: list[tuple[Any, Any]] = []
+    hook = decoder.register_forward_hook(lambda _, __, out: found.append((out, also())))
     try:
         yield found
     finally:
@@ -199,10 +216,58 @@ class _OfFrozen(torch.autograd.Function):
         info: Any, in_dims: Sequence[int | None], hidden: Tensor, targets: Tensor, learned: Tensor, layer: OutputLayer
     ) -> Any:
         """All clients' texts as one batch: a frozen layer is the same for all."""
-        s = info.batch_size
-        every = (
-            t.expand(s, *t.shape) if dim is None else t.movedim(dim, 0)
-            for t, dim in zip((hidden, targets, learned), in_dims, strict=False)
-        )
+        every = _clients_first(info.batch_size, in_dims, hidden, targets, learned)
         losses, at, slopes = _OfFrozen.apply(*(t.flatten(0, 1) for t in every), layer)  # type: ignore[no-untyped-call]
-        return (losses.unflatten(0, (s, -1)), at, slopes), (0, None, None)
+        return (losses.unflatten(0, (info.batch_size, -1)), at, slopes), (0, None, None)
+
+
+class _OfStacked(torch.autograd.Function):
+    """As `OutputLayer.losses`, of stacked clients whose layers train: each chunk of all is computed again in backward.
+
+    names, own: the layer's parameters, of every client.
+    """
+
+    @staticmethod
+    def forward(
+        hidden: Tensor, targets: Tensor, learned: Tensor, layer: OutputLayer, names: Sequence[str], *own: Tensor
+    ) -> Tensor:
+        raise AssertionError("only called under vmap")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Saves nothing: autograd differentiates the calls inside the vmap rule."""
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: Sequence[int | None],
+        hidden: Tensor,
+        targets: Tensor,
+        learned: Tensor,
+        layer: OutputLayer,
+        names: Sequence[str],
+        *own: Tensor,
+    ) -> Any:
+        """Learned tokens come first, as many of each client as the one with most has."""
+        every = _clients_first(info.batch_size, in_dims, hidden, targets, learned)
+        states, wanted, marks = (t.flatten(1, 2) for t in every)
+        order = marks.byte().argsort(dim=1, descending=True, stable=True)[:, : int(marks.sum(1).max())]
+        rows, wanted = states.gather(1, order[..., None].expand(-1, -1, states.shape[-1])), wanted.gather(1, order)
+
+        def of_client(hidden: Tensor, targets: Tensor, *own: Tensor) -> Tensor:
+            return _cross_entropy(layer.logits(hidden, dict(zip(names, own, strict=True))), targets)
+
+        calls = vmap(of_client, in_dims=(0, 0, *in_dims[5:]), randomness="different")
+        size = max(1, chunk_tokens(layer.vocabulary) // info.batch_size)
+        chunks = zip(rows.split(size, 1), wanted.split(size, 1), strict=True)
+        losses = torch.cat([checkpoint(calls, *chunk, *own, use_reentrant=False) for chunk in chunks], 1)
+        placed = losses.new_zeros(marks.shape).scatter(1, order, losses)
+        return torch.where(marks, placed, 0).unflatten(1, every[2].shape[1:]), 0
+
+
+def _clients_first(clients: int, in_dims: Sequence[int | None], *tensors: Tensor) -> list[Tensor]:
+    """Return the tensors with the client axis first."""
+    return [
+        t.expand(clients, *t.shape) if dim is None else t.movedim(dim, 0)
+        for t, dim in zip(tensors, in_dims, strict=False)
+    ]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,20 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fedadamw.plan.heap import Heap
+
 Parts = Mapping[str, int]  # bytes by what they are for
-LOGITS, COPIES = "logits and loss", "weights in another type"
+LOGITS, COPIES, GAPS = "logits and loss", "weights in another type", "gaps in the heap"
 COPY = torch.ops.aten._to_copy.default
+
+
+class _Block(NamedTuple):
+    """The memory of a storage."""
+
+    ref: "weakref.ref[Any]"  # kept, so that its callback is called
+    part: str
+    size: int
+    place: int | None  # in the heap
 
 
 class Meter(TorchDispatchMode):
@@ -30,15 +41,17 @@ class Meter(TorchDispatchMode):
     name: what they are for. logits: the last axis of tensors that count as logits, such as the vocabulary's size.
     """
 
-    def __init__(self, name: str, *, logits: int | None = None) -> None:
+    def __init__(self, name: str, *, logits: int | None = None, heap: Heap | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.name, self._logits = name, logits
         self._weights: set[int] = set()
-        self._live: dict[int, tuple[weakref.ref[Any], str, int]] = {}
+        self._heap = heap
+        self._live: dict[int, _Block] = {}
         self.now: Counter[str] = Counter()
         self.total = 0
         self.most: Parts = {}  # at the peak since `restart`
         self.peak = 0
+        self.resident = 0  # with the heap's gaps, at their peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         hidden = HIDDEN.get(func._schema.name)
@@ -61,38 +74,49 @@ class Meter(TorchDispatchMode):
             return
         of_logits = self._logits is not None and t.dim() > 0 and t.shape[-1] == self._logits
         part = COPIES if copied else LOGITS if of_logits else self.name
-        self._live[key] = (weakref.ref(storage, lambda _: self._remove(key)), part, size)
+        place = None if self._heap is None else self._heap.take(size)
+        self._live[key] = _Block(weakref.ref(storage, lambda _: self._remove(key)), part, size, place)
         self.now[part] += size
         self.total += size
         self._rise()
 
     def _remove(self, key: int) -> None:
-        _, part, size = self._live.pop(key)
+        _, part, size, place = self._live.pop(key)
         self.now[part] -= size
         self.total -= size
+        if self._heap is not None and place is not None:
+            self._heap.give_back(place, size)
 
     def _rise(self, more: Parts | None = None) -> None:
         """Note the present as the peak, with `more`, if it is one."""
         total = self.total + sum((more or {}).values())
         if total > self.peak:
             self.peak, self.most = total, {part: size for part, size in (self.now + Counter(more)).items() if size}
+        gaps = 0 if self._heap is None else self._heap.gaps
+        self.resident = max(self.resident, total + gaps)
 
     def restart(self) -> None:
         """Forget the peak so far."""
-        self.peak = 0
+        self.peak = self.resident = 0
         self._rise()
 
     def watch(self, weights: Iterable[Tensor]) -> None:
         """What converts one of these to another type counts as a copy of weights."""
         self._weights |= {_key(t) for t in weights}
 
+    def count(self, tensors: Iterable[Tensor], part: str) -> None:
+        """Count tensors that were there before, for `part`."""
+        with self.part(part):
+            for t in tensors:
+                self._add(t, copied=False)
+
     def move(self, tensors: Iterable[Tensor], part: str) -> None:
         """Count these tensors for `part` from now on."""
         for t in tensors:
-            ref, before, size = self._live[_key(t)]
-            self._live[_key(t)] = (ref, part, size)
-            self.now[before] -= size
-            self.now[part] += size
+            block = self._live[_key(t)]
+            self._live[_key(t)] = block._replace(part=part)
+            self.now[block.part] -= block.size
+            self.now[part] += block.size
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:

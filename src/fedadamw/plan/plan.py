@@ -6,9 +6,10 @@ from functools import cached_property
 from typing import Any
 
 from fedadamw.engine.step import Kind
+from fedadamw.plan.counted import MEMORIES, Counts
 from fedadamw.plan.data_shape import DataShape, find_shape
 from fedadamw.plan.meter import Parts
-from fedadamw.plan.rehearsal import MEMORIES, Rehearsal, rehearse
+from fedadamw.plan.rehearsal import Rehearsal, rehearse
 from fedadamw.plan.room import Room, find_room
 from fedadamw.prepare.simulation import check_settings
 from fedadamw.settings.experiment import Experiment
@@ -28,12 +29,17 @@ class Plan:
     data: DataShape
     rehearsal: Rehearsal
 
+    @property
+    def counts(self) -> Counts:
+        """The bytes of a round."""
+        return self.rehearsal.counts
+
     @cached_property
     def phases(self) -> Mapping[str, Parts]:
         """The memory of rank 0 on the device, by part, at the peak of each phase."""
-        phases = {name: {**parts, **self._always} for name, parts in self.rehearsal.phases.items()}
+        phases = {name: {**parts, **self._always} for name, parts in self.counts.phases.items()}
         if self.room.device.type == "cpu":
-            phases[CHECKPOINT] = {**self.rehearsal.between, **self._always, CHECKPOINT: self._checkpoint}
+            phases[CHECKPOINT] = {**self.counts.between, **self._always, CHECKPOINT: self._checkpoint}
         return phases
 
     @property
@@ -57,13 +63,13 @@ class Plan:
     def memories(self) -> int:
         """What is kept of all clients that have taken part by the last round, in RAM."""
         if self.experiment.client_memory == "disk":
-            return self.rehearsal.memory
-        return SLOTS * self.rehearsal.memory * self._participants
+            return self.counts.memory
+        return SLOTS * self.counts.memory * self._participants
 
     @property
     def memories_on_disk(self) -> int:
         """The file of the clients' memories, with three slots for each."""
-        return 3 * self.rehearsal.memory * self._participants if self.experiment.client_memory == "disk" else 0
+        return 3 * self.counts.memory * self._participants if self.experiment.client_memory == "disk" else 0
 
     @property
     def _participants(self) -> int:
@@ -72,8 +78,8 @@ class Plan:
 
     @property
     def _checkpoint(self) -> int:
-        kept = 0 if self.experiment.client_memory == "disk" else self.rehearsal.memory * self._participants
-        return COPIES_OF_CHECKPOINT * (self.rehearsal.state + kept)
+        kept = 0 if self.experiment.client_memory == "disk" else self.counts.memory * self._participants
+        return COPIES_OF_CHECKPOINT * (self.counts.state + kept)
 
     @property
     def peak(self) -> int:
@@ -85,7 +91,7 @@ class Plan:
         """Bytes on the device for all ranks that share it, with Python and libraries."""
         if self.room.device.type != "cpu":
             return self.peak  # each rank has its own GPU
-        follower = self.rehearsal.peak + self.data_bytes  # rank 0 keeps the memories and writes the checkpoints
+        follower = self.counts.peak + self.data_bytes  # rank 0 keeps the memories and writes the checkpoints
         return self.peak + (self.ranks - 1) * follower + self.ranks * self.room.own
 
     @property
@@ -105,7 +111,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values for JSON; bytes."""
-        r, room = self.rehearsal, self.room
+        r, c, room = self.rehearsal, self.counts, self.room
         return {
             "device": room.name,
             "total": room.total,
@@ -118,11 +124,11 @@ class Plan:
             "phases": {name: dict(parts) for name, parts in self.phases.items()},
             "trained": r.trained,
             "frozen": r.frozen,
-            "saved_for_backward": r.saved,
-            "down_bytes": r.down_bytes,
-            "up_bytes": r.up_bytes,
+            "saved_for_backward": c.saved,
+            "down_bytes": c.down_bytes,
+            "up_bytes": c.up_bytes,
             "clients_per_round": self.experiment.training.clients_per_round,
-            "client_memory": r.memory,
+            "client_memory": c.memory,
             "memories": self.memories,
             "memories_on_disk": self.memories_on_disk,
             "engine": self.engine,

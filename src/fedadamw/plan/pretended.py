@@ -25,6 +25,7 @@ from fedadamw.models.processor import input_size
 from fedadamw.models.quantized import is_packed, quantisation, replace_layers
 from fedadamw.models.text import Form
 from fedadamw.plan.data_shape import DataShape, find_max_length
+from fedadamw.plan.depth import with_layers
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.architecture import resolve_model
 from fedadamw.prepare.base import choose_weights
@@ -35,13 +36,18 @@ from fedadamw.settings.experiment import Experiment
 PLACE = torch.device("cpu")  # of fake tensors: kernels are those of a CPU
 
 
-def build_problem(experiment: Experiment, data: DataShape) -> Problem:
-    """Return the model on the meta device, its task over pretended samples, and the facts of the data."""
+def build_problem(experiment: Experiment, data: DataShape, layers: int | None = None) -> Problem:
+    """Return the model on the meta device, its task over pretended samples, and the facts of the data.
+
+    layers: of a text model, if not all.
+    """
     model = experiment.model.model_copy(update={"fresh": True})
     fresh = experiment.model_copy(update={"model": resolve_model(model)})
     silence_libraries()
     pretrained = open_pretrained(fresh)
-    return _texts(fresh, pretrained, data) if experiment.data.is_text else _images(fresh, pretrained, data)
+    if not experiment.data.is_text:
+        return _images(fresh, pretrained, data)
+    return _texts(fresh, pretrained, data, layers)
 
 
 def _images(experiment: Experiment, pretrained: Pretrained | None, data: DataShape) -> Problem:
@@ -81,14 +87,15 @@ def _blank_images(facts: ImageFacts, count: int) -> Images:
     return Images(pixels, np.zeros(count, np.int64), tuple(facts["classes"]))
 
 
-def _texts(experiment: Experiment, pretrained: Pretrained | None, data: DataShape) -> Problem:
+def _texts(experiment: Experiment, pretrained: Pretrained | None, data: DataShape, layers: int | None) -> Problem:
     texts.check_named(experiment)
     assert pretrained is not None
     language, longest = experiment.data.task == LANGUAGE, find_max_length(experiment, pretrained)
     numbers = experiment.data.task == "stsb"
     facts: TextFacts = {"classes": tuple(map(str, range(data.classes))), "edges": (0.0,) if numbers else None}
     weights = choose_weights(experiment, pretrained)
-    model, form = _text_model(experiment, pretrained, data.classes, longest, weights.dtype, numbers=numbers)
+    outputs = 1 if numbers else data.classes
+    model, form = _text_model(experiment, pretrained, outputs, longest, weights.dtype, layers)
     with torch.device("meta"):
         model = _adapt(experiment, pretrained, model, weights, "CAUSAL_LM" if language else "SEQ_CLS")
     at_once = experiment.training.evaluation_batch(100)
@@ -99,23 +106,18 @@ def _texts(experiment: Experiment, pretrained: Pretrained | None, data: DataShap
 
 
 def _text_model(
-    experiment: Experiment,
-    pretrained: Pretrained,
-    classes: int,
-    longest: int,
-    dtype: torch.dtype,
-    *,
-    numbers: bool,
+    experiment: Experiment, pretrained: Pretrained, outputs: int, longest: int, dtype: torch.dtype, layers: int | None
 ) -> tuple[nn.Module, Form]:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as ENCODERS
 
     config = pretrained.config
+    depth = with_layers(config, layers)
     pad = config.pad_token_id if isinstance(getattr(config, "pad_token_id", None), int) else 0
     if experiment.data.task == LANGUAGE:
-        return pretrained.skeleton(AutoModelForCausalLM, dtype), Form(pad, longest)
-    outputs = {"num_labels": 1 if numbers else classes}
-    model = pretrained.skeleton(AutoModelForSequenceClassification, dtype, pad_token_id=pad, **outputs)
+        return pretrained.skeleton(AutoModelForCausalLM, dtype, **depth), Form(pad, longest)
+    auto = AutoModelForSequenceClassification
+    model = pretrained.skeleton(auto, dtype, pad_token_id=pad, num_labels=outputs, **depth)
     encoder = config.model_type in ENCODERS
     types = encoder and getattr(config, "type_vocab_size", 0) > 1
     return model, Form(pad, longest, mask="4d" if encoder else "none", types=types)

@@ -42,8 +42,8 @@ class ModelSettings(Section):
     )
     quantize: Literal["none", "8bit", "4bit"] = Field(
         default="none",
-        description="With LoRA: keep the linear layers of the base, but the output's, in 8 bits (LLM.int8) or 4 (NF4, "
-        "scales quantised too), by bitsandbytes. Less memory, slower steps.",
+        description="With LoRA: keep the linear layers of the base, but the output's, in few bits, by bitsandbytes: "
+        "8bit (LLM.int8) or 4bit (NF4, scales quantised too). Less memory, slower steps.",
     )
     depth: int | None = Field(
         default=None, ge=1, description="Layers of a built-in ViT. Null: the depth that its name stands for."

@@ -74,6 +74,7 @@ def _wrap(model: nn.Module, config: "LoraConfig") -> nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft corrects it for a Conv1D
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # see `_check_ties`
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks for it
         warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")  # see `check_adapted`
         try:
             return get_peft_model(model, config)  # type: ignore[no-any-return]

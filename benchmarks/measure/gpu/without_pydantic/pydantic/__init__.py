@@ -14,6 +14,13 @@ class ValidationError(ValueError):
     """Never raised here."""
 
 
+class ValidationInfo:
+    """What a check is told about the field."""
+
+    def __init__(self, field_name: str) -> None:
+        self.field_name = field_name
+
+
 class FieldInfo:
     """A field's default."""
 
@@ -79,7 +86,8 @@ class BaseModel:
         for of in dir(cls):
             method = getattr(cls, of)
             if name in getattr(getattr(method, "__func__", method), "checked_fields", ()):
-                value = method(value)
+                told = [ValidationInfo(name)] if len(inspect.signature(method).parameters) > 1 else []
+                value = method(value, *told)
         return value
 
     def model_copy(self, *, update: dict[str, Any]) -> Any:
