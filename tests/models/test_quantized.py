@@ -14,7 +14,8 @@ from fedadamw.models.dtypes import Weights
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.skeleton import build_skeleton
 from fedadamw.models.text import build_language_model
-from fedadamw.prepare.simulation import check_settings, prepare
+from fedadamw.prepare.base import warn_if_not_stacked
+from fedadamw.prepare.simulation import check_settings, default_stack, prepare
 from fedadamw.settings.load import load
 from fedadamw.trained.export import export
 from fedadamw.trained.load import open_run, open_trained
@@ -188,6 +189,15 @@ def test_what_a_base_of_few_bits_cannot_do_is_refused(place, settings, message):
     with pytest.raises(InputError, match=message) as error:
         check_settings(load("digits", [*language(place, "llama", "model.quantize=4bit"), *settings]), remote=False)
     assert "\n" not in str(error.value)
+
+
+def test_clients_that_would_be_stacked_on_a_gpu_train_one_after_the_other_and_that_is_said(place):
+    experiment, gpu = load("digits", language(place, "llama", "model.quantize=4bit")), torch.device("cuda")
+    assert default_stack(experiment, gpu) == 1
+    with pytest.warns(UserWarning, match="model.quantize=4bit: clients train one after the other"):
+        warn_if_not_stacked(experiment, gpu)
+    warn_if_not_stacked(experiment, torch.device("cpu"))
+    warn_if_not_stacked(load("digits", language(place, "llama")), gpu)
 
 
 def test_a_built_in_image_model_is_not_quantised():

@@ -1,6 +1,7 @@
 """The frozen base of a run: which type its weights have, and what a base of few bits cannot do."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,14 @@ def check_base(experiment: Experiment) -> None:
     check(experiment.shards == 1, f"{given}: quantised weights are not split; set shards=1")
     check((experiment.stack or 1) == 1, f"{given}: its clients train one after the other; set stack=1")
     check_library(given)
+
+
+def warn_if_not_stacked(experiment: Experiment, device: torch.device) -> None:
+    """Warn if clients would be stacked on this device, but for a quantised base."""
+    usual = experiment.stack is None and device.type != "cpu" and experiment.training.clients_per_round > 1
+    if usual and experiment.model.quantize != "none":
+        given = f"model.quantize={experiment.model.quantize}"
+        warnings.warn(f"{given}: clients train one after the other, as with stack=1", stacklevel=3)
 
 
 def _check_not_changed(lora: LoraSettings, given: str) -> None:
