@@ -104,6 +104,26 @@ def test_adapters_of_a_text_model_give_the_simulations_numbers(tmp_path, aggrega
     assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("quantize", ["none", pytest.param("4bit", marks=pytest.mark.slow)])
+def test_nodes_have_the_base_in_the_servers_type(tmp_path, quantize):
+    if quantize != "none":
+        pytest.importorskip("bitsandbytes", reason="the extra quant is not installed")
+    tiny_models.half_folder(tmp_path / "llama", "llama", sizes=tiny_models.WIDE)
+    tiny_models.reviews(tmp_path / "reviews.csv")
+    settings = [
+        "data={task: causal-lm, source: %s, validation: 0.2}" % (tmp_path / "reviews.csv"),
+        f"model={tmp_path / 'llama'}",
+        f"model.quantize={quantize}",
+        "lora={r: 4, target_modules: [q_proj, v_proj]}",
+    ]
+    ours, _ = federated(tmp_path, settings)
+    assert "dtype: bfloat16" in ours.clients.registry.messenger.facts["settings"]
+    theirs = simulated(settings)
+    for _ in zip(ours.rounds(), theirs.rounds(), strict=True):
+        pass
+    assert_same(ours, theirs)
+
+
 def test_halves_that_train_in_turn_go_on_from_a_checkpoint_with_their_own_memories(tmp_path):
     tiny_models.folder(tmp_path / "roberta", "roberta")
     tiny_models.reviews(tmp_path / "reviews.csv")

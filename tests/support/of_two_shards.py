@@ -68,13 +68,13 @@ def backward(work: Workspace, ids: Tensor, team: Team, micro_batch: int | None) 
     """The mean loss of the rows, and its gradient."""
     work.gradient.zero_()
     total = work.y.new_zeros(())
-    for (part,), weights in team.parts((ids,), micro_batch):
+    for (part,), weights in team.own_rows((ids,), micro_batch):
         logits = work.module(input_ids=part, use_cache=False).logits
         losses = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), part[:, 1:], reduction="none").mean(-1)
         loss = (losses if weights is None else losses * weights).sum() / len(ids)
         loss.backward()
         total += loss.detach()
-    team.add_parts([work.gradient, total])
+    team.sum_rows([work.gradient, total])
     return total, work.gradient
 
 

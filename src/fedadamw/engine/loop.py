@@ -73,7 +73,7 @@ class Loop:
         """Add the gradient of a batch's mean loss to the workspace's; returns the loss."""
         workspace, training, n = self.workspace, self.training, len(batch[0])
         total = workspace.y.new_zeros(())
-        for part, weights in self.ranks.parts(batch, training.micro_batch):
+        for part, weights in self.ranks.own_rows(batch, training.micro_batch):
             with autocast(training, workspace.y.device):
                 losses = self.task.losses(workspace.module, part)
                 loss = (losses if weights is None else losses * weights).sum() / n
@@ -81,7 +81,7 @@ class Loop:
                 self._warn_of_unused_parameters(loss)
             loss.backward()
             total += loss.detach()
-        self.ranks.add_parts([workspace.gradient, total])
+        self.ranks.sum_rows([workspace.gradient, total])
         return total
 
     def _batches(self, work: LocalWork) -> Iterator[Batch]:

@@ -59,11 +59,11 @@ class Team(ABC):
     def broadcast(self, tensors: Iterable[Tensor], source: int = 0) -> None:
         """Replace each tensor by that of the rank `source`."""
 
-    def parts(self, batch: Batch, size: int | None) -> Iterator[tuple[Batch, Tensor | None]]:
+    def own_rows(self, batch: Batch, size: int | None) -> Iterator[tuple[Batch, Tensor | None]]:
         """Yield this process's rows of a batch, at most `size` at once, and their weights; None: each counts."""
         yield from ((part, None) for part in micro_batches(batch, size))
 
-    def add_parts(self, tensors: Iterable[Tensor]) -> None:  # noqa: B027  (one process has all rows)
+    def sum_rows(self, tensors: Iterable[Tensor]) -> None:  # noqa: B027  (one process has all rows)
         """Replace each tensor by its sum over the processes that train the same clients."""
 
     def shard(self, model: nn.Module) -> None:  # noqa: B027  (one process has the whole model)

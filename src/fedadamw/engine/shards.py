@@ -42,7 +42,7 @@ class Groups(Ranks):
     def broadcast(self, tensors: Iterable[Tensor], source: int = 0) -> None:
         super().broadcast(tensors, source * self.shards)
 
-    def parts(self, batch: Batch, size: int | None) -> Iterator[tuple[Batch, Tensor | None]]:
+    def own_rows(self, batch: Batch, size: int | None) -> Iterator[tuple[Batch, Tensor | None]]:
         """Yield as many rows in every process, since they compute together: if need be some with a weight of 0."""
         n = len(batch[0])
         count = -(-n // self.shards)
@@ -51,7 +51,7 @@ class Groups(Ranks):
         for *part, weights in micro_batches((*mine, (rows < n).float()), size):
             yield tuple(part), weights
 
-    def add_parts(self, tensors: Iterable[Tensor]) -> None:
+    def sum_rows(self, tensors: Iterable[Tensor]) -> None:
         with self._waiting():
             for t in tensors:
                 dist.all_reduce(t, group=self.group)

@@ -213,8 +213,7 @@ class Simulation:
     def next_state(self, state: State, result: RoundResult, lr: float, participation: float) -> State:
         """The state after a round that began with `state`; DivergedError if a number of it is not finite."""
         number = self.workspace.y.new_tensor
-        rate, part = number(lr), number(participation)
-        server = self.parts.server_update(state.round, state.server, result.up, rate, part)
+        server = self.parts.server_update(state.round, state.server, result.up, number(lr), number(participation))
         assert result.statistics is not None
         last = server.x - state.server.x if self.training.diagnostics else state.last
         base = state.base

@@ -49,15 +49,11 @@ class SimulatedClients(Clients):
     ) -> None:
         self.partition, self.training, self.seed, self.ranks = partition, training, seed, ranks
         self.uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
-        self.portions, made = portions, make_step(algorithm, training.clip, step)
-        cropped = CroppedStep(made)
-        common = (workspace, algorithm, task, training, seed, made if portions is None else cropped)
+        whole = make_step(algorithm, training.clip, step)
+        self.portions, self._cropped = portions, CroppedStep(whole)
+        common = (workspace, algorithm, task, training, seed, whole if portions is None else self._cropped)
         loop = Loop(*common, ranks)
-        engine: Engine = loop if stack == 1 else Stacked(*common, group=stack, fallback=loop if may_loop else None)
-        self.engine = engine
-        self.coded: Engine = CodedEngine(engine, self.uploads, seed)
-        if portions is not None:
-            self.coded = PortionedEngine(engine, cropped, self.uploads, seed, portions)
+        self.engine: Engine = loop if stack == 1 else Stacked(*common, group=stack, fallback=loop if may_loop else None)
         down = algorithm.broadcast(algorithm.server_init(workspace.y.clone()))
         self._no_memory = self.uploads.initial_memory(down)  # before a client's first round; () if there is none
         if memory_folder is not None and self._no_memory != ():
@@ -76,7 +72,10 @@ class SimulatedClients(Clients):
 
     def train(self, sampled: Sequence[int], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         self._round, self._traffic = broadcast.round, Traffic(down_bytes(broadcast, sampled, self.portions))
-        yield from self.coded.train(self._shards(sampled), broadcast)
+        coded: Engine = CodedEngine(self.engine, self.uploads, self.seed)
+        if self.portions is not None:
+            coded = PortionedEngine(self.engine, self._cropped, self.uploads, self.seed, self.portions)
+        yield from coded.train(self._shards(sampled), broadcast)
         if not self.ranks.alone:
             self._store_memories_of_all_ranks(sampled)
 

@@ -61,7 +61,8 @@ class OutputLayer:
         """Return the logits (tokens, vocabulary) of hidden states (tokens, width); own: parameters to use instead."""
         inputs = {"input_ids": torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device), "use_cache": False}
         with _replaced(self._decoder, lambda *_, **__: self._kind(last_hidden_state=hidden[None])):
-            logits: Tensor = functional_call(self._model, dict(own or {}), (), inputs).logits[0]
+            out = self._model(**inputs) if own is None else functional_call(self._model, dict(own), (), inputs)
+        logits: Tensor = out.logits[0]
         return logits
 
     def losses(self, hidden: Tensor, own: Mapping[str, Tensor], targets: Tensor, learned: Tensor) -> Tensor:

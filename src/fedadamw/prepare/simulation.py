@@ -30,7 +30,7 @@ from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
 from fedadamw.prepare.architecture import is_run
-from fedadamw.prepare.base import check_base, check_own_quantisation
+from fedadamw.prepare.base import check_base, check_own_quantisation, warn_if_not_stacked
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
@@ -104,6 +104,7 @@ class Prepared:
 
     def _simulated_clients(self, step: Kind, memory_folder: Path | None) -> Clients:
         halves = self.halves
+        warn_if_not_stacked(self.experiment, self.device)
         if halves is None:
             return self._clients_of(self.workspace, self.algorithm, step, memory_folder)
         named = {"first": halves.first, "second": halves.second}

@@ -4,7 +4,7 @@ import re
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedadamw.settings.section import Section
 from fedadamw.validation import InputError, check, shorten
@@ -68,16 +68,15 @@ class LoraSettings(Section):
         """Whether rounds change the frozen weights below the adapters."""
         return self.aggregate in ("exact", "residual")
 
-    @field_validator("rank_pattern", "alpha_pattern", mode="before")
+    @field_validator("rank_pattern", mode="before")
     @classmethod
-    def _check_patterns(cls, value: object, info: ValidationInfo) -> object:
-        """Accept null, peft's word for none."""
-        for pattern in value if isinstance(value, dict) else ():
-            try:
-                re.compile(str(pattern))
-            except re.error as error:
-                raise InputError(f"lora.{info.field_name}: {pattern!r} is not a valid pattern ({error})") from None
-        return {} if value is None else value
+    def _check_rank_pattern(cls, value: object) -> object:
+        return _check_patterns("lora.rank_pattern", value)
+
+    @field_validator("alpha_pattern", mode="before")
+    @classmethod
+    def _check_alpha_pattern(cls, value: object) -> object:
+        return _check_patterns("lora.alpha_pattern", value)
 
     @field_validator("target_modules", mode="before")
     @classmethod
@@ -137,3 +136,13 @@ class LoraSettings(Section):
         dense = f"lora.aggregate={self.aggregate!r} averages products B A; with lora.dora=true layers are no such sums"
         check(not (self.dora and self.changes_base), dense)
         return self
+
+
+def _check_patterns(setting: str, value: object) -> object:
+    """Return `value`, {} for null, which is peft's word for none; InputError if a key is not a valid pattern."""
+    for pattern in value if isinstance(value, dict) else ():
+        try:
+            re.compile(str(pattern))
+        except re.error as error:
+            raise InputError(f"{setting}: {pattern!r} is not a valid pattern ({error})") from None
+    return {} if value is None else value
