@@ -257,6 +257,7 @@ def test_a_missing_library_is_named_with_pips_command(place, monkeypatch):
         check_settings(load("digits", language(place, "llama", "model.quantize=4bit")), remote=False)
 
 
+@pytest.mark.slow
 def test_a_classifier_in_4_bits_has_a_whole_head(place):
     settings = ["model.quantize=4bit", "lora.r=4", "lora.target_modules=[query,value,dense]", "lora.dropout=0"]
     prepared = prepare(load("digits", settings_of(place, "bert", "text", *settings)))
