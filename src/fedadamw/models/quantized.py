@@ -260,6 +260,6 @@ def forget_tables() -> None:
     """Forget the tables of types that bitsandbytes keeps once it has made them: fake ones have no numbers."""
     for place, name in (("functional", "name2qmap"), ("backends.utils", "_code_4bit_cache")):
         getattr(sys.modules.get(f"bitsandbytes.{place}"), name, {}).clear()
-    bounds = getattr(sys.modules.get("bitsandbytes.backends.default.ops"), "_get_4bit_quantize_bounds", None)
+    bounds: Any = getattr(sys.modules.get("bitsandbytes.backends.default.ops"), "_get_4bit_quantize_bounds", None)
     if hasattr(bounds, "cache_clear"):
         bounds.cache_clear()
