@@ -81,9 +81,7 @@ def _rehearse(
         task: Any = prepared.task
         counts = CountedRound(simulation, task, meter, parts).run()
     layers = [nbytes(p for p in layer.parameters() if not p.requires_grad) for layer in find_layers(problem.model)]
-    return Rehearsal(
-        counts, d, numbers - d, sum(layers), max(layers, default=0), step, stack if counts.stacked else 1
-    )
+    return Rehearsal(counts, d, numbers - d, sum(layers), max(layers, default=0), step, stack if counts.stacked else 1)
 
 
 def _shorten(experiment: Experiment, stack: int) -> Experiment:
