@@ -80,7 +80,9 @@ def _rehearse(
         parts = experiment.training.batch_size / short.training.batch_size
         task: Any = prepared.task
         counts = CountedRound(simulation, task, meter, parts).run()
-    layers = [nbytes(p for p in layer.parameters() if not p.requires_grad) for layer in find_layers(problem.model)]
+    layers: list[int] = [
+        nbytes(p for p in layer.parameters() if not p.requires_grad) for layer in find_layers(problem.model)
+    ]
     return Rehearsal(counts, d, numbers - d, sum(layers), max(layers, default=0), step, stack if counts.stacked else 1)
 
 
