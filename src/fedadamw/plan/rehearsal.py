@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.data.partition import Partition
@@ -80,10 +80,13 @@ def _rehearse(
         parts = experiment.training.batch_size / short.training.batch_size
         task: Any = prepared.task
         counts = CountedRound(simulation, task, meter, parts).run()
-    layers: list[int] = [
-        nbytes(p for p in layer.parameters() if not p.requires_grad) for layer in find_layers(problem.model)
-    ]
-    return Rehearsal(counts, d, numbers - d, sum(layers), max(layers, default=0), step, stack if counts.stacked else 1)
+    sizes = _sizes_of_layers(problem.model)
+    return Rehearsal(counts, d, numbers - d, sum(sizes), max(sizes, default=0), step, stack if counts.stacked else 1)
+
+
+def _sizes_of_layers(model: nn.Module) -> list[int]:
+    """Return the bytes of the frozen weights of each layer that shards split."""
+    return [nbytes(p for p in layer.parameters() if not p.requires_grad) for layer in find_layers(model)]
 
 
 def _shorten(experiment: Experiment, stack: int) -> Experiment:
