@@ -62,6 +62,13 @@ def test_the_files_say_the_type_if_the_configuration_does_not(place, tmp_path):
     assert Pretrained(str(place / "llama")).dtype == HALF
 
 
+def test_auto_says_that_small_gradients_vanish_in_float16(place, tmp_path):
+    folder = tiny_models.half_folder(tmp_path / "model", "llama", torch.float16)
+    with pytest.warns(UserWarning, match="model.dtype=auto is float16, .* take bfloat16 or float32"):
+        prepare(load("digits", [*language(place), f"model={folder}"]))
+    prepare(load("digits", [*language(place), f"model={folder}", "model.dtype=float16"]))
+
+
 @pytest.mark.parametrize(
     "kind", ["llama", pytest.param("qwen3", marks=pytest.mark.slow), pytest.param("gemma3", marks=pytest.mark.slow)]
 )

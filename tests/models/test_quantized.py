@@ -166,6 +166,7 @@ def test_a_folder_that_is_quantised_already_loads(place, tmp_path):
     for more, message in (
         ("lora=null", "in 4bit already, is not trained as a whole; train adapters"),
         ("lora.aggregate=exact", "lora.aggregate=exact adds a little"),
+        ("stack=2", r"\(in 4bit already\): its clients train one after the other; set stack=1"),
         ("model.quantize=8bit", "model.quantize=8bit: the weights of .* are in 4bit already"),
     ):
         with pytest.raises(InputError, match=message):

@@ -80,16 +80,23 @@ def check_base(experiment: Experiment) -> None:
         return
     if lora is None:
         raise refuse_whole(model.quantize)
-    _check_adapters(lora, f"model.quantize={model.quantize}", model.quantize)
     name, given = model.name, f"model.quantize={model.quantize}"
+    _check_few_bits(experiment, lora, given, model.quantize)
     check(
         resolve_model(model).name not in NAMES, f"{given}: {name!r} is too small to quantise; name a pretrained model"
     )
     in_run = is_run(name) and not model.fresh
     check(not in_run, f"{given}: {name!r} is a run's folder; export it (fedadamw export --merged) and name the export")
-    check(experiment.shards == 1, f"{given}: quantised weights are not split; set shards=1")
-    check((experiment.stack or 1) == 1, f"{given}: its clients train one after the other; set stack=1")
     check_library(given)
+
+
+def warn_if_float16(experiment: Experiment, pretrained: Pretrained | None) -> None:
+    """Warn if `auto` is float16, whose smallest numbers are larger than many gradients: losses are not scaled."""
+    if experiment.model.dtype == AUTO and _choose_type(experiment, pretrained) == torch.float16:
+        warnings.warn(
+            "model.dtype=auto is float16, as the model's files; small gradients vanish in it: take bfloat16 or float32",
+            stacklevel=3,
+        )
 
 
 def warn_if_not_stacked(experiment: Experiment, device: torch.device) -> None:
@@ -100,18 +107,20 @@ def warn_if_not_stacked(experiment: Experiment, device: torch.device) -> None:
         warnings.warn(f"{given}: clients train one after the other, as with stack=1", stacklevel=3)
 
 
-def _check_adapters(lora: LoraSettings, given: str, quantize: str) -> None:
-    """Raise InputError if adapters cannot be what `lora` asks for on a base of so many bits; given: its setting."""
+def _check_few_bits(experiment: Experiment, lora: LoraSettings, given: str, quantize: str) -> None:
+    """Raise InputError if the experiment asks for what a base of so many bits cannot do; given: why it has so few."""
     check(not (lora.dora and quantize == "8bit"), f"lora.dora=true works with bases in 4 bits, not with {given}")
     changed = f"lora.aggregate={lora.aggregate} adds a little to the base in each round, which {given} would round away"
-    check(not lora.changes_base, f"{changed}; take another lora.aggregate or model.quantize=none")
+    check(not lora.changes_base, f"{changed}; take another lora.aggregate")
+    check(experiment.shards == 1, f"{given}: quantised weights are not split; set shards=1")
+    check((experiment.stack or 1) == 1, f"{given}: its clients train one after the other; set stack=1")
 
 
 def check_own_quantisation(experiment: Experiment, pretrained: Pretrained | None) -> None:
     """Raise InputError if the model's files are quantised already, and the experiment trains what that forbids."""
     if pretrained is None or (own := pretrained.quantised) == "none":
         return
-    given = f"model.name={pretrained.name!r}, in {own} already,"
-    check(experiment.lora is not None, f"{given} is not trained as a whole; train adapters: -s lora.r=16")
-    assert experiment.lora is not None
-    _check_adapters(experiment.lora, given.rstrip(","), own)
+    name, lora = f"model.name={pretrained.name!r}", experiment.lora
+    if lora is None:
+        raise InputError(f"{name}, in {own} already, is not trained as a whole; train adapters: -s lora.r=16")
+    _check_few_bits(experiment, lora, f"{name} (in {own} already)", own)
