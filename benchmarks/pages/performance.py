@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import records
 from benchmarks.pages import gpu, long_texts, published, start
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.blocks.blocks import Blocks
+from fedadamw.models.base_bytes import bytes_of_base
+from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.models.vision import ImageShape, build
 from fedadamw.report.run_charts import save_chart
+from fedadamw.settings.lora import LoraSettings
 from fedadamw.vector import Layout, nbytes, trainable
 
 ROOT = Path(__file__).parent.parent.parent
@@ -295,7 +300,7 @@ def scale() -> str:
     mean_s = aggregate["ways"]["flat, streamed"]["s"] / aggregate["clients"]
     client_s = min(r["round_s"] for n, r in peers["jobs"]["vit"].items() if n.endswith("ranks")) / 2 / 10
     build_s = population["partitions"]["mix"]["s"] / population["clients"]
-    lora = 16 * 16 * ((2048 + 2048) + (2048 + 512))  # rank 16, query and value of 16 layers
+    lora, base = adapted_llama()
     rows = [
         ("trainable numbers d", f"{d:,}", f"{lora:,}"),
         ("down, a client and round", mb(nbytes(down)), mb(8 * lora)),
@@ -303,7 +308,9 @@ def scale() -> str:
         (f"down and up, {sampled:,} clients", mb(sampled * (nbytes(down) + nbytes(up))), mb(sampled * 12 * lora)),
         ("server: x, Delta_G, sum, new x", mb(16 * d), mb(16 * lora)),
         ("client: x, Delta_G, y, g, m, v", mb(24 * d), mb(24 * lora)),
-        ("frozen weights, bfloat16, once a process", "0 MB", mb(2 * 1.24e9)),
+        ("frozen weights in float32, a process", "0 MB", mb(base["float32"])),
+        ("in bfloat16 (`model.dtype=bfloat16`)", "0 MB", mb(base["bfloat16"])),
+        ("in 4 bits (`model.quantize=4bit`)", "0 MB", mb(base["4bit"])),
         (f"mean of {sampled:,} updates, one core", f"{sampled * mean_s:.1f} s", f"{sampled * mean_s * lora / d:.1f} s"),
     ]
     head = ("", f"ViT-Tiny, {10 * population['clients']:,} clients registered", "LoRA rank 16 on a 1.24B Llama")
@@ -316,8 +323,30 @@ To partition among ten million registered clients takes {10 * population["client
 and nothing per round: the cost of a round depends on the sampled clients. Their training takes most of the
 time: {sampled:,} ViT-Tiny clients x {steps} steps of batch 50 take {sampled * steps * client_s / 3600:.1f} hours on a machine like this one, at
 {client_s:.2f} s per step. Upload and download of a client are those of FedAdamW with block means of v; for the LoRA run the
-block means are left out, as they are thousands of times fewer. [From one machine to 64 GPUs](scale.md) has what ranks send.
+block means are left out, as they are thousands of times fewer. [Large models](large-models.md) has what a card must hold, [From one machine to 64 GPUs](scale.md) has what ranks send.
 """
+
+
+def adapted_llama() -> tuple[int, Mapping[str, float]]:
+    """The trained numbers of rank 16 on query and value of a Llama of 1.24B, and the bytes of its base by type."""
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+        base = {
+            "float32": bytes_of_base(model, torch.float32).total,
+            "bfloat16": bytes_of_base(model, torch.bfloat16).total,
+            "4bit": bytes_of_base(model, torch.bfloat16, "4bit").total,
+        }
+        adapted = add_adapters(model, LoraSettings(r=16, target_modules=("q_proj", "v_proj")), "CAUSAL_LM")
+    return sum(p.numel() for p in trainable(adapted).values()), base
 
 
 def mb(count: float) -> str:

@@ -104,7 +104,8 @@ def test_adapters_of_a_text_model_give_the_simulations_numbers(tmp_path, aggrega
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("quantize", ["none", pytest.param("4bit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", ["none", "4bit"])
 def test_nodes_have_the_base_in_the_servers_type(tmp_path, quantize):
     if quantize != "none":
         pytest.importorskip("bitsandbytes", reason="the extra quant is not installed")

@@ -84,7 +84,7 @@ def test_losses_fall_in_autocast_too(place, kind, stack):
     assert list(simulation.rounds())[-1].test_loss < before - 0.15
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_a_head_and_fresh_modules_inside_the_base_train_in_float32(place, tmp_path, precision):
     without_pooler = AutoModelForMaskedLM.from_pretrained(tiny_models.half_folder(tmp_path / "bert", "bert"))
     without_pooler.save_pretrained(tmp_path / "bert")
@@ -96,6 +96,7 @@ def test_a_head_and_fresh_modules_inside_the_base_train_in_float32(place, tmp_pa
     assert all(0 < record.test_loss < 2 for record in prepared.simulation().rounds())
 
 
+@pytest.mark.slow
 def test_an_image_classifier_in_16_bits_takes_pixels(tmp_path):
     shape = {"image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16, "num_hidden_layers": 1}
     config = ViTConfig(**shape, num_attention_heads=2, intermediate_size=32, num_labels=10)
@@ -147,6 +148,7 @@ def test_what_a_round_adds_to_a_base_in_16_bits_is_kept_in_float32(place, aggreg
     assert torch.equal(layer.weight.flatten(), after[: layer.weight.numel()].to(HALF))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_one_with_a_base_in_16_bits(place, tmp_path):
     settings = language(place)
     folder, _ = run(tmp_path / "old", settings)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import tiny_models
 from support.trained_texts import logits, run, settings_of
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, ViTConfig, ViTForImageClassification
 
 from fedadamw.models import quantized
 from fedadamw.models.base_bytes import bytes_of_base
@@ -144,6 +144,17 @@ def test_a_merged_export_is_whole_and_answers_as_the_run_did(place, tmp_path, qu
     assert new.evaluate().loss == pytest.approx(folder.records()[-1]["test_loss"], rel=0.03)
 
 
+@pytest.mark.slow
+def test_dora_trains_on_4_bits_and_is_not_merged_into_them(place, tmp_path):
+    folder, simulation = run(tmp_path / "run", language(place, "llama", "model.quantize=4bit", "lora.dora=true"))
+    assert folder.records()[-1]["test_loss"] < prepare(load(str(folder.config))).simulation().evaluate().loss
+    export(open_run(folder.path), tmp_path / "adapter")
+    adapted = open_trained(tmp_path / "adapter").model
+    assert torch.equal(logits(adapted, simulation), logits(simulation.workspace.module, simulation))
+    with pytest.raises(InputError, match="adapters with DoRA are not merged into a quantised base"):
+        export(open_run(folder.path), tmp_path / "whole", merged=True)
+
+
 def test_a_folder_that_is_quantised_already_loads(place, tmp_path):
     weights = Weights(dtype=torch.bfloat16, quantize="4bit", compute=torch.bfloat16)
     pretrained = Pretrained(str(place / "llama"))
@@ -180,6 +191,7 @@ def test_other_ways_of_quantising_are_named(place, tmp_path, method):
         ),
         (["lora.aggregate=exact"], "lora.aggregate=exact adds a little to the base"),
         (["lora.aggregate=residual"], "lora.aggregate=residual adds a little to the base"),
+        (["lora.dora=true", "model.quantize=8bit"], "lora.dora=true works with bases in 4 bits, not with model.quan"),
         (["stack=2"], "set stack=1"),
         (["shards=2"], "set shards=1"),
         (["model.quantize=3bit"], "model.quantize='3bit'"),
@@ -203,6 +215,21 @@ def test_clients_that_would_be_stacked_on_a_gpu_train_one_after_the_other_and_th
 def test_a_built_in_image_model_is_not_quantised():
     with pytest.raises(InputError, match="'vit-micro' is too small to quantise"):
         check_settings(load("digits", ["model.quantize=8bit", "lora.r=2"]), remote=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
+def test_an_image_classifier_of_few_bits_learns(tmp_path, quantize):
+    shape = {"image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 64, "num_hidden_layers": 2}
+    config = ViTConfig(**shape, num_attention_heads=4, intermediate_size=128, num_labels=10, initializer_range=0.1)
+    ViTForImageClassification(config).to(torch.bfloat16).save_pretrained(tmp_path / "vit")
+    adapters = ["lora.target_modules=all-linear", "lora.r=8", f"model.quantize={quantize}", "training.lr=0.01"]
+    rounds = ["training.rounds=4", "training.steps=20", "training.clients_per_round=2", "partition.kind=iid"]
+    simulation = prepare(load("digits", [f"model={tmp_path / 'vit'}", *adapters, *rounds, "device=cpu"])).simulation()
+    before = simulation.evaluate().loss
+    *_, last = simulation.rounds()
+    assert len(layers(simulation.workspace.module, quantize)) == 2 * 6
+    assert last.test_loss < before - 0.3
 
 
 def test_outliers_in_8_bits_do_not_make_a_model_look_ahead(tmp_path):
@@ -230,6 +257,7 @@ def test_a_missing_library_is_named_with_pips_command(place, monkeypatch):
         check_settings(load("digits", language(place, "llama", "model.quantize=4bit")), remote=False)
 
 
+@pytest.mark.slow
 def test_a_classifier_in_4_bits_has_a_whole_head(place):
     settings = ["model.quantize=4bit", "lora.r=4", "lora.target_modules=[query,value,dense]", "lora.dropout=0"]
     prepared = prepare(load("digits", settings_of(place, "bert", "text", *settings)))

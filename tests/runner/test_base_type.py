@@ -34,7 +34,9 @@ def run(place, out, *more, until=2, resume=False):
     return read(out / "checkpoint" / "state.safetensors", "checkpoint")[0]["server.x"]
 
 
-@pytest.mark.parametrize("quantize", ["none", pytest.param("4bit", marks=pytest.mark.slow), "8bit"])
+@pytest.mark.parametrize(
+    "quantize", ["none", *(pytest.param(bits, marks=pytest.mark.slow) for bits in ("4bit", "8bit"))]
+)
 def test_a_resumed_run_has_the_same_base_bit_for_bit(place, tmp_path, quantize):
     if quantize != "none":
         pytest.importorskip("bitsandbytes", reason="the extra quant is not installed")

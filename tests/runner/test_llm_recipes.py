@@ -40,8 +40,8 @@ def assert_trains(recipe, stand_in, folder):
     data = (f"model={stand_in / 'chat'}", f"data.source={stand_in / 'rows.jsonl'}")
     template = load(recipe).data.prompt
     short = () if template is None else (f"data.prompt='{template[template.index('{') :].splitlines()[0]}'",)
-    out = RunFolder(folder / "run")
-    execute(load(recipe, [*FEW, *data, *short]), out, resume=False, report=False)
+    experiment, out = load(recipe, [*FEW, *data, *short]), RunFolder(folder / "run")
+    execute(experiment, out, resume=False, report=False)
     (record,) = out.records()
     assert record["train_loss"] > 0
     assert record["test_metrics"]["perplexity"] > 0

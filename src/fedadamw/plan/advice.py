@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fedadamw.plan.plan import Plan, make_plan
+from fedadamw.settings.describe import to_yaml
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import parse_settings, set_path
 from fedadamw.validation import InputError
@@ -45,6 +46,14 @@ def _checkpointing(experiment: Experiment) -> object:
     return True if not experiment.training.gradient_checkpointing else None
 
 
+def _half_type(experiment: Experiment) -> object:
+    return "bfloat16" if experiment.lora is not None and experiment.model.dtype in ("auto", "float32") else None
+
+
+def _four_bits(experiment: Experiment) -> object:
+    return "4bit" if experiment.lora is not None and experiment.model.quantize == "none" else None
+
+
 def _adapters(experiment: Experiment) -> object:
     return 16 if experiment.lora is None and experiment.data.is_text else None
 
@@ -54,8 +63,10 @@ CHANGES: tuple[tuple[str, Value], ...] = (  # those that change no number of the
     ("training.micro_batch", _micro_batch),
     ("training.evaluate_batch", _evaluate_batch),
     ("training.gradient_checkpointing", _checkpointing),
-    ("data.max_length", _half_length),
     ("lora.r", _adapters),
+    ("model.dtype", _half_type),
+    ("model.quantize", _four_bits),
+    ("data.max_length", _half_length),
 )
 
 
@@ -86,4 +97,4 @@ def _changed(plan: Plan) -> Iterator[tuple[str, Plan]]:
             continue  # this model or task does not take it
         if changed.needed < WORTH * plan.needed:
             plan = changed
-            yield f"{path}={value}", changed
+            yield f"{path}={to_yaml(value)}", changed

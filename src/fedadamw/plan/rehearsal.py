@@ -87,7 +87,7 @@ def _shorten(experiment: Experiment, stack: int) -> Experiment:
     sampled = t.clients_per_round if stack > 1 or t.mean != "weighted" else min(CLIENTS, t.clients_per_round)
     at_once = min(t.micro_batch or t.batch_size, t.batch_size)
     changes: dict[str, object] = {"steps": 1, "epochs": None, "clients_per_round": sampled, "batch_size": at_once}
-    changes["diagnostics"] = False
+    changes |= {"diagnostics": False, "group_by_length": False}
     if t.upload == "top-k":
         changes["upload"] = "int8"  # whose shapes do not depend on the numbers; both keep a residual
     if t.mean == "krum":

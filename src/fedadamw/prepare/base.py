@@ -80,7 +80,7 @@ def check_base(experiment: Experiment) -> None:
         return
     if lora is None:
         raise refuse_whole(model.quantize)
-    _check_not_changed(lora, f"model.quantize={model.quantize}")
+    _check_adapters(lora, f"model.quantize={model.quantize}", model.quantize)
     name, given = model.name, f"model.quantize={model.quantize}"
     check(
         resolve_model(model).name not in NAMES, f"{given}: {name!r} is too small to quantise; name a pretrained model"
@@ -100,7 +100,9 @@ def warn_if_not_stacked(experiment: Experiment, device: torch.device) -> None:
         warnings.warn(f"{given}: clients train one after the other, as with stack=1", stacklevel=3)
 
 
-def _check_not_changed(lora: LoraSettings, given: str) -> None:
+def _check_adapters(lora: LoraSettings, given: str, quantize: str) -> None:
+    """Raise InputError if adapters cannot be what `lora` asks for on a base of so many bits; given: its setting."""
+    check(not (lora.dora and quantize == "8bit"), f"lora.dora=true works with bases in 4 bits, not with {given}")
     changed = f"lora.aggregate={lora.aggregate} adds a little to the base in each round, which {given} would round away"
     check(not lora.changes_base, f"{changed}; take another lora.aggregate or model.quantize=none")
 
@@ -112,4 +114,4 @@ def check_own_quantisation(experiment: Experiment, pretrained: Pretrained | None
     given = f"model.name={pretrained.name!r}, in {own} already,"
     check(experiment.lora is not None, f"{given} is not trained as a whole; train adapters: -s lora.r=16")
     assert experiment.lora is not None
-    _check_not_changed(experiment.lora, given.rstrip(","))
+    _check_adapters(experiment.lora, given.rstrip(","), own)
