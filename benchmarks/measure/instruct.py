@@ -42,6 +42,7 @@ GRIDS = {  # learning rates
 }
 QUESTIONS = {"tune": 200, "test": 872}  # that are answered
 VALIDATION = 0.03  # of the training set, to tune on: 2,020 questions, of which some are answered
+SMALL = ["training.steps=2", "training.clients_per_round=2", "data.max_train=2000"]
 UNTUNED = "untuned"
 FOLDER = ROOT / "runs" / "instruct"
 
@@ -80,6 +81,7 @@ class Job(NamedTuple):
             f"data.answers={count}",
             f"data.max_test={max(count, 8)}",
         ]
+        settings += SMALL if args.small else []
         return [*settings, f"data.validation={VALIDATION}"] if self.part == "tune" else settings
 
 

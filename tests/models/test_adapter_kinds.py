@@ -127,7 +127,7 @@ def test_saved_modules_that_are_tied_or_missing_are_refused(place):
     ("given", "line"),
     [
         ("lora.r=33", r"lora.r=33 is above 32, the smaller side of roberta.*; .*lora.rank_pattern=\{\w+: 32\}"),
-        ("lora.rank_pattern={key: 40}", "lora.rank_pattern:=40 is above 32, the smaller side of .*key"),
+        ("lora.rank_pattern={key: 40}", "lora.rank_pattern: 40 is above 32, the smaller side of .*key"),
         ("lora.rank_pattern={kee: 2}", "lora.rank_pattern: 'kee' matches no adapted layer; they are dense, key, query"),
         ("lora.alpha_pattern={kee: 2}", "lora.alpha_pattern: 'kee' matches no adapted layer"),
         ("lora.alpha_pattern={'(key': 2}", r"lora.alpha_pattern: '\(key' is not a valid pattern"),

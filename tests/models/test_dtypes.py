@@ -100,7 +100,9 @@ def test_a_head_and_fresh_modules_inside_the_base_train_in_float32(place, tmp_pa
 def test_an_image_classifier_in_16_bits_takes_pixels(tmp_path):
     shape = {"image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16, "num_hidden_layers": 1}
     config = ViTConfig(**shape, num_attention_heads=2, intermediate_size=32, num_labels=10)
-    ViTForImageClassification(config).to(HALF).save_pretrained(tmp_path / "vit")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ViTForImageClassification(config).to(HALF).save_pretrained(tmp_path / "vit")
     rounds = ["training.rounds=2", "training.steps=3", "training.clients_per_round=2", "device=cpu"]
     settings = [f"model={tmp_path / 'vit'}", *adapters(), *rounds]
     folder, _ = run(tmp_path / "run", settings)

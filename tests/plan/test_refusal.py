@@ -1,5 +1,11 @@
 """A run that cannot fit is refused before anything is loaded, with what to change."""
 
+import pytest
+
+from fedadamw.plan.bound import bound
+from fedadamw.settings.load import load
+from tests.support.tiny_models import folder
+
 MANY = [
     "digits",
     "-s",
@@ -22,3 +28,13 @@ def test_a_run_is_refused_in_one_line_that_says_what_to_change(run_main, monkeyp
     assert "client_memory=disk" in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "more", ["lora.aggregate=residual", "lora.modules_to_save=[lm_head]", "lora.rank_pattern={q_proj: 64}"]
+)
+def test_the_bound_holds_what_is_kept_besides_adapters(more, tmp_path):
+    folder(tmp_path / "llama", "llama")
+    settings = [f"model={tmp_path / 'llama'}", "data.max_length=8", "lora.target_modules=null", "lora.r=1"]
+    plain, larger = (bound(load("small/instruct-smollm2", s)) for s in (settings, [*settings, more]))
+    assert larger > plain

@@ -5,6 +5,8 @@ import json
 import pytest
 from support import tiny_models
 
+from fedadamw.plan.plan import make_plan
+from fedadamw.plan.room import find_room
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
@@ -36,11 +38,13 @@ def stand_in(tmp_path_factory):
     return path
 
 
-def assert_trains(recipe, stand_in, folder):
+def assert_trains(recipe, stand_in, folder, *, planned=False):
     data = (f"model={stand_in / 'chat'}", f"data.source={stand_in / 'rows.jsonl'}")
     template = load(recipe).data.prompt
     short = () if template is None else (f"data.prompt='{template[template.index('{') :].splitlines()[0]}'",)
     experiment, out = load(recipe, [*FEW, *data, *short]), RunFolder(folder / "run")
+    if planned:  # with fake tensors, which leave nothing behind
+        assert make_plan(experiment, ranks=1, room=find_room(experiment, 24)).fits
     execute(experiment, out, resume=False, report=False)
     (record,) = out.records()
     assert record["train_loss"] > 0
@@ -54,8 +58,8 @@ def test_a_recipe_trains_a_stand_in(recipe, stand_in, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", LLM)
-def test_every_recipe_trains_a_stand_in(recipe, stand_in, tmp_path):
-    assert_trains(recipe, stand_in, tmp_path)
+def test_every_recipe_trains_a_stand_in_after_its_plan(recipe, stand_in, tmp_path):
+    assert_trains(recipe, stand_in, tmp_path, planned=True)
 
 
 def test_there_is_a_recipe_for_each_size_and_card():

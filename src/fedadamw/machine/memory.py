@@ -21,8 +21,14 @@ def free_bytes() -> int | None:
     match = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     if match is None:
         return None
-    free, limit, used = int(match[1]) * 1024, *map(_read_number, (CGROUP / "memory.max", CGROUP / "memory.current"))
-    return free if limit is None else min(free, max(limit - (used or 0), 0))
+    free, limit = int(match[1]) * 1024, _read_number(CGROUP / "memory.max")
+    return free if limit is None else min(free, max(limit - _used_in_container(), 0))
+
+
+def _used_in_container() -> int:
+    """Return what a container cannot give back; files that it has read stay in memory only as long as there is room."""
+    cached = re.search(r"^inactive_file (\d+)$", _read(str(CGROUP / "memory.stat")), re.MULTILINE)
+    return (_read_number(CGROUP / "memory.current") or 0) - (int(cached[1]) if cached else 0)
 
 
 def used_bytes() -> int:

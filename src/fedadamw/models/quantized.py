@@ -1,6 +1,7 @@
 """A frozen base in 8 or 4 bits, by bitsandbytes: which layers, how they are loaded or drawn, and made whole again."""
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -253,3 +254,12 @@ def refuse_whole(quantize: Quantize) -> InputError:
     return InputError(
         f"model.quantize={quantize}: a quantised model is not trained as a whole; train adapters: -s lora.r=16"
     )
+
+
+def forget_tables() -> None:
+    """Forget the tables of types that bitsandbytes keeps once it has made them: fake ones have no numbers."""
+    for place, name in (("functional", "name2qmap"), ("backends.utils", "_code_4bit_cache")):
+        getattr(sys.modules.get(f"bitsandbytes.{place}"), name, {}).clear()
+    bounds: Any = getattr(sys.modules.get("bitsandbytes.backends.default.ops"), "_get_4bit_quantize_bounds", None)
+    if hasattr(bounds, "cache_clear"):
+        bounds.cache_clear()

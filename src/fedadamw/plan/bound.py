@@ -38,9 +38,14 @@ class Sizes(NamedTuple):
         return 2 * self.words * self.width + self.layers * (5 * self.width**2 + 3 * self.width * self.mlp)
 
     def adapters(self, lora: LoraSettings) -> int:
-        """At least as many as adapters of all layers have, with an output that is trained too."""
-        of_layer = 12 * self.width + 4 * self.mlp
-        return min(self.numbers, lora.r * (self.layers * of_layer + 2 * self.words) + self.width * self.width)
+        """At least as many as adapters of all layers have, with an output that is trained too.
+
+        All numbers, if the base is also part of the state or modules of unknown size are trained.
+        """
+        if lora.changes_base or lora.modules_to_save:
+            return self.numbers
+        of_layer, rank = 12 * self.width + 4 * self.mlp, max([lora.r, *lora.rank_pattern.values()])
+        return min(self.numbers, rank * (self.layers * of_layer + 2 * self.words) + self.width * self.width)
 
 
 def bound(experiment: Experiment) -> int | None:

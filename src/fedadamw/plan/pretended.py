@@ -22,7 +22,7 @@ from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.models.output_layer import find_output_layer
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.processor import input_size
-from fedadamw.models.quantized import is_packed, quantisation, replace_layers
+from fedadamw.models.quantized import forget_tables, is_packed, quantisation, replace_layers
 from fedadamw.models.text import Form
 from fedadamw.plan.data_shape import DataShape, find_max_length
 from fedadamw.plan.depth import with_layers
@@ -148,8 +148,11 @@ class Longest(Padded):
 @contextmanager
 def without_numbers() -> Iterator[FakeTensorMode]:
     """A block in which tensors are fake: they have shapes and types, and neither numbers nor memory."""
-    with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        yield mode
+    try:
+        with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            yield mode
+    finally:
+        forget_tables()
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from fedadamw.data.dialogues import PAIRS
 from fedadamw.data.filled import fill_row, read_class_names
 from fedadamw.engine.workspace import autocast
 from fedadamw.models.generation import Decoding, respond
+from fedadamw.models.quantized import place_on
 from fedadamw.prepare.device import select_device
 from fedadamw.prepare.start import build_model, open_start
 from fedadamw.runner.folder import RunFolder
@@ -85,7 +86,7 @@ def find_base(trained: Trained) -> Base | str:
         plain = experiment.model_copy(update={"lora": None})
         return build_model(plain, trained.pretrained, facts, open_start(plain)).model
 
-    return lambda: nullcontext(rebuild().to(select_device(experiment)).eval())
+    return lambda: nullcontext(place_on(rebuild(), select_device(experiment)).eval())
 
 
 def generate(
@@ -104,7 +105,7 @@ def generate(
         torch.set_num_threads(experiment.threads)
     assert trained.pretrained is not None
     tokenizer, limit = trained.pretrained.tokenizer, find_limit(trained.pretrained, decoding.tokens, "--max-tokens")
-    tuned, done = trained.model.to(device).eval(), 0
+    tuned, done = place_on(trained.model, device).eval(), 0
 
     def answer(model: nn.Module, asked: Sequence[Asked]) -> list[str]:
         with torch.no_grad(), autocast(experiment.training, device):

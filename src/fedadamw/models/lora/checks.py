@@ -84,11 +84,11 @@ def check_adapted(model: nn.Module, lora: LoraSettings) -> None:
     for setting, patterns in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
         _check_layer_patterns(f"lora.{setting}", patterns, list(sides))
     for name, (rank, side) in sides.items():
-        setting = "lora.r" if rank == lora.r else "lora.rank_pattern:"
+        setting = f"lora.r={rank}" if rank == lora.r else f"lora.rank_pattern: {rank}"
         last = name.rpartition(".")[2]
         check(
             rank <= side,
-            f"{setting}={rank} is above {side}, the smaller side of {name}; lower it, or give that layer "
+            f"{setting} is above {side}, the smaller side of {name}; lower it, or give that layer "
             f"lora.rank_pattern={{{last}: {side}}}",
         )
 
