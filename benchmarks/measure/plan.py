@@ -116,7 +116,7 @@ def llama(shape: str, tokens: int, batch: int, *settings: str) -> Callable[[Path
         model.mkdir()
         (model / "config.json").write_text(json.dumps({**LLAMA, "max_position_embeddings": 8192, **SHAPES[shape]}))
         tokenizer(SHAPES[shape]["vocab_size"]).save_pretrained(str(model))
-        write_texts(folder / "texts.csv", words=tokens + 40, rows=10)
+        write_texts(folder / "texts.csv", words=tokens - 2, rows=10)
         return [
             f"model={model}", "model.fresh=true", "data.task=causal-lm",
             f"data.source={folder / 'texts.csv'}", "data.text_column=text", f"data.max_length={tokens}",
@@ -147,7 +147,7 @@ def tokenizer(words: int) -> PreTrainedTokenizerFast:
 
 
 def write_texts(file: Path, words: int, rows: int = 40) -> None:
-    """Write texts of two classes, each longer than the model takes."""
+    """Write texts of two classes, of so many words."""
     with open(file, "w", newline="") as opened:
         table = csv.writer(opened)
         table.writerow(["text", "label"])
