@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fedadamw.models.dtypes import DTYPES, Weights
+from fedadamw.models.dtypes import DTYPES, Weights, is_half
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.quantized import check_library, refuse_whole
 from fedadamw.models.vision import NAMES
@@ -29,13 +29,18 @@ def choose_weights(experiment: Experiment, pretrained: Pretrained | None) -> Wei
 
 
 def _choose_type(experiment: Experiment, pretrained: Pretrained | None) -> torch.dtype:
-    """Return model.dtype; auto: a frozen base's own, if nothing is added to it, else float32."""
+    """Return model.dtype; auto: a frozen base's own, if nothing is added to it, else float32.
+
+    Of files in float16 bfloat16: no loss is scaled here, so small gradients would vanish in float16.
+    """
     model, lora = experiment.model, experiment.lora
     if model.dtype != AUTO:
         return DTYPES[model.dtype]
     if lora is None or pretrained is None or lora.changes_base:
         return torch.float32
-    return _type_of_run(model.name) if is_run(model.name) and not model.fresh else pretrained.dtype
+    if is_run(model.name) and not model.fresh:
+        return _type_of_run(model.name)
+    return torch.bfloat16 if is_half(pretrained.dtype) else pretrained.dtype
 
 
 def _type_of_run(name: str) -> torch.dtype:
@@ -88,15 +93,6 @@ def check_base(experiment: Experiment) -> None:
     in_run = is_run(name) and not model.fresh
     check(not in_run, f"{given}: {name!r} is a run's folder; export it (fedadamw export --merged) and name the export")
     check_library(given)
-
-
-def warn_if_float16(experiment: Experiment, pretrained: Pretrained | None) -> None:
-    """Warn if `auto` is float16, whose smallest numbers are larger than many gradients: losses are not scaled."""
-    if experiment.model.dtype == AUTO and _choose_type(experiment, pretrained) == torch.float16:
-        warnings.warn(
-            "model.dtype=auto is float16, as the model's files; small gradients vanish in it: take bfloat16 or float32",
-            stacklevel=3,
-        )
 
 
 def warn_if_not_stacked(experiment: Experiment, device: torch.device) -> None:

@@ -30,7 +30,7 @@ from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
 from fedadamw.prepare.architecture import is_run
-from fedadamw.prepare.base import check_base, check_own_quantisation, warn_if_float16, warn_if_not_stacked
+from fedadamw.prepare.base import check_base, check_own_quantisation, warn_if_not_stacked
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
@@ -144,7 +144,6 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     device = set_up_process(experiment)
     pretrained = open_pretrained(experiment)
     check_own_quantisation(experiment, pretrained)
-    warn_if_float16(experiment, pretrained)
     train, test = load_samples(experiment, pretrained)
     partition = make_partition(experiment, train)
     start = open_start(experiment)
