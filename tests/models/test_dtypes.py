@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM, ViTConfig, ViTForImageClassificat
 from fedadamw.models.dtypes import Weights
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import build_language_model
+from fedadamw.prepare.base import choose_weights
 from fedadamw.prepare.simulation import check_settings, prepare
 from fedadamw.settings.load import load
 from fedadamw.trained.evaluate import evaluate
@@ -58,8 +59,11 @@ def test_the_files_say_the_type_if_the_configuration_does_not(place, tmp_path):
     tiny_models.half_folder(tmp_path / "model", "llama", torch.float16)
     config = tmp_path / "model" / "config.json"
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "dtype"}))
-    assert Pretrained(str(tmp_path / "model")).dtype == torch.float16
+    pretrained = Pretrained(str(tmp_path / "model"))
+    assert pretrained.dtype == torch.float16
     assert Pretrained(str(place / "llama")).dtype == HALF
+    assert choose_weights(load("digits", ["lora.r=2"]), pretrained).dtype == HALF, "small gradients vanish in float16"
+    assert choose_weights(load("digits", ["lora.r=2", "model.dtype=float16"]), pretrained).dtype == torch.float16
 
 
 @pytest.mark.parametrize(

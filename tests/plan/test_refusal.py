@@ -1,10 +1,10 @@
 """A run that cannot fit is refused before anything is loaded, with what to change."""
 
 import pytest
+from support import tiny_models
 
 from fedadamw.plan.bound import bound
 from fedadamw.settings.load import load
-from tests.support.tiny_models import folder
 
 MANY = [
     "digits",
@@ -34,7 +34,7 @@ def test_a_run_is_refused_in_one_line_that_says_what_to_change(run_main, monkeyp
     "more", ["lora.aggregate=residual", "lora.modules_to_save=[lm_head]", "lora.rank_pattern={q_proj: 64}"]
 )
 def test_the_bound_holds_what_is_kept_besides_adapters(more, tmp_path):
-    folder(tmp_path / "llama", "llama")
+    tiny_models.folder(tmp_path / "llama", "llama")
     settings = [f"model={tmp_path / 'llama'}", "data.max_length=8", "lora.target_modules=null", "lora.r=1"]
     plain, larger = (bound(load("small/instruct-smollm2", s)) for s in (settings, [*settings, more]))
     assert larger > plain

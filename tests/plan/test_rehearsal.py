@@ -1,11 +1,16 @@
 """A rehearsed round holds what a real one holds: the same meter counts both."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from support import tiny_models
+from transformers import AutoModelForCausalLM
 
-from fedadamw.plan.counted import SERVER, TRAINED, TRAINING
+from fedadamw.plan.counted import BASE, SERVER, TRAINED, TRAINING
 from fedadamw.plan.data_shape import find_shape
 from fedadamw.plan.meter import Meter
+from fedadamw.plan.plan import make_plan
 from fedadamw.plan.rehearsal import rehearse
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
@@ -55,3 +60,15 @@ def test_vectors_are_counted_exactly():
     server = prepare(experiment).simulation().state.server
     assert plan.counts.phases[TRAINING][SERVER] == nbytes(server)
     assert plan.counts.phases[TRAINING][TRAINED] == pytest.approx(2 * 4 * d, rel=0.01)
+
+
+@pytest.mark.slow
+def test_shards_split_the_frozen_layers(tmp_path):
+    folder = tiny_models.folder(tmp_path / "llama", "llama", {**tiny_models.SIZES, "num_hidden_layers": 6})
+    experiment = load("small/instruct-smollm2", [f"model={folder}", *SHORT, "data.max_length=8", "shards=2"])
+    plan = make_plan(experiment, ranks=2)
+    whole = replace(plan, experiment=experiment.model_copy(update={"shards": 1}))
+    layer = nbytes(AutoModelForCausalLM.from_pretrained(folder).model.layers[0].parameters())
+    spared = {phase: whole.phases[phase][BASE] - plan.phases[phase][BASE] for phase in plan.phases}
+    assert set(spared.values()) == {6 * layer - 3 * layer - 2 * layer}  # two layers are whole at a time
+    assert plan.needed == whole.needed - 2 * layer

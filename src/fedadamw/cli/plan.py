@@ -86,7 +86,9 @@ def _describe(plan: "Plan") -> list[tuple[str, str]]:
         ),
     ]
     if plan.ranks > 1:
-        rows.append(("ranks", f"{plan.ranks}, each with a model of its own"))
+        shards = plan.experiment.shards
+        whose = "each with a model of its own" if shards == 1 else f"{shards} of which share the layers of a model"
+        rows.append(("ranks", f"{plan.ranks}, {whose}"))
     if plan.memories_on_disk:
         rows.append(("on disk", f"{_size(plan.memories_on_disk)} of clients' memories"))
     return [*rows, *(("note", text) for text in plan.data.assumed)]

@@ -61,13 +61,18 @@ class Groups(Ranks):
         from torch.distributed.device_mesh import DeviceMesh
         from torch.distributed.fsdp import fully_shard
 
-        kinds = {kind for module in model.modules() for kind in getattr(module, "_no_split_modules", None) or ()}
-        layers = [module for module in model.modules() if type(module).__name__ in kinds]
+        layers = find_layers(model)
         check(bool(layers), f"shards={self.shards}: transformers does not say which layers of this model to split")
         mesh = DeviceMesh.from_group(self.group, self.device.type)
         for layer in layers:
             trained = {p for p in layer.parameters() if p.requires_grad}
             fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
+
+
+def find_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers whose weights are split: those that transformers keeps whole on a device."""
+    kinds = {kind for module in model.modules() for kind in getattr(module, "_no_split_modules", None) or ()}
+    return [module for module in model.modules() if type(module).__name__ in kinds]
 
 
 @cache

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from fedadamw.engine.step import Kind
-from fedadamw.plan.counted import MEMORIES, Counts
+from fedadamw.plan.counted import BASE, MEMORIES, Counts
 from fedadamw.plan.data_shape import DataShape, find_shape
 from fedadamw.plan.meter import Parts
 from fedadamw.plan.rehearsal import Rehearsal, rehearse
@@ -16,6 +16,7 @@ from fedadamw.settings.experiment import Experiment
 
 DATA, CHECKPOINT = "data", "checkpoint"
 COPIES_OF_CHECKPOINT = 3  # while it is written: a copy of the state, the bytes of each tensor, and those of the file
+LAYERS_AT_ONCE = 2  # whole on a device, of those that shards split: the present one and the next
 SLOTS = 2  # memories of a client that are kept in RAM: of the last round, and of the one before
 
 
@@ -40,7 +41,13 @@ class Plan:
         phases = {name: {**parts, **self._always} for name, parts in self.counts.phases.items()}
         if self.room.device.type == "cpu":
             phases[CHECKPOINT] = {**self.counts.between, **self._always, CHECKPOINT: self._checkpoint}
-        return phases
+        return {name: {**parts, BASE: parts.get(BASE, 0) - self._elsewhere} for name, parts in phases.items()}
+
+    @property
+    def _elsewhere(self) -> int:
+        """Bytes of the frozen weights that the other processes of a client's group hold; two layers are whole here."""
+        r = self.rehearsal
+        return max(r.layers - r.layers // self.experiment.shards - LAYERS_AT_ONCE * r.layer, 0)
 
     @property
     def _always(self) -> Parts:
@@ -91,7 +98,8 @@ class Plan:
         """Bytes on the device for all ranks that share it, with Python and libraries."""
         if self.room.device.type != "cpu":
             return self.peak  # each rank has its own GPU
-        follower = self.counts.peak + self.data_bytes  # rank 0 keeps the memories and writes the checkpoints
+        # rank 0 keeps the memories and writes the checkpoints
+        follower = self.counts.peak - self._elsewhere + self.data_bytes
         return self.peak + (self.ranks - 1) * follower + self.ranks * self.room.own
 
     @property

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.data.partition import Partition
 from fedadamw.engine.parts import InTurn
 from fedadamw.engine.portions import CroppedStep
+from fedadamw.engine.shards import find_layers
 from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.states import iterate_tensors
 from fedadamw.engine.step import Kind, clip_gradient, copy_all
@@ -28,7 +29,7 @@ from fedadamw.prepare.problem import Problem
 from fedadamw.prepare.simulation import Prepared, assemble, choose_step, default_stack
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
-from fedadamw.vector import Vector
+from fedadamw.vector import Vector, nbytes
 
 CLIENTS = 2  # rehearsed, of one step each: when the second one trains, all is there that stays
 
@@ -40,6 +41,8 @@ class Rehearsal:
     counts: Counts
     trained: int  # numbers that are trained, d
     frozen: int  # numbers that are not
+    layers: int  # bytes of the frozen weights that shards split
+    layer: int  # of them, in the largest layer
     step: Kind
     stack: int  # clients at once
 
@@ -50,10 +53,9 @@ def rehearse(experiment: Experiment, data: DataShape, device: torch.device, stac
     if depth is None:
         return _rehearse(experiment, data, device, stack, None)
     few, twice = (_rehearse(experiment, data, device, stack, n) for n in (depth.few, 2 * depth.few))
-    trained, frozen = (
-        round(a + (b - a) * depth.more) for a, b in ((few.trained, twice.trained), (few.frozen, twice.frozen))
-    )
-    return replace(few, counts=extend(few.counts, twice.counts, depth.more), trained=trained, frozen=frozen)
+    names = ("trained", "frozen", "layers")
+    whole: Any = {n: round(getattr(few, n) + (getattr(twice, n) - getattr(few, n)) * depth.more) for n in names}
+    return replace(few, counts=extend(few.counts, twice.counts, depth.more), **whole)
 
 
 def _rehearse(
@@ -78,14 +80,21 @@ def _rehearse(
         parts = experiment.training.batch_size / short.training.batch_size
         task: Any = prepared.task
         counts = CountedRound(simulation, task, meter, parts).run()
-    return Rehearsal(counts, d, numbers - d, step, stack if counts.stacked else 1)
+    sizes = _sizes_of_layers(problem.model)
+    return Rehearsal(counts, d, numbers - d, sum(sizes), max(sizes, default=0), step, stack if counts.stacked else 1)
+
+
+def _sizes_of_layers(model: nn.Module) -> list[int]:
+    """Return the bytes of the frozen weights of each layer that shards split."""
+    return [nbytes(p for p in layer.parameters() if not p.requires_grad) for layer in find_layers(model)]
 
 
 def _shorten(experiment: Experiment, stack: int) -> Experiment:
     """Return the experiment with as few clients and steps as show what a round holds at a time."""
     t = experiment.training
     sampled = t.clients_per_round if stack > 1 or t.mean != "weighted" else min(CLIENTS, t.clients_per_round)
-    at_once = min(t.micro_batch or t.batch_size, t.batch_size)
+    rows = -(-t.batch_size // experiment.shards)  # of a batch, that one process computes
+    at_once = min(t.micro_batch or rows, rows)
     changes: dict[str, object] = {"steps": 1, "epochs": None, "clients_per_round": sampled, "batch_size": at_once}
     changes |= {"diagnostics": False, "group_by_length": False}
     if t.upload == "top-k":

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fedadamw.models.dtypes import DTYPES, Weights
+from fedadamw.models.dtypes import DTYPES, Weights, is_half
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.quantized import check_library, refuse_whole
 from fedadamw.models.vision import NAMES
@@ -29,13 +29,18 @@ def choose_weights(experiment: Experiment, pretrained: Pretrained | None) -> Wei
 
 
 def _choose_type(experiment: Experiment, pretrained: Pretrained | None) -> torch.dtype:
-    """Return model.dtype; auto: a frozen base's own, if nothing is added to it, else float32."""
+    """Return model.dtype; auto: a frozen base's own, if nothing is added to it, else float32.
+
+    Of files in float16 bfloat16: no loss is scaled here, so small gradients would vanish in float16.
+    """
     model, lora = experiment.model, experiment.lora
     if model.dtype != AUTO:
         return DTYPES[model.dtype]
     if lora is None or pretrained is None or lora.changes_base:
         return torch.float32
-    return _type_of_run(model.name) if is_run(model.name) and not model.fresh else pretrained.dtype
+    if is_run(model.name) and not model.fresh:
+        return _type_of_run(model.name)
+    return torch.bfloat16 if is_half(pretrained.dtype) else pretrained.dtype
 
 
 def _type_of_run(name: str) -> torch.dtype:

@@ -37,8 +37,9 @@ class ModelSettings(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default=AUTO,
-        description="Type of the weights that are not trained. auto: with LoRA the type of the model's files, else "
-        "float32. What is trained is float32 in any case. bfloat16 and float16 halve a base's memory.",
+        description="Type of the weights that are not trained. auto: with LoRA the type of the model's files, bfloat16 "
+        "if that is float16, else float32. What is trained is float32 in any case. bfloat16 and float16 halve a base's "
+        "memory.",
     )
     quantize: Literal["none", "8bit", "4bit"] = Field(
         default="none",
