@@ -54,11 +54,12 @@ class Meter(TorchDispatchMode):
         self.resident = 0  # with the heap's gaps, at their peak
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        hidden = HIDDEN.get(func._schema.name)
+        name = func._schema.name
+        hidden = HIDDEN.get(name) or (None if self._heap is None else HIDDEN_ON_A_CPU.get(name))
         if hidden is not None:
             self._rise(Counter({self.name: hidden(*args)}))
         fake = args and isinstance(args[0], FakeTensor) and args[0].constant is None
-        answer = ANSWERS.get(func._schema.name) if fake else None
+        answer = ANSWERS.get(name) if fake else None
         out = func(*args, **(kwargs or {})) if answer is None else answer(*args)
         copied = func is COPY and _key(args[0]) in self._weights
         for t in tree_leaves(out):
@@ -146,6 +147,11 @@ def _bytes_of_4bit_weight(a: Tensor, packed: Tensor, shape: Sequence[int], *_: o
     return prod(shape) * a.element_size()
 
 
+def _bytes_of_reordered_weight(a: Tensor, b: Tensor, *_: object) -> int:
+    """Bytes of the copy of `b` in its own order that oneDNN multiplies by; MKL, for float32, copies parts of it."""
+    return b.numel() * b.element_size() if b.dtype == torch.bfloat16 else 0
+
+
 ANSWERS: Mapping[str, Callable[..., Any]] = {  # to questions about the numbers of a tensor that has none
     "aten::_local_scalar_dense": _number,
     "aten::allclose": lambda *_: True,
@@ -153,4 +159,8 @@ ANSWERS: Mapping[str, Callable[..., Any]] = {  # to questions about the numbers 
 }
 HIDDEN: Mapping[str, Callable[..., int]] = {  # bytes that an operation allocates and frees inside
     "bitsandbytes::gemm_4bit": _bytes_of_4bit_weight,
+}
+HIDDEN_ON_A_CPU: Mapping[str, Callable[..., int]] = {
+    "aten::mm": _bytes_of_reordered_weight,
+    "aten::addmm": lambda _, a, b, *__: _bytes_of_reordered_weight(a, b),
 }
