@@ -21,7 +21,7 @@ class Purpose(IntEnum):
     SPLIT = 7
     GROUPING = 8
     CODEC = 9
-    RANKS = 10
+    RANKS = 10  # of the clients' adapters
     ANSWERS = 11  # of a language model, drawn at a temperature
 
 

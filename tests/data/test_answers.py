@@ -153,6 +153,14 @@ def test_likelihoods_are_sums_over_the_answers_tokens(place):
         assert log_likelihoods(model, [], [], 0, 3).tolist() == []
 
 
+def test_only_the_answers_tokens_get_logits(place):
+    model = prepare(questions(place, *TEMPLATES)).simulation().workspace.module.eval()
+    shapes = []
+    model.lm_head.register_forward_hook(lambda _, __, out: shapes.append(out.shape[1]))
+    log_likelihoods(model, [[5] * 9, [5] * 10], [[6], [7, 8]], 0, 2)
+    assert shapes == [4]  # from the last token of the shorter prompt to the end of the longer answer
+
+
 def test_what_is_drawn_depends_on_its_seed_alone(place):
     pretrained = Pretrained(str(place / "chat"))
     model = prepare(questions(place, *TEMPLATES)).simulation().workspace.module.eval()

@@ -182,7 +182,7 @@ def test_the_largest_rank_is_that_of_the_model():
     [
         (["lora.ranks={4: 0.5, 8: 0.4}"], "lora.ranks: the shares add up to 0.9, not 1"),
         (["lora.ranks=[2, 4]"], "lora.ranks lists 2 clients; the partition has 5"),
-        (["lora.r=4", "lora.ranks={2: 0.5, 8: 0.5}"], "lora.r=4 contradicts lora.ranks, whose largest is 8"),
+        (["lora.r=4", "lora.ranks={2: 0.5, 8: 0.5}"], "lora.r=4: the largest of lora.ranks is 8; set lora.r=8"),
         (["lora.ranks=[2, 4, 2, 2, 2]", "lora.rank_pattern={key: 2}"], "give ranks by client or by layer, not both"),
         (["lora.ranks=[2, 4, 2, 2, 2]", "lora.aggregate=alternate"], "lora.aggregate='alternate' has adapters of one"),
         (["lora.ranks={}"], r"lora.ranks=\{\}: give \{RANK: SHARE, ...\}, or the rank of each client in a list"),

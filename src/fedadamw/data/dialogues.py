@@ -54,7 +54,7 @@ class Dialogues:
 
     def read(self, split: "Dataset", place: str | None = None) -> Texts:
         """Tokenise the text of a split and mark what is learned; place: where it is from, for errors."""
-        encode = self._choose_encoder(split, place or self.place)
+        encode = self._encoder_of(split, place or self.place)
         tokenised = tokenise(split, self.tokenizer, encode)
         labels = np.zeros(len(split), dtype=np.int64)
         if self.label is not None:
@@ -78,7 +78,7 @@ class Dialogues:
             whole = replace(whole.select(usable), skipped=len(rows) - len(usable))
         return self._select_learnable(whole, tokenised.cut[usable], place or self.place)
 
-    def _choose_encoder(self, split: "Dataset", place: str) -> Encoder:
+    def _encoder_of(self, split: "Dataset", place: str) -> Encoder:
         if self.templates is not None:
             columns = [name for template in self.templates for name in check_template(place, split, template)]
             names = read_class_names(split, columns)

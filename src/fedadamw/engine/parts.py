@@ -106,6 +106,11 @@ class Halves:
     def __init__(self, whole: Workspace, first: Half, second: Half) -> None:
         self.whole, self.first, self.second = whole, first, second
 
+    @property
+    def named(self) -> dict[str, Half]:
+        """Both by name, the one that trains first before the other."""
+        return {"first": self.first, "second": self.second}
+
     def at(self, round_: int) -> Half:
         """Return the half that trains in round `round_` (from 0)."""
         return (self.first, self.second)[round_ % 2]

@@ -3,6 +3,8 @@
 FSDP brings a layer's weights together when it is needed (torch.distributed.fsdp). What is trained is small with LoRA:
 every process has all of it as its flat vector, computes the gradient of its rows of a batch, and one all_reduce sums
 these. So all processes of a group take the same local steps, and to the rest of a run a group is one rank.
+
+A shard is a part of the weights here; `client.Shard` is a client's part of the data.
 """
 
 from collections.abc import Iterable, Iterator

@@ -109,7 +109,7 @@ def connect_nodes(
     halves, events = prepared.halves, Events(folder.path / "events.jsonl", monitor)
     parts = [(prepared.workspace, prepared.algorithm)]
     if halves is not None:
-        parts = [(half.workspace, half.algorithm) for half in (halves.first, halves.second)]
+        parts = [(half.workspace, half.algorithm) for half in halves.named.values()]
     checkers = [build_checker(experiment, *part) for part in parts]
     facts = collect_facts(experiment, prepared, folder)
     messenger = Messenger(grid, facts, max(checker.max_nbytes for checker in checkers))

@@ -52,7 +52,7 @@ def join_types(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def _whole_modules(model: nn.Module) -> "list[tuple[str, nn.Module]]":
+def _whole_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The copies that peft trains of whole modules, by these modules' names in the model without adapters."""
     prefix, suffix = "base_model.model.", ".modules_to_save.default"
     return [

@@ -1,5 +1,6 @@
 """A language model's answers to prompts, by greedy decoding or drawn at random; and how likely given answers are."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -66,16 +67,24 @@ def _pad_left(prompts: Sequence[Ids], pad: int, device: torch.device) -> tuple[T
 def log_likelihoods(model: Any, prompts: Sequence[Ids], answers: Sequence[Ids], pad: int, size: int) -> Tensor:
     """Return the log-probability of each answer's tokens after its prompt, summed, (n,); `size` at a time."""
     device = next(model.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(answers[i]))
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), len(answers[i])))
     result = torch.zeros(len(prompts), dtype=torch.float64, device=device)
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
         rows = [prompts[i] + answers[i] for i in chosen]
         length = max(map(len, rows))
         ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=device)
-        logits = model(input_ids=ids, use_cache=False).logits  # padding comes last: no earlier token attends to it
+        wanted = _last_logits(model, length - len(prompts[chosen[0]]) + 1)  # from the end of the shortest prompt
+        logits = model(input_ids=ids, use_cache=False, **wanted).logits  # no token attends to the padding after it
+        skipped = length - logits.shape[1]
         for place, i in enumerate(chosen):
             first, last = len(prompts[i]), len(rows[place])
-            likely = logits[place, first - 1 : last - 1].double().log_softmax(-1)
+            likely = logits[place, first - 1 - skipped : last - 1 - skipped].double().log_softmax(-1)
             result[i] = likely.gather(-1, ids[place, first:last, None]).sum()
     return result
+
+
+def _last_logits(model: Any, tokens: int) -> dict[str, int]:
+    """Return the arguments with which a model computes only the logits of its last tokens, {} if it cannot."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return {"logits_to_keep": tokens} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}

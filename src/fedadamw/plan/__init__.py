@@ -1,1 +1,1 @@
-"""What will a run need? Memory, bytes sent and time, before anything is loaded."""
+"""What will a run need? Memory, bytes sent and engine, before anything is loaded."""

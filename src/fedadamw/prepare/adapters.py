@@ -51,9 +51,8 @@ class RankPortions:
         self.pads = lora.aggregate != "exact"
         self._ranks, self._lora, self._like = ranks, lora, like
         self._layout = Layout.of(model)
-        self._scaled: list[tuple[Any, float]] = [
-            (module, module.scaling[ADAPTER]) for module in map(_as_any, model.modules()) if _is_adapter(module)
-        ]
+        layers: list[Any] = [module for module in model.modules() if _is_adapter(module)]
+        self._scaled = [(layer, float(layer.scaling[ADAPTER])) for layer in layers]
         self._portion_of_rank = cache(self._make_portion)
 
     def of(self, client: int) -> Portion:
@@ -67,8 +66,8 @@ class RankPortions:
     def set_up(self, portion: Portion | None) -> None:
         """Scale the module's adapters as those of a client with this portion; None: as with the largest rank."""
         factor = 1.0 if portion is None else self._scale(portion.name)
-        for module, scaling in self._scaled:
-            module.scaling[ADAPTER] = scaling * factor
+        for layer, scaling in self._scaled:
+            layer.scaling[ADAPTER] = scaling * factor
 
     def _scale(self, rank: int) -> float:
         ratio = self._lora.r / rank
@@ -83,10 +82,6 @@ class RankPortions:
         for name in b:
             named[name][:, rank:] = 0
         return Portion(rank, mask, mask.nonzero().flatten())
-
-
-def _as_any(module: nn.Module) -> Any:
-    return module
 
 
 def _is_adapter(module: nn.Module) -> bool:

@@ -107,11 +107,10 @@ class Prepared:
         warn_if_not_stacked(self.experiment, self.device)
         if halves is None:
             return self._clients_of(self.workspace, self.algorithm, step, memory_folder)
-        named = {"first": halves.first, "second": halves.second}
         return InTurn(
             *(
                 self._clients_of(half.workspace, half.algorithm, step, memory_folder and memory_folder / name)
-                for name, half in named.items()
+                for name, half in halves.named.items()
             )
         )
 

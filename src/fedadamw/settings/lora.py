@@ -129,7 +129,7 @@ class LoraSettings(Section):
     def _check_together(self) -> "LoraSettings":
         if self.ranks is not None:
             largest = max(self.ranks)
-            check(self.r == largest, f"lora.r={self.r} contradicts lora.ranks, whose largest is {largest}: leave r out")
+            check(self.r == largest, f"lora.r={self.r}: the largest of lora.ranks is {largest}; set lora.r={largest}")
             check(not self.rank_pattern, "lora.ranks and lora.rank_pattern: give ranks by client or by layer, not both")
             halves = "lora.aggregate='alternate' has adapters of one rank: leave out lora.ranks"
             check(self.aggregate != "alternate", halves)

@@ -1,6 +1,7 @@
 """Templates of prompts and responses: text with names of columns in braces, and nothing else of a format string."""
 
 from collections.abc import Mapping
+from functools import cache
 from string import Formatter
 
 from fedadamw.validation import InputError, check, shorten
@@ -21,12 +22,17 @@ def parse_template(setting: str, template: str) -> Parts:
     return tuple((words, column) for words, column, *_ in parts)
 
 
+@cache
+def _read(template: str) -> Parts:
+    """Return the parts of a valid template, which is read once for all rows."""
+    return parse_template("template", template)
+
+
 def list_columns(template: str) -> list[str]:
     """Return the columns that a valid template names, each once."""
-    return list(dict.fromkeys(column for _, column in parse_template("template", template) if column is not None))
+    return list(dict.fromkeys(column for _, column in _read(template) if column is not None))
 
 
 def fill_template(template: str, cells: Mapping[str, str]) -> str:
     """Return a valid template with the cells of one row, by column; braces in a cell stay as they are."""
-    parts = parse_template("template", template)
-    return "".join(words + ("" if column is None else cells[column]) for words, column in parts)
+    return "".join(words + ("" if column is None else cells[column]) for words, column in _read(template))

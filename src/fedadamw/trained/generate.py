@@ -19,10 +19,10 @@ from fedadamw.prepare.start import build_model, open_start
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.templates import list_columns
+from fedadamw.trained.asked import Asked, encode_group, find_limit
 from fedadamw.trained.load import FACTS, Overrides, Trained, open_trained
 from fedadamw.trained.new_samples import PROMPT, TEXT, NewSamples
 from fedadamw.trained.predict import leave_out, read_samples, takes_prompts
-from fedadamw.trained.respond import Asked, encode_group, find_limit
 from fedadamw.validation import check
 
 AT_ONCE = 20  # prompts that go through the model together

@@ -23,9 +23,9 @@ from fedadamw.prepare import images, texts
 from fedadamw.prepare.device import select_device
 from fedadamw.prepare.problem import ImageFacts, TextFacts
 from fedadamw.settings.data import LANGUAGE
+from fedadamw.trained.asked import encode_group, find_limit
 from fedadamw.trained.load import Trained
 from fedadamw.trained.new_samples import NewSamples, read_new_samples
-from fedadamw.trained.respond import encode_group, find_limit
 from fedadamw.validation import check
 
 TEXT_BATCHES = 10  # that are sorted by length together

@@ -78,10 +78,9 @@ class Node:
             base = None if self.folding is None else self.folding.base
             self.parts = [self._make_part(self.workspace, algorithm, task, base, home)]
         else:
-            named, x = {"first": self.halves.first, "second": self.halves.second}, self.workspace.y
             self.parts = [
-                self._make_part(half.workspace, half.algorithm, task, half.resting(x), home / name)
-                for name, half in named.items()
+                self._make_part(half.workspace, half.algorithm, task, half.resting(self.workspace.y), home / name)
+                for name, half in self.halves.named.items()
             ]
 
     def _make_part(
