@@ -14,9 +14,7 @@ from fedadamw.models.quantized import row_by_row
 from fedadamw.validation import InputError, check
 
 Mask = Literal["4d", "none", "2d"]
-MIXED = (
-    0.1  # of the largest logit: texts that see each other change it by 0.6 or more, rounding of many layers by far less
-)
+MIXED = 0.1  # of the largest logit: texts that see each other change it by 0.6 or more, rounding by far less
 
 
 class Form(NamedTuple):
