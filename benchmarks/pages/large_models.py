@@ -46,6 +46,7 @@ MEANS = """
 | `training.micro_batch=1` | one text goes through the model at a time; the gradient is the same |
 | `data.max_length=1024` | activations grow with the tokens of a text |
 | `client_memory=disk` | memories of algorithms that have them (SCAFFOLD, int8 and top-k uploads) go into files |
+| `shards=4`, `--ranks 4` | four processes, each on a GPU of its own, share a client: each has a quarter of the frozen layers |
 """
 
 

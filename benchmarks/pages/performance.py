@@ -14,10 +14,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import records
+from benchmarks.common.base_bytes import bytes_of_base
 from benchmarks.pages import gpu, long_texts, published, start
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.models.base_bytes import bytes_of_base
 from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.models.vision import ImageShape, build
 from fedadamw.report.run_charts import save_chart

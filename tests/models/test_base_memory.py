@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import tiny_models
 
-from fedadamw.models.base_bytes import bytes_of_base
+from benchmarks.common.base_bytes import bytes_of_base
 from fedadamw.models.skeleton import build_skeleton
 
 SIZES = {"hidden_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 4096}

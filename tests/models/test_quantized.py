@@ -8,8 +8,8 @@ from support import tiny_models
 from support.trained_texts import logits, run, settings_of
 from transformers import AutoModelForCausalLM, ViTConfig, ViTForImageClassification
 
+from benchmarks.common.base_bytes import bytes_of_base
 from fedadamw.models import quantized
-from fedadamw.models.base_bytes import bytes_of_base
 from fedadamw.models.dtypes import Weights
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.skeleton import build_skeleton

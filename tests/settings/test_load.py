@@ -66,3 +66,10 @@ def test_a_file_that_holds_no_settings_is_refused(tmp_path):
 def test_a_value_in_place_of_a_section_is_refused_with_an_example(section):
     with pytest.raises(InputError, match=rf"^{section}=3 is a section; set one of its settings: {section}.KEY=VALUE$"):
         load("digits", [f"{section}=3"])
+
+
+def test_choices_are_words():
+    assert load("small/instruct-smollm2", ["data.choices=[1, 2]"]).data.choices == ("1", "2")
+    assert load("small/instruct-smollm2", ["data.choices=['yes', 'no']"]).data.choices == ("yes", "no")
+    with pytest.raises(InputError, match=r"data.choices: YAML reads yes, no, .* put them in quotes: \['yes', 'no'\]"):
+        load("small/instruct-smollm2", ["data.choices=[yes, no]"])

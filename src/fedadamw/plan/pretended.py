@@ -100,7 +100,8 @@ def _texts(experiment: Experiment, pretrained: Pretrained | None, data: DataShap
         model = _adapt(experiment, pretrained, model, weights, "CAUSAL_LM" if language else "SEQ_CLS")
     at_once = experiment.training.evaluation_batch(100)
     train, test = (_blank_texts(facts, n, longest) for n in (1, min(at_once, data.held_out or at_once)))
-    task: Any = texts.build_task(experiment, form, train, test, PLACE)
+    unpacked = experiment.data.model_copy(update={"packing": False})  # each text is as long as a row
+    task: Any = texts.build_task(experiment.model_copy(update={"data": unpacked}), form, train, test, PLACE)
     task.texts, task.test_texts = (Longest(t, pad=form.pad, longest=longest, device=PLACE) for t in (train, test))
     return Problem(model, task, facts)
 

@@ -102,8 +102,7 @@ def _shorten(experiment: Experiment, stack: int) -> Experiment:
     if t.mean == "krum":
         changes["mean"] = "median"
     training = t.model_copy(update=changes)
-    unpacked = experiment.data.model_copy(update={"packing": False})  # texts that are all as long as a row
-    return experiment.model_copy(update={"training": training, "data": unpacked, "stack": stack, "shards": 1})
+    return experiment.model_copy(update={"training": training, "stack": stack, "shards": 1})
 
 
 def _pretend_partition(experiment: Experiment, data: DataShape) -> Partition:

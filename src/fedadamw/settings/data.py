@@ -132,10 +132,19 @@ class DataSettings(Section):
         check_one_of("data.task", value, DATA_TASKS)
         return value
 
-    @field_validator("metrics", "choices", mode="before")
+    @field_validator("metrics", mode="before")
     @classmethod
-    def _read_words(cls, value: object) -> object:
+    def _read_metrics(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _read_choices(cls, value: object) -> object:
+        """Accept numbers; YAML's other words for true and false are not known any more."""
+        words = tuple(value) if isinstance(value, list | tuple) else (value,)
+        quoted = "data.choices: YAML reads yes, no, on and off as true and false; put them in quotes: ['yes', 'no']"
+        check(not any(isinstance(word, bool) for word in words), quoted)
+        return tuple(str(word) if isinstance(word, int | float) else word for word in words)
 
     @field_validator("max_length", mode="before")
     @classmethod
