@@ -81,6 +81,10 @@ def test_prompts_of_the_command_line_are_taken_as_they_are(run_main, tuned):
 
 def test_a_line_of_text_fills_a_template_of_one_column(run_main, tuned, tmp_path):
     (tmp_path / "ask.txt").write_text("was the cast good\n\nwas it\n")
+    (tmp_path / "gaps.csv").write_text("q,n\nwas it,1\n,2\n")
+    skipping = ("--data", str(tmp_path / "gaps.csv"), "--on-bad", "skip", "--max-tokens", "3")
+    with pytest.warns(UserWarning, match="row 2: column 'q' holds None where a text, .*; left out"):
+        assert [row["row"] for row in answers(run_main("generate", str(tuned), *skipping))] == [1]
     found = answers(run_main("generate", str(tuned), "--data", str(tmp_path / "ask.txt"), "--max-tokens", "3"))
     assert [(row["row"], row["prompt"]) for row in found] == [(1, "was the cast good?"), (3, "was it?")]
     predicted = run_main("predict", str(tuned), str(tmp_path / "ask.txt"), "--max-new-tokens", "3")
