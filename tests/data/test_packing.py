@@ -6,6 +6,7 @@ from support import tiny_models
 from support.text_experiments import experiment
 
 from fedadamw.data.packing import arrange, pack
+from fedadamw.models.dtypes import Weights
 from fedadamw.models.text import try_packing
 from fedadamw.prepare.simulation import prepare
 from fedadamw.validation import InputError
@@ -96,12 +97,13 @@ def test_what_cannot_be_packed_is_refused_in_a_line(place):
             prepare(experiment(place, "data.packing=true", *settings, kind="llama", task=task))
 
 
-def test_a_model_that_mixes_the_texts_of_a_row_is_refused():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_mixes_the_texts_of_a_row_is_refused(dtype):
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(tiny_models.config("llama"))
-    assert try_packing("tiny", model, 64)
+    model = AutoModelForCausalLM.from_config(tiny_models.config("llama")).to(dtype)
+    assert try_packing("tiny", model, 64, Weights(dtype=dtype))
     original = model.forward
     model.forward = lambda position_ids=None, **inputs: original(**inputs)
     with pytest.raises(InputError, match="data.packing: 'tiny' does not keep two texts in one row apart"):
-        try_packing("tiny", model, 64)
+        try_packing("tiny", model, 64, Weights(dtype=dtype))
