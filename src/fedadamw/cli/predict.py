@@ -51,8 +51,7 @@ def predict_command(
     check(not probabilities or out is not None, "--probabilities: needs --out, a file to write them to")
     if out is not None:
         check_new_file(out)
-    overrides: list[Override] = [("data.on_bad", "error")]
-    overrides += [parse_override(setting) for setting in settings or ()]
+    overrides: list[Override] = [("data.on_bad", "error"), *map(parse_override, settings or ())]
     trained = open_trained(where, overrides, best=best)
     trained = skip_bad(trained) if on_bad == "skip" else trained
     _check_classes(trained, where, "--top" if top > 1 else "--probabilities" if probabilities else "")
