@@ -23,7 +23,7 @@ from fedadamw.vector import Vector, nbytes
 class Portion(NamedTuple):
     """Some of the model's d numbers."""
 
-    name: int  # of this portion among those of a run
+    number: int  # the same for clients that train together; for adapters their rank
     mask: Vector  # (d,) 1 for its numbers, 0 elsewhere
     places: Tensor  # (p,) where they are
 
@@ -78,12 +78,12 @@ class PortionedEngine:
                     yield shard, answer._replace(up=padded)
 
     def _group(self, shards: Iterable[Shard]) -> list[tuple[Portion, list[Shard]]]:
-        """The clients by portion, in the order of the portions' names."""
+        """The clients by portion, in the order of the portions' numbers."""
         groups: dict[int, tuple[Portion, list[Shard]]] = {}
         for shard in shards:
             portion = self.portions.of(shard.client)
-            groups.setdefault(portion.name, (portion, []))[1].append(shard)
-        return [groups[name] for name in sorted(groups)]
+            groups.setdefault(portion.number, (portion, []))[1].append(shard)
+        return [groups[number] for number in sorted(groups)]
 
     @contextmanager
     def _set_up(self, portion: Portion) -> Iterator[None]:

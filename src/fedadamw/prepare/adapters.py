@@ -65,7 +65,7 @@ class RankPortions:
 
     def set_up(self, portion: Portion | None) -> None:
         """Scale the module's adapters as those of a client with this portion; None: as with the largest rank."""
-        factor = 1.0 if portion is None else self._scale(portion.name)
+        factor = 1.0 if portion is None else self._scale(portion.number)
         for layer, scaling in self._scaled:
             layer.scaling[ADAPTER] = scaling * factor
 
