@@ -24,7 +24,7 @@ from fedadamw.plan.data_shape import DataShape
 from fedadamw.plan.depth import extend, find_depth
 from fedadamw.plan.heap import Heap
 from fedadamw.plan.meter import Meter
-from fedadamw.plan.pretended import PLACE, build_problem, find_output, pretend, without_numbers
+from fedadamw.plan.pretended import PLACE, build_problem, find_output, pretend, whole_weights, without_numbers
 from fedadamw.prepare.problem import Problem
 from fedadamw.prepare.simulation import Prepared, assemble, choose_step, default_stack
 from fedadamw.settings.data import LANGUAGE
@@ -68,7 +68,7 @@ def _rehearse(
     vocabulary = getattr(getattr(problem.model, "config", None), "vocab_size", None)
     logits = vocabulary if experiment.data.task == LANGUAGE else None
     meter = Meter(BASE, logits=logits, heap=Heap() if device.type == "cpu" else None)
-    with warnings.catch_warnings(), without_numbers(), meter:
+    with warnings.catch_warnings(), without_numbers(), whole_weights(experiment), meter:
         warnings.simplefilter("ignore")  # the run gives them
         prepared = _assemble(short, problem, partition, meter)
         d = prepared.workspace.layout.d
