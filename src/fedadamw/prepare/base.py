@@ -122,7 +122,7 @@ def _check_few_bits(experiment: Experiment, lora: LoraSettings, given: str, quan
 
 def check_own_quantisation(experiment: Experiment, pretrained: Pretrained | None) -> None:
     """Raise InputError if the model's files are quantised already, and the experiment trains what that forbids."""
-    if pretrained is None or (own := pretrained.quantised) == "none":
+    if pretrained is None or experiment.data.task == PYTHON or (own := pretrained.quantised) == "none":
         return
     name, lora = f"model.name={pretrained.name!r}", experiment.lora
     if lora is None:
