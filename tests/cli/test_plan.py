@@ -55,6 +55,8 @@ def test_a_device_that_is_not_here_has_the_given_memory_and_its_own_engine(run_m
         (["nothing"], "recipe 'nothing' is unknown"),
         (["digits", "-s", "model.dtype=float8"], "model.dtype"),
         (["digits", "-s", "training.clients_per_round=101"], "clients_per_round=101"),
+        (["digits", "--ranks", "11"], "--ranks 11: more than the 10 clients per round; use at most 10"),
+        (["digits", "-s", "shards=3", "-s", "lora.r=2", "--ranks", "4"], "--ranks 4: is not a multiple of shards=3"),
     ],
 )
 def test_bad_input_is_one_line(run_main, arguments, words):

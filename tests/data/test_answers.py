@@ -88,6 +88,10 @@ def test_braces_in_a_cell_stay_as_they_are():
             r"the right answer of held-out text .* 'bad'",
         ),
         (("data.text_column=sentence", "data.metrics=exact-match"), "the held-out texts have no prompts"),
+        (
+            (*TEMPLATES, "data.metrics=exact-match", "data.answer_tokens=60"),
+            r"^data.answer_tokens=60: the model takes 64 tokens, and a prompt has \d+, an answer up to 60; shorten",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(place, settings, says):

@@ -173,6 +173,10 @@ def test_a_run_starts_from_one_with_a_base_in_16_bits(place, tmp_path):
     [
         (["model.dtype=bfloat16"], "what is trained stays float32; train adapters .* training.precision=bf16 instead"),
         (["model.dtype=half"], "model.dtype='half'"),
+        (
+            ["model.dtype=float16", "lora.r=2", "training.precision=bf16"],
+            "model.dtype=float16 does not mix with training.precision=bf16; set model.dtype=bfloat16",
+        ),
     ],
 )
 def test_types_that_cannot_be_are_refused(place, settings, message):

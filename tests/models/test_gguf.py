@@ -10,6 +10,7 @@ from support.text_experiments import experiment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedadamw.models import gguf
+from fedadamw.models.dtypes import Weights
 from fedadamw.models.gguf import is_local_gguf, split_gguf
 from fedadamw.models.loading import is_hub_id, is_local, locate
 from fedadamw.models.pretrained import Pretrained
@@ -28,7 +29,7 @@ def place(tmp_path_factory):
 
 
 def test_a_file_gives_the_folders_model_and_tokenizer(place):
-    model, fresh = Pretrained(str(place / "tiny.gguf")).build(AutoModelForCausalLM, fresh=False)
+    model, fresh = Pretrained(str(place / "tiny.gguf")).build(AutoModelForCausalLM, Weights())
     expected = AutoModelForCausalLM.from_pretrained(place / "llama").state_dict()
     assert fresh == []
     assert {name: torch.equal(t, expected[name]) for name, t in model.state_dict().items()} == dict.fromkeys(
@@ -40,7 +41,7 @@ def test_a_file_gives_the_folders_model_and_tokenizer(place):
 
 
 def test_packed_weights_are_unpacked_and_the_model_can_be_saved(place, tmp_path):
-    model, _ = Pretrained(str(place / "packed.gguf")).build(AutoModelForCausalLM, fresh=False)
+    model, _ = Pretrained(str(place / "packed.gguf")).build(AutoModelForCausalLM, Weights())
     weight = AutoModelForCausalLM.from_pretrained(place / "llama").get_input_embeddings().weight
     got = model.get_input_embeddings().weight
     assert got.dtype == torch.float32
@@ -58,7 +59,7 @@ def test_configuration_and_blocks_need_no_weights(place, monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     skeleton = build_skeleton(str(place / "tiny.gguf"))
     assert {p.device.type for p in skeleton.parameters()} == {"meta"}
-    fresh, _ = Pretrained(str(place / "tiny.gguf")).build(AutoModelForCausalLM, fresh=True)
+    fresh, _ = Pretrained(str(place / "tiny.gguf")).build(AutoModelForCausalLM, Weights(fresh=True))
     assert sum(p.numel() for p in fresh.parameters()) == sum(p.numel() for p in skeleton.parameters())
 
 
@@ -95,7 +96,7 @@ def test_a_name_is_a_file_here_or_in_a_package_or_on_the_hub(place, monkeypatch,
 
 def assert_refused(name, says):
     with pytest.raises(InputError, match=says) as refused:
-        Pretrained(str(name)).build(AutoModelForCausalLM, fresh=False)
+        Pretrained(str(name)).build(AutoModelForCausalLM, Weights())
     assert "\n" not in str(refused.value)
 
 

@@ -4,6 +4,7 @@ import pytest
 from support import tiny_models
 
 from fedadamw.plan.bound import bound
+from fedadamw.plan.refusal import check_fits
 from fedadamw.settings.load import load
 
 MANY = [
@@ -38,3 +39,13 @@ def test_the_bound_holds_what_is_kept_besides_adapters(more, tmp_path):
     settings = [f"model={tmp_path / 'llama'}", "data.max_length=8", "lora.target_modules=null", "lora.r=1"]
     plain, larger = (bound(load("small/instruct-smollm2", s)) for s in (settings, [*settings, more]))
     assert larger > plain
+
+
+def test_a_run_that_cannot_be_planned_is_not_refused(monkeypatch):
+    def look(*_):
+        raise RuntimeError("a number that is not there\nand more")
+
+    monkeypatch.setattr("fedadamw.plan.room.free_bytes", lambda: 10**6)
+    monkeypatch.setattr("fedadamw.plan.rehearsal._rehearse", look)
+    with pytest.warns(UserWarning, match=r"'vit-micro' cannot be planned \(RuntimeError: a number that is not there\)"):
+        check_fits(load("digits", ["device=cpu", "algorithm.name=scaffold"]), 1)

@@ -82,3 +82,14 @@ def test_stacked_clients_that_pack_are_rehearsed(tmp_path):
     plans = [rehearse(e, find_shape(e), CPU) for e in (experiment, packed)]
     assert plans[1].stack == 2
     assert plans[0].counts.peak == pytest.approx(plans[1].counts.peak, rel=0.05)
+
+
+@pytest.mark.slow
+def test_dora_on_a_base_in_four_bits_is_rehearsed(tmp_path):
+    folder = tiny_models.folder(tmp_path / "llama", "llama", tiny_models.WIDE)
+    settings = [f"model={folder}", *SHORT, "data.max_length=8", "model.quantize=4bit"]
+    plain, dora = (load("small/instruct-smollm2", [*settings, *more]) for more in ([], ["lora.dora=true"]))
+    without, found = (rehearse(e, find_shape(e), CPU) for e in (plain, dora))
+    layer = 64 + 32 + 32 + 64  # lengths of the outputs of q, k, v and o
+    assert found.trained == without.trained + 2 * layer
+    assert found.counts.saved > without.counts.saved

@@ -9,6 +9,7 @@ from support.trained_texts import settings_of
 
 from fedadamw.checkpoint import CheckpointError, read
 from fedadamw.prepare import base
+from fedadamw.runner.digest import settings_digest
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
@@ -51,14 +52,32 @@ def test_a_run_of_a_version_without_types_goes_on_in_float32_bit_for_bit(place, 
         before.setattr(base, "_choose_type", lambda *_: torch.float32)
         whole = run(place, tmp_path / "whole")
         run(place, tmp_path / "old", until=1)
-    config = tmp_path / "old" / "config.yaml"
-    lines = [line for line in config.read_text().splitlines() if line.strip() not in ("dtype: auto", "quantize: none")]
-    config.write_text("\n".join(lines) + "\n")
+    make_earlier(tmp_path / "old" / "config.yaml")
     assert "dtype" not in json.loads((tmp_path / "old" / "manifest.json").read_text())["model"]
     opened = open_run(tmp_path / "old")
     assert {p.dtype for p in opened.model.parameters()} == {torch.float32}
     assert torch.equal(run(place, tmp_path / "old", resume=True), whole)
     assert not torch.equal(run(place, tmp_path / "new"), whole)
+
+
+def make_earlier(config):
+    """Make a run's settings those of a version without types."""
+    lines = [line for line in config.read_text().splitlines() if line.strip() not in ("dtype: auto", "quantize: none")]
+    config.write_text("\n".join(lines) + "\n")
+
+
+def test_new_runs_of_a_study_have_the_type_of_its_earlier_ones(place, tmp_path, monkeypatch):
+    def in_study(seed):
+        settings = [*settings_of(place, "llama", "causal-lm", *ADAPTERS), f"seed={seed}"]
+        return tmp_path / f"fedadamw-seed{seed}-{settings_digest(load('digits', settings))[:10]}"
+
+    with monkeypatch.context() as before:
+        before.setattr(base, "_choose_type", lambda *_: torch.float32)
+        run(place, in_study(0), "seed=0", until=1)
+        whole = run(place, tmp_path / "whole", "seed=1", until=1)
+    make_earlier(in_study(0) / "config.yaml")
+    assert torch.equal(run(place, in_study(1), "seed=1", until=1, resume=True), whole)
+    assert not torch.equal(run(place, tmp_path / "beside", "seed=1", until=1, resume=True), whole), "is no study's run"
 
 
 def test_a_run_keeps_its_type_when_its_folder_of_weights_changes(place, tmp_path):

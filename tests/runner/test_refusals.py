@@ -17,7 +17,7 @@ import pytest
         (["-s", "training.clients=9"], "training.clients is unknown (did you mean 'partition.clients'?)"),
         (["-s", "model.lora={r: 4}"], "model.lora is unknown (did you mean 'lora'?)"),
         (["-s", "algorithm.lr=1"], "algorithm.lr is unknown (did you mean 'training.lr'?); fedadamw has betas"),
-        (["-s", "algorithm.mu=1"], "alpha, share; mu is a setting of fedprox"),
+        (["-s", "algorithm.mu=1"], "alpha, memory, share; mu is a setting of fedprox"),
         (["sst2"], "recipe 'sst2' is unknown (did you mean 'paper/glue-sst2'?)"),
         (["own.yaml"], "Rounds is unknown (did you mean 'training.rounds'?)"),
         (["-s", "training.lr=-1"], "training.lr=-1: input should be greater than 0"),

@@ -71,5 +71,6 @@ def test_a_value_in_place_of_a_section_is_refused_with_an_example(section):
 def test_choices_are_words():
     assert load("small/instruct-smollm2", ["data.choices=[1, 2]"]).data.choices == ("1", "2")
     assert load("small/instruct-smollm2", ["data.choices=['yes', 'no']"]).data.choices == ("yes", "no")
+    assert load("small/instruct-smollm2", ["data.choices=['1', '1e3', bad]"]).data.choices == ("1", "1e3", "bad")
     with pytest.raises(InputError, match=r"data.choices: YAML reads yes, no, .* put them in quotes: \['yes', 'no'\]"):
         load("small/instruct-smollm2", ["data.choices=[yes, no]"])

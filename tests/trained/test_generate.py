@@ -1,6 +1,7 @@
 """`fedadamw generate`: answers of a trained language model beside those of the model that it was trained from."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -81,6 +82,13 @@ def test_prompts_of_the_command_line_are_taken_as_they_are(run_main, tuned):
 
 def test_a_line_of_text_fills_a_template_of_one_column(run_main, tuned, tmp_path):
     (tmp_path / "ask.txt").write_text("was the cast good\n\nwas it\n")
+    (tmp_path / "gaps.csv").write_text("q,n\nwas it,1\n,2\n")
+    skipping = ("--data", str(tmp_path / "gaps.csv"), "--on-bad", "skip", "--max-tokens", "3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        left = run_main("generate", str(tuned), *skipping)
+    assert [row["row"] for row in answers(left)] == [1]
+    assert "row 2: column 'q' holds None where a text, a number or a class is expected; left out" in left.stderr
     found = answers(run_main("generate", str(tuned), "--data", str(tmp_path / "ask.txt"), "--max-tokens", "3"))
     assert [(row["row"], row["prompt"]) for row in found] == [(1, "was the cast good?"), (3, "was it?")]
     predicted = run_main("predict", str(tuned), str(tmp_path / "ask.txt"), "--max-new-tokens", "3")

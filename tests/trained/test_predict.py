@@ -13,14 +13,14 @@ from support.trained_texts import lora, run, settings_of
 from fedadamw.trained.evaluate import evaluate
 from fedadamw.trained.export import export
 from fedadamw.trained.load import open_run, open_trained
-from fedadamw.trained.predict import predict, read_samples
+from fedadamw.trained.predict import predict, read_samples, skip_bad
 from fedadamw.validation import InputError
 
 ON_ERROR, ON_SKIP = [("data.on_bad", "error")], [("data.on_bad", "skip")]
 
 
-def predict_all(folder, *files, overrides=ON_ERROR, **options):
-    trained = open_trained(folder, overrides)
+def predict_all(folder, *files, overrides=ON_ERROR, change=lambda trained: trained, **options):
+    trained = change(open_trained(folder, overrides))
     return list(predict(trained, read_samples(trained, [str(file) for file in files]), **options))
 
 
@@ -182,6 +182,8 @@ def test_samples_that_cannot_be_used_are_an_error_or_left_out(finished_run, trai
     (tmp_path / "gaps.csv").write_text("text,n\ngood film,1\n,2\n")
     with pytest.raises(InputError, match=r"gaps.csv, row 2: holds None where a text is expected"):
         predict_all(trained.path, tmp_path / "gaps.csv")
+    with pytest.warns(UserWarning, match="row 2: holds None where a text is expected; left out"):
+        assert [p.row for p in predict_all(trained.path, tmp_path / "gaps.csv", change=skip_bad)] == [1]
 
 
 @pytest.mark.parametrize(

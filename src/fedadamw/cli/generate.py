@@ -46,14 +46,16 @@ def generate_command(
     from fedadamw.models.generation import Decoding
     from fedadamw.settings.load import Override, parse_override
     from fedadamw.trained.generate import ask_file, ask_prompts, generate, open_language_model
+    from fedadamw.trained.predict import skip_bad
     from fedadamw.trained.prediction_file import JSON_LINES, check_new_file
 
     check((prompt is None) != (data is None), "give --prompt or --data")
     check(out is None or data is not None, "--out: is for --data")
     if out is not None:
         check_new_file(out, (JSON_LINES,))
-    overrides: list[Override] = [("data.on_bad", on_bad)]
-    trained = open_language_model(where, [*overrides, *map(parse_override, settings or ())], best=best)
+    overrides: list[Override] = [("data.on_bad", "error"), *map(parse_override, settings or ())]
+    trained = open_language_model(where, overrides, best=best)
+    trained = skip_bad(trained) if on_bad == "skip" else trained
     samples = ask_prompts(trained, prompt or ()) if data is None else ask_file(trained, data)
     base = _choose_base(trained) if ask_base and trained.origin else None
     replies = generate(trained, samples, Decoding(max_tokens, temperature, seed), base)

@@ -39,11 +39,13 @@ def plan_command(
     """
     from fedadamw.plan.plan import make_plan
     from fedadamw.plan.room import find_room
-    from fedadamw.runner.launch import choose_ranks
+    from fedadamw.runner.launch import check_ranks, choose_ranks
     from fedadamw.settings.load import load
 
     experiment = load(recipe or DEFAULT_RECIPE, settings or ())
-    plan = make_plan(experiment, ranks=ranks or choose_ranks(experiment), room=find_room(experiment, memory))
+    ranks = ranks or choose_ranks(experiment)
+    check_ranks(experiment, ranks)
+    plan = make_plan(experiment, ranks=ranks, room=find_room(experiment, memory))
     if as_json:
         from fedadamw.plan.advice import advise
 

@@ -45,15 +45,15 @@ def predict_command(
     """
     from fedadamw.settings.load import Override, parse_override
     from fedadamw.trained.load import open_trained
-    from fedadamw.trained.predict import predict, read_samples
+    from fedadamw.trained.predict import predict, read_samples, skip_bad
     from fedadamw.trained.prediction_file import check_new_file, write_predictions
 
     check(not probabilities or out is not None, "--probabilities: needs --out, a file to write them to")
     if out is not None:
         check_new_file(out)
-    overrides: list[Override] = [("data.on_bad", on_bad)]
-    overrides += [parse_override(setting) for setting in settings or ()]
+    overrides: list[Override] = [("data.on_bad", "error"), *map(parse_override, settings or ())]
     trained = open_trained(where, overrides, best=best)
+    trained = skip_bad(trained) if on_bad == "skip" else trained
     _check_classes(trained, where, "--top" if top > 1 else "--probabilities" if probabilities else "")
     samples = read_samples(trained, files)
     with _progress(sum(map(len, samples)), "" if out is None else f"; {out} was not written") as on_group:

@@ -80,11 +80,10 @@ def _train(
     from fedadamw.prepare.device import uses_gpu
     from fedadamw.prepare.simulation import check_settings
     from fedadamw.runner.forked_ranks import can_fork, forked_ranks
-    from fedadamw.runner.launch import choose_ranks, launch
+    from fedadamw.runner.launch import check_ranks, choose_ranks, launch
 
-    ranks, sampled = ranks or choose_ranks(experiment), experiment.training.clients_per_round
-    most = sampled * experiment.shards
-    check(ranks <= most, f"--ranks {ranks}: more than the {sampled} clients per round; use at most {most}")
+    ranks = ranks or choose_ranks(experiment)
+    check_ranks(experiment, ranks)
     alone = ranks == 1 or "RANK" in os.environ
     check_settings(experiment, remote=False)
     if not force:

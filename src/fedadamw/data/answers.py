@@ -41,10 +41,13 @@ class Question(NamedTuple):
 class AnswerTask:
     """A language task whose evaluations also answer some held-out prompts, evenly spread over the texts.
 
-    Raises InputError if texts have no prompts, or a right answer is not among the choices.
+    positions: the tokens that the model takes, None if any number. Raises InputError if texts have no prompts, if an
+    answer has no room after one, or if a right answer is not among the choices.
     """
 
-    def __init__(self, task: Task, test: Texts, tokenizer: Any, asking: Asking, *, size: int) -> None:
+    def __init__(
+        self, task: Task, test: Texts, tokenizer: Any, asking: Asking, *, size: int, positions: int | None = None
+    ) -> None:
         check_library(asking.metrics)
         self.task, self.tokenizer, self.asking, self.size = task, tokenizer, asking, size
         count = min(asking.most, len(test))
@@ -53,6 +56,8 @@ class AnswerTask:
         if any(name in CHOSEN for name in asking.metrics):
             for i, question in self.questions.items():
                 _check_choice(question.answer, asking.choices, i)
+        if positions is not None:
+            self._check_room(positions)
 
     @property
     def resident(self) -> bool:
@@ -102,6 +107,21 @@ class AnswerTask:
         means = scores[scores[:, 0] > 0, 1:].mean(0).tolist()
         return Evaluation(own.loss, {**dict(zip(self.asking.metrics, means, strict=True)), **own.metrics})
 
+    def _check_room(self, positions: int) -> None:
+        """Raise InputError if the longest prompt and an answer are more tokens than the model takes."""
+        metrics, given, longest = self.asking.metrics, f"data.answer_tokens={self.asking.tokens}", 0
+        if any(name in WRITTEN for name in metrics):
+            longest = self.asking.tokens
+        if any(name in CHOSEN for name in metrics):
+            of_choice = max(len(ids) for ids in _encode_choices(self.tokenizer, self.asking.choices))
+            given, longest = (given, longest) if longest >= of_choice else ("data.choices", of_choice)
+        asked = max(len(question.prompt) for question in self.questions.values())
+        check(
+            asked + longest <= positions,
+            f"{given}: the model takes {positions:,} tokens, and a prompt has {asked:,}, an answer up to {longest:,}; "
+            "shorten one of them (data.max_length cuts prompts)",
+        )
+
     def _score_written(self, model: Model, asked: Sequence[Question]) -> dict[str, Tensor]:
         names = [name for name in self.asking.metrics if name in WRITTEN]
         if not names:
@@ -128,11 +148,15 @@ def likelihoods_of_choices(
 
     Of the choice's tokens alone, without one that ends it, as EleutherAI's lm-evaluation-harness does.
     """
-    ids = [tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
+    ids = _encode_choices(tokenizer, choices)
     prompts = [q.prompt for q in asked for _ in choices]
     answers = ids * len(asked)
     found = log_likelihoods(model, prompts, answers, tokenizer.pad_token_id or 0, size)
     return found.view(len(asked), len(choices)).cpu()
+
+
+def _encode_choices(tokenizer: Any, choices: Sequence[str]) -> list[Ids]:
+    return [tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in choices]
 
 
 def find_question(texts: Texts, i: int, tokenizer: Any) -> Question:

@@ -95,17 +95,18 @@ class Pretrained:
     @property
     def longest(self) -> int:
         """The tokens of the longest text that the positions and the tokenizer allow."""
-        limits = [n for n in (self._positions, self.tokenizer.model_max_length) if n is not None and n < NO_LIMIT]
+        limits = [n for n in (self.positions, self.tokenizer.model_max_length) if n is not None and n < NO_LIMIT]
         return min(limits, default=DEFAULT_LENGTH)
 
     @property
-    def _positions(self) -> int | None:
+    def positions(self) -> int | None:
+        """The tokens that its positions allow; None if they have no limit."""
         return self.positions_after_padding or getattr(self.config, "max_position_embeddings", None)
 
     def max_length(self, wanted: int | str | None) -> int:
         """Return the tokens of the longest text of a run; `wanted`: as data.max_length has it."""
         if isinstance(wanted, int):
-            positions = self._positions
+            positions = self.positions
             fits = positions is None or wanted <= positions
             check(fits, f"data.max_length={wanted}: {self.name!r} takes {positions} tokens")
             return wanted

@@ -77,8 +77,34 @@ def _adapt(
     quantize = weights.quantize if own == "none" else own
     if quantize != "none":
         replace_layers(model, quantisation(model, weights._replace(quantize=quantize)))
-    adapted = model if experiment.lora is None else add_adapters(model, experiment.lora, kind)
-    return join_types(adapted, weights.dtype)
+    if experiment.lora is not None:
+        with whole_weights(experiment):
+            model = add_adapters(model, experiment.lora, kind)
+    return join_types(model, weights.dtype)
+
+
+@contextmanager
+def whole_weights(experiment: Experiment) -> Iterator[None]:
+    """A block in which DoRA gets whole weights, without numbers, of quantised layers without numbers."""
+    if experiment.lora is None or not experiment.lora.dora:
+        yield
+        return
+    from peft.tuners.lora import dora
+
+    usual = dora.dequantize_module_weight
+
+    def whole(layer: nn.Module) -> Any:
+        if not is_packed(layer):
+            return usual(layer)
+        weight: Any = layer.weight
+        like = getattr(weight, "quant_state", None) or weight
+        return torch.empty(like.shape, dtype=like.dtype, device=weight.device)
+
+    dora.dequantize_module_weight = whole
+    try:
+        yield
+    finally:
+        dora.dequantize_module_weight = usual
 
 
 def _blank_images(facts: ImageFacts, count: int) -> Images:

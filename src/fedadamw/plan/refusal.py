@@ -1,5 +1,6 @@
 """Refuse a run that cannot fit on its device, before anything of it is loaded."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 from fedadamw.plan.bound import bound
@@ -23,7 +24,11 @@ def check_fits(experiment: Experiment, ranks: int) -> None:
         return
     from fedadamw.plan.plan import make_plan  # imports what torch's compiler does, for half a second
 
-    plan = make_plan(experiment, ranks=ranks, room=room)
+    try:
+        plan = make_plan(experiment, ranks=ranks, room=room)
+    except InputError as error:  # what is wrong with its settings, the run says; what cannot be planned may run
+        warnings.warn(f"the memory of this run is not planned: {error}", stacklevel=2)
+        return
     if not plan.fits:
         raise InputError(f"this run {describe_verdict(plan)}; --force runs it all the same")
 

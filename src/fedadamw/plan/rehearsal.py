@@ -19,16 +19,18 @@ from fedadamw.engine.shards import find_layers
 from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.states import iterate_tensors
 from fedadamw.engine.step import Kind, clip_gradient, copy_all
+from fedadamw.models.loading import MAX_REASON_CHARACTERS
 from fedadamw.plan.counted import BASE, CLIENT, SERVER, STEP, TRAINED, CountedRound, CountedTask, Counts
 from fedadamw.plan.data_shape import DataShape
 from fedadamw.plan.depth import extend, find_depth
 from fedadamw.plan.heap import Heap
 from fedadamw.plan.meter import Meter
-from fedadamw.plan.pretended import PLACE, build_problem, find_output, pretend, without_numbers
+from fedadamw.plan.pretended import PLACE, build_problem, find_output, pretend, whole_weights, without_numbers
 from fedadamw.prepare.problem import Problem
 from fedadamw.prepare.simulation import Prepared, assemble, choose_step, default_stack
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
+from fedadamw.validation import InputError
 from fedadamw.vector import Vector, nbytes
 
 CLIENTS = 2  # rehearsed, of one step each: when the second one trains, all is there that stays
@@ -48,8 +50,21 @@ class Rehearsal:
 
 
 def rehearse(experiment: Experiment, data: DataShape, device: torch.device, stack: int | None = None) -> Rehearsal:
-    """Rehearse a round of the experiment on `device`, with `stack` clients at once."""
-    stack, depth = stack or experiment.stack or default_stack(experiment, device), find_depth(experiment)
+    """Rehearse a round of the experiment on `device`, with `stack` clients at once; InputError if that cannot be."""
+    stack = stack or experiment.stack or default_stack(experiment, device)
+    try:
+        return _rehearse_all_layers(experiment, data, device, stack)
+    except InputError:
+        raise
+    except Exception as error:  # the model's code may raise anything if it looks at numbers that are not there
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(
+            f"model.name={experiment.model.name!r} cannot be planned ({why[:MAX_REASON_CHARACTERS]})"
+        ) from error
+
+
+def _rehearse_all_layers(experiment: Experiment, data: DataShape, device: torch.device, stack: int) -> Rehearsal:
+    depth = find_depth(experiment)
     if depth is None:
         return _rehearse(experiment, data, device, stack, None)
     few, twice = (_rehearse(experiment, data, device, stack, n) for n in (depth.few, 2 * depth.few))
@@ -68,7 +83,7 @@ def _rehearse(
     vocabulary = getattr(getattr(problem.model, "config", None), "vocab_size", None)
     logits = vocabulary if experiment.data.task == LANGUAGE else None
     meter = Meter(BASE, logits=logits, heap=Heap() if device.type == "cpu" else None)
-    with warnings.catch_warnings(), without_numbers(), meter:
+    with warnings.catch_warnings(), without_numbers(), whole_weights(experiment), meter:
         warnings.simplefilter("ignore")  # the run gives them
         prepared = _assemble(short, problem, partition, meter)
         d = prepared.workspace.layout.d

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fedadamw.models.dtypes import DTYPES, Weights, is_half
+from fedadamw.models.dtypes import DTYPES, Weights, is_half, name_of
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.quantized import check_library, refuse_whole
 from fedadamw.models.vision import NAMES
@@ -24,6 +24,7 @@ from fedadamw.validation import InputError, check
 def choose_weights(experiment: Experiment, pretrained: Pretrained | None) -> Weights:
     """Return how the weights of the experiment's model come into memory."""
     dtype = _choose_type(experiment, pretrained)
+    _check_one_half_type(experiment, name_of(dtype))
     compute = torch.bfloat16 if experiment.training.precision == "bf16" else dtype
     return Weights(resolve_model(experiment.model).fresh, dtype, experiment.model.quantize, compute)
 
@@ -81,6 +82,7 @@ def check_base(experiment: Experiment) -> None:
         f"model.dtype={model.dtype}: what is trained stays float32; train adapters on a frozen base (-s lora.r=16), or "
         "set training.precision=bf16 instead",
     )
+    _check_one_half_type(experiment, model.dtype)
     if model.quantize == "none":
         return
     if lora is None:
@@ -93,6 +95,12 @@ def check_base(experiment: Experiment) -> None:
     in_run = is_run(name) and not model.fresh
     check(not in_run, f"{given}: {name!r} is a run's folder; export it (fedadamw export --merged) and name the export")
     check_library(given)
+
+
+def _check_one_half_type(experiment: Experiment, dtype: str) -> None:
+    """Raise InputError if a base of `dtype` would meet autocast's other type of 16 bits, which torch cannot join."""
+    mixed = dtype == "float16" and experiment.training.precision == "bf16"
+    check(not mixed, "model.dtype=float16 does not mix with training.precision=bf16; set model.dtype=bfloat16")
 
 
 def warn_if_not_stacked(experiment: Experiment, device: torch.device) -> None:
@@ -114,7 +122,7 @@ def _check_few_bits(experiment: Experiment, lora: LoraSettings, given: str, quan
 
 def check_own_quantisation(experiment: Experiment, pretrained: Pretrained | None) -> None:
     """Raise InputError if the model's files are quantised already, and the experiment trains what that forbids."""
-    if pretrained is None or (own := pretrained.quantised) == "none":
+    if pretrained is None or experiment.data.task == PYTHON or (own := pretrained.quantised) == "none":
         return
     name, lora = f"model.name={pretrained.name!r}", experiment.lora
     if lora is None:

@@ -20,7 +20,7 @@ from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
-from fedadamw.runner.base_type import keep_type
+from fedadamw.runner.base_type import find_started, keep_type
 from fedadamw.runner.client_losses import ClientLosses
 from fedadamw.runner.digest import settings_digest
 from fedadamw.runner.folder import RunFolder
@@ -75,7 +75,7 @@ def execute(
         check_origins(experiment, folder.read_manifest().get("folders"), (*MODEL_PATHS, *DATA_PATHS))
     with collector_paused():
         remote = make_clients is not None
-        kept = keep_type(experiment, folder.read_manifest() if resume and folder.started else None)
+        kept = keep_type(experiment, find_started(folder, experiment) if resume else None)
         prepared = prepare(kept, remote=remote) if prepare_run is None else prepare_run(kept)
     with folder.lock():
         folder.check_startable(experiment, resume=resume)  # again, now that no other process can change the folder

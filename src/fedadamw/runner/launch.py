@@ -10,7 +10,7 @@ from fedadamw.prepare.device import uses_gpu
 from fedadamw.runner.fork_server import end_with_parent, start_fork_server
 from fedadamw.runner.signals import stop_once
 from fedadamw.settings.experiment import Experiment
-from fedadamw.validation import InputError
+from fedadamw.validation import InputError, check
 
 MIN_STEPS = 2000  # local steps of a run from which several ranks save more time than they take to start
 MIN_TEXT_STEPS = 100  # each takes longer
@@ -32,6 +32,14 @@ def choose_ranks(experiment: Experiment) -> int:
     if uses_gpu(experiment) or short or one_process or experiment.stack or (experiment.threads or 1) > 1:
         return 1
     return min(count_cores(), t.clients_per_round)
+
+
+def check_ranks(experiment: Experiment, ranks: int) -> None:
+    """Raise InputError if a run cannot be shared by so many processes."""
+    sampled, shards = experiment.training.clients_per_round, experiment.shards
+    most = sampled * shards
+    check(ranks <= most, f"--ranks {ranks}: more than the {sampled} clients per round; use at most {most}")
+    check(ranks % shards == 0, f"--ranks {ranks}: is not a multiple of shards={shards}")
 
 
 def launch(ranks: int, target: Callable[..., None], *args: object) -> int:

@@ -17,6 +17,7 @@ Override = tuple[str, object]  # path and value: ("training.lr", 0.001)
 
 NAMED_SECTIONS = ("model", "algorithm")  # -s model=DIR sets model.name
 TEMPLATES = ("data.prompt", "data.response")  # YAML would read {label} as a mapping
+LISTS_OF_WORDS = ("data.choices",)  # in which '1' is a word
 WORDS_IN_BRACKETS = ("model.pad_token",)  # YAML would read [PAD] as a list
 
 
@@ -112,7 +113,8 @@ def parse_override(override: str) -> tuple[str, Any]:
         raise InputError(f"-s {shorten(override)}: give key.path=value, for example training.lr=0.001")
     if path in TEMPLATES and text.strip() != "null" and text.strip()[:1] not in ("'", '"'):
         return path, text
-    value = _parse_numbers(read_yaml(f"-s ...={shorten(text)}", text))
+    value = read_yaml(f"-s ...={shorten(text)}", text)
+    value = value if path in LISTS_OF_WORDS else _parse_numbers(value)
     if path in WORDS_IN_BRACKETS and _is_word_in_brackets(value):
         value = text.strip()
     return (f"{path}.name" if path in NAMED_SECTIONS and isinstance(value, str) else path), value

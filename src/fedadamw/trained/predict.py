@@ -138,6 +138,12 @@ def _respond_to(trained: Trained, new: int, limit: int | None, model: Any, group
         yield Prediction(*group.place(i), (question.words,), response=response)
 
 
+def skip_bad(trained: Trained) -> Trained:
+    """Return the model with data.on_bad=skip, which is a setting of images only, for new samples of any kind."""
+    data = trained.experiment.data.model_copy(update={"on_bad": "skip"})
+    return trained._replace(experiment=trained.experiment.model_copy(update={"data": data}))
+
+
 def leave_out(trained: Trained, group: NewSamples, bad: Mapping[int, str]) -> list[int]:
     """Return the samples of a group that are not bad; raises InputError for the first bad one unless it is skipped."""
     for i, why in bad.items():

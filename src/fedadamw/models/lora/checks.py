@@ -86,11 +86,10 @@ def check_adapted(model: nn.Module, lora: LoraSettings) -> None:
     for name, (rank, side) in sides.items():
         setting = f"lora.r={rank}" if rank == lora.r else f"lora.rank_pattern: {rank}"
         last = name.rpartition(".")[2]
-        check(
-            rank <= side,
-            f"{setting} is above {side}, the smaller side of {name}; lower it, or give that layer "
-            f"lora.rank_pattern={{{last}: {side}}}",
-        )
+        mend = f"lower it, or give that layer lora.rank_pattern={{{last}: {side}}}"
+        if lora.ranks is not None:
+            setting, mend = f"lora.ranks: {rank}", "lower it"
+        check(rank <= side, f"{setting} is above {side}, the smaller side of {name}; {mend}")
 
 
 def _sides(model: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
