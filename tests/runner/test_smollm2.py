@@ -27,7 +27,7 @@ FEW = {
 
 
 def run(*arguments, cwd):
-    done = run_command(*arguments, cwd=cwd)
+    done = run_command(*arguments, cwd=cwd, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
