@@ -23,12 +23,15 @@ def check_fits(experiment: Experiment, ranks: int) -> None:
     if room.free is None or (most is not None and sharing * (most + room.own) < room.free):
         return
     from fedadamw.plan.plan import make_plan  # imports what torch's compiler does, for half a second
+    from fedadamw.plan.rehearsal import NotPlannedError
 
     try:
         plan = make_plan(experiment, ranks=ranks, room=room)
-    except InputError as error:  # what is wrong with its settings, the run says; what cannot be planned may run
+    except NotPlannedError as error:  # it may run
         warnings.warn(f"the memory of this run is not planned: {error}", stacklevel=2)
         return
+    except InputError:
+        return  # the run says what is wrong with its settings
     if not plan.fits:
         raise InputError(f"this run {describe_verdict(plan)}; --force runs it all the same")
 

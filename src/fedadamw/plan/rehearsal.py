@@ -49,8 +49,12 @@ class Rehearsal:
     stack: int  # clients at once
 
 
+class NotPlannedError(InputError):
+    """A model whose code cannot run on tensors without numbers; it may train nevertheless."""
+
+
 def rehearse(experiment: Experiment, data: DataShape, device: torch.device, stack: int | None = None) -> Rehearsal:
-    """Rehearse a round of the experiment on `device`, with `stack` clients at once; InputError if that cannot be."""
+    """Rehearse a round of the experiment on `device`, with `stack` clients at once; NotPlannedError if that cannot be."""
     stack = stack or experiment.stack or default_stack(experiment, device)
     try:
         return _rehearse_all_layers(experiment, data, device, stack)
@@ -58,7 +62,7 @@ def rehearse(experiment: Experiment, data: DataShape, device: torch.device, stac
         raise
     except Exception as error:  # the model's code may raise anything if it looks at numbers that are not there
         why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(
+        raise NotPlannedError(
             f"model.name={experiment.model.name!r} cannot be planned ({why[:MAX_REASON_CHARACTERS]})"
         ) from error
 
