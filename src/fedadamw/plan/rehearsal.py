@@ -54,7 +54,7 @@ class NotPlannedError(InputError):
 
 
 def rehearse(experiment: Experiment, data: DataShape, device: torch.device, stack: int | None = None) -> Rehearsal:
-    """Rehearse a round of the experiment on `device`, with `stack` clients at once; NotPlannedError if that cannot be."""
+    """Rehearse a round of the experiment on `device`, with `stack` clients at once, or raise NotPlannedError."""
     stack = stack or experiment.stack or default_stack(experiment, device)
     try:
         return _rehearse_all_layers(experiment, data, device, stack)
