@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from support.adapters import merged_weights, simulation
+from support.adapters import merged_weights, resume_after_one_round, simulation
 
-from fedadamw.engine.simulate import Saved
 from fedadamw.validation import InputError
 
 GIVEN = ("lora.target_modules=[query,dense]", "lora.alpha=7")
@@ -55,13 +54,7 @@ def test_a_residual_mean_sends_what_an_exact_one_does(place):
 
 def test_the_residual_mean_survives_a_stop(place):
     given = (*GIVEN, "lora.aggregate=residual", "training.upload=top-k")
-    whole, first, second = (simulation(place, *given) for _ in range(3))
-    list(whole.rounds())
-    first.step()
-    second.restore(Saved(1, {name: t.clone() for name, t in first.tensors().items()}))
-    list(second.rounds())
-    for name, t in whole.tensors().items():
-        assert torch.equal(second.tensors()[name], t), name
+    whole, second = resume_after_one_round(place, *given)
     assert whole.evaluate() == second.evaluate()
 
 

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 from support import tiny_models
-from support.adapters import simulation
+from support.adapters import resume_after_one_round, simulation
 
 from fedadamw.algorithms.registry import BUILT_IN
 from fedadamw.data.text_tasks import TextTask
 from fedadamw.engine.client import plan_work
-from fedadamw.engine.simulate import Saved
 from fedadamw.models import vision
 from fedadamw.models.lora.adapters import add_adapters
 from fedadamw.models.lora.means import Folding
@@ -148,13 +147,7 @@ def weight_of_merged(model, work, y) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("upload", ["float32", "int8"])
 def test_the_exact_mean_survives_a_stop(place, upload):
     given = ("lora.aggregate=exact", f"training.upload={upload}")
-    whole, first, second = (simulation(place, *given) for _ in range(3))
-    list(whole.rounds())
-    first.step()
-    second.restore(Saved(1, {name: t.clone() for name, t in first.tensors().items()}))
-    list(second.rounds())
-    for name, t in whole.tensors().items():
-        assert torch.equal(second.tensors()[name], t), name
+    whole, second = resume_after_one_round(place, *given)
     assert whole.evaluate() == second.evaluate()
 
 

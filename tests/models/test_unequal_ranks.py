@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from support.adapters import simulation
+from support.adapters import resume_after_one_round, simulation
 
 from fedadamw.engine.client import plan_work
-from fedadamw.engine.simulate import Saved
 from fedadamw.prepare import texts
 from fedadamw.prepare.adapters import assign_ranks
 from fedadamw.settings.load import load
@@ -153,13 +152,7 @@ def test_bytes_are_those_of_each_clients_rank(place, upload):
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(place):
     given = (LISTED, "lora.aggregate=residual", "training.upload=int8")
-    whole, first, second = (simulation(place, *given) for _ in range(3))
-    list(whole.rounds())
-    first.step()
-    second.restore(Saved(1, {name: t.clone() for name, t in first.tensors().items()}))
-    list(second.rounds())
-    for name, t in whole.tensors().items():
-        assert torch.equal(second.tensors()[name], t), name
+    resume_after_one_round(place, *given)
 
 
 def test_shares_of_clients_are_drawn_from_the_seed():

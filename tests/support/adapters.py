@@ -2,6 +2,7 @@
 
 import torch
 
+from fedadamw.engine.simulate import Saved
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from support import tiny_models
@@ -31,6 +32,18 @@ def simulation(place, *settings, kind="roberta", lora=True, stack=1, task="text"
         "device=cpu",
     ]
     return prepare(load("digits", [*common, *adapters, *settings])).simulation()
+
+
+def resume_after_one_round(place, *given):
+    """Check that a run stopped after one round ends with the bits of an uninterrupted one; return both."""
+    whole, first, second = (simulation(place, *given) for _ in range(3))
+    list(whole.rounds())
+    first.step()
+    second.restore(Saved(1, {name: t.clone() for name, t in first.tensors().items()}))
+    list(second.rounds())
+    for name, t in whole.tensors().items():
+        assert torch.equal(second.tensors()[name], t), name
+    return whole, second
 
 
 def merged_weights(model) -> dict[str, torch.Tensor]:
