@@ -1,10 +1,15 @@
 """A run that cannot fit is refused before anything is loaded, with what to change."""
 
+import warnings
+
+import numpy as np
 import pytest
-from support import tiny_models
+from support import image_files, tiny_models
+from support.sequences import batch_of
 
 from fedadamw.plan.bound import bound
 from fedadamw.plan.refusal import check_fits
+from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 
 MANY = [
@@ -49,3 +54,16 @@ def test_a_run_that_cannot_be_planned_is_not_refused(monkeypatch):
     monkeypatch.setattr("fedadamw.plan.rehearsal._rehearse", look)
     with pytest.warns(UserWarning, match=r"'vit-micro' cannot be planned \(RuntimeError: a number that is not there\)"):
         check_fits(load("digits", ["device=cpu", "algorithm.name=scaffold"]), 1)
+
+
+@pytest.mark.parametrize("resample", [0, 2, 3], ids=["nearest", "bilinear", "bicubic"])
+def test_a_model_that_resizes_its_images_is_planned_and_then_runs(resample, monkeypatch, tmp_path):
+    side = 24 + 8 * resample
+    processor = {"image_processor_type": "ViTImageProcessor", "size": side, "resample": resample}
+    folder = image_files.vit(tmp_path / "vit", processor, side=side)
+    experiment = load("digits", [f"model={folder}", "device=cpu", "data.image_size=null", "data.max_train=100"])
+    monkeypatch.setattr("fedadamw.plan.refusal.bound", lambda _: 10**18)
+    with warnings.catch_warnings(category=UserWarning, action="error"):
+        check_fits(experiment, 1)
+    inputs, _ = batch_of(prepare(experiment).task, np.arange(3))
+    assert inputs.shape == (3, 3, side, side)

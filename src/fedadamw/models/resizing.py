@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Size = tuple[int, int]  # height, width
+Taps = npt.NDArray[np.signedinteger[Any]]
 NEAREST, LANCZOS, BILINEAR, BICUBIC, BOX, HAMMING = range(6)  # Pillow's numbers
 MAX_PROBES = 8  # random images tried to find out in which order Pillow resizes
 HAMMING_WINDOW = (0.54000002145767211914, 0.46000000834465026855)  # float32 in Pillow
@@ -82,7 +85,6 @@ def _crop_start(length: int, crop: int) -> int:
 @lru_cache(maxsize=64)
 def _resizes_columns_first(before: Size, after: Size, resample: int) -> bool:
     """Whether this version of Pillow resizes columns before rows, which changes the rounding."""
-    import numpy as np
     from PIL import Image
 
     for seed in range(MAX_PROBES):
@@ -106,7 +108,8 @@ def _resize_dim(pixels: Tensor, dim: int, length: int, resample: int) -> Tensor:
     """Resize bytes to `length` along one dimension, with Pillow's rounding."""
     if pixels.shape[dim] == length:
         return pixels
-    places, weights = (t.to(pixels.device) for t in _filter_taps(pixels.shape[dim], length, resample))
+    taps = _filter_taps(pixels.shape[dim], length, resample)
+    places, weights = (torch.tensor(numbers, device=pixels.device) for numbers in taps)
     if weights.shape[0] == 1:
         return pixels.index_select(dim, places[0])
     shape = [*pixels.shape]
@@ -119,8 +122,11 @@ def _resize_dim(pixels: Tensor, dim: int, length: int, resample: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _filter_taps(size: int, length: int, resample: int) -> tuple[Tensor, Tensor]:
-    """Return the source pixels of each of `length` new pixels and their weights, (taps, length) each."""
+def _filter_taps(size: int, length: int, resample: int) -> tuple[Taps, Taps]:
+    """Return the source pixels of each of `length` new pixels and their weights, (taps, length) each.
+
+    They are kept for the whole process, so they are no tensors: those may be on another device at the next call.
+    """
     if resample == NEAREST:
         return _nearest_taps(size, length)
     scale = size / length
@@ -134,21 +140,22 @@ def _filter_taps(size: int, length: int, resample: int) -> tuple[Tensor, Tensor]
         raw = [kernel((x - centre + 0.5) / width) for x in range(first, stop)]
         weights.append([math.trunc(w / sum(raw) * 2**WEIGHT_BITS + math.copysign(0.5, w)) for w in raw])
         places.append(list(range(first, stop)))
-    return _pad_taps(places), _pad_taps(weights).to(torch.int32)
+    return _pad_taps(places), _pad_taps(weights).astype(np.int32)
 
 
-def _nearest_taps(size: int, length: int) -> tuple[Tensor, Tensor]:
+def _nearest_taps(size: int, length: int) -> tuple[Taps, Taps]:
     """Return `_filter_taps` of the nearest-neighbour filter: one pixel each."""
     scale = size / length
     centres = accumulate([scale / 2, *[scale] * (length - 1)])  # a running sum, as in Pillow
-    nearest = torch.tensor([[int(centre) for centre in centres]])
-    return nearest, torch.ones_like(nearest)
+    nearest = np.array([[int(centre) for centre in centres]])
+    return nearest, np.ones_like(nearest)
 
 
-def _pad_taps(rows: list[list[int]]) -> Tensor:
+def _pad_taps(rows: list[list[int]]) -> Taps:
     """Pad the rows with zeros to the longest, (longest, rows)."""
     longest = max(map(len, rows))
-    return torch.tensor([row + [0] * (longest - len(row)) for row in rows]).T.contiguous()
+    taps: Taps = np.array([row + [0] * (longest - len(row)) for row in rows]).T
+    return taps
 
 
 def _sinc(x: float) -> float:

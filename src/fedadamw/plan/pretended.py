@@ -54,6 +54,8 @@ def _images(experiment: Experiment, pretrained: Pretrained | None, data: DataSha
     assert data.image is not None
     classes = tuple(f"class {i}" for i in range(data.classes))
     facts: ImageFacts = {"classes": classes, "shape": list(data.image), "fit": OWN_SIZE}
+    if pretrained is not None:
+        _learn_resizing(pretrained, data.image)
     size = None if pretrained is None else input_size(pretrained.config)
     if size is not None and experiment.data.image_size is None and size <= tuple(data.image[1:]):
         facts["shape"], facts["fit"] = [data.image[0], *size], MODEL_SIZE
@@ -67,6 +69,13 @@ def _images(experiment: Experiment, pretrained: Pretrained | None, data: DataSha
     train, test = (_blank_images(facts, n) for n in (1, min(at_once, data.held_out or at_once)))
     resident = experiment.model_copy(update={"data": experiment.data.model_copy(update={"resident": True})})
     return Problem(model, images.build_task(resident, built, train, test, PLACE, facts), facts)
+
+
+def _learn_resizing(pretrained: Pretrained, shape: tuple[int, ...]) -> None:
+    """Resize an image that has numbers: how Pillow does it is found out by trying, once, and then known."""
+    fit = pretrained.processor.fit
+    if fit is not None:
+        fit.resize_batch(torch.zeros(1, *shape, dtype=torch.uint8))
 
 
 def _adapt(
