@@ -38,7 +38,7 @@ TRIAL = (
     "training.evaluate_every=1",
 )
 AGGREGATES = ("factors", "frozen-a", "exact", "residual", "alternate")
-CONCENTRATIONS, SEEDS, ROUNDS, CLIENTS = (0.1, 0.8), 3, 40, 10
+CONCENTRATIONS, SEEDS, ROUNDS, CLIENTS, STEPS = (0.1, 0.8), 3, 40, 10, 10
 
 
 class Job(NamedTuple):
@@ -75,6 +75,7 @@ def run(job: Job, data: str) -> None:
         f"seed={job.seed}",
         f"training.rounds={ROUNDS}",
         f"training.clients_per_round={CLIENTS}",
+        f"training.steps={STEPS}",
         f"data.source={data}",
         "checkpoint_every=1",
         "threads=1",
@@ -126,10 +127,11 @@ def main() -> None:
         "recipe": RECIPE,
         "clients_per_round": CLIENTS,
         "rounds": ROUNDS,
+        "steps": STEPS,
         "runs": [json.loads(job.file.read_text()) for job in wanted],
     }
     if args.trial:
-        print(describe({**content, "rounds": 2}))
+        print(describe({**content, "rounds": 2, "steps": 2}))
     else:
         records.write(WHAT, DEVICE, content, record=args.record)
 
