@@ -33,7 +33,8 @@ def respond(model: Any, tokenizer: Any, prompts: Sequence[Ids], decoding: Decodi
         ids, mask = _pad_left([prompts[i] for i in chosen], config.pad_token_id, device)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(torch_seed(decoding.seed, Purpose.ANSWERS, batch))
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            last = _last_logits(model, 1, device)
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **last)
         texts = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
         answers.update(zip(chosen, texts, strict=True))
     return (answers[i] for i in range(len(prompts)))
@@ -74,7 +75,9 @@ def log_likelihoods(model: Any, prompts: Sequence[Ids], answers: Sequence[Ids], 
         rows = [prompts[i] + answers[i] for i in chosen]
         length = max(map(len, rows))
         ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=device)
-        wanted = _last_logits(model, length - len(prompts[chosen[0]]) + 1)  # from the end of the shortest prompt
+        wanted = _last_logits(
+            model, length - len(prompts[chosen[0]]) + 1, device
+        )  # from the end of the shortest prompt
         logits = model(input_ids=ids, use_cache=False, **wanted).logits  # no token attends to the padding after it
         skipped = length - logits.shape[1]
         for place, i in enumerate(chosen):
@@ -84,7 +87,12 @@ def log_likelihoods(model: Any, prompts: Sequence[Ids], answers: Sequence[Ids], 
     return result
 
 
-def _last_logits(model: Any, tokens: int) -> dict[str, int]:
-    """Return the arguments with which a model computes only the logits of its last tokens, {} if it cannot."""
+def _last_logits(model: Any, tokens: int, device: torch.device) -> dict[str, Tensor]:
+    """Return the arguments with which a model computes only the logits of its last tokens, {} if it cannot.
+
+    They are places: given a number, models slice, and for a slice torch may copy the output layer's weight a text.
+    """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return {"logits_to_keep": tokens} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+    if "logits_to_keep" not in inspect.signature(base.forward).parameters:
+        return {}
+    return {"logits_to_keep": torch.arange(-tokens, 0, device=device)}

@@ -21,6 +21,7 @@ from fedadamw.vector import at_least_single
 CHUNK_BYTES = 2**26  # of logits in float32: smaller ones are computed whole, larger ones in chunks of this size
 LOGIT_COPIES = 3  # tensors of the logits' size at once in training: they, their log-softmax, its gradient
 EVALUATED_COPIES = 2  # in an evaluation
+NO_TOKENS = torch.zeros(0, dtype=torch.long)  # places of logits; for a last one torch may copy the whole layer a text
 
 
 def chunk_tokens(vocabulary: int) -> int:
@@ -53,7 +54,7 @@ class OutputLayer:
         """
         of_client = self.trains and not isinstance(model, nn.Module)
         with _captured(self._decoder, lambda: dict(self._own_parameters()) if of_client else {}) as found:
-            model(**inputs, use_cache=False, logits_to_keep=1)
+            model(**inputs, use_cache=False, logits_to_keep=NO_TOKENS)
         out, own = found[-1]
         return out.last_hidden_state, own
 
@@ -115,7 +116,7 @@ def find_output_layer(model: Any, ids: Tensor, expected: Tensor) -> OutputLayer 
         if "logits_to_keep" not in inspect.signature(model.forward).parameters or decoder is model:
             return "its forward does not separate them from its hidden states"
         with _captured(decoder) as found:
-            model(input_ids=ids, use_cache=False, logits_to_keep=1)
+            model(input_ids=ids, use_cache=False, logits_to_keep=NO_TOKENS)
         out, _ = found[-1]
         layer = OutputLayer(model, decoder, type(out), expected.shape[-1])
         logits = layer.logits(out.last_hidden_state[0])

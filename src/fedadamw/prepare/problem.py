@@ -14,6 +14,7 @@ from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.quantized import place_on
 from fedadamw.models.vision import NAMES
 from fedadamw.prepare.architecture import CONFIG, is_run, resolve_model
+from fedadamw.prepare.malloc import return_freed_memory
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
@@ -107,4 +108,6 @@ def place_model(experiment: Experiment, model: nn.Module, device: torch.device) 
     """Return the model on `device`, in shards if the experiment says so: layer by layer, from the CPU's memory."""
     if experiment.shards > 1:
         current_team(device, experiment.shards).shard(model)
-    return place_on(model, device)
+    placed = place_on(model, device)
+    return_freed_memory()
+    return placed
