@@ -38,7 +38,7 @@ TRIAL = (
     "training.evaluate_every=1",
 )
 AGGREGATES = ("factors", "frozen-a", "exact", "residual", "alternate")
-CONCENTRATIONS, SEEDS, ROUNDS, CLIENTS, STEPS = (0.1, 0.8), 3, 40, 10, 10
+CONCENTRATIONS, SEEDS, ROUNDS, CLIENTS, STEPS, BATCH = (0.1, 0.8), 3, 40, 10, 5, 8
 
 
 class Job(NamedTuple):
@@ -76,6 +76,8 @@ def run(job: Job, data: str) -> None:
         f"training.rounds={ROUNDS}",
         f"training.clients_per_round={CLIENTS}",
         f"training.steps={STEPS}",
+        f"training.batch_size={BATCH}",
+        "training.evaluate_every=10",
         f"data.source={data}",
         "checkpoint_every=1",
         "threads=1",
@@ -128,10 +130,11 @@ def main() -> None:
         "clients_per_round": CLIENTS,
         "rounds": ROUNDS,
         "steps": STEPS,
+        "batch_size": BATCH,
         "runs": [json.loads(job.file.read_text()) for job in wanted],
     }
     if args.trial:
-        print(describe({**content, "rounds": 2, "steps": 2}))
+        print(describe({**content, "rounds": 2, "steps": 2, "batch_size": BATCH}))
     else:
         records.write(WHAT, DEVICE, content, record=args.record)
 

@@ -39,7 +39,8 @@ def describe(record: Mapping[str, Any]) -> str:
 
 
 def _introduce(record: Mapping[str, Any], seeds: int) -> str:
-    of = f"{record['rounds']} rounds of {record['steps']} steps, {seeds} seed{'s' * (seeds > 1)} ({record['device']})"
+    length = f"{record['rounds']} rounds of {record['steps']} steps of {record['batch_size']} texts"
+    of = f"{length}, {seeds} seed{'s' * (seeds > 1)} ({record['device']})"
     return (
         f"Recipe `{record['recipe']}` with FedAdamW and {record['clients_per_round']} clients a round, {of}: test "
         f"accuracy after the last round, ± half of its 95% interval, and the mean paired difference from `{USUAL}` in "

@@ -85,7 +85,15 @@ def test_the_means_of_adapters_are_compared_by_pairs_of_seeds():
         for seed, base in enumerate((0.6, 0.7, 0.8))
         for aggregate, more, share in (("factors", 0, 1), ("alternate", 0.02, 0.5))
     ]
-    record = {"recipe": "small/x", "clients_per_round": 10, "rounds": 40, "steps": 10, "device": "cpu", "runs": runs}
+    record = {
+        "recipe": "small/x",
+        "clients_per_round": 10,
+        "rounds": 40,
+        "steps": 5,
+        "batch_size": 8,
+        "device": "cpu",
+        "runs": runs,
+    }
     text = lora_means.describe(record)
     assert "| `factors` | 71.0 ± 27.3 | - | 1.00 | 2.00 | 1 |" in text
     assert "| `alternate` | 73.0 ± 27.3 | +2.0 (+2.0 to +2.0) | 0.50 | 1.00 | 1 |" in text

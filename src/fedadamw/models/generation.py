@@ -75,9 +75,8 @@ def log_likelihoods(model: Any, prompts: Sequence[Ids], answers: Sequence[Ids], 
         rows = [prompts[i] + answers[i] for i in chosen]
         length = max(map(len, rows))
         ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=device)
-        wanted = _last_logits(
-            model, length - len(prompts[chosen[0]]) + 1, device
-        )  # from the end of the shortest prompt
+        shortest = len(prompts[chosen[0]])
+        wanted = _last_logits(model, length - shortest + 1, device)
         logits = model(input_ids=ids, use_cache=False, **wanted).logits  # no token attends to the padding after it
         skipped = length - logits.shape[1]
         for place, i in enumerate(chosen):
