@@ -35,7 +35,8 @@ class Draws(NamedTuple):
     def start(self) -> Vector:
         """Return a first model for each seed, (seeds, d), all as far from the minimum."""
         x = torch.randn(self.seeds, self.problem.d, generator=self.generator)
-        return x * (2 * self.problem.gap / self.problem.smoothness) ** 0.5 / x.norm(dim=-1, keepdim=True)
+        length: float = (2 * self.problem.gap / self.problem.smoothness) ** 0.5
+        return x * (length / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
 
     def round(self, point: Point) -> Tensor:
         """Return the noise of a round's gradients, (steps, clients, seeds, d), of mean 0."""
@@ -50,7 +51,7 @@ class Draws(NamedTuple):
 def parse_noise(text: str) -> Noise:
     """Return the kind of noise that `text` names; raises InputError for an unknown one."""
     check_one_of("--noise", text, NOISES)
-    return NOISES[NOISES.index(text)]  # type: ignore[arg-type]  # just checked
+    return NOISES[NOISES.index(text)]
 
 
 def make_blocks(problem: Quadratic) -> Blocks:

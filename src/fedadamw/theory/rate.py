@@ -102,7 +102,9 @@ def _measure(method: Method, draws: Draws, point: Point, progress: Progress) -> 
     mean = float(np.mean(found))
     return Measured(
         algorithm=method.label,
-        **point._asdict(),
+        clients=point.clients,
+        steps=point.steps,
+        rounds=point.rounds,
         lr=lr,
         predicted=expected,
         measured=mean,

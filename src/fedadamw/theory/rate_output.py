@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 
@@ -47,7 +48,7 @@ def rate_chart(rate: Rate) -> Chart:
 
 
 def _panel(rate: Rate, names: Sequence[str], axis: str) -> Chart:
-    measured = [
+    measured: list[dict[str, Any]] = [
         {
             "x": dict(point)[axis],
             "y": point["measured"],
@@ -58,7 +59,7 @@ def _panel(rate: Rate, names: Sequence[str], axis: str) -> Chart:
         for name in names
         for point in along(rate["points"], name, axis)
     ]
-    values = sorted({row["x"] for row in measured})
+    values = sorted({int(row["x"]) for row in measured})
     x = alt.X("x:Q", title=TITLES[axis], scale=alt.Scale(type="log", nice=False, padding=12), axis=_ticks(values))
     y_title = "mean |grad f|²" if axis == next(iter(AXES)) else None
     y = alt.Y("y:Q", title=y_title, scale=alt.Scale(type="log"), axis=alt.Axis(format="~g"))
@@ -81,14 +82,14 @@ def _panel(rate: Rate, names: Sequence[str], axis: str) -> Chart:
     return alt.layer(*layers).properties(width=230, height=230)
 
 
-def _ticks(values: Sequence[object]) -> alt.Axis:
+def _ticks(values: Sequence[int]) -> alt.Axis:
     return alt.Axis(values=list(values), format="d", grid=False)
 
 
-def _line(rate: Rate, axis: str, values: Sequence[object]) -> list[dict[str, object]]:
+def _line(rate: Rate, axis: str, values: Sequence[int]) -> list[dict[str, object]]:
     """P along an axis, with the momentum of the first algorithm."""
     problem = Quadratic(**rate["problem"])
-    points: list[Point] = [CENTER._replace(**{axis: value}) for value in values]  # type: ignore[arg-type]
+    points: list[Point] = [CENTER._replace(**{axis: value}) for value in values]
     return [
         {"x": value, "y": predict(problem, point, rate["beta1"]), "of": LINE}
         for value, point in zip(values, points, strict=True)
