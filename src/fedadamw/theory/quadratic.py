@@ -36,7 +36,8 @@ class Draws(NamedTuple):
         """Return a first model for each seed, (seeds, d), all as far from the minimum."""
         x = torch.randn(self.seeds, self.problem.d, generator=self.generator)
         length: float = (2 * self.problem.gap / self.problem.smoothness) ** 0.5
-        return x * (length / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
+        start: Vector = x * (length / torch.linalg.vector_norm(x, dim=-1, keepdim=True))
+        return start
 
     def round(self, point: Point) -> Tensor:
         """Return the noise of a round's gradients, (steps, clients, seeds, d), of mean 0."""
