@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     CODEC = 9
     RANKS = 10  # of the clients' adapters
     ANSWERS = 11  # of a language model, drawn at a temperature
+    NOISE = 12  # of gradients on a quadratic
     MEASURED = 13  # samples and directions in which a trained model is measured
 
 
