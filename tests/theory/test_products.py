@@ -14,7 +14,7 @@ from fedadamw.vector import Layout, trainable
 
 @pytest.fixture(scope="module")
 def subject():
-    return make_subject(classes=3, width=4, heads=2, images=6, dtype=torch.float64)
+    return make_subject(classes=3, width=4, heads=2, images=5, mlp=3, dtype=torch.float64)
 
 
 def batches_of(subject):

@@ -1,4 +1,4 @@
-"""Is curvature where the blocks are? Shares of the Gauss-Newton matrix inside heads and rows, for each matrix of weights.
+"""Is curvature where the blocks are? Shares of the Gauss-Newton matrix inside the heads and rows of each parameter.
 
 The paper shares one number of v in each block because the Hessian is near block-diagonal. Here that is measured: the
 share of the squared entries of a matrix's own part of the Gauss-Newton matrix that lies inside its blocks.
@@ -76,13 +76,18 @@ def measure_curvature(subject: Subject, count: int, report: Report = lambda *_: 
     parameters = trainable(subject.model)
     rows, width = len(samples) * outputs, next(iter(parameters.values())).element_size()
     fitting = [name for name in cuts if rows * width * parameters[name].numel() <= LIMIT_BYTES]
-    check(bool(fitting), f"{rows:,} rows of every parameter take more than {LIMIT_BYTES / 1e9:g} GB: take fewer samples")
+    check(
+        bool(fitting), f"{rows:,} rows of every parameter take more than {LIMIT_BYTES / 1e9:g} GB: take fewer samples"
+    )
     drawn, inside, maps = _choose_maps(fitting, cuts, parameters), list[Inside](), list[Map]()
     groups = list(iter_groups(parameters, fitting, rows, width))
     for number, group in enumerate(groups):
         ahead = number * len(samples)
         j = jacobian(
-            subject, batches, group, lambda done: report("Jacobian", ahead + done, len(groups) * len(samples))  # noqa: B023
+            subject,
+            batches,
+            group,
+            lambda done: report("Jacobian", ahead + done, len(groups) * len(samples)),  # noqa: B023
         )
         for name, part in zip(group, j.split([parameters[n].numel() for n in group], 1), strict=True):
             shape = tuple(parameters[name].shape)

@@ -67,9 +67,7 @@ def _as_input_error(error: RuntimeError) -> Exception:
     return InputError(f"torch cannot take this model's Jacobian for several samples at once ({reason})")
 
 
-def iter_groups(
-    parameters: Mapping[str, Tensor], names: Sequence[str], rows: int, width: int
-) -> Iterator[list[str]]:
+def iter_groups(parameters: Mapping[str, Tensor], names: Sequence[str], rows: int, width: int) -> Iterator[list[str]]:
     """Yield `names` in groups whose rows, of numbers of `width` bytes, take at most LIMIT_BYTES; one at least."""
     group: list[str] = []
     for name in names:

@@ -11,9 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.theory.subject import Subject
 from fedadamw.validation import check
 from fedadamw.vector import Vector, trainable
+
+GRANULARITIES = ("paper", "coarse", "tensor")
+Report = Callable[[str, int, int], None]  # (what, done, in all)
 
 
 class Explained(NamedTuple):
@@ -41,6 +45,17 @@ def second_moment(subject: Subject, batches: int, on_step: Callable[[int], None]
         v = square if done == 1 else v + (square - v) / done
         on_step(done)
     return v
+
+
+def explain_by_blocks(subject: Subject, batches: int, report: Report = lambda *_: None) -> dict[str, Explained]:
+    """Return what the blocks of each granularity explain of log10 v, of so many batches."""
+    v = second_moment(subject, batches, lambda done: report("gradients", done, batches))
+    found = {}
+    for granularity in GRANULARITIES:
+        blocks = Blocks.of(subject.model, granularity)
+        numbers = blocks.expand(torch.arange(blocks.B, dtype=torch.float64)).long()
+        found[granularity] = explain(v, numbers.to(v.device))
+    return found
 
 
 def explain(v: Vector, blocks: Tensor) -> Explained:

@@ -1,7 +1,7 @@
 """How much of a matrix's curvature lies inside blocks: sums of squares of J^T J, without J^T J.
 
-With rows J (r, d) of one parameter, the squared entries of J^T J sum to those of J J^T, (r, r), which may be the smaller
-one. Inside a block the same holds for the block's columns of J.
+With rows J (r, d) of one parameter, the squared entries of J^T J sum to those of J J^T, (r, r), which may be the
+smaller one. Inside a block the same holds for the block's columns of J.
 """
 
 from typing import NamedTuple
@@ -62,8 +62,10 @@ def row_map(j: Tensor, rows: Tensor) -> Tensor:
     rows: each column's block (d,), all of one size.
     """
     count = int(rows.max()) + 1
-    columns = j[:, rows.argsort(stable=True)].unflatten(1, (count, -1))  # (r, B, size)
-    small = columns.flatten(1)
-    return torch.stack(
-        [(columns[:, i].mT @ small).double().square().unflatten(1, (count, -1)).sum((0, 2)).sqrt() for i in range(count)]
-    )
+    columns = j[:, rows.argsort(stable=True)].unflatten(1, (count, -1)).movedim(1, 0)  # (B, r, size)
+    if len(j) ** 2 <= columns.shape[-1] ** 2 * len(j) and count * len(j) ** 2 <= 8 * LARGEST:
+        products = (columns @ columns.mT).flatten(1).double()  # |J_i^T J_j|^2 is the product of J_i J_i^T and J_j J_j^T
+        return (products @ products.T).clamp(min=0).sqrt()
+    every = columns.movedim(0, 1).flatten(1)
+    squares = [(each.mT @ every).double().square().unflatten(1, (count, -1)).sum((0, 2)) for each in columns]
+    return torch.stack(squares).sqrt()

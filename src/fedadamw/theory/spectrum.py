@@ -75,9 +75,10 @@ def find_spectrum(
 def _exact(subject: Subject, batches: list[Batch], n: int, report: Report) -> Spectrum:
     names = Layout.of(subject.model).names
     j = jacobian(subject, batches, names, lambda done: report("Jacobian", done, n))
-    report("eigenvalues", 0, 1)
     small = (j @ j.T if len(j) <= j.shape[1] else j.T @ j).double().cpu() / n
+    report("eigenvalues", 0, 1)
     values = torch.linalg.eigvalsh(small).flip(0).clamp(min=0)
+    report("eigenvalues", 1, 1)
     return Spectrum("gauss-newton", "exact", j.shape[1], n, values, torch.ones_like(values))
 
 
@@ -86,12 +87,12 @@ def _lanczos(
 ) -> Spectrum:
     times = (gauss_newton_product if matrix == "gauss-newton" else hessian_product)(subject, batches)
     layout, like = Layout.of(subject.model), next(p for p in subject.model.parameters() if p.requires_grad)
-    done, found = 0, list[Nodes]()
+    done, found, each = 0, list[Nodes](), min(steps, layout.d)
 
     def step() -> None:
         nonlocal done
         done += 1
-        report("products", done, steps * probes)
+        report("products", done, each * probes)
 
     for probe in range(probes):
         generator = torch_generator(subject.seed, Purpose.MEASURED, 1, probe, device=torch.device("cpu"))
