@@ -48,6 +48,8 @@ CASES = {
     "scaffold": Case("scaffold", {}, reference.scaffold, 0.1, "2*d", "2*d"),
     "fedcm": Case("fedcm", {"a": 0.3}, reference.fedcm, 0.1, "d + 1", "2*d"),
     "fedadam": Case("fedadam", {}, reference.fedadam, 0.1, "d", "d"),
+    "fedexp": Case("fedexp", {}, reference.fedexp, 0.1, "d + 1", "d"),
+    "fadamgc": Case("fadamgc", {}, reference.fadamgc, 0.02, "2*d", "2*d"),
     "fedlada": Case("fedlada", {"a": 0.3}, reference.fedlada, 0.02, "2*d + 1", "3*d"),
     "fedmuon": Case("fedmuon", {}, reference.fedmuon, 0.02, "d + M + 1", "2*d + M"),
     "fedmuon-rank": Case("fedmuon", {"rank": 1}, reference.fedmuon, 0.02, "d + T + 1", "2*d + 2*T"),

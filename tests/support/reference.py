@@ -162,6 +162,36 @@ def scaffold(x, rounds, problem, *, server_lr=1.0, weight_decay=1e-3):
     return history
 
 
+def fadamgc(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, server_lr=1.0):
+    """arXiv 2502.02727, with AdamW's step. The server's c is recomputed as the mean over all N clients."""
+    d = len(x)
+    controls = [[0.0] * d for _ in range(problem.clients)]
+    history = []
+    for lr, clients in rounds:
+        c = mean_of(controls)
+        deltas, new = [], {}
+        for i, gradients in clients.items():
+            y, m, v = list(x), [0.0] * d, [0.0] * d
+            found = []
+            for k, gradient in enumerate(gradients, start=1):
+                g = gradient(y)
+                found.append(g)
+                for j in range(d):
+                    tracked = g[j] - controls[i][j] + c[j]
+                    m[j] = beta1 * m[j] + (1 - beta1) * tracked
+                    v[j] = beta2 * v[j] + (1 - beta2) * tracked**2
+                    step = (m[j] / (1 - beta1**k)) / (math.sqrt(v[j] / (1 - beta2**k)) + eps)
+                    y[j] -= lr * (step + weight_decay * y[j])
+            new[i] = mean_of(found)
+            deltas.append([y[j] - x[j] for j in range(d)])
+        for i, own in new.items():
+            controls[i] = own
+        mean = mean_of(deltas)
+        x = [x[j] + server_lr * mean[j] for j in range(d)]
+        history.append(x)
+    return history
+
+
 def fedcm(x, rounds, problem, *, a=0.1, weight_decay=1e-3):
     """arXiv 2106.10874."""
     d = len(x)
@@ -202,6 +232,27 @@ def fedadam(x, rounds, problem, *, beta1=0.9, beta2=0.99, tau=1e-3, server_lr=0.
         v = [beta2 * v[j] + (1 - beta2) * pseudo[j] ** 2 for j in range(d)]
         x = [x[j] + server_lr * m[j] / (math.sqrt(v[j]) + tau) for j in range(d)]
         history.append(x)
+    return history
+
+
+def fedexp(x, rounds, problem, *, eps=1e-3, weight_decay=1e-3):
+    """arXiv 2301.09604, Algorithm 1; the model is the mean of the last two iterates w."""
+    d = len(x)
+    w = list(x)
+    history = []
+    for lr, clients in rounds:
+        deltas = []
+        for gradients in clients.values():
+            y = list(w)
+            for gradient in gradients:
+                g = gradient(y)
+                y = [y[j] - lr * (g[j] + weight_decay * y[j]) for j in range(d)]
+            deltas.append([y[j] - w[j] for j in range(d)])
+        mean = mean_of(deltas)
+        squares = sum(sum(number**2 for number in delta) for delta in deltas)
+        eta = max(1.0, squares / (2 * len(deltas) * (sum(number**2 for number in mean) + eps)))
+        last, w = w, [w[j] + eta * mean[j] for j in range(d)]
+        history.append([(last[j] + w[j]) / 2 for j in range(d)])
     return history
 
 
