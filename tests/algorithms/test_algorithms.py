@@ -258,7 +258,10 @@ def test_fadamgc_is_local_adamw_in_the_first_round_only(task):
 
 
 def test_fedexp_of_clients_that_agree_is_the_mean_of_fedavgs_last_two_models(task):
-    limit, fedavg = (simulation(CASES["fedexp"]._replace(settings={"eps": 1e9}), task), simulation(CASES["fedavg"], task))
+    limit, fedavg = (
+        simulation(CASES["fedexp"]._replace(settings={"eps": 1e9}), task),
+        simulation(CASES["fedavg"], task),
+    )
     models = [fedavg.state.server.x]
     for _ in range(ROUNDS):
         limit.step()
