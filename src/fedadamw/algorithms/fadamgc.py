@@ -11,9 +11,10 @@
     server:  x = x + server_lr mean delta                                           6
              c = c + S/N mean dc                                                    7
 
-If clients are weighted uniformly, line 7 keeps c = mean c_i, as SCAFFOLD's. We had no access to the paper's text, but to
-its abstract and a public restatement of its formulas. Lines 1, 4 and 6 are the restatement's. It has no bias corrections
-and takes the running maximum of v (AMSGrad); here steps are those of Local AdamW, so that only the correction differs.
+If clients are weighted uniformly, line 7 keeps c = mean c_i, as SCAFFOLD's. We had no access to the paper's text, but
+to its abstract and a public restatement of its formulas. Lines 1, 4 and 6 are the restatement's. That has no bias
+corrections and takes the running maximum of v (AMSGrad); here steps are those of Local AdamW, so that only the
+correction differs.
 """
 
 from dataclasses import dataclass
