@@ -21,7 +21,8 @@ class Costs:
 
     def run_s(self, workload: str) -> float:
         """Return the mean seconds of the workload's last runs; what was measured in advance if there is none."""
-        seconds = [
+        own = [result for job, result in self.results.items() if job.workload == workload]
+        seconds = [result["wall_s"] + result["start_s"] for result in own]
             result["wall_s"] + result["start_s"] for job, result in self.results.items() if job.workload == workload
         ]
         return mean(seconds[-20:]) if seconds else WORKLOADS[workload].run_s
@@ -58,7 +59,7 @@ def expected_seeds(agenda: Agenda, workload: Workload, variant: str) -> int:
 
 
 def _left(agenda: Agenda, workload: Workload, variant: str, span: Sequence[int], wanted: int) -> int:
-    """Return the runs that are left of the seeds above span[0] and up to span[1], and of the trials before the first."""
+    """Return the runs that are left of the seeds above span[0], up to span[1], and of the trials before them."""
     reached, most = span
     done = len(agenda.reported(workload, variant))
     upto = most if most == FEWEST else min(most, max(wanted, FEWEST))
