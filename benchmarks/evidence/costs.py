@@ -23,8 +23,6 @@ class Costs:
         """Return the mean seconds of the workload's last runs; what was measured in advance if there is none."""
         own = [result for job, result in self.results.items() if job.workload == workload]
         seconds = [result["wall_s"] + result["start_s"] for result in own]
-            result["wall_s"] + result["start_s"] for job, result in self.results.items() if job.workload == workload
-        ]
         return mean(seconds[-20:]) if seconds else WORKLOADS[workload].run_s
 
 
