@@ -88,7 +88,8 @@ class Shape(NamedTuple):
 
 def kl_terms(r: np.ndarray) -> np.ndarray:
     """Return r - 1 - ln r of each ratio of variances: 0 where both are equal, else above."""
-    return (r - 1) - np.log(r)
+    terms: np.ndarray = (r - 1) - np.log(r)
+    return terms
 
 
 def bound(run: Run, rho: float, weight_decay: float, *, moments: Moments, tries: int = 1, tau: float = TAU) -> Bound:
