@@ -29,8 +29,9 @@ def cautious(u: Vector, delta: Vector, alpha: float) -> Vector:
 def bounded(u: Vector, delta: Vector, alpha: float) -> Vector:
     """Return Delta_G, shortened where alpha Delta_G would be longer than the direction `u`."""
     along = alpha * torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
-    own: Tensor = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
-    return delta * (own / along.clamp(min=torch.finfo(delta.dtype).tiny)).clamp(max=1.0)
+    own = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
+    part: Tensor = (own / along.clamp(min=torch.finfo(delta.dtype).tiny)).clamp(max=1.0)
+    return delta * part
 
 
 ALIGN: dict[str, Callable[[Vector, Vector, float], Vector]] = {  # rule -> the part of Delta_G that a step goes along
