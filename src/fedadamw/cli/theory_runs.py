@@ -9,8 +9,8 @@ from fedadamw.cli.app import Quiet, Settings
 from fedadamw.cli.theory import theory
 
 if TYPE_CHECKING:
+    from fedadamw.theory.curvature.subject import At, Subject
     from fedadamw.theory.rounds import Figure
-    from fedadamw.theory.subject import At, Subject
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs with training.diagnostics=true.")]
@@ -46,11 +46,11 @@ def spectrum(
     fedadamw theory spectrum runs/digits --matrix hessian --steps 60 -s device=cpu
     """
     from fedadamw.cli.tables import print_pairs
+    from fedadamw.theory.curvature.spectrum import find_spectrum
+    from fedadamw.theory.curvature.spectrum_output import spectrum_chart, spectrum_lines
     from fedadamw.theory.files import write_all
     from fedadamw.theory.progress import Phases
     from fedadamw.theory.rate_output import check_outputs
-    from fedadamw.theory.spectrum import find_spectrum
-    from fedadamw.theory.spectrum_output import spectrum_chart, spectrum_lines
 
     check_outputs(json, out)
     subject = _open(run, settings, at)
@@ -82,10 +82,10 @@ def blocks(
     fedadamw theory blocks runs/digits --at start --samples 32 --json blocks.json
     """
     from fedadamw.cli.tables import print_grid
-    from fedadamw.theory import blocks_output
-    from fedadamw.theory.curvature import measure_curvature
+    from fedadamw.theory.curvature import blocks_output
+    from fedadamw.theory.curvature.inside import measure_curvature
+    from fedadamw.theory.curvature.moments import explain_by_blocks
     from fedadamw.theory.files import write_all
-    from fedadamw.theory.moments import explain_by_blocks
     from fedadamw.theory.progress import Phases
     from fedadamw.theory.rate_output import check_outputs
 
@@ -141,7 +141,7 @@ def alignment(runs: Runs, json: Json = None, out: Out = None, quiet: Quiet = Fal
 
 def _open(run: Path, settings: list[str] | None, at: "At") -> "Subject":
     from fedadamw.settings.load import parse_override
-    from fedadamw.theory.subject import open_subject
+    from fedadamw.theory.curvature.subject import open_subject
 
     return open_subject(run, [parse_override(text) for text in settings or ()], at=at)
 

@@ -1,11 +1,11 @@
 """Eigenvalues exactly and by Lanczos."""
 
 import torch
-from theory.small_vits import make_subject
+from theory.curvature.small_vits import make_subject
 
-from fedadamw.theory import spectrum as module
-from fedadamw.theory.lanczos import find_nodes
-from fedadamw.theory.spectrum import find_spectrum
+from fedadamw.theory.curvature import spectrum as module
+from fedadamw.theory.curvature.lanczos import find_nodes
+from fedadamw.theory.curvature.spectrum import find_spectrum
 
 
 def test_lanczos_with_as_many_steps_as_dimensions_is_exact():

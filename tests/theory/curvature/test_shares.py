@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from theory.small_vits import make_subject
+from theory.curvature.small_vits import make_subject
 
-from fedadamw.theory import jacobian as jacobian_module
-from fedadamw.theory import shares as module
-from fedadamw.theory.curvature import find_cuts, measure_curvature
-from fedadamw.theory.moments import explain, second_moment
-from fedadamw.theory.shares import row_map, share_inside, sum_of_squares
+from fedadamw.theory.curvature import jacobian as jacobian_module
+from fedadamw.theory.curvature import shares as module
+from fedadamw.theory.curvature.inside import find_cuts, measure_curvature
+from fedadamw.theory.curvature.moments import explain, second_moment
+from fedadamw.theory.curvature.shares import row_map, share_inside, sum_of_squares
 
 
 @pytest.mark.parametrize("rows", [3, 50])  # fewer and more than columns

@@ -6,7 +6,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
-from fedadamw.theory.subject import Subject
+from fedadamw.theory.curvature.subject import Subject
 
 
 def make_subject(*, classes: int, width: int, heads: int, images: int, dtype: torch.dtype, mlp: int = 0) -> Subject:

@@ -8,8 +8,8 @@ import altair as alt
 
 from fedadamw.io.escaping import escape_text
 from fedadamw.report.run_charts import BLUE, GREY, ORANGE, Chart
-from fedadamw.theory.curvature import Curvature, Inside, Map
-from fedadamw.theory.moments import Explained
+from fedadamw.theory.curvature.inside import Curvature, Inside, Map
+from fedadamw.theory.curvature.moments import Explained
 
 SHARE_HEADINGS = ("weights, cut into", "layers", "blocks", "inside", "shuffled", "even")
 EXPLAINED_HEADINGS = ("blocks of", "blocks", "explained of log v", "by chance")

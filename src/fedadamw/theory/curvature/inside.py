@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.blocks.cuts import Cut, parameters_of
-from fedadamw.theory.jacobian import LIMIT_BYTES, count_outputs, iter_groups, jacobian
-from fedadamw.theory.shares import Share, row_map, share_inside
-from fedadamw.theory.subject import Subject
+from fedadamw.theory.curvature.jacobian import LIMIT_BYTES, count_outputs, iter_groups, jacobian
+from fedadamw.theory.curvature.shares import Share, row_map, share_inside
+from fedadamw.theory.curvature.subject import Subject
 from fedadamw.validation import check
 from fedadamw.vector import trainable
 

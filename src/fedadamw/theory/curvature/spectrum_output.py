@@ -6,7 +6,7 @@ import altair as alt
 import torch
 
 from fedadamw.report.run_charts import BLUE, ORANGE, Chart
-from fedadamw.theory.spectrum import Spectrum
+from fedadamw.theory.curvature.spectrum import Spectrum
 
 SMALLEST = 1e-7  # of the largest eigenvalue: smaller ones are rounding in float32
 POINTS = 300  # in the picture, evenly over the logarithm of the rank

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from fedadamw.task import Batch
-from fedadamw.theory.products import differentiable_twice, root_of_output_hessian, with_parameters
-from fedadamw.theory.subject import Subject, predict, predicts_numbers
+from fedadamw.theory.curvature.products import differentiable_twice, root_of_output_hessian, with_parameters
+from fedadamw.theory.curvature.subject import Subject, predict, predicts_numbers
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, trainable
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fedadamw.randomness import Purpose, torch_generator
 from fedadamw.task import Batch
-from fedadamw.theory.jacobian import LIMIT_BYTES, count_outputs, jacobian, row_bytes
-from fedadamw.theory.lanczos import Nodes, find_nodes
-from fedadamw.theory.products import gauss_newton_product, hessian_product
-from fedadamw.theory.subject import Subject
+from fedadamw.theory.curvature.jacobian import LIMIT_BYTES, count_outputs, jacobian, row_bytes
+from fedadamw.theory.curvature.lanczos import Nodes, find_nodes
+from fedadamw.theory.curvature.products import gauss_newton_product, hessian_product
+from fedadamw.theory.curvature.subject import Subject
 from fedadamw.vector import Layout
 
 Matrix = Literal["gauss-newton", "hessian"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.theory.subject import Subject
+from fedadamw.theory.curvature.subject import Subject
 from fedadamw.validation import check
 from fedadamw.vector import Vector, trainable
 

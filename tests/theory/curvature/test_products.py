@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from theory.small_vits import make_subject
+from theory.curvature.small_vits import make_subject
 from torch.autograd.functional import hessian
 from torch.autograd.functional import jacobian as dense_jacobian
 from torch.func import functional_call
 
-from fedadamw.theory.jacobian import jacobian
-from fedadamw.theory.products import differentiable_twice, gauss_newton_product, hessian_product
+from fedadamw.theory.curvature.jacobian import jacobian
+from fedadamw.theory.curvature.products import differentiable_twice, gauss_newton_product, hessian_product
 from fedadamw.vector import Layout, trainable
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedadamw.theory.products import Product
+from fedadamw.theory.curvature.products import Product
 
 EXHAUSTED = 1e-10  # a direction this much shorter than the largest one before ends the Krylov space
 

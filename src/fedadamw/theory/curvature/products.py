@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedadamw.task import Batch
-from fedadamw.theory.subject import Subject, predict, predicts_numbers
+from fedadamw.theory.curvature.subject import Subject, predict, predicts_numbers
 from fedadamw.vector import Vector, trainable
 
 
