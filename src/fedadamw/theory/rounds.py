@@ -90,7 +90,7 @@ def _lines(runs: Mapping[str, Rounds], key: str) -> alt.LayerChart:
     limits = (-1.0, 1.0) if key == "cosine" else (0.0, inf)
     title = AXES.get(key, "share")
     chart = line_chart(rows, "round", key, list(runs), title=title, limits=limits, size=SIZE)
-    return chart.properties(title=_wrap(TITLES[key]))  # type: ignore[no-any-return]
+    return chart.properties(title=_wrap(TITLES[key]))
 
 
 def _missing(key: str) -> str:
@@ -101,7 +101,7 @@ def _missing(key: str) -> str:
 
 def _kinds(runs: Mapping[str, Rounds], key: str, rows: Sequence[Row]) -> alt.Chart:
     """Return one number for each class of weights, a point for each run."""
-    return kind_chart(rows, key, list(runs), size=SIZE).properties(title=_wrap(TITLES[key]))  # type: ignore[no-any-return]
+    return kind_chart(rows, key, list(runs), size=SIZE).properties(title=_wrap(TITLES[key]))
 
 
 def _by_kind(rounds: Rounds, key: str) -> dict[str, list[float]]:

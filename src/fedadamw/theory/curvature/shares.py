@@ -65,7 +65,8 @@ def row_map(j: Tensor, rows: Tensor) -> Tensor:
     columns = j[:, rows.argsort(stable=True)].unflatten(1, (count, -1)).movedim(1, 0)  # (B, r, size)
     if len(j) ** 2 <= columns.shape[-1] ** 2 * len(j) and count * len(j) ** 2 <= 8 * LARGEST:
         products = (columns @ columns.mT).flatten(1).double()  # |J_i^T J_j|^2 is the product of J_i J_i^T and J_j J_j^T
-        return (products @ products.T).clamp(min=0).sqrt()
+        squares: Tensor = (products @ products.T).clamp(min=0)
+        return squares.sqrt()
     every = columns.movedim(0, 1).flatten(1)
-    squares = [(each.mT @ every).double().square().unflatten(1, (count, -1)).sum((0, 2)) for each in columns]
-    return torch.stack(squares).sqrt()
+    by_row = [(each.mT @ every).double().square().unflatten(1, (count, -1)).sum((0, 2)) for each in columns]
+    return torch.stack(by_row).sqrt()
