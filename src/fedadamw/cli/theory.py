@@ -35,6 +35,11 @@ def rate(
             help="An algorithm, with settings that differ from its defaults; repeatable.",
         ),
     ] = None,
+    clients: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Values of S; the middle one is the others' too.")
+    ] = "2,8,32",
+    steps: Annotated[str, typer.Option(metavar="N,N,...", help="Values of K.")] = "5,20,80",
+    rounds: Annotated[str, typer.Option(metavar="N,N,...", help="Values of R.")] = "100,400,1600",
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs at each point.")] = 8,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers here.")] = None,
     out: Annotated[
@@ -54,12 +59,13 @@ def rate(
     from fedadamw.cli.tables import print_grid
     from fedadamw.theory.methods import DEFAULTS, parse_method
     from fedadamw.theory.quadratic import parse_noise
-    from fedadamw.theory.rate import measure_rate
+    from fedadamw.theory.rate import AXES, Grid, measure_rate, parse_values
     from fedadamw.theory.rate_output import HEADINGS, check_outputs, rate_rows, write_rate
 
     kind, methods = parse_noise(noise), [parse_method(text) for text in dict.fromkeys(algorithm or DEFAULTS)]
+    axes = [parse_values(f"--{axis}", text) for axis, text in zip(AXES, (clients, steps, rounds), strict=True)]
     check_outputs(json, out)
-    measured = measure_rate(methods, kind, seeds=seeds, quiet=quiet)
+    measured = measure_rate(methods, kind, Grid(*axes), seeds=seeds, quiet=quiet)
     if not quiet:
         print_grid(HEADINGS, rate_rows(measured))
     for path in write_rate(measured, json, out):

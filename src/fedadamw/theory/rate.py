@@ -1,8 +1,8 @@
 """Measures convergence against the number of clients, local steps and rounds, and compares the slopes with theory."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -10,12 +10,10 @@ from fedadamw.theory.methods import Method
 from fedadamw.theory.prediction import Point, Quadratic, predict
 from fedadamw.theory.progress import Progress
 from fedadamw.theory.quadratic import Draws, Noise, make_blocks, simulate
+from fedadamw.validation import check, shorten
 
 AXES = {"clients": "S", "steps": "K", "rounds": "R"}  # field of Point -> the theorem's letter
-CENTER = Point(clients=8, steps=20, rounds=400)
-VALUES = {"clients": (2, 8, 32), "steps": (5, 20, 80), "rounds": (100, 400, 1600)}  # on each axis, through the center
 SEEDS = 8
-Values = Mapping[str, Sequence[int]]
 CLIENTS_AS_LONG_AS_A_STEP = 16  # that add as much time to a step as it takes without them
 
 
@@ -47,44 +45,62 @@ class Rate(TypedDict):
 
     noise: str
     problem: dict[str, Any]
+    axes: dict[str, list[int]]  # the values of each
     beta1: float  # of the line P: that of the first algorithm
     points: list[Measured]
     slopes: list[Slope]
     wall_s: float
 
 
-def grid(values: Values = VALUES, center: Point = CENTER) -> list[Point]:
-    """Return the points of all axes, each once."""
-    points = [center._replace(**{axis: value}) for axis, axis_values in values.items() for value in axis_values]
-    return list(dict.fromkeys(points))
+class Grid(NamedTuple):
+    """The values on each axis, ascending; the other two then have their middle values."""
+
+    clients: Sequence[int] = (2, 8, 32)
+    steps: Sequence[int] = (5, 20, 80)
+    rounds: Sequence[int] = (100, 400, 1600)
+
+    @property
+    def center(self) -> Point:
+        """The point in which all axes meet."""
+        return Point(*(values[len(values) // 2] for values in self))
+
+    def along(self, axis: str) -> list[Point]:
+        """Return the points of an axis."""
+        return [self.center._replace(**{axis: value}) for value in getattr(self, axis)]
+
+    def points(self) -> list[Point]:
+        """Return the points of all axes, each once."""
+        return list(dict.fromkeys(point for axis in AXES for point in self.along(axis)))
+
+
+DEFAULT_GRID = Grid()
 
 
 def measure_rate(
-    methods: Sequence[Method],
-    noise: Noise,
-    *,
-    seeds: int = SEEDS,
-    values: Values = VALUES,
-    center: Point = CENTER,
-    quiet: bool = True,
+    methods: Sequence[Method], noise: Noise, grid: Grid = DEFAULT_GRID, *, seeds: int = SEEDS, quiet: bool = True
 ) -> Rate:
     """Run every method at every point of the grid, and fit a slope along each axis."""
-    begin, problem, places = time.perf_counter(), Quadratic(), grid(values, center)
-    points = []
-    with Progress(len(methods) * sum(_work(place) for place in places), quiet=quiet) as progress:
+    begin, problem, points = time.perf_counter(), Quadratic(), list[Measured]()
+    with Progress(len(methods) * sum(map(_work, grid.points())), quiet=quiet) as progress:
         for method in methods:
-            for stream, place in enumerate(places):
-                draws = Draws.of(problem, noise, seeds, stream)
-                points.append(_measure(method, draws, place, progress))
+            for stream, place in enumerate(grid.points()):
+                points.append(_measure(method, Draws.of(problem, noise, seeds, stream), place, progress))
             progress.end_part(method.label)
     slopes = [
         Slope(algorithm=method.label, axis=axis, slope=fit_slope(chosen, axis), error=_error(chosen, axis))
         for method in methods
-        for axis in values
-        for chosen in [along(points, method.label, axis, center)]
+        for axis in AXES
+        for chosen in [along(points, method.label, grid, axis)]
     ]
-    seconds, beta1 = round(time.perf_counter() - begin, 1), methods[0].beta1
-    return Rate(noise=noise, problem=problem._asdict(), beta1=beta1, points=points, slopes=slopes, wall_s=seconds)
+    return Rate(
+        noise=noise,
+        problem=problem._asdict(),
+        axes={axis: list(values) for axis, values in grid._asdict().items()},
+        beta1=methods[0].beta1,
+        points=points,
+        slopes=slopes,
+        wall_s=round(time.perf_counter() - begin, 1),
+    )
 
 
 def _work(point: Point) -> float:
@@ -113,11 +129,10 @@ def _measure(method: Method, draws: Draws, point: Point, progress: Progress) -> 
     )
 
 
-def along(points: Sequence[Measured], algorithm: str, axis: str, center: Point = CENTER) -> list[Measured]:
-    """Return an algorithm's points on one axis: those that differ from the center in nothing else, in order."""
-    others = {key: value for key, value in center._asdict().items() if key != axis}
-    own: list[Any] = [p for p in points if p["algorithm"] == algorithm]
-    return sorted((p for p in own if all(p[k] == v for k, v in others.items())), key=lambda p: int(p[axis]))
+def along(points: Sequence[Measured], algorithm: str, grid: Grid, axis: str) -> list[Measured]:
+    """Return an algorithm's points on one axis, in order."""
+    own = {Point(p["clients"], p["steps"], p["rounds"]): p for p in points if p["algorithm"] == algorithm}
+    return [own[point] for point in grid.along(axis)]
 
 
 def fit_slope(points: Sequence[Measured], axis: str, without: int | None = None) -> float:
@@ -127,6 +142,17 @@ def fit_slope(points: Sequence[Measured], axis: str, without: int | None = None)
     seeds = np.array([row["seeds"] for row in rows])  # (points, seeds)
     y = np.log((seeds if without is None else np.delete(seeds, without, axis=1)).mean(1))
     return float(np.polyfit(x, y, 1)[0])
+
+
+def parse_values(option: str, text: str) -> list[int]:
+    """Return the values in a list with commas; raises InputError unless they ascend from 1 or above."""
+    try:
+        values = [int(value) for value in text.split(",")]
+    except ValueError:
+        values = []
+    good = len(values) > 1 and values[0] > 0 and values == sorted(set(values))
+    check(good, f"{option} {shorten(text)}: give two or more whole numbers that ascend, such as 2,8,32")
+    return values
 
 
 def _error(points: Sequence[Measured], axis: str) -> float:

@@ -10,15 +10,15 @@ import altair as alt
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_text
 from fedadamw.report.run_charts import Chart, save_chart
-from fedadamw.report.study_marks import COLORS
-from fedadamw.theory.prediction import Point, Quadratic, predict
-from fedadamw.theory.rate import AXES, CENTER, Rate, along
+from fedadamw.report.study_marks import COLORS, STROKES
+from fedadamw.theory.prediction import Quadratic, predict
+from fedadamw.theory.rate import AXES, Grid, Rate, along
 from fedadamw.validation import InputError, check
 
 HEADINGS = ("algorithm", *(f"slope in {letter}" for letter in AXES.values()), "measured/P")
 TITLES = {"clients": "S, clients in a round", "steps": "K, local steps", "rounds": "R, rounds"}
 LINE = "P, theory"
-NOISE_NAMES = {"gauss": "Gaussian noise", "skew": "skewed noise"}
+NOISE_NAMES = {"gauss": "Gaussian noise", "skew": "Skewed noise"}
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")  # of points
 
 
@@ -36,10 +36,10 @@ def rate_rows(rate: Rate) -> list[list[str]]:
 def rate_chart(rate: Rate) -> Chart:
     """Return three panels, one an axis: measured by algorithm, with the seeds' range, and the line P."""
     names = list(dict.fromkeys(point["algorithm"] for point in rate["points"]))
-    panels = [_panel(rate, names, axis) for axis in AXES]
+    panels, center = [_panel(rate, names, axis) for axis in AXES], Grid(**rate["axes"]).center
     text = alt.TitleParams(
-        f"Mean over rounds of |grad f|², {NOISE_NAMES[rate['noise']]}; center S={CENTER.clients}, K={CENTER.steps}, "
-        f"R={CENTER.rounds}; bars: the seeds",
+        f"{NOISE_NAMES[rate['noise']]}; S={center.clients}, K={center.steps}, R={center.rounds} where they are not "
+        "varied; bars: the seeds",
         fontSize=11,
         fontWeight="normal",
         color="#374151",
@@ -57,9 +57,9 @@ def _panel(rate: Rate, names: Sequence[str], axis: str) -> Chart:
             "of": escape_text(name),
         }
         for name in names
-        for point in along(rate["points"], name, axis)
+        for point in along(rate["points"], name, Grid(**rate["axes"]), axis)
     ]
-    values = sorted({int(row["x"]) for row in measured})
+    values = rate["axes"][axis]
     x = alt.X("x:Q", title=TITLES[axis], scale=alt.Scale(type="log", nice=False, padding=12), axis=_ticks(values))
     y_title = "mean |grad f|²" if axis == next(iter(AXES)) else None
     y = alt.Y("y:Q", title=y_title, scale=alt.Scale(type="log"), axis=alt.Axis(format="~g"))
@@ -68,11 +68,11 @@ def _panel(rate: Rate, names: Sequence[str], axis: str) -> Chart:
         "of:N",
         title=None,
         scale=alt.Scale(domain=[*shown, LINE], range=[*COLORS[: len(names)], "#111827"]),
-        legend=alt.Legend(orient="bottom", columns=3, labelLimit=260),
+        legend=alt.Legend(orient="bottom", columns=3, labelLimit=260, **STROKES),
     )
     base = alt.Chart(alt.Data(values=measured)).encode(x=x, color=color)
     shape = alt.Shape("of:N", title=None, scale=alt.Scale(domain=shown, range=list(SHAPES[: len(names)])), legend=None)
-    line = alt.Chart(alt.Data(values=_line(rate, axis, values))).mark_line(strokeDash=[6, 4], strokeWidth=1.5)
+    line = alt.Chart(alt.Data(values=_line(rate, axis))).mark_line(strokeDash=[6, 4], strokeWidth=1.5)
     layers = (
         line.encode(x=x, y=y, color=color),
         base.mark_rule(opacity=0.5).encode(y=alt.Y("low:Q"), y2="high:Q"),
@@ -86,14 +86,10 @@ def _ticks(values: Sequence[int]) -> alt.Axis:
     return alt.Axis(values=list(values), format="d", grid=False)
 
 
-def _line(rate: Rate, axis: str, values: Sequence[int]) -> list[dict[str, object]]:
+def _line(rate: Rate, axis: str) -> list[dict[str, object]]:
     """P along an axis, with the momentum of the first algorithm."""
-    problem = Quadratic(**rate["problem"])
-    points: list[Point] = [CENTER._replace(**{axis: value}) for value in values]
-    return [
-        {"x": value, "y": predict(problem, point, rate["beta1"]), "of": LINE}
-        for value, point in zip(values, points, strict=True)
-    ]
+    problem, points = Quadratic(**rate["problem"]), Grid(**rate["axes"]).along(axis)
+    return [{"x": getattr(p, axis), "y": predict(problem, p, rate["beta1"]), "of": LINE} for p in points]
 
 
 def write_rate(rate: Rate, file: Path | None, folder: Path | None) -> list[Path]:
