@@ -1,6 +1,6 @@
 """Measure rates of convergence on the quadratic, with Gaussian and with skewed noise, for docs/theory.md.
 
-    python -m benchmarks.measure.theory_rate [--record]
+python -m benchmarks.measure.theory_rate [--record]
 """
 
 import torch

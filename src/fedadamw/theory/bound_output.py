@@ -73,7 +73,9 @@ def bound_chart(facts: dict[str, Any]) -> Chart:
     x = alt.X("weight_decay:Q", title="weight decay, lambda", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g"))
     y = alt.Y("gap:Q", title="gap", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g"))
     legend = alt.Legend(orient="bottom", columns=5, **STROKES)
-    color = alt.Color("of:N", title=None, scale=alt.Scale(domain=names, range=list(COLORS[: len(names)])), legend=legend)
+    color = alt.Color(
+        "of:N", title=None, scale=alt.Scale(domain=names, range=list(COLORS[: len(names)])), legend=legend
+    )
     shapes = alt.Scale(domain=["the run's", "the best"], range=["circle", "diamond"])
     shape = alt.Shape("at:N", title=None, scale=shapes, legend=alt.Legend(orient="bottom", symbolFillColor="#64748b"))
     lines = alt.Chart(alt.Data(values=curve)).mark_line(strokeWidth=2).encode(x=x, y=y, color=color)

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
-
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
 from fedadamw.theory.bound import Run
-from fedadamw.theory.moments import second_moment
-from fedadamw.theory.subject import open_subject
+from fedadamw.theory.curvature.moments import second_moment
+from fedadamw.theory.curvature.subject import open_subject
 from fedadamw.trained.load import Overrides
 from fedadamw.validation import check
 from fedadamw.vector import trainable
