@@ -22,6 +22,7 @@ PART = re.compile(
     r"(<!-- (?P<name>[\w-]+): written by python -m benchmarks\.pages\.theory -->\n).*?(<!-- end -->\n)", re.DOTALL
 )
 MISSING = "There is no record yet: `python -m benchmarks.measure.{} --record`.\n"
+NO_BREAK = "\u00a0"  # a space within a cell
 Record = Mapping[str, Any]
 
 
@@ -63,7 +64,8 @@ def _of_memory(rate: Record) -> list[str]:
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+    kept = ([cell.replace(" ", NO_BREAK) for cell in row] for row in rows)
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in kept)]) + "\n"
 
 
 def _rate_table(rate: Record, names: Sequence[str]) -> str:

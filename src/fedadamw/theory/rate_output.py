@@ -21,7 +21,9 @@ TITLES = {"clients": "S, clients in a round", "steps": "K, local steps", "rounds
 LINE = "P, theory"
 NOISE_NAMES = {"gauss": "Gaussian noise", "skew": "Skewed noise"}
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")  # of points
-LEGEND = alt.Legend(orient="bottom", columns=3, labelLimit=260, symbolStrokeWidth=2, symbolSize=90, symbolOpacity=1)
+LEGEND = alt.Legend(
+    orient="bottom", columns=3, labelLimit=260, symbolStrokeWidth=2, symbolSize=90, symbolOpacity=1, columnPadding=32
+)
 
 
 def rate_rows(rate: Rate) -> list[list[str]]:
