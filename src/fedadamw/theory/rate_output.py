@@ -22,6 +22,14 @@ LINE = "P, theory"
 NOISE_NAMES = {"gauss": "Gaussian noise", "skew": "Skewed noise"}
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")  # of points
 LEGEND = alt.Legend(
+    orient="bottom",
+    columns=3,
+    columnPadding=32,
+    labelLimit=260,
+    symbolStrokeWidth=2,
+    symbolSize=90,
+    symbolOpacity=1,
+)
     orient="bottom", columns=3, labelLimit=260, symbolStrokeWidth=2, symbolSize=90, symbolOpacity=1, columnPadding=32
 )
 
