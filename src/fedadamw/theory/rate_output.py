@@ -30,8 +30,6 @@ LEGEND = alt.Legend(
     symbolSize=90,
     symbolOpacity=1,
 )
-    orient="bottom", columns=3, labelLimit=260, symbolStrokeWidth=2, symbolSize=90, symbolOpacity=1, columnPadding=32
-)
 
 
 def rate_rows(rate: Rate) -> list[list[str]]:
