@@ -18,7 +18,7 @@ from fedadamw.engine import sums
 from fedadamw.engine.states import clone_tensors, iterate_tensors, stack_states
 from fedadamw.engine.step import make_step
 
-NOT_RECORDED = {"fedlada", "fedlamb", "fedmuon"}  # FedLADA computes a ratio of its own, the others look at tensors
+NOT_RECORDED = {"fedlada", "fedlamb", "fedmuon", "muloco"}  # FedLADA computes a ratio of its own, the others look at tensors
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """THE table of algorithms: a new one is a row here, and every shared property is then tested for it."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -18,6 +19,7 @@ class Case(NamedTuple):
     lr: float  # that converges on the small problems of the tests
     up: str  # documented count of numbers a client sends, in d and B
     down: str
+    training: dict = {}  # settings of the section training
 
 
 CASES = {
@@ -53,6 +55,11 @@ CASES = {
     "fedmuon-rank": Case("fedmuon", {"rank": 1}, reference.fedmuon, 0.02, "d + T + 1", "2*d + 2*T"),
     "fedlion": Case("fedlion", {}, reference.fedlion, 0.01, "d + 1", "2*d"),
     "fedlamb": Case("fedlamb", {}, reference.fedlamb, 0.02, "d + B + 1", "2*d + B + 1"),
+    "diloco": Case("diloco", {}, reference.diloco, 0.02, "d", "d"),
+    "diloco-reset": Case(
+        "diloco", {"moments": "reset", "outer_lr": 0.5, "nesterov": False}, reference.diloco, 0.02, "d", "d"
+    ),
+    "muloco": Case("muloco", {}, reference.muloco, 0.02, "d", "d"),
 }
 
 
@@ -65,10 +72,18 @@ class Elsewhere(FedAvg):
 
 
 # what every engine and the wire come to the same numbers of
-EVERYWHERE = {**CASES, "elsewhere": Case("elsewhere", {}, reference.elsewhere, 0.1, "d", "d")}
+EVERYWHERE = {
+    **CASES,
+    "elsewhere": Case("elsewhere", {}, reference.elsewhere, 0.1, "d", "d"),
+    "fedadamw-outer": CASES["fedadamw-mean-v"]._replace(
+        twin=partial(reference.fedadamw, outer=(0.5, 0.8, True)),
+        training={"outer": {"lr": 0.5, "momentum": 0.8, "nesterov": True}},
+    ),
+}
 
 
 VARIANTS = {
+    "diloco-reset",
     "fedadamw-memory-2.5",
     "fedadamw-none",
     "fedadamw-m",

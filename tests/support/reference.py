@@ -19,14 +19,27 @@ class Problem(NamedTuple):
 
 
 def fedadamw(
-    x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, alpha=0.5, share="mean-v", memory=None
+    x,
+    rounds,
+    problem,
+    *,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-8,
+    weight_decay=0.01,
+    alpha=0.5,
+    share="mean-v",
+    memory=None,
+    outer=None,
 ):
     """arXiv 2510.27486, Algorithm 2, with decay in place of the printed growth.
 
     memory: v_hat is the mean of the round's g^2 and the debiased carried one, which weighs as `memory` gradients.
+    outer: (learning rate, momentum, nesterov) of the server's step in place of adding the mean.
     """
     d = len(x)
     x = list(x)
+    outer_momentum = [0.0] * d
     delta_g = [0.0] * d
     m_hat_bar, v_hat_bar = [0.0] * d, [0.0] * d  # carried, debiased
     t = 0.0  # gradients that they count for
@@ -58,13 +71,26 @@ def fedadamw(
             vs.append(v)
             steps.append(k)
         delta, k_mean = mean_of(deltas), sum(steps) / len(steps)
-        x = [x[j] + delta[j] for j in range(d)]
+        if outer is None:
+            x = [x[j] + delta[j] for j in range(d)]
+        else:
+            x, outer_momentum = sgd_step(x, outer_momentum, delta, *outer)
         delta_g = [-delta[j] / (k_mean * lr) for j in range(d)]
         m_hat_bar = [m / (1 - beta1 ** (t + k_mean)) for m in mean_of(ms)]
         v_hat_bar = [v / (1 - beta2 ** (t + k_mean)) for v in mean_of(vs)]
         t = t + k_mean if memory is None else min(t + k_mean, memory)
         history.append(x)
     return history
+
+
+def sgd_step(x, momentum, delta, lr, decay, nesterov):
+    """SGD's step (as PyTorch documents it) with the gradient - delta: the new x and momentum."""
+    momentum = [decay * b - change for b, change in zip(momentum, delta, strict=True)]
+    new = []
+    for number, b, change in zip(x, momentum, delta, strict=True):
+        step = -change + decay * b if nesterov else b
+        new.append(number - lr * step)
+    return new, momentum
 
 
 def local_adamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01):
@@ -383,5 +409,94 @@ def fedmuon(
                     for c, j in enumerate(row):
                         shared_m[j] = p[i] * left[c] + (right[i] - p[i] * along) * q[c]
                 bases[number] = normalised(right), normalised(left)
+        history.append(x)
+    return history
+
+
+def diloco(
+    x,
+    rounds,
+    problem,
+    *,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-8,
+    weight_decay=0.01,
+    moments="keep",
+    outer_lr=0.7,
+    outer_momentum=0.9,
+    nesterov=True,
+):
+    """arXiv 2311.08105, Algorithm 1: each client has an AdamW of its own, the server Nesterov's momentum."""
+    d = len(x)
+    kept = {}  # of each client: m, v, t
+    b = [0.0] * d
+    history = []
+    for lr, clients in rounds:
+        deltas = []
+        for i, gradients in clients.items():
+            m, v, t = kept.get(i, ([0.0] * d, [0.0] * d, 0))
+            if moments == "reset":
+                m, v, t = [0.0] * d, [0.0] * d, 0
+            y = list(x)
+            for gradient in gradients:
+                g = gradient(y)
+                t += 1
+                m = [beta1 * m[j] + (1 - beta1) * g[j] for j in range(d)]
+                v = [beta2 * v[j] + (1 - beta2) * g[j] ** 2 for j in range(d)]
+                for j in range(d):
+                    adam = (m[j] / (1 - beta1**t)) / (math.sqrt(v[j] / (1 - beta2**t)) + eps)
+                    y[j] -= lr * (adam + weight_decay * y[j])
+            kept[i] = m, v, t
+            deltas.append([y[j] - x[j] for j in range(d)])
+        x, b = sgd_step(x, b, mean_of(deltas), outer_lr, outer_momentum, nesterov)
+        history.append(x)
+    return history
+
+
+def muloco(
+    x,
+    rounds,
+    problem,
+    *,
+    beta1=0.95,
+    beta2=0.999,
+    eps=1e-8,
+    weight_decay=0.01,
+    steps=5,
+    outer_lr=0.7,
+    outer_momentum=0.9,
+    nesterov=True,
+):
+    """arXiv 2505.23725: `diloco`, but hidden matrices step along their momentum, orthogonalized."""
+    d = len(x)
+    flat = set(range(d)) - {j for rows in problem.hidden for row in rows for j in row}
+    kept = {}
+    b = [0.0] * d
+    history = []
+    for lr, clients in rounds:
+        deltas = []
+        for i, gradients in clients.items():
+            m, v, t = kept.get(i, ([0.0] * d, [0.0] * d, 0))
+            y = list(x)
+            for gradient in gradients:
+                g = gradient(y)
+                t += 1
+                m = [beta1 * m[j] + (1 - beta1) * g[j] for j in range(d)]
+                v = [beta2 * v[j] + (1 - beta2) * g[j] ** 2 for j in range(d)]
+                u = [0.0] * d
+                for j in flat:
+                    u[j] = (m[j] / (1 - beta1**t)) / (math.sqrt(v[j] / (1 - beta2**t)) + eps)
+                for rows in problem.hidden:
+                    directions = newton_schulz([[m[j] for j in row] for row in rows], steps)
+                    scale = 0.2 * math.sqrt(max(len(rows), len(rows[0])))
+                    for row, values in zip(rows, directions, strict=True):
+                        for j, value in zip(row, values, strict=True):
+                            u[j] = scale * value
+                for j in range(d):
+                    y[j] -= lr * (u[j] + weight_decay * y[j])
+            kept[i] = m, v, t
+            deltas.append([y[j] - x[j] for j in range(d)])
+        x, b = sgd_step(x, b, mean_of(deltas), outer_lr, outer_momentum, nesterov)
         history.append(x)
     return history
