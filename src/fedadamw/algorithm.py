@@ -77,8 +77,8 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
     tuning: ClassVar[Mapping[str, Sequence[float]]] = MappingProxyType({"lr": (1e-3, 1e-2, 1e-1)})
     """The grids from which tuning starts, in the order of the search; `lr` is training.lr."""
 
-    nonnegative: ClassVar[Sequence[str]] = ("v", "k")
-    """Names of fields that are never negative (second moments, counters), for those that Up has."""
+    nonnegative: ClassVar[Sequence[str]] = ("v", "k", "square")
+    """Names of fields that are never negative (second moments, counters, squared norms), for those that Up has."""
 
     @abstractmethod
     def server_init(self, x: Vector) -> Server:

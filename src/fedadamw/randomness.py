@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     CODEC = 9
     RANKS = 10  # of the clients' adapters
     ANSWERS = 11  # of a language model, drawn at a temperature
+    NOISE = 12  # of gradients on a quadratic
 
 
 def numpy_generator(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:

@@ -139,6 +139,11 @@ def at_least_single(t: Tensor) -> torch.dtype:
     return torch.promote_types(t.dtype, torch.float32)
 
 
+def squared_norm(x: Vector) -> Tensor:
+    """Return |x|^2 (..., 1) of vectors (..., d)."""
+    return (x * x).sum(-1, keepdim=True)
+
+
 def nbytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of the numbers in `tensors`: their cost on the wire without headers."""
     return sum(t.numel() * t.element_size() for t in tensors)

@@ -247,6 +247,43 @@ def test_scaffold_equals_fedavg_in_the_first_round_only(task):
     assert float((scaffold.state.server.x - fedavg.state.server.x).abs().max()) > 1e-4
 
 
+def test_fadamgc_is_local_adamw_in_the_first_round_only(task):
+    corrected, local = simulation(CASES["fadamgc"], task), simulation(CASES["local-adamw"], task)
+    corrected.step()
+    local.step()
+    assert torch.equal(corrected.state.server.x, local.state.server.x)
+    corrected.step()
+    local.step()
+    assert float((corrected.state.server.x - local.state.server.x).abs().max()) > 1e-4
+
+
+def test_fedexp_of_clients_that_agree_is_the_mean_of_fedavgs_last_two_models(task):
+    limit, fedavg = (
+        simulation(CASES["fedexp"]._replace(settings={"eps": 1e9}), task),
+        simulation(CASES["fedavg"], task),
+    )
+    models = [fedavg.state.server.x]
+    for _ in range(ROUNDS):
+        limit.step()
+        fedavg.step()
+        models.append(fedavg.state.server.x)
+    torch.testing.assert_close(limit.state.server.x, (models[-1] + models[-2]) / 2, rtol=0, atol=1e-12)
+    evaluated = limit.workspace.layout.flatten(trainable(limit.workspace.module))
+    limit.load()
+    assert torch.equal(evaluated, limit.state.server.x), "what is evaluated is the mean"
+
+
+def test_fedexp_goes_further_where_clients_disagree(task):
+    sim, fedavg = simulation(CASES["fedexp"]._replace(settings={"eps": 1e-9}), task), simulation(CASES["fedavg"], task)
+    start = sim.state.server.x
+    sim.step()
+    fedavg.step()
+    step, mean = 2 * (sim.state.server.x - start), fedavg.state.server.x - start
+    eta = step.norm() / mean.norm()
+    assert float(eta) >= 1
+    torch.testing.assert_close(step, eta * mean, rtol=0, atol=1e-12)
+
+
 def test_scaffold_control_variate_is_the_mean_over_all_clients(task):
     sim = simulation(CASES["scaffold"], task)
     list(sim.rounds())

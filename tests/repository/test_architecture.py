@@ -28,6 +28,7 @@ LAYERS = (  # a module imports from its own folder or from rows above it; an ent
     ("report",),
     ("runner",),
     ("trained", "study", "watch"),
+    ("theory",),
     ("flower",),
     ("api",),
     ("cli", "__init__"),

@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 from support.literal_algebra import mean_of, newton_schulz, normalised, unit
+from support.reference_outer import sgd_step
 
 
 class Problem(NamedTuple):
@@ -31,6 +32,7 @@ def fedadamw(
     share="mean-v",
     memory=None,
     outer=None,
+    align="always",
 ):
     """arXiv 2510.27486, Algorithm 2, with decay in place of the printed growth.
 
@@ -51,13 +53,16 @@ def fedadamw(
         for gradients in clients.values():
             y, m, v = list(x), [0.0] * d, [0.0] * d  # of this round's gradients alone
             for k, gradient in enumerate(gradients, start=1):
-                g = gradient(y)
+                g, u = gradient(y), [0.0] * d
                 for j in range(d):
                     m[j] = beta1 * m[j] + (1 - beta1) * g[j]
                     v[j] = beta2 * v[j] + (1 - beta2) * g[j] * g[j]
                     m_hat = (w_m * beta1**k * m_hat_bar[j] + m[j]) / (w_m * beta1**k + 1 - beta1**k)
                     v_hat = (w_v * beta2**k * v_hat_bar[j] + v[j]) / (w_v * beta2**k + 1 - beta2**k)
-                    y[j] -= lr * (m_hat / (math.sqrt(v_hat) + eps) + alpha * delta_g[j] + weight_decay * y[j])
+                    u[j] = m_hat / (math.sqrt(v_hat) + eps)
+                trusted = trust(u, delta_g, alpha, align)
+                for j in range(d):
+                    y[j] -= lr * (u[j] + alpha * trusted[j] * delta_g[j] + weight_decay * y[j])
             k = len(gradients)
             m = [w_m * beta1**k * m_hat_bar[j] + m[j] for j in range(d)]
             v = [w_v * beta2**k * v_hat_bar[j] + v[j] for j in range(d)]
@@ -75,7 +80,9 @@ def fedadamw(
             x = [x[j] + delta[j] for j in range(d)]
         else:
             x, outer_momentum = sgd_step(x, outer_momentum, delta, *outer)
-        delta_g = [-delta[j] / (k_mean * lr) for j in range(d)]
+        agreement = sum(n * n for n in delta) / mean_of([[sum(n * n for n in own)] for own in deltas])[0]
+        scale = agreement if align == "agreement" else 1.0
+        delta_g = [-scale * delta[j] / (k_mean * lr) for j in range(d)]
         m_hat_bar = [m / (1 - beta1 ** (t + k_mean)) for m in mean_of(ms)]
         v_hat_bar = [v / (1 - beta2 ** (t + k_mean)) for v in mean_of(vs)]
         t = t + k_mean if memory is None else min(t + k_mean, memory)
@@ -83,14 +90,12 @@ def fedadamw(
     return history
 
 
-def sgd_step(x, momentum, delta, lr, decay, nesterov):
-    """SGD's step (as PyTorch documents it) with the gradient - delta: the new x and momentum."""
-    momentum = [decay * b - change for b, change in zip(momentum, delta, strict=True)]
-    new = []
-    for number, b, change in zip(x, momentum, delta, strict=True):
-        step = -change + decay * b if nesterov else b
-        new.append(number - lr * step)
-    return new, momentum
+def trust(u, delta_g, alpha, align):
+    """The factor of each coordinate of alpha Delta_G in a step."""
+    if align == "cautious":  # arXiv 2411.16085
+        return [1.0 if a * b > 0 else 0.0 for a, b in zip(u, delta_g, strict=True)]
+    along, own = alpha * math.sqrt(sum(n * n for n in delta_g)), math.sqrt(sum(n * n for n in u))
+    return [own / along if align == "bounded" and along > own else 1.0] * len(u)
 
 
 def local_adamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01):
@@ -113,120 +118,32 @@ def local_adamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_
     return history
 
 
-def fedavg(x, rounds, problem, *, weight_decay=1e-3):
-    """arXiv 1602.05629, Algorithm 1, with weight decay in the client's SGD."""
-    history = []
-    for lr, clients in rounds:
-        models = []
-        for gradients in clients.values():
-            y = list(x)
-            for gradient in gradients:
-                g = gradient(y)
-                y = [y[j] - lr * (g[j] + weight_decay * y[j]) for j in range(len(x))]
-            models.append(y)
-        x = mean_of(models)
-        history.append(x)
-    return history
-
-
-def elsewhere(x, rounds, problem, *, start=0.9):
-    """`fedavg` whose clients begin at a part of x."""
-    history = []
-    for lr, clients in rounds:
-        models = []
-        for gradients in clients.values():
-            y = [start * number for number in x]
-            for gradient in gradients:
-                g = gradient(y)
-                y = [y[j] - lr * (g[j] + 1e-3 * y[j]) for j in range(len(x))]
-            models.append(y)
-        x = mean_of(models)
-        history.append(x)
-    return history
-
-
-def fedprox(x, rounds, problem, *, mu=0.01, weight_decay=1e-3):
-    """arXiv 1812.06127: the local loss plus mu/2 |y - x|^2, by SGD."""
-    history = []
-    for lr, clients in rounds:
-        models = []
-        for gradients in clients.values():
-            y = list(x)
-            for gradient in gradients:
-                g = gradient(y)
-                for j in range(len(x)):
-                    y[j] = y[j] - lr * (g[j] + weight_decay * y[j] + mu * (y[j] - x[j]))
-            models.append(y)
-        x = mean_of(models)
-        history.append(x)
-    return history
-
-
-def scaffold(x, rounds, problem, *, server_lr=1.0, weight_decay=1e-3):
-    """arXiv 1910.06378, Algorithm 1 with option II. The server's c is recomputed as the mean over all N clients."""
+def fadamgc(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, server_lr=1.0):
+    """arXiv 2502.02727, with AdamW's step. The server's c is recomputed as the mean over all N clients."""
     d = len(x)
     controls = [[0.0] * d for _ in range(problem.clients)]
     history = []
     for lr, clients in rounds:
         c = mean_of(controls)
-        deltas = []
-        new = {}
+        deltas, new = [], {}
         for i, gradients in clients.items():
-            y = list(x)
-            for gradient in gradients:
+            y, m, v = list(x), [0.0] * d, [0.0] * d
+            found = []
+            for k, gradient in enumerate(gradients, start=1):
                 g = gradient(y)
+                found.append(g)
                 for j in range(d):
-                    y[j] -= lr * (g[j] + weight_decay * y[j] - controls[i][j] + c[j])
-            steps = len(gradients)
-            new[i] = [controls[i][j] - c[j] + (x[j] - y[j]) / (steps * lr) for j in range(d)]
+                    tracked = g[j] - controls[i][j] + c[j]
+                    m[j] = beta1 * m[j] + (1 - beta1) * tracked
+                    v[j] = beta2 * v[j] + (1 - beta2) * tracked**2
+                    step = (m[j] / (1 - beta1**k)) / (math.sqrt(v[j] / (1 - beta2**k)) + eps)
+                    y[j] -= lr * (step + weight_decay * y[j])
+            new[i] = mean_of(found)
             deltas.append([y[j] - x[j] for j in range(d)])
         for i, own in new.items():
             controls[i] = own
         mean = mean_of(deltas)
         x = [x[j] + server_lr * mean[j] for j in range(d)]
-        history.append(x)
-    return history
-
-
-def fedcm(x, rounds, problem, *, a=0.1, weight_decay=1e-3):
-    """arXiv 2106.10874."""
-    d = len(x)
-    momentum = [0.0] * d
-    history = []
-    for lr, clients in rounds:
-        models, steps = [], []
-        for gradients in clients.values():
-            y = list(x)
-            for gradient in gradients:
-                g = gradient(y)
-                for j in range(d):
-                    y[j] -= lr * (a * g[j] + (1 - a) * momentum[j] + weight_decay * y[j])
-            models.append(y)
-            steps.append(len(gradients))
-        new = mean_of(models)
-        momentum = [(x[j] - new[j]) / (lr * sum(steps) / len(steps)) for j in range(d)]
-        x = new
-        history.append(x)
-    return history
-
-
-def fedadam(x, rounds, problem, *, beta1=0.9, beta2=0.99, tau=1e-3, server_lr=0.01, weight_decay=1e-3):
-    """arXiv 2003.00295, Algorithm 2."""
-    d = len(x)
-    m, v = [0.0] * d, [tau * tau] * d
-    history = []
-    for lr, clients in rounds:
-        deltas = []
-        for gradients in clients.values():
-            y = list(x)
-            for gradient in gradients:
-                g = gradient(y)
-                y = [y[j] - lr * (g[j] + weight_decay * y[j]) for j in range(d)]
-            deltas.append([y[j] - x[j] for j in range(d)])
-        pseudo = mean_of(deltas)
-        m = [beta1 * m[j] + (1 - beta1) * pseudo[j] for j in range(d)]
-        v = [beta2 * v[j] + (1 - beta2) * pseudo[j] ** 2 for j in range(d)]
-        x = [x[j] + server_lr * m[j] / (math.sqrt(v[j]) + tau) for j in range(d)]
         history.append(x)
     return history
 
@@ -409,94 +326,5 @@ def fedmuon(
                     for c, j in enumerate(row):
                         shared_m[j] = p[i] * left[c] + (right[i] - p[i] * along) * q[c]
                 bases[number] = normalised(right), normalised(left)
-        history.append(x)
-    return history
-
-
-def diloco(
-    x,
-    rounds,
-    problem,
-    *,
-    beta1=0.9,
-    beta2=0.999,
-    eps=1e-8,
-    weight_decay=0.01,
-    moments="keep",
-    outer_lr=0.7,
-    outer_momentum=0.9,
-    nesterov=True,
-):
-    """arXiv 2311.08105, Algorithm 1: each client has an AdamW of its own, the server Nesterov's momentum."""
-    d = len(x)
-    kept = {}  # of each client: m, v, t
-    b = [0.0] * d
-    history = []
-    for lr, clients in rounds:
-        deltas = []
-        for i, gradients in clients.items():
-            m, v, t = kept.get(i, ([0.0] * d, [0.0] * d, 0))
-            if moments == "reset":
-                m, v, t = [0.0] * d, [0.0] * d, 0
-            y = list(x)
-            for gradient in gradients:
-                g = gradient(y)
-                t += 1
-                m = [beta1 * m[j] + (1 - beta1) * g[j] for j in range(d)]
-                v = [beta2 * v[j] + (1 - beta2) * g[j] ** 2 for j in range(d)]
-                for j in range(d):
-                    adam = (m[j] / (1 - beta1**t)) / (math.sqrt(v[j] / (1 - beta2**t)) + eps)
-                    y[j] -= lr * (adam + weight_decay * y[j])
-            kept[i] = m, v, t
-            deltas.append([y[j] - x[j] for j in range(d)])
-        x, b = sgd_step(x, b, mean_of(deltas), outer_lr, outer_momentum, nesterov)
-        history.append(x)
-    return history
-
-
-def muloco(
-    x,
-    rounds,
-    problem,
-    *,
-    beta1=0.95,
-    beta2=0.999,
-    eps=1e-8,
-    weight_decay=0.01,
-    steps=5,
-    outer_lr=0.7,
-    outer_momentum=0.9,
-    nesterov=True,
-):
-    """arXiv 2505.23725: `diloco`, but hidden matrices step along their momentum, orthogonalized."""
-    d = len(x)
-    flat = set(range(d)) - {j for rows in problem.hidden for row in rows for j in row}
-    kept = {}
-    b = [0.0] * d
-    history = []
-    for lr, clients in rounds:
-        deltas = []
-        for i, gradients in clients.items():
-            m, v, t = kept.get(i, ([0.0] * d, [0.0] * d, 0))
-            y = list(x)
-            for gradient in gradients:
-                g = gradient(y)
-                t += 1
-                m = [beta1 * m[j] + (1 - beta1) * g[j] for j in range(d)]
-                v = [beta2 * v[j] + (1 - beta2) * g[j] ** 2 for j in range(d)]
-                u = [0.0] * d
-                for j in flat:
-                    u[j] = (m[j] / (1 - beta1**t)) / (math.sqrt(v[j] / (1 - beta2**t)) + eps)
-                for rows in problem.hidden:
-                    directions = newton_schulz([[m[j] for j in row] for row in rows], steps)
-                    scale = 0.2 * math.sqrt(max(len(rows), len(rows[0])))
-                    for row, values in zip(rows, directions, strict=True):
-                        for j, value in zip(row, values, strict=True):
-                            u[j] = scale * value
-                for j in range(d):
-                    y[j] -= lr * (u[j] + weight_decay * y[j])
-            kept[i] = m, v, t
-            deltas.append([y[j] - x[j] for j in range(d)])
-        x, b = sgd_step(x, b, mean_of(deltas), outer_lr, outer_momentum, nesterov)
         history.append(x)
     return history

@@ -11,10 +11,12 @@ from typing import Any
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.algorithms.classes import BLOCKS, NO_BLOCKS, check_class, defaults_of, has_blocks, parse_settings
 from fedadamw.algorithms.diloco import DiLoCo
+from fedadamw.algorithms.fadamgc import FAdamGC
 from fedadamw.algorithms.fedadam import FedAdam
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.algorithms.fedcm import FedCM
+from fedadamw.algorithms.fedexp import FedExP
 from fedadamw.algorithms.fedlada import FedLADA
 from fedadamw.algorithms.fedlamb import FedLAMB
 from fedadamw.algorithms.fedlion import FedLion
@@ -37,7 +39,9 @@ BUILT_IN: dict[str, type[AnyAlgorithm]] = {
     "scaffold": Scaffold,
     "fedcm": FedCM,
     "fedadam": FedAdam,
+    "fedexp": FedExP,
     "fedlada": FedLADA,
+    "fadamgc": FAdamGC,
     "fedmuon": FedMuon,
     "fedlion": FedLion,
     "fedlamb": FedLAMB,

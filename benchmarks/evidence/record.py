@@ -1,0 +1,105 @@
+"""The record in benchmarks/results: everything that pages are made of, from the runs that have ended."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import records
+from benchmarks.evidence import rule
+from benchmarks.evidence.agenda import Agenda, variants_of
+from benchmarks.evidence.costs import expected_seeds
+from benchmarks.evidence.store import Result, Store, points
+from benchmarks.evidence.variants import BASE, CANDIDATE, CHOSEN_ON, MAIN, VARIANTS
+from benchmarks.evidence.workloads import WORKLOADS, Workload
+from fedadamw.checkpoint import write_atomically
+
+WHAT, DEVICE = "evidence", "cpu"
+KEPT = ("seed", "error", "score", "train_loss", "wall_s", "cpu_s", "commit")  # of a reported run
+
+
+def write_record(store: Store, *, record: bool) -> Path:
+    """Write this month's record, or the scratch one, and return where it is."""
+    path = records.path_of(WHAT, DEVICE, record=record)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, to_text(content(store)).encode())
+    return path
+
+
+def content(store: Store) -> dict[str, Any]:
+    """Return the record of the results in a store."""
+    results = store.refresh().results
+    agenda = Agenda({job: points(result) for job, result in results.items()})
+    used = [w for w in agenda.workloads if any(job.workload == w.name for job in results)]
+    return {
+        "device": _distinct(result["device"] for result in results.values()),
+        "versions": _versions(list(results.values())),
+        "base": BASE,
+        "candidate": CANDIDATE,
+        "chosen_on": list(CHOSEN_ON),
+        "main": list(MAIN),
+        "rule": {
+            "fewest": rule.FEWEST,
+            "most": rule.MOST,
+            "width": rule.WIDTH,
+            "tail": rule.TAIL,
+            "margin": rule.MARGIN,
+            "first_seed": rule.FIRST_SEED,
+            "tuning_seeds": list(rule.TUNING_SEEDS),
+        },
+        "workloads": [_workload(agenda, store, workload) for workload in used],
+        "not_begun": [name for name in WORKLOADS if name not in {w.name for w in used}],
+    }
+
+
+def _workload(agenda: Agenda, store: Store, workload: Workload) -> dict[str, Any]:
+    """Return a workload's part: its variants with their trials and runs."""
+    some = [result for job, result in store.results.items() if job.workload == workload.name and not result["error"]]
+    first: Result | None = some[0] if some else None
+    shared = ("metric", "rounds", "round", "clients", "steps")
+    return {
+        "name": workload.name,
+        "title": workload.title,
+        "recipe": workload.recipe,
+        "settings": list(workload.settings),
+        **({key: first[key] for key in shared} if first else {}),  # type: ignore[literal-required]
+        "variants": [_variant(agenda, store, workload, name) for name in variants_of(workload)],
+    }
+
+
+def _variant(agenda: Agenda, store: Store, workload: Workload, name: str) -> dict[str, Any]:
+    """Return a variant's part: trials, runs, and the seeds that the rule wants."""
+    tried = agenda.tried(workload, name)
+    runs = [store.results[job] for job in agenda.reported(workload, name).values()]
+    lr = agenda.rate(workload, name)
+    wanted = agenda.count_wanted(workload, name, rule.MOST) if lr is not None else rule.FEWEST
+    size = {key: runs[0][key] for key in ("up_bytes_a_client", "down_bytes_a_client")} if runs else {}  # type: ignore[literal-required]
+    return {
+        "name": name,
+        "algorithm": VARIANTS[name].algorithm,
+        "settings": list(VARIANTS[name].settings),
+        "lr": lr,
+        "trials": [[rate, seed, None if score is None else round(score, 3)] for (rate, seed), score in tried.items()],
+        "seeds_wanted": wanted,
+        "seeds_expected": expected_seeds(agenda, workload, name),
+        **size,
+        "runs": [{key: run[key] for key in KEPT} for run in runs],  # type: ignore[literal-required]
+    }
+
+
+def _versions(results: list[Result]) -> dict[str, str | None]:
+    names = dict.fromkeys(name for result in results for name in result["versions"])
+    return {name: _distinct(result["versions"].get(name) for result in results) for name in names}
+
+
+def _distinct(values: Any) -> str | None:
+    return " and ".join(dict.fromkeys(str(value) for value in values if value is not None)) or None
+
+
+def to_text(record: dict[str, Any]) -> str:
+    """Return a record as JSON, each run on a line."""
+    text = json.dumps(record, indent=1)
+    for workload in record["workloads"]:
+        for variant in workload["variants"]:
+            for run in variant["runs"]:
+                text = text.replace(json.dumps(run, indent=1).replace("\n", "\n       "), json.dumps(run))
+    return text + "\n"

@@ -1,0 +1,72 @@
+"""`fedadamw theory`: what theorems predict, beside what the algorithms do."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedadamw.cli.app import TYPER_SUGGESTS, Quiet, app
+
+theory = typer.Typer(
+    help="""Measure what theory predicts: rates of convergence, bounds, curvature.
+
+    \b
+    fedadamw theory rate --noise skew
+    """,
+    short_help="Measure what theory predicts.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    suggest_commands=TYPER_SUGGESTS,
+)
+app.add_typer(theory, name="theory")
+
+
+@theory.command("rate", short_help="Measure the speed-up in clients, steps, rounds.")
+def rate(
+    noise: Annotated[
+        str, typer.Option(metavar="NAME", help="Of the gradients: gauss, or skew (exponential, of mean 0).")
+    ] = "gauss",
+    algorithm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-a",
+            "--algorithm",
+            metavar="NAME[:SETTING=VALUE,...]",
+            help="An algorithm, with settings that differ from its defaults; repeatable.",
+        ),
+    ] = None,
+    clients: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Values of S; the middle one is the others' too.")
+    ] = "2,8,32",
+    steps: Annotated[str, typer.Option(metavar="N,N,...", help="Values of K.")] = "5,20,80",
+    rounds: Annotated[str, typer.Option(metavar="N,N,...", help="Values of R.")] = "100,400,1600",
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs at each point.")] = 8,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Put rate-<noise>.svg, .png and .json here.")
+    ] = None,
+    quiet: Quiet = False,  # noqa: FBT002
+) -> None:
+    """Run algorithms on a quadratic and compare the slopes in S clients, K local steps and R rounds with theory's -1/2.
+
+    The learning rate is by rule, not tuned. By default FedAdamW, with memory 1, with share none, and Local AdamW.
+
+    \b
+    fedadamw theory rate --out runs/rate
+    fedadamw theory rate --noise skew -a fedadamw -a fedadamw:share=none
+    fedadamw theory rate --noise skew -a fedadamw:memory=10 --json rate.json
+    """
+    from fedadamw.cli.tables import print_grid
+    from fedadamw.theory.methods import DEFAULTS, parse_method
+    from fedadamw.theory.quadratic import parse_noise
+    from fedadamw.theory.rate import AXES, Grid, measure_rate, parse_values
+    from fedadamw.theory.rate_output import HEADINGS, check_outputs, rate_rows, write_rate
+
+    kind, methods = parse_noise(noise), [parse_method(text) for text in dict.fromkeys(algorithm or DEFAULTS)]
+    axes = [parse_values(f"--{axis}", text) for axis, text in zip(AXES, (clients, steps, rounds), strict=True)]
+    check_outputs(json, out)
+    measured = measure_rate(methods, kind, Grid(*axes), seeds=seeds, quiet=quiet)
+    if not quiet:
+        print_grid(HEADINGS, rate_rows(measured))
+    for path in write_rate(measured, json, out):
+        typer.echo(path)

@@ -1,0 +1,1 @@
+"""Theory, measured: what the papers' theorems predict, beside what the algorithms do."""

@@ -1,0 +1,58 @@
+"""Progress of a measurement: a bar on a terminal, else a line for each part that ends."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from fedadamw.io.escaping import escape_text
+
+
+class Progress:
+    """Shows how far a measurement is, on standard output; nothing when quiet.
+
+    total: amount of work, in any unit.
+    """
+
+    def __init__(self, total: float, *, quiet: bool) -> None:
+        self.total, self._done, self._begin = total, 0.0, time.perf_counter()
+        self.quiet = quiet
+        live = not quiet and sys.stdout.isatty()
+        self._bar = Bar(*_columns(), console=Console(highlight=False), refresh_per_second=4) if live else None
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+            self._bar.add_task("", total=self.total, status="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, work: float, status: str) -> None:
+        """Count work that is done; `status` says what is going on."""
+        self._done += work
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done, status=escape_text(status))
+
+    def end_part(self, text: str) -> None:
+        """Say, where there is no bar, that a part has ended."""
+        if self._bar is None and not self.quiet:
+            share, seconds = self._done / self.total, time.perf_counter() - self._begin
+            print(f"{share:4.0%}  {seconds:4.0f} s  {escape_text(text)}", flush=True)
+
+
+def _columns() -> tuple[BarColumn | TextColumn | TimeRemainingColumn, ...]:
+    return (
+        TextColumn("{task.percentage:3.0f}%"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[status]}", markup=False),
+        TextColumn("left"),
+        TimeRemainingColumn(compact=True),
+    )

@@ -1,0 +1,116 @@
+"""Shows measured rates: a table, a figure of three panels against the line P, JSON."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from fedadamw.checkpoint import write_atomically
+from fedadamw.io.escaping import escape_text
+from fedadamw.report.run_charts import Chart, save_chart
+from fedadamw.report.study_marks import COLORS, STROKES
+from fedadamw.theory.prediction import Quadratic, predict
+from fedadamw.theory.rate import AXES, Grid, Rate, along
+from fedadamw.validation import InputError, check
+
+HEADINGS = ("algorithm", *(f"slope in {letter}" for letter in AXES.values()), "measured/P")
+TITLES = {"clients": "S, clients in a round", "steps": "K, local steps", "rounds": "R, rounds"}
+LINE = "P, theory"
+NOISE_NAMES = {"gauss": "Gaussian noise", "skew": "Skewed noise"}
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")  # of points
+
+
+def rate_rows(rate: Rate) -> list[list[str]]:
+    """Return the table's cells under HEADINGS, a row for each algorithm."""
+    rows = []
+    for name in dict.fromkeys(point["algorithm"] for point in rate["points"]):
+        slopes = {s["axis"]: s for s in rate["slopes"] if s["algorithm"] == name}
+        ratios = [point["ratio"] for point in rate["points"] if point["algorithm"] == name]
+        cells = [f"{slopes[axis]['slope']:+.3f} ± {slopes[axis]['error']:.3f}" for axis in AXES]
+        rows.append([name, *cells, f"{min(ratios):.2f} to {max(ratios):.2f}"])
+    return rows
+
+
+def rate_chart(rate: Rate) -> Chart:
+    """Return three panels, one an axis: measured by algorithm, with the seeds' range, and the line P."""
+    names = list(dict.fromkeys(point["algorithm"] for point in rate["points"]))
+    panels, center = [_panel(rate, names, axis) for axis in AXES], Grid(**rate["axes"]).center
+    text = alt.TitleParams(
+        f"{NOISE_NAMES[rate['noise']]}; S={center.clients}, K={center.steps}, R={center.rounds} where they are not "
+        "varied; bars: the seeds",
+        fontSize=11,
+        fontWeight="normal",
+        color="#374151",
+    )
+    return alt.hconcat(*panels, spacing=24, title=text).resolve_scale(y="shared", color="shared", shape="shared")
+
+
+def _panel(rate: Rate, names: Sequence[str], axis: str) -> Chart:
+    measured: list[dict[str, Any]] = [
+        {
+            "x": dict(point)[axis],
+            "y": point["measured"],
+            "low": min(point["seeds"]),
+            "high": max(point["seeds"]),
+            "of": escape_text(name),
+        }
+        for name in names
+        for point in along(rate["points"], name, Grid(**rate["axes"]), axis)
+    ]
+    values = rate["axes"][axis]
+    x = alt.X("x:Q", title=TITLES[axis], scale=alt.Scale(type="log", nice=False, padding=12), axis=_ticks(values))
+    y_title = "mean |grad f|²" if axis == next(iter(AXES)) else None
+    y = alt.Y("y:Q", title=y_title, scale=alt.Scale(type="log"), axis=alt.Axis(format="~g"))
+    shown = [escape_text(name) for name in names]
+    color = alt.Color(
+        "of:N",
+        title=None,
+        scale=alt.Scale(domain=[*shown, LINE], range=[*COLORS[: len(names)], "#111827"]),
+        legend=alt.Legend(orient="bottom", columns=3, labelLimit=260, **STROKES),
+    )
+    base = alt.Chart(alt.Data(values=measured)).encode(x=x, color=color)
+    shape = alt.Shape("of:N", title=None, scale=alt.Scale(domain=shown, range=list(SHAPES[: len(names)])), legend=None)
+    line = alt.Chart(alt.Data(values=_line(rate, axis))).mark_line(strokeDash=[6, 4], strokeWidth=1.5)
+    layers = (
+        line.encode(x=x, y=y, color=color),
+        base.mark_rule(opacity=0.5).encode(y=alt.Y("low:Q"), y2="high:Q"),
+        base.mark_line(strokeWidth=2).encode(y=y),
+        base.mark_point(size=50, filled=True, opacity=1).encode(y=y, shape=shape),
+    )
+    return alt.layer(*layers).properties(width=230, height=230)
+
+
+def _ticks(values: Sequence[int]) -> alt.Axis:
+    return alt.Axis(values=list(values), format="d", grid=False)
+
+
+def _line(rate: Rate, axis: str) -> list[dict[str, object]]:
+    """P along an axis, with the momentum of the first algorithm."""
+    problem, points = Quadratic(**rate["problem"]), Grid(**rate["axes"]).along(axis)
+    return [{"x": getattr(p, axis), "y": predict(problem, p, rate["beta1"]), "of": LINE} for p in points]
+
+
+def write_rate(rate: Rate, file: Path | None, folder: Path | None) -> list[Path]:
+    """Write the numbers to `file` and the figure and the numbers into `folder`; return the paths."""
+    stem = f"rate-{rate['noise']}"
+    files = [file] if file is not None else []
+    files += [folder / f"{stem}.json"] if folder is not None else []
+    for path in files:
+        write_atomically(path, (json.dumps(rate, indent=1) + "\n").encode())
+    pictures = [folder / f"{stem}.{kind}" for kind in ("svg", "png")] if folder is not None else []
+    for path in pictures:
+        save_chart(rate_chart(rate), path)
+    return [*files, *pictures]
+
+
+def check_outputs(file: Path | None, folder: Path | None) -> None:
+    """Make the folders of what is to be written, so that a wrong name is not found out at the end."""
+    for path in (file and file.parent, folder):
+        if path is not None:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{path}: no folder can be made there ({error.strerror})") from None
+    check(file is None or not file.is_dir(), f"--json {file}: is a folder; give a file")
