@@ -127,9 +127,15 @@ def test_muloco_keeps_no_second_moment_of_matrices(task):
     [
         (["algorithm=fedadam"], "training.outer is the server's step; this algorithm's server has one of its own"),
         (["algorithm=diloco"], "training.outer is the server's step; this algorithm's server has one of its own"),
-        (["algorithm=scaffold", "algorithm.server_lr=0.5"], "set algorithm.server_lr=1 (not 0.5) and training.outer.lr"),
+        (
+            ["algorithm=scaffold", "algorithm.server_lr=0.5"],
+            "set algorithm.server_lr=1 (not 0.5) and training.outer.lr",
+        ),
         (["lora={aggregate: exact}"], "lora.aggregate='exact' takes the clients' mean as it is: no training.outer"),
-        (["lora={aggregate: residual}"], "lora.aggregate='residual' takes the clients' mean as it is: no training.outer"),
+        (
+            ["lora={aggregate: residual}"],
+            "lora.aggregate='residual' takes the clients' mean as it is: no training.outer",
+        ),
     ],
 )
 def test_what_cannot_have_it_is_refused_in_one_line(settings, message):
