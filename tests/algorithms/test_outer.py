@@ -12,6 +12,7 @@ from fedadamw.engine.parts import state_tensors
 from fedadamw.engine.simulate import Saved
 from fedadamw.prepare.simulation import check_settings
 from fedadamw.settings.load import load
+from fedadamw.validation import InputError
 
 OUTER = {"lr": 0.5, "momentum": 0.8, "nesterov": True}
 FAST = ("fedadamw-mean-v", "scaffold")
@@ -139,7 +140,7 @@ def test_muloco_keeps_no_second_moment_of_matrices(task):
     ],
 )
 def test_what_cannot_have_it_is_refused_in_one_line(settings, message):
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(InputError) as refused:
         check_settings(load("digits", [*settings, "training.outer.lr=0.7"]), remote=False)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)

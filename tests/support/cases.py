@@ -1,7 +1,9 @@
 """THE table of algorithms: a new one is a row here, and every shared property is then tested for it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
@@ -19,7 +21,7 @@ class Case(NamedTuple):
     lr: float  # that converges on the small problems of the tests
     up: str  # documented count of numbers a client sends, in d and B
     down: str
-    training: dict = {}  # settings of the section training
+    training: Mapping = MappingProxyType({})  # settings of the section training
 
 
 CASES = {
