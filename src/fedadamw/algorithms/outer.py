@@ -33,7 +33,7 @@ def check_outer(lr: float, momentum: float, prefix: str = "outer_") -> None:
     check(0 <= momentum < 1, f"{prefix}momentum={momentum} must lie in [0, 1)")
 
 
-def check_takes_outer_step(*, adds_mean: bool, server_lr: float) -> None:
+def check_takes_outer_step(*, adds_mean: bool, server_lr: object) -> None:
     """Raise InputError if an algorithm's server has a step of its own, which the outer one would replace."""
     what = "training.outer is the server's step"
     check(adds_mean, f"{what}; this algorithm's server has one of its own")
