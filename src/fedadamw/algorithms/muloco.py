@@ -7,7 +7,7 @@
                  t = t + 1;  u = AdamW's direction, of m/(1 - beta1^t), v/(1 - beta2^t)
                  u = U V^T of each matrix' m = U S V^T, scaled;  as it is elsewhere 3
                  y = y - lr (u + lambda y)                                          4
-             send delta = y - x;  keep m, t, and v of what is no matrix             5
+             send delta = y - x;  keep m, t, and v but for matrices                 5
     server:  D = - mean delta;  b = outer_momentum b + D                            6
              x = x - outer_lr (D + outer_momentum b)                                7
 
@@ -49,7 +49,7 @@ class Memory(NamedTuple):
     """Memory of a client between its rounds."""
 
     m: Vector  # (..., d)
-    v: Tensor  # of what is no matrix, concatenated
+    v: Tensor  # of all tensors but matrices, concatenated
     t: Tensor  # (..., 1) steps in all of its rounds
 
 
