@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 from support.literal_algebra import mean_of, newton_schulz, normalised, unit
+from support.reference_outer import sgd_step
 
 
 class Problem(NamedTuple):
@@ -19,14 +20,28 @@ class Problem(NamedTuple):
 
 
 def fedadamw(
-    x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, alpha=0.5, share="mean-v", memory=None
+    x,
+    rounds,
+    problem,
+    *,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-8,
+    weight_decay=0.01,
+    alpha=0.5,
+    share="mean-v",
+    memory=None,
+    outer=None,
+    align="always",
 ):
     """arXiv 2510.27486, Algorithm 2, with decay in place of the printed growth.
 
     memory: v_hat is the mean of the round's g^2 and the debiased carried one, which weighs as `memory` gradients.
+    outer: (learning rate, momentum, nesterov) of the server's step in place of adding the mean.
     """
     d = len(x)
     x = list(x)
+    outer_momentum = [0.0] * d
     delta_g = [0.0] * d
     m_hat_bar, v_hat_bar = [0.0] * d, [0.0] * d  # carried, debiased
     t = 0.0  # gradients that they count for
@@ -38,13 +53,16 @@ def fedadamw(
         for gradients in clients.values():
             y, m, v = list(x), [0.0] * d, [0.0] * d  # of this round's gradients alone
             for k, gradient in enumerate(gradients, start=1):
-                g = gradient(y)
+                g, u = gradient(y), [0.0] * d
                 for j in range(d):
                     m[j] = beta1 * m[j] + (1 - beta1) * g[j]
                     v[j] = beta2 * v[j] + (1 - beta2) * g[j] * g[j]
                     m_hat = (w_m * beta1**k * m_hat_bar[j] + m[j]) / (w_m * beta1**k + 1 - beta1**k)
                     v_hat = (w_v * beta2**k * v_hat_bar[j] + v[j]) / (w_v * beta2**k + 1 - beta2**k)
-                    y[j] -= lr * (m_hat / (math.sqrt(v_hat) + eps) + alpha * delta_g[j] + weight_decay * y[j])
+                    u[j] = m_hat / (math.sqrt(v_hat) + eps)
+                trusted = trust(u, delta_g, alpha, align)
+                for j in range(d):
+                    y[j] -= lr * (u[j] + alpha * trusted[j] * delta_g[j] + weight_decay * y[j])
             k = len(gradients)
             m = [w_m * beta1**k * m_hat_bar[j] + m[j] for j in range(d)]
             v = [w_v * beta2**k * v_hat_bar[j] + v[j] for j in range(d)]
@@ -58,13 +76,26 @@ def fedadamw(
             vs.append(v)
             steps.append(k)
         delta, k_mean = mean_of(deltas), sum(steps) / len(steps)
-        x = [x[j] + delta[j] for j in range(d)]
-        delta_g = [-delta[j] / (k_mean * lr) for j in range(d)]
+        if outer is None:
+            x = [x[j] + delta[j] for j in range(d)]
+        else:
+            x, outer_momentum = sgd_step(x, outer_momentum, delta, *outer)
+        agreement = sum(n * n for n in delta) / mean_of([[sum(n * n for n in own)] for own in deltas])[0]
+        scale = agreement if align == "agreement" else 1.0
+        delta_g = [-scale * delta[j] / (k_mean * lr) for j in range(d)]
         m_hat_bar = [m / (1 - beta1 ** (t + k_mean)) for m in mean_of(ms)]
         v_hat_bar = [v / (1 - beta2 ** (t + k_mean)) for v in mean_of(vs)]
         t = t + k_mean if memory is None else min(t + k_mean, memory)
         history.append(x)
     return history
+
+
+def trust(u, delta_g, alpha, align):
+    """The factor of each coordinate of alpha Delta_G in a step."""
+    if align == "cautious":  # arXiv 2411.16085
+        return [1.0 if a * b > 0 else 0.0 for a, b in zip(u, delta_g, strict=True)]
+    along, own = alpha * math.sqrt(sum(n * n for n in delta_g)), math.sqrt(sum(n * n for n in u))
+    return [own / along if align == "bounded" and along > own else 1.0] * len(u)
 
 
 def local_adamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01):

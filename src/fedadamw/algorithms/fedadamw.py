@@ -16,6 +16,11 @@
 (block means of v, as in the paper). A moment that restarts is debiased by k, a carried one by t + k. Sharing m while v
 restarts (`m`) is ill-conditioned: in the first step v is g*g, so coordinates with g near 0 step by about m/|g|.
 
+`align` says how much of Delta_G a step goes along; all but `always` are ours. `agreement`: the server scales it by
+|mean delta|^2 / mean |delta|^2, which is 1 if the clients' updates are equal and 1/S if S of them are orthogonal; each
+sends one number more, |delta|^2. `cautious`: only in coordinates where it has the sign of u. `bounded`: times alpha
+at most as long as u.
+
 `memory` (M) is ours: at a round's start a carried moment counts for at most M gradients, so that the round's own soon
 outweigh it; no step is then longer than about sqrt(M + 1) lr. Without it, as in the paper, it counts for all t.
 """
@@ -28,10 +33,10 @@ from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw, debias
-from fedadamw.directions.align import take_aligned_step
+from fedadamw.directions.adamw import SMALLEST_NORMAL, Moments, adamw, check_above_zero, check_adamw, debias
+from fedadamw.directions.align import ALIGN, take_aligned_step
 from fedadamw.validation import check, check_one_of
-from fedadamw.vector import Vector
+from fedadamw.vector import Vector, squared_norm
 
 Packing = str  # how a moment is sent: "restart" (not at all), "whole" (d numbers), "mean" (one per block)
 SHARES: dict[str, tuple[Packing, Packing]] = {  # share -> (m, v)
@@ -70,8 +75,18 @@ class Up(NamedTuple):
     k: Tensor  # (..., 1)
 
 
+class MeasuredUp(NamedTuple):
+    """Upload of a client whose agreement with the others is measured."""
+
+    delta: Vector
+    m: Tensor
+    v: Tensor
+    k: Tensor
+    square: Tensor  # (..., 1) |delta|^2
+
+
 @dataclass(frozen=True, kw_only=True)
-class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
+class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up | MeasuredUp]):
     """FedAdamW, and its ablations by other values of `share`."""
 
     blocks: Blocks  # v is averaged in each
@@ -79,10 +94,10 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
     eps: float = 1e-8  # added to the denominator (above 0)
     weight_decay: float = 0.01  # decoupled, per step, times lr (at least 0)
     alpha: float = 0.5  # weight of Delta_G in every local step (at least 0)
+    align: str = "always"  # when steps go along Delta_G (one of always, agreement, cautious, bounded)
     memory: float | None = None  # gradients that kept moments count for at most, M; null: all (at least 0)
     share: str = "mean-v"  # moments kept from round to round; mean-v: block means of v (one of none, m, v, vm, mean-v)
 
-    elementwise: ClassVar = True
     tuning: ClassVar = {
         "lr": (3e-4, 1e-3, 3e-3),
         "weight_decay": (1e-3, 1e-2, 1e-1),
@@ -91,10 +106,15 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
 
     def __post_init__(self) -> None:
         check_one_of("share", self.share, SHARES)
+        check_one_of("align", self.align, ALIGN)
         check_adamw(self.betas, self.weight_decay)
         check_above_zero("eps", self.eps)
         check(self.alpha >= 0, f"alpha={self.alpha} must not be negative")
         check_memory(self.memory)
+
+    @property
+    def elementwise(self) -> bool:  # type: ignore[override]  # a length is that of all coordinates
+        return self.align != "bounded"
 
     def server_init(self, x: Vector) -> Server:
         zero = torch.zeros_like(x)
@@ -115,17 +135,24 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
         k = local.k + 1
         m_steps, v_steps = (k if how == "restart" else k + down.t for how in SHARES[self.share])
         u, moments = adamw(g, local.moments, m_steps, v_steps, betas=self.betas, eps=self.eps)  # lines 2-4
-        y = take_aligned_step(local.y, u, down.delta, lr, alpha=self.alpha, weight_decay=self.weight_decay)  # line 5
+        delta = ALIGN[self.align](u, down.delta, self.alpha)
+        y = take_aligned_step(local.y, u, delta, lr, alpha=self.alpha, weight_decay=self.weight_decay)  # line 5
         return Local(y, moments, k)
 
-    def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 6
+    def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up | MeasuredUp, tuple[()]]:  # line 6
         how_m, how_v = SHARES[self.share]
         m, v = pack(local.moments.m, how_m, self.blocks), pack(local.moments.v, how_v, self.blocks)
-        return Up(local.y - down.x, m, v, local.k), ()
+        up = Up(local.y - down.x, m, v, local.k)
+        return (up if self.align != "agreement" else MeasuredUp(*up, squared_norm(up.delta))), ()
 
-    def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # lines 7 to 9
+    def server_update(
+        self, server: Server, up: Up | MeasuredUp, lr: Tensor, participation: Tensor
+    ) -> Server:  # lines 7 to 9
         m, v, t = forget(up.m, up.v, server.t + up.k, betas=self.betas, memory=self.memory)
-        return Server(server.x + up.delta, -up.delta / (up.k * lr), m, v, t)
+        delta = -up.delta / (up.k * lr)
+        if isinstance(up, MeasuredUp):
+            delta = delta * (squared_norm(up.delta) / up.square.clamp(min=SMALLEST_NORMAL))
+        return Server(server.x + up.delta, delta, m, v, t)
 
 
 def forget(
