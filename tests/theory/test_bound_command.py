@@ -1,7 +1,7 @@
 """`fedadamw theory bound`: on a run, and what it refuses."""
 
 import json
-from xml.etree import ElementTree
+import re
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ import yaml
 from fedadamw.theory.curvature.subject import open_subject
 
 from fedadamw.theory.bound import MOMENTS
+from fedadamw.theory.bound_output import bound_chart, bound_facts
 from fedadamw.theory.bound_run import read_run
 from fedadamw.trained.load import open_run
 from fedadamw.vector import trainable
@@ -47,13 +48,19 @@ def test_curvature_is_the_mean_square_of_single_gradients(measured, finished_run
 @pytest.mark.parametrize("moments", MOMENTS)
 def test_the_command_prints_a_row_for_each_prior_and_says_that_it_is_vacuous(moments, finished_run, run_main, tmp_path):
     words = ("--moments", moments, "--rho", "0.01", "--rho", "0.1", "--samples", "8")
-    done = run_main("theory", "bound", str(finished_run), *words, "--out", str(tmp_path / "figures"))
+    done = run_main("theory", "bound", str(finished_run), *words, "--json", str(tmp_path / "bound.json"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "vacuous: the least gap is" in done.stdout
-    facts = json.loads((tmp_path / "figures" / "bound.json").read_text())
+    facts = json.loads((tmp_path / "bound.json").read_text())
     assert [row["rho"] for row in facts["bounds"]] == [0.01, 0.1]
     assert all(row["best"]["gap"] <= row["own"]["gap"] for row in facts["bounds"])
-    ElementTree.parse(tmp_path / "figures" / "bound.svg")
+
+
+def test_the_figure_has_a_curve_for_each_prior_and_a_mark_for_each_weight_decay_that_it_shows(measured):
+    facts = bound_facts(measured[0], [0.01, 0.1], "minibatch")
+    text = json.dumps(bound_chart(facts).to_dict())
+    assert len(facts["curve"]) == 2 * 97
+    assert {"rho 0.01", "rho 0.1", "the run's", "the best"} <= set(re.findall(r'"([^"]+)"', text))
 
 
 @pytest.mark.parametrize(
