@@ -90,7 +90,9 @@ class TrainingSettings(Section):
         "2 f + 1 clients in a round and krum 2 f + 3.",
     )
     diagnostics: bool = Field(
-        default=False, description="Record second moments, client drift and alignment in every round. Costs time."
+        default=False,
+        description="Record second moments and how well they predict gradients, client drift and alignment, "
+        "in every round. Costs time.",
     )
     evaluate_batch: int | None = Field(
         default=None,
