@@ -10,6 +10,7 @@ from fedadamw.plan.data_shape import find_max_length
 from fedadamw.plan.room import GB
 from fedadamw.prepare.architecture import resolve_model
 from fedadamw.prepare.problem import open_pretrained
+from fedadamw.prepare.texts import evaluation_size
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.lora import LoraSettings
@@ -84,7 +85,7 @@ def _keeps_memories(experiment: Experiment) -> bool:
 
 def _activations(experiment: Experiment, sizes: Sizes, longest: int) -> int:
     t = experiment.training
-    texts = max(min(t.micro_batch or t.batch_size, t.batch_size), t.evaluation_batch(100)) * (experiment.stack or 1)
+    texts = max(min(t.micro_batch or t.batch_size, t.batch_size), evaluation_size(experiment)) * (experiment.stack or 1)
     layer = WIDTHS * sizes.width + MLP_WIDTHS * sizes.mlp + 4 * sizes.heads * longest
     output = LOGITS * sizes.words if experiment.data.task == LANGUAGE else 0
     return texts * longest * (sizes.layers * layer + output)
