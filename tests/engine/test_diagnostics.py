@@ -76,7 +76,7 @@ def test_likelihoods_are_those_of_the_literal_mean():
     g = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).double()
     g[2, 1] = 0.0  # does not count
     v_hat, b = [0.3, 2.0, 1.0, 1e-4, 5.0], 0.9
-    ours = Likelihood(torch.tensor(v_hat, dtype=torch.float64), (2, 3), beta2=b, eps=1e-8)
+    ours = Likelihood(torch.tensor(v_hat, dtype=torch.float64), (2, 3), None, beta2=b, eps=1e-8)
     for step in g:
         ours.add(step)
     scores, counts = ours.sums()

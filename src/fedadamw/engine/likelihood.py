@@ -9,13 +9,15 @@ Only the first step is predicted by v_hat for every M; M = 0+ forgets it after t
 """
 
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.directions.adamw import debias
+from fedadamw.engine.step import clip_gradient
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.vector import Vector
 
 MEMORIES = {"0+": 0.0, "1/16": 0.0625, "1/4": 0.25, "1/2": 0.5, "1": 1.0, "2": 2.0, "4": 4.0, "16": 16.0, "inf": inf}
@@ -31,30 +33,34 @@ class Sums(NamedTuple):
 class Likelihood:
     """Takes the gradients of a client, or of stacked ones, step by step.
 
-    v_hat: the carried second moment (d,), debiased. sizes: of the model's tensors. eps: v is at least eps^2.
+    v_hat: the carried second moment (d,), debiased. sizes: of the model's tensors. eps: v is at least eps^2. clip: as in
+    engine/step.py.
     """
 
-    def __init__(self, v_hat: Vector, sizes: tuple[int, ...], *, beta2: float, eps: float) -> None:
-        self.v_hat, self.sizes, self.beta2, self.least = v_hat, sizes, beta2, eps**2
+    def __init__(self, v_hat: Vector, sizes: tuple[int, ...], clip: float | None, *, beta2: float, eps: float) -> None:
+        self.v_hat, self.sizes, self.clip, self.beta2, self.least = v_hat, sizes, clip, beta2, eps**2
         self.steps = 0
         self._own = v_hat.new_zeros(())
         self._sums: Sums | None = None
 
     @staticmethod
-    def of(algorithm: AnyAlgorithm, start: AnyState, down: AnyState, sizes: tuple[int, ...]) -> "Likelihood | None":
-        """Return one for a round that starts at `start`; None if no second moment was carried to it."""
+    def of(
+        algorithm: AnyAlgorithm, start: AnyState, down: AnyState, sizes: tuple[int, ...], training: TrainingSettings
+    ) -> "Likelihood | None":
+        """Return one for a round from `start`; None without training.diagnostics, or if no second moment was carried."""
         v, t = getattr(down, "v", None), getattr(down, "t", None)
-        if v is None or t is None or not v.numel() or not float(t):
+        if not training.diagnostics or v is None or t is None or not v.numel() or not float(t):
             return None
-        beta2 = algorithm.betas[1]  # type: ignore[attr-defined]  # moments have decay rates
-        v_hat = start.moments.v / debias(beta2, t)
-        return Likelihood(v_hat, sizes, beta2=beta2, eps=algorithm.eps)  # type: ignore[attr-defined]  # as above
+        kind: Any = algorithm  # one with moments has betas and eps
+        v_hat = start.moments.v / debias(kind.betas[1], t)
+        return Likelihood(v_hat, sizes, training.clip, beta2=kind.betas[1], eps=kind.eps)
 
     def add(self, g: Vector) -> None:
         """Add the gradients (..., d) of the next step; of stacked clients the first rows, those that take it.
 
         Gradients of 0 do not count: no step is longer or shorter for them.
         """
+        g = clip_gradient(g, self.clip)
         square, b, k = g * g, self.beta2, self.steps
         own = self._own[: len(g)] if self._own.dim() > 1 else self._own
         scores = []

@@ -15,7 +15,7 @@ from fedadamw.engine.likelihood import Likelihood
 from fedadamw.engine.prefetch import read_ahead
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.states import clone_tensors
-from fedadamw.engine.step import Step, clip_gradient
+from fedadamw.engine.step import Step
 from fedadamw.engine.workspace import Workspace, autocast
 from fedadamw.randomness import Purpose, seed_modules, torch_seed
 from fedadamw.settings.training import TrainingSettings
@@ -59,15 +59,14 @@ class Loop:
         start = algorithm.client_start(down, memory)
         workspace.y.copy_(start.y)
         local = clone_tensors(start)._replace(y=workspace.y)  # steps move the module itself
-        diagnosed = self.training.diagnostics
-        likelihood = Likelihood.of(algorithm, start, down, workspace.layout.sizes) if diagnosed else None
+        likelihood = Likelihood.of(algorithm, start, down, workspace.layout.sizes, self.training)
         losses = []
         for batch in self._batches(work):
             workspace.gradient.zero_()
             losses.append(self._backward(batch))
             with torch.no_grad():
                 if likelihood is not None:
-                    likelihood.add(clip_gradient(workspace.gradient, self.training.clip))
+                    likelihood.add(workspace.gradient)
                 self.step(local, down, workspace.gradient, lr)
         up, memory = algorithm.client_finish(local, down, lr)
         memory = clone_tensors(memory)  # the next client trains in this one's tensors

@@ -28,7 +28,7 @@ from fedadamw.engine.loop import Loop
 from fedadamw.engine.prefetch import read_ahead
 from fedadamw.engine.stacked_checkpoints import stacked_checkpoints
 from fedadamw.engine.states import map_tensors, stack_states
-from fedadamw.engine.step import Step, clip_gradient
+from fedadamw.engine.step import Step
 from fedadamw.engine.vmap_rules import batched_kernels
 from fedadamw.engine.workspace import Workspace, autocast, micro_batches, mixes_samples
 from fedadamw.randomness import Purpose, seed_modules, torch_seed
@@ -132,8 +132,7 @@ class Stacked:
         buffers = {name: b.expand(s, *b.shape).clone() for name, b in work.module.named_buffers()}
         plan = Plan.of([job_work for _, job_work in group], like=work.y, resident=self.task.resident)
         batches = (plan.batch(self.task, k) for k in range(len(plan.active)))
-        diagnosed = self.training.diagnostics
-        likelihood = Likelihood.of(algorithm, start, down, work.layout.sizes) if diagnosed else None
+        likelihood = Likelihood.of(algorithm, start, down, work.layout.sizes, self.training)
         losses = local.y.new_zeros(s)
         for active, (batch, weights) in zip(plan.active, read_ahead(batches, self.task), strict=True):
             first = local if active == s else map_tensors(local, lambda t: t[:active])  # noqa: B023  (called at once)
@@ -141,7 +140,7 @@ class Stacked:
                 g, loss = self._backward(first.y, {n: b[:active] for n, b in buffers.items()}, batch, weights)
             with torch.no_grad():
                 if likelihood is not None:
-                    likelihood.add(clip_gradient(g, self.training.clip))
+                    likelihood.add(g)
                 self.step(first, down, g, lr)
             losses[:active] += loss
         up, memory = algorithm.client_finish(local, down, lr)
