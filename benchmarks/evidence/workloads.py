@@ -85,18 +85,22 @@ SMOLLM2 = Workload(
     240,
     (),
 )
+SST2 = ("training.rounds=10", "training.steps=10", "training.evaluate_every=2")
 SHORT = (
     _images("vit", 0.1, 3, 115, MANY),
-    _texts("sst2", "SST-2", 0.1, ("training.rounds=10", "training.steps=10", "training.evaluate_every=2"), 130),
+    _texts("sst2", "SST-2", 0.1, SST2, 150),
     _images("resnet", 0.6, 2, 75, SOME),
     _images("swin", 0.6, 2, 120, SOME),
     _images("vit", 0.6, 3, 115, SOME),
     _images("resnet", 0.1, 2, 75, SOME),
     _images("swin", 0.1, 2, 120, SOME),
     DIGITS,
-    _texts("cola", "CoLA", 0.8, ("training.rounds=20", "training.steps=10", "training.evaluate_every=2"), 150),
+    _texts("sst2", "SST-2", 0.8, SST2, 150),
     SMOLLM2,
 )
+LONG_COLA = _texts(
+    "cola", "CoLA", 0.8, ("training.rounds=40", "training.steps=10", "training.evaluate_every=4"), 480
+)._replace(rates=MappingProxyType({ADAPTIVE: (3e-4, 1e-3)}), others=(), long=True)
 LONG_VIT = SHORT[0]._replace(
     name="vit-0.1-240",
     title="ViT, CIFAR-10, Dirichlet 0.1, 240 rounds",
@@ -105,7 +109,7 @@ LONG_VIT = SHORT[0]._replace(
     others=("fedmuon", "diloco"),
     long=True,
 )
-WORKLOADS = {workload.name: workload for workload in (*SHORT, LONG_VIT)}
+WORKLOADS = {workload.name: workload for workload in (*SHORT, LONG_VIT, LONG_COLA)}
 
 
 def first_rates(workload: Workload, algorithm: str) -> tuple[float, ...]:
