@@ -33,8 +33,8 @@ class Sums(NamedTuple):
 class Likelihood:
     """Takes the gradients of a client, or of stacked ones, step by step.
 
-    v_hat: the carried second moment (d,), debiased. sizes: of the model's tensors. eps: v is at least eps^2. clip: as in
-    engine/step.py.
+    v_hat: the carried second moment (d,), debiased. sizes: of the model's tensors. eps: v is at least eps^2. clip: the
+    norm that gradients are scaled down to.
     """
 
     def __init__(self, v_hat: Vector, sizes: tuple[int, ...], clip: float | None, *, beta2: float, eps: float) -> None:
@@ -47,7 +47,7 @@ class Likelihood:
     def of(
         algorithm: AnyAlgorithm, start: AnyState, down: AnyState, sizes: tuple[int, ...], training: TrainingSettings
     ) -> "Likelihood | None":
-        """Return one for a round from `start`; None without training.diagnostics, or if no second moment was carried."""
+        """Return one for a round from `start`; None without training.diagnostics, or if no v was carried to it."""
         v, t = getattr(down, "v", None), getattr(down, "t", None)
         if not training.diagnostics or v is None or t is None or not v.numel() or not float(t):
             return None
