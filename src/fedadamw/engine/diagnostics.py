@@ -52,9 +52,9 @@ class Diagnostics:
     def summary(self) -> Numbers:
         """The round's diagnostics; `..._by_kind` by class of block; None if not defined.
 
-        v_variance: over clients (unbiased), mean over coordinates. v_dispersion: its root over the mean of v, which
-        bias corrections do not change. drift: mean |y_i - mean y|. cosine: of updates with the last global one.
-        likelihood: of a gradient, in nats, by class of block and M; `all` of them together.
+        v_variance: over clients (unbiased), mean over coordinates. v_mean: over both. v_dispersion: the variance's root
+        over it, which bias corrections do not change. drift: mean |y_i - mean y|. cosine: of updates with the last
+        global one. likelihood: of a gradient, in nats, by class of block and M; `all` of them together.
         """
         mean, squares = torch.zeros_like(self._updates[0]), torch.zeros_like(self._updates[0])
         for update in self._updates:  # never all of them in one tensor beside the list
@@ -71,6 +71,8 @@ class Diagnostics:
             variance = self._v_squares / (len(self._updates) - 1)
             summary["v_variance"] = float(variance.mean())
             summary["v_variance_by_kind"] = self._by_kind(variance, root_of_sum=False)
+            summary["v_mean"] = float(self._v_mean.mean())
+            summary["v_mean_by_kind"] = self._by_kind(self._v_mean, root_of_sum=False)
             summary["v_dispersion"] = float(variance.mean().sqrt() / self._v_mean.mean())
         if self._likelihood is not None:
             summary["likelihood"] = self._likelihood_by_kind(self._likelihood)
