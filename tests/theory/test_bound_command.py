@@ -6,11 +6,11 @@ import re
 import pytest
 import torch
 import yaml
-from fedadamw.theory.curvature.subject import open_subject
 
 from fedadamw.theory.bound import MOMENTS
 from fedadamw.theory.bound_output import bound_chart, bound_facts
 from fedadamw.theory.bound_run import read_run
+from fedadamw.theory.curvature.subject import open_subject
 from fedadamw.trained.load import open_run
 from fedadamw.vector import trainable
 
