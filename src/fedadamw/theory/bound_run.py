@@ -24,8 +24,9 @@ def read_run(path: Path, samples: int, overrides: Overrides, report: Report) -> 
     folder = RunFolder(path)
     check(folder.started, f"{path} holds no run (no config.yaml)")
     experiment = load(str(folder.config))
-    name = experiment.algorithm_name
+    name, decay = experiment.algorithm_name, experiment.algorithm.get("weight_decay")
     check(name in ADAMW, f"{path}: is a run of {name}; the bound holds for AdamW's steps, those of {', '.join(ADAMW)}")
+    assert isinstance(decay, float)
     subject = open_subject(path, overrides)
     count = min(samples, subject.samples)
     v = second_moment(subject._replace(batch_size=1), count, lambda done: report("gradients", done, count))
@@ -36,5 +37,5 @@ def read_run(path: Path, samples: int, overrides: Overrides, report: Report) -> 
         samples=subject.samples,
         lr=experiment.training.lr,
         batch_size=min(experiment.training.batch_size, subject.samples),
-        weight_decay=float(experiment.algorithm["weight_decay"]),
+        weight_decay=decay,
     )
