@@ -145,7 +145,9 @@ def bound() -> str:
     for moments in MOMENTS:
         facts = record[moments]
         lines += [f"`--moments {moments}`, the recipe `{record['recipe']}` after {record['rounds']} rounds:\n"]
-        lines += [_table(BOUND_HEADINGS, bound_rows(facts)), f"{judge(facts)[0].upper()}{judge(facts)[1:]}.\n"]
+        best = [row["best"]["weight_decay"] for row in facts["bounds"]]
+        lines += [_table(BOUND_HEADINGS, bound_rows(facts)), f"{judge(facts)[0].upper()}{judge(facts)[1:]}."]
+        lines += [f"The best weight decay goes from {min(best):.2g} to {max(best):.2g} with the prior that is taken.\n"]
     return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ def bound_rows(facts: dict[str, Any]) -> list[list[str]]:
     for row in facts["bounds"]:
         own, best = row["own"], row["best"]
         numbers = (own["weight_decay"], own["width"], own["distance"], own["gap"], best["weight_decay"], best["gap"])
-        rows.append([f"{row['rho']:g}", *(f"{number:.3g}" if number < 1e4 else f"{number:,.0f}" for number in numbers)])
+        rows.append([f"{row['rho']:g}", *(f"{number:.3g}" if number < 100 else f"{number:,.0f}" for number in numbers)])
     return rows
 
 
@@ -70,8 +70,9 @@ def bound_chart(facts: dict[str, Any]) -> Chart:
         for which, label in (("own", "the run's"), ("best", "the best"))
         if 10 ** DECADES[0] <= row[which]["weight_decay"] <= 10 ** DECADES[1]
     ]
-    x = alt.X("weight_decay:Q", title="weight decay, lambda", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g"))
-    y = alt.Y("gap:Q", title="gap", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g"))
+    axis = alt.Axis(format="~g", grid=False, labelOverlap=True)
+    x = alt.X("weight_decay:Q", title="weight decay, lambda", scale=alt.Scale(type="log"), axis=axis)
+    y = alt.Y("gap:Q", title="gap", scale=alt.Scale(type="log", nice=False, padding=8), axis=axis)
     legend = alt.Legend(orient="bottom", columns=5, **STROKES)
     color = alt.Color(
         "of:N", title=None, scale=alt.Scale(domain=names, range=list(COLORS[: len(names)])), legend=legend
