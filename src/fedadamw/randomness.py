@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     RANKS = 10  # of the clients' adapters
     ANSWERS = 11  # of a language model, drawn at a temperature
     NOISE = 12  # of gradients on a quadratic
+    MEASURED = 13  # samples and directions in which a trained model is measured
 
 
 def numpy_generator(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:

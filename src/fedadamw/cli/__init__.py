@@ -26,6 +26,7 @@ from fedadamw.cli import (  # noqa: F401  (they add their commands)
     run,
     studies,
     theory,
+    theory_runs,
     views,
     watch,
 )

@@ -55,6 +55,13 @@ def print_grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     _console(table).print(table)
 
 
+def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """Print names and values, a line each."""
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        print(f"{name:<{width}}  {value}")
+
+
 def print_study(results: Results) -> None:
     """Print a study's table and, in a second one, the paired tests of its best variant against each other one."""
     print_grid(table_headings(results), table_rows(results))

@@ -22,6 +22,7 @@ AXES = {
     "sent": "MB sent up by all clients",
     "v_variance": "variance of v",
     "v_dispersion": "spread of v",
+    "v_over_rounds": "standard deviation over mean",
     "drift": "distance",
     "cosine": "cosine",
     "update_norm": "norm",

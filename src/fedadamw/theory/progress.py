@@ -56,3 +56,32 @@ def _columns() -> tuple[BarColumn | TextColumn | TimeRemainingColumn, ...]:
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
     )
+
+
+class Phases:
+    """Shows the parts of a measurement, whose work is known only when they begin: call it with (what, done, in all)."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self._what, self._done = "", 0
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> "Phases":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(kind, error, trace)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that `done` of `total` are done of the part `what`."""
+        if what != self._what or self._progress is None:
+            self.__exit__(None, None, None)
+            self._what, self._done = what, 0
+            self._progress = Progress(total, quiet=self.quiet).__enter__()
+        self._progress.advance(done - self._done, what)
+        self._done = done
+        if done == total:
+            self._progress.end_part(what)
