@@ -9,11 +9,12 @@ from benchmarks.evidence import rule
 from benchmarks.evidence.agenda import Agenda, variants_of
 from benchmarks.evidence.costs import expected_seeds
 from benchmarks.evidence.store import Result, Store, points
-from benchmarks.evidence.variants import BASE, CANDIDATE, CHOSEN_ON, MAIN, VARIANTS
+from benchmarks.evidence.variants import BASE, CANDIDATE, CHOSEN_ON, LOOKED_AT, MAIN, VARIANTS
 from benchmarks.evidence.workloads import WORKLOADS, Workload
 from fedadamw.checkpoint import write_atomically
 
 WHAT, DEVICE = "evidence", "cpu"
+LINE = 600  # characters
 KEPT = ("seed", "error", "score", "train_loss", "wall_s", "cpu_s", "commit")  # of a reported run
 
 
@@ -21,7 +22,7 @@ def write_record(store: Store, *, record: bool) -> Path:
     """Write this month's record, or the scratch one, and return where it is."""
     path = records.path_of(WHAT, DEVICE, record=record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, to_text(content(store)).encode())
+    write_atomically(path, f"{to_text(content(store))}\n".encode())
     return path
 
 
@@ -33,9 +34,19 @@ def content(store: Store) -> dict[str, Any]:
     return {
         "device": _distinct(result["device"] for result in results.values()),
         "versions": _versions(list(results.values())),
+        **head(),
+        "workloads": [_workload(agenda, store, workload) for workload in used],
+        "not_begun": [name for name in WORKLOADS if name not in {w.name for w in used}],
+    }
+
+
+def head() -> dict[str, Any]:
+    """Return what is fixed beforehand: the variants that are tested, and the rules."""
+    return {
         "base": BASE,
         "candidate": CANDIDATE,
         "chosen_on": list(CHOSEN_ON),
+        "looked_at": list(LOOKED_AT),
         "main": list(MAIN),
         "rule": {
             "fewest": rule.FEWEST,
@@ -45,9 +56,8 @@ def content(store: Store) -> dict[str, Any]:
             "margin": rule.MARGIN,
             "first_seed": rule.FIRST_SEED,
             "tuning_seeds": list(rule.TUNING_SEEDS),
+            "close": rule.CLOSE,
         },
-        "workloads": [_workload(agenda, store, workload) for workload in used],
-        "not_begun": [name for name in WORKLOADS if name not in {w.name for w in used}],
     }
 
 
@@ -95,11 +105,14 @@ def _distinct(values: Any) -> str | None:
     return " and ".join(dict.fromkeys(str(value) for value in values if value is not None)) or None
 
 
-def to_text(record: dict[str, Any]) -> str:
-    """Return a record as JSON, each run on a line."""
-    text = json.dumps(record, indent=1)
-    for workload in record["workloads"]:
-        for variant in workload["variants"]:
-            for run in variant["runs"]:
-                text = text.replace(json.dumps(run, indent=1).replace("\n", "\n       "), json.dumps(run))
-    return text + "\n"
+def to_text(value: Any, indent: int = 0) -> str:
+    """Return a value as JSON, on one line what fits there: a run is a line."""
+    line = json.dumps(value)
+    if len(line) <= LINE or not isinstance(value, dict | list):
+        return line
+    is_list = isinstance(value, list)
+    parts = value if is_list else value.items()
+    texts = [to_text(p, indent + 1) if is_list else f"{json.dumps(p[0])}: {to_text(p[1], indent + 1)}" for p in parts]
+    start, end = "[]" if is_list else "{}"
+    inner = ",\n".join(f"{' ' * (indent + 1)}{text}" for text in texts)
+    return f"{start}\n{inner}\n{' ' * indent}{end}"

@@ -31,6 +31,8 @@ class Paired(NamedTuple):
     @property
     def verdict(self) -> str:
         """What the interval says, in words."""
+        if self.n < FEWEST:
+            return "too few seeds"
         if self.low > 0:
             return "above"
         if self.high < 0:
@@ -40,7 +42,7 @@ class Paired(NamedTuple):
     @property
     def is_not_below(self) -> bool:
         """Whether a loss of MARGIN points or more is excluded."""
-        return self.low > -MARGIN
+        return self.n >= FEWEST and self.low > -MARGIN
 
 
 def tail_score(rounds: Sequence[int], scores: Sequence[float | None], last: int) -> float | None:

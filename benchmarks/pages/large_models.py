@@ -33,7 +33,8 @@ fedadamw plan digits --json > plan.json
 It shows the memory of each part at the peak of each phase (the parts add up to the peak), the bytes that a round sends, the
 engine and the kind of step; and, if it does not fit, what to change, in order, and what is needed then. `--memory 24` plans for
 a device with 24 GB that need not be here, `-s device=cuda` for a GPU. Of a hub id or a folder, only config.json is read.
-`fedadamw run` refuses what cannot fit with the same line before it loads anything; `--force` runs it all the same.
+Given the config.yaml of a run, with `-s` for what changes, it also tells the time, by that run's rounds. `fedadamw run`
+refuses what cannot fit with the same line before it loads anything; `--force` runs it all the same.
 """
 
 MEANS = """

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.pages import lora_means
+from benchmarks.evidence.rule import Paired, compare
+from benchmarks.pages import evidence, lora_means
 from fedadamw.report.run_charts import save_chart
 from fedadamw.report.study_charts import overview_chart
 from fedadamw.report.study_files import Results, RunResult, Summary
@@ -33,8 +34,10 @@ point is a hundredth of it. Bands of the curves are 95% intervals too, small poi
 variant is compared with each other one by paired t-tests over the seeds; three seeds seldom tell two good ones apart.
 Each algorithm runs at its own learning rate, chosen with one seed on samples held out of the training data, from a grid
 that grew as long as its best value was at an edge (`fedadamw tune --only lr,server_lr`): for images at Dirichlet 0.1 on
-2,000 to 5,000 held-out samples, for texts as the notes below their tables say. A comparison of one seed has no
-interval: there a gap of a point or two means nothing. To repeat a comparison:
+2,000 to 5,000 held-out samples, for texts as the notes below their tables say. These comparisons have one to three
+seeds, too few to tell FedAdamW and Local AdamW apart by the rule of `python -m benchmarks.evidence`, which wants at
+least five and as many as a narrow interval takes. A comparison of one seed has no interval:
+there a gap of a point or two means nothing. To repeat a comparison:
 
 ```bash
 fedadamw compare small/cifar10-vit-dir0.1 -a fedadamw,local-adamw --seeds 3 -s data.source=./data/cifar10
@@ -58,7 +61,7 @@ def studies() -> dict[str, Path]:
 
 def page(found: Mapping[str, Results]) -> str:
     """The page as text."""
-    parts = [INTRODUCTION, overview(found), adapters(found), lora_means.section()]
+    parts = [INTRODUCTION, evidence.section(), overview(found), adapters(found), lora_means.section()]
     for name, results in found.items():
         parts.append(f"## {name}\n\n{describe(results)}.\n\n![Curves](results/{name}.svg)\n\n{to_markdown(results)}")
         if (against := FedAdamWAgainst.of(results)) is not None:
@@ -79,6 +82,7 @@ class FedAdamWAgainst(NamedTuple):
     of_all: int
     reached: tuple[int, int] | None  # the round in which it passes Local AdamW's final score, of how many
     metric: str  # what the scores are
+    paired: Paired | None  # the difference by seed, in points; None if they have no seed in common
 
     @staticmethod
     def of(results: Results) -> "FedAdamWAgainst | None":
@@ -92,7 +96,8 @@ class FedAdamWAgainst(NamedTuple):
         rounds = [r for r, score in curve if score >= local["score"]]
         reached = (rounds[0], curve[-1][0]) if rounds else None
         place, metric = ranked.index(ours) + 1, score_label(results)
-        return FedAdamWAgainst(ours, local, ranked[0], place, len(ranked), reached, metric)
+        paired = compare(final_points(results, "fedadamw"), final_points(results, "local-adamw"))
+        return FedAdamWAgainst(ours, local, ranked[0], place, len(ranked), reached, metric, paired)
 
     @property
     def gap(self) -> float:
@@ -115,23 +120,35 @@ class FedAdamWAgainst(NamedTuple):
         side = "above" if self.gap >= 0 else "below"
         return (
             f"FedAdamW ranks {self.place} of {self.of_all}. {when} Local AdamW's final {self.metric}, and ends "
-            f"{abs(self.gap):.1f} points {side} it.\n"
+            f"{abs(self.gap):.1f} points {side} it ({self.interval}).\n"
         )
+
+    @property
+    def interval(self) -> str:
+        """The interval of the gap, and what it says."""
+        if self.paired is None or self.paired.n < 2:
+            return "one seed: nothing follows"
+        span = f"95% interval by {self.paired.n} pairs of seeds {self.paired.low:+.1f} to {self.paired.high:+.1f}"
+        return f"{span}: {self.paired.verdict}"
 
 
 def overview(found: Mapping[str, Results]) -> str:
     """A table with one line per comparison."""
     lines = [
-        "## FedAdamW and Local AdamW in every comparison\n",
-        "| comparison | score | FedAdamW | Local AdamW | gap | reaches Local AdamW in round | rank | best |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "## FedAdamW and Local AdamW in comparisons of one to three seeds\n",
+        "| comparison | score | FedAdamW | Local AdamW | gap, 95% interval | says | reaches Local AdamW in round "
+        "| rank | best |",
+        "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: | --- |",
     ]
     for name, results in found.items():
         if (a := FedAdamWAgainst.of(results)) is not None:
             shown = [format_score(s) for s in (a.ours, a.local)]
             first = f"{a.first['variant']}, {100 * a.first['score']:.1f} %"
             place = f"{a.place} of {a.of_all}"
-            cells = (name, a.metric, *shown, f"{a.gap:+.1f}", a.when, place, first)
+            says = "-" if a.paired is None else a.paired.verdict
+            span = "" if a.paired is None or a.paired.n < 2 else f" ({a.paired.low:+.1f} to {a.paired.high:+.1f})"
+            gap = f"{a.gap:+.1f}{span}"
+            cells = (name, a.metric, *shown, gap, says, a.when, place, first)
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -148,6 +165,12 @@ def adapters(found: Mapping[str, Results]) -> str:
         for name in dict.fromkeys(variant for of in scores.values() for variant in of)
     ]
     return "\n".join(["## MiniLM with LoRA on GLUE, by task and Dirichlet concentration\n", *lines]) + "\n"
+
+
+def final_points(results: Results, variant: str) -> dict[int, float]:
+    """A variant's final scores by seed, in points."""
+    finals = {run["seed"]: run["score"][-1] for run in results["runs"] if run["variant"] == variant}
+    return {seed: 100 * score for seed, score in finals.items() if score is not None}
 
 
 def mean_curve(runs: Sequence[RunResult]) -> list[tuple[int, float]]:

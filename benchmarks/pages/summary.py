@@ -17,7 +17,7 @@ PICTURE = PICTURES / "summary.svg"
 COLORS = {"FedAdamW": "#2563eb", "same upload": "#475569", "twice the upload": "#ea580c"}
 NAMES = {name.lower().replace(" ", "-"): name for name in (
     "FedAdamW", "Local AdamW", "Local Adam", "FedAvg", "FedProx", "SCAFFOLD", "FedCM", "FedAdam", "FedLADA", "FedMuon",
-    "FedLion", "FedLAMB",
+    "FedLion", "FedLAMB", "DiLoCo", "MuLoCo",
 )}  # fmt: skip
 COLOR_SCALE = alt.Scale(domain=list(COLORS), range=list(COLORS.values()))
 LEGEND = alt.Legend(title=None, orient="bottom", symbolType="diamond", symbolOpacity=1, symbolSize=90)

@@ -12,7 +12,8 @@ from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation
 
 SLOWER = ("fadamgc", "fedadamw-agreement", "fedadamw-m", "fedadamw-memory-1", "fedlamb", "fedmuon", "fedmuon-rank")
-NORMALISED = ("local-adamw", "local-adam", "fedadamw-none", "fedlion")  # steps keep their size where gradients vanish
+# steps keep their size where gradients vanish
+NORMALISED = ("local-adamw", "local-adam", "fedadamw-none", "fedlion", "diloco", "diloco-reset", "muloco")
 WITHOUT_DECAY = {  # what no schedule lowers: the server's own rate, how far it goes along noise, or as far as all steps
     "fedadam": {"server_lr": 0.1, "tau": 0.1},
     "fedexp": {"eps": 0.1},
@@ -141,7 +142,7 @@ def test_approaches_the_optimum_of_clients_with_different_curvatures(name):
     lr = 0.01 if name == "fedlion" else 0.02
     _, distance = run_curved(name, task, rounds=120, steps=20, lr=lr, batch_size=1, evaluate_every=120)
     assert float(task.optimum.abs().max()) > 0.7, "the way from the start"
-    # methods that normalise each client's step end between the clients' medians and the optimum
+    # methods that normalise each client's step end between the clients' medians and the optimum; by matrix, farther off
     # where clients disagree, as near the optimum, agreement goes on as with alpha 0: that is slower, 0.17 after as long
     normalised = (*NORMALISED, *SLOWER)
-    assert distance < (0.3 if name in normalised else 0.15)
+    assert distance < {"muloco": 0.55}.get(name, 0.3 if name in normalised else 0.15)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("restore_threads")
 def test_every_algorithm_gives_the_loops_numbers(tmp_path, name):
     case = EVERYWHERE[name]
     settings = [f"algorithm={json.dumps({'name': case.name, **case.settings})}", f"training.lr={case.lr}"]
+    settings += [f"training.{key}={json.dumps(value)}" for key, value in case.training.items()]
     ours, _ = federated(tmp_path, settings)
     theirs = simulated(settings)
     for record, expected in zip(ours.rounds(), theirs.rounds(), strict=True):

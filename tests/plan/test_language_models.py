@@ -9,7 +9,9 @@ from fedadamw.plan.bound import bound
 from fedadamw.plan.data_shape import find_shape
 from fedadamw.plan.plan import make_plan
 from fedadamw.plan.pretended import build_problem
+from fedadamw.plan.refusal import describe_verdict
 from fedadamw.plan.rehearsal import _rehearse, rehearse
+from fedadamw.plan.room import Room
 from fedadamw.settings.load import load
 
 CPU = torch.device("cpu")
@@ -73,6 +75,23 @@ def test_checkpointing_and_half_types_need_less_and_the_quick_bound_is_above_all
     plans = [make_plan(experiment(place, *s)) for s in ([], ["training.gradient_checkpointing=true"])]
     assert plans[1].counts.tensors < plans[0].counts.tensors
     assert bound(experiment(place)) > plans[0].peak
+
+
+def test_written_answers_need_their_keys_and_values(folder):
+    place = folder()
+    config = tiny_models.config("llama")
+    asked = ["data.metrics=[exact-match]", "data.answer_tokens=16"]
+    plain, answering = (make_plan(experiment(place, *more)) for more in ([], asked))
+    heads, width = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    of_a_token = 2 * 2 * heads * width * 4  # keys and values of two layers, in float32
+    assert answering.phases["answers"]["keys and values"] == 3 * (48 + 16) * of_a_token
+    assert "answers" not in plain.phases
+
+
+def test_no_change_is_looked_for_where_no_weights_could_fit(folder, monkeypatch):
+    plan = make_plan(experiment(folder()), room=Room(CPU, "cpu", 10**4, 10**4, 0))
+    monkeypatch.setattr("fedadamw.plan.advice.make_plan", None)
+    assert describe_verdict(plan).endswith("0.00 GB free: take a smaller model or a larger device")
 
 
 def test_a_run_that_cannot_fit_is_refused_before_its_data_are_looked_for(folder, run_main, monkeypatch):

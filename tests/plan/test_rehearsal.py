@@ -7,6 +7,7 @@ import torch
 from support import tiny_models
 from transformers import AutoModelForCausalLM
 
+from fedadamw.engine.states import iterate_tensors
 from fedadamw.plan.counted import BASE, SERVER, TRAINED, TRAINING
 from fedadamw.plan.data_shape import find_shape
 from fedadamw.plan.meter import Meter
@@ -44,21 +45,25 @@ def real_peak(experiment):
     return meter.peak, record
 
 
-@pytest.mark.parametrize("name", ["fedadamw", "scaffold", "fedlamb"])
-def test_the_peak_is_that_of_a_real_round(name):
-    experiment = digits(f"algorithm.name={name}")
+@pytest.mark.parametrize(
+    "setting",
+    ["algorithm=fedadamw", "algorithm=scaffold", "algorithm=fedlamb", "algorithm=diloco", "training.outer.lr=0.7"],
+)
+def test_the_peak_is_that_of_a_real_round(setting):
+    experiment = digits(setting)
     plan = rehearse(experiment, find_shape(experiment), CPU).counts
     peak, record = real_peak(experiment)
     assert plan.tensors + 2 * plan.memory == pytest.approx(peak, rel=0.02)
     assert (2 * plan.up_bytes, 2 * plan.down_bytes) == (record.up_bytes, record.down_bytes)
 
 
-def test_vectors_are_counted_exactly():
-    experiment = digits()
+@pytest.mark.parametrize("settings", [[], ["training.outer.lr=0.7"]], ids=["mean", "outer"])
+def test_vectors_are_counted_exactly(settings):
+    experiment = digits(*settings)
     plan = rehearse(experiment, find_shape(experiment), CPU)
     d = plan.trained
     server = prepare(experiment).simulation().state.server
-    assert plan.counts.phases[TRAINING][SERVER] == nbytes(server)
+    assert plan.counts.phases[TRAINING][SERVER] == nbytes(iterate_tensors(server))
     assert plan.counts.phases[TRAINING][TRAINED] == pytest.approx(2 * 4 * d, rel=0.01)
 
 

@@ -1,6 +1,9 @@
 """THE table of algorithms: a new one is a row here, and every shared property is then tested for it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
@@ -8,16 +11,17 @@ import pytest
 from fedadamw.algorithms import registry
 from fedadamw.algorithms.fedadamw import SHARES
 from fedadamw.algorithms.fedavg import FedAvg, Local
-from support import reference, reference_sgd
+from support import reference, reference_outer, reference_sgd
 
 
 class Case(NamedTuple):
     name: str  # in the registry
     settings: dict
-    twin: object  # its literal loop in reference.py
+    twin: object  # its literal loop in reference.py or beside it
     lr: float  # that converges on the small problems of the tests
     up: str  # documented count of numbers a client sends, in d and B
     down: str
+    training: Mapping = MappingProxyType({})  # settings of the section training
 
 
 CASES = {
@@ -63,6 +67,11 @@ CASES = {
     "fedmuon-rank": Case("fedmuon", {"rank": 1}, reference.fedmuon, 0.02, "d + T + 1", "2*d + 2*T"),
     "fedlion": Case("fedlion", {}, reference.fedlion, 0.01, "d + 1", "2*d"),
     "fedlamb": Case("fedlamb", {}, reference.fedlamb, 0.02, "d + B + 1", "2*d + B + 1"),
+    "diloco": Case("diloco", {}, reference_outer.diloco, 0.02, "d", "d"),
+    "diloco-reset": Case(
+        "diloco", {"moments": "reset", "outer_lr": 0.5, "nesterov": False}, reference_outer.diloco, 0.02, "d", "d"
+    ),
+    "muloco": Case("muloco", {}, reference_outer.muloco, 0.02, "d", "d"),
 }
 
 
@@ -75,10 +84,18 @@ class Elsewhere(FedAvg):
 
 
 # what every engine and the wire come to the same numbers of
-EVERYWHERE = {**CASES, "elsewhere": Case("elsewhere", {}, reference_sgd.elsewhere, 0.1, "d", "d")}
+EVERYWHERE = {
+    **CASES,
+    "elsewhere": Case("elsewhere", {}, reference_sgd.elsewhere, 0.1, "d", "d"),
+    "fedadamw-outer": CASES["fedadamw-mean-v"]._replace(
+        twin=partial(reference.fedadamw, outer=(0.5, 0.8, True)),
+        training={"outer": {"lr": 0.5, "momentum": 0.8, "nesterov": True}},
+    ),
+}
 
 
 VARIANTS = {
+    "diloco-reset",
     "fedadamw-bounded",
     "fedadamw-cautious",
     "fedadamw-memory-2.5",

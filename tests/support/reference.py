@@ -9,6 +9,7 @@ import math
 from typing import NamedTuple
 
 from support.literal_algebra import mean_of, newton_schulz, normalised, unit
+from support.reference_outer import sgd_step
 
 
 class Problem(NamedTuple):
@@ -30,14 +31,17 @@ def fedadamw(
     alpha=0.5,
     share="mean-v",
     memory=None,
+    outer=None,
     align="always",
 ):
     """arXiv 2510.27486, Algorithm 2, with decay in place of the printed growth.
 
     memory: v_hat is the mean of the round's g^2 and the debiased carried one, which weighs as `memory` gradients.
+    outer: (learning rate, momentum, nesterov) of the server's step in place of adding the mean.
     """
     d = len(x)
     x = list(x)
+    outer_momentum = [0.0] * d
     delta_g = [0.0] * d
     m_hat_bar, v_hat_bar = [0.0] * d, [0.0] * d  # carried, debiased
     t = 0.0  # gradients that they count for
@@ -72,7 +76,10 @@ def fedadamw(
             vs.append(v)
             steps.append(k)
         delta, k_mean = mean_of(deltas), sum(steps) / len(steps)
-        x = [x[j] + delta[j] for j in range(d)]
+        if outer is None:
+            x = [x[j] + delta[j] for j in range(d)]
+        else:
+            x, outer_momentum = sgd_step(x, outer_momentum, delta, *outer)
         agreement = sum(n * n for n in delta) / mean_of([[sum(n * n for n in own)] for own in deltas])[0]
         scale = agreement if align == "agreement" else 1.0
         delta_g = [-scale * delta[j] / (k_mean * lr) for j in range(d)]

@@ -19,7 +19,7 @@ NO_BASE = torch.zeros(0)  # of a broadcast without frozen weights that change
 
 def training_of(case, **changes):
     settings = {"rounds": ROUNDS, "clients_per_round": 3, "epochs": EPOCHS, "batch_size": BATCH, "lr": case.lr}
-    return TrainingSettings(**{**settings, "clip": None, **changes})
+    return TrainingSettings(**{**settings, "clip": None, **case.training, **changes})
 
 
 def simulation(

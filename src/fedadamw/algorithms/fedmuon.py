@@ -80,17 +80,12 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
         check(0 <= self.alpha < 1, f"alpha={self.alpha} must lie in [0, 1)")
         check(self.steps >= 1, f"steps={self.steps} must be at least 1")
         check(self.rank is None or self.rank >= 1, f"rank={self.rank} must be at least 1, or not set")
-        check(
-            "own" not in self.blocks.kinds, "fedmuon needs a named granularity, not a function, to recognize matrices"
-        )
+        check_kinds("fedmuon", self.blocks)
 
     @cached_property
     def matrices(self) -> Layout:
         """The names and shapes of the tensors that take Muon's steps."""
-        layout = self.blocks.layout
-        rows = zip(layout.names, layout.shapes, self.blocks.kinds, strict=True)
-        chosen = {name: shape for name, shape, kind in rows if kind in HIDDEN and len(shape) > 1}
-        return Layout(tuple(chosen), tuple(chosen.values()))
+        return find_matrices(self.blocks)
 
     def server_init(self, x: Vector) -> Server:
         size = self.matrices.d if self.rank is None else 2 * self._thin.d
@@ -157,3 +152,15 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
         for name, m in zip(self.matrices.names, momenta, strict=True):
             places[name].copy_(m.reshape(places[name].shape))
         return out
+
+
+def find_matrices(blocks: Blocks) -> Layout:
+    """Return the names and shapes of the hidden layers' matrices."""
+    rows = zip(blocks.layout.names, blocks.layout.shapes, blocks.kinds, strict=True)
+    chosen = {name: shape for name, shape, kind in rows if kind in HIDDEN and len(shape) > 1}
+    return Layout(tuple(chosen), tuple(chosen.values()))
+
+
+def check_kinds(name: str, blocks: Blocks) -> None:
+    """Raise InputError if the blocks do not tell which tensors are matrices, as algorithm `name` needs."""
+    check("own" not in blocks.kinds, f"{name} needs a named granularity, not a function, to recognize matrices")

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.algorithms.classes import BLOCKS, NO_BLOCKS, check_class, defaults_of, has_blocks, parse_settings
+from fedadamw.algorithms.diloco import DiLoCo
 from fedadamw.algorithms.fadamgc import FAdamGC
 from fedadamw.algorithms.fedadam import FedAdam
 from fedadamw.algorithms.fedadamw import FedAdamW
@@ -23,6 +24,7 @@ from fedadamw.algorithms.fedmuon import FedMuon
 from fedadamw.algorithms.fedprox import FedProx
 from fedadamw.algorithms.local_adam import LocalAdam
 from fedadamw.algorithms.local_adamw import LocalAdamW
+from fedadamw.algorithms.muloco import MuLoCo
 from fedadamw.algorithms.plugins import Plugin, check_unambiguous, find_plugins
 from fedadamw.algorithms.scaffold import Scaffold
 from fedadamw.blocks.blocks import Blocks
@@ -43,6 +45,8 @@ BUILT_IN: dict[str, type[AnyAlgorithm]] = {
     "fedmuon": FedMuon,
     "fedlion": FedLion,
     "fedlamb": FedLAMB,
+    "diloco": DiLoCo,
+    "muloco": MuLoCo,
 }
 REGISTERED: dict[str, type[AnyAlgorithm]] = {}  # by `register`, for this process
 ZERO_IN_OLD_RUNS = ("eps",)  # may be 0 in an older run, which can be exported; no new run starts with it

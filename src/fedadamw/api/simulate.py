@@ -19,7 +19,7 @@ from fedadamw.prepare.problem import Problem, PythonFacts
 from fedadamw.prepare.simulation import Prepared, assemble, check_settings, set_up_process
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings.data import PYTHON
-from fedadamw.settings.experiment import Experiment, fields_at
+from fedadamw.settings.experiment import Experiment, list_sections
 from fedadamw.settings.load import parse_settings, set_path
 from fedadamw.validation import InputError, check
 from fedadamw.vector import statistics
@@ -128,7 +128,7 @@ def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], cli
     for path, value in settings.items():
         allowed = path.partition(".")[0] not in OF_RECIPES or path in ALSO_HERE
         check(allowed, f"settings: {path!r} is for recipes; simulate takes model, data and clients as they are")
-        is_section = path in Experiment.model_fields and (fields_at([path]) or path == "algorithm")
+        is_section = path in (*list_sections(), "algorithm")
         check(not is_section, f"settings: {path!r} is a section; set one of its settings, '{path}.NAME'")
         set_path(named, path, value)
     named["data"] = {**named.get("data", {}), "task": PYTHON, "source": PYTHON}

@@ -1,6 +1,8 @@
 """`fedadamw plan`: what a run will need, before anything is loaded."""
 
 import json
+from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,13 +31,15 @@ def plan_command(
 ) -> None:
     """Show what a run will need: memory by part, bytes sent, engine and step, and what to change if it does not fit.
 
-    Nothing is loaded: of a hub id or a folder only config.json is read. A round is rehearsed without numbers.
+    Nothing is loaded: of a hub id or a folder only config.json is read. A round is rehearsed without numbers. Time is
+    told where it was measured: for the config.yaml of a run, by its rounds.
 
     \b
     fedadamw plan digits
     fedadamw plan paper/cifar100-vit-dir0.1 -s device=cuda --memory 24
     fedadamw plan paper/glue-sst2 -s training.micro_batch=4 --ranks 2
     fedadamw plan my.yaml --json > plan.json
+    fedadamw plan runs/digits/config.yaml -s training.rounds=500    # with the time, as that run's rounds took
     """
     from fedadamw.plan.plan import make_plan
     from fedadamw.plan.room import find_room
@@ -52,10 +56,28 @@ def plan_command(
         advice = None if plan.fits else advise(plan)._asdict()
         typer.echo(json.dumps({**plan.to_dict(), "advice": advice}, indent=2))
     else:
-        _print(plan)
+        _print(plan, _estimate_time(plan, recipe))
 
 
-def _print(plan: "Plan") -> None:
+def _estimate_time(plan: "Plan", recipe: str | None) -> str | None:
+    """Return how long the run will take, if `recipe` is the config.yaml of one whose rounds were timed."""
+    from fedadamw.plan.rate import seconds_a_round
+    from fedadamw.runner.folder import RunFolder
+    from fedadamw.settings.load import load
+
+    folder = RunFolder(Path(recipe or "").parent)
+    if Path(recipe or "") != folder.config or not folder.metrics.is_file():
+        return None
+    measured = [record["wall_s"] for record in folder.records()]
+    each = seconds_a_round(plan.experiment, load(str(folder.config)), measured)
+    if each is None:
+        return None
+    rounds = plan.experiment.training.rounds
+    whole = timedelta(seconds=round(rounds * each))
+    return f"{whole} for {rounds} rounds of {each:,.1f} s, by the {len(measured)} rounds in {folder.path}"
+
+
+def _print(plan: "Plan", time: str | None) -> None:
     from fedadamw.cli.tables import print_grid
     from fedadamw.plan.refusal import describe_verdict
 
@@ -67,7 +89,7 @@ def _print(plan: "Plan") -> None:
     rows.append(["sum", *(f"{sum(held.values()) / scale:,.{digits}f}" for held in phases.values())])
     print_grid([f"{unit} of a rank", *phases], rows)
     typer.echo()
-    for name, text in _describe(plan):
+    for name, text in [*_describe(plan), *([("time", time)] if time else [])]:
         typer.echo(f"{name:<10} {text}")
     typer.echo(f"\n{describe_verdict(plan)}")
 

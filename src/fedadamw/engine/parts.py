@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm, AnyState
+from fedadamw.algorithms.outer import ServerSide, WithOuterStep
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Traffic, Update
 from fedadamw.engine.workspace import Workspace
+from fedadamw.settings.training import OuterSettings
 from fedadamw.vector import Layout, Vector
 
 
@@ -36,10 +38,15 @@ class Parts(Protocol):
         """Make all of the module's tensors those of the whole model again, to be loaded and evaluated."""
 
 
+def server_side(algorithm: AnyAlgorithm, outer: OuterSettings | None) -> ServerSide:
+    """Return what the server does: the algorithm's own functions, or these with the outer step."""
+    return algorithm if outer is None else WithOuterStep(algorithm, **outer.model_dump())
+
+
 class Whole:
     """All trainable numbers train in every round."""
 
-    def __init__(self, algorithm: AnyAlgorithm) -> None:
+    def __init__(self, algorithm: ServerSide) -> None:
         self.algorithm = algorithm
 
     def server_init(self, x: Vector) -> AnyState:
@@ -69,11 +76,13 @@ class Halved(NamedTuple):
 class Half:
     """The numbers that train in every other round, and those that rest then.
 
-    workspace: of the numbers that train. whole: the layout of all.
+    workspace: of the numbers that train. whole: the layout of all. outer: the server's step on these numbers.
     """
 
-    def __init__(self, workspace: Workspace, algorithm: AnyAlgorithm, whole: Layout) -> None:
-        self.workspace, self.algorithm = workspace, algorithm
+    def __init__(
+        self, workspace: Workspace, algorithm: AnyAlgorithm, whole: Layout, outer: OuterSettings | None = None
+    ) -> None:
+        self.workspace, self.algorithm, self.server = workspace, algorithm, server_side(algorithm, outer)
         every = whole.views(torch.arange(whole.d, device=workspace.y.device))
         own = workspace.layout.names
         self._places = torch.cat([every[name].flatten() for name in own])
@@ -116,12 +125,12 @@ class Halves:
         return (self.first, self.second)[round_ % 2]
 
     def server_init(self, x: Vector) -> Halved:
-        states = (half.algorithm.server_init(half.own(x)) for half in (self.first, self.second))
+        states = (half.server.server_init(half.own(x)) for half in (self.first, self.second))
         return Halved(x, *(state._replace(x=x.new_zeros(0)) for state in states))
 
     def broadcast(self, round_: int, server: Halved, statistics: Vector, base: Vector) -> Broadcast:
         half, state = self.at(round_), (server.first, server.second)[round_ % 2]
-        down = half.algorithm.broadcast(state._replace(x=half.own(server.x)))
+        down = half.server.broadcast(state._replace(x=half.own(server.x)))
         return Broadcast(round_, down, statistics, half.resting(server.x))
 
     def enter(self, broadcast: Broadcast) -> None:
@@ -129,7 +138,7 @@ class Halves:
 
     def server_update(self, round_: int, server: Halved, up: AnyState, lr: Tensor, participation: Tensor) -> Halved:
         half, state = self.at(round_), (server.first, server.second)[round_ % 2]
-        after = half.algorithm.server_update(state._replace(x=half.own(server.x)), up, lr, participation)
+        after = half.server.server_update(state._replace(x=half.own(server.x)), up, lr, participation)
         x, rest = half.merge(server.x, after.x), after._replace(x=after.x.new_zeros(0))
         return Halved(x, server.first, rest) if round_ % 2 else Halved(x, rest, server.second)
 

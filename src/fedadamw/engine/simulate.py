@@ -13,7 +13,7 @@ from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Update
 from fedadamw.engine.diagnostics import Diagnostics
-from fedadamw.engine.parts import Halves, Parts, Whole, read_state, state_tensors
+from fedadamw.engine.parts import Halves, Parts, Whole, read_state, server_side, state_tensors
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.record import DivergedError, Record
 from fedadamw.engine.robust import check_robust
@@ -76,7 +76,7 @@ class Simulation:
         _check_round(workspace, training, len(clients), ranks)
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.clients, self.ranks, self.folding = training, clients, ranks, folding
-        self.parts: Parts = halves or Whole(algorithm)
+        self.parts: Parts = halves or Whole(server_side(algorithm, training.outer))
         self.listeners: list[Listener] = []
         self.aggregation = Aggregation(training.weighting, training.mean, training.byzantine, folding, ranks)
         self.losses: dict[int, float | None] = {}  # of the clients of the last round; None: not accepted
@@ -258,7 +258,7 @@ def _listener(diagnostics: Diagnostics, broadcast: Broadcast) -> Listener:
 
     def listen(shard: Shard, answer: Answer) -> None:
         moments = getattr(answer.local, "moments", None)
-        diagnostics.add(answer.local.y - broadcast.down.x, None if moments is None else moments.v)
+        diagnostics.add(answer.local.y - broadcast.down.x, None if moments is None else moments.v, answer.likelihood)
 
     return listen
 

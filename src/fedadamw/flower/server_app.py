@@ -14,7 +14,7 @@ from fedadamw.algorithm import AnyAlgorithm, ServerState
 from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.codecs import make_codec
-from fedadamw.engine.parts import InTurn
+from fedadamw.engine.parts import InTurn, server_side
 from fedadamw.engine.record import Record
 from fedadamw.engine.uploads import Uploads
 from fedadamw.engine.workspace import Workspace
@@ -117,7 +117,8 @@ def connect_nodes(
     sends_base, nodes = halves is not None or prepared.folding is not None, []
     for name, (workspace, algorithm), checker in zip(("spool", "spool-second"), parts, checkers, strict=False):
         spool = build_spool(checker, workspace.statistics.clone(), folder.path / name)
-        state = type(algorithm.server_init(workspace.y.clone()))
+        server = server_side(algorithm, experiment.training.outer)
+        state = type(server.server_init(workspace.y.clone()))
         nodes.append(_make_nodes(experiment, messenger, registry, spool, events, state, sends_base=sends_base))
     return nodes[0] if halves is None else InTurn(*nodes)
 

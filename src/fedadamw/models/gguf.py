@@ -8,7 +8,8 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from copy import deepcopy
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +55,22 @@ def check_gguf(what: str, place: str) -> None:
     if Path(place).is_absolute():
         with open(place, "rb") as file:
             check(file.read(len(MAGIC)) == MAGIC, f"{what}: is no GGUF file (it does not begin with the bytes GGUF)")
+
+
+def load_gguf_config(place: str) -> Any:
+    """Load the configuration of a .gguf file."""
+    changed = os.stat(place).st_mtime_ns if is_local_gguf(place) else 0  # noqa: PTH116
+    return deepcopy(_read_config(place, changed))
+
+
+@lru_cache(maxsize=4)
+def _read_config(place: str, changed: int) -> Any:
+    """Read it once while the file stays the same: transformers walks over all words of the file, for two seconds."""
+    from transformers import AutoConfig
+
+    folder, file = split_gguf(place)
+    with reading_fast():
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **file)
 
 
 def load_gguf_tokenizer(place: str) -> Any:

@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +16,8 @@ from fedadamw.models.gguf import (
     forget_packing,
     is_gguf,
     is_local_gguf,
+    load_gguf_config,
     load_gguf_tokenizer,
-    reading_fast,
     split_gguf,
     unpacking,
 )
@@ -155,9 +155,9 @@ def load_config(place: str) -> Any:
     """Load the configuration of a folder or hub id."""
     from transformers import AutoConfig
 
-    place, file = split_gguf(place)
-    with reading_fast() if file else nullcontext():
-        return AutoConfig.from_pretrained(place, trust_remote_code=False, **file)
+    if is_gguf(place):
+        return load_gguf_config(place)
+    return AutoConfig.from_pretrained(place, trust_remote_code=False)
 
 
 def own_type(place: str, config: Any) -> torch.dtype:

@@ -10,6 +10,7 @@ from fedadamw.settings.load import parse_settings, set_path
 from fedadamw.validation import InputError
 
 SHORT = 512  # tokens
+LEAST = 0.5  # bytes a number of a frozen base in the fewest bits
 WORTH = 0.97  # a change is named if it leaves less than this share of what is needed
 Value = Callable[[Experiment], object]  # the new value of a setting; None: it does not help here
 
@@ -71,7 +72,9 @@ CHANGES: tuple[tuple[str, Value], ...] = (  # those that change no number of the
 
 
 def advise(plan: Plan) -> Advice:
-    """Return the changes that make `plan` fit, or all that help if it never does."""
+    """Return the changes that make `plan` fit, or all that help if it never does; none if no weights could fit."""
+    if plan.room.free is not None and _least(plan) > plan.room.free:
+        return Advice((), (), fits=False)
     settings: list[str] = []
     needed: list[int] = []
     for setting, changed in _changed(plan):
@@ -81,6 +84,12 @@ def advise(plan: Plan) -> Advice:
         if plan.fits:
             break
     return Advice(tuple(settings), tuple(needed), plan.fits)
+
+
+def _least(plan: Plan) -> float:
+    """Return the bytes that the model's weights take at least, whatever is changed."""
+    numbers = plan.rehearsal.trained + plan.rehearsal.frozen
+    return LEAST * numbers / plan.experiment.shards
 
 
 def _changed(plan: Plan) -> Iterator[tuple[str, Plan]]:

@@ -2,14 +2,18 @@
 
 from typing import Any, NamedTuple
 
+import torch
+
 from fedadamw.algorithm import Algorithm
 from fedadamw.algorithms import registry
+from fedadamw.algorithms.classes import NO_BLOCKS
 from fedadamw.models.skeleton import build_skeleton
 from fedadamw.models.vision import NAMES
 from fedadamw.plan.data_shape import find_max_length
 from fedadamw.plan.room import GB
 from fedadamw.prepare.architecture import resolve_model
 from fedadamw.prepare.problem import open_pretrained
+from fedadamw.prepare.texts import evaluation_size
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.lora import LoraSettings
@@ -50,41 +54,47 @@ class Sizes(NamedTuple):
 
 def bound(experiment: Experiment) -> int | None:
     """Return bytes that one rank of the run stays below; None if that cannot be said so fast."""
-    model = resolve_model(experiment.model)
-    if model.name in NAMES:
-        return WORD * _vectors(experiment) * _count_built_in(experiment, model.name) + IMAGES_AT_ONCE
+    try:
+        kept = _count_kept(experiment)
+    except Exception:  # of another package's algorithm, which need not work on a vector of no numbers
+        return None
+    model, vectors = resolve_model(experiment.model), _vectors(experiment, kept)
+    if model.name in NAMES:  # only if clients keep vectors, it is worth building
+        numbers = sum(p.numel() for p in build_skeleton(model.name).parameters()) if kept else BUILT_IN
+        return WORD * vectors * numbers + IMAGES_AT_ONCE
     pretrained = open_pretrained(experiment)
     sizes = None if pretrained is None or not experiment.data.is_text else _read_sizes(pretrained.config)
     if sizes is None or pretrained is None:
         return None
     trained = sizes.numbers if experiment.lora is None else sizes.adapters(experiment.lora)
     longest = find_max_length(experiment, pretrained)
-    return WORD * (sizes.numbers + _vectors(experiment) * trained + _activations(experiment, sizes, longest))
+    return WORD * (sizes.numbers + vectors * trained + _activations(experiment, sizes, longest))
 
 
-def _count_built_in(experiment: Experiment, name: str) -> int:
-    """Return as many numbers as the model has; only if clients keep vectors it is worth building."""
-    if not _keeps_memories(experiment):
-        return BUILT_IN
-    return sum(p.numel() for p in build_skeleton(name).parameters())
+def _vectors(experiment: Experiment, kept: int) -> int:
+    """Vectors of the trained numbers that a round holds, clients' memories included, and a checkpoint's copies.
 
-
-def _vectors(experiment: Experiment) -> int:
-    """Vectors of the trained numbers that a round holds, clients' memories included, and a checkpoint's copies."""
+    kept: those that a client keeps between its rounds.
+    """
     t = experiment.training
-    clients = min(experiment.partition.clients, t.rounds * t.clients_per_round) if _keeps_memories(experiment) else 0
+    clients = min(experiment.partition.clients, t.rounds * t.clients_per_round)
     stacked = (experiment.stack or 1) * VECTORS
-    return VECTORS + stacked + MEMORY_COPIES * clients
+    return VECTORS + stacked + MEMORY_COPIES * clients * kept
 
 
-def _keeps_memories(experiment: Experiment) -> bool:
-    own = registry.ALGORITHMS[experiment.algorithm_name].client_init is not Algorithm.client_init
-    return own or experiment.training.upload in WITH_RESIDUAL
+def _count_kept(experiment: Experiment) -> int:
+    """How many vectors a client keeps between its rounds, at most: a counter is as long here."""
+    algorithm = registry.make(*registry.parse_section(experiment.algorithm), NO_BLOCKS)
+    residuals = len(algorithm.changes) if experiment.training.upload in WITH_RESIDUAL else 0
+    if type(algorithm).client_init is Algorithm.client_init:
+        return residuals
+    nothing = torch.zeros(0)  # a model of the length that NO_BLOCKS has
+    return residuals + len(algorithm.client_init(algorithm.broadcast(algorithm.server_init(nothing))))
 
 
 def _activations(experiment: Experiment, sizes: Sizes, longest: int) -> int:
     t = experiment.training
-    texts = max(min(t.micro_batch or t.batch_size, t.batch_size), t.evaluation_batch(100)) * (experiment.stack or 1)
+    texts = max(min(t.micro_batch or t.batch_size, t.batch_size), evaluation_size(experiment)) * (experiment.stack or 1)
     layer = WIDTHS * sizes.width + MLP_WIDTHS * sizes.mlp + 4 * sizes.heads * longest
     output = LOGITS * sizes.words if experiment.data.task == LANGUAGE else 0
     return texts * longest * (sizes.layers * layer + output)

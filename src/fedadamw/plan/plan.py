@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from fedadamw.engine.step import Kind
-from fedadamw.plan.counted import BASE, MEMORIES, Counts
+from fedadamw.plan.counted import BASE, EVALUATION, MEMORIES, Counts
 from fedadamw.plan.data_shape import DataShape, find_shape
 from fedadamw.plan.meter import Parts
 from fedadamw.plan.rehearsal import Rehearsal, rehearse
@@ -14,7 +14,7 @@ from fedadamw.plan.room import Room, find_room
 from fedadamw.prepare.simulation import check_settings
 from fedadamw.settings.experiment import Experiment
 
-DATA, CHECKPOINT = "data", "checkpoint"
+DATA, CHECKPOINT, ANSWERS, CACHE = "data", "checkpoint", "answers", "keys and values"
 COPIES_OF_CHECKPOINT = 3  # while it is written: a copy of the state, the bytes of each tensor, and those of the file
 LAYERS_AT_ONCE = 2  # whole on a device, of those that shards split: the present one and the next
 SLOTS = 2  # memories of a client that are kept in RAM: of the last round, and of the one before
@@ -39,6 +39,8 @@ class Plan:
     def phases(self) -> Mapping[str, Parts]:
         """The memory of rank 0 on the device, by part, at the peak of each phase."""
         phases = {name: {**parts, **self._always} for name, parts in self.counts.phases.items()}
+        if self.rehearsal.cache:
+            phases[ANSWERS] = {**phases[EVALUATION], CACHE: self.rehearsal.cache}
         if self.room.device.type == "cpu":
             phases[CHECKPOINT] = {**self.counts.between, **self._always, CHECKPOINT: self._checkpoint}
         return {name: {**parts, BASE: parts.get(BASE, 0) - self._elsewhere} for name, parts in phases.items()}

@@ -133,7 +133,7 @@ def _texts(experiment: Experiment, pretrained: Pretrained | None, data: DataShap
     model, form = _text_model(experiment, pretrained, outputs, longest, weights.dtype, layers)
     with torch.device("meta"):
         model = _adapt(experiment, pretrained, model, weights, "CAUSAL_LM" if language else "SEQ_CLS")
-    at_once = experiment.training.evaluation_batch(100)
+    at_once = texts.evaluation_size(experiment)
     train, test = (_blank_texts(facts, n, longest) for n in (1, min(at_once, data.held_out or at_once)))
     unpacked = experiment.data.model_copy(update={"packing": False})  # each text is as long as a row
     task: Any = texts.build_task(experiment.model_copy(update={"data": unpacked}), form, train, test, PLACE)

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw.algorithm import AnyAlgorithm, AnyState
+from fedadamw.data.answers import WRITTEN
 from fedadamw.data.partition import Partition
+from fedadamw.data.text_tasks import LanguageTask
 from fedadamw.engine.parts import InTurn
 from fedadamw.engine.portions import CroppedStep
 from fedadamw.engine.shards import find_layers
@@ -45,6 +47,7 @@ class Rehearsal:
     frozen: int  # numbers that are not
     layers: int  # bytes of the frozen weights that shards split
     layer: int  # of them, in the largest layer
+    cache: int  # bytes of keys and values while a batch of answers is written
     step: Kind
     stack: int  # clients at once
 
@@ -72,7 +75,7 @@ def _rehearse_all_layers(experiment: Experiment, data: DataShape, device: torch.
     if depth is None:
         return _rehearse(experiment, data, device, stack, None)
     few, twice = (_rehearse(experiment, data, device, stack, n) for n in (depth.few, 2 * depth.few))
-    names = ("trained", "frozen", "layers")
+    names = ("trained", "frozen", "layers", "cache")
     whole: Any = {n: round(getattr(few, n) + (getattr(twice, n) - getattr(few, n)) * depth.more) for n in names}
     return replace(few, counts=extend(few.counts, twice.counts, depth.more), **whole)
 
@@ -100,7 +103,29 @@ def _rehearse(
         task: Any = prepared.task
         counts = CountedRound(simulation, task, meter, parts).run()
     sizes = _sizes_of_layers(problem.model)
-    return Rehearsal(counts, d, numbers - d, sum(sizes), max(sizes, default=0), step, stack if counts.stacked else 1)
+    return Rehearsal(
+        counts,
+        d,
+        numbers - d,
+        sum(sizes),
+        max(sizes, default=0),
+        _size_of_cache(experiment, problem),
+        step,
+        stack if counts.stacked else 1,
+    )
+
+
+def _size_of_cache(experiment: Experiment, problem: Problem) -> int:
+    """Return the bytes of the keys and values of a batch of prompts of the longest length, with their answers."""
+    data, task = experiment.data, problem.task
+    if not isinstance(task, LanguageTask) or not any(name in WRITTEN for name in data.metrics):
+        return 0
+    model: Any = problem.model
+    config, tokens = model.config, task.texts.longest + data.answer_tokens
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    numbers = 2 * config.num_hidden_layers * heads * width
+    return int(task.test_batch_size * tokens * numbers * next(model.parameters()).element_size())
 
 
 def _sizes_of_layers(model: nn.Module) -> list[int]:

@@ -110,6 +110,7 @@ def build_halves(
     for resting in split_factors(layout.names):
         for name, parameter in trainable(model).items():
             parameter.requires_grad = name not in resting
-        halves.append(Half(Workspace(model), build_algorithm(experiment, model), layout))
+        algorithm = build_algorithm(experiment, model)
+        halves.append(Half(Workspace(model), algorithm, layout, experiment.training.outer))
         workspace.attach()
     return Halves(workspace, *halves)

@@ -11,6 +11,7 @@ from torch import nn
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.algorithms import registry
 from fedadamw.algorithms.classes import NO_BLOCKS
+from fedadamw.algorithms.outer import check_takes_outer_step
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
@@ -206,6 +207,9 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     check(not (in_turn and t.diagnostics), "training.diagnostics compares rounds of one kind: not with alternate")
     if lora is not None and lora.changes_base:
         check(algorithm.adds_mean, f"lora.aggregate={lora.aggregate!r} {NOT_THE_MEAN}")
+        check(t.outer is None, f"lora.aggregate={lora.aggregate!r} takes the clients' mean as it is: no training.outer")
+    if t.outer is not None:
+        check_takes_outer_step(adds_mean=algorithm.adds_mean, server_lr=experiment.algorithm.get("server_lr", 1.0))
     _check_shards(experiment)
     if remote:
         _check_remote(experiment)

@@ -240,9 +240,9 @@ def build_task(
     pretrained: Pretrained | None = None,
 ) -> Task:
     """Build the task of learning the texts' classes, numbers or next tokens; pretrained: whose answers are scored."""
-    training, data = experiment.training, experiment.data
+    data = experiment.data
     if data.task == LANGUAGE:
-        size = training.evaluation_batch(min(20, training.batch_size))  # never more than are trained on at once
+        size = evaluation_size(experiment)
         language = LanguageTask(train, test, form, device=device, test_batch_size=size, packing=data.packing)
         if pretrained is None or not data.metrics or not len(test):
             return language
@@ -253,5 +253,14 @@ def build_task(
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")
     check(fits, f"data.task={experiment.data.task!r}: the labels are {kinds[0]}; the task needs {kinds[1]}")
     metrics = task.metrics if task else None
-    at_once = training.evaluation_batch(100)
-    return TextTask(train, test, form, device=device, metrics=metrics, test_batch_size=at_once)
+    size = evaluation_size(experiment)
+    return TextTask(train, test, form, device=device, metrics=metrics, test_batch_size=size)
+
+
+def evaluation_size(experiment: Experiment) -> int:
+    """Return how many held-out texts go through the model at once.
+
+    For a language model, whose logits are large, never more than are trained on at once.
+    """
+    training, language = experiment.training, experiment.data.task == LANGUAGE
+    return training.evaluation_batch(min(20, training.batch_size) if language else 100)

@@ -44,6 +44,7 @@ ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behave
     "lora.modules_to_save": [],
     "lora.ranks": None,
     "algorithm.memory": None,
+    "training.outer": None,
     "algorithm.align": "always",
 }
 NEW_DEFAULTS = {"data.max_length": "auto"}  # defaults that were null: older studies resume if their data are the same

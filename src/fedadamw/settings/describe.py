@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from fedadamw.algorithms.fields import AlgorithmField, AlgorithmSource, list_names, read_algorithm, read_imported
 from fedadamw.algorithms.plugins import find_plugins
-from fedadamw.settings.experiment import Experiment, fields_at
+from fedadamw.settings.experiment import Experiment, fields_at, list_sections
 from fedadamw.validation import InputError, suggest
 
 TOP_LEVEL = "top level"
@@ -52,7 +52,7 @@ def describe_settings(*, own_only: bool = False) -> list[Group]:
     Algorithms of other packages are named, without settings: their packages are not imported.
     own_only: without these.
     """
-    sections = [name for name in Experiment.model_fields if fields_at([name])]
+    sections = list_sections()
     top = [name for name in Experiment.model_fields if name not in (*sections, ALGORITHM)]
     plugins = [] if own_only else [name for name in find_plugins() if name not in list_names()]
     groups = [
@@ -62,7 +62,7 @@ def describe_settings(*, own_only: bool = False) -> list[Group]:
             _describe_fields("", Experiment.model_fields, top),
         )
     ]
-    groups += [Group(name, _describe_section(name), _describe_fields(name, fields_at([name]))) for name in sections]
+    groups += [Group(name, _describe_section(name), _describe_settings_in(name)) for name in sections]
     groups.append(_describe_choice_of_algorithm([*list_names(), *plugins]))
     groups += [_describe_algorithm(name, read_algorithm(name)) for name in list_names()]
     return [*groups, *(Group(f"{ALGORITHM}.{name}", _name_packages(name), ()) for name in plugins)]
@@ -106,7 +106,8 @@ def _pick(groups: Iterable[Group], path: str) -> Iterator[Group]:
 
 def _describe_section(name: str) -> str:
     """What the section is for; a section that is null by default says so itself."""
-    field = Experiment.model_fields[name]
+    *parents, key = name.split(".")
+    field = fields_at(parents)[key]
     return field.description or str(type(field.default).__doc__).splitlines()[0]
 
 
@@ -133,9 +134,15 @@ def _describe_plugin(group: str) -> Group:
     return found._replace(about=f"{found.about} {_name_packages(name)}")
 
 
-def _describe_fields(section: str, fields: Any, names: Iterable[str] | None = None) -> tuple[Setting, ...]:
+def _describe_settings_in(section: str) -> tuple[Setting, ...]:
+    """The settings of a section, without those of sections in it."""
+    path = section.split(".")
+    return _describe_fields(section, fields_at(path), [key for key in fields_at(path) if not fields_at([*path, key])])
+
+
+def _describe_fields(section: str, fields: Any, names: Iterable[str]) -> tuple[Setting, ...]:
     prefix = f"{section}." if section else ""
-    return tuple(_describe_field(prefix + name, fields[name]) for name in (fields if names is None else names))
+    return tuple(_describe_field(prefix + name, fields[name]) for name in names)
 
 
 def _describe_field(path: str, field: FieldInfo) -> Setting:

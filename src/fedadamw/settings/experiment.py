@@ -160,11 +160,19 @@ def fields_at(path: Sequence[str]) -> Mapping[str, FieldInfo]:
 
 def list_settings() -> list[str]:
     """The paths of all settings except the algorithms': seed, data.source, training.rounds, ..."""
-    paths = []
-    for name in Experiment.model_fields:
-        inner = fields_at([name])
-        paths += [f"{name}.{key}" for key in inner] if inner else [name]
-    return [path for path in paths if path != "algorithm"]
+    return [path for name in Experiment.model_fields for path in _list_below(name) if path != "algorithm"]
+
+
+def _list_below(path: str) -> list[str]:
+    """The paths of all settings of the section at `path`; itself if it is a setting."""
+    inner = fields_at(path.split("."))
+    return [found for key in inner for found in _list_below(f"{path}.{key}")] if inner else [path]
+
+
+def list_sections() -> list[str]:
+    """The paths of all sections except the algorithms', each before those in it: data, training, training.outer, ..."""
+    parts = [path.split(".")[:-1] for path in list_settings()]
+    return list(dict.fromkeys(".".join(part[:n]) for part in parts for n in range(1, len(part) + 1)))
 
 
 def list_settings_outside(section: str, algorithms: Iterable[str] = ()) -> list[str]:

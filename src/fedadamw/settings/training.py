@@ -9,6 +9,18 @@ from fedadamw.settings.section import Section
 from fedadamw.validation import InputError
 
 
+class OuterSettings(Section):
+    """The server's step: SGD along minus the clients' mean change, with momentum."""
+
+    lr: float = Field(default=0.7, gt=0, description="Learning rate of the server's step. 1: the clients' mean.")
+    momentum: float = Field(
+        default=0.9, ge=0, lt=1, description="Decay rate of the server's momentum over the rounds. 0: none."
+    )
+    nesterov: bool = Field(
+        default=True, description="Look ahead along the momentum, as torch.optim.SGD does. False: plain momentum."
+    )
+
+
 class TrainingSettings(Section):
     """Rounds, local steps, learning rate, uploads and evaluation."""
 
@@ -89,8 +101,15 @@ class TrainingSettings(Section):
         description="For trimmed-mean and krum: malicious clients to tolerate in a round, f. trimmed-mean needs "
         "2 f + 1 clients in a round and krum 2 f + 3.",
     )
+    outer: OuterSettings | None = Field(
+        default=None,
+        description="The server's step, SGD with momentum along minus the clients' mean change (DiLoCo's outer step). "
+        "Null: the server adds that mean. Set it around any algorithm whose server does so.",
+    )
     diagnostics: bool = Field(
-        default=False, description="Record second moments, client drift and alignment in every round. Costs time."
+        default=False,
+        description="Record second moments and how well they predict gradients, client drift and alignment, "
+        "in every round. Costs time.",
     )
     evaluate_batch: int | None = Field(
         default=None,

@@ -1,0 +1,95 @@
+"""The outer step (arXiv 2311.08105): SGD with momentum on the server, whose gradient is minus the clients' mean change.
+
+    D = - mean delta
+    b = momentum b + D
+    x = x - lr (D + momentum b);  without nesterov: x - lr b
+
+This is `torch.optim.SGD`. Without a step of its own the server adds the mean: lr 1, momentum 0.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fedadamw.algorithm import AnyAlgorithm, AnyState
+from fedadamw.validation import check
+from fedadamw.vector import Vector
+
+
+def take_outer_step(
+    x: Vector, b: Vector, delta: Vector, *, lr: float, momentum: float, nesterov: bool
+) -> tuple[Vector, Vector]:
+    """Return the model (d,) and the momentum (d,) after the step along the clients' mean change `delta` (d,)."""
+    gradient = -delta
+    b = momentum * b + gradient
+    direction = gradient + momentum * b if nesterov else b
+    return x - lr * direction, b
+
+
+def check_outer(lr: float, momentum: float, prefix: str = "outer_") -> None:
+    """Raise InputError if a setting of the outer step is out of range."""
+    check(lr > 0, f"{prefix}lr={lr} must be above 0")
+    check(0 <= momentum < 1, f"{prefix}momentum={momentum} must lie in [0, 1)")
+
+
+def check_takes_outer_step(*, adds_mean: bool, server_lr: object) -> None:
+    """Raise InputError if an algorithm's server has a step of its own, which the outer one would replace."""
+    what = "training.outer is the server's step"
+    check(adds_mean, f"{what}; this algorithm's server has one of its own")
+    check(server_lr == 1, f"{what}; set algorithm.server_lr=1 (not {server_lr}) and training.outer.lr instead")
+
+
+class ServerSide(Protocol):
+    """The functions of an algorithm that a server calls; see algorithm.py."""
+
+    def server_init(self, x: Vector) -> AnyState:
+        """Return the server's state before the first round, for the initial model `x` (d,)."""
+
+    def broadcast(self, server: AnyState) -> AnyState:
+        """Return the message that each client receives."""
+
+    def server_update(self, server: AnyState, up: AnyState, lr: Tensor, participation: Tensor) -> AnyState:
+        """Return the server's state after a round."""
+
+
+class Server(NamedTuple):
+    """State of the server with an outer step around an algorithm."""
+
+    x: Vector  # (d,) the global model
+    b: Vector  # (d,) the outer step's momentum
+    inner: AnyState  # the algorithm's Server; its x is empty, since `x` has it
+
+
+class WithOuterStep:
+    """The server of an algorithm that adds the clients' mean, with the outer step in place of that.
+
+    What else the algorithm's server keeps (directions, moments, counts) is as without it, and so are its clients.
+    """
+
+    def __init__(self, algorithm: AnyAlgorithm, *, lr: float, momentum: float, nesterov: bool) -> None:
+        check_takes_outer_step(adds_mean=algorithm.adds_mean, server_lr=getattr(algorithm, "server_lr", 1.0))
+        check_outer(lr, momentum, "training.outer.")
+        self.algorithm, self.lr, self.momentum, self.nesterov = algorithm, lr, momentum, nesterov
+
+    def server_init(self, x: Vector) -> Server:
+        return Server(x, torch.zeros_like(x), _without_model(self.algorithm.server_init(x)))
+
+    def broadcast(self, server: Server) -> AnyState:
+        return self.algorithm.broadcast(_with_model(server))
+
+    def server_update(self, server: Server, up: AnyState, lr: Tensor, participation: Tensor) -> Server:
+        inner = _without_model(self.algorithm.server_update(_with_model(server), up, lr, participation))
+        how = {"lr": self.lr, "momentum": self.momentum}
+        x, b = take_outer_step(server.x, server.b, up.delta, **how, nesterov=self.nesterov)
+        return Server(x, b, inner)
+
+
+def _with_model(server: Server) -> AnyState:
+    """Return the algorithm's state."""
+    return server.inner._replace(x=server.x)
+
+
+def _without_model(inner: AnyState) -> AnyState:
+    """Return the algorithm's state without its x, which is kept once."""
+    return inner._replace(x=inner.x.new_zeros(0))
