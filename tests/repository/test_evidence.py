@@ -160,6 +160,9 @@ def test_every_job_of_the_agenda_has_valid_settings():
             assert set(first_rates(workload, VARIANTS[variant].algorithm)) <= set(RUNGS)
             settings = experiment(Job(workload.name, variant, 1e-3, 10, tuning=False))
             assert (settings.threads, settings.device, settings.data.validation) == (1, "cpu", 0)
+            trial = experiment(Job(workload.name, variant, 1e-3, 0, tuning=True))
+            assert 0 < trial.data.validation < 1
+            assert (trial.training.rounds, trial.partition) == (settings.training.rounds, settings.partition)
             last = [r for r in range(settings.training.rounds) if settings.training.evaluates(r)]
             assert rule.tail_score([r + 1 for r in last], [0.5] * len(last), settings.training.rounds) == 0.5
 
