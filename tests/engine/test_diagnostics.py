@@ -8,7 +8,9 @@ from support.cases import CASES
 from support.runs import NO_BASE, simulation
 
 from fedadamw.blocks.blocks import Blocks
+from fedadamw.directions.adamw import debias
 from fedadamw.engine.client import Broadcast, Shard
+from fedadamw.engine.likelihood import MEMORIES, Likelihood
 from fedadamw.engine.simulate import Saved
 from fedadamw.engine.states import clone_tensors
 from fedadamw.randomness import sample_clients
@@ -68,3 +70,61 @@ def test_a_resumed_run_has_the_same_cosines(task):
     second = simulation(CASES["fedadamw-mean-v"], task, diagnostics=True)
     second.restore(Saved(2, first.tensors()))
     assert [r.diagnostics for r in second.rounds()] == expected[2:]
+
+
+def test_likelihoods_are_those_of_the_literal_mean():
+    g = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)).double()
+    g[2, 1] = 0.0  # does not count
+    v_hat, b = [0.3, 2.0, 1.0, 1e-4, 5.0], 0.9
+    ours = Likelihood(torch.tensor(v_hat, dtype=torch.float64), (2, 3), None, beta2=b, eps=1e-8)
+    for step in g:
+        ours.add(step)
+    scores, counts = ours.sums()
+    assert counts.tolist() == [7, 12]
+    for row, memory in zip(scores.tolist(), MEMORIES.values(), strict=True):
+        expected = [0.0, 0.0]
+        for j in range(5):
+            for k in range(4):
+                own = sum((1 - b) * b ** (k - 1 - i) * float(g[i, j]) ** 2 for i in range(k))
+                weight = (1 - b**memory) * b**k
+                v = (weight * v_hat[j] + own) / (weight + 1 - b**k) if k else v_hat[j]
+                if g[k, j]:
+                    expected[j > 1] -= (math.log(v) + float(g[k, j]) ** 2 / v) / 2
+        assert row == pytest.approx(expected, rel=1e-12)
+
+
+def test_likelihood_of_the_runs_own_memory_is_that_of_the_v_it_steps_by(task):
+    case = CASES["fedadamw-memory-1"]
+    sim = simulation(case, task, diagnostics=True, clip=0.5)
+    assert "likelihood" not in sim.step().diagnostics, "nothing was carried to the first round"
+    found, inner = [], sim.clients.engine.step
+    t, beta2 = sim.state.server.t, 0.999
+    assert float(t) == 1
+
+    def watch(local, down, g, lr):
+        v = local.moments.v / debias(beta2, t + local.k)
+        clipped = g * min(1.0, 0.5 / (float(g.norm()) + 1e-6))
+        found.append((-0.5 * (v.log() + clipped.square() / v))[clipped != 0])
+        inner(local, down, g, lr)
+
+    sim.clients.engine.step = watch
+    likelihood = sim.step().diagnostics["likelihood"]
+    assert likelihood["all"]["1"] == pytest.approx(float(torch.cat(found).mean()))
+    assert set(likelihood) == {"all", *Blocks.of(sim.workspace.module).kinds}
+    assert all(list(of_kind) == list(MEMORIES) for of_kind in likelihood.values())
+
+
+@pytest.mark.parametrize("name", ["fedadamw-mean-v", "fedlamb"])
+def test_stacked_clients_have_the_same_likelihoods(name, task):
+    ours, theirs = (simulation(CASES[name], task, diagnostics=True, stack=stack) for stack in (1, 3))
+    for one, other in zip(ours.rounds(), theirs.rounds(), strict=True):
+        for kind, of_kind in (one.diagnostics.get("likelihood") or {}).items():
+            assert other.diagnostics["likelihood"][kind] == pytest.approx(of_kind, rel=1e-9)
+    assert "likelihood" in one.diagnostics
+
+
+@pytest.mark.parametrize("name", ["local-adamw", "fedadamw-none", "fedavg"])
+def test_there_is_no_likelihood_without_a_carried_v(name, task):
+    sim = simulation(CASES[name], task, diagnostics=True)
+    sim.step()
+    assert "likelihood" not in sim.step().diagnostics

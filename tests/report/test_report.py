@@ -212,15 +212,15 @@ def test_hostile_names_of_recipes_and_variants_are_words_on_a_studys_page(chromi
 
 
 def test_the_page_of_a_single_run_draws_offline(chromium, tmp_path, run_main):
-    arguments = ("-s", "training.rounds=2", "-s", "training.steps=1", "--out", str(tmp_path / "run"), "-q")
-    assert run_main("run", "digits", *arguments).returncode == 0
+    settings = ("-s", "training.rounds=2", "-s", "training.steps=1", "-s", "training.diagnostics=true")
+    assert run_main("run", "digits", *settings, "--out", str(tmp_path / "run"), "-q").returncode == 0
     context = chromium.new_context(viewport={"width": 390, "height": 900}, offline=True)
     page = context.new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto((tmp_path / "run" / "report.html").as_uri())
-    page.wait_for_function("document.querySelectorAll('canvas, svg.marks').length >= 3", timeout=30_000)
+    page.wait_for_function("document.querySelectorAll('canvas, svg.marks').length >= 4", timeout=30_000)
     assert [line for line in said if "favicon" not in line] == []
 
 
@@ -292,3 +292,12 @@ def test_the_byte_axis_is_logarithmic_if_variants_differ_widely():
     by_round = study_charts.curve_chart(RESULTS, "score", by="round").to_dict()
     x = by_round["layer"][0]["encoding"]["x"]
     assert (x["scale"].get("type"), x["axis"]["tickMinStep"]) == (None, 1), "rounds are whole numbers"
+
+
+def test_likelihoods_are_means_over_rounds_below_the_best_memory():
+    first, second = {"all": {"0+": 1.0, "inf": 3.0}}, {"all": {"0+": 2.0, "inf": 1.0}, "head": {"0+": 5.0, "inf": 1.0}}
+    records = [{}, {"diagnostics": {"drift": 1.0}}, *({"diagnostics": {"likelihood": own}} for own in (first, second))]
+    table = run_charts.likelihood_table(records)
+    assert table == {"all": {"0+": 0.5, "inf": 0.0}, "head": {"0+": 0.0, "inf": 4.0}}
+    assert run_charts.likelihood_table(records[:2]) == {}
+    assert len(run_charts.likelihood_chart(table).to_dict()["layer"]) == 2

@@ -188,8 +188,15 @@ def test_a_record_has_every_run_and_says_what_is_missing(made_up, monkeypatch, t
     assert "+2.0 (+2.0 to +2.0), 5 seeds | above |" in text
     assert "too few seeds, 1 diverged" in text
     assert "stopped at 10 seeds, the rule wants more" in text
-    assert "- vit-0.1: not begun." in text
+    assert "- Not begun: ViT, CIFAR-10, Dirichlet 0.1; " in text
     assert "not reached" in text
+
+
+def test_the_rules_are_written_before_anything_was_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(records, "COMMITTED", tmp_path)
+    text = evidence.section()
+    assert "A comparison has 5 seeds, and then one more as long as the 95% interval" in text
+    assert text.endswith("; ".join(w.title for w in WORKLOADS.values()) + ".\n")
 
 
 def test_variants_are_compared_at_equal_steps_bytes_and_time(made_up):
@@ -205,7 +212,7 @@ def test_variants_are_compared_at_equal_steps_bytes_and_time(made_up):
     assert half == {seed: pytest.approx(score / 2) for seed, score in whole.items()}
     page = which_optimizer.page(record.content(made_up))
     assert "| FedMuon | 2.00 | 1.00 | 1 |" in page
-    assert "at equal bytes sent FedAdamW" in page
+    assert "| small ViT, digits, Dirichlet 0.3 | FedAdamW; not told apart: FedAdamW with `memory=1` |" in page
 
 
 def test_results_of_other_settings_are_left_out(made_up, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyState
+from fedadamw.engine.likelihood import Sums
 from fedadamw.engine.workspace import Workspace, check_not_single
 from fedadamw.randomness import Purpose, draw_batches, numpy_generator, torch_generator
 from fedadamw.settings.training import TrainingSettings
@@ -48,6 +49,7 @@ class Answer(NamedTuple):
     samples: int
     local: AnyState  # the algorithm's Local after the last step, for diagnostics
     payload: Mapping[str, Tensor] | None = None  # the encoded `up`, if a codec is used
+    likelihood: Sums | None = None  # of its gradients, for diagnostics, if a second moment was carried to the round
 
     @property
     def travels(self) -> Sequence[Tensor]:

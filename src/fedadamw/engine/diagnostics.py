@@ -1,15 +1,17 @@
 """How much the clients of a round differ: second moments, drift, alignment, norms of updates.
 
-The quantities of FedAdamW's figures (arXiv 2510.27486); computed only with training.diagnostics.
+The quantities of FedAdamW's figures (arXiv 2510.27486), and how well a carried v predicts (likelihood.py). They are
+computed only with training.diagnostics.
 """
 
 import torch
 from torch import Tensor, nn
 
 from fedadamw.blocks.blocks import Blocks
+from fedadamw.engine.likelihood import MEMORIES, Sums
 from fedadamw.vector import Vector
 
-Numbers = dict[str, float | dict[str, float] | None]
+Numbers = dict[str, float | dict[str, float] | dict[str, dict[str, float]] | None]
 
 
 class Diagnostics:
@@ -24,11 +26,15 @@ class Diagnostics:
         self._updates: list[Vector] = []
         self._norms: list[Tensor] = []
         self._cosines: list[Tensor] = []
+        self._likelihood: Sums | None = None
         self._v_mean: Vector | None = None
         self._v_squares: Vector | None = None  # sum of squared distances from the mean: Welford's
 
-    def add(self, update: Vector, v: Vector | None) -> None:
-        """Add one client's y - x (d,), and its second moment (d,) if it has one."""
+    def add(self, update: Vector, v: Vector | None, likelihood: Sums | None = None) -> None:
+        """Add one client's y - x (d,), its second moment (d,) and the likelihood of its gradients, if it has these."""
+        if likelihood is not None:
+            known = self._likelihood
+            self._likelihood = likelihood if known is None else Sums(*map(torch.add, known, likelihood))
         self._updates.append(update)
         norm = torch.linalg.vector_norm(update, dtype=torch.float64)
         self._norms.append(norm)
@@ -48,7 +54,7 @@ class Diagnostics:
 
         v_variance: over clients (unbiased), mean over coordinates. v_mean: over both. v_dispersion: the variance's root
         over it, which bias corrections do not change. drift: mean |y_i - mean y|. cosine: of updates with the last
-        global one.
+        global one. likelihood: of a gradient, in nats, by class of block and M; `all` of them together.
         """
         mean, squares = torch.zeros_like(self._updates[0]), torch.zeros_like(self._updates[0])
         for update in self._updates:  # never all of them in one tensor beside the list
@@ -68,7 +74,20 @@ class Diagnostics:
             summary["v_mean"] = float(self._v_mean.mean())
             summary["v_mean_by_kind"] = self._by_kind(self._v_mean, root_of_sum=False)
             summary["v_dispersion"] = float(variance.mean().sqrt() / self._v_mean.mean())
+        if self._likelihood is not None:
+            summary["likelihood"] = self._likelihood_by_kind(self._likelihood)
         return summary
+
+    def _likelihood_by_kind(self, sums: Sums) -> dict[str, dict[str, float]]:
+        """Mean log-likelihood by class and M, of the gradients that are not 0."""
+        means = {}
+        for kind in ("all", *dict.fromkeys(self.kinds)):
+            of_kind = [i for i, own in enumerate(self.kinds) if kind in ("all", own)]
+            count = float(sums.counts[of_kind].sum())
+            if count:
+                scores = (sums.scores[:, of_kind].sum(1) / count).tolist()
+                means[kind] = dict(zip(MEMORIES, scores, strict=True))
+        return means
 
     def _by_kind(self, values: Vector, *, root_of_sum: bool) -> dict[str, float]:
         """Mean of `values` (d,) over the coordinates of each class, or the root of their sum."""

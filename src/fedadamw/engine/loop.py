@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.engine.client import Answer, Broadcast, LocalWork, Shard, plan_work
+from fedadamw.engine.likelihood import Likelihood
 from fedadamw.engine.prefetch import read_ahead
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.states import clone_tensors
@@ -58,16 +59,21 @@ class Loop:
         start = algorithm.client_start(down, memory)
         workspace.y.copy_(start.y)
         local = clone_tensors(start)._replace(y=workspace.y)  # steps move the module itself
+        likelihood = Likelihood.of(algorithm, start, down, workspace.layout.sizes, self.training)
         losses = []
         for batch in self._batches(work):
             workspace.gradient.zero_()
             losses.append(self._backward(batch))
             with torch.no_grad():
+                if likelihood is not None:
+                    likelihood.add(workspace.gradient)
                 self.step(local, down, workspace.gradient, lr)
         up, memory = algorithm.client_finish(local, down, lr)
         memory = clone_tensors(memory)  # the next client trains in this one's tensors
         loss = torch.stack(losses).mean()
-        return Answer(up, memory, workspace.statistics.clone(), loss, len(shard.samples), local)
+        found = None if likelihood is None else likelihood.sums()
+        samples = len(shard.samples)
+        return Answer(up, memory, workspace.statistics.clone(), loss, samples, local, likelihood=found)
 
     def _backward(self, batch: Batch) -> Tensor:
         """Add the gradient of a batch's mean loss to the workspace's; returns the loss."""

@@ -258,7 +258,7 @@ def _listener(diagnostics: Diagnostics, broadcast: Broadcast) -> Listener:
 
     def listen(shard: Shard, answer: Answer) -> None:
         moments = getattr(answer.local, "moments", None)
-        diagnostics.add(answer.local.y - broadcast.down.x, None if moments is None else moments.v)
+        diagnostics.add(answer.local.y - broadcast.down.x, None if moments is None else moments.v, answer.likelihood)
 
     return listen
 

@@ -23,6 +23,7 @@ from torch.func import functional_call, vmap
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.engine.client import Answer, Broadcast, LocalWork, Shard, plan_work
 from fedadamw.engine.device_memory import is_out_of_memory, release_memory
+from fedadamw.engine.likelihood import Likelihood
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.prefetch import read_ahead
 from fedadamw.engine.stacked_checkpoints import stacked_checkpoints
@@ -131,12 +132,15 @@ class Stacked:
         buffers = {name: b.expand(s, *b.shape).clone() for name, b in work.module.named_buffers()}
         plan = Plan.of([job_work for _, job_work in group], like=work.y, resident=self.task.resident)
         batches = (plan.batch(self.task, k) for k in range(len(plan.active)))
+        likelihood = Likelihood.of(algorithm, start, down, work.layout.sizes, self.training)
         losses = local.y.new_zeros(s)
         for active, (batch, weights) in zip(plan.active, read_ahead(batches, self.task), strict=True):
             first = local if active == s else map_tensors(local, lambda t: t[:active])  # noqa: B023  (called at once)
             with _detect_unstackable(required=self.fallback is None):
                 g, loss = self._backward(first.y, {n: b[:active] for n, b in buffers.items()}, batch, weights)
             with torch.no_grad():
+                if likelihood is not None:
+                    likelihood.add(g)
                 self.step(first, down, g, lr)
             losses[:active] += loss
         up, memory = algorithm.client_finish(local, down, lr)
@@ -149,6 +153,7 @@ class Stacked:
                 losses[i] / len(plan.sizes[i]),
                 len(shards[i].samples),
                 map_tensors(local, lambda t: t[i]),  # noqa: B023
+                likelihood=None if likelihood is None else likelihood.sums(i),
             )
             for i in range(s)
         ]

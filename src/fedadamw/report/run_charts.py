@@ -1,7 +1,7 @@
 """Charts of a run; one altair definition each, for the page and for PNG files."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -136,6 +136,46 @@ def outcomes_chart(records: Records, *, width: Width = "container") -> Chart:
         )
         .properties(width=width, height=160)
     )
+
+
+def likelihood_table(records: Records) -> dict[str, dict[str, float]]:
+    """Return, by class of block and M, the nats a gradient that this M predicts worse than the best M of the class.
+
+    Mean over the rounds that have the diagnostic `likelihood`; {} if none has.
+    """
+    found: list[Any] = [
+        numbers["likelihood"] for r in records if (numbers := r.get("diagnostics") or {}).get("likelihood")
+    ]
+    kinds = dict.fromkeys(kind for likelihood in found for kind in likelihood)
+    table = {}
+    for kind in kinds:
+        rounds = [likelihood[kind] for likelihood in found if kind in likelihood]
+        means = {memory: sum(of_round[memory] for of_round in rounds) / len(rounds) for memory in rounds[0]}
+        table[kind] = {memory: max(means.values()) - mean for memory, mean in means.items()}
+    return table
+
+
+def likelihood_chart(table: Mapping[str, Mapping[str, float]], *, width: Width = "container") -> Chart:
+    """Return a `likelihood_table` that is not empty as a heat map, with a dot on the best M of each class."""
+    rows = [
+        {"kind": kind, "memory": memory, "nats": nats}
+        for kind, of_kind in table.items()
+        for memory, nats in of_kind.items()
+    ]
+    title = alt.TitleParams(
+        "What the carried v is worth",
+        subtitle=["nats a gradient that it predicts worse", "than the best M of the class, the dot"],
+    )
+    base = alt.Chart(alt.Data(values=rows), title=title).encode(
+        x=alt.X("memory:N", title="M, gradients", sort=None, axis=alt.Axis(labelAngle=0, labelOverlap=True)),
+        y=alt.Y("kind:N", title=None, sort=None),
+    )
+    scale = alt.Scale(scheme="oranges", type="symlog", constant=0.02, domain=[0, 1], clamp=True)
+    legend = alt.Legend(title="nats", values=[0, 0.1, 1])
+    hover = ["kind:N", alt.Tooltip("memory:N", title="M"), alt.Tooltip("nats:Q", format=".3g")]
+    cells = base.mark_rect().encode(color=alt.Color("nats:Q", scale=scale, legend=legend), tooltip=hover)
+    best = base.mark_circle(color=BLUE, size=50, opacity=1).transform_filter("datum.nats == 0").encode(tooltip=hover)
+    return (cells + best).properties(width=width, height=20 * len(table))
 
 
 def apply_style(chart: Chart) -> Chart:

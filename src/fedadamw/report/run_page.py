@@ -78,6 +78,9 @@ class RunPage:
         specs = {name: run_charts.to_spec(chart) for name, chart in charts.items()}
         if self._partition is not None:
             specs["partition"] = self._partition
+        table = run_charts.likelihood_table(records)
+        if table:
+            specs["likelihood"] = run_charts.to_spec(run_charts.likelihood_chart(table))
         if records[-1].get("federation"):
             specs["answers"] = run_charts.to_spec(run_charts.outcomes_chart(records))
         return specs

@@ -107,7 +107,9 @@ class TrainingSettings(Section):
         "Null: the server adds that mean. Set it around any algorithm whose server does so.",
     )
     diagnostics: bool = Field(
-        default=False, description="Record second moments, client drift and alignment in every round. Costs time."
+        default=False,
+        description="Record second moments and how well they predict gradients, client drift and alignment, "
+        "in every round. Costs time.",
     )
     evaluate_batch: int | None = Field(
         default=None,
