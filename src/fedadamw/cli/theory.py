@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedadamw.cli.app import TYPER_SUGGESTS, Quiet, app
+from fedadamw.cli.app import TYPER_SUGGESTS, Quiet, Settings, app
 
 theory = typer.Typer(
     help="""Measure what theory predicts: rates of convergence, bounds, curvature.
@@ -69,4 +69,53 @@ def rate(
     if not quiet:
         print_grid(HEADINGS, rate_rows(measured))
     for path in write_rate(measured, json, out):
+        typer.echo(path)
+
+
+@theory.command("bound", short_help="Bound a run's loss on new samples.")
+def bound(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of FedAdamW or Local AdamW.")],
+    moments: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose squares v is taken to hold: per-sample or minibatch gradients'.")
+    ] = "per-sample",
+    rho: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Variance of the prior, not chosen by the data; repeatable, at the cost of ln(their number).",
+            show_default="1e-4 to 1 in tenfolds",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Training samples to measure the curvature on.")] = 2048,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers here.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Put bound.svg, .png and .json here.")] = None,
+    settings: Settings = None,
+    quiet: Quiet = False,  # noqa: FBT002
+) -> None:
+    """Compute a PAC-Bayes bound on a run's loss on new samples, by weight decay.
+
+    It is vacuous for networks of any size: use it to compare, as theory does, not to promise.
+
+    \b
+    fedadamw theory bound runs/digits --out figures
+    fedadamw theory bound runs/digits --moments minibatch --rho 0.01
+    """
+    from fedadamw.cli.tables import print_grid
+    from fedadamw.settings.load import parse_override
+    from fedadamw.theory import bound_output
+    from fedadamw.theory.bound import RHOS, check_rhos, parse_moments
+    from fedadamw.theory.bound_run import read_run
+    from fedadamw.theory.files import write_all
+    from fedadamw.theory.progress import Phases
+    from fedadamw.theory.rate_output import check_outputs
+
+    kind, rhos = parse_moments(moments), rho or RHOS
+    check_rhos(rhos)
+    check_outputs(json, out)
+    with Phases(quiet=quiet) as report:
+        measured = read_run(run, samples, [parse_override(text) for text in settings or ()], report)
+    facts = {"run": run.resolve().name, **bound_output.bound_facts(measured, rhos, kind)}
+    if not quiet:
+        print_grid(bound_output.HEADINGS, bound_output.bound_rows(facts))
+        typer.echo(bound_output.judge(facts))
+    for path in write_all("bound", facts, {"bound": bound_output.bound_chart(facts)}, json, out):
         typer.echo(path)

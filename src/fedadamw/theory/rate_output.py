@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import altair as alt
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_text
 from fedadamw.report.run_charts import Chart, save_chart
-from fedadamw.report.study_marks import COLORS, STROKES
+from fedadamw.report.study_marks import COLORS
 from fedadamw.theory.prediction import Quadratic, predict
 from fedadamw.theory.rate import AXES, Grid, Rate, along
 from fedadamw.validation import InputError, check
@@ -20,6 +21,15 @@ TITLES = {"clients": "S, clients in a round", "steps": "K, local steps", "rounds
 LINE = "P, theory"
 NOISE_NAMES = {"gauss": "Gaussian noise", "skew": "Skewed noise"}
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")  # of points
+LEGEND = alt.Legend(
+    orient="bottom",
+    columns=3,
+    columnPadding=32,
+    labelLimit=260,
+    symbolStrokeWidth=2,
+    symbolSize=90,
+    symbolOpacity=1,
+)
 
 
 def rate_rows(rate: Rate) -> list[list[str]]:
@@ -62,22 +72,23 @@ def _panel(rate: Rate, names: Sequence[str], axis: str) -> Chart:
     values = rate["axes"][axis]
     x = alt.X("x:Q", title=TITLES[axis], scale=alt.Scale(type="log", nice=False, padding=12), axis=_ticks(values))
     y_title = "mean |grad f|²" if axis == next(iter(AXES)) else None
-    y = alt.Y("y:Q", title=y_title, scale=alt.Scale(type="log"), axis=alt.Axis(format="~g"))
+    y = alt.Y("y:Q", title=y_title, scale=alt.Scale(type="log", nice=False, padding=8), axis=alt.Axis(format="~g"))
     shown = [escape_text(name) for name in names]
     color = alt.Color(
         "of:N",
         title=None,
-        scale=alt.Scale(domain=[*shown, LINE], range=[*COLORS[: len(names)], "#111827"]),
-        legend=alt.Legend(orient="bottom", columns=3, labelLimit=260, **STROKES),
+        scale=alt.Scale(domain=[*shown, LINE], range=[*islice(cycle(COLORS), len(names)), "#111827"]),
+        legend=LEGEND,
     )
     base = alt.Chart(alt.Data(values=measured)).encode(x=x, color=color)
-    shape = alt.Shape("of:N", title=None, scale=alt.Scale(domain=shown, range=list(SHAPES[: len(names)])), legend=None)
+    shapes = alt.Scale(domain=[*shown, LINE], range=[*islice(cycle(SHAPES), len(names)), "stroke"])
+    shape = alt.Shape("of:N", title=None, scale=shapes, legend=LEGEND)
     line = alt.Chart(alt.Data(values=_line(rate, axis))).mark_line(strokeDash=[6, 4], strokeWidth=1.5)
     layers = (
         line.encode(x=x, y=y, color=color),
         base.mark_rule(opacity=0.5).encode(y=alt.Y("low:Q"), y2="high:Q"),
-        base.mark_line(strokeWidth=2).encode(y=y),
-        base.mark_point(size=50, filled=True, opacity=1).encode(y=y, shape=shape),
+        base.mark_line(strokeWidth=1.5).encode(y=y),
+        base.mark_point(size=80, strokeWidth=1.5, opacity=1).encode(y=y, shape=shape),  # hollow, to see what is below
     )
     return alt.layer(*layers).properties(width=230, height=230)
 
