@@ -110,7 +110,7 @@ def skew() -> str:
         f"rounds do not help at all, and it ends {min(ratios):.0f} to {max(ratios):.0f} times above P.\n"
     )
     picture = "![Skewed noise: only the carried v follows the line P](theory/rate-skew.svg)\n"
-    return f"{picture}\n{_rate_table(rate, [*DEFAULTS, 'fedavg'])}\n{text}"
+    return f"{picture}\n{_rate_table(rate, [n for n in names if n not in _of_memory(rate)[1:-1] or n in DEFAULTS])}\n{text}"
 
 
 def memory() -> str:
