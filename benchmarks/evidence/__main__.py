@@ -44,12 +44,14 @@ def _act(args: argparse.Namespace) -> int:
     check(args.workers >= 1, f"--workers {args.workers}: give at least 1")
     check(args.budget is None or args.budget > 0, f"--budget {args.budget}: give hours above 0")
     store = Store(args.out, small=args.small)
+    if args.record:
+        print(f"written: {write_record(store, record=True)}")
+    agenda = Agenda({j: points(r) for j, r in store.refresh().results.items()}, only, small=args.small)
+    plan = lines_of_plan(agenda, Costs(store.results))
     if args.plan or args.record:
-        if args.record:
-            print(f"written: {write_record(store, record=True)}")
-        agenda = Agenda({j: points(r) for j, r in store.refresh().results.items()}, only, small=args.small)
-        print("\n".join(lines_of_plan(agenda, Costs(store.results))))
+        print("\n".join(plan))
         return 0
+    print("\n".join(line for line in plan if not line.startswith(" ")), flush=True)
     with Session(store, args.data, args.workers, only, small=args.small) as session:
         session.run(None if args.budget is None else 3600 * args.budget)
     print(f"{session.ended} runs ended, {len(session.failed)} of them failed; --plan says what is left")

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 Measure = Literal["steps", "bytes", "time"]
 MEASURES: tuple[Measure, ...] = ("steps", "bytes", "time")
+EQUAL = 1.05  # times a budget may be spent: a few bytes or seconds more are no other cost
 TITLES = {"steps": "local steps of all clients", "bytes": "MB sent up by all clients", "time": "processor seconds"}
 
 
@@ -39,7 +40,7 @@ def scores_at(workload: Mapping[str, Any], variant: Mapping[str, Any], cost: flo
 
     A seed without an evaluation within the budget, or whose score is not finite there, is left out.
     """
-    within = [i for i, round_ in enumerate(workload["round"]) if round_ / workload["rounds"] * cost <= budget * 1.001]
+    within = [i for i, round_ in enumerate(workload["round"]) if round_ / workload["rounds"] * cost <= budget * EQUAL]
     runs = [run for run in variant["runs"] if not run["error"] and within]
     found = {run["seed"]: run["score"][within[-1]] for run in runs}
     return {seed: 100 * score for seed, score in found.items() if score is not None}

@@ -9,7 +9,7 @@ from benchmarks.evidence import rule
 from benchmarks.evidence.agenda import Agenda, variants_of
 from benchmarks.evidence.costs import expected_seeds
 from benchmarks.evidence.store import Result, Store, points
-from benchmarks.evidence.variants import BASE, CANDIDATE, CHOSEN_ON, MAIN, VARIANTS
+from benchmarks.evidence.variants import BASE, CANDIDATE, CHOSEN_ON, LOOKED_AT, MAIN, VARIANTS
 from benchmarks.evidence.workloads import WORKLOADS, Workload
 from fedadamw.checkpoint import write_atomically
 
@@ -34,9 +34,19 @@ def content(store: Store) -> dict[str, Any]:
     return {
         "device": _distinct(result["device"] for result in results.values()),
         "versions": _versions(list(results.values())),
+        **head(),
+        "workloads": [_workload(agenda, store, workload) for workload in used],
+        "not_begun": [name for name in WORKLOADS if name not in {w.name for w in used}],
+    }
+
+
+def head() -> dict[str, Any]:
+    """Return what is fixed beforehand: the variants that are tested, and the rules."""
+    return {
         "base": BASE,
         "candidate": CANDIDATE,
         "chosen_on": list(CHOSEN_ON),
+        "looked_at": list(LOOKED_AT),
         "main": list(MAIN),
         "rule": {
             "fewest": rule.FEWEST,
@@ -46,9 +56,8 @@ def content(store: Store) -> dict[str, Any]:
             "margin": rule.MARGIN,
             "first_seed": rule.FIRST_SEED,
             "tuning_seeds": list(rule.TUNING_SEEDS),
+            "close": rule.CLOSE,
         },
-        "workloads": [_workload(agenda, store, workload) for workload in used],
-        "not_begun": [name for name in WORKLOADS if name not in {w.name for w in used}],
     }
 
 

@@ -5,46 +5,69 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.common.records import read_newest
+from benchmarks.evidence.record import head
 from benchmarks.evidence.rule import FEWEST, Paired, compare, half_width, tail_score
+from benchmarks.evidence.variants import RIVALS
+from benchmarks.evidence.workloads import WORKLOADS
 from fedadamw.report.metrics import label
 
 Record = Mapping[str, Any]
 NOT_BELOW, ABOVE = 6, 2  # workloads that were aimed at, before any run
 WORDS = {"fedadamw": "FedAdamW", "local-adamw": "Local AdamW", "fedavg": "FedAvg", "fedmuon": "FedMuon"}
-WORDS |= {"fedlion": "FedLion", "diloco": "DiLoCo", "muloco": "MuLoCo", "fedadamw memory=1": "FedAdamW, `memory=1`"}
-WORDS |= {"fedadamw alignment only": "FedAdamW, `share=none`"}
+WORDS |= {"fedlion": "FedLion", "diloco": "DiLoCo", "muloco": "MuLoCo", "fedadamw memory=1": "FedAdamW with `memory=1`"}
+WORDS |= {name: f"FedAdamW with `{name.removeprefix('fedadamw ')}`" for name in RIVALS}
+WORDS |= {"fedadamw alignment only": "FedAdamW with `share=none`"}
 
 
 def section() -> str:
-    """Return the section of the page; empty until the record is there."""
+    """Return the section of the page; until there is a record, the rules alone."""
     record = read_newest("evidence", "cpu")
-    return "" if record is None else describe(record)
+    return describe(record or {**head(), "workloads": [], "not_begun": list(WORKLOADS)})
 
 
 def describe(record: Record) -> str:
     """Return the section as text."""
-    parts = ["## Comparisons with as many seeds as it takes\n", introduce(record), main_table(record), aims(record)]
-    parts += ["### Every variant\n", variants_table(record), rates(record), missing(record)]
-    return "\n".join(part for part in parts if part)
+    parts = ["## Comparisons with as many seeds as it takes\n", introduce(record)]
+    if record["workloads"]:
+        parts += [
+            of_machine(record),
+            main_table(record),
+            aims(record),
+            choice(record),
+            variants_table(record),
+            rates(record),
+        ]
+    return "\n".join([*parts, missing(record)])
 
 
 def introduce(record: Record) -> str:
-    """Return how the numbers came about."""
+    """Return the rules."""
     rule = record["rule"]
-    first, tuning = rule["first_seed"], ", and ".join(map(str, rule["tuning_seeds"]))
-    chosen = " and ".join(title_of(record, name) for name in record["chosen_on"])
+    first, (seed, second) = rule["first_seed"], rule["tuning_seeds"]
+    chosen, seen = (" and ".join(WORKLOADS[n].title for n in record[key]) for key in ("chosen_on", "looked_at"))
     return (
-        "Written by `python -m benchmarks.evidence`, by rules that were fixed before the first run "
-        f"(`benchmarks/evidence/rule.py`). Every difference is from {word(record['base'])} with the same seed. A "
-        f"comparison has {rule['fewest']} seeds, and then one more as long as the 95% interval of the mean difference "
-        f"(Student t) is {rule['width']:g} points wide or wider, up to {rule['most']}. A score is the mean over the "
-        f"evaluations in the last {rule['tail']:.0%} of the rounds; the last round's stands beside it. Each variant "
-        "has its own learning rate, chosen at the length and the split of the workload on a tenth of the training data "
-        f"with seed {tuning} where two are within a point; reported seeds begin at {first}. The setting of ours that "
-        f"is tested, {word(record['candidate'])}, was chosen by earlier runs with other seeds on {chosen}; the other "
-        "workloads test the choice. Stopping by an interval's width, which says nothing of its sign, makes intervals "
-        f"slightly too narrow. Device: {record['device']}; torch {record['versions'].get('torch')}.\n"
+        "`python -m benchmarks.evidence` runs these comparisons. Its rules were fixed before the first run:\n\n"
+        f"- Every difference is from {word(record['base'])} with the same seed. A comparison has {rule['fewest']} "
+        "seeds, and then one more as long as the 95% interval of the mean difference (Student t) is "
+        f"{rule['width']:g} points wide or wider, up to {rule['most']}. Stopping by an interval's width, which says "
+        "nothing of its sign, makes intervals slightly too narrow.\n"
+        f"- A score is the mean over the evaluations in the last {rule['tail']:.0%} of the rounds, which in runs of "
+        "few rounds is the last one alone; the last round's score stands beside it.\n"
+        "- Each variant has its own learning rate, chosen at the length and the split of the workload on training "
+        "data that are held out, from a grid that grows while its best is at an end. It is chosen with seed "
+        f"{seed}, and between two rates closer than {rule['close']:g} point with seed {second} as well. Reported seeds "
+        f"begin at {first}: earlier ones were looked at before.\n"
+        f"- The setting of ours that is tested is {word(record['candidate'])}. It was chosen by earlier runs with "
+        f"three other seeds on {chosen}; the other workloads test the choice. Such runs on {seen} had been seen as "
+        "well, and told nothing apart.\n"
+        "- An interval that contains 0 reads *not told apart*, fewer than "
+        f"{rule['fewest']} seeds *too few seeds*, whatever their interval.\n"
     )
+
+
+def of_machine(record: Record) -> str:
+    """Return where the runs ran."""
+    return f"Runs of one thread on {record['device']}, torch {record['versions'].get('torch')}.\n"
 
 
 def main_table(record: Record) -> str:
@@ -80,10 +103,27 @@ def aims(record: Record) -> str:
     )
 
 
+def choice(record: Record) -> str:
+    """Return how our settings compare on the workloads that choose; empty until two have enough seeds there."""
+    choosing = [workload for workload in record["workloads"] if workload["name"] in record["chosen_on"]]
+    means = {}
+    for name in (*record["main"][1:], *RIVALS):
+        pairs = [paired_of(workload, name, record["base"]) for workload in choosing]
+        known = [paired.difference for paired in pairs if paired is not None and paired.n >= FEWEST]
+        if len(known) == len(record["chosen_on"]):
+            means[name] = mean(known)
+    if len(means) < 2:
+        return ""
+    order = sorted(means, key=means.__getitem__, reverse=True)
+    shown = ", ".join(f"{word(name)} {means[name]:+.1f}" for name in order)
+    return f"Our settings on the workloads that choose, mean difference from {word(record['base'])}: {shown}.\n"
+
+
 def variants_table(record: Record) -> str:
     """Return a row for every variant of every workload."""
     heads = ["workload", "variant", "lr", "score", "last round", "less the base", "effect", "seeds", "says"]
-    lines = [f"| {' | '.join(heads)} |", "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"]
+    lines = ["### Every variant\n", f"| {' | '.join(heads)} |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
     for workload in record["workloads"]:
         for variant in (v for v in workload["variants"] if v["runs"]):
             name = variant["name"]
@@ -123,18 +163,14 @@ def missing(record: Record) -> str:
                     f"has {have} of {least} seeds" if have < least else f"stopped at {have} seeds, the rule wants more"
                 )
                 lines.append(f"- {workload['title']}: {word(variant['name'])} {why}.")
-    lines += [f"- {name}: not begun." for name in record["not_begun"]]
+    if record["not_begun"]:
+        lines.append(f"- Not begun: {'; '.join(WORKLOADS[name].title for name in record['not_begun'])}.")
     return "### What is missing\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def word(name: str) -> str:
     """Return a variant's name as sentences have it."""
     return WORDS.get(name, name)
-
-
-def title_of(record: Record, name: str) -> str:
-    """Return a workload's title; its name if it was not begun."""
-    return next((str(w["title"]) for w in record["workloads"] if w["name"] == name), name)
 
 
 def variant_of(workload: Record, name: str) -> Record:

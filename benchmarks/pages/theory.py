@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.common.records import ROOT, read_newest
+from benchmarks.pages import theory_curvature
 from fedadamw.report.run_charts import Chart, save_chart
 from fedadamw.theory.bound import MOMENTS
 from fedadamw.theory.bound_output import HEADINGS as BOUND_HEADINGS
@@ -40,7 +41,7 @@ def fill(page: str) -> str:
 
 def pictures() -> dict[str, Chart]:
     """Return the page's pictures by name, those whose records are there."""
-    drawn: dict[str, Chart] = {}
+    drawn = theory_curvature.pictures()
     if rates := read_newest("theory-rate", "cpu"):
         drawn |= {f"rate-{noise}": rate_chart(_choose(rates[noise], DEFAULTS)) for noise in ("gauss", "skew")}
         drawn["rate-memory"] = rate_chart(_choose(rates["skew"], _of_memory(rates["skew"])))
@@ -158,6 +159,7 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "rate-skew": skew,
     "rate-memory": memory,
     "bound": bound,
+    **theory_curvature.SECTIONS,
 }
 
 

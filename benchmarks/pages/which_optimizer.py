@@ -11,7 +11,7 @@ from typing import Any
 import altair as alt
 
 from benchmarks.common.records import ROOT, read_newest
-from benchmarks.evidence.budgets import MEASURES, TITLES, Costs, Measure, budget_of, costs_of, curve, scores_at
+from benchmarks.evidence.budgets import MEASURES, TITLES, Measure, budget_of, costs_of, curve, scores_at
 from benchmarks.evidence.rule import FEWEST, compare
 from benchmarks.pages.evidence import show_paired, word
 from fedadamw.report.metrics import label
@@ -20,6 +20,7 @@ from fedadamw.report.study_marks import COLORS
 
 Record = Mapping[str, Any]
 PAGE, PICTURE = ROOT / "docs" / "which-optimizer.md", ROOT / "docs" / "results" / "which-optimizer.svg"
+INDEX = ROOT / "docs" / "index.md"  # whose table of contents must have the page
 SHOWN = ("vit-0.1", "resnet-0.6", "sst2-0.1")  # in the picture, a row each
 AT = {"steps": "equal local steps", "bytes": "equal bytes sent", "time": "equal processor time"}
 
@@ -30,6 +31,8 @@ def main() -> None:
         raise SystemExit("there is no record: python -m benchmarks.evidence --record")
     save_chart(picture(record), PICTURE)
     PAGE.write_text(page(record))
+    if "\nwhich-optimizer\n" not in INDEX.read_text():
+        INDEX.write_text(INDEX.read_text().replace("\nresults\n", "\nresults\nwhich-optimizer\n", 1))
     print(f"written: {PAGE} and {Path(PICTURE).name}")
 
 
@@ -37,7 +40,8 @@ def page(record: Record) -> str:
     """Return the page as text."""
     usable = [workload for workload in record["workloads"] if len(compared(workload)) > 1]
     parts = [_introduction(), "![Scores against steps, bytes and time](results/which-optimizer.svg)\n"]
-    parts += ["## What a round costs\n", costs_table(record, usable), "## At equal cost\n", _explain(record)]
+    parts += ["## In short\n", short_table(record, usable), "## What a round costs\n", costs_table(record, usable)]
+    parts += ["## At equal cost\n", _explain(record)]
     parts += [section_of(record, workload) for workload in usable]
     return "\n".join(parts)
 
@@ -45,6 +49,17 @@ def page(record: Record) -> str:
 def compared(workload: Record) -> dict[str, Record]:
     """Return the variants of a workload that have enough runs, by name."""
     return {v["name"]: v for v in workload["variants"] if sum(not run["error"] for run in v["runs"]) >= FEWEST}
+
+
+def short_table(record: Record, usable: list[Record]) -> str:
+    """Return who is best on each workload at equal steps, bytes and time."""
+    lines = [f"| workload | {' | '.join(AT[m] for m in MEASURES)} |", f"| --- |{' --- |' * len(MEASURES)}"]
+    for workload in usable:
+        at = scores_of_measures(workload)
+        cells = [_best(at[m], record["base"]) if record["base"] in at[m] else "-" for m in MEASURES]
+        lines.append(f"| {workload['title']} | {' | '.join(cells)} |")
+    note = "The highest mean difference, and those whose interval against it reaches 0: see [below](#at-equal-cost)."
+    return "\n".join(lines) + f"\n\n{note}\n"
 
 
 def costs_table(record: Record, usable: list[Record]) -> str:
@@ -73,55 +88,62 @@ def section_of(record: Record, workload: Record) -> str:
     costs = {name: costs_of(workload, variant) for name, variant in variants.items()}
     heads = ["variant", *(f"{AT[m]}: {_amount(m, budget_of(costs, m))}" for m in MEASURES)]
     lines = [f"### {workload['title']}\n", f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * len(MEASURES)}"]
-    at = {m: _scores_at(workload, variants, costs, m) for m in MEASURES}
+    at = scores_of_measures(workload)
     for name in variants:
         cells = [word(name), *(_cell(at[m], name, base) for m in MEASURES)]
         lines.append(f"| {' | '.join(cells)} |")
-    best = [f"at {AT[m]} {_best(at[m], base)}" for m in MEASURES if base in at[m]]
-    metric = label(workload["metric"])
-    return "\n".join(lines) + f"\n\n{metric[:1].upper()}{metric[1:]}. Best: {'; '.join(best)}.\n"
+    return "\n".join(lines) + f"\n\nScores: {label(workload['metric'])}, in points.\n"
 
 
 def picture(record: Record) -> alt.VConcatChart:
     """Return the curves of some workloads against steps, bytes and time."""
-    rows = []
-    for workload in record["workloads"]:
-        variants = compared(workload)
-        if workload["name"] in SHOWN and len(variants) > 1:
-            costs = {name: costs_of(workload, variant) for name, variant in variants.items()}
-            panels = [_panel(workload, variants, costs, measure) for measure in MEASURES]
-            rows.append(alt.hconcat(*panels, spacing=24).properties(title=workload["title"]))
+    shown = [w for w in record["workloads"] if w["name"] in SHOWN and len(compared(w)) > 1]
+    names = [_plain(name) for name in dict.fromkeys(name for workload in shown for name in compared(workload))]
+    rows = [
+        alt.hconcat(*(_panel(workload, measure, names) for measure in MEASURES), spacing=24).properties(
+            title=workload["title"]
+        )
+        for workload in shown
+    ]
     return alt.vconcat(*rows, spacing=32)
 
 
-def _panel(workload: Record, variants: Mapping[str, Record], costs: Mapping[str, Costs], measure: Measure) -> alt.Chart:
+def _panel(workload: Record, measure: Measure, names: list[str]) -> alt.Chart:
     points = [
-        {"variant": word(name).replace("`", ""), "x": x, "score": score}
-        for name, variant in variants.items()
-        for x, score in curve(workload, variant, getattr(costs[name], measure))
+        {"variant": _plain(name), "x": x, "score": score}
+        for name, variant in compared(workload).items()
+        for x, score in curve(workload, variant, getattr(costs_of(workload, variant), measure))
     ]
-    names = [word(name).replace("`", "") for name in variants]
-    colour = alt.Color(
-        "variant:N", title=None, scale=alt.Scale(domain=names, range=list(COLORS)), legend=alt.Legend(orient="bottom")
-    )
+    legend = alt.Legend(orient="bottom", columns=4, columnPadding=24, labelLimit=0)
+    colour = alt.Color("variant:N", title=None, scale=alt.Scale(domain=names, range=list(COLORS)), legend=legend)
+    metric = label(workload["metric"])
     return (
         alt.Chart(alt.Data(values=points))
         .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=14))
         .encode(
-            x=alt.X("x:Q", title=TITLES[measure]),
-            y=alt.Y("score:Q", title=label(workload["metric"]), axis=alt.Axis(format="%"), scale=alt.Scale(zero=False)),
+            x=alt.X("x:Q", title=TITLES[measure], axis=alt.Axis(tickCount=5), scale=alt.Scale(zero=True, nice=False)),
+            y=alt.Y("score:Q", title=metric, axis=alt.Axis(format="%"), scale=alt.Scale(zero=False)),
             color=colour,
         )
         .properties(width=300, height=220)
     )
 
 
-def _scores_at(
-    workload: Record, variants: Mapping[str, Record], costs: Mapping[str, Costs], measure: Measure
-) -> dict[str, dict[int, float]]:
-    budget = budget_of(costs, measure)
-    found = {n: scores_at(workload, v, getattr(costs[n], measure), budget) for n, v in variants.items()}
-    return {name: scores for name, scores in found.items() if len(scores) >= FEWEST}
+def _plain(name: str) -> str:
+    """Return a variant's name for a picture."""
+    return word(name).replace("`", "")
+
+
+def scores_of_measures(workload: Record) -> dict[Measure, dict[str, dict[int, float]]]:
+    """Return the scores by seed of each variant at equal steps, bytes and time, of those evaluated by then."""
+    variants = compared(workload)
+    costs = {name: costs_of(workload, variant) for name, variant in variants.items()}
+    found: dict[Measure, dict[str, dict[int, float]]] = {}
+    for measure in MEASURES:
+        budget = budget_of(costs, measure)
+        at = {n: scores_at(workload, v, getattr(costs[n], measure), budget) for n, v in variants.items()}
+        found[measure] = {name: scores for name, scores in at.items() if len(scores) >= FEWEST}
+    return found
 
 
 def _cell(at: Mapping[str, Mapping[int, float]], name: str, base: str) -> str:
@@ -144,7 +166,7 @@ def _best(at: Mapping[str, Mapping[int, float]], base: str) -> str:
     first = max(lead, key=lead.__getitem__)
     pairs = {name: compare(at[first], at[name]) for name in at if name != first}
     near = [word(name) for name, paired in pairs.items() if paired is not None and paired.low <= 0]
-    return word(first) + (f", not told apart from {', '.join(near)}" if near else "")
+    return word(first) + (f"; not told apart: {', '.join(near)}" if near else "")
 
 
 def _introduction() -> str:
@@ -160,11 +182,11 @@ def _introduction() -> str:
 def _explain(record: Record) -> str:
     return (
         "Each column stops all variants at what the cheapest of them costs in a whole run, at the last evaluation "
-        f"until then: the mean score, and its difference from {word(record['base'])} with the 95% interval (paired by "
-        "seed, Student t). The learning rate falls to zero over a whole run, so a variant that is cut early would do "
-        "better in a run planned for that length: the columns of bytes and time are unkind to whoever costs more. Time "
-        "is the processor's on one core, evaluations included, on a machine that did other work: differences of a "
-        "tenth are noise. *Best* names the highest mean difference and those whose interval against it reaches 0.\n"
+        f"until then, or until 5% more: the mean score, and its difference from {word(record['base'])} with the 95% "
+        "interval (paired by seed, Student t). The learning rate falls to zero over a whole run, so a variant that is "
+        "cut early would do better in a run planned for that length: the columns of bytes and time are unkind to "
+        "whoever costs more. Time is the processor's on one core, evaluations included, on a machine that did other "
+        "work: differences of a tenth are noise.\n"
     )
 
 

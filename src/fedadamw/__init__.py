@@ -1,7 +1,7 @@
 """FedAdamW: federated learning of large models with adaptive optimizers.
 
 `simulate` trains any model over simulated clients; `run` and `compare` run recipes, as the command `fedadamw` does.
-For your own loop: `Blocks`, `Server`, `FedAdamW`, `save`, `load`.
+For your own loop: `Blocks`, `Server`, `OuterStep`, `FedAdamW`, `save`, `load`.
 For an algorithm of your own: `Algorithm`, `Layout`, `Vector`, `check_algorithm`, `register`.
 """
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedadamw.algorithm import Algorithm
+    from fedadamw.algorithms.outer import OuterStep
     from fedadamw.algorithms.registry import register
     from fedadamw.api import partition
     from fedadamw.api.callbacks import Callback, ClientUpdate, EarlyStopping
@@ -33,6 +34,7 @@ _HOMES = {
     "EarlyStopping": "api.callbacks",
     "FedAdamW": "optim.optimizer",
     "Layout": "vector",
+    "OuterStep": "algorithms.outer",
     "Result": "api.result",
     "Server": "optim.server",
     "Upload": "optim.messages",
@@ -56,6 +58,7 @@ __all__ = [
     "EarlyStopping",
     "FedAdamW",
     "Layout",
+    "OuterStep",
     "Result",
     "Server",
     "Upload",

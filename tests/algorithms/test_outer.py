@@ -6,7 +6,7 @@ from support.cases import CASES, EVERYWHERE
 from support.runs import simulation
 
 from fedadamw.algorithms.fedavg import FedAvg, Up
-from fedadamw.algorithms.outer import WithOuterStep
+from fedadamw.algorithms.outer import OuterStep, WithOuterStep
 from fedadamw.algorithms.registry import BUILT_IN
 from fedadamw.engine.parts import state_tensors
 from fedadamw.engine.simulate import Saved
@@ -29,7 +29,7 @@ def with_outer(name, outer):
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, True), (0.9, False), (0.0, False)])
 def test_it_is_torch_sgd(momentum, nesterov):
-    server_side = WithOuterStep(FedAvg(), lr=0.7, momentum=momentum, nesterov=nesterov)
+    server_side = WithOuterStep(FedAvg(), OuterStep(momentum=momentum, nesterov=nesterov))
     x, one = torch.randn(6, dtype=torch.float64), torch.ones((), dtype=torch.float64)
     p = torch.nn.Parameter(x.clone())
     sgd = torch.optim.SGD([p], lr=0.7, momentum=momentum, nesterov=nesterov)

@@ -1,5 +1,7 @@
 """Uploads and broadcasts: checked, saved and loaded."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,8 +13,6 @@ from fedadamw.checkpoint import CheckpointError, write
 
 
 def replaced(up, **fields):
-    from dataclasses import replace
-
     return replace(up, state=up.state._replace(**fields))
 
 
@@ -93,3 +93,26 @@ def test_file_that_is_not_a_message_is_refused(tmp_path, facts):
     save_file({"x": torch.ones(1)}, tmp_path / "other", metadata={"fedadamw": "[]"})
     with pytest.raises(CheckpointError):
         fedadamw.load(tmp_path / "other")
+
+
+def test_a_server_with_an_outer_step_resumes_from_its_snapshot(tmp_path):
+    _, up = one_round()
+    whole = fedadamw.Server(attention_model(), outer=fedadamw.OuterStep())
+    whole.update([up])
+    fedadamw.save(whole.snapshot(), tmp_path / "server.safetensors")
+    whole.update([up])
+    resumed = fedadamw.Server(attention_model(), outer=fedadamw.OuterStep())
+    snapshot = fedadamw.load(tmp_path / "server.safetensors")
+    resumed.restore(snapshot)
+    resumed.update([up])
+    assert torch.equal(resumed.broadcast().state.x, whole.broadcast().state.x)
+    assert resumed.broadcast().momentum is None, "it does not travel"
+    assert torch.equal(resumed.snapshot().momentum, whole.snapshot().momentum)
+    with pytest.raises(ValueError, match="has no momentum for the outer step: save server.snapshot"):
+        resumed.restore(whole.broadcast())
+    with pytest.raises(ValueError, match="of a server with an outer step"):
+        fedadamw.Server(attention_model()).restore(snapshot)
+    with pytest.raises(ValueError, match="momentum has 162 numbers instead of 163"):
+        resumed.restore(replace(snapshot, momentum=snapshot.momentum[1:]))
+    with pytest.raises(ValueError, match="outer_lr=0 must be above 0"):
+        fedadamw.OuterStep(lr=0)

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from support.cases import CASES
+from support.cases import CASES, EVERYWHERE
 from support.rounds import flat, one_round, optimizer, perceptron, train
 from support.runs import ROUNDS, gradients_of_round, literal_problem, training_of
 from support.sequences import SmallTransformer, attention_model, batch_of, unequal_clients
@@ -15,15 +15,15 @@ from fedadamw.optim import optimizer as optim
 from fedadamw.randomness import Purpose, draw_batches, numpy_generator, sample_clients
 from fedadamw.validation import InputError
 
-SHARES = [name for name in CASES if name.startswith("fedadamw")]
+SHARES = [name for name in CASES if name.startswith("fedadamw") and "align" not in CASES[name].settings]
 
 
 @pytest.mark.parametrize("one_by_one", [False, True], ids=["fused", "one by one"])
-@pytest.mark.parametrize("name", [*SHARES, "local-adamw"])
+@pytest.mark.parametrize("name", [*SHARES, "local-adamw", "fedadamw-outer"])
 def test_rounds_equal_the_literal_twin(name, one_by_one, task, monkeypatch):
     if one_by_one:  # as parameters that are not contiguous, or of another type than their gradients
         monkeypatch.setattr(optim, "_is_plain", lambda *_: False)
-    case = CASES[name]
+    case = EVERYWHERE[name]
     clients, training = unequal_clients(task), training_of(case)
     rounds = [(training.lr_at(r), gradients_of_round(task, clients, r, training)) for r in range(ROUNDS)]
     x0 = flat(attention_model()).tolist()
@@ -31,9 +31,9 @@ def test_rounds_equal_the_literal_twin(name, one_by_one, task, monkeypatch):
 
     model = attention_model()
     blocks = fedadamw.Blocks.of(model)
-    server = fedadamw.Server(
-        model, blocks=blocks, share=case.settings.get("share", "none"), memory=case.settings.get("memory")
-    )
+    share = "none" if name == "local-adamw" else case.settings.get("share", "mean-v")
+    outer = fedadamw.OuterStep(**case.training["outer"]) if case.training else None
+    server = fedadamw.Server(model, blocks=blocks, share=share, memory=case.settings.get("memory"), outer=outer)
     alpha = 0.0 if name == "local-adamw" else 0.5  # nothing shared, nothing aligned: Local AdamW
     for round_ in range(ROUNDS):
         uploads = []

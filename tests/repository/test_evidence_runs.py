@@ -77,4 +77,4 @@ def test_no_run_starts_that_would_end_after_the_budget(tmp_path):
     process = start(tmp_path, "--budget", "0.001")
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert printed.startswith("0 runs ended")
+    assert "\n0 runs ended" in printed

@@ -16,13 +16,14 @@ outer_momentum 0 besides, this is Local AdamW.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
-from fedadamw.algorithms.outer import check_outer, take_outer_step
+from fedadamw.algorithms.outer import OuterStep
 from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
 from fedadamw.validation import check_one_of
 from fedadamw.vector import Vector
@@ -83,7 +84,12 @@ class DiLoCo(Algorithm[Server, Down, Memory | tuple[()], Local, Up]):
         check_adamw(self.betas, self.weight_decay)
         check_above_zero("eps", self.eps)
         check_one_of("moments", self.moments, ("keep", "reset"))
-        check_outer(self.outer_lr, self.outer_momentum)
+        _ = self.outer  # checks its settings
+
+    @cached_property
+    def outer(self) -> OuterStep:
+        """The server's step."""
+        return OuterStep(lr=self.outer_lr, momentum=self.outer_momentum, nesterov=self.nesterov)
 
     def server_init(self, x: Vector) -> Server:
         return Server(x, torch.zeros_like(x))
@@ -111,5 +117,4 @@ class DiLoCo(Algorithm[Server, Down, Memory | tuple[()], Local, Up]):
         return Up(local.y - down.x), memory
 
     def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # lines 6, 7
-        how = {"lr": self.outer_lr, "momentum": self.outer_momentum}
-        return Server(*take_outer_step(server.x, server.b, up.delta, **how, nesterov=self.nesterov))
+        return Server(*self.outer.take(server.x, server.b, up.delta))

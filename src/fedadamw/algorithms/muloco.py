@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
 from fedadamw.algorithms.fedmuon import check_kinds, find_matrices
-from fedadamw.algorithms.outer import check_outer, take_outer_step
+from fedadamw.algorithms.outer import OuterStep
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
 from fedadamw.directions.muon import muon
@@ -87,13 +87,18 @@ class MuLoCo(Algorithm[Server, Down, Memory, Local, Up]):
         check_adamw(self.betas, self.weight_decay)
         check_above_zero("eps", self.eps)
         check(self.steps >= 1, f"steps={self.steps} must be at least 1")
-        check_outer(self.outer_lr, self.outer_momentum)
+        _ = self.outer  # checks its settings
         check_kinds("muloco", self.blocks)
 
     @cached_property
     def matrices(self) -> Layout:
         """The names and shapes of the tensors that take Muon's steps."""
         return find_matrices(self.blocks)
+
+    @cached_property
+    def outer(self) -> OuterStep:
+        """The server's step."""
+        return OuterStep(lr=self.outer_lr, momentum=self.outer_momentum, nesterov=self.nesterov)
 
     def server_init(self, x: Vector) -> Server:
         return Server(x, torch.zeros_like(x))
@@ -118,8 +123,7 @@ class MuLoCo(Algorithm[Server, Down, Memory, Local, Up]):
         return Up(local.y - down.x), Memory(local.moments.m, self._pack(local.moments.v), local.t)
 
     def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # lines 6, 7
-        how = {"lr": self.outer_lr, "momentum": self.outer_momentum}
-        return Server(*take_outer_step(server.x, server.b, up.delta, **how, nesterov=self.nesterov))
+        return Server(*self.outer.take(server.x, server.b, up.delta))
 
     @cached_property
     def _sizes(self) -> list[tuple[int, bool]]:

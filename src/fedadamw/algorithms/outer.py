@@ -7,6 +7,7 @@
 This is `torch.optim.SGD`. Without a step of its own the server adds the mean: lr 1, momentum 0.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,20 +18,28 @@ from fedadamw.validation import check
 from fedadamw.vector import Vector
 
 
-def take_outer_step(
-    x: Vector, b: Vector, delta: Vector, *, lr: float, momentum: float, nesterov: bool
-) -> tuple[Vector, Vector]:
-    """Return the model (d,) and the momentum (d,) after the step along the clients' mean change `delta` (d,)."""
-    gradient = -delta
-    b = momentum * b + gradient
-    direction = gradient + momentum * b if nesterov else b
-    return x - lr * direction, b
+@dataclass(frozen=True, kw_only=True)
+class OuterStep:
+    """The server's step along minus the clients' mean change: SGD with momentum, by default DiLoCo's.
 
+    lr: above 0; 1 is the mean itself. momentum: decay rate of b, 0 to below 1. nesterov: look ahead along b.
+    Raises InputError if one is out of range.
+    """
 
-def check_outer(lr: float, momentum: float, prefix: str = "outer_") -> None:
-    """Raise InputError if a setting of the outer step is out of range."""
-    check(lr > 0, f"{prefix}lr={lr} must be above 0")
-    check(0 <= momentum < 1, f"{prefix}momentum={momentum} must lie in [0, 1)")
+    lr: float = 0.7
+    momentum: float = 0.9
+    nesterov: bool = True
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, f"outer_lr={self.lr} must be above 0")
+        check(0 <= self.momentum < 1, f"outer_momentum={self.momentum} must lie in [0, 1)")
+
+    def take(self, x: Vector, b: Vector, delta: Vector) -> tuple[Vector, Vector]:
+        """Return the model (d,) and the momentum (d,) after the step, from the clients' mean change `delta` (d,)."""
+        gradient = -delta
+        b = self.momentum * b + gradient
+        direction = gradient + self.momentum * b if self.nesterov else b
+        return x - self.lr * direction, b
 
 
 def check_takes_outer_step(*, adds_mean: bool, server_lr: object) -> None:
@@ -67,10 +76,9 @@ class WithOuterStep:
     What else the algorithm's server keeps (directions, moments, counts) is as without it, and so are its clients.
     """
 
-    def __init__(self, algorithm: AnyAlgorithm, *, lr: float, momentum: float, nesterov: bool) -> None:
+    def __init__(self, algorithm: AnyAlgorithm, step: OuterStep) -> None:
         check_takes_outer_step(adds_mean=algorithm.adds_mean, server_lr=getattr(algorithm, "server_lr", 1.0))
-        check_outer(lr, momentum, "training.outer.")
-        self.algorithm, self.lr, self.momentum, self.nesterov = algorithm, lr, momentum, nesterov
+        self.algorithm, self.step = algorithm, step
 
     def server_init(self, x: Vector) -> Server:
         return Server(x, torch.zeros_like(x), _without_model(self.algorithm.server_init(x)))
@@ -80,9 +88,7 @@ class WithOuterStep:
 
     def server_update(self, server: Server, up: AnyState, lr: Tensor, participation: Tensor) -> Server:
         inner = _without_model(self.algorithm.server_update(_with_model(server), up, lr, participation))
-        how = {"lr": self.lr, "momentum": self.momentum}
-        x, b = take_outer_step(server.x, server.b, up.delta, **how, nesterov=self.nesterov)
-        return Server(x, b, inner)
+        return Server(*self.step.take(server.x, server.b, up.delta), inner)
 
 
 def _with_model(server: Server) -> AnyState:

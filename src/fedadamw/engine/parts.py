@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm, AnyState
-from fedadamw.algorithms.outer import ServerSide, WithOuterStep
+from fedadamw.algorithms.outer import OuterStep, ServerSide, WithOuterStep
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Traffic, Update
 from fedadamw.engine.workspace import Workspace
@@ -40,7 +40,7 @@ class Parts(Protocol):
 
 def server_side(algorithm: AnyAlgorithm, outer: OuterSettings | None) -> ServerSide:
     """Return what the server does: the algorithm's own functions, or these with the outer step."""
-    return algorithm if outer is None else WithOuterStep(algorithm, **outer.model_dump())
+    return algorithm if outer is None else WithOuterStep(algorithm, OuterStep(**outer.model_dump()))
 
 
 class Whole:

@@ -29,9 +29,11 @@ class Broadcast(Message):
     """Message of the server to its clients, made by `Server.broadcast`.
 
     state: x (d,), Delta_G (d,), the shared moments (v: (B,) block means by default) and the steps so far t (1,).
+    momentum: (d,) of the outer step, only in what `Server.snapshot` returns.
     """
 
     state: algorithm.Server
+    momentum: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +63,10 @@ def check_message(message: Message, blocks: Blocks, share: str, which: str, dtyp
     how_m, how_v = algorithm.SHARES[share]
     counts = {"restart": 0, "whole": blocks.d, "mean": blocks.B}
     sizes = {"x": blocks.d, "delta": blocks.d, "m": counts[how_m], "v": counts[how_v], "t": 1, "k": 1}
+    sizes |= {"momentum": blocks.d}
     state: Any = message.state  # type: ignore[attr-defined]  # both kinds have one
-    for field, t in state._asdict().items():
+    momentum = getattr(message, "momentum", None)
+    for field, t in (state._asdict() | ({} if momentum is None else {"momentum": momentum})).items():
         check(t.shape == (sizes[field],), f"{which}: {field} has {t.numel():,} numbers instead of {sizes[field]:,}")
         _check_numbers(~torch.isfinite(t.to(dtype or t.dtype)), "is not finite", field, blocks, share, which)
     _check_numbers(state.v < 0, "is negative", "v", blocks, share, which)
@@ -94,6 +98,8 @@ def save(message: Broadcast | Upload, path: str | Path) -> None:
     tensors = message.state._asdict()
     if isinstance(message, Upload):
         tensors["lr"] = message.lr
+    elif message.momentum is not None:
+        tensors["momentum"] = message.momentum
     shapes = [list(shape) for shape in message.layout.shapes]
     facts = {"names": message.layout.names, "shapes": shapes, "cut": message.cut, "share": message.share}
     checkpoint.write(Path(path), type(message).__name__.lower(), tensors, facts)
@@ -112,6 +118,7 @@ def load(path: str | Path) -> Broadcast | Upload:
         if "lr" in tensors:
             lr = tensors.pop("lr")
             return Upload(*about, algorithm.Up(**tensors), lr)
-        return Broadcast(*about, algorithm.Server(**tensors))
+        momentum = tensors.pop("momentum", None)
+        return Broadcast(*about, algorithm.Server(**tensors), momentum)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: contains neither an upload nor a broadcast ({error})") from None

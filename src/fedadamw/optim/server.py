@@ -1,11 +1,13 @@
 """FedAdamW's server for other federated loops; the client's optimizer is in optimizer.py."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from fedadamw.algorithms import fedadamw as algorithm
+from fedadamw.algorithms.outer import OuterStep
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.optim.messages import Broadcast, Upload, check_message
 from fedadamw.validation import InputError, check, check_one_of
@@ -18,6 +20,7 @@ class Server:
     model: gives the initial x and the layout; it is not changed. blocks: `Blocks.of(model)` by default.
     share: the moments that survive a round: `mean-v` (the paper), or the ablations `none`, `m`, `v`, `vm`.
     memory: gradients that these count for at most; None: all (the paper). betas: the clients', for it.
+    outer: the server's step in place of adding the clients' mean: `OuterStep()` is DiLoCo's.
 
     For a half-precision model, the server's state is float32. Raises InputError if the blocks are another model's or
     the share is unknown, or the memory negative.
@@ -30,6 +33,7 @@ class Server:
         share: str = "mean-v",
         memory: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
+        outer: OuterStep | None = None,
     ) -> None:
         check_one_of("share", share, algorithm.SHARES)
         self.blocks = Blocks.of(model) if blocks is None else blocks
@@ -40,15 +44,31 @@ class Server:
         self._algorithm = algorithm.FedAdamW(blocks=self.blocks, share=share, memory=memory, betas=betas)
         x = self.blocks.layout.flatten(trainable(model))
         self._state = self._algorithm.server_init(x.to(at_least_single(x)))
+        self._outer = outer
+        self._momentum = None if outer is None else torch.zeros_like(self._state.x)  # of the outer step
 
     def broadcast(self) -> Broadcast:
-        """Return the message that every client of the next round starts from; it is also the server's whole state."""
+        """Return the message that every client of the next round starts from.
+
+        It is also the server's whole state, except for the momentum of an outer step: see `snapshot`.
+        """
         return Broadcast(self.blocks.layout, self.blocks.fingerprint, self.share, self._state)
 
+    def snapshot(self) -> Broadcast:
+        """Return what `restore` needs: the broadcast, and the momentum (d,) of the outer step if there is one."""
+        return replace(self.broadcast(), momentum=self._momentum)
+
     def restore(self, down: Broadcast) -> None:
-        """Resume from a saved broadcast; raises InputError (a ValueError) if it is for another model."""
+        """Resume from a saved snapshot; raises InputError (a ValueError) if it is for another model.
+
+        Without an outer step, a saved broadcast does as well.
+        """
         check_message(down, self.blocks, self.share, "the broadcast", self._state.x.dtype)
+        has, needs = down.momentum is not None, self._outer is not None
+        check(has or not needs, "the broadcast has no momentum for the outer step: save server.snapshot()")
+        check(needs or not has, "the broadcast is of a server with an outer step: Server(..., outer=OuterStep(...))")
         self._state = algorithm.Server(*(t.to(self._state.x) for t in down.state))
+        self._momentum = None if down.momentum is None else down.momentum.to(self._state.x)
 
     @torch.no_grad()
     def load_into(self, model: nn.Module) -> None:
@@ -81,7 +101,11 @@ class Server:
         check(lr is None or lr > 0, f"lr={lr} must be above 0 to divide by")
         rate = self._expand_rates(_mean([up.lr.to(x) for up in ups], shares)) if lr is None else x.new_tensor(lr)
         rate = rate.masked_fill(rate == 0, float("inf"))  # Delta_G is 0 for parameters whose lr is 0
-        self._state = self._algorithm.server_update(self._state, mean, rate, x.new_tensor(1.0))
+        after = self._algorithm.server_update(self._state, mean, rate, x.new_tensor(1.0))
+        if self._outer is not None and self._momentum is not None:
+            x, self._momentum = self._outer.take(x, self._momentum, mean.delta)
+            after = after._replace(x=x)
+        self._state = after
 
     def _expand_rates(self, rates: Tensor) -> Tensor:
         """Expand learning rates (parameters,) to coordinates (d,); () if all are equal."""
