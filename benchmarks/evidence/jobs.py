@@ -13,7 +13,6 @@ from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
 from fedadamw.validation import check
 
-VALIDATION = 0.1  # share of the training data that learning rates are chosen on
 SMALL = ("training.rounds=4", "training.steps=2", "training.evaluate_every=1", "partition.clients=20")
 
 
@@ -47,7 +46,7 @@ def experiment(job: Job, data: Path | None = None) -> Experiment:
         *variant.settings,
         f"training.lr={job.lr:g}",
         f"seed={job.seed}",
-        f"data.validation={VALIDATION if job.tuning else 0.0}",
+        *(workload.trials if job.tuning else ()),
         "threads=1",
         "device=cpu",
         "checkpoint_every=2",

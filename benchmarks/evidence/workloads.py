@@ -25,6 +25,7 @@ class Workload(NamedTuple):
     data: str | None  # folder in the folder of data; None: comes with a package
     run_s: float  # seconds of a run on one core, until one was measured
     others: tuple[str, ...]  # variants that are compared beside the main ones
+    trials: tuple[str, ...]  # settings of the trials of learning rates: the share of training data that is held out
     long: bool = False  # comes last
 
 
@@ -49,22 +50,25 @@ def _images(model: str, concentration: float, every: int, run_s: float, others: 
         "cifar10",
         run_s,
         others,
+        ("data.validation=0.04",),  # 2,000 images
     )
 
 
 def _texts(
-    task: str, title: str, concentration: float, settings: tuple[str, ...], run_s: float, others: tuple[str, ...] = ()
+    task: str, title: str, concentration: float, length: tuple[str, ...], run_s: float, others: tuple[str, ...] = ()
 ) -> Workload:
     """A comparison of MiniLM with LoRA on a task of GLUE, with ten of the twenty clients in a round."""
+    held_out = {"sst2": 0.015, "cola": 0.1}[task]  # about 1,000 texts
     return Workload(
         f"{task}-{concentration:g}",
         f"MiniLM with LoRA, {title}, Dirichlet {concentration:g}",
         f"small/{task}-minilm-lora",
-        (*GLUE, f"partition.concentration={concentration:g}", *settings),
+        (*GLUE, f"partition.concentration={concentration:g}", *length),
         MappingProxyType(TEXT_RATES),
         f"glue-{task}",
         run_s,
         others,
+        (f"data.validation={held_out:g}", "training.evaluate_every=50"),  # after the last round
     )
 
 
@@ -77,6 +81,7 @@ DIGITS = Workload(
     None,
     35,
     MANY,
+    ("data.validation=0.25",),  # 359 digits
 )
 SMOLLM2 = Workload(
     "smollm2-0.1",
@@ -87,6 +92,7 @@ SMOLLM2 = Workload(
     "glue-sst2",
     320,
     (),
+    ("data.validation=0.003",),  # 202 questions
     long=True,
 )
 SST2 = ("training.rounds=10", "training.steps=10", "training.evaluate_every=2")

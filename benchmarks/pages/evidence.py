@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.common.records import read_newest
 from benchmarks.evidence.record import head
 from benchmarks.evidence.rule import FEWEST, Paired, compare, half_width, tail_score
+from benchmarks.evidence.variants import RIVALS
 from benchmarks.evidence.workloads import WORKLOADS
 from fedadamw.report.metrics import label
 
@@ -14,6 +15,7 @@ Record = Mapping[str, Any]
 NOT_BELOW, ABOVE = 6, 2  # workloads that were aimed at, before any run
 WORDS = {"fedadamw": "FedAdamW", "local-adamw": "Local AdamW", "fedavg": "FedAvg", "fedmuon": "FedMuon"}
 WORDS |= {"fedlion": "FedLion", "diloco": "DiLoCo", "muloco": "MuLoCo", "fedadamw memory=1": "FedAdamW with `memory=1`"}
+WORDS |= {name: f"FedAdamW with `{name.removeprefix('fedadamw ')}`" for name in RIVALS}
 WORDS |= {"fedadamw alignment only": "FedAdamW with `share=none`"}
 
 
@@ -27,7 +29,14 @@ def describe(record: Record) -> str:
     """Return the section as text."""
     parts = ["## Comparisons with as many seeds as it takes\n", introduce(record)]
     if record["workloads"]:
-        parts += [of_machine(record), main_table(record), aims(record), variants_table(record), rates(record)]
+        parts += [
+            of_machine(record),
+            main_table(record),
+            aims(record),
+            choice(record),
+            variants_table(record),
+            rates(record),
+        ]
     return "\n".join([*parts, missing(record)])
 
 
@@ -44,8 +53,8 @@ def introduce(record: Record) -> str:
         "nothing of its sign, makes intervals slightly too narrow.\n"
         f"- A score is the mean over the evaluations in the last {rule['tail']:.0%} of the rounds, which in runs of "
         "few rounds is the last one alone; the last round's score stands beside it.\n"
-        "- Each variant has its own learning rate, chosen at the length and the split of the workload on a tenth of "
-        "the training data, from a grid that grows while its best is at an end. It is chosen with seed "
+        "- Each variant has its own learning rate, chosen at the length and the split of the workload on training "
+        "data that are held out, from a grid that grows while its best is at an end. It is chosen with seed "
         f"{seed}, and between two rates closer than {rule['close']:g} point with seed {second} as well. Reported seeds "
         f"begin at {first}: earlier ones were looked at before.\n"
         f"- The setting of ours that is tested is {word(record['candidate'])}. It was chosen by earlier runs with "
@@ -92,6 +101,22 @@ def aims(record: Record) -> str:
         f"{'' if reached else 'not '}reached: of {len(known)} workloads that test the choice, and have five seeds or "
         f"more, it is not below on {_list(not_below)}, above on {_list(above)}, and below on {_list(below)}.\n"
     )
+
+
+def choice(record: Record) -> str:
+    """Return how our settings compare on the workloads that choose; empty until two have enough seeds there."""
+    choosing = [workload for workload in record["workloads"] if workload["name"] in record["chosen_on"]]
+    means = {}
+    for name in (*record["main"][1:], *RIVALS):
+        pairs = [paired_of(workload, name, record["base"]) for workload in choosing]
+        known = [paired.difference for paired in pairs if paired is not None and paired.n >= FEWEST]
+        if len(known) == len(record["chosen_on"]):
+            means[name] = mean(known)
+    if len(means) < 2:
+        return ""
+    order = sorted(means, key=means.__getitem__, reverse=True)
+    shown = ", ".join(f"{word(name)} {means[name]:+.1f}" for name in order)
+    return f"Our settings on the workloads that choose, mean difference from {word(record['base'])}: {shown}.\n"
 
 
 def variants_table(record: Record) -> str:

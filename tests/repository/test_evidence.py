@@ -8,11 +8,11 @@ from support.checkout import ROOT
 from benchmarks.common import records
 from benchmarks.evidence import __main__ as command
 from benchmarks.evidence import budgets, record, rule
-from benchmarks.evidence.agenda import LEVELS, Agenda
+from benchmarks.evidence.agenda import LEVELS, Agenda, variants_of
 from benchmarks.evidence.costs import Costs, lines_of_plan
 from benchmarks.evidence.jobs import Job, experiment
 from benchmarks.evidence.store import Store, points
-from benchmarks.evidence.variants import BASE, CANDIDATE, MAIN, VARIANTS, is_known
+from benchmarks.evidence.variants import BASE, CANDIDATE, MAIN, VARIANTS
 from benchmarks.evidence.workloads import RUNGS, WORKLOADS, first_rates
 from benchmarks.pages import evidence, which_optimizer
 
@@ -147,7 +147,7 @@ def test_the_main_variants_of_all_workloads_come_before_anything_else():
 
 
 def test_seeds_are_added_only_where_the_rule_wants_them_and_the_base_has_them_all():
-    scores, _ = play(by_rate, [level for level in LEVELS if level.main and not level.long])
+    scores, _ = play(by_rate, [level for level in LEVELS if level.kind == "main" and not level.long])
     agenda = Agenda(scores, ("digits",))
     counts = {v: len(agenda.reported(WORKLOADS["digits"], v)) for v in MAIN}
     assert counts == {BASE: 20, "fedadamw": 5, CANDIDATE: 20}
@@ -156,10 +156,13 @@ def test_seeds_are_added_only_where_the_rule_wants_them_and_the_base_has_them_al
 
 def test_every_job_of_the_agenda_has_valid_settings():
     for workload in WORKLOADS.values():
-        for variant in filter(is_known, (*MAIN, *workload.others)):
+        for variant in variants_of(workload):
             assert set(first_rates(workload, VARIANTS[variant].algorithm)) <= set(RUNGS)
             settings = experiment(Job(workload.name, variant, 1e-3, 10, tuning=False))
             assert (settings.threads, settings.device, settings.data.validation) == (1, "cpu", 0)
+            trial = experiment(Job(workload.name, variant, 1e-3, 0, tuning=True))
+            assert 0 < trial.data.validation < 1
+            assert (trial.training.rounds, trial.partition) == (settings.training.rounds, settings.partition)
             last = [r for r in range(settings.training.rounds) if settings.training.evaluates(r)]
             assert rule.tail_score([r + 1 for r in last], [0.5] * len(last), settings.training.rounds) == 0.5
 
@@ -168,7 +171,7 @@ def test_every_job_of_the_agenda_has_valid_settings():
 def made_up(tmp_path_factory):
     """A store with all runs of a workload that the agenda wants, and the diverged one."""
     store = Store(tmp_path_factory.mktemp("evidence"))
-    scores, _ = play(by_rate, LEVELS[:3])
+    scores, _ = play(by_rate, LEVELS[:4])
     for job, score in scores.items():
         store.write(job, finished(job, score))
     diverged = max(job for job in scores if job.variant == "fedavg" and not job.tuning)
