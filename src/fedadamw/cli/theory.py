@@ -12,6 +12,7 @@ theory = typer.Typer(
 
     \b
     fedadamw theory rate --noise skew
+    fedadamw theory blocks runs/digits
     """,
     short_help="Measure what theory predicts.",
     no_args_is_help=True,

@@ -9,6 +9,8 @@ from fedadamw.checkpoint import write_atomically
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.run_charts import Chart, save_chart
 
+DIGITS = 7  # significant, of a number
+
 
 def write_all(
     stem: str, facts: Mapping[str, Any], charts: Mapping[str, Chart], file: Path | None, folder: Path | None
@@ -16,7 +18,7 @@ def write_all(
     """Write the facts to `file` and as `stem`.json, with the charts by their names, into `folder`; return the paths."""
     files = [path for path in (file, folder and folder / f"{stem}.json") if path is not None]
     for path in files:
-        write_atomically(path, (json.dumps(replace_nan(facts), indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(replace_nan(facts, DIGITS), indent=1) + "\n").encode())
     pictures = {folder / f"{name}.{kind}": chart for name, chart in charts.items() for kind in ("svg", "png") if folder}
     for path, chart in pictures.items():
         save_chart(chart, path)
