@@ -158,7 +158,7 @@ def test_seeds_are_added_only_where_the_rule_wants_them_and_the_base_has_them_al
 
 def test_another_seed_takes_the_place_of_one_that_diverged():
     def scores_of(job):
-        lost = job.variant == CANDIDATE and job.seed == 12 or job.variant == BASE and job.seed == 13
+        lost = (job.variant == CANDIDATE and job.seed == 12) or (job.variant == BASE and job.seed == 13)
         return None if lost and not job.tuning else 50.0 - abs(RUNGS.index(job.lr) - RUNGS.index(1e-3))
 
     scores, _ = play(scores_of, [level for level in LEVELS if level.kind == "main" and not level.long])
