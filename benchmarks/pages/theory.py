@@ -102,16 +102,18 @@ def skew() -> str:
     record = read_newest("theory-rate", "cpu")
     if record is None:
         return MISSING.format("theory_rate")
-    rate, restarted = record["skew"], ("fedadamw:share=none", "local-adamw")
+    rate, restarted = record["skew"], ("fedadamw:share=none", "local-adamw", "fadamgc")
     kept, lost = _slopes(rate, ["fedadamw"], ("clients", "rounds")), _slopes(rate, restarted, ("clients", "rounds"))
-    ratios = _ratios(rate, restarted)
+    ratios, of_memory = _ratios(rate, restarted), _of_memory(rate)[2:-1]
+    names = dict.fromkeys(point["algorithm"] for point in rate["points"] if point["algorithm"] not in of_memory)
     text = (
         f"FedAdamW, whose v is carried, keeps its speed-up: slopes of {kept[0]:.2f} in clients and {kept[1]:.2f} in "
-        f"rounds. With a v that restarts they are between {min(lost):+.2f} and {max(lost):+.2f}: more clients or "
-        f"rounds do not help at all, and it ends {min(ratios):.0f} to {max(ratios):.0f} times above P.\n"
+        f"rounds. So do DiLoCo, whose clients keep their own, and SGD. With a v that restarts (`share=none`, Local "
+        f"AdamW, FAdamGC) the slopes are between {min(lost):+.2f} and {max(lost):+.2f}: more clients or rounds do not "
+        f"help, and what is reached is {min(ratios):.0f} to {max(ratios):.0f} times P.\n"
     )
     picture = "![Skewed noise: only the carried v follows the line P](theory/rate-skew.svg)\n"
-    return f"{picture}\n{_rate_table(rate, [*DEFAULTS, 'fedavg'])}\n{text}"
+    return f"{picture}\n{_rate_table(rate, list(names))}\n{text}"
 
 
 def memory() -> str:
