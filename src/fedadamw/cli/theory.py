@@ -58,10 +58,11 @@ def rate(
     fedadamw theory rate --noise skew -a fedadamw:memory=10 --json rate.json
     """
     from fedadamw.cli.tables import print_grid
+    from fedadamw.theory.files import check_outputs, write_all
     from fedadamw.theory.methods import DEFAULTS, parse_method
     from fedadamw.theory.quadratic import parse_noise
     from fedadamw.theory.rate import AXES, Grid, measure_rate, parse_values
-    from fedadamw.theory.rate_output import HEADINGS, check_outputs, rate_rows, write_rate
+    from fedadamw.theory.rate_output import HEADINGS, rate_chart, rate_rows
 
     kind, methods = parse_noise(noise), [parse_method(text) for text in dict.fromkeys(algorithm or DEFAULTS)]
     axes = [parse_values(f"--{axis}", text) for axis, text in zip(AXES, (clients, steps, rounds), strict=True)]
@@ -69,7 +70,8 @@ def rate(
     measured = measure_rate(methods, kind, Grid(*axes), seeds=seeds, quiet=quiet)
     if not quiet:
         print_grid(HEADINGS, rate_rows(measured))
-    for path in write_rate(measured, json, out):
+    stem = f"rate-{measured['noise']}"
+    for path in write_all(stem, measured, {stem: rate_chart(measured)}, json, out):
         typer.echo(path)
 
 
@@ -105,9 +107,8 @@ def bound(
     from fedadamw.theory import bound_output
     from fedadamw.theory.bound import RHOS, check_rhos, parse_moments
     from fedadamw.theory.bound_run import read_run
-    from fedadamw.theory.files import write_all
+    from fedadamw.theory.files import check_outputs, write_all
     from fedadamw.theory.progress import Phases
-    from fedadamw.theory.rate_output import check_outputs
 
     kind, rhos = parse_moments(moments), rho or RHOS
     check_rhos(rhos)

@@ -48,9 +48,8 @@ def spectrum(
     from fedadamw.cli.tables import print_pairs
     from fedadamw.theory.curvature.spectrum import find_spectrum
     from fedadamw.theory.curvature.spectrum_output import spectrum_chart, spectrum_lines
-    from fedadamw.theory.files import write_all
+    from fedadamw.theory.files import check_outputs, write_all
     from fedadamw.theory.progress import Phases
-    from fedadamw.theory.rate_output import check_outputs
 
     check_outputs(json, out)
     subject = _open(run, settings, at)
@@ -85,9 +84,8 @@ def blocks(
     from fedadamw.theory.curvature import blocks_output
     from fedadamw.theory.curvature.inside import measure_curvature
     from fedadamw.theory.curvature.moments import explain_by_blocks
-    from fedadamw.theory.files import write_all
+    from fedadamw.theory.files import check_outputs, write_all
     from fedadamw.theory.progress import Phases
-    from fedadamw.theory.rate_output import check_outputs
 
     check_outputs(json, out)
     subject = _open(run, settings, at)
@@ -149,8 +147,7 @@ def _open(run: Path, settings: list[str] | None, at: "At") -> "Subject":
 def _draw(figure: "Figure", runs: list[Path], json: Path | None, out: Path | None, *, quiet: bool) -> None:
     """Print the figure's main number of each run, and write the figure."""
     from fedadamw.cli.tables import print_grid
-    from fedadamw.theory.files import write_all
-    from fedadamw.theory.rate_output import check_outputs
+    from fedadamw.theory.files import check_outputs, write_all
     from fedadamw.theory.rounds import HEADINGS, draw, read_rounds, table_rows, title_of
 
     check_outputs(json, out)
