@@ -1,5 +1,6 @@
 """`fedadamw theory`: what theorems predict, beside what the algorithms do."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -71,8 +72,7 @@ def rate(
     if not quiet:
         print_grid(HEADINGS, rate_rows(measured))
     stem = f"rate-{measured['noise']}"
-    for path in write_all(stem, measured, {stem: rate_chart(measured)}, json, out):
-        typer.echo(path)
+    print_paths(write_all(stem, measured, {stem: rate_chart(measured)}, json, out))
 
 
 @theory.command("bound", short_help="Bound a run's loss on new samples.")
@@ -119,5 +119,10 @@ def bound(
     if not quiet:
         print_grid(bound_output.HEADINGS, bound_output.bound_rows(facts))
         typer.echo(bound_output.judge(facts))
-    for path in write_all("bound", facts, {"bound": bound_output.bound_chart(facts)}, json, out):
+    print_paths(write_all("bound", facts, {"bound": bound_output.bound_chart(facts)}, json, out))
+
+
+def print_paths(paths: Iterable[Path]) -> None:
+    """Print the paths of what was written, a line each."""
+    for path in paths:
         typer.echo(path)

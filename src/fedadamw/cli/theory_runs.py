@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fedadamw.cli.app import Quiet, Settings
-from fedadamw.cli.theory import theory
+from fedadamw.cli.theory import print_paths, theory
 
 if TYPE_CHECKING:
     from fedadamw.theory.curvature.subject import At, Subject
@@ -58,7 +58,7 @@ def spectrum(
     if not quiet:
         print_pairs(spectrum_lines(found))
     facts = {"run": run.resolve().name, "at": at, **found.facts()}
-    _echo(write_all("spectrum", facts, {"spectrum": spectrum_chart(found)}, json, out))
+    print_paths(write_all("spectrum", facts, {"spectrum": spectrum_chart(found)}, json, out))
 
 
 @theory.command("blocks", short_help="See why v is shared in blocks.")
@@ -101,7 +101,7 @@ def blocks(
     charts = {"blocks": blocks_output.blocks_chart(curvature, explained)}
     if curvature.maps:
         charts["blocks-maps"] = blocks_output.maps_chart(curvature.maps)
-    _echo(write_all("blocks", facts, charts, json, out))
+    print_paths(write_all("blocks", facts, charts, json, out))
 
 
 @theory.command("variance", short_help="Draw how v differs between clients and rounds.")
@@ -156,9 +156,4 @@ def _draw(figure: "Figure", runs: list[Path], json: Path | None, out: Path | Non
     if not quiet:
         typer.echo(title_of(figure))
         print_grid(HEADINGS, table_rows(figure, found))
-    _echo(write_all(figure, found, {figure: chart}, json, out))
-
-
-def _echo(paths: list[Path]) -> None:
-    for path in paths:
-        typer.echo(path)
+    print_paths(write_all(figure, found, {figure: chart}, json, out))
