@@ -44,9 +44,7 @@ def rate(
     rounds: Annotated[str, typer.Option(metavar="N,N,...", help="Values of R.")] = "100,400,1600",
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs at each point.")] = 8,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers here.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Put rate-<noise>.svg, .png and .json here.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Put rate-NOISE.svg, .png and .json here.")] = None,
     quiet: Quiet = False,  # noqa: FBT002
 ) -> None:
     """Run algorithms on a quadratic and compare the slopes in S clients, K local steps and R rounds with theory's -1/2.
