@@ -92,11 +92,17 @@ class Agenda:
         return {seed: score for seed, score in found.items() if score is not None}
 
     def count_wanted(self, workload: Workload, variant: str, most: int) -> int:
-        """Return the seeds that the rule wants of a variant now; of the base as many as of any other."""
+        """Return the seeds that the rule wants of a variant now; of the base as many as of any other.
+
+        Another seed takes the place of one with which the variant or the base diverged.
+        """
         if variant == BASE:
             others = [v for v in variants_of(workload) if v != BASE]
             return max([FEWEST, *(len(self.reported(workload, v)) for v in others)])
-        return seeds_wanted(self.points(workload, variant), self.points(workload, BASE), most)
+        ours, base = (self.reported(workload, name) for name in (variant, BASE))
+        lost = {seed for jobs in (ours, base) for seed, job in jobs.items() if self.scores[job] is None}
+        wanted = seeds_wanted(self.points(workload, variant), self.points(workload, BASE), most)
+        return min(wanted + len(lost & ours.keys()), most)
 
     def _jobs_of_variant(self, workload: Workload, variant: str, most: int) -> list[Job]:
         if trials := self.trials(workload, variant):

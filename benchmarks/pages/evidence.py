@@ -61,7 +61,12 @@ def introduce(record: Record) -> str:
         f"three other seeds on {chosen}; the other workloads test the choice. Such runs on {seen} had been seen as "
         "well, and told nothing apart.\n"
         "- An interval that contains 0 reads *not told apart*, fewer than "
-        f"{rule['fewest']} seeds *too few seeds*, whatever their interval.\n"
+        f"{rule['fewest']} seeds *too few seeds*, whatever their interval. A run that diverged has no score: another "
+        "seed takes its place, and a setting with such a run counts neither as above nor as not below.\n"
+        "- Intervals are over seeds, which change the split over clients, the first weights, the batches and, of "
+        "CIFAR-10, the test images that are drawn. Texts and digits have one test set: how much another one would "
+        "change is not in their intervals. Nor are intervals corrected for their number: of twenty comparisons without "
+        "a difference, one is expected to read *above* or *below*.\n"
     )
 
 
@@ -91,8 +96,9 @@ def aims(record: Record) -> str:
     testing = [workload for workload in record["workloads"] if workload["name"] not in record["chosen_on"]]
     pairs = {w["title"]: paired_of(w, candidate, base) for w in testing}
     known = {title: paired for title, paired in pairs.items() if paired is not None and paired.n >= FEWEST}
-    not_below = [title for title, paired in known.items() if paired.is_not_below]
-    above = [title for title, paired in known.items() if paired.low > 0]
+    diverged = {w["title"] for w in testing if count_diverged(w, candidate)}
+    not_below = [title for title, paired in known.items() if paired.is_not_below and title not in diverged]
+    above = [title for title, paired in known.items() if paired.low > 0 and title not in diverged]
     below = [title for title, paired in known.items() if paired.high < 0]
     reached = len(not_below) >= NOT_BELOW and len(above) >= ABOVE
     return (
@@ -156,7 +162,7 @@ def missing(record: Record) -> str:
         for variant in workload["variants"]:
             have, wanted = len(variant["runs"]), variant["seeds_wanted"]
             if variant["lr"] is None:
-                lines.append(f"- {workload['title']}: {word(variant['name'])} was not run.")
+                lines.append(f"- {workload['title']}: {word(variant['name'])} {_why_not_run(variant)}.")
             elif have < wanted:
                 least = record["rule"]["fewest"]
                 why = (
@@ -166,6 +172,12 @@ def missing(record: Record) -> str:
     if record["not_begun"]:
         lines.append(f"- Not begun: {'; '.join(WORKLOADS[name].title for name in record['not_begun'])}.")
     return "### What is missing\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _why_not_run(variant: Record) -> str:
+    if not variant["trials"]:
+        return "was not run"
+    return "has no learning rate yet" if any(score is not None for *_, score in variant["trials"]) else "only diverged"
 
 
 def word(name: str) -> str:
@@ -214,9 +226,14 @@ def show_paired(paired: Paired | None, *, count: bool = True) -> str:
 
 def says(workload: Record, name: str, paired: Paired | None) -> str:
     """Return what a difference says, and how many runs diverged."""
-    diverged = sum(bool(run["error"]) for run in variant_of(workload, name)["runs"])
+    diverged = count_diverged(workload, name)
     told = "" if paired is None else paired.verdict
     return ", ".join(part for part in (told, f"{diverged} diverged" if diverged else "") if part) or "-"
+
+
+def count_diverged(workload: Record, name: str) -> int:
+    """Return how many of a variant's runs diverged."""
+    return sum(bool(run["error"]) for run in variant_of(workload, name)["runs"])
 
 
 def _by_rate(trials: Sequence[Sequence[Any]]) -> dict[float, list[float | None]]:

@@ -130,6 +130,8 @@ def test_a_clear_best_rate_needs_no_second_seed_and_a_diverged_one_is_never_chos
     tried = {(3e-4, 0): 10.0, (1e-3, 0): 20.0, (3e-3, 0): None}
     assert rule.next_trials(tried, (3e-4, 1e-3), RUNGS) == []
     assert rule.best_rate(tried) == 1e-3
+    both_fell = {(1e-3, 0): 20.0, (3e-3, 0): 19.5, (3e-4, 0): 15.0, (1e-3, 1): None, (3e-3, 1): None}
+    assert rule.best_rate(both_fell) == 3e-4, "one that diverged with the second seed is not chosen either"
     nothing = {(lr, 0): None for lr in RUNGS}
     assert rule.best_rate(nothing) is None
     assert rule.next_trials(nothing, (3e-4, 1e-3), RUNGS) == []
@@ -152,6 +154,17 @@ def test_seeds_are_added_only_where_the_rule_wants_them_and_the_base_has_them_al
     counts = {v: len(agenda.reported(WORKLOADS["digits"], v)) for v in MAIN}
     assert counts == {BASE: 20, "fedadamw": 5, CANDIDATE: 20}
     assert rule.FIRST_SEED not in rule.TUNING_SEEDS
+
+
+def test_another_seed_takes_the_place_of_one_that_diverged():
+    def scores_of(job):
+        lost = (job.variant == CANDIDATE and job.seed == 12) or (job.variant == BASE and job.seed == 13)
+        return None if lost and not job.tuning else 50.0 - abs(RUNGS.index(job.lr) - RUNGS.index(1e-3))
+
+    scores, _ = play(scores_of, [level for level in LEVELS if level.kind == "main" and not level.long])
+    agenda, digits = Agenda(scores, ("digits",)), WORKLOADS["digits"]
+    assert set(agenda.reported(digits, CANDIDATE)) == set(range(10, 17))
+    assert rule.compare(agenda.points(digits, CANDIDATE), agenda.points(digits, BASE)).n == rule.FEWEST
 
 
 def test_every_job_of_the_agenda_has_valid_settings():
@@ -193,6 +206,11 @@ def test_a_record_has_every_run_and_says_what_is_missing(made_up, monkeypatch, t
     assert "stopped at 10 seeds, the rule wants more" in text
     assert "- Not begun: ViT, CIFAR-10, Dirichlet 0.1; " in text
     assert "not reached" in text
+    (candidate,) = [v for v in workload["variants"] if v["name"] == CANDIDATE]
+    candidate["runs"] = [{**run, "score": [1.0, 1.0]} for run in candidate["runs"]]
+    assert "above on 1 (small ViT, digits, Dirichlet 0.3)" in evidence.describe(found)
+    candidate["runs"][0]["error"] = "diverged"
+    assert "not below on none, above on none" in evidence.describe(found)
 
 
 def test_the_rules_are_written_before_anything_was_run(monkeypatch, tmp_path):
