@@ -65,13 +65,19 @@ def _of_memory(rate: Record) -> list[str]:
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
-    kept = ([cell.replace(" ", NO_BREAK) for cell in row] for row in rows)
+    kept = ([first, *(cell.replace(" ", NO_BREAK) for cell in others)] for first, *others in rows)
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in kept)]) + "\n"
 
 
 def _rate_table(rate: Record, names: Sequence[str]) -> str:
-    rows = [[f"`{name}`", *cells] for name, *cells in rate_rows(_choose(rate, names))]
+    rows = [[_break_label(name), *cells] for name, *cells in rate_rows(_choose(rate, names))]
     return _table(HEADINGS, rows)
+
+
+def _break_label(label: str) -> str:
+    """An algorithm's label so that it may go on in a second line."""
+    name, _, settings = label.partition(":")
+    return f"`{name}` {settings.replace(',', ', ')}".strip()
 
 
 def _slopes(rate: Record, names: Sequence[str], axes: Sequence[str]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Where a measurement of runs is written: numbers as JSON, figures as SVG and PNG."""
+"""Where a measurement is written: numbers as JSON, figures as SVG and PNG."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.run_charts import Chart, save_chart
+from fedadamw.validation import InputError, check
 
 DIGITS = 7  # significant, of a number
 
@@ -23,3 +24,14 @@ def write_all(
     for path, chart in pictures.items():
         save_chart(chart, path)
     return [*files, *pictures]
+
+
+def check_outputs(file: Path | None, folder: Path | None) -> None:
+    """Make the folders of what is to be written, so that a wrong name is not found out at the end."""
+    for path in (file and file.parent, folder):
+        if path is not None:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{path}: no folder can be made there ({error.strerror})") from None
+    check(file is None or not file.is_dir(), f"--json {file}: is a folder; give a file")
