@@ -9,7 +9,7 @@ from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.theory.prediction import Point, Quadratic, best_lr
-from fedadamw.validation import check, shorten, suggest
+from fedadamw.validation import check, shorten
 
 
 class Unit(NamedTuple):
@@ -73,7 +73,7 @@ def parse_method(text: str) -> Method:
     given = {"weight_decay": 0.0, **dict(_parse_setting(text, part) for part in rest.split(",") if part)}
     settings = registry.validate(name, given)
     known = ", ".join(UNITS)
-    check(name in UNITS, f"--algorithm {name}: theory has no learning rate for it{suggest(name, UNITS)}; use {known}")
+    check(name in UNITS, f"--algorithm {name}: theory has no learning rate for it; use {known}")
     check(settings.get("alpha", 0) < 1, f"--algorithm {text}: with alpha at 1 or above, alignment never ends")
     check(settings.get("share") not in ("m", "vm"), f"--algorithm {text}: theory has no rate for an m that is carried")
     return Method(text.strip(), name, settings)

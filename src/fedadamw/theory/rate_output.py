@@ -1,6 +1,7 @@
 """Shows measured rates: a table, a figure of three panels against the line P, JSON."""
 
 import json
+import tempfile
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from fedadamw.io.escaping import escape_text
 from fedadamw.report.run_charts import Chart, save_chart
 from fedadamw.report.study_marks import COLORS
 from fedadamw.theory.prediction import Quadratic, predict
-from fedadamw.theory.rate import AXES, Grid, Rate, along
+from fedadamw.theory.rate import AXES, Grid, Rate, Slope, along
 from fedadamw.validation import InputError, check
 
 HEADINGS = ("algorithm", *(f"slope in {letter}" for letter in AXES.values()), "measured/P")
@@ -38,9 +39,14 @@ def rate_rows(rate: Rate) -> list[list[str]]:
     for name in dict.fromkeys(point["algorithm"] for point in rate["points"]):
         slopes = {s["axis"]: s for s in rate["slopes"] if s["algorithm"] == name}
         ratios = [point["ratio"] for point in rate["points"] if point["algorithm"] == name]
-        cells = [f"{slopes[axis]['slope']:+.3f} ± {slopes[axis]['error']:.3f}" for axis in AXES]
+        cells = [_describe(slopes[axis]) for axis in AXES]
         rows.append([name, *cells, f"{min(ratios):.2f} to {max(ratios):.2f}"])
     return rows
+
+
+def _describe(slope: Slope) -> str:
+    error = slope["error"]
+    return f"{slope['slope']:+.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def rate_chart(rate: Rate) -> Chart:
@@ -117,11 +123,15 @@ def write_rate(rate: Rate, file: Path | None, folder: Path | None) -> list[Path]
 
 
 def check_outputs(file: Path | None, folder: Path | None) -> None:
-    """Make the folders of what is to be written, so that a wrong name is not found out at the end."""
+    """Make the folders of what is to be written, so that a wrong or read-only one is not found out at the end."""
     for path in (file and file.parent, folder):
         if path is not None:
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(f"{path}: no folder can be made there ({error.strerror})") from None
+            try:
+                tempfile.TemporaryFile(dir=path).close()
+            except OSError as error:
+                raise InputError(f"{path}: nothing can be written there ({error.strerror})") from None
     check(file is None or not file.is_dir(), f"--json {file}: is a folder; give a file")
