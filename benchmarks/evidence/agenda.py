@@ -1,18 +1,19 @@
 """What runs next: the most valuable first, from the results there are.
 
-Levels, in order: every short workload has its five seeds of the main variants, each tuned; then ten seeds where the
-rule wants them; then five of the other variants; then up to twenty of the main ones; then the long workloads; last, up
-to twenty of the others.
+Levels, in order: every short workload has its five seeds of the main variants, each tuned; then ours are compared on
+the two workloads that choose; then there are ten seeds where the rule wants them; then five of the other variants; then
+up to twenty of the main ones; then the long workloads; last, up to twenty of the others.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from benchmarks.evidence.jobs import Job
 from benchmarks.evidence.rule import FEWEST, FIRST_SEED, MOST, TUNING_SEEDS, Tried, best_rate, next_trials, seeds_wanted
-from benchmarks.evidence.variants import BASE, MAIN, VARIANTS, is_known
+from benchmarks.evidence.variants import BASE, CHOSEN_ON, MAIN, RIVALS, VARIANTS, is_known
 from benchmarks.evidence.workloads import RUNGS, WORKLOADS, Workload, first_rates
 
+Kind = Literal["main", "rivals", "others"]
 TEN = 10  # seeds of the main variants before others have any
 
 
@@ -21,19 +22,21 @@ class Level(NamedTuple):
 
     title: str
     long: bool  # the long workloads, else the short ones
-    main: bool  # the main variants, else the others
+    kind: Kind  # which variants
     most: int  # seeds
 
 
 LEVELS = (
-    Level("five seeds of the main variants", False, True, FEWEST),
-    Level("up to ten seeds of them", False, True, TEN),
-    Level("five seeds of the others", False, False, FEWEST),
-    Level("up to twenty seeds of the main variants", False, True, MOST),
-    Level("the long workloads", True, True, FEWEST),
-    Level("the others in the long workloads", True, False, FEWEST),
-    Level("up to twenty seeds of everything", False, False, MOST),
-    Level("up to twenty seeds in the long workloads", True, True, MOST),
+    Level("five seeds of the main variants", False, "main", FEWEST),
+    Level("five seeds of our other settings, where one is chosen", False, "rivals", FEWEST),
+    Level("up to ten seeds of the main variants", False, "main", TEN),
+    Level("five seeds of the others", False, "others", FEWEST),
+    Level("up to twenty seeds of the main variants", False, "main", MOST),
+    Level("the long workloads", True, "main", FEWEST),
+    Level("the others in the long workloads", True, "others", FEWEST),
+    Level("up to twenty seeds of our other settings", False, "rivals", MOST),
+    Level("up to twenty seeds of the others", False, "others", MOST),
+    Level("up to twenty seeds in the long workloads", True, "main", MOST),
 )
 
 
@@ -54,7 +57,7 @@ class Agenda:
         jobs: list[Job] = []
         for workload in self.workloads:
             if workload.long == level.long:
-                for variant in variants_of(workload, main=level.main):
+                for variant in variants_of(workload, level.kind):
                     jobs += self._jobs_of_variant(workload, variant, level.most)
         return jobs if level.most == FEWEST else sorted(jobs, key=lambda job: (job.seed, job.tuning))
 
@@ -89,11 +92,17 @@ class Agenda:
         return {seed: score for seed, score in found.items() if score is not None}
 
     def count_wanted(self, workload: Workload, variant: str, most: int) -> int:
-        """Return the seeds that the rule wants of a variant now; of the base as many as of any other."""
+        """Return the seeds that the rule wants of a variant now; of the base as many as of any other.
+
+        Another seed takes the place of one with which the variant or the base diverged.
+        """
         if variant == BASE:
             others = [v for v in variants_of(workload) if v != BASE]
             return max([FEWEST, *(len(self.reported(workload, v)) for v in others)])
-        return seeds_wanted(self.points(workload, variant), self.points(workload, BASE), most)
+        ours, base = (self.reported(workload, name) for name in (variant, BASE))
+        lost = {seed for jobs in (ours, base) for seed, job in jobs.items() if self.scores[job] is None}
+        wanted = seeds_wanted(self.points(workload, variant), self.points(workload, BASE), most)
+        return min(wanted + len(lost & ours.keys()), most)
 
     def _jobs_of_variant(self, workload: Workload, variant: str, most: int) -> list[Job]:
         if trials := self.trials(workload, variant):
@@ -116,7 +125,8 @@ class Agenda:
         return [Job(workload.name, variant, lr, seed, False, self.small) for seed in seeds]
 
 
-def variants_of(workload: Workload, *, main: bool | None = None) -> list[str]:
-    """Return the variants of a workload that this version has: the main ones, the others, or all."""
-    names: Iterable[str] = (*MAIN, *workload.others)
-    return [name for name in names if is_known(name) and main in (None, name in MAIN)]
+def variants_of(workload: Workload, *kinds: Kind) -> list[str]:
+    """Return the variants of a workload that this version has, of these kinds or of all."""
+    rivals = RIVALS if workload.name in CHOSEN_ON else ()
+    names: dict[Kind, Iterable[str]] = {"main": MAIN, "rivals": rivals, "others": workload.others}
+    return [name for kind in kinds or names for name in names[kind] if is_known(name)]

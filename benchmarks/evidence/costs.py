@@ -1,7 +1,7 @@
 """How long runs take, from the seconds of those that have ended, and what is left in all."""
 
 from collections.abc import Mapping, Sequence
-from statistics import mean
+from statistics import median
 
 from benchmarks.evidence.agenda import LEVELS, Agenda, Level, variants_of
 from benchmarks.evidence.jobs import Job
@@ -20,10 +20,10 @@ class Costs:
         self.results = results
 
     def run_s(self, workload: str) -> float:
-        """Return the mean seconds of the workload's last runs; what was measured in advance if there is none."""
+        """Return the median seconds of the workload's last runs; what was measured in advance if there is none."""
         own = [result for job, result in self.results.items() if job.workload == workload]
         seconds = [result["wall_s"] + result["start_s"] for result in own]
-        return mean(seconds[-20:]) if seconds else WORKLOADS[workload].run_s
+        return median(seconds[-20:]) if seconds else WORKLOADS[workload].run_s
 
 
 def lines_of_plan(agenda: Agenda, costs: Costs) -> list[str]:
@@ -41,8 +41,8 @@ def lines_of_plan(agenda: Agenda, costs: Costs) -> list[str]:
 def count_left(agenda: Agenda, workload: Workload, level: Level) -> int:
     """Return about how many runs a level still needs beyond the levels before it."""
     before = [earlier for earlier in LEVELS[: LEVELS.index(level)] if earlier.long == level.long]
-    variants = variants_of(workload, main=level.main)
-    reached = max([0, *(earlier.most for earlier in before if earlier.main == level.main)])
+    variants = variants_of(workload, level.kind)
+    reached = max([0, *(earlier.most for earlier in before if earlier.kind == level.kind)])
     wanted = {v: expected_seeds(agenda, workload, v) for v in variants}
     if BASE in wanted:
         wanted[BASE] = max(wanted.values())

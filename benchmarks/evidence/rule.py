@@ -106,12 +106,16 @@ def next_trials(tried: Tried, first: Sequence[float], rungs: Sequence[float]) ->
 
 
 def best_rate(tried: Tried) -> float | None:
-    """Return the learning rate with the best mean score, of those tried with most seeds; None if all diverged."""
-    by_rate = {lr: [tried[lr, seed] for seed in TUNING_SEEDS if (lr, seed) in tried] for lr, _ in sorted(tried)}
-    most = max((len(scores) for scores in by_rate.values()), default=0)
-    finite = {lr: [s for s in scores if s is not None] for lr, scores in by_rate.items() if len(scores) == most}
-    means = {lr: mean(scores) for lr, scores in finite.items() if len(scores) == most > 0}
-    return max(means, key=means.__getitem__) if means else None
+    """Return the learning rate with the best mean score, of those tried with most seeds that never diverged.
+
+    None if all diverged.
+    """
+    diverged = {lr for (lr, _), score in tried.items() if score is None}
+    by_rate: dict[float, list[float]] = {}
+    for (lr, _), score in sorted(tried.items()):
+        if score is not None and lr not in diverged:
+            by_rate.setdefault(lr, []).append(score)
+    return max(by_rate, key=lambda lr: (len(by_rate[lr]), mean(by_rate[lr])), default=None)
 
 
 def _rung_beyond(tried: Tried, grid: Sequence[float], first: Sequence[float], rungs: Sequence[float]) -> float | None:

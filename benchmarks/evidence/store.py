@@ -7,7 +7,7 @@ from typing import TypedDict
 from benchmarks.common import records
 from benchmarks.evidence.jobs import Job
 from benchmarks.evidence.rule import tail_score
-from benchmarks.evidence.variants import VARIANTS
+from benchmarks.evidence.variants import VARIANTS, is_known
 from benchmarks.evidence.workloads import WORKLOADS
 from fedadamw.checkpoint import write_atomically
 
@@ -67,7 +67,8 @@ class Store:
 
     def _add(self, path: Path, result: Result) -> None:
         job = Job(*(result[field] for field in Job._fields))  # type: ignore[literal-required]
-        if job.workload in WORKLOADS and job.variant in VARIANTS and self.file(job).name == path.name:
+        known = job.workload in WORKLOADS and job.variant in VARIANTS and is_known(job.variant)
+        if known and self.file(job).name == path.name:
             self.results[job] = result
 
     def write(self, job: Job, result: Result) -> None:

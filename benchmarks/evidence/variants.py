@@ -17,10 +17,16 @@ CANDIDATE = "fedadamw memory=1"  # ours, chosen before any reported run
 CHOSEN_ON = ("vit-0.1", "sst2-0.1")  # by earlier runs of three other seeds; the others test the choice
 LOOKED_AT = ("swin-0.6", "resnet-0.1")  # of these, too, such runs were seen, which told nothing apart
 MAIN = (BASE, "fedadamw", CANDIDATE)
+RIVALS = (  # other settings of ours, on the workloads that choose; one that is better there can be tested next
+    "fedadamw memory=1 align=agreement",
+    "fedadamw memory=1 align=cautious",
+    "fedadamw memory=1 align=bounded",
+)
 VARIANTS = {
     BASE: Variant("local-adamw"),
     "fedadamw": Variant("fedadamw"),
     CANDIDATE: Variant("fedadamw", ("algorithm.memory=1",)),
+    **{name: Variant("fedadamw", ("algorithm.memory=1", f"algorithm.{name.split()[-1]}")) for name in RIVALS},
     "fedadamw alignment only": Variant("fedadamw", ("algorithm.share=none",)),
     "fedavg": Variant("fedavg"),
     "fedmuon": Variant("fedmuon"),

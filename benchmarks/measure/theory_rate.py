@@ -14,11 +14,13 @@ from fedadamw.theory.rate import measure_rate
 
 MEMORIES = (10, 100, 1000)  # between the default's 1 and all
 
+OTHERS = ("diloco:outer_lr=1,outer_momentum=0", "fadamgc", "fedavg")  # v kept by the client, restarted, none
+
 
 def main() -> None:
     args = new_parser(__doc__, devices=("cpu",)).parse_args()
     torch.set_num_threads(1)
-    methods = [parse_method(name) for name in (*DEFAULTS, *(f"fedadamw:memory={m}" for m in MEMORIES), "fedavg")]
+    methods = [parse_method(name) for name in (*DEFAULTS, *(f"fedadamw:memory={m}" for m in MEMORIES), *OTHERS)]
     content = {"commit": commit(), "device": device_name(torch.device("cpu"))}
     content |= {noise: measure_rate(methods, noise, quiet=False) for noise in NOISES}
     records.write("theory-rate", "cpu", content, record=args.record)

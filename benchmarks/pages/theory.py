@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.common.records import ROOT, read_newest
+from benchmarks.pages import theory_curvature
 from fedadamw.report.run_charts import Chart, save_chart
 from fedadamw.theory.bound import MOMENTS
 from fedadamw.theory.bound_output import HEADINGS as BOUND_HEADINGS
@@ -40,7 +41,7 @@ def fill(page: str) -> str:
 
 def pictures() -> dict[str, Chart]:
     """Return the page's pictures by name, those whose records are there."""
-    drawn: dict[str, Chart] = {}
+    drawn = theory_curvature.pictures()
     if rates := read_newest("theory-rate", "cpu"):
         drawn |= {f"rate-{noise}": rate_chart(_choose(rates[noise], DEFAULTS)) for noise in ("gauss", "skew")}
         drawn["rate-memory"] = rate_chart(_choose(rates["skew"], _of_memory(rates["skew"])))
@@ -64,13 +65,19 @@ def _of_memory(rate: Record) -> list[str]:
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
-    kept = ([cell.replace(" ", NO_BREAK) for cell in row] for row in rows)
+    kept = ([first, *(cell.replace(" ", NO_BREAK) for cell in others)] for first, *others in rows)
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in kept)]) + "\n"
 
 
 def _rate_table(rate: Record, names: Sequence[str]) -> str:
-    rows = [[f"`{name}`", *cells] for name, *cells in rate_rows(_choose(rate, names))]
+    rows = [[_break_label(name), *cells] for name, *cells in rate_rows(_choose(rate, names))]
     return _table(HEADINGS, rows)
+
+
+def _break_label(label: str) -> str:
+    """An algorithm's label so that it may go on in a second line."""
+    name, _, settings = label.partition(":")
+    return f"`{name}` {settings.replace(',', ', ')}".strip()
 
 
 def _slopes(rate: Record, names: Sequence[str], axes: Sequence[str]) -> list[float]:
@@ -101,16 +108,18 @@ def skew() -> str:
     record = read_newest("theory-rate", "cpu")
     if record is None:
         return MISSING.format("theory_rate")
-    rate, restarted = record["skew"], ("fedadamw:share=none", "local-adamw")
+    rate, restarted = record["skew"], ("fedadamw:share=none", "local-adamw", "fadamgc")
     kept, lost = _slopes(rate, ["fedadamw"], ("clients", "rounds")), _slopes(rate, restarted, ("clients", "rounds"))
-    ratios = _ratios(rate, restarted)
+    ratios, of_memory = _ratios(rate, restarted), _of_memory(rate)[2:-1]
+    names = dict.fromkeys(point["algorithm"] for point in rate["points"] if point["algorithm"] not in of_memory)
     text = (
         f"FedAdamW, whose v is carried, keeps its speed-up: slopes of {kept[0]:.2f} in clients and {kept[1]:.2f} in "
-        f"rounds. With a v that restarts they are between {min(lost):+.2f} and {max(lost):+.2f}: more clients or "
-        f"rounds do not help at all, and it ends {min(ratios):.0f} to {max(ratios):.0f} times above P.\n"
+        f"rounds. So do DiLoCo, whose clients keep their own, and SGD. With a v that restarts (`share=none`, Local "
+        f"AdamW, FAdamGC) the slopes are between {min(lost):+.2f} and {max(lost):+.2f}: more clients or rounds do not "
+        f"help, and what is reached is {min(ratios):.0f} to {max(ratios):.0f} times P.\n"
     )
     picture = "![Skewed noise: only the carried v follows the line P](theory/rate-skew.svg)\n"
-    return f"{picture}\n{_rate_table(rate, [*DEFAULTS, 'fedavg'])}\n{text}"
+    return f"{picture}\n{_rate_table(rate, list(names))}\n{text}"
 
 
 def memory() -> str:
@@ -156,6 +165,7 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "rate-skew": skew,
     "rate-memory": memory,
     "bound": bound,
+    **theory_curvature.SECTIONS,
 }
 
 

@@ -25,7 +25,7 @@ ENDINGS = {  # what is typed, and what may stand in place of its last word
     "fedadamw settings training.ro": ["training.rounds"],
     "fedadamw settings algorithm.fedadam": ["algorithm.fedadamw", "algorithm.fedadam"],
     "fedadamw run -s training.ro": ["training.rounds=", "training.rounds=100"],
-    "fedadamw run digits -s seed=3 -s algorithm.al": ["algorithm.alpha=", "algorithm.alpha=0.5"],
+    "fedadamw run digits -s seed=3 -s algorithm.alp": ["algorithm.alpha=", "algorithm.alpha=0.5"],
     "fedadamw run -s algorithm.name=fedad": ["algorithm.name=fedadamw", "algorithm.name=fedadam"],
     "fedadamw run -s data.task=ima": ["data.task=image"],
     "fedadamw tune -s model.name=resnet": ["model.name=resnet-nano", "model.name=resnet18"],

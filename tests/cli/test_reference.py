@@ -35,7 +35,7 @@ def test_settings_of_a_section_and_of_an_algorithm(run_main):
 def test_an_unknown_setting_is_refused_in_one_line(run_main):
     done = run_main("settings", "lr")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "did you mean 'training.lr'?" in done.stderr
+    assert "did you mean 'training.lr'" in done.stderr
 
 
 @pytest.mark.parametrize("recipe", list_recipes())

@@ -42,12 +42,15 @@ def test_diagnostics_match_the_clients_of_the_round(name, task):
         return
     v = torch.stack([end.moments.v for end in ends])
     assert found["v_variance"] == pytest.approx(float(v.var(0).mean()))
+    assert found["v_mean"] == pytest.approx(float(v.mean()))
     assert found["v_dispersion"] == pytest.approx(float(v.var(0).mean().sqrt() / v.mean()))
     blocks = Blocks.of(sim.workspace.module)
     layout = blocks.layout
     head = [n for n, kind in zip(layout.names, blocks.kinds, strict=True) if kind == "head"]
     of_head = torch.cat([layout.views(v.var(0))[n].reshape(-1) for n in head])
     assert found["v_variance_by_kind"]["head"] == pytest.approx(float(of_head.mean()))
+    means = torch.cat([layout.views(v.mean(0))[n].reshape(-1) for n in head])
+    assert found["v_mean_by_kind"]["head"] == pytest.approx(float(means.mean()))
 
 
 def test_diagnostics_change_nothing_and_are_absent_when_off(task):

@@ -44,9 +44,10 @@ def test_memories_newer_than_the_checkpoint_are_dropped_after_a_crash(store, tmp
     assert again.get(2, 3) is None
 
 
-def test_scaffold_on_disk_is_bit_identical_to_memory(task, tmp_path):
-    here = simulation(CASES["scaffold"], task)
-    there = simulation(CASES["scaffold"], task, memory_folder=tmp_path / "clients")
+@pytest.mark.parametrize("name", ["scaffold", pytest.param("diloco", marks=pytest.mark.slow), "muloco"])
+def test_memories_on_disk_are_bit_identical_to_those_in_ram(name, task, tmp_path):
+    here = simulation(CASES[name], task)
+    there = simulation(CASES[name], task, memory_folder=tmp_path / "clients")
     for _ in range(3):
         here.step()
         there.step()

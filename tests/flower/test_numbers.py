@@ -35,7 +35,10 @@ def test_every_algorithm_gives_the_loops_numbers(tmp_path, name):
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("name", rows(["fedadamw-mean-v", "fedadamw-vm", "fedcm", "fedlada", "fedmuon-rank", "fedavg"]))
+@pytest.mark.parametrize(
+    "name",
+    rows(["fedadamw-mean-v", "fedadamw-vm", "fedadamw-agreement", "fedcm", "fedlada", "fedmuon-rank", "fedavg"]),
+)
 def test_a_client_with_the_last_state_is_sent_only_the_change(tmp_path, name):
     case = CASES[name]
     algorithm = f"algorithm={json.dumps({'name': case.name, **case.settings})}"

@@ -110,8 +110,13 @@ def test_its_mean_is_that_of_the_dense_weights(place, double):
 
 @pytest.mark.parametrize(
     ("given", "stop"),
-    [pytest.param((), 3, marks=pytest.mark.slow), (("algorithm=scaffold", "training.upload=top-k"), 1)],
-    ids=["fedadamw", "scaffold"],
+    [
+        pytest.param((), 3, marks=pytest.mark.slow),
+        (("algorithm=scaffold", "training.upload=top-k"), 1),
+        pytest.param(("training.outer.lr=0.7",), 3, marks=pytest.mark.slow),
+        pytest.param(("algorithm=muloco",), 3, marks=pytest.mark.slow),
+    ],
+    ids=["fedadamw", "scaffold", "outer", "muloco"],
 )
 def test_a_stopped_run_goes_on_bit_for_bit(place, given, stop):
     whole, first, second = (alternate(place, *given) for _ in range(3))

@@ -95,6 +95,8 @@ EVERYWHERE = {
 
 
 VARIANTS = {
+    "fadamgc",
+    "fedadamw-agreement",
     "diloco-reset",
     "fedadamw-bounded",
     "fedadamw-cautious",

@@ -59,7 +59,8 @@ def test_learning_rates_are_in_the_units_of_each_algorithms_steps():
     ("text", "says"),
     [
         ("fedadmw", "did you mean 'fedadamw'"),
-        ("fedlion", "theory has no learning rate for it"),
+        ("fedlion", "theory has no learning rate for it; use one of fedadamw, local-adamw"),
+        ("fedadamw:align=cautious", "alignment that depends on the updates"),
         ("fedadamw:memory", "give NAME:SETTING=VALUE"),
         ("fedadamw:memry=1", "did you mean 'memory'"),
         ("fedadamw:memory=-1", "must not be negative"),

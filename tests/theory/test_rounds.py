@@ -59,6 +59,17 @@ def test_each_figure_has_a_line_a_run(make_run):
     assert table_rows("drift", runs)[0] == ["a", "3", "0.5", "0.6944", "0.8333"]
 
 
+def test_a_v_that_grows_in_all_classes_alike_does_not_spread(make_run):
+    def grown(i):
+        return {"v_mean": 0.1 * 2**i, "v_mean_by_kind": {"query": 0.3 * 2**i, "head": 0.05 * 2**i * (i + 1)}}
+
+    run = make_run("a", [numbers_of(i, **grown(i)) for i in range(3)])
+    found = rows_of(draw("variance", read_rounds([run])).to_dict(), 2)
+    spread = {row["kind"]: row["v_over_rounds"] for row in found}
+    assert spread["query"] == pytest.approx(0)
+    assert spread["head"] == pytest.approx(statistics.stdev([1, 2, 3]) / 2)
+
+
 def test_a_run_of_an_older_version_has_no_panel_over_rounds(make_run):
     older = [{k: v for k, v in numbers_of(i).items() if not k.startswith("v_mean")} for i in range(3)]
     assert len(draw("variance", read_rounds([make_run("a", older)])).to_dict()["hconcat"]) == 2

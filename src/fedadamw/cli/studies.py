@@ -133,7 +133,8 @@ def ablate_command(
 ) -> None:
     """Take FedAdamW apart: a table and a figure for each study.
 
-    parts, sharing, blocks, alpha, weight-decay, local-steps, beta2. After a stop the same command resumes.
+    parts, sharing, blocks, alpha, align, memory, weight-decay, local-steps, beta2. After a stop the same command
+    resumes.
 
     \b
     fedadamw ablate digits --only sharing,alpha

@@ -1,5 +1,6 @@
 """`fedadamw theory`: what theorems predict, beside what the algorithms do."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ theory = typer.Typer(
 
     \b
     fedadamw theory rate --noise skew
+    fedadamw theory blocks runs/digits
     """,
     short_help="Measure what theory predicts.",
     no_args_is_help=True,
@@ -42,9 +44,7 @@ def rate(
     rounds: Annotated[str, typer.Option(metavar="N,N,...", help="Values of R.")] = "100,400,1600",
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs at each point.")] = 8,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers here.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Put rate-<noise>.svg, .png and .json here.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Put rate-NOISE.svg, .png and .json here.")] = None,
     quiet: Quiet = False,  # noqa: FBT002
 ) -> None:
     """Run algorithms on a quadratic and compare the slopes in S clients, K local steps and R rounds with theory's -1/2.
@@ -57,10 +57,11 @@ def rate(
     fedadamw theory rate --noise skew -a fedadamw:memory=10 --json rate.json
     """
     from fedadamw.cli.tables import print_grid
+    from fedadamw.theory.files import check_outputs, write_all
     from fedadamw.theory.methods import DEFAULTS, parse_method
     from fedadamw.theory.quadratic import parse_noise
     from fedadamw.theory.rate import AXES, Grid, measure_rate, parse_values
-    from fedadamw.theory.rate_output import HEADINGS, check_outputs, rate_rows, write_rate
+    from fedadamw.theory.rate_output import HEADINGS, rate_chart, rate_rows
 
     kind, methods = parse_noise(noise), [parse_method(text) for text in dict.fromkeys(algorithm or DEFAULTS)]
     axes = [parse_values(f"--{axis}", text) for axis, text in zip(AXES, (clients, steps, rounds), strict=True)]
@@ -68,8 +69,8 @@ def rate(
     measured = measure_rate(methods, kind, Grid(*axes), seeds=seeds, quiet=quiet)
     if not quiet:
         print_grid(HEADINGS, rate_rows(measured))
-    for path in write_rate(measured, json, out):
-        typer.echo(path)
+    stem = f"rate-{measured['noise']}"
+    print_paths(write_all(stem, measured, {stem: rate_chart(measured)}, json, out))
 
 
 @theory.command("bound", short_help="Bound a run's loss on new samples.")
@@ -104,9 +105,8 @@ def bound(
     from fedadamw.theory import bound_output
     from fedadamw.theory.bound import RHOS, check_rhos, parse_moments
     from fedadamw.theory.bound_run import read_run
-    from fedadamw.theory.files import write_all
+    from fedadamw.theory.files import check_outputs, write_all
     from fedadamw.theory.progress import Phases
-    from fedadamw.theory.rate_output import check_outputs
 
     kind, rhos = parse_moments(moments), rho or RHOS
     check_rhos(rhos)
@@ -117,5 +117,10 @@ def bound(
     if not quiet:
         print_grid(bound_output.HEADINGS, bound_output.bound_rows(facts))
         typer.echo(bound_output.judge(facts))
-    for path in write_all("bound", facts, {"bound": bound_output.bound_chart(facts)}, json, out):
+    print_paths(write_all("bound", facts, {"bound": bound_output.bound_chart(facts)}, json, out))
+
+
+def print_paths(paths: Iterable[Path]) -> None:
+    """Print the paths of what was written, a line each."""
+    for path in paths:
         typer.echo(path)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fedadamw.cli.app import Quiet, Settings
-from fedadamw.cli.theory import theory
+from fedadamw.cli.theory import print_paths, theory
 
 if TYPE_CHECKING:
     from fedadamw.theory.curvature.subject import At, Subject
@@ -48,9 +48,8 @@ def spectrum(
     from fedadamw.cli.tables import print_pairs
     from fedadamw.theory.curvature.spectrum import find_spectrum
     from fedadamw.theory.curvature.spectrum_output import spectrum_chart, spectrum_lines
-    from fedadamw.theory.files import write_all
+    from fedadamw.theory.files import check_outputs, write_all
     from fedadamw.theory.progress import Phases
-    from fedadamw.theory.rate_output import check_outputs
 
     check_outputs(json, out)
     subject = _open(run, settings, at)
@@ -59,7 +58,7 @@ def spectrum(
     if not quiet:
         print_pairs(spectrum_lines(found))
     facts = {"run": run.resolve().name, "at": at, **found.facts()}
-    _echo(write_all("spectrum", facts, {"spectrum": spectrum_chart(found)}, json, out))
+    print_paths(write_all("spectrum", facts, {"spectrum": spectrum_chart(found)}, json, out))
 
 
 @theory.command("blocks", short_help="See why v is shared in blocks.")
@@ -85,9 +84,8 @@ def blocks(
     from fedadamw.theory.curvature import blocks_output
     from fedadamw.theory.curvature.inside import measure_curvature
     from fedadamw.theory.curvature.moments import explain_by_blocks
-    from fedadamw.theory.files import write_all
+    from fedadamw.theory.files import check_outputs, write_all
     from fedadamw.theory.progress import Phases
-    from fedadamw.theory.rate_output import check_outputs
 
     check_outputs(json, out)
     subject = _open(run, settings, at)
@@ -103,7 +101,7 @@ def blocks(
     charts = {"blocks": blocks_output.blocks_chart(curvature, explained)}
     if curvature.maps:
         charts["blocks-maps"] = blocks_output.maps_chart(curvature.maps)
-    _echo(write_all("blocks", facts, charts, json, out))
+    print_paths(write_all("blocks", facts, charts, json, out))
 
 
 @theory.command("variance", short_help="Draw how v differs between clients and rounds.")
@@ -149,8 +147,7 @@ def _open(run: Path, settings: list[str] | None, at: "At") -> "Subject":
 def _draw(figure: "Figure", runs: list[Path], json: Path | None, out: Path | None, *, quiet: bool) -> None:
     """Print the figure's main number of each run, and write the figure."""
     from fedadamw.cli.tables import print_grid
-    from fedadamw.theory.files import write_all
-    from fedadamw.theory.rate_output import check_outputs
+    from fedadamw.theory.files import check_outputs, write_all
     from fedadamw.theory.rounds import HEADINGS, draw, read_rounds, table_rows, title_of
 
     check_outputs(json, out)
@@ -159,9 +156,4 @@ def _draw(figure: "Figure", runs: list[Path], json: Path | None, out: Path | Non
     if not quiet:
         typer.echo(title_of(figure))
         print_grid(HEADINGS, table_rows(figure, found))
-    _echo(write_all(figure, found, {figure: chart}, json, out))
-
-
-def _echo(paths: list[Path]) -> None:
-    for path in paths:
-        typer.echo(path)
+    print_paths(write_all(figure, found, {figure: chart}, json, out))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 from fedadamw.checkpoint import write_atomically
@@ -28,6 +29,14 @@ STUDIES: dict[str, tuple[str, Mapping[str, Overrides]]] = {
         {"": (("model.blocks", ["coordinate", "paper", "coarse", "tensor"]),)},
     ),
     "alpha": ("Weight of the global direction", {"": (("algorithm.alpha", [0.0, 0.25, 0.5, 0.75, 1.0]),)}),
+    "align": (
+        "When steps go along the global direction",
+        {"": (("algorithm.align", ["always", "agreement", "cautious", "bounded"]),)},
+    ),
+    "memory": (
+        "Gradients that the carried v counts for",
+        {"": (("algorithm.memory", [0.0, 0.25, 1.0, 4.0, 16.0, inf]),)},
+    ),
     "weight-decay": ("Weight decay", {"": (("algorithm.weight_decay", [0.0, 1e-3, 1e-2, 1e-1]),)}),
     "local-steps": ("Local steps K", {"": (("training.steps", [10, 20, 50, 100]),)}),
     "beta2": (

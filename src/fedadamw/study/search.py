@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import optuna
 
 VALIDATION = 0.1  # share of the training data that is held out for tuning
-GROWING = ("lr", "server_lr", "weight_decay")  # settings whose grids may grow
+GROWING = ("lr", "server_lr", "outer_lr", "weight_decay")  # settings whose grids may grow
 MAX_ADDED = 3  # values that a grid may grow by at each end
 PRUNE_AFTER = 2 / 3  # share of its rounds after which a trial may be stopped early
 

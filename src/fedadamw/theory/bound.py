@@ -11,7 +11,8 @@ variance rho. With r_j = s_j / rho,
     KL = 1/2 [ sum (r_j - 1 - ln r_j) + |x*|^2 / rho ]
     gap = sqrt( (KL + ln(2 sqrt(n) / tau)) / (2 n) )
 
-and with probability 1 - tau over n samples the expected loss, which lies in [0, 1], is at most the training loss + gap.
+and with probability 1 - tau over n samples the loss on new ones, which lies in [0, 1], is at most the training loss +
+gap, both averaged over models drawn from that normal; x* itself is not bounded.
 rho must not depend on the data; one that is the best of several costs the logarithm of their number.
 """
 
@@ -37,7 +38,7 @@ class Run(NamedTuple):
     root_h: np.ndarray  # (d,) sqrt(h_j), float64
     distance: float  # |x*|^2
     samples: int  # n
-    lr: float
+    lr: float  # before a schedule lowers it
     batch_size: int  # b
     weight_decay: float  # lambda
 

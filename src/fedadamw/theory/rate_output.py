@@ -1,21 +1,16 @@
-"""Shows measured rates: a table, a figure of three panels against the line P, JSON."""
+"""Shows measured rates: a table, a figure of three panels against the line P."""
 
-import json
-import tempfile
 from collections.abc import Sequence
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import altair as alt
 
-from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_text
-from fedadamw.report.run_charts import Chart, save_chart
+from fedadamw.report.run_charts import Chart
 from fedadamw.report.study_marks import COLORS
 from fedadamw.theory.prediction import Quadratic, predict
 from fedadamw.theory.rate import AXES, Grid, Rate, Slope, along
-from fedadamw.validation import InputError, check
 
 HEADINGS = ("algorithm", *(f"slope in {letter}" for letter in AXES.values()), "measured/P")
 TITLES = {"clients": "S, clients in a round", "steps": "K, local steps", "rounds": "R, rounds"}
@@ -107,31 +102,3 @@ def _line(rate: Rate, axis: str) -> list[dict[str, object]]:
     """P along an axis, with the momentum of the first algorithm."""
     problem, points = Quadratic(**rate["problem"]), Grid(**rate["axes"]).along(axis)
     return [{"x": getattr(p, axis), "y": predict(problem, p, rate["beta1"]), "of": LINE} for p in points]
-
-
-def write_rate(rate: Rate, file: Path | None, folder: Path | None) -> list[Path]:
-    """Write the numbers to `file` and the figure and the numbers into `folder`; return the paths."""
-    stem = f"rate-{rate['noise']}"
-    files = [file] if file is not None else []
-    files += [folder / f"{stem}.json"] if folder is not None else []
-    for path in files:
-        write_atomically(path, (json.dumps(rate, indent=1) + "\n").encode())
-    pictures = [folder / f"{stem}.{kind}" for kind in ("svg", "png")] if folder is not None else []
-    for path in pictures:
-        save_chart(rate_chart(rate), path)
-    return [*files, *pictures]
-
-
-def check_outputs(file: Path | None, folder: Path | None) -> None:
-    """Make the folders of what is to be written, so that a wrong or read-only one is not found out at the end."""
-    for path in (file and file.parent, folder):
-        if path is not None:
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"{path}: no folder can be made there ({error.strerror})") from None
-            try:
-                tempfile.TemporaryFile(dir=path).close()
-            except OSError as error:
-                raise InputError(f"{path}: nothing can be written there ({error.strerror})") from None
-    check(file is None or not file.is_dir(), f"--json {file}: is a folder; give a file")

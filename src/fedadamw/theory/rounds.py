@@ -21,7 +21,7 @@ SIZE = Size(300, 240)
 TITLES = {
     "v_dispersion": "Spread of v over clients: root of its variance over its mean",
     "v_variance": "Variance of v over clients, mean over rounds",
-    "v_over_rounds": "Spread of the clients' mean v over rounds",
+    "v_over_rounds": "Spread over rounds: of the mean v of a class over that of all",
     "drift": "Client drift: mean distance from the clients' mean",
     "drift_share": "Drift over the norm of the updates: 1 if these cancel out",
     "cosine": "Cosine of the clients' updates with the last global direction",
@@ -104,13 +104,14 @@ def _kinds(runs: Mapping[str, Rounds], key: str, rows: Sequence[Row]) -> alt.Cha
     return kind_chart(rows, key, list(runs), size=SIZE).properties(title=_wrap(TITLES[key]))
 
 
-def _by_kind(rounds: Rounds, key: str) -> dict[str, list[float]]:
-    """Return the values over rounds by class of weights."""
+def _by_kind(rounds: Rounds, key: str, unit: str | None = None) -> dict[str, list[float]]:
+    """Return the values over rounds by class of weights, each divided by its round's number `unit`."""
     values: dict[str, list[float]] = {}
     for numbers in rounds:
+        divisor = 1.0 if unit is None else numbers.get(unit)
         for kind, value in (numbers.get(key) or {}).items():
-            if value is not None:
-                values.setdefault(kind, []).append(value)
+            if value is not None and divisor:
+                values.setdefault(kind, []).append(value / divisor)
     return values
 
 
@@ -123,11 +124,14 @@ def _mean_by_kind(runs: Mapping[str, Rounds]) -> list[Row]:
 
 
 def _spread_over_rounds(runs: Mapping[str, Rounds]) -> list[Row]:
-    """Return the standard deviation over rounds of the mean of v, over its own mean."""
+    """Return the standard deviation over rounds of a class's share of v, over its mean.
+
+    A share, since a v that is carried grows for some thousand steps until it holds as many gradients as it can.
+    """
     return [
         {"variant": name, "kind": kind, "v_over_rounds": statistics.stdev(values) / statistics.mean(values)}
         for name, rounds in runs.items()
-        for kind, values in _by_kind(rounds, "v_mean_by_kind").items()
+        for kind, values in _by_kind(rounds, "v_mean_by_kind", "v_mean").items()
         if len(values) > 1 and statistics.mean(values) > 0
     ]
 

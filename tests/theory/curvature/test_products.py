@@ -8,7 +8,12 @@ from torch.autograd.functional import jacobian as dense_jacobian
 from torch.func import functional_call
 
 from fedadamw.theory.curvature.jacobian import jacobian
-from fedadamw.theory.curvature.products import differentiable_twice, gauss_newton_product, hessian_product
+from fedadamw.theory.curvature.products import (
+    differentiable_twice,
+    gauss_newton_product,
+    hessian_product,
+    root_of_output_hessian,
+)
 from fedadamw.vector import Layout, trainable
 
 
@@ -67,3 +72,12 @@ def test_gauss_newton_rows_and_products_equal_the_dense_matrix(subject):
     assert seen[-1] == subject.samples
     v = torch.randn(len(x), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(gauss_newton_product(subject, batches)(v), dense @ v, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(("numbers", "outputs"), [(False, 4), (True, 1)])
+def test_the_root_squared_is_the_losss_hessian_in_the_outputs(numbers, outputs):
+    z = torch.randn(outputs, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([0.3], dtype=torch.float64) if numbers else torch.tensor(2)
+    loss = torch.nn.functional.mse_loss if numbers else torch.nn.functional.cross_entropy
+    root = root_of_output_hessian(z, numbers=numbers)
+    assert torch.allclose(root.T @ root, hessian(lambda out: loss(out, target), z), atol=1e-12)

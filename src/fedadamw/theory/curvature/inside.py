@@ -58,9 +58,11 @@ class Curvature(NamedTuple):
     left_out: list[str]  # parameters whose rows of J do not fit in memory
 
     def facts(self) -> dict[str, Any]:
-        """Return the shares for a JSON file."""
+        """Return the shares and maps for a JSON file."""
         rows = [{**row._asdict(), "share": row.share._asdict()} for row in self.inside]
-        return {"samples": self.samples, "outputs": self.outputs, "left_out": self.left_out, "parameters": rows}
+        maps = [{**each._asdict(), "values": each.values.tolist()} for each in self.maps]
+        sizes = {"samples": self.samples, "outputs": self.outputs, "left_out": self.left_out}
+        return {**sizes, "parameters": rows, "maps": maps}
 
 
 def measure_curvature(subject: Subject, count: int, report: Report = lambda *_: None) -> Curvature:
@@ -156,4 +158,4 @@ def _draw_map(j: Tensor, rows: Tensor) -> Tensor:
     """Return the curvature between the first rows of a matrix, the largest 1."""
     shown = rows < MAP_ROWS
     found = row_map(j[:, shown], rows[shown])
-    return (found / found.max().clamp(min=torch.finfo(found.dtype).tiny)).cpu()
+    return (found / found.max().clamp(min=torch.finfo(found.dtype).tiny)).cpu().float()

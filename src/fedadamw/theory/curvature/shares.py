@@ -51,7 +51,7 @@ def _sum_inside(j: Tensor, blocks: Tensor) -> float:
             continue
         of_size = starts[sizes == size]
         for some in of_size.split(max(1, LARGEST // (len(j) * size))):
-            columns = order[some[:, None] + torch.arange(size)]  # (blocks, size)
+            columns = order[some[:, None] + torch.arange(size, device=order.device)]  # (blocks, size)
             total += sum_of_squares(j[:, columns].movedim(1, 0))
     return total
 

@@ -33,13 +33,13 @@ class Spectrum(NamedTuple):
     values: Tensor  # (k,) in float64; for `exact` all that can be other than 0
     counts: Tensor  # (k,) in float64: 1 each, or for Lanczos d times the quadrature's weights
 
-    def mean_of(self, function: Callable[[Tensor], Tensor]) -> float:
+    def sum_of(self, function: Callable[[Tensor], Tensor]) -> float:
         """Return the sum over all eigenvalues of a function that is 0 at 0."""
         return float((self.counts * function(self.values)).sum())
 
     def facts(self) -> dict[str, Any]:
         """Return the spectrum and its sums, for a JSON file."""
-        trace, squares = self.mean_of(lambda t: t), self.mean_of(torch.square)
+        trace, squares = self.sum_of(lambda t: t), self.sum_of(torch.square)
         return {
             "matrix": self.matrix,
             "method": self.method,
@@ -48,7 +48,7 @@ class Spectrum(NamedTuple):
             "largest": float(self.values[0]),
             "smallest": float(self.values[-1]) if len(self.values) == self.d or self.method == "lanczos" else 0.0,
             "trace": trace,
-            "sum_of_roots": self.mean_of(lambda t: t.clamp(min=0).sqrt()),
+            "sum_of_roots": self.sum_of(lambda t: t.clamp(min=0).sqrt()),
             "effective_rank": trace**2 / squares if squares else 0.0,
             "half_of_trace": _count_to_half(self),
             "values": self.values.tolist(),

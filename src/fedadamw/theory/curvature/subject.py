@@ -98,7 +98,9 @@ def predict(task: Task, model: Model, batch: Batch) -> Tensor:
     Raises InputError for a language model, whose outputs are as many as it has tokens in a text, times its vocabulary.
     """
     if isinstance(task, LanguageTask):
-        raise InputError("a language model has too many outputs for its Gauss-Newton matrix; take --matrix hessian")
+        raise InputError(
+            "a language model has too many outputs for its Gauss-Newton matrix; theory spectrum has --matrix hessian"
+        )
     *inputs, _ = batch
     out = task.form.logits(model, inputs) if isinstance(task, TextTask) else model(*inputs)
     outputs: Tensor = out if isinstance(out, Tensor) else out.logits
