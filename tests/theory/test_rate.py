@@ -103,7 +103,7 @@ def test_the_command_prints_slopes_and_writes_numbers_and_figure(run_main, tmp_p
     ("words", "says"),
     [
         (("--noise", "skw"), "--noise='skw' is unknown (did you mean 'skew'?); use one of gauss, skew"),
-        (("-a", "fedexp"), "--algorithm fedexp: theory has no learning rate for it; use one of fedadamw"),
+        (("-a", "fedexp"), "--algorithm 'fedexp': theory has no learning rate for it; use one of fedadamw"),
         (("--clients", "8,2"), "--clients '8,2': give two or more whole numbers that ascend, such as 2,8,32"),
         (("--steps", "5"), "--steps '5': give two"),
         (("--rounds", "a,b"), "--rounds 'a,b': give two"),

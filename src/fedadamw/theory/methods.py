@@ -9,7 +9,7 @@ from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.theory.prediction import Point, Quadratic, best_lr
-from fedadamw.validation import check, shorten
+from fedadamw.validation import check, shorten, suggest
 
 
 class Unit(NamedTuple):
