@@ -1,4 +1,4 @@
-"""Scores at equal local steps, equal bytes sent and equal time, from the record.
+"""Scores at equal local steps, equal bytes sent up and equal time, from the record.
 
 A method that sends twice the bytes of another gets half of its rounds for the same bytes, and what it has reached by
 then. Curves fall short at a cut, since learning rates were planned for whole runs.

@@ -9,6 +9,7 @@ from fedadamw.algorithms.fedavg import FedAvg, Up
 from fedadamw.algorithms.outer import OuterStep, WithOuterStep
 from fedadamw.algorithms.registry import BUILT_IN
 from fedadamw.engine.parts import state_tensors
+from fedadamw.engine.record import DivergedError
 from fedadamw.engine.simulate import Saved
 from fedadamw.prepare.simulation import check_settings
 from fedadamw.settings.load import load
@@ -144,3 +145,18 @@ def test_what_cannot_have_it_is_refused_in_one_line(settings, message):
         check_settings(load("digits", [*settings, "training.outer.lr=0.7"]), remote=False)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_rate_is_finite():
+    with pytest.raises(InputError, match=r"training\.outer\.lr=inf: input should be a finite number"):
+        load("digits", ["training.outer.lr=inf"])
+    with pytest.raises(InputError, match="outer_lr=inf must be above 0 and finite"):
+        OuterStep(lr=float("inf"))
+
+
+def test_a_step_that_is_too_long_is_named(task):
+    sim = simulation(with_outer(FAST[0], {"lr": 3.0}), task)
+    server = sim.state.server
+    sim.state = sim.state._replace(server=server._replace(b=torch.full_like(server.b, 1e308)))
+    with pytest.raises(DivergedError, match=r"training\.outer\.lr"):
+        sim.step()

@@ -14,7 +14,7 @@ def test_a_round_takes_as_long_as_its_samples():
     assert seconds_a_round(more, measured, [1.0, 3.0]) == pytest.approx(16.0)
 
 
-@pytest.mark.parametrize("change", ["model=vit-tiny", "algorithm=fedavg", "training.upload=int8"])
+@pytest.mark.parametrize("change", ["model=vit-tiny", "algorithm=fedavg", "training.upload=int8", "threads=2"])
 def test_another_job_has_no_time(change):
     assert seconds_a_round(load("digits", [change]), load("digits"), [1.0]) is None
     assert seconds_a_round(load("digits"), load("digits"), []) is None

@@ -232,7 +232,7 @@ def test_variants_are_compared_at_equal_steps_bytes_and_time(made_up):
     )
     assert half == {seed: pytest.approx(score / 2) for seed, score in whole.items()}
     page = which_optimizer.page(record.content(made_up))
-    assert "| FedMuon | 2.00 | 1.00 | 1 |" in page
+    assert "| FedMuon | 2.00 | 1.00 | 1.00 | 1 |" in page
     assert "| small ViT, digits, Dirichlet 0.3 | FedAdamW; not told apart: FedAdamW with `memory=1` |" in page
 
 

@@ -16,6 +16,15 @@ def test_every_recipe_is_valid_and_round_trips_through_yaml():
     assert parse_settings({}) == Experiment()
 
 
+def test_fedexp_learns_as_fast_as_fedavg_in_every_recipe_that_tells_its_rate():
+    rates = {
+        recipe: {name: load(recipe, [f"algorithm.name={name}"]).training.lr for name in ("fedavg", "fedexp")}
+        for recipe in list_recipes()
+    }
+    assert all(rate["fedexp"] == rate["fedavg"] for rate in rates.values())
+    assert rates["digits"]["fedexp"] == 0.1
+
+
 def test_overrides_are_yaml_and_another_algorithm_starts_from_its_own_defaults():
     experiment = load("digits", ["algorithm.name=fedavg", "training.epochs=2", "training.lr=1e-3"])
     assert experiment.algorithm == {"name": "fedavg", "weight_decay": 1e-3}

@@ -1,6 +1,7 @@
 """Measured rates: the simulation against a loop over seeds and clients, slopes, the command."""
 
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,6 +12,7 @@ from fedadamw.theory import rate
 from fedadamw.theory.methods import DEFAULTS, UNITS, parse_method
 from fedadamw.theory.prediction import Point, Quadratic
 from fedadamw.theory.quadratic import Draws, make_blocks, simulate
+from fedadamw.theory.rate_output import rate_rows
 
 PROBLEM = Quadratic(d=8)
 
@@ -75,6 +77,12 @@ def test_slopes_are_those_of_powers():
     assert slopes == pytest.approx({"clients": -0.5, "steps": 0.0, "rounds": -1.0})
 
 
+def test_one_seed_has_no_error_to_show():
+    measured = rate.measure_rate([parse_method("fedavg")], "gauss", rate.Grid((1, 2), (1, 2), (1, 2)), seeds=1)
+    assert {slope["error"] for slope in measured["slopes"]} == {None}
+    assert "±" not in "".join(rate_rows(measured)[0])
+
+
 def test_the_command_prints_slopes_and_writes_numbers_and_figure(run_main, tmp_path):
     words = ("-a", "fedadamw", "-a", "fedadamw:memory=1", "--noise", "skew", "--seeds", "2")
     axes = ("--clients", "2,4", "--steps", "2,4", "--rounds", "4,8,16")
@@ -95,12 +103,17 @@ def test_the_command_prints_slopes_and_writes_numbers_and_figure(run_main, tmp_p
     ("words", "says"),
     [
         (("--noise", "skw"), "--noise='skw' is unknown (did you mean 'skew'?); use one of gauss, skew"),
-        (("-a", "fedlion"), "theory has no learning rate for it"),
+        (("-a", "fedexp"), "--algorithm 'fedexp': theory has no learning rate for it; use one of fedadamw"),
         (("--clients", "8,2"), "--clients '8,2': give two or more whole numbers that ascend, such as 2,8,32"),
         (("--steps", "5"), "--steps '5': give two"),
         (("--rounds", "a,b"), "--rounds 'a,b': give two"),
         (("--json", "."), "is a folder"),
         (("--out", "/dev/null/x"), "no folder can be made there"),
+        pytest.param(
+            ("--json", "/proc/rate.json"),
+            "/proc: nothing can be written there",
+            marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="the system has no /proc"),
+        ),
     ],
 )
 def test_a_wrong_word_is_refused_before_anything_runs(words, says, run_main):

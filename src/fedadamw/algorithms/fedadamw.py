@@ -22,7 +22,8 @@ sends one number more, |delta|^2. `cautious`: only in coordinates where it has t
 at most as long as u.
 
 `memory` (M) is ours: at a round's start a carried moment counts for at most M gradients, so that the round's own soon
-outweigh it; no step is then longer than about sqrt(M + 1) lr. Without it, as in the paper, it counts for all t.
+outweigh it; a first step's u is then at most about sqrt(M + 1) in each coordinate. Without it, as in the paper, it
+counts for all t.
 """
 
 from dataclasses import dataclass

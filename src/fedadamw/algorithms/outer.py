@@ -8,6 +8,7 @@ This is `torch.optim.SGD`. Without a step of its own the server adds the mean: l
 """
 
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple, Protocol
 
 import torch
@@ -22,7 +23,7 @@ from fedadamw.vector import Vector
 class OuterStep:
     """The server's step along minus the clients' mean change: SGD with momentum, by default DiLoCo's.
 
-    lr: above 0; 1 is the mean itself. momentum: decay rate of b, 0 to below 1. nesterov: look ahead along b.
+    lr: above 0 and finite; 1 is the mean itself. momentum: decay rate of b, 0 to below 1. nesterov: look ahead along b.
     Raises InputError if one is out of range.
     """
 
@@ -31,7 +32,7 @@ class OuterStep:
     nesterov: bool = True
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, f"outer_lr={self.lr} must be above 0")
+        check(0 < self.lr < inf, f"outer_lr={self.lr} must be above 0 and finite")
         check(0 <= self.momentum < 1, f"outer_momentum={self.momentum} must lie in [0, 1)")
 
     def take(self, x: Vector, b: Vector, delta: Vector) -> tuple[Vector, Vector]:

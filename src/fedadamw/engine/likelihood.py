@@ -51,7 +51,9 @@ class Likelihood:
         v, t = getattr(down, "v", None), getattr(down, "t", None)
         if not training.diagnostics or v is None or t is None or not v.numel() or not float(t):
             return None
-        kind: Any = algorithm  # one with moments has betas and eps
+        kind: Any = algorithm
+        if not (hasattr(start, "moments") and hasattr(kind, "betas") and hasattr(kind, "eps")):
+            return None  # another package's algorithm, whose v may be something else
         v_hat = start.moments.v / debias(kind.betas[1], t)
         return Likelihood(v_hat, sizes, training.clip, beta2=kind.betas[1], eps=kind.eps)
 

@@ -224,7 +224,10 @@ class Simulation:
             server = server._replace(x=x)
         after = State(state.round + 1, server, result.statistics, last, base)
         if not all_finite(state_tensors(server, "server").values()):
-            raise DivergedError(f"round {after.round}: the clients' mean is not finite; try a smaller training.lr")
+            outer = "" if self.training.outer is None else " or training.outer.lr"
+            raise DivergedError(
+                f"round {after.round}: the clients' mean is not finite; try a smaller training.lr{outer}"
+            )
         return after
 
     def _initial_state(self) -> State:
@@ -265,7 +268,8 @@ def _listener(diagnostics: Diagnostics, broadcast: Broadcast) -> Listener:
 
 def _describe_divergence(round_: int, clients: int, lr: float, training: TrainingSettings) -> str:
     clip = f"clip={training.clip:g}" if training.clip else "no clipping"
+    outer = "" if training.outer is None else f", a smaller training.outer.lr (now {training.outer.lr:.3g})"
     return (
         f"round {round_}: all {clients} clients sent numbers that are not finite; "
-        f"try a smaller training.lr (now {lr:.3g}), a smaller training.clip (now {clip}), or warmup_rounds"
+        f"try a smaller training.lr (now {lr:.3g}){outer}, a smaller training.clip (now {clip}), or warmup_rounds"
     )

@@ -19,10 +19,11 @@ def seconds_a_round(experiment: Experiment, measured: Experiment, seconds: Seque
 
 
 def _job(experiment: Experiment) -> tuple[object, ...]:
-    """What a sample's time depends on, and whether clients train by steps or by epochs."""
+    """What a sample's time depends on; with epochs, who has how many samples too."""
     t = experiment.training
     parts = (experiment.model, experiment.lora, experiment.data, experiment.algorithm, experiment.device)
-    return *parts, experiment.stack, experiment.shards, t.model_dump(exclude=AMOUNTS | {"lr"}), t.steps is None
+    machine = (experiment.threads, experiment.stack, experiment.shards)
+    return *parts, *machine, t.model_dump(exclude=AMOUNTS | {"lr"}), None if t.steps else experiment.partition
 
 
 def _amount(experiment: Experiment) -> float:

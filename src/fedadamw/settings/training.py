@@ -12,7 +12,9 @@ from fedadamw.validation import InputError
 class OuterSettings(Section):
     """The server's step: SGD along minus the clients' mean change, with momentum."""
 
-    lr: float = Field(default=0.7, gt=0, description="Learning rate of the server's step. 1: the clients' mean.")
+    lr: float = Field(
+        default=0.7, gt=0, allow_inf_nan=False, description="Learning rate of the server's step. 1: the clients' mean."
+    )
     momentum: float = Field(
         default=0.9, ge=0, lt=1, description="Decay rate of the server's momentum over the rounds. 0: none."
     )

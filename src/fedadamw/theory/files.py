@@ -1,6 +1,7 @@
 """Where a measurement is written: numbers as JSON, figures as SVG and PNG."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,15 @@ def write_all(
 
 
 def check_outputs(file: Path | None, folder: Path | None) -> None:
-    """Make the folders of what is to be written, so that a wrong name is not found out at the end."""
+    """Make the folders of what is to be written, so that a wrong or read-only one is not found out at the end."""
     for path in (file and file.parent, folder):
         if path is not None:
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(f"{path}: no folder can be made there ({error.strerror})") from None
+            try:
+                tempfile.TemporaryFile(dir=path).close()
+            except OSError as error:
+                raise InputError(f"{path}: nothing can be written there ({error.strerror})") from None
     check(file is None or not file.is_dir(), f"--json {file}: is a folder; give a file")

@@ -37,7 +37,7 @@ class Slope(TypedDict):
     algorithm: str
     axis: str
     slope: float
-    error: float  # its standard error, by leaving out each seed in turn
+    error: float | None  # its standard error, by leaving out each seed in turn; None with one seed
 
 
 class Rate(TypedDict):
@@ -155,10 +155,10 @@ def parse_values(option: str, text: str) -> list[int]:
     return values
 
 
-def _error(points: Sequence[Measured], axis: str) -> float:
-    """Return the jackknife's standard error of a slope; 0 with one seed."""
+def _error(points: Sequence[Measured], axis: str) -> float | None:
+    """Return the jackknife's standard error of a slope; None with one seed."""
     n = len(points[0]["seeds"])
     if n < 2:
-        return 0.0
+        return None
     slopes = np.array([fit_slope(points, axis, seed) for seed in range(n)])
     return float(np.sqrt((n - 1) / n * ((slopes - slopes.mean()) ** 2).sum()))

@@ -10,7 +10,7 @@ from fedadamw.io.escaping import escape_text
 from fedadamw.report.run_charts import Chart
 from fedadamw.report.study_marks import COLORS
 from fedadamw.theory.prediction import Quadratic, predict
-from fedadamw.theory.rate import AXES, Grid, Rate, along
+from fedadamw.theory.rate import AXES, Grid, Rate, Slope, along
 
 HEADINGS = ("algorithm", *(f"slope in {letter}" for letter in AXES.values()), "measured/P")
 TITLES = {"clients": "S, clients in a round", "steps": "K, local steps", "rounds": "R, rounds"}
@@ -34,9 +34,14 @@ def rate_rows(rate: Rate) -> list[list[str]]:
     for name in dict.fromkeys(point["algorithm"] for point in rate["points"]):
         slopes = {s["axis"]: s for s in rate["slopes"] if s["algorithm"] == name}
         ratios = [point["ratio"] for point in rate["points"] if point["algorithm"] == name]
-        cells = [f"{slopes[axis]['slope']:+.3f} ± {slopes[axis]['error']:.3f}" for axis in AXES]
+        cells = [_describe(slopes[axis]) for axis in AXES]
         rows.append([name, *cells, f"{min(ratios):.2f} to {max(ratios):.2f}"])
     return rows
+
+
+def _describe(slope: Slope) -> str:
+    error = slope["error"]
+    return f"{slope['slope']:+.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def rate_chart(rate: Rate) -> Chart:

@@ -1,11 +1,15 @@
 """Eigenvalues exactly and by Lanczos."""
 
+import pytest
 import torch
 from theory.curvature.small_vits import make_subject
 
 from fedadamw.theory.curvature import spectrum as module
+from fedadamw.theory.curvature.inside import measure_curvature
 from fedadamw.theory.curvature.lanczos import find_nodes
+from fedadamw.theory.curvature.moments import second_moment
 from fedadamw.theory.curvature.spectrum import find_spectrum
+from fedadamw.validation import InputError
 
 
 def test_lanczos_with_as_many_steps_as_dimensions_is_exact():
@@ -51,3 +55,22 @@ def test_a_hessian_has_negative_eigenvalues_and_its_own_trace():
     found = find_spectrum(subject, 6, "hessian", steps=30, probes=1)
     assert (found.matrix, found.method) == ("hessian", "lanczos")
     assert found.values[-1] < 0 < found.values[0]
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda subject: find_spectrum(subject, 4, "gauss-newton", steps=2, probes=1),
+        lambda subject: find_spectrum(subject, 4, "hessian", steps=2, probes=1),
+        lambda subject: measure_curvature(subject, 4),
+        lambda subject: second_moment(subject, 2),
+    ],
+    ids=["exact", "lanczos", "inside", "moments"],
+)
+def test_a_run_that_diverged_is_refused(measure):
+    subject = make_subject(classes=3, width=4, heads=2, images=12, dtype=torch.float32)
+    with torch.no_grad():
+        for p in subject.model.parameters():
+            p.mul_(1e30)
+    with pytest.raises(InputError, match="the loss is not finite at these weights: did the run diverge"):
+        measure(subject)

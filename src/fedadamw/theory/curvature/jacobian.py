@@ -11,7 +11,7 @@ from torch.func import jacrev, vmap
 
 from fedadamw.task import Batch
 from fedadamw.theory.curvature.products import differentiable_twice, root_of_output_hessian, with_parameters
-from fedadamw.theory.curvature.subject import Subject, predict, predicts_numbers
+from fedadamw.theory.curvature.subject import Subject, check_finite, predict, predicts_numbers
 from fedadamw.validation import InputError
 from fedadamw.vector import Layout, trainable
 
@@ -35,7 +35,7 @@ def row_bytes(subject: Subject, rows: int) -> int:
 def jacobian(subject: Subject, batches: Sequence[Batch], names: Sequence[str], on_step: OnStep) -> Tensor:
     """Return the rows (n c, d) of the parameters `names`, in this order; `on_step` gets the samples done.
 
-    Raises InputError if torch cannot differentiate the model for many samples at once.
+    Raises InputError if torch cannot differentiate the model for many samples at once, or a number is not finite.
     """
     chosen = {name: p.detach() for name, p in trainable(subject.model).items() if name in names}
     layout = Layout.of_tensors({name: chosen[name] for name in names})
@@ -53,7 +53,9 @@ def jacobian(subject: Subject, batches: Sequence[Batch], names: Sequence[str], o
                     found = vmap(jacrev(rows_of), in_dims=(None, 0))(chosen, few)
             except RuntimeError as error:
                 raise _as_input_error(error) from error
-            parts.append(torch.cat([found[name].flatten(2) for name in layout.names], -1).flatten(0, 1))
+            part = torch.cat([found[name].flatten(2) for name in layout.names], -1).flatten(0, 1)
+            check_finite(part)
+            parts.append(part)
             done += len(few[0])
             on_step(done)
     return torch.cat(parts)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.theory.curvature.subject import Subject
+from fedadamw.theory.curvature.subject import Subject, check_finite
 from fedadamw.validation import check
 from fedadamw.vector import Vector, trainable
 
@@ -31,7 +31,7 @@ class Explained(NamedTuple):
 def second_moment(subject: Subject, batches: int, on_step: Callable[[int], None] = lambda _: None) -> Vector:
     """Return the mean square of the gradients of so many batches of the run's size, (d,), in float64.
 
-    Batches are drawn without replacement while the samples last.
+    Batches are drawn without replacement while the samples last. Raises InputError if a gradient is not finite.
     """
     parameters = list(trainable(subject.model).values())
     size, v = min(subject.batch_size, subject.samples), torch.zeros(0)
@@ -43,6 +43,7 @@ def second_moment(subject: Subject, batches: int, on_step: Callable[[int], None]
         gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
         square = torch.cat([g.reshape(-1).double().square() for g in gradients])
         v = square if done == 1 else v + (square - v) / done
+        check_finite(square)
         on_step(done)
     return v
 

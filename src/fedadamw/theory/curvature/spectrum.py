@@ -15,8 +15,8 @@ from fedadamw.task import Batch
 from fedadamw.theory.curvature.jacobian import LIMIT_BYTES, count_outputs, jacobian, row_bytes
 from fedadamw.theory.curvature.lanczos import Nodes, find_nodes
 from fedadamw.theory.curvature.products import gauss_newton_product, hessian_product
-from fedadamw.theory.curvature.subject import Subject
-from fedadamw.vector import Layout
+from fedadamw.theory.curvature.subject import Subject, check_finite
+from fedadamw.vector import Layout, Vector
 
 Matrix = Literal["gauss-newton", "hessian"]
 Report = Callable[[str, int, int], None]  # (what, done, in all)
@@ -85,9 +85,14 @@ def _exact(subject: Subject, batches: list[Batch], n: int, report: Report) -> Sp
 def _lanczos(
     subject: Subject, batches: list[Batch], matrix: Matrix, n: int, steps: int, probes: int, report: Report
 ) -> Spectrum:
-    times = (gauss_newton_product if matrix == "gauss-newton" else hessian_product)(subject, batches)
+    product_of = (gauss_newton_product if matrix == "gauss-newton" else hessian_product)(subject, batches)
     layout, like = Layout.of(subject.model), next(p for p in subject.model.parameters() if p.requires_grad)
     done, found, each = 0, list[Nodes](), min(steps, layout.d)
+
+    def times(v: Vector) -> Vector:
+        product = product_of(v)
+        check_finite(product)
+        return product
 
     def step() -> None:
         nonlocal done

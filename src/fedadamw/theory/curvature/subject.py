@@ -107,6 +107,11 @@ def predict(task: Task, model: Model, batch: Batch) -> Tensor:
     return outputs
 
 
+def check_finite(numbers: Tensor) -> None:
+    """Raise InputError if derivatives of the loss are not finite numbers, as after a run that diverged."""
+    check(bool(numbers.isfinite().all()), "the loss is not finite at these weights: did the run diverge?")
+
+
 def predicts_numbers(task: Task) -> bool:
     """Whether the loss is the squared error of a number, not the cross-entropy of classes."""
     return bool(getattr(task, "numbers", False))
