@@ -99,7 +99,7 @@ def gauss() -> str:
         f"{min(ratios):.2f} and {max(ratios):.2f} times P.\n"
     )
     return (
-        f"![Gaussian noise: all algorithms on the line P](theory/rate-gauss.svg)\n\n{_rate_table(rate, names)}\n{text}"
+        f"![Gaussian noise: four algorithms on the line P](theory/rate-gauss.svg)\n\n{_rate_table(rate, names)}\n{text}"
     )
 
 
