@@ -44,7 +44,7 @@ def introduce(record: Record) -> str:
     """Return the rules."""
     rule = record["rule"]
     first, (seed, second) = rule["first_seed"], rule["tuning_seeds"]
-    chosen, seen = (" and ".join(WORKLOADS[n].title for n in record[key]) for key in ("chosen_on", "looked_at"))
+    chosen, seen = ("; ".join(WORKLOADS[n].title for n in record[key]) for key in ("chosen_on", "looked_at"))
     return (
         "`python -m benchmarks.evidence` runs these comparisons. Its rules were fixed before the first run:\n\n"
         f"- Every difference is from {word(record['base'])} with the same seed. A comparison has {rule['fewest']} "
@@ -56,10 +56,11 @@ def introduce(record: Record) -> str:
         "- Each variant has its own learning rate, chosen at the length and the split of the workload on training "
         "data that are held out, from a grid that grows while its best is at an end. It is chosen with seed "
         f"{seed}, and between two rates closer than {rule['close']:g} point with seed {second} as well. Reported seeds "
-        f"begin at {first}: earlier ones were looked at before.\n"
+        f"begin at {first}: earlier ones were looked at before. Nothing else is tuned: betas, decay, alpha and the "
+        "rate and momentum of DiLoCo's outer step are the recipes' or the defaults.\n"
         f"- The setting of ours that is tested is {word(record['candidate'])}. It was chosen by earlier runs with "
-        f"three other seeds on {chosen}, which are not kept; the other workloads test the choice. Such runs on {seen} "
-        "had been seen as well, and told nothing apart.\n"
+        f"three other seeds, not kept, on two workloads ({chosen}); the others test the choice. Runs of one to three such seeds "
+        f"on some of these had been seen as well ({seen}), and did not choose.\n"
         "- An interval that contains 0 reads *not told apart*, fewer than "
         f"{rule['fewest']} seeds *too few seeds*, whatever their interval. A run that diverged has no score: another "
         "seed takes its place, and a setting with such a run counts neither as above nor as not below.\n"

@@ -64,9 +64,8 @@ def _of_memory(rate: Record) -> list[str]:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
-    kept = ([first, *(cell.replace(" ", NO_BREAK) for cell in others)] for first, *others in rows)
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in kept)]) + "\n"
+    kept = [[first, *(cell.replace(" ", NO_BREAK) for cell in others)] for first, *others in rows]
+    return theory_curvature.table(headings, kept)
 
 
 def _rate_table(rate: Record, names: Sequence[str]) -> str:
@@ -100,7 +99,7 @@ def gauss() -> str:
         f"{min(ratios):.2f} and {max(ratios):.2f} times P.\n"
     )
     return (
-        f"![Gaussian noise: all algorithms on the line P](theory/rate-gauss.svg)\n\n{_rate_table(rate, names)}\n{text}"
+        f"![Gaussian noise: four algorithms on the line P](theory/rate-gauss.svg)\n\n{_rate_table(rate, names)}\n{text}"
     )
 
 

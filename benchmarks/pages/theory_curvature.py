@@ -67,7 +67,8 @@ def _explained(facts: Record) -> dict[str, Explained]:
     return {name: Explained(**found) for name, found in facts["log_v"].items() if name != "batches"}
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, its first column on the left."""
     lines = [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
@@ -78,7 +79,7 @@ def spectrum() -> str:
     if record is None:
         return MISSING
     spectra = record["digits"]["spectra"]
-    names = {"start": "Gauss-Newton, at the start", "end": "Gauss-Newton, at the end", "hessian": "Hessian, at the end"}
+    names = {name: f"Gauss-Newton, {when}" for name, when in TIMES.items()} | {"hessian": "Hessian (*), at the end"}
     rows = [
         [
             text,
@@ -93,10 +94,11 @@ def spectrum() -> str:
     end = spectra["end"]
     text = (
         f"`vit-micro` on digits ({end['d']:,} parameters, {end['samples']} samples), {record['digits']['rounds']} "
-        f"rounds. Half of the trace is in {max(1, round(end['half_of_trace'])):,} of its eigenvalues at the end.\n"
+        f"rounds. Half of the trace is in {max(1, round(end['half_of_trace'])):,} of its eigenvalues at the end. "
+        "(*) By Lanczos: its trace and its count are estimates from a few random vectors.\n"
     )
     headings = ("matrix", "largest", "smallest", "trace", "eigenvalues with half of the sum of sizes")
-    return f"![Eigenvalues by rank](theory/spectrum.svg)\n\n{_table(headings, rows)}\n{text}"
+    return f"![Eigenvalues by rank](theory/spectrum.svg)\n\n{table(headings, rows)}\n{text}"
 
 
 def blocks() -> str:
@@ -114,9 +116,9 @@ def blocks() -> str:
         "![Curvature inside blocks, and what blocks explain of v](theory/blocks.svg)\n",
         f"Tiny-ImageNet, {curvature.outputs} classes, after {record['tiny-imagenet']['rounds']} rounds; "
         f"{curvature.samples} samples:\n",
-        _table(SHARE_HEADINGS, share_rows(curvature)),
+        table(SHARE_HEADINGS, share_rows(curvature)),
         "The same network on 10 and on 200 classes, means over its layers:\n",
-        _table(("", "heads of queries and keys", "by chance", "rows of the MLP", "by chance "), heads),
+        table(("", "heads of queries and keys", "by chance", "rows of the MLP", "by chance "), heads),
         "![Curvature between the rows of two matrices](theory/blocks-maps.svg)\n",
     ]
     return "\n".join(lines)
@@ -136,7 +138,7 @@ def log_v() -> str:
     if record is None:
         return MISSING
     parts = [
-        f"{name}:\n\n{_table(EXPLAINED_HEADINGS, explained_rows(_explained(record[data]['end'])))}"
+        f"{name}:\n\n{table(EXPLAINED_HEADINGS, explained_rows(_explained(record[data]['end'])))}"
         for data, name in IMAGES.items()
     ]
     return "\n".join(parts)
@@ -153,7 +155,7 @@ def clients() -> str:
     return "\n".join(
         [
             f"Digits, {record['digits']['rounds']} rounds, means over the rounds:\n",
-            _table(("run", *keys.values()), rows),
+            table(("run", *keys.values()), rows),
             *(f"![{text}](theory/{name}.svg)\n" for name, text in PICTURED.items()),
         ]
     )

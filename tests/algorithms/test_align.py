@@ -72,6 +72,15 @@ def test_agreement_of_equal_orthogonal_and_opposite_updates(updates, agreement):
     torch.testing.assert_close(scaled, agreement * algorithm.server_update(server, up, LR, LR).delta)
 
 
+def test_a_robust_mean_that_is_longer_than_the_updates_does_not_lengthen_the_direction():
+    algorithm = FedAdamW(blocks=Blocks.of(torch.nn.Linear(1, 1)), align="agreement", share="none")
+    nothing, one = torch.zeros(0), torch.ones(1).double()
+    up = Up(torch.tensor([1.0, 1.0]).double(), nothing, nothing, one)  # the median of (1, 1), (1, 0) and (0, 1)
+    server = algorithm.server_init(torch.zeros(2).double())
+    scaled = algorithm.server_update(server, MeasuredUp(*up, one), LR, LR).delta
+    assert torch.equal(scaled, algorithm.server_update(server, up, LR, LR).delta)
+
+
 def test_an_unknown_rule_is_refused_in_one_line():
     rules = ", ".join(ALIGN)
     with pytest.raises(ValueError, match=f"align='sometimes' is unknown.*use one of {rules}"):

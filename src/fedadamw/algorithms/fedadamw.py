@@ -152,7 +152,8 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up | MeasuredUp]):
         m, v, t = forget(up.m, up.v, server.t + up.k, betas=self.betas, memory=self.memory)
         delta = -up.delta / (up.k * lr)
         if isinstance(up, MeasuredUp):
-            delta = delta * (squared_norm(up.delta) / up.square.clamp(min=SMALLEST_NORMAL))
+            agreement = squared_norm(up.delta) / up.square.clamp(min=SMALLEST_NORMAL)
+            delta = delta * agreement.clamp(max=1.0)  # a robust mean may be longer than clients' updates
         return Server(server.x + up.delta, delta, m, v, t)
 
 

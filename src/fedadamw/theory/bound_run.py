@@ -1,19 +1,17 @@
 """Reads from a run what its bound needs: curvature, distance, settings."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
 from fedadamw.theory.bound import Run
 from fedadamw.theory.curvature.moments import second_moment
-from fedadamw.theory.curvature.subject import open_subject
+from fedadamw.theory.curvature.subject import Report, open_subject
 from fedadamw.trained.load import Overrides
 from fedadamw.validation import check
 from fedadamw.vector import trainable
 
 ADAMW = ("fedadamw", "local-adamw")  # whose local steps are AdamW's
-Report = Callable[[str, int, int], None]  # (what, done, in all)
 
 
 def read_run(path: Path, samples: int, overrides: Overrides, report: Report) -> Run:

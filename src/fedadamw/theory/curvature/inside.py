@@ -4,7 +4,7 @@ The paper shares one number of v in each block because the Hessian is near block
 share of the squared entries of a matrix's own part of the Gauss-Newton matrix that lies inside its blocks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,11 +14,10 @@ from fedadamw.blocks.blocks import Blocks
 from fedadamw.blocks.cuts import Cut, parameters_of
 from fedadamw.theory.curvature.jacobian import LIMIT_BYTES, count_outputs, iter_groups, jacobian
 from fedadamw.theory.curvature.shares import Share, row_map, share_inside
-from fedadamw.theory.curvature.subject import Subject
+from fedadamw.theory.curvature.subject import Report, Subject
 from fedadamw.validation import check
 from fedadamw.vector import trainable
 
-Report = Callable[[str, int, int], None]  # (what, done, in all)
 AT_ONCE = 64  # samples in a batch
 MAPS, MAP_ROWS, MAP_NUMBERS = 4, 64, 2**15  # pictures, rows in each, weights in a matrix that gets one
 SHOWN_FIRST = ("query", "key", "mlp", "qkv", "value", "projection", "head")

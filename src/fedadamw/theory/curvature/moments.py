@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.theory.curvature.subject import Subject, check_finite
+from fedadamw.theory.curvature.subject import Report, Subject, check_finite
 from fedadamw.validation import check
 from fedadamw.vector import Vector, trainable
 
 GRANULARITIES = ("paper", "coarse", "tensor")
-Report = Callable[[str, int, int], None]  # (what, done, in all)
 
 
 class Explained(NamedTuple):

@@ -15,11 +15,10 @@ from fedadamw.task import Batch
 from fedadamw.theory.curvature.jacobian import LIMIT_BYTES, count_outputs, jacobian, row_bytes
 from fedadamw.theory.curvature.lanczos import Nodes, find_nodes
 from fedadamw.theory.curvature.products import gauss_newton_product, hessian_product
-from fedadamw.theory.curvature.subject import Subject, check_finite
+from fedadamw.theory.curvature.subject import Report, Subject, check_finite
 from fedadamw.vector import Layout, Vector
 
 Matrix = Literal["gauss-newton", "hessian"]
-Report = Callable[[str, int, int], None]  # (what, done, in all)
 AT_ONCE = 64  # samples in a product
 
 

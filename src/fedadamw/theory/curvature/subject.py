@@ -1,6 +1,6 @@
 """What is measured: a run's model, at its first or last weights, and its training samples without augmentation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -25,6 +25,7 @@ from fedadamw.trained.load import Overrides, Trained, open_trained
 from fedadamw.validation import InputError, check
 
 At = Literal["start", "end"]
+Report = Callable[[str, int, int], None]  # (what, done, in all)
 
 
 class Subject(NamedTuple):
