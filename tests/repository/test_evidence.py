@@ -1,6 +1,7 @@
 """The harness of comparisons: its rules and order on made-up scores, its record and pages."""
 
 import json
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -24,9 +25,14 @@ def by_seed(values, start=0.0):
     return {10 + i: start + value for i, value in enumerate(values)}
 
 
+@lru_cache
+def training_of(workload):
+    return experiment(Job(workload, BASE, 1e-3, 10, tuning=False)).training
+
+
 def finished(job, points):
     """A made-up result with this score, in points; None: it diverged."""
-    settings = experiment(job).training
+    settings = training_of(job.workload)
     rounds = [settings.rounds // 2, settings.rounds]
     return {
         **job._asdict(),
