@@ -15,8 +15,7 @@ Record = Mapping[str, Any]
 NOT_BELOW, ABOVE = 6, 2  # workloads that were aimed at, before any run
 WORDS = {"fedadamw": "FedAdamW", "local-adamw": "Local AdamW", "fedavg": "FedAvg", "fedmuon": "FedMuon"}
 WORDS |= {"fedlion": "FedLion", "diloco": "DiLoCo", "muloco": "MuLoCo", "fedadamw memory=1": "FedAdamW with `memory=1`"}
-WORDS |= {name: f"FedAdamW with `{name.removeprefix('fedadamw ')}`" for name in RIVALS}
-WORDS |= {"fedadamw alignment only": "FedAdamW with `share=none`"}
+WORDS |= {name: f"FedAdamW with `{name.removeprefix('fedadamw ')}`" for name in (*RIVALS, "fedadamw share=none")}
 
 
 def section() -> str:
