@@ -27,7 +27,7 @@ VARIANTS = {
     "fedadamw": Variant("fedadamw"),
     CANDIDATE: Variant("fedadamw", ("algorithm.memory=1",)),
     **{name: Variant("fedadamw", ("algorithm.memory=1", f"algorithm.{name.split()[-1]}")) for name in RIVALS},
-    "fedadamw alignment only": Variant("fedadamw", ("algorithm.share=none",)),
+    "fedadamw share=none": Variant("fedadamw", ("algorithm.share=none",)),
     "fedavg": Variant("fedavg"),
     "fedmuon": Variant("fedmuon"),
     "fedlion": Variant("fedlion"),

@@ -32,7 +32,7 @@ class Workload(NamedTuple):
 IMAGE_RATES = {ADAPTIVE: (3e-4, 1e-3), "fedavg": (0.1, 0.3), "fedmuon": (3e-3, 1e-2), "muloco": (3e-3, 1e-2)}
 SWIN_RATES = {**IMAGE_RATES, ADAPTIVE: (1e-4, 3e-4), "fedavg": (0.03, 0.1), "fedmuon": (1e-3, 3e-3)}
 TEXT_RATES = {ADAPTIVE: (1e-3, 3e-3), "fedavg": (0.1, 0.3), "fedmuon": (1e-3, 3e-3), "muloco": (1e-3, 3e-3)}
-MANY = ("fedavg", "fedmuon", "fedlion", "diloco", "muloco", "fedadamw alignment only")
+MANY = ("fedavg", "fedmuon", "fedlion", "diloco", "muloco", "fedadamw share=none")
 SOME = ("fedavg", "fedmuon", "diloco")
 
 

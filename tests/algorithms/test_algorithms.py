@@ -280,7 +280,7 @@ def test_fedexp_goes_further_where_clients_disagree(task):
     fedavg.step()
     step, mean = 2 * (sim.state.server.x - start), fedavg.state.server.x - start
     eta = step.norm() / mean.norm()
-    assert float(eta) >= 1
+    assert float(eta) > 1.1
     torch.testing.assert_close(step, eta * mean, rtol=0, atol=1e-12)
 
 

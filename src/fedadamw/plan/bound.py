@@ -56,7 +56,9 @@ def bound(experiment: Experiment) -> int | None:
     """Return bytes that one rank of the run stays below; None if that cannot be said so fast."""
     try:
         kept = _count_kept(experiment)
-    except Exception:  # of another package's algorithm, which need not work on a vector of no numbers
+    except Exception:  # another package's algorithm need not work on a vector of no numbers
+        if experiment.algorithm_name in registry.BUILT_IN:
+            raise
         return None
     model, vectors = resolve_model(experiment.model), _vectors(experiment, kept)
     if model.name in NAMES:  # only if clients keep vectors, it is worth building
