@@ -11,6 +11,7 @@ checkpoint is. benchmarks/evidence/rule.py has the rules, agenda.py the order.
 import argparse
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from benchmarks.evidence.agenda import Agenda
@@ -43,6 +44,7 @@ def _act(args: argparse.Namespace) -> int:
         check_one_of("--only", name, WORKLOADS)
     check(args.workers >= 1, f"--workers {args.workers}: give at least 1")
     check(args.budget is None or args.budget > 0, f"--budget {args.budget}: give hours above 0")
+    check(not (args.record and args.small), "--record takes the real runs: leave --small out")
     store = Store(args.out, small=args.small)
     if args.record:
         print(f"written: {write_record(store, record=True)}")
@@ -51,11 +53,21 @@ def _act(args: argparse.Namespace) -> int:
     if args.plan or args.record:
         print("\n".join(plan))
         return 0
+    check_folder(store.folder)
     print("\n".join(line for line in plan if not line.startswith(" ")), flush=True)
     with Session(store, args.data, args.workers, only, small=args.small) as session:
         session.run(None if args.budget is None else 3600 * args.budget)
     print(f"{session.ended} runs ended, {len(session.failed)} of them failed; --plan says what is left")
     return 1 if session.failed else 0
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder of the results; raises InputError where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"--out {folder}: nothing can be written there ({error.strerror})") from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from benchmarks.evidence.store import Result, Store, points
 from benchmarks.evidence.variants import BASE, CANDIDATE, CHOSEN_ON, LOOKED_AT, MAIN, VARIANTS
 from benchmarks.evidence.workloads import WORKLOADS, Workload
 from fedadamw.checkpoint import write_atomically
+from fedadamw.validation import check
 
 WHAT, DEVICE = "evidence", "cpu"
 LINE = 600  # characters
@@ -19,8 +20,13 @@ KEPT = ("seed", "error", "score", "train_loss", "wall_s", "cpu_s", "commit")  # 
 
 
 def write_record(store: Store, *, record: bool) -> Path:
-    """Write this month's record, or the scratch one, and return where it is."""
-    path = records.path_of(WHAT, DEVICE, record=record)
+    """Write this month's record, or the scratch one, and return where it is.
+
+    Raises InputError if there are no results to take the place of those in a committed record.
+    """
+    path, newest = records.path_of(WHAT, DEVICE, record=record), records.read_newest(WHAT, DEVICE)
+    lost = record and bool(newest and newest["workloads"]) and not store.refresh().results
+    check(not lost, f"{store.folder} has no results, and the committed record has some: give their folder (--out)")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, f"{to_text(content(store))}\n".encode())
     return path

@@ -1,7 +1,7 @@
 """Tune SmolLM2-135M on SST-2 as questions and answers: FedAdamW, Local AdamW, FedAvg and the untuned model.
 
 The recipe small/instruct-smollm2 at Dirichlet 0.1 and 0.8, three seeds. Each algorithm's learning rate is chosen from
-three at each concentration, with seed 0, by exact match on 100 questions held out from the training set; what is
+three at each concentration, with a seed of its own, by exact match on 200 questions held out from the training set; what is
 reported is measured after the last round, on 300 questions of SST-2's validation split. The base is in bfloat16.
 
 Each run is one file in runs/instruct; finished ones are not repeated, and a killed one goes on at its last checkpoint.
@@ -34,13 +34,13 @@ from fedadamw.validation import InputError
 
 RECIPE = "small/instruct-smollm2"
 CONCENTRATIONS = (0.1, 0.8)
-SEEDS = (0, 1, 2)
+SEEDS, TUNING_SEED = (1, 2, 3), 0
 GRIDS = {  # learning rates
     "fedadamw": (3e-4, 1e-3, 3e-3),
     "local-adamw": (3e-4, 1e-3, 3e-3),
     "fedavg": (0.03, 0.1, 0.3),
 }
-QUESTIONS = {"tune": 100, "test": 300}  # that are answered
+QUESTIONS = {"tune": 200, "test": 300}  # that are answered
 VALIDATION = 0.03  # of the training set, to tune on: 2,020 questions, of which some are answered
 SMALL = ["training.steps=2", "training.clients_per_round=2", "data.max_train=2000"]
 UNTUNED = "untuned"
@@ -118,7 +118,7 @@ def parse() -> argparse.Namespace:
 
 def compare(algorithm: str, concentration: float, args: argparse.Namespace) -> dict[str, Any]:
     """Choose the learning rate of an algorithm, then run it with each seed."""
-    tuned = {lr: run(Job("tune", algorithm, concentration, lr, 0), args) for lr in rates(algorithm, args)}
+    tuned = {lr: run(Job("tune", algorithm, concentration, lr, TUNING_SEED), args) for lr in rates(algorithm, args)}
     best = max(tuned, key=lambda lr: (tuned[lr]["exact-match"], -tuned[lr]["loss"]))
     runs = [run(Job("test", algorithm, concentration, best, seed), args) for seed in seeds(args)]
     return {"tuned": {f"{lr:g}": result for lr, result in tuned.items()}, "lr": best, "runs": runs}

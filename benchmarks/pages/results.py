@@ -35,9 +35,10 @@ variant is compared with each other one by paired t-tests over the seeds; three 
 Each algorithm runs at its own learning rate, chosen with one seed on samples held out of the training data, from a grid
 that grew as long as its best value was at an edge (`fedadamw tune --only lr,server_lr`): for images at Dirichlet 0.1 on
 2,000 to 5,000 held-out samples, for texts as the notes below their tables say. These comparisons have one to three
-seeds. The rule of `python -m benchmarks.evidence` wants at least five, and as many as a narrow interval takes, so it
-calls all of them too few: where a table says that its seeds tell two variants apart, that is the t-test alone. A
-comparison of one seed has no interval: there a gap of a point or two means nothing. To repeat a comparison:
+seeds, too few to tell FedAdamW and Local AdamW apart by the rule of `python -m benchmarks.evidence`, which wants at
+least five and as many as a narrow interval takes: where a table below says that three seeds tell two apart, that is the
+t-test's word alone. A comparison of one seed has no interval: there a gap of a point or two means nothing. To repeat a
+comparison:
 
 ```bash
 fedadamw compare small/cifar10-vit-dir0.1 -a fedadamw,local-adamw --seeds 3 -s data.source=./data/cifar10

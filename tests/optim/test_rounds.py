@@ -290,3 +290,9 @@ def test_misuse_raises_an_error_that_says_what_to_do():
         unnamed.start_round(fedadamw.Server(model).broadcast())
     with pytest.raises(ValueError, match="lr=-1"):
         fedadamw.FedAdamW(model.named_parameters(), lr=-1)
+
+
+@pytest.mark.parametrize("outer", [True, {"lr": 0.7}])
+def test_an_outer_step_of_another_type_is_refused_before_any_client_trains(outer):
+    with pytest.raises(InputError, match=r"outer=.*: give an OuterStep, such as fedadamw\.OuterStep\(lr=0\.7\)"):
+        fedadamw.Server(torch.nn.Linear(2, 2), outer=outer)

@@ -17,6 +17,7 @@ from benchmarks.evidence.store import Store, points
 from benchmarks.evidence.variants import BASE, CANDIDATE, MAIN, VARIANTS
 from benchmarks.evidence.workloads import RUNGS, WORKLOADS, first_rates
 from benchmarks.pages import evidence, which_optimizer
+from fedadamw.validation import InputError
 
 SPREAD = (0.0, 2.0, 4.0, 6.0, 8.0)  # standard deviation 3.2
 
@@ -232,6 +233,29 @@ def test_a_record_has_every_run_and_says_what_is_missing(made_up, monkeypatch, t
     assert "above on 1 (small ViT, digits, Dirichlet 0.3)" in evidence.describe(found)
     candidate["runs"][0]["error"] = "diverged"
     assert "not below on none, above on none" in evidence.describe(found)
+
+
+def test_a_record_is_not_replaced_by_an_empty_one(made_up, monkeypatch, tmp_path):
+    monkeypatch.setattr(records, "COMMITTED", tmp_path)
+    before = record.write_record(made_up, record=True).read_bytes()
+    with pytest.raises(InputError, match="empty has no results, and the committed record has some"):
+        record.write_record(Store(tmp_path / "empty"), record=True)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--out", "/dev/null/x"], "--out /dev/null/x: nothing can be written there"),
+        (["--record", "--small"], "--record takes the real runs: leave --small out"),
+    ],
+)
+def test_nothing_runs_or_is_recorded_where_that_is_of_no_use(words, says, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(records, "COMMITTED", tmp_path)
+    monkeypatch.setattr(command, "Session", None)
+    assert command.main([*words, "--only", "digits"]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_rules_are_written_before_anything_was_run(monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ from fedadamw.algorithms import fedadamw as algorithm
 from fedadamw.algorithms.outer import OuterStep
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.optim.messages import Broadcast, Upload, check_message
-from fedadamw.validation import InputError, check, check_one_of
+from fedadamw.validation import InputError, check, check_one_of, shorten
 from fedadamw.vector import Layout, at_least_single, trainable
 
 
@@ -36,6 +36,8 @@ class Server:
         outer: OuterStep | None = None,
     ) -> None:
         check_one_of("share", share, algorithm.SHARES)
+        step = outer is None or isinstance(outer, OuterStep)
+        check(step, f"outer={shorten(outer)}: give an OuterStep, such as fedadamw.OuterStep(lr=0.7)")
         self.blocks = Blocks.of(model) if blocks is None else blocks
         problem = self.blocks.layout.difference(Layout.of(model))
         if problem:
