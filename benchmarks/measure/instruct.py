@@ -1,8 +1,9 @@
 """Tune SmolLM2-135M on SST-2 as questions and answers: FedAdamW, Local AdamW, FedAvg and the untuned model.
 
 The recipe small/instruct-smollm2 at Dirichlet 0.1 and 0.8, three seeds. Each algorithm's learning rate is chosen from
-three at each concentration, with a seed of its own, by exact match on 200 questions held out from the training set; what is
-reported is measured after the last round, on 300 questions of SST-2's validation split. The base is in bfloat16.
+three at each concentration, with a seed that is not reported, by exact match on 200 questions held out from the training
+set; what is reported is measured after the last round, on 300 questions of SST-2's validation split. The base is in
+bfloat16.
 
 Each run is one file in runs/instruct; finished ones are not repeated, and a killed one goes on at its last checkpoint.
 
