@@ -1,7 +1,7 @@
 """Tune SmolLM2-135M on SST-2 as questions and answers: FedAdamW, Local AdamW, FedAvg and the untuned model.
 
 The recipe small/instruct-smollm2 at Dirichlet 0.1 and 0.8, three seeds. Each algorithm's learning rate is chosen from
-three at each concentration, with a seed that is not reported, by exact match on 200 questions held out from the training
+three at each concentration, with a seed that is not reported, by exact match on 200 questions held out of the training
 set; what is reported is measured after the last round, on 300 questions of SST-2's validation split. The base is in
 bfloat16.
 
