@@ -213,10 +213,13 @@ class Counting(FedAvg):
 
     def client_start(self, down, memory):
         d = down.x.shape[-1]
-        SEEN.append(
-            sum(type(t) is torch.Tensor and t.untyped_storage().nbytes() == 2 * d * 8 for t in gc.get_objects())
-        )
+        SEEN.append(sum(_size(t) == 2 * d * 8 for t in gc.get_objects() if type(t) is torch.Tensor))
         return super().client_start(down, memory)
+
+
+def _size(t: torch.Tensor) -> int:
+    """Bytes of a tensor; 0 of one inside of `vmap`, which has no storage, and may live on where vmap failed."""
+    return 0 if torch._C._functorch.is_batchedtensor(t) else t.untyped_storage().nbytes()
 
 
 SEEN: list[int] = []

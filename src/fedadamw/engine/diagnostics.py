@@ -80,13 +80,11 @@ class Diagnostics:
 
     def _likelihood_by_kind(self, sums: Sums) -> dict[str, dict[str, float]]:
         """Mean log-likelihood by class and M, of the gradients that are not 0."""
-        means = {}
+        means, counts, scores = {}, sums.counts.tolist(), sums.scores.tolist()
         for kind in ("all", *dict.fromkeys(self.kinds)):
             of_kind = [i for i, own in enumerate(self.kinds) if kind in ("all", own)]
-            count = float(sums.counts[of_kind].sum())
-            if count:
-                scores = (sums.scores[:, of_kind].sum(1) / count).tolist()
-                means[kind] = dict(zip(MEMORIES, scores, strict=True))
+            if count := sum(counts[i] for i in of_kind):
+                means[kind] = {m: sum(row[i] for i in of_kind) / count for m, row in zip(MEMORIES, scores, strict=True)}
         return means
 
     def _by_kind(self, values: Vector, *, root_of_sum: bool) -> dict[str, float]:
