@@ -75,7 +75,7 @@ def _estimate_time(plan: "Plan", recipe: str | None) -> str | None:
     rounds = plan.experiment.training.rounds
     count = "one round" if len(measured) == 1 else f"{len(measured)} rounds"
     whole = timedelta(seconds=round(rounds * each))
-    return f"{whole} for {rounds} rounds of {each:,.1f} s, by the {count} in {folder.path}"
+    return f"{whole} for {rounds} round{'s' * (rounds > 1)} of {each:,.1f} s, by the {count} in {folder.path}"
 
 
 def _print(plan: "Plan", time: str | None) -> None:
