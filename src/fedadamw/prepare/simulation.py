@@ -32,10 +32,11 @@ from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
 from fedadamw.prepare.architecture import is_run
 from fedadamw.prepare.base import check_base, check_own_quantisation, warn_if_not_stacked
+from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
-from fedadamw.prepare.samples import load_samples, make_partition
+from fedadamw.prepare.samples import load_samples, make_partitions
 from fedadamw.prepare.start import Start, StartFacts, open_start
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
@@ -53,7 +54,8 @@ class Prepared:
     task: Task
     train: Samples
     test: Samples
-    partition: Partition
+    partition: Partition  # what clients train on
+    held_out: Partition | None  # each client's own held-out samples
     device: torch.device
     ranks: Team
     folding: Folding | None
@@ -132,6 +134,7 @@ class Prepared:
             memory_folder=memory_folder,
             ranks=self.ranks,
             portions=self.portions,
+            held_out=self.held_out,
         )
 
 
@@ -145,10 +148,10 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     pretrained = open_pretrained(experiment)
     check_own_quantisation(experiment, pretrained)
     train, test = load_samples(experiment, pretrained)
-    partition = make_partition(experiment, train)
+    partition, held_out = make_partitions(experiment, train)
     start = open_start(experiment)
     problem = build_problem(experiment, pretrained, train, test, device, start)
-    prepared = assemble(experiment, problem, train, test, partition, device)
+    prepared = assemble(experiment, problem, train, test, partition, device, held_out)
     return prepared if start is None else replace(prepared, start=start.facts)
 
 
@@ -163,22 +166,32 @@ def set_up_process(experiment: Experiment) -> torch.device:
 
 
 def assemble(
-    experiment: Experiment, problem: Problem, train: Samples, test: Samples, partition: Partition, device: torch.device
+    experiment: Experiment,
+    problem: Problem,
+    train: Samples,
+    test: Samples,
+    partition: Partition,
+    device: torch.device,
+    held_out: Partition | None = None,
 ) -> Prepared:
-    """Build the algorithm for a problem on `device`, and check that it, the model and the partition fit."""
+    """Build the algorithm for a problem on `device`, and check that it, the model and the partition fit.
+
+    held_out: each client's own held-out samples, if there are any.
+    """
     model, task, facts = problem
     algorithm = build_algorithm(experiment, model)
     if experiment.training.gradient_checkpointing:
         checkpoint_layers(model, experiment.model.name)
     workspace = Workspace(model)
     check_batch_norm(workspace, task, partition, experiment.training)
+    if held_out is not None:
+        check_held_out(experiment, task, held_out)
     portions = build_portions(experiment, workspace, len(partition))
     folding = make_folding(model, experiment.lora, None if portions is None else portions.scale)
     halves = build_halves(experiment, workspace, build_algorithm)
     ranks = current_team(device, experiment.shards)
-    return Prepared(
-        experiment, workspace, algorithm, task, train, test, partition, device, ranks, folding, halves, portions, facts
-    )
+    data = (task, train, test, partition, held_out)
+    return Prepared(experiment, workspace, algorithm, *data, device, ranks, folding, halves, portions, facts)
 
 
 def check_settings(experiment: Experiment, *, remote: bool) -> None:
@@ -211,6 +224,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     if t.outer is not None:
         check_takes_outer_step(adds_mean=algorithm.adds_mean, server_lr=experiment.algorithm.get("server_lr", 1.0))
     _check_shards(experiment)
+    check_client_evaluation(experiment, remote=remote)
     if remote:
         _check_remote(experiment)
     else:
