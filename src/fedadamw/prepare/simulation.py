@@ -209,7 +209,8 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         check(algorithm.adds_mean, f"lora.aggregate={lora.aggregate!r} {NOT_THE_MEAN}")
         check(t.outer is None, f"lora.aggregate={lora.aggregate!r} takes the clients' mean as it is: no training.outer")
     if t.outer is not None:
-        check_takes_outer_step(adds_mean=algorithm.adds_mean, server_lr=experiment.algorithm.get("server_lr", 1.0))
+        server_lr = experiment.algorithm.get("server_lr", 1.0)
+        check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
     _check_shards(experiment)
     if remote:
         _check_remote(experiment)
