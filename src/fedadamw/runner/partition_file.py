@@ -1,4 +1,4 @@
-"""partition.json: how many samples of which class the clients of a run have, and natural clients' names; for its page."""
+"""partition.json: how many samples of which class the clients of a run have, and natural clients' names."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ NAME = "partition.json"
 def write_partition(
     folder: Path, counts: np.ndarray, classes: Sequence[str], names: Sequence[str] | None = None
 ) -> None:
-    """Write the counts (clients, classes) of as many clients as the page shows, and the names of all natural clients."""
+    """Write the counts (clients, classes) of as many clients as the page shows, and all natural clients' names."""
     content = {"classes": list(classes), "counts": counts[:MAX_CLIENTS].tolist()}
     content |= {} if names is None else {"names": list(names)}
     write_atomically(folder / NAME, (json.dumps(content) + "\n").encode())
