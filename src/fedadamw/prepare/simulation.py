@@ -211,7 +211,8 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         check(algorithm.adds_mean, f"lora.aggregate={lora.aggregate!r} {NOT_THE_MEAN}")
         check(t.outer is None, f"lora.aggregate={lora.aggregate!r} takes the clients' mean as it is: no training.outer")
     if t.outer is not None:
-        check_takes_outer_step(adds_mean=algorithm.adds_mean, server_lr=experiment.algorithm.get("server_lr", 1.0))
+        server_lr = experiment.algorithm.get("server_lr", 1.0)
+        check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
     _check_shards(experiment)
     if remote:
         _check_remote(experiment)
@@ -243,6 +244,8 @@ def _check_remote(experiment: Experiment) -> None:
         f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
     )
     check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
+    own = experiment.partition.kind == "nodes"
+    check(not own or experiment.data.every == 1, "data.every: nodes use every row of their own data")
 
 
 def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
