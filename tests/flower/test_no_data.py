@@ -11,7 +11,6 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from support.federated import COMMON
 from support.grids import LocalGrid
 
-from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.server_app import run
 from fedadamw.settings.load import load
 

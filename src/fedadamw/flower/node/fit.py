@@ -83,7 +83,9 @@ def _find_strange(split: "Dataset", label: str, classes: tuple[str, ...], *, str
     names = getattr(split.features[label], "names", None)
     if names is None:
         values = [value for value in split.unique(label) if value is not None and value == value]  # noqa: PLR0124  (NaN)
-        names = [str(int(value)) if isinstance(value, float | bool) and value % 1 == 0 else str(value) for value in values]
+        names = [
+            str(int(value)) if isinstance(value, float | bool) and value % 1 == 0 else str(value) for value in values
+        ]
         if not strict and not any(isinstance(value, str) for value in values):
             return []
     places = match_classes(names, classes)
