@@ -82,14 +82,18 @@ def _find_strange(split: "Dataset", label: str, classes: tuple[str, ...], *, str
     """
     names = getattr(split.features[label], "names", None)
     if names is None:
-        values = [value for value in split.unique(label) if value is not None and value == value]  # noqa: PLR0124  (NaN)
-        names = [
-            str(int(value)) if isinstance(value, float | bool) and value % 1 == 0 else str(value) for value in values
-        ]
+        values = split.unique(label)
+        names = [_in_words(value) for value in values if value is not None and value == value]  # noqa: PLR0124  (NaN)
         if not strict and not any(isinstance(value, str) for value in values):
             return []
     places = match_classes(names, classes)
     return [str(name) for name, place in zip(names, places, strict=True) if place is None]
+
+
+def _in_words(value: object) -> str:
+    """Return a cell as the name of a class: 1.0, 1 and true are the class 1."""
+    whole = isinstance(value, float | bool) and value % 1 == 0
+    return str(int(value)) if whole else str(value)  # type: ignore[call-overload]
 
 
 def _expected(classes: tuple[str, ...]) -> str:
