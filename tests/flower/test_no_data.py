@@ -39,7 +39,7 @@ def of_reports(tmp_path, **files):
         f"model={tmp_path / 'roberta'}",
         "partition={kind: nodes, clients: 3}",
         "training.clients_per_round=3",
-        "federation={wait_for: %d, quorum: 2}" % (3 - len(files)),
+        f"federation={{wait_for: {3 - len(files)}, quorum: 2}}",
     ]
     return settings, grid
 

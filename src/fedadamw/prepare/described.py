@@ -1,4 +1,4 @@
-"""Data that only Flower's nodes have: the settings describe what the server does not have a sample of (data.classes)."""
+"""Data that only Flower's nodes have: the settings (data.classes) describe what the server has no sample of."""
 
 import numpy as np
 

@@ -50,6 +50,7 @@ def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: Imag
 
 
 def image_source(experiment: Experiment) -> ImageSource:
+    """Return where the experiment's images are."""
     data = experiment.data
     return ImageSource(
         data.source,

@@ -108,11 +108,9 @@ def _answer_error(error: Exception) -> Mapping[str, int | str]:
     """Return what the server is told instead of numbers."""
     if isinstance(error, StaleError):
         return {STALE: 1}
-    return (
-        {OTHER_DATA: str(error)[:MAX_ERROR_CHARACTERS]}
-        if isinstance(error, OtherDataError)
-        else {"error": _describe(error)}
-    )
+    if isinstance(error, OtherDataError):
+        return {OTHER_DATA: str(error)[:MAX_ERROR_CHARACTERS]}
+    return {"error": _describe(error)}
 
 
 def _describe(error: Exception) -> str:
