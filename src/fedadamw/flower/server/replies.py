@@ -17,7 +17,7 @@ def read_numbers(reply: Message | Exception | None) -> dict[str, object]:
         raise RefusedError("failed", str(reply.error.reason))
     records = reply.content.metric_records
     if set(reply.content) == {OTHER_DATA}:
-        told = reply.content.config_records.get(OTHER_DATA, {})
+        told: dict[str, object] = dict(reply.content.config_records.get(OTHER_DATA, {}))
         raise RefusedError(OTHER_DATA, f"client {str(told.get('client'))[:10]}: {told.get('why')}")
     if set(records) != {NUMBERS} or reply.content.config_records:
         names = sorted([*records, *reply.content.config_records])
