@@ -1,4 +1,4 @@
-"""The table of docs/results.md that compares algorithms on questions and answers, from the record of measure/instruct."""
+"""The table of docs/results.md that compares algorithms on questions and answers, from measure/instruct."""
 
 from collections.abc import Mapping
 from statistics import mean
