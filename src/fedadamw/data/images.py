@@ -89,6 +89,7 @@ class ImageSource(NamedTuple):
     group_column: str | None = None  # names the natural client of each row
     test_source: str | None = None  # see `read_splits`
     test_split: str | None = None  # see `choose_held_out_split`
+    every: int = 1  # rows of the training set, see DataSettings
 
     @property
     def place(self) -> str:
@@ -118,8 +119,9 @@ def load_images(
     """
     if source.name == "digits":
         check(source.group_column is None, f"partition.column={source.group_column!r}: digits have no columns")
-        return _load_digits(_choose_format(source.place, DIGITS_SURVEY, options))
-    splits = read_splits(source.name, source.config, source.test_source)
+        train, test = _load_digits(_choose_format(source.place, DIGITS_SURVEY, options))
+        return train.select(np.arange(0, len(train), source.every)) if source.every > 1 else train, test
+    splits = read_splits(source.name, source.config, source.test_source, source.every)
     test_name = choose_held_out_split(source.place, splits, source.test_split) if want_test else None
     columns = _find_columns(source.place, splits["train"], source)
     survey = load_survey(splits["train"], columns.image)

@@ -55,6 +55,7 @@ def _image_source(experiment: Experiment) -> ImageSource:
         group_column=experiment.partition.client_column,
         test_source=data.test_source,
         test_split=data.test_split,
+        every=data.every,
     )
 
 

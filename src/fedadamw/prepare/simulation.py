@@ -242,6 +242,8 @@ def _check_remote(experiment: Experiment) -> None:
         f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
     )
     check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
+    own = experiment.partition.kind == "nodes"
+    check(not own or experiment.data.every == 1, "data.every: nodes use every row of their own data")
 
 
 def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:

@@ -56,7 +56,7 @@ def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Texts, 
     With data.validation the second is empty.
     """
     data, (source, config) = experiment.data, _source(experiment.data)
-    splits = read_splits(source, config, data.test_source)
+    splits = read_splits(source, config, data.test_source, data.every)
     reader = _reader(experiment, pretrained, source, splits["train"])
     train = reader.read(splits["train"])
     warn_if_cut(experiment, pretrained, train, "training")

@@ -31,6 +31,7 @@ ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behave
     "model.best": False,
     "model.dtype": "auto",  # the manifest has the type of a run's base
     "model.quantize": "none",
+    "data.every": 1,
     "data.prompt": None,
     "data.response": None,
     "data.metrics": [],

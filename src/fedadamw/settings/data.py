@@ -87,6 +87,12 @@ class DataSettings(Section):
         description="Split of the held-out samples. Null: the first of test, validation, valid and val; GLUE's tasks "
         "have their own.",
     )
+    every: int = Field(
+        default=1,
+        ge=1,
+        description="Use only every so many rows of the training set, the first included: 80 for windows of 80 "
+        "characters that slide by one, whose texts would otherwise be learned 80 times. 1: all.",
+    )
     max_train: int | None = Field(
         default=None, ge=1, description="Use only this many training samples, drawn at random. Null: all."
     )
