@@ -32,6 +32,7 @@ from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
 from fedadamw.prepare.architecture import is_run
 from fedadamw.prepare.base import check_base, check_own_quantisation, warn_if_not_stacked
+from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
@@ -188,6 +189,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     """
     t, data, clients = experiment.training, experiment.data, experiment.partition.clients
     check_device("device", experiment.device)
+    check_described(experiment)
     registry.check_startable(experiment.algorithm)
     if data.task != PYTHON:
         (texts if data.is_text else images).check_named(experiment)
