@@ -148,7 +148,8 @@ class Simulation:
         participation = result.answered / len(clients)
         after = self.next_state(state, result, lr, participation)
         clients.finish_round(Update(state.round, result.up, lr, participation))
-        evaluation = self.evaluate(after) if training.evaluates(state.round) else None
+        evaluates = self.task.held_out > 0 and training.evaluates(state.round)
+        evaluation = self.evaluate(after) if evaluates else None
         scores = self.evaluate_clients(after) if training.evaluates_clients(state.round) else None
         self.state, self.losses, self.scores = after, result.losses, scores
         traffic = clients.traffic

@@ -23,7 +23,7 @@ from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
 from fedadamw.engine.simulate import NOT_THE_MEAN, Saved, Simulation
 from fedadamw.engine.simulated import SimulatedClients
-from fedadamw.engine.step import SAVED_S, Kind, compiling_pays
+from fedadamw.engine.step import SAVED_S, Kind
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora.means import Folding, make_folding
@@ -32,7 +32,9 @@ from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
 from fedadamw.prepare.architecture import is_run
 from fedadamw.prepare.base import check_base, check_own_quantisation, warn_if_not_stacked
+from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
+from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
@@ -201,6 +203,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     """
     t, data, clients = experiment.training, experiment.data, experiment.partition.clients
     check_device("device", experiment.device)
+    check_described(experiment)
     registry.check_startable(experiment.algorithm)
     if data.task != PYTHON:
         (texts if data.is_text else images).check_named(experiment)
@@ -222,7 +225,8 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         check(algorithm.adds_mean, f"lora.aggregate={lora.aggregate!r} {NOT_THE_MEAN}")
         check(t.outer is None, f"lora.aggregate={lora.aggregate!r} takes the clients' mean as it is: no training.outer")
     if t.outer is not None:
-        check_takes_outer_step(adds_mean=algorithm.adds_mean, server_lr=experiment.algorithm.get("server_lr", 1.0))
+        server_lr = experiment.algorithm.get("server_lr", 1.0)
+        check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
     _check_shards(experiment)
     check_client_evaluation(experiment, remote=remote)
     if remote:
@@ -255,6 +259,8 @@ def _check_remote(experiment: Experiment) -> None:
         f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
     )
     check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
+    own = experiment.partition.kind == "nodes"
+    check(not own or experiment.data.every == 1, "data.every: nodes use every row of their own data")
 
 
 def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
@@ -280,21 +286,3 @@ def build_problem(
     assert isinstance(train, Images)
     assert isinstance(test, Images)
     return images.build(experiment, pretrained, train, test, device, load_weights)
-
-
-def choose_step(
-    experiment: Experiment, d: int, samples: float, device: torch.device, saved: Mapping[str, float] = SAVED_S
-) -> Kind:
-    """Return how local steps of a new run on d numbers are done, with so many samples a client; see Prepared."""
-    t = experiment.training
-    if experiment.compile != "auto":
-        return "compiled" if experiment.compile == "on" else "fused"
-    steps = t.steps or -(-int(samples) * (t.epochs or 1) // t.batch_size)
-    total = t.rounds * t.clients_per_round * steps
-    return "compiled" if compiling_pays(d, total, device, saved) else "fused"
-
-
-def default_stack(experiment: Experiment, device: torch.device) -> int:
-    """Return how many clients train at once by default: one on a CPU, in shards or quantised, else all of a round."""
-    one = device.type == "cpu" or experiment.shards > 1 or experiment.model.quantize != "none"
-    return 1 if one else experiment.training.clients_per_round
