@@ -15,7 +15,7 @@ from fedadamw.report import run_charts
 from fedadamw.report.metrics import find_evaluations, format_metric, label, main_metric, score
 from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.run_status import FINISHED, RunStatus
-from fedadamw.report.setting_tables import render_settings, select_used
+from fedadamw.report.setting_tables import has_no_data, render_settings, select_used
 from fedadamw.report.vega import vega_script
 from fedadamw.settings.section import flatten_settings
 
@@ -44,6 +44,9 @@ class RunPage:
         data = dict(manifest["data"])
         if settings["partition"]["kind"] == "nodes":
             data["server's own, not trained on"] = data.pop("train")
+        if has_no_data(settings):
+            del data["server's own, not trained on"], data["test"]
+        self._empty = "The server has no data to evaluate on." if has_no_data(settings) else "No evaluation so far."
         self._fixed = {
             "title": escape_html(folder.name),
             "settings": render_settings(select_used(settings)),
@@ -60,7 +63,7 @@ class RunPage:
         """Return the page as HTML. records: one or more."""
         specs = self._specs(records)
         evaluated = any(record["test_metrics"] is not None for record in records)
-        empty = "The evaluations have no metrics." if evaluated else "No evaluation so far."
+        empty = "The evaluations have no metrics." if evaluated else self._empty
         about = {"refresh_s": status.refresh_s, "resume": status.resume, "written": time.time(), "empty": empty}
         return self._template.substitute(
             self._fixed,
