@@ -35,7 +35,7 @@ from fedadamw.randomness import Purpose, seed_modules, torch_seed
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError
-from fedadamw.vector import Layout, Vector, statistics
+from fedadamw.vector import Vector
 
 Job = tuple[Shard, LocalWork]
 VMAP_ERRORS = re.compile(r"vmap|functorch|autograd\.Function|batching rule", re.IGNORECASE)
@@ -65,7 +65,6 @@ class Stacked:
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.seed, self.step, self.group = training, seed, step, group
         self.fallback, self.stacks = fallback, True
-        self._statistics = Layout.of_tensors(statistics(workspace.module))
         self._mixes_samples = mixes_samples(workspace.module)
 
     def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
@@ -122,7 +121,7 @@ class Stacked:
         round_, down, statistics, _ = broadcast
         shards = [shard for shard, _ in group]
         s = len(shards)
-        work.load(down.x, statistics)
+        work.load(work.y, statistics if shards[0].statistics is None else shards[0].statistics)
         work.module.train()
         seed_modules(torch_seed(self.seed, Purpose.MODULE, round_, shards[0].client), work.y.device)
         lr = work.y.new_tensor(self.training.lr_at(round_))
@@ -130,6 +129,7 @@ class Stacked:
         start = algorithm.client_start(down, stack_states(memories))
         local = map_tensors(start, lambda t: t.expand(s, t.shape[-1]).clone())
         buffers = {name: b.expand(s, *b.shape).clone() for name, b in work.module.named_buffers()}
+        buffers |= self._own_statistics(shards)
         plan = Plan.of([job_work for _, job_work in group], like=work.y, resident=self.task.resident)
         batches = (plan.batch(self.task, k) for k in range(len(plan.active)))
         likelihood = Likelihood.of(algorithm, start, down, work.layout.sizes, self.training)
@@ -144,7 +144,7 @@ class Stacked:
                 self.step(first, down, g, lr)
             losses[:active] += loss
         up, memory = algorithm.client_finish(local, down, lr)
-        averages = self._statistics_of(buffers, s) if len(statistics) else statistics.expand(s, -1)
+        averages = self._statistics_of(buffers, s) if len(work.statistics) else work.statistics.expand(s, -1)
         return [
             Answer(
                 map_tensors(up, lambda t: t[i]),  # noqa: B023  (called at once)
@@ -158,9 +158,14 @@ class Stacked:
             for i in range(s)
         ]
 
+    def _own_statistics(self, shards: Sequence[Shard]) -> dict[str, Tensor]:
+        """The running statistics of clients that have their own, by name, each (S, *shape)."""
+        own = [shard.statistics for shard in shards if shard.statistics is not None]
+        return {n: t.clone() for n, t in self.workspace.statistics_layout.views(torch.stack(own)).items()} if own else {}
+
     def _statistics_of(self, buffers: dict[str, Tensor], s: int) -> Tensor:
         """The running statistics of each client, (s, statistics)."""
-        return torch.cat([buffers[name].reshape(s, -1) for name in self._statistics.names], -1)
+        return torch.cat([buffers[name].reshape(s, -1) for name in self.workspace.statistics_layout.names], -1)
 
     def _backward(self, y: Vector, buffers: dict[str, Tensor], batch: Batch, weights: Tensor) -> tuple[Vector, Tensor]:
         """The gradient (active, d) and value (active,) of each client's mean loss on its own batch."""

@@ -34,6 +34,7 @@ from fedadamw.prepare.architecture import is_run
 from fedadamw.prepare.base import check_base, check_own_quantisation, warn_if_not_stacked
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
+from fedadamw.prepare.personal import build_parts, check_personal
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partition
 from fedadamw.prepare.start import Start, StartFacts, open_start
@@ -167,10 +168,9 @@ def assemble(
 ) -> Prepared:
     """Build the algorithm for a problem on `device`, and check that it, the model and the partition fit."""
     model, task, facts = problem
-    algorithm = build_algorithm(experiment, model)
     if experiment.training.gradient_checkpointing:
         checkpoint_layers(model, experiment.model.name)
-    workspace = Workspace(model)
+    workspace, algorithm = build_parts(experiment, model, build_algorithm)
     check_batch_norm(workspace, task, partition, experiment.training)
     portions = build_portions(experiment, workspace, len(partition))
     folding = make_folding(model, experiment.lora, None if portions is None else portions.scale)
@@ -211,6 +211,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     if t.outer is not None:
         check_takes_outer_step(adds_mean=algorithm.adds_mean, server_lr=experiment.algorithm.get("server_lr", 1.0))
     _check_shards(experiment)
+    check_personal(experiment)
     if remote:
         _check_remote(experiment)
     else:

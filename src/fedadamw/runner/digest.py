@@ -45,6 +45,7 @@ ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behave
     "lora.ranks": None,
     "algorithm.memory": None,
     "training.outer": None,
+    "personal": None,
     "algorithm.align": "always",
 }
 NEW_DEFAULTS = {"data.max_length": "auto"}  # defaults that were null: older studies resume if their data are the same
