@@ -144,7 +144,8 @@ class Simulation:
         participation = result.answered / len(clients)
         after = self.next_state(state, result, lr, participation)
         clients.finish_round(Update(state.round, result.up, lr, participation))
-        evaluation = self.evaluate(after) if training.evaluates(state.round) and not self.is_personal else None
+        tests = self.task.held_out > 0 and not self.is_personal and training.evaluates(state.round)
+        evaluation = self.evaluate(after) if tests else None
         self.state, self.losses = after, result.losses
         traffic = clients.traffic
         return Record(
