@@ -47,7 +47,9 @@ def run_with_personal(twin, x0, rounds, problem, own, settings):
     shared = [place for place in range(len(x0)) if place not in set(own)]
     meetings = {client: Meeting(shared, own) for _, clients in rounds for client in clients}
     of_clients = {
-        client: [(lr, {0: [meetings[client].of_own] * len(clients[client])}) for lr, clients in rounds if client in clients]
+        client: [
+            (lr, {0: [meetings[client].of_own] * len(clients[client])}) for lr, clients in rounds if client in clients
+        ]
         for client in meetings
     }
     histories = {}

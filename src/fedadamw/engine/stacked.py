@@ -161,7 +161,9 @@ class Stacked:
     def _own_statistics(self, shards: Sequence[Shard]) -> dict[str, Tensor]:
         """The running statistics of clients that have their own, by name, each (S, *shape)."""
         own = [shard.statistics for shard in shards if shard.statistics is not None]
-        return {n: t.clone() for n, t in self.workspace.statistics_layout.views(torch.stack(own)).items()} if own else {}
+        return (
+            {n: t.clone() for n, t in self.workspace.statistics_layout.views(torch.stack(own)).items()} if own else {}
+        )
 
     def _statistics_of(self, buffers: dict[str, Tensor], s: int) -> Tensor:
         """The running statistics of each client, (s, statistics)."""

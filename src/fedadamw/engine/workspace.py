@@ -12,7 +12,6 @@ from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, Vector, bind, bind_gradients, statistics, trainable
 
-
 T = TypeVar("T")
 
 
