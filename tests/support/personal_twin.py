@@ -1,6 +1,6 @@
 """The literal twins with personal parameters: one twin for what is shared, and one for each client's own numbers.
 
-They run side by side, each in a thread: where a local step needs the gradient, the twin of what is shared and the twin of
+They run side by side, each in a thread: where a local step needs the gradient, the twin of what is shared and that of
 the client meet, put their numbers together, and each takes its part of the gradient.
 """
 

@@ -5,7 +5,8 @@
     at the end of its round it is also the server of its own numbers: their update is the mean of one client
     what that server remembers (moments, directions, counts) stays in the client's memory, with the numbers themselves
 
-The flat vector has the shared numbers first (Workspace). BatchNorm's running statistics of personal layers are kept, too.
+The flat vector has the shared numbers first (Workspace). Running statistics of personal layers (BatchNorm's) are kept,
+too.
 """
 
 from collections import namedtuple
