@@ -118,7 +118,7 @@ class WithPersonal(Algorithm[AnyState, AnyState, AnyState, Local, AnyState]):
         shared, own = self.parts(local)
         up, memory = self.shared.client_finish(shared, down, lr)
         after = _by_row(lambda own, server: self._finish(own, server, lr), own, local.server)
-        return up, _join(_Kept(memory, *after, local.statistics))
+        return up, _join(_Kept(memory, after.server, after.memory, local.statistics))
 
     def _finish(self, own: AnyState, server: AnyState, lr: Tensor) -> _Finished:
         up, memory = self.own.client_finish(own, self.server.broadcast(server), lr)
