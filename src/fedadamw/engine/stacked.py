@@ -128,8 +128,7 @@ class Stacked:
         memories = [algorithm.client_init(down) if shard.memory is None else shard.memory for shard in shards]
         start = algorithm.client_start(down, stack_states(memories))
         local = map_tensors(start, lambda t: t.expand(s, t.shape[-1]).clone())
-        buffers = {name: b.expand(s, *b.shape).clone() for name, b in work.module.named_buffers()}
-        buffers |= self._own_statistics(shards)
+        buffers = self._buffers(shards)
         plan = Plan.of([job_work for _, job_work in group], like=work.y, resident=self.task.resident)
         batches = (plan.batch(self.task, k) for k in range(len(plan.active)))
         likelihood = Likelihood.of(algorithm, start, down, work.layout.sizes, self.training)
@@ -158,12 +157,15 @@ class Stacked:
             for i in range(s)
         ]
 
-    def _own_statistics(self, shards: Sequence[Shard]) -> dict[str, Tensor]:
-        """The running statistics of clients that have their own, by name, each (S, *shape)."""
+    def _buffers(self, shards: Sequence[Shard]) -> dict[str, Tensor]:
+        """The module's buffers of each client by name, (S, *shape), with the running statistics that it starts from."""
+        s, module = len(shards), self.workspace.module
+        buffers = {name: b.expand(s, *b.shape).clone() for name, b in module.named_buffers()}
         own = [shard.statistics for shard in shards if shard.statistics is not None]
-        return (
-            {n: t.clone() for n, t in self.workspace.statistics_layout.views(torch.stack(own)).items()} if own else {}
-        )
+        if own:
+            named = self.workspace.statistics_layout.views(torch.stack(own))
+            buffers |= {name: t.clone() for name, t in named.items()}
+        return buffers
 
     def _statistics_of(self, buffers: dict[str, Tensor], s: int) -> Tensor:
         """The running statistics of each client, (s, statistics)."""
