@@ -34,7 +34,9 @@ def check_pixel_sums(sums: Sequence[Sequence[int]], area: int, images: int | Non
         check(whole, f"{number:,} pixels are not those of {images or f'1 to {most:,}'} images of {area:,}")
         check(0 <= total <= LARGEST * number, f"the pixels' sum is {total:,}: no {number:,} bytes have it")
         fits = total * total <= number * squares and squares <= LARGEST * total
-        check(fits, f"the sum of the pixels' squares is {squares:,}: no {number:,} bytes with the sum {total:,} have it")
+        check(
+            fits, f"the sum of the pixels' squares is {squares:,}: no {number:,} bytes with the sum {total:,} have it"
+        )
     check(len({number for number, _, _ in sums}) == 1, "its channels have different numbers of pixels")
 
 
