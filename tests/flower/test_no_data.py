@@ -176,7 +176,7 @@ def test_mean_and_deviation_of_the_pixels_are_those_of_all_nodes_together_and_ke
 
 def test_images_of_nodes_train_as_those_that_the_server_has_a_sample_of(tmp_path):
     """With the sample's mean and standard deviation given, and its classes, all numbers are the same."""
-    settings, grid, pixels = of_images(tmp_path)
+    settings, grid, _ = of_images(tmp_path)
     sample, _ = write_images(tmp_path / "sample", 9, owl=2, cat=2, dog=2, bat=2)
     with_sample = [f"data={{source: {sample}, validation: 0.5, image_size: 8, image_mode: grey}}", *settings[1:]]
     theirs, _ = federated(tmp_path / "a", with_sample, grid)

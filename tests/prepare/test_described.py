@@ -22,6 +22,7 @@ IMAGE = ["data={classes: [ok, alarm], image_size: 8, image_mode: grey}"]
         ([*TEXT, "data.classes=[ok, '']"], "a class has no name"),
         ([*TEXT, "data.classes=[yes, no]"], "put them in quotes"),
         ([*TEXT, "data.validation=0.1"], "data.validation=0.1: the server has no data"),
+        ([*TEXT, "keep_best=true"], "keep_best=true: the server has no data .* set training.client_evaluation"),
         ([*TEXT, "data.task=stsb"], "data.task='stsb' predicts no classes"),
         ([*TEXT, "data.task=causal-lm"], "data.task='causal-lm' predicts no classes"),
         ([*TEXT, "data.task=sst2", "data.classes=[]"], "data.task='sst2' predicts classes; give their names"),

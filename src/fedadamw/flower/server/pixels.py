@@ -1,6 +1,6 @@
 """The nodes' sums of their pixels, if the server has no images and is given no mean and standard deviation.
 
-Nodes tell them at their hello; once the clients of the first round are online, the sums are pooled and kept for the run.
+Nodes tell them at their hello. Once the first round's clients are online, the sums are pooled, and kept for the run.
 """
 
 from collections.abc import Iterable, Sequence
