@@ -125,8 +125,7 @@ def connect_nodes(
         state = type(server.server_init(workspace.shared.clone()))
         nodes.append(_make_nodes(experiment, messenger, registry, spool, events, state, sends_base=sends_base))
     if registry.pixels is not None:
-        facts = find_pixels(cast("ImageFacts", prepared.facts), folder, nodes[0], registry.pixels)
-        prepared.facts.update(facts)  # before the run's manifest is written
+        add_pixel_statistics(cast("ImageFacts", prepared.facts), folder, nodes[0], registry.pixels)
         messenger.facts, registry.pixels = collect_facts(experiment, prepared, folder), None
     return nodes[0] if halves is None else InTurn(*nodes)
 
@@ -154,11 +153,12 @@ def _make_nodes(
     )
 
 
-def find_pixels(facts: ImageFacts, folder: RunFolder, nodes: Nodes, pixels: PixelSums) -> ImageFacts:
-    """Return the facts with mean and std of the pixels: of the run in `folder`, if it began, or of the first nodes'."""
+def add_pixel_statistics(facts: ImageFacts, folder: RunFolder, nodes: Nodes, pixels: PixelSums) -> None:
+    """Add mean and std of the pixels to `facts`: those of the run in `folder`, or of the first round's nodes."""
     begun: Mapping[str, Any] = folder.read_manifest()["data"] if folder.started else {}
-    mean, std = (begun["mean"], begun["std"]) if begun else pixels.pool(nodes.wait_for_first_round())
-    return {**facts, "mean": mean, "std": std}
+    facts["mean"], facts["std"] = (
+        (begun["mean"], begun["std"]) if begun else pixels.pool(nodes.wait_for_first_round())
+    )
 
 
 def collect_facts(experiment: Experiment, prepared: Prepared, folder: RunFolder) -> RunFacts:
