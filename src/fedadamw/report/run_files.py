@@ -28,6 +28,11 @@ class RecordDict(_Record, total=False):
     diagnostics: Numbers
     federation: dict[str, int]
     waited_s: float
+    clients_mean: float | None
+    clients_weighted: float | None
+    clients_std: float | None
+    clients_worst_decile: float | None
+    clients_metrics: dict[str, float | None]
 
 
 class LossesDict(TypedDict):

@@ -1,0 +1,91 @@
+"""client_scores.jsonl: each client's scores on its own held-out samples, by evaluation, and how far they spread."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+NAME = "client_scores.jsonl"
+NO_SCORES = ("round", "clients", "samples")  # what a line has besides a list for each metric
+
+
+class Evaluated(NamedTuple):
+    """One evaluation of clients, a line of the file; all arrays are (n,), NaN for what is not known or not finite."""
+
+    round: int
+    clients: np.ndarray  # their numbers
+    samples: np.ndarray  # held out
+    metrics: Mapping[str, np.ndarray]  # `loss` and each metric by name
+
+    @property
+    def main(self) -> str:
+        """The main metric: the first one that is not the loss, if there is one."""
+        return next((name for name in self.metrics if name != "loss"), "loss")
+
+    @property
+    def scores(self) -> np.ndarray:
+        """The main metric of each client, (n,)."""
+        return self.metrics[self.main]
+
+    def worst_first(self) -> np.ndarray:
+        """The places of the clients with a finite score, worst first, (m,)."""
+        order = np.argsort(self.scores if self.main != "loss" else -self.scores, kind="stable")
+        return order[np.isfinite(self.scores[order])]
+
+
+class Spread(NamedTuple):
+    """How the clients' scores are distributed in one evaluation."""
+
+    worst: float  # mean of the worst tenth, at least one client
+    quarter: float
+    median: float
+    three_quarters: float
+    best: float  # mean of the best tenth
+    mean: float
+
+
+def read_scores(path: Path, *, rounds: int | None = None) -> list[Evaluated]:
+    """Return the evaluations in a file, up to round `rounds`; none if it is missing. Damaged lines are left out."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    found = [line for line in map(_parse, lines) if line is not None]
+    return [line for line in found if rounds is None or line.round <= rounds]
+
+
+def _parse(text: bytes) -> Evaluated | None:
+    try:
+        line = json.loads(text)
+        clients = np.array(line["clients"], dtype=np.int64)
+        metrics = {str(name): _numbers(values) for name, values in line.items() if name not in NO_SCORES}
+        found = Evaluated(int(line["round"]), clients, _numbers(line["samples"], len(clients)), metrics)
+    except (ValueError, TypeError, KeyError):
+        return None
+    whole = (
+        metrics and len(clients) and all(len(values) == len(clients) for values in (found.samples, *metrics.values()))
+    )
+    return found if whole else None
+
+
+def _numbers(values: Any, missing: int = 0) -> np.ndarray:
+    """Return a list of numbers with NaN for None; `missing` times NaN for None in its place."""
+    return np.array([np.nan] * missing if values is None else values, dtype=np.float64)
+
+
+def spread(found: Evaluated) -> Spread | None:
+    """Return how an evaluation's scores are distributed; None if none is finite."""
+    scores = found.scores[found.worst_first()]
+    if not len(scores):
+        return None
+    tenth = -(-len(scores) // 10)
+    quarters = np.quantile(scores, (0.25, 0.5, 0.75))
+    if found.main == "loss":
+        quarters = quarters[::-1]
+    return Spread(
+        float(scores[:tenth].mean()), *map(float, quarters), float(scores[-tenth:].mean()), float(scores.mean())
+    )
+
+
+def choose_evenly(count: int, most: int) -> Sequence[int]:
+    """Return at most `most` of the places 0 to count - 1, evenly spaced, with the first and the last."""
+    return range(count) if count <= most else [round(k) for k in np.linspace(0, count - 1, most)]
