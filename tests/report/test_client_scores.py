@@ -8,10 +8,10 @@ import pytest
 from fedadamw.report import client_charts
 from fedadamw.report.client_charts import against_chart, sorted_chart, spread_chart
 from fedadamw.report.client_mix import describe_classes, find_mix
+from fedadamw.report.client_names import name_clients
 from fedadamw.report.client_scores import Evaluated, choose_evenly, read_scores, spread
 from fedadamw.report.clients_section import client_charts as all_charts
 from fedadamw.report.clients_section import describe_worst, render_clients, worst_clients
-from fedadamw.report.node_names import read_names
 
 
 def evaluated(scores, round_=5, metric="accuracy", samples=None) -> Evaluated:
@@ -148,5 +148,6 @@ def test_nodes_have_the_names_that_they_joined_with(tmp_path):
         {"event": "joined"},
     ]
     (tmp_path / "events.jsonl").write_text("\n".join(map(json.dumps, events)) + '\n{"event": "joined", "cl')
-    assert read_names(tmp_path) == {2: "client 2, node 12"}
-    assert read_names(tmp_path / "missing") == {}
+    assert name_clients(tmp_path) == {2: "client 2, node 12"}
+    assert name_clients(tmp_path / "missing") == {}
+    assert name_clients(tmp_path / "missing", ["a", "b"]) == {0: "client 0, a", 1: "client 1, b"}

@@ -5,7 +5,7 @@ Every sample is used at most once. A partition is two arrays, for any number of 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ class Partition(Sequence[Array]):
 
     samples: Array  # (used,) sample numbers, client after client
     ends: Array  # (clients,) where each client's samples end
+    names: tuple[str, ...] | None = None  # of natural clients
 
     @staticmethod
     def from_owner(owner: Array, clients: int) -> "Partition":
@@ -156,10 +157,15 @@ def partition_by_classes(labels: Array, clients: int, per_client: int, generator
     return Partition.from_owner(owner, clients)
 
 
-def partition_by_column(values: Array) -> Partition:
-    """Make one natural client of each value of a column, in sorted order."""
+def partition_by_column(values: Array, minimum: int = 1) -> Partition:
+    """Make one natural client of each value of a column, in sorted order, but of none with fewer samples."""
     names, owner = np.unique(values, return_inverse=True)
-    return Partition.from_owner(owner, len(names))
+    kept = np.bincount(owner) >= minimum
+    if not kept.any():
+        raise InputError(f"none of {len(kept):,} clients has {minimum:,} samples or more")
+    numbers = np.where(kept, np.cumsum(kept) - 1, -1)
+    partition = Partition.from_owner(numbers[owner], int(kept.sum()))
+    return replace(partition, names=tuple(str(name) for name in names[kept]))
 
 
 def _deal(labels: Array, taken: Array, generator: np.random.Generator) -> Partition:

@@ -143,7 +143,8 @@ class Simulation:
         participation = result.answered / len(clients)
         after = self.next_state(state, result, lr, participation)
         clients.finish_round(Update(state.round, result.up, lr, participation))
-        evaluation = self.evaluate(after) if training.evaluates(state.round) else None
+        evaluates = self.task.held_out > 0 and training.evaluates(state.round)
+        evaluation = self.evaluate(after) if evaluates else None
         self.state, self.losses = after, result.losses
         traffic = clients.traffic
         return Record(

@@ -1,5 +1,7 @@
 """The samples that an experiment names, and their partition among clients."""
 
+import warnings
+
 import numpy as np
 
 from fedadamw.data.partition import (
@@ -67,6 +69,15 @@ def make_partition(experiment: Experiment, train: Samples) -> Partition:
     return partition
 
 
+def _by_column(groups: np.ndarray, minimum: int) -> Partition:
+    """Make a client of each of `groups` (n,) with `minimum` samples or more; warns if some have fewer."""
+    partition = partition_by_column(groups, minimum)
+    if left_out := len(np.unique(groups)) - len(partition):
+        few = f"{left_out:,} of {len(partition) + left_out:,} clients have fewer than {minimum:,} samples"
+        warnings.warn(f"partition.minimum={minimum}: {few} and are left out", stacklevel=4)
+    return partition
+
+
 def _draw_partition(experiment: Experiment, train: Samples) -> Partition:
     s, labels = experiment.partition, train.labels
     if s.kind == "nodes":
@@ -75,7 +86,7 @@ def _draw_partition(experiment: Experiment, train: Samples) -> Partition:
     if s.kind == "column":
         check(train.groups is not None, "partition.kind='column' needs partition.column, a column of the data")
         assert train.groups is not None
-        return partition_by_column(train.groups)
+        return _by_column(train.groups, s.minimum)
     if s.clients > len(labels):
         raise InputError(f"partition.clients={s.clients:,} is more than the {len(labels):,} training samples")
     if s.kind == "mix":

@@ -14,6 +14,7 @@ from fedadamw.io.escaping import escape_html, escape_script
 from fedadamw.report import client_scores, run_charts
 from fedadamw.report.client_charts import spread_chart
 from fedadamw.report.client_mix import Mix, find_mix
+from fedadamw.report.client_names import name_clients
 from fedadamw.report.clients_section import client_charts, render_clients
 from fedadamw.report.metrics import (
     clients_metrics,
@@ -26,7 +27,6 @@ from fedadamw.report.metrics import (
     name_score,
     score,
 )
-from fedadamw.report.node_names import read_names
 from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.run_status import FINISHED, RunStatus
 from fedadamw.report.setting_tables import render_settings, select_used
@@ -39,6 +39,7 @@ class RunPage:
 
     settings: nested, as in config.yaml. counts: (clients, classes) samples of each class, of
     the first clients at least, all 0 if they are unknown. mix: of all clients, by default of those in `counts`.
+    names: of natural clients.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class RunPage:
         counts: np.ndarray,
         classes: Sequence[str],
         mix: Mix | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.folder = folder
-        self._mix = mix or find_mix(counts, classes)
+        self._mix, self._names = mix or find_mix(counts, classes), names
         self._partition: dict[str, Any] | None = None
         if counts.any():
             clients = manifest["partition"]["clients"]
@@ -75,7 +77,7 @@ class RunPage:
     def render(self, records: Sequence[RecordDict], status: RunStatus = FINISHED) -> str:
         """Return the page as HTML. records: one or more."""
         specs = self._specs(records)
-        scores, names = self._client_scores(records), read_names(self.folder)
+        scores, names = self._client_scores(records), name_clients(self.folder, self._names)
         of_clients = client_charts(scores, self._mix, names)
         specs |= {name: run_charts.to_spec(chart) for name, (_, chart) in of_clients.items()}
         evaluated = any(record["test_metrics"] is not None for record in records)

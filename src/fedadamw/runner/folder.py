@@ -38,6 +38,10 @@ STUDY_FILES = ("results.json", "optuna.log", "table.md")  # files of a compariso
 REPORT_FILES = ("curves.png", "report.html")
 
 
+class FolderInUseError(InputError):
+    """Another process is running in the folder."""
+
+
 class RunFolder:
     """The folder of one run."""
 
@@ -91,7 +95,7 @@ class RunFolder:
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"{self.path}: another process is running in this folder") from None
+                raise FolderInUseError(f"{self.path}: another process is running in this folder") from None
             yield
         finally:
             os.close(folder)

@@ -1,4 +1,4 @@
-"""partition.json: how many samples of which class the clients of a run have, for its page.
+"""partition.json: how many samples of which class the clients of a run have, and natural clients' names.
 
 Of clients beyond the first MAX_CLIENTS only their number of samples and most frequent classes, see report.client_mix.
 """
@@ -16,9 +16,15 @@ from fedadamw.report.run_files import MAX_CLIENTS
 NAME = "partition.json"
 
 
-def write_partition(folder: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
-    """Write the counts (clients, classes) of as many clients as the chart shows; of more, also the mix of all."""
+def write_partition(
+    folder: Path, counts: np.ndarray, classes: Sequence[str], names: Sequence[str] | None = None
+) -> None:
+    """Write the counts (clients, classes) of as many clients as the chart shows, and all natural clients' names.
+
+    Of more clients than that, also the mix of all.
+    """
     content = {"classes": list(classes), "counts": counts[:MAX_CLIENTS].tolist()}
+    content |= {} if names is None else {"names": list(names)}
     mix = find_mix(counts, classes) if len(counts) > MAX_CLIENTS else None
     if mix is not None:
         columns = ("samples", "held", "top", "top_samples")
@@ -50,3 +56,11 @@ def read_mix(folder: Path) -> Mix | None:
         return find_mix(counts, classes)
     whole = len(held) == len(samples) and top.shape == top_samples.shape and top.max(initial=0) < len(classes)
     return Mix(classes, samples, held, top, top_samples) if whole else find_mix(counts, classes)
+
+
+def read_names(folder: Path) -> list[str] | None:
+    """Return the names of a run's natural clients, by number; None if they have none."""
+    try:
+        return [str(name) for name in json.loads((folder / NAME).read_text())["names"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

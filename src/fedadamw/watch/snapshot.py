@@ -11,14 +11,14 @@ from fedadamw.io.escaping import escape_text
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.report import run_charts
 from fedadamw.report.client_scores import NAME, Evaluated, read_scores
+from fedadamw.report.client_names import name_clients
 from fedadamw.report.clients_section import client_charts, describe_worst, worst_clients
 from fedadamw.report.metrics import describe_last_score, describe_scores, find_evaluations
-from fedadamw.report.node_names import read_names
 from fedadamw.report.run_files import LossesDict, RecordDict
 from fedadamw.report.run_page import summarize
 from fedadamw.runner.client_losses import read_losses
 from fedadamw.runner.folder import RunFolder
-from fedadamw.runner.partition_file import read_mix
+from fedadamw.runner.partition_file import read_mix, read_names
 from fedadamw.validation import InputError
 from fedadamw.watch.charts import losses_by_client, losses_of_last_round
 from fedadamw.watch.state import State, find_state
@@ -124,7 +124,7 @@ def _describe_scores(folder: Path, found: Sequence[Evaluated]) -> tuple[Json, Js
     """Return the charts of the clients' scores by name, and the table of those that are served worst."""
     if not found:
         return {}, {}
-    mix, names = read_mix(folder), read_names(folder)
+    mix, names = read_mix(folder), name_clients(folder, read_names(folder))
     charts = client_charts(found, mix, names)
     table = worst_clients(found[-1], mix, names)
     shown = {"line": describe_worst(found[-1]), "headings": table.headings, "rows": table.rows}

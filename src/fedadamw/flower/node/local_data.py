@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from fedadamw.data.images import Images
+from fedadamw.data.sources import read_held_out
 from fedadamw.data.texts import Texts
-from fedadamw.flower.protocol import NodeConfig
+from fedadamw.flower.node.fit import OWN, check_fit
+from fedadamw.flower.protocol import NodeConfig, OtherDataError
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.quantized import place_on
 from fedadamw.prepare import images, texts
@@ -17,7 +19,7 @@ from fedadamw.prepare.samples import load_samples, make_partition
 from fedadamw.settings.data import DataSettings
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
-from fedadamw.validation import check
+from fedadamw.validation import InputError, check
 
 
 def build_task(
@@ -60,15 +62,28 @@ def load_node_samples(
 def _load_folder(
     experiment: Experiment, pretrained: Pretrained | None, about: Facts, config: NodeConfig
 ) -> Texts | Images:
-    """Load the node's own `data`, in the form and with the classes of the server's sample."""
+    """Load the node's own `data`, in the form and with the classes that the server tells.
+
+    Raises OtherDataError if they do not fit, or cannot be used.
+    """
     place, split = config.get("data"), config.get("split", "train")
-    check(isinstance(place, str), "this node has no data: give --node-config 'data=\"FOLDER\"'")
+    try:
+        check(isinstance(place, str), "this node has no data: give --node-config 'data=\"FOLDER\"'")
+        return _load_own(experiment, pretrained, about, str(place), str(split))
+    except InputError as error:
+        raise OtherDataError(str(error).replace(f"data.source={place!r}", OWN)) from None
+
+
+def _load_own(
+    experiment: Experiment, pretrained: Pretrained | None, about: Facts, place: str, split: str
+) -> Texts | Images:
     data = {**experiment.data.model_dump(), "source": place, "config": None, "test_source": None, "test_split": split}
     local = experiment.model_copy(update={"data": DataSettings(**data)})
+    check_fit(local, about, read_held_out(place, None, None, split))
     samples: Texts | Images
     if local.data.is_text:
         samples = texts.load_test(local, pretrained, cast("TextFacts", about))
     else:
         samples = images.load_test(local, pretrained, cast("ImageFacts", about))
-    check(len(samples) > 0, f"{place}: holds no samples")
+    check(len(samples) > 0, f"{OWN}: holds no samples")
     return samples
