@@ -10,8 +10,8 @@ from fedadamw.checkpoint import CheckpointError
 from fedadamw.io.escaping import escape_text
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.report import run_charts
-from fedadamw.report.client_scores import NAME, Evaluated, read_scores
 from fedadamw.report.client_names import name_clients
+from fedadamw.report.client_scores import NAME, Evaluated, read_scores
 from fedadamw.report.clients_section import client_charts, describe_worst, worst_clients
 from fedadamw.report.metrics import describe_last_score, describe_scores, find_evaluations
 from fedadamw.report.run_files import LossesDict, RecordDict
