@@ -254,7 +254,9 @@ def build_task(
         if pretrained is None or not data.metrics or not len(test):
             return language
         asking = Asking(data.metrics, data.answers, data.answer_tokens, data.choices)
-        return AnswerTask(language, test, pretrained.tokenizer, asking, size=size, positions=pretrained.positions)
+        return AnswerTask(
+            language, train, test, pretrained.tokenizer, asking, size=size, positions=pretrained.positions
+        )
     task, numbers = glue.TASKS.get(experiment.data.task), train.targets is not None
     fits = task is None or (task.metrics[0] in REGRESSION) == numbers
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")

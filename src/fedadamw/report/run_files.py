@@ -43,11 +43,22 @@ class LossesDict(TypedDict):
     losses: list[float | None]  # None if the answer was not accepted, or is not finite
 
 
-class PartitionFacts(TypedDict):
+ScoresDict = dict[str, Any]
+"""A line of client_scores.jsonl: `round`, and lists over the evaluated `clients`: `samples`, `loss`, each metric.
+
+The main metric comes first after the loss. None for numbers that are not finite.
+"""
+
+
+class _Partition(TypedDict):
+    clients: int
+    fingerprint: str  # of what clients train on
+
+
+class PartitionFacts(_Partition, total=False):
     """The partition of a run."""
 
-    clients: int
-    fingerprint: str
+    held_out: str  # fingerprint of the clients' own held-out samples, with partition.held_out
 
 
 class _Model(TypedDict):

@@ -49,6 +49,9 @@ ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behave
     "lora.ranks": None,
     "algorithm.memory": None,
     "training.outer": None,
+    "partition.held_out": 0.0,
+    "training.client_evaluation": 0,
+    "training.evaluate_clients": None,
     "algorithm.align": "always",
 }
 NEW_DEFAULTS = {"data.max_length": "auto"}  # defaults that were null: older studies resume if their data are the same

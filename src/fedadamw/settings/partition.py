@@ -37,6 +37,14 @@ class PartitionSettings(Section):
         default=None, description="For column: the data's column that names the client, such as a writer or a user."
     )
 
+    held_out: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of each client's samples that it holds out for its own score (training.client_evaluation): "
+        "they are never trained on. A client with two samples or more holds out at least one, and trains on one.",
+    )
+
     @property
     def client_column(self) -> str | None:
         """The column that names the clients, if kind is column."""
