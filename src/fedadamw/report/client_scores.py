@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedadamw.report.run_files import ScoresDict
+
 NAME = "client_scores.jsonl"
 NO_SCORES = ("round", "clients", "samples")  # what a line has besides a list for each metric
 
@@ -46,30 +48,40 @@ class Spread(NamedTuple):
     mean: float
 
 
-def read_scores(path: Path, *, rounds: int | None = None) -> list[Evaluated]:
-    """Return the evaluations in a file, up to round `rounds`; none if it is missing. Damaged lines are left out."""
+def read_lines(path: Path) -> list[ScoresDict]:
+    """Return the lines of client_scores.jsonl; none if it is missing. Damaged lines are left out."""
     lines = path.read_bytes().splitlines() if path.exists() else []
-    found = [line for line in map(_parse, lines) if line is not None]
-    return [line for line in found if rounds is None or line.round <= rounds]
+    return [line for line in map(_parse, lines) if line is not None]
 
 
-def _parse(text: bytes) -> Evaluated | None:
+def _parse(text: bytes) -> ScoresDict | None:
     try:
         line = json.loads(text)
-        clients = np.array(line["clients"], dtype=np.int64)
-        metrics = {str(name): _numbers(values) for name, values in line.items() if name not in NO_SCORES}
-        found = Evaluated(int(line["round"]), clients, _numbers(line["samples"], len(clients)), metrics)
-    except (ValueError, TypeError, KeyError):
+        lengths = {len(values) for name, values in line.items() if name != "round"}
+        whole = int(line["round"]) > 0 and {"clients", "samples", "loss"} <= line.keys() and len(lengths) == 1
+        return dict(line) if whole else None
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    whole = (
-        metrics and len(clients) and all(len(values) == len(clients) for values in (found.samples, *metrics.values()))
-    )
-    return found if whole else None
 
 
-def _numbers(values: Any, missing: int = 0) -> np.ndarray:
-    """Return a list of numbers with NaN for None; `missing` times NaN for None in its place."""
-    return np.array([np.nan] * missing if values is None else values, dtype=np.float64)
+def read_scores(path: Path, *, rounds: int | None = None) -> list[Evaluated]:
+    """Return the evaluations in a file, up to round `rounds`; none if it is missing. Damaged lines are left out."""
+    lines = (line for line in read_lines(path) if rounds is None or line["round"] <= rounds)
+    return [found for found in map(_to_arrays, lines) if found is not None]
+
+
+def _to_arrays(line: ScoresDict) -> Evaluated | None:
+    try:
+        metrics = {str(name): _numbers(values) for name, values in line.items() if name not in NO_SCORES}
+        clients = np.array(line["clients"], dtype=np.int64)
+        return Evaluated(line["round"], clients, _numbers(line["samples"]), metrics) if len(clients) else None
+    except (ValueError, TypeError):
+        return None
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Return a list of numbers with NaN for None."""
+    return np.array(values, dtype=np.float64)
 
 
 def spread(found: Evaluated) -> Spread | None:
