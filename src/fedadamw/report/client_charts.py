@@ -129,7 +129,8 @@ class Across(NamedTuple):
     @property
     def known(self) -> np.ndarray:
         """Which clients can be drawn, (n,)."""
-        return np.isfinite(self.values) & ((self.values > 0) | (not self.logarithmic))
+        known: np.ndarray = np.isfinite(self.values) & ((self.values > 0) | (not self.logarithmic))
+        return known
 
 
 def against_chart(
@@ -152,8 +153,8 @@ def against_chart(
             x=alt.X("x:Q", **encoding), y=_values("score", last.main), tooltip=[*hover, *_score_hover(last.main)]
         )
     else:
-        rows = _count_cells(x, last.scores[shown], logarithmic=logarithmic)
-        chart = _cells(alt.Chart(alt.Data(values=rows), title=title), rows, encoding, across, last.main)
+        counted = _count_cells(x, last.scores[shown], logarithmic=logarithmic)
+        chart = _cells(alt.Chart(alt.Data(values=counted), title=title), counted, encoding, across, last.main)
     return chart.properties(width=width, height=height)
 
 

@@ -34,7 +34,8 @@ class Evaluated(NamedTuple):
     def worst_first(self) -> np.ndarray:
         """The places of the clients with a finite score, worst first, (m,)."""
         order = np.argsort(self.scores if self.main != "loss" else -self.scores, kind="stable")
-        return order[np.isfinite(self.scores[order])]
+        finite: np.ndarray = order[np.isfinite(self.scores[order])]
+        return finite
 
 
 class Spread(NamedTuple):

@@ -79,7 +79,7 @@ def all_charts(results: Results, size: Size = OF_PAGE) -> dict[str, tuple[str, C
 
 def client_charts(results: Results, size: Size) -> dict[str, tuple[str, Chart]]:
     """Return the mean and the worst tenth of the clients' scores by round, without what is the study's score."""
-    charts = {}
+    charts: dict[str, tuple[str, Chart]] = {}
     columns: tuple[ClientColumn, ...] = ("clients_mean", "clients_worst_decile")
     for column in columns if has_clients(results) else ():
         if column != study_score(results):
