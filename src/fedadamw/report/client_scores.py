@@ -91,12 +91,10 @@ def spread(found: Evaluated) -> Spread | None:
     if not len(scores):
         return None
     tenth = -(-len(scores) // 10)
-    quarters = np.quantile(scores, (0.25, 0.5, 0.75))
-    if found.main == "loss":
-        quarters = quarters[::-1]
-    return Spread(
-        float(scores[:tenth].mean()), *map(float, quarters), float(scores[-tenth:].mean()), float(scores.mean())
-    )
+    shares = (0.25, 0.5, 0.75) if found.main != "loss" else (0.75, 0.5, 0.25)
+    quarter, median, three_quarters = np.quantile(scores, shares).tolist()
+    worst, best = float(scores[:tenth].mean()), float(scores[-tenth:].mean())
+    return Spread(worst, quarter, median, three_quarters, best, float(scores.mean()))
 
 
 def choose_evenly(count: int, most: int) -> Sequence[int]:
