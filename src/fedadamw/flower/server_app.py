@@ -116,9 +116,9 @@ def connect_nodes(
     registry = build_registry(experiment, prepared, messenger, events)
     sends_base, nodes = halves is not None or prepared.folding is not None, []
     for name, (workspace, algorithm), checker in zip(("spool", "spool-second"), parts, checkers, strict=False):
-        spool = build_spool(checker, workspace.statistics.clone(), folder.path / name)
+        spool = build_spool(checker, workspace.shared_statistics.clone(), folder.path / name)
         server = server_side(algorithm, experiment.training.outer)
-        state = type(server.server_init(workspace.y.clone()))
+        state = type(server.server_init(workspace.shared.clone()))
         nodes.append(_make_nodes(experiment, messenger, registry, spool, events, state, sends_base=sends_base))
     return nodes[0] if halves is None else InTurn(*nodes)
 
@@ -162,10 +162,11 @@ def build_checker(experiment: Experiment, workspace: Workspace, algorithm: AnyAl
     """Build the checker of uploads, for the shapes and types of the algorithm's honest upload."""
     training = experiment.training
     uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
-    template = uploads.template(algorithm.broadcast(algorithm.server_init(workspace.y.clone())))
+    template = uploads.template(algorithm.broadcast(algorithm.server_init(workspace.shared.clone())))
     shapes = type(template)(*(t.new_zeros(()).expand(t.shape) for t in template))  # without their memory
-    layout = Layout.of_tensors(statistics(workspace.module))
-    return UploadChecker(training, uploads, shapes, workspace.statistics.clone(), layout)
+    travel = {name: t for name, t in statistics(workspace.module).items() if name not in workspace.personal}
+    layout = Layout.of_tensors(travel)
+    return UploadChecker(training, uploads, shapes, workspace.shared_statistics.clone(), layout)
 
 
 def build_spool(checker: UploadChecker, like: Vector, folder: Path) -> UploadSpool:

@@ -17,8 +17,8 @@ from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.client import Answer, Shard
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.loop import Loop
+from fedadamw.engine.personal import make_steps, with_statistics
 from fedadamw.engine.record import DivergedError
-from fedadamw.engine.step import make_step
 from fedadamw.engine.uploads import CodedEngine, Uploads
 from fedadamw.engine.workspace import Workspace
 from fedadamw.flower.node.broadcast import BroadcastReader
@@ -32,6 +32,7 @@ from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora.means import make_folding
 from fedadamw.prepare.adapters import build_halves
 from fedadamw.prepare.device import select_device
+from fedadamw.prepare.personal import build_parts
 from fedadamw.prepare.problem import Facts
 from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.settings.experiment import Experiment
@@ -70,8 +71,7 @@ class Node:
         model, task, self.samples = build_task(experiment, about, config, self.number, device)
         if experiment.training.gradient_checkpointing:
             checkpoint_layers(model, experiment.model.name)
-        self.workspace = Workspace(model)
-        algorithm: AnyAlgorithm = build_algorithm(experiment, model)
+        self.workspace, algorithm = build_parts(experiment, model, build_algorithm)
         self.folding = make_folding(model, experiment.lora)
         self.halves = build_halves(experiment, self.workspace, build_algorithm)
         if self.halves is None:
@@ -88,15 +88,16 @@ class Node:
     ) -> NodePart:
         """Return what trains the numbers of `workspace`. base: the frozen weights that the server sends, if any."""
         experiment, training = self.experiment, self.experiment.training
-        step = make_step(algorithm, training.clip, "compiled" if experiment.compile == "on" else "fused")
+        step = make_steps(algorithm, training.clip, "compiled" if experiment.compile == "on" else "fused")
         loop = Loop(workspace, algorithm, task, training, experiment.seed, step)
         uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
-        down = algorithm.broadcast(algorithm.server_init(workspace.y.clone()))
+        down = algorithm.broadcast(algorithm.server_init(workspace.shared.clone()))
         broadcasts = BroadcastReader(algorithm, workspace, down, uploads.template(down), base)
         fresh_if_lost = experiment.federation.lost_memory == "fresh"
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         memory = ClientMemory(home, uploads.initial_memory(down), fresh_if_lost=fresh_if_lost)
-        return NodePart(CodedEngine(loop, uploads, experiment.seed), broadcasts, memory)
+        engine = CodedEngine(with_statistics(loop, algorithm), uploads, experiment.seed)
+        return NodePart(engine, broadcasts, memory)
 
     @property
     def sample_count(self) -> Numbers:
