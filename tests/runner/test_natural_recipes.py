@@ -38,7 +38,11 @@ def run_recipe(run_main, tmp_path):
 def test_femnist_by_writer(run_recipe, tmp_path):
     source = natural_sets.femnist(tmp_path / "femnist")
     folder, records, said = run_recipe(
-        "femnist", f"data.source={source}", "data.validation=0.05", "training.clients_per_round=2", "training.evaluate_clients=2"
+        "femnist",
+        f"data.source={source}",
+        "data.validation=0.05",
+        "training.clients_per_round=2",
+        "training.evaluate_clients=2",
     )
     assert "partition.minimum=10: 1 of 4 clients have fewer than 10 samples and are left out" in said
     counts, classes = read_partition(folder)
