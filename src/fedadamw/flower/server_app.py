@@ -156,9 +156,7 @@ def _make_nodes(
 def add_pixel_statistics(facts: ImageFacts, folder: RunFolder, nodes: Nodes, pixels: PixelSums) -> None:
     """Add mean and std of the pixels to `facts`: those of the run in `folder`, or of the first round's nodes."""
     begun: Mapping[str, Any] = folder.read_manifest()["data"] if folder.started else {}
-    facts["mean"], facts["std"] = (
-        (begun["mean"], begun["std"]) if begun else pixels.pool(nodes.wait_for_first_round())
-    )
+    facts["mean"], facts["std"] = (begun["mean"], begun["std"]) if begun else pixels.pool(nodes.wait_for_first_round())
 
 
 def collect_facts(experiment: Experiment, prepared: Prepared, folder: RunFolder) -> RunFacts:
