@@ -24,7 +24,7 @@ class BroadcastReader:
         self, algorithm: AnyAlgorithm, workspace: Workspace, down: Any, up: Any, base: Vector | None = None
     ) -> None:
         self.algorithm, self._y, self._down, self._up = algorithm, workspace.y, type(down), type(up)
-        statistics = {"statistics": workspace.statistics}
+        statistics = {"statistics": workspace.shared_statistics}
         whole = {**name_fields("down", down), **statistics, **({} if base is None else {"base": base})}
         self._whole_specs = {name: ArraySpec.of(t) for name, t in whole.items()}
         self._change_specs = {name: ArraySpec.of(t) for name, t in {**name_fields("up", up), **statistics}.items()}

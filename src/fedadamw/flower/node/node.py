@@ -17,13 +17,13 @@ from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.client import Answer, Shard
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.loop import Loop
+from fedadamw.engine.personal import make_steps, with_statistics
 from fedadamw.engine.record import DivergedError
-from fedadamw.engine.step import make_step
 from fedadamw.engine.uploads import CodedEngine, Uploads
 from fedadamw.engine.workspace import Workspace
 from fedadamw.flower.node.broadcast import BroadcastReader
 from fedadamw.flower.node.config import memory_folder, read_device, read_number
-from fedadamw.flower.node.local_data import build_task
+from fedadamw.flower.node.local_data import build_task, sum_own_pixels
 from fedadamw.flower.node.memory import ClientMemory
 from fedadamw.flower.protocol import NodeConfig, Numbers, Request
 from fedadamw.flower.wire import to_array
@@ -32,6 +32,7 @@ from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora.means import make_folding
 from fedadamw.prepare.adapters import build_halves
 from fedadamw.prepare.device import select_device
+from fedadamw.prepare.personal import build_parts
 from fedadamw.prepare.problem import Facts
 from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.settings.experiment import Experiment
@@ -68,10 +69,10 @@ class Node:
         if threads := config.get("threads", experiment.threads):
             torch.set_num_threads(int(threads))
         model, task, self.samples = build_task(experiment, about, config, self.number, device)
+        self.pixels = sum_own_pixels(task, about, self.samples)
         if experiment.training.gradient_checkpointing:
             checkpoint_layers(model, experiment.model.name)
-        self.workspace = Workspace(model)
-        algorithm: AnyAlgorithm = build_algorithm(experiment, model)
+        self.workspace, algorithm = build_parts(experiment, model, build_algorithm)
         self.folding = make_folding(model, experiment.lora)
         self.halves = build_halves(experiment, self.workspace, build_algorithm)
         if self.halves is None:
@@ -88,15 +89,16 @@ class Node:
     ) -> NodePart:
         """Return what trains the numbers of `workspace`. base: the frozen weights that the server sends, if any."""
         experiment, training = self.experiment, self.experiment.training
-        step = make_step(algorithm, training.clip, "compiled" if experiment.compile == "on" else "fused")
+        step = make_steps(algorithm, training.clip, "compiled" if experiment.compile == "on" else "fused")
         loop = Loop(workspace, algorithm, task, training, experiment.seed, step)
         uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
-        down = algorithm.broadcast(algorithm.server_init(workspace.y.clone()))
+        down = algorithm.broadcast(algorithm.server_init(workspace.shared.clone()))
         broadcasts = BroadcastReader(algorithm, workspace, down, uploads.template(down), base)
         fresh_if_lost = experiment.federation.lost_memory == "fresh"
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         memory = ClientMemory(home, uploads.initial_memory(down), fresh_if_lost=fresh_if_lost)
-        return NodePart(CodedEngine(loop, uploads, experiment.seed), broadcasts, memory)
+        engine = CodedEngine(with_statistics(loop, algorithm), uploads, experiment.seed)
+        return NodePart(engine, broadcasts, memory)
 
     @property
     def sample_count(self) -> Numbers:
@@ -104,9 +106,9 @@ class Node:
         return {"num-examples": len(self.samples)} if self.experiment.federation.sample_counts else {}
 
     def hello(self) -> Reply:
-        """Return the client's number, model layout and number of samples."""
+        """Return the client's number, model layout and number of samples; sums of its pixels, if these are needed."""
         layout = int(self.workspace.layout.fingerprint[:12], 16)
-        return Reply({}, {"client": self.number, "layout": layout, **self.sample_count})
+        return Reply(self.pixels, {"client": self.number, "layout": layout, **self.sample_count})
 
     def train(self, arrays: Mapping[str, Array], request: Request) -> Reply:
         """Train one round, starting from the server's broadcast and the memory of the client's last round that counted.
