@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 from fedadamw.engine.evaluation import ClientScores
-from fedadamw.runner.client_scores import NAME, ClientScoresFile, read_scores
+from fedadamw.report.client_scores import NAME, read_lines
+from fedadamw.runner.client_scores import ClientScoresFile
 from fedadamw.runner.digest import settings_digest
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
@@ -33,13 +34,13 @@ def test_a_run_that_was_killed_repeats_the_scores_after_its_checkpoint(tmp_path)
             shutil.copy(folder.state, kept)  # of round 3
 
     execute(experiment, folder, resume=False, report=False, on_round=copy_checkpoint)
-    lines, state, records = read_scores(folder.path / NAME), folder.state.read_bytes(), folder.records()
+    lines, state, records = read_lines(folder.path / NAME), folder.state.read_bytes(), folder.records()
     assert [line["round"] for line in lines] == [2, 4]
     assert set(lines[0]) == {"round", "clients", "samples", "loss", "accuracy"}
     shutil.copy(kept, folder.state)
     execute(experiment, folder, resume=True, report=False)
     assert folder.state.read_bytes() == state
-    assert read_scores(folder.path / NAME) == lines
+    assert read_lines(folder.path / NAME) == lines
     assert [r["clients_mean"] for r in folder.records()[1::2]] == [r["clients_mean"] for r in records[1::2]]
     last = folder.records()[-1]
     assert last["clients_mean"] == pytest.approx(sum(lines[-1]["accuracy"]) / 12, abs=1e-10)
@@ -73,7 +74,7 @@ def test_scores_after_the_round_that_a_run_resumes_from_are_dropped(tmp_path):
         file.append(round_, ClientScores([3, 7], [4, 1], each, each[0]))
     file.keep(4)
     line = {"clients": [3, 7], "samples": [4, 1], "loss": [0.5, None], "accuracy": [0.25, 1.0]}
-    assert read_scores(file.path) == [{"round": 2, **line}, {"round": 4, **line}]
+    assert read_lines(file.path) == [{"round": 2, **line}, {"round": 4, **line}]
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"round": 1}', '{"round": 1, "clients": [1]}', "\x00", "null"])
@@ -81,5 +82,5 @@ def test_damaged_lines_are_left_out(tmp_path, damage):
     good = {"round": 1, "clients": [0], "samples": [5], "loss": [1.0]}
     path = tmp_path / NAME
     path.write_text(f"{damage}\n{json.dumps(good)}\n" + json.dumps(good)[:20])
-    assert read_scores(path) == [good]
-    assert read_scores(tmp_path / "none") == []
+    assert read_lines(path) == [good]
+    assert read_lines(tmp_path / "none") == []

@@ -16,12 +16,12 @@ from fedadamw.api.picture import Picture
 from fedadamw.engine.best import read_best
 from fedadamw.engine.record import Record
 from fedadamw.io.json_values import replace_nan
+from fedadamw.report.client_scores import NAME, read_lines
 from fedadamw.report.metrics import find_evaluations
 from fedadamw.report.run_charts import loss_chart, score_chart
 from fedadamw.report.run_files import RecordDict, ScoresDict
 from fedadamw.report.study_charts import OF_PICTURE, all_charts
 from fedadamw.report.study_files import Results
-from fedadamw.runner.client_scores import NAME, read_scores
 from fedadamw.runner.folder import RunFolder
 from fedadamw.validation import InputError, check, check_one_of
 from fedadamw.vector import Layout, statistics, trainable
@@ -79,7 +79,7 @@ class Result:
         Each has its `round`, and lists over the evaluated `clients`: `samples`, `loss` and every metric. Empty on ranks
         other than 0.
         """
-        return [] if self.folder is None else read_scores(self.folder / NAME)
+        return [] if self.folder is None else read_lines(self.folder / NAME)
 
     def clients_to_pandas(self) -> "DataFrame":
         """Return the evaluations of the clients as a DataFrame, a row for each round and client."""
