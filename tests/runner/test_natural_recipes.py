@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from support import image_files, natural_sets, tiny_models
+from transformers import AutoModelForImageClassification
 
 from fedadamw.report.client_scores import read_lines
 from fedadamw.runner.partition_file import read_names, read_partition
@@ -112,6 +113,17 @@ def test_fed_isic_by_hospital(run_recipe, tmp_path):
     assert 0 <= records[-1]["test_metrics"]["accuracy"] <= 1
     (scores,) = read_lines(folder / "client_scores.jsonl")
     assert (scores["clients"], scores["samples"]) == ([0, 1, 2, 3, 4], [2, 2, 1, 1, 1]), "a single image is trained on"
+
+
+def test_fed_isic_with_fedbn_keeps_batch_norm_at_each_hospital(run_recipe, tmp_path):
+    source, model = natural_sets.fed_isic(tmp_path / "isic"), image_files.resnet(tmp_path / "hub")
+    settings = ("data.image_size=32", "training.steps=1", "algorithm.name=fedavg")
+    _, records, _ = run_recipe("fed-isic2019-fedbn", f"data.source={source}", f"model={model}", *settings)
+    assert (records[-1]["test_loss"], records[-1]["test_metrics"]) == (None, None)
+    assert 0 <= records[-1]["clients_mean"] <= 1
+    net = AutoModelForImageClassification.from_pretrained(model, num_labels=8, ignore_mismatched_sizes=True)
+    sent = sum(p.numel() for name, p in net.named_parameters() if "normalization" not in name)
+    assert records[-1]["up_bytes"] == 6 * 4 * sent, "six hospitals, and neither weights nor statistics of BatchNorm"
 
 
 def test_every_row_is_counted_from_the_first(tmp_path):
