@@ -105,12 +105,11 @@ def simulate(
     check("name" not in (algorithm_settings or {}), "algorithm_settings: give the name as algorithm=")
     functions = check_functions(loss, sample_losses, predict, metrics)
     objects = Objects(model, train, test, clients, held_out, functions, collate)
-    named: dict[str, Any] = {"seed": seed, "device": device, "algorithm": {"name": algorithm}}
-    named["algorithm"] |= algorithm_settings or {}
+    own = {"name": algorithm, **(algorithm_settings or {})}
+    named: dict[str, Any] = {"seed": seed, "device": device, "algorithm": own}
     named["training"] = {"rounds": rounds, "clients_per_round": clients_per_round, "steps": steps, "epochs": epochs}
     named["training"] |= {"batch_size": batch_size, "lr": lr, "schedule": schedule}
-    named["partition"] = {"kind": PYTHON, "clients": count_clients(clients), "held_out": _check_share(objects)}
-    experiment = _build_experiment(named, settings or {}, own=held_out is not None)
+    experiment = _build_experiment(named, settings or {}, objects)
     prepare_run = partial(_prepare, objects=objects)
     return run_session(experiment, prepare_run, out=out, resume=resume, ranks=ranks, callbacks=callbacks, quiet=quiet)
 
@@ -127,12 +126,9 @@ class Objects(NamedTuple):
     collate: Collate | None
 
 
-def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], *, own: bool) -> Experiment:
-    """Return the experiment of the named arguments and of `settings`, by path.
-
-    own: whether clients have held-out samples of their own.
-    """
-    training, clients = named["training"], named["partition"]["clients"]
+def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], objects: Objects) -> Experiment:
+    """Return the experiment of the named arguments and of `settings`, by path."""
+    training, clients, own = named["training"], count_clients(objects.clients), objects.held_out is not None
     training |= {"client_evaluation": 1} if own else {}
     if training["steps"] is None and training["epochs"] is None:
         training["epochs"] = 1
@@ -147,6 +143,7 @@ def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], *, 
         set_path(named, path, value)
     named["data"] = {**named.get("data", {}), "task": PYTHON, "source": PYTHON}
     named["model"] = {**named.get("model", {}), "name": PYTHON}
+    named["partition"] = {"kind": PYTHON, "clients": clients, "held_out": _check_share(objects)}
     experiment = parse_settings(named)
     every = experiment.training.client_evaluation
     check(
