@@ -107,11 +107,10 @@ def simulate(
     objects = Objects(model, train, test, clients, held_out, functions, collate)
     own = {"name": algorithm, **(algorithm_settings or {})}
     named: dict[str, Any] = {"seed": seed, "device": device, "algorithm": own}
-    named["training"] = {"rounds": rounds, "clients_per_round": clients_per_round, "steps": steps, "epochs": epochs}
-    named["training"] |= {"batch_size": batch_size, "lr": lr, "schedule": schedule}
-    experiment = _build_experiment(named, settings or {}, objects)
-    prepare_run = partial(_prepare, objects=objects)
-    return run_session(experiment, prepare_run, out=out, resume=resume, ranks=ranks, callbacks=callbacks, quiet=quiet)
+    amount = {"rounds": rounds, "clients_per_round": clients_per_round, "steps": steps, "epochs": epochs}
+    named["training"] = {**amount, "batch_size": batch_size, "lr": lr, "schedule": schedule}
+    run = _build_experiment(named, settings or {}, objects), partial(_prepare, objects=objects)
+    return run_session(*run, out=out, resume=resume, ranks=ranks, callbacks=callbacks, quiet=quiet)
 
 
 class Objects(NamedTuple):
