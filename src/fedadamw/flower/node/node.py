@@ -1,4 +1,4 @@
-"""Trains one client on a node: its data, the model, the algorithm, and the client's memory.
+"""Trains and evaluates one client on a node: its data, the model, the algorithm, and the client's memory.
 
 It trains like the simulator's loop engine, with the random generators of its client number: the same client with the
 same samples sends the same numbers.
@@ -20,12 +20,12 @@ from fedadamw.engine.loop import Loop
 from fedadamw.engine.record import DivergedError
 from fedadamw.engine.step import make_step
 from fedadamw.engine.uploads import CodedEngine, Uploads
-from fedadamw.engine.workspace import Workspace
+from fedadamw.engine.workspace import Workspace, autocast
 from fedadamw.flower.node.broadcast import BroadcastReader
 from fedadamw.flower.node.config import memory_folder, read_device, read_number
 from fedadamw.flower.node.local_data import build_task
 from fedadamw.flower.node.memory import ClientMemory
-from fedadamw.flower.protocol import NodeConfig, Numbers, Request
+from fedadamw.flower.protocol import SUMS, NodeConfig, Numbers, Request
 from fedadamw.flower.wire import to_array
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.models.activation_checkpoints import checkpoint_layers
@@ -36,7 +36,7 @@ from fedadamw.prepare.problem import Facts
 from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
-from fedadamw.validation import InputError
+from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector
 
 
@@ -67,7 +67,8 @@ class Node:
         device = select_device(experiment, read_device(config))
         if threads := config.get("threads", experiment.threads):
             torch.set_num_threads(int(threads))
-        model, task, self.samples = build_task(experiment, about, config, self.number, device)
+        model, self.local = build_task(experiment, about, config, self.number, device)
+        task = self.local.task
         if experiment.training.gradient_checkpointing:
             checkpoint_layers(model, experiment.model.name)
         self.workspace = Workspace(model)
@@ -92,7 +93,10 @@ class Node:
         loop = Loop(workspace, algorithm, task, training, experiment.seed, step)
         uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
         down = algorithm.broadcast(algorithm.server_init(workspace.y.clone()))
-        broadcasts = BroadcastReader(algorithm, workspace, down, uploads.template(down), base)
+        model = {"x": self.workspace.y, "statistics": self.workspace.statistics}
+        if self.folding is not None:
+            model["base"] = self.folding.base
+        broadcasts = BroadcastReader(algorithm, workspace, down, uploads.template(down), base, model)
         fresh_if_lost = experiment.federation.lost_memory == "fresh"
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         memory = ClientMemory(home, uploads.initial_memory(down), fresh_if_lost=fresh_if_lost)
@@ -101,12 +105,15 @@ class Node:
     @property
     def sample_count(self) -> Numbers:
         """Its number of samples; empty with federation.sample_counts=false."""
-        return {"num-examples": len(self.samples)} if self.experiment.federation.sample_counts else {}
+        return {"num-examples": len(self.local.samples)} if self.experiment.federation.sample_counts else {}
 
     def hello(self) -> Reply:
-        """Return the client's number, model layout and number of samples."""
+        """Return the client's number, model layout and number of samples; with evaluation, how many are held out."""
         layout = int(self.workspace.layout.fingerprint[:12], 16)
-        return Reply({}, {"client": self.number, "layout": layout, **self.sample_count})
+        numbers: Numbers = {"client": self.number, "layout": layout, **self.sample_count}
+        if self.experiment.training.client_evaluation:
+            numbers["held-out"] = self.local.held_out_count
+        return Reply({}, numbers)
 
     def train(self, arrays: Mapping[str, Array], request: Request) -> Reply:
         """Train one round, starting from the server's broadcast and the memory of the client's last round that counted.
@@ -123,11 +130,31 @@ class Node:
         if self.folding is not None:
             self.folding.load(broadcast.base)
         memory, fresh = part.memory.load(int(request["counted"]))
-        shard = Shard(self.number, self.samples, memory)
+        shard = Shard(self.number, self.local.samples, memory)
         ((_, answer),) = part.engine.train([shard], broadcast)
         self._check_finite(answer, round_)
         part.memory.save(round_ + 1, answer.memory)
         return self._pack(answer, fresh=fresh)
+
+    def evaluate(self, arrays: Mapping[str, Array], request: Request) -> Reply:
+        """Return sums over this node's held-out samples, from which the server computes the model's loss and metrics.
+
+        It changes no memory. Raises StaleError or RefusedError if the model cannot be read, InputError without samples.
+        """
+        check(self.local.held_out_count > 0, "this node has no held-out samples: give it test or held-out")
+        part = self.parts[int(request["round"]) % len(self.parts)]
+        x, statistics, base = part.broadcasts.read_model(arrays, request)
+        if self.halves is not None:
+            self.halves.leave()
+        if self.folding is not None:
+            self.folding.load(base)
+        self.workspace.load(x, statistics)
+        module = self.workspace.module.eval()
+        with torch.no_grad():
+            with autocast(self.experiment.training, x.device):
+                outputs = self.local.outputs(module)
+            sums = self.local.task.sums(outputs)  # without autocast, which would round them
+        return Reply({SUMS: to_array(sums)}, {"client": self.number})
 
     def _check_finite(self, answer: Answer, round_: int) -> None:
         if not answer.finite:
