@@ -9,6 +9,7 @@ checkpoint is. benchmarks/evidence/rule.py has the rules, agenda.py the order.
 """
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
@@ -33,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # of `--plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (KeyboardInterrupt, Terminated):
         print("stopped; the same command goes on", file=sys.stderr)
         return 130

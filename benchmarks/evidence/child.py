@@ -13,12 +13,13 @@ from fedadamw.engine.record import DivergedError
 from fedadamw.report.metrics import find_evaluations, main_metric, score
 from fedadamw.report.run_files import RecordDict
 from fedadamw.runner.execute import Interrupted, execute
-from fedadamw.runner.folder import RunFolder
+from fedadamw.runner.folder import FolderInUseError, RunFolder
 from fedadamw.runner.fork_server import end_with_parent
 from fedadamw.runner.signals import stop_once
 from fedadamw.validation import InputError
 
 STOPPED = 143
+ELSEWHERE = 75  # exit code of a run that another session has
 LOG = "log.txt"
 
 
@@ -35,6 +36,8 @@ def train(job: Job, data: str, folder: str) -> None:
         os.dup2(log.fileno(), 2)
         try:
             store.write(job, run(job, Path(data), work))
+        except FolderInUseError:
+            sys.exit(ELSEWHERE)
         except InputError as error:
             sys.stderr.write(f"{error}\n")
             sys.exit(1)

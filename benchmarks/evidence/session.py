@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from benchmarks.evidence.agenda import Agenda
-from benchmarks.evidence.child import LOG, train
+from benchmarks.evidence.child import ELSEWHERE, LOG, train
 from benchmarks.evidence.costs import Costs
 from benchmarks.evidence.jobs import Job, experiment
 from benchmarks.evidence.store import Store, points
@@ -24,6 +24,7 @@ class Session:
         self.store, self.data, self.workers, self.only, self.small = store, data, workers, only, small
         self.running: dict[Job, BaseProcess] = {}
         self.failed: dict[Job, str] = {}  # not tried again in this session
+        self.elsewhere: set[Job] = set()  # which another session runs
         self.ended = 0
         self._context = start_fork_server()
 
@@ -49,7 +50,7 @@ class Session:
         agenda = self.agenda()
         costs = Costs(self.store.results)
         for job in agenda.next_jobs():
-            if job in self.running or job in self.failed:
+            if job in self.running or job in self.failed or job in self.elsewhere:
                 continue
             if left_s is None or costs.run_s(job.workload) <= left_s:
                 return job
@@ -71,7 +72,10 @@ class Session:
                 process.close()
 
     def _tell(self, job: Job, code: int) -> None:
-        """Print how a run ended."""
+        """Print how a run ended, unless another session runs it."""
+        if code == ELSEWHERE:
+            self.elsewhere.add(job)
+            return
         self.ended += 1
         result = self.store.refresh().results.get(job)
         if result is None:

@@ -25,6 +25,8 @@ class Purpose(IntEnum):
     ANSWERS = 11  # of a language model, drawn at a temperature
     NOISE = 12  # of gradients on a quadratic
     MEASURED = 13  # samples and directions in which a trained model is measured
+    HELD_OUT = 14  # each client's own held-out samples
+    EVALUATED_CLIENTS = 15
 
 
 def numpy_generator(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:
@@ -57,6 +59,13 @@ def sample_clients(seed: int, round_: int, clients: int, count: int) -> np.ndarr
     """Draw `count` of `clients` client numbers, uniformly without replacement, in ascending order."""
     drawn = numpy_generator(seed, Purpose.SAMPLE_CLIENTS, round_).choice(clients, count, replace=False)
     return np.sort(drawn)
+
+
+def sample_evaluated(seed: int, clients: np.ndarray, count: int | None) -> np.ndarray:
+    """Draw `count` of these clients (n,) to be evaluated, in ascending order, once for a run; all if None."""
+    if count is None or count >= len(clients):
+        return np.sort(clients)
+    return np.sort(numpy_generator(seed, Purpose.EVALUATED_CLIENTS).choice(clients, count, replace=False))
 
 
 def draw_batches(

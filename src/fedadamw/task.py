@@ -58,6 +58,25 @@ class Task(Protocol):
     def score(self, outputs: Tensor) -> Evaluation:
         """Compute loss and metrics from the outputs (held_out, c) of all held-out samples."""
 
+    def outputs_of(self, model: Model, samples: Tensor) -> Tensor:
+        """Return what `outputs` does of the training samples with these numbers (n,), on the CPU; not augmented."""
+
+    def sums(self, outputs: Tensor) -> Tensor:
+        """Return sums over the samples of `outputs` (n, c) that add up over parts of a set, (k,) float64 on the CPU.
+
+        The first is the number of samples. They tell nothing of a single sample, unless there is only one.
+        """
+
+    def pool(self, sums: Tensor) -> Evaluation:
+        """Compute loss and metrics from (added) sums: those of `score`, without the `unpooled` ones."""
+
+    def check_sums(self, sums: Tensor, most: int | None) -> None:
+        """Raise InputError if no set of samples, of at most `most`, has these sums."""
+
+    @property
+    def unpooled(self) -> tuple[str, ...]:
+        """The metrics that cannot be computed from sums."""
+
 
 def copy_to(t: Tensor, device: torch.device) -> Tensor:
     """Return `t` on the device; a copy to a GPU is from pinned memory, so that it does not wait for the steps there."""

@@ -127,8 +127,8 @@ def test_muloco_keeps_no_second_moment_of_matrices(task):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["algorithm=fedadam"], "training.outer is the server's step; this algorithm's server has one of its own"),
-        (["algorithm=diloco"], "training.outer is the server's step; this algorithm's server has one of its own"),
+        (["algorithm=fedadam"], "training.outer is the server's step; the server of fedadam has one of its own"),
+        (["algorithm=diloco"], "training.outer is the server's step; the server of diloco has one of its own"),
         (
             ["algorithm=scaffold", "algorithm.server_lr=0.5"],
             "set algorithm.server_lr=1 (not 0.5) and training.outer.lr",
@@ -150,7 +150,7 @@ def test_what_cannot_have_it_is_refused_in_one_line(settings, message):
 def test_a_rate_is_finite():
     with pytest.raises(InputError, match=r"training\.outer\.lr=inf: input should be a finite number"):
         load("digits", ["training.outer.lr=inf"])
-    with pytest.raises(InputError, match="outer_lr=inf must be above 0 and finite"):
+    with pytest.raises(InputError, match="lr=inf must be above 0 and finite"):
         OuterStep(lr=float("inf"))
 
 

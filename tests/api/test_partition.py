@@ -14,6 +14,8 @@ WRONG = {
     "infinite": (lambda: partition.dirichlet(LABELS, 3, inf), "concentration=inf must be a number above 0"),
     "not a number": (lambda: partition.mix(LABELS, 3, float("nan")), "concentration=nan must be"),
     "samples": (lambda: partition.iid(-3, 2), "samples=-3: give at least 1"),
+    "names of pairs": (lambda: partition.by_column([["a", "b"]]), "values: give the client of each sample"),
+    "no minimum": (lambda: partition.by_column(["a"], minimum=0), "minimum=0: give a whole number from 1"),
     "seed": (lambda: partition.iid(10, 2, seed=-1), "seed=-1: give a whole number from 0"),
     "words": (lambda: partition.mix(["a", "b"], 2), "are not integers from 0"),
 }

@@ -192,6 +192,15 @@ def test_metrics_are_computed_in_full_precision_in_a_bfloat16_run():
     assert result.metrics["sum"] == pytest.approx(40 / 3, rel=1e-6)
 
 
+def test_a_section_inside_another_can_be_given_whole():
+    plain, outer, named = (
+        weights(simulate(rounds=2, settings=settings))
+        for settings in ({}, {"training.outer": {}}, {"training.outer.lr": 0.7})
+    )
+    assert torch.equal(outer, named)
+    assert not torch.equal(outer, plain)
+
+
 def test_a_function_makes_the_model_from_the_seed_alone():
     made = [simulate(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(weights(made[0]), weights(made[1]))

@@ -96,6 +96,11 @@ def test_iid_and_classes_and_columns():
     assert ((classes.counts(labels, 10) > 0).sum(1) == 2).all()
     natural = partition_by_column(np.array(["b", "a", "b", "c"]))
     assert [list(natural[i]) for i in range(3)] == [[1], [0, 2], [3]]
+    assert natural.names == ("a", "b", "c")
+    larger = partition_by_column(np.array(["b", "a", "b", "c", "c"]), minimum=2)
+    assert ([list(larger[i]) for i in range(len(larger))], larger.names) == ([[0, 2], [3, 4]], ("b", "c"))
+    with pytest.raises(ValueError, match="none of 2 clients has 3 samples or more"):
+        partition_by_column(np.array([1, 2, 2]), minimum=3)
     with pytest.raises(ValueError, match="11 classes per client"):
         partition_by_classes(labels, 20, 11, generator)
     with pytest.raises(ValueError, match="cannot hold all 10"):

@@ -14,13 +14,14 @@ import torch
 from support.cases import EVERYWHERE
 from support.checkout import ROOT
 from support.command import run_command
-from support.of_two_ranks import CODED, SLEEP_S
+from support.of_two_ranks import CODED, EVALUATED, SLEEP_S, evaluated
 from support.runs import simulation
 from support.sequences import SequenceTask
 from support.studies import wait_for
 
 from fedadamw.checkpoint import read
 from fedadamw.cli.run import run_rank
+from fedadamw.engine import evaluation
 from fedadamw.engine.ranks import assign_clients
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.launch import choose_ranks
@@ -57,6 +58,19 @@ def test_two_ranks_match_one_process(name, upload, of_two_ranks):
         torch.testing.assert_close(tensors[key], t, rtol=1e-10, atol=1e-10)
     for ours, theirs in zip(facts["losses"], losses, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-10)
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_two_ranks_give_clients_the_scores_of_one_process(name, of_two_ranks, monkeypatch):
+    monkeypatch.setattr(evaluation, "GROUP", 4)
+    scores = read(of_two_ranks / f"scores-{name}", "checkpoint")[1]["scores"]
+    alone = evaluated(EVALUATED[name])
+    assert [line[0] for line in alone] == [2, 4, 5]
+    for ours, theirs in zip(scores, alone, strict=True):
+        assert ours[:3] == theirs[:3] == [theirs[0], [0, 2, 3, 4], [9, 1, 23, 4]]
+        for own, expected in zip([*ours[3], ours[4]], [*theirs[3], theirs[4]], strict=True):
+            assert own == pytest.approx(expected, abs=1e-10)
+        assert ours[5] == pytest.approx(theirs[5], abs=1e-10)
 
 
 def test_a_record_says_how_long_ranks_waited_for_the_slowest(of_two_ranks):

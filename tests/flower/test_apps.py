@@ -28,8 +28,28 @@ pytestmark = pytest.mark.usefixtures("restore_threads")
 
 def test_a_demo_refuses_a_folder_that_another_process_uses(tmp_path):
     with RunFolder(tmp_path).lock(), pytest.raises(InputError, match="another process is running"):
-        demo.run_demo(load("digits", COMMON), tmp_path, nodes=3, say=print)
+        demo.run_demo(load("digits", COMMON), tmp_path, nodes=[{}] * 3, say=print)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_gives_each_node_its_own_data(tmp_path):
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for file in files:
+        file.write_text("text,label\n")
+    assert demo.plan_nodes(None, [], None) == [{}] * 4
+    assert demo.plan_nodes(2, [], None) == [{}] * 2
+    assert demo.plan_nodes(None, files, 0.2) == [{"data": str(file), "held-out": 0.2} for file in files]
+    for given, message in (
+        ((3, files, None), "--nodes 3: there are 2 --data"),
+        ((None, [], 0.2), "give --data"),
+        ((None, [tmp_path / "c.csv"], None), "no such file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            demo.plan_nodes(*given)
+    common, own = load("digits", COMMON), load("digits", [*COMMON, "partition.kind=nodes"])
+    for experiment, nodes in ((common, [{"data": "a.csv"}] * 3), (own, [{}] * 3)):
+        with pytest.raises(InputError, match="--data"):
+            demo.run_demo(experiment, tmp_path / "run", nodes=nodes, say=print)
 
 
 def test_the_monitor_serves_the_runs_metrics(tmp_path):
@@ -109,7 +129,8 @@ def test_settings_that_cannot_run_are_refused_by_flower_new_and_by_the_server(se
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-s", "partition.kind=nodes"], "the nodes of a demo have no own data"),
+        (["-s", "partition.kind=nodes"], "give each node's own data with --data"),
+        (["--held-out", "0.2"], "give --data"),
         (["-s", "partition.clients=5"], "--nodes 4: the run waits for 5 clients"),
         (["-s", "federation.wait_for=1", "-s", "partition.clients=9", "--nodes", "1"], "waits for 2 clients"),
         (["-s", "trackers=[tensorbored]"], "did you mean 'tensorboard'"),

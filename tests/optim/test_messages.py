@@ -114,5 +114,5 @@ def test_a_server_with_an_outer_step_resumes_from_its_snapshot(tmp_path):
         fedadamw.Server(attention_model()).restore(snapshot)
     with pytest.raises(ValueError, match="momentum has 162 numbers instead of 163"):
         resumed.restore(replace(snapshot, momentum=snapshot.momentum[1:]))
-    with pytest.raises(ValueError, match="outer_lr=0 must be above 0"):
+    with pytest.raises(ValueError, match="lr=0 must be above 0"):
         fedadamw.OuterStep(lr=0)

@@ -1,5 +1,6 @@
 """A run that cannot fit is refused before anything is loaded, with what to change."""
 
+import signal
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ from fedadamw.plan.bound import bound
 from fedadamw.plan.refusal import check_fits
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
+from fedadamw.study.child import run_child
 
 MANY = [
     "digits",
@@ -34,6 +36,22 @@ def test_a_run_is_refused_in_one_line_that_says_what_to_change(run_main, monkeyp
     assert "client_memory=disk" in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_a_study_is_refused_too(monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr("fedadamw.plan.room.free_bytes", lambda: 5 * 10**9)
+    monkeypatch.setattr("fedadamw.study.child.end_with_parent", lambda: None)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run_child(load("digits", MANY[2::2]).to_yaml(), str(tmp_path / "run"))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 1
+    assert capfd.readouterr().err.startswith("this run needs ")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["log.txt"]
 
 
 @pytest.mark.parametrize(

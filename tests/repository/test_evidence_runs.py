@@ -14,6 +14,7 @@ from benchmarks.evidence.agenda import LEVELS, Agenda
 from benchmarks.evidence.store import Store, points
 from benchmarks.evidence.variants import MAIN
 from benchmarks.evidence.workloads import WORKLOADS
+from fedadamw.runner.folder import RunFolder
 
 COMMAND = [sys.executable, "-m", "benchmarks.evidence", "--small", "--only", "digits"]
 
@@ -70,6 +71,19 @@ def test_a_small_pass_tunes_and_runs_five_seeds_of_the_main_variants(tmp_path):
     result = next(result for result in results.values() if not result["tuning"])
     assert result["cpu_s"] > 0
     assert (result["rounds"], result["steps"], result["round"]) == (4, 2, [1, 2, 3, 4])
+
+
+@pytest.mark.slow
+def test_a_run_that_another_session_has_is_passed_over(tmp_path):
+    first = next(Agenda({}, ("digits",), small=True).next_jobs())
+    with RunFolder(Store(tmp_path, small=True).work(first)).lock():
+        process = start(tmp_path)
+        wait_for_results(tmp_path, 1, process)
+        process.terminate()
+        printed, errors = process.communicate(timeout=90)
+    assert process.returncode == 130, errors
+    assert "failed" not in printed
+    assert first not in Store(tmp_path, small=True).refresh().results
 
 
 @pytest.mark.slow

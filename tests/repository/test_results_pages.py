@@ -3,7 +3,7 @@
 import pytest
 from support.checkout import ROOT
 
-from benchmarks.pages import lora_means, summary
+from benchmarks.pages import instruct, lora_means, summary
 from benchmarks.pages import results as results_page
 from fedadamw.study.results import read_results
 
@@ -96,3 +96,16 @@ def test_the_means_of_adapters_are_compared_by_pairs_of_seeds():
     assert "| `factors` | 71.0 ± 27.3 | - | 1.00 | 2.00 | 1 |" in text
     assert "| `alternate` | 73.0 ± 27.3 | +2.0 (+2.0 to +2.0) | 0.50 | 1.00 | 1 |" in text
     assert "3 seeds" in text
+
+
+def test_answers_are_compared_by_split_beside_the_untuned_model():
+    results = {"untuned": {"exact-match": 0.01}}
+    for algorithm, more in (("fedadamw", 0.1), ("fedavg", 0.0)):
+        for split in ("Dirichlet 0.1", "Dirichlet 0.8"):
+            runs = [{"exact-match": score + more, "up_bytes": 16e6} for score in (0.5, 0.6, 0.7)]
+            results[f"{algorithm}, {split}"] = {"lr": 0.001, "runs": runs}
+    training = {"rounds": 5, "clients_per_round": 8, "steps": 5, "batch_size": 4}
+    text = instruct.describe({"device": "cpu", "settings": {"training": training}, "results": results})
+    assert "| | Dirichlet 0.1 | lr | Dirichlet 0.8 | lr | MB up, a client and round |" in text
+    assert "| fedadamw | 70.0 ± 24.8 | 0.001 | 70.0 ± 24.8 | 0.001 | 2.00 |" in text
+    assert "| the model before it was tuned | 1.0 | - | 1.0 | - | - |" in text

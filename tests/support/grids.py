@@ -7,9 +7,9 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedadamw.flower.client_app import pack_reply
+from fedadamw.flower.client_app import pack_other_data, pack_reply
 from fedadamw.flower.node.worker import Worker
-from fedadamw.flower.protocol import ARRAYS, REQUEST
+from fedadamw.flower.protocol import ARRAYS, OTHER_DATA, REQUEST
 
 TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1  # as Flower's processes do at their start
 
@@ -57,6 +57,8 @@ class LocalGrid:
             {**asked, "came": time.time(), "config": self.configs[node]},
             dict(records[ARRAYS]) if ARRAYS in records else {},
         )
+        if OTHER_DATA in numbers:
+            return [pack_other_data(message, self.configs[node]["partition-id"], numbers[OTHER_DATA])]
         if "error" in numbers:
             return [Message(Error(code=2, reason=numbers["error"]), reply_to=message)]
         if node in self.lies and asked["ask"] == "train":

@@ -9,10 +9,12 @@ from typing import NamedTuple
 import torch
 
 from fedadamw.checkpoint import write
+from fedadamw.data.sums import Losses
+from fedadamw.engine import evaluation
 from fedadamw.engine.ranks import Team, current_team, gather_states, scatter_states
 from support.cases import EVERYWHERE, register
 from support.runs import simulation
-from support.sequences import SequenceTask
+from support.sequences import SequenceTask, held_out_samples
 
 SLEEP_S = 0.6
 CODED = [(name, upload) for name in ("fedadamw-vm", "scaffold") for upload in ("bfloat16", "int8", "top-k")]
@@ -32,11 +34,37 @@ def main(folder: Path, stack: int) -> None:
         ]
         if ranks.rank == 0:
             write(folder / f"{name}-{upload}", "checkpoint", sim.tensors(), {"losses": losses})
+    evaluation.GROUP = 4
+    for name, task in EVALUATED.items():
+        scores = evaluated(task, stack=stack, ranks=ranks)
+        if ranks.rank == 0:
+            write(folder / f"scores-{name}", "checkpoint", {}, {"scores": scores})
     sim = simulation(EVERYWHERE["fedavg"], SequenceTask(), clients_per_round=2, stack=stack, ranks=ranks)
     sim.listeners.append(lambda *_: time.sleep(SLEEP_S * ranks.rank))  # a slow rank
     waited = [sim.step().waited_s, ranks.waited_s]
     if ranks.rank == 0:
         write(folder / "waited", "checkpoint", {}, {"mean and of rank 0": waited})
+
+
+class Unpooled(SequenceTask):
+    """A task whose accuracy is computed from the outputs of all samples."""
+
+    kind = Losses(("accuracy",))
+
+
+EVALUATED = {"sums": SequenceTask(), "outputs": Unpooled()}
+
+
+def evaluated(task: SequenceTask, **how) -> list:
+    """Return the columns of every evaluation of the clients in a run, and what the record says of them."""
+    run = {"clients_per_round": 5, "client_evaluation": 2, "held_out": held_out_samples(task)}
+    sim, found = simulation(EVERYWHERE["fedadamw-vm"], task, **run, **how), []
+    for record in sim.rounds():
+        said = [record.clients_mean, record.clients_weighted, record.clients_std, record.clients_worst_decile]
+        if sim.scores is not None:
+            columns = list(sim.scores.columns.values())
+            found.append([record.round, sim.scores.clients, sim.scores.samples, columns, said, record.clients_metrics])
+    return found
 
 
 def check_shared(ranks: Team) -> None:

@@ -63,6 +63,8 @@ def _shorten_command(line: str) -> str:
     small = {} if "training.rounds" in line else {"training.rounds": 2, "training.clients_per_round": 2}
     if re.search("cifar10|sst2", line):
         small |= {"training.steps": 2, "data.max_train": 2000, "data.max_test": 100}
+    if "smollm2" in line:
+        small |= {"data.max_test": 10, "data.answers": 10}
     added = " ".join(f"-s {path}={value}" for path, value in small.items() if path not in line)
     return re.sub(BEGINS, rf"\1 {added} ", line)
 

@@ -23,7 +23,18 @@ def training_of(case, **changes):
 
 
 def simulation(
-    case, task, *, clients=None, stack=1, step="fused", ranks=ALONE, seed=0, memory_folder=None, saved=None, **changes
+    case,
+    task,
+    *,
+    clients=None,
+    stack=1,
+    step="fused",
+    ranks=ALONE,
+    seed=0,
+    memory_folder=None,
+    saved=None,
+    held_out=None,
+    **changes,
 ):
     model = attention_model()
     algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
@@ -35,6 +46,7 @@ def simulation(
         "seed": seed,
         "memory_folder": memory_folder,
         "saved": saved,
+        "held_out": held_out,
     }
     return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fedadamw.data.sums import Hits, Pooled
 from fedadamw.task import Evaluation
 
 
@@ -26,7 +27,7 @@ class SmallTransformer(nn.Module):
         return self.classifier(self.norm(torch.tanh(self.mlp(y))).mean(1))
 
 
-class SequenceTask:
+class SequenceTask(Pooled):
     """Classification of short random sequences, in float64; classes differ between clients."""
 
     def __init__(self, samples: int = 200, classes: int = 3, seed: int = 0) -> None:
@@ -49,8 +50,13 @@ class SequenceTask:
 
     held_out = 200
 
+    kind = Hits()
+
     def outputs(self, model, start, stop):
-        logits, labels = model(self.inputs[start:stop]), self.labels[start:stop]
+        return self.outputs_of(model, torch.arange(start, stop))
+
+    def outputs_of(self, model, samples):
+        logits, labels = model(self.inputs[samples]), self.labels[samples]
         losses = F.cross_entropy(logits, labels, reduction="none")
         return torch.stack([losses, (logits.argmax(-1) == labels).double()], -1)
 
@@ -75,3 +81,9 @@ def unequal_clients(task: SequenceTask, sizes=(5, 40, 13, 60, 22)) -> list[np.nd
     order = np.argsort(task.labels.numpy(), kind="stable")
     ends = np.cumsum(sizes)
     return [order[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def held_out_samples(task: SequenceTask, sizes=(9, 0, 1, 23, 4)) -> list[np.ndarray]:
+    """Held-out samples of clients: as many as `sizes` say, of all classes."""
+    ends = np.cumsum(sizes)
+    return [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]

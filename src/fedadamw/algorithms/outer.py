@@ -32,8 +32,9 @@ class OuterStep:
     nesterov: bool = True
 
     def __post_init__(self) -> None:
-        check(0 < self.lr < inf, f"outer_lr={self.lr} must be above 0 and finite")
-        check(0 <= self.momentum < 1, f"outer_momentum={self.momentum} must lie in [0, 1)")
+        check(_is_number(self.lr) and 0 < self.lr < inf, f"the outer step's lr={self.lr!r} must be above 0 and finite")
+        valid = _is_number(self.momentum) and 0 <= self.momentum < 1
+        check(valid, f"the outer step's momentum={self.momentum!r} must lie in [0, 1)")
 
     def take(self, x: Vector, b: Vector, delta: Vector) -> tuple[Vector, Vector]:
         """Return the model (d,) and the momentum (d,) after the step, from the clients' mean change `delta` (d,)."""
@@ -43,10 +44,14 @@ class OuterStep:
         return x - self.lr * direction, b
 
 
-def check_takes_outer_step(*, adds_mean: bool, server_lr: object) -> None:
-    """Raise InputError if an algorithm's server has a step of its own, which the outer one would replace."""
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_takes_outer_step(name: str, *, adds_mean: bool, server_lr: object) -> None:
+    """Raise InputError if the server of algorithm `name` has a step of its own, which the outer one would replace."""
     what = "training.outer is the server's step"
-    check(adds_mean, f"{what}; this algorithm's server has one of its own")
+    check(adds_mean, f"{what}; the server of {name} has one of its own")
     check(server_lr == 1, f"{what}; set algorithm.server_lr=1 (not {server_lr}) and training.outer.lr instead")
 
 
@@ -78,7 +83,8 @@ class WithOuterStep:
     """
 
     def __init__(self, algorithm: AnyAlgorithm, step: OuterStep) -> None:
-        check_takes_outer_step(adds_mean=algorithm.adds_mean, server_lr=getattr(algorithm, "server_lr", 1.0))
+        server_lr = getattr(algorithm, "server_lr", 1.0)
+        check_takes_outer_step(type(algorithm).__name__, adds_mean=algorithm.adds_mean, server_lr=server_lr)
         self.algorithm, self.step = algorithm, step
 
     def server_init(self, x: Vector) -> Server:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.algorithms.classes import BLOCKS, check_class, defaults_of, has_blocks, parse_settings
 from fedadamw.blocks.blocks import Blocks
+from fedadamw.data.sums import Losses, Pooled
 from fedadamw.engine.client import Broadcast
 from fedadamw.engine.round import Aggregation, run_round
 from fedadamw.engine.simulate import Saved, Simulation
@@ -80,12 +81,13 @@ def make_network(inputs: int, width: int, outputs: int) -> nn.Module:
         return nn.Sequential(*layers, nn.Linear(width, outputs)).double()
 
 
-class _Points:
+class _Points(Pooled):
     """Classification of random points, client by client of other classes."""
 
     resident = True
     lengths = None
     held_out = 1
+    kind = Losses()
 
     def __init__(self) -> None:
         self.labels = torch.arange(sum(SIZES)) // 50
@@ -103,6 +105,9 @@ class _Points:
 
     def outputs(self, model: Model, start: int, stop: int) -> Tensor:
         return self.losses(model, (self.points[start:stop], self.labels[start:stop]))[:, None]
+
+    def outputs_of(self, model: Model, samples: Tensor) -> Tensor:
+        return self.losses(model, (self.points[samples], self.labels[samples]))[:, None]
 
     def score(self, outputs: Tensor) -> Evaluation:
         return Evaluation(float(outputs.mean()), {"accuracy": 0.0})

@@ -57,9 +57,15 @@ def iid(samples: int | Labels, clients: int, *, seed: int = 0) -> Partition:
     return partition_iid(_to_labels(np.zeros(count, np.int64), clients), clients, _generator(seed))
 
 
-def by_column(values: Iterable[Any]) -> Partition:
-    """Make one client of each value: `values` names the client of each sample, (n,)."""
-    return partition_by_column(np.asarray(values.cpu() if isinstance(values, Tensor) else list(values)))
+def by_column(values: Iterable[Any], *, minimum: int = 1) -> Partition:
+    """Make one client of each value: `values` names the client of each sample, (n,).
+
+    minimum: clients with fewer samples are left out. The partition's `names` are the values, by client.
+    """
+    check(isinstance(minimum, int | np.integer) and minimum >= 1, f"minimum={minimum}: give a whole number from 1")
+    named = np.asarray(values.cpu() if isinstance(values, Tensor) else list(values))
+    check(named.ndim == 1 and len(named) > 0, "values: give the client of each sample, one value each")
+    return partition_by_column(named, minimum)
 
 
 def plot(clients: Sequence[Any], labels: Labels, classes: Sequence[str] | None = None) -> "Picture":
@@ -97,7 +103,8 @@ def from_lists(clients: Sequence[Any], samples: int) -> Partition:
     numbers = np.concatenate(parts)
     wrong = numbers[(numbers < 0) | (numbers >= samples)]
     check(len(wrong) == 0, f"clients: {shorten(wrong[:1].tolist())[1:-1]} is not a sample number, 0 to {samples - 1:,}")
-    return Partition(numbers, np.cumsum(sizes))
+    names = clients.names if isinstance(clients, Partition) else None
+    return Partition(numbers, np.cumsum(sizes), names)
 
 
 def _to_numbers(client: int, part: Any) -> np.ndarray:

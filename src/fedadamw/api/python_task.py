@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fedadamw.api.rows import Rows
+from fedadamw.data.sums import Losses, Pooled
 from fedadamw.task import Batch, Evaluation, Model
 from fedadamw.validation import InputError, check, shorten
 
@@ -120,7 +121,7 @@ class _Unreduced(nn.Module):
         return result
 
 
-class PythonTask:
+class PythonTask(Pooled):
     """What is learned from rows by functions; a `task.Task`.
 
     An engine's batch is the tensors of the user's batch in a tuple. A sample's outputs, targets and loss become one
@@ -131,6 +132,7 @@ class PythonTask:
 
     def __init__(self, train: Rows, test: Rows, functions: Functions, test_batch_size: int) -> None:
         self.train, self.test, self.functions, self.test_batch_size = train, test, functions, test_batch_size
+        self.kind = Losses(tuple(functions.metrics))  # a function of all outputs may be no function of sums
         self._structure: TreeSpec | None = None  # of a batch, once one was read
         self._row: _Row | None = None  # of the held-out outputs, once they were computed
 
@@ -179,10 +181,14 @@ class PythonTask:
 
     def outputs(self, model: Model, start: int, stop: int) -> Tensor:
         """Return loss, outputs and targets of held-out samples as float64, (stop - start, c)."""
-        parts = []
-        for first in range(start, stop, self.test_batch_size):
-            numbers = torch.arange(first, min(first + self.test_batch_size, stop))
-            parts.append(self._evaluate_batch(model, self.test.take(numbers)))
+        return self._evaluate(model, self.test, torch.arange(start, stop))
+
+    def outputs_of(self, model: Model, samples: Tensor) -> Tensor:
+        """Return the same of training samples, (n, c). What a dataset draws at random depends on a sample's number."""
+        return self._evaluate(model, self.train, samples)
+
+    def _evaluate(self, model: Model, rows: Rows, samples: Tensor) -> Tensor:
+        parts = [self._evaluate_batch(model, rows.take(part)) for part in samples.split(self.test_batch_size)]
         widths = {part.shape[1] for part in parts}
         check(len(widths) == 1, f"outputs of held-out batches differ in size ({widths}): predict must give one shape")
         return torch.cat(parts)

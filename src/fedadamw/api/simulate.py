@@ -129,7 +129,8 @@ def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], cli
         allowed = path.partition(".")[0] not in OF_RECIPES or path in ALSO_HERE
         check(allowed, f"settings: {path!r} is for recipes; simulate takes model, data and clients as they are")
         is_section = path in (*list_sections(), "algorithm")
-        check(not is_section, f"settings: {path!r} is a section; set one of its settings, '{path}.NAME'")
+        whole = "." in path and (value is None or isinstance(value, Mapping))  # {"training.outer": {}}
+        check(whole or not is_section, f"settings: {path!r} is a section; set one of its settings, '{path}.NAME'")
         set_path(named, path, value)
     named["data"] = {**named.get("data", {}), "task": PYTHON, "source": PYTHON}
     named["model"] = {**named.get("model", {}), "name": PYTHON}

@@ -111,7 +111,16 @@ def supernode(context: typer.Context) -> None:
 def demo(
     recipe: Recipe = None,
     settings: Settings = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Number of SuperNodes, each a process.")] = 4,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Number of SuperNodes, each a process; 4, or as many as --data.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="A node's own file or folder of data, for partition.kind=nodes; once for each node."),
+    ] = None,
+    held_out: Annotated[
+        float | None, typer.Option(help="With --data: share of its own data that each node holds out.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for everything; by default runs/flower-demo, numbered if that exists.")
     ] = None,
@@ -122,19 +131,22 @@ def demo(
     \b
     fedadamw flower demo
     fedadamw flower demo digits --nodes 2 -s training.rounds=3 --out runs/small-demo
+    fedadamw flower demo sites.yaml --data a.csv --data b.csv --data c.csv --held-out 0.2
     """
     _require_flower()
     from fedadamw.cli.tables import print_run
-    from fedadamw.flower.local.demo import next_free_folder, run_demo
+    from fedadamw.flower.local.demo import next_free_folder, plan_nodes, run_demo
     from fedadamw.runner.folder import RunFolder
     from fedadamw.settings.load import load
 
-    few = [f"partition.clients={nodes}", f"training.clients_per_round={nodes}", "training.rounds=10"]
-    experiment = load(recipe or "digits", [*few, "training.evaluate_every=1", "threads=1", *(settings or [])])
+    each = plan_nodes(nodes, data or [], held_out)
+    few = [f"partition.clients={len(each)}", f"training.clients_per_round={len(each)}", "threads=1"]
+    few += ["partition.kind=nodes"] if data else ["training.rounds=10", "training.evaluate_every=1"]
+    experiment = load(recipe or "digits", [*few, *(settings or [])])
     folder = run_demo(
         experiment,
         out or next_free_folder(Path("runs/flower-demo")),
-        nodes=nodes,
+        nodes=each,
         say=(lambda _: None) if quiet else say,
     )
     if not quiet:

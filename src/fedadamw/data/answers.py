@@ -3,13 +3,14 @@
 The prompt is a held-out text up to its last learned part, which is the right answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedadamw.data.sums import ROUNDING
 from fedadamw.data.texts import Texts
 from fedadamw.models.generation import Decoding, Ids, log_likelihoods, respond
 from fedadamw.task import Batch, Evaluation, Model, Task
@@ -41,23 +42,45 @@ class Question(NamedTuple):
 class AnswerTask:
     """A language task whose evaluations also answer some held-out prompts, evenly spread over the texts.
 
+    Of a client's own held-out texts all are answered.
+
     positions: the tokens that the model takes, None if any number. Raises InputError if texts have no prompts, if an
     answer has no room after one, or if a right answer is not among the choices.
     """
 
     def __init__(
-        self, task: Task, test: Texts, tokenizer: Any, asking: Asking, *, size: int, positions: int | None = None
+        self,
+        task: Task,
+        train: Texts,
+        test: Texts,
+        tokenizer: Any,
+        asking: Asking,
+        *,
+        size: int,
+        positions: int | None = None,
     ) -> None:
         check_library(asking.metrics)
         self.task, self.tokenizer, self.asking, self.size = task, tokenizer, asking, size
+        self.train, self.positions = train, positions
         count = min(asking.most, len(test))
         chosen = [int(i) for i in np.linspace(0, len(test), count, endpoint=False)]
-        self.questions = {i: find_question(test, i, tokenizer) for i in chosen}
-        if any(name in CHOSEN for name in asking.metrics):
-            for i, question in self.questions.items():
-                _check_choice(question.answer, asking.choices, i)
-        if positions is not None:
-            self._check_room(positions)
+        self.questions = self._find_questions(test, chosen, "held-out")
+        self._asked: dict[int, Question] = {}  # of training texts, by number
+
+    def ask(self, samples: Sequence[int]) -> None:
+        """Find the questions of training texts that `outputs_of` will be asked for; raises InputError as at first."""
+        new = [i for i in samples if i not in self._asked]
+        self._asked |= self._find_questions(self.train, new, "training")
+
+    def _find_questions(self, texts: Texts, chosen: Sequence[int], which: str) -> dict[int, Question]:
+        """Return the questions of some texts, checked; which: `held-out` or `training`."""
+        questions = {i: find_question(texts, i, self.tokenizer) for i in chosen}
+        if any(name in CHOSEN for name in self.asking.metrics):
+            for i, question in questions.items():
+                _check_choice(question.answer, self.asking.choices, f"{which} text {i + 1:,}")
+        if self.positions is not None and questions:
+            self._check_room(self.positions, questions.values())
+        return questions
 
     @property
     def resident(self) -> bool:
@@ -88,14 +111,24 @@ class AnswerTask:
 
     def outputs(self, model: Model, start: int, stop: int) -> Tensor:
         """Return the language task's outputs; then 1 for an answered prompt, and its scores; (stop - start, c)."""
-        own = self.task.outputs(model, start, stop)
-        scores = own.new_zeros(stop - start, 1 + len(self.asking.metrics))
-        places = [i for i in self.questions if start <= i < stop]
-        if places:
-            asked = [self.questions[i] for i in places]
-            columns = {**self._score_written(model, asked), **self._score_chosen(model, asked)}
+        asked = {i - start: question for i, question in self.questions.items() if start <= i < stop}
+        return self._add_answers(model, self.task.outputs(model, start, stop), asked)
+
+    def outputs_of(self, model: Model, samples: Tensor) -> Tensor:
+        """Return the same of training texts, all of which are answered, (n, c)."""
+        numbers = samples.tolist()
+        self.ask(numbers)
+        asked = {place: self._asked[i] for place, i in enumerate(numbers)}
+        return self._add_answers(model, self.task.outputs_of(model, samples), asked)
+
+    def _add_answers(self, model: Model, own: Tensor, asked: Mapping[int, Question]) -> Tensor:
+        """Add the scores of the answers to the questions of some rows to the language task's outputs (n, c)."""
+        scores = own.new_zeros(len(own), 1 + len(self.asking.metrics))
+        if asked:
+            questions = list(asked.values())
+            columns = {**self._score_written(model, questions), **self._score_chosen(model, questions)}
             values = torch.stack([columns[name] for name in self.asking.metrics], -1)
-            answered = torch.tensor(places) - start
+            answered = torch.tensor(list(asked))
             scores[answered, 0] = 1
             scores[answered, 1:] = values.to(scores)
         return torch.cat([own, scores], -1)
@@ -107,7 +140,36 @@ class AnswerTask:
         means = scores[scores[:, 0] > 0, 1:].mean(0).tolist()
         return Evaluation(own.loss, {**dict(zip(self.asking.metrics, means, strict=True)), **own.metrics})
 
-    def _check_room(self, positions: int) -> None:
+    @property
+    def unpooled(self) -> tuple[str, ...]:
+        """As of the language task: scores of answers are means."""
+        return self.task.unpooled
+
+    def sums(self, outputs: Tensor) -> Tensor:
+        """Return the language task's sums, then the number of answers and the sums of their scores, (k,)."""
+        width = 1 + len(self.asking.metrics)
+        return torch.cat([self.task.sums(outputs[:, :-width]), outputs[:, -width:].double().sum(0).cpu()])
+
+    def pool(self, sums: Tensor) -> Evaluation:
+        """Return the mean scores of the answers before the language task's metrics, and its loss."""
+        width = 1 + len(self.asking.metrics)
+        own, (answers, *scores) = self.task.pool(sums[:-width]), sums[-width:].tolist()
+        means = {name: value / max(answers, 1) for name, value in zip(self.asking.metrics, scores, strict=True)}
+        return Evaluation(own.loss, {**means, **own.metrics})
+
+    def check_sums(self, sums: Tensor, most: int | None) -> None:
+        """Raise InputError if no texts, at most `most`, have these sums."""
+        width = 1 + len(self.asking.metrics)
+        check(sums.dim() == 1 and len(sums) > width, f"sums: {tuple(sums.shape)} numbers are too few")
+        self.task.check_sums(sums[:-width], most)
+        answers, *scores = sums[-width:].tolist()
+        check(answers in range(int(sums[0]) + 1), f"sums: {answers:g} answers to {int(sums[0]):,} texts")
+        for name, value in zip(self.asking.metrics, scores, strict=True):
+            check(
+                0 <= value <= answers * (1 + ROUNDING), f"sums: {name} of {answers:,.0f} answers adds up to {value:g}"
+            )
+
+    def _check_room(self, positions: int, questions: Iterable[Question]) -> None:
         """Raise InputError if the longest prompt and an answer are more tokens than the model takes."""
         metrics, given, longest = self.asking.metrics, f"data.answer_tokens={self.asking.tokens}", 0
         if any(name in WRITTEN for name in metrics):
@@ -115,7 +177,7 @@ class AnswerTask:
         if any(name in CHOSEN for name in metrics):
             of_choice = max(len(ids) for ids in _encode_choices(self.tokenizer, self.asking.choices))
             given, longest = (given, longest) if longest >= of_choice else ("data.choices", of_choice)
-        asked = max(len(question.prompt) for question in self.questions.values())
+        asked = max(len(question.prompt) for question in questions)
         check(
             asked + longest <= positions,
             f"{given}: the model takes {positions:,} tokens, and a prompt has {asked:,}, an answer up to {longest:,}; "
@@ -175,11 +237,9 @@ def _last_run(numbers: "Array") -> int:
     return int(numbers[gaps[-1] + 1] if len(gaps) else numbers[0])
 
 
-def _check_choice(answer: str, choices: Sequence[str], i: int) -> None:
+def _check_choice(answer: str, choices: Sequence[str], text: str) -> None:
     if answer not in choices:
-        raise InputError(
-            f"data.choices={list(choices)}: the right answer of held-out text {i + 1:,} is {answer[:60]!r}"
-        )
+        raise InputError(f"data.choices={list(choices)}: the right answer of {text} is {answer[:60]!r}")
 
 
 def check_library(metrics: Sequence[str]) -> None:

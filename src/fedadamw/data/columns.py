@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CLIENT_TYPES = (str, int, float, date, time, timedelta, Decimal, bytes)  # what can name a natural client
+ALPHABET = 20  # different characters, above which single ones are taken for a text's
 Rows = Sequence[int] | None  # the rows of a split to read; None: all
 
 
@@ -53,7 +54,8 @@ def read_column(split: "Dataset", column: str, types: tuple[type, ...], expected
     rows = range(len(split)) if rows is None else rows
     values = read_cells(split, column, rows)
     check(len(values) > 0, f"column {column!r} has no rows")
-    empty = next((row + 1 for row, value in zip(rows, values, strict=True) if _is_empty(value)), None)
+    single = _are_characters(values)
+    empty = next((row + 1 for row, value in zip(rows, values, strict=True) if _is_empty(value) and not single), None)
     check(empty is None, f"column {column!r} is empty in row {empty or 0:,} of {len(split):,}")
     check(isinstance(values[0], types), f"column {column!r} holds {str(values[0])[:60]} where {expected}")
     words = isinstance(values[0], str | bytes)
@@ -64,6 +66,11 @@ def read_cells(split: "Dataset", column: str, rows: Rows) -> list[object]:
     """Return the cells of a column as they are."""
     values: list[object] = split[column][:]
     return values if rows is None else [values[row] for row in rows]
+
+
+def _are_characters(values: Sequence[object]) -> bool:
+    """Whether all are single characters of a text, an alphabet's worth: among these a space is no empty cell."""
+    return all(isinstance(value, str) and len(value) == 1 for value in values) and len(set(values)) > ALPHABET
 
 
 def _is_empty(value: object) -> bool:

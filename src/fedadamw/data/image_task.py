@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fedadamw.data.images import Images
+from fedadamw.data.sums import Hits, Pooled
 from fedadamw.task import Batch, Evaluation, Model, copy_to
 from fedadamw.vector import at_least_single
 
@@ -22,7 +23,7 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-class ImageTask:
+class ImageTask(Pooled):
     """Cross-entropy on images: random crop and flip in training, nothing random at test time.
 
     crop_padding: zero pixels around an image, from which a window of its own size is cropped; 0 for none.
@@ -31,6 +32,8 @@ class ImageTask:
     mean, std: of each channel of scaled pixels; the training set's by default.
     resident: keep the training pixels on the device; else each batch is copied there.
     """
+
+    kind = Hits()
 
     def __init__(
         self,
@@ -93,11 +96,21 @@ class ImageTask:
 
     def outputs(self, model: Model, start: int, stop: int) -> Tensor:
         """Return the cross-entropy of each held-out image, and 1 if predicted correctly, (stop - start, 2)."""
+        parts = (
+            slice(first, min(first + self.test_batch_size, stop)) for first in range(start, stop, self.test_batch_size)
+        )
+        return self._compare(model, ((self.test_pixels[part], self.test_labels[part]) for part in parts))
+
+    def outputs_of(self, model: Model, samples: Tensor) -> Tensor:
+        """Return the same of training images, which are not augmented, (n, 2)."""
+        at = self.labels.device
+        return self._compare(model, (self._gather(part.to(at)) for part in samples.split(self.test_batch_size)))
+
+    def _compare(self, model: Model, batches: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the cross-entropy, and 1 if predicted correctly, of batches of pixels and labels, (n, 2)."""
         results = []
-        for first in range(start, stop, self.test_batch_size):
-            batch = slice(first, min(first + self.test_batch_size, stop))
-            labels = self.test_labels[batch]
-            logits = _logits(model, self._inputs(self.test_pixels[batch]))
+        for pixels, labels in batches:
+            logits = _logits(model, self._inputs(pixels))
             correct = logits.argmax(-1) == labels
             losses = F.cross_entropy(logits, labels, reduction="none")
             results.append(torch.stack([losses.double(), correct.double()], -1))

@@ -89,6 +89,7 @@ class ImageSource(NamedTuple):
     group_column: str | None = None  # names the natural client of each row
     test_source: str | None = None  # see `read_splits`
     test_split: str | None = None  # see `choose_held_out_split`
+    every: int = 1  # rows of the training set, see DataSettings
 
     @property
     def place(self) -> str:
@@ -118,10 +119,11 @@ def load_images(
     """
     if source.name == "digits":
         check(source.group_column is None, f"partition.column={source.group_column!r}: digits have no columns")
-        return _load_digits(_choose_format(source.place, DIGITS_SURVEY, options))
-    splits = read_splits(source.name, source.config, source.test_source)
+        train, test = _load_digits(_choose_format(source.place, DIGITS_SURVEY, options))
+        return train.select(np.arange(0, len(train), source.every)) if source.every > 1 else train, test
+    splits = read_splits(source.name, source.config, source.test_source, source.every)
     test_name = choose_held_out_split(source.place, splits, source.test_split) if want_test else None
-    columns = _find_columns(source.place, splits["train"], source)
+    columns = find_columns(source.place, splits["train"], source)
     survey = load_survey(splits["train"], columns.image)
     check_bad_images(source.place, splits["train"], columns.image, survey.bad, skip=options.skip_bad)
     target = _choose_format(source.place, survey, options)
@@ -139,7 +141,7 @@ def load_held_out(
     if source.name == "digits":
         return _load_digits(target)[1]
     split = read_held_out(source.name, source.config, source.test_source, source.test_split)
-    columns = _find_columns(source.test_place, split, source._replace(group_column=None))
+    columns = find_columns(source.test_place, split, source._replace(group_column=None))
     return _load_split(source.test_place, split, columns, target, options, classes)
 
 
@@ -151,7 +153,7 @@ def _load_digits(target: PixelFormat) -> tuple[Images, Images]:
     return digits.select(numbers[numbers % 5 != 0]), digits.select(numbers[numbers % 5 == 0])
 
 
-def _find_columns(place: str, split: "Dataset", source: ImageSource) -> ImageColumns:
+def find_columns(place: str, split: "Dataset", source: ImageSource) -> ImageColumns:
     """Return the columns that `source` names or that have the right type; raise InputError if there are none."""
     import datasets
 
@@ -173,19 +175,25 @@ def _find_columns(place: str, split: "Dataset", source: ImageSource) -> ImageCol
 def _choose_format(place: str, survey: ImageSurvey, options: ImageOptions) -> PixelFormat:
     """Return the format of all images, chosen by the options, the training set and the model in this order."""
     grey = not survey.colour if options.grey is None else options.grey
+    if (found := choose_format(options, survey.smallest if survey.same else None, grey=grey)) is not None:
+        return found
+    smallest, largest = (f"{size[0]} x {size[1]}" for size in (survey.smallest, survey.largest) if size)
+    raise InputError(f"{place}: the training images are of several sizes, {smallest} to {largest}; {SET_SIZE}")
+
+
+def choose_format(options: ImageOptions, common: Size | None = None, *, grey: bool) -> PixelFormat | None:
+    """Return the format of images of a `common` size, or of several or unknown ones; None if nothing says a size."""
     model = options.model_resize() if options.model_resize is not None else None
     if options.size is not None:
         square = (options.size, options.size)
         return PixelFormat(
             grey, square, ResizeCrop(options.size, square, model.resample if model else BILINEAR), CROPPED
         )
-    common = survey.smallest if survey.same else None
     if model is not None and model.fixed_size is not None and _is_smaller(model.fixed_size, common):
         return PixelFormat(grey, model.fixed_size, model, MODEL_SIZE)  # larger images would be resized in every batch
     if common is not None:
         return PixelFormat(grey, common, ResizeCrop(common))
-    smallest, largest = (f"{size[0]} x {size[1]}" for size in (survey.smallest, survey.largest) if size)
-    raise InputError(f"{place}: the training images are of several sizes, {smallest} to {largest}; {SET_SIZE}")
+    return None
 
 
 def _is_smaller(size: Size, common: Size | None) -> bool:

@@ -5,7 +5,7 @@ Every sample is used at most once. A partition is two arrays, for any number of 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ class Partition(Sequence[Array]):
 
     samples: Array  # (used,) sample numbers, client after client
     ends: Array  # (clients,) where each client's samples end
+    names: tuple[str, ...] | None = None  # of natural clients
 
     @staticmethod
     def from_owner(owner: Array, clients: int) -> "Partition":
@@ -156,10 +157,15 @@ def partition_by_classes(labels: Array, clients: int, per_client: int, generator
     return Partition.from_owner(owner, clients)
 
 
-def partition_by_column(values: Array) -> Partition:
-    """Make one natural client of each value of a column, in sorted order."""
+def partition_by_column(values: Array, minimum: int = 1) -> Partition:
+    """Make one natural client of each value of a column, in sorted order, but of none with fewer samples."""
     names, owner = np.unique(values, return_inverse=True)
-    return Partition.from_owner(owner, len(names))
+    kept = np.bincount(owner) >= minimum
+    if not kept.any():
+        raise InputError(f"none of {len(kept):,} clients has {minimum:,} samples or more")
+    numbers = np.where(kept, np.cumsum(kept) - 1, -1)
+    partition = Partition.from_owner(numbers[owner], int(kept.sum()))
+    return replace(partition, names=tuple(str(name) for name in names[kept]))
 
 
 def _deal(labels: Array, taken: Array, generator: np.random.Generator) -> Partition:
@@ -170,3 +176,38 @@ def _deal(labels: Array, taken: Array, generator: np.random.Generator) -> Partit
         holders = np.repeat(np.arange(len(taken)), taken[:, c])
         owner[members[: len(holders)]] = holders
     return Partition.from_owner(owner, len(taken))
+
+
+def hold_out(
+    partition: Partition, share: float, generator: np.random.Generator, rows: Array | None = None
+) -> tuple[Partition, Partition]:
+    """Return what each client trains on, and its own held-out samples: about `share` of them, drawn at random.
+
+    A client with two samples or more holds out at least one and trains on at least one. rows: the row of each sample
+    in the data (N,), if several samples may come from one: they stay together.
+    """
+    owner = np.repeat(np.arange(len(partition)), partition.sizes)
+    unit = np.arange(len(owner))  # of each sample: what is held out whole
+    if rows is not None:
+        unit = np.unique(owner * (int(rows.max(initial=0)) + 1) + rows[partition.samples], return_inverse=True)[1]
+    units = np.full(int(unit.max(initial=-1)) + 1, 0)
+    units[unit] = owner  # the client of each
+    held = _draw_held_out(units, len(partition), share, generator)[unit]
+    return _select(partition, owner, ~held), _select(partition, owner, held)
+
+
+def _draw_held_out(owner: Array, clients: int, share: float, generator: np.random.Generator) -> Array:
+    """Return which of the units with these owners (n,) are held out, (n,) bool."""
+    sizes = np.bincount(owner, minlength=clients)
+    counts = np.where(sizes > 1, np.clip(np.rint(sizes * share), 1, np.maximum(sizes - 1, 1)), 0).astype(np.int64)
+    order = np.lexsort((generator.random(len(owner)), owner))  # each client's units together, in random order
+    rank = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    held = np.zeros(len(owner), dtype=bool)
+    held[order[rank < counts[owner[order]]]] = True
+    return held
+
+
+def _select(partition: Partition, owner: Array, chosen: Array) -> Partition:
+    """Return the chosen samples (used,) bool of each client, in the order they had."""
+    sizes = np.bincount(owner[chosen], minlength=len(partition))
+    return replace(partition, samples=partition.samples[chosen], ends=np.cumsum(sizes))

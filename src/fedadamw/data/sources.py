@@ -23,14 +23,18 @@ CSV_OPTIONS: dict[str, bool | list[str]] = {"keep_default_na": False, "na_values
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
-def read_splits(source: str, config: str | None = None, test_source: str | None = None) -> "DatasetDict":
+def read_splits(
+    source: str, config: str | None = None, test_source: str | None = None, every: int = 1
+) -> "DatasetDict":
     """Return the splits of `source`: a folder, a CSV, JSON lines or Parquet file, or a hub id; `train` is required.
 
-    test_source: another source, whose `test` or else first split becomes the split `test`.
+    test_source: another source, whose `test` or else first split becomes the split `test`. every: see DataSettings.
     """
     splits = _read("data.source", source, config)
     if "train" not in splits:
         raise InputError(f"data.source={source!r} has no split named 'train'; it has {', '.join(splits)}")
+    if every > 1:
+        splits["train"] = splits["train"].select(range(0, len(splits["train"]), every))
     if test_source is not None:
         held_out = _read("data.test_source", test_source, None if is_local(test_source) else config)
         splits["test"] = held_out["test"] if "test" in held_out else next(iter(held_out.values()))

@@ -4,7 +4,6 @@ Batches are padded on the right to a multiple of 8 tokens. Padding changes no lo
 comes after all tokens that are used.
 """
 
-import math
 import warnings
 from collections.abc import Iterator
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from fedadamw.data.packing import pack
 from fedadamw.data.scoring import CLASSIFICATION, REGRESSION, compute_metrics
+from fedadamw.data.sums import Classes, Numbers, Pooled, Tokens, score_tokens
 from fedadamw.data.texts import Texts
 from fedadamw.models.output_layer import OutputLayer, is_chunked
 from fedadamw.models.text import Form
@@ -41,13 +41,13 @@ class Padded:
         ids, marks = torch.where(real, self.tokens[at], self.pad).long(), torch.where(real, self.marks[at], 0)
         return copy_to(ids, self.device), copy_to(marks, self.device), copy_to(real, self.device)
 
-    def iter_by_length(self, start: int, stop: int, size: int) -> Iterator[Tensor]:
-        """Iterate over the samples from `start` to `stop` in batches of similar length."""
-        order = torch.argsort(self.lengths[start:stop], stable=True) + start
-        return iter(order.split(size)) if stop > start else iter(())
+    def iter_by_length(self, samples: Tensor, size: int) -> Iterator[Tensor]:
+        """Iterate over the places of `samples` (n,) in batches of samples of similar length."""
+        order = torch.argsort(self.lengths[samples], stable=True)
+        return iter(order.split(size)) if len(samples) else iter(())
 
 
-class TextTask:
+class TextTask(Pooled):
     """Cross-entropy of a text's class, or squared error of a number.
 
     form: the model's inputs. metrics: names from data/scoring.py, the main one first.
@@ -67,6 +67,8 @@ class TextTask:
         self.numbers, self.classes = train.targets is not None, len(train.classes)
         self.lengths = torch.from_numpy(train.lengths)
         self.metrics = metrics or (REGRESSION if self.numbers else CLASSIFICATION)
+        centre = sum(train.edges) / len(train.edges) if train.edges else 0.0
+        self.kind = Numbers(self.metrics, centre) if self.numbers else Classes(self.metrics, self.classes)
         self.resident = device.type == "cpu"  # else batches are padded on the CPU, ahead of the steps
         self.texts, self.test_texts = (
             Padded(texts, pad=form.pad, longest=form.max_length, device=device) for texts in (train, test)
@@ -105,19 +107,28 @@ class TextTask:
 
     def outputs(self, model: Model, start: int, stop: int) -> Tensor:
         """Return loss, label and prediction of each held-out text, (stop - start, 3)."""
-        results = torch.zeros(stop - start, 3, dtype=torch.float64, device=self.texts.device)
-        for samples in self.test_texts.iter_by_length(start, stop, self.test_batch_size):
-            *inputs, labels = self._batch(self.test_texts, self.test_labels, samples)
+        return self._predict(model, self.test_texts, self.test_labels, torch.arange(start, stop))
+
+    def outputs_of(self, model: Model, samples: Tensor) -> Tensor:
+        """Return the same of training texts, (n, 3)."""
+        return self._predict(model, self.texts, self.labels, samples)
+
+    def _predict(self, model: Model, texts: Padded, of_texts: Tensor, samples: Tensor) -> Tensor:
+        """Return loss, label and prediction of these texts, whose labels are `of_texts`, (n, 3)."""
+        results = torch.zeros(len(samples), 3, dtype=torch.float64, device=texts.device)
+        for places in texts.iter_by_length(samples, self.test_batch_size):
+            *inputs, labels = self._batch(texts, of_texts, samples[places])
             logits = self.form.logits(model, inputs)
             predicted = logits.squeeze(-1) if self.numbers else logits.argmax(-1)
             columns = (self._losses(logits, labels), labels, predicted)
-            results[(samples - start).to(results.device)] = torch.stack([c.double() for c in columns], -1)
+            results[places.to(results.device)] = torch.stack([c.double() for c in columns], -1)
         return results
 
     def logits(self, model: Model, start: int, stop: int) -> Tensor:
         """Return the logits of held-out texts `start` to `stop`, (stop - start, classes), in batches as `outputs`."""
-        batches = list(self.test_texts.iter_by_length(start, stop, self.test_batch_size))
-        parts = [self.form.logits(model, self._batch(self.test_texts, self.test_labels, b)[:-1]) for b in batches]
+        batches = list(self.test_texts.iter_by_length(torch.arange(start, stop), self.test_batch_size))
+        of_batches = (self._batch(self.test_texts, self.test_labels, places + start) for places in batches)
+        parts = [self.form.logits(model, batch[:-1]) for batch in of_batches]
         return torch.cat(parts)[torch.argsort(torch.cat(batches)).to(parts[0].device)]
 
     def score(self, outputs: Tensor) -> Evaluation:
@@ -126,11 +137,13 @@ class TextTask:
         return Evaluation(float(loss.mean()), compute_metrics(self.metrics, labels, predicted, self.classes))
 
 
-class LanguageTask:
+class LanguageTask(Pooled):
     """Cross-entropy of the learned tokens: the mean over each text's, then over texts.
 
     packing: several short texts go through the model in one row.
     """
+
+    kind = Tokens()
 
     def __init__(
         self,
@@ -212,13 +225,21 @@ class LanguageTask:
 
     def outputs(self, model: Model, start: int, stop: int) -> Tensor:
         """Return loss, number and correct predictions, summed over each text's learned tokens, (stop - start, 3)."""
-        results = torch.zeros(stop - start, 3, dtype=torch.float64, device=self.texts.device)
-        for samples in self.test_texts.iter_by_length(start, stop, self.test_batch_size):
-            ids, marks, _ = self.test_texts.gather(samples)
+        return self._add_tokens(model, self.test_texts, torch.arange(start, stop))
+
+    def outputs_of(self, model: Model, samples: Tensor) -> Tensor:
+        """Return the same of training texts, (n, 3)."""
+        return self._add_tokens(model, self.texts, samples)
+
+    def _add_tokens(self, model: Model, texts: Padded, samples: Tensor) -> Tensor:
+        """Return loss, number and correct predictions, summed over each text's learned tokens, (n, 3)."""
+        results = torch.zeros(len(samples), 3, dtype=torch.float64, device=texts.device)
+        for places in texts.iter_by_length(samples, self.test_batch_size):
+            ids, marks, _ = texts.gather(samples[places])
             loss, correct = self._evaluate(model, ids, *_look_ahead(ids, marks))
             loss, learned = _keep_learned(loss, marks)
             sums = [t.sum(-1).double() for t in (loss, learned, correct[:, :-1] * learned)]
-            results[(samples - start).to(results.device)] = torch.stack(sums, -1)
+            results[places.to(results.device)] = torch.stack(sums, -1)
         return results
 
     def _evaluate(self, model: Model, ids: Tensor, following: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,9 +251,7 @@ class LanguageTask:
 
     def score(self, outputs: Tensor) -> Evaluation:
         """Return the mean loss per token, the share of correct predictions, and perplexity."""
-        loss, tokens, correct = outputs.sum(0).tolist()
-        mean = loss / max(tokens, 1)
-        return Evaluation(mean, {"accuracy": correct / max(tokens, 1), "perplexity": math.exp(min(mean, 700.0))})
+        return score_tokens(*outputs.sum(0).tolist())
 
 
 def _look_ahead(ids: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:

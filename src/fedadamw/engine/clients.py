@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
+from fedadamw.engine.evaluation import ClientScores
 
 
 class Traffic(NamedTuple):
@@ -50,6 +51,13 @@ class Clients(ABC):
     @abstractmethod
     def finish_round(self, update: Update) -> None:
         """Take note of how the server moved, at the end of a round."""
+
+    def evaluate(self, broadcast: Broadcast) -> ClientScores | None:
+        """Score the model on clients' own held-out samples, after `broadcast.round` rounds; None if no client can.
+
+        The model is what `broadcast` has, and is loaded in the module too.
+        """
+        return None
 
     @property
     @abstractmethod

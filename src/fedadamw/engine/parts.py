@@ -14,6 +14,7 @@ from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.algorithms.outer import OuterStep, ServerSide, WithOuterStep
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Traffic, Update
+from fedadamw.engine.evaluation import ClientScores
 from fedadamw.engine.workspace import Workspace
 from fedadamw.settings.training import OuterSettings
 from fedadamw.vector import Layout, Vector
@@ -173,6 +174,9 @@ class InTurn(Clients):
 
     def finish_round(self, update: Update) -> None:
         self._present.finish_round(update)
+
+    def evaluate(self, broadcast: Broadcast) -> ClientScores | None:
+        return self._present.evaluate(broadcast)
 
     @property
     def traffic(self) -> Traffic:

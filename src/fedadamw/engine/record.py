@@ -26,3 +26,10 @@ class Record:
     diagnostics: Numbers | None = None  # with training.diagnostics
     federation: dict[str, int] | None = None  # of Flower's nodes: counts of asked, answered, late, ...
     waited_s: float | None = None  # with several ranks: of wall_s, for each other, mean over the ranks
+    # In rounds with training.client_evaluation, over the clients' own held-out samples. The first four are of the main
+    # metric, or of the loss if there is none.
+    clients_mean: float | None = None
+    clients_weighted: float | None = None  # mean weighted by the clients' numbers of samples
+    clients_std: float | None = None  # standard deviation over clients, not of a sample: divided by their number
+    clients_worst_decile: float | None = None  # mean of the worst tenth of the clients, at least one
+    clients_metrics: dict[str, float] | None = None  # loss and metrics over the samples of all of them together

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Update
 from fedadamw.engine.diagnostics import Diagnostics
+from fedadamw.engine.evaluation import ClientScores, evaluate_held_out
 from fedadamw.engine.parts import Halves, Parts, Whole, read_state, server_side, state_tensors
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.record import DivergedError, Record
@@ -20,7 +22,7 @@ from fedadamw.engine.robust import check_robust
 from fedadamw.engine.round import Aggregation, Folding, Listener, RoundResult, run_round
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import Kind
-from fedadamw.engine.workspace import Workspace, autocast, check_batch_norm, mixes_samples
+from fedadamw.engine.workspace import Workspace, check_batch_norm, mixes_samples
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
@@ -80,6 +82,7 @@ class Simulation:
         self.listeners: list[Listener] = []
         self.aggregation = Aggregation(training.weighting, training.mean, training.byzantine, folding, ranks)
         self.losses: dict[int, float | None] = {}  # of the clients of the last round; None: not accepted
+        self.scores: ClientScores | None = None  # of the last round, if clients were evaluated after it
         self.state = self._initial_state()
         if saved is None:
             clients.restore(0, {})  # removes what a killed start left on disk
@@ -105,6 +108,7 @@ class Simulation:
         ranks: Team = ALONE,
         folding: Folding | None = None,
         saved: Saved | None = None,
+        held_out: Sequence[np.ndarray] | None = None,
     ) -> "Simulation":
         """A run whose clients train in this process, on their sample numbers of `partition`: see SimulatedClients."""
         workspace = Workspace(model)
@@ -121,6 +125,7 @@ class Simulation:
             step=step,
             memory_folder=memory_folder,
             ranks=ranks,
+            held_out=held_out,
         )
         return cls(workspace, algorithm, task, training, clients, ranks=ranks, folding=folding, saved=saved)
 
@@ -143,10 +148,12 @@ class Simulation:
         participation = result.answered / len(clients)
         after = self.next_state(state, result, lr, participation)
         clients.finish_round(Update(state.round, result.up, lr, participation))
-        evaluation = self.evaluate(after) if training.evaluates(state.round) else None
-        self.state, self.losses = after, result.losses
+        evaluates = self.task.held_out > 0 and training.evaluates(state.round)
+        evaluation = self.evaluate(after) if evaluates else None
+        scores = self.evaluate_clients(after) if training.evaluates_clients(state.round) else None
+        self.state, self.losses, self.scores = after, result.losses, scores
         traffic = clients.traffic
-        return Record(
+        record = Record(
             round=after.round,
             lr=lr,
             train_loss=result.train_loss,
@@ -161,6 +168,7 @@ class Simulation:
             federation=None if traffic.counts is None else dict(traffic.counts),
             waited_s=None if self.ranks.alone else round(result.waited_s, 4),
         )
+        return record if scores is None else replace(record, **scores.summary())
 
     def tensors(self, state: State | None = None) -> dict[str, Tensor]:
         """All that is needed to resume from `state`: the present one, or the one before the last step."""
@@ -190,17 +198,14 @@ class Simulation:
     def evaluate(self, state: State | None = None) -> Evaluation:
         """Loss and metrics on the held-out set of the global model of `state`, by default the present one."""
         self.load(state)
-        module, task, ranks, n = self.workspace.module.eval(), self.task, self.ranks, self.task.held_out
-        shared = 1 < ranks.size <= n
-        mine = slice(ranks.rank * n // ranks.size, (ranks.rank + 1) * n // ranks.size) if shared else slice(0, n)
-        with torch.no_grad():
-            with autocast(self.training, self.workspace.y.device):
-                outputs = task.outputs(module, mine.start, mine.stop)
-            if shared:
-                own, outputs = outputs, outputs.new_zeros(n, outputs.shape[-1])
-                outputs[mine] = own
-                ranks.sum([outputs])
-            return task.score(outputs)  # without autocast, which would round a metric's own products
+        module, device = self.workspace.module, self.workspace.y.device
+        return evaluate_held_out(self.task, module, self.training, device, self.ranks)
+
+    def evaluate_clients(self, state: State | None = None) -> ClientScores | None:
+        """Score the global model of `state`, by default the present one, on clients' own held-out samples."""
+        state = state or self.state
+        self.load(state)
+        return self.clients.evaluate(self.parts.broadcast(state.round, state.server, state.statistics, state.base))
 
     def _train(self, sampled: Sequence[int], broadcast: Broadcast, listeners: Sequence[Listener]) -> RoundResult:
         device = self.workspace.y.device

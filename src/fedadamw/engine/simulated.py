@@ -10,6 +10,7 @@ from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Traffic, Update
 from fedadamw.engine.codecs import make_codec
+from fedadamw.engine.evaluation import ClientScores, choose_clients, evaluate_clients
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.portions import CroppedStep, PortionedEngine, Portions, down_bytes
 from fedadamw.engine.ranks import Team, gather_states, scatter_states
@@ -29,6 +30,7 @@ class SimulatedClients(Clients):
     stack: clients that train at once; may_loop: train them one after the other if the model cannot be stacked, else
     raise InputError. step: how local steps are done. memory_folder: keep clients' memories in files there.
     ranks: the processes that share the sampled clients. portions: of the model, if clients do not train all of it.
+    held_out: the sample numbers of each client's own held-out samples, if there are any.
     """
 
     def __init__(
@@ -46,7 +48,10 @@ class SimulatedClients(Clients):
         memory_folder: Path | None,
         ranks: Team,
         portions: Portions | None = None,
+        held_out: Sequence[np.ndarray] | None = None,
     ) -> None:
+        self.workspace, self.task = workspace, task
+        self._held_out = choose_clients(held_out or (), seed, training.evaluate_clients)
         self.partition, self.training, self.seed, self.ranks = partition, training, seed, ranks
         self.uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
         whole = make_step(algorithm, training.clip, step)
@@ -105,6 +110,10 @@ class SimulatedClients(Clients):
         for place, memory in gather_states(mine, len(sampled), self._no_memory, self.ranks):
             if self.ranks.leads:
                 self.store.put(sampled[place], self._round + 1, memory)
+
+    def evaluate(self, broadcast: Broadcast) -> ClientScores | None:
+        module, device = self.workspace.module, self.workspace.y.device
+        return evaluate_clients(self.task, module, self.training, self._held_out, device, self.ranks)
 
     @property
     def traffic(self) -> Traffic:

@@ -1,14 +1,24 @@
 """The node's ClientApp. It imports no torch, since Flower starts a process for every message."""
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import cast
 
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedadamw.flower.node.worker_client import ask_worker
-from fedadamw.flower.protocol import ARRAYS, NUMBERS, PROTOCOL, REQUEST, Numbers, Request
+from fedadamw.flower.protocol import (
+    ARRAYS,
+    NUMBERS,
+    OTHER_DATA,
+    PROTOCOL,
+    REQUEST,
+    Numbers,
+    OtherDataError,
+    Request,
+)
 
 
 def client_app() -> ClientApp:
@@ -37,9 +47,18 @@ def answer_message(message: Message, context: Context) -> Message:
         raise RuntimeError(f"the server speaks protocol {request.get('protocol')!r}, this node {PROTOCOL}: upgrade one")
     records = message.content.array_records
     arrays = dict(records[ARRAYS]) if ARRAYS in records else {}
-    return pack_reply(
-        message, *ask_worker({**request, "came": time.time(), "config": dict(context.node_config)}, arrays)
-    )
+    config = dict(context.node_config)
+    try:
+        return pack_reply(message, *ask_worker({**request, "came": time.time(), "config": config}, arrays))
+    except OtherDataError as error:
+        place = f"data={config.get('data')!r}"
+        print(f"this node's {place} do not fit the run, and it is left out: {error}", file=sys.stderr, flush=True)
+        return pack_other_data(message, config.get("partition-id"), str(error))
+
+
+def pack_other_data(message: Message, client: object, why: str) -> Message:
+    """Return the reply to `message` of a node, which is `client`, whose own data do not fit the run."""
+    return Message(RecordDict({OTHER_DATA: ConfigRecord({"client": str(client), "why": why})}), reply_to=message)
 
 
 def pack_reply(message: Message, numbers: Numbers, arrays: Mapping[str, Array]) -> Message:

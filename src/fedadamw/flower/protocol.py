@@ -1,7 +1,7 @@
 """Record names and fields of a message. Separate from wire.py so the client app needs no torch.
 
 A request has one ConfigRecord (a Request) and at most one ArrayRecord; a reply one MetricRecord (REPLY_NUMBERS) and at
-most one ArrayRecord.
+most one ArrayRecord, or OTHER_DATA alone.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ PROTOCOL = 3  # version of these records and fields
 REQUEST, ARRAYS, NUMBERS = "fedadamw", "arrays", "numbers"  # record names
 STALE = "stale"
 SUMS = "sums"  # the array of a reply to evaluate
+OTHER_DATA = "other-data"  # in reply to hello: a ConfigRecord that says why the node's own data do not fit the run
 REPLY_NUMBERS = frozenset(
     {
         "client",  # the node's partition-id
@@ -71,6 +72,10 @@ class WorkerRequest(Request):
 
 class LateError(Exception):
     """A request's time is over, or a newer request was answered before it."""
+
+
+class OtherDataError(Exception):
+    """This node's own data are not what the run expects, or cannot be used; the message says in what."""
 
 
 class StaleError(Exception):

@@ -135,6 +135,8 @@ class CountedTask:
         self.resident, self.lengths = task.resident, task.lengths
         self.held_out = task.held_out
         self.draw, self.outputs, self.score = task.draw, task.outputs, task.score
+        self.outputs_of, self.sums, self.pool = task.outputs_of, task.sums, task.pool
+        self.check_sums, self.unpooled = task.check_sums, task.unpooled
         self.saved = 0  # the most bytes that are kept for the backward pass
         self.stacked = False  # whether clients were trained at once
 

@@ -71,9 +71,11 @@ def _image_shape(experiment: Experiment, known: Shape | None) -> Shape:
 
 
 def _count(experiment: Experiment, rows: Mapping[str, int]) -> tuple[int | None, int | None]:
-    """Return the training and held-out samples, after data.validation, max_train and max_test."""
+    """Return the training and held-out samples, after data.every, validation, max_train and max_test."""
     data, train = experiment.data, rows.get("train")
     held_out = next((rows[name] for name in (data.test_split or "", *TEST_SPLITS) if name in rows), None)
+    if train is not None:
+        train = -(-train // data.every)
     if train is not None and data.validation:
         held_out = round(train * data.validation)
         train -= held_out

@@ -176,9 +176,9 @@ class Longest(Padded):
         ids, marks = (torch.zeros(len(samples), self.longest, dtype=kind) for kind in (torch.int64, torch.int8))
         return ids, marks, torch.ones(len(samples), self.longest, dtype=torch.bool)
 
-    def iter_by_length(self, start: int, stop: int, size: int) -> Iterator[Tensor]:
-        """Iterate over the samples from `start` to `stop` in batches."""
-        return iter(torch.arange(start, stop).split(size))
+    def iter_by_length(self, samples: Tensor, size: int) -> Iterator[Tensor]:
+        """Iterate over the places of `samples` in batches."""
+        return iter(torch.arange(len(samples)).split(size))
 
 
 @contextmanager

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from fedadamw.plan.plan import Plan
 
 
-def check_fits(experiment: Experiment, ranks: int) -> None:
-    """Raise InputError, with what to change, if the run cannot fit; one that is clearly small enough is not planned."""
+def check_fits(experiment: Experiment, ranks: int, hint: str = "--force runs it all the same") -> None:
+    """Raise InputError, with what to change, if the run cannot fit; one that is clearly small enough is not planned.
+
+    hint: how it can be run nevertheless.
+    """
     if experiment.data.task == PYTHON:
         return  # model and data are in memory already
     room = find_room(experiment, ranks=ranks)
@@ -33,7 +36,7 @@ def check_fits(experiment: Experiment, ranks: int) -> None:
     except InputError:
         return  # the run says what is wrong with its settings
     if not plan.fits:
-        raise InputError(f"this run {describe_verdict(plan)}; --force runs it all the same")
+        raise InputError(f"this run {describe_verdict(plan)}; {hint}")
 
 
 def describe_verdict(plan: "Plan") -> str:

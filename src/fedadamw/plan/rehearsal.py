@@ -28,8 +28,9 @@ from fedadamw.plan.depth import extend, find_depth
 from fedadamw.plan.heap import Heap
 from fedadamw.plan.meter import Meter
 from fedadamw.plan.pretended import PLACE, build_problem, find_output, pretend, whole_weights, without_numbers
+from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.problem import Problem
-from fedadamw.prepare.simulation import Prepared, assemble, choose_step, default_stack
+from fedadamw.prepare.simulation import Prepared, assemble
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError

@@ -20,6 +20,7 @@ from fedadamw.models.resizing import BILINEAR, ResizeCrop
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare.architecture import resolve_model
 from fedadamw.prepare.base import choose_weights
+from fedadamw.prepare.described import no_images
 from fedadamw.prepare.problem import ImageFacts, LoadWeights, PixelSteps, Problem, place_model
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings.experiment import Experiment
@@ -34,18 +35,22 @@ def check_named(experiment: Experiment) -> None:
 
 
 def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Images, Images]:
-    """Load the training and held-out images that the experiment names."""
+    """Load the training and held-out images that the experiment names; none if only nodes have data."""
+    if experiment.data.classes is not None:
+        none = no_images(experiment, pretrained, _image_options(experiment, pretrained))
+        return none, none
     options = _image_options(experiment, pretrained)
-    return load_images(_image_source(experiment), options, want_test=not experiment.data.validation)
+    return load_images(image_source(experiment), options, want_test=not experiment.data.validation)
 
 
 def load_test(experiment: Experiment, pretrained: Pretrained | None, facts: ImageFacts) -> Images:
     """Load the held-out images only, with the classes and the pixel format of the training images."""
     target, options = training_format(experiment, pretrained, facts), _image_options(experiment, pretrained)
-    return load_held_out(_image_source(experiment), tuple(facts["classes"]), target, options)
+    return load_held_out(image_source(experiment), tuple(facts["classes"]), target, options)
 
 
-def _image_source(experiment: Experiment) -> ImageSource:
+def image_source(experiment: Experiment) -> ImageSource:
+    """Return where the experiment's images are."""
     data = experiment.data
     return ImageSource(
         data.source,
@@ -55,6 +60,7 @@ def _image_source(experiment: Experiment) -> ImageSource:
         group_column=experiment.partition.client_column,
         test_source=data.test_source,
         test_split=data.test_split,
+        every=data.every,
     )
 
 
@@ -107,11 +113,25 @@ def build(
     built = build_model(experiment, pretrained, facts, load_weights)
     facts["steps"] = steps_of(built, facts)
     _check_size(experiment.model.name, built, facts)
-    mean, std = built.processor.mean, built.processor.std
-    facts["mean"], facts["std"] = (mean, std) if mean and std else channel_statistics(train.pixels)
+    _add_statistics(experiment, built, train, facts)
     return Problem(
         place_model(experiment, built.model, device), build_task(experiment, built, train, test, device, facts), facts
     )
+
+
+def _add_statistics(experiment: Experiment, built: ImageModel, train: Images, facts: ImageFacts) -> None:
+    """Add mean and std of the pixels: the processor's, the settings', or of `train`; not if there are no images."""
+    data, processor = experiment.data, built.processor
+    if processor.mean and processor.std:
+        check(data.mean is None, f"data.mean: model.name={experiment.model.name!r} has an image processor with its own")
+        facts["mean"], facts["std"] = processor.mean, processor.std
+    elif data.mean and data.std:
+        channels = facts["shape"][0]
+        given = f"data.mean has {len(data.mean)} numbers; the images have {channels} channel: give one"
+        check(len(data.mean) in (1, channels), given)
+        facts["mean"], facts["std"] = (n * channels if len(n) == 1 else n for n in (data.mean, data.std))
+    elif len(train):
+        facts["mean"], facts["std"] = channel_statistics(train.pixels)
 
 
 def build_model(
@@ -158,8 +178,8 @@ def build_task(
         flip=experiment.data.flip,
         inputs=built.processor._replace(fit=remaining_fit(built, facts)).inputs,
         channels=built.channels,
-        mean=tuple(facts["mean"]),
-        std=tuple(facts["std"]),
+        mean=tuple(facts.get("mean", (0.0,))),  # not known yet: nodes first send the sums of their pixels
+        std=tuple(facts.get("std", (1.0,))),
         test_batch_size=experiment.training.evaluation_batch(500),
         resident=experiment.data.resident,
     )

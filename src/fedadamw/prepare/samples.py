@@ -1,9 +1,12 @@
 """The samples that an experiment names, and their partition among clients."""
 
+import warnings
+
 import numpy as np
 
 from fedadamw.data.partition import (
     Partition,
+    hold_out,
     partition_by_classes,
     partition_by_column,
     partition_dirichlet,
@@ -60,10 +63,32 @@ def _indices(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def make_partition(experiment: Experiment, train: Samples) -> Partition:
-    """Partition the training samples; raises InputError if a client has none."""
+    """Return the samples that each client trains on; raises InputError if a client has none."""
+    return make_partitions(experiment, train)[0]
+
+
+def make_partitions(experiment: Experiment, train: Samples) -> tuple[Partition, Partition | None]:
+    """Return what each client trains on, and its own held-out samples with partition.held_out; see make_partition."""
+    partition, share = _check_partition(experiment, train), experiment.partition.held_out
+    if not share:
+        return partition, None
+    rows = _rows(train) if isinstance(train, Texts) and train.rows is not None else None
+    return hold_out(partition, share, numpy_generator(experiment.seed, Purpose.HELD_OUT), rows)
+
+
+def _check_partition(experiment: Experiment, train: Samples) -> Partition:
     partition = _draw_partition(experiment, train)
     empty = int((partition.sizes == 0).sum()) if experiment.partition.kind != "nodes" else 0
     check(empty == 0, f"partition: {empty} of {len(partition)} clients have no samples; use fewer clients")
+    return partition
+
+
+def _by_column(groups: np.ndarray, minimum: int) -> Partition:
+    """Make a client of each of `groups` (n,) with `minimum` samples or more; warns if some have fewer."""
+    partition = partition_by_column(groups, minimum)
+    if left_out := len(np.unique(groups)) - len(partition):
+        few = f"{left_out:,} of {len(partition) + left_out:,} clients have fewer than {minimum:,} samples"
+        warnings.warn(f"partition.minimum={minimum}: {few} and are left out", stacklevel=5)
     return partition
 
 
@@ -75,7 +100,7 @@ def _draw_partition(experiment: Experiment, train: Samples) -> Partition:
     if s.kind == "column":
         check(train.groups is not None, "partition.kind='column' needs partition.column, a column of the data")
         assert train.groups is not None
-        return partition_by_column(train.groups)
+        return _by_column(train.groups, s.minimum)
     if s.clients > len(labels):
         raise InputError(f"partition.clients={s.clients:,} is more than the {len(labels):,} training samples")
     if s.kind == "mix":

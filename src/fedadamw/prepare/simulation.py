@@ -23,7 +23,7 @@ from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
 from fedadamw.engine.simulate import NOT_THE_MEAN, Saved, Simulation
 from fedadamw.engine.simulated import SimulatedClients
-from fedadamw.engine.step import SAVED_S, Kind, compiling_pays
+from fedadamw.engine.step import SAVED_S, Kind
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora.means import Folding, make_folding
@@ -32,10 +32,13 @@ from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
 from fedadamw.prepare.architecture import is_run
 from fedadamw.prepare.base import check_base, check_own_quantisation, warn_if_not_stacked
+from fedadamw.prepare.choices import choose_step, default_stack
+from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
+from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
-from fedadamw.prepare.samples import load_samples, make_partition
+from fedadamw.prepare.samples import load_samples, make_partitions
 from fedadamw.prepare.start import Start, StartFacts, open_start
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
@@ -53,7 +56,8 @@ class Prepared:
     task: Task
     train: Samples
     test: Samples
-    partition: Partition
+    partition: Partition  # what clients train on
+    held_out: Partition | None  # each client's own held-out samples
     device: torch.device
     ranks: Team
     folding: Folding | None
@@ -132,6 +136,7 @@ class Prepared:
             memory_folder=memory_folder,
             ranks=self.ranks,
             portions=self.portions,
+            held_out=self.held_out,
         )
 
 
@@ -145,10 +150,10 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     pretrained = open_pretrained(experiment)
     check_own_quantisation(experiment, pretrained)
     train, test = load_samples(experiment, pretrained)
-    partition = make_partition(experiment, train)
+    partition, held_out = make_partitions(experiment, train)
     start = open_start(experiment)
     problem = build_problem(experiment, pretrained, train, test, device, start)
-    prepared = assemble(experiment, problem, train, test, partition, device)
+    prepared = assemble(experiment, problem, train, test, partition, device, held_out)
     return prepared if start is None else replace(prepared, start=start.facts)
 
 
@@ -163,22 +168,32 @@ def set_up_process(experiment: Experiment) -> torch.device:
 
 
 def assemble(
-    experiment: Experiment, problem: Problem, train: Samples, test: Samples, partition: Partition, device: torch.device
+    experiment: Experiment,
+    problem: Problem,
+    train: Samples,
+    test: Samples,
+    partition: Partition,
+    device: torch.device,
+    held_out: Partition | None = None,
 ) -> Prepared:
-    """Build the algorithm for a problem on `device`, and check that it, the model and the partition fit."""
+    """Build the algorithm for a problem on `device`, and check that it, the model and the partition fit.
+
+    held_out: each client's own held-out samples, if there are any.
+    """
     model, task, facts = problem
     algorithm = build_algorithm(experiment, model)
     if experiment.training.gradient_checkpointing:
         checkpoint_layers(model, experiment.model.name)
     workspace = Workspace(model)
     check_batch_norm(workspace, task, partition, experiment.training)
+    if held_out is not None:
+        check_held_out(experiment, task, held_out)
     portions = build_portions(experiment, workspace, len(partition))
     folding = make_folding(model, experiment.lora, None if portions is None else portions.scale)
     halves = build_halves(experiment, workspace, build_algorithm)
     ranks = current_team(device, experiment.shards)
-    return Prepared(
-        experiment, workspace, algorithm, task, train, test, partition, device, ranks, folding, halves, portions, facts
-    )
+    data = (task, train, test, partition, held_out)
+    return Prepared(experiment, workspace, algorithm, *data, device, ranks, folding, halves, portions, facts)
 
 
 def check_settings(experiment: Experiment, *, remote: bool) -> None:
@@ -188,6 +203,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     """
     t, data, clients = experiment.training, experiment.data, experiment.partition.clients
     check_device("device", experiment.device)
+    check_described(experiment)
     registry.check_startable(experiment.algorithm)
     if data.task != PYTHON:
         (texts if data.is_text else images).check_named(experiment)
@@ -209,8 +225,10 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         check(algorithm.adds_mean, f"lora.aggregate={lora.aggregate!r} {NOT_THE_MEAN}")
         check(t.outer is None, f"lora.aggregate={lora.aggregate!r} takes the clients' mean as it is: no training.outer")
     if t.outer is not None:
-        check_takes_outer_step(adds_mean=algorithm.adds_mean, server_lr=experiment.algorithm.get("server_lr", 1.0))
+        server_lr = experiment.algorithm.get("server_lr", 1.0)
+        check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
     _check_shards(experiment)
+    check_client_evaluation(experiment, remote=remote)
     if remote:
         _check_remote(experiment)
     else:
@@ -244,6 +262,8 @@ def _check_remote(experiment: Experiment) -> None:
     tells = "nodes answer sums, which tell how many samples they are over"
     check(f.sample_counts or not t.client_evaluation, f"{given}: {tells}")
     check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
+    own = experiment.partition.kind == "nodes"
+    check(not own or experiment.data.every == 1, "data.every: nodes use every row of their own data")
 
 
 def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
@@ -269,21 +289,3 @@ def build_problem(
     assert isinstance(train, Images)
     assert isinstance(test, Images)
     return images.build(experiment, pretrained, train, test, device, load_weights)
-
-
-def choose_step(
-    experiment: Experiment, d: int, samples: float, device: torch.device, saved: Mapping[str, float] = SAVED_S
-) -> Kind:
-    """Return how local steps of a new run on d numbers are done, with so many samples a client; see Prepared."""
-    t = experiment.training
-    if experiment.compile != "auto":
-        return "compiled" if experiment.compile == "on" else "fused"
-    steps = t.steps or -(-int(samples) * (t.epochs or 1) // t.batch_size)
-    total = t.rounds * t.clients_per_round * steps
-    return "compiled" if compiling_pays(d, total, device, saved) else "fused"
-
-
-def default_stack(experiment: Experiment, device: torch.device) -> int:
-    """Return how many clients train at once by default: one on a CPU, in shards or quantised, else all of a round."""
-    one = device.type == "cpu" or experiment.shards > 1 or experiment.model.quantize != "none"
-    return 1 if one else experiment.training.clients_per_round

@@ -27,6 +27,7 @@ from fedadamw.models.text import Form, TextModel, build_classifier, build_langua
 from fedadamw.models.vision import NAMES
 from fedadamw.prepare.architecture import resolve_model
 from fedadamw.prepare.base import choose_weights
+from fedadamw.prepare.described import has_prompts, no_texts
 from fedadamw.prepare.problem import LoadWeights, Problem, TextFacts, place_model
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings import glue
@@ -42,7 +43,8 @@ def check_named(experiment: Experiment) -> None:
     """Raise InputError if the settings name no texts, or a model of images; nothing is read."""
     if resolve_model(experiment.model).name in NAMES:
         raise _refuse_image_model(experiment)
-    _source(experiment.data)
+    if experiment.data.classes is None:
+        _source(experiment.data)
 
 
 def _refuse_image_model(experiment: Experiment) -> InputError:
@@ -53,10 +55,15 @@ def _refuse_image_model(experiment: Experiment) -> InputError:
 def load(experiment: Experiment, pretrained: Pretrained | None) -> tuple[Texts, Texts]:
     """Load the training and held-out texts that the experiment names, as tokens.
 
-    With data.validation the second is empty.
+    With data.validation the second is empty; both are if only nodes have data.
     """
+    if experiment.data.classes is not None:
+        if pretrained is None:
+            raise _refuse_image_model(experiment)
+        none = no_texts(experiment, pretrained)
+        return none, none
     data, (source, config) = experiment.data, _source(experiment.data)
-    splits = read_splits(source, config, data.test_source)
+    splits = read_splits(source, config, data.test_source, data.every)
     reader = _reader(experiment, pretrained, source, splits["train"])
     train = reader.read(splits["train"])
     warn_if_cut(experiment, pretrained, train, "training")
@@ -197,7 +204,7 @@ def build(
     if any(skipped):
         facts["skipped"] = skipped
     if experiment.data.task == LANGUAGE:
-        facts["prompts"] = bool((train.marks == 0).any())
+        facts["prompts"] = bool((train.marks == 0).any()) if len(train) else has_prompts(experiment)
     built = build_model(experiment, pretrained, facts, load_weights)
     task = build_task(experiment, built.form, train, test, device, pretrained)
     return Problem(place_model(experiment, built.model, device), task, facts)
@@ -247,7 +254,9 @@ def build_task(
         if pretrained is None or not data.metrics or not len(test):
             return language
         asking = Asking(data.metrics, data.answers, data.answer_tokens, data.choices)
-        return AnswerTask(language, test, pretrained.tokenizer, asking, size=size, positions=pretrained.positions)
+        return AnswerTask(
+            language, train, test, pretrained.tokenizer, asking, size=size, positions=pretrained.positions
+        )
     task, numbers = glue.TASKS.get(experiment.data.task), train.targets is not None
     fits = task is None or (task.metrics[0] in REGRESSION) == numbers
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")

@@ -28,6 +28,11 @@ class RecordDict(_Record, total=False):
     diagnostics: Numbers
     federation: dict[str, int]
     waited_s: float
+    clients_mean: float | None
+    clients_weighted: float | None
+    clients_std: float | None
+    clients_worst_decile: float | None
+    clients_metrics: dict[str, float | None]
 
 
 class LossesDict(TypedDict):
@@ -38,11 +43,22 @@ class LossesDict(TypedDict):
     losses: list[float | None]  # None if the answer was not accepted, or is not finite
 
 
-class PartitionFacts(TypedDict):
+ScoresDict = dict[str, Any]
+"""A line of client_scores.jsonl: `round`, and lists over the evaluated `clients`: `samples`, `loss`, each metric.
+
+The main metric comes first after the loss. None for numbers that are not finite.
+"""
+
+
+class _Partition(TypedDict):
+    clients: int
+    fingerprint: str  # of what clients train on
+
+
+class PartitionFacts(_Partition, total=False):
     """The partition of a run."""
 
-    clients: int
-    fingerprint: str
+    held_out: str  # fingerprint of the clients' own held-out samples, with partition.held_out
 
 
 class _Model(TypedDict):

@@ -31,12 +31,16 @@ ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behave
     "model.best": False,
     "model.dtype": "auto",  # the manifest has the type of a run's base
     "model.quantize": "none",
+    "data.every": 1,
     "data.prompt": None,
     "data.response": None,
     "data.metrics": [],
     "data.answers": 100,
     "data.answer_tokens": 32,
     "data.choices": [],
+    "data.classes": None,
+    "data.mean": None,
+    "data.std": None,
     "lora.rank_pattern": {},
     "lora.alpha_pattern": {},
     "lora.rslora": False,
@@ -45,6 +49,9 @@ ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behave
     "lora.ranks": None,
     "algorithm.memory": None,
     "training.outer": None,
+    "partition.held_out": 0.0,
+    "training.client_evaluation": 0,
+    "training.evaluate_clients": None,
     "algorithm.align": "always",
 }
 NEW_DEFAULTS = {"data.max_length": "auto"}  # defaults that were null: older studies resume if their data are the same

@@ -22,6 +22,7 @@ from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
 from fedadamw.runner.base_type import find_started, keep_type
 from fedadamw.runner.client_losses import ClientLosses
+from fedadamw.runner.client_scores import ClientScoresFile
 from fedadamw.runner.digest import settings_digest
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.libraries import collector_paused
@@ -105,7 +106,8 @@ def _start_or_resume(
         checkpoint = folder.load(experiment)
     else:
         folder.start(experiment, manifest if clients else {**manifest, "step": step})
-    ClientLosses(folder.path).keep(0 if checkpoint is None else checkpoint[0])
+    for of_clients in (ClientLosses(folder.path), ClientScoresFile(folder.path)):
+        of_clients.keep(0 if checkpoint is None else checkpoint[0])
     check_ranks_agree(experiment, prepared)
     memory_folder = folder.path / "clients" if experiment.client_memory == "disk" else None
     saved = None if checkpoint is None else Saved(*checkpoint)
@@ -135,10 +137,11 @@ def _train(
     on_round: OnRound,
 ) -> None:
     """Run the remaining rounds; on an interrupt or error, save the last complete round first."""
-    settled, losses = Settled(simulation.state, best), ClientLosses(folder.path)
+    settled, losses, scores = Settled(simulation.state, best), ClientLosses(folder.path), ClientScoresFile(folder.path)
     try:
         for record in simulation.rounds():
             losses.append(record.round, simulation.losses)
+            scores.append(record.round, simulation.scores)
             folder.append(record)
             settled = _settle(settled, record, simulation.state, experiment)  # its record is on disk: it may be saved
             stop = bool(on_round(record))
@@ -201,6 +204,7 @@ def check_ranks_agree(experiment: Experiment, prepared: Prepared) -> None:
     """Raise InputError if this rank's settings, data or partition differ from those of rank 0."""
     parts = [settings_digest(experiment), prepared.train.fingerprint, prepared.partition.fingerprint]
     parts += list_plain_folders(experiment)
+    parts += [] if prepared.held_out is None else [prepared.held_out.fingerprint]
     digest = int(hashlib.sha256(" ".join(parts).encode()).hexdigest()[:15], 16)
     rank0_digest = torch.tensor([digest], device=prepared.device)
     prepared.ranks.broadcast([rank0_digest])
@@ -217,7 +221,7 @@ def open_page(folder: RunFolder, prepared: Prepared) -> "RunPage":
 
     counts, classes = prepared.class_counts, prepared.train.classes
     if counts.any():
-        write_partition(folder.path, counts, classes)
+        write_partition(folder.path, counts, classes, prepared.partition.names)
     settings = read_yaml(str(folder.config), folder.config.read_text())
     return RunPage(folder.path, settings, folder.read_manifest(), counts, classes)
 

@@ -4,6 +4,7 @@ config.yaml      every setting; feeds `fedadamw run` again
 manifest.json    versions, commit, seed, fingerprints of data, partition and model, device
 metrics.jsonl    one record a round
 clients.jsonl    who was sampled in a round, and the losses, see client_losses
+client_scores.jsonl  the score of each evaluated client, see client_scores
 checkpoint/      state.safetensors, replaced atomically
 curves.png, report.html
 """
@@ -38,6 +39,10 @@ STUDY_FILES = ("results.json", "optuna.log", "table.md")  # files of a compariso
 REPORT_FILES = ("curves.png", "report.html")
 
 
+class FolderInUseError(InputError):
+    """Another process is running in the folder."""
+
+
 class RunFolder:
     """The folder of one run."""
 
@@ -67,8 +72,9 @@ class RunFolder:
     @property
     def contents(self) -> str:
         """The path and the files of a finished run, in one line."""
-        events = "events.jsonl, " if (self.path / "events.jsonl").exists() else ""
-        return f"{self.path}: report.html, curves.png, metrics.jsonl, {events}config.yaml, checkpoint/"
+        there = [name for name in ("client_scores.jsonl", "events.jsonl") if (self.path / name).exists()]
+        files = ", ".join(["report.html, curves.png, metrics.jsonl", *there, "config.yaml, checkpoint/"])
+        return f"{self.path}: {files}"
 
     def start(self, experiment: Experiment, manifest: Manifest) -> None:
         """Write the files of a new run; config.yaml last, since it marks the run as started."""
@@ -91,7 +97,7 @@ class RunFolder:
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f"{self.path}: another process is running in this folder") from None
+                raise FolderInUseError(f"{self.path}: another process is running in this folder") from None
             yield
         finally:
             os.close(folder)
@@ -173,7 +179,7 @@ class RunFolder:
         columns = {
             k: replace_nan(v)
             for k, v in asdict(record).items()
-            if v is not None or k not in ("diagnostics", "federation", "waited_s")
+            if v is not None or not (k in ("diagnostics", "federation", "waited_s") or k.startswith("clients_"))
         }
         line = json.dumps(columns, allow_nan=False) + "\n"
         with report_full_disk(self.metrics), open(self.metrics, "ab") as file:

@@ -12,7 +12,7 @@ import torch
 from fedadamw.algorithms.registry import find_package, needs_blocks
 from fedadamw.prepare.paths import list_plain_folders
 from fedadamw.prepare.simulation import Prepared
-from fedadamw.report.run_files import Manifest, ModelFacts
+from fedadamw.report.run_files import Manifest, ModelFacts, PartitionFacts
 from fedadamw.runner.base_type import describe_type
 from fedadamw.settings.experiment import Experiment
 
@@ -29,6 +29,9 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
         model["dtype"] = dtype
     if prepared.start is not None:
         model["start"] = prepared.start
+    partition: PartitionFacts = {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint}
+    if prepared.held_out is not None:
+        partition["held_out"] = prepared.held_out.fingerprint
     facts = json.loads(json.dumps(prepared.facts))  # tuples become lists, as when it is read from the file
     if "frozen" in facts:
         model["frozen"] = facts.pop("frozen")
@@ -43,7 +46,7 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
             **facts,
         },
         "folders": list_plain_folders(experiment),
-        "partition": {"clients": len(prepared.partition), "fingerprint": prepared.partition.fingerprint},
+        "partition": partition,
         "model": model,
     }
 

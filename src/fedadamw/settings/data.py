@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedadamw.settings import glue
 from fedadamw.settings.section import Section
@@ -36,6 +36,12 @@ class DataSettings(Section):
     )
     image_column: str | None = Field(default=None, description="Column of the images; null finds it by its type.")
     label_column: str | None = Field(default=None, description="Column of the labels; null finds it by its type.")
+    classes: tuple[str, ...] | None = Field(
+        default=None,
+        description="For partition.kind=nodes, if the server has no data: the names of the classes, in the model's "
+        "order; [] if numbers or tokens are predicted. data.source is not used then. Null: the server has a sample, "
+        "whose training set has the classes.",
+    )
     text_column: str | None = Field(default=None, description="Column of the texts; null finds it by its name.")
     text_pair_column: str | None = Field(
         default=None, description="Column of a second text, read together with the first. Null: single texts."
@@ -87,6 +93,12 @@ class DataSettings(Section):
         description="Split of the held-out samples. Null: the first of test, validation, valid and val; GLUE's tasks "
         "have their own.",
     )
+    every: int = Field(
+        default=1,
+        ge=1,
+        description="Use only every so many rows of the training set, the first included: 80 for windows of 80 "
+        "characters that slide by one, whose texts would otherwise be learned 80 times. 1: all.",
+    )
     max_train: int | None = Field(
         default=None, ge=1, description="Use only this many training samples, drawn at random. Null: all."
     )
@@ -115,6 +127,14 @@ class DataSettings(Section):
     image_mode: Literal["auto", "grey", "rgb"] = Field(
         default="auto", description="Colours of the images. auto: rgb if any training image has colour, else grey."
     )
+    mean: tuple[float, ...] | None = Field(
+        default=None,
+        description="Mean of each channel of pixels scaled to [0, 1], one number for all or one each, to normalise "
+        "them; with data.std. Null: the model's image processor's, or the training images'.",
+    )
+    std: tuple[float, ...] | None = Field(
+        default=None, description="Standard deviation of each channel of scaled pixels. Null: as for data.mean."
+    )
     on_bad: Literal["error", "skip"] = Field(
         default="error",
         description="If an image cannot be read: error stops and names it; skip leaves it out and counts it.",
@@ -137,14 +157,31 @@ class DataSettings(Section):
     def _read_metrics(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("choices", mode="before")
+    @field_validator("choices", "classes", mode="before")
     @classmethod
-    def _read_choices(cls, value: object) -> object:
+    def _read_words(cls, value: object, info: ValidationInfo) -> object:
         """Accept numbers; YAML's other words for true and false are not known any more."""
+        if value is None:
+            return None
         words = tuple(value) if isinstance(value, list | tuple) else (value,)
-        quoted = "data.choices: YAML reads yes, no, on and off as true and false; put them in quotes: ['yes', 'no']"
-        check(not any(isinstance(word, bool) for word in words), quoted)
+        quoted = "YAML reads yes, no, on and off as true and false; put them in quotes: ['yes', 'no']"
+        check(not any(isinstance(word, bool) for word in words), f"data.{info.field_name}: {quoted}")
         return tuple(str(word) if isinstance(word, int | float) else word for word in words)
+
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        names = value or ()
+        twice = next((name for name in names if names.count(name) > 1), None)
+        check(twice is None, f"data.classes: {twice!r} is there twice")
+        check(all(name.strip() for name in names), "data.classes: a class has no name")
+        check(len(names) != 1, f"data.classes: {shorten(names[:1])} is one class; give two or more, or [] for none")
+        return value
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _read_channels(cls, value: object) -> object:
+        return (value,) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
     @field_validator("max_length", mode="before")
     @classmethod
@@ -169,9 +206,20 @@ class DataSettings(Section):
                 parse_template(setting, template)
         columns = self.prompt is not None and bool(self.prompt_column or self.response_column or self.text_column)
         check(not columns, "data.prompt is a template: give it, or data.prompt_column or data.text_column")
+        self._check_channels()
         chosen = any(name.startswith("choice") for name in self.metrics)
         check(not chosen or len(set(self.choices)) > 1, "data.metrics=choice needs data.choices, two or more answers")
         return self
+
+    def _check_channels(self) -> None:
+        """Raise InputError if mean and std of the pixels are not those of images scaled to [0, 1]."""
+        if self.mean is None or self.std is None:
+            check(self.mean is self.std, "data.mean and data.std go together: give both")
+            return
+        sizes = len(self.mean) == len(self.std) and len(self.mean) in (1, 3)
+        check(sizes, f"data.mean has {len(self.mean)} numbers and data.std {len(self.std)}: give one or three of each")
+        scaled = all(0 <= m <= 1 for m in self.mean) and all(0 < s <= 1 for s in self.std)
+        check(scaled, "data.mean is from 0 to 1 and data.std above 0, up to 1: of pixels divided by 255")
 
     @property
     def is_text(self) -> bool:

@@ -26,6 +26,8 @@ IMAGE_SETTINGS = (
     "data.crop_padding",
     "data.image_size",
     "data.image_mode",
+    "data.mean",
+    "data.std",
     "data.on_bad",
 )
 TEXT_SETTINGS = (

@@ -27,10 +27,22 @@ class PartitionSettings(Section):
         description="For mix and dirichlet: concentration of the Dirichlet distribution, above 0. Smaller values give "
         "clients fewer classes, which is harder; the paper uses 0.1 and 0.6.",
     )
-    minimum: int = Field(default=1, ge=1, description="For dirichlet: least samples of a client.")
+    minimum: int = Field(
+        default=1,
+        ge=1,
+        description="For dirichlet: least samples of a client. For column: a client with fewer is left out.",
+    )
     classes_per_client: int = Field(default=2, ge=1, description="For classes: classes of each client.")
     column: str | None = Field(
         default=None, description="For column: the data's column that names the client, such as a writer or a user."
+    )
+
+    held_out: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of each client's samples that it holds out for its own score (training.client_evaluation): "
+        "they are never trained on. A client with two samples or more holds out at least one, and trains on one.",
     )
 
     @property

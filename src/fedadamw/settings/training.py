@@ -122,6 +122,18 @@ class TrainingSettings(Section):
     evaluate_every: int = Field(
         default=1, ge=1, description="Rounds between evaluations. The last round is always evaluated."
     )
+    client_evaluation: int = Field(
+        default=0,
+        ge=0,
+        description="Rounds between evaluations of the global model on each client's own held-out samples "
+        "(partition.held_out); the last round is evaluated too. 0: none.",
+    )
+    evaluate_clients: int | None = Field(
+        default=None,
+        ge=1,
+        description="For client_evaluation: clients that are evaluated, drawn once for the run. Null: all that have "
+        "held-out samples.",
+    )
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -134,6 +146,8 @@ class TrainingSettings(Section):
             raise InputError("training: give one of steps and epochs")
         if self.warmup_rounds >= self.rounds:
             raise InputError(f"training.warmup_rounds={self.warmup_rounds} must be less than rounds={self.rounds}")
+        if self.evaluate_clients is not None and not self.client_evaluation:
+            raise InputError(f"training.evaluate_clients={self.evaluate_clients} needs training.client_evaluation=N")
         return self
 
     def evaluation_batch(self, limit: int) -> int:
@@ -156,3 +170,8 @@ class TrainingSettings(Section):
     def evaluates(self, round_: int) -> bool:
         """Whether round `round_` (from 0) ends with an evaluation."""
         return (round_ + 1) % self.evaluate_every == 0 or round_ + 1 == self.rounds
+
+    def evaluates_clients(self, round_: int) -> bool:
+        """Whether round `round_` (from 0) ends with an evaluation of the clients."""
+        every = self.client_evaluation
+        return every > 0 and ((round_ + 1) % every == 0 or round_ + 1 == self.rounds)

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from fedadamw.engine.record import DivergedError
+from fedadamw.plan.refusal import check_fits
 from fedadamw.runner.execute import Interrupted, execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.fork_server import end_with_parent
@@ -19,7 +20,10 @@ LOG_FILE = "log.txt"
 
 
 def run_child(settings: str, path: str) -> None:
-    """Run or resume the experiment of the YAML `settings` in the folder `path`; output goes to log.txt."""
+    """Run or resume the experiment of the YAML `settings` in the folder `path`; output goes to log.txt.
+
+    One that cannot fit in memory is not begun.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent stops us
     signal.signal(signal.SIGTERM, stop_once)
     end_with_parent()
@@ -27,8 +31,11 @@ def run_child(settings: str, path: str) -> None:
     with open(Path(path) / LOG_FILE, "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+        experiment, folder = parse_settings(yaml.safe_load(settings)), RunFolder(Path(path))
         try:
-            execute(parse_settings(yaml.safe_load(settings)), RunFolder(Path(path)), resume=True, report=False)
+            if not folder.started:
+                check_fits(experiment, 1, "`fedadamw run` with --force tries it all the same")
+            execute(experiment, folder, resume=True, report=False)
         except (InputError, DivergedError) as error:
             sys.stderr.write(f"{error}\n")
             sys.exit(1)

@@ -43,7 +43,7 @@ def read_rounds(paths: Sequence[Path]) -> dict[str, Rounds]:
         rounds = [
             {"round": record["round"], **record["diagnostics"], **_ratio(record["diagnostics"])}
             for record in folder.records()
-            if record.get("diagnostics")
+            if isinstance(record.get("diagnostics"), Mapping)
         ]
         check(bool(rounds), f"{path}: has no diagnostics; run it with -s training.diagnostics=true --ranks 1")
         found[name if names.count(name) == 1 else str(path)] = rounds

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,15 @@ from fedadamw.validation import InputError, check
 Say = Callable[[str], None]
 
 
-def run_demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> Path:
-    """Run `experiment` on `nodes` local nodes in `folder`, which must be new or empty; return the run's folder."""
+NODES = 4
+NodeWords = Mapping[str, str | int | float]  # of a node's configuration
+
+
+def run_demo(experiment: Experiment, folder: Path, *, nodes: Sequence[NodeWords], say: Say) -> Path:
+    """Run `experiment` on local nodes, each with its words, in `folder`, which must be new or empty.
+
+    Returns the run's folder.
+    """
     _check(experiment, nodes)
     experiment = make_absolute(experiment)  # the server and the nodes start in other folders
     folder = folder.resolve()
@@ -31,31 +38,48 @@ def run_demo(experiment: Experiment, folder: Path, *, nodes: int, say: Say) -> P
     return folder / "run"
 
 
-def _run_in(folder: Path, nodes: int, say: Say) -> None:
+def _run_in(folder: Path, nodes: Sequence[NodeWords], say: Say) -> None:
     """Start the SuperLink and the nodes, run the app in `folder` and wait until it ends."""
-    with LocalFederation(folder, nodes) as bed:
+    with LocalFederation(folder, len(nodes)) as bed:
         say("SuperLink: TLS, and only nodes with registered keys")
         bed.start_superlink()
-        for node in range(nodes):
+        for node, words in enumerate(nodes):
             bed.register(node)
-            bed.start_node(node, {"threads": 1})
+            bed.start_node(node, {"threads": 1, **words})
         run = bed.submit(folder / "app", {"out": str(folder / "run")})
-        say(f"run {run} on {nodes} nodes; they first load libraries, data and model")
+        say(f"run {run} on {len(nodes)} nodes; they first load libraries, data and model")
         status = _follow(bed, run, folder / "run", say)
         if status != "finished:completed":
             raise InputError(f"the run is {status}; the end of its log: {bed.run_log(run).strip()[-800:]}")
 
 
-def _check(experiment: Experiment, nodes: int) -> None:
-    """Raise InputError if `experiment` cannot run on `nodes` local nodes."""
+def plan_nodes(count: int | None, files: Sequence[Path], held_out: float | None) -> list[NodeWords]:
+    """Return the words of each node: of `count` nodes of a common data set, or of those with own data, a file each.
+
+    held_out: share of its own data that a node holds out.
+    """
+    if not files:
+        check(held_out is None, "--held-out is a share of a node's own data: give --data")
+        return [{} for _ in range(count or NODES)]
+    check(count in (None, len(files)), f"--nodes {count}: there are {len(files)} --data, one for each node")
+    share = {} if held_out is None else {"held-out": held_out}
+    for file in files:
+        check(file.exists(), f"--data {file}: no such file or folder")
+    return [{"data": str(file.resolve()), **share} for file in files]
+
+
+def _check(experiment: Experiment, nodes: Sequence[NodeWords]) -> None:
+    """Raise InputError if `experiment` cannot run on such local nodes."""
     f, s, t = experiment.federation, experiment.partition, experiment.training
     check_settings(experiment, remote=True)
     check_trackers(experiment.trackers)
-    check(s.kind != "nodes", "partition.kind='nodes': the nodes of a demo have no own data")
+    own = all("data" in words for words in nodes)
+    check(own or s.kind != "nodes", "partition.kind='nodes': give each node's own data with --data")
+    check(not own or s.kind == "nodes", f"partition.kind={s.kind!r}: --data is for partition.kind=nodes")
     needed = max(f.quorum_of(t.clients_per_round), min(f.wait_for or s.clients, s.clients))
     check(
-        nodes >= needed or s.kind == "column",
-        f"--nodes {nodes}: the run waits for {needed} clients (partition.clients, federation.wait_for)",
+        len(nodes) >= needed or s.kind == "column",
+        f"--nodes {len(nodes)}: the run waits for {needed} clients (partition.clients, federation.wait_for)",
     )
 
 

@@ -75,7 +75,12 @@ class LocalFederation:
         self.flwr("supernode", "register", str(self.certs / f"node-{node}.pub"), "bed", "--name", f"node-{node}")
 
     def start_node(
-        self, node: int, config: Mapping[str, str | int] | None = None, *, key: str | None = None, tls: bool = True
+        self,
+        node: int,
+        config: Mapping[str, str | int | float] | None = None,
+        *,
+        key: str | None = None,
+        tls: bool = True,
     ) -> "subprocess.Popen[bytes]":
         """Start a SuperNode with the key of `node`, or the one in the file `key`; without TLS it cannot connect."""
         node_config = {"partition-id": node, "state-dir": str(self.folder / "state"), **(config or {})}

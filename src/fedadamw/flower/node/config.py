@@ -25,15 +25,13 @@ def read_device(config: NodeConfig) -> str:
     return str(device)
 
 
-def read_held_out(config: NodeConfig) -> float | None:
-    """Return the share of its own data that the node holds out for evaluation, `held-out`; None if not set."""
-    share = config.get("held-out")
-    if share is None:
-        return None
+def read_share(config: NodeConfig) -> float:
+    """Return the share of its own data that the node holds out for evaluation, `held-out`; 0 if not set."""
+    share = config.get("held-out", 0)
     valid = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share < 1
     check(valid, f"this node's held-out is {share!r}: give a share of its data, from 0 to below 1")
-    check("test" not in config, "this node has both test and held-out: give one")
-    return float(share)
+    check(not share or "test" not in config, "this node has both test and held-out: give one")
+    return float(share)  # type: ignore[arg-type]  # as just checked
 
 
 def read_test(config: NodeConfig) -> str | None:

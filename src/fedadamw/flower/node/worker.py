@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 from flwr.app import Array
 
 from fedadamw.flower.node.worker_client import receive, send
-from fedadamw.flower.protocol import STALE, LateError, StaleError, WorkerRequest
+from fedadamw.flower.protocol import OTHER_DATA, STALE, LateError, OtherDataError, StaleError, WorkerRequest
 
 if TYPE_CHECKING:
     from fedadamw.flower.node.node import Node
@@ -55,13 +55,16 @@ class Worker:
     def answer(
         self, request: WorkerRequest, arrays: Mapping[str, Array]
     ) -> tuple[Mapping[str, int | float | str], dict[str, Array]]:
-        """Return numbers and arrays for a request; after an error, {"error": text} or {"stale": 1} and no arrays."""
+        """Return numbers and arrays for a request; after an error no arrays.
+
+        The numbers are then {"error": text}, {"other-data": text} or {"stale": 1}.
+        """
         from fedadamw.engine.device_memory import is_out_of_memory, release_memory
 
         try:
             return self._handle(request, arrays)
         except Exception as error:
-            numbers = {STALE: 1} if isinstance(error, StaleError) else {"error": _describe(error)}
+            numbers = _answer_error(error)
             out_of_memory = is_out_of_memory(error)
         if out_of_memory:  # only now: until here the error's traceback referred to the node's tensors
             self._nodes.clear()
@@ -102,6 +105,15 @@ def _key(request: WorkerRequest) -> str:
     """Return the inputs that a node is built from, as text; sorted: the config's order varies between messages."""
     parts: list[Any] = [request["settings"], request["about"], request["config"], request["federation"]]
     return json.dumps(parts, sort_keys=True)
+
+
+def _answer_error(error: Exception) -> Mapping[str, int | str]:
+    """Return what the server is told instead of numbers."""
+    if isinstance(error, StaleError):
+        return {STALE: 1}
+    if isinstance(error, OtherDataError):
+        return {OTHER_DATA: str(error)[:MAX_ERROR_CHARACTERS]}
+    return {"error": _describe(error)}
 
 
 def _describe(error: Exception) -> str:

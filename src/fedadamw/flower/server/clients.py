@@ -57,6 +57,7 @@ class ClientRegistry:
         self.joined: dict[int, JoinedClient] = {}  # by client
         self._hellos: dict[int, Hello] = {}  # by node
         self._left_out: dict[int, float] = {}  # node -> when to ask it again
+        self.reason = ""  # why the last node was left out
 
     def node_of(self, client: int) -> int | None:
         """Return a client's node; None if it is not online."""
@@ -121,7 +122,7 @@ class ClientRegistry:
         try:
             client, samples, held_out = self._check_hello(reply)
         except RefusedError as refused:
-            self._left_out[node] = time.monotonic() + AGAIN_S
+            self._left_out[node], self.reason = time.monotonic() + AGAIN_S, refused.detail
             self.events.write("stranger", node=str(node), reason=refused.reason, detail=refused.detail)
             return
         self.joined[client] = JoinedClient(node, samples, held_out)

@@ -188,7 +188,7 @@ class Nodes(Clients):
         return online
 
     def _no_quorum(self, round_: int, situation: str) -> QuorumError:
-        reason = self.collector.reason
+        reason = self.collector.reason or self.registry.reason
         return QuorumError(
             f"round {round_ + 1}: {situation}, {self.quorum} are needed (federation.quorum); "
             f"waited {self.federation.wait_s:g} s (federation.wait_s)" + (f"; {reason}" if reason else "")

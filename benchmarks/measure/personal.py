@@ -1,0 +1,259 @@
+"""Compare personal parameters with one global model by what clients score on their own held-out samples.
+
+At Dirichlet 0.1: a personal head for a ViT on digits and on CIFAR-10, and personal norms (FedBN) for a ResNet with
+BatchNorm on CIFAR-10. Each variant's learning rate is chosen from three with a seed that is not reported. Seeds, scores
+and intervals follow benchmarks/evidence/rule.py: five seeds, then one more at a time until the 95% interval of the
+paired difference is narrower than two points, or ten are there.
+
+Each run is one file in runs/personal; finished ones are not repeated, and a killed one goes on at its last checkpoint.
+
+    python -m benchmarks.measure.personal --data ./data [--workers 1] [--record]
+    python -m benchmarks.measure.personal --data ./data --small      # two rounds of each, to try it
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.common import records
+from benchmarks.common.arguments import new_parser
+from benchmarks.common.records import ROOT
+from benchmarks.evidence.rule import FIRST_SEED, compare, seeds_wanted, tail_score
+from fedadamw.checkpoint import write_atomically
+from fedadamw.engine.record import DivergedError
+from fedadamw.runner.execute import execute
+from fedadamw.runner.folder import RunFolder
+from fedadamw.runner.manifest import commit, device_name
+from fedadamw.settings.load import load
+
+WHAT, FOLDER = "personal", ROOT / "runs" / "personal"
+GLOBAL, MOST, TUNING_SEED = "global", 10, 0
+STEPS_OF_RATE = (1 / 3, 1.0, 3.0)  # of the recipe's learning rate
+HELD_OUT = 0.2  # of each client's samples
+EVERY = 2  # rounds, in which all clients are evaluated
+SMALL = ("training.rounds=2", "training.steps=2", "training.clients_per_round=2")
+
+
+class Workload(NamedTuple):
+    """One comparison: a recipe, and what is personal in the other variant."""
+
+    title: str
+    recipe: str
+    settings: tuple[str, ...]
+    personal: str  # the variant's name
+    parameters: str  # patterns of the personal parameters
+
+
+WORKLOADS = {
+    "digits": Workload(
+        "small ViT, digits, Dirichlet 0.1",
+        "digits",
+        ("partition.concentration=0.1", "training.rounds=40"),
+        "personal head",
+        "classifier.*",
+    ),
+    "vit": Workload("ViT, CIFAR-10, Dirichlet 0.1", "small/cifar10-vit-dir0.1", (), "personal head", "classifier.*"),
+    "resnet": Workload(
+        "ResNet with BatchNorm, CIFAR-10, Dirichlet 0.1",
+        "small/cifar10-resnet-dir0.1",
+        ("model.norm=batch",),
+        "personal norms",
+        "*.normalization.*",
+    ),
+}
+
+
+class Job(NamedTuple):
+    """One run."""
+
+    workload: str
+    variant: str
+    lr: float
+    seed: int
+    small: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where it runs; its result is the file beside it."""
+        name = f"{self.workload}-{self.variant.replace(' ', '-')}-lr{self.lr:g}-seed{self.seed}"
+        return (FOLDER / "small" if self.small else FOLDER) / name
+
+    @property
+    def file(self) -> Path:
+        """Where its result is, once it is finished."""
+        return self.folder.with_name(f"{self.folder.name}.json")
+
+    def settings(self, data: Path) -> list[str]:
+        """What differs from the recipe."""
+        workload = WORKLOADS[self.workload]
+        source = [f"data.source={data / 'cifar10'}"] if "cifar10" in workload.recipe else []
+        personal = [] if self.variant == GLOBAL else [f"personal.parameters=['{workload.parameters}']"]
+        return [
+            *workload.settings,
+            *source,
+            *personal,
+            f"partition.held_out={HELD_OUT}",
+            f"training.client_evaluation={EVERY}",
+            "training.evaluate_every=1000",  # the test set after the last round only
+            f"training.lr={self.lr!r}",
+            f"seed={self.seed}",
+            "threads=1",
+            "device=cpu",
+            *(SMALL if self.small else ()),
+        ]
+
+
+def rates(workload: str, *, small: bool) -> list[float]:
+    """Return the learning rates that are tried."""
+    lr = load(WORKLOADS[workload].recipe).training.lr
+    return [lr] if small else [float(f"{lr * factor:.3g}") for factor in STEPS_OF_RATE]
+
+
+def run(job: Job, data: Path) -> None:
+    """Run one training with one thread, or what is left of it, and write its result."""
+    folder, error = RunFolder(job.folder), None
+    try:
+        execute(load(WORKLOADS[job.workload].recipe, job.settings(data)), folder, resume=True, report=False)
+    except DivergedError as diverged:
+        error = str(diverged)
+    rounds = folder.records()
+    evaluated = [record for record in rounds if record["clients_mean"] is not None]
+    kept = {key: [record[key] for record in evaluated] for key in KEPT}  # type: ignore[literal-required]
+    content = {"job": job._asdict(), "commit": commit(), "error": error, "rounds": len(rounds), **kept}
+    write_atomically(job.file, (json.dumps(content) + "\n").encode())
+
+
+KEPT = ("round", "clients_mean", "clients_weighted", "clients_std", "clients_worst_decile", "up_bytes")
+
+
+def tail(result: dict[str, Any], key: str = "clients_mean") -> float | None:
+    """Return the mean over the last tenth of the rounds, in points; None if the run diverged."""
+    if result["error"] is not None:
+        return None
+    score = tail_score(result["round"], result[key], result["rounds"])
+    return None if score is None else 100 * score
+
+
+class Comparison:
+    """What is known of a workload: the trials of its learning rates, and its reported runs."""
+
+    def __init__(self, name: str, *, small: bool) -> None:
+        self.name, self.small = name, small
+        self.variants = (GLOBAL, WORKLOADS[name].personal)
+
+    def trials(self, variant: str) -> list[Job]:
+        """Return the runs that choose the learning rate."""
+        return [Job(self.name, variant, lr, TUNING_SEED, self.small) for lr in rates(self.name, small=self.small)]
+
+    def rate(self, variant: str) -> float | None:
+        """Return the best learning rate; None before all are tried, or if all diverged."""
+        scores = {job.lr: score_of(job) for job in self.trials(variant) if job.file.exists()}
+        known = {lr: score for lr, score in scores.items() if score is not None}
+        return max(known, key=known.__getitem__) if len(scores) == len(self.trials(variant)) and known else None
+
+    def reported(self, variant: str) -> dict[int, Job]:
+        """Return the reported runs that have ended, by seed."""
+        lr = self.rate(variant)
+        seeds = range(FIRST_SEED, FIRST_SEED + MOST) if lr is not None else ()
+        jobs = (Job(self.name, variant, lr, seed, self.small) for seed in seeds if lr is not None)
+        return {job.seed: job for job in jobs if job.file.exists()}
+
+    def scores(self, variant: str) -> dict[int, float]:
+        """Return the scores by seed, in points, of runs that did not diverge."""
+        found = {seed: score_of(job) for seed, job in self.reported(variant).items()}
+        return {seed: score for seed, score in found.items() if score is not None}
+
+    def missing(self) -> Iterator[Job]:
+        """Yield the runs that can start now."""
+        for variant in self.variants:
+            yield from (job for job in self.trials(variant) if not job.file.exists())
+        chosen = {variant: lr for variant in self.variants if (lr := self.rate(variant)) is not None}
+        if len(chosen) < len(self.variants):
+            return
+        count = 1 if self.small else seeds_wanted(*(self.scores(v) for v in reversed(self.variants)), most=MOST)
+        for seed in range(FIRST_SEED, FIRST_SEED + count):
+            for variant, lr in chosen.items():
+                job = Job(self.name, variant, lr, seed, self.small)
+                if not job.file.exists():
+                    yield job
+
+    def result(self) -> dict[str, Any]:
+        """Return what the record keeps."""
+        paired = compare(self.scores(self.variants[1]), self.scores(GLOBAL))
+        variants = {
+            variant: {
+                "lr": self.rate(variant),
+                "trials": {f"{job.lr:g}": score_of(job) for job in self.trials(variant)},
+                "runs": [read(job) for job in self.reported(variant).values()],
+            }
+            for variant in self.variants
+        }
+        workload = WORKLOADS[self.name]
+        return {**workload._asdict(), "variants": variants, "paired": None if paired is None else paired._asdict()}
+
+
+def read(job: Job) -> dict[str, Any]:
+    """Return the result of a run."""
+    found: dict[str, Any] = json.loads(job.file.read_text())
+    return found
+
+
+def score_of(job: Job) -> float | None:
+    """Return the score of a run that has ended, in points; None if it diverged."""
+    return tail(read(job))
+
+
+def run_all(comparisons: Sequence[Comparison], data: Path, workers: int) -> None:
+    """Run what is missing until nothing is."""
+    running: dict[Future[None], Job] = {}
+    with ProcessPoolExecutor(workers) as pool:
+        while True:
+            waiting = (job for comparison in comparisons for job in comparison.missing())
+            for job in waiting:
+                if len(running) == workers:
+                    break
+                if job not in running.values():
+                    running[pool.submit(run, job, data)] = job
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                future.result()
+                score = score_of(job)
+                print(f"{job.folder.name}: {'diverged' if score is None else f'{score:.1f}'}", flush=True)
+
+
+def main() -> None:
+    args = parse()
+    comparisons = [Comparison(name, small=args.small) for name in args.only.split(",")]
+    run_all(comparisons, args.data.resolve(), args.workers)
+    content = {
+        "commit": commit(),
+        "device": device_name(torch.device("cpu")),
+        "held_out": HELD_OUT,
+        "small": args.small,
+        "workloads": {comparison.name: comparison.result() for comparison in comparisons},
+    }
+    records.write(WHAT, "cpu", content, record=args.record)
+
+
+def parse() -> argparse.Namespace:
+    """The options; a record has all runs in full."""
+    parser = new_parser(__doc__, devices=("cpu",))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of cifar10")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, of one thread each")
+    parser.add_argument("--only", default=",".join(WORKLOADS), metavar="NAME,...", help=f"of {', '.join(WORKLOADS)}")
+    parser.add_argument("--small", action="store_true", help="two rounds and one seed of each")
+    args = parser.parse_args()
+    if args.record and (args.small or args.only != ",".join(WORKLOADS)):
+        parser.error("a record has all runs in full: --record excludes --small and --only")
+    return args
+
+
+if __name__ == "__main__":
+    main()
