@@ -19,7 +19,7 @@ from support.grids import LocalGrid
 from fedadamw.data.sums import Hits
 from fedadamw.flower.client_app import pack_reply
 from fedadamw.flower.node.local_data import load_node_samples
-from fedadamw.flower.protocol import REQUEST
+from fedadamw.flower.protocol import REQUEST, OtherDataError
 from fedadamw.flower.server.check_sums import SumsChecker
 from fedadamw.flower.server_app import run
 from fedadamw.flower.wire import RefusedError
@@ -300,7 +300,7 @@ def test_a_node_holds_out_a_share_of_its_data_that_no_run_trains_on(tmp_path):
     settings, head, rows = own_reviews(tmp_path)
     data = write_rows(tmp_path / "node.csv", head, rows)
     told = {"partition-id": 0, "data": data, "state-dir": str(tmp_path / "state"), "held-out": 0.25}
-    facts = {"classes": ["negative", "positive"], "edges": None}
+    facts = {"classes": ["0", "1"], "edges": None}
     runs = [load("digits", [*COMMON, *settings, f"seed={seed}"]) for seed in (0, 1)]
     found = [load_node_samples(run, open_pretrained(run), facts, told, 0) for run in runs]
     assert len(found[0].held_out) == 10
@@ -315,19 +315,21 @@ def test_a_node_holds_out_a_share_of_its_data_that_no_run_trains_on(tmp_path):
         ({"held-out": "half"}, "this node's held-out is 'half'"),
         ({"held-out": 0.2, "test": "t.csv"}, "this node has both test and held-out: give one"),
         ({"test": 3}, "this node's test is 3: give a path"),
-        ({"test": "missing.csv"}, "missing.csv"),
+        ({"test": "missing.csv"}, "its test data"),
     ],
 )
 def test_a_node_says_what_is_wrong_with_its_held_out_data(tmp_path, config, message):
     settings, head, rows = own_reviews(tmp_path)
     told = {"partition-id": 0, "data": write_rows(tmp_path / "node.csv", head, rows), **config}
-    facts = {"classes": ["negative", "positive"], "edges": None}
+    facts = {"classes": ["0", "1"], "edges": None}
     experiment = load("digits", [*COMMON, *settings])
-    with pytest.raises(InputError, match=re.escape(message)):
+    with pytest.raises((InputError, OtherDataError), match=re.escape(message)):
         load_node_samples(experiment, open_pretrained(experiment), facts, told, 0)
 
 
 def test_a_node_of_a_rehearsal_takes_no_data_of_its_own(tmp_path):
     told = {"partition-id": 0, "state-dir": str(tmp_path), "held-out": 0.2}
-    with pytest.raises(InputError, match="this node has held-out of its own, and partition.kind='mix' gives it its data"):
+    with pytest.raises(
+        InputError, match="this node has held-out of its own, and partition.kind='mix' gives it its data"
+    ):
         load_node_samples(load("digits", [*COMMON, *EVALUATE]), None, {}, told, 0)

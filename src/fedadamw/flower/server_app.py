@@ -212,8 +212,6 @@ def build_scoring(
         f"training.client_evaluation over nodes: {unpooled} cannot be computed from sums, which is all that nodes "
         "answer; choose other metrics, or 0",
     )
-    collector = SumsCollector(
-        experiment.federation, messenger, registry, SumsChecker(prepared.task.check_sums), events
-    )
+    collector = SumsCollector(experiment.federation, messenger, registry, SumsChecker(prepared.task.check_sums), events)
     folds = prepared.folding is not None
     return Scoring(experiment, prepared.task, prepared.workspace, collector, sends_base=folds)

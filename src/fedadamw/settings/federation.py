@@ -81,7 +81,7 @@ class FederationSettings(Section):
     evaluate_quorum: int | None = Field(
         default=None,
         ge=1,
-        description="Fewest nodes whose scores are recorded; with fewer the run goes on without. Null: half of those "
+        description="Fewest nodes whose scores are recorded; with fewer the run continues without scores. Null: half of those "
         "that are asked, rounded up.",
     )
     evaluate_factor: float | None = Field(

@@ -1,4 +1,4 @@
-"""Reads what the server sends of its state: the whole, the change since the round before, nothing, or the model alone."""
+"""Reads what the server sends of its state: the whole, the change since the last round, nothing, or the model alone."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

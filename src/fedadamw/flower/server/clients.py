@@ -72,7 +72,7 @@ class ClientRegistry:
         return int(self.held_out[client]) if self.held_out is not None else self._seen.get(client, 0)
 
     def with_held_out(self) -> list[int]:
-        """Return the clients with held-out samples, in ascending order: all, or those that have been online if not known."""
+        """Return the clients with held-out samples, ascending: all, or those that have been online if not known."""
         return [client for client in range(self.clients) if self.held_out_count(client)]
 
     def poll_online(self) -> list[int]:

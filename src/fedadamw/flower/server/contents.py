@@ -37,9 +37,7 @@ def build_contents(
         return Contents(round_, whole, None)
     if nbytes(last.up) >= nbytes(down):
         return Contents(round_, whole, None)
-    facts = RoundFacts(
-        round=round_, form="change", lr=last.lr, participation=last.participation, digest=digest(down)
-    )
+    facts = RoundFacts(round=round_, form="change", lr=last.lr, participation=last.participation, digest=digest(down))
     return Contents(round_, whole, Content.of(facts, {**name_fields("up", last.up), "statistics": statistics}))
 
 

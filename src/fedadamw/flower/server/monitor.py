@@ -24,12 +24,8 @@ class Monitor:
         self._online = Gauge("fedadamw_clients_online", "Clients that are online", registry=registry)
         self._loss = Gauge("fedadamw_train_loss", "Mean training loss of the last round", registry=registry)
         self._score = Gauge("fedadamw_score", "Last held-out score", ["metric"], registry=registry)
-        self._spread = Gauge(
-            "fedadamw_clients_score", "Last main metric over nodes", ["statistic"], registry=registry
-        )
-        self._each = Gauge(
-            "fedadamw_client_score", "Last score of a node", ["client", "metric"], registry=registry
-        )
+        self._spread = Gauge("fedadamw_clients_score", "Last main metric over nodes", ["statistic"], registry=registry)
+        self._each = Gauge("fedadamw_client_score", "Last score of a node", ["client", "metric"], registry=registry)
         self._seconds = Summary("fedadamw_round_seconds", "Seconds a round took", registry=registry)
         self._bytes = Counter("fedadamw_sent_bytes", "Bytes sent, without headers", ["direction"], registry=registry)
         self._events = Counter("fedadamw_events", "What happened, as in events.jsonl", ["event"], registry=registry)

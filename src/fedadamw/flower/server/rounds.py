@@ -13,8 +13,8 @@ from torch import Tensor
 from fedadamw.algorithm import ServerState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Traffic, Update
-from fedadamw.engine.ledger import Ledger, Page
 from fedadamw.engine.evaluation import ClientScores
+from fedadamw.engine.ledger import Ledger, Page
 from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.collect import Collector
 from fedadamw.flower.server.contents import Contents, build_contents
@@ -155,7 +155,7 @@ class Nodes(Clients):
         self.ledger.add(done, Page(counted, list(bounds.past), {**page.samples, **self._samples}))
 
     def evaluate(self, broadcast: Broadcast) -> ClientScores | None:
-        """Have nodes evaluate the model; return their scores, None if too few answer: the run goes on without.
+        """Have nodes evaluate the model; return their scores, None if too few answer: the run then continues.
 
         broadcast: the state of which it is the model, as the next round sends it.
         """

@@ -59,7 +59,7 @@ class Scoring:
         return self._score(broadcast.round, clients, sums)
 
     def _choose_clients(self) -> list[int]:
-        """Return the clients to ask, in ascending order: those of the simulator, if their held-out samples are known."""
+        """Return the clients to ask, ascending: those of the simulator, if their held-out samples are known."""
         registry = self.collector.registry
         registry.poll_online()
         there = np.array(registry.with_held_out(), np.int64)
