@@ -43,7 +43,7 @@ def pictures() -> dict[str, Chart]:
     drawn: dict[str, Chart] = {
         "spectrum": spectrum_chart(_spectrum(record["digits"]["spectra"]["end"])),
         "blocks": blocks_chart(_curvature(tiny), _explained(tiny)),
-        "blocks-maps": maps_chart([each for each in _curvature(tiny).maps if each.kind != "key"][:2]),  # each is 0.3 MB
+        "blocks-maps": maps_chart([each for each in _curvature(tiny).maps if each.kind != "key"][:2]),
     }
     return drawn | {figure: draw(figure, clients) for figure in FIGURES}
 

@@ -1,6 +1,7 @@
 """Studies that take seconds, and waiting for what another process does."""
 
 import time
+from dataclasses import replace
 
 from fedadamw.engine.record import Record
 from fedadamw.study.plan import plan
@@ -50,3 +51,19 @@ def study_of(parent, **scores):
         for record in rounds(evaluated):
             run.folder.append(record)
     return runs
+
+
+def of_clients(means, tested=True, metric="accuracy") -> list[Record]:
+    """Four rounds; every other one with scores of the clients, and of the model if it is `tested`."""
+    found = rounds([{metric: mean + 0.1} if tested else None for mean in means])
+    for record, mean in zip(found[1::2], means, strict=True):
+        found[record.round - 1] = replace(
+            record,
+            test_loss=record.test_loss if tested else None,
+            clients_mean=mean,
+            clients_weighted=mean + 0.01,
+            clients_std=0.05,
+            clients_worst_decile=mean - 0.2,
+            clients_metrics={"loss": 0.7, metric: mean + 0.02},
+        )
+    return found

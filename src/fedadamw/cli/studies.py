@@ -30,6 +30,14 @@ Target = Annotated[
     float | None,
     typer.Option(min=-1.0, max=1.0, help="Score to count rounds and bytes to; may be negative for a correlation."),
 ]
+By = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SCORE",
+        help="Score to tune by: test, clients_mean or clients_worst_decile, the mean of all clients' scores or of the "
+        "worst tenth; by default test, or clients_mean with personal.parameters.",
+    ),
+]
 Jobs = Annotated[
     int | None,
     typer.Option(min=1, help="Runs at a time; by default one per core, or one on a GPU.", show_default=False),
@@ -44,6 +52,7 @@ def compare_command(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/compare-<recipe> by default.")] = None,
     tuned: Annotated[bool, typer.Option("--tune", help="Tune each algorithm first, see `tune`.")] = False,  # noqa: FBT002
+    by: By = None,
     target: Target = None,
     jobs: Jobs = None,
     export: Export = None,
@@ -64,7 +73,9 @@ def compare_command(
     from fedadamw.settings.load import parse_override
     from fedadamw.study.compare import compare
     from fedadamw.study.tune import tune_for_comparison
+    from fedadamw.validation import check
 
+    check(tuned or by is None, "--by: is for --tune")
     kinds = parse_exports(export) if export is not None else []
     recipe = recipe or DEFAULT_RECIPE
     place = out or Path("runs") / f"compare-{short_name(recipe)}"
@@ -73,7 +84,7 @@ def compare_command(
     with _exit_if_stopped():
         failed: dict[str, str] = {}
         if tuned:
-            path, failed = tune_for_comparison(recipe, names, seeds, overrides, place, jobs=jobs, quiet=quiet)
+            path, failed = tune_for_comparison(recipe, names, seeds, overrides, place, by=by, jobs=jobs, quiet=quiet)
             if path is None:
                 _exit_if_missing([], failed)
             recipe, names = str(path), [name for name in names if name not in failed]
@@ -90,6 +101,7 @@ def tune_command(
     recipe: Recipe = None,
     algorithms: Algorithms = "fedadamw",
     only: Annotated[str | None, typer.Option(metavar="NAME,NAME", help="Tune only these settings, such as lr.")] = None,
+    by: By = None,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/tune-<recipe> by default.")] = None,
     jobs: Jobs = None,
@@ -105,6 +117,7 @@ def tune_command(
     fedadamw tune digits -a fedadamw,fedavg --only lr
     fedadamw run runs/tune-digits/tuned.yaml
     fedadamw tune runs/tune-digits/tuned.yaml --only alpha
+    fedadamw tune digits -s partition.held_out=0.2 -s training.client_evaluation=5 --by clients_mean
     """
     from fedadamw.settings.load import parse_override
     from fedadamw.study.tune import tune
@@ -114,7 +127,7 @@ def tune_command(
     overrides = [parse_override(text) for text in settings or ()]
     names, keys = parse_names(algorithms), parse_names(only) if only else None
     with _exit_if_stopped():
-        tuned = tune(recipe, names, overrides, place, only=keys, jobs=jobs, quiet=quiet)
+        tuned = tune(recipe, names, overrides, place, only=keys, by=by, jobs=jobs, quiet=quiet)
     if tuned.recipe is not None and not quiet:
         typer.echo((place / "table.md").read_text())
         typer.echo(f"{tuned.recipe}: the tuned recipe; table.md, trials.json, optuna.log and runs/ are beside it")

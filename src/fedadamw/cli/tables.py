@@ -1,6 +1,6 @@
 """Tables for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from rich.console import Console
@@ -10,12 +10,13 @@ from rich.text import Text
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.io.escaping import escape_text
 from fedadamw.report.comparisons import comparison_headings, comparison_rows, describe_intervals
-from fedadamw.report.metrics import find_evaluations, format_metric, label
+from fedadamw.report.metrics import find_evaluations, find_score, format_metric, label, main_metric
 from fedadamw.report.run_files import RecordDict
 from fedadamw.report.study_files import Results
-from fedadamw.report.study_table import table_headings, table_rows
+from fedadamw.report.study_table import paired_tests, table_headings, table_rows
 from fedadamw.task import Evaluation
 
+Cell = Callable[[RecordDict], str]
 SHADES = " ░▒▓█"
 BYTES = 4  # of a float32
 
@@ -29,20 +30,56 @@ def _console(table: Table) -> Console:
 
 
 def print_run(records: Sequence[RecordDict], *, most: int = 8) -> None:
-    """Print at most `most` of a run's evaluated rounds, evenly spaced, always the last one."""
-    tested = find_evaluations(records)
+    """Print at most `most` of a run's evaluated rounds, evenly spaced, always the last one.
+
+    Those in which its model was tested or, if it never was, its clients were evaluated; all rounds without either.
+    """
+    of = find_score(records)
+    tested = find_evaluations(records, of) or list(range(len(records)))
     chosen = sorted({tested[round(k)] for k in np.linspace(0, len(tested) - 1, min(most, len(tested)))})
-    metrics = list(records[tested[0]]["test_metrics"] or ())
+    columns = [*(test_columns(records) if of == "test" else []), *client_columns(records)]
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("round", "lr", "training loss", "test loss", *(f"test {label(m)}" for m in metrics), "sent up so far"):
+    for name in ("round", "lr", "training loss", *(heading for heading, _ in columns), "sent up so far"):
         table.add_column(name, justify="right")
     for i in chosen:
         r = records[i]
         sent = sum(earlier["up_bytes"] for earlier in records[: i + 1]) / 1e6
-        losses = ("-" if loss is None else f"{loss:.4f}" for loss in (r["train_loss"], r["test_loss"]))
-        scores = (format_metric(name, (r["test_metrics"] or {})[name]) for name in metrics)
-        table.add_row(str(r["round"]), f"{r['lr']:.2e}", *losses, *scores, f"{sent:,.1f} MB")
+        table.add_row(
+            str(r["round"]),
+            f"{r['lr']:.2e}",
+            _format_loss(r["train_loss"]),
+            *(cell(r) for _, cell in columns),
+            f"{sent:,.1f} MB",
+        )
     _console(table).print(table)
+
+
+def test_columns(records: Sequence[RecordDict]) -> list[tuple[str, Cell]]:
+    """Return the columns of the test loss and metrics, with their headings; none if it was never tested."""
+    tested = find_evaluations(records, "test")
+    if not tested:
+        return []
+
+    def metric(name: str) -> Cell:
+        return lambda r: format_metric(name, (r["test_metrics"] or {}).get(name))
+
+    metrics = [(f"test {label(name)}", metric(name)) for name in records[tested[0]]["test_metrics"] or ()]
+    return [("test loss", lambda r: _format_loss(r["test_loss"])), *metrics]
+
+
+def client_columns(records: Sequence[RecordDict]) -> list[tuple[str, Cell]]:
+    """Return the columns of the clients' scores, with their headings; none if no clients were evaluated."""
+    if not find_evaluations(records, "clients_mean"):
+        return []
+    name = main_metric(records, "clients_mean")
+    return [
+        (f"mean {label(name)} of clients", lambda r: format_metric(name, r.get("clients_mean"))),
+        ("worst tenth", lambda r: format_metric(name, r.get("clients_worst_decile"))),
+    ]
+
+
+def _format_loss(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.4f}"
 
 
 def print_grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -63,12 +100,12 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def print_study(results: Results) -> None:
-    """Print a study's table and, in a second one, the paired tests of its best variant against each other one."""
+    """Print a study's table and, in further ones, the paired tests of its best variant against each other one."""
     print_grid(table_headings(results), table_rows(results))
     print(f"scores: {describe_intervals(results)}")
-    if results["comparisons"]:
-        print()
-        print_grid(comparison_headings(results), comparison_rows(results))
+    for title, tested in paired_tests(results):
+        print(f"\n{title}:" if title else "")
+        print_grid(comparison_headings(tested), comparison_rows(tested))
 
 
 def print_blocks(name: str, blocks: Blocks) -> None:

@@ -37,6 +37,7 @@ class Shard(NamedTuple):
     client: int
     samples: np.ndarray  # (n,) sample numbers
     memory: AnyState  # what the algorithm left there, or None before the first round
+    statistics: Vector | None = None  # (s,) that it starts from, if not those of the broadcast
 
 
 class Answer(NamedTuple):
@@ -50,6 +51,7 @@ class Answer(NamedTuple):
     local: AnyState  # the algorithm's Local after the last step, for diagnostics
     payload: Mapping[str, Tensor] | None = None  # the encoded `up`, if a codec is used
     likelihood: Sums | None = None  # of its gradients, for diagnostics, if a second moment was carried to the round
+    kept: Sequence[Tensor] = ()  # what the client keeps of its model
 
     @property
     def travels(self) -> Sequence[Tensor]:
@@ -58,8 +60,8 @@ class Answer(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether every number of `up` and the statistics is finite."""
-        return all_finite((*self.up, self.statistics))
+        """Whether every number of `up`, the statistics and what is kept of the model is finite."""
+        return all_finite((*self.up, self.statistics, *self.kept))
 
 
 class LocalWork(NamedTuple):

@@ -50,14 +50,13 @@ class Loop:
         algorithm, workspace, down = self.algorithm, self.workspace, broadcast.down
         round_, client = broadcast.round, shard.client
         work = plan_work(self.task, self.training, self.seed, client, shard.samples, round_, workspace)
-        workspace.load(down.x, broadcast.statistics)
+        memory = algorithm.client_init(down) if shard.memory is None else shard.memory
+        start = algorithm.client_start(down, memory)
+        workspace.load(start.y, broadcast.statistics if shard.statistics is None else shard.statistics)
         workspace.module.train()
         drawn = torch_seed(self.seed, Purpose.MODULE, round_, client) + self.ranks.member
         seed_modules(drawn, workspace.y.device)
         lr = workspace.y.new_tensor(self.training.lr_at(round_))
-        memory = algorithm.client_init(down) if shard.memory is None else shard.memory
-        start = algorithm.client_start(down, memory)
-        workspace.y.copy_(start.y)
         local = clone_tensors(start)._replace(y=workspace.y)  # steps move the module itself
         likelihood = Likelihood.of(algorithm, start, down, workspace.layout.sizes, self.training)
         losses = []

@@ -16,6 +16,7 @@ from fedadamw.engine.clients import Clients, Update
 from fedadamw.engine.diagnostics import Diagnostics
 from fedadamw.engine.evaluation import ClientScores, evaluate_held_out
 from fedadamw.engine.parts import Halves, Parts, Whole, read_state, server_side, state_tensors
+from fedadamw.engine.personal import WithPersonal
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.record import DivergedError, Record
 from fedadamw.engine.robust import check_robust
@@ -148,8 +149,8 @@ class Simulation:
         participation = result.answered / len(clients)
         after = self.next_state(state, result, lr, participation)
         clients.finish_round(Update(state.round, result.up, lr, participation))
-        evaluates = self.task.held_out > 0 and training.evaluates(state.round)
-        evaluation = self.evaluate(after) if evaluates else None
+        tests = self.task.held_out > 0 and not self.is_personal and training.evaluates(state.round)
+        evaluation = self.evaluate(after) if tests else None
         scores = self.evaluate_clients(after) if training.evaluates_clients(state.round) else None
         self.state, self.losses, self.scores = after, result.losses, scores
         traffic = clients.traffic
@@ -187,11 +188,20 @@ class Simulation:
         others = (tensors[name].to(y.device) for name in ("statistics", "last", "base"))
         self.state = State(saved.round, server, *others)
 
+    @property
+    def is_personal(self) -> bool:
+        """Whether clients keep parameters of their own, so that there is no global model to test."""
+        return isinstance(self.algorithm, WithPersonal)
+
     def load(self, state: State | None = None) -> None:
-        """Put the global model of `state`, by default the present one, into the module."""
+        """Put the global model of `state`, by default the present one, into the module.
+
+        Personal numbers are those of a client before its first round.
+        """
         state = state or self.state
         self.parts.leave()
-        self.workspace.load(state.server.x, state.statistics)
+        model = state.server.x, state.statistics
+        self.workspace.load(*(self.algorithm.complete(*model) if isinstance(self.algorithm, WithPersonal) else model))
         if self.folding is not None:
             self.folding.load(state.base)
 
@@ -238,8 +248,8 @@ class Simulation:
     def _initial_state(self) -> State:
         y = self.workspace.y
         base = y[:0] if self.folding is None else self.folding.base
-        server = self.parts.server_init(y.clone())
-        return State(0, server, self.workspace.statistics.clone(), y[:0].clone(), base.clone())
+        server = self.parts.server_init(self.workspace.shared.clone())
+        return State(0, server, self.workspace.shared_statistics.clone(), y[:0].clone(), base.clone())
 
     def _state_of_rank_0(self) -> State:
         round_ = torch.tensor(float(self.state.round), dtype=torch.float64, device=self.workspace.y.device)

@@ -12,10 +12,11 @@ from fedadamw.engine.clients import Clients, Traffic, Update
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.evaluation import ClientScores, choose_clients, evaluate_clients
 from fedadamw.engine.loop import Loop
+from fedadamw.engine.personal import make_steps, with_statistics
 from fedadamw.engine.portions import CroppedStep, PortionedEngine, Portions, down_bytes
 from fedadamw.engine.ranks import Team, gather_states, scatter_states
 from fedadamw.engine.stacked import Stacked
-from fedadamw.engine.step import Kind, make_step
+from fedadamw.engine.step import Kind
 from fedadamw.engine.store import InMemory, OnDisk, Store
 from fedadamw.engine.uploads import CodedEngine, Engine, Uploads
 from fedadamw.engine.workspace import Workspace
@@ -54,12 +55,12 @@ class SimulatedClients(Clients):
         self._held_out = choose_clients(held_out or (), seed, training.evaluate_clients)
         self.partition, self.training, self.seed, self.ranks = partition, training, seed, ranks
         self.uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
-        whole = make_step(algorithm, training.clip, step)
+        whole = make_steps(algorithm, training.clip, step)
         self.portions, self._cropped = portions, CroppedStep(whole)
         common = (workspace, algorithm, task, training, seed, whole if portions is None else self._cropped)
         loop = Loop(*common, ranks)
         self.engine: Engine = loop if stack == 1 else Stacked(*common, group=stack, fallback=loop if may_loop else None)
-        down = algorithm.broadcast(algorithm.server_init(workspace.y.clone()))
+        down = algorithm.broadcast(algorithm.server_init(workspace.shared.clone()))
         self._no_memory = self.uploads.initial_memory(down)  # before a client's first round; () if there is none
         if memory_folder is not None and self._no_memory != ():
             self.store: Store = OnDisk(memory_folder, len(partition), self._no_memory)
@@ -77,7 +78,8 @@ class SimulatedClients(Clients):
 
     def train(self, sampled: Sequence[int], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         self._round, self._traffic = broadcast.round, Traffic(down_bytes(broadcast, sampled, self.portions))
-        coded: Engine = CodedEngine(self.engine, self.uploads, self.seed)
+        own = with_statistics(self.engine, self.uploads.algorithm)
+        coded: Engine = CodedEngine(own, self.uploads, self.seed)
         if self.portions is not None:
             coded = PortionedEngine(self.engine, self._cropped, self.uploads, self.seed, self.portions)
         yield from coded.train(self._shards(sampled), broadcast)

@@ -35,7 +35,7 @@ from fedadamw.randomness import Purpose, seed_modules, torch_seed
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError
-from fedadamw.vector import Layout, Vector, statistics
+from fedadamw.vector import Vector
 
 Job = tuple[Shard, LocalWork]
 VMAP_ERRORS = re.compile(r"vmap|functorch|autograd\.Function|batching rule", re.IGNORECASE)
@@ -65,7 +65,6 @@ class Stacked:
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.seed, self.step, self.group = training, seed, step, group
         self.fallback, self.stacks = fallback, True
-        self._statistics = Layout.of_tensors(statistics(workspace.module))
         self._mixes_samples = mixes_samples(workspace.module)
 
     def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
@@ -122,14 +121,14 @@ class Stacked:
         round_, down, statistics, _ = broadcast
         shards = [shard for shard, _ in group]
         s = len(shards)
-        work.load(down.x, statistics)
+        work.load(work.y, statistics if shards[0].statistics is None else shards[0].statistics)
         work.module.train()
         seed_modules(torch_seed(self.seed, Purpose.MODULE, round_, shards[0].client), work.y.device)
         lr = work.y.new_tensor(self.training.lr_at(round_))
         memories = [algorithm.client_init(down) if shard.memory is None else shard.memory for shard in shards]
         start = algorithm.client_start(down, stack_states(memories))
         local = map_tensors(start, lambda t: t.expand(s, t.shape[-1]).clone())
-        buffers = {name: b.expand(s, *b.shape).clone() for name, b in work.module.named_buffers()}
+        buffers = self._buffers(shards)
         plan = Plan.of([job_work for _, job_work in group], like=work.y, resident=self.task.resident)
         batches = (plan.batch(self.task, k) for k in range(len(plan.active)))
         likelihood = Likelihood.of(algorithm, start, down, work.layout.sizes, self.training)
@@ -144,7 +143,7 @@ class Stacked:
                 self.step(first, down, g, lr)
             losses[:active] += loss
         up, memory = algorithm.client_finish(local, down, lr)
-        averages = self._statistics_of(buffers, s) if len(statistics) else statistics.expand(s, -1)
+        averages = self._statistics_of(buffers, s) if len(work.statistics) else work.statistics.expand(s, -1)
         return [
             Answer(
                 map_tensors(up, lambda t: t[i]),  # noqa: B023  (called at once)
@@ -158,9 +157,19 @@ class Stacked:
             for i in range(s)
         ]
 
+    def _buffers(self, shards: Sequence[Shard]) -> dict[str, Tensor]:
+        """The module's buffers of each client by name, (S, *shape), with the running statistics that it starts from."""
+        s, module = len(shards), self.workspace.module
+        buffers = {name: b.expand(s, *b.shape).clone() for name, b in module.named_buffers()}
+        own = [shard.statistics for shard in shards if shard.statistics is not None]
+        if own:
+            named = self.workspace.statistics_layout.views(torch.stack(own))
+            buffers |= {name: t.clone() for name, t in named.items()}
+        return buffers
+
     def _statistics_of(self, buffers: dict[str, Tensor], s: int) -> Tensor:
         """The running statistics of each client, (s, statistics)."""
-        return torch.cat([buffers[name].reshape(s, -1) for name in self._statistics.names], -1)
+        return torch.cat([buffers[name].reshape(s, -1) for name in self.workspace.statistics_layout.names], -1)
 
     def _backward(self, y: Vector, buffers: dict[str, Tensor], batch: Batch, weights: Tensor) -> tuple[Vector, Tensor]:
         """The gradient (active, d) and value (active,) of each client's mean loss on its own batch."""

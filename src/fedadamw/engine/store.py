@@ -172,7 +172,8 @@ class OnDisk:
         for t in self.template:
             end = start + t.numel() * t.element_size()
             content = torch.from_numpy(row[start:end].copy())
-            parts.append(content.view(t.dtype).view(t.shape).to(t.device))
+            empty = t.numel() == 0  # which has no stride to view it by
+            parts.append(t.clone() if empty else content.view(t.dtype).view(t.shape).to(t.device))
             start = end
         return type(self.template)(*parts)
 

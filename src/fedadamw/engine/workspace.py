@@ -1,6 +1,7 @@
 """The module that clients train, as flat vectors, and what decides how it may be trained."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,25 +12,31 @@ from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout, Vector, bind, bind_gradients, statistics, trainable
 
+T = TypeVar("T")
+
 
 class Workspace:
     """A module whose parameters, gradients and statistics are views into three flat vectors.
 
     Writing `y` changes the module, backward fills `gradient`: nothing is copied between vector and module.
+    personal: the names of parameters and statistics that stay with each client. They are last in the vectors, so that
+    what is shared is one view.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        parameters = trainable(module)
+    def __init__(self, module: nn.Module, personal: Sequence[str] = ()) -> None:
+        self.module, self.personal = module, personal
+        parameters = self._order(trainable(module))
         dtypes = sorted({str(p.dtype) for p in parameters.values()})
         if dtypes not in (["torch.float32"], ["torch.float64"]):
             given = ", ".join(dtypes) or "none"
             raise InputError(f"trainable parameters must all be float32, or all float64; their dtypes: {given}")
-        self.layout = Layout.of(module)
+        Layout.of(module)  # checks them
+        self.layout = Layout.of_tensors(parameters)
         self.y: Vector = self.layout.flatten(parameters)
         self.gradient: Vector = torch.zeros_like(self.y)
-        floating = statistics(module)
-        self.statistics: Vector = Layout.of_tensors(floating).flatten(floating).to(self.y)
+        floating = self._order(statistics(module))
+        self.statistics_layout = Layout.of_tensors(floating)
+        self.statistics: Vector = self.statistics_layout.flatten(floating).to(self.y)
         self.attach()
         others = [b for name, b in module.named_buffers() if name not in floating]
         for buffer in others:
@@ -37,6 +44,23 @@ class Workspace:
                 buffer.data = buffer.clone()  # an expanded one, which cannot be copied into
         self._others = [(b, b.clone()) for b in others]
         self._trains_on_one_sample: bool | None = None  # None: not tried yet
+
+    @property
+    def shared(self) -> Vector:
+        """The numbers of `y` that travel, (s,); all of them if nothing is personal."""
+        return self.y[: self._count_shared(self.layout)]
+
+    @property
+    def shared_statistics(self) -> Vector:
+        """The numbers of `statistics` that travel."""
+        return self.statistics[: self._count_shared(self.statistics_layout)]
+
+    def _count_shared(self, layout: Layout) -> int:
+        return sum(n for name, n in zip(layout.names, layout.sizes, strict=True) if name not in self.personal)
+
+    def _order(self, tensors: Mapping[str, T]) -> dict[str, T]:
+        """The same, those that are personal last."""
+        return {name: tensors[name] for name in sorted(tensors, key=lambda name: name in self.personal)}
 
     def attach(self) -> None:
         """Make the module's tensors views into these vectors, and freeze its other parameters.
@@ -51,7 +75,7 @@ class Workspace:
             parameter.requires_grad = True
         bind(mine, self.y)
         bind_gradients(mine, self.gradient)
-        bind(statistics(self.module), self.statistics)
+        bind(self._order(statistics(self.module)), self.statistics)
 
     def load(self, y: Vector, statistics: Vector) -> None:
         """Put a model and its statistics into the module; reset its other buffers, such as counters."""

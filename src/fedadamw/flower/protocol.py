@@ -11,6 +11,7 @@ PROTOCOL = 3  # version of these records and fields
 REQUEST, ARRAYS, NUMBERS = "fedadamw", "arrays", "numbers"  # record names
 STALE = "stale"
 SUMS = "sums"  # the array of a reply to evaluate
+PIXELS = "pixels"  # the array of a hello with the sums of a node's pixels, if the run has no mean and std of them yet
 OTHER_DATA = "other-data"  # in reply to hello: a ConfigRecord that says why the node's own data do not fit the run
 REPLY_NUMBERS = frozenset(
     {

@@ -3,7 +3,9 @@
 import json
 import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 from uuid import uuid4
 
 import yaml
@@ -26,11 +28,13 @@ from fedadamw.flower.server.evaluate import SumsCollector
 from fedadamw.flower.server.events import Events
 from fedadamw.flower.server.messenger import Messenger
 from fedadamw.flower.server.monitor import NO_MONITOR, Monitor
+from fedadamw.flower.server.pixels import PixelSums
 from fedadamw.flower.server.rounds import Nodes
 from fedadamw.flower.server.scoring import Scoring
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.prepare.base import with_type
 from fedadamw.prepare.paths import mark_folders
+from fedadamw.prepare.problem import Facts, ImageFacts
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.runner.base_type import describe_type
 from fedadamw.runner.folder import RunFolder
@@ -123,10 +127,13 @@ def connect_nodes(
     sends_base, nodes = halves is not None or prepared.folding is not None, []
     scoring = build_scoring(experiment, prepared, messenger, registry, events)
     for name, (workspace, algorithm), checker in zip(("spool", "spool-second"), parts, checkers, strict=False):
-        spool = build_spool(checker, workspace.statistics.clone(), folder.path / name)
+        spool = build_spool(checker, workspace.shared_statistics.clone(), folder.path / name)
         server = server_side(algorithm, experiment.training.outer)
-        state = type(server.server_init(workspace.y.clone()))
+        state = type(server.server_init(workspace.shared.clone()))
         nodes.append(_make_nodes(experiment, messenger, registry, spool, events, state, scoring, sends_base=sends_base))
+    if registry.pixels is not None:
+        add_pixel_statistics(cast("ImageFacts", prepared.facts), folder, nodes[0], registry.pixels)
+        messenger.facts, registry.pixels = collect_facts(experiment, prepared, folder), None
     return nodes[0] if halves is None else InTurn(*nodes)
 
 
@@ -155,6 +162,12 @@ def _make_nodes(
     )
 
 
+def add_pixel_statistics(facts: ImageFacts, folder: RunFolder, nodes: Nodes, pixels: PixelSums) -> None:
+    """Add mean and std of the pixels to `facts`: those of the run in `folder`, or of the first round's nodes."""
+    begun: Mapping[str, Any] = folder.read_manifest()["data"] if folder.started else {}
+    facts["mean"], facts["std"] = (begun["mean"], begun["std"]) if begun else pixels.pool(nodes.wait_for_first_round())
+
+
 def collect_facts(experiment: Experiment, prepared: Prepared, folder: RunFolder) -> RunFacts:
     """Return the facts about the run that every request carries."""
     dtype = describe_type(experiment, prepared.workspace.module) or prepared.experiment.model.dtype
@@ -171,10 +184,11 @@ def build_checker(experiment: Experiment, workspace: Workspace, algorithm: AnyAl
     """Build the checker of uploads, for the shapes and types of the algorithm's honest upload."""
     training = experiment.training
     uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
-    template = uploads.template(algorithm.broadcast(algorithm.server_init(workspace.y.clone())))
+    template = uploads.template(algorithm.broadcast(algorithm.server_init(workspace.shared.clone())))
     shapes = type(template)(*(t.new_zeros(()).expand(t.shape) for t in template))  # without their memory
-    layout = Layout.of_tensors(statistics(workspace.module))
-    return UploadChecker(training, uploads, shapes, workspace.statistics.clone(), layout)
+    travel = {name: t for name, t in statistics(workspace.module).items() if name not in workspace.personal}
+    layout = Layout.of_tensors(travel)
+    return UploadChecker(training, uploads, shapes, workspace.shared_statistics.clone(), layout)
 
 
 def build_spool(checker: UploadChecker, like: Vector, folder: Path) -> UploadSpool:
@@ -197,7 +211,17 @@ def build_registry(experiment: Experiment, prepared: Prepared, messenger: Messen
         most=experiment.federation.max_samples,
         held_out=None if own_data or prepared.held_out is None else prepared.held_out.sizes.tolist(),
         evaluates=experiment.training.client_evaluation > 0,
+        pixels=make_pixel_sums(experiment, prepared.facts),
     )
+
+
+def make_pixel_sums(experiment: Experiment, facts: Facts) -> PixelSums | None:
+    """Return what gathers the sums of the nodes' pixels; None if mean and std are known, or there are no images."""
+    if "shape" not in facts or "mean" in facts:
+        return None
+    told = "sums of pixels tell how many images a node has; give data.mean and data.std"
+    check(experiment.federation.sample_counts, f"federation.sample_counts=false: {told}")
+    return PixelSums(cast("ImageFacts", facts)["shape"], experiment.federation.max_samples)
 
 
 def build_scoring(

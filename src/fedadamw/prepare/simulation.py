@@ -37,6 +37,7 @@ from fedadamw.prepare.client_evaluation import check_client_evaluation, check_he
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
+from fedadamw.prepare.personal import build_parts, check_personal
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partitions
 from fedadamw.prepare.start import Start, StartFacts, open_start
@@ -181,10 +182,9 @@ def assemble(
     held_out: each client's own held-out samples, if there are any.
     """
     model, task, facts = problem
-    algorithm = build_algorithm(experiment, model)
     if experiment.training.gradient_checkpointing:
         checkpoint_layers(model, experiment.model.name)
-    workspace = Workspace(model)
+    workspace, algorithm = build_parts(experiment, model, build_algorithm)
     check_batch_norm(workspace, task, partition, experiment.training)
     if held_out is not None:
         check_held_out(experiment, task, held_out)
@@ -228,6 +228,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         server_lr = experiment.algorithm.get("server_lr", 1.0)
         check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
     _check_shards(experiment)
+    check_personal(experiment)
     check_client_evaluation(experiment, remote=remote)
     if remote:
         _check_remote(experiment)

@@ -12,9 +12,10 @@ from fedadamw.report.comparisons import (
     is_best,
 )
 from fedadamw.report.study_files import Results, Summary
-from fedadamw.report.study_table import ranked, score_label, table_columns
+from fedadamw.report.study_table import client_columns, ranked, score_name, table_columns
 
-COLUMNS = ("variant", "lr", "test ", "training loss", "rounds to", "MB a client")  # what their headings begin with
+COLUMNS = ("mean of", "std over", "worst tenth", "training loss", "rounds to", "MB a client")  # begin headings
+FIRST = 3  # columns before them: variant, lr and the score
 SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", **{c: f"\\{c}" for c in "{}$&#_%"},
@@ -28,25 +29,27 @@ def escape_latex(text: object) -> str:
 
 def scores_table(results: Results) -> str:
     """Return each variant's score and costs, best first."""
-    columns = [(name, cell) for name, cell in table_columns(results) if name.startswith(COLUMNS)]
+    all_columns = table_columns(results)
+    columns = all_columns[:FIRST] + [pair for pair in all_columns[FIRST:] if pair[0].startswith(COLUMNS)]
+    in_percent = {score_name(results), *(name for name, _ in client_columns(results))}
     rows = []
     for summary in ranked(results):
         bold = is_best(results, summary["variant"])
-        cells = [escape_latex(cell(summary)[1]) for _, cell in columns]
+        cells = [escape_latex(cell(summary)[1].removesuffix(" %")) for _, cell in columns]
         cells[2] = format_score(summary, bold=bold)
         rows.append([rf"\textbf{{{cells[0]}}}" if bold else cells[0], *cells[1:]])
-    head = [escape_latex(name) + (r" (\%)" if name.startswith("test ") else "") for name, _ in columns]
-    caption = f"{results['recipe']}: final test {score_label(results)}. {describe_intervals(results)}"
+    head = [escape_latex(name) + (r" (\%)" if name in in_percent else "") for name, _ in columns]
+    caption = f"{results['recipe']}: final {score_name(results)}. {describe_intervals(results)}"
     if results["comparisons"]:
         caption += " Bold: better than each other variant by paired t-tests over seeds (p < 0.05, Holm's correction)."
     return make_table(head, rows, escape_latex(caption), "scores")
 
 
-def tests_table(results: Results) -> str:
-    """Return the paired tests of the best variant against each other one."""
+def tests_table(results: Results, name: str) -> str:
+    """Return the paired tests of the best variant against each other one; `name` is the table's in LaTeX."""
     head = list(map(escape_latex, comparison_headings(results)))
     rows = [list(map(escape_latex, row)) for row in comparison_rows(results)]
-    return make_table([*head[:-1], "seeds"], rows, escape_latex(describe_tests(results)), "tests", last="l")
+    return make_table([*head[:-1], "seeds"], rows, escape_latex(describe_tests(results)), name, last="l")
 
 
 def format_score(summary: Summary, *, bold: bool) -> str:

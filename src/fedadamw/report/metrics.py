@@ -1,11 +1,19 @@
-"""Held-out metrics: which one of an evaluation is the main one, and how each is written."""
+"""Held-out metrics: which one of an evaluation is the main one, what a run's score is, and how each is written.
 
-from collections.abc import Iterable, Mapping
+A run's score is the main metric on the test set. A run that never tests one model for all (personal parameters, no test
+set) has the mean of its clients' scores instead. A study may be ordered by another of `SCORES`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf, isfinite
+from typing import Literal, TypeAlias, get_args
 
 from fedadamw.report.run_files import RecordDict
+from fedadamw.settings.experiment import Experiment
 
 Metrics = Mapping[str, float | None]  # of one evaluation, the main one first; None if it was not finite
+Score: TypeAlias = Literal["test", "clients_mean", "clients_worst_decile"]
+SCORES: tuple[Score, ...] = get_args(Score)
 
 LABELS = {  # others: their names
     "f1": "F1",
@@ -19,19 +27,65 @@ OF_ANSWERS = ("exact-match", "rouge-l", "choice", "choice-norm")  # of a languag
 IN_PERCENT = ("accuracy", "f1", *CORRELATIONS, *OF_ANSWERS)
 
 
-def main_metric(records: Iterable[RecordDict]) -> str:
+def find_score(records: Iterable[RecordDict]) -> Score:
+    """Return what a run with these records is judged by: the test score, or its clients' mean if it has none."""
+    pooled: Metrics = {}
+    for record in records:
+        if record["test_metrics"]:
+            return "test"
+        pooled = pooled or clients_metrics(record) or {}
+    return "clients_mean" if any(name != "loss" for name in pooled) else "test"
+
+
+def has_only_clients(experiment: Experiment) -> bool:
+    """Whether runs with these settings test no model on the test set, and have scores of their clients instead."""
+    return False
+
+
+def metrics_of(record: RecordDict, of: Score) -> Metrics | None:
+    """Return an evaluation's metrics, the main one first: on the test set, or pooled over the clients."""
+    return record["test_metrics"] if of == "test" else clients_metrics(record)
+
+
+def clients_metrics(record: RecordDict) -> Metrics | None:
+    """Return the metrics pooled over a round's evaluated clients, or the loss if it is all; None if none were."""
+    found = record.get("clients_metrics")
+    return found and ({name: value for name, value in found.items() if name != "loss"} or found)
+
+
+def main_metric(records: Sequence[RecordDict], of: Score | None = None) -> str:
     """Return the main metric's name, from the first record with an evaluation."""
-    return next(name for record in records for name in record["test_metrics"] or ())
+    of = of or find_score(records)
+    return next(name for record in records for name in metrics_of(record, of) or ())
 
 
-def find_evaluations(records: Iterable[RecordDict]) -> list[int]:
-    """Return the indices of the records with an evaluation."""
-    return [i for i, record in enumerate(records) if record["test_metrics"]]
+def find_evaluations(records: Sequence[RecordDict], of: Score | None = None) -> list[int]:
+    """Return the indices of the records that have the run's score, or the score `of`."""
+    of = of or find_score(records)
+    return [i for i, record in enumerate(records) if metrics_of(record, of)]
 
 
-def score(record: RecordDict) -> float | None:
-    """Return the main metric's value; None in a round without an evaluation, or if it was not finite."""
+def score(record: RecordDict, of: Score = "test") -> float | None:
+    """Return a score's value; None in a round without such an evaluation, or if it was not finite."""
+    if of != "test":
+        return record.get(of)
     return next(iter((record["test_metrics"] or {}).values()), None)
+
+
+def name_score(metric: str, of: Score = "test") -> str:
+    """Return a score's name as it is written in a sentence: `test accuracy`, `mean accuracy of clients`."""
+    name = label(metric)
+    names = {
+        "test": f"test {name}",
+        "clients_mean": f"mean {name} of clients",
+        "clients_worst_decile": f"{name} of the worst tenth of clients",
+    }
+    return names[of]
+
+
+def begin_sentence(text: str) -> str:
+    """Return `text` with a capital letter in front."""
+    return text[:1].upper() + text[1:]
 
 
 def label(name: str) -> str:
@@ -62,3 +116,24 @@ def format_main_metric(metrics: Metrics) -> str:
     """Format the main metric of an evaluation: `accuracy 93.20%`."""
     name, value = next(iter(metrics.items()))
     return f"{label(name)} {format_metric(name, value)}"
+
+
+def describe_scores(record: RecordDict) -> str:
+    """Format the scores of one round: `accuracy 93.20%, mean of clients 91.05%`; "" if it has none."""
+    tested = [format_main_metric(record["test_metrics"])] if record["test_metrics"] else []
+    pooled = clients_metrics(record)
+    if not pooled:
+        return ", ".join(tested)
+    name = next(iter(pooled))
+    mean = format_metric(name, record.get("clients_mean"))
+    return ", ".join([*tested, f"mean of clients {mean}" if tested else f"{name_score(name, 'clients_mean')} {mean}"])
+
+
+def describe_last_score(records: Sequence[RecordDict]) -> str:
+    """Format the newest value of a run's score: `accuracy 93.20%`, `mean accuracy of clients 91.05%`; "" before one."""
+    of = find_score(records)
+    evaluations = find_evaluations(records, of)
+    if not evaluations:
+        return ""
+    last, name = records[evaluations[-1]], main_metric(records, of)
+    return f"{label(name) if of == 'test' else name_score(name, of)} {format_metric(name, score(last, of))}"

@@ -30,30 +30,32 @@ def rounds_axis(rounds: Iterable[object]) -> alt.Axis:
     return alt.Axis(tickMinStep=1, format="d")
 
 
-def curves_chart(records: Records) -> Chart:
-    """Return the score, if there is one, and the losses by round, side by side."""
-    if not metrics.find_evaluations(records):
-        return loss_chart(records, width=420)
-    pair = alt.hconcat(score_chart(records, width=420), loss_chart(records, width=420), bounds="flush", spacing=64)
-    return pair.resolve_scale(color="independent")
+def curves_chart(records: Records, others: Sequence[Chart] = ()) -> Chart:
+    """Return the score, if there is one, the losses by round and other charts, side by side."""
+    scores = [score_chart(records, width=420)] if metrics.find_evaluations(records) else []
+    charts = [*scores, loss_chart(records, width=420), *others]
+    if len(charts) == 1:
+        return charts[0]
+    return alt.hconcat(*charts, bounds="flush", spacing=64).resolve_scale(color="independent")
 
 
 def score_chart(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
-    """Return the main metric by round; hovering shows the bytes sent so far."""
-    metric = metrics.main_metric(records)
-    name, in_percent = metrics.label(metric), metrics.axis_format(metric) == "%"
+    """Return the run's score by round; hovering shows the bytes sent so far."""
+    of = metrics.find_score(records)
+    metric = metrics.main_metric(records, of)
+    name, in_percent = metrics.name_score(metric, of), metrics.axis_format(metric) == "%"
     sent = accumulate(r["up_bytes"] for r in records)
     rows = [
         {"round": r["round"], "score": value, "sent": total / 1e6}
         for r, total in zip(records, sent, strict=True)
-        if (value := metrics.score(r)) is not None
+        if (value := metrics.score(r, of)) is not None
     ]
     hover = [
         alt.Tooltip("round:Q"),
-        alt.Tooltip("score:Q", format=".2%" if in_percent else ".4g", title=f"test {name}"),
+        alt.Tooltip("score:Q", format=".2%" if in_percent else ".4g", title=name),
         alt.Tooltip("sent:Q", format=",.1f", title="MB sent up so far"),
     ]
-    base = alt.Chart(alt.Data(values=rows), title=f"Test {name}").encode(
+    base = alt.Chart(alt.Data(values=rows), title=metrics.begin_sentence(name)).encode(
         x=alt.X("round:Q", title="round", axis=rounds_axis(row["round"] for row in rows)),
         y=alt.Y("score:Q", title=None, axis=alt.Axis(format=metrics.axis_format(metric)), scale=alt.Scale(zero=False)),
     )
@@ -62,9 +64,12 @@ def score_chart(records: Records, *, width: Width = "container", height: int = 2
 
 
 def loss_chart(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
-    """Return the clients' training loss and the test loss by round."""
+    """Return the clients' training loss and the test loss by round, or the clients' held-out loss if that is all."""
     names = ("clients' training loss", "test loss")
     values = [[r["train_loss"] for r in records], [r["test_loss"] for r in records]]
+    if metrics.find_score(records) != "test":
+        names = (names[0], "clients' held-out loss")
+        values[1] = [(r.get("clients_metrics") or {}).get("loss") for r in records]
     rows = [
         {"round": r["round"], "loss": loss, "of": name}
         for name, column in zip(names, values, strict=True)

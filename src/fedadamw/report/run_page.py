@@ -11,11 +11,25 @@ import numpy as np
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_html, escape_script
-from fedadamw.report import run_charts
-from fedadamw.report.metrics import find_evaluations, format_metric, label, main_metric, score
+from fedadamw.report import client_scores, run_charts
+from fedadamw.report.client_charts import spread_chart
+from fedadamw.report.client_mix import Mix, find_mix
+from fedadamw.report.client_names import name_clients
+from fedadamw.report.clients_section import client_charts, render_clients
+from fedadamw.report.metrics import (
+    clients_metrics,
+    find_evaluations,
+    find_score,
+    format_metric,
+    label,
+    main_metric,
+    metrics_of,
+    name_score,
+    score,
+)
 from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.run_status import FINISHED, RunStatus
-from fedadamw.report.setting_tables import render_settings, select_used
+from fedadamw.report.setting_tables import has_no_data, render_settings, select_used
 from fedadamw.report.vega import vega_script
 from fedadamw.settings.section import flatten_settings
 
@@ -24,7 +38,8 @@ class RunPage:
     """The page of one run, written again as the run goes on: what does not change is prepared once.
 
     settings: nested, as in config.yaml. counts: (clients, classes) samples of each class, of
-    the first clients at least, all 0 if they are unknown.
+    the first clients at least, all 0 if they are unknown. mix: of all clients, by default of those in `counts`.
+    names: of natural clients.
     """
 
     def __init__(
@@ -34,8 +49,11 @@ class RunPage:
         manifest: Manifest,
         counts: np.ndarray,
         classes: Sequence[str],
+        mix: Mix | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.folder = folder
+        self._mix, self._names = mix or find_mix(counts, classes), names
         self._partition: dict[str, Any] | None = None
         if counts.any():
             clients = manifest["partition"]["clients"]
@@ -44,6 +62,9 @@ class RunPage:
         data = dict(manifest["data"])
         if settings["partition"]["kind"] == "nodes":
             data["server's own, not trained on"] = data.pop("train")
+        if has_no_data(settings):
+            del data["server's own, not trained on"], data["test"]
+        self._empty = "The server has no data to evaluate on." if has_no_data(settings) else "No evaluation so far."
         self._fixed = {
             "title": escape_html(folder.name),
             "settings": render_settings(select_used(settings)),
@@ -59,16 +80,24 @@ class RunPage:
     def render(self, records: Sequence[RecordDict], status: RunStatus = FINISHED) -> str:
         """Return the page as HTML. records: one or more."""
         specs = self._specs(records)
+        scores, names = self._client_scores(records), name_clients(self.folder, self._names)
+        of_clients = client_charts(scores, self._mix, names)
+        specs |= {name: run_charts.to_spec(chart) for name, (_, chart) in of_clients.items()}
         evaluated = any(record["test_metrics"] is not None for record in records)
-        empty = "The evaluations have no metrics." if evaluated else "No evaluation so far."
+        empty = "The evaluations have no metrics." if evaluated else self._empty
         about = {"refresh_s": status.refresh_s, "resume": status.resume, "written": time.time(), "empty": empty}
+        placed = {"score", "losses", *of_clients}
         return self._template.substitute(
             self._fixed,
             cards="".join(_card(*card) for card in summarize(records)),
             status=escape_html(status.text),
-            panels="".join(f"<div class=panel id={name}></div>" for name in specs if name not in ("score", "losses")),
+            clients=render_clients(scores[-1], self._mix, names, of_clients) if scores else "",
+            panels="".join(f"<div class=panel id={name}></div>" for name in specs if name not in placed),
             specs=escape_script({"charts": specs, "status": about}),
         )
+
+    def _client_scores(self, records: Sequence[RecordDict]) -> list[client_scores.Evaluated]:
+        return client_scores.read_scores(self.folder / client_scores.NAME, rounds=records[-1]["round"])
 
     def _specs(self, records: Sequence[RecordDict]) -> dict[str, Any]:
         """Return the charts in Vega-Lite's JSON, by name."""
@@ -102,7 +131,9 @@ def write_run_page(
 def write_curves(folder: Path, records: Sequence[RecordDict]) -> None:
     """Write curves.png into `folder`; not before the first round."""
     if records:
-        run_charts.save_chart(run_charts.curves_chart(records), folder / "curves.png")
+        scores = client_scores.read_scores(folder / client_scores.NAME, rounds=records[-1]["round"])
+        others = [spread_chart(scores, width=420)] if scores else []
+        run_charts.save_chart(run_charts.curves_chart(records, others), folder / "curves.png")
 
 
 def summarize(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
@@ -110,6 +141,7 @@ def summarize(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
     last = records[-1]
     return [
         *_summarize_evaluations(records),
+        *_summarize_clients(records),
         ("rounds", f"{last['round']:,}"),
         ("sent up by a client and round", format_bytes(last["up_bytes"] / last["clients"])),
         ("sent down to a client and round", format_bytes(last["down_bytes"] / (last["clients"] + last["rejected"]))),
@@ -131,18 +163,40 @@ def _summarize_waiting(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
 
 def _summarize_evaluations(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
     """Return the last and the best score, or the last loss if there are no metrics; none before an evaluation."""
-    evaluations = find_evaluations(records)
+    of = find_score(records)
+    evaluations = find_evaluations(records, of)
     if not evaluations:
         losses = [loss for record in records if (loss := record["test_loss"]) is not None]
         return [("test loss", f"{losses[-1]:.4g}")] if losses else []
-    name, scores = main_metric(records), {r["round"]: s for r in records if (s := score(r)) is not None}
-    best = max(scores, key=scores.__getitem__, default=None)
-    tested = records[evaluations[-1]]["test_metrics"] or {}
+    name, scores = main_metric(records, of), {r["round"]: s for r in records if (s := score(r, of)) is not None}
+    best, last = max(scores, key=scores.__getitem__, default=None), records[evaluations[-1]]
+    others = (metrics_of(last, of) or {}).items() if of == "test" else ()
     return [
-        (f"test {label(name)}", format_metric(name, tested[name])),
+        (name_score(name, of), format_metric(name, score(last, of))),
         ("best, in round", "-" if best is None else f"{format_metric(name, scores[best])}, {best}"),
-        *((f"test {label(other)}", format_metric(other, value)) for other, value in tested.items() if other != name),
+        *((f"test {label(other)}", format_metric(other, value)) for other, value in others if other != name),
     ]
+
+
+def _summarize_clients(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
+    """Return the last scores over clients, without their mean where that is the run's score; none without them."""
+    found = find_evaluations(records, "clients_mean")
+    if not found:
+        return []
+    last, name = records[found[-1]], main_metric(records, "clients_mean")
+    parts = [
+        (name_score(name, "clients_mean"), last.get("clients_mean")),
+        (name_score(name, "clients_worst_decile"), last.get("clients_worst_decile")),
+        ("standard deviation over clients", last.get("clients_std")),
+        (f"{label(name)} of clients, by their samples", last.get("clients_weighted")),
+    ]
+    pooled = [
+        (f"{label(other)} on all clients' samples", format_metric(other, value))
+        for other, value in (clients_metrics(last) or {}).items()
+        if other != name
+    ]
+    own = 1 if find_score(records) == "clients_mean" else 0  # it is the first card already
+    return [*((text, format_metric(name, value)) for text, value in parts[own:]), *pooled]
 
 
 def format_bytes(number: float) -> str:

@@ -5,12 +5,13 @@ from math import inf
 import altair as alt
 
 from fedadamw.report.comparisons import describe_intervals
-from fedadamw.report.metrics import value_range
+from fedadamw.report.metrics import begin_sentence, value_range
 from fedadamw.report.run_charts import Chart
-from fedadamw.report.study_files import Results
+from fedadamw.report.study_files import ClientColumn, Results
 from fedadamw.report.study_marks import AXES, Size, final_chart, interval_chart, kind_chart, line_chart
 from fedadamw.report.study_rows import Curve, curve_rows, diagnostic_rows, final_rows, kind_rows, variant_names
-from fedadamw.report.study_table import ranked, score_label
+from fedadamw.report.study_scores import by_score, has_clients, study_score
+from fedadamw.report.study_table import ranked, score_name
 
 DIAGNOSTICS = {
     "v_dispersion": "Spread of v across clients: root of its mean variance over its mean",
@@ -47,21 +48,24 @@ def describe_bands(results: Results) -> str:
 
 def all_charts(results: Results, size: Size = OF_PAGE) -> dict[str, tuple[str, Chart]]:
     """Return every chart that the results have numbers for: element id -> (heading, chart)."""
-    name, names = score_label(results), variant_names(results)
+    name, names = score_name(results), variant_names(results)
+    start = begin_sentence(name)
     charts: dict[str, tuple[str, Chart]] = {
-        "score": (f"Test {name} by round", curve_chart(results, "score", by="round", size=size)),
-        "bytes": (f"Test {name} by bytes sent", curve_chart(results, "score", by="sent", size=size)),
+        "score": (f"{start} by round", curve_chart(results, "score", by="round", size=size)),
+        "bytes": (f"{start} by bytes sent", curve_chart(results, "score", by="sent", size=size)),
+        **client_charts(results, size),
         "train": ("Clients' training loss", curve_chart(results, "train_loss", by="round", size=size)),
-        "test": ("Test loss", curve_chart(results, "test_loss", by="round", size=size)),
     }
+    if study_score(results) == "test":
+        charts["test"] = ("Test loss", curve_chart(results, "test_loss", by="round", size=size))
     setting = varied_setting(results)
     if setting is not None:
-        charts["value"] = (f"Test {name} by {setting}", setting_chart(results, setting, size=size))
+        charts["value"] = (f"{start} by {setting}", setting_chart(results, setting, size=size))
     finals = final_rows(results)
     if finals:
         order, limits = [s["variant"] for s in ranked(results)], value_range(results["metric"])
-        chart = final_chart(finals, names, order=order, title=f"test {name}", limits=limits, size=size)
-        charts["final"] = (f"Test {name} after the last round", chart)
+        chart = final_chart(finals, names, order=order, title=name, limits=limits, size=size)
+        charts["final"] = (f"{start} after the last round", chart)
     for key, heading in DIAGNOSTICS.items():
         rows, limits = diagnostic_rows(results, key), (-1.0 if key == "cosine" else 0.0, inf)
         if rows:
@@ -73,10 +77,22 @@ def all_charts(results: Results, size: Size = OF_PAGE) -> dict[str, tuple[str, C
     return charts
 
 
+def client_charts(results: Results, size: Size) -> dict[str, tuple[str, Chart]]:
+    """Return the mean and the worst tenth of the clients' scores by round, without what is the study's score."""
+    charts: dict[str, tuple[str, Chart]] = {}
+    columns: tuple[ClientColumn, ...] = ("clients_mean", "clients_worst_decile")
+    for column in columns if has_clients(results) else ():
+        if column != study_score(results):
+            seen = by_score(results, column)
+            heading = f"{begin_sentence(score_name(seen))} by round"
+            charts[column] = (heading, curve_chart(seen, "score", by="round", size=size))
+    return charts
+
+
 def curve_chart(results: Results, what: Curve, *, by: str, size: Size = OF_PAGE) -> Chart:
     """Return the mean of `what` over seeds, by `round` or megabytes `sent`, with 95% bands and the seeds' points."""
     rows, limits = curve_rows(results, what), value_range(results["metric"]) if what == "score" else (0.0, inf)
-    title = f"test {score_label(results)}" if what == "score" else AXES[what]
+    title = score_name(results) if what == "score" else AXES[what]
     return line_chart(rows, by, what, variant_names(results), title=title, limits=limits, size=size)
 
 
@@ -106,5 +122,5 @@ def setting_chart(results: Results, setting: str, *, size: Size = OF_PAGE) -> Ch
     rows = [{**row, "value": values[str(row["variant"])]} for row in final_rows(results)]
     order = sorted(values.values(), key=float)
     x = alt.X("value:O", sort=order, title=setting.rpartition(".")[2], axis=alt.Axis(labelAngle=0))
-    title = f"test {score_label(results)} after the last round"
+    title = f"{score_name(results)} after the last round"
     return interval_chart(rows, along=x, title=title, limits=value_range(results["metric"]), size=size)

@@ -1,9 +1,14 @@
 """Types of what a study folder holds: results.json of `compare` and `ablate`, trials.json of `tune`."""
 
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
+
+from fedadamw.report.metrics import Score
 
 Numbers = list[float | None]  # one per evaluated round; None if it was not finite
 Row = dict[str, str | float]  # a point of a chart
+
+
+ClientColumn = Literal["clients_mean", "clients_weighted", "clients_std", "clients_worst_decile"]
 
 
 class Interval(TypedDict):
@@ -14,9 +19,18 @@ class Interval(TypedDict):
     method: str  # t or bootstrap
 
 
-class RunResult(TypedDict):
-    """One finished run: its settings, and its records as columns of one number per evaluated round."""
+class ClientColumns(TypedDict):
+    """Scores over a run's clients, as columns of one number per round in which they were evaluated."""
 
+    round: list[int]
+    sent_bytes: list[int]
+    clients_mean: Numbers
+    clients_weighted: Numbers
+    clients_std: Numbers
+    clients_worst_decile: Numbers
+
+
+class _RunResult(TypedDict):
     name: str
     variant: str  # the label as text
     label: dict[str, str]  # `algorithm` and each varied setting -> its value as text
@@ -35,9 +49,13 @@ class RunResult(TypedDict):
     diagnostics: list[dict[str, Any]]  # engine.diagnostics.Numbers and their `round`
 
 
-class Summary(TypedDict):
-    """One variant over its seeds."""
+class RunResult(_RunResult, total=False):
+    """One finished run: its settings, and its records as columns of one number per evaluated round."""
 
+    clients: ClientColumns  # of a run whose clients were evaluated
+
+
+class _Summary(TypedDict):
     variant: str
     label: dict[str, str]
     settings: dict[str, Any]
@@ -50,6 +68,17 @@ class Summary(TypedDict):
     bytes_to_target: int | None
     up_bytes_a_client: int
     wall_s: float
+
+
+class Summary(_Summary, total=False):
+    """One variant over its seeds; what is of clients: means over its seeds after the last round."""
+
+    clients_mean: float | None
+    clients_mean_interval: Interval | None
+    clients_weighted: float | None
+    clients_std: float | None
+    clients_worst_decile: float | None
+    clients_worst_decile_interval: Interval | None
 
 
 class Comparison(TypedDict):
@@ -81,9 +110,7 @@ class Owners(TypedDict):
     variants: list[str]
 
 
-class Results(TypedDict):
-    """results.json: everything that the tables, charts and page of a study show."""
-
+class _Results(TypedDict):
     format: int
     recipe: str
     commit: str | None
@@ -97,6 +124,13 @@ class Results(TypedDict):
     comparisons: list[Comparison]
     runs: list[RunResult]
     missing: list[Missing]
+
+
+class Results(_Results, total=False):
+    """results.json: everything that the tables, charts and page of a study show."""
+
+    score: Score  # what `score`, `summary` and `comparisons` are of; test in older files
+    client_comparisons: list[Comparison]  # by clients_mean, where runs have it and it is not the score
 
 
 class Trial(TypedDict):
@@ -113,6 +147,7 @@ class Stage(TypedDict):
     algorithm: str
     setting: str
     metric: str
+    by: Score  # which score of the trials it is
     best: float
     at_edge: bool
     trials: list[Trial]

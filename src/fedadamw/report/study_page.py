@@ -12,7 +12,7 @@ from fedadamw.report.run_charts import apply_style, save_chart
 from fedadamw.report.setting_tables import render_settings, render_table
 from fedadamw.report.study_charts import all_charts, describe_bands, overview_chart
 from fedadamw.report.study_files import Missing, Results, Summary
-from fedadamw.report.study_table import Cell, table_columns
+from fedadamw.report.study_table import Cell, paired_tests, table_columns
 from fedadamw.report.vega import vega_script
 
 PAGE_FILES = ("curves.png", "report.html")
@@ -75,15 +75,18 @@ def _missing_runs(missing: Sequence[Missing]) -> str:
 
 def _tests(results: Results) -> str:
     """Return the section with the paired tests; empty if nothing was compared."""
-    if not results["comparisons"]:
-        return ""
-    head = "".join(f"<th>{escape_html(name)}" for name in comparison_headings(results))
-    rows = "".join(f"<tr>{''.join(f'<td>{escape_html(cell)}' for cell in row)}\n" for row in comparison_rows(results))
-    return (
-        "<h2>Paired tests over seeds</h2>\n"
-        f"<div class='panel scroll'><table class=tests>\n<thead><tr>{head}</thead>\n<tbody>\n{rows}</tbody></table>"
-        f"</div>\n<p>{escape_html(describe_tests(results))}</p>\n"
-    )
+    parts = []
+    for title, tested in paired_tests(results):
+        head = "".join(f"<th>{escape_html(name)}" for name in comparison_headings(tested))
+        rows = "".join(
+            f"<tr>{''.join(f'<td>{escape_html(cell)}' for cell in row)}\n" for row in comparison_rows(tested)
+        )
+        parts.append(
+            f"<h2>{escape_html(f'{title}: paired tests' if title else 'Paired tests')} over seeds</h2>\n"
+            f"<div class='panel scroll'><table class=tests>\n<thead><tr>{head}</thead>\n<tbody>\n{rows}</tbody></table>"
+            f"</div>\n<p>{escape_html(describe_tests(tested))}</p>\n"
+        )
+    return "".join(parts)
 
 
 def _differing(results: Results) -> list[tuple[str, str]]:

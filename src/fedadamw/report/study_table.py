@@ -6,8 +6,9 @@ from typing import Literal
 
 from fedadamw.io.escaping import escape_markdown
 from fedadamw.report.comparisons import comparison_headings, comparison_rows, describe_intervals, describe_tests
-from fedadamw.report.metrics import label
-from fedadamw.report.study_files import Results, Summary
+from fedadamw.report.metrics import begin_sentence, label, name_score
+from fedadamw.report.study_files import Interval, Results, Summary
+from fedadamw.report.study_scores import by_score, study_score
 
 Cell = Callable[[Summary], tuple[float | None, str]]  # the value that a column is sorted by, and its text
 Column = Literal["train_loss", "rounds_to_target", "bytes_to_target", "up_bytes_a_client", "wall_s"]
@@ -23,7 +24,8 @@ def table_columns(results: Results) -> list[tuple[str, Cell]]:
     return [
         ("variant", lambda s: (None, s["variant"])),
         ("lr", lambda s: (s["settings"]["lr"], f"{s['settings']['lr']:g}")),
-        (f"test {score_label(results)}", lambda s: (s["score"], format_score(s))),
+        (score_name(results), lambda s: (s["score"], format_score(s))),
+        *client_columns(results),
         ("training loss", number("train_loss", lambda v: f"{v:.3f}")),
         (f"rounds to {goal}", number("rounds_to_target", lambda v: f"{v:,}", "not reached")),
         (f"MB to {goal}", number("bytes_to_target", lambda v: f"{v / 1e6:,.0f}", "not reached")),
@@ -32,9 +34,32 @@ def table_columns(results: Results) -> list[tuple[str, Cell]]:
     ]
 
 
+def client_columns(results: Results) -> list[tuple[str, Cell]]:
+    """Return the columns of the clients' scores, with their headings; none if no run has them."""
+    if not any("clients_mean" in s for s in results["summary"]):
+        return []
+    columns: list[tuple[str, Cell]] = [
+        ("mean of clients", lambda s: _percent(s.get("clients_mean"), s.get("clients_mean_interval"))),
+        ("std over clients", lambda s: _percent(s.get("clients_std"), None)),
+        (
+            "worst tenth of clients",
+            lambda s: _percent(s.get("clients_worst_decile"), s.get("clients_worst_decile_interval")),
+        ),
+    ]
+    return columns[1:] if study_score(results) == "clients_mean" else columns
+
+
+def _percent(value: float | None, interval: Interval | None) -> tuple[float | None, str]:
+    return value, format_mean(value, interval)
+
+
 def format_score(summary: Summary) -> str:
-    """Format the mean score in percent with its 95% interval: ± half of Student's, both ends of a bootstrap's."""
-    mean, interval = summary["score"], summary["score_interval"]
+    """Format the mean score in percent with its 95% interval."""
+    return format_mean(summary["score"], summary["score_interval"])
+
+
+def format_mean(mean: float | None, interval: Interval | None) -> str:
+    """Format a mean in percent with its 95% interval: ± half of Student's, both ends of a bootstrap's."""
     if mean is None:
         return "-"
     if interval is None:
@@ -47,6 +72,11 @@ def format_score(summary: Summary) -> str:
 def score_label(results: Results) -> str:
     """Return the name of the study's metric."""
     return label(results["metric"] or "score")
+
+
+def score_name(results: Results) -> str:
+    """Return what the study is ordered by, as it is written in a sentence: `test accuracy`."""
+    return name_score(results["metric"] or "score", study_score(results))
 
 
 def table_headings(results: Results) -> list[str]:
@@ -68,13 +98,23 @@ def to_markdown(results: Results) -> str:
     """Return the summary as a Markdown table, best variant first; below it paired tests and missing runs."""
     parts = [_markdown_table(table_headings(results), table_rows(results))]
     parts.append(f"Scores: {describe_intervals(results)}\n")
-    if results["comparisons"]:
-        parts.append(_markdown_table(comparison_headings(results), comparison_rows(results)))
-        parts.append(f"{describe_tests(results)}\n")
+    for title, tested in paired_tests(results):
+        parts += [f"{title}:\n"] if title else []
+        parts.append(_markdown_table(comparison_headings(tested), comparison_rows(tested)))
+        parts.append(f"{describe_tests(tested)}\n")
     for missing in results["missing"]:
         text = f"{missing['variant']}, seed {missing['seed']}: {missing['error']}"
         parts.append(f"{escape_markdown(text)}\n")
     return "\n".join(parts)
+
+
+def paired_tests(results: Results) -> list[tuple[str, Results]]:
+    """Return the study as its paired tests are of: by its score and, with a title, by the mean of clients."""
+    found = [("", results)] if results["comparisons"] else []
+    if results.get("client_comparisons"):
+        of_clients = by_score(results, "clients_mean")
+        found.append((begin_sentence(score_name(of_clients)), of_clients))
+    return found
 
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

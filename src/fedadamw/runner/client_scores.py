@@ -7,9 +7,8 @@ from fedadamw.checkpoint import write_atomically
 from fedadamw.engine.evaluation import ClientScores
 from fedadamw.io.disk import report_full_disk
 from fedadamw.io.json_values import replace_nan
+from fedadamw.report.client_scores import NAME, read_lines
 from fedadamw.report.run_files import ScoresDict
-
-NAME = "client_scores.jsonl"
 
 
 class ClientScoresFile:
@@ -29,20 +28,5 @@ class ClientScoresFile:
     def keep(self, rounds: int) -> None:
         """Drop what comes after the first `rounds` rounds, from where the run starts or resumes."""
         if self.path.exists():
-            lines = [json.dumps(line) + "\n" for line in read_scores(self.path) if line["round"] <= rounds]
+            lines = [json.dumps(line) + "\n" for line in read_lines(self.path) if line["round"] <= rounds]
             write_atomically(self.path, "".join(lines).encode())
-
-
-def read_scores(path: Path) -> list[ScoresDict]:
-    """Return the lines of client_scores.jsonl; none if it is missing; damaged lines are left out."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [line for line in map(_parse, lines) if line is not None]
-
-
-def _parse(text: bytes) -> ScoresDict | None:
-    try:
-        line = json.loads(text)
-        lists = (line["clients"], line["samples"], line["loss"])
-        return dict(line) if int(line["round"]) and all(len(own) == len(lists[0]) for own in lists) else None
-    except (ValueError, TypeError, KeyError):
-        return None

@@ -223,7 +223,8 @@ def open_page(folder: RunFolder, prepared: Prepared) -> "RunPage":
     if counts.any():
         write_partition(folder.path, counts, classes, prepared.partition.names)
     settings = read_yaml(str(folder.config), folder.config.read_text())
-    return RunPage(folder.path, settings, folder.read_manifest(), counts, classes)
+    names = prepared.partition.names
+    return RunPage(folder.path, settings, folder.read_manifest(), counts, classes, names=names)
 
 
 def write_report(folder: RunFolder, prepared: Prepared) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from fedadamw.algorithms.registry import find_package, needs_blocks
+from fedadamw.engine.personal import shared_part
 from fedadamw.prepare.paths import list_plain_folders
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.report.run_files import Manifest, ModelFacts, PartitionFacts
@@ -24,7 +25,7 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
     layout = prepared.workspace.layout
     model: ModelFacts = {"layout": layout.fingerprint, "d": layout.d}
     if needs_blocks(experiment.algorithm_name):
-        model["B"] = prepared.algorithm.blocks.B  # type: ignore[attr-defined]  # needs_blocks says that it has them
+        model["B"] = shared_part(prepared.algorithm).blocks.B  # type: ignore[attr-defined]  # as needs_blocks says
     if (dtype := describe_type(experiment, prepared.workspace.module)) is not None:
         model["dtype"] = dtype
     if prepared.start is not None:

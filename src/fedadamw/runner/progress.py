@@ -3,13 +3,15 @@
 import sys
 import time
 from types import TracebackType
+from typing import cast
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from fedadamw.engine.record import Record
-from fedadamw.report.metrics import format_main_metric
+from fedadamw.report.metrics import describe_scores
+from fedadamw.report.run_files import RecordDict
 from fedadamw.settings.training import TrainingSettings
 
 MAX_LINES = 20  # about this many per run without a terminal
@@ -48,8 +50,8 @@ class Progress:
         if self.quiet:
             return
         self._clients += record.clients + record.rejected
-        if record.test_metrics:
-            self._score = format_main_metric(record.test_metrics) + "  "
+        if found := describe_scores(cast(RecordDict, vars(record))):
+            self._score = f"{found}  "
         speed = self._clients / max(time.perf_counter() - self._begin, 1e-9)
         rejected = f"  rejected {record.rejected}" if record.rejected else ""
         status = f"loss {record.train_loss:.4f}  {self._score}{speed:.1f} clients/s{rejected}"

@@ -1,6 +1,7 @@
 """Writes the page of a run again from its files, and exports its charts and records for a paper."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -8,14 +9,18 @@ from fedadamw.checkpoint import write_atomically
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.samples import load_samples, make_partition
 from fedadamw.report import run_charts
-from fedadamw.report.export import FOLDER, HEIGHT, WIDTH, record_cells, write_charts, write_csv
+from fedadamw.report.client_names import name_clients
+from fedadamw.report.client_scores import NAME as CLIENT_SCORES
+from fedadamw.report.client_scores import read_scores
+from fedadamw.report.clients_section import client_charts
+from fedadamw.report.export import FOLDER, HEIGHT, WIDTH, client_cells, record_cells, write_charts, write_csv
 from fedadamw.report.latex import escape_latex, make_table
-from fedadamw.report.metrics import find_evaluations, label, main_metric
+from fedadamw.report.metrics import begin_sentence, find_evaluations, find_score, main_metric, name_score
 from fedadamw.report.run_files import RecordDict
 from fedadamw.report.run_page import RunPage, summarize, write_curves
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
 from fedadamw.runner.folder import RunFolder
-from fedadamw.runner.partition_file import read_partition, write_partition
+from fedadamw.runner.partition_file import read_mix, read_names, read_partition, write_partition
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError, check
@@ -33,7 +38,8 @@ def rewrite_run(folder: RunFolder, kinds: Sequence[str] = ()) -> list[str]:
         settings = read_yaml(str(folder.config), folder.config.read_text())
         status = describe_stopped(len(records), experiment.training.rounds, describe_resuming(folder.path))
         write_curves(folder.path, records)
-        RunPage(folder.path, settings, folder.read_manifest(), counts, classes).write(records, RunStatus(status))
+        about = (settings, folder.read_manifest(), counts, classes, read_mix(folder.path), read_names(folder.path))
+        RunPage(folder.path, *about).write(records, RunStatus(status))
         drawn = ["curves.png"] if find_evaluations(records) else []
         return ["report.html", *drawn, *_export(folder, experiment, records, (counts, classes), kinds)]
 
@@ -70,8 +76,12 @@ def _export(
         run = {"run": folder.path.name, "algorithm": experiment.algorithm_name, "seed": experiment.seed}
         write_csv(record_cells(run, records), out / "records.csv")
         names.append("records.csv")
+        scores = read_scores(folder.path / CLIENT_SCORES, rounds=len(records))
+        if scores:
+            write_csv(client_cells(run, scores), out / "client-scores.csv")
+            names.append("client-scores.csv")
     if {"svg", "pdf"} & set(kinds):
-        names += write_charts(_charts(records, *partition), "", out, kinds)
+        names += write_charts(_charts(folder.path, records, *partition), "", out, kinds)
     if "tex" in kinds:
         rows = [[escape_latex(name), escape_latex(value)] for name, value in summarize(records)]
         caption = escape_latex(f"{experiment.algorithm_name} after {len(records)} rounds, seed {experiment.seed}.")
@@ -81,13 +91,18 @@ def _export(
 
 
 def _charts(
-    records: Sequence[RecordDict], counts: np.ndarray, classes: Sequence[str]
+    folder: Path, records: Sequence[RecordDict], counts: np.ndarray, classes: Sequence[str]
 ) -> dict[str, tuple[str, run_charts.Chart]]:
     """Return the run's charts in a paper's size, each with its heading."""
     charts = {"losses": ("Loss by round", run_charts.loss_chart(records, width=WIDTH, height=HEIGHT))}
     if find_evaluations(records):
-        heading = f"Test {label(main_metric(records))} by round"
+        of = find_score(records)
+        heading = f"{begin_sentence(name_score(main_metric(records, of), of))} by round"
         charts["score"] = (heading, run_charts.score_chart(records, width=WIDTH, height=HEIGHT))
+    scores = read_scores(folder / CLIENT_SCORES, rounds=len(records))
+    charts |= client_charts(
+        scores, read_mix(folder), name_clients(folder, read_names(folder)), width=WIDTH, height=HEIGHT
+    )
     if counts.any():
         charts["partition"] = ("Partition", run_charts.partition_chart(counts, classes, width=WIDTH))
     if records[-1].get("federation"):

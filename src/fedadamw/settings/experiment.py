@@ -13,6 +13,7 @@ from fedadamw.settings.federation import FederationSettings
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.settings.model import ModelSettings
 from fedadamw.settings.partition import PartitionSettings
+from fedadamw.settings.personal import PersonalSettings
 from fedadamw.settings.section import Section
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import check, shorten
@@ -67,6 +68,9 @@ class Experiment(Section):
     model: ModelSettings = ModelSettings()
     lora: LoraSettings | None = Field(
         default=None, description="Train LoRA adapters of some layers. Null: the whole model is trained."
+    )
+    personal: PersonalSettings | None = Field(
+        default=None, description="Parameters that stay with each client. Null: all that is trained is shared."
     )
     algorithm: dict[str, AlgorithmValue] = Field(
         default={"name": "fedadamw"},

@@ -9,6 +9,7 @@ from fedadamw.report.latex import scores_table, tests_table
 from fedadamw.report.study_charts import DIAGNOSTICS, all_charts, describe_bands
 from fedadamw.report.study_files import Results, RunResult
 from fedadamw.report.study_marks import Size
+from fedadamw.report.study_scores import by_score
 from fedadamw.runner.folder import RunFolder
 from fedadamw.validation import check
 
@@ -33,7 +34,10 @@ def export_study(results: Results, folder: Path, runs: Path, kinds: Sequence[str
     if "tex" in kinds:
         tables = {"scores.tex": scores_table(results)}
         if results["comparisons"]:
-            tables["paired-tests.tex"] = tests_table(results)
+            tables["paired-tests.tex"] = tests_table(results, "tests")
+        if results.get("client_comparisons"):
+            of_clients = by_score(results, "clients_mean")
+            tables["paired-tests-clients.tex"] = tests_table(of_clients, "tests-clients")
         for name, text in tables.items():
             write_atomically(out / name, text.encode())
         names += tables

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedadamw.io.escaping import escape_text
-from fedadamw.report.metrics import format_main_metric
+from fedadamw.report.metrics import describe_last_score
 from fedadamw.study.plan import Run
 from fedadamw.study.results import variant_name
 from fedadamw.study.workers import EndedRun
@@ -98,8 +98,7 @@ class StudyProgress:
         if run.name not in self._tasks:
             total = run.experiment.training.rounds
             self._tasks[run.name] = self._bars.add_task(_describe(run), total=total, status="")
-        evaluations = [r["test_metrics"] for r in records if r["test_metrics"]]
-        status = f"round {len(records)}  " + (format_main_metric(evaluations[-1]) if evaluations else "")
+        status = f"round {len(records)}  {describe_last_score(records)}"
         self._bars.update(self._tasks[run.name], completed=len(records), status=status)
         return len(records)
 
@@ -113,4 +112,4 @@ def _describe_result(run: Run) -> str:
     """Return the final score of a finished run, and its time."""
     records = run.records
     seconds = sum(record["wall_s"] for record in records)
-    return f"{format_main_metric(records[-1]['test_metrics'] or {})} in {seconds:.0f} s"
+    return f"{describe_last_score(records)} in {seconds:.0f} s"

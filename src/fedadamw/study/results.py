@@ -6,17 +6,19 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.io.escaping import escape_text
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.comparisons import compare_with_best, score_interval
-from fedadamw.report.metrics import find_evaluations, label, main_metric, score
+from fedadamw.report.metrics import Score, find_evaluations, label, main_metric, score
 from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.study_files import Missing, Owners, Results, RunResult, Summary
 from fedadamw.report.study_rows import runs_by_variant
+from fedadamw.report.study_scores import compare_clients, has_clients
 from fedadamw.settings.section import flatten_settings
+from fedadamw.study.client_columns import add_clients, client_columns, mean_if_all
 from fedadamw.study.plan import Run
 from fedadamw.study.workers import EndedRun
 from fedadamw.validation import InputError, check
@@ -29,16 +31,21 @@ def collect_results(
 ) -> Results:
     """Return the results of all finished runs, why the others are missing, and a summary of each variant.
 
-    A run whose final score is not finite is in both `runs` and `missing`.
+    A run whose final score is not finite is in both `runs` and `missing`. The score is the mean of the clients' scores
+    if a run has no test score, as with personal parameters: runs without that mean are then missing.
     target: the score for rounds_to_target and bytes_to_target; by default the median of the variants' final scores.
     """
     errors = {end.run.name: end.error for end in ended if end.error}
-    results, manifests, metrics, file_errors = _read_finished(runs)
-    errors |= file_errors
+    finished, file_errors = _read_finished(runs)
+    of = choose_score([each.records for each in finished])
+    scored = [each for each in finished if find_evaluations(each.records, of)]
+    results = [run_result(*each, of) for each in scored]
+    manifests, metrics = [each.manifest for each in scored], [main_metric(each.records, of) for each in scored]
+    errors |= file_errors | _find_errors(finished, of)
     groups = list(runs_by_variant(results).values())
     target = _median_score(groups) if target is None else target
     summary = [summarize(group, target) for group in groups]
-    return {
+    found: Results = {
         "format": FORMAT,
         "recipe": recipe,
         "commit": join_distinct(manifest["commit"] for manifest in manifests),
@@ -55,33 +62,50 @@ def collect_results(
         "comparisons": compare_with_best(results, summary),
         "runs": results,
         "missing": _missing_runs(runs, results, errors),
+        "score": of,
     }
+    if of == "test" and has_clients(found):
+        found["client_comparisons"] = compare_clients(results, summary)
+    return found
 
 
-def _read_finished(runs: Sequence[Run]) -> tuple[list[RunResult], list[Manifest], list[str], dict[str, str]]:
-    """Return results, manifests and main metrics of the finished runs, and errors in their files by run name."""
-    results, manifests, metrics, errors = [], [], [], {}
+class Finished(NamedTuple):
+    """What a finished run left."""
+
+    run: Run
+    manifest: Manifest
+    records: list[RecordDict]
+
+
+def _read_finished(runs: Sequence[Run]) -> tuple[list[Finished], dict[str, str]]:
+    """Return the finished runs, and errors in their files by run name."""
+    finished, errors = [], {}
     for run in runs:
         if run.done:
             try:
-                manifest, records = run.folder.read_manifest(), run.folder.records()
+                finished.append(Finished(run, run.folder.read_manifest(), run.folder.records()))
             except CheckpointError as error:
                 errors[run.name] = str(error)
-                continue
-            results.append(run_result(run, manifest, records))
-            manifests.append(manifest)
-            metrics.append(main_metric(records))
-            if missing_score := describe_missing_score(records):
-                errors[run.name] = missing_score
-    return results, manifests, metrics, errors
+    return finished, errors
 
 
-def run_result(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> RunResult:
-    """Return the results of one run."""
+def choose_score(records: Iterable[Sequence[RecordDict]]) -> Score:
+    """Return what runs with these records can be compared by: the test score, or the clients' mean if one has none."""
+    return "test" if all(find_evaluations(each, "test") for each in records) else "clients_mean"
+
+
+def _find_errors(finished: Iterable[Finished], of: Score) -> dict[str, str]:
+    """Return why runs have no final score, by their names."""
+    found = {each.run.name: describe_missing_score(each.records, of) for each in finished}
+    return {name: error for name, error in found.items() if error is not None}
+
+
+def run_result(run: Run, manifest: Manifest, records: Sequence[RecordDict], of: Score = "test") -> RunResult:
+    """Return the results of one run by its score `of`."""
     sent = list(accumulate(record["up_bytes"] for record in records))
-    evaluations, experiment = find_evaluations(records), run.experiment
+    evaluations, experiment = find_evaluations(records, of), run.experiment
     own_settings = {key: value for key, value in experiment.algorithm.items() if key != "name"}
-    return {
+    found: RunResult = {
         "name": run.name,
         "variant": variant_name(run.label),
         "label": dict(run.label),
@@ -93,12 +117,15 @@ def run_result(run: Run, manifest: Manifest, records: Sequence[RecordDict]) -> R
         "rejected": sum(record["rejected"] for record in records),
         "wall_s": round(sum(record["wall_s"] for record in records), 1),
         "round": [records[i]["round"] for i in evaluations],
-        "score": [score(records[i]) for i in evaluations],
+        "score": [score(records[i], of) for i in evaluations],
         "test_loss": [records[i]["test_loss"] for i in evaluations],
         "train_loss": [records[i]["train_loss"] for i in evaluations],
         "sent_bytes": [sent[i] for i in evaluations],
         "diagnostics": [{"round": r["round"], **r["diagnostics"]} for r in records if r.get("diagnostics")],
     }
+    if evaluated := find_evaluations(records, "clients_mean"):
+        found["clients"] = client_columns([records[i] for i in evaluated], [sent[i] for i in evaluated])
+    return found
 
 
 def _missing_runs(runs: Sequence[Run], results: Sequence[RunResult], errors: Mapping[str, str]) -> list[Missing]:
@@ -112,7 +139,7 @@ def _missing_runs(runs: Sequence[Run], results: Sequence[RunResult], errors: Map
 
 def _median_score(groups: Sequence[Sequence[RunResult]]) -> float | None:
     """Return the median of the variants' mean final scores, of those that have one."""
-    means = [mean for group in groups if (mean := _mean_if_all(map(final_score, group))) is not None]
+    means = [mean for group in groups if (mean := mean_if_all(map(final_score, group))) is not None]
     return statistics.median(means) if means else None
 
 
@@ -126,18 +153,22 @@ def final_score(result: RunResult) -> float | None:
     return result["score"][-1]
 
 
-def describe_missing_score(records: Sequence[RecordDict]) -> str | None:
-    """Return an error message if the final score is not finite."""
-    return f"{label(main_metric(records))} is not a number after the last round" if score(records[-1]) is None else None
+def describe_missing_score(records: Sequence[RecordDict], of: Score) -> str | None:
+    """Return an error message if the final score is not finite, or if there is none."""
+    if not find_evaluations(records, of):
+        return "it has no scores of its clients, and other runs have no test score: set training.client_evaluation"
+    if score(records[-1], of) is None:
+        return f"{label(main_metric(records, of))} is not a number after the last round"
+    return None
 
 
 def summarize(group: Sequence[RunResult], target: float | None) -> Summary:
     """Summarize the runs of one variant."""
     finals = list(map(final_score, group))
-    first, mean = group[0], _mean_if_all(finals)
-    curve = [_mean_if_all(scores) for scores in zip(*(r["score"] for r in group), strict=True)]
+    first, mean = group[0], mean_if_all(finals)
+    curve = [mean_if_all(scores) for scores in zip(*(r["score"] for r in group), strict=True)]
     reached = next((i for i, s in enumerate(curve) if target is not None and s is not None and s >= target), None)
-    return {
+    found: Summary = {
         "variant": first["variant"],
         "label": first["label"],
         "settings": first["settings"],
@@ -151,12 +182,8 @@ def summarize(group: Sequence[RunResult], target: float | None) -> Summary:
         "up_bytes_a_client": first["up_bytes_a_client"],
         "wall_s": statistics.mean(r["wall_s"] for r in group),
     }
-
-
-def _mean_if_all(values: Iterable[float | None]) -> float | None:
-    """Return the mean, or None if any value is missing: the mean of the other seeds would be biased."""
-    values = list(values)
-    return None if any(value is None for value in values) else _mean(values)
+    columns = [r["clients"] for r in group if "clients" in r]
+    return add_clients(found, columns) if len(columns) == len(group) else found
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedadamw.algorithms import registry
-from fedadamw.report.metrics import main_metric, score
+from fedadamw.report.metrics import Score, main_metric, score
 from fedadamw.report.study_files import Stage
 from fedadamw.runner.digest import settings_digest
 from fedadamw.settings.load import build_experiment
@@ -30,7 +30,7 @@ class Search:
     """The stages of one algorithm. Run those that are `pending`: call `begin` and `end` for each.
 
     overrides: settings of all trials; those that the algorithm does not have are ignored.
-    only: the settings to tune, by default all of the algorithm's `tuning`.
+    only: the settings to tune, by default all of the algorithm's `tuning`. by: the score to choose by.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class Search:
         parent: Path,
         storage: "optuna.storages.BaseStorage",
         jobs: int | None = None,
+        by: Score = "test",
     ) -> None:
+        self.by = by
         self.recipe, self.algorithm, self.parent, self.jobs = recipe, algorithm, parent, jobs
         self.overrides = select_settings(algorithm, overrides)
         fixed = {path.removeprefix("algorithm.").removeprefix("training.") for path, _ in self.overrides}
@@ -103,15 +105,15 @@ class Search:
         trial = self._report_scores(run)
         del self._trials[run.name]
         if not stopped and error is None:
-            error = describe_missing_score(run.records)
+            error = describe_missing_score(run.records, self.by)
         if error is not None:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
             self._failed[self._values[run.name]] = error
         elif stopped:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
-            self.study.set_user_attr("metric", main_metric(run.records))
-            self.study.tell(trial, score(run.records[-1]))
+            self.study.set_user_attr("metric", main_metric(run.records, self.by))
+            self.study.tell(trial, score(run.records[-1], self.by))
         self._advance()
 
     def _report_scores(self, run: Run) -> "optuna.Trial":
@@ -119,7 +121,7 @@ class Search:
         trial = self._trials[run.name]
         known = self.study.trials[trial.number].intermediate_values
         for record in run.records:
-            if (value := score(record)) is not None and record["round"] not in known:
+            if (value := score(record, self.by)) is not None and record["round"] not in known:
                 trial.report(value, record["round"])
         return trial
 
@@ -148,8 +150,9 @@ class Search:
         self._failed: dict[float, str] = {}  # value -> error
         self._protected: set[float] = set()  # stopped above the best final score: these run to their end
         first = self._run_of(self.grid[0]).experiment
-        self.study = optuna.create_study(  # its name covers all other settings: no trial of other settings is reused
-            study_name=f"{self.algorithm}/{self.stage}/{settings_digest(first)[:10]}",
+        by = "" if self.by == "test" else f"/{self.by}"
+        self.study = optuna.create_study(  # its name covers all else: no trial of other settings or scores is reused
+            study_name=f"{self.algorithm}/{self.stage}/{settings_digest(first)[:10]}{by}",
             storage=self._storage,
             direction="maximize",
             pruner=optuna.pruners.MedianPruner(
@@ -198,6 +201,7 @@ class Search:
             "algorithm": self.algorithm,
             "setting": self.stage,
             "metric": self.study.user_attrs["metric"],
+            "by": self.by,
             "best": best,
             "at_edge": best in (self.grid[0], self.grid[-1]),
             "trials": [

@@ -16,7 +16,7 @@ import yaml
 from fedadamw.algorithms import registry
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_text
-from fedadamw.report.metrics import label
+from fedadamw.report.metrics import SCORES, Score, has_only_clients, label, name_score
 from fedadamw.report.study_files import Stage, Trial
 from fedadamw.settings.load import build_experiment, read_recipe, set_path
 from fedadamw.study.compare import RUNS_FOLDER, lock_study
@@ -53,17 +53,21 @@ def tune(
     out: Path,
     *,
     only: Sequence[str] | None = None,
+    by: str | None = None,
     jobs: int | None = None,
     quiet: bool = False,
 ) -> Tuned:
     """Tune each algorithm; write tuned.yaml, trials.json and table.md into `out`. After a stop the same call resumes.
 
     only: the settings to tune (lr, weight_decay, alpha, ...); by default all of the algorithm's `tuning`.
+    by: the score to choose by, one of metrics.SCORES; by default that of a run with these settings.
     """
     known = _check_arguments(recipe, algorithms, overrides, only)
+    of = _choose_score(recipe, algorithms, overrides, by)
     with lock_study(out):
         storage = open_journal(out / "optuna.log")
-        searches = [Search(recipe, name, overrides, only, out / RUNS_FOLDER, storage, jobs) for name in algorithms]
+        runs = out / RUNS_FOLDER
+        searches = [Search(recipe, name, overrides, only, runs, storage, jobs, of) for name in algorithms]
         check(any(search.grids for search in searches), f"nothing to tune: {', '.join(known)} are given")
         _run_trials(searches, jobs, quiet=quiet)
         successful = [search for search in searches if search.error is None]
@@ -89,6 +93,19 @@ def _check_arguments(
     return known
 
 
+def _choose_score(recipe: str, algorithms: Sequence[str], overrides: Overrides, by: str | None) -> Score:
+    """Return the score to choose by; raises InputError if it is unknown, or if the runs will not have it."""
+    experiments = [build_experiment(recipe, select_settings(name, overrides)) for name in algorithms]
+    if by is None:
+        return "clients_mean" if any(map(has_only_clients, experiments)) else "test"
+    check_one_of("--by", by, SCORES)
+    untested = by == "test" and any(map(has_only_clients, experiments))
+    check(not untested, "--by test: with personal.parameters no model is tested on the test set")
+    evaluated = by == "test" or all(each.training.client_evaluation for each in experiments)
+    check(evaluated, f"--by {by}: needs training.client_evaluation and partition.held_out")
+    return next(score for score in SCORES if score == by)
+
+
 def tune_for_comparison(
     recipe: str,
     algorithms: Sequence[str],
@@ -96,6 +113,7 @@ def tune_for_comparison(
     overrides: Overrides,
     out: Path,
     *,
+    by: str | None = None,
     jobs: int | None = None,
     quiet: bool = False,
 ) -> Tuned:
@@ -107,7 +125,7 @@ def tune_for_comparison(
     check(bool(only), "--tune: every setting that could be tuned is given")
     single = select_single(overrides, algorithms)
     with lock_study(out):
-        return tune(recipe, algorithms, single, out / "tune", only=only, jobs=jobs, quiet=quiet)
+        return tune(recipe, algorithms, single, out / "tune", only=only, by=by, jobs=jobs, quiet=quiet)
 
 
 def _run_trials(searches: Sequence[Search], jobs: int | None, *, quiet: bool) -> None:
@@ -183,13 +201,18 @@ def write_tuned(recipe: str, overrides: Overrides, searches: Sequence[Search], o
 
 def format_table(history: Sequence[Stage]) -> str:
     """Format every stage as a row of Markdown: the tried values with their held-out scores."""
-    metric = join_distinct(label(stage["metric"]) for stage in history) or "score"
-    lines = [f"| algorithm | setting | best | tried: held-out {metric} |", "| --- | --- | ---: | --- |"]
+    names = join_distinct(_describe_score(stage) for stage in history) or "held-out score"
+    lines = [f"| algorithm | setting | best | tried: {names} |", "| --- | --- | ---: | --- |"]
     for stage in history:
         tried = ", ".join(f"{trial['value']:g}: {_format_trial(trial)}" for trial in stage["trials"])
         edge = " (at the edge of what was tried)" if stage["at_edge"] else ""
         lines.append(f"| {stage['algorithm']} | {stage['setting']} | {stage['best']:g}{edge} | {tried} |")
     return "\n".join(lines) + "\n"
+
+
+def _describe_score(stage: Stage) -> str:
+    by = stage.get("by", "test")  # which older files do not have
+    return f"held-out {label(stage['metric'])}" if by == "test" else name_score(stage["metric"], by)
 
 
 def _format_trial(trial: Trial) -> str:

@@ -10,11 +10,15 @@ from fedadamw.checkpoint import CheckpointError
 from fedadamw.io.escaping import escape_text
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.report import run_charts
-from fedadamw.report.metrics import find_evaluations, format_main_metric
+from fedadamw.report.client_names import name_clients
+from fedadamw.report.client_scores import NAME, Evaluated, read_scores
+from fedadamw.report.clients_section import client_charts, describe_worst, worst_clients
+from fedadamw.report.metrics import describe_last_score, describe_scores, find_evaluations
 from fedadamw.report.run_files import LossesDict, RecordDict
 from fedadamw.report.run_page import summarize
 from fedadamw.runner.client_losses import read_losses
 from fedadamw.runner.folder import RunFolder
+from fedadamw.runner.partition_file import read_mix, read_names
 from fedadamw.validation import InputError
 from fedadamw.watch.charts import losses_by_client, losses_of_last_round
 from fedadamw.watch.state import State, find_state
@@ -47,6 +51,7 @@ def describe_run(folder: Path) -> Json:
     rounds = settings["training"]["rounds"]
     state = find_state(folder, records, rounds)
     lines = [line for line in read_losses(folder / "clients.jsonl") if line["round"] <= len(records)]
+    charts, worst = _describe_scores(folder, read_scores(folder / NAME, rounds=len(records)))
     return {
         "kind": "run",
         "title": escape_text(folder.absolute().name),
@@ -55,7 +60,8 @@ def describe_run(folder: Path) -> Json:
         "progress": len(records) / rounds,
         "report": (folder / "report.html").is_file(),
         "cards": summarize(records) if records else [],
-        "charts": _draw(records, lines, settings["partition"]["clients"]),
+        "charts": _draw(records, lines, settings["partition"]["clients"]) | charts,
+        "worst": worst,
         "clients": _summarize_clients(lines),
         "logs": _read_logs(folder, records, rounds),
     }
@@ -83,9 +89,7 @@ def _describe_row(name: str, folder: Path) -> Json:
     except (InputError, OSError) as error:
         return {**row, "state": "failed", "line": escape_text(error)}
     state: State = find_state(folder, records, rounds)
-    evaluations = find_evaluations(records)
-    score = format_main_metric(records[evaluations[-1]]["test_metrics"] or {}) if evaluations else ""
-    about = {"round": len(records), "rounds": rounds, "score": escape_text(score)}
+    about = {"round": len(records), "rounds": rounds, "score": escape_text(describe_last_score(records))}
     return {**row, **about, "state": state.name, "line": escape_text(state.line)}
 
 
@@ -116,6 +120,17 @@ def _draw(records: Sequence[RecordDict], lines: Sequence[LossesDict], clients: i
     return {name: run_charts.to_spec(chart) for name, chart in charts.items()}
 
 
+def _describe_scores(folder: Path, found: Sequence[Evaluated]) -> tuple[Json, Json]:
+    """Return the charts of the clients' scores by name, and the table of those that are served worst."""
+    if not found:
+        return {}, {}
+    mix, names = read_mix(folder), name_clients(folder, read_names(folder))
+    charts = client_charts(found, mix, names)
+    table = worst_clients(found[-1], mix, names)
+    shown = {"line": describe_worst(found[-1]), "headings": table.headings, "rows": table.rows}
+    return {name: run_charts.to_spec(chart) for name, (_, chart) in charts.items()}, shown
+
+
 def _summarize_clients(lines: Sequence[LossesDict]) -> list[list[float | int | None]]:
     """Return (client, rounds sampled, last of them, last loss, mean loss) of each client, worst first."""
     seen: dict[int, list[tuple[int, float | None]]] = {}
@@ -143,7 +158,8 @@ def _read_logs(folder: Path, records: Sequence[RecordDict], rounds: int) -> dict
 
 def _describe_round(record: RecordDict, rounds: int) -> str:
     loss = "-" if record["train_loss"] is None else f"{record['train_loss']:.4f}"
-    score = f"  {escape_text(format_main_metric(record['test_metrics']))}" if record["test_metrics"] else ""
+    found = describe_scores(record)
+    score = f"  {escape_text(found)}" if found else ""
     rejected = f"  rejected {record['rejected']}" if record["rejected"] else ""
     return f"round {record['round']}/{rounds}  loss {loss}{score}  {record['wall_s']:.2f} s{rejected}"
 

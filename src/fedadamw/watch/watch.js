@@ -1,6 +1,6 @@
 // Asks for the folder's snapshot every few seconds and shows it. Text is only ever set as text.
 const PAUSE_MS = 2000;
-const CHARTS = ["score", "losses", "answers", "clients", "last"];
+const CHARTS = ["score", "losses", "answers", "spread", "sorted", "by-samples", "by-classes", "clients", "last"];
 const at = (id) => document.getElementById(id);
 const run = location.pathname.startsWith("/run/") ? location.pathname.slice(1) : "";
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -66,6 +66,14 @@ function showLogs(logs) {
   }
 }
 
+function showWorst({ line = "", headings = [], rows = [] }) {
+  at("of-scores").hidden = !rows.length;
+  at("worst-line").textContent = line;
+  const kind = (i) => (i === 0 || headings[i] === "classes" ? "text" : "");
+  const cells = (tag, row) => row.map((cell, i) => element(tag, cell, kind(i)));
+  fill(at("worst"), cells("th", headings), rows.map((row) => cells("td", row)));
+}
+
 async function showRun(shown) {
   at("cards").replaceChildren(...(shown.cards ?? []).map(([label, value]) => {
     const card = element("div", "", "card");
@@ -75,6 +83,7 @@ async function showRun(shown) {
   at("of-clients").hidden = !shown.clients?.length;
   fill(at("table"), ["client", "rounds sampled", "last of them", "last loss", "mean loss"],
     (shown.clients ?? []).map(([client, times, round, loss, mean]) => [client, times, round, number(loss), number(mean)]));
+  showWorst(shown.worst ?? {});
   showLogs(shown.logs ?? {});
   const visible = () => CHARTS.filter((name) => !at(name).hidden).join();
   const before = visible();

@@ -40,7 +40,7 @@ class BroadcastReader:
         model: Mapping[str, Tensor],
     ) -> None:
         self.algorithm, self._y, self._down, self._up = algorithm, workspace.y, type(down), type(up)
-        statistics = {"statistics": workspace.statistics}
+        statistics = {"statistics": workspace.shared_statistics}
         travels = {**statistics, **({} if base is None else {"base": base})}
         received = {
             "state": {**name_fields("down", down), **travels},

@@ -4,12 +4,15 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from flwr.app import Array
 from torch import Tensor, nn
 
+from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
+from fedadamw.data.pixel_sums import sum_pixels
 from fedadamw.data.texts import Texts
 from fedadamw.flower.node.own_data import NodeSamples, load_own
-from fedadamw.flower.protocol import NodeConfig
+from fedadamw.flower.protocol import PIXELS, NodeConfig
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.quantized import place_on
 from fedadamw.prepare import images, texts
@@ -58,6 +61,14 @@ def build_task(
         model = place_on(image.model, device)
         task = images.build_task(experiment, image, train, held_out, device, facts)
     return model, NodeTask(task, samples, own_held_out if test is None else None)
+
+
+def sum_own_pixels(task: Task, about: Facts, samples: np.ndarray) -> dict[str, Array]:
+    """Return the sums of the pixels of a node's samples, if the server needs them; else no array."""
+    if not isinstance(task, ImageTask) or "mean" in about:
+        return {}
+    pixels = task.pixels.cpu().numpy() if isinstance(task.pixels, torch.Tensor) else task.pixels
+    return {PIXELS: Array(sum_pixels(pixels[samples]))}
 
 
 def load_node_samples(

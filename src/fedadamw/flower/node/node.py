@@ -17,13 +17,13 @@ from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.client import Answer, Shard
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.loop import Loop
+from fedadamw.engine.personal import WithPersonal, make_steps, with_statistics
 from fedadamw.engine.record import DivergedError
-from fedadamw.engine.step import make_step
 from fedadamw.engine.uploads import CodedEngine, Uploads
 from fedadamw.engine.workspace import Workspace, autocast
 from fedadamw.flower.node.broadcast import BroadcastReader
 from fedadamw.flower.node.config import memory_folder, read_device, read_number
-from fedadamw.flower.node.local_data import build_task
+from fedadamw.flower.node.local_data import build_task, sum_own_pixels
 from fedadamw.flower.node.memory import ClientMemory
 from fedadamw.flower.protocol import SUMS, NodeConfig, Numbers, Request
 from fedadamw.flower.wire import to_array
@@ -32,6 +32,7 @@ from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora.means import make_folding
 from fedadamw.prepare.adapters import build_halves
 from fedadamw.prepare.device import select_device
+from fedadamw.prepare.personal import build_parts
 from fedadamw.prepare.problem import Facts
 from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.settings.experiment import Experiment
@@ -69,15 +70,15 @@ class Node:
             torch.set_num_threads(int(threads))
         model, self.local = build_task(experiment, about, config, self.number, device)
         task = self.local.task
+        self.pixels = sum_own_pixels(task, about, self.local.samples)
         if experiment.training.gradient_checkpointing:
             checkpoint_layers(model, experiment.model.name)
-        self.workspace = Workspace(model)
-        algorithm: AnyAlgorithm = build_algorithm(experiment, model)
+        self.workspace, self.algorithm = build_parts(experiment, model, build_algorithm)
         self.folding = make_folding(model, experiment.lora)
         self.halves = build_halves(experiment, self.workspace, build_algorithm)
         if self.halves is None:
             base = None if self.folding is None else self.folding.base
-            self.parts = [self._make_part(self.workspace, algorithm, task, base, home)]
+            self.parts = [self._make_part(self.workspace, self.algorithm, task, base, home)]
         else:
             self.parts = [
                 self._make_part(half.workspace, half.algorithm, task, half.resting(self.workspace.y), home / name)
@@ -89,18 +90,19 @@ class Node:
     ) -> NodePart:
         """Return what trains the numbers of `workspace`. base: the frozen weights that the server sends, if any."""
         experiment, training = self.experiment, self.experiment.training
-        step = make_step(algorithm, training.clip, "compiled" if experiment.compile == "on" else "fused")
+        step = make_steps(algorithm, training.clip, "compiled" if experiment.compile == "on" else "fused")
         loop = Loop(workspace, algorithm, task, training, experiment.seed, step)
         uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
-        down = algorithm.broadcast(algorithm.server_init(workspace.y.clone()))
-        model = {"x": self.workspace.y, "statistics": self.workspace.statistics}
+        down = algorithm.broadcast(algorithm.server_init(workspace.shared.clone()))
+        model = {"x": self.workspace.shared, "statistics": self.workspace.shared_statistics}
         if self.folding is not None:
             model["base"] = self.folding.base
         broadcasts = BroadcastReader(algorithm, workspace, down, uploads.template(down), base, model)
         fresh_if_lost = experiment.federation.lost_memory == "fresh"
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         memory = ClientMemory(home, uploads.initial_memory(down), fresh_if_lost=fresh_if_lost)
-        return NodePart(CodedEngine(loop, uploads, experiment.seed), broadcasts, memory)
+        engine = CodedEngine(with_statistics(loop, algorithm), uploads, experiment.seed)
+        return NodePart(engine, broadcasts, memory)
 
     @property
     def sample_count(self) -> Numbers:
@@ -108,12 +110,15 @@ class Node:
         return {"num-examples": len(self.local.samples)} if self.experiment.federation.sample_counts else {}
 
     def hello(self) -> Reply:
-        """Return the client's number, model layout and number of samples; with evaluation, how many are held out."""
+        """Return the client's number, model layout and numbers of samples; sums of its pixels, if these are needed.
+
+        How many samples are held out is told if nodes are evaluated.
+        """
         layout = int(self.workspace.layout.fingerprint[:12], 16)
         numbers: Numbers = {"client": self.number, "layout": layout, **self.sample_count}
         if self.experiment.training.client_evaluation:
             numbers["held-out"] = self.local.held_out_count
-        return Reply({}, numbers)
+        return Reply(self.pixels, numbers)
 
     def train(self, arrays: Mapping[str, Array], request: Request) -> Reply:
         """Train one round, starting from the server's broadcast and the memory of the client's last round that counted.
@@ -139,7 +144,7 @@ class Node:
     def evaluate(self, arrays: Mapping[str, Array], request: Request) -> Reply:
         """Return sums over this node's held-out samples, from which the server computes the model's loss and metrics.
 
-        It changes no memory. Raises StaleError or RefusedError if the model cannot be read, InputError without samples.
+        With personal parameters the model is the client's own. It changes no memory. Raises StaleError or RefusedError if the model cannot be read, InputError without samples.
         """
         check(self.local.held_out_count > 0, "this node has no held-out samples: give it test or held-out")
         part = self.parts[int(request["round"]) % len(self.parts)]
@@ -148,6 +153,9 @@ class Node:
             self.halves.leave()
         if self.folding is not None:
             self.folding.load(base)
+        algorithm = self.algorithm
+        if isinstance(algorithm, WithPersonal):
+            x, statistics = algorithm.complete(x, statistics, part.memory.read(int(request["counted"])))
         self.workspace.load(x, statistics)
         module = self.workspace.module.eval()
         with torch.no_grad():

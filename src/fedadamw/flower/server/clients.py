@@ -8,6 +8,7 @@ from flwr.app import Message
 
 from fedadamw.flower.server.events import Events
 from fedadamw.flower.server.messenger import Messenger
+from fedadamw.flower.server.pixels import PixelSums
 from fedadamw.flower.server.replies import read_numbers
 from fedadamw.flower.wire import RefusedError
 
@@ -35,7 +36,8 @@ class ClientRegistry:
 
     layout: digest of the model's layout, which nodes must match. sizes, held_out: each client's numbers of samples, if
     the server knows them. counts: whether nodes report how many samples they have; most: the largest number they may
-    report. evaluates: whether they report how many are held out.
+    report. evaluates: whether they report how many are held out. pixels: gathers the sums of the nodes' pixels, while
+    they are needed.
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class ClientRegistry:
         most: int,
         held_out: Sequence[int] | None = None,
         evaluates: bool = False,
+        pixels: PixelSums | None = None,
     ) -> None:
         self.messenger, self.events, self.sizes, self.held_out = messenger, events, sizes, held_out
         self.evaluates, self._seen = evaluates, dict[int, int]()  # held-out samples of those that have been online
         self.clients, self.layout, self.counts, self.most = clients, layout, counts, most
+        self.pixels = pixels
         self.joined: dict[int, JoinedClient] = {}  # by client
         self._hellos: dict[int, Hello] = {}  # by node
         self._left_out: dict[int, float] = {}  # node -> when to ask it again
@@ -121,6 +125,8 @@ class ClientRegistry:
         """Admit a node as the client that it claims to be, or leave it out for AGAIN_S."""
         try:
             client, samples, held_out = self._check_hello(reply)
+            if self.pixels is not None:
+                self.pixels.add(client, reply, samples)
         except RefusedError as refused:
             self._left_out[node], self.reason = time.monotonic() + AGAIN_S, refused.detail
             self.events.write("stranger", node=str(node), reason=refused.reason, detail=refused.detail)

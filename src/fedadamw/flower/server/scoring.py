@@ -43,7 +43,7 @@ class Scoring:
         whose upload counted, by client. share: of the clients that take part in a round.
         """
         collector, clients = self.collector, self._choose_clients()
-        x, statistics, down = self.workspace.y, self.workspace.statistics, broadcast.down
+        x, statistics, down = self.workspace.shared, self.workspace.shared_statistics, broadcast.down
         brings_state = self.experiment.federation.reuse and not self.sends_base and same(x, down.x)
         needs_model = not brings_state or nbytes((x,)) + share * nbytes(down) < nbytes(down)
         model = None

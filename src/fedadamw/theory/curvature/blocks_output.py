@@ -1,10 +1,14 @@
 """Shows why v is shared in blocks: curvature inside them beside chance, maps of it, and what they explain of v."""
 
+import base64
+import io
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import altair as alt
+import numpy as np
+from PIL import Image
 
 from fedadamw.io.escaping import escape_text
 from fedadamw.report.run_charts import BLUE, GREY, ORANGE, Chart
@@ -16,6 +20,7 @@ EXPLAINED_HEADINGS = ("blocks of", "blocks", "explained of log v", "by chance")
 MEASURED, SHUFFLED, EVEN = "inside blocks", "as many shuffled", "if it were even"
 DARK = "#172554"
 SIDE = 200  # of a map in pixels
+SHARP = 3  # pixels of its picture for each of these
 BY_CHANCE = (SHUFFLED, EVEN)
 
 
@@ -114,26 +119,38 @@ def maps_chart(maps: Sequence[Map]) -> Chart:
     return alt.hconcat(*(_map_chart(each) for each in maps), spacing=24).resolve_scale(color="shared")
 
 
-def _map_chart(found: Map) -> alt.Chart:
-    values, size = found.values.tolist(), len(found.values)
-    rows = [{"i": i, "j": j, "value": round(values[i][j], 4)} for i in range(size) for j in range(size)]
+def _map_chart(found: Map) -> alt.LayerChart:
+    """Return one map as a picture inside the chart: its cells as shapes would be hundreds of kilobytes."""
+    size = len(found.values)
     title = alt.TitleParams(escape_text(_short(found.parameter)), fontSize=11)
-    axis = alt.Axis(values=list(range(0, size, max(1, size // 4))), labelAngle=0, ticks=False, domain=False)
-    return (
-        alt.Chart(alt.Data(values=rows), title=title)
-        .mark_rect()
-        .encode(
-            x=alt.X("j:O", title="output row", axis=axis),
-            y=alt.Y("i:O", title=None, axis=axis),
-            color=alt.Color(
-                "value:Q",
-                title=["root of", "squares"],
-                scale=alt.Scale(type="sqrt", range=["white", DARK], domain=[0, 1]),
-                legend=alt.Legend(format="~g"),
-            ),
-        )
-        .properties(width=SIDE, height=SIDE)
+    axis = alt.Axis(values=list(range(0, size, max(1, size // 4))), labelAngle=0, ticks=False, domain=False, grid=False)
+    ends = alt.Scale(domain=[0, size], nice=False)
+    downward = alt.Scale(domain=[size, 0], nice=False)
+    corner = {"x": 0, "y": 0, "x2": size, "y2": size, "value": 0, "picture": _encode(found.values.numpy())}
+    base = alt.Chart(alt.Data(values=[corner, {**corner, "value": 1}]), title=title).encode(
+        x=alt.X("x:Q", title="output row", scale=ends, axis=axis),
+        y=alt.Y("y:Q", title=None, scale=downward, axis=axis),
     )
+    picture = base.transform_filter("datum.value == 0").mark_image(
+        width=SIDE, height=SIDE, align="left", baseline="top", aspect=False
+    )
+    scale = alt.Scale(type="sqrt", range=["white", DARK], domain=[0, 1], interpolate="rgb")
+    legend = alt.Legend(format="~g", type="gradient")
+    ramp = base.mark_point(opacity=0, size=0).encode(
+        color=alt.Color("value:Q", title=["root of", "squares"], scale=scale, legend=legend)
+    )
+    return (picture.encode(url="picture:N") + ramp).properties(width=SIDE, height=SIDE)
+
+
+def _encode(values: np.ndarray) -> str:
+    """Return values of 0 to 1, (n, n), as a PNG in a URL: white to DARK by their root, as the legend has them."""
+    depth = np.sqrt(np.clip(values, 0, 1))[..., None]
+    dark = np.array([int(DARK[i : i + 2], 16) for i in (1, 3, 5)])
+    pixels = np.rint(255 + (dark - 255) * depth).astype(np.uint8)
+    times = max(1, round(SHARP * SIDE / len(values)))  # cells of whole pixels, which no viewer blurs
+    file = io.BytesIO()
+    Image.fromarray(pixels.repeat(times, 0).repeat(times, 1)).save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _short(parameter: str) -> str:

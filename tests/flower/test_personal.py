@@ -1,0 +1,72 @@
+"""Nodes keep their personal parameters: the simulator's numbers, and none of them on the wire."""
+
+import json
+
+import pytest
+import torch
+from support.cases import EVERYWHERE, rows
+
+pytest.importorskip("flwr", reason="Flower needs Python 3.11")
+
+from support.federated import assert_same, federated, simulated
+from support.grids import LocalGrid
+
+from fedadamw.engine.store import OnDisk
+from fedadamw.flower.protocol import ARRAYS
+
+pytestmark = pytest.mark.usefixtures("restore_threads")
+HEAD = "personal.parameters=[classifier.*]"
+
+
+class Recorder(LocalGrid):
+    """Keeps every array that nodes and the server send."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.sent: list[dict] = []
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        self.sent += [dict(m.content.array_records[ARRAYS]) for m in messages if ARRAYS in m.content.array_records]
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids):
+        messages = list(super().pull_messages(message_ids))
+        self.sent += [dict(m.content.array_records.get(ARRAYS, {})) for m in messages if m.has_content()]
+        return messages
+
+
+@pytest.mark.parametrize("name", rows(["fedadamw-mean-v", "scaffold", "fedadamw-outer", "fedmuon-rank", "diloco"]))
+def test_nodes_give_the_loops_numbers_and_keep_their_own(tmp_path, name):
+    case = EVERYWHERE[name]
+    settings = [f"algorithm={json.dumps({'name': case.name, **case.settings})}", f"training.lr={case.lr}", HEAD]
+    settings += [f"training.{key}={json.dumps(value)}" for key, value in case.training.items()]
+    settings += ["training.rounds=3", "training.clients_per_round=3"]
+    grid = Recorder(3, tmp_path / "state")
+    ours, _ = federated(tmp_path, settings, grid)
+    theirs = simulated(settings)
+    for record, expected in zip(ours.rounds(), theirs.rounds(), strict=True):
+        if record.round == 1:  # a node that starts anew, and finds its memory
+            grid.workers[101] = type(grid.workers[101])()
+        assert record.train_loss == expected.train_loss
+        assert record.up_bytes == expected.up_bytes
+    assert_same(ours, theirs)
+    widths = {array.shape[-1] for arrays in grid.sent for array in arrays.values() if array.shape}
+    shared, whole = len(ours.workspace.shared), len(ours.workspace.y)
+    assert shared in widths
+    assert max(widths) < whole, "no array has the numbers of the head"
+    for client in range(3):
+        kept = memory_on_disk(tmp_path / "state", client, ours)
+        expected = theirs.clients.store.get(client, 3)
+        assert torch.equal(kept.own_server_x, expected.own_server_x)
+        assert not torch.equal(kept.own_server_x, ours.algorithm.initial)
+        numbers = kept.own_server_x.numpy().tobytes()
+        assert not any(numbers in array.data for arrays in grid.sent for array in arrays.values())
+
+
+def memory_on_disk(home, client, simulation):
+    """What a node has written."""
+    (folder,) = home.glob(f"*/client-{client}")
+    algorithm = simulation.algorithm
+    down = algorithm.broadcast(algorithm.server_init(simulation.workspace.shared))
+    return OnDisk(folder, 1, algorithm.client_init(down)).get(0, 3)

@@ -1,0 +1,75 @@
+"""Simulations whose clients keep parameters of their own."""
+
+from fnmatch import fnmatchcase
+
+import torch
+
+from fedadamw.algorithms import registry
+from fedadamw.blocks.blocks import Blocks
+from fedadamw.engine.ranks import ALONE
+from fedadamw.engine.simulate import Simulation
+from fedadamw.engine.simulated import SimulatedClients
+from fedadamw.prepare.personal import build_parts
+from fedadamw.settings.experiment import Experiment
+from support.runs import training_of
+from support.sequences import attention_model, unequal_clients
+
+OWN = ("mlp.*", "classifier.*")  # a hidden matrix, and what is none
+
+
+def personal_simulation(
+    case,
+    task,
+    *,
+    own=OWN,
+    model=None,
+    clients=None,
+    stack=1,
+    step="fused",
+    ranks=ALONE,
+    memory_folder=None,
+    saved=None,
+    **changes,
+):
+    training = training_of(case, **changes)
+    experiment = Experiment(personal={"parameters": own} if own else None, training=training)
+
+    def build_algorithm(_, model):
+        return registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
+
+    workspace, algorithm = build_parts(experiment, attention_model() if model is None else model, build_algorithm)
+    simulated = SimulatedClients(
+        workspace,
+        algorithm,
+        task,
+        unequal_clients(task) if clients is None else clients,
+        training,
+        seed=0,
+        stack=stack,
+        may_loop=False,
+        step=step,
+        memory_folder=memory_folder,
+        ranks=ranks,
+    )
+    return Simulation(workspace, algorithm, task, training, simulated, ranks=ranks, saved=saved)
+
+
+def own_numbers(simulation, client):
+    """A client's own numbers after the last round, None before its first."""
+    memory = simulation.clients.store.get(client, simulation.state.round)
+    return None if memory is None else memory.own_server_x
+
+
+def places_of(model, own=OWN):
+    """The coordinates of personal parameters in the model's own order."""
+    start, places = 0, []
+    for name, p in model.named_parameters():
+        if any(fnmatchcase(name, pattern) for pattern in own):
+            places += range(start, start + p.numel())
+        start += p.numel()
+    return places
+
+
+def all_tensors(simulation) -> dict[str, torch.Tensor]:
+    """The state and the clients' memories, by name."""
+    return simulation.tensors()
