@@ -24,7 +24,7 @@ from fedadamw.flower.server.check_sums import SumsChecker
 from fedadamw.flower.server_app import run
 from fedadamw.flower.wire import RefusedError
 from fedadamw.prepare.problem import open_pretrained
-from fedadamw.runner.client_scores import read_scores
+from fedadamw.report.client_scores import read_lines
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
@@ -230,7 +230,7 @@ def test_a_run_killed_while_it_evaluates_trains_the_same_after_a_resume(tmp_path
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["train_loss"] for line in lines] == [record.train_loss for record in records]
     assert [line["test_loss"] for line in lines] == [record.test_loss for record in records]
-    scores = read_scores(tmp_path / "run/client_scores.jsonl")
+    scores = read_lines(tmp_path / "run/client_scores.jsonl")
     assert [line["round"] for line in scores] == [1, 2]
     assert scores[-1]["accuracy"] == pytest.approx(theirs.scores.columns["accuracy"], abs=1e-6)
 

@@ -81,8 +81,8 @@ class FederationSettings(Section):
     evaluate_quorum: int | None = Field(
         default=None,
         ge=1,
-        description="Fewest nodes whose scores are recorded; with fewer the run continues without scores. Null: half of those "
-        "that are asked, rounded up.",
+        description="Fewest nodes whose scores are recorded; with fewer the run continues without. Null: half of "
+        "those that are asked, rounded up.",
     )
     evaluate_factor: float | None = Field(
         default=10.0,

@@ -144,7 +144,8 @@ class Node:
     def evaluate(self, arrays: Mapping[str, Array], request: Request) -> Reply:
         """Return sums over this node's held-out samples, from which the server computes the model's loss and metrics.
 
-        With personal parameters the model is the client's own. It changes no memory. Raises StaleError or RefusedError if the model cannot be read, InputError without samples.
+        With personal parameters the model is the client's own. It changes no memory. Raises StaleError or
+        RefusedError if the model cannot be read, CheckpointError if its memory is lost, InputError without samples.
         """
         check(self.local.held_out_count > 0, "this node has no held-out samples: give it test or held-out")
         part = self.parts[int(request["round"]) % len(self.parts)]
