@@ -31,7 +31,7 @@ def read_share(config: NodeConfig) -> float:
     valid = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share < 1
     check(valid, f"this node's held-out is {share!r}: give a share of its data, from 0 to below 1")
     check(not share or "test" not in config, "this node has both test and held-out: give one")
-    return float(share)  # type: ignore[arg-type]  # as just checked
+    return float(share)
 
 
 def read_test(config: NodeConfig) -> str | None:

@@ -35,7 +35,7 @@ def build_contents(
     whole = Content.of(facts, {**name_fields("down", down), "statistics": statistics, **sent_base})
     if not reuse or sends_base or last is None or last.round != round_ - 1 or type(down) is not state:
         return Contents(round_, whole, None)
-    if nbytes(last.up) >= nbytes(down):
+    if nbytes(last.up) >= nbytes(broadcast.down):
         return Contents(round_, whole, None)
     facts = RoundFacts(round=round_, form="change", lr=last.lr, participation=last.participation, digest=digest(down))
     return Contents(round_, whole, Content.of(facts, {**name_fields("up", last.up), "statistics": statistics}))

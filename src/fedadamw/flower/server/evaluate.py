@@ -187,7 +187,7 @@ class SumsCollector:
         self.counts[f"{PREFIX} {kind}"] += 1
         if "reason" in facts:
             self.counts[f"{PREFIX} {kind}: {facts['reason']}"] += 1
-        self.events.write(f"{PREFIX}-{kind}", **{"round": self.broadcast.round, "client": client, **facts})
+        self.events.write(f"{PREFIX}-{kind}", round=self.broadcast.round, client=client, **facts)
 
 
 def name_clients(clients: Iterable[int]) -> str:

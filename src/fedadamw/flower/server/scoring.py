@@ -1,5 +1,6 @@
 """Scores the model on nodes: which clients to ask, what to send them, and whether enough have answered."""
 
+import math
 from collections.abc import Callable, Mapping
 from statistics import median_low
 
@@ -13,6 +14,7 @@ from fedadamw.engine.workspace import Workspace
 from fedadamw.flower.server.broadcast import Broadcast as Sending
 from fedadamw.flower.server.contents import Contents, build_model
 from fedadamw.flower.server.evaluate import SumsCollector, name_clients
+from fedadamw.flower.server.events import Facts
 from fedadamw.randomness import sample_evaluated
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
@@ -70,20 +72,20 @@ class Scoring:
         """Return the scores of the clients with these sums; write who is left out."""
         f, events = self.experiment.federation, self.collector.events
         quorum, left_out = f.evaluate_quorum_of(len(clients)), set(clients) - sums.keys()
-        facts = {"round": round_, "answers": len(sums), "left_out": name_clients(left_out)}
+        facts: Facts = {"round": round_, "answers": len(sums), "left_out": name_clients(left_out)}
         if len(sums) < quorum:
             events.write("not-evaluated", **facts, quorum=quorum)
             return None
         counts = {client: float(own[0]) for client, own in sums.items()}
-        most = None if f.evaluate_factor is None else f.evaluate_factor * median_low(counts.values())
+        most = math.inf if f.evaluate_factor is None else f.evaluate_factor * median_low(counts.values())
         scores = ClientScores.of_sums(self.task, list(sums), torch.stack(list(sums.values())), most)
-        capped = name_clients(client for client, n in counts.items() if most is not None and n > most)
+        capped = name_clients(client for client, n in counts.items() if n > most)
         events.write("evaluated", **facts, **({"capped": capped} if capped else {}), **_describe(scores))
         events.monitor.record_scores(scores)
         return scores
 
 
-def _describe(scores: ClientScores) -> dict[str, float]:
+def _describe(scores: ClientScores) -> Facts:
     """Return the numbers of an event: how the main metric spreads over clients."""
     return {name: round(value, 6) for name, value in scores.summary().items() if isinstance(value, float)}
 
