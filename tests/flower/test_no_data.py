@@ -18,12 +18,14 @@ from support.grids import LocalGrid
 from fedadamw.data.image_task import channel_statistics
 from fedadamw.data.pixel_sums import sum_pixels
 from fedadamw.flower.client_app import pack_reply
+from fedadamw.flower.local.demo import run_demo
 from fedadamw.flower.node.local_data import load_node_samples
 from fedadamw.flower.protocol import PIXELS, REQUEST, OtherDataError
 from fedadamw.flower.server.pixels import PixelSums
 from fedadamw.flower.server_app import run
 from fedadamw.flower.wire import RefusedError
 from fedadamw.prepare.problem import open_pretrained
+from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.trained.evaluate import evaluate
 from fedadamw.trained.export import export
@@ -137,6 +139,33 @@ def test_a_node_says_in_what_its_data_do_not_fit(tmp_path, file, why):
         assert str(tmp_path) not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "columns", "why"),
+    [
+        (["data.text_column=text"], ("text", "label"), None),
+        ([], ("text", "label"), "its data has no column 'messages'; it has text, label; the run has conversations"),
+        (["data.text_column=report"], ("text", "label"), "its data has no column 'report'; it has text, label"),
+        (["data.prompt={text}", "data.response={answer}"], ("text", "label"), "its data has no column 'answer'"),
+        (["data.prompt_column=text", "data.response_column=label"], ("text", "label"), None),
+    ],
+)
+def test_a_node_says_in_what_its_texts_do_not_fit_a_language_model(tmp_path, settings, columns, why):
+    place = tiny_models.folder(tmp_path / "gpt2", "gpt2")
+    path = write_reports(tmp_path / "site.csv", columns=columns)
+    given = ["data={task: causal-lm, classes: []}", f"model={place}", "partition={kind: nodes, clients: 3}"]
+    experiment = load("digits", [*COMMON, *given, *settings])
+    facts = prepare(experiment, remote=True).facts
+    assert facts["prompts"] == (settings[:1] != ["data.text_column=text"] and "report" not in str(settings))
+    config = {"partition-id": 0, "data": path}
+    if why is None:
+        texts, _ = load_node_samples(experiment, open_pretrained(experiment), facts, config, 0)
+        assert len(texts) == 24
+        assert bool((texts.marks == 0).any()) == facts["prompts"]
+    else:
+        with pytest.raises(OtherDataError, match=why):
+            load_node_samples(experiment, open_pretrained(experiment), facts, config, 0)
+
+
 def write_images(folder, seed, **counts):
     """Write `counts[name]` grey images of each class `name`; return the folder and its pixels."""
     generator, pixels = np.random.default_rng(seed), []
@@ -214,3 +243,16 @@ def test_nodes_that_do_not_tell_how_many_images_they_have_need_a_given_mean(tmp_
     settings, grid, _ = of_images(tmp_path, "federation.sample_counts=false")
     with pytest.raises(InputError, match="sample_counts=false: sums of pixels tell how many images .* give data.mean"):
         federated(tmp_path, settings, grid)
+
+
+@pytest.mark.slow
+def test_real_nodes_with_csv_files_train_and_the_one_that_does_not_fit_is_told_why(tmp_path):
+    settings, grid = of_reports(tmp_path, _1={"labels": ("ok", "broken")})
+    nodes, said = [{"data": grid.configs[100 + i]["data"]} for i in range(3)], []
+    out = run_demo(load("digits", [*COMMON, *settings]), tmp_path / "demo", nodes=nodes, say=said.append)
+    why = "column 'label' has 'broken'; the run has the classes ok, alarm"
+    assert any(f"stranger: reason other-data, detail client 1: {why}" in line for line in said)
+    assert [record["clients"] for record in records_of(out)] == [2, 2]
+    told = f"this node's data='{nodes[1]['data']}' do not fit the run, and it is left out: {why}"
+    assert told in (tmp_path / "demo/logs/node-1.log").read_text()
+    assert "Traceback" not in (tmp_path / "demo/logs/node-1.log").read_text()
