@@ -115,5 +115,7 @@ def format_record(record: dict[str, Any]) -> str:
     score = "".join(
         f"  {label(name)} {format_metric(name, value)}" for name, value in (record["test_metrics"] or {}).items()
     )
+    if record.get("clients_mean") is not None:
+        score += f"  over nodes {record['clients_mean']:.4f} +- {record['clients_std']:.4f}"
     loss = "-" if record["train_loss"] is None else f"{record['train_loss']:.4f}"
     return f"round {record['round']}  loss {loss}{score}  {record['wall_s']:.1f} s"
