@@ -73,21 +73,24 @@ def records_of(folder):
 
 def test_three_csv_files_train_without_a_sample_on_the_server(tmp_path):
     settings, grid = of_reports(tmp_path)
-    out, experiment = tmp_path / "run", load("digits", [*COMMON, *settings])
-    run(experiment, grid, out)
+    for config in grid.configs.values():
+        config["held-out"] = 0.25
+    out = tmp_path / "run"
+    run(load("digits", [*COMMON, *settings, "training.client_evaluation=2", "keep_best=true"]), grid, out)
     assert [record["clients"] for record in records_of(out)] == [3, 3]
     assert all(record["test_loss"] is None and record["test_metrics"] is None for record in records_of(out))
+    assert list(records_of(out)[1]["clients_metrics"]) == ["loss", "accuracy", "f1"]
     data = json.loads((out / "manifest.json").read_text())["data"]
     assert (data["classes"], data["train"]["samples"], data["test"]["samples"]) == (["ok", "alarm"], 0, 0)
     assert "The server has no data to evaluate on." in (out / "report.html").read_text()
     assert "<th>data.source" not in (out / "report.html").read_text()
 
-    trained = open_run(out)
+    trained = open_run(out, best=True)
     export(trained, tmp_path / "export")
     card = (tmp_path / "export/README.md").read_text()
     assert "| not evaluated: the server has no data | - |" in card
     assert "| data | text, of classes ok, alarm |" in card
-    assert "| training data, on the nodes | 72, as the nodes report | not known to the server |" in card
+    assert "| training data, on the nodes | 54, as the nodes report | not known to the server |" in card
     with pytest.raises(InputError, match="the run's server had no data .* with --data"):
         evaluate(trained)
     elsewhere = [("data.source", write_reports(tmp_path / "new.csv", ("ok", "alarm")))]
@@ -130,7 +133,7 @@ def test_a_node_says_in_what_its_data_do_not_fit(tmp_path, file, why):
     about = {"classes": ["ok", "alarm"], "edges": None}
     load_own = partial(load_node_samples, experiment, open_pretrained(experiment), about, grid.configs[100], 0)
     if why is None:
-        texts, samples = load_own()
+        texts, _, samples, _ = load_own()
         assert (texts.classes, len(samples)) == (("ok", "alarm"), 24)
         assert texts.labels.tolist() == [0 if word.lower() == "ok" else 1 for word in written]
     else:
@@ -158,7 +161,7 @@ def test_a_node_says_in_what_its_texts_do_not_fit_a_language_model(tmp_path, set
     assert facts["prompts"] == (settings[:1] != ["data.text_column=text"] and "report" not in str(settings))
     config = {"partition-id": 0, "data": path}
     if why is None:
-        texts, _ = load_node_samples(experiment, open_pretrained(experiment), facts, config, 0)
+        texts = load_node_samples(experiment, open_pretrained(experiment), facts, config, 0).train
         assert len(texts) == 24
         assert bool((texts.marks == 0).any()) == facts["prompts"]
     else:
