@@ -118,15 +118,12 @@ def format_main_metric(metrics: Metrics) -> str:
     return f"{label(name)} {format_metric(name, value)}"
 
 
-def describe_scores(record: RecordDict) -> str:
-    """Format the scores of one round: `accuracy 93.20%, mean of clients 91.05%`; "" if it has none."""
-    tested = [format_main_metric(record["test_metrics"])] if record["test_metrics"] else []
-    pooled = clients_metrics(record)
-    if not pooled:
-        return ", ".join(tested)
-    name = next(iter(pooled))
-    mean = format_metric(name, record.get("clients_mean"))
-    return ", ".join([*tested, f"mean of clients {mean}" if tested else f"{name_score(name, 'clients_mean')} {mean}"])
+def describe_scores(record: RecordDict) -> dict[str, str]:
+    """Return the scores of one round as text by name, those that it has: `accuracy`, `mean accuracy of clients`."""
+    tested, pooled = record["test_metrics"] or {}, clients_metrics(record) or {}
+    found = {label(name): format_metric(name, tested[name]) for name in list(tested)[:1]}
+    means = {name_score(name, "clients_mean"): name for name in list(pooled)[:1]}
+    return found | {text: format_metric(name, record.get("clients_mean")) for text, name in means.items()}
 
 
 def describe_last_score(records: Sequence[RecordDict]) -> str:
