@@ -49,7 +49,12 @@ def read_best(tensors: Mapping[str, Tensor]) -> Best | None:
 
 
 def _score(record: Record) -> float | None:
-    """The main metric, or the negative test loss without one; None if not evaluated, or not finite."""
-    loss = None if record.test_loss is None else -record.test_loss
-    score = next(iter(record.test_metrics.values())) if record.test_metrics else loss
+    """The main metric, or the negative loss without one; None if not evaluated, or not finite.
+
+    Of the held-out set or, if there is none, the mean of the clients' own.
+    """
+    loss, metrics, mean = record.test_loss, record.test_metrics, record.clients_mean
+    score = next(iter(metrics.values())) if metrics else None if loss is None else -loss
+    if score is None and mean is not None:
+        score = mean if len(record.clients_metrics or ()) > 1 else -mean  # besides the loss
     return score if score is not None and isfinite(score) else None

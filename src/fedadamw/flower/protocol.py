@@ -10,6 +10,7 @@ from typing import Literal, TypedDict
 PROTOCOL = 2  # version of these records and fields
 REQUEST, ARRAYS, NUMBERS = "fedadamw", "arrays", "numbers"  # record names
 STALE = "stale"
+PIXELS = "pixels"  # the array of a hello with the sums of a node's pixels, if the run has no mean and std of them yet
 OTHER_DATA = "other-data"  # in reply to hello: a ConfigRecord that says why the node's own data do not fit the run
 REPLY_NUMBERS = frozenset(
     {

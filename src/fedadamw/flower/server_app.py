@@ -3,7 +3,9 @@
 import json
 import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 from uuid import uuid4
 
 import yaml
@@ -24,10 +26,12 @@ from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.events import Events
 from fedadamw.flower.server.messenger import Messenger
 from fedadamw.flower.server.monitor import NO_MONITOR, Monitor
+from fedadamw.flower.server.pixels import PixelSums
 from fedadamw.flower.server.rounds import Nodes
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.prepare.base import with_type
 from fedadamw.prepare.paths import mark_folders
+from fedadamw.prepare.problem import Facts, ImageFacts
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.runner.base_type import describe_type
 from fedadamw.runner.folder import RunFolder
@@ -120,6 +124,9 @@ def connect_nodes(
         server = server_side(algorithm, experiment.training.outer)
         state = type(server.server_init(workspace.shared.clone()))
         nodes.append(_make_nodes(experiment, messenger, registry, spool, events, state, sends_base=sends_base))
+    if registry.pixels is not None:
+        add_pixel_statistics(cast("ImageFacts", prepared.facts), folder, nodes[0], registry.pixels)
+        messenger.facts, registry.pixels = collect_facts(experiment, prepared, folder), None
     return nodes[0] if halves is None else InTurn(*nodes)
 
 
@@ -144,6 +151,12 @@ def _make_nodes(
         state=state,
         sends_base=sends_base,
     )
+
+
+def add_pixel_statistics(facts: ImageFacts, folder: RunFolder, nodes: Nodes, pixels: PixelSums) -> None:
+    """Add mean and std of the pixels to `facts`: those of the run in `folder`, or of the first round's nodes."""
+    begun: Mapping[str, Any] = folder.read_manifest()["data"] if folder.started else {}
+    facts["mean"], facts["std"] = (begun["mean"], begun["std"]) if begun else pixels.pool(nodes.wait_for_first_round())
 
 
 def collect_facts(experiment: Experiment, prepared: Prepared, folder: RunFolder) -> RunFacts:
@@ -186,4 +199,14 @@ def build_registry(experiment: Experiment, prepared: Prepared, messenger: Messen
         sizes=None if experiment.partition.kind == "nodes" else prepared.partition.sizes.tolist(),
         counts=experiment.federation.sample_counts,
         most=experiment.federation.max_samples,
+        pixels=make_pixel_sums(experiment, prepared.facts),
     )
+
+
+def make_pixel_sums(experiment: Experiment, facts: Facts) -> PixelSums | None:
+    """Return what gathers the sums of the nodes' pixels; None if mean and std are known, or there are no images."""
+    if "shape" not in facts or "mean" in facts:
+        return None
+    told = "sums of pixels tell how many images a node has; give data.mean and data.std"
+    check(experiment.federation.sample_counts, f"federation.sample_counts=false: {told}")
+    return PixelSums(cast("ImageFacts", facts)["shape"], experiment.federation.max_samples)

@@ -30,6 +30,8 @@ def check_described(experiment: Experiment) -> None:
     only = f"{given} is for nodes that have their own data (partition.kind=nodes)"
     check(kind == "nodes" and task != PYTHON, f"{only}; with partition.kind={kind!r} the training set has the classes")
     check(not data.validation, f"data.validation={data.validation:g}: {NO_DATA}, so there is none to hold out")
+    scored = not experiment.keep_best or experiment.training.client_evaluation > 0
+    check(scored, f"keep_best=true: {NO_DATA} to choose a round by; set training.client_evaluation")
     none = task == LANGUAGE or _predicts_numbers(experiment)
     check(not none or not data.classes, f"{given}: data.task={task!r} predicts no classes; give data.classes=[]")
     some = none or task == "text" or bool(data.classes)

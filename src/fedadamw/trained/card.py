@@ -11,7 +11,7 @@ from fedadamw.models.gguf import is_gguf, split_gguf
 from fedadamw.models.loading import PACKAGE, is_hub_id
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare.paths import is_path, make_portable, relative_path
-from fedadamw.settings.data import LANGUAGE
+from fedadamw.settings.data import LANGUAGE, DataSettings
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.settings.partition import PartitionSettings
@@ -30,6 +30,8 @@ def write_card(trained: Trained, to: Path, *, whole: bool) -> str:
         "tags": ["federated-learning", *sorted({"fedadamw", experiment.algorithm_name})],
         **({"base_model": split_gguf(experiment.model.name)[0]} if is_hub_id(experiment.model.name) else {}),
     }
+    if last is None and experiment.data.classes is not None:
+        results = {"not evaluated: the server has no data": None}
     scores = {name: "-" if value is None else f"{value:.4f}" for name, value in results.items()}
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
@@ -78,11 +80,11 @@ def list_data(experiment: Experiment, origin: Origin) -> list[tuple[str, str, st
         clients = f"{partition['clients']} clients"
         return [("training data", *train), held_out, ("partition", clients, partition["fingerprint"])]
     nodes = origin.get("nodes", {"counted": 0, "samples": None})
+    of_server = [("the server's own, not trained on", *train), held_out] if experiment.data.classes is None else []
     samples = "not reported" if nodes["samples"] is None else f"{nodes['samples']:,}, as the nodes report"
     return [
         ("training data, on the nodes", samples, "not known to the server"),
-        ("the server's own, not trained on", *train),
-        held_out,
+        *of_server,
         ("partition", f"each of {nodes['counted']} nodes its own data", "not known to the server"),
     ]
 
@@ -136,12 +138,19 @@ def _settings(trained: Trained) -> list[tuple[str, Any]]:
         ("algorithm", _words(experiment.algorithm)),
         ("base", _name_of("model.name", experiment.model.name)),
         ("adapters", _describe_adapters(experiment.lora)),
-        ("data", f"{experiment.data.task}, {_name_of('data.source', experiment.data.source)}"),
+        ("data", f"{experiment.data.task}, {_name_data(experiment.data)}"),
         ("clients", f"{sampled}{counted}, partitioned {_partition(experiment.partition)}"),
         ("local work", f"{_work(t)}, batches of {t.batch_size}, learning rate {t.lr:g} ({t.schedule})"),
         ("rounds", f"{rounds} of {t.rounds}"),
         ("seed", experiment.seed),
     ]
+
+
+def _name_data(data: DataSettings) -> str:
+    """Return the name of the data's source, or the classes of data that only nodes have."""
+    if data.classes is None:
+        return _name_of("data.source", data.source)
+    return f"of classes {', '.join(data.classes)}" if data.classes else "only on nodes"
 
 
 def _name_of(setting: str, value: str) -> str:

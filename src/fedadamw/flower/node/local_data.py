@@ -4,13 +4,16 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from flwr.app import Array
 from torch import nn
 
+from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
+from fedadamw.data.pixel_sums import sum_pixels
 from fedadamw.data.sources import read_held_out
 from fedadamw.data.texts import Texts
 from fedadamw.flower.node.fit import OWN, check_fit
-from fedadamw.flower.protocol import NodeConfig, OtherDataError
+from fedadamw.flower.protocol import PIXELS, NodeConfig, OtherDataError
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.quantized import place_on
 from fedadamw.prepare import images, texts
@@ -43,6 +46,14 @@ def build_task(
         images.build_task(experiment, image, train, no_held_out, device, facts),
         samples,
     )
+
+
+def sum_own_pixels(task: Task, about: Facts, samples: np.ndarray) -> dict[str, Array]:
+    """Return the sums of the pixels of a node's samples, if the server needs them; else no array."""
+    if not isinstance(task, ImageTask) or "mean" in about:
+        return {}
+    pixels = task.pixels.cpu().numpy() if isinstance(task.pixels, torch.Tensor) else task.pixels
+    return {PIXELS: Array(sum_pixels(pixels[samples]))}
 
 
 def load_node_samples(

@@ -23,7 +23,7 @@ from fedadamw.engine.uploads import CodedEngine, Uploads
 from fedadamw.engine.workspace import Workspace
 from fedadamw.flower.node.broadcast import BroadcastReader
 from fedadamw.flower.node.config import memory_folder, read_device, read_number
-from fedadamw.flower.node.local_data import build_task
+from fedadamw.flower.node.local_data import build_task, sum_own_pixels
 from fedadamw.flower.node.memory import ClientMemory
 from fedadamw.flower.protocol import NodeConfig, Numbers, Request
 from fedadamw.flower.wire import to_array
@@ -69,6 +69,7 @@ class Node:
         if threads := config.get("threads", experiment.threads):
             torch.set_num_threads(int(threads))
         model, task, self.samples = build_task(experiment, about, config, self.number, device)
+        self.pixels = sum_own_pixels(task, about, self.samples)
         if experiment.training.gradient_checkpointing:
             checkpoint_layers(model, experiment.model.name)
         self.workspace, algorithm = build_parts(experiment, model, build_algorithm)
@@ -105,9 +106,9 @@ class Node:
         return {"num-examples": len(self.samples)} if self.experiment.federation.sample_counts else {}
 
     def hello(self) -> Reply:
-        """Return the client's number, model layout and number of samples."""
+        """Return the client's number, model layout and number of samples; sums of its pixels, if these are needed."""
         layout = int(self.workspace.layout.fingerprint[:12], 16)
-        return Reply({}, {"client": self.number, "layout": layout, **self.sample_count})
+        return Reply(self.pixels, {"client": self.number, "layout": layout, **self.sample_count})
 
     def train(self, arrays: Mapping[str, Array], request: Request) -> Reply:
         """Train one round, starting from the server's broadcast and the memory of the client's last round that counted.

@@ -8,6 +8,7 @@ from flwr.app import Message
 
 from fedadamw.flower.server.events import Events
 from fedadamw.flower.server.messenger import Messenger
+from fedadamw.flower.server.pixels import PixelSums
 from fedadamw.flower.server.replies import read_numbers
 from fedadamw.flower.wire import RefusedError
 
@@ -34,6 +35,7 @@ class ClientRegistry:
 
     layout: digest of the model's layout, which nodes must match. sizes: each client's number of samples, if the server
     knows it. counts: whether nodes report how many samples they have; most: the largest number they may report.
+    pixels: gathers the sums of the nodes' pixels, while they are needed.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class ClientRegistry:
         sizes: Sequence[int] | None,
         counts: bool,
         most: int,
+        pixels: PixelSums | None = None,
     ) -> None:
         self.messenger, self.events, self.sizes = messenger, events, sizes
         self.clients, self.layout, self.counts, self.most = clients, layout, counts, most
+        self.pixels = pixels
         self.joined: dict[int, JoinedClient] = {}  # by client
         self._hellos: dict[int, Hello] = {}  # by node
         self._left_out: dict[int, float] = {}  # node -> when to ask it again
@@ -108,6 +112,8 @@ class ClientRegistry:
         """Admit a node as the client that it claims to be, or leave it out for AGAIN_S."""
         try:
             client, samples = self._check_hello(reply)
+            if self.pixels is not None:
+                self.pixels.add(client, reply, samples)
         except RefusedError as refused:
             self._left_out[node], self.reason = time.monotonic() + AGAIN_S, refused.detail
             self.events.write("stranger", node=str(node), reason=refused.reason, detail=refused.detail)

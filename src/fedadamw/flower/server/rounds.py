@@ -85,13 +85,18 @@ class Nodes(Clients):
         """
         f, clients = self.federation, self.registry.clients
         wanted = min(f.clients_to_ask(self.clients_per_round), clients)
-        expected = max(self.quorum, min(f.wait_for or clients, clients)) if self._first_round else self.quorum
-        online = self._wait_for_clients(round_, expected)
+        first = self._first_round
+        online = self.wait_for_first_round(round_) if first else self._wait_for_clients(round_, self.quorum)
         self._first_round = False
         if len(online) < wanted:
             self.events.write("degraded", round=round_ + 1, online=len(online), wanted=wanted)
         generator = numpy_generator(self.seed, Purpose.SAMPLE_CLIENTS, round_)
         return sorted(online[i] for i in generator.choice(len(online), min(wanted, len(online)), replace=False))
+
+    def wait_for_first_round(self, round_: int = 0) -> list[int]:
+        """Wait for the clients that this process's first round waits for; return those that are online."""
+        clients = self.registry.clients
+        return self._wait_for_clients(round_, max(self.quorum, min(self.federation.wait_for or clients, clients)))
 
     def train(self, sampled: Sequence[int], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         """Ask the sampled clients; yield the answers that come by the deadline, in the clients' order.
