@@ -9,7 +9,6 @@ from math import inf, isfinite
 from typing import Literal, TypeAlias, get_args
 
 from fedadamw.report.run_files import RecordDict
-from fedadamw.settings.experiment import Experiment
 
 Metrics = Mapping[str, float | None]  # of one evaluation, the main one first; None if it was not finite
 Score: TypeAlias = Literal["test", "clients_mean", "clients_worst_decile"]
@@ -35,11 +34,6 @@ def find_score(records: Iterable[RecordDict]) -> Score:
             return "test"
         pooled = pooled or clients_metrics(record) or {}
     return "clients_mean" if any(name != "loss" for name in pooled) else "test"
-
-
-def has_only_clients(experiment: Experiment) -> bool:
-    """Whether runs with these settings test no model on the test set, and have scores of their clients instead."""
-    return False
 
 
 def metrics_of(record: RecordDict, of: Score) -> Metrics | None:
