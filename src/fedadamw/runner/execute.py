@@ -119,7 +119,8 @@ def _start_or_resume(
 def _read_best(saved: Saved, folder: RunFolder) -> Best | None:
     """Return the best round that the checkpoint keeps; warns if it kept none of the rounds evaluated so far."""
     best = read_best(saved.tensors)
-    if best is None and any(record["test_loss"] or record.get("clients_mean") for record in folder.records()):
+    scored = ([r["test_loss"], r.get("clients_mean")] != [None, None] for r in folder.records())
+    if best is None and any(scored):
         warnings.warn(
             f"keep_best: the models of rounds 1 to {saved.round} were not kept; the best will be of the later rounds",
             stacklevel=2,

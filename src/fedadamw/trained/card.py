@@ -11,6 +11,8 @@ from fedadamw.models.gguf import is_gguf, split_gguf
 from fedadamw.models.loading import PACKAGE, is_hub_id
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare.paths import is_path, make_portable, relative_path
+from fedadamw.report.metrics import find_score, main_metric, metrics_of, name_score
+from fedadamw.report.run_files import RecordDict
 from fedadamw.settings.data import LANGUAGE, DataSettings
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.lora import LoraSettings
