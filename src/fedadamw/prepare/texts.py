@@ -251,7 +251,8 @@ def build_task(
     if data.task == LANGUAGE:
         size = evaluation_size(experiment)
         language = LanguageTask(train, test, form, device=device, test_batch_size=size, packing=data.packing)
-        if pretrained is None or not data.metrics or not len(test):
+        answers = bool(data.metrics) and (len(test) > 0 or experiment.training.client_evaluation > 0)
+        if pretrained is None or not answers:
             return language
         asking = Asking(data.metrics, data.answers, data.answer_tokens, data.choices)
         return AnswerTask(
