@@ -23,7 +23,10 @@ IMAGE = ["data={classes: [ok, alarm], image_size: 8, image_mode: grey}"]
         ([*TEXT, "data.classes=[yes, no]"], "put them in quotes"),
         ([*TEXT, "data.validation=0.1"], "data.validation=0.1: the server has no data"),
         ([*TEXT, "keep_best=true"], "keep_best=true: the server has no data .* set training.client_evaluation"),
-        (["data={task: causal-lm, classes: [], metrics: rouge-l}", "model=a/b"], "data.metrics=.'rouge-l'.: the server"),
+        (
+            ["data={task: causal-lm, classes: [], metrics: rouge-l}", "model=a/b"],
+            "data.metrics=.'rouge-l'.: the server",
+        ),
         ([*TEXT, "data.task=stsb"], "data.task='stsb' predicts no classes"),
         ([*TEXT, "data.task=causal-lm"], "data.task='causal-lm' predicts no classes"),
         ([*TEXT, "data.task=sst2", "data.classes=[]"], "data.task='sst2' predicts classes; give their names"),
