@@ -25,12 +25,16 @@ def write_card(trained: Trained, to: Path, *, whole: bool) -> str:
     experiment, origin = trained.experiment, trained.origin
     last = next((r for r in reversed(trained.records) if r.get("test_metrics")), None)
     results = {"loss": last.get("test_loss"), **(last["test_metrics"] or {})} if last else {"loss": None}
+    round_ = last.get("round", 0) if last else 0
+    if client := origin.get("client"):
+        results, round_ = client["scores"] or {"loss": None}, client["round"] or 0
+    held_out = "held out" if client is None else "held out by this client"
     head = {
         "library_name": "transformers" if whole else "peft",
         "tags": ["federated-learning", *sorted({"fedadamw", experiment.algorithm_name})],
         **({"base_model": split_gguf(experiment.model.name)[0]} if is_hub_id(experiment.model.name) else {}),
     }
-    if last is None and experiment.data.classes is not None:
+    if last is None and client is None and experiment.data.classes is not None:
         results = {"not evaluated: the server has no data": None}
     scores = {name: "-" if value is None else f"{value:.4f}" for name, value in results.items()}
     return f"""---
@@ -45,7 +49,7 @@ Trained with [fedadamw]({HOME}) {origin["versions"].get("fedadamw")}, commit {or
 {_code(trained, to, whole=whole)}
 ```
 
-| held out, after round {last.get("round", 0) if last else 0}{", chosen by this result" if trained.best else ""} | |
+| {held_out}, after round {round_}{", chosen by this result" if trained.best else ""} | |
 | --- | ---: |
 {_rows(scores.items())}
 
@@ -138,6 +142,7 @@ def _settings(trained: Trained) -> list[tuple[str, Any]]:
         ("algorithm", _words(experiment.algorithm)),
         ("base", _name_of("model.name", experiment.model.name)),
         ("adapters", _describe_adapters(experiment.lora)),
+        *([("client", f"{origin['client']['client']}, with parameters of its own")] if "client" in origin else []),
         ("data", f"{experiment.data.task}, {_name_data(experiment.data)}"),
         ("clients", f"{sampled}{counted}, partitioned {_partition(experiment.partition)}"),
         ("local work", f"{_work(t)}, batches of {t.batch_size}, learning rate {t.lr:g} ({t.schedule})"),
