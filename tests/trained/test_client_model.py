@@ -63,7 +63,7 @@ def test_an_exported_folder_is_the_clients_model(tmp_path):
     assert score_of(open_trained(to).model, prepared, 1).loss == pytest.approx(loss, abs=1e-5)
     card = (to / "README.md").read_text()
     assert "| client | 1, with parameters of its own |" in card
-    assert "| held out by this client, after round 2 |" in card
+    assert "| held out, after round 2 by this client |" in card
     assert f"| loss | {loss:.4f} |" in card
     assert "tuned" not in card
 
