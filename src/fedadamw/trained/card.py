@@ -21,7 +21,6 @@ from fedadamw.settings.training import TrainingSettings
 from fedadamw.trained.load import FACTS, Origin, Trained
 from fedadamw.validation import parse_path
 
-
 SHOWN_CLASSES = 20
 
 
