@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from functools import partial
 
 import numpy as np
@@ -97,7 +98,8 @@ def test_three_csv_files_train_without_a_sample_on_the_server(tmp_path):
     assert (ours, count) == (evaluate(open_trained(tmp_path / "export", elsewhere))[0], 24)
 
 
-def test_a_node_whose_data_do_not_fit_is_named_before_the_first_round(tmp_path, capfd):
+def test_a_node_whose_data_do_not_fit_is_named_before_the_first_round(tmp_path, capfd, monkeypatch):
+    """Once its data are corrected it joins, without a restart."""
     settings, grid = of_reports(tmp_path, _1={"labels": ("ok", "broken")})
     ours, _ = federated(tmp_path, settings, grid)
     assert ours.step().clients == 2
@@ -105,6 +107,14 @@ def test_a_node_whose_data_do_not_fit_is_named_before_the_first_round(tmp_path, 
     detail = "client 1: column 'label' has 'broken'; the run has the classes ok, alarm"
     assert (stranger["node"], stranger["reason"], stranger["detail"]) == ("101", "other-data", detail)
     assert detail in capfd.readouterr().err
+
+    write_reports(tmp_path / "site-1.csv", ("ok", "alarm"))
+    registry = ours.clients.registry
+    monkeypatch.setattr(registry, "_left_out", {})  # as after a minute
+    until = time.monotonic() + 60
+    while 1 not in registry.poll_online() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert sorted(registry.joined) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +216,7 @@ def test_mean_and_deviation_of_the_pixels_are_those_of_all_nodes_together_and_ke
     assert (data["mean"], data["std"]) == (pytest.approx(mean, rel=1e-12), pytest.approx(std, rel=1e-12))
     assert data["classes"] == ["owl", "cat", "dog", "bat"]
 
-    assert "The server has no data to evaluate on." in (tmp_path / "run/report.html").read_text()
+    assert "The server has no data to evaluate on; with training.client_evaluation" in (tmp_path / "run/report.html").read_text()
     export(open_run(tmp_path / "run"), tmp_path / "export")
     assert "| not evaluated: the server has no data | - |" in (tmp_path / "export/README.md").read_text()
 
