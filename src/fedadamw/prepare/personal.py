@@ -43,6 +43,14 @@ def check_personal(experiment: Experiment) -> None:
         )
 
 
+def check_shared(experiment: Experiment, place: str) -> None:
+    """Raise InputError if the clients of a run have personal parameters, so that it has no model of all of them."""
+    own = experiment.personal is not None and experiment.personal.parameters
+    check(
+        not own, f"{place}: its clients have parameters of their own; take one's model: fedadamw export RUN --client N"
+    )
+
+
 def _check_tuning(experiment: Experiment, given: str) -> None:
     lora, evaluated = experiment.lora, experiment.training.client_evaluation
     check(evaluated > 0, f"{given} is scored on clients' own held-out samples: set training.client_evaluation")

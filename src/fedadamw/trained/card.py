@@ -1,6 +1,6 @@
 """The model card of an exported model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,24 @@ from fedadamw.settings.training import TrainingSettings
 from fedadamw.trained.load import FACTS, Origin, Trained
 from fedadamw.validation import parse_path
 
+SHOWN_CLASSES = 20
+
 
 def write_card(trained: Trained, to: Path, *, whole: bool) -> str:
     """Return the model card for the folder `to`: what the model is, how and on what it was trained, and its results."""
     experiment, origin = trained.experiment, trained.origin
     last, results = _find_results(trained.records)
+    by = ", chosen by this result" if trained.best else ""
+    if client := origin.get("client"):
+        last, results, by = client["round"] or 0, client["scores"] or {"loss": None}, " by this client"
     head = {
         "library_name": "transformers" if whole else "peft",
         "tags": ["federated-learning", *sorted({"fedadamw", experiment.algorithm_name})],
         **({"base_model": split_gguf(experiment.model.name)[0]} if is_hub_id(experiment.model.name) else {}),
     }
-    if last is None and experiment.data.classes is not None:
+    if not last and client is None and experiment.data.classes is not None:
         results = {"not evaluated: the server has no data": None}
     scores = {name: "-" if value is None else f"{value:.4f}" for name, value in results.items()}
-    by = ", chosen by this result" if trained.best else ""
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
 ---
@@ -63,7 +67,7 @@ All settings and versions are in `{FACTS}`.
 """
 
 
-def _find_results(records: Sequence[RecordDict]) -> tuple[int, dict[str, float | None]]:
+def _find_results(records: Sequence[RecordDict]) -> tuple[int, Mapping[str, float | None]]:
     """Return the round of the last evaluation, 0 before one, and its results: of the model, or over the clients."""
     of = find_score(records)
     last = next((r for r in reversed(records) if metrics_of(r, of)), None)
@@ -153,6 +157,7 @@ def _settings(trained: Trained) -> list[tuple[str, Any]]:
         ("algorithm", _words(experiment.algorithm)),
         ("base", _name_of("model.name", experiment.model.name)),
         ("adapters", _describe_adapters(experiment.lora)),
+        *([("client", f"{origin['client']['client']}, with parameters of its own")] if "client" in origin else []),
         ("data", f"{experiment.data.task}, {_name_data(experiment.data)}"),
         ("clients", f"{sampled}{counted}, partitioned {_partition(experiment.partition)}"),
         ("local work", f"{_work(t)}, batches of {t.batch_size}, learning rate {t.lr:g} ({t.schedule})"),
@@ -165,7 +170,8 @@ def _name_data(data: DataSettings) -> str:
     """Return the name of the data's source, or the classes of data that only nodes have."""
     if data.classes is None:
         return _name_of("data.source", data.source)
-    return f"of classes {', '.join(data.classes)}" if data.classes else "only on nodes"
+    named = ", ".join(data.classes) if len(data.classes) <= SHOWN_CLASSES else f"{len(data.classes):,} in all"
+    return f"of classes {named}" if data.classes else "only on nodes"
 
 
 def _name_of(setting: str, value: str) -> str:
