@@ -82,13 +82,12 @@ def test_three_csv_files_train_without_a_sample_on_the_server(tmp_path):
     assert list(records_of(out)[1]["clients_metrics"]) == ["loss", "accuracy", "f1"]
     data = json.loads((out / "manifest.json").read_text())["data"]
     assert (data["classes"], data["train"]["samples"], data["test"]["samples"]) == (["ok", "alarm"], 0, 0)
-    assert "The server has no data to evaluate on." in (out / "report.html").read_text()
     assert "<th>data.source" not in (out / "report.html").read_text()
 
     trained = open_run(out, best=True)
     export(trained, tmp_path / "export")
     card = (tmp_path / "export/README.md").read_text()
-    assert "| not evaluated: the server has no data | - |" in card
+    assert "| mean accuracy of clients | " in card
     assert "| data | text, of classes ok, alarm |" in card
     assert "| training data, on the nodes | 54, as the nodes report | not known to the server |" in card
     with pytest.raises(InputError, match="the run's server had no data .* with --data"):
@@ -140,6 +139,14 @@ def test_a_node_says_in_what_its_data_do_not_fit(tmp_path, file, why):
         with pytest.raises(OtherDataError, match=why) as refused:
             load_own()
         assert str(tmp_path) not in str(refused.value)
+
+
+def test_classes_that_are_numbers_have_the_order_of_the_settings(tmp_path):
+    settings, grid = of_reports(tmp_path, _0={"labels": (0, 1, 1)})
+    experiment = load("digits", [*COMMON, *settings, "data.classes=[1, 0]"])
+    about = {"classes": ["1", "0"], "edges": None}
+    texts = load_node_samples(experiment, open_pretrained(experiment), about, grid.configs[100], 0).train
+    assert texts.labels.tolist() == [1, 0, 0] * 8
 
 
 @pytest.mark.parametrize(
@@ -198,6 +205,10 @@ def test_mean_and_deviation_of_the_pixels_are_those_of_all_nodes_together_and_ke
     mean, std = channel_statistics(pixels)
     assert (data["mean"], data["std"]) == (pytest.approx(mean, rel=1e-12), pytest.approx(std, rel=1e-12))
     assert data["classes"] == ["owl", "cat", "dog", "bat"]
+
+    assert "The server has no data to evaluate on." in (tmp_path / "run/report.html").read_text()
+    export(open_run(tmp_path / "run"), tmp_path / "export")
+    assert "| not evaluated: the server has no data | - |" in (tmp_path / "export/README.md").read_text()
 
     asked = len(grid.waiting)
     run(load("digits", [*COMMON, *settings]), grid, tmp_path / "run", resume=True)
