@@ -198,6 +198,12 @@ def _summarize_clients(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
         for other, value in (clients_metrics(last) or {}).items()
         if other != name
     ]
+    tuned = last.get("tuned") or {}
+    parts += [
+        (f"{text}, tuned", tuned[key])
+        for text, key in ((parts[0][0], "clients_mean"), (parts[1][0], "clients_worst_decile"))
+        if key in tuned
+    ]
     own = 1 if find_score(records) == "clients_mean" else 0  # it is the first card already
     return [*((text, format_metric(name, value)) for text, value in parts[own:]), *pooled]
 
