@@ -216,7 +216,10 @@ def test_mean_and_deviation_of_the_pixels_are_those_of_all_nodes_together_and_ke
     assert (data["mean"], data["std"]) == (pytest.approx(mean, rel=1e-12), pytest.approx(std, rel=1e-12))
     assert data["classes"] == ["owl", "cat", "dog", "bat"]
 
-    assert "The server has no data to evaluate on; with training.client_evaluation" in (tmp_path / "run/report.html").read_text()
+    assert (
+        "The server has no data to evaluate on; with training.client_evaluation"
+        in (tmp_path / "run/report.html").read_text()
+    )
     export(open_run(tmp_path / "run"), tmp_path / "export")
     assert "| not evaluated: the server has no data | - |" in (tmp_path / "export/README.md").read_text()
 

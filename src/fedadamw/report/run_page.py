@@ -33,7 +33,6 @@ from fedadamw.report.setting_tables import has_no_data, render_settings, select_
 from fedadamw.report.vega import vega_script
 from fedadamw.settings.section import flatten_settings
 
-
 NO_DATA = "The server has no data to evaluate on; with training.client_evaluation the nodes do it."
 
 
