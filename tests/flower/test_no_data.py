@@ -214,7 +214,9 @@ def test_a_node_says_in_what_its_images_do_not_fit(tmp_path):
     experiment = load("digits", [*COMMON, *settings])
     about = {"classes": ["owl", "cat", "dog", "bat"], "shape": [1, 8, 8], "fit": "crop"}
     wrong = {
-        write_images(tmp_path / "horses", 5, owl=2, horse=1)[0]: "column 'label' has 'horse'; the run has the classes owl",
+        write_images(tmp_path / "horses", 5, owl=2, horse=1)[
+            0
+        ]: "column 'label' has 'horse'; the run has the classes owl",
         write_reports(tmp_path / "reports.csv"): "its data: no image column found among text, label; name it with",
         str(tmp_path / "nothing"): "its data: no such folder",
     }
