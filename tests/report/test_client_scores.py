@@ -105,7 +105,7 @@ def test_one_evaluation_has_bars_for_bands_and_many_are_thinned():
 
 def test_sizes_that_differ_widely_get_a_logarithmic_axis():
     def axis(sizes):
-        across = client_charts.Across(np.array(sizes, float), "size", "samples", logarithmic=True)
+        across = client_charts.Across(np.array(sizes, float), "size", "samples", "accuracy", logarithmic=True)
         chart = against_chart(evaluated([0.1] * len(sizes)), across, {}).to_dict(validate=False)
         return chart["encoding"]["x"], chart["data"]["values"]
 
@@ -136,6 +136,23 @@ def test_the_worst_clients_are_named_with_what_they_have():
     ]
     assert describe_worst(found, 2).startswith("The 2 worst of 3 clients by accuracy in round 5")
     assert worst_clients(found, None, {}).headings == ["client", "accuracy", "loss", "held-out samples"]
+
+
+def test_tuned_models_are_shown_beside_what_they_were_tuned_from():
+    found = evaluated([0.5, 0.75])
+    found = found._replace(
+        metrics={**found.metrics, "tuned_loss": np.array([0.1, 0.1]), "tuned_accuracy": np.array([1.0, 0.5])}
+    )
+    assert (found.main, found.tuned.tolist()) == ("accuracy", [1.0, 0.5])
+    table = worst_clients(found, None, {})
+    assert table.headings == ["client", "accuracy", "accuracy, tuned", "loss", "held-out samples"]
+    assert table.rows[0][1:3] == ["50.00%", "100.00%"]
+    heading, chart = all_charts([found], None, {})["by-tuning"]
+    assert heading == "gain of accuracy by tuning"
+    rows = chart.to_dict(validate=False)["data"]["values"]
+    assert [(row["x"], row["score"]) for row in rows] == [(0.5, 0.5), (0.75, -0.25)]
+    only_loss = found._replace(metrics={"loss": np.zeros(2), "tuned_loss": np.ones(2)})
+    assert only_loss.main == "loss"
 
 
 def test_hostile_classes_are_words():
