@@ -13,7 +13,7 @@ from support import tiny_models
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
 from flwr.app import Array, ConfigRecord, Message, RecordDict
-from support.federated import COMMON, assert_same, assert_same_scores, federated, read_events, simulated
+from support.federated import COMMON, EVALUATE, assert_same, assert_same_scores, federated, read_events, simulated
 from support.grids import LocalGrid
 
 from fedadamw.data.sums import Hits
@@ -29,7 +29,6 @@ from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
-EVALUATE = ["partition.held_out=0.2", "training.client_evaluation=1"]
 THREE = [*EVALUATE, "training.clients_per_round=3", "federation.retries=0"]
 
 
