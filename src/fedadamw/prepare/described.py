@@ -36,6 +36,8 @@ def check_described(experiment: Experiment) -> None:
     check(scored, f"keep_best=true: {NO_DATA} to choose a round by; set training.client_evaluation")
     none = task == LANGUAGE or _predicts_numbers(experiment)
     check(not none or not data.classes, f"{given}: data.task={task!r} predicts no classes; give data.classes=[]")
+    label = f"data.label_column={data.label_column!r}: data.task={task!r} needs no labels, and nodes no partition"
+    check(task != LANGUAGE or data.label_column is None, label)
     some = none or task == "text" or bool(data.classes)
     check(some, f"{given}: data.task={task!r} predicts classes; give their names")
     if not data.is_text and resolve_model(experiment.model).name in NAMES:
