@@ -33,6 +33,8 @@ from fedadamw.report.setting_tables import has_no_data, render_settings, select_
 from fedadamw.report.vega import vega_script
 from fedadamw.settings.section import flatten_settings
 
+NO_DATA = "The server has no data to evaluate on; with training.client_evaluation the nodes do it."
+
 
 class RunPage:
     """The page of one run, written again as the run goes on: what does not change is prepared once.
@@ -64,7 +66,7 @@ class RunPage:
             data["server's own, not trained on"] = data.pop("train")
         if has_no_data(settings):
             del data["server's own, not trained on"], data["test"]
-        self._empty = "The server has no data to evaluate on." if has_no_data(settings) else "No evaluation so far."
+        self._empty = NO_DATA if has_no_data(settings) else "No evaluation so far."
         self._fixed = {
             "title": escape_html(folder.name),
             "settings": render_settings(select_used(settings)),
