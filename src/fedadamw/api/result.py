@@ -23,6 +23,7 @@ from fedadamw.report.run_files import RecordDict, ScoresDict
 from fedadamw.report.study_charts import OF_PICTURE, all_charts
 from fedadamw.report.study_files import Results
 from fedadamw.runner.folder import RunFolder
+from fedadamw.trained.client_model import open_client
 from fedadamw.validation import InputError, check, check_one_of
 from fedadamw.vector import Layout, statistics, trainable
 
@@ -38,7 +39,7 @@ class Result:
     ranks other than 0. temporary: no `out` was given, so the folder is deleted with this object.
     """
 
-    model: nn.Module  # with the global weights, in evaluation mode
+    model: nn.Module  # with the global weights, in evaluation mode; personal parameters are those of the start
     records: list[Record]  # one a round
     rounds: int
     folder: Path | None
@@ -100,6 +101,17 @@ class Result:
         what = next(iter(charts)) if what is None else what
         check_one_of("plot", what, charts)
         return Picture(charts[what](records, width=420))
+
+    def load_client(self, client: int) -> None:
+        """Put the model of one client into `model`: what is shared, with the parameters that this client keeps.
+
+        The run needs settings={"personal.parameters": [...]}, or an algorithm whose clients have models of their own.
+        Raises InputError if they have none, or the client has not taken part.
+        """
+        check(self.folder is not None, "this rank has no checkpoint: rank 0 has")
+        assert self.folder is not None
+        open_client(RunFolder(self.folder), self.model, client)
+        self.model.eval()
 
     def load_best(self) -> int:
         """Put the weights of the best evaluated round into `model` and return its number.
