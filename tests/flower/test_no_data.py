@@ -242,7 +242,7 @@ def test_whatever_a_node_tells_of_its_data_becomes_a_short_reason(told):
 
 
 def test_mean_and_deviation_of_the_pixels_are_those_of_all_nodes_together_and_kept(tmp_path):
-    settings, grid, pixels = of_images(tmp_path, "training.schedule=constant")
+    settings, grid, pixels = of_images(tmp_path, "training.schedule=constant", "training.steps=1")
     run(load("digits", [*COMMON, *settings, "training.rounds=1"]), grid, tmp_path / "run")
     data = json.loads((tmp_path / "run/manifest.json").read_text())["data"]
     mean, std = channel_statistics(pixels)
@@ -263,6 +263,7 @@ def test_mean_and_deviation_of_the_pixels_are_those_of_all_nodes_together_and_ke
     assert [record["clients"] for record in records_of(tmp_path / "run")] == [3, 3]
 
 
+@pytest.mark.slow
 def test_images_of_nodes_train_as_those_that_the_server_has_a_sample_of(tmp_path):
     """With the sample's mean and standard deviation given, and its classes, all numbers are the same."""
     settings, grid, _ = of_images(tmp_path)

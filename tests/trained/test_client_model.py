@@ -77,7 +77,7 @@ def test_what_has_no_such_client_is_said(tmp_path):
         open_run(tmp_path / "own")
     with pytest.raises(InputError, match="--client 3: the clients of .*own are 0 to 2"):
         open_run(tmp_path / "own", client=3)
-    with pytest.raises(InputError, match="--client 1: all clients of .*plain have one model; leave out --client"):
+    with pytest.raises(InputError, match="--client 1: all clients of .*plain have one model"):
         open_run(tmp_path / "plain", client=1)
     with pytest.raises(InputError, match="its clients have parameters of their own"):
         prepare(load("digits", [f"model.name={tmp_path / 'own'}", "device=cpu"]))

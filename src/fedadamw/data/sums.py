@@ -251,5 +251,5 @@ def _pearson(sums: Tensor) -> float:
     least = 4 * samples * EPSILON
     if own <= least * yy or theirs <= least * pp:
         return 0.0
-    found = (yp - y * p / samples) / math.sqrt(own * theirs)
+    found = (yp - y * p / samples) / (math.sqrt(own) * math.sqrt(theirs))
     return math.copysign(1.0, found) if abs(found) > 1 else found
