@@ -1,6 +1,7 @@
 """The record of a round, one line of metrics.jsonl."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from fedadamw.engine.diagnostics import Numbers
 
@@ -33,3 +34,4 @@ class Record:
     clients_std: float | None = None  # standard deviation over clients, not of a sample: divided by their number
     clients_worst_decile: float | None = None  # mean of the worst tenth of the clients, at least one
     clients_metrics: dict[str, float] | None = None  # loss and metrics over the samples of all of them together
+    tuned: dict[str, Any] | None = None  # these five after personal.finetune, in the last round

@@ -137,6 +137,7 @@ class Prepared:
             memory_folder=memory_folder,
             ranks=self.ranks,
             portions=self.portions,
+            finetune=0 if experiment.personal is None else experiment.personal.finetune,
             held_out=self.held_out,
         )
 
