@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from functools import partial
 
 import numpy as np
@@ -18,12 +19,14 @@ from support.grids import LocalGrid
 from fedadamw.data.image_task import channel_statistics
 from fedadamw.data.pixel_sums import sum_pixels
 from fedadamw.flower.client_app import pack_reply
+from fedadamw.flower.local.demo import run_demo
 from fedadamw.flower.node.local_data import load_node_samples
 from fedadamw.flower.protocol import PIXELS, REQUEST, OtherDataError
 from fedadamw.flower.server.pixels import PixelSums
 from fedadamw.flower.server_app import run
 from fedadamw.flower.wire import RefusedError
 from fedadamw.prepare.problem import open_pretrained
+from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.trained.evaluate import evaluate
 from fedadamw.trained.export import export
@@ -71,21 +74,23 @@ def records_of(folder):
 
 def test_three_csv_files_train_without_a_sample_on_the_server(tmp_path):
     settings, grid = of_reports(tmp_path)
-    out, experiment = tmp_path / "run", load("digits", [*COMMON, *settings])
-    run(experiment, grid, out)
+    for config in grid.configs.values():
+        config["held-out"] = 0.25
+    out = tmp_path / "run"
+    run(load("digits", [*COMMON, *settings, "training.client_evaluation=2", "keep_best=true"]), grid, out)
     assert [record["clients"] for record in records_of(out)] == [3, 3]
     assert all(record["test_loss"] is None and record["test_metrics"] is None for record in records_of(out))
+    assert list(records_of(out)[1]["clients_metrics"]) == ["loss", "accuracy", "f1"]
     data = json.loads((out / "manifest.json").read_text())["data"]
     assert (data["classes"], data["train"]["samples"], data["test"]["samples"]) == (["ok", "alarm"], 0, 0)
-    assert "The server has no data to evaluate on." in (out / "report.html").read_text()
     assert "<th>data.source" not in (out / "report.html").read_text()
 
-    trained = open_run(out)
+    trained = open_run(out, best=True)
     export(trained, tmp_path / "export")
     card = (tmp_path / "export/README.md").read_text()
-    assert "| not evaluated: the server has no data | - |" in card
+    assert "| mean accuracy of clients | " in card
     assert "| data | text, of classes ok, alarm |" in card
-    assert "| training data, on the nodes | 72, as the nodes report | not known to the server |" in card
+    assert "| training data, on the nodes | 54, as the nodes report | not known to the server |" in card
     with pytest.raises(InputError, match="the run's server had no data .* with --data"):
         evaluate(trained)
     elsewhere = [("data.source", write_reports(tmp_path / "new.csv", ("ok", "alarm")))]
@@ -93,7 +98,8 @@ def test_three_csv_files_train_without_a_sample_on_the_server(tmp_path):
     assert (ours, count) == (evaluate(open_trained(tmp_path / "export", elsewhere))[0], 24)
 
 
-def test_a_node_whose_data_do_not_fit_is_named_before_the_first_round(tmp_path, capfd):
+def test_a_node_whose_data_do_not_fit_is_named_before_the_first_round(tmp_path, capfd, monkeypatch):
+    """Once its data are corrected it joins, without a restart."""
     settings, grid = of_reports(tmp_path, _1={"labels": ("ok", "broken")})
     ours, _ = federated(tmp_path, settings, grid)
     assert ours.step().clients == 2
@@ -101,6 +107,14 @@ def test_a_node_whose_data_do_not_fit_is_named_before_the_first_round(tmp_path, 
     detail = "client 1: column 'label' has 'broken'; the run has the classes ok, alarm"
     assert (stranger["node"], stranger["reason"], stranger["detail"]) == ("101", "other-data", detail)
     assert detail in capfd.readouterr().err
+
+    write_reports(tmp_path / "site-1.csv", ("ok", "alarm"))
+    registry = ours.clients.registry
+    monkeypatch.setattr(registry, "_left_out", {})  # as after a minute
+    until = time.monotonic() + 60
+    while 1 not in registry.poll_online() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert sorted(registry.joined) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -128,13 +142,48 @@ def test_a_node_says_in_what_its_data_do_not_fit(tmp_path, file, why):
     about = {"classes": ["ok", "alarm"], "edges": None}
     load_own = partial(load_node_samples, experiment, open_pretrained(experiment), about, grid.configs[100], 0)
     if why is None:
-        texts, samples = load_own()
+        texts, _, samples, _ = load_own()
         assert (texts.classes, len(samples)) == (("ok", "alarm"), 24)
         assert texts.labels.tolist() == [0 if word.lower() == "ok" else 1 for word in written]
     else:
         with pytest.raises(OtherDataError, match=why) as refused:
             load_own()
         assert str(tmp_path) not in str(refused.value)
+
+
+def test_classes_that_are_numbers_have_the_order_of_the_settings(tmp_path):
+    settings, grid = of_reports(tmp_path, _0={"labels": (0, 1, 1)})
+    experiment = load("digits", [*COMMON, *settings, "data.classes=[1, 0]"])
+    about = {"classes": ["1", "0"], "edges": None}
+    texts = load_node_samples(experiment, open_pretrained(experiment), about, grid.configs[100], 0).train
+    assert texts.labels.tolist() == [1, 0, 0] * 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "columns", "why"),
+    [
+        (["data.text_column=text"], ("text", "label"), None),
+        ([], ("text", "label"), "its data has no column 'messages'; it has text, label; the run has conversations"),
+        (["data.text_column=report"], ("text", "label"), "its data has no column 'report'; it has text, label"),
+        (["data.prompt={text}", "data.response={answer}"], ("text", "label"), "its data has no column 'answer'"),
+        (["data.prompt_column=text", "data.response_column=label"], ("text", "label"), None),
+    ],
+)
+def test_a_node_says_in_what_its_texts_do_not_fit_a_language_model(tmp_path, settings, columns, why):
+    place = tiny_models.folder(tmp_path / "gpt2", "gpt2")
+    path = write_reports(tmp_path / "site.csv", columns=columns)
+    given = ["data={task: causal-lm, classes: []}", f"model={place}", "partition={kind: nodes, clients: 3}"]
+    experiment = load("digits", [*COMMON, *given, *settings])
+    facts = prepare(experiment, remote=True).facts
+    assert facts["prompts"] == (settings[:1] != ["data.text_column=text"] and "report" not in str(settings))
+    config = {"partition-id": 0, "data": path}
+    if why is None:
+        texts = load_node_samples(experiment, open_pretrained(experiment), facts, config, 0).train
+        assert len(texts) == 24
+        assert bool((texts.marks == 0).any()) == facts["prompts"]
+    else:
+        with pytest.raises(OtherDataError, match=why):
+            load_node_samples(experiment, open_pretrained(experiment), facts, config, 0)
 
 
 def write_images(folder, seed, **counts):
@@ -166,6 +215,13 @@ def test_mean_and_deviation_of_the_pixels_are_those_of_all_nodes_together_and_ke
     mean, std = channel_statistics(pixels)
     assert (data["mean"], data["std"]) == (pytest.approx(mean, rel=1e-12), pytest.approx(std, rel=1e-12))
     assert data["classes"] == ["owl", "cat", "dog", "bat"]
+
+    assert (
+        "The server has no data to evaluate on; with training.client_evaluation"
+        in (tmp_path / "run/report.html").read_text()
+    )
+    export(open_run(tmp_path / "run"), tmp_path / "export")
+    assert "| not evaluated: the server has no data | - |" in (tmp_path / "export/README.md").read_text()
 
     asked = len(grid.waiting)
     run(load("digits", [*COMMON, *settings]), grid, tmp_path / "run", resume=True)
@@ -214,3 +270,16 @@ def test_nodes_that_do_not_tell_how_many_images_they_have_need_a_given_mean(tmp_
     settings, grid, _ = of_images(tmp_path, "federation.sample_counts=false")
     with pytest.raises(InputError, match="sample_counts=false: sums of pixels tell how many images .* give data.mean"):
         federated(tmp_path, settings, grid)
+
+
+@pytest.mark.slow
+def test_real_nodes_with_csv_files_train_and_the_one_that_does_not_fit_is_told_why(tmp_path):
+    settings, grid = of_reports(tmp_path, _1={"labels": ("ok", "broken")})
+    nodes, said = [{"data": grid.configs[100 + i]["data"]} for i in range(3)], []
+    out = run_demo(load("digits", [*COMMON, *settings]), tmp_path / "demo", nodes=nodes, say=said.append)
+    why = "column 'label' has 'broken'; the run has the classes ok, alarm"
+    assert any(f"stranger: reason other-data, detail client 1: {why}" in line for line in said)
+    assert [record["clients"] for record in records_of(out)] == [2, 2]
+    told = f"this node's data='{nodes[1]['data']}' do not fit the run, and it is left out: {why}"
+    assert told in (tmp_path / "demo/logs/node-1.log").read_text()
+    assert "Traceback" not in (tmp_path / "demo/logs/node-1.log").read_text()

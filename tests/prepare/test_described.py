@@ -1,7 +1,7 @@
 """Settings that describe data which only nodes have: what goes together, and what is refused in one line."""
 
 import pytest
-from support import tiny_models
+from support import image_files, tiny_models
 from transformers import AutoModelForSequenceClassification
 
 from fedadamw.prepare.simulation import check_settings, prepare
@@ -23,6 +23,10 @@ IMAGE = ["data={classes: [ok, alarm], image_size: 8, image_mode: grey}"]
         ([*TEXT, "data.classes=[yes, no]"], "put them in quotes"),
         ([*TEXT, "data.validation=0.1"], "data.validation=0.1: the server has no data"),
         ([*TEXT, "keep_best=true"], "keep_best=true: the server has no data .* set training.client_evaluation"),
+        (
+            ["data={task: causal-lm, classes: [], metrics: rouge-l}", "model=a/b"],
+            "data.metrics=.'rouge-l'.: the server",
+        ),
         ([*TEXT, "data.task=stsb"], "data.task='stsb' predicts no classes"),
         ([*TEXT, "data.task=causal-lm"], "data.task='causal-lm' predicts no classes"),
         ([*TEXT, "data.task=sst2", "data.classes=[]"], "data.task='sst2' predicts classes; give their names"),
@@ -54,12 +58,26 @@ def test_pixels_are_normalised_as_given_in_the_simulator_too():
         prepare(load("digits", ["data.mean=[0.3, 0.3, 0.3]", "data.std=[0.4, 0.4, 0.4]"]))
 
 
+def test_a_pretrained_models_image_processor_describes_the_images(tmp_path):
+    own = {"image_processor_type": "ViTImageProcessor", "size": 32, "resample": 3}
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.2)
+    place = image_files.vit(tmp_path / "hub", {**own, "image_mean": list(mean), "image_std": list(std)}, side=32)
+    settings = [*NODES, f"model={place}", "data.classes=[ok, alarm]"]
+    facts = prepare(load("digits", settings), remote=True).facts
+    assert (facts["shape"], facts["fit"], facts["mean"], facts["std"]) == ([3, 32, 32], "model", mean, std)
+    smaller = prepare(load("digits", [*settings, "data.image_size=16", "data.image_mode=grey"]), remote=True).facts
+    assert (smaller["shape"], smaller["fit"]) == ([1, 16, 16], "crop")
+    with pytest.raises(InputError, match="data.mean: model.name=.* has an image processor with its own"):
+        prepare(load("digits", [*settings, "data.mean=0.5", "data.std=0.2"]), remote=True)
+
+
 def test_numbers_without_a_sample_are_predicted_by_one_output(tmp_path):
     place = tiny_models.folder(tmp_path / "bert", "bert")
     numbers = prepare(load("digits", [*NODES, f"model={place}", "data={task: text, classes: []}"]), remote=True)
     assert (numbers.facts["classes"], numbers.facts["edges"]) == (("lowest to highest",), ())
     assert numbers.workspace.module.config.num_labels == 1
     assert numbers.task.held_out == 0
+    assert numbers.task.unpooled == ()
 
 
 def test_a_trained_head_must_have_the_classes_in_their_order(tmp_path):

@@ -3,6 +3,7 @@
 All clients' samples are evaluated together, in groups that do not depend on who holds them or on the number of ranks.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,12 +29,14 @@ class ClientScores(NamedTuple):
     each: list[Evaluation]
     pooled: Evaluation  # on the samples of all together
     tuned: "ClientScores | None" = None  # after the model was tuned for each client
+    most: float = math.inf  # samples that a client counts for, at most, in `pooled` and in the weighted mean
 
     @staticmethod
-    def of_sums(task: Task, clients: Sequence[int], sums: Tensor) -> "ClientScores":
-        """Return the scores of clients with these sums (clients, k), see Task."""
-        samples = [round(n) for n in sums[:, 0].tolist()]
-        return ClientScores(list(clients), samples, [task.pool(own) for own in sums], task.pool(sums.sum(0)))
+    def of_sums(task: Task, clients: Sequence[int], sums: Tensor, most: float = math.inf) -> "ClientScores":
+        """Return the scores of clients with these sums (clients, k), see Task. most: as the field."""
+        samples, each = [round(n) for n in sums[:, 0].tolist()], [task.pool(own) for own in sums]
+        shares = (most / sums[:, :1]).clamp(max=1.0)
+        return ClientScores(list(clients), samples, each, task.pool((sums * shares).sum(0)), most=most)
 
     @staticmethod
     def of_outputs(task: Task, clients: Sequence[int], samples: Sequence[int], outputs: Tensor) -> "ClientScores":
@@ -53,7 +56,7 @@ class ClientScores(NamedTuple):
         """Return the fields of a Record."""
         columns = self.columns
         main = next((name for name in columns if name != LOSS), LOSS)
-        values, weights = np.array(columns[main]), np.array(self.samples)
+        values, weights = np.array(columns[main]), np.minimum(self.samples, self.most)
         ascending = np.sort(values)
         worst = (ascending[::-1] if main == LOSS else ascending)[: -(-len(values) // 10)]
         return {

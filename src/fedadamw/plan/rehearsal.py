@@ -16,6 +16,7 @@ from fedadamw.data.answers import WRITTEN
 from fedadamw.data.partition import Partition
 from fedadamw.data.text_tasks import LanguageTask
 from fedadamw.engine.parts import InTurn
+from fedadamw.engine.personal import list_parts
 from fedadamw.engine.portions import CroppedStep
 from fedadamw.engine.shards import find_layers
 from fedadamw.engine.simulate import Simulation
@@ -153,7 +154,8 @@ def _shorten(experiment: Experiment, stack: int) -> Experiment:
 def _pretend_partition(experiment: Experiment, data: DataShape) -> Partition:
     """Clients of equal sizes; without a known number of samples each has a whole batch."""
     clients = max(experiment.partition.clients, experiment.training.clients_per_round)
-    each = max(data.samples // clients, 1) if data.samples else experiment.training.batch_size
+    own = 1 - experiment.partition.held_out
+    each = max(int(data.samples // clients * own), 1) if data.samples else experiment.training.batch_size
     return Partition(np.zeros(clients * each, np.int64), np.arange(1, clients + 1) * each)
 
 
@@ -174,7 +176,7 @@ class _Step:
 
     def __init__(self, algorithm: AnyAlgorithm, clip: float | None, meter: Meter, *, in_place: bool) -> None:
         self._algorithm, self._clip, self._meter = algorithm, clip, meter
-        self._in_place = in_place and algorithm.elementwise
+        self._in_place = in_place and all(part.elementwise for part in list_parts(algorithm))
 
     def __call__(self, local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
         if not self._in_place:

@@ -229,7 +229,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         server_lr = experiment.algorithm.get("server_lr", 1.0)
         check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
     _check_shards(experiment)
-    check_personal(experiment)
+    check_personal(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)
     if remote:
         _check_remote(experiment)
@@ -260,6 +260,9 @@ def _check_remote(experiment: Experiment) -> None:
     check(
         f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
     )
+    given = f"training.client_evaluation={t.client_evaluation} needs federation.sample_counts=true"
+    tells = "nodes answer sums, which tell how many samples they are over"
+    check(f.sample_counts or not t.client_evaluation, f"{given}: {tells}")
     check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
     own = experiment.partition.kind == "nodes"
     check(not own or experiment.data.every == 1, "data.every: nodes use every row of their own data")

@@ -9,7 +9,6 @@ from math import inf, isfinite
 from typing import Literal, TypeAlias, get_args
 
 from fedadamw.report.run_files import RecordDict
-from fedadamw.settings.experiment import Experiment
 
 Metrics = Mapping[str, float | None]  # of one evaluation, the main one first; None if it was not finite
 Score: TypeAlias = Literal["test", "clients_mean", "clients_worst_decile"]
@@ -24,6 +23,7 @@ LABELS = {  # others: their names
 }
 CORRELATIONS = ("matthews", "spearman", "pearson")
 OF_ANSWERS = ("exact-match", "rouge-l", "choice", "choice-norm")  # of a language model
+TUNED = "tuned_"  # what begins the names of scores after personal.finetune
 IN_PERCENT = ("accuracy", "f1", *CORRELATIONS, *OF_ANSWERS)
 
 
@@ -35,11 +35,6 @@ def find_score(records: Iterable[RecordDict]) -> Score:
             return "test"
         pooled = pooled or clients_metrics(record) or {}
     return "clients_mean" if any(name != "loss" for name in pooled) else "test"
-
-
-def has_only_clients(experiment: Experiment) -> bool:
-    """Whether runs with these settings test no model on the test set, and have scores of their clients instead."""
-    return False
 
 
 def metrics_of(record: RecordDict, of: Score) -> Metrics | None:
@@ -90,7 +85,14 @@ def begin_sentence(text: str) -> str:
 
 def label(name: str) -> str:
     """Return a metric's name as it is written in a sentence."""
+    if name.startswith(TUNED):
+        return f"{label(name.removeprefix(TUNED))}, tuned"
     return LABELS.get(name, name)
+
+
+def is_in_percent(name: str) -> bool:
+    """Whether a metric is written in percent."""
+    return name.removeprefix(TUNED) in IN_PERCENT
 
 
 def value_range(name: str | None) -> tuple[float, float]:
@@ -104,12 +106,12 @@ def format_metric(name: str, value: float | None) -> str:
     """Format a metric's value: those of this package in percent, but a perplexity; `-` if it is not finite."""
     if value is None or not isfinite(value):
         return "-"
-    return f"{value:.2%}" if name in IN_PERCENT else f"{value:.4g}"
+    return f"{value:.2%}" if is_in_percent(name) else f"{value:.4g}"
 
 
 def axis_format(name: str) -> str:
     """Return the format of a metric's values on an axis, in D3's language."""
-    return "%" if name in IN_PERCENT else "~g"
+    return "%" if is_in_percent(name) else "~g"
 
 
 def format_main_metric(metrics: Metrics) -> str:
@@ -118,15 +120,12 @@ def format_main_metric(metrics: Metrics) -> str:
     return f"{label(name)} {format_metric(name, value)}"
 
 
-def describe_scores(record: RecordDict) -> str:
-    """Format the scores of one round: `accuracy 93.20%, mean of clients 91.05%`; "" if it has none."""
-    tested = [format_main_metric(record["test_metrics"])] if record["test_metrics"] else []
-    pooled = clients_metrics(record)
-    if not pooled:
-        return ", ".join(tested)
-    name = next(iter(pooled))
-    mean = format_metric(name, record.get("clients_mean"))
-    return ", ".join([*tested, f"mean of clients {mean}" if tested else f"{name_score(name, 'clients_mean')} {mean}"])
+def describe_scores(record: RecordDict) -> dict[str, str]:
+    """Return the scores of one round as text by name, those that it has: `accuracy`, `mean accuracy of clients`."""
+    tested, pooled = record["test_metrics"] or {}, clients_metrics(record) or {}
+    found = {label(name): format_metric(name, tested[name]) for name in list(tested)[:1]}
+    means = {name_score(name, "clients_mean"): name for name in list(pooled)[:1]}
+    return found | {text: format_metric(name, record.get("clients_mean")) for text, name in means.items()}
 
 
 def describe_last_score(records: Sequence[RecordDict]) -> str:

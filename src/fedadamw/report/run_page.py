@@ -33,6 +33,8 @@ from fedadamw.report.setting_tables import has_no_data, render_settings, select_
 from fedadamw.report.vega import vega_script
 from fedadamw.settings.section import flatten_settings
 
+NO_DATA = "The server has no data to evaluate on; with training.client_evaluation the nodes do it."
+
 
 class RunPage:
     """The page of one run, written again as the run goes on: what does not change is prepared once.
@@ -64,7 +66,7 @@ class RunPage:
             data["server's own, not trained on"] = data.pop("train")
         if has_no_data(settings):
             del data["server's own, not trained on"], data["test"]
-        self._empty = "The server has no data to evaluate on." if has_no_data(settings) else "No evaluation so far."
+        self._empty = NO_DATA if has_no_data(settings) else "No evaluation so far."
         self._fixed = {
             "title": escape_html(folder.name),
             "settings": render_settings(select_used(settings)),
@@ -194,6 +196,12 @@ def _summarize_clients(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
         (f"{label(other)} on all clients' samples", format_metric(other, value))
         for other, value in (clients_metrics(last) or {}).items()
         if other != name
+    ]
+    tuned = last.get("tuned") or {}
+    parts += [
+        (f"{text}, tuned", tuned[key])
+        for text, key in ((parts[0][0], "clients_mean"), (parts[1][0], "clients_worst_decile"))
+        if key in tuned
     ]
     own = 1 if find_score(records) == "clients_mean" else 0  # it is the first card already
     return [*((text, format_metric(name, value)) for text, value in parts[own:]), *pooled]
