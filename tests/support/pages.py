@@ -88,7 +88,7 @@ def run_page(page: Path, folder: Path, timeout: float = 900) -> None:
     listed = [(block.language, shorten(block.language, block.code), block.line) for block in blocks]
     (folder / "blocks.json").write_text(json.dumps(listed))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, Path(__file__).with_name("run_blocks.py"), folder / "blocks.json"],
         cwd=folder,
         env={**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
@@ -96,12 +96,12 @@ def run_page(page: Path, folder: Path, timeout: float = 900) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )
-    try:
-        out, error = process.communicate(timeout=timeout)
-    finally:  # what a block that failed has left in the background, too
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    ) as process:
+        try:
+            out, error = process.communicate(timeout=timeout)
+        finally:  # what a block that failed has left in the background, too
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     name = page.relative_to(ROOT)
     assert process.returncode == 0, f"{name}: a block fails\n{out[-3000:]}\n{error[-3000:]}"
 
