@@ -12,7 +12,7 @@ from support import tiny_models
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
-from flwr.app import Array, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 from support.federated import COMMON, assert_same, federated
 from support.grids import LocalGrid
 
@@ -21,8 +21,9 @@ from fedadamw.data.pixel_sums import sum_pixels
 from fedadamw.flower.client_app import pack_reply
 from fedadamw.flower.local.demo import run_demo
 from fedadamw.flower.node.local_data import load_node_samples
-from fedadamw.flower.protocol import PIXELS, REQUEST, OtherDataError
+from fedadamw.flower.protocol import OTHER_DATA, PIXELS, REQUEST, OtherDataError
 from fedadamw.flower.server.pixels import PixelSums
+from fedadamw.flower.server.replies import read_numbers
 from fedadamw.flower.server_app import run
 from fedadamw.flower.wire import RefusedError
 from fedadamw.prepare.problem import open_pretrained
@@ -208,8 +209,40 @@ def of_images(tmp_path, *more):
     return [form, *common, *more], grid, np.concatenate(pixels)[:, None]
 
 
+def test_a_node_says_in_what_its_images_do_not_fit(tmp_path):
+    settings, grid, _ = of_images(tmp_path)
+    experiment = load("digits", [*COMMON, *settings])
+    about = {"classes": ["owl", "cat", "dog", "bat"], "shape": [1, 8, 8], "fit": "crop"}
+    wrong = {
+        write_images(tmp_path / "horses", 5, owl=2, horse=1)[
+            0
+        ]: "column 'label' has 'horse'; the run has the classes owl",
+        write_reports(tmp_path / "reports.csv"): "its data: no image column found among text, label; name it with",
+        str(tmp_path / "nothing"): "its data: no such folder",
+    }
+    for place, why in wrong.items():
+        config = {**grid.configs[100], "data": place}
+        with pytest.raises(OtherDataError, match=why) as refused:
+            load_node_samples(experiment, None, about, config, 0)
+        assert str(tmp_path) not in str(refused.value)
+    larger = tmp_path / "larger/owl"
+    larger.mkdir(parents=True)
+    Image.new("RGB", (30, 20), "red").save(larger / "0.png")
+    config = {**grid.configs[100], "data": str(larger.parent)}
+    assert load_node_samples(experiment, None, about, config, 0).train.pixels.shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("told", [{}, {"why": b"bytes"}, {"client": 3.5, "why": [1, 2]}, {"why": "x" * 10**5}])
+def test_whatever_a_node_tells_of_its_data_becomes_a_short_reason(told):
+    reply = Message(RecordDict({OTHER_DATA: ConfigRecord(told)}), reply_to=Message(RecordDict(), 100, "query"))
+    with pytest.raises(RefusedError) as refused:
+        read_numbers(reply)
+    assert refused.value.reason == "other-data"
+    assert len(refused.value.detail) <= 310
+
+
 def test_mean_and_deviation_of_the_pixels_are_those_of_all_nodes_together_and_kept(tmp_path):
-    settings, grid, pixels = of_images(tmp_path, "training.schedule=constant")
+    settings, grid, pixels = of_images(tmp_path, "training.schedule=constant", "training.steps=1")
     run(load("digits", [*COMMON, *settings, "training.rounds=1"]), grid, tmp_path / "run")
     data = json.loads((tmp_path / "run/manifest.json").read_text())["data"]
     mean, std = channel_statistics(pixels)
@@ -230,6 +263,7 @@ def test_mean_and_deviation_of_the_pixels_are_those_of_all_nodes_together_and_ke
     assert [record["clients"] for record in records_of(tmp_path / "run")] == [3, 3]
 
 
+@pytest.mark.slow
 def test_images_of_nodes_train_as_those_that_the_server_has_a_sample_of(tmp_path):
     """With the sample's mean and standard deviation given, and its classes, all numbers are the same."""
     settings, grid, _ = of_images(tmp_path)
