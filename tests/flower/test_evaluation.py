@@ -384,3 +384,27 @@ def test_a_metric_that_needs_all_predictions_is_refused_by_name_and_pearson_is_n
     assert list(record.clients_metrics) == ["loss", "pearson"]
     assert record.test_metrics is None
     assert -1 <= record.clients_metrics["pearson"] <= 1
+
+
+def test_nodes_answer_all_prompts_that_they_hold_out_as_in_the_simulation(tmp_path):
+    tiny_models.folder(tmp_path / "chat", "llama", template=tiny_models.TEMPLATE)
+    rows = [f"the film was {('dull', 'great')[i % 3 == 0]},{('bad', 'good')[i % 3 == 0]}" for i in range(30)]
+    source = write_rows(tmp_path / "reviews.csv", "text,label", rows)
+    settings = [
+        f"data={{task: causal-lm, source: {source}, validation: 0.2}}",
+        "data.prompt='Good or bad? {text}'",
+        "data.response='{label}'",
+        "data.label_column=label",
+        "data.metrics=choice",
+        "data.choices=[bad, good]",
+        "data.answers=2",
+        f"model={tmp_path / 'chat'}",
+        "partition.kind=iid",
+        "training.rounds=1",
+        *EVALUATE,
+    ]
+    ours, _ = federated(tmp_path, settings)
+    record, theirs = ours.step(), simulated(settings)
+    theirs.step()
+    assert list(record.clients_metrics) == ["loss", "choice", "accuracy", "perplexity"]
+    assert_same_scores(ours.scores, theirs.scores)

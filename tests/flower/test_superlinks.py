@@ -152,9 +152,15 @@ def test_an_invalid_upload_is_counted_and_changes_nothing(bed, tmp_path):
     honest = simulated(one, clients=[0, 1])
     for lie, reason in SUMS_LIES.items():
         found, facts = checkpoint.read(tmp_path / "out" / lie / "state.safetensors", "checkpoint")
-        scored = {"evaluation asked": 3, "evaluation answered": 2, "evaluation refused": 1}
-        refused = {f"evaluation refused: {reason}": 1}
-        assert facts["records"] == [{"asked": 3, "answered": 3, **scored, **refused}], lie
+        (record,) = facts["records"]
+        expected = {
+            "answered": 3,
+            "evaluation answered": 2,
+            "evaluation refused": 1,
+            f"evaluation refused: {reason}": 1,
+        }
+        assert {name: record.get(name) for name in expected} == expected, lie
+        assert "evaluation failed" not in record
         assert_same(found, simulated([*one, *EVALUATE]))
     for lie in jobs.keys() - SUMS_LIES.keys():
         found, facts = checkpoint.read(tmp_path / "out" / lie / "state.safetensors", "checkpoint")

@@ -94,7 +94,8 @@ def evaluate(message: Message, context: Context) -> Message:
         first.touch()
         time.sleep(20)
     reply = answer_message(message, context)
-    if config.get("liar") and wanted(asked).startswith("sums-"):
+    answers = ARRAYS in reply.content  # not if its node keeps other runs' models only, and needs the state again
+    if config.get("liar") and wanted(asked).startswith("sums-") and answers:
         sums = reply.content[ARRAYS]["sums"].numpy().copy()
         place, value = SUMS[wanted(asked)]
         sums[place] = value
