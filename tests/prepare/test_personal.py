@@ -98,6 +98,12 @@ def test_a_run_without_scores_is_warned_of():
         check_personal(load("digits", ["personal.parameters=[classifier.*]"]), remote=False)
 
 
+@pytest.mark.parametrize("value", ["classifier.*", "[3]", "null", "['']"])
+def test_what_is_no_list_of_patterns_is_refused(value):
+    with pytest.raises(InputError, match=r"give patterns in a list, such as \[classifier"):
+        load("digits", [f"personal.parameters={value}"])
+
+
 def test_a_section_without_anything_is_refused():
     with pytest.raises(InputError, match="personal: give parameters, finetune, or both"):
         load("digits", ["personal={}"])

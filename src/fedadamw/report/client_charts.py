@@ -9,8 +9,10 @@ import numpy as np
 from fedadamw.report.client_scores import Evaluated, choose_evenly, spread
 from fedadamw.report.metrics import axis_format, begin_sentence, label
 from fedadamw.report.run_charts import BLUE, GREY, ORANGE, Chart, Width, rounds_axis
+from fedadamw.report.study_marks import COLORS
 
 MAX_EVALUATIONS = 300  # of the chart by round
+MAX_LINES = 6  # clients that have a line each there; of more, their distribution is drawn
 MAX_BARS = 40  # clients that are sorted as bars with their names
 MAX_SORTED = 200  # points of the curve through more of them
 MAX_POINTS = 400  # clients that are points; more are counted in cells
@@ -26,9 +28,35 @@ def name_client(client: int, names: Names) -> str:
     return names.get(client, f"client {client}")
 
 
-def spread_chart(found: Sequence[Evaluated], *, width: Width = "container", height: int = 240) -> Chart:
-    """Return how the clients' scores are distributed, by round. found: one evaluation or more."""
+def rounds_chart(found: Sequence[Evaluated], names: Names, *, width: Width = "container", height: int = 240) -> Chart:
+    """Return the clients' scores by round: of a few clients each one's, of more their distribution.
+
+    found: one evaluation or more.
+    """
     chosen = [found[i] for i in choose_evenly(len(found), MAX_EVALUATIONS)]
+    few = len({client for each in chosen for client in each.clients.tolist()}) <= MAX_LINES
+    chart = _lines(chosen, names) if few else _bands(found, chosen)
+    return chart.properties(width=width, height=height)
+
+
+def _lines(found: Sequence[Evaluated], names: Names) -> alt.LayerChart:
+    """Return a line for each client."""
+    places = [(each, i) for each in found for i in range(len(each.clients)) if np.isfinite(each.scores[i])]
+    rows = [{"round": each.round, "of": f"client {each.clients[i]}", **_about(each, i, names)} for each, i in places]
+    metric, order = found[-1].main, sorted({(row["number"], row["of"]) for row in rows})
+    scale = alt.Scale(domain=[name for _, name in order], range=list(COLORS[: len(order)]))
+    title = _title(begin_sentence(f"{label(metric)} of clients by round"), "on their own held-out samples")
+    base = alt.Chart(alt.Data(values=rows), title=title).encode(
+        x=alt.X("round:Q", title="round", axis=rounds_axis(row["round"] for row in rows), scale=alt.Scale(nice=False)),
+        y=_values("score", metric),
+        color=alt.Color("of:N", title=None, scale=scale, legend=alt.Legend(orient="bottom", columns=3)),
+    )
+    hover = [alt.Tooltip("round:Q"), alt.Tooltip("client:N"), _score_hover(metric, label(metric))]
+    return base.mark_line(strokeWidth=2) + base.mark_circle(size=24, opacity=1).encode(tooltip=hover)
+
+
+def _bands(found: Sequence[Evaluated], chosen: Sequence[Evaluated]) -> alt.LayerChart:
+    """Return the distribution in the chosen evaluations."""
     pairs = [(each.round, spread(each)) for each in chosen]
     rows = [{"round": round_, **values._asdict()} for round_, values in pairs if values is not None]
     metric, clients = found[-1].main, len(found[-1].clients)
@@ -47,7 +75,7 @@ def spread_chart(found: Sequence[Evaluated], *, width: Width = "container", heig
         _named(base, MEAN).mark_line(strokeWidth=2, strokeDash=[5, 3]).encode(y=_values("mean", metric)),
         base.mark_circle(size=24, color=BLUE, opacity=1).encode(y=_values("median", metric), tooltip=_hover(metric)),
     ]
-    return alt.layer(*layers).properties(width=width, height=height)
+    return alt.layer(*layers)
 
 
 def _named(base: alt.Chart, name: str) -> alt.Chart:
@@ -113,7 +141,7 @@ def _curve(base: alt.Chart, metric: str, clients: int) -> alt.LayerChart:
     return line.mark_line(color=BLUE, strokeWidth=2) + points
 
 
-def _about(last: Evaluated, place: int, names: Names) -> dict[str, object]:
+def _about(last: Evaluated, place: int, names: Names) -> dict[str, int | float | str]:
     """Return the row of the client at a place of the evaluation."""
     client = int(last.clients[place])
     return {"number": client, "client": name_client(client, names), "score": float(last.scores[place])}

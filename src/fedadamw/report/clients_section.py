@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedadamw.io.escaping import escape_html, escape_text
-from fedadamw.report.client_charts import Across, Names, against_chart, name_client, sorted_chart, spread_chart
+from fedadamw.report.client_charts import Across, Names, against_chart, name_client, rounds_chart, sorted_chart
 from fedadamw.report.client_mix import Mix, describe_classes
 from fedadamw.report.client_scores import Evaluated
 from fedadamw.report.metrics import TUNED, axis_format, format_metric, label
@@ -31,7 +31,7 @@ def client_charts(
         return {}
     last, metric = found[-1], label(found[-1].main)
     charts = {
-        "spread": (f"{metric} of clients by round", spread_chart(found, **size)),
+        "spread": (f"{metric} of clients by round", rounds_chart(found, names, **size)),
         "sorted": (f"clients by {metric}", sorted_chart(last, names, **size)),
     }
     drawn = {name: (last, across) for name, across in _choose_values(last, mix).items()}

@@ -115,7 +115,7 @@ def write_csv(rows: Sequence[Cells], path: Path) -> None:
 def record_cells(run: Cells, records: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
     """Return a row for each record: the run's cells, then its numbers, metrics as `test_accuracy` and so on.
 
-    Those pooled over the evaluated clients are `clients_accuracy`, beside `clients_mean`.
+    Those pooled over the evaluated clients are `clients_pooled_accuracy`, beside `clients_mean`.
     """
     rows, sent = [], 0
     for record in records:
@@ -124,7 +124,7 @@ def record_cells(run: Cells, records: Sequence[Mapping[str, Any]]) -> list[dict[
         row.pop("test_metrics", None)
         row = {k: v for k, v in row.items() if not (k.startswith("clients_") and v is None)}
         row |= {f"test_{name}": value for name, value in (record["test_metrics"] or {}).items()}
-        row |= {f"clients_{name}": value for name, value in (record.get("clients_metrics") or {}).items()}
+        row |= {f"clients_pooled_{name}": value for name, value in (record.get("clients_metrics") or {}).items()}
         tuned = record.get("tuned") or {}
         row |= {f"{TUNED}{name}": value for name, value in tuned.items() if not isinstance(value, dict)}
         row["sent_bytes"] = sent

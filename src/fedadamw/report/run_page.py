@@ -12,7 +12,7 @@ import numpy as np
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_html, escape_script
 from fedadamw.report import client_scores, run_charts
-from fedadamw.report.client_charts import spread_chart
+from fedadamw.report.client_charts import rounds_chart
 from fedadamw.report.client_mix import Mix, find_mix
 from fedadamw.report.client_names import name_clients
 from fedadamw.report.clients_section import client_charts, render_clients
@@ -134,7 +134,7 @@ def write_curves(folder: Path, records: Sequence[RecordDict]) -> None:
     """Write curves.png into `folder`; not before the first round."""
     if records:
         scores = client_scores.read_scores(folder / client_scores.NAME, rounds=records[-1]["round"])
-        others = [spread_chart(scores, width=420)] if scores else []
+        others = [rounds_chart(scores, {}, width=420)] if scores else []
         run_charts.save_chart(run_charts.curves_chart(records, others), folder / "curves.png")
 
 
