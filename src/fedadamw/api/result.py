@@ -18,7 +18,7 @@ from fedadamw.engine.record import Record
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.client_charts import rounds_chart
 from fedadamw.report.client_scores import NAME, read_lines, read_scores
-from fedadamw.report.metrics import find_evaluations
+from fedadamw.report.metrics import TUNED, find_evaluations
 from fedadamw.report.run_charts import Chart, loss_chart, score_chart
 from fedadamw.report.run_files import RecordDict, ScoresDict
 from fedadamw.report.study_charts import OF_PICTURE, all_charts
@@ -251,7 +251,7 @@ def _flatten(record: Record) -> dict[str, Any]:
         **row,
         **test,
         **{f"clients_pooled_{name}": value for name, value in (record.clients_metrics or {}).items()},
-        **{f"tuned_{name}": v for name, v in (record.tuned or {}).items() if not isinstance(v, Mapping)},
+        **{f"{TUNED}{name}": v for name, v in (record.tuned or {}).items() if not isinstance(v, Mapping)},
     }
 
 
