@@ -156,7 +156,7 @@ class OfKind:
         self.check_sums, self.pool = kind.check, kind.pool
 
 
-KINDS = [(Hits(), 3), (Classes(("f1", "matthews"), 2), 8), (Numbers(("pearson",)), 7), (Tokens(), 4)]
+KINDS = [(Hits(), 3), (Classes(("f1", "matthews"), 2), 8), (Numbers(("pearson",)), 7), (Tokens(64), 4)]
 EXTREMES = [0.0, 5e-324, 1e-9, 1e9, 1e15, -1e15, 1e150, -1e150, 1.7e308, -1.7e308, math.nan, math.inf]
 
 
