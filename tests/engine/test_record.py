@@ -8,7 +8,9 @@ from support.studies import of_clients, rounds
 
 from fedadamw.api.callbacks import Callbacks, EarlyStopping
 from fedadamw.engine.best import choose_best
+from fedadamw.engine.evaluation import ClientScores
 from fedadamw.engine.record import Record
+from fedadamw.task import Evaluation
 
 
 class NoState:
@@ -42,6 +44,13 @@ def test_the_best_round_is_the_best_by_the_runs_own_score(tested, best):
     for record in records:
         found = choose_best(found, record, NoState(), of_clients=not tested)
     assert found.round == best
+
+
+def test_a_tuned_loss_is_not_the_main_metric_of_what_was_tuned():
+    before, after = Evaluation(2.0, {}), Evaluation(1.0, {})
+    tuned = ClientScores([0], [5], [after], after)
+    summary = ClientScores([0], [5], [before], before, tuned).summary()
+    assert (summary["clients_mean"], summary["tuned"]["clients_mean"]) == (2.0, 1.0)
 
 
 def test_early_stopping_watches_the_clients_where_no_model_is_tested():

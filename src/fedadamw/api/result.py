@@ -226,7 +226,7 @@ def _to_record(line: RecordDict) -> Record:
     if values["test_metrics"] is not None:
         values["test_metrics"] = {k: nan if v is None else v for k, v in values["test_metrics"].items()}
         values["test_loss"] = nan if values["test_loss"] is None else values["test_loss"]
-    of_clients = [name for name in values if name.startswith("clients_")]  # only there if clients were evaluated
+    of_clients = [name for name in values if name.startswith(("clients_", "tuned"))]  # only if clients were evaluated
     values |= {name: _restore_nan(values[name]) for name in of_clients}
     return Record(**values)
 
