@@ -1,6 +1,9 @@
 """What a round is judged by: its test score or, where no model is tested, the mean of its clients' scores."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from support.studies import of_clients, rounds
 
 from fedadamw.api.callbacks import Callbacks, EarlyStopping
@@ -14,13 +17,11 @@ class NoState:
     """A state without numbers."""
 
     def tensors(self):
-        import torch
-
         return dict.fromkeys(("server.x", "statistics", "base"), torch.zeros(0))
 
 
 def loss_only(**fields) -> Record:
-    return rounds([{}, {}])[1].__class__(**{**vars(rounds([{}, {}])[1]), **fields})
+    return replace(rounds([{}, {}])[1], **fields)
 
 
 def test_the_score_is_of_the_test_set_or_of_the_clients():
@@ -39,7 +40,7 @@ def test_without_metrics_a_lower_loss_is_better():
 def test_the_best_round_is_the_best_by_the_runs_own_score(tested, best):
     found = None
     records = [r for r in of_clients([0.5, 0.6], tested) if r.clients_mean is not None]
-    records[0] = loss_only(**{**vars(records[0]), "test_metrics": {"accuracy": 0.9} if tested else None})
+    records[0] = replace(records[0], test_metrics={"accuracy": 0.9} if tested else None)
     for record in records:
         found = choose_best(found, record, NoState(), of_clients=not tested)
     assert found.round == best
