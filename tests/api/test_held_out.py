@@ -80,6 +80,10 @@ WRONG = {
     "no sample": ({"held_out": [[500], *[[]] * 7]}, "held_out: 500 is not a sample number, 0 to 199"),
     "trained on": ({"held_out": [[0], *[[]] * 7]}, "held_out: 1 samples are trained on too, such as [0]"),
     "words": ({"held_out": [["a"], *[[]] * 7]}, "held_out[0]: ['a'] is not a list of sample numbers"),
+    "a name of tuned models": (
+        {"held_out": 0.2, "metrics": {"tuned_loss": accuracy}},
+        "metrics: 'tuned_loss' is taken",
+    ),
     "a name": ({"held_out": 0.2, "metrics": {"samples": accuracy}}, "metrics: 'samples' is taken"),
     "none": ({"settings": {"training.client_evaluation": 1}}, "training.client_evaluation=1 needs held_out"),
 }
