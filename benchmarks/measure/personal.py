@@ -122,7 +122,7 @@ def run(job: Job, data: Path) -> None:
     except DivergedError as diverged:
         error = str(diverged)
     rounds = folder.records()
-    evaluated = [record for record in rounds if record["clients_mean"] is not None]
+    evaluated = [record for record in rounds if record.get("clients_mean") is not None]
     kept = {key: [record[key] for record in evaluated] for key in KEPT}  # type: ignore[literal-required]
     content = {"job": job._asdict(), "commit": commit(), "error": error, "rounds": len(rounds), **kept}
     write_atomically(job.file, (json.dumps(content) + "\n").encode())
