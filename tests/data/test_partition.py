@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedadamw.data.partition import (
+    Partition,
+    hold_out,
     partition_by_classes,
     partition_by_column,
     partition_dirichlet,
@@ -156,3 +158,44 @@ def test_a_client_that_does_not_exist():
     assert len(list(partition)) == 2
     with pytest.raises(IndexError, match="client 2 of 2"):
         partition[2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.floats(0.001, 0.999), st.integers(0, 10))
+def test_a_client_holds_out_its_share_and_trains_on_the_rest(sizes, share, seed):
+    numbers = np.random.default_rng(seed).permutation(1000)[: sum(sizes)]
+    partition = Partition(numbers, np.cumsum(sizes))
+    train, held_out = hold_out(partition, share, np.random.default_rng(seed))
+    for i, n in enumerate(sizes):
+        assert sorted([*train[i], *held_out[i]]) == sorted(partition[i])
+        assert len(held_out[i]) == (0 if n < 2 else min(max(round(n * share), 1), n - 1))
+    again = hold_out(partition, share, np.random.default_rng(seed))
+    assert again[1].fingerprint == held_out.fingerprint
+
+
+def test_every_sample_is_held_out_with_the_same_probability():
+    partition = Partition(np.arange(20), np.array([10, 20]))
+    counts = np.zeros(20)
+    for seed in range(2000):
+        counts[hold_out(partition, 0.3, np.random.default_rng(seed))[1].samples] += 1
+    assert np.abs(counts / 2000 - 0.3).max() < 0.05
+
+
+def test_samples_of_one_row_are_held_out_together():
+    partition, rows = Partition(np.arange(40), np.array([20, 40])), np.arange(40) // 4 * 3
+    train, held_out = hold_out(partition, 0.4, np.random.default_rng(0), rows)
+    assert list(held_out.sizes) == [8, 8]
+    assert set(rows[held_out.samples]).isdisjoint(rows[train.samples])
+
+
+def test_names_of_clients_stay_when_they_hold_out():
+    train, held_out = hold_out(partition_by_column(np.array(["b", "a"] * 5)), 0.2, np.random.default_rng(0))
+    assert train.names == held_out.names == ("a", "b")
+
+
+def test_many_clients_hold_out_in_no_time():
+    partition = Partition(np.arange(10**6), np.arange(1, 100_001) * 10)
+    start = time.perf_counter()
+    train, held_out = hold_out(partition, 0.2, np.random.default_rng(0))
+    assert time.perf_counter() - start < 3
+    assert (set(train.sizes), set(held_out.sizes)) == ({8}, {2})

@@ -104,14 +104,17 @@ def test_a_killed_run_has_the_same_best_round(kept, tmp_path):
     assert_same_files(kept.path, tmp_path / "run")
 
 
+RECORD = Record(1, 0.1, 1.0, 2.0, {"accuracy": 0.5, "other": 9.0}, 3, 0, 1, 1, 0.1)
+
+
+def state(value):
+    t = torch.full((2,), float(value))
+    server = type("Server", (tuple,), {"_asdict": lambda _: {"x": t}})()
+    return State(1, server, t, t, t)
+
+
 def test_the_first_of_equal_rounds_is_kept_and_a_round_without_a_number_is_not():
-    record = Record(1, 0.1, 1.0, 2.0, {"accuracy": 0.5, "other": 9.0}, 3, 0, 1, 1, 0.1)
-
-    def state(value):
-        t = torch.full((2,), float(value))
-        server = type("Server", (tuple,), {"_asdict": lambda _: {"x": t}})()
-        return State(1, server, t, t, t)
-
+    record = RECORD
     best = choose_best(None, record, state(1))
     assert (best.round, best.score, best.model["server.x"].tolist()) == (1, 0.5, [1, 1])
     for worse in ({"accuracy": 0.5}, {"accuracy": float("nan")}, {"accuracy": 0.4}):
@@ -124,3 +127,16 @@ def test_the_first_of_equal_rounds_is_kept_and_a_round_without_a_number_is_not()
         chosen = choose_best(chosen, each, state(each.round))
     assert chosen.round == 2, "the lowest loss"
     assert read_best(chosen.tensors()).score == -2.5
+
+
+def test_without_a_held_out_set_the_best_round_is_that_of_the_clients_mean_score():
+    record = replace(RECORD, test_loss=None, test_metrics=None, clients_mean=0.5)
+    accuracy = replace(record, clients_metrics={"loss": 1.0, "accuracy": 0.5})
+    best = choose_best(None, accuracy, state(1))
+    assert best.score == 0.5
+    assert choose_best(best, replace(accuracy, round=2, clients_mean=0.6), state(2)).round == 2
+    loss = replace(record, clients_metrics={"loss": 0.5})
+    best = choose_best(None, loss, state(1))
+    assert best.score == -0.5
+    assert choose_best(best, replace(loss, round=2, clients_mean=0.4), state(2)).round == 2
+    assert choose_best(None, replace(record, clients_mean=None), state(1)) is None

@@ -1,15 +1,19 @@
 """The global model's score on each client's own held-out samples."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from support.cases import EVERYWHERE
 from support.of_two_ranks import EVALUATED, evaluated
 from support.runs import simulation
-from support.sequences import SequenceTask, held_out_samples
+from support.sequences import SequenceTask, attention_model, held_out_samples
 
 from fedadamw.engine import evaluation
-from fedadamw.engine.evaluation import ClientScores, choose_clients
+from fedadamw.engine.evaluation import ClientScores, choose_clients, evaluate_clients
+from fedadamw.engine.ranks import ALONE
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation
 
 
@@ -82,3 +86,16 @@ def test_so_many_clients_as_asked_are_drawn_of_those_with_held_out_samples():
     chosen = [list(choose_clients(held_out, seed, 5)) for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
     assert all(len(own) == 5 and own == sorted(own) and set(own) <= there for own in chosen)
+
+
+def test_ten_thousand_clients_are_evaluated_in_seconds(monkeypatch):
+    monkeypatch.setattr(evaluation, "GROUP", 256)
+    task = SequenceTask(samples=30_000)
+    held_out = {i: np.arange(3 * i, 3 * i + 3) for i in range(10_000)}
+    start = time.perf_counter()
+    training = TrainingSettings(steps=1)
+    scores = evaluate_clients(task, attention_model(), training, held_out, torch.device("cpu"), ALONE)
+    assert time.perf_counter() - start < 20
+    assert len(scores.each) == 10_000
+    weighted = np.average(scores.columns["accuracy"], weights=scores.samples)
+    assert weighted == pytest.approx(scores.pooled.metrics["accuracy"], abs=1e-10)

@@ -14,7 +14,8 @@ import torch
 from support.cases import EVERYWHERE
 from support.checkout import ROOT
 from support.command import run_command
-from support.of_two_ranks import CODED, EVALUATED, SLEEP_S, evaluated
+from support.of_two_ranks import CODED, EVALUATED, OWN_MODELS, SLEEP_S, evaluated, own_scores
+from support.personal import personal_simulation
 from support.runs import simulation
 from support.sequences import SequenceTask
 from support.studies import wait_for
@@ -71,6 +72,23 @@ def test_two_ranks_give_clients_the_scores_of_one_process(name, of_two_ranks, mo
         for own, expected in zip([*ours[3], ours[4]], [*theirs[3], theirs[4]], strict=True):
             assert own == pytest.approx(expected, abs=1e-10)
         assert ours[5] == pytest.approx(theirs[5], abs=1e-10)
+
+
+@pytest.mark.parametrize("kind", OWN_MODELS)
+def test_two_ranks_give_clients_own_models_the_scores_of_one_process(kind, of_two_ranks):
+    scores = read(of_two_ranks / f"own-{kind}", "checkpoint")[1]["scores"]
+    for ours, theirs in zip(scores, own_scores(kind), strict=True):
+        for own, expected in zip(ours, theirs, strict=True):
+            assert own == pytest.approx(expected, abs=1e-10)
+
+
+def test_two_ranks_keep_clients_own_numbers_as_one_process_does(of_two_ranks):
+    tensors, _ = read(of_two_ranks / "own-numbers", "checkpoint")
+    alone = personal_simulation(EVERYWHERE["scaffold"], SequenceTask(), upload="int8")
+    list(alone.rounds())
+    assert tensors.keys() == alone.tensors().keys()
+    for key, t in alone.tensors().items():
+        torch.testing.assert_close(tensors[key], t, rtol=1e-10, atol=1e-10)
 
 
 def test_a_record_says_how_long_ranks_waited_for_the_slowest(of_two_ranks):

@@ -14,7 +14,10 @@ from support.grids import LocalGrid
 from fedadamw.engine.store import OnDisk
 from fedadamw.flower.protocol import ARRAYS
 
-pytestmark = pytest.mark.usefixtures("restore_threads")
+pytestmark = [
+    pytest.mark.usefixtures("restore_threads"),
+    pytest.mark.filterwarnings("ignore:personal.parameters. no global model is tested"),
+]
 HEAD = "personal.parameters=[classifier.*]"
 
 

@@ -57,6 +57,18 @@ def test_the_peak_is_that_of_a_real_round(setting):
     assert (2 * plan.up_bytes, 2 * plan.down_bytes) == (record.up_bytes, record.down_bytes)
 
 
+@pytest.mark.filterwarnings("ignore:personal.parameters. no global model is tested")
+def test_personal_parameters_are_planned_as_memories():
+    experiment = digits("personal.parameters=['*mlp*', classifier.*]")
+    plan = rehearse(experiment, find_shape(experiment), CPU).counts
+    peak, record = real_peak(experiment)
+    assert plan.tensors + plan.memory == pytest.approx(peak, rel=0.001)  # the last client trains: one memory is kept
+    assert (2 * plan.up_bytes, 2 * plan.down_bytes) == (record.up_bytes, record.down_bytes)
+    simulation = prepare(experiment).simulation()
+    simulation.step()
+    assert plan.memory == nbytes(simulation.clients.store.get(simulation.clients.sample(0)[0], 1))
+
+
 @pytest.mark.parametrize("settings", [[], ["training.outer.lr=0.7"]], ids=["mean", "outer"])
 def test_vectors_are_counted_exactly(settings):
     experiment = digits(*settings)

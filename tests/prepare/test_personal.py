@@ -54,12 +54,32 @@ def test_patterns_that_match_nothing_or_everything_are_refused(patterns, message
         (["lora={aggregate: alternate}"], "'alternate' trains A and B in turn: use factors"),
         (["lora={ranks: {4: 0.5, 8: 0.5}}"], "lora.ranks pads"),
         (["training.diagnostics=true"], "training.diagnostics compares"),
+        (["keep_best=true"], "keep_best keeps what is shared only"),
     ],
 )
 def test_settings_that_contradict_personal_parameters_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         check_personal(load("digits", ["personal.parameters=[classifier.*]", *settings]))
-    check_personal(load("digits", ["personal.finetune=5", *settings]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["training.client_evaluation=0"], "finetune=5 is scored on clients' own held-out samples"),
+        (["lora={ranks: {4: 0.5, 8: 0.5}}"], "finetune=5 trains all adapters at once"),
+        (["lora={aggregate: alternate}"], "finetune=5 trains all adapters at once"),
+    ],
+)
+def test_settings_that_contradict_tuning_are_refused(settings, message):
+    start = ["personal.finetune=5", "partition.held_out=0.2", "training.client_evaluation=1"]
+    check_personal(load("digits", start))
+    with pytest.raises(InputError, match=message):
+        check_personal(load("digits", [*start, *settings]))
+
+
+def test_a_run_without_scores_is_warned_of():
+    with pytest.warns(UserWarning, match="no global model is tested; for scores set partition.held_out=0.2"):
+        check_personal(load("digits", ["personal.parameters=[classifier.*]"]))
 
 
 def test_a_section_without_anything_is_refused():

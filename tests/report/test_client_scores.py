@@ -88,6 +88,11 @@ def test_a_curve_of_many_clients_says_how_many_it_shows():
     assert scores == sorted(scores)
 
 
+def test_clients_that_have_all_the_same_are_not_drawn_against_it():
+    mix = find_mix(np.array([[3, 1], [3, 1]]), "ab")
+    assert list(all_charts([evaluated([0.5, 0.6])], mix, {})) == ["spread", "sorted"]
+
+
 def test_one_evaluation_has_bars_for_bands_and_many_are_thinned():
     marks = [layer["mark"]["type"] for layer in spread_chart([many(9)]).to_dict(validate=False)["layer"]]
     assert marks[:2] == ["bar", "bar"]
@@ -112,21 +117,21 @@ def test_sizes_that_differ_widely_get_a_logarithmic_axis():
 
 def test_classes_are_named_from_the_most_frequent():
     mix = find_mix(np.array([[0, 6, 3, 1, 0], [0, 0, 0, 0, 0], [1, 2, 3, 4, 0]]), list("abcde"))
-    assert describe_classes(mix, 0) == "b 60%, c 30%, d 10%"
+    assert describe_classes(mix, 0) == "b (60%), c (30%), d (10%)"
     assert describe_classes(mix, 1) == describe_classes(mix, 9) == ""
-    assert describe_classes(mix, 2) == "d 40%, c 30%, b 20%, 1 more"
+    assert describe_classes(mix, 2) == "d (40%), c (30%), b (20%), 1 more"
     assert mix.largest_share.tolist() == [0.6, 0.0, 0.4]
     assert find_mix(np.zeros((3, 2), int), "ab") is None
-    assert describe_classes(find_mix(np.array([[7]]), ["all"]), 0) == "all 100%", "fewer classes than are named"
+    assert describe_classes(find_mix(np.array([[7]]), ["all"]), 0) == "all (100%)", "fewer classes than are named"
 
 
 def test_the_worst_clients_are_named_with_what_they_have():
     found = evaluated([0.9, 0.25, np.nan, 0.5], samples=[3, 4, 5, np.nan])
     mix = find_mix(np.array([[8, 2], [0, 10]]), ["cat", "dog"])
     table = worst_clients(found, mix, {1: "client 1, node 77"}, most=2)
-    assert table.headings == ["client", "accuracy", "loss", "held-out samples", "samples", "classes"]
+    assert table.headings == ["client", "accuracy", "loss", "held-out samples", "training samples", "classes"]
     assert table.rows == [
-        ["client 1, node 77", "25.00%", "0.75", "4", "10", "dog 100%"],
+        ["client 1, node 77", "25.00%", "0.75", "4", "10", "dog (100%)"],
         ["client 3", "50.00%", "0.5", "-", "-", ""],
     ]
     assert describe_worst(found, 2).startswith("The 2 worst of 3 clients by accuracy in round 5")
@@ -137,7 +142,7 @@ def test_hostile_classes_are_words():
     mix = find_mix(np.array([[1]]), ["<img src=x onerror='hostile=1'>\x1b"])
     text = render_clients(evaluated([0.5]), mix, {}, [])
     assert "<img" not in text
-    assert r"&lt;img src=x onerror=&#x27;hostile=1&#x27;&gt;\x1b 100%" in text
+    assert r"&lt;img src=x onerror=&#x27;hostile=1&#x27;&gt;\x1b (100%)" in text
 
 
 def test_nodes_have_the_names_that_they_joined_with(tmp_path):

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 from support import image_files, natural_sets, tiny_models
+from transformers import AutoModelForImageClassification
 
-from fedadamw.runner.client_scores import read_scores
+from fedadamw.report.client_scores import read_lines
 from fedadamw.runner.partition_file import read_names, read_partition
 from fedadamw.settings.load import load
 
@@ -48,7 +49,7 @@ def test_femnist_by_writer(run_recipe, tmp_path):
     counts, classes = read_partition(folder)
     assert classes == natural_sets.CHARACTERS
     assert counts.shape == (3, 62)
-    (scores,) = read_scores(folder / "client_scores.jsonl")
+    (scores,) = read_lines(folder / "client_scores.jsonl")
     assert (len(scores["clients"]), max(scores["samples"]) <= 6) == (2, True), "a fifth of each"
     assert 40 <= counts.sum() < 44, "all but those, what the server holds out, and the fourth writer's"
     assert records[-1]["clients_mean"] == pytest.approx(np.mean(scores["accuracy"]))
@@ -72,7 +73,7 @@ def test_shakespeare_by_role(run_recipe, tmp_path):
     )
     assert read_names(folder) == sorted(natural_sets.SPEECHES)
     assert records[-1]["test_metrics"]["perplexity"] > 1
-    (scores,) = read_scores(folder / "client_scores.jsonl")
+    (scores,) = read_lines(folder / "client_scores.jsonl")
     assert (len(scores["clients"]), min(scores["perplexity"]) > 1) == (3, True)
 
 
@@ -110,8 +111,19 @@ def test_fed_isic_by_hospital(run_recipe, tmp_path):
     assert (counts.sum(1).tolist(), len(classes)) == ([10, 6, 5, 4, 3, 1], 8)
     assert read_names(folder) == ["0", "1", "2", "3", "4", "5"]
     assert 0 <= records[-1]["test_metrics"]["accuracy"] <= 1
-    (scores,) = read_scores(folder / "client_scores.jsonl")
+    (scores,) = read_lines(folder / "client_scores.jsonl")
     assert (scores["clients"], scores["samples"]) == ([0, 1, 2, 3, 4], [2, 2, 1, 1, 1]), "a single image is trained on"
+
+
+def test_fed_isic_with_fedbn_keeps_batch_norm_at_each_hospital(run_recipe, tmp_path):
+    source, model = natural_sets.fed_isic(tmp_path / "isic"), image_files.resnet(tmp_path / "hub")
+    settings = ("data.image_size=32", "training.steps=1", "algorithm.name=fedavg")
+    _, records, _ = run_recipe("fed-isic2019-fedbn", f"data.source={source}", f"model={model}", *settings)
+    assert (records[-1]["test_loss"], records[-1]["test_metrics"]) == (None, None)
+    assert 0 <= records[-1]["clients_mean"] <= 1
+    net = AutoModelForImageClassification.from_pretrained(model, num_labels=8, ignore_mismatched_sizes=True)
+    sent = sum(p.numel() for name, p in net.named_parameters() if "normalization" not in name)
+    assert records[-1]["up_bytes"] == 6 * 4 * sent, "six hospitals, and neither weights nor statistics of BatchNorm"
 
 
 def test_every_row_is_counted_from_the_first(tmp_path):

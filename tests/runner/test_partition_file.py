@@ -20,7 +20,7 @@ def test_sizes_and_classes_of_all_clients_are_read_back(tmp_path, clients):
     assert mix.samples.tolist() == counts.sum(1).tolist()
     assert np.allclose(mix.largest_share, counts.max(1) / np.maximum(counts.sum(1), 1))
     last = counts[-1]
-    assert describe_classes(mix, clients - 1).startswith(f"{classes[last.argmax()]} {last.max() / last.sum():.0%}")
+    assert describe_classes(mix, clients - 1).startswith(f"{classes[last.argmax()]} ({last.max() / last.sum():.0%})")
 
 
 def test_a_damaged_mix_leaves_that_of_the_first_clients(tmp_path):

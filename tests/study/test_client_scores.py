@@ -102,7 +102,7 @@ def test_a_run_with_neither_score_is_missing_and_says_why(tmp_path):
     found = collect_results("digits", runs)
     assert {run["variant"] for run in found["runs"]} == {"fedadamw"}
     assert [m["variant"] for m in found["missing"]] == ["fedavg"] * 3
-    assert "set training.client_evaluation" in found["missing"][0]["error"]
+    assert "set partition.held_out and training.client_evaluation" in found["missing"][0]["error"]
 
 
 def test_a_paper_gets_the_columns_and_the_tests(tmp_path, runs, found):

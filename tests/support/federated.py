@@ -1,8 +1,10 @@
 """Runs whose clients are nodes of a grid, the simulations to compare them with, and lies that nodes tell."""
 
 import io
+import json
 
 import numpy as np
+import pytest
 import torch
 from flwr.app import Array
 
@@ -35,6 +37,19 @@ def simulated(settings, clients=None):
     if clients is not None:
         simulation.clients.sample = lambda _: clients
     return simulation
+
+
+def read_events(tmp_path, kind):
+    """Return the events of one kind of a federation in `tmp_path`."""
+    lines = (tmp_path / "run/events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+def assert_same_scores(ours, theirs):
+    """Assert that two ClientScores are of the same clients and samples, and the same up to rounding."""
+    assert (ours.clients, ours.samples) == (theirs.clients, theirs.samples)
+    assert ours.columns == {name: pytest.approx(values, abs=1e-5) for name, values in theirs.columns.items()}
+    assert ours.summary() == {name: pytest.approx(value, abs=1e-5) for name, value in theirs.summary().items()}
 
 
 def assert_same(ours, theirs):

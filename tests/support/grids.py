@@ -26,7 +26,9 @@ class LocalGrid:
         self.configs = {100 + i: {"partition-id": i, "state-dir": str(home)} for i in range(clients)}
         self.workers = {node: Worker() for node in self.configs}
         self.lies = {100 + i: lie for i, lie in (lies or {}).items()}
+        self.score_lies: dict[int, Lie] = {}  # by node, of replies to `evaluate`
         self.silent: set[int] = set()  # online nodes that do not answer
+        self.silent_to: set[str] = set()  # what the silent ones do not answer; all if empty
         self.waiting: dict[str, Message] = {}
         self.pulled: list[int] = []
 
@@ -47,9 +49,9 @@ class LocalGrid:
         node = message.metadata.dst_node_id
         if node not in self.configs:
             return [Message(Error(code=ErrorCode.NODE_UNAVAILABLE, reason="gone"), reply_to=message)]
-        if node in self.silent or message is None:
-            return []
         asked, records = dict(message.content.config_records[REQUEST]), message.content.array_records
+        if node in self.silent and (not self.silent_to or asked["ask"] in self.silent_to):
+            return []
         self.configs[node] = dict(reversed(self.configs[node].items()))  # over the network they arrive in any order
         numbers, arrays = self.workers[node].answer(
             {**asked, "came": time.time(), "config": self.configs[node]},
@@ -61,5 +63,7 @@ class LocalGrid:
             return [Message(Error(code=2, reason=numbers["error"]), reply_to=message)]
         if node in self.lies and asked["ask"] == "train":
             self.lies[node](arrays, numbers)
+        if node in self.score_lies and asked["ask"] == "evaluate":
+            self.score_lies[node](arrays, numbers)
         self.pulled.append(node)
         return [pack_reply(message, numbers, arrays)]

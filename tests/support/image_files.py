@@ -46,3 +46,16 @@ def vit(place: Path, processor: dict | None = None, *, side: int = 32, channels:
     if processor is not None:
         (place / "preprocessor_config.json").write_text(json.dumps(processor))
     return str(place)
+
+
+def resnet(place: Path) -> str:
+    """A small ResNet with BatchNorm in a folder, as microsoft/resnet-18 has it, with ImageNet's pixels; its path."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    ResNetForImageClassification(ResNetConfig(**sizes, num_labels=2)).save_pretrained(place)
+    means = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    processor = {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}, **means}
+    (place / "preprocessor_config.json").write_text(json.dumps(processor))
+    return str(place)

@@ -13,6 +13,7 @@ from fedadamw.data.sums import Losses
 from fedadamw.engine import evaluation
 from fedadamw.engine.ranks import Team, current_team, gather_states, scatter_states
 from support.cases import EVERYWHERE, register
+from support.personal import normed_model, personal_simulation
 from support.runs import simulation
 from support.sequences import SequenceTask, held_out_samples
 
@@ -39,6 +40,14 @@ def main(folder: Path, stack: int) -> None:
         scores = evaluated(task, stack=stack, ranks=ranks)
         if ranks.rank == 0:
             write(folder / f"scores-{name}", "checkpoint", {}, {"scores": scores})
+    sim = personal_simulation(EVERYWHERE["scaffold"], SequenceTask(), upload="int8", stack=stack, ranks=ranks)
+    list(sim.rounds())
+    if ranks.rank == 0:
+        write(folder / "own-numbers", "checkpoint", sim.tensors(), {})
+    for kind in OWN_MODELS:
+        scores = own_scores(kind, stack=stack, ranks=ranks)
+        if ranks.rank == 0:
+            write(folder / f"own-{kind}", "checkpoint", {}, {"scores": scores})
     sim = simulation(EVERYWHERE["fedavg"], SequenceTask(), clients_per_round=2, stack=stack, ranks=ranks)
     sim.listeners.append(lambda *_: time.sleep(SLEEP_S * ranks.rank))  # a slow rank
     waited = [sim.step().waited_s, ranks.waited_s]
@@ -65,6 +74,21 @@ def evaluated(task: SequenceTask, **how) -> list:
             columns = list(sim.scores.columns.values())
             found.append([record.round, sim.scores.clients, sim.scores.samples, columns, said, record.clients_metrics])
     return found
+
+
+OWN_MODELS = {"heads": ("classifier.*",), "norms": ("before.*", "norm.*"), "tuned": (), "one": ("classifier.*",)}
+
+
+def own_scores(kind: str, **how) -> list:
+    """Return the columns of every evaluation of clients' own models in a run, and at its end the tuned ones'."""
+    task = SequenceTask()
+    held_out = held_out_samples(task)
+    if kind == "one":  # fewer clients than ranks
+        held_out = [own if client == 2 else own[:0] for client, own in enumerate(held_out)]
+    model = normed_model() if kind == "norms" else None
+    run = {"clients_per_round": 3, "client_evaluation": 2, "held_out": held_out, "finetune": 2}
+    sim = personal_simulation(EVERYWHERE["fedadamw-mean-v"], task, own=OWN_MODELS[kind], model=model, **run, **how)
+    return [[*sim.scores.columns.values(), [float(sim.state.round)]] for _ in sim.rounds() if sim.scores is not None]
 
 
 def check_shared(ranks: Team) -> None:

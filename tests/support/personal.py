@@ -3,6 +3,7 @@
 from fnmatch import fnmatchcase
 
 import torch
+from torch import nn
 
 from fedadamw.algorithms import registry
 from fedadamw.blocks.blocks import Blocks
@@ -12,7 +13,7 @@ from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.prepare.personal import build_parts
 from fedadamw.settings.experiment import Experiment
 from support.runs import training_of
-from support.sequences import attention_model, unequal_clients
+from support.sequences import SmallTransformer, attention_model, unequal_clients
 
 OWN = ("mlp.*", "classifier.*")  # a hidden matrix, and what is none
 
@@ -29,6 +30,8 @@ def personal_simulation(
     ranks=ALONE,
     memory_folder=None,
     saved=None,
+    held_out=None,
+    finetune=0,
     **changes,
 ):
     training = training_of(case, **changes)
@@ -50,6 +53,8 @@ def personal_simulation(
         step=step,
         memory_folder=memory_folder,
         ranks=ranks,
+        held_out=held_out,
+        finetune=finetune,
     )
     return Simulation(workspace, algorithm, task, training, simulated, ranks=ranks, saved=saved)
 
@@ -70,6 +75,20 @@ def places_of(model, own=OWN):
     return places
 
 
-def all_tensors(simulation) -> dict[str, torch.Tensor]:
-    """The state and the clients' memories, by name."""
-    return simulation.tensors()
+class NormedTransformer(SmallTransformer):
+    """With batch norms, whose running statistics some clients keep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.BatchNorm1d(5), nn.BatchNorm1d(5)  # over the places in a sequence
+
+    def forward(self, x):
+        y = self.before(self.embed(x))
+        y = self.after(y + self.attention(y, y, y, need_weights=False)[0])
+        return self.classifier(self.norm(torch.tanh(self.mlp(y))).mean(1))
+
+
+def normed_model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return NormedTransformer().double()

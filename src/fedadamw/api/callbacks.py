@@ -31,7 +31,10 @@ class Callback:
         """Called for each client whose upload is accepted."""
 
     def on_evaluate(self, record: Record, model: nn.Module) -> object:
-        """Called after each evaluation, before `on_round`; `model` has the global weights, in evaluation mode."""
+        """Called after each evaluation, before `on_round`; `model` has the global weights, in evaluation mode.
+
+        With personal parameters, that is after each evaluation of the clients: `record.clients_mean` is the score.
+        """
 
     def on_round(self, record: Record) -> object:
         """Called after each round, when its record is on disk."""
@@ -40,8 +43,11 @@ class Callback:
 class EarlyStopping(Callback):
     """Stops a run when its main metric has not improved for some evaluations.
 
-    Without metrics it watches the held-out loss. A resumed run counts from its first round, as if it had not stopped.
+    Without metrics it watches the held-out loss; with personal parameters, the mean of the clients' scores. A resumed
+    run counts from its first round, as if it had not stopped.
     """
+
+    of_clients = False  # what is watched, set when the run starts
 
     def __init__(self, patience: int, *, min_delta: float = 0.0) -> None:
         """Stop after `patience` evaluations in a row, each at most `min_delta` better than the best before."""
@@ -52,17 +58,19 @@ class EarlyStopping(Callback):
     def on_start(self, records: Sequence[Record]) -> bool:
         """Count the evaluations of earlier rounds."""
         self.best, self.since_best = -inf, 0
-        stops = [self._count(record) for record in records if record.test_metrics is not None]
+        stops = [self._count(score) for record in records if (score := self._score(record)) is not None]
         return stops[-1:] == [True]
 
     def on_round(self, record: Record) -> bool:
         """Count the round's evaluation, if there was one."""
-        return record.test_metrics is not None and self._count(record)
+        score = self._score(record)
+        return score is not None and self._count(score)
 
-    def _count(self, record: Record) -> bool:
+    def _score(self, record: Record) -> float | None:
+        return record.score(of_clients=self.of_clients)
+
+    def _count(self, score: float) -> bool:
         """Whether the run should stop."""
-        metrics = record.test_metrics or {}
-        score = next(iter(metrics.values()), -inf if record.test_loss is None else -record.test_loss)
         if score > self.best + self.min_delta:
             self.best, self.since_best = score, 0
         else:
@@ -71,11 +79,14 @@ class EarlyStopping(Callback):
 
 
 class Callbacks:
-    """Several callbacks as one; a plain function is an `on_round`."""
+    """Several callbacks as one; a plain function is an `on_round`. of_clients: what the score is, see Record.score."""
 
-    def __init__(self, callbacks: Iterable["Callback | Callable[[Record], object]"]) -> None:
+    def __init__(
+        self, callbacks: Iterable["Callback | Callable[[Record], object]"], *, of_clients: bool = False
+    ) -> None:
         check(isinstance(callbacks, Iterable), f"callbacks: give a list of them, not {shorten(callbacks)}")
         self._all = [_as_callback(callback) for callback in callbacks]
+        self._of_clients = of_clients
         self._round = 1
         self._stop = False
 
@@ -87,6 +98,9 @@ class Callbacks:
     def start(self, records: Sequence[Record]) -> bool:
         """Tell all that the run begins after these records; returns whether it should stop at once."""
         self._round = len(records) + 1
+        for callback in self._all:
+            if isinstance(callback, EarlyStopping):
+                callback.of_clients = self._of_clients
         self._stop = self._ask(lambda callback: callback.on_start(records))
         return self._stop
 
@@ -99,7 +113,7 @@ class Callbacks:
     def end_round(self, record: Record, model: nn.Module) -> bool:
         """Tell all of a finished round; returns whether the run should stop."""
         self._round = record.round + 1
-        if record.test_metrics is not None:
+        if record.score(of_clients=self._of_clients) is not None:
             self._stop |= self._ask(lambda callback: callback.on_evaluate(record, model))
         self._stop |= self._ask(lambda callback: callback.on_round(record))
         return self._stop

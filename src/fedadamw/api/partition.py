@@ -19,13 +19,14 @@ from fedadamw.data.partition import (
     partition_iid,
     partition_mix,
 )
+from fedadamw.data.partition import hold_out as draw_held_out
 from fedadamw.randomness import Purpose, numpy_generator
 from fedadamw.validation import InputError, check, shorten
 
 if TYPE_CHECKING:
     from fedadamw.api.picture import Picture
 
-__all__ = ["Partition", "by_classes", "by_column", "dirichlet", "iid", "mix", "plot"]
+__all__ = ["Partition", "by_classes", "by_column", "dirichlet", "hold_out", "iid", "mix", "plot"]
 Labels = Sequence[int] | np.ndarray | Tensor
 
 
@@ -68,6 +69,16 @@ def by_column(values: Iterable[Any], *, minimum: int = 1) -> Partition:
     return partition_by_column(named, minimum)
 
 
+def hold_out(clients: Sequence[Any], share: float, *, seed: int = 0) -> tuple[Partition, Partition]:
+    """Return what each client trains on and what it holds out: about `share` of its samples, drawn at random.
+
+    A client with two samples or more holds out at least one and trains on at least one.
+    """
+    check(isinstance(share, int | float) and 0 < share < 1, f"share={shorten(share)} must be between 0 and 1")
+    given = clients if isinstance(clients, Partition) else from_lists(clients, np.iinfo(np.int64).max)
+    return draw_held_out(given, share, numpy_generator(_check_seed(seed), Purpose.HELD_OUT))
+
+
 def plot(clients: Sequence[Any], labels: Labels, classes: Sequence[str] | None = None) -> "Picture":
     """Draw how many samples of each class each client has. classes: the names of labels 0, 1, and so on."""
     from fedadamw.api.picture import Picture
@@ -89,29 +100,32 @@ def count_clients(clients: Sequence[Any]) -> int:
     return len(clients)
 
 
-def from_lists(clients: Sequence[Any], samples: int) -> Partition:
-    """Return the partition with these sample numbers of each client; raises InputError if a number is not a sample."""
+def from_lists(clients: Sequence[Any], samples: int, name: str = "clients", *, may_be_empty: bool = False) -> Partition:
+    """Return the partition with these sample numbers of each client; raises InputError if a number is not a sample.
+
+    name: of the argument, for errors. may_be_empty: whether a client may have no samples.
+    """
     if isinstance(clients, Partition):
         parts = [clients.samples]
         sizes = clients.sizes
     else:
-        parts = [_to_numbers(client, part) for client, part in enumerate(clients)]
+        parts = [_to_numbers(f"{name}[{client}]", part) for client, part in enumerate(clients)]
         sizes = np.array([len(part) for part in parts], np.int64)
     empty = np.flatnonzero(sizes == 0)
-    if len(empty):
-        raise InputError(f"clients: {len(empty)} of {len(sizes)} have no samples, such as client {empty[0]}")
+    if len(empty) and not may_be_empty:
+        raise InputError(f"{name}: {len(empty)} of {len(sizes)} have no samples, such as client {empty[0]}")
     numbers = np.concatenate(parts)
     wrong = numbers[(numbers < 0) | (numbers >= samples)]
-    check(len(wrong) == 0, f"clients: {shorten(wrong[:1].tolist())[1:-1]} is not a sample number, 0 to {samples - 1:,}")
+    check(len(wrong) == 0, f"{name}: {shorten(wrong[:1].tolist())[1:-1]} is not a sample number, 0 to {samples - 1:,}")
     names = clients.names if isinstance(clients, Partition) else None
     return Partition(numbers, np.cumsum(sizes), names)
 
 
-def _to_numbers(client: int, part: Any) -> np.ndarray:
-    """Return the sample numbers of a client as an array (n,) of int64."""
+def _to_numbers(name: str, part: Any) -> np.ndarray:
+    """Return the sample numbers of a client as an array (n,) of int64. name: for errors."""
     numbers = np.asarray(part.cpu() if isinstance(part, Tensor) else part)
     if numbers.ndim != 1 or (len(numbers) and numbers.dtype.kind not in "iu"):
-        raise InputError(f"clients[{client}]: {shorten(part)} is not a list of sample numbers")
+        raise InputError(f"{name}: {shorten(part)} is not a list of sample numbers")
     return numbers.astype(np.int64)
 
 
@@ -126,5 +140,9 @@ def _to_labels(labels: Labels, clients: int) -> np.ndarray:
 
 
 def _generator(seed: int) -> np.random.Generator:
+    return numpy_generator(_check_seed(seed), Purpose.PARTITION)
+
+
+def _check_seed(seed: int) -> int:
     check(isinstance(seed, int | np.integer) and seed >= 0, f"seed={seed}: give a whole number from 0")
-    return numpy_generator(seed, Purpose.PARTITION)
+    return seed

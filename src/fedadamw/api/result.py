@@ -16,9 +16,10 @@ from fedadamw.api.picture import Picture
 from fedadamw.engine.best import read_best
 from fedadamw.engine.record import Record
 from fedadamw.io.json_values import replace_nan
+from fedadamw.report.client_scores import NAME, read_lines
 from fedadamw.report.metrics import find_evaluations
 from fedadamw.report.run_charts import loss_chart, score_chart
-from fedadamw.report.run_files import RecordDict
+from fedadamw.report.run_files import RecordDict, ScoresDict
 from fedadamw.report.study_charts import OF_PICTURE, all_charts
 from fedadamw.report.study_files import Results
 from fedadamw.runner.folder import RunFolder
@@ -63,10 +64,29 @@ class Result:
         return next((dict(r.test_metrics) for r in reversed(self.records) if r.test_metrics is not None), {})
 
     def to_pandas(self) -> "DataFrame":
-        """Return the records as a DataFrame, a row each; a metric is a column of its own, such as `test_accuracy`."""
+        """Return the records as a DataFrame, a row each; a metric is a column of its own.
+
+        Of the held-out set such as `test_accuracy`, of all clients' own held-out samples `clients_pooled_accuracy`.
+        """
         import pandas as pd
 
         return pd.DataFrame([_flatten(record) for record in self.records])
+
+    @property
+    def client_scores(self) -> list[ScoresDict]:
+        """The evaluations of the clients on their own held-out samples, as client_scores.jsonl has them.
+
+        Each has its `round`, and lists over the evaluated `clients`: `samples`, `loss` and every metric. Empty on ranks
+        other than 0.
+        """
+        return [] if self.folder is None else read_lines(self.folder / NAME)
+
+    def clients_to_pandas(self) -> "DataFrame":
+        """Return the evaluations of the clients as a DataFrame, a row for each round and client."""
+        import pandas as pd
+
+        tables = [pd.DataFrame(line) for line in self.client_scores]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def plot(self, what: str | None = None) -> Picture:
         """Draw by round: `score`, the main metric, or `loss`, of the clients and held out.
@@ -179,7 +199,16 @@ def _to_record(line: RecordDict) -> Record:
     if values["test_metrics"] is not None:
         values["test_metrics"] = {k: nan if v is None else v for k, v in values["test_metrics"].items()}
         values["test_loss"] = nan if values["test_loss"] is None else values["test_loss"]
+    of_clients = [name for name in values if name.startswith("clients_")]  # only there if clients were evaluated
+    values |= {name: _restore_nan(values[name]) for name in of_clients}
     return Record(**values)
+
+
+def _restore_nan(value: Any) -> Any:
+    """Return a number, or numbers by name, with NaN in place of None."""
+    if isinstance(value, Mapping):
+        return {name: _restore_nan(inner) for name, inner in value.items()}
+    return nan if value is None else value
 
 
 def _to_line(record: Record) -> RecordDict:
@@ -190,7 +219,12 @@ def _to_line(record: Record) -> RecordDict:
 
 def _flatten(record: Record) -> dict[str, Any]:
     row = {k: v for k, v in vars(record).items() if not isinstance(v, Mapping) and k not in NESTED}
-    return {**row, **{f"test_{name}": value for name, value in (record.test_metrics or {}).items()}}
+    test = {f"test_{name}": value for name, value in (record.test_metrics or {}).items()}
+    return {
+        **row,
+        **test,
+        **{f"clients_pooled_{name}": value for name, value in (record.clients_metrics or {}).items()},
+    }
 
 
-NESTED = ("test_metrics", "diagnostics", "federation")
+NESTED = ("test_metrics", "diagnostics", "federation", "clients_metrics")

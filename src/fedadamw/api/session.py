@@ -39,7 +39,7 @@ def run_session(
     quiet: bool,
 ) -> Result:
     """Run `experiment` to its end, and return the trained model with its records; see `simulate`."""
-    observers = Callbacks(callbacks)
+    observers = Callbacks(callbacks, of_clients=not experiment.tests_model)
     sampled = experiment.training.clients_per_round
     check(1 <= ranks <= sampled, f"ranks={ranks}: give 1 to {sampled}, the clients per round")
     size = int(os.environ.get("WORLD_SIZE", ranks))
@@ -130,6 +130,8 @@ class _Leader:
 
         def on_round(record: Record) -> bool:
             progress.round(record)
+            if record.clients_mean is not None:
+                started[0].load()  # the workspace may hold the last client's own model
             return self.observers.end_round(record, started[0].workspace.module)
 
         return execute(

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,21 +14,23 @@ from fedadamw.api.python_task import Functions, Loss, Metric, Predict, PythonTas
 from fedadamw.api.result import Result
 from fedadamw.api.rows import Collate, digest_tensors, open_rows
 from fedadamw.api.session import AnyCallback, run_session
+from fedadamw.data.partition import Partition, hold_out
 from fedadamw.engine.ranks import current_team
 from fedadamw.models.loading import build_seeded
 from fedadamw.prepare.problem import Problem, PythonFacts
 from fedadamw.prepare.simulation import Prepared, assemble, check_settings, set_up_process
-from fedadamw.randomness import Purpose, torch_seed
+from fedadamw.randomness import Purpose, numpy_generator, torch_seed
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment, list_sections
 from fedadamw.settings.load import parse_settings, set_path
-from fedadamw.validation import InputError, check
+from fedadamw.validation import InputError, check, shorten
 from fedadamw.vector import statistics
 
 EVALUATION_BATCH = 500  # held-out samples at once, unless training.evaluate_batch says otherwise
 Model = nn.Module | Callable[[], nn.Module]
 OF_RECIPES = ("data", "model", "partition", "lora", "federation")  # sections that choose model and data by name
 COUNTER = "num_batches_tracked"  # of BatchNorm
+COLUMNS = ("round", "clients", "samples", "loss")  # of client_scores.jsonl, besides metrics
 ALSO_HERE = ("data.resident", "model.blocks")
 
 
@@ -37,6 +40,7 @@ def simulate(
     test: Any,
     clients: Sequence[Any],
     *,
+    held_out: float | Sequence[Any] | None = None,
     loss: Loss | None = None,
     sample_losses: SampleLosses | None = None,
     predict: Predict | None = None,
@@ -69,6 +73,8 @@ def simulate(
             a DataLoader, of which the dataset and collate_fn are used. Datasets are read in this process, between the
             steps. `test` is held out by the server.
         clients: the sample numbers of each client, such as `fedadamw.partition.dirichlet(labels, clients=100)` gives.
+        held_out: each client's own held-out samples, on which the global model is scored after every round: a share of
+            its samples that it then does not train on, or the sample numbers of each client.
         loss: called as loss(outputs, targets, reduction="none"), gives a number for each sample, or several, whose
             mean is taken. Cross-entropy by default. A batch's loss is the mean over all its samples: torch divides
             by the sum of class weights, and leaves out targets of ignore_index.
@@ -82,7 +88,8 @@ def simulate(
         algorithm, algorithm_settings: its name, and its own settings such as {"alpha": 0.5}.
         clients_per_round: 10 by default, or all if there are fewer. steps, epochs: local work in a round, one of the
             two; one epoch by default.
-        settings: any other, by path: {"training.precision": "bf16", "stack": 8}.
+        settings: any other, by path: {"training.precision": "bf16", "stack": 8}. With held_out,
+            training.client_evaluation says how often clients are scored, training.evaluate_clients how many.
         ranks: processes that share a round on a CPU. On several GPUs, start the script with torchrun.
 
     The run:
@@ -97,14 +104,13 @@ def simulate(
     """
     check("name" not in (algorithm_settings or {}), "algorithm_settings: give the name as algorithm=")
     functions = check_functions(loss, sample_losses, predict, metrics)
-    objects = Objects(model, train, test, clients, functions, collate)
-    named: dict[str, Any] = {"seed": seed, "device": device, "algorithm": {"name": algorithm}}
-    named["algorithm"] |= algorithm_settings or {}
-    named["training"] = {"rounds": rounds, "clients_per_round": clients_per_round, "steps": steps, "epochs": epochs}
-    named["training"] |= {"batch_size": batch_size, "lr": lr, "schedule": schedule}
-    experiment = _build_experiment(named, settings or {}, count_clients(clients))
-    prepare_run = partial(_prepare, objects=objects)
-    return run_session(experiment, prepare_run, out=out, resume=resume, ranks=ranks, callbacks=callbacks, quiet=quiet)
+    objects = Objects(model, train, test, clients, held_out, functions, collate)
+    own = {"name": algorithm, **(algorithm_settings or {})}
+    named: dict[str, Any] = {"seed": seed, "device": device, "algorithm": own}
+    amount = {"rounds": rounds, "clients_per_round": clients_per_round, "steps": steps, "epochs": epochs}
+    named["training"] = {**amount, "batch_size": batch_size, "lr": lr, "schedule": schedule}
+    run = _build_experiment(named, settings or {}, objects), partial(_prepare, objects=objects)
+    return run_session(*run, out=out, resume=resume, ranks=ranks, callbacks=callbacks, quiet=quiet)
 
 
 class Objects(NamedTuple):
@@ -114,13 +120,15 @@ class Objects(NamedTuple):
     train: Any
     test: Any
     clients: Sequence[Any]
+    held_out: float | Sequence[Any] | None
     functions: Functions
     collate: Collate | None
 
 
-def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], clients: int) -> Experiment:
-    """Return the experiment of the named arguments and of `settings`, by path, for so many clients."""
-    training = named["training"]
+def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], objects: Objects) -> Experiment:
+    """Return the experiment of the named arguments and of `settings`, by path."""
+    training, clients, own = named["training"], count_clients(objects.clients), objects.held_out is not None
+    training |= {"client_evaluation": 1} if own else {}
     if training["steps"] is None and training["epochs"] is None:
         training["epochs"] = 1
     if training["clients_per_round"] is None:
@@ -134,8 +142,46 @@ def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], cli
         set_path(named, path, value)
     named["data"] = {**named.get("data", {}), "task": PYTHON, "source": PYTHON}
     named["model"] = {**named.get("model", {}), "name": PYTHON}
-    named["partition"] = {"kind": PYTHON, "clients": clients}
-    return parse_settings(named)
+    named["partition"] = {"kind": PYTHON, "clients": clients, "held_out": _check_share(objects)}
+    experiment = parse_settings(named)
+    every = experiment.training.client_evaluation
+    check(
+        own or not every, f"training.client_evaluation={every} needs held_out, a share or each client's sample numbers"
+    )
+    return experiment
+
+
+def _check_share(objects: Objects) -> float:
+    """Return the share of its samples that each client holds out, 0 if numbers are given or there are none.
+
+    Raises InputError if `held_out` is neither a share nor a list of as many clients, or if a metric has a name that
+    the file of their scores uses.
+    """
+    given, clients = objects.held_out, len(objects.clients)
+    if given is None:
+        return 0.0
+    for name in objects.functions.metrics:
+        check(name not in COLUMNS, f"metrics: {name!r} is taken in client_scores.jsonl; choose another name")
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        check(0 < given < 1, f"held_out={given:g} must be between 0 and 1")
+        return float(given)
+    check(hasattr(given, "__len__"), f"held_out={shorten(given)}: give a share, or each client's sample numbers")
+    assert not isinstance(given, int | float)
+    check(len(given) == clients, f"held_out: has {len(given)} clients, and clients {clients}")
+    return 0.0
+
+
+def _divide(objects: Objects, experiment: Experiment, samples: int) -> tuple[Partition, Partition | None]:
+    """Return what each client trains on, and what it holds out; raises InputError if the two share a sample."""
+    partition, given, share = from_lists(objects.clients, samples), objects.held_out, experiment.partition.held_out
+    if given is None:
+        return partition, None
+    if share or isinstance(given, int | float):
+        return hold_out(partition, share, numpy_generator(experiment.seed, Purpose.HELD_OUT))
+    own = from_lists(given, samples, "held_out", may_be_empty=True)
+    both = np.intersect1d(partition.samples, own.samples)
+    check(not len(both), f"held_out: {len(both):,} samples are trained on too, such as {both[:1].tolist()}")
+    return partition, own
 
 
 def _prepare(experiment: Experiment, objects: Objects) -> Prepared:
@@ -144,7 +190,7 @@ def _prepare(experiment: Experiment, objects: Objects) -> Prepared:
     device, resident = set_up_process(experiment), experiment.data.resident
     train = open_rows("train", objects.train, objects.collate, device, resident=resident)
     test = open_rows("test", objects.test, objects.collate, device, resident=resident)
-    partition = from_lists(objects.clients, len(train))
+    partition, held_out = _divide(objects, experiment, len(train))
     task = PythonTask(train, test, objects.functions.on(device), experiment.training.evaluation_batch(EVALUATION_BATCH))
     model = _make_model(objects.model, experiment.seed).to(device)
     frozen = [*(p for p in model.parameters() if not p.requires_grad), *model.buffers()]
@@ -152,7 +198,7 @@ def _prepare(experiment: Experiment, objects: Objects) -> Prepared:
         current_team(device).broadcast(frozen)  # a model that a script draws at random differs between ranks
     facts: PythonFacts = {"classes": train.classes, "frozen": digest_tensors(_list_fixed(model))}
     problem = Problem(model, task, facts)
-    return assemble(experiment, problem, train, test, partition, device)
+    return assemble(experiment, problem, train, test, partition, device, held_out)
 
 
 def _list_fixed(model: nn.Module) -> list[Tensor]:

@@ -17,6 +17,9 @@ def export_command(
     to: Annotated[Path, typer.Option(help="The new folder.")],
     merged: Annotated[bool, typer.Option("--merged", help="Merge adapters into the model.")] = False,  # noqa: FBT002
     best: Best = False,  # noqa: FBT002
+    client: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="This client's own model, of a run with personal parameters.")
+    ] = None,
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Also upload it to this repository of the hub.")
     ] = None,
@@ -27,12 +30,13 @@ def export_command(
     fedadamw export runs/sst2 --to sst2-adapter
     fedadamw export runs/sst2 --to sst2-model --merged --push me/sst2-model
     fedadamw export runs/sst2 --to sst2-best --best
+    fedadamw export runs/heads --to client-3 --client 3
     """
     from fedadamw.trained.export import export
     from fedadamw.trained.export import push as upload
     from fedadamw.trained.load import open_run
 
-    what = export(open_run(run, best=best), to, merged=merged, shared=push is not None)
+    what = export(open_run(run, best=best, client=client), to, merged=merged, shared=push is not None)
     typer.echo(f"{to}: {what}, README.md (model card), fedadamw.json (settings)")
     if push is not None:
         typer.echo(upload(to, push))

@@ -32,10 +32,12 @@ def _console(table: Table) -> Console:
 def print_run(records: Sequence[RecordDict], *, most: int = 8) -> None:
     """Print at most `most` of a run's evaluated rounds, evenly spaced, always the last one.
 
-    Those in which its model was tested or, if it never was, its clients were evaluated; all rounds without either.
+    Those in which its model was tested and its clients were evaluated, if both were; all rounds if neither was.
     """
     of = find_score(records)
     tested = find_evaluations(records, of) or list(range(len(records)))
+    both = sorted({*tested} & {*find_evaluations(records, "clients_mean")})
+    tested = both if len(both) > 1 else tested
     chosen = sorted({tested[round(k)] for k in np.linspace(0, len(tested) - 1, min(most, len(tested)))})
     columns = [*(test_columns(records) if of == "test" else []), *client_columns(records)]
     table = Table(box=None, header_style="bold", pad_edge=False)

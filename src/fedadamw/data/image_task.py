@@ -15,6 +15,7 @@ from fedadamw.task import Batch, Evaluation, Model, copy_to
 from fedadamw.vector import at_least_single
 
 PIXELS_AT_ONCE = 2**24  # for statistics
+LEAST_STD = 1e-3  # of a channel: images of one colour have none
 Preprocess = Callable[[Tensor, Tensor, Tensor], Tensor]  # of pixels, mean and std
 
 
@@ -139,13 +140,21 @@ def channel_statistics(pixels: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     """Return mean and standard deviation of each channel of pixels in [0, 1], from counts of the 256 byte values."""
     levels = np.arange(256) / 255
     means, stds = [], []
-    for c in range(pixels.shape[1]):
-        counts = sum(np.bincount(part[:, c].ravel(), minlength=256) for part in _iter_groups(pixels))
-        share = counts / pixels[:, c].size
+    for counts in count_levels(pixels):
+        share = counts / counts.sum()
         mean = float(share @ levels)
         means.append(mean)
-        stds.append(max(float(share @ (levels - mean) ** 2) ** 0.5, 1e-3))
+        stds.append(max(float(share @ (levels - mean) ** 2) ** 0.5, LEAST_STD))
     return tuple(means), tuple(stds)
+
+
+def count_levels(pixels: np.ndarray) -> np.ndarray:
+    """Return how often each channel of bytes (n, c, h, w) has each of the 256 values, (c, 256) int64."""
+    counts = np.zeros((pixels.shape[1], 256), np.int64)
+    for part in _iter_groups(pixels):
+        for c in range(pixels.shape[1]):
+            counts[c] += np.bincount(part[:, c].ravel(), minlength=256)
+    return counts
 
 
 def _iter_groups(pixels: np.ndarray) -> Iterator[np.ndarray]:

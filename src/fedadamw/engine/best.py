@@ -31,10 +31,13 @@ class Best(NamedTuple):
         return {f"{PREFIX}{name}": t for name, t in (about | dict(self.model)).items()}
 
 
-def choose_best(best: Best | None, record: Record, state: State) -> Best | None:
-    """Return the round of `record`, after which the run is in `state`, if it is better than `best`; else `best`."""
-    score = _score(record)
-    if score is None or (best is not None and score <= best.score):
+def choose_best(best: Best | None, record: Record, state: State, *, of_clients: bool = False) -> Best | None:
+    """Return the round of `record`, after which the run is in `state`, if it is better than `best`; else `best`.
+
+    of_clients: by the mean of the clients' scores, see Record.score.
+    """
+    score = record.score(of_clients=of_clients)
+    if score is None or not isfinite(score) or (best is not None and score <= best.score):
         return best
     tensors = state.tensors()
     return Best(record.round, score, {name: tensors[name].cpu() for name in MODEL})
@@ -46,10 +49,3 @@ def read_best(tensors: Mapping[str, Tensor]) -> Best | None:
         return None
     model = {name: tensors[f"{PREFIX}{name}"] for name in MODEL}
     return Best(int(tensors[f"{PREFIX}round"]), float(tensors[f"{PREFIX}score"]), model)
-
-
-def _score(record: Record) -> float | None:
-    """The main metric, or the negative test loss without one; None if not evaluated, or not finite."""
-    loss = None if record.test_loss is None else -record.test_loss
-    score = next(iter(record.test_metrics.values())) if record.test_metrics else loss
-    return score if score is not None and isfinite(score) else None

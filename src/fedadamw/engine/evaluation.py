@@ -3,7 +3,8 @@
 All clients' samples are evaluated together, in groups that do not depend on who holds them or on the number of ranks.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +28,15 @@ class ClientScores(NamedTuple):
     samples: list[int]  # of each
     each: list[Evaluation]
     pooled: Evaluation  # on the samples of all together
+    tuned: "ClientScores | None" = None  # after the model was tuned for each client
+    most: float = math.inf  # samples that a client counts for, at most, in `pooled` and in the weighted mean
 
     @staticmethod
-    def of_sums(task: Task, clients: Sequence[int], sums: Tensor) -> "ClientScores":
-        """Return the scores of clients with these sums (clients, k), see Task."""
-        samples = [round(n) for n in sums[:, 0].tolist()]
-        return ClientScores(list(clients), samples, [task.pool(own) for own in sums], task.pool(sums.sum(0)))
+    def of_sums(task: Task, clients: Sequence[int], sums: Tensor, most: float = math.inf) -> "ClientScores":
+        """Return the scores of clients with these sums (clients, k), see Task. most: as the field."""
+        samples, each = [round(n) for n in sums[:, 0].tolist()], [task.pool(own) for own in sums]
+        shares = (most / sums[:, :1]).clamp(max=1.0)
+        return ClientScores(list(clients), samples, each, task.pool((sums * shares).sum(0)), most=most)
 
     @staticmethod
     def of_outputs(task: Task, clients: Sequence[int], samples: Sequence[int], outputs: Tensor) -> "ClientScores":
@@ -42,15 +46,17 @@ class ClientScores(NamedTuple):
 
     @property
     def columns(self) -> dict[str, list[float]]:
-        """The loss, then each metric, of every client."""
+        """The loss, then each metric, of every client; last those of tuned models."""
         names = list(self.each[0].metrics)
-        return {LOSS: [e.loss for e in self.each], **{name: [e.metrics[name] for e in self.each] for name in names}}
+        columns = {LOSS: [e.loss for e in self.each], **{name: [e.metrics[name] for e in self.each] for name in names}}
+        tuned = {} if self.tuned is None else self.tuned.columns
+        return columns | {f"tuned_{name}": values for name, values in tuned.items()}
 
     def summary(self) -> Mapping[str, Any]:
         """Return the fields of a Record."""
         columns = self.columns
         main = next((name for name in columns if name != LOSS), LOSS)
-        values, weights = np.array(columns[main]), np.array(self.samples)
+        values, weights = np.array(columns[main]), np.minimum(self.samples, self.most)
         ascending = np.sort(values)
         worst = (ascending[::-1] if main == LOSS else ascending)[: -(-len(values) // 10)]
         return {
@@ -59,6 +65,7 @@ class ClientScores(NamedTuple):
             "clients_std": float(values.std()),
             "clients_worst_decile": float(worst.mean()),
             "clients_metrics": {LOSS: self.pooled.loss, **self.pooled.metrics},
+            **({} if self.tuned is None else {"tuned": dict(self.tuned.summary())}),
         }
 
 
@@ -127,6 +134,30 @@ def evaluate_clients(
             outputs = task.outputs_of(module, samples[start : start + GROUP])
         tally.add(start, outputs)
     return tally.scores(ranks if ranks.size <= len(starts) else ALONE)
+
+
+def evaluate_each(
+    task: Task,
+    module: nn.Module,
+    training: TrainingSettings,
+    held_out: Mapping[int, np.ndarray],
+    device: torch.device,
+    ranks: Team,
+    entered: Iterable[int],
+) -> ClientScores:
+    """As `evaluate_clients`, of a model for each client.
+
+    entered: yields the clients that this rank evaluates, at least one, each when its model is in the module.
+    """
+    counts = [len(own) for own in held_out.values()]
+    tally, starts = Tally(task, list(held_out), counts), dict(zip(held_out, np.cumsum([0, *counts]), strict=False))
+    for client in entered:
+        module.eval()
+        for start in range(0, len(held_out[client]), GROUP):
+            samples = torch.from_numpy(held_out[client][start : start + GROUP])
+            with torch.no_grad(), autocast(training, device):
+                tally.add(int(starts[client]) + start, task.outputs_of(module, samples))
+    return tally.scores(ranks)
 
 
 @torch.no_grad()

@@ -213,6 +213,11 @@ def shared_part(algorithm: AnyAlgorithm) -> AnyAlgorithm:
     return algorithm.shared if isinstance(algorithm, WithPersonal) else algorithm
 
 
+def list_parts(algorithm: AnyAlgorithm) -> list[AnyAlgorithm]:
+    """Return the algorithms that take a client's local steps."""
+    return [algorithm.shared, algorithm.own] if isinstance(algorithm, WithPersonal) else [algorithm]
+
+
 def with_statistics(engine: Engine, algorithm: AnyAlgorithm) -> Engine:
     """Return the engine, whose clients keep the statistics of personal layers if the algorithm has personal numbers."""
     return PersonalEngine(engine, algorithm) if isinstance(algorithm, WithPersonal) else engine

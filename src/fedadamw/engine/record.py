@@ -1,6 +1,7 @@
 """The record of a round, one line of metrics.jsonl."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from fedadamw.engine.diagnostics import Numbers
 
@@ -33,3 +34,15 @@ class Record:
     clients_std: float | None = None  # standard deviation over clients, not of a sample: divided by their number
     clients_worst_decile: float | None = None  # mean of the worst tenth of the clients, at least one
     clients_metrics: dict[str, float] | None = None  # loss and metrics over the samples of all of them together
+    tuned: dict[str, Any] | None = None  # these five after personal.finetune, in the last round
+
+    def score(self, *, of_clients: bool) -> float | None:
+        """Return what the round is judged by, higher is better: the main metric, or the negative loss without one.
+
+        of_clients: the mean of the clients' scores, not the score on the test set. None in a round without it.
+        """
+        if of_clients:
+            only_loss = self.clients_metrics is not None and self.clients_metrics.keys() == {"loss"}
+            return -self.clients_mean if only_loss and self.clients_mean is not None else self.clients_mean
+        loss = None if self.test_loss is None else -self.test_loss
+        return next(iter(self.test_metrics.values())) if self.test_metrics else loss

@@ -10,13 +10,14 @@ from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Traffic, Update
 from fedadamw.engine.codecs import make_codec
-from fedadamw.engine.evaluation import ClientScores, choose_clients, evaluate_clients
+from fedadamw.engine.evaluation import ClientScores, choose_clients, evaluate_clients, evaluate_each
 from fedadamw.engine.loop import Loop
+from fedadamw.engine.own_models import enter_own, enter_tuned, for_tuning, has_own_models, restored
 from fedadamw.engine.personal import make_steps, with_statistics
 from fedadamw.engine.portions import CroppedStep, PortionedEngine, Portions, down_bytes
-from fedadamw.engine.ranks import Team, gather_states, scatter_states
+from fedadamw.engine.ranks import ALONE, Team, gather_states, scatter_states
 from fedadamw.engine.stacked import Stacked
-from fedadamw.engine.step import Kind
+from fedadamw.engine.step import Kind, Step
 from fedadamw.engine.store import InMemory, OnDisk, Store
 from fedadamw.engine.uploads import CodedEngine, Engine, Uploads
 from fedadamw.engine.workspace import Workspace
@@ -32,6 +33,7 @@ class SimulatedClients(Clients):
     raise InputError. step: how local steps are done. memory_folder: keep clients' memories in files there.
     ranks: the processes that share the sampled clients. portions: of the model, if clients do not train all of it.
     held_out: the sample numbers of each client's own held-out samples, if there are any.
+    finetune: local steps that tune the final model for each evaluated client.
     """
 
     def __init__(
@@ -50,16 +52,17 @@ class SimulatedClients(Clients):
         ranks: Team,
         portions: Portions | None = None,
         held_out: Sequence[np.ndarray] | None = None,
+        finetune: int = 0,
     ) -> None:
-        self.workspace, self.task = workspace, task
+        self.workspace, self.algorithm, self.task, self.finetune = workspace, algorithm, task, finetune
         self._held_out = choose_clients(held_out or (), seed, training.evaluate_clients)
         self.partition, self.training, self.seed, self.ranks = partition, training, seed, ranks
         self.uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
         whole = make_steps(algorithm, training.clip, step)
         self.portions, self._cropped = portions, CroppedStep(whole)
-        common = (workspace, algorithm, task, training, seed, whole if portions is None else self._cropped)
-        loop = Loop(*common, ranks)
-        self.engine: Engine = loop if stack == 1 else Stacked(*common, group=stack, fallback=loop if may_loop else None)
+        self._step: Step = whole if portions is None else self._cropped
+        self._stack, self._may_loop = stack, may_loop
+        self.engine = self._make_engine(training)
         down = algorithm.broadcast(algorithm.server_init(workspace.shared.clone()))
         self._no_memory = self.uploads.initial_memory(down)  # before a client's first round; () if there is none
         if memory_folder is not None and self._no_memory != ():
@@ -69,6 +72,14 @@ class SimulatedClients(Clients):
         self._traffic = Traffic(0)
         self._round = 0  # the present one
         self._memories: dict[int, AnyState] = {}  # with several ranks: of this rank's accepted answers, by client
+
+    def _make_engine(self, training: TrainingSettings) -> Loop | Stacked:
+        """Return what takes the local steps."""
+        common = (self.workspace, self.algorithm, self.task, training, self.seed, self._step)
+        loop = Loop(*common, self.ranks)
+        if self._stack == 1:
+            return loop
+        return Stacked(*common, group=self._stack, fallback=loop if self._may_loop else None)
 
     def __len__(self) -> int:
         return len(self.partition)
@@ -89,8 +100,7 @@ class SimulatedClients(Clients):
     def _shards(self, sampled: Sequence[int]) -> Iterable[Shard]:
         """The clients that this rank trains, with their memories."""
         mine = self.ranks.share([self.training.samples_per_round(len(self.partition[i])) for i in sampled])
-        stored = (self.store.get(i, self._round) for i in sampled)
-        memories = enumerate(scatter_states(stored, self._no_memory, self.ranks))
+        memories = enumerate(self._memories_of(sampled, self._round))
         shards = (Shard(sampled[i], self.partition[sampled[i]], memory) for i, memory in memories if i in mine)
         return shards if self.ranks.alone else list(shards)  # before training: all ranks take part in each
 
@@ -115,7 +125,42 @@ class SimulatedClients(Clients):
 
     def evaluate(self, broadcast: Broadcast) -> ClientScores | None:
         module, device = self.workspace.module, self.workspace.y.device
-        return evaluate_clients(self.task, module, self.training, self._held_out, device, self.ranks)
+        subject = (self.task, module, self.training, self._held_out, device)
+        tunes = self.finetune > 0 and broadcast.round == self.training.rounds
+        if not self._held_out or not (tunes or has_own_models(self.algorithm)):
+            return evaluate_clients(*subject, self.ranks)
+        ranks = self.ranks if self.ranks.size <= len(self._held_out) else ALONE  # else each evaluates all
+        with restored(self.workspace):
+            if has_own_models(self.algorithm):
+                scores: ClientScores | None = evaluate_each(*subject, ranks, self._enter_own(broadcast, ranks))
+            else:
+                scores = evaluate_clients(*subject, self.ranks)
+            if scores is not None and tunes:
+                scores = scores._replace(tuned=evaluate_each(*subject, ranks, self._enter_tuned(broadcast, ranks)))
+        return scores
+
+    def _enter_own(self, broadcast: Broadcast, ranks: Team) -> Iterator[int]:
+        """Each evaluated client of this rank, its own model in the module."""
+        memories = self._memories_of(self._held_out, broadcast.round)
+        mine = range(ranks.rank, len(self._held_out), ranks.size)
+        return enter_own(self.workspace, self.algorithm, self._held_out, memories, mine)
+
+    def _enter_tuned(self, broadcast: Broadcast, ranks: Team) -> Iterator[int]:
+        """Each evaluated client of this rank, the model that was tuned for it in the module."""
+        training = for_tuning(self.training, self.finetune)
+        mine = ranks.share([training.samples_per_round(len(self.partition[i])) for i in self._held_out])
+        memories = self._memories_of(self._held_out, broadcast.round)
+        shards = [
+            Shard(i, self.partition[i], self.uploads.split_memory(memory, broadcast.down)[0])
+            for place, (i, memory) in enumerate(zip(self._held_out, memories, strict=True))
+            if place in mine
+        ]
+        engine = with_statistics(self._make_engine(training), self.algorithm)
+        return enter_tuned(self.workspace, engine, shards, broadcast)
+
+    def _memories_of(self, clients: Iterable[int], round_: int) -> Iterator[AnyState | None]:
+        """The memories of these clients as of the end of round `round_`, on every rank."""
+        return scatter_states((self.store.get(i, round_) for i in clients), self._no_memory, self.ranks)
 
     @property
     def traffic(self) -> Traffic:

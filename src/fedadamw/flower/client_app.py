@@ -33,6 +33,10 @@ def client_app() -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         return answer_message(message, context)
 
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return answer_message(message, context)
+
     return app
 
 

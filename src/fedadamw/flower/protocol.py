@@ -7,22 +7,26 @@ most one ArrayRecord, or OTHER_DATA alone.
 from collections.abc import Mapping
 from typing import Literal, TypedDict
 
-PROTOCOL = 2  # version of these records and fields
+PROTOCOL = 3  # version of these records and fields
 REQUEST, ARRAYS, NUMBERS = "fedadamw", "arrays", "numbers"  # record names
 STALE = "stale"
+SUMS = "sums"  # the array of a reply to evaluate
+PIXELS = "pixels"  # the array of a hello with the sums of a node's pixels, if the run has no mean and std of them yet
 OTHER_DATA = "other-data"  # in reply to hello: a ConfigRecord that says why the node's own data do not fit the run
 REPLY_NUMBERS = frozenset(
     {
         "client",  # the node's partition-id
         "layout",  # in reply to hello: digest of the model's layout
         "num-examples",  # unless federation.sample_counts=false
+        "held-out",  # in reply to hello, if nodes evaluate: its number of held-out samples
         "loss",  # mean training loss
         "fresh",  # 1: the client's memory was lost and it began a new one
         STALE,  # 1: only the change was sent, and this node lacks the state that it changes
     }
 )
 
-Ask = Literal["hello", "train"]
+Ask = Literal["hello", "train", "evaluate"]
+Form = Literal["state", "change", "known", "model"]
 NodeConfig = Mapping[str, str | int | float | bool]  # --node-config
 Numbers = dict[str, int | float]
 
@@ -36,9 +40,15 @@ class RunFacts(TypedDict):
 
 
 class RoundFacts(TypedDict, total=False):
-    """A train request's facts about its round; the last three only if it carries the change, not the whole state."""
+    """A request's facts about its round, to train or evaluate; the last three only with the change of the state.
 
-    round: int  # from 0
+    form: what the arrays are. state: the whole state. change: what leads to it from the last round's. known: nothing,
+    since the node has this state. model: the model alone, to evaluate.
+    """
+
+    round: int  # from 0; to evaluate: the number of rounds done
+    form: Form
+    state: str  # the state's name; no two states of a run have the same
     counted: int  # the last round (from 1) whose upload of this client counted; 0: none
     lr: float
     participation: float

@@ -3,7 +3,9 @@
 import json
 import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 from uuid import uuid4
 
 import yaml
@@ -19,15 +21,20 @@ from fedadamw.engine.record import Record
 from fedadamw.engine.uploads import Uploads
 from fedadamw.engine.workspace import Workspace
 from fedadamw.flower.protocol import RunFacts
+from fedadamw.flower.server.check_sums import SumsChecker
 from fedadamw.flower.server.check_upload import UploadChecker
 from fedadamw.flower.server.clients import ClientRegistry
+from fedadamw.flower.server.evaluate import SumsCollector
 from fedadamw.flower.server.events import Events
 from fedadamw.flower.server.messenger import Messenger
 from fedadamw.flower.server.monitor import NO_MONITOR, Monitor
+from fedadamw.flower.server.pixels import PixelSums
 from fedadamw.flower.server.rounds import Nodes
+from fedadamw.flower.server.scoring import Scoring
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.prepare.base import with_type
 from fedadamw.prepare.paths import mark_folders
+from fedadamw.prepare.problem import Facts, ImageFacts
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.runner.base_type import describe_type
 from fedadamw.runner.folder import RunFolder
@@ -112,14 +119,21 @@ def connect_nodes(
         parts = [(half.workspace, half.algorithm) for half in halves.named.values()]
     checkers = [build_checker(experiment, *part) for part in parts]
     facts = collect_facts(experiment, prepared, folder)
-    messenger = Messenger(grid, facts, max(checker.max_nbytes for checker in checkers))
+    largest = max(checker.max_nbytes for checker in checkers)
+    if experiment.training.client_evaluation:
+        largest = max(largest, SumsChecker.max_nbytes)
+    messenger = Messenger(grid, facts, largest)
     registry = build_registry(experiment, prepared, messenger, events)
     sends_base, nodes = halves is not None or prepared.folding is not None, []
+    scoring = build_scoring(experiment, prepared, messenger, registry, events)
     for name, (workspace, algorithm), checker in zip(("spool", "spool-second"), parts, checkers, strict=False):
         spool = build_spool(checker, workspace.shared_statistics.clone(), folder.path / name)
         server = server_side(algorithm, experiment.training.outer)
         state = type(server.server_init(workspace.shared.clone()))
-        nodes.append(_make_nodes(experiment, messenger, registry, spool, events, state, sends_base=sends_base))
+        nodes.append(_make_nodes(experiment, messenger, registry, spool, events, state, scoring, sends_base=sends_base))
+    if registry.pixels is not None:
+        add_pixel_statistics(cast("ImageFacts", prepared.facts), folder, nodes[0], registry.pixels)
+        messenger.facts, registry.pixels = collect_facts(experiment, prepared, folder), None
     return nodes[0] if halves is None else InTurn(*nodes)
 
 
@@ -130,6 +144,7 @@ def _make_nodes(
     spool: UploadSpool,
     events: Events,
     state: type[ServerState],
+    scoring: Scoring | None,
     *,
     sends_base: bool,
 ) -> Nodes:
@@ -143,7 +158,14 @@ def _make_nodes(
         clients_per_round=experiment.training.clients_per_round,
         state=state,
         sends_base=sends_base,
+        scoring=scoring,
     )
+
+
+def add_pixel_statistics(facts: ImageFacts, folder: RunFolder, nodes: Nodes, pixels: PixelSums) -> None:
+    """Add mean and std of the pixels to `facts`: those of the run in `folder`, or of the first round's nodes."""
+    begun: Mapping[str, Any] = folder.read_manifest()["data"] if folder.started else {}
+    facts["mean"], facts["std"] = (begun["mean"], begun["std"]) if begun else pixels.pool(nodes.wait_for_first_round())
 
 
 def collect_facts(experiment: Experiment, prepared: Prepared, folder: RunFolder) -> RunFacts:
@@ -178,12 +200,42 @@ def build_spool(checker: UploadChecker, like: Vector, folder: Path) -> UploadSpo
 
 def build_registry(experiment: Experiment, prepared: Prepared, messenger: Messenger, events: Events) -> ClientRegistry:
     """Build the registry of the clients that are online."""
+    own_data = experiment.partition.kind == "nodes"
     return ClientRegistry(
         messenger,
         events,
         clients=len(prepared.partition),
         layout=int(prepared.workspace.layout.fingerprint[:12], 16),
-        sizes=None if experiment.partition.kind == "nodes" else prepared.partition.sizes.tolist(),
+        sizes=None if own_data else prepared.partition.sizes.tolist(),
         counts=experiment.federation.sample_counts,
         most=experiment.federation.max_samples,
+        held_out=None if own_data or prepared.held_out is None else prepared.held_out.sizes.tolist(),
+        evaluates=experiment.training.client_evaluation > 0,
+        pixels=make_pixel_sums(experiment, prepared.facts),
     )
+
+
+def make_pixel_sums(experiment: Experiment, facts: Facts) -> PixelSums | None:
+    """Return what gathers the sums of the nodes' pixels; None if mean and std are known, or there are no images."""
+    if "shape" not in facts or "mean" in facts:
+        return None
+    told = "sums of pixels tell how many images a node has; give data.mean and data.std"
+    check(experiment.federation.sample_counts, f"federation.sample_counts=false: {told}")
+    return PixelSums(cast("ImageFacts", facts)["shape"], experiment.federation.max_samples)
+
+
+def build_scoring(
+    experiment: Experiment, prepared: Prepared, messenger: Messenger, registry: ClientRegistry, events: Events
+) -> Scoring | None:
+    """Build what has the model scored on nodes; None if it is not. Raises InputError if a metric needs predictions."""
+    if not experiment.training.client_evaluation:
+        return None
+    unpooled = ", ".join(prepared.task.unpooled)
+    check(
+        not unpooled,
+        f"training.client_evaluation over nodes: {unpooled} cannot be computed from sums, which is all that nodes "
+        "answer; choose other metrics, or 0",
+    )
+    collector = SumsCollector(experiment.federation, messenger, registry, SumsChecker(prepared.task.check_sums), events)
+    folds = prepared.folding is not None
+    return Scoring(experiment, prepared.task, prepared.workspace, collector, sends_base=folds)

@@ -117,6 +117,8 @@ class CountedRound:
 
     def _evaluate(self, state: State) -> None:
         simulation, task = self.simulation, self.task
+        if simulation.is_personal and not simulation.training.client_evaluation:
+            return
         simulation.load(state)
         module = simulation.workspace.module.eval()
         with (

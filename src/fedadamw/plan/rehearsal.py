@@ -16,6 +16,7 @@ from fedadamw.data.answers import WRITTEN
 from fedadamw.data.partition import Partition
 from fedadamw.data.text_tasks import LanguageTask
 from fedadamw.engine.parts import InTurn
+from fedadamw.engine.personal import list_parts
 from fedadamw.engine.portions import CroppedStep
 from fedadamw.engine.shards import find_layers
 from fedadamw.engine.simulate import Simulation
@@ -174,7 +175,7 @@ class _Step:
 
     def __init__(self, algorithm: AnyAlgorithm, clip: float | None, meter: Meter, *, in_place: bool) -> None:
         self._algorithm, self._clip, self._meter = algorithm, clip, meter
-        self._in_place = in_place and algorithm.elementwise
+        self._in_place = in_place and all(part.elementwise for part in list_parts(algorithm))
 
     def __call__(self, local: AnyState, down: AnyState, g: Vector, lr: Tensor) -> None:
         if not self._in_place:

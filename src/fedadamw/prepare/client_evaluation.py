@@ -18,7 +18,6 @@ def check_client_evaluation(experiment: Experiment, *, remote: bool) -> None:
     share, every = partition.held_out, t.client_evaluation
     own = remote and partition.kind == "nodes"
     check(not (own and share), f"partition.held_out={share:g}: nodes with data of their own have it in --node-config")
-    check(not (remote and every), "training.client_evaluation: Flower's nodes are not evaluated yet")
     given = share or own or experiment.data.task == PYTHON
     check(bool(given or not every), f"training.client_evaluation={every} needs partition.held_out, such as 0.2")
     many = t.evaluate_clients is not None and t.evaluate_clients > partition.clients and partition.kind != "column"

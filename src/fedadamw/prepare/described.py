@@ -17,6 +17,7 @@ from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, check
 
 NUMBERS, TOKENS = ("lowest to highest",), ("text",)  # classes of data without classes: all in one bin
+POOLED = ("pearson",)  # metrics of numbers over nodes: Spearman's needs the ranks of all predictions
 NO_DATA = "the server has no data (data.classes)"
 
 
@@ -30,6 +31,9 @@ def check_described(experiment: Experiment) -> None:
     only = f"{given} is for nodes that have their own data (partition.kind=nodes)"
     check(kind == "nodes" and task != PYTHON, f"{only}; with partition.kind={kind!r} the training set has the classes")
     check(not data.validation, f"data.validation={data.validation:g}: {NO_DATA}, so there is none to hold out")
+    check(not data.metrics, f"data.metrics={list(data.metrics)}: {NO_DATA}, so there are no prompts to answer")
+    scored = not experiment.keep_best or experiment.training.client_evaluation > 0
+    check(scored, f"keep_best=true: {NO_DATA} to choose a round by; set training.client_evaluation")
     none = task == LANGUAGE or _predicts_numbers(experiment)
     check(not none or not data.classes, f"{given}: data.task={task!r} predicts no classes; give data.classes=[]")
     some = none or task == "text" or bool(data.classes)

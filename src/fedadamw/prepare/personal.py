@@ -1,5 +1,6 @@
 """Which parameters are personal: patterns of settings become names, and the algorithm one with a part for them."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -20,15 +21,41 @@ SHOWN = 5  # names in a message
 
 def check_personal(experiment: Experiment) -> None:
     """Raise InputError if personal parameters contradict other settings."""
-    if experiment.personal is None or not experiment.personal.parameters:
+    personal, lora = experiment.personal, experiment.lora
+    if personal is None:
         return
-    lora, given = experiment.lora, "personal.parameters"
+    if personal.finetune:
+        _check_tuning(experiment, f"personal.finetune={personal.finetune}")
+    if not personal.parameters:
+        return
+    given = "personal.parameters"
     if lora is not None:
         whole = f"lora.aggregate={lora.aggregate!r} {{}}: use factors or frozen-a with {given}"
         check(not lora.changes_base, whole.format("folds the mean of A and B into the base, for which both travel"))
         check(lora.aggregate != "alternate", whole.format("trains A and B in turn"))
         check(lora.ranks is None, f"lora.ranks pads what all clients share: not with {given}")
     check(not experiment.training.diagnostics, f"training.diagnostics compares clients' whole models: not with {given}")
+    check(not experiment.keep_best, f"keep_best keeps what is shared only: not with {given}")
+    if not experiment.training.client_evaluation:
+        warnings.warn(
+            f"{given}: no global model is tested; for scores set partition.held_out=0.2, training.client_evaluation=1",
+            stacklevel=2,
+        )
+
+
+def check_shared(experiment: Experiment, place: str) -> None:
+    """Raise InputError if the clients of a run have personal parameters, so that it has no model of all of them."""
+    own = experiment.personal is not None and experiment.personal.parameters
+    check(
+        not own, f"{place}: its clients have parameters of their own; take one's model: fedadamw export RUN --client N"
+    )
+
+
+def _check_tuning(experiment: Experiment, given: str) -> None:
+    lora, evaluated = experiment.lora, experiment.training.client_evaluation
+    check(evaluated > 0, f"{given} is scored on clients' own held-out samples: set training.client_evaluation")
+    whole = lora is None or (lora.ranks is None and lora.aggregate != "alternate")
+    check(whole, f"{given} trains all adapters at once: not with lora.ranks or lora.aggregate='alternate'")
 
 
 def build_parts(experiment: Experiment, model: nn.Module, build_algorithm: Build) -> tuple[Workspace, AnyAlgorithm]:

@@ -137,6 +137,7 @@ class Prepared:
             memory_folder=memory_folder,
             ranks=self.ranks,
             portions=self.portions,
+            finetune=0 if experiment.personal is None else experiment.personal.finetune,
             held_out=self.held_out,
         )
 
@@ -259,6 +260,9 @@ def _check_remote(experiment: Experiment) -> None:
     check(
         f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
     )
+    given = f"training.client_evaluation={t.client_evaluation} needs federation.sample_counts=true"
+    tells = "nodes answer sums, which tell how many samples they are over"
+    check(f.sample_counts or not t.client_evaluation, f"{given}: {tells}")
     check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
     own = experiment.partition.kind == "nodes"
     check(not own or experiment.data.every == 1, "data.every: nodes use every row of their own data")

@@ -27,6 +27,7 @@ from fedadamw.prepare import images, texts
 from fedadamw.prepare.architecture import CONFIG, is_run
 from fedadamw.prepare.base import choose_weights, pin_type
 from fedadamw.prepare.paths import MODEL_PATHS, check_origins
+from fedadamw.prepare.personal import check_shared
 from fedadamw.prepare.problem import MADE_IN_PYTHON, Facts, ImageFacts, TextFacts, open_pretrained
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
@@ -89,6 +90,7 @@ def open_start(experiment: Experiment) -> Start | None:
     path = parse_path("model.name", name)
     trained, manifest = load(str(path / CONFIG)), read_manifest(path)
     check(trained.data.task != PYTHON, f"{path / CONFIG}: {MADE_IN_PYTHON}")
+    check_shared(trained, f"model.name={name!r}")
     check_origins(trained, manifest.get("folders"), MODEL_PATHS)
     check((path / STATE).is_file(), f"model.name={name!r}: the run has no checkpoint yet")
     tensors, about = checkpoint.read(path / STATE, "checkpoint")
@@ -138,11 +140,7 @@ def build_model(
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], fingerprint: str) -> None:
     """Copy a checkpoint's tensors into the model, whose layout must have the `fingerprint`."""
     layout = Layout.of(model)
-    check(
-        fingerprint == layout.fingerprint,
-        "the model that these settings build is not the one that was trained: another version of a library, or a "
-        "changed folder",
-    )
+    check_same_layout(layout, fingerprint)
     floating = statistics(model)
     with torch.no_grad():
         for name, value in layout.views(tensors["server.x"]).items():
@@ -151,6 +149,15 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], fingerprint: s
             floating[name].copy_(value)
     if tensors["base"].numel():
         Folding(model).load(tensors["base"])
+
+
+def check_same_layout(layout: Layout, fingerprint: str) -> None:
+    """Raise InputError unless the layout of a model that was built again has this fingerprint."""
+    check(
+        fingerprint == layout.fingerprint,
+        "the model that these settings build is not the one that was trained: another version of a library, or a "
+        "changed folder",
+    )
 
 
 def _fingerprint(tensors: Mapping[str, Tensor]) -> str:

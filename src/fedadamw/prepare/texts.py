@@ -27,7 +27,7 @@ from fedadamw.models.text import Form, TextModel, build_classifier, build_langua
 from fedadamw.models.vision import NAMES
 from fedadamw.prepare.architecture import resolve_model
 from fedadamw.prepare.base import choose_weights
-from fedadamw.prepare.described import has_prompts, no_texts
+from fedadamw.prepare.described import POOLED, has_prompts, no_texts
 from fedadamw.prepare.problem import LoadWeights, Problem, TextFacts, place_model
 from fedadamw.randomness import Purpose, torch_seed
 from fedadamw.settings import glue
@@ -251,7 +251,8 @@ def build_task(
     if data.task == LANGUAGE:
         size = evaluation_size(experiment)
         language = LanguageTask(train, test, form, device=device, test_batch_size=size, packing=data.packing)
-        if pretrained is None or not data.metrics or not len(test):
+        answers = bool(data.metrics) and (len(test) > 0 or experiment.training.client_evaluation > 0)
+        if pretrained is None or not answers:
             return language
         asking = Asking(data.metrics, data.answers, data.answer_tokens, data.choices)
         return AnswerTask(
@@ -262,6 +263,8 @@ def build_task(
     kinds = ("fractions", "classes") if numbers else ("classes", "fractions")
     check(fits, f"data.task={experiment.data.task!r}: the labels are {kinds[0]}; the task needs {kinds[1]}")
     metrics = task.metrics if task else None
+    if numbers and experiment.data.classes is not None:
+        metrics = POOLED
     size = evaluation_size(experiment)
     return TextTask(train, test, form, device=device, metrics=metrics, test_batch_size=size)
 

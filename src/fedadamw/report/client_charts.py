@@ -95,7 +95,7 @@ def sorted_chart(last: Evaluated, names: Names, *, width: Width = "container", h
 
 
 def _bars(base: alt.Chart, metric: str) -> alt.Chart:
-    axis = alt.Axis(labelAngle=0, labelOverlap=True)
+    axis = alt.Axis(labelAngle=0, labelOverlap=True, labelSeparation=6)
     return base.mark_bar(color=BLUE).encode(
         x=alt.X("number:O", title="client, worst first", sort=alt.SortField("rank"), axis=axis),
         y=alt.Y("score:Q", title=None, axis=alt.Axis(format=axis_format(metric))),

@@ -1,4 +1,4 @@
-"""What each client has: how many samples, and of which classes the most."""
+"""What each client trains on: how many samples, and of which classes the most."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -33,10 +33,10 @@ def find_mix(counts: np.ndarray, classes: Sequence[str]) -> Mix | None:
 
 
 def describe_classes(mix: Mix, client: int) -> str:
-    """Return a client's classes in words: `cat 61%, dog 20%, bird 10%, 4 more`; "" if they are not known."""
+    """Return a client's classes in words: `cat (61%), dog (20%), bird (10%), 4 more`; "" if they are not known."""
     if not 0 <= client < len(mix.samples) or not mix.samples[client]:
         return ""
     pairs = [(c, n) for c, n in zip(mix.top[client], mix.top_samples[client], strict=True) if n]
-    named = [f"{mix.classes[c]} {n / mix.samples[client]:.0%}" for c, n in pairs]
+    named = [f"{mix.classes[c]} ({n / mix.samples[client]:.0%})" for c, n in pairs]
     more = int(mix.held[client]) - len(named)
     return ", ".join([*named, *([f"{more} more"] if more else [])])

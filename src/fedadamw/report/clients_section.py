@@ -35,7 +35,7 @@ def client_charts(
         "sorted": (f"clients by {metric}", sorted_chart(last, names, **size)),
     }
     for name, across in _choose_values(last, mix).items():
-        if (across.known & np.isfinite(last.scores)).sum() > 1:
+        if len(np.unique(across.values[across.known & np.isfinite(last.scores)])) > 1:
             charts[name] = (f"{metric} by {across.heading}", against_chart(last, across, names, **size))
     return charts
 
@@ -48,7 +48,7 @@ def worst_clients(last: Evaluated, mix: Mix | None, names: Names, most: int = MO
     metrics = list(dict.fromkeys(name for name in metrics if name in last.metrics))
     held_out = np.isfinite(last.samples).any()
     headings = ["client", *map(label, metrics)]
-    headings += ["held-out samples"] * bool(held_out) + ["samples"] * bool(known) + [CLASSES] * shares
+    headings += ["held-out samples"] * bool(held_out) + ["training samples"] * bool(known) + [CLASSES] * shares
     rows = []
     for i in last.worst_first()[:most]:
         client = int(last.clients[i])
@@ -91,7 +91,7 @@ def _kind(heading: str) -> str:
 
 def _choose_values(last: Evaluated, mix: Mix | None) -> dict[str, Across]:
     """Return what scores are drawn against, by chart: the clients' samples, or held-out ones, and largest classes."""
-    samples, what = _of_clients(last, None if mix is None else mix.samples), "samples of the client"
+    samples, what = _of_clients(last, None if mix is None else mix.samples), "training samples of the client"
     if not np.isfinite(samples).any():
         samples, what = last.samples, "held-out samples of the client"
     shares = _of_clients(last, None if mix is None else mix.largest_share)

@@ -9,7 +9,6 @@ from math import inf, isfinite
 from typing import Literal, TypeAlias, get_args
 
 from fedadamw.report.run_files import RecordDict
-from fedadamw.settings.experiment import Experiment
 
 Metrics = Mapping[str, float | None]  # of one evaluation, the main one first; None if it was not finite
 Score: TypeAlias = Literal["test", "clients_mean", "clients_worst_decile"]
@@ -35,11 +34,6 @@ def find_score(records: Iterable[RecordDict]) -> Score:
             return "test"
         pooled = pooled or clients_metrics(record) or {}
     return "clients_mean" if any(name != "loss" for name in pooled) else "test"
-
-
-def has_only_clients(experiment: Experiment) -> bool:
-    """Whether runs with these settings test no model on the test set, and have scores of their clients instead."""
-    return False
 
 
 def metrics_of(record: RecordDict, of: Score) -> Metrics | None:
@@ -118,15 +112,12 @@ def format_main_metric(metrics: Metrics) -> str:
     return f"{label(name)} {format_metric(name, value)}"
 
 
-def describe_scores(record: RecordDict) -> str:
-    """Format the scores of one round: `accuracy 93.20%, mean of clients 91.05%`; "" if it has none."""
-    tested = [format_main_metric(record["test_metrics"])] if record["test_metrics"] else []
-    pooled = clients_metrics(record)
-    if not pooled:
-        return ", ".join(tested)
-    name = next(iter(pooled))
-    mean = format_metric(name, record.get("clients_mean"))
-    return ", ".join([*tested, f"mean of clients {mean}" if tested else f"{name_score(name, 'clients_mean')} {mean}"])
+def describe_scores(record: RecordDict) -> dict[str, str]:
+    """Return the scores of one round as text by name, those that it has: `accuracy`, `mean accuracy of clients`."""
+    tested, pooled = record["test_metrics"] or {}, clients_metrics(record) or {}
+    found = {label(name): format_metric(name, tested[name]) for name in list(tested)[:1]}
+    means = {name_score(name, "clients_mean"): name for name in list(pooled)[:1]}
+    return found | {text: format_metric(name, record.get("clients_mean")) for text, name in means.items()}
 
 
 def describe_last_score(records: Sequence[RecordDict]) -> str:

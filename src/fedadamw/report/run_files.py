@@ -33,6 +33,7 @@ class RecordDict(_Record, total=False):
     clients_std: float | None
     clients_worst_decile: float | None
     clients_metrics: dict[str, float | None]
+    tuned: dict[str, Any]  # the five before, after personal.finetune
 
 
 class LossesDict(TypedDict):
@@ -46,7 +47,8 @@ class LossesDict(TypedDict):
 ScoresDict = dict[str, Any]
 """A line of client_scores.jsonl: `round`, and lists over the evaluated `clients`: `samples`, `loss`, each metric.
 
-The main metric comes first after the loss. None for numbers that are not finite.
+The main metric comes first after the loss. After personal.finetune the tuned models' follow, as `tuned_loss` and so on.
+None for numbers that are not finite.
 """
 
 

@@ -29,7 +29,7 @@ from fedadamw.report.metrics import (
 )
 from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.run_status import FINISHED, RunStatus
-from fedadamw.report.setting_tables import render_settings, select_used
+from fedadamw.report.setting_tables import has_no_data, render_settings, select_used
 from fedadamw.report.vega import vega_script
 from fedadamw.settings.section import flatten_settings
 
@@ -62,6 +62,9 @@ class RunPage:
         data = dict(manifest["data"])
         if settings["partition"]["kind"] == "nodes":
             data["server's own, not trained on"] = data.pop("train")
+        if has_no_data(settings):
+            del data["server's own, not trained on"], data["test"]
+        self._empty = "The server has no data to evaluate on." if has_no_data(settings) else "No evaluation so far."
         self._fixed = {
             "title": escape_html(folder.name),
             "settings": render_settings(select_used(settings)),
@@ -81,7 +84,7 @@ class RunPage:
         of_clients = client_charts(scores, self._mix, names)
         specs |= {name: run_charts.to_spec(chart) for name, (_, chart) in of_clients.items()}
         evaluated = any(record["test_metrics"] is not None for record in records)
-        empty = "The evaluations have no metrics." if evaluated else "No evaluation so far."
+        empty = "The evaluations have no metrics." if evaluated else self._empty
         about = {"refresh_s": status.refresh_s, "resume": status.resume, "written": time.time(), "empty": empty}
         placed = {"score", "losses", *of_clients}
         return self._template.substitute(

@@ -14,6 +14,15 @@ KINDS = {  # settings of a partition -> the kinds that use them
     "partition.column": ("column",),
 }
 OF_RECIPES = ("data.", "model.", "partition.", "lora", "federation.")  # sections that choose model and data by name
+OF_SERVER = (  # of a server's own data
+    "data.source",
+    "data.config",
+    "data.test_source",
+    "data.test_split",
+    "data.max_train",
+    "data.max_test",
+    "data.validation",
+)
 OF_PYTHON = ("data.task", "data.resident", "model.blocks", "partition.kind", "partition.clients")
 
 
@@ -23,8 +32,14 @@ def select_used(settings: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     for path, value in flatten_settings(settings):
         unused_by_kind = path in KINDS and kind not in KINDS[path]
         unused_by_python = is_python and path.startswith(OF_RECIPES) and path not in OF_PYTHON
-        if not unused_by_kind and not unused_by_python:
+        unused_by_server = path in OF_SERVER and has_no_data(settings)
+        if not (unused_by_kind or unused_by_python or unused_by_server):
             yield path, value
+
+
+def has_no_data(settings: Mapping[str, Any]) -> bool:
+    """Whether these nested settings are of a federation whose server has no data; older ones have no such setting."""
+    return settings["data"].get("classes") is not None
 
 
 def render_settings(settings: Iterable[tuple[str, object]]) -> str:

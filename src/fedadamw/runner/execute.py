@@ -119,7 +119,8 @@ def _start_or_resume(
 def _read_best(saved: Saved, folder: RunFolder) -> Best | None:
     """Return the best round that the checkpoint keeps; warns if it kept none of the rounds evaluated so far."""
     best = read_best(saved.tensors)
-    if best is None and any(record["test_loss"] is not None for record in folder.records()):
+    scored = ([r["test_loss"], r.get("clients_mean")] != [None, None] for r in folder.records())
+    if best is None and any(scored):
         warnings.warn(
             f"keep_best: the models of rounds 1 to {saved.round} were not kept; the best will be of the later rounds",
             stacklevel=2,
@@ -169,7 +170,9 @@ def _train(
 
 def _settle(before: Settled, record: Record, state: State, experiment: Experiment) -> Settled:
     """Return what to save after the round of `record`, in one value: an interrupt leaves this or the one before."""
-    return Settled(state, choose_best(before.best, record, state) if experiment.keep_best else None)
+    if not experiment.keep_best:
+        return Settled(state, None)
+    return Settled(state, choose_best(before.best, record, state, of_clients=not experiment.tests_model))
 
 
 def _save(folder: RunFolder, experiment: Experiment, simulation: Simulation, settled: Settled) -> None:

@@ -25,7 +25,7 @@ class Progress:
         self.quiet = quiet
         self._bar = self._live_bar() if not quiet and sys.stdout.isatty() else None
         self._every = -(-self.rounds // MAX_LINES)
-        self._score = ""
+        self._scores: dict[str, str] = {}  # the last ones, by name
         self._begin, self._clients = time.perf_counter(), 0
 
     def __enter__(self) -> "Progress":
@@ -50,11 +50,11 @@ class Progress:
         if self.quiet:
             return
         self._clients += record.clients + record.rejected
-        if found := describe_scores(cast(RecordDict, vars(record))):
-            self._score = f"{found}  "
+        self._scores |= describe_scores(cast(RecordDict, vars(record)))
+        scores = "".join(f"{name} {value}  " for name, value in self._scores.items())
         speed = self._clients / max(time.perf_counter() - self._begin, 1e-9)
         rejected = f"  rejected {record.rejected}" if record.rejected else ""
-        status = f"loss {record.train_loss:.4f}  {self._score}{speed:.1f} clients/s{rejected}"
+        status = f"loss {record.train_loss:.4f}  {scores}{speed:.1f} clients/s{rejected}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=record.round, status=status)
         elif record.round % self._every == 0 or record.round in (1, self.rounds) or record.rejected:

@@ -150,6 +150,12 @@ class Experiment(Section):
         """The name of the algorithm."""
         return str(self.algorithm["name"])
 
+    @property
+    def tests_model(self) -> bool:
+        """Whether one model is tested on the server's held-out set; else a run's score is the mean of its clients'."""
+        personal = self.personal is not None and bool(self.personal.parameters)
+        return not personal and self.data.classes is None
+
     def to_yaml(self) -> str:
         """Return every setting as YAML; the file runs the same experiment again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -72,6 +72,29 @@ class FederationSettings(Section):
         "training.weighting=uniform.",
     )
 
+    evaluate_s: float = Field(
+        default=300.0,
+        gt=0,
+        description="Seconds that the server waits for nodes' scores (training.client_evaluation); later ones are left "
+        "out.",
+    )
+    evaluate_quorum: int | None = Field(
+        default=None,
+        ge=1,
+        description="Fewest nodes whose scores are recorded; with fewer the run continues without. Null: half of "
+        "those that are asked, rounded up.",
+    )
+    evaluate_factor: float | None = Field(
+        default=10.0,
+        ge=1,
+        description="Most samples that a node counts for in the scores of all nodes together, as a multiple of the "
+        "median. Null: no limit.",
+    )
+
+    def evaluate_quorum_of(self, asked: int) -> int:
+        """The fewest nodes of `asked` whose scores are recorded."""
+        return max(1, min(self.evaluate_quorum or math.ceil(asked / 2), asked))
+
     def quorum_of(self, clients_per_round: int) -> int:
         """The fewest answers with which a round of `clients_per_round` counts."""
         return min(self.quorum or math.ceil(clients_per_round / 2), clients_per_round)

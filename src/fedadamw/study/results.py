@@ -156,7 +156,7 @@ def final_score(result: RunResult) -> float | None:
 def describe_missing_score(records: Sequence[RecordDict], of: Score) -> str | None:
     """Return an error message if the final score is not finite, or if there is none."""
     if not find_evaluations(records, of):
-        return "it has no scores of its clients, and other runs have no test score: set training.client_evaluation"
+        return "it has no scores of its clients: set partition.held_out and training.client_evaluation"
     if score(records[-1], of) is None:
         return f"{label(main_metric(records, of))} is not a number after the last round"
     return None

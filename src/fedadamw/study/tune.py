@@ -16,7 +16,7 @@ import yaml
 from fedadamw.algorithms import registry
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_text
-from fedadamw.report.metrics import SCORES, Score, has_only_clients, label, name_score
+from fedadamw.report.metrics import SCORES, Score, label, name_score
 from fedadamw.report.study_files import Stage, Trial
 from fedadamw.settings.load import build_experiment, read_recipe, set_path
 from fedadamw.study.compare import RUNS_FOLDER, lock_study
@@ -95,15 +95,15 @@ def _check_arguments(
 
 def _choose_score(recipe: str, algorithms: Sequence[str], overrides: Overrides, by: str | None) -> Score:
     """Return the score to choose by; raises InputError if it is unknown, or if the runs will not have it."""
-    experiments = [build_experiment(recipe, select_settings(name, overrides)) for name in algorithms]
-    if by is None:
-        return "clients_mean" if any(map(has_only_clients, experiments)) else "test"
-    check_one_of("--by", by, SCORES)
-    untested = by == "test" and any(map(has_only_clients, experiments))
-    check(not untested, "--by test: with personal.parameters no model is tested on the test set")
-    evaluated = by == "test" or all(each.training.client_evaluation for each in experiments)
-    check(evaluated, f"--by {by}: needs training.client_evaluation and partition.held_out")
-    return next(score for score in SCORES if score == by)
+    settings = [[("algorithm.name", name), *select_settings(name, overrides)] for name in algorithms]
+    experiments = [build_experiment(recipe, each) for each in settings]
+    tested = all(each.tests_model for each in experiments)
+    given = by or ("test" if tested else "clients_mean")
+    check_one_of("--by", given, SCORES)
+    check(given != "test" or tested, "--by test: with personal.parameters no model is tested on the test set")
+    evaluated = given == "test" or all(each.training.client_evaluation for each in experiments)
+    check(evaluated, f"--by {given}: set partition.held_out and training.client_evaluation")
+    return next(score for score in SCORES if score == given)
 
 
 def tune_for_comparison(

@@ -1,6 +1,6 @@
 """The model card of an exported model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from fedadamw.models.gguf import is_gguf, split_gguf
 from fedadamw.models.loading import PACKAGE, is_hub_id
 from fedadamw.models.vision import ImageModel
 from fedadamw.prepare.paths import is_path, make_portable, relative_path
-from fedadamw.settings.data import LANGUAGE
+from fedadamw.report.metrics import find_score, main_metric, metrics_of, name_score
+from fedadamw.report.run_files import RecordDict
+from fedadamw.settings.data import LANGUAGE, DataSettings
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.settings.partition import PartitionSettings
@@ -23,13 +25,17 @@ from fedadamw.validation import parse_path
 def write_card(trained: Trained, to: Path, *, whole: bool) -> str:
     """Return the model card for the folder `to`: what the model is, how and on what it was trained, and its results."""
     experiment, origin = trained.experiment, trained.origin
-    last = next((r for r in reversed(trained.records) if r.get("test_metrics")), None)
-    results = {"loss": last.get("test_loss"), **(last["test_metrics"] or {})} if last else {"loss": None}
+    last, results = _find_results(trained.records)
+    by = ", chosen by this result" if trained.best else ""
+    if client := origin.get("client"):
+        last, results, by = client["round"] or 0, client["scores"] or {"loss": None}, " by this client"
     head = {
         "library_name": "transformers" if whole else "peft",
         "tags": ["federated-learning", *sorted({"fedadamw", experiment.algorithm_name})],
         **({"base_model": split_gguf(experiment.model.name)[0]} if is_hub_id(experiment.model.name) else {}),
     }
+    if not last and client is None and experiment.data.classes is not None:
+        results = {"not evaluated: the server has no data": None}
     scores = {name: "-" if value is None else f"{value:.4f}" for name, value in results.items()}
     return f"""---
 {yaml.safe_dump(head, sort_keys=False).strip()}
@@ -43,7 +49,7 @@ Trained with [fedadamw]({HOME}) {origin["versions"].get("fedadamw")}, commit {or
 {_code(trained, to, whole=whole)}
 ```
 
-| held out, after round {last.get("round", 0) if last else 0}{", chosen by this result" if trained.best else ""} | |
+| held out, after round {last}{by} | |
 | --- | ---: |
 {_rows(scores.items())}
 
@@ -57,6 +63,19 @@ Trained with [fedadamw]({HOME}) {origin["versions"].get("fedadamw")}, commit {or
 
 All settings and versions are in `{FACTS}`.
 """
+
+
+def _find_results(records: Sequence[RecordDict]) -> tuple[int, Mapping[str, float | None]]:
+    """Return the round of the last evaluation, 0 before one, and its results: of the model, or over the clients."""
+    of = find_score(records)
+    last = next((r for r in reversed(records) if metrics_of(r, of)), None)
+    if last is None:
+        return 0, {"loss": None}
+    if of == "test":
+        return last["round"], {"loss": last["test_loss"], **(last["test_metrics"] or {})}
+    name = main_metric(records, of)
+    clients = {name_score(name, "clients_mean"): last.get("clients_mean")}
+    return last["round"], clients | {name_score(name, "clients_worst_decile"): last.get("clients_worst_decile")}
 
 
 def _rows(rows: Iterable[Iterable[Any]]) -> str:
@@ -78,11 +97,11 @@ def list_data(experiment: Experiment, origin: Origin) -> list[tuple[str, str, st
         clients = f"{partition['clients']} clients"
         return [("training data", *train), held_out, ("partition", clients, partition["fingerprint"])]
     nodes = origin.get("nodes", {"counted": 0, "samples": None})
+    of_server = [("the server's own, not trained on", *train), held_out] if experiment.data.classes is None else []
     samples = "not reported" if nodes["samples"] is None else f"{nodes['samples']:,}, as the nodes report"
     return [
         ("training data, on the nodes", samples, "not known to the server"),
-        ("the server's own, not trained on", *train),
-        held_out,
+        *of_server,
         ("partition", f"each of {nodes['counted']} nodes its own data", "not known to the server"),
     ]
 
@@ -136,12 +155,20 @@ def _settings(trained: Trained) -> list[tuple[str, Any]]:
         ("algorithm", _words(experiment.algorithm)),
         ("base", _name_of("model.name", experiment.model.name)),
         ("adapters", _describe_adapters(experiment.lora)),
-        ("data", f"{experiment.data.task}, {_name_of('data.source', experiment.data.source)}"),
+        *([("client", f"{origin['client']['client']}, with parameters of its own")] if "client" in origin else []),
+        ("data", f"{experiment.data.task}, {_name_data(experiment.data)}"),
         ("clients", f"{sampled}{counted}, partitioned {_partition(experiment.partition)}"),
         ("local work", f"{_work(t)}, batches of {t.batch_size}, learning rate {t.lr:g} ({t.schedule})"),
         ("rounds", f"{rounds} of {t.rounds}"),
         ("seed", experiment.seed),
     ]
+
+
+def _name_data(data: DataSettings) -> str:
+    """Return the name of the data's source, or the classes of data that only nodes have."""
+    if data.classes is None:
+        return _name_of("data.source", data.source)
+    return f"of classes {', '.join(data.classes)}" if data.classes else "only on nodes"
 
 
 def _name_of(setting: str, value: str) -> str:

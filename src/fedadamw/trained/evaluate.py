@@ -38,6 +38,8 @@ def evaluate(trained: Trained) -> tuple[Evaluation, int]:
 def _load_held_out(trained: Trained, device: torch.device) -> tuple[Texts | Images, Task]:
     """Load the held-out samples, and their task on `device`."""
     experiment, pretrained, built = trained.experiment, trained.pretrained, trained.built
+    described = experiment.data.classes is not None and not trained.other_data
+    check(not described, "the run's server had no data (data.classes): name data to evaluate it on with --data")
     split = None if trained.other_data else load_samples(experiment, pretrained)[1]
     if isinstance(built, TextModel):
         facts = cast("TextFacts", trained.facts)

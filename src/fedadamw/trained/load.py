@@ -21,6 +21,7 @@ from fedadamw.models.vision import ImageModel
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.base import choose_weights, pin_type, with_type
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, is_path, resolve_path, restore_paths
+from fedadamw.prepare.personal import check_shared
 from fedadamw.prepare.problem import MADE_IN_PYTHON, Facts, ImageFacts, TextFacts, open_pretrained
 from fedadamw.prepare.start import build_model, choose_round, load_tensors, open_start
 from fedadamw.report.run_files import ModelFacts, PartitionFacts, RecordDict
@@ -29,6 +30,7 @@ from fedadamw.settings.data import LANGUAGE, PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import build_experiment, load, parse_settings, set_path
 from fedadamw.settings.model import AUTO
+from fedadamw.trained.client_model import ClientFacts, Run, load_client
 from fedadamw.validation import InputError, check, shorten
 
 EVALUATION_SETTINGS = ("device", "threads", "training.precision", "training.evaluate_batch")  # besides data.*
@@ -61,6 +63,7 @@ class Origin(TypedDict, total=False):
     partition: PartitionFacts
     model: ModelFacts
     nodes: NodeCounts
+    client: ClientFacts  # whose own model it is, if it is one's
 
 
 class ExportFacts(Origin, total=False):
@@ -130,10 +133,12 @@ def _check_overrides(path: Path, overrides: Overrides, *, without_settings: bool
         )
 
 
-def open_run(path: Path, overrides: Overrides | None = None, *, best: bool = False) -> Trained:
+def open_run(
+    path: Path, overrides: Overrides | None = None, *, best: bool = False, client: int | None = None
+) -> Trained:
     """Load the model of a run's last checkpoint; best: of the best round, which keep_best keeps.
 
-    overrides: None if no data will be read, as for an export.
+    overrides: None if no data will be read, as for an export. client: whose own model it is; None: the global one.
     """
     folder = RunFolder(path)
     check(folder.started, f"{path} holds no run (no config.yaml)")
@@ -154,7 +159,13 @@ def open_run(path: Path, overrides: Overrides | None = None, *, best: bool = Fal
     if isinstance(built, ImageModel):
         check_pixels(path, origin["data"], images.with_own_pixels(built, cast("ImageFacts", facts)))
     model, round_ = choose_round(str(path), tensors, state["round"], best=best)
-    load_tensors(built.model, model, origin["model"]["layout"])
+    if client is None:
+        check_shared(experiment, str(path))
+        load_tensors(built.model, model, origin["model"]["layout"])
+    else:
+        clients = origin["partition"]["clients"]
+        run = Run(experiment, clients, tensors, round_, origin["model"]["layout"])
+        origin["client"] = load_client(path, run, built.model, client)
     if pages := [read_page(t) for name, t in tensors.items() if name.split(".")[-1] == LEDGER]:  # two, with halves
         origin["nodes"] = _count_nodes(*pages)
     changed = build_experiment(str(folder.config), overrides) if overrides else experiment

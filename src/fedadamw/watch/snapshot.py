@@ -158,8 +158,7 @@ def _read_logs(folder: Path, records: Sequence[RecordDict], rounds: int) -> dict
 
 def _describe_round(record: RecordDict, rounds: int) -> str:
     loss = "-" if record["train_loss"] is None else f"{record['train_loss']:.4f}"
-    found = describe_scores(record)
-    score = f"  {escape_text(found)}" if found else ""
+    score = "".join(f"  {escape_text(name)} {value}" for name, value in describe_scores(record).items())
     rejected = f"  rejected {record['rejected']}" if record["rejected"] else ""
     return f"round {record['round']}/{rounds}  loss {loss}{score}  {record['wall_s']:.2f} s{rejected}"
 

@@ -4,13 +4,14 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fedadamw.flower import new_app
 from fedadamw.flower.local.testbed import LocalFederation
 from fedadamw.prepare.paths import make_absolute
 from fedadamw.prepare.simulation import check_settings
-from fedadamw.report.metrics import format_metric, label
+from fedadamw.report.metrics import describe_scores, format_metric, label
+from fedadamw.report.run_files import RecordDict
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.experiment import Experiment
@@ -112,8 +113,7 @@ def format_record(record: dict[str, Any]) -> str:
     if "event" in record:
         facts = ", ".join(f"{k} {v}" for k, v in record.items() if k not in ("time", "event", "node") and v is not None)
         return f"  {record['event']}: {facts}"
-    score = "".join(
-        f"  {label(name)} {format_metric(name, value)}" for name, value in (record["test_metrics"] or {}).items()
-    )
+    scores = {label(name): format_metric(name, value) for name, value in (record["test_metrics"] or {}).items()}
+    score = "".join(f"  {name} {value}" for name, value in (scores | describe_scores(cast(RecordDict, record))).items())
     loss = "-" if record["train_loss"] is None else f"{record['train_loss']:.4f}"
     return f"round {record['round']}  loss {loss}{score}  {record['wall_s']:.1f} s"

@@ -25,6 +25,22 @@ def read_device(config: NodeConfig) -> str:
     return str(device)
 
 
+def read_share(config: NodeConfig) -> float:
+    """Return the share of its own data that the node holds out for evaluation, `held-out`; 0 if not set."""
+    share = config.get("held-out", 0)
+    valid = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share < 1
+    check(valid, f"this node's held-out is {share!r}: give a share of its data, from 0 to below 1")
+    check(not share or "test" not in config, "this node has both test and held-out: give one")
+    return float(share)
+
+
+def read_test(config: NodeConfig) -> str | None:
+    """Return the file or folder of the node's own held-out data, `test`; None if not set."""
+    test = config.get("test")
+    check(test is None or (isinstance(test, str) and test != ""), f"this node's test is {test!r}: give a path")
+    return None if test is None else str(test)
+
+
 def memory_folder(config: NodeConfig, federation: str, number: int) -> Path:
     """Return the folder of a client's memory of a run: below `state-dir`, or below the user's state folder."""
     check(federation.isalnum(), f"{federation!r} is not a run's name, which has only letters and digits")

@@ -52,8 +52,10 @@ def _check_content(experiment: Experiment, about: Facts, split: "Dataset") -> No
             check_template(OWN, split, template)
     else:
         named = [column for column in (data.text_column, data.prompt_column, data.response_column) if column]
-        talks = ["messages"] if data.classes is not None and not named else []  # not another kind on every node
-        check_columns(OWN, split, [*named, *talks])
+        check_columns(OWN, split, named)
+        talks = data.classes is None or named or "messages" in split.features  # else each node might have another kind
+        hint = "the run has conversations unless data.text_column or data.prompt_column says what it has"
+        check(bool(talks), f"{OWN} has no column 'messages'; it has {', '.join(split.features)}; {hint}")
 
 
 def _check_label(experiment: Experiment, about: Facts, split: "Dataset") -> None:

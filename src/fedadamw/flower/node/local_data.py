@@ -1,89 +1,87 @@
 """Loads a node's samples and builds the task and model for them."""
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import nn
+from flwr.app import Array
+from torch import Tensor, nn
 
+from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
-from fedadamw.data.sources import read_held_out
+from fedadamw.data.pixel_sums import sum_pixels
 from fedadamw.data.texts import Texts
-from fedadamw.flower.node.fit import OWN, check_fit
-from fedadamw.flower.protocol import NodeConfig, OtherDataError
+from fedadamw.flower.node.own_data import NodeSamples, load_own
+from fedadamw.flower.protocol import PIXELS, NodeConfig
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.quantized import place_on
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.problem import Facts, ImageFacts, TextFacts, open_pretrained
-from fedadamw.prepare.samples import load_samples, make_partition
-from fedadamw.settings.data import DataSettings
+from fedadamw.prepare.samples import load_samples, make_partitions
 from fedadamw.settings.experiment import Experiment
-from fedadamw.task import Task
-from fedadamw.validation import InputError, check
+from fedadamw.task import Model, Task
+from fedadamw.validation import check
+
+
+class NodeTask(NamedTuple):
+    """What a node learns, and its samples."""
+
+    task: Task
+    samples: np.ndarray  # numbers of the training samples that it trains on
+    held_out: np.ndarray | None  # of those that it holds out; None if the task's held-out set has them
+
+    @property
+    def held_out_count(self) -> int:
+        """The number of held-out samples."""
+        return self.task.held_out if self.held_out is None else len(self.held_out)
+
+    def outputs(self, model: Model) -> Tensor:
+        """Return the outputs for Task.sums of the held-out samples, (held-out, c)."""
+        if self.held_out is None:
+            return self.task.outputs(model, 0, self.task.held_out)
+        return self.task.outputs_of(model, torch.from_numpy(self.held_out))
 
 
 def build_task(
     experiment: Experiment, about: Facts, config: NodeConfig, number: int, device: torch.device
-) -> tuple[nn.Module, Task, np.ndarray]:
-    """Return the model, its task, and the indices of this node's samples. about: the server's facts about the data."""
+) -> tuple[nn.Module, NodeTask]:
+    """Return the model, and its task with this node's samples. about: the server's facts about the data."""
     pretrained = open_pretrained(experiment)
-    train, samples = load_node_samples(experiment, pretrained, about, config, number)
-    no_held_out: Any = train.select(np.arange(0))
+    train, test, samples, own_held_out = load_node_samples(experiment, pretrained, about, config, number)
+    if test is None and isinstance(train, Texts):
+        test = train.select(own_held_out)  # a language model's questions are made of the held-out set
+    held_out: Any = train.select(np.arange(0)) if test is None else test
     if isinstance(train, Texts):
         text = texts.build_model(experiment, pretrained, cast("TextFacts", about))
-        return (
-            place_on(text.model, device),
-            texts.build_task(experiment, text.form, train, no_held_out, device),
-            samples,
-        )
-    facts = cast("ImageFacts", about)
-    image = images.build_model(experiment, pretrained, facts)
-    return (
-        place_on(image.model, device),
-        images.build_task(experiment, image, train, no_held_out, device, facts),
-        samples,
-    )
+        model = place_on(text.model, device)
+        task: Task = texts.build_task(experiment, text.form, train, held_out, device, pretrained)
+    else:
+        facts = cast("ImageFacts", about)
+        image = images.build_model(experiment, pretrained, facts)
+        model = place_on(image.model, device)
+        task = images.build_task(experiment, image, train, held_out, device, facts)
+    return model, NodeTask(task, samples, own_held_out if test is None else None)
+
+
+def sum_own_pixels(task: Task, about: Facts, samples: np.ndarray) -> dict[str, Array]:
+    """Return the sums of the pixels of a node's samples, if the server needs them; else no array."""
+    if not isinstance(task, ImageTask) or "mean" in about:
+        return {}
+    pixels = task.pixels.cpu().numpy() if isinstance(task.pixels, torch.Tensor) else task.pixels
+    return {PIXELS: Array(sum_pixels(pixels[samples]))}
 
 
 def load_node_samples(
     experiment: Experiment, pretrained: Pretrained | None, about: Facts, config: NodeConfig, number: int
-) -> tuple[Texts | Images, np.ndarray]:
-    """Return samples and the indices of this node's: all of its own data, or its part of the common data set."""
-    if experiment.partition.kind == "nodes":
-        samples = _load_folder(experiment, pretrained, about, config)
-        return samples, np.arange(len(samples))
+) -> NodeSamples:
+    """Return samples and the numbers of this node's: its own data, or its part of the common data set."""
+    kind = experiment.partition.kind
+    if kind == "nodes":
+        return load_own(experiment, pretrained, about, config)
+    given = next((key for key in ("test", "held-out") if key in config), None)
+    check(given is None, f"this node has {given} of its own, and partition.kind={kind!r} gives it its data")
     train, _ = load_samples(experiment, pretrained)
     assert isinstance(train, Texts | Images)
-    clients = make_partition(experiment, train)
+    clients, held_out = make_partitions(experiment, train)
     check(number < len(clients), f"this node's partition-id is {number}; there are {len(clients)} clients")
-    return train, clients[number]
-
-
-def _load_folder(
-    experiment: Experiment, pretrained: Pretrained | None, about: Facts, config: NodeConfig
-) -> Texts | Images:
-    """Load the node's own `data`, in the form and with the classes that the server tells.
-
-    Raises OtherDataError if they do not fit, or cannot be used.
-    """
-    place, split = config.get("data"), config.get("split", "train")
-    try:
-        check(isinstance(place, str), "this node has no data: give --node-config 'data=\"FOLDER\"'")
-        return _load_own(experiment, pretrained, about, str(place), str(split))
-    except InputError as error:
-        raise OtherDataError(str(error).replace(f"data.source={place!r}", OWN)) from None
-
-
-def _load_own(
-    experiment: Experiment, pretrained: Pretrained | None, about: Facts, place: str, split: str
-) -> Texts | Images:
-    data = {**experiment.data.model_dump(), "source": place, "config": None, "test_source": None, "test_split": split}
-    local = experiment.model_copy(update={"data": DataSettings(**data)})
-    check_fit(local, about, read_held_out(place, None, None, split))
-    samples: Texts | Images
-    if local.data.is_text:
-        samples = texts.load_test(local, pretrained, cast("TextFacts", about))
-    else:
-        samples = images.load_test(local, pretrained, cast("ImageFacts", about))
-    check(len(samples) > 0, f"{OWN}: holds no samples")
-    return samples
+    return NodeSamples(train, None, clients[number], np.arange(0) if held_out is None else held_out[number])

@@ -38,13 +38,29 @@ class ClientMemory:
             return None, False
         if self._store.has(0, counted):
             return self._store.get(0, counted), False
-        if not self.fresh_if_lost:
-            raise CheckpointError(f"{self.folder}: the memories of round {counted} are lost (federation.lost_memory)")
+        self._check_may_be_lost(counted)
         self._store.forget_after(0, 0)
         return None, True
+
+    def read(self, counted: int) -> Any:
+        """Return the memory after round `counted`, None before the first or if it is lost; change nothing.
+
+        The server may yet return to an earlier round: it saves only after an evaluation.
+        """
+        if self._store is None or counted == 0:
+            return None
+        if not self._store.has(0, counted):
+            self._check_may_be_lost(counted)
+            return None
+        return self._store.get(0, counted)
 
     def save(self, round_: int, memory: Any) -> None:
         """Keep the memory after round `round_` (from 1)."""
         if self._store is not None:
             self._store.put(0, round_, memory)
             self._store.sync()
+
+    def _check_may_be_lost(self, counted: int) -> None:
+        """Raise CheckpointError unless a lost memory is begun anew."""
+        if not self.fresh_if_lost:
+            raise CheckpointError(f"{self.folder}: the memories of round {counted} are lost (federation.lost_memory)")

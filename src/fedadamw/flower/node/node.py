@@ -1,4 +1,4 @@
-"""Trains one client on a node: its data, the model, the algorithm, and the client's memory.
+"""Trains and evaluates one client on a node: its data, the model, the algorithm, and the client's memory.
 
 It trains like the simulator's loop engine, with the random generators of its client number: the same client with the
 same samples sends the same numbers.
@@ -17,15 +17,15 @@ from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.client import Answer, Shard
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.loop import Loop
-from fedadamw.engine.personal import make_steps, with_statistics
+from fedadamw.engine.personal import WithPersonal, make_steps, with_statistics
 from fedadamw.engine.record import DivergedError
 from fedadamw.engine.uploads import CodedEngine, Uploads
-from fedadamw.engine.workspace import Workspace
+from fedadamw.engine.workspace import Workspace, autocast
 from fedadamw.flower.node.broadcast import BroadcastReader
 from fedadamw.flower.node.config import memory_folder, read_device, read_number
-from fedadamw.flower.node.local_data import build_task
+from fedadamw.flower.node.local_data import build_task, sum_own_pixels
 from fedadamw.flower.node.memory import ClientMemory
-from fedadamw.flower.protocol import NodeConfig, Numbers, Request
+from fedadamw.flower.protocol import SUMS, NodeConfig, Numbers, Request
 from fedadamw.flower.wire import to_array
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.models.activation_checkpoints import checkpoint_layers
@@ -37,7 +37,7 @@ from fedadamw.prepare.problem import Facts
 from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
-from fedadamw.validation import InputError
+from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector
 
 
@@ -68,15 +68,17 @@ class Node:
         device = select_device(experiment, read_device(config))
         if threads := config.get("threads", experiment.threads):
             torch.set_num_threads(int(threads))
-        model, task, self.samples = build_task(experiment, about, config, self.number, device)
+        model, self.local = build_task(experiment, about, config, self.number, device)
+        task = self.local.task
+        self.pixels = sum_own_pixels(task, about, self.local.samples)
         if experiment.training.gradient_checkpointing:
             checkpoint_layers(model, experiment.model.name)
-        self.workspace, algorithm = build_parts(experiment, model, build_algorithm)
+        self.workspace, self.algorithm = build_parts(experiment, model, build_algorithm)
         self.folding = make_folding(model, experiment.lora)
         self.halves = build_halves(experiment, self.workspace, build_algorithm)
         if self.halves is None:
             base = None if self.folding is None else self.folding.base
-            self.parts = [self._make_part(self.workspace, algorithm, task, base, home)]
+            self.parts = [self._make_part(self.workspace, self.algorithm, task, base, home)]
         else:
             self.parts = [
                 self._make_part(half.workspace, half.algorithm, task, half.resting(self.workspace.y), home / name)
@@ -92,7 +94,10 @@ class Node:
         loop = Loop(workspace, algorithm, task, training, experiment.seed, step)
         uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
         down = algorithm.broadcast(algorithm.server_init(workspace.shared.clone()))
-        broadcasts = BroadcastReader(algorithm, workspace, down, uploads.template(down), base)
+        model = {"x": self.workspace.shared, "statistics": self.workspace.shared_statistics}
+        if self.folding is not None:
+            model["base"] = self.folding.base
+        broadcasts = BroadcastReader(algorithm, workspace, down, uploads.template(down), base, model)
         fresh_if_lost = experiment.federation.lost_memory == "fresh"
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         memory = ClientMemory(home, uploads.initial_memory(down), fresh_if_lost=fresh_if_lost)
@@ -102,12 +107,18 @@ class Node:
     @property
     def sample_count(self) -> Numbers:
         """Its number of samples; empty with federation.sample_counts=false."""
-        return {"num-examples": len(self.samples)} if self.experiment.federation.sample_counts else {}
+        return {"num-examples": len(self.local.samples)} if self.experiment.federation.sample_counts else {}
 
     def hello(self) -> Reply:
-        """Return the client's number, model layout and number of samples."""
+        """Return the client's number, model layout and numbers of samples; sums of its pixels, if these are needed.
+
+        How many samples are held out is told if nodes are evaluated.
+        """
         layout = int(self.workspace.layout.fingerprint[:12], 16)
-        return Reply({}, {"client": self.number, "layout": layout, **self.sample_count})
+        numbers: Numbers = {"client": self.number, "layout": layout, **self.sample_count}
+        if self.experiment.training.client_evaluation:
+            numbers["held-out"] = self.local.held_out_count
+        return Reply(self.pixels, numbers)
 
     def train(self, arrays: Mapping[str, Array], request: Request) -> Reply:
         """Train one round, starting from the server's broadcast and the memory of the client's last round that counted.
@@ -124,11 +135,35 @@ class Node:
         if self.folding is not None:
             self.folding.load(broadcast.base)
         memory, fresh = part.memory.load(int(request["counted"]))
-        shard = Shard(self.number, self.samples, memory)
+        shard = Shard(self.number, self.local.samples, memory)
         ((_, answer),) = part.engine.train([shard], broadcast)
         self._check_finite(answer, round_)
         part.memory.save(round_ + 1, answer.memory)
         return self._pack(answer, fresh=fresh)
+
+    def evaluate(self, arrays: Mapping[str, Array], request: Request) -> Reply:
+        """Return sums over this node's held-out samples, from which the server computes the model's loss and metrics.
+
+        With personal parameters the model is the client's own. It changes no memory. Raises StaleError or
+        RefusedError if the model cannot be read, CheckpointError if its memory is lost, InputError without samples.
+        """
+        check(self.local.held_out_count > 0, "this node has no held-out samples: give it test or held-out")
+        part = self.parts[int(request["round"]) % len(self.parts)]
+        x, statistics, base = part.broadcasts.read_model(arrays, request)
+        if self.halves is not None:
+            self.halves.leave()
+        if self.folding is not None:
+            self.folding.load(base)
+        algorithm = self.algorithm
+        if isinstance(algorithm, WithPersonal):
+            x, statistics = algorithm.complete(x, statistics, part.memory.read(int(request["counted"])))
+        self.workspace.load(x, statistics)
+        module = self.workspace.module.eval()
+        with torch.no_grad():
+            with autocast(self.experiment.training, x.device):
+                outputs = self.local.outputs(module)
+            sums = self.local.task.sums(outputs)  # without autocast, which would round them
+        return Reply({SUMS: to_array(sums)}, {"client": self.number})
 
     def _check_finite(self, answer: Answer, round_: int) -> None:
         if not answer.finite:

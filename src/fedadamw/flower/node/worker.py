@@ -80,7 +80,10 @@ class Worker:
         key = _key(request)
         node = self._nodes.pop(key, None) or self._load(request)
         try:
-            reply = node.hello() if request["ask"] == "hello" else node.train(arrays, request)
+            if request["ask"] == "hello":
+                reply = node.hello()
+            else:
+                reply = (node.evaluate if request["ask"] == "evaluate" else node.train)(arrays, request)
         except (StaleError, LateError):
             self._nodes[key] = node  # after other errors it is rebuilt: its state may be half changed
             raise

@@ -8,6 +8,7 @@ from flwr.app import Message
 
 from fedadamw.flower.server.events import Events
 from fedadamw.flower.server.messenger import Messenger
+from fedadamw.flower.server.pixels import PixelSums
 from fedadamw.flower.server.replies import read_numbers
 from fedadamw.flower.wire import RefusedError
 
@@ -20,6 +21,7 @@ class JoinedClient(NamedTuple):
 
     node: int  # Flower's node id
     samples: int | None  # that it registered with; None if nodes do not report it
+    held_out: int = 0  # held-out samples that it registered with
 
 
 class Hello(NamedTuple):
@@ -32,8 +34,10 @@ class Hello(NamedTuple):
 class ClientRegistry:
     """The clients 0 .. clients - 1 that are online, and their nodes.
 
-    layout: digest of the model's layout, which nodes must match. sizes: each client's number of samples, if the server
-    knows it. counts: whether nodes report how many samples they have; most: the largest number they may report.
+    layout: digest of the model's layout, which nodes must match. sizes, held_out: each client's numbers of samples, if
+    the server knows them. counts: whether nodes report how many samples they have; most: the largest number they may
+    report. evaluates: whether they report how many are held out. pixels: gathers the sums of the nodes' pixels, while
+    they are needed.
     """
 
     def __init__(
@@ -46,9 +50,14 @@ class ClientRegistry:
         sizes: Sequence[int] | None,
         counts: bool,
         most: int,
+        held_out: Sequence[int] | None = None,
+        evaluates: bool = False,
+        pixels: PixelSums | None = None,
     ) -> None:
-        self.messenger, self.events, self.sizes = messenger, events, sizes
+        self.messenger, self.events, self.sizes, self.held_out = messenger, events, sizes, held_out
+        self.evaluates, self._seen = evaluates, dict[int, int]()  # held-out samples of those that have been online
         self.clients, self.layout, self.counts, self.most = clients, layout, counts, most
+        self.pixels = pixels
         self.joined: dict[int, JoinedClient] = {}  # by client
         self._hellos: dict[int, Hello] = {}  # by node
         self._left_out: dict[int, float] = {}  # node -> when to ask it again
@@ -61,6 +70,14 @@ class ClientRegistry:
     def sample_count(self, client: int) -> int | None:
         """Return a client's number of samples; None if not known."""
         return int(self.sizes[client]) if self.sizes is not None else self.joined[client].samples
+
+    def held_out_count(self, client: int) -> int:
+        """Return a client's number of held-out samples; 0 if not known."""
+        return int(self.held_out[client]) if self.held_out is not None else self._seen.get(client, 0)
+
+    def with_held_out(self) -> list[int]:
+        """Return the clients with held-out samples, ascending: all, or those that have been online if not known."""
+        return [client for client in range(self.clients) if self.held_out_count(client)]
 
     def poll_online(self) -> list[int]:
         """Return the clients that are online, in ascending order.
@@ -107,16 +124,20 @@ class ClientRegistry:
     def _admit(self, node: int, reply: Message | Exception | None) -> None:
         """Admit a node as the client that it claims to be, or leave it out for AGAIN_S."""
         try:
-            client, samples = self._check_hello(reply)
+            client, samples, held_out = self._check_hello(reply)
+            if self.pixels is not None:
+                self.pixels.add(client, reply, samples)
         except RefusedError as refused:
             self._left_out[node], self.reason = time.monotonic() + AGAIN_S, refused.detail
             self.events.write("stranger", node=str(node), reason=refused.reason, detail=refused.detail)
             return
-        self.joined[client] = JoinedClient(node, samples)
-        self.events.write("joined", client=client, node=str(node), samples=samples)
+        self.joined[client] = JoinedClient(node, samples, held_out)
+        self._seen[client] = held_out
+        of_test = {"held_out": held_out} if self.evaluates else {}
+        self.events.write("joined", client=client, node=str(node), samples=samples, **of_test)
 
-    def _check_hello(self, reply: Message | Exception | None) -> tuple[int, int | None]:
-        """Return the client and number of samples that a node reports; raises RefusedError if it cannot join."""
+    def _check_hello(self, reply: Message | Exception | None) -> tuple[int, int | None, int]:
+        """Return the client and numbers of samples that a node reports; raises RefusedError if it cannot join."""
         numbers = read_numbers(reply)
         client, samples = numbers.get("client"), numbers.get("num-examples")
         if not isinstance(client, int) or not 0 <= client < self.clients:
@@ -127,7 +148,17 @@ class ClientRegistry:
             raise RefusedError("other-model", "its model differs from the server's: other versions or settings")
         if not self._is_valid_count(client, samples):
             raise RefusedError("samples", f"it reports {samples!r} samples")
-        return client, samples if isinstance(samples, int) else None
+        held_out = numbers.get("held-out", 0)
+        if not self._is_valid_held_out(client, held_out):
+            raise RefusedError("samples", f"it reports {held_out!r} held-out samples")
+        return client, samples if isinstance(samples, int) else None, int(str(held_out))
+
+    def _is_valid_held_out(self, client: int, held_out: object) -> bool:
+        if not isinstance(held_out, int) or not self.evaluates:
+            return held_out == 0
+        if self.held_out is not None:
+            return held_out == int(self.held_out[client])
+        return 0 <= held_out <= self.most
 
     def _is_valid_count(self, client: int, samples: object) -> bool:
         if not self.counts:

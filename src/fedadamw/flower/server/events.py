@@ -8,6 +8,8 @@ from pathlib import Path
 from fedadamw.flower.server.monitor import Monitor
 from fedadamw.io.disk import report_full_disk
 
+Facts = dict[str, str | float | None]  # of an event
+
 
 class Events:
     """Writes events (waiting, joined, refused, late, ...; docs/federation.md lists them) to the file `path`."""

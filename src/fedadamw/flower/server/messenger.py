@@ -60,9 +60,9 @@ class Messenger:
         request: dict[str, Any] = {"protocol": PROTOCOL, "ask": ask, "sent": time.time(), "seconds": seconds}
         request = {**self.facts, **request, **facts}
         records: dict[str, Any] = {REQUEST: ConfigRecord(request)}
-        if content is not None:
+        if content is not None and content.arrays:
             records[ARRAYS] = content.arrays
-        kind = "query" if ask == "hello" else "train"
+        kind = "query" if ask == "hello" else ask
         message = Message(RecordDict(records), node, kind, ttl=seconds + max(keep, TTL_MARGIN_S))
         return next(iter(self.grid.push_messages([message])), None) or None  # "" if the node is gone
 

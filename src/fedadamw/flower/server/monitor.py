@@ -2,6 +2,7 @@
 
 from types import TracebackType
 
+from fedadamw.engine.evaluation import ClientScores
 from fedadamw.engine.record import Record
 from fedadamw.validation import InputError, check, missing_extra_error
 
@@ -23,6 +24,8 @@ class Monitor:
         self._online = Gauge("fedadamw_clients_online", "Clients that are online", registry=registry)
         self._loss = Gauge("fedadamw_train_loss", "Mean training loss of the last round", registry=registry)
         self._score = Gauge("fedadamw_score", "Last held-out score", ["metric"], registry=registry)
+        self._spread = Gauge("fedadamw_clients_score", "Last main metric over nodes", ["statistic"], registry=registry)
+        self._each = Gauge("fedadamw_client_score", "Last score of a node", ["client", "metric"], registry=registry)
         self._seconds = Summary("fedadamw_round_seconds", "Seconds a round took", registry=registry)
         self._bytes = Counter("fedadamw_sent_bytes", "Bytes sent, without headers", ["direction"], registry=registry)
         self._events = Counter("fedadamw_events", "What happened, as in events.jsonl", ["event"], registry=registry)
@@ -43,6 +46,17 @@ class Monitor:
         if record.test_metrics:
             name = next(iter(record.test_metrics))
             self._score.labels(name).set(record.test_metrics[name])
+
+    def record_scores(self, scores: ClientScores) -> None:
+        """Update the scores of nodes; those of a node that did not answer stay."""
+        if not self.port:
+            return
+        for statistic, value in scores.summary().items():
+            if isinstance(value, float):
+                self._spread.labels(statistic.removeprefix("clients_")).set(value)
+        for name, values in scores.columns.items():
+            for client, value in zip(scores.clients, values, strict=True):
+                self._each.labels(client, name).set(value)
 
     def count_event(self, name: str) -> None:
         """Count an event."""

@@ -13,17 +13,18 @@ from torch import Tensor
 from fedadamw.algorithm import ServerState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Traffic, Update
+from fedadamw.engine.evaluation import ClientScores
 from fedadamw.engine.ledger import Ledger, Page
-from fedadamw.flower.protocol import RoundFacts
 from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.collect import Collector
+from fedadamw.flower.server.contents import Contents, build_contents
 from fedadamw.flower.server.events import Events
-from fedadamw.flower.server.messenger import Content, Messenger
+from fedadamw.flower.server.messenger import Messenger
+from fedadamw.flower.server.scoring import Scoring
 from fedadamw.flower.server.spool import UploadSpool
-from fedadamw.flower.wire import digest, name_fields
 from fedadamw.randomness import Purpose, numpy_generator
 from fedadamw.settings.federation import FederationSettings
-from fedadamw.vector import Vector, nbytes
+from fedadamw.vector import Vector
 
 RETRY_S = (1.0, 30.0)  # pause before asking more clients without a quorum: at first, and at most
 
@@ -36,7 +37,7 @@ class Nodes(Clients):
     """Clients that are Flower's nodes; they keep their data and memories.
 
     state: the type of the server's state; only if a broadcast is of this type can a change replace it. sends_base:
-    whether the frozen weights change, so that they must be sent.
+    whether the frozen weights change, so that they must be sent. scoring: of the model on nodes, if they evaluate it.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class Nodes(Clients):
         clients_per_round: int,
         state: type[ServerState],
         sends_base: bool,
+        scoring: Scoring | None = None,
     ) -> None:
         self.federation, self.registry, self.spool, self.events = federation, registry, spool, events
         self.seed, self.clients_per_round, self.sends_base = seed, clients_per_round, sends_base
-        self.quorum = federation.quorum_of(clients_per_round)
+        self.scoring, self.quorum = scoring, federation.quorum_of(clients_per_round)
         self.collector = Collector(federation, messenger, registry, spool, events, clients_per_round)
         self.ledger = Ledger()
         self._norms: dict[int, Mapping[str, float]] = {}  # of the current round's accepted uploads, by client
@@ -62,6 +64,7 @@ class Nodes(Clients):
         self._state = state
         self._first_round = True  # of this process
         self._update: Update | None = None  # of the last round
+        self._contents: Contents | None = None  # of the present round
 
     def __len__(self) -> int:
         return self.registry.clients
@@ -70,13 +73,19 @@ class Nodes(Clients):
     def traffic(self) -> Traffic:
         collector = self.collector
         refused = collector.counts.get("refused", 0)
-        return Traffic(collector.down_bytes, collector.wasted_bytes, refused, collector.counts)
+        if self.scoring is None:
+            return Traffic(collector.down_bytes, collector.wasted_bytes, refused, collector.counts)
+        scores = self.scoring.collector
+        down, other = collector.down_bytes + scores.down_bytes, collector.wasted_bytes + scores.up_bytes
+        return Traffic(down, other, refused, collector.counts | scores.counts)
 
     def tensors(self, round_: int) -> dict[str, Tensor]:
         return self.ledger.tensors(round_)
 
     def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
         self.ledger.restore(round_, tensors)
+        self.collector.broadcast.forget()
+        self._contents = None
 
     def sample(self, round_: int) -> list[int]:
         """Return the clients to ask in round `round_` (from 0), in ascending order; if all are online, the simulator's.
@@ -85,13 +94,18 @@ class Nodes(Clients):
         """
         f, clients = self.federation, self.registry.clients
         wanted = min(f.clients_to_ask(self.clients_per_round), clients)
-        expected = max(self.quorum, min(f.wait_for or clients, clients)) if self._first_round else self.quorum
-        online = self._wait_for_clients(round_, expected)
+        first = self._first_round
+        online = self.wait_for_first_round(round_) if first else self._wait_for_clients(round_, self.quorum)
         self._first_round = False
         if len(online) < wanted:
             self.events.write("degraded", round=round_ + 1, online=len(online), wanted=wanted)
         generator = numpy_generator(self.seed, Purpose.SAMPLE_CLIENTS, round_)
         return sorted(online[i] for i in generator.choice(len(online), min(wanted, len(online)), replace=False))
+
+    def wait_for_first_round(self, round_: int = 0) -> list[int]:
+        """Wait for the clients that this process's first round waits for; return those that are online."""
+        clients = self.registry.clients
+        return self._wait_for_clients(round_, max(self.quorum, min(self.federation.wait_for or clients, clients)))
 
     def train(self, sampled: Sequence[int], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         """Ask the sampled clients; yield the answers that come by the deadline, in the clients' order.
@@ -102,7 +116,10 @@ class Nodes(Clients):
         past = collector.bounds.past
         past.clear()
         past.extend(self.ledger.page.past)
-        collector.begin(round_, *self._contents(broadcast), self.ledger.page.counted, _norm(broadcast.down.x))
+        _, whole, change = self._contents_of(broadcast)
+        collector.begin(round_, whole, change, self.ledger.page.counted, _norm(broadcast.down.x))
+        if self.scoring is not None:
+            self.scoring.collector.begin_round()
         collector.collect(sampled, self.clients_per_round, f.deadline_s)
         until, pause = time.monotonic() + f.wait_s, RETRY_S[0]
         while len(uploads := collector.uploads) < self.quorum:
@@ -142,22 +159,23 @@ class Nodes(Clients):
         counted = {**page.counted, **dict.fromkeys(self._norms, done)}
         self.ledger.add(done, Page(counted, list(bounds.past), {**page.samples, **self._samples}))
 
-    def _contents(self, broadcast: Broadcast) -> tuple[Content, Content | None]:
-        """Return what to send: the whole state, and the last round's update, from which clients can compute the state.
+    def evaluate(self, broadcast: Broadcast) -> ClientScores | None:
+        """Have nodes evaluate the model; return their scores, None if too few answer: the run then continues.
 
-        The second is None if it is not smaller or not sufficient.
+        broadcast: the state of which it is the model, as the next round sends it.
         """
-        round_, down, statistics, base = broadcast
-        sent_base = {"base": base} if self.sends_base else {}
-        whole = Content.of({"round": round_}, {**name_fields("down", down), "statistics": statistics, **sent_base})
-        last = self._update
-        if not self.federation.reuse or self.sends_base or last is None or last.round != round_ - 1:
-            return whole, None
-        reusable = self.collector.broadcast.has_state_anywhere and type(down) is self._state
-        if not reusable or nbytes(last.up) >= nbytes(down):
-            return whole, None
-        about = RoundFacts(round=round_, lr=last.lr, participation=last.participation, digest=digest(down))
-        return whole, Content.of(about, {**name_fields("up", last.up), "statistics": statistics})
+        assert self.scoring is not None
+        share, counted = self.clients_per_round / len(self), self.ledger.page.counted
+        return self.scoring.evaluate(broadcast, self._contents_of, counted, self.collector.broadcast, share=share)
+
+    def _contents_of(self, broadcast: Broadcast) -> Contents:
+        """Return what to send of a state; it is built once if that is evaluated before it is trained from."""
+        if self._contents is None or self._contents.round != broadcast.round:
+            reuse = self.federation.reuse and self.collector.broadcast.has_state_anywhere
+            self._contents = build_contents(
+                broadcast, self._update, self._state, reuse=reuse, sends_base=self.sends_base
+            )
+        return self._contents
 
     def _wait_for_clients(self, round_: int, expected: int) -> list[int]:
         """Wait until `expected` clients are online, or after wait_s a quorum; return them."""
