@@ -77,6 +77,9 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
     tuning: ClassVar[Mapping[str, Sequence[float]]] = MappingProxyType({"lr": (1e-3, 1e-2, 1e-1)})
     """The grids from which tuning starts, in the order of the search; `lr` is training.lr."""
 
+    own_model: ClassVar[str | None] = None
+    """The field of Memory that is a client's own model (..., d), by which it is scored; None: the global one."""
+
     nonnegative: ClassVar[Sequence[str]] = ("v", "k", "square")
     """Names of fields that are never negative (second moments, counters, squared norms), for those that Up has."""
 

@@ -99,3 +99,18 @@ def test_two_ranks_score_the_clients_that_one_process_does():
         assert ours["clients"] == theirs["clients"]
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-10)
         assert ours["accuracy"] == theirs["accuracy"]
+
+
+def test_a_clients_own_model_can_be_loaded():
+    result = simulate(held_out=0.2, settings={"personal.parameters": ["4.*"]}, clients_per_round=8)
+    _, own = fedadamw.partition.hold_out(CLIENTS, 0.2)
+    x, y = points()
+    last = result.client_scores[-1]
+    for client in (0, 3):
+        result.load_client(client)
+        with torch.no_grad():
+            assert last["accuracy"][client] == pytest.approx(
+                float(accuracy(result.model(x[own[client]]), y[own[client]]))
+            )
+    with pytest.raises(InputError, match="all clients of .* have one model"):
+        simulate(held_out=0.2).load_client(0)

@@ -90,6 +90,15 @@ def test_a_correlation_with_constant_predictions_is_zero():
     assert pool_parts(Numbers(("pearson",)), outputs, [7, 30]).metrics == {"pearson": 0.0}
 
 
+def test_a_correlation_with_predictions_that_are_not_finite_is_not_a_number():
+    outputs, kind = draw_numbers(0, 50), Numbers(("pearson",))
+    outputs[3, 2] = outputs[3, 0] = float("nan")
+    assert np.isnan(kind.pool(kind.of(outputs)).metrics["pearson"])
+    perfect = draw_numbers(0, 50)
+    perfect[:, 2], perfect[:, 0] = -perfect[:, 1], 4 * perfect[:, 1] ** 2
+    assert kind.pool(kind.of(perfect)).metrics["pearson"] == pytest.approx(-1.0, abs=1e-10)
+
+
 def test_losses_alone_have_no_metric():
     kind = Losses(("auc",))
     assert pool_parts(kind, torch.tensor([[1.0, 9.0], [-3.0, 9.0]]), [1]) == (-1.0, {})

@@ -115,3 +115,21 @@ def test_pieces_of_a_text_are_held_out_together(place, tmp_path):
     assert held_out.isdisjoint(trained)
     assert len(held_out) == round(0.4 * 8)
     assert len(prepared.held_out.samples) > len(held_out), "some are of several pieces"
+
+
+ADAPTERS = ["{r: 2, aggregate: alternate}", "{r: 2, aggregate: residual}", "{r: 4, ranks: [2, 4, 2, 4, 2]}"]
+
+
+@pytest.mark.parametrize("lora", ADAPTERS)
+def test_clients_are_scored_with_the_whole_model_whatever_part_of_it_trains(place, lora):
+    rounds = ["training={rounds: 2, clients_per_round: 2, steps: 2, client_evaluation: 1}"]
+    prepared = prepare(experiment(place, *HELD_OUT, *rounds, f"lora={lora}", source="classes.csv"))
+    simulation = prepared.simulation()
+    for _ in simulation.rounds():
+        simulation.load()
+        with torch.no_grad():
+            samples = torch.from_numpy(prepared.held_out.samples)
+            outputs = prepared.task.outputs_of(simulation.workspace.module.eval(), samples)
+        expected, found = prepared.task.score(outputs), simulation.scores.pooled
+        assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+        assert found.metrics == pytest.approx(expected.metrics, abs=1e-9)

@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
-from support.federated import COMMON, LIES, simulated
+from support.federated import COMMON, EVALUATE, LIES, simulated
 from support.grids import LocalGrid
 
 from fedadamw import checkpoint
@@ -18,6 +18,7 @@ from fedadamw.flower.local import certs, demo
 from fedadamw.flower.server.monitor import Monitor
 from fedadamw.flower.server_app import run
 from fedadamw.prepare.paths import make_absolute
+from fedadamw.report.client_scores import read_lines
 from fedadamw.runner.client_losses import read_losses
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
@@ -56,7 +57,7 @@ def test_the_monitor_serves_the_runs_metrics(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    experiment = load("digits", [*COMMON, "training.evaluate_every=1"])
+    experiment = load("digits", [*COMMON, *EVALUATE])
     lies = {2: LIES["nan"][0]}
     with Monitor(port, "127.0.0.1") as monitor:
         run(experiment, LocalGrid(3, tmp_path / "state", lies), tmp_path / "run", monitor=monitor)
@@ -67,6 +68,12 @@ def test_the_monitor_serves_the_runs_metrics(tmp_path):
     assert float(numbers["fedadamw_clients_online"]) == 3
     assert float(numbers['fedadamw_score{metric="accuracy"}']) == records[-1]["test_metrics"]["accuracy"]
     assert float(numbers['fedadamw_sent_bytes_total{direction="up"}']) == sum(r["up_bytes"] for r in records)
+    for statistic in ("mean", "weighted", "std", "worst_decile"):
+        of_nodes = float(numbers[f'fedadamw_clients_score{{statistic="{statistic}"}}'])
+        assert of_nodes == records[-1][f"clients_{statistic}"]
+    (evaluated,) = (line for line in read_lines(tmp_path / "run/client_scores.jsonl") if line["round"] == 2)
+    for client, loss in zip(evaluated["clients"], evaluated["loss"], strict=True):
+        assert float(numbers[f'fedadamw_client_score{{client="{client}",metric="loss"}}']) == pytest.approx(loss)
     refused = sum(r["federation"].get("refused", 0) for r in records)
     assert float(numbers.get('fedadamw_events_total{event="refused"}', 0)) == refused
     for line, record in zip(read_losses(tmp_path / "run/clients.jsonl"), records, strict=True):

@@ -1,6 +1,8 @@
 """Nodes evaluate the model on their own held-out samples; wrong, late and missing scores change nothing."""
 
+import contextlib
 import json
+import math
 import re
 import time
 from pathlib import Path
@@ -8,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support import tiny_models
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
 from flwr.app import Array, ConfigRecord, Message, RecordDict
-from support.federated import COMMON, assert_same, assert_same_scores, federated, read_events, simulated
+from support.federated import COMMON, EVALUATE, assert_same, assert_same_scores, federated, read_events, simulated
 from support.grids import LocalGrid
 
-from fedadamw.data.sums import Hits
+from fedadamw.data.sums import Classes, Hits, Numbers, Tokens
 from fedadamw.flower.client_app import pack_reply
 from fedadamw.flower.node.local_data import load_node_samples
 from fedadamw.flower.protocol import REQUEST, OtherDataError
@@ -29,7 +33,6 @@ from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
-EVALUATE = ["partition.held_out=0.2", "training.client_evaluation=1"]
 THREE = [*EVALUATE, "training.clients_per_round=3", "federation.retries=0"]
 
 
@@ -109,6 +112,8 @@ LIES = {
     "fraction": (with_number(2, 0.5), "sums"),
     "more-right": (with_number(2, lambda sums: sums[0] + 1), "sums"),
     "negative-loss": (with_number(1, -1.0), "sums"),
+    "large-loss": (with_number(1, 1e9), "too-long"),
+    "huge-loss": (with_number(1, 1e300), "too-long"),
     "more-samples": (with_number(0, lambda sums: sums[0] + 1), "samples"),
     "no-samples": (with_number(0, 0.0), "samples"),
     "shape": (sums_of(lambda sums: sums[:-1]), "sums"),
@@ -137,11 +142,34 @@ def reply_to_evaluate(lie):
 @pytest.mark.parametrize("name", LIES)
 def test_wrong_sums_are_refused_with_their_reason(name):
     lie, reason = LIES[name]
-    checker = SumsChecker(Hits().check)
+    checker = SumsChecker(OfKind(Hits()))
     assert checker.check(reply_to_evaluate(lambda *_: None), 2, 40).tolist() == [40.0, 21.5, 30.0]
     with pytest.raises(RefusedError) as refused:
         checker.check(reply_to_evaluate(lie), 2, 40)
     assert refused.value.reason == reason
+
+
+class OfKind:
+    """A task whose sums are of this kind."""
+
+    def __init__(self, kind):
+        self.check_sums, self.pool = kind.check, kind.pool
+
+
+KINDS = [(Hits(), 3), (Classes(("f1", "matthews"), 2), 8), (Numbers(("pearson",)), 7), (Tokens(), 4)]
+EXTREMES = [0.0, 5e-324, 1e-9, 1e9, 1e15, -1e15, 1e150, -1e150, 1.7e308, -1.7e308, math.nan, math.inf]
+
+
+@pytest.mark.parametrize(("kind", "width"), KINDS)
+@given(st.data())
+def test_any_numbers_are_refused_or_give_finite_scores(kind, width, data):
+    number = st.floats(width=64) | st.integers(-2, 40).map(float) | st.sampled_from(EXTREMES)
+    sums = [40.0, *data.draw(st.lists(number, min_size=width - 1, max_size=width - 1))]
+    reply = reply_to_evaluate(lambda arrays, _: arrays.update(sums=Array(np.array(sums))))
+    with contextlib.suppress(RefusedError):
+        score = kind.pool(SumsChecker(OfKind(kind)).check(reply, 2, 40))
+        assert all(math.isfinite(value) for value in (score.loss, *score.metrics.values()))
+        assert all(-1 <= value <= 1 for name, value in score.metrics.items() if name != "perplexity")
 
 
 def test_refused_sums_are_counted_and_change_nothing(tmp_path):
@@ -333,3 +361,26 @@ def test_a_node_of_a_rehearsal_takes_no_data_of_its_own(tmp_path):
         InputError, match="this node has held-out of its own, and partition.kind='mix' gives it its data"
     ):
         load_node_samples(load("digits", [*COMMON, *EVALUATE]), None, {}, told, 0)
+
+
+def test_a_metric_that_needs_all_predictions_is_refused_by_name_and_pearson_is_not(tmp_path):
+    settings, head, rows = own_reviews(tmp_path)
+    rows = [f"{row.split(',')[0]},{i % 7 / 2},{i}" for i, row in enumerate(rows)]
+    settings += [f"data.source={write_rows(tmp_path / 'server.csv', head, rows[:20])}", "data.validation=0.5"]
+    grid = LocalGrid(3, tmp_path / "state")
+    with pytest.raises(InputError, match=r"^training.client_evaluation: spearman needs all predictions"):
+        federated(tmp_path / "with-data", settings, grid)
+    for i in range(3):
+        grid.configs[100 + i] |= {"data": write_rows(tmp_path / f"node-{i}.csv", head, rows[i::3]), "held-out": 0.5}
+    without = [
+        "data.source=digits",
+        "data.validation=0",
+        "data.classes=[]",
+        "data.text_column=text",
+        "data.label_column=label",
+    ]
+    ours, _ = federated(tmp_path, [*settings, *without], grid)
+    record = ours.step()
+    assert list(record.clients_metrics) == ["loss", "pearson"]
+    assert record.test_metrics is None
+    assert -1 <= record.clients_metrics["pearson"] <= 1

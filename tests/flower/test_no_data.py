@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,7 @@ from support import tiny_models
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
-from flwr.app import Array, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 from support.federated import COMMON, assert_same, federated
 from support.grids import LocalGrid
 
@@ -20,8 +21,9 @@ from fedadamw.data.pixel_sums import sum_pixels
 from fedadamw.flower.client_app import pack_reply
 from fedadamw.flower.local.demo import run_demo
 from fedadamw.flower.node.local_data import load_node_samples
-from fedadamw.flower.protocol import PIXELS, REQUEST, OtherDataError
+from fedadamw.flower.protocol import OTHER_DATA, PIXELS, REQUEST, OtherDataError
 from fedadamw.flower.server.pixels import PixelSums
+from fedadamw.flower.server.replies import read_numbers
 from fedadamw.flower.server_app import run
 from fedadamw.flower.wire import RefusedError
 from fedadamw.prepare.problem import open_pretrained
@@ -82,13 +84,12 @@ def test_three_csv_files_train_without_a_sample_on_the_server(tmp_path):
     assert list(records_of(out)[1]["clients_metrics"]) == ["loss", "accuracy", "f1"]
     data = json.loads((out / "manifest.json").read_text())["data"]
     assert (data["classes"], data["train"]["samples"], data["test"]["samples"]) == (["ok", "alarm"], 0, 0)
-    assert "The server has no data to evaluate on." in (out / "report.html").read_text()
     assert "<th>data.source" not in (out / "report.html").read_text()
 
     trained = open_run(out, best=True)
     export(trained, tmp_path / "export")
     card = (tmp_path / "export/README.md").read_text()
-    assert "| not evaluated: the server has no data | - |" in card
+    assert "| mean accuracy of clients | " in card
     assert "| data | text, of classes ok, alarm |" in card
     assert "| training data, on the nodes | 54, as the nodes report | not known to the server |" in card
     with pytest.raises(InputError, match="the run's server had no data .* with --data"):
@@ -98,7 +99,8 @@ def test_three_csv_files_train_without_a_sample_on_the_server(tmp_path):
     assert (ours, count) == (evaluate(open_trained(tmp_path / "export", elsewhere))[0], 24)
 
 
-def test_a_node_whose_data_do_not_fit_is_named_before_the_first_round(tmp_path, capfd):
+def test_a_node_whose_data_do_not_fit_is_named_before_the_first_round(tmp_path, capfd, monkeypatch):
+    """Once its data are corrected it joins, without a restart."""
     settings, grid = of_reports(tmp_path, _1={"labels": ("ok", "broken")})
     ours, _ = federated(tmp_path, settings, grid)
     assert ours.step().clients == 2
@@ -106,6 +108,14 @@ def test_a_node_whose_data_do_not_fit_is_named_before_the_first_round(tmp_path, 
     detail = "client 1: column 'label' has 'broken'; the run has the classes ok, alarm"
     assert (stranger["node"], stranger["reason"], stranger["detail"]) == ("101", "other-data", detail)
     assert detail in capfd.readouterr().err
+
+    write_reports(tmp_path / "site-1.csv", ("ok", "alarm"))
+    registry = ours.clients.registry
+    monkeypatch.setattr(registry, "_left_out", {})  # as after a minute
+    until = time.monotonic() + 60
+    while 1 not in registry.poll_online() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert sorted(registry.joined) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +150,14 @@ def test_a_node_says_in_what_its_data_do_not_fit(tmp_path, file, why):
         with pytest.raises(OtherDataError, match=why) as refused:
             load_own()
         assert str(tmp_path) not in str(refused.value)
+
+
+def test_classes_that_are_numbers_have_the_order_of_the_settings(tmp_path):
+    settings, grid = of_reports(tmp_path, _0={"labels": (0, 1, 1)})
+    experiment = load("digits", [*COMMON, *settings, "data.classes=[1, 0]"])
+    about = {"classes": ["1", "0"], "edges": None}
+    texts = load_node_samples(experiment, open_pretrained(experiment), about, grid.configs[100], 0).train
+    assert texts.labels.tolist() == [1, 0, 0] * 8
 
 
 @pytest.mark.parametrize(
@@ -191,13 +209,52 @@ def of_images(tmp_path, *more):
     return [form, *common, *more], grid, np.concatenate(pixels)[:, None]
 
 
+def test_a_node_says_in_what_its_images_do_not_fit(tmp_path):
+    settings, grid, _ = of_images(tmp_path)
+    experiment = load("digits", [*COMMON, *settings])
+    about = {"classes": ["owl", "cat", "dog", "bat"], "shape": [1, 8, 8], "fit": "crop"}
+    wrong = {
+        write_images(tmp_path / "horses", 5, owl=2, horse=1)[
+            0
+        ]: "column 'label' has 'horse'; the run has the classes owl",
+        write_reports(tmp_path / "reports.csv"): "its data: no image column found among text, label; name it with",
+        str(tmp_path / "nothing"): "its data: no such folder",
+    }
+    for place, why in wrong.items():
+        config = {**grid.configs[100], "data": place}
+        with pytest.raises(OtherDataError, match=why) as refused:
+            load_node_samples(experiment, None, about, config, 0)
+        assert str(tmp_path) not in str(refused.value)
+    larger = tmp_path / "larger/owl"
+    larger.mkdir(parents=True)
+    Image.new("RGB", (30, 20), "red").save(larger / "0.png")
+    config = {**grid.configs[100], "data": str(larger.parent)}
+    assert load_node_samples(experiment, None, about, config, 0).train.pixels.shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("told", [{}, {"why": b"bytes"}, {"client": 3.5, "why": [1, 2]}, {"why": "x" * 10**5}])
+def test_whatever_a_node_tells_of_its_data_becomes_a_short_reason(told):
+    reply = Message(RecordDict({OTHER_DATA: ConfigRecord(told)}), reply_to=Message(RecordDict(), 100, "query"))
+    with pytest.raises(RefusedError) as refused:
+        read_numbers(reply)
+    assert refused.value.reason == "other-data"
+    assert len(refused.value.detail) <= 310
+
+
 def test_mean_and_deviation_of_the_pixels_are_those_of_all_nodes_together_and_kept(tmp_path):
-    settings, grid, pixels = of_images(tmp_path, "training.schedule=constant")
+    settings, grid, pixels = of_images(tmp_path, "training.schedule=constant", "training.steps=1")
     run(load("digits", [*COMMON, *settings, "training.rounds=1"]), grid, tmp_path / "run")
     data = json.loads((tmp_path / "run/manifest.json").read_text())["data"]
     mean, std = channel_statistics(pixels)
     assert (data["mean"], data["std"]) == (pytest.approx(mean, rel=1e-12), pytest.approx(std, rel=1e-12))
     assert data["classes"] == ["owl", "cat", "dog", "bat"]
+
+    assert (
+        "The server has no data to evaluate on; with training.client_evaluation"
+        in (tmp_path / "run/report.html").read_text()
+    )
+    export(open_run(tmp_path / "run"), tmp_path / "export")
+    assert "| not evaluated: the server has no data | - |" in (tmp_path / "export/README.md").read_text()
 
     asked = len(grid.waiting)
     run(load("digits", [*COMMON, *settings]), grid, tmp_path / "run", resume=True)
@@ -206,6 +263,7 @@ def test_mean_and_deviation_of_the_pixels_are_those_of_all_nodes_together_and_ke
     assert [record["clients"] for record in records_of(tmp_path / "run")] == [3, 3]
 
 
+@pytest.mark.slow
 def test_images_of_nodes_train_as_those_that_the_server_has_a_sample_of(tmp_path):
     """With the sample's mean and standard deviation given, and its classes, all numbers are the same."""
     settings, grid, _ = of_images(tmp_path)

@@ -9,7 +9,7 @@ from support.cases import CASES, EVERYWHERE, rows
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
-from support.federated import assert_same, federated, simulated
+from support.federated import EVALUATE, assert_same, assert_same_scores, federated, simulated
 
 from fedadamw.engine.ledger import read_page
 from fedadamw.engine.simulate import Saved
@@ -100,11 +100,12 @@ def test_adapters_of_a_text_model_give_the_simulations_numbers(tmp_path, aggrega
         f"model={tmp_path / 'roberta'}",
         "lora={r: 4, target_modules: [query, value]}",
         f"lora.aggregate={aggregate}",
+        *EVALUATE,
     ]
     ours, _ = federated(tmp_path, settings)
     theirs = simulated(settings)
     for _ in zip(ours.rounds(), theirs.rounds(), strict=True):
-        pass
+        assert_same_scores(ours.scores, theirs.scores)
     assert_same(ours, theirs)
 
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from support.cases import EVERYWHERE, rows
+from support.cases import EVERYWHERE
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
-from support.federated import assert_same, federated, simulated
+from support.federated import EVALUATE, assert_same, assert_same_scores, federated, simulated
 from support.grids import LocalGrid
 
 from fedadamw.engine.store import OnDisk
@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.usefixtures("restore_threads"),
     pytest.mark.filterwarnings("ignore:personal.parameters. no global model is tested"),
 ]
+OTHERS = ("fedadamw-mean-v", "fedadamw-outer", "fedmuon-rank", "diloco")
 HEAD = "personal.parameters=[classifier.*]"
 
 
@@ -39,12 +40,12 @@ class Recorder(LocalGrid):
         return messages
 
 
-@pytest.mark.parametrize("name", rows(["fedadamw-mean-v", "scaffold", "fedadamw-outer", "fedmuon-rank", "diloco"]))
+@pytest.mark.parametrize("name", ["scaffold", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_nodes_give_the_loops_numbers_and_keep_their_own(tmp_path, name):
     case = EVERYWHERE[name]
     settings = [f"algorithm={json.dumps({'name': case.name, **case.settings})}", f"training.lr={case.lr}", HEAD]
     settings += [f"training.{key}={json.dumps(value)}" for key, value in case.training.items()]
-    settings += ["training.rounds=3", "training.clients_per_round=3"]
+    settings += ["training.rounds=3", "training.clients_per_round=3", *EVALUATE]
     grid = Recorder(3, tmp_path / "state")
     ours, _ = federated(tmp_path, settings, grid)
     theirs = simulated(settings)
@@ -52,7 +53,8 @@ def test_nodes_give_the_loops_numbers_and_keep_their_own(tmp_path, name):
         if record.round == 1:  # a node that starts anew, and finds its memory
             grid.workers[101] = type(grid.workers[101])()
         assert record.train_loss == expected.train_loss
-        assert record.up_bytes == expected.up_bytes
+        assert record.up_bytes == expected.up_bytes + 3 * 3 * 8, "three sums of each client"
+        assert_same_scores(ours.scores, theirs.scores)
     assert_same(ours, theirs)
     widths = {array.shape[-1] for arrays in grid.sent for array in arrays.values() if array.shape}
     shared, whole = len(ours.workspace.shared), len(ours.workspace.y)

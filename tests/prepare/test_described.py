@@ -27,6 +27,10 @@ IMAGE = ["data={classes: [ok, alarm], image_size: 8, image_mode: grey}"]
             ["data={task: causal-lm, classes: [], metrics: rouge-l}", "model=a/b"],
             "data.metrics=.'rouge-l'.: the server",
         ),
+        (
+            ["data={task: causal-lm, classes: [], label_column: topic}", "model=a/b"],
+            "data.label_column='topic': data.t",
+        ),
         ([*TEXT, "data.task=stsb"], "data.task='stsb' predicts no classes"),
         ([*TEXT, "data.task=causal-lm"], "data.task='causal-lm' predicts no classes"),
         ([*TEXT, "data.task=sst2", "data.classes=[]"], "data.task='sst2' predicts classes; give their names"),

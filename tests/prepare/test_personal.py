@@ -59,7 +59,7 @@ def test_patterns_that_match_nothing_or_everything_are_refused(patterns, message
 )
 def test_settings_that_contradict_personal_parameters_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
-        check_personal(load("digits", ["personal.parameters=[classifier.*]", *settings]))
+        check_personal(load("digits", ["personal.parameters=[classifier.*]", *settings]), remote=False)
 
 
 @pytest.mark.parametrize(
@@ -72,14 +72,36 @@ def test_settings_that_contradict_personal_parameters_are_refused(settings, mess
 )
 def test_settings_that_contradict_tuning_are_refused(settings, message):
     start = ["personal.finetune=5", "partition.held_out=0.2", "training.client_evaluation=1"]
-    check_personal(load("digits", start))
+    check_personal(load("digits", start), remote=False)
+    with pytest.raises(InputError, match="finetune=5 needs simulated clients"):
+        check_personal(load("digits", start), remote=True)
     with pytest.raises(InputError, match=message):
-        check_personal(load("digits", [*start, *settings]))
+        check_personal(load("digits", [*start, *settings]), remote=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["personal.parameters=[classifier.*]"], "'ditto' gives each client a whole model"),
+        (["lora={aggregate: exact}"], "'exact' folds .*: use factors or frozen-a with algorithm.name='ditto'"),
+        (["training.diagnostics=true"], "training.diagnostics compares .*: not with algorithm.name='ditto'"),
+    ],
+)
+def test_settings_that_contradict_own_models_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        check_personal(load("digits", ["algorithm.name=ditto", "training.lr=0.1", *settings]), remote=False)
+    check_personal(load("digits", ["algorithm.name=ditto", "training.lr=0.1", "keep_best=true"]), remote=False)
 
 
 def test_a_run_without_scores_is_warned_of():
     with pytest.warns(UserWarning, match="no global model is tested; for scores set partition.held_out=0.2"):
-        check_personal(load("digits", ["personal.parameters=[classifier.*]"]))
+        check_personal(load("digits", ["personal.parameters=[classifier.*]"]), remote=False)
+
+
+@pytest.mark.parametrize("value", ["classifier.*", "[3]", "null", "['']"])
+def test_what_is_no_list_of_patterns_is_refused(value):
+    with pytest.raises(InputError, match=r"give patterns in a list, such as \[classifier"):
+        load("digits", [f"personal.parameters={value}"])
 
 
 def test_a_section_without_anything_is_refused():

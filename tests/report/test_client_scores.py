@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedadamw.report import client_charts
-from fedadamw.report.client_charts import against_chart, sorted_chart, spread_chart
+from fedadamw.report.client_charts import against_chart, rounds_chart, sorted_chart
 from fedadamw.report.client_mix import describe_classes, find_mix
 from fedadamw.report.client_names import name_clients
 from fedadamw.report.client_scores import Evaluated, choose_evenly, read_scores, spread
@@ -94,18 +94,28 @@ def test_clients_that_have_all_the_same_are_not_drawn_against_it():
 
 
 def test_one_evaluation_has_bars_for_bands_and_many_are_thinned():
-    marks = [layer["mark"]["type"] for layer in spread_chart([many(9)]).to_dict(validate=False)["layer"]]
+    marks = [layer["mark"]["type"] for layer in rounds_chart([many(9)], {}).to_dict(validate=False)["layer"]]
     assert marks[:2] == ["bar", "bar"]
-    long = [evaluated([0.1, 0.2], round_=r) for r in range(1, 1001)]
-    chart = spread_chart(long).to_dict(validate=False)
+    long = [evaluated(np.arange(9) / 9, round_=r) for r in range(1, 1001)]
+    chart = rounds_chart(long, {}).to_dict(validate=False)
     assert chart["layer"][0]["mark"]["type"] == "area"
     assert len(chart["data"]["values"]) == 300
     assert subtitle(chart).endswith("300 of 1,000 evaluations")
 
 
+def test_a_few_clients_have_a_line_each():
+    found = [evaluated([0.5, np.nan, 0.25], round_=1), evaluated([0.5, 0.75, 0.5], round_=3)]
+    chart = rounds_chart(found, {2: "client 2, node 7"}).to_dict(validate=False)
+    rows = [(row["round"], row["of"], row["score"]) for row in chart["data"]["values"]]
+    assert rows[:2] == [(1, "client 0", 0.5), (1, "client 2", 0.25)]
+    assert len(rows) == 5
+    assert chart["data"]["values"][1]["client"] == "client 2, node 7", "what hovering shows"
+    assert chart["layer"][0]["encoding"]["color"]["scale"]["domain"] == ["client 0", "client 1", "client 2"]
+
+
 def test_sizes_that_differ_widely_get_a_logarithmic_axis():
     def axis(sizes):
-        across = client_charts.Across(np.array(sizes, float), "size", "samples", logarithmic=True)
+        across = client_charts.Across(np.array(sizes, float), "size", "samples", "accuracy", logarithmic=True)
         chart = against_chart(evaluated([0.1] * len(sizes)), across, {}).to_dict(validate=False)
         return chart["encoding"]["x"], chart["data"]["values"]
 
@@ -136,6 +146,23 @@ def test_the_worst_clients_are_named_with_what_they_have():
     ]
     assert describe_worst(found, 2).startswith("The 2 worst of 3 clients by accuracy in round 5")
     assert worst_clients(found, None, {}).headings == ["client", "accuracy", "loss", "held-out samples"]
+
+
+def test_tuned_models_are_shown_beside_what_they_were_tuned_from():
+    found = evaluated([0.5, 0.75])
+    found = found._replace(
+        metrics={**found.metrics, "tuned_loss": np.array([0.1, 0.1]), "tuned_accuracy": np.array([1.0, 0.5])}
+    )
+    assert (found.main, found.tuned.tolist()) == ("accuracy", [1.0, 0.5])
+    table = worst_clients(found, None, {})
+    assert table.headings == ["client", "accuracy", "accuracy, tuned", "loss", "held-out samples"]
+    assert table.rows[0][1:3] == ["50.00%", "100.00%"]
+    heading, chart = all_charts([found], None, {})["by-tuning"]
+    assert heading == "gain of accuracy by tuning"
+    rows = chart.to_dict(validate=False)["data"]["values"]
+    assert [(row["x"], row["score"]) for row in rows] == [(0.5, 0.5), (0.75, -0.25)]
+    only_loss = found._replace(metrics={"loss": np.zeros(2), "tuned_loss": np.ones(2)})
+    assert only_loss.main == "loss"
 
 
 def test_hostile_classes_are_words():

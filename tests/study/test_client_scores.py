@@ -116,7 +116,7 @@ def test_a_paper_gets_the_columns_and_the_tests(tmp_path, runs, found):
     ]
     rows = list(csv.DictReader((tmp_path / "export" / "final-scores.csv").read_text().splitlines()))
     assert float(rows[0]["clients_mean"]) == 0.5
-    assert float(rows[0]["clients_accuracy"]) == pytest.approx(0.52)
+    assert float(rows[0]["clients_pooled_accuracy"]) == pytest.approx(0.52)
     assert float(rows[0]["clients_worst_decile"]) == pytest.approx(0.3)
     table = scores_table(found)
     assert r"mean of clients (\%)" in table

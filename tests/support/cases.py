@@ -57,6 +57,7 @@ CASES = {
     "local-adam": Case("local-adam", {}, reference.local_adam, 0.02, "d", "d"),
     "fedavg": Case("fedavg", {}, reference_sgd.fedavg, 0.1, "d", "d"),
     "fedprox": Case("fedprox", {"mu": 0.1}, reference_sgd.fedprox, 0.1, "d", "d"),
+    "ditto": Case("ditto", {"pull": 0.5}, reference_sgd.ditto, 0.1, "d", "d"),
     "scaffold": Case("scaffold", {}, reference_sgd.scaffold, 0.1, "2*d", "2*d"),
     "fedcm": Case("fedcm", {"a": 0.3}, reference_sgd.fedcm, 0.1, "d + 1", "2*d"),
     "fedadam": Case("fedadam", {}, reference_sgd.fedadam, 0.1, "d", "d"),

@@ -20,6 +20,7 @@ COMMON = [
     "device=cpu",
     "threads=1",
 ]
+EVALUATE = ["partition.held_out=0.2", "training.client_evaluation=1"]
 
 
 def federated(tmp_path, settings, grid=None, **lies):

@@ -54,6 +54,28 @@ def fedprox(x, rounds, problem, *, mu=0.01, weight_decay=1e-3):
     return history
 
 
+def ditto(x, rounds, problem, *, pull=0.1, weight_decay=1e-3, own=None):
+    """arXiv 2012.04221, Algorithm 1, whose steps on the two models alternate. own: filled with each client's model."""
+    own = {} if own is None else own
+    history = []
+    for lr, clients in rounds:
+        models = []
+        for i, gradients in clients.items():
+            y, v = list(x), list(own.get(i, x))
+            for k, gradient in enumerate(gradients, start=1):
+                if k % 2:
+                    g = gradient(y)
+                    y = [y[j] - lr * (g[j] + weight_decay * y[j]) for j in range(len(x))]
+                else:
+                    g = gradient(v)
+                    v = [v[j] - lr * (g[j] + pull * (v[j] - x[j]) + weight_decay * v[j]) for j in range(len(x))]
+            models.append(y)
+            own[i] = v
+        x = mean_of(models)
+        history.append(x)
+    return history
+
+
 def scaffold(x, rounds, problem, *, server_lr=1.0, weight_decay=1e-3):
     """arXiv 1910.06378, Algorithm 1 with option II. The server's c is recomputed as the mean over all N clients."""
     d = len(x)

@@ -11,6 +11,7 @@ from typing import Any
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.algorithms.classes import BLOCKS, NO_BLOCKS, check_class, defaults_of, has_blocks, parse_settings
 from fedadamw.algorithms.diloco import DiLoCo
+from fedadamw.algorithms.ditto import Ditto
 from fedadamw.algorithms.fadamgc import FAdamGC
 from fedadamw.algorithms.fedadam import FedAdam
 from fedadamw.algorithms.fedadamw import FedAdamW
@@ -36,6 +37,7 @@ BUILT_IN: dict[str, type[AnyAlgorithm]] = {
     "local-adam": LocalAdam,
     "fedavg": FedAvg,
     "fedprox": FedProx,
+    "ditto": Ditto,
     "scaffold": Scaffold,
     "fedcm": FedCM,
     "fedadam": FedAdam,

@@ -2,7 +2,7 @@
 
 import shutil
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -16,13 +16,15 @@ from fedadamw.api.picture import Picture
 from fedadamw.engine.best import read_best
 from fedadamw.engine.record import Record
 from fedadamw.io.json_values import replace_nan
-from fedadamw.report.client_scores import NAME, read_lines
+from fedadamw.report.client_charts import rounds_chart
+from fedadamw.report.client_scores import NAME, read_lines, read_scores
 from fedadamw.report.metrics import find_evaluations
-from fedadamw.report.run_charts import loss_chart, score_chart
+from fedadamw.report.run_charts import Chart, loss_chart, score_chart
 from fedadamw.report.run_files import RecordDict, ScoresDict
 from fedadamw.report.study_charts import OF_PICTURE, all_charts
 from fedadamw.report.study_files import Results
 from fedadamw.runner.folder import RunFolder
+from fedadamw.trained.client_model import open_client
 from fedadamw.validation import InputError, check, check_one_of
 from fedadamw.vector import Layout, statistics, trainable
 
@@ -38,7 +40,7 @@ class Result:
     ranks other than 0. temporary: no `out` was given, so the folder is deleted with this object.
     """
 
-    model: nn.Module  # with the global weights, in evaluation mode
+    model: nn.Module  # with the global weights, in evaluation mode; personal parameters are those of the start
     records: list[Record]  # one a round
     rounds: int
     folder: Path | None
@@ -89,17 +91,32 @@ class Result:
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def plot(self, what: str | None = None) -> Picture:
-        """Draw by round: `score`, the main metric, or `loss`, of the clients and held out.
+        """Draw by round: `score`, the main metric, `loss`, of clients and held out, or `clients`, how these are scored.
 
         By default the score, or the losses of a run without metrics.
         """
         records = [_to_line(record) for record in self.records]
-        charts = {"score": score_chart, "loss": loss_chart}
+        scores = [] if self.folder is None else read_scores(self.folder / NAME)
+        charts: dict[str, Callable[[], Chart]] = {"score": lambda: score_chart(records, width=420)}
         if not find_evaluations(records):
             del charts["score"]
+        charts["loss"] = lambda: loss_chart(records, width=420)
+        if scores:
+            charts["clients"] = lambda: rounds_chart(scores, {}, width=420)
         what = next(iter(charts)) if what is None else what
         check_one_of("plot", what, charts)
-        return Picture(charts[what](records, width=420))
+        return Picture(charts[what]())
+
+    def load_client(self, client: int) -> None:
+        """Put the model of one client into `model`: what is shared, with the parameters that this client keeps.
+
+        The run needs settings={"personal.parameters": [...]}, or an algorithm whose clients have models of their own.
+        Raises InputError if they have none, or the client has not taken part.
+        """
+        check(self.folder is not None, "this rank has no checkpoint: rank 0 has")
+        assert self.folder is not None
+        open_client(RunFolder(self.folder), self.model, client)
+        self.model.eval()
 
     def load_best(self) -> int:
         """Put the weights of the best evaluated round into `model` and return its number.
@@ -147,6 +164,7 @@ class Result:
     def __repr__(self) -> str:
         parts = [f"rounds={len(self.records)}", f"loss={nan if self.loss is None else self.loss:.4g}"]
         parts += [f"{name}={value:.4g}" for name, value in self.metrics.items()]
+        parts += [f"clients_mean={r.clients_mean:.4g}" for r in self.records[-1:] if r.clients_mean is not None]
         if self.folder is not None and not self.temporary:
             parts.append(f"folder={str(self.folder)!r}")
         return f"Result({', '.join(parts)})"
@@ -160,21 +178,30 @@ class Comparison:
     folder: Path
 
     def to_pandas(self) -> "DataFrame":
-        """Return a row for each run and evaluated round: variant, seed, round, score, losses, bytes sent."""
+        """Return a row for each run and evaluated round: variant, seed, round, score, losses, bytes sent.
+
+        Beside them the scores over clients, where a round has them.
+        """
         import pandas as pd
 
         tables = []
         for run in self.results["runs"]:
             columns = {name: dict(run)[name] for name in ("round", "score", "test_loss", "train_loss", "sent_bytes")}
-            tables.append(pd.DataFrame({"variant": run["variant"], **run["label"], "seed": run["seed"], **columns}))
+            about = {"variant": run["variant"], **run["label"], "seed": run["seed"]}
+            table = pd.DataFrame({**about, **columns})
+            if "clients" in run:
+                of_clients = pd.DataFrame(run["clients"]).drop(columns="sent_bytes").assign(**about)
+                table = table.merge(of_clients, how="outer", on=[*about, "round"])
+            tables.append(table)
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def plot(self, what: str = "score") -> Picture:
         """Draw the variants' means over seeds, with 95% intervals and each seed's points.
 
-        what: by round, `score`, `train`, `test` (losses); by bytes sent, `bytes`; after the last round, `final`; by the
-        numeric setting that varies, `value`; with `training.diagnostics`, `drift`, `cosine`, `update_norm`,
-        `v_dispersion`, `v_variance`, and by class of block `v_variance-kinds`, `update_norm-kinds`.
+        what: by round, `score`, `train` and `test` (losses), `clients_mean` and `clients_worst_decile`; by bytes sent,
+        `bytes`; after the last round, `final`; by the numeric setting that varies, `value`; with
+        `training.diagnostics`, `drift`, `cosine`, `update_norm`, `v_dispersion`, `v_variance`, and by class of block
+        `v_variance-kinds`, `update_norm-kinds`.
         """
         charts = all_charts(self.results, OF_PICTURE)
         check_one_of("plot", what, charts)
@@ -224,7 +251,8 @@ def _flatten(record: Record) -> dict[str, Any]:
         **row,
         **test,
         **{f"clients_pooled_{name}": value for name, value in (record.clients_metrics or {}).items()},
+        **{f"tuned_{name}": v for name, v in (record.tuned or {}).items() if not isinstance(v, Mapping)},
     }
 
 
-NESTED = ("test_metrics", "diagnostics", "federation", "clients_metrics")
+NESTED = ("test_metrics", "diagnostics", "federation", "clients_metrics", "tuned")

@@ -114,6 +114,8 @@ def _describe(plan: "Plan") -> list[tuple[str, str]]:
         shards = plan.experiment.shards
         whose = "each with a model of its own" if shards == 1 else f"{shards} of which share the layers of a model"
         rows.append(("ranks", f"{plan.ranks}, {whose}"))
+    if plan.evaluated is not None:
+        rows.append(("scores", plan.evaluated.describe()))
     if plan.memories_on_disk:
         rows.append(("on disk", f"{_size(plan.memories_on_disk)} of clients' memories"))
     return [*rows, *(("note", text) for text in plan.data.assumed)]

@@ -74,9 +74,13 @@ def client_columns(records: Sequence[RecordDict]) -> list[tuple[str, Cell]]:
     if not find_evaluations(records, "clients_mean"):
         return []
     name = main_metric(records, "clients_mean")
+    tuned: list[tuple[str, Cell]] = [
+        ("mean, tuned", lambda r: format_metric(name, (r.get("tuned") or {}).get("clients_mean")))
+    ]
     return [
         (f"mean {label(name)} of clients", lambda r: format_metric(name, r.get("clients_mean"))),
         ("worst tenth", lambda r: format_metric(name, r.get("clients_worst_decile"))),
+        *(tuned if records[-1].get("tuned") else []),
     ]
 
 

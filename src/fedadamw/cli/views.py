@@ -79,7 +79,7 @@ def partition_command(
     fedadamw partition digits -s partition.concentration=0.1 --out dir01.png
     """
     from fedadamw.cli.tables import print_partition
-    from fedadamw.prepare.samples import load_samples, make_partition
+    from fedadamw.prepare.samples import load_samples, make_partitions
     from fedadamw.report.run_charts import partition_chart, save_chart
     from fedadamw.settings.load import load
     from fedadamw.validation import check
@@ -87,8 +87,11 @@ def partition_command(
     check(out.suffix in (".png", ".svg"), f"--out {out}: must end in .png or .svg")
     experiment = load(recipe or DEFAULT_RECIPE, settings or ())
     train, _ = load_samples(experiment)
-    clients = make_partition(experiment, train)
+    clients, held_out = make_partitions(experiment, train)
     counts = clients.counts(train.labels, len(train.classes))
     save_chart(partition_chart(counts, train.classes), out)
     print_partition(counts, clients.fingerprint)
+    if held_out is not None:
+        sizes = held_out.sizes
+        typer.echo(f"besides, held out: {sizes.sum():,} samples, {sizes.min():,} to {sizes.max():,} per client")
     typer.echo(f"picture: {out}")

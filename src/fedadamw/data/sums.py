@@ -109,8 +109,10 @@ class Classes(NamedTuple):
     def of(self, outputs: Tensor) -> Tensor:
         own = outputs.cpu()
         labels, predicted = own[:, 1].long(), own[:, 2].long()
-        counts = (torch.bincount(t, minlength=self.classes) for t in (labels[labels == predicted], labels, predicted))
-        return torch.cat([count_and_add(own[:, :1]), *(t.double() for t in counts)])
+        one = torch.ones(len(own), dtype=torch.float64)
+        kinds = ((labels, (labels == predicted).double()), (labels, one), (predicted, one))
+        counts = (one.new_zeros(self.classes).index_add(0, classes, weights) for classes, weights in kinds)
+        return torch.cat([count_and_add(own[:, :1]), *counts])
 
     def pool(self, sums: Tensor) -> Evaluation:
         samples, right, labels, predicted = float(sums[0]), *sums[2:].view(3, self.classes)
@@ -249,4 +251,5 @@ def _pearson(sums: Tensor) -> float:
     least = 4 * samples * EPSILON
     if own <= least * yy or theirs <= least * pp:
         return 0.0
-    return max(-1.0, min(1.0, (yp - y * p / samples) / math.sqrt(own * theirs)))
+    found = (yp - y * p / samples) / (math.sqrt(own) * math.sqrt(theirs))
+    return math.copysign(1.0, found) if abs(found) > 1 else found

@@ -16,7 +16,7 @@ from fedadamw.vector import Vector
 
 def has_own_models(algorithm: AnyAlgorithm) -> bool:
     """Whether a client's model is not the global one."""
-    return isinstance(algorithm, WithPersonal)
+    return isinstance(algorithm, WithPersonal) or algorithm.own_model is not None
 
 
 def own_model(algorithm: AnyAlgorithm, x: Vector, statistics: Vector, memory: AnyState | None) -> tuple[Vector, Vector]:
@@ -24,7 +24,11 @@ def own_model(algorithm: AnyAlgorithm, x: Vector, statistics: Vector, memory: An
 
     x, statistics: what the server has. memory: None before the client's first round.
     """
-    return algorithm.complete(x, statistics, memory) if isinstance(algorithm, WithPersonal) else (x, statistics)
+    if isinstance(algorithm, WithPersonal):
+        return algorithm.complete(x, statistics, memory)
+    if algorithm.own_model is None or memory is None:
+        return x, statistics
+    return getattr(memory, algorithm.own_model).to(x.device), statistics
 
 
 def enter_own(
@@ -45,11 +49,14 @@ def enter_own(
             yield client
 
 
-def enter_tuned(workspace: Workspace, engine: Engine, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[int]:
-    """Yield each client when the module has what its local steps make of the model."""
+def enter_tuned(
+    workspace: Workspace, algorithm: AnyAlgorithm, engine: Engine, shards: Iterable[Shard], broadcast: Broadcast
+) -> Iterator[int]:
+    """Yield each client when the module has what its local steps make of its model."""
     for shard, answer in engine.train(shards, broadcast):
         own = getattr(answer.memory, STATISTICS, answer.statistics[:0])
-        workspace.load(answer.local.y, torch.cat([answer.statistics, own]))
+        tuned = answer.local.y if algorithm.own_model is None else getattr(answer.memory, algorithm.own_model)
+        workspace.load(tuned, torch.cat([answer.statistics, own]))
         yield shard.client
 
 

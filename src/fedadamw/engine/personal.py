@@ -136,8 +136,8 @@ class WithPersonal(Algorithm[AnyState, AnyState, AnyState, Local, AnyState]):
         """
         own, of_layers = self.initial, self.statistics
         if memory is not None:
-            own, of_layers = (t.to(x.device) for t in (getattr(memory, OWN), getattr(memory, STATISTICS)))
-        return torch.cat([x, own]), torch.cat([statistics, of_layers])
+            own, of_layers = getattr(memory, OWN), getattr(memory, STATISTICS)
+        return torch.cat([x, own.to(x.device)]), torch.cat([statistics, of_layers.to(x.device)])
 
     def _split(self, memory: AnyState, down: AnyState) -> _Kept:
         """Return the parts of a memory, which may have a leading axis."""

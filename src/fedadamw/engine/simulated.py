@@ -156,7 +156,7 @@ class SimulatedClients(Clients):
             if place in mine
         ]
         engine = with_statistics(self._make_engine(training), self.algorithm)
-        return enter_tuned(self.workspace, engine, shards, broadcast)
+        return enter_tuned(self.workspace, self.algorithm, engine, shards, broadcast)
 
     def _memories_of(self, clients: Iterable[int], round_: int) -> Iterator[AnyState | None]:
         """The memories of these clients as of the end of round `round_`, on every rank."""

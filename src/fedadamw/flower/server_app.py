@@ -233,9 +233,9 @@ def build_scoring(
     unpooled = ", ".join(prepared.task.unpooled)
     check(
         not unpooled,
-        f"training.client_evaluation over nodes: {unpooled} cannot be computed from sums, which is all that nodes "
-        "answer; choose other metrics, or 0",
+        f"training.client_evaluation: {unpooled} needs all predictions, and nodes answer only sums; a server without "
+        "data (data.classes=[]) takes pearson for numbers",
     )
-    collector = SumsCollector(experiment.federation, messenger, registry, SumsChecker(prepared.task.check_sums), events)
+    collector = SumsCollector(experiment.federation, messenger, registry, SumsChecker(prepared.task), events)
     folds = prepared.folding is not None
     return Scoring(experiment, prepared.task, prepared.workspace, collector, sends_base=folds)

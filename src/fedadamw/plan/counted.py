@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw.engine.client import Broadcast
+from fedadamw.engine.evaluation import GROUP
 from fedadamw.engine.round import RoundResult
 from fedadamw.engine.simulate import Simulation, State
 from fedadamw.engine.workspace import autocast
@@ -127,6 +128,8 @@ class CountedRound:
             autocast(simulation.training, simulation.workspace.y.device),
         ):
             task.outputs(module, 0, task.held_out)
+            if simulation.training.client_evaluation:
+                task.outputs_of(module, torch.zeros(GROUP, dtype=torch.int64))
 
 
 class CountedTask:

@@ -8,6 +8,7 @@ from typing import Any
 from fedadamw.engine.step import Kind
 from fedadamw.plan.counted import BASE, EVALUATION, MEMORIES, Counts
 from fedadamw.plan.data_shape import DataShape, find_shape
+from fedadamw.plan.evaluated import Evaluated, count_evaluated
 from fedadamw.plan.meter import Parts
 from fedadamw.plan.rehearsal import Rehearsal, rehearse
 from fedadamw.plan.room import Room, find_room
@@ -110,6 +111,11 @@ class Plan:
         return self.room.free is None or self.needed <= self.room.free
 
     @property
+    def evaluated(self) -> Evaluated | None:
+        """What it takes to evaluate clients on their own held-out samples, if they are."""
+        return count_evaluated(self.experiment, self.data)
+
+    @property
     def engine(self) -> str:
         """loop or stacked."""
         return "stacked" if self.rehearsal.stack > 1 else "loop"
@@ -141,6 +147,7 @@ class Plan:
             "client_memory": c.memory,
             "memories": self.memories,
             "memories_on_disk": self.memories_on_disk,
+            "client_evaluation": None if self.evaluated is None else self.evaluated.to_dict(),
             "engine": self.engine,
             "stack": r.stack,
             "step": self.step,

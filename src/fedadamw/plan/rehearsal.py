@@ -154,7 +154,8 @@ def _shorten(experiment: Experiment, stack: int) -> Experiment:
 def _pretend_partition(experiment: Experiment, data: DataShape) -> Partition:
     """Clients of equal sizes; without a known number of samples each has a whole batch."""
     clients = max(experiment.partition.clients, experiment.training.clients_per_round)
-    each = max(data.samples // clients, 1) if data.samples else experiment.training.batch_size
+    own = 1 - experiment.partition.held_out
+    each = max(int(data.samples // clients * own), 1) if data.samples else experiment.training.batch_size
     return Partition(np.zeros(clients * each, np.int64), np.arange(1, clients + 1) * each)
 
 

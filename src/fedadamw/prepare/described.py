@@ -31,11 +31,13 @@ def check_described(experiment: Experiment) -> None:
     only = f"{given} is for nodes that have their own data (partition.kind=nodes)"
     check(kind == "nodes" and task != PYTHON, f"{only}; with partition.kind={kind!r} the training set has the classes")
     check(not data.validation, f"data.validation={data.validation:g}: {NO_DATA}, so there is none to hold out")
-    check(not data.metrics, f"data.metrics={list(data.metrics)}: {NO_DATA}, so there are no prompts to answer")
+    check(not data.metrics, f"data.metrics={list(data.metrics)}: {NO_DATA}, so no prompts to answer; set []")
     scored = not experiment.keep_best or experiment.training.client_evaluation > 0
     check(scored, f"keep_best=true: {NO_DATA} to choose a round by; set training.client_evaluation")
     none = task == LANGUAGE or _predicts_numbers(experiment)
     check(not none or not data.classes, f"{given}: data.task={task!r} predicts no classes; give data.classes=[]")
+    label = f"data.label_column={data.label_column!r}: data.task={task!r} needs no labels; set it to null"
+    check(task != LANGUAGE or data.label_column is None, label)
     some = none or task == "text" or bool(data.classes)
     check(some, f"{given}: data.task={task!r} predicts classes; give their names")
     if not data.is_text and resolve_model(experiment.model).name in NAMES:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.algorithms import registry
 from fedadamw.engine.parts import server_side
 from fedadamw.engine.personal import WithPersonal
 from fedadamw.engine.workspace import Workspace
@@ -19,22 +20,37 @@ Build = Callable[[Experiment, nn.Module], AnyAlgorithm]
 SHOWN = 5  # names in a message
 
 
-def check_personal(experiment: Experiment) -> None:
-    """Raise InputError if personal parameters contradict other settings."""
-    personal, lora = experiment.personal, experiment.lora
-    if personal is None:
-        return
-    if personal.finetune:
+def check_personal(experiment: Experiment, *, remote: bool) -> None:
+    """Raise InputError if personal parameters, or clients' own models, contradict other settings.
+
+    remote: the clients are Flower's nodes.
+    """
+    personal, name = experiment.personal, experiment.algorithm_name
+    if personal is not None and personal.finetune:
+        check(not remote, f"personal.finetune={personal.finetune} needs simulated clients, not Flower's nodes")
         _check_tuning(experiment, f"personal.finetune={personal.finetune}")
-    if not personal.parameters:
-        return
-    given = "personal.parameters"
+    has_models = registry.ALGORITHMS[name].own_model is not None
+    if has_models:
+        _check_own(experiment, f"algorithm.name={name!r}")
+    if personal is not None and personal.parameters:
+        check(not has_models, f"algorithm.name={name!r} gives each client a whole model: leave out personal.parameters")
+        _check_own(experiment, "personal.parameters")
+        _check_scored(experiment, "personal.parameters")
+
+
+def _check_own(experiment: Experiment, given: str) -> None:
+    """Raise InputError if settings contradict numbers that each client keeps."""
+    lora = experiment.lora
     if lora is not None:
         whole = f"lora.aggregate={lora.aggregate!r} {{}}: use factors or frozen-a with {given}"
         check(not lora.changes_base, whole.format("folds the mean of A and B into the base, for which both travel"))
         check(lora.aggregate != "alternate", whole.format("trains A and B in turn"))
         check(lora.ranks is None, f"lora.ranks pads what all clients share: not with {given}")
     check(not experiment.training.diagnostics, f"training.diagnostics compares clients' whole models: not with {given}")
+
+
+def _check_scored(experiment: Experiment, given: str) -> None:
+    """Raise InputError if the global model's score is asked for, and warn if there is none at all."""
     check(not experiment.keep_best, f"keep_best keeps what is shared only: not with {given}")
     if not experiment.training.client_evaluation:
         warnings.warn(

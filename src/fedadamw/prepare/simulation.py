@@ -229,7 +229,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         server_lr = experiment.algorithm.get("server_lr", 1.0)
         check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
     _check_shards(experiment)
-    check_personal(experiment)
+    check_personal(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)
     if remote:
         _check_remote(experiment)

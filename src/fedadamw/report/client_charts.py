@@ -7,10 +7,12 @@ import altair as alt
 import numpy as np
 
 from fedadamw.report.client_scores import Evaluated, choose_evenly, spread
-from fedadamw.report.metrics import axis_format, label
+from fedadamw.report.metrics import axis_format, begin_sentence, label
 from fedadamw.report.run_charts import BLUE, GREY, ORANGE, Chart, Width, rounds_axis
+from fedadamw.report.study_marks import COLORS
 
 MAX_EVALUATIONS = 300  # of the chart by round
+MAX_LINES = 6  # clients that have a line each there; of more, their distribution is drawn
 MAX_BARS = 40  # clients that are sorted as bars with their names
 MAX_SORTED = 200  # points of the curve through more of them
 MAX_POINTS = 400  # clients that are points; more are counted in cells
@@ -26,14 +28,42 @@ def name_client(client: int, names: Names) -> str:
     return names.get(client, f"client {client}")
 
 
-def spread_chart(found: Sequence[Evaluated], *, width: Width = "container", height: int = 240) -> Chart:
-    """Return how the clients' scores are distributed, by round. found: one evaluation or more."""
+def rounds_chart(found: Sequence[Evaluated], names: Names, *, width: Width = "container", height: int = 240) -> Chart:
+    """Return the clients' scores by round: of a few clients each one's, of more their distribution.
+
+    found: one evaluation or more.
+    """
     chosen = [found[i] for i in choose_evenly(len(found), MAX_EVALUATIONS)]
+    few = len({client for each in chosen for client in each.clients.tolist()}) <= MAX_LINES
+    chart = _lines(chosen, names) if few else _bands(found, chosen)
+    return chart.properties(width=width, height=height)
+
+
+def _lines(found: Sequence[Evaluated], names: Names) -> alt.LayerChart:
+    """Return a line for each client."""
+    places = [(each, i) for each in found for i in range(len(each.clients)) if np.isfinite(each.scores[i])]
+    rows = [{"round": each.round, "of": f"client {each.clients[i]}", **_about(each, i, names)} for each, i in places]
+    metric, order = found[-1].main, sorted({(row["number"], row["of"]) for row in rows})
+    scale = alt.Scale(domain=[name for _, name in order], range=list(COLORS[: len(order)]))
+    title = _title(begin_sentence(f"{label(metric)} of clients by round"), "on their own held-out samples")
+    base = alt.Chart(alt.Data(values=rows), title=title).encode(
+        x=alt.X("round:Q", title="round", axis=rounds_axis(row["round"] for row in rows), scale=alt.Scale(nice=False)),
+        y=_values("score", metric),
+        color=alt.Color("of:N", title=None, scale=scale, legend=alt.Legend(orient="bottom", columns=3)),
+    )
+    hover = [alt.Tooltip("round:Q"), alt.Tooltip("client:N"), _score_hover(metric, label(metric))]
+    return base.mark_line(strokeWidth=2) + base.mark_circle(size=24, opacity=1).encode(tooltip=hover)
+
+
+def _bands(found: Sequence[Evaluated], chosen: Sequence[Evaluated]) -> alt.LayerChart:
+    """Return the distribution in the chosen evaluations."""
     pairs = [(each.round, spread(each)) for each in chosen]
     rows = [{"round": round_, **values._asdict()} for round_, values in pairs if values is not None]
     metric, clients = found[-1].main, len(found[-1].clients)
     cut = "" if len(chosen) == len(found) else f", {len(chosen)} of {len(found):,} evaluations"
-    title = _title(f"{_capital(metric)} of clients by round", f"{clients:,} clients, own held-out samples{cut}")
+    title = _title(
+        begin_sentence(f"{label(metric)} of clients by round"), f"{clients:,} clients, own held-out samples{cut}"
+    )
     base = alt.Chart(alt.Data(values=rows), title=title).encode(
         x=alt.X("round:Q", title="round", axis=rounds_axis(row["round"] for row in rows), scale=alt.Scale(nice=False))
     )
@@ -45,7 +75,7 @@ def spread_chart(found: Sequence[Evaluated], *, width: Width = "container", heig
         _named(base, MEAN).mark_line(strokeWidth=2, strokeDash=[5, 3]).encode(y=_values("mean", metric)),
         base.mark_circle(size=24, color=BLUE, opacity=1).encode(y=_values("median", metric), tooltip=_hover(metric)),
     ]
-    return alt.layer(*layers).properties(width=width, height=height)
+    return alt.layer(*layers)
 
 
 def _named(base: alt.Chart, name: str) -> alt.Chart:
@@ -99,19 +129,19 @@ def _bars(base: alt.Chart, metric: str) -> alt.Chart:
     return base.mark_bar(color=BLUE).encode(
         x=alt.X("number:O", title="client, worst first", sort=alt.SortField("rank"), axis=axis),
         y=alt.Y("score:Q", title=None, axis=alt.Axis(format=axis_format(metric))),
-        tooltip=[alt.Tooltip("client:N"), *_score_hover(metric)],
+        tooltip=[alt.Tooltip("client:N"), _score_hover(metric, label(metric))],
     )
 
 
 def _curve(base: alt.Chart, metric: str, clients: int) -> alt.LayerChart:
     ranks = alt.X("rank:Q", title="clients, worst first", scale=alt.Scale(domain=[1, clients], nice=False))
     line = base.encode(x=ranks, y=_values("score", metric))
-    hover = [alt.Tooltip("client:N"), alt.Tooltip("rank:Q"), *_score_hover(metric)]
+    hover = [alt.Tooltip("client:N"), alt.Tooltip("rank:Q"), _score_hover(metric, label(metric))]
     points = line.mark_circle(size=20, color=BLUE, opacity=1).encode(tooltip=hover)
     return line.mark_line(color=BLUE, strokeWidth=2) + points
 
 
-def _about(last: Evaluated, place: int, names: Names) -> dict[str, object]:
+def _about(last: Evaluated, place: int, names: Names) -> dict[str, int | float | str]:
     """Return the row of the client at a place of the evaluation."""
     client = int(last.clients[place])
     return {"number": client, "client": name_client(client, names), "score": float(last.scores[place])}
@@ -121,8 +151,9 @@ class Across(NamedTuple):
     """What clients' scores are drawn against. of: what the values are. form: of them, in D3's language."""
 
     values: np.ndarray  # (n,) of the evaluated clients; NaN where it is not known
-    heading: str
+    heading: str  # of the chart
     of: str
+    scored: str  # what the scores are
     form: str = ",.0f"
     logarithmic: bool = False  # the axis, if the values differ widely
 
@@ -144,14 +175,13 @@ def against_chart(
     axis = alt.Axis(format="%" if "%" in across.form else "~s", **ticks)
     scale = alt.Scale(type="log" if logarithmic else "linear", zero=False, nice=not logarithmic)
     encoding = {"title": across.of, "scale": scale, "axis": axis}
-    title = _title(f"{_capital(last.main)} by {across.heading}", f"round {last.round}, {len(x):,} clients")
+    title = _title(begin_sentence(across.heading), f"round {last.round}, {len(x):,} clients")
     if len(x) <= MAX_POINTS:
         rows = [{"x": float(across.values[i]), **_about(last, int(i), names)} for i in shown]
         hover = [alt.Tooltip("client:N"), alt.Tooltip("x:Q", title=across.of, format=across.form)]
+        hover.append(_score_hover(last.main, across.scored))
         chart = alt.Chart(alt.Data(values=rows), title=title).mark_circle(color=BLUE, size=46, opacity=0.55)
-        chart = chart.encode(
-            x=alt.X("x:Q", **encoding), y=_values("score", last.main), tooltip=[*hover, *_score_hover(last.main)]
-        )
+        chart = chart.encode(x=alt.X("x:Q", **encoding), y=_values("score", last.main), tooltip=hover)
     else:
         counted = _count_cells(x, last.scores[shown], logarithmic=logarithmic)
         chart = _cells(alt.Chart(alt.Data(values=counted), title=title), counted, encoding, across, last.main)
@@ -162,7 +192,7 @@ def _cells(
     base: alt.Chart, rows: Sequence[Mapping[str, float]], encoding: Mapping[str, object], across: Across, metric: str
 ) -> alt.Chart:
     """Return the cells, darker where more clients are."""
-    forms = {"x": (across.of, across.form), "y": (label(metric), _number_format(metric))}
+    forms = {"x": (across.of, across.form), "y": (across.scored, _number_format(metric))}
     hover = [
         alt.Tooltip(f"{column}{i}:Q", title=f"{what} {way}", format=form)
         for column, (what, form) in forms.items()
@@ -201,8 +231,8 @@ def _decades(x: np.ndarray) -> list[float]:
     return [line for line in lines if x.min() <= line <= x.max()]
 
 
-def _score_hover(metric: str) -> list[alt.Tooltip]:
-    return [alt.Tooltip("score:Q", title=label(metric), format=_number_format(metric))]
+def _score_hover(metric: str, title: str) -> alt.Tooltip:
+    return alt.Tooltip("score:Q", title=title, format=_number_format(metric))
 
 
 def _number_format(metric: str) -> str:
@@ -211,8 +241,3 @@ def _number_format(metric: str) -> str:
 
 def _title(text: str, below: str) -> alt.TitleParams:
     return alt.TitleParams(text, subtitle=below, subtitleColor=GREY)
-
-
-def _capital(metric: str) -> str:
-    name = label(metric)
-    return name[:1].upper() + name[1:]

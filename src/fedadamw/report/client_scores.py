@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedadamw.report.metrics import TUNED
 from fedadamw.report.run_files import ScoresDict
 
 NAME = "client_scores.jsonl"
@@ -24,7 +25,12 @@ class Evaluated(NamedTuple):
     @property
     def main(self) -> str:
         """The main metric: the first one that is not the loss, if there is one."""
-        return next((name for name in self.metrics if name != "loss"), "loss")
+        return next((name for name in self.metrics if name != "loss" and not name.startswith(TUNED)), "loss")
+
+    @property
+    def tuned(self) -> np.ndarray | None:
+        """The main metric of each client after the model was tuned for it, (n,); None if it was not."""
+        return self.metrics.get(f"{TUNED}{self.main}")
 
     @property
     def scores(self) -> np.ndarray:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fedadamw.io.escaping import escape_html, escape_text
-from fedadamw.report.client_charts import Across, Names, against_chart, name_client, sorted_chart, spread_chart
+from fedadamw.report.client_charts import Across, Names, against_chart, name_client, rounds_chart, sorted_chart
 from fedadamw.report.client_mix import Mix, describe_classes
 from fedadamw.report.client_scores import Evaluated
-from fedadamw.report.metrics import format_metric, label
+from fedadamw.report.metrics import TUNED, axis_format, format_metric, label
 from fedadamw.report.run_charts import Chart
 
 MOST = 10  # rows of the table
@@ -31,12 +31,17 @@ def client_charts(
         return {}
     last, metric = found[-1], label(found[-1].main)
     charts = {
-        "spread": (f"{metric} of clients by round", spread_chart(found, **size)),
+        "spread": (f"{metric} of clients by round", rounds_chart(found, names, **size)),
         "sorted": (f"clients by {metric}", sorted_chart(last, names, **size)),
     }
-    for name, across in _choose_values(last, mix).items():
-        if len(np.unique(across.values[across.known & np.isfinite(last.scores)])) > 1:
-            charts[name] = (f"{metric} by {across.heading}", against_chart(last, across, names, **size))
+    drawn = {name: (last, across) for name, across in _choose_values(last, mix).items()}
+    if last.tuned is not None:
+        gain = last._replace(metrics={last.main: last.tuned - last.scores})
+        what = f"gain of {metric} by tuning"
+        drawn["by-tuning"] = gain, Across(last.scores, what, f"{metric} before", what, form=axis_format(last.main))
+    for name, (scores, across) in drawn.items():
+        if len(np.unique(across.values[across.known & np.isfinite(scores.scores)])) > 1:
+            charts[name] = (across.heading, against_chart(scores, across, names, **size))
     return charts
 
 
@@ -44,8 +49,8 @@ def worst_clients(last: Evaluated, mix: Mix | None, names: Names, most: int = MO
     """Return the clients with the lowest scores, worst first: scores, numbers of samples, and classes."""
     samples, shares = _of_clients(last, None if mix is None else mix.samples), mix is not None
     known = np.isfinite(samples).any()
-    metrics = [last.main, *(name for name in last.metrics if name not in (last.main, "loss")), "loss"]
-    metrics = list(dict.fromkeys(name for name in metrics if name in last.metrics))
+    metrics = [last.main, *(name for name in last.metrics if name not in (last.main, "loss", f"{TUNED}loss")), "loss"]
+    metrics = list(dict.fromkeys(metrics))
     held_out = np.isfinite(last.samples).any()
     headings = ["client", *map(label, metrics)]
     headings += ["held-out samples"] * bool(held_out) + ["training samples"] * bool(known) + [CLASSES] * shares
@@ -95,9 +100,10 @@ def _choose_values(last: Evaluated, mix: Mix | None) -> dict[str, Across]:
     if not np.isfinite(samples).any():
         samples, what = last.samples, "held-out samples of the client"
     shares = _of_clients(last, None if mix is None else mix.largest_share)
+    metric, largest = label(last.main), "share of the client's largest class"
     return {
-        "by-samples": Across(samples, "number of samples", what, logarithmic=True),
-        "by-classes": Across(shares, "class mix", "share of the client's largest class", form=".0%"),
+        "by-samples": Across(samples, f"{metric} by number of samples", what, metric, logarithmic=True),
+        "by-classes": Across(shares, f"{metric} by class mix", largest, metric, form=".0%"),
     }
 
 

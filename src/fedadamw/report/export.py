@@ -13,6 +13,7 @@ import vl_convert
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_text
 from fedadamw.report.client_scores import Evaluated
+from fedadamw.report.metrics import TUNED
 from fedadamw.report.run_charts import Chart, to_spec
 from fedadamw.validation import check, check_one_of
 
@@ -114,7 +115,7 @@ def write_csv(rows: Sequence[Cells], path: Path) -> None:
 def record_cells(run: Cells, records: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
     """Return a row for each record: the run's cells, then its numbers, metrics as `test_accuracy` and so on.
 
-    Those pooled over the evaluated clients are `clients_accuracy`, beside `clients_mean`.
+    Those pooled over the evaluated clients are `clients_pooled_accuracy`, beside `clients_mean`.
     """
     rows, sent = [], 0
     for record in records:
@@ -123,7 +124,9 @@ def record_cells(run: Cells, records: Sequence[Mapping[str, Any]]) -> list[dict[
         row.pop("test_metrics", None)
         row = {k: v for k, v in row.items() if not (k.startswith("clients_") and v is None)}
         row |= {f"test_{name}": value for name, value in (record["test_metrics"] or {}).items()}
-        row |= {f"clients_{name}": value for name, value in (record.get("clients_metrics") or {}).items()}
+        row |= {f"clients_pooled_{name}": value for name, value in (record.get("clients_metrics") or {}).items()}
+        tuned = record.get("tuned") or {}
+        row |= {f"{TUNED}{name}": value for name, value in tuned.items() if not isinstance(value, dict)}
         row["sent_bytes"] = sent
         numbers = record.get("diagnostics") or {}
         row |= {name: value for name, value in numbers.items() if not isinstance(value, dict)}
@@ -135,9 +138,9 @@ def client_cells(run: Cells, evaluations: Sequence[Evaluated]) -> list[dict[str,
     """Return a row for each evaluated client and evaluation: the run's cells, the client's number and its scores."""
     rows = []
     for found in evaluations:
-        columns = {"held_out_samples": found.samples, **found.metrics}
         for i, client in enumerate(found.clients.tolist()):
-            values = {name: float(column[i]) for name, column in columns.items()}
+            samples = int(found.samples[i]) if isfinite(found.samples[i]) else None
+            values = {name: float(column[i]) for name, column in found.metrics.items()}
             own = {name: value if isfinite(value) else None for name, value in values.items()}
-            rows.append({**run, "round": found.round, "client": client, **own})
+            rows.append({**run, "round": found.round, "client": client, "held_out_samples": samples, **own})
     return rows

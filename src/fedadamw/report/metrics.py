@@ -23,6 +23,7 @@ LABELS = {  # others: their names
 }
 CORRELATIONS = ("matthews", "spearman", "pearson")
 OF_ANSWERS = ("exact-match", "rouge-l", "choice", "choice-norm")  # of a language model
+TUNED = "tuned_"  # what begins the names of scores after personal.finetune
 IN_PERCENT = ("accuracy", "f1", *CORRELATIONS, *OF_ANSWERS)
 
 
@@ -84,7 +85,14 @@ def begin_sentence(text: str) -> str:
 
 def label(name: str) -> str:
     """Return a metric's name as it is written in a sentence."""
+    if name.startswith(TUNED):
+        return f"{label(name.removeprefix(TUNED))}, tuned"
     return LABELS.get(name, name)
+
+
+def is_in_percent(name: str) -> bool:
+    """Whether a metric is written in percent."""
+    return name.removeprefix(TUNED) in IN_PERCENT
 
 
 def value_range(name: str | None) -> tuple[float, float]:
@@ -98,12 +106,12 @@ def format_metric(name: str, value: float | None) -> str:
     """Format a metric's value: those of this package in percent, but a perplexity; `-` if it is not finite."""
     if value is None or not isfinite(value):
         return "-"
-    return f"{value:.2%}" if name in IN_PERCENT else f"{value:.4g}"
+    return f"{value:.2%}" if is_in_percent(name) else f"{value:.4g}"
 
 
 def axis_format(name: str) -> str:
     """Return the format of a metric's values on an axis, in D3's language."""
-    return "%" if name in IN_PERCENT else "~g"
+    return "%" if is_in_percent(name) else "~g"
 
 
 def format_main_metric(metrics: Metrics) -> str:

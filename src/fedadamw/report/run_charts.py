@@ -76,6 +76,7 @@ def loss_chart(records: Records, *, width: Width = "container", height: int = 24
         for r, loss in zip(records, column, strict=True)
         if loss is not None
     ]
+    known = [name for name in names if any(row["of"] == name for row in rows)]
     chart = alt.Chart(alt.Data(values=rows), title="Loss").mark_line(strokeWidth=2)
     return chart.encode(
         x=alt.X("round:Q", title="round", axis=rounds_axis(row["round"] for row in rows)),
@@ -83,7 +84,7 @@ def loss_chart(records: Records, *, width: Width = "container", height: int = 24
         color=alt.Color(
             "of:N",
             title=None,
-            scale=alt.Scale(domain=list(names), range=[GREY, ORANGE]),
+            scale=alt.Scale(domain=known, range=[GREY, ORANGE]),
             legend=alt.Legend(orient="top-right"),
         ),
         tooltip=[alt.Tooltip("round:Q"), alt.Tooltip("of:N", title=" "), alt.Tooltip("loss:Q", format=".4f")],

@@ -12,7 +12,7 @@ import numpy as np
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_html, escape_script
 from fedadamw.report import client_scores, run_charts
-from fedadamw.report.client_charts import spread_chart
+from fedadamw.report.client_charts import rounds_chart
 from fedadamw.report.client_mix import Mix, find_mix
 from fedadamw.report.client_names import name_clients
 from fedadamw.report.clients_section import client_charts, render_clients
@@ -32,6 +32,8 @@ from fedadamw.report.run_status import FINISHED, RunStatus
 from fedadamw.report.setting_tables import has_no_data, render_settings, select_used
 from fedadamw.report.vega import vega_script
 from fedadamw.settings.section import flatten_settings
+
+NO_DATA = "The server has no data to evaluate on; with training.client_evaluation the nodes do it."
 
 
 class RunPage:
@@ -64,7 +66,7 @@ class RunPage:
             data["server's own, not trained on"] = data.pop("train")
         if has_no_data(settings):
             del data["server's own, not trained on"], data["test"]
-        self._empty = "The server has no data to evaluate on." if has_no_data(settings) else "No evaluation so far."
+        self._empty = NO_DATA if has_no_data(settings) else "No evaluation so far."
         self._fixed = {
             "title": escape_html(folder.name),
             "settings": render_settings(select_used(settings)),
@@ -132,7 +134,7 @@ def write_curves(folder: Path, records: Sequence[RecordDict]) -> None:
     """Write curves.png into `folder`; not before the first round."""
     if records:
         scores = client_scores.read_scores(folder / client_scores.NAME, rounds=records[-1]["round"])
-        others = [spread_chart(scores, width=420)] if scores else []
+        others = [rounds_chart(scores, {}, width=420)] if scores else []
         run_charts.save_chart(run_charts.curves_chart(records, others), folder / "curves.png")
 
 
@@ -194,6 +196,12 @@ def _summarize_clients(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
         (f"{label(other)} on all clients' samples", format_metric(other, value))
         for other, value in (clients_metrics(last) or {}).items()
         if other != name
+    ]
+    tuned = last.get("tuned") or {}
+    parts += [
+        (f"{text}, tuned", tuned[key])
+        for text, key in ((parts[0][0], "clients_mean"), (parts[1][0], "clients_worst_decile"))
+        if key in tuned
     ]
     own = 1 if find_score(records) == "clients_mean" else 0  # it is the first card already
     return [*((text, format_metric(name, value)) for text, value in parts[own:]), *pooled]

@@ -28,6 +28,7 @@ class ClientColumns(TypedDict):
     clients_weighted: Numbers
     clients_std: Numbers
     clients_worst_decile: Numbers
+    clients_tuned: Numbers  # mean after personal.finetune, in the last round
 
 
 class _RunResult(TypedDict):
@@ -79,6 +80,8 @@ class Summary(_Summary, total=False):
     clients_std: float | None
     clients_worst_decile: float | None
     clients_worst_decile_interval: Interval | None
+    clients_tuned: float | None  # mean after personal.finetune
+    clients_tuned_interval: Interval | None
 
 
 class Comparison(TypedDict):

@@ -46,6 +46,9 @@ def client_columns(results: Results) -> list[tuple[str, Cell]]:
             lambda s: _percent(s.get("clients_worst_decile"), s.get("clients_worst_decile_interval")),
         ),
     ]
+    if any("clients_tuned" in s for s in results["summary"]):
+        tuned: Cell = lambda s: _percent(s.get("clients_tuned"), s.get("clients_tuned_interval"))  # noqa: E731
+        columns.append(("mean of clients, tuned", tuned))
     return columns[1:] if study_score(results) == "clients_mean" else columns
 
 

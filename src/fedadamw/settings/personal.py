@@ -1,9 +1,9 @@
 """The section `personal`: parameters that stay with each client, and tuning of the final model for each."""
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedadamw.settings.section import Section
-from fedadamw.validation import check
+from fedadamw.validation import check, shorten
 
 
 class PersonalSettings(Section):
@@ -21,6 +21,13 @@ class PersonalSettings(Section):
         description="Local steps that tune the final model for each client after the last round; it is scored before "
         "and after. 0: none.",
     )
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _check_patterns(cls, value: object) -> object:
+        valid = isinstance(value, list | tuple) and all(isinstance(part, str) and part for part in value)
+        check(valid, f"personal.parameters={shorten(value)}: give patterns in a list, such as [classifier.*]")
+        return value
 
     @model_validator(mode="after")
     def _check_together(self) -> "PersonalSettings":

@@ -17,17 +17,21 @@ def client_columns(records: Sequence[RecordDict], sent: list[int]) -> ClientColu
         "clients_weighted": [record.get("clients_weighted") for record in records],
         "clients_std": [record.get("clients_std") for record in records],
         "clients_worst_decile": [record.get("clients_worst_decile") for record in records],
+        "clients_tuned": [(record.get("tuned") or {}).get("clients_mean") for record in records],
     }
 
 
 def add_clients(summary: Summary, columns: Sequence[ClientColumns]) -> Summary:
     """Return a variant's summary with its clients' scores after the last round."""
     means, worst = ([c[name][-1] for c in columns] for name in ("clients_mean", "clients_worst_decile"))
+    tuned = [c["clients_tuned"][-1] for c in columns]
     summary["clients_mean"], summary["clients_mean_interval"] = mean_if_all(means), score_interval(means)
     summary["clients_weighted"] = mean_if_all(c["clients_weighted"][-1] for c in columns)
     summary["clients_std"] = mean_if_all(c["clients_std"][-1] for c in columns)
     summary["clients_worst_decile"] = mean_if_all(worst)
     summary["clients_worst_decile_interval"] = score_interval(worst)
+    if any(value is not None for value in tuned):
+        summary["clients_tuned"], summary["clients_tuned_interval"] = mean_if_all(tuned), score_interval(tuned)
     return summary
 
 

@@ -119,7 +119,9 @@ def default_jobs(runs: Iterable[Run]) -> int:
 
 def format_value(value: object) -> str:
     """Format a setting's value, as short as is exact."""
-    if isinstance(value, Mapping | list | tuple):
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {format_value(v)}" for key, v in value.items())
+    if isinstance(value, list | tuple):
         return " ".join(format_value(v) for v in value)
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
@@ -154,7 +156,7 @@ def _is_list(algorithm: str, path: str) -> bool:
     section, _, key = path.partition(".")
     if section == "algorithm":
         return isinstance(registry.settings_of(algorithm).get(key), tuple)
-    return path == "trackers"
+    return path in ("trackers", "personal.parameters")
 
 
 def select_settings(algorithm: str, overrides: Overrides) -> list[Override]:

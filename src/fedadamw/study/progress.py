@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedadamw.io.escaping import escape_text
-from fedadamw.report.metrics import describe_last_score
+from fedadamw.report.metrics import describe_last_score, describe_scores
 from fedadamw.study.plan import Run
 from fedadamw.study.results import variant_name
 from fedadamw.study.workers import EndedRun
@@ -109,7 +109,8 @@ def _describe(run: Run) -> str:
 
 
 def _describe_result(run: Run) -> str:
-    """Return the final score of a finished run, and its time."""
+    """Return the final scores of a finished run, and its time."""
     records = run.records
     seconds = sum(record["wall_s"] for record in records)
-    return f"{describe_last_score(records)} in {seconds:.0f} s"
+    scores = ", ".join(f"{name} {value}" for name, value in describe_scores(records[-1]).items())
+    return f"{scores} in {seconds:.0f} s".lstrip()

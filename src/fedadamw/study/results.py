@@ -155,6 +155,8 @@ def final_score(result: RunResult) -> float | None:
 
 def describe_missing_score(records: Sequence[RecordDict], of: Score) -> str | None:
     """Return an error message if the final score is not finite, or if there is none."""
+    if not find_evaluations(records, of) and of == "test":
+        return "it has no test score"
     if not find_evaluations(records, of):
         return "it has no scores of its clients: set partition.held_out and training.client_evaluation"
     if score(records[-1], of) is None:

@@ -191,7 +191,8 @@ def write_tuned(recipe: str, overrides: Overrides, searches: Sequence[Search], o
     history = [stage for search in searches for stage in search.history]
     names = ", ".join(search.algorithm for search in searches)
     head = f"# {escape_text(recipe)} with tuned settings for {names}, "
-    head += f"chosen on {VALIDATION:.0%} of the training data.\n"
+    of_clients = searches[0].by != "test"
+    head += f"chosen {f'by {searches[0].by}' if of_clients else f'on {VALIDATION:.0%} of the training data'}.\n"
     path = out / "tuned.yaml"
     write_atomically(path, (head + yaml.safe_dump(settings, sort_keys=False)).encode())
     write_atomically(out / "trials.json", (json.dumps(history, indent=1) + "\n").encode())

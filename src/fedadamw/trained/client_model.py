@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor, nn
 
+from fedadamw import checkpoint
 from fedadamw.algorithm import AnyAlgorithm, AnyState
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.ledger import TENSOR_NAME as LEDGER
@@ -19,7 +20,9 @@ from fedadamw.prepare.personal import build_parts
 from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.prepare.start import check_same_layout
 from fedadamw.report.client_scores import NAME, read_lines
+from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.load import load
 from fedadamw.validation import check
 
 
@@ -42,19 +45,29 @@ class Run(NamedTuple):
     layout: str  # fingerprint of the model
 
 
-def load_client(path: Path, run: Run, model: nn.Module, client: int) -> ClientFacts:
-    """Put the model of `client` into `model`, which is as the run began, and return what is known of it.
+def open_client(folder: RunFolder, model: nn.Module, client: int) -> ClientFacts:
+    """As `load_client`, of the run in `folder`, into a model that has been trained; the client must have taken part."""
+    tensors, state = checkpoint.read(folder.state, "checkpoint")
+    experiment, manifest = load(str(folder.config)), folder.read_manifest()
+    run = Run(experiment, manifest["partition"]["clients"], tensors, state["round"], manifest["model"]["layout"])
+    return load_client(folder.path, run, model, client, begun=True)
 
+
+def load_client(path: Path, run: Run, model: nn.Module, client: int, *, begun: bool = False) -> ClientFacts:
+    """Put the model of `client` into `model`, and return what is known of it.
+
+    begun: `model` is not as the run began, so that a client which has not taken part yet has no model.
     Raises InputError if the clients of the run at `path` have no models of their own, or there is no such client.
     """
     experiment, tensors = run.experiment, run.tensors
-    given = f"--client {client}"
+    given = f"client {client}" if begun else f"--client {client}"
     check(0 <= client < run.clients, f"{given}: the clients of {path} are 0 to {run.clients - 1}")
     workspace, algorithm = build_parts(experiment, model, build_algorithm)
-    check(has_own_models(algorithm), f"{given}: all clients of {path} have one model; leave out --client")
+    check(has_own_models(algorithm), f"{given}: all clients of {path} have one model")
     check(LEDGER not in tensors, f"{given}: nodes keep their parameters; they are not in {path}")
     check_same_layout(workspace.layout, run.layout)
     memory = _read_memory(path, run, workspace, algorithm, client)
+    check(memory is not None or not begun, f"client {client} has not taken part, and has no model of its own")
     if memory is None:
         warnings.warn(f"{given} has not taken part: its own parameters are those that the run began with", stacklevel=2)
     workspace.load(*own_model(algorithm, tensors["server.x"], tensors["statistics"], memory))

@@ -1,6 +1,6 @@
 // Asks for the folder's snapshot every few seconds and shows it. Text is only ever set as text.
 const PAUSE_MS = 2000;
-const CHARTS = ["score", "losses", "answers", "spread", "sorted", "by-samples", "by-classes", "clients", "last"];
+const CHARTS = ["score", "losses", "answers", "spread", "sorted", "by-samples", "by-classes", "by-tuning", "clients", "last"];
 const at = (id) => document.getElementById(id);
 const run = location.pathname.startsWith("/run/") ? location.pathname.slice(1) : "";
 const dark = matchMedia("(prefers-color-scheme: dark)");

@@ -111,7 +111,9 @@ def _follow(bed: LocalFederation, run: int, out: Path, say: Say) -> str:
 def format_record(record: dict[str, Any]) -> str:
     """Format a round's record or an event as one line."""
     if "event" in record:
-        facts = ", ".join(f"{k} {v}" for k, v in record.items() if k not in ("time", "event", "node") and v is not None)
+        facts = ", ".join(
+            f"{k} {v}" for k, v in record.items() if k not in ("time", "event", "node") and v not in (None, "")
+        )
         return f"  {record['event']}: {facts}"
     scores = {label(name): format_metric(name, value) for name, value in (record["test_metrics"] or {}).items()}
     score = "".join(f"  {name} {value}" for name, value in (scores | describe_scores(cast(RecordDict, record))).items())

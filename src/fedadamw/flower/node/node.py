@@ -17,7 +17,8 @@ from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.client import Answer, Shard
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.loop import Loop
-from fedadamw.engine.personal import WithPersonal, make_steps, with_statistics
+from fedadamw.engine.own_models import has_own_models, own_model
+from fedadamw.engine.personal import make_steps, with_statistics
 from fedadamw.engine.record import DivergedError
 from fedadamw.engine.uploads import CodedEngine, Uploads
 from fedadamw.engine.workspace import Workspace, autocast
@@ -154,9 +155,9 @@ class Node:
             self.halves.leave()
         if self.folding is not None:
             self.folding.load(base)
-        algorithm = self.algorithm
-        if isinstance(algorithm, WithPersonal):
-            x, statistics = algorithm.complete(x, statistics, part.memory.read(int(request["counted"])))
+        if has_own_models(self.algorithm):
+            memory = part.memory.read(int(request["counted"]))
+            x, statistics = own_model(self.algorithm, x, statistics, memory)
         self.workspace.load(x, statistics)
         module = self.workspace.module.eval()
         with torch.no_grad():

@@ -1,26 +1,39 @@
 """Checks a node's sums over its held-out samples before they count, since a node can send anything."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 from flwr.app import Array, Message
 from torch import Tensor
 
 from fedadamw.flower.protocol import ARRAYS, SUMS
+from fedadamw.flower.server.check_upload import MAX_LOSS
 from fedadamw.flower.server.replies import read_numbers
 from fedadamw.flower.wire import ArraySpec, RefusedError, read_arrays
+from fedadamw.task import Evaluation
 from fedadamw.validation import InputError
+from fedadamw.vector import LARGEST_PLAUSIBLE
 
 MAX_SUMS = 2**17  # numbers in a reply; a classifier's are three a class
-CheckSums = Callable[[Tensor, int | None], None]  # Task.check_sums
+
+
+class Sums(Protocol):
+    """What a task knows of its sums; see Task."""
+
+    def check_sums(self, sums: Tensor, most: int | None) -> None:
+        """Raise InputError if no set of samples, of at most `most`, has these sums."""
+
+    def pool(self, sums: Tensor) -> Evaluation:
+        """Compute loss and metrics from sums."""
 
 
 class SumsChecker:
-    """Checks replies to evaluate requests. check_sums: the task's own check."""
+    """Checks replies to evaluate requests, of the sums of a task."""
 
     max_nbytes = 8 * MAX_SUMS
 
-    def __init__(self, check_sums: CheckSums) -> None:
-        self.check_sums = check_sums
+    def __init__(self, task: Sums) -> None:
+        self.task = task
 
     def check(self, reply: Message | Exception, client: int, held_out: int) -> Tensor:
         """Return a reply's sums (k,); raises RefusedError if they do not count.
@@ -32,8 +45,9 @@ class SumsChecker:
            `records`, `stale`
         2. it is from the client that was asked: `other-client`
         3. one array of float64 numbers: `missing-array`, `extra-array`, `wrong-shape`, `wrong-dtype`, `garbage`
-        4. numbers finite; as many samples as registered: `not-finite`, `samples`
-        5. what the task knows of its sums: `sums`
+        4. numbers finite, none above LARGEST_PLAUSIBLE; as many samples as registered: `not-finite`, `too-long`,
+           `samples`
+        5. what the task knows of its sums: `sums`; the loss is below MAX_LOSS: `too-long`
         """
         numbers = read_numbers(reply)
         if not isinstance(reply, Message):
@@ -46,12 +60,17 @@ class SumsChecker:
         sums = _read_sums(dict(records[ARRAYS]))
         if not bool(sums.isfinite().all()):
             raise RefusedError("not-finite", "a sum is not finite")
+        if float(sums.abs().max()) > LARGEST_PLAUSIBLE:
+            raise RefusedError("too-long", f"a sum is above {LARGEST_PLAUSIBLE:g}")
         if float(sums[0]) != held_out:
             raise RefusedError("samples", f"of {float(sums[0]):g} samples; it registered with {held_out} held-out ones")
         try:
-            self.check_sums(sums, held_out)
+            self.task.check_sums(sums, held_out)
         except InputError as error:
             raise RefusedError("sums", str(error)) from None
+        loss = self.task.pool(sums).loss
+        if loss > MAX_LOSS:
+            raise RefusedError("too-long", f"the loss is {loss:.3g}")
         return sums
 
 

@@ -22,6 +22,7 @@ from fedadamw.flower.server.messenger import TTL_MARGIN_S, Content, Messenger
 from fedadamw.flower.server.replies import count_bytes, is_node_gone
 from fedadamw.flower.wire import RefusedError
 from fedadamw.settings.federation import FederationSettings
+from fedadamw.vector import nbytes
 
 PREFIX = "evaluation"  # of the events and counts of evaluations
 MAX_NAMES = 20  # of clients in one event
@@ -147,13 +148,14 @@ class SumsCollector:
             self.registry.poll_online()
             self._count("unreachable", request.client)
             return "gone"
-        self.up_bytes += count_bytes(reply)
         try:
             sums = self.checker.check(reply, request.client, self.registry.held_out_count(request.client) or 0)
         except RefusedError as refused:
+            self.up_bytes += count_bytes(reply)
             self._handle_refusal(request, refused)
             return refused.reason
         self.sums[request.client] = sums
+        self.up_bytes += nbytes([sums])
         if request.brings_state:
             self.broadcast.record_accepted(request.client, request.node)
         return ""

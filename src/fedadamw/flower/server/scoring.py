@@ -72,7 +72,7 @@ class Scoring:
         """Return the scores of the clients with these sums; write who is left out."""
         f, events = self.experiment.federation, self.collector.events
         quorum, left_out = f.evaluate_quorum_of(len(clients)), set(clients) - sums.keys()
-        facts: Facts = {"round": round_, "answers": len(sums), "left_out": name_clients(left_out)}
+        facts: Facts = {"round": round_, "answers": len(sums), "left_out": name_clients(left_out) or None}
         if len(sums) < quorum:
             events.write("not-evaluated", **facts, quorum=quorum)
             return None

@@ -1,0 +1,48 @@
+"""What it costs to evaluate clients on their own held-out samples."""
+
+from typing import Any, NamedTuple
+
+from fedadamw.plan.data_shape import DataShape
+from fedadamw.settings.experiment import Experiment
+
+PASSES = 3  # forward passes that a local step's work is worth for each sample: backward is two
+
+
+class Evaluated(NamedTuple):
+    """The evaluations of clients in a run."""
+
+    times: int
+    clients: int | None  # each time; None if their number is not known before the data are read
+    samples: int | None  # of all of them
+    share: float | None  # of the work of local training, over the whole run
+
+    def describe(self) -> str:
+        """Return it in words."""
+        what = (
+            "clients' own held-out samples" if self.clients is None else f"held-out samples of {self.clients:,} clients"
+        )
+        count = "" if self.samples is None else f"{self.samples:,} "
+        cost = "" if self.share is None else f", about {self.share:.1%} of the work of training"
+        return f"{count}{what}, {self.times:,} times{cost}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values for JSON."""
+        return self._asdict()
+
+
+def count_evaluated(experiment: Experiment, data: DataShape) -> Evaluated | None:
+    """Return what evaluating the clients takes; None without training.client_evaluation."""
+    t, partition = experiment.training, experiment.partition
+    if not t.client_evaluation:
+        return None
+    times = -(-t.rounds // t.client_evaluation)
+    known = None if partition.kind == "column" else partition.clients
+    clients = t.evaluate_clients or known
+    if data.samples is None or known is None:
+        whole = None if data.samples is None or t.evaluate_clients else round(data.samples * partition.held_out)
+        return Evaluated(times, clients, whole, None)
+    assert clients is not None
+    each = data.samples / known
+    samples = round(clients * each * partition.held_out)
+    trained = t.rounds * t.clients_per_round * t.samples_per_round(max(round(each * (1 - partition.held_out)), 1))
+    return Evaluated(times, clients, samples, times * samples / (PASSES * trained))
