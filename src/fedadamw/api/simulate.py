@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -162,10 +163,11 @@ def _check_share(objects: Objects) -> float:
         return 0.0
     for name in objects.functions.metrics:
         check(name not in COLUMNS, f"metrics: {name!r} is taken in client_scores.jsonl; choose another name")
-    if isinstance(given, int | float) and not isinstance(given, bool):
-        check(0 < given < 1, f"held_out={given:g} must be between 0 and 1")
+    if isinstance(given, Real) and not isinstance(given, bool):
+        check(0 < given < 1, f"held_out={shorten(given)} must be between 0 and 1")
         return float(given)
-    check(hasattr(given, "__len__"), f"held_out={shorten(given)}: give a share, or each client's sample numbers")
+    is_list = hasattr(given, "__len__") and not isinstance(given, str | bytes | Mapping)
+    check(is_list and getattr(given, "shape", None) != (), f"held_out={shorten(given)}: give a share, or each client's sample numbers")
     assert not isinstance(given, int | float)
     check(len(given) == clients, f"held_out: has {len(given)} clients, and clients {clients}")
     return 0.0
