@@ -15,7 +15,7 @@ def start():
     return Layout.of(attention_model()).flatten(trainable(attention_model()))
 
 
-@pytest.mark.parametrize("stack", [1, 3])
+@pytest.mark.parametrize("stack", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_own_models_are_the_literal_twins_and_clients_are_scored_by_them(task, stack):
     held_out = held_out_samples(task)
     sim = simulation(CASES["ditto"], task, stack=stack, held_out=held_out, client_evaluation=ROUNDS)
@@ -34,6 +34,7 @@ def test_own_models_are_the_literal_twins_and_clients_are_scored_by_them(task, s
         assert loss == pytest.approx(expected.loss, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_without_a_pull_each_client_learns_alone(task):
     clients = [np.arange(30), np.arange(30, 60)]
     how = {"clients_per_round": 2, "epochs": None, "steps": 6, "batch_size": 30}

@@ -13,7 +13,7 @@ from fedadamw.engine.simulate import Saved
 from fedadamw.vector import Layout, statistics, trainable
 
 
-@pytest.mark.parametrize("kind", OWN_MODELS)
+@pytest.mark.parametrize("kind", [*(pytest.param(k, marks=[pytest.mark.slow] * (k != "heads")) for k in OWN_MODELS)])
 def test_stacked_clients_get_the_scores_of_single_ones(kind):
     for ours, theirs in zip(own_scores(kind, stack=3), own_scores(kind), strict=True):
         for own, expected in zip(ours, theirs, strict=True):
@@ -52,19 +52,17 @@ def put(model, names, tensors, numbers):
 
 
 def test_running_statistics_of_personal_layers_stay_with_the_client(task):
-    sim = personal_simulation(CASES["fedavg"], task, model=normed_model(), own=("before.*",), clients_per_round=5)
+    how = {"own": ("before.*",), "clients_per_round": 5, "rounds": 2}
+    sim, stacked = (personal_simulation(CASES["fedavg"], task, model=normed_model(), stack=n, **how) for n in (1, 5))
     record = sim.step()
     assert len(sim.state.statistics) == 10, "mean and variance of the layer that is shared"
     d = Layout.of(normed_model()).d
-    assert record.up_bytes == 5 * 8 * (d - 10 + 10)
+    assert record.up_bytes == 5 * 8 * (d - 10 + 10), "without a weight and a bias, with statistics of the other layer"
     kept = torch.stack([sim.clients.store.get(i, 1).statistics for i in range(5)])
     assert kept.shape == (5, 10)
     assert (kept.std(0) > 0).all(), "each client has its own"
-    stacked = personal_simulation(
-        CASES["fedavg"], task, model=normed_model(), own=("before.*",), clients_per_round=5, stack=5
-    )
-    for _ in zip(sim.rounds(), [stacked.step(), *stacked.rounds()], strict=False):
-        pass
+    sim.step()
+    list(stacked.rounds())
     torch.testing.assert_close(stacked.tensors(), sim.tensors(), rtol=1e-10, atol=1e-10)
 
 
@@ -77,6 +75,7 @@ def test_statistics_alone_can_be_personal(task):
     assert len(sim.clients.store.get(0, 1).statistics) == 20
 
 
+@pytest.mark.slow
 def test_one_client_alone_has_the_plain_runs_statistics(task):
     clients = [np.arange(60)]
     own = personal_simulation(

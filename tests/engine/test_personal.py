@@ -1,10 +1,12 @@
 """Personal parameters: each client keeps its own, as a federation of one."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
-from support.cases import CASES, EVERYWHERE, rows
-from support.personal import OWN, own_numbers, personal_simulation, places_of
+from support.cases import CASES, EVERYWHERE
+from support.personal import OWN, few, own_numbers, personal_simulation, places_of
 from support.personal_twin import run_with_personal
 from support.runs import ROUNDS, gradients_of_round, literal_problem, simulation
 from support.sequences import attention_model
@@ -14,7 +16,7 @@ from fedadamw.engine.simulate import Saved
 from fedadamw.vector import Layout, trainable
 
 
-@pytest.mark.parametrize("name", rows(EVERYWHERE))
+@pytest.mark.parametrize("name", few(EVERYWHERE))
 @pytest.mark.usefixtures("all_algorithms")
 def test_each_client_keeps_its_own_numbers_as_in_the_literal_twin(name, task):
     case = EVERYWHERE[name]
@@ -35,17 +37,18 @@ def test_each_client_keeps_its_own_numbers_as_in_the_literal_twin(name, task):
     assert max(count.values()) > 1, "a client goes on with what it kept"
 
 
-@pytest.mark.parametrize("name", rows(EVERYWHERE))
+@pytest.mark.parametrize("name", few(EVERYWHERE))
 @pytest.mark.usefixtures("all_algorithms")
 def test_stacked_clients_match_the_loop(name, task):
-    loop = personal_simulation(EVERYWHERE[name], task, clients_per_round=4, clip=1.0)
-    stacked = personal_simulation(EVERYWHERE[name], task, clients_per_round=4, clip=1.0, stack=3)
+    how = {"clients_per_round": 4, "clip": 1.0, "rounds": 3}
+    loop = personal_simulation(EVERYWHERE[name], task, **how)
+    stacked = personal_simulation(EVERYWHERE[name], task, **how, stack=3)
     for ours, theirs in zip(stacked.rounds(), loop.rounds(), strict=True):
         torch.testing.assert_close(stacked.tensors(), loop.tensors(), rtol=1e-10, atol=1e-10)
         assert (ours.clients, ours.up_bytes, ours.down_bytes) == (theirs.clients, theirs.up_bytes, theirs.down_bytes)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", few(CASES))
 def test_only_shared_numbers_travel(name, task):
     case = CASES[name]
     sim = personal_simulation(case, task)
@@ -61,10 +64,11 @@ def test_only_shared_numbers_travel(name, task):
     assert record.test_loss is None, "there is no global model"
 
 
+KINDS = ("float32", "int8"), (False, True)  # of uploads; whether memories are on disk
 WITH_THE_WHOLE = {"fedadamw-agreement", "fedadamw-bounded", "fedexp"}  # their step depends on the norm of all numbers
 
 
-@pytest.mark.parametrize("name", rows(set(EVERYWHERE) - WITH_THE_WHOLE))
+@pytest.mark.parametrize("name", few(set(EVERYWHERE) - WITH_THE_WHOLE))
 @pytest.mark.usefixtures("all_algorithms")
 def test_one_client_alone_is_the_plain_run(name, task):
     clients = [np.arange(60)]
@@ -78,9 +82,13 @@ def test_one_client_alone_is_the_plain_run(name, task):
         torch.testing.assert_close(own_numbers(own, 0), x[places], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["fedadamw-mean-v", "scaffold", "fedadamw-outer"])
-@pytest.mark.parametrize("upload", ["float32", "int8"])
-@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize(
+    ("name", "upload", "on_disk"),
+    [
+        ("scaffold", "int8", True),
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in product(("fedadamw-mean-v", "fedadamw-outer"), *KINDS)),
+    ],
+)
 @pytest.mark.usefixtures("all_algorithms")
 def test_a_resumed_run_has_the_same_bits(name, upload, on_disk, task, tmp_path):
     def start(folder, saved=None):

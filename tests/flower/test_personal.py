@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from support.cases import EVERYWHERE, rows
+from support.cases import EVERYWHERE
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.usefixtures("restore_threads"),
     pytest.mark.filterwarnings("ignore:personal.parameters. no global model is tested"),
 ]
+OTHERS = ("fedadamw-mean-v", "fedadamw-outer", "fedmuon-rank", "diloco")
 HEAD = "personal.parameters=[classifier.*]"
 
 
@@ -39,7 +40,7 @@ class Recorder(LocalGrid):
         return messages
 
 
-@pytest.mark.parametrize("name", rows(["fedadamw-mean-v", "scaffold", "fedadamw-outer", "fedmuon-rank", "diloco"]))
+@pytest.mark.parametrize("name", ["scaffold", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_nodes_give_the_loops_numbers_and_keep_their_own(tmp_path, name):
     case = EVERYWHERE[name]
     settings = [f"algorithm={json.dumps({'name': case.name, **case.settings})}", f"training.lr={case.lr}", HEAD]

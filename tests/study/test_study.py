@@ -298,6 +298,10 @@ def test_variants_that_differ_have_names_that_differ(tmp_path):
     given = [("training.lr", [1e-3, 1e-3 + 1e-9]), ("data.max_train", [100, 200]), ("data.max_test", 100)]
     runs = plan("digits", ["fedavg"], [0], given, tmp_path)
     assert len({results.variant_name(run.label) for run in runs}) == 4
+    personal = [("personal", [{"parameters": ["a.*"]}, {"parameters": ["b.*"]}, {"finetune": 2}])]
+    personal += [("partition.held_out", 0.2), ("training.client_evaluation", 1)]
+    labels = [run.label["personal"] for run in plan("digits", ["fedavg"], [0], personal, tmp_path)]
+    assert labels == ["parameters a.*", "parameters b.*", "finetune 2"]
     clash = {"algorithm": "a", "partition.kind": "x", "other.kind": "y"}
     assert results.variant_name(clash) == "a, partition.kind x, other.kind y"
 

@@ -2,6 +2,7 @@
 
 from fnmatch import fnmatchcase
 
+import pytest
 import torch
 from torch import nn
 
@@ -16,6 +17,14 @@ from support.runs import training_of
 from support.sequences import SmallTransformer, attention_model, unequal_clients
 
 OWN = ("mlp.*", "classifier.*")  # a hidden matrix, and what is none
+
+
+FAST = ("fedadamw-mean-v", "scaffold")
+
+
+def few(table):
+    """Names of the table's rows: without memories and with them; the others are left to `make test-all`."""
+    return [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in table]
 
 
 def personal_simulation(

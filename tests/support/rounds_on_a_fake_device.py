@@ -76,9 +76,10 @@ def moved(model, device):
 def run(name, model, task, device, stack=1, **settings):
     case = CASES[name]
     algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
-    training = TrainingSettings(**{"clients_per_round": 3, "steps": 2, "batch_size": 4, "lr": 0.01, **settings})
+    work = {"clients_per_round": 3, "steps": 2, "batch_size": 4, "lr": 0.01, "client_evaluation": 1}
+    training = TrainingSettings(**{**work, **settings})
     clients = [np.arange(0, 3), np.arange(3, 20), np.arange(20, 30)]
-    sim = Simulation.in_process(model, algorithm, task, clients, training, stack=stack)
+    sim = Simulation.in_process(model, algorithm, task, clients, training, stack=stack, held_out=clients)
     assert sim.workspace.y.device == device
     list(sim.rounds())
 
@@ -219,6 +220,8 @@ def rows(device):
 
 @pytest.mark.parametrize("stack", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_dataset_is_read_without_waiting_for_the_device(models, rows, pretending, watch, stack):
-    functions = check_functions(None, None, None, None)
+    functions = check_functions(
+        None, None, None, {"accuracy": lambda outputs, y: (outputs.argmax(1) == y).double().mean()}
+    )
     run("fedavg", moved(models[0], pretending), PythonTask(rows, rows, functions, 10), pretending, stack, rounds=1)
     assert watch.reads == []

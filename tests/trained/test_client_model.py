@@ -26,7 +26,7 @@ DIGITS = [
 FEDBN = "personal.parameters=['*normalization*']"
 
 
-@pytest.mark.parametrize("memory", ["memory", "disk"])
+@pytest.mark.parametrize("memory", ["memory", pytest.param("disk", marks=pytest.mark.slow)])
 def test_a_clients_model_has_the_scores_of_the_run(tmp_path, memory):
     experiment = load("digits", [*DIGITS, FEDBN, f"client_memory={memory}", "training.clients_per_round=3"])
     folder = RunFolder(tmp_path / "run")
@@ -81,6 +81,8 @@ def test_what_has_no_such_client_is_said(tmp_path):
         open_run(tmp_path / "own", client=3)
     with pytest.raises(InputError, match="--client 1: all clients of .*plain have one model"):
         open_run(tmp_path / "plain", client=1)
+    with pytest.raises(InputError, match="--client 1: clients keep their parameters of the last round; no --best"):
+        open_run(tmp_path / "own", client=1, best=True)
     with pytest.raises(InputError, match="its clients have parameters of their own"):
         prepare(load("digits", [f"model.name={tmp_path / 'own'}", "device=cpu"]))
     asked = json.loads((tmp_path / "own/clients.jsonl").read_text())["clients"]
@@ -88,6 +90,7 @@ def test_what_has_no_such_client_is_said(tmp_path):
         open_run(tmp_path / "own", client=next(client for client in range(3) if client not in asked))
 
 
+@pytest.mark.slow
 def test_adapters_b_stays_and_is_exported(place, tmp_path):
     """FedSA-LoRA (arXiv 2410.01463): A is shared, B stays with the client."""
     settings = [*settings_of(place, "bert", "text", *lora("bert", "factors")), "personal.parameters=['*lora_B*']"]

@@ -27,7 +27,7 @@ SHOWN_CLASSES = 20
 def write_card(trained: Trained, to: Path, *, whole: bool) -> str:
     """Return the model card for the folder `to`: what the model is, how and on what it was trained, and its results."""
     experiment, origin = trained.experiment, trained.origin
-    last, results = _find_results(trained.records)
+    last, results = find_results(trained.records)
     by = ", chosen by this result" if trained.best else ""
     if client := origin.get("client"):
         last, results, by = client["round"] or 0, client["scores"] or {"loss": None}, " by this client"
@@ -67,7 +67,7 @@ All settings and versions are in `{FACTS}`.
 """
 
 
-def _find_results(records: Sequence[RecordDict]) -> tuple[int, Mapping[str, float | None]]:
+def find_results(records: Sequence[RecordDict]) -> tuple[int, Mapping[str, float | None]]:
     """Return the round of the last evaluation, 0 before one, and its results: of the model, or over the clients."""
     of = find_score(records)
     last = next((r for r in reversed(records) if metrics_of(r, of)), None)
