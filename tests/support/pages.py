@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -86,16 +88,22 @@ def run_page(page: Path, folder: Path, timeout: float = 900) -> None:
     listed = [(block.language, shorten(block.language, block.code), block.line) for block in blocks]
     (folder / "blocks.json").write_text(json.dumps(listed))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, Path(__file__).with_name("run_blocks.py"), folder / "blocks.json"],
         cwd=folder,
         env={**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            out, error = process.communicate(timeout=timeout)
+        finally:  # what a block that failed has left in the background, too
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     name = page.relative_to(ROOT)
-    assert done.returncode == 0, f"{name}: a block fails\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert process.returncode == 0, f"{name}: a block fails\n{out[-3000:]}\n{error[-3000:]}"
 
 
 def problem_in(block: Block) -> str | None:

@@ -20,6 +20,8 @@ from fedadamw.models.loading import build_seeded
 from fedadamw.prepare.problem import Problem, PythonFacts
 from fedadamw.prepare.simulation import Prepared, assemble, check_settings, set_up_process
 from fedadamw.randomness import Purpose, numpy_generator, torch_seed
+from fedadamw.report.client_scores import NO_SCORES
+from fedadamw.report.metrics import TUNED
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment, list_sections
 from fedadamw.settings.load import parse_settings, set_path
@@ -30,7 +32,6 @@ EVALUATION_BATCH = 500  # held-out samples at once, unless training.evaluate_bat
 Model = nn.Module | Callable[[], nn.Module]
 OF_RECIPES = ("data", "model", "partition", "lora", "federation")  # sections that choose model and data by name
 COUNTER = "num_batches_tracked"  # of BatchNorm
-COLUMNS = ("round", "clients", "samples", "loss")  # of client_scores.jsonl, besides metrics
 ALSO_HERE = ("data.resident", "model.blocks")
 
 
@@ -161,7 +162,8 @@ def _check_share(objects: Objects) -> float:
     if given is None:
         return 0.0
     for name in objects.functions.metrics:
-        check(name not in COLUMNS, f"metrics: {name!r} is taken in client_scores.jsonl; choose another name")
+        taken = name in (*NO_SCORES, "loss") or name.startswith(TUNED)
+        check(not taken, f"metrics: {name!r} is taken in client_scores.jsonl; choose another name")
     if isinstance(given, int | float) and not isinstance(given, bool):
         check(0 < given < 1, f"held_out={given:g} must be between 0 and 1")
         return float(given)

@@ -30,8 +30,11 @@ def check_pixel_sums(sums: Sequence[Sequence[int]], area: int, images: int | Non
     """
     for number, total, squares in sums:
         count = number // area
-        whole = number == count * area and 0 < count <= most and count in (images, count if images is None else images)
-        check(whole, f"{number:,} pixels are not those of {images or f'1 to {most:,}'} images of {area:,}")
+        whole = number == count * area and 0 < count <= most
+        check(
+            whole and images in (None, count),
+            f"{number:,} pixels are not those of {images or f'1 to {most:,}'} images of {area:,}",
+        )
         check(0 <= total <= LARGEST * number, f"the pixels' sum is {total:,}: no {number:,} bytes have it")
         fits = total * total <= number * squares and squares <= LARGEST * total
         check(

@@ -19,7 +19,8 @@ from fedadamw.models.lora.means import Folding
 from fedadamw.prepare.personal import build_parts
 from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.prepare.start import check_same_layout
-from fedadamw.report.client_scores import NAME, read_lines
+from fedadamw.report.client_scores import NAME, NO_SCORES, read_lines
+from fedadamw.report.metrics import TUNED
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
@@ -95,7 +96,7 @@ def _find_scores(path: Path, client: int, round_: int) -> ClientFacts:
     for line in reversed(read_lines(path / NAME)):
         if line["round"] <= round_ and client in line["clients"]:
             place = line["clients"].index(client)
-            columns: dict[str, Any] = {k: v[place] for k, v in line.items() if k not in ("round", "clients", "samples")}
-            scores = {name: value for name, value in columns.items() if not name.startswith("tuned_")}
+            columns: dict[str, Any] = {name: values[place] for name, values in line.items() if name not in NO_SCORES}
+            scores = {name: value for name, value in columns.items() if not name.startswith(TUNED)}
             return {"client": client, "round": line["round"], "samples": line["samples"][place], "scores": scores}
     return {"client": client, "round": None, "samples": None, "scores": {}}

@@ -46,7 +46,7 @@ class Scoring:
         """
         collector, clients = self.collector, self._choose_clients()
         x, statistics, down = self.workspace.shared, self.workspace.shared_statistics, broadcast.down
-        brings_state = self.experiment.federation.reuse and not self.sends_base and same(x, down.x)
+        brings_state = self.experiment.federation.reuse and not self.sends_base and torch.equal(x, down.x)
         needs_model = not brings_state or nbytes((x,)) + share * nbytes(down) < nbytes(down)
         model = None
         if needs_model:
@@ -88,8 +88,3 @@ class Scoring:
 def _describe(scores: ClientScores) -> Facts:
     """Return the numbers of an event: how the main metric spreads over clients."""
     return {name: round(value, 6) for name, value in scores.summary().items() if isinstance(value, float)}
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two vectors have the same numbers."""
-    return a.shape == b.shape and torch.equal(a, b)
