@@ -1,13 +1,11 @@
 """One client's own model from a run's folder: the scores that the run recorded for it."""
 
 import json
-import shutil
 
 import pytest
 import torch
 from support.trained_texts import lora, settings_of
 
-from fedadamw.checkpoint import CheckpointError
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
