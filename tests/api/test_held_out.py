@@ -78,7 +78,7 @@ WRONG = {
     "no list": ({"held_out": True}, "held_out=True: give a share, or each client's sample numbers"),
     "a number in a tensor": (
         {"held_out": torch.tensor(0.2)},
-        "held_out=tensor(0.2000): give a share, or each client's",
+        "held_out=tensor(0.2000): give a share",
     ),
     "text": ({"held_out": "8 signs."}, "held_out='8 signs.': give a share, or each client's sample numbers"),
     "of several": ({"held_out": 0.2, "clients": [*CLIENTS, CLIENTS[0]]}, "sample 0 belongs to several clients"),

@@ -159,7 +159,8 @@ def _check_share(objects: Objects) -> float:
     Raises InputError if `held_out` is neither a share nor a list of as many clients, or if a metric has a name that
     the file of their scores uses.
     """
-    given, clients = objects.held_out, len(objects.clients)
+    given: Any = objects.held_out
+    clients = len(objects.clients)
     if given is None:
         return 0.0
     for name in objects.functions.metrics:
@@ -171,7 +172,6 @@ def _check_share(objects: Objects) -> float:
     is_list = hasattr(given, "__len__") and not isinstance(given, str | bytes | Mapping)
     is_list &= getattr(given, "shape", None) != ()  # a tensor with one number
     check(is_list, f"held_out={shorten(given)}: give a share, or each client's sample numbers")
-    assert not isinstance(given, int | float)
     check(len(given) == clients, f"held_out: has {len(given)} clients, and clients {clients}")
     return 0.0
 
@@ -181,7 +181,7 @@ def _divide(objects: Objects, experiment: Experiment, samples: int) -> tuple[Par
     partition, given, share = from_lists(objects.clients, samples), objects.held_out, experiment.partition.held_out
     if given is None:
         return partition, None
-    if share or isinstance(given, int | float):
+    if share or isinstance(given, Real):
         return hold_out(partition, share, numpy_generator(experiment.seed, Purpose.HELD_OUT))
     own = from_lists(given, samples, "held_out", may_be_empty=True)
     both = np.intersect1d(partition.samples, own.samples)
