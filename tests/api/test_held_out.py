@@ -74,8 +74,14 @@ def test_a_resumed_run_holds_out_the_same_samples(tmp_path):
 
 
 WRONG = {
-    "a share of all": ({"held_out": 1.0}, "held_out=1 must be between 0 and 1"),
+    "a share of all": ({"held_out": 1.0}, "held_out=1.0 must be between 0 and 1"),
     "no list": ({"held_out": True}, "held_out=True: give a share, or each client's sample numbers"),
+    "a number in a tensor": (
+        {"held_out": torch.tensor(0.2)},
+        "held_out=tensor(0.2000): give a share",
+    ),
+    "text": ({"held_out": "8 signs."}, "held_out='8 signs.': give a share, or each client's sample numbers"),
+    "of several": ({"held_out": 0.2, "clients": [*CLIENTS, CLIENTS[0]]}, "sample 0 belongs to several clients"),
     "other clients": ({"held_out": [[1]]}, "held_out: has 1 clients, and clients 8"),
     "no sample": ({"held_out": [[500], *[[]] * 7]}, "held_out: 500 is not a sample number, 0 to 199"),
     "trained on": ({"held_out": [[0], *[[]] * 7]}, "held_out: 1 samples are trained on too, such as [0]"),

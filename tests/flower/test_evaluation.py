@@ -37,8 +37,11 @@ def counts(record, kind="evaluation"):
     [
         ["training.clients_per_round=3", "algorithm.name=scaffold", "training.lr=0.1"],
         ["partition.kind=dirichlet", "training.evaluate_clients=2", "federation.reuse=false"],
-        ["algorithm.name=fedexp", "training.lr=0.1"],
-        ["model.name=resnet-nano", "model.norm=batch", "data.max_train=90", "data.max_test=20"],
+        pytest.param(["algorithm.name=fedexp", "training.lr=0.1"], marks=pytest.mark.slow),
+        pytest.param(
+            ["model.name=resnet-nano", "model.norm=batch", "data.max_train=90", "data.max_test=20"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["scaffold", "some", "fedexp", "batch-norm"],
 )
@@ -144,6 +147,7 @@ def test_a_node_that_fails_is_asked_again(tmp_path):
     assert counts(record)["evaluation failed"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_evaluates_trains_the_same_after_a_resume(tmp_path):
     settings = [*THREE, "algorithm.name=scaffold", "training.lr=0.1"]
     experiment, grid = load("digits", [*COMMON, *settings]), LocalGrid(3, tmp_path / "state")

@@ -43,6 +43,13 @@ def test_lines_that_are_damaged_or_of_later_rounds_are_left_out(tmp_path):
     assert read_scores(tmp_path / "missing") == []
 
 
+@pytest.mark.parametrize("clients", [[1e400], [10**30], ["a"], [[1]]])
+def test_numbers_that_are_none_of_a_client_are_damage(tmp_path, clients):
+    path = tmp_path / "client_scores.jsonl"
+    path.write_text(json.dumps({"round": 1, "clients": clients, "samples": [5], "loss": [0.5]}))
+    assert read_scores(path) == []
+
+
 def test_the_spread_is_that_of_sorted_scores_by_hand():
     found = spread(evaluated(np.arange(20)[::-1] / 20))
     assert found.worst == pytest.approx(0.025), "mean of 0 and 0.05"

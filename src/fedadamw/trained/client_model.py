@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from fedadamw import checkpoint
 from fedadamw.algorithm import AnyAlgorithm, AnyState
+from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.ledger import TENSOR_NAME as LEDGER
 from fedadamw.engine.own_models import has_own_models, own_model
-from fedadamw.engine.store import COUNT, InMemory, OnDisk, Store
+from fedadamw.engine.store import COUNT, InMemory, OnDisk
 from fedadamw.engine.uploads import Uploads
 from fedadamw.engine.workspace import Workspace
 from fedadamw.models.lora.means import Folding
@@ -84,10 +85,18 @@ def _read_memory(path: Path, run: Run, workspace: Workspace, algorithm: AnyAlgor
     down = algorithm.broadcast(algorithm.server_init(workspace.shared.clone()))
     template = Uploads(algorithm, make_codec(training.upload, training.keep)).initial_memory(down)
     if COUNT in tensors:
-        store: Store = OnDisk(path / "clients", run.clients, template)
-    else:
-        store = InMemory(template)
-        store.restore(run.round, tensors)
+        return _read_from_disk(path / "clients", run, template, client)
+    store = InMemory(template)
+    store.restore(run.round, tensors)
+    return store.get(client, run.round)
+
+
+def _read_from_disk(folder: Path, run: Run, template: AnyState, client: int) -> AnyState | None:
+    """As `_read_memory`, from the files of `folder`, which a run may be writing; CheckpointError if some are lost."""
+    if not (folder / "index.bin").is_file():
+        raise CheckpointError(f"{folder}: is missing; it has the clients' own parameters")
+    store = OnDisk(folder, run.clients, template)
+    store.check(run.round, run.tensors)
     return store.get(client, run.round)
 
 
