@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.evidence.rule import Paired, compare
-from benchmarks.pages import evidence, instruct, lora_means
+from benchmarks.pages import evidence, instruct, lora_means, personal
 from fedadamw.report.run_charts import save_chart
 from fedadamw.report.study_charts import overview_chart
 from fedadamw.report.study_files import Results, RunResult, Summary
@@ -62,14 +62,8 @@ def studies() -> dict[str, Path]:
 
 def page(found: Mapping[str, Results]) -> str:
     """The page as text."""
-    parts = [
-        INTRODUCTION,
-        evidence.section(),
-        overview(found),
-        adapters(found),
-        lora_means.section(),
-        instruct.section(),
-    ]
+    parts = [INTRODUCTION, evidence.section(), personal.section(), overview(found), adapters(found)]
+    parts += [lora_means.section(), instruct.section()]
     for name, results in found.items():
         parts.append(f"## {name}\n\n{describe(results)}.\n\n![Curves](results/{name}.svg)\n\n{to_markdown(results)}")
         if (against := FedAdamWAgainst.of(results)) is not None:

@@ -3,7 +3,7 @@
 import pytest
 from support.checkout import ROOT
 
-from benchmarks.pages import instruct, lora_means, summary
+from benchmarks.pages import instruct, lora_means, personal, summary
 from benchmarks.pages import results as results_page
 from fedadamw.study.results import read_results
 
@@ -109,3 +109,19 @@ def test_answers_are_compared_by_split_beside_the_untuned_model():
     assert "| | Dirichlet 0.1 | lr | Dirichlet 0.8 | lr | MB up, a client and round |" in text
     assert "| fedadamw | 70.0 ± 24.8 | 0.001 | 70.0 ± 24.8 | 0.001 | 2.00 |" in text
     assert "| the model before it was tuned | 1.0 | - | 1.0 | - | - |" in text
+
+
+def test_personal_models_are_compared_by_seed():
+    def run(score, tuned):
+        kept = {key: [0.1, score] for key in ("clients_mean", "clients_worst_decile")}
+        return {"error": None, "rounds": 10, "round": [5, 10], **kept, "tuned": {"clients_mean": tuned}}
+
+    variants = {
+        "global": {"lr": 0.003, "runs": [run(score, 0.9) for score in (0.5, 0.6)]},
+        "personal head": {"lr": 0.001, "runs": [run(score, 0.8) for score in (0.6, 0.7)]},
+    }
+    paired = {"n": 2, "difference": 10.0, "low": 9.0, "high": 11.0, "effect": 1.0}
+    workload = {"title": "ViT", "variants": variants, "paired": paired}
+    text = personal.describe({"device": "cpu", "held_out": 0.2, "finetune": 10, "workloads": {"vit": workload}})
+    assert "| ViT | global | 0.003 | 55.0 ± 63.5 | 55.0 ± 63.5 | 90.0 ± 0.0 | - | 2 | - |" in text
+    assert "|  | personal head | 0.001 | 65.0 ± 63.5 | 65.0 ± 63.5 | 80.0 ± 0.0 | +10.0 (+9.0 to +11.0) | 2 |" in text
