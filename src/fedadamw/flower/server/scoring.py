@@ -1,7 +1,7 @@
 """Scores the model on nodes: which clients to ask, what to send them, and whether enough have answered."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from statistics import median_low
 
 import numpy as np
@@ -77,12 +77,17 @@ class Scoring:
             events.write("not-evaluated", **facts, quorum=quorum)
             return None
         counts = {client: float(own[0]) for client, own in sums.items()}
-        most = math.inf if f.evaluate_factor is None else f.evaluate_factor * median_low(counts.values())
+        most = self._find_limit(counts.values())
         scores = ClientScores.of_sums(self.task, list(sums), torch.stack(list(sums.values())), most)
         capped = name_clients(client for client, n in counts.items() if n > most)
         events.write("evaluated", **facts, **({"capped": capped} if capped else {}), **_describe(scores))
         events.monitor.record_scores(scores)
         return scores
+
+    def _find_limit(self, counts: Iterable[float]) -> float:
+        """Return the most samples that a node counts for; none if the server has dealt the samples itself."""
+        factor, dealt = self.experiment.federation.evaluate_factor, self.collector.registry.held_out is not None
+        return math.inf if factor is None or dealt else factor * median_low(counts)
 
 
 def _describe(scores: ClientScores) -> Facts:
