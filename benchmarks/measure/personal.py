@@ -1,9 +1,10 @@
 """Compare personal parameters with one global model by what clients score on their own held-out samples.
 
 At Dirichlet 0.1: a personal head for a ViT on digits and on CIFAR-10, and personal norms (FedBN) for a ResNet with
-BatchNorm on CIFAR-10. Each variant's learning rate is chosen from three with a seed that is not reported. Seeds, scores
-and intervals follow benchmarks/evidence/rule.py: five seeds, then one more at a time until the 95% interval of the
-paired difference is narrower than two points, or ten are there.
+BatchNorm on CIFAR-10. The final model of each is also tuned for every client by ten local steps. Learning rates, seeds,
+scores and intervals follow benchmarks/evidence/rule.py: each variant is tuned with seeds that are not reported; there
+are five seeds, then one more at a time until the 95% interval of the paired difference is narrower than two points, or
+ten are there.
 
 Each run is one file in runs/personal; finished ones are not repeated, and a killed one goes on at its last checkpoint.
 
@@ -23,7 +24,17 @@ import torch
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from benchmarks.common.records import ROOT
-from benchmarks.evidence.rule import FIRST_SEED, compare, seeds_wanted, tail_score
+from benchmarks.evidence.rule import (
+    FIRST_SEED,
+    TUNING_SEEDS,
+    Tried,
+    best_rate,
+    compare,
+    next_trials,
+    seeds_wanted,
+    tail_score,
+)
+from benchmarks.evidence.workloads import RUNGS
 from fedadamw.checkpoint import write_atomically
 from fedadamw.engine.record import DivergedError
 from fedadamw.runner.execute import execute
@@ -32,10 +43,11 @@ from fedadamw.runner.manifest import commit, device_name
 from fedadamw.settings.load import load
 
 WHAT, FOLDER = "personal", ROOT / "runs" / "personal"
-GLOBAL, MOST, TUNING_SEED = "global", 10, 0
-STEPS_OF_RATE = (1 / 3, 1.0, 3.0)  # of the recipe's learning rate
+GLOBAL, MOST = "global", 10
+FIRST_RATES = (3e-4, 1e-3, 3e-3)  # learning rates that are tried first
 HELD_OUT = 0.2  # of each client's samples
 EVERY = 2  # rounds, in which all clients are evaluated
+FINETUNE = 10  # local steps of each client after the last round
 SMALL = ("training.rounds=2", "training.steps=2", "training.clients_per_round=2")
 
 
@@ -99,6 +111,7 @@ class Job(NamedTuple):
             *personal,
             f"partition.held_out={HELD_OUT}",
             f"training.client_evaluation={EVERY}",
+            f"personal.finetune={FINETUNE}",
             "training.evaluate_every=1000",  # the test set after the last round only
             f"training.lr={self.lr!r}",
             f"seed={self.seed}",
@@ -106,12 +119,6 @@ class Job(NamedTuple):
             "device=cpu",
             *(SMALL if self.small else ()),
         ]
-
-
-def rates(workload: str, *, small: bool) -> list[float]:
-    """Return the learning rates that are tried."""
-    lr = load(WORKLOADS[workload].recipe).training.lr
-    return [lr] if small else [float(f"{lr * factor:.3g}") for factor in STEPS_OF_RATE]
 
 
 def run(job: Job, data: Path) -> None:
@@ -122,9 +129,10 @@ def run(job: Job, data: Path) -> None:
     except DivergedError as diverged:
         error = str(diverged)
     rounds = folder.records()
-    evaluated = [record for record in rounds if record["clients_mean"] is not None]
+    evaluated = [record for record in rounds if record.get("clients_mean") is not None]
     kept = {key: [record[key] for record in evaluated] for key in KEPT}  # type: ignore[literal-required]
     content = {"job": job._asdict(), "commit": commit(), "error": error, "rounds": len(rounds), **kept}
+    content["tuned"] = rounds[-1].get("tuned")  # the scores after the last round of the models tuned for each client
     write_atomically(job.file, (json.dumps(content) + "\n").encode())
 
 
@@ -146,15 +154,22 @@ class Comparison:
         self.name, self.small = name, small
         self.variants = (GLOBAL, WORKLOADS[name].personal)
 
+    def tried(self, variant: str) -> Tried:
+        """Return the scores of the runs that choose the learning rate, by rate and seed."""
+        jobs = (Job(self.name, variant, lr, seed, self.small) for lr in RUNGS for seed in TUNING_SEEDS)
+        return {(job.lr, job.seed): score_of(job) for job in jobs if job.file.exists()}
+
     def trials(self, variant: str) -> list[Job]:
-        """Return the runs that choose the learning rate."""
-        return [Job(self.name, variant, lr, TUNING_SEED, self.small) for lr in rates(self.name, small=self.small)]
+        """Return the runs that choosing the learning rate still needs."""
+        if self.small:
+            wanted = [] if self.tried(variant) else [(FIRST_RATES[1], TUNING_SEEDS[0])]
+        else:
+            wanted = next_trials(self.tried(variant), FIRST_RATES, RUNGS)
+        return [Job(self.name, variant, lr, seed, self.small) for lr, seed in wanted]
 
     def rate(self, variant: str) -> float | None:
         """Return the best learning rate; None before all are tried, or if all diverged."""
-        scores = {job.lr: score_of(job) for job in self.trials(variant) if job.file.exists()}
-        known = {lr: score for lr, score in scores.items() if score is not None}
-        return max(known, key=known.__getitem__) if len(scores) == len(self.trials(variant)) and known else None
+        return None if self.trials(variant) else best_rate(self.tried(variant))
 
     def reported(self, variant: str) -> dict[int, Job]:
         """Return the reported runs that have ended, by seed."""
@@ -171,7 +186,7 @@ class Comparison:
     def missing(self) -> Iterator[Job]:
         """Yield the runs that can start now."""
         for variant in self.variants:
-            yield from (job for job in self.trials(variant) if not job.file.exists())
+            yield from self.trials(variant)
         chosen = {variant: lr for variant in self.variants if (lr := self.rate(variant)) is not None}
         if len(chosen) < len(self.variants):
             return
@@ -188,7 +203,7 @@ class Comparison:
         variants = {
             variant: {
                 "lr": self.rate(variant),
-                "trials": {f"{job.lr:g}": score_of(job) for job in self.trials(variant)},
+                "trials": [[lr, seed, score] for (lr, seed), score in self.tried(variant).items()],
                 "runs": [read(job) for job in self.reported(variant).values()],
             }
             for variant in self.variants
@@ -236,6 +251,7 @@ def main() -> None:
         "commit": commit(),
         "device": device_name(torch.device("cpu")),
         "held_out": HELD_OUT,
+        "finetune": FINETUNE,
         "small": args.small,
         "workloads": {comparison.name: comparison.result() for comparison in comparisons},
     }

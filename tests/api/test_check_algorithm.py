@@ -77,6 +77,11 @@ class Explodes(FedAvg):
         return Local(local.y / (local.y - local.y))
 
 
+@dataclass(frozen=True)
+class NoOwnModel(FedAvg):
+    own_model: ClassVar = "v"
+
+
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
@@ -87,6 +92,7 @@ class Explodes(FedAvg):
         (NotTheMean, "^adds_mean is True, but x after server_update differs by"),
         (KFirst, "^the first field of Backwards must be delta"),
         (Explodes, "^the upload is not finite after three steps"),
+        (NoOwnModel, "^own_model is 'v', but the memory has no such field"),
     ],
 )
 def test_it_finds_what_breaks_an_engine(algorithm, message):

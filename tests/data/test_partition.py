@@ -16,6 +16,7 @@ from fedadamw.data.partition import (
     partition_iid,
     partition_mix,
 )
+from fedadamw.validation import InputError
 
 
 def labels_of(samples, classes, seed=0):
@@ -186,6 +187,20 @@ def test_samples_of_one_row_are_held_out_together():
     train, held_out = hold_out(partition, 0.4, np.random.default_rng(0), rows)
     assert list(held_out.sizes) == [8, 8]
     assert set(rows[held_out.samples]).isdisjoint(rows[train.samples])
+
+
+def test_a_sample_that_a_client_has_several_times_is_held_out_whole_or_not_at_all():
+    partition = Partition(np.array([7, 7, 7, 1, 2, 4, 4, 5]), np.array([5, 8]))
+    for seed in range(20):
+        parts = hold_out(partition, 0.4, np.random.default_rng(seed))
+        train, held_out = (set(part.samples.tolist()) for part in parts)
+        assert not train & held_out
+        assert train | held_out == {1, 2, 4, 5, 7}
+
+
+def test_clients_that_share_a_sample_hold_out_no_share():
+    with pytest.raises(InputError, match="sample 4 belongs to several clients"):
+        hold_out(Partition(np.array([3, 4, 4, 5]), np.array([2, 4])), 0.5, np.random.default_rng(0))
 
 
 def test_names_of_clients_stay_when_they_hold_out():

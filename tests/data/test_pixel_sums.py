@@ -24,6 +24,16 @@ def test_mean_and_deviation_of_the_sums_are_those_of_all_images(seed, counts, ch
     assert pool_pixel_sums(sums[::-1]) == pool_pixel_sums(sums)
 
 
+def test_a_client_that_claims_far_more_images_than_the_others_counts_for_ten_times_the_median():
+    honest = [sum_pixels(np.full((2, 1, 4, 3), value, np.uint8)).tolist() for value in (51, 102, 255)]
+    black = [[12 * 10**7, 0, 0]]
+    check_pixel_sums(black, 12, None, 10**7)
+    ((mean,), (std,)) = pool_pixel_sums([*honest, black])
+    assert mean == pytest.approx(2 * (0.2 + 0.4 + 1) / (3 * 2 + 20))
+    assert std > 0.1
+    assert pool_pixel_sums([black]) == ((0.0,), (0.001,))
+
+
 def test_images_of_one_colour_have_a_least_deviation():
     assert pool_pixel_sums([sum_pixels(np.full((2, 1, 3, 3), 51, np.uint8)).tolist()]) == ((0.2,), (0.001,))
 

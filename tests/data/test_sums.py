@@ -76,7 +76,7 @@ def test_moments_give_the_pearson_correlation_of_the_union(seed, count, cuts):
 @settings(max_examples=20, deadline=None)
 def test_tokens_give_the_perplexity_of_the_union(seed, count, cuts):
     outputs = draw_tokens(seed, count)
-    found = pool_parts(Tokens(), outputs, cuts)
+    found = pool_parts(Tokens(9), outputs, cuts)
     loss, tokens, right = outputs.sum(0).tolist()
     assert found.loss == pytest.approx(loss / max(tokens, 1), abs=1e-10)
     perplexity = np.exp(loss / max(tokens, 1))
@@ -122,7 +122,8 @@ WRONG = {
     "predictions of other samples": (CLASSES, [10, 9.0, 3, 3, 5, 5, 5, 4], "9 predictions of 10"),
     "more right than labels": (CLASSES, [10, 9.0, 6, 0, 5, 5, 6, 4], "more right predictions of a class"),
     "no confusion matrix": (Classes(("f1",), 3), [4, 9.0, 0, 1, 1, 2, 1, 1, 2, 1, 1], "no confusion matrix"),
-    "more right than tokens": (Tokens(), [2, 9.0, 10, 11], "11 right predictions of 10 tokens"),
+    "more right than tokens": (Tokens(8), [2, 9.0, 10, 11], "11 right predictions of 10 tokens"),
+    "more tokens than texts have": (Tokens(8), [2, 9.0, 17, 5], "17 tokens in 2 texts"),
     "squares below zero": (Numbers(("pearson",)), [2, 1.0, 0, 0, -1, 2, 0], "no labels and predictions"),
     "a correlation above one": (Numbers(("pearson",)), [2, 0.0, 0, 0, 2, 2, 3], "no labels and predictions"),
     "another loss": (Numbers(("pearson",)), [2, 1.0, 0, 0, 2, 2, 0], "not the squared error"),

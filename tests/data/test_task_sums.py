@@ -120,7 +120,7 @@ def test_pieces_of_a_text_are_held_out_together(place, tmp_path):
 ADAPTERS = ["{r: 2, aggregate: alternate}", "{r: 2, aggregate: residual}", "{r: 4, ranks: [2, 4, 2, 4, 2]}"]
 
 
-@pytest.mark.parametrize("lora", ADAPTERS)
+@pytest.mark.parametrize("lora", [ADAPTERS[0], *(pytest.param(lora, marks=pytest.mark.slow) for lora in ADAPTERS[1:])])
 def test_clients_are_scored_with_the_whole_model_whatever_part_of_it_trains(place, lora):
     rounds = ["training={rounds: 2, clients_per_round: 2, steps: 2, client_evaluation: 1}"]
     prepared = prepare(experiment(place, *HELD_OUT, *rounds, f"lora={lora}", source="classes.csv"))

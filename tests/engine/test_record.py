@@ -1,24 +1,27 @@
 """What a round is judged by: its test score or, where no model is tested, the mean of its clients' scores."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 from support.studies import of_clients, rounds
 
 from fedadamw.api.callbacks import Callbacks, EarlyStopping
 from fedadamw.engine.best import choose_best
+from fedadamw.engine.evaluation import ClientScores
 from fedadamw.engine.record import Record
+from fedadamw.task import Evaluation
 
 
 class NoState:
     """A state without numbers."""
 
     def tensors(self):
-        import torch
-
         return dict.fromkeys(("server.x", "statistics", "base"), torch.zeros(0))
 
 
 def loss_only(**fields) -> Record:
-    return rounds([{}, {}])[1].__class__(**{**vars(rounds([{}, {}])[1]), **fields})
+    return replace(rounds([{}, {}])[1], **fields)
 
 
 def test_the_score_is_of_the_test_set_or_of_the_clients():
@@ -37,10 +40,17 @@ def test_without_metrics_a_lower_loss_is_better():
 def test_the_best_round_is_the_best_by_the_runs_own_score(tested, best):
     found = None
     records = [r for r in of_clients([0.5, 0.6], tested) if r.clients_mean is not None]
-    records[0] = loss_only(**{**vars(records[0]), "test_metrics": {"accuracy": 0.9} if tested else None})
+    records[0] = replace(records[0], test_metrics={"accuracy": 0.9} if tested else None)
     for record in records:
         found = choose_best(found, record, NoState(), of_clients=not tested)
     assert found.round == best
+
+
+def test_a_tuned_loss_is_not_the_main_metric_of_what_was_tuned():
+    before, after = Evaluation(2.0, {}), Evaluation(1.0, {})
+    tuned = ClientScores([0], [5], [after], after)
+    summary = ClientScores([0], [5], [before], before, tuned).summary()
+    assert (summary["clients_mean"], summary["tuned"]["clients_mean"]) == (2.0, 1.0)
 
 
 def test_early_stopping_watches_the_clients_where_no_model_is_tested():

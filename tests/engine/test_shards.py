@@ -16,6 +16,7 @@ from support.tiny_models import folders
 
 from fedadamw.engine.ranks import current_team
 from fedadamw.prepare.simulation import check_settings
+from fedadamw.report.client_scores import NAME, read_lines
 from fedadamw.runner.folder import RunFolder
 from fedadamw.validation import InputError
 
@@ -41,8 +42,9 @@ def test_a_run_in_shards_ends_where_one_process_does(algorithm, tmp_path):
     folders(tmp_path, ["llama"])
     settings = [
         *("data.task=causal-lm", f"data.source={tmp_path / 'reviews.csv'}", f"model={tmp_path / 'llama'}"),
-        *("data.validation=0.2", "partition={kind: iid, clients: 4}", "lora={r: 2, dropout: 0.0}", "device=cpu"),
-        *("training={rounds: 4, clients_per_round: 2, steps: 2, batch_size: 3, lr: 0.01}", "compile=off"),
+        *("data.validation=0.2", "partition={kind: iid, clients: 4, held_out: 0.3}", "lora={r: 2, dropout: 0.0}"),
+        "training={rounds: 4, clients_per_round: 2, steps: 2, batch_size: 3, lr: 0.01, client_evaluation: 4}",
+        *("device=cpu", "compile=off"),
         *("checkpoint_every=1", f"algorithm={algorithm}"),
     ]
     given = [word for setting in settings for word in ("-s", setting)]
@@ -52,12 +54,16 @@ def test_a_run_in_shards_ends_where_one_process_does(algorithm, tmp_path):
         assert done.returncode == 0, done.stderr
     expected = load_file(tmp_path / "alone" / STATE)
     losses = [record["train_loss"] for record in RunFolder(tmp_path / "alone").records()]
+    scores = read_lines(tmp_path / "alone" / NAME)[0]
     for name in ("two", "four"):
         tensors = load_file(tmp_path / name / STATE)
         assert tensors.keys() == expected.keys()
         for key, t in expected.items():
             torch.testing.assert_close(tensors[key], t, rtol=1e-3, atol=1e-5)
         assert [record["train_loss"] for record in RunFolder(tmp_path / name).records()] == pytest.approx(losses, 1e-4)
+        (own,) = read_lines(tmp_path / name / NAME)
+        assert (own["clients"], own["samples"]) == ([0, 1, 2, 3], scores["samples"])
+        assert own["loss"] == pytest.approx(scores["loss"], 1e-4)
     done = run_command("eval", str(tmp_path / "two"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 

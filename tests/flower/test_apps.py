@@ -43,6 +43,7 @@ def test_a_demo_gives_each_node_its_own_data(tmp_path):
     for given, message in (
         ((3, files, None), "--nodes 3: there are 2 --data"),
         ((None, [], 0.2), "give --data"),
+        ((None, files, 20.0), "--held-out 20.0: give a share of the data, between 0 and 1"),
         ((None, [tmp_path / "c.csv"], None), "no such file"),
     ):
         with pytest.raises(InputError, match=message):

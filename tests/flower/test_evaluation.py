@@ -1,8 +1,6 @@
 """Nodes evaluate the model on their own held-out samples; wrong, late and missing scores change nothing."""
 
-import contextlib
 import json
-import math
 import re
 import time
 from pathlib import Path
@@ -10,23 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support import tiny_models
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from support.false_sums import LIES, sums_of
 from support.federated import COMMON, EVALUATE, assert_same, assert_same_scores, federated, read_events, simulated
 from support.grids import LocalGrid
 
-from fedadamw.data.sums import Classes, Hits, Numbers, Tokens
-from fedadamw.flower.client_app import pack_reply
 from fedadamw.flower.node.local_data import load_node_samples
-from fedadamw.flower.protocol import REQUEST, OtherDataError
-from fedadamw.flower.server.check_sums import SumsChecker
+from fedadamw.flower.protocol import OtherDataError
 from fedadamw.flower.server_app import run
-from fedadamw.flower.wire import RefusedError
 from fedadamw.prepare.problem import open_pretrained
 from fedadamw.report.client_scores import read_lines
 from fedadamw.settings.load import load
@@ -45,8 +37,11 @@ def counts(record, kind="evaluation"):
     [
         ["training.clients_per_round=3", "algorithm.name=scaffold", "training.lr=0.1"],
         ["partition.kind=dirichlet", "training.evaluate_clients=2", "federation.reuse=false"],
-        ["algorithm.name=fedexp", "training.lr=0.1"],
-        ["model.name=resnet-nano", "model.norm=batch", "data.max_train=90", "data.max_test=20"],
+        pytest.param(["algorithm.name=fedexp", "training.lr=0.1"], marks=pytest.mark.slow),
+        pytest.param(
+            ["model.name=resnet-nano", "model.norm=batch", "data.max_train=90", "data.max_test=20"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["scaffold", "some", "fedexp", "batch-norm"],
 )
@@ -86,90 +81,6 @@ def test_a_node_that_does_not_train_is_sent_the_model_alone(tmp_path):
     asked = [message.content.config_records["fedadamw"] for message in grid.waiting.values()]
     forms = [request["form"] for request in asked if request["ask"] == "evaluate"]
     assert sorted(forms) == ["change", *["model"] * 5]
-
-
-def sums_of(change):
-    """Return a lie that replaces the sums (samples, loss, right) by change(sums)."""
-
-    def lie(arrays, numbers):
-        arrays["sums"] = Array(change(arrays["sums"].numpy().copy()))
-
-    return lie
-
-
-def with_number(place, value):
-    def change(sums):
-        sums[place] = value(sums) if callable(value) else value
-        return sums
-
-    return sums_of(change)
-
-
-LIES = {
-    "nan": (with_number(1, np.nan), "not-finite"),
-    "infinite": (with_number(1, np.inf), "not-finite"),
-    "negative-count": (with_number(2, -1.0), "sums"),
-    "fraction": (with_number(2, 0.5), "sums"),
-    "more-right": (with_number(2, lambda sums: sums[0] + 1), "sums"),
-    "negative-loss": (with_number(1, -1.0), "sums"),
-    "large-loss": (with_number(1, 1e9), "too-long"),
-    "huge-loss": (with_number(1, 1e300), "too-long"),
-    "more-samples": (with_number(0, lambda sums: sums[0] + 1), "samples"),
-    "no-samples": (with_number(0, 0.0), "samples"),
-    "shape": (sums_of(lambda sums: sums[:-1]), "sums"),
-    "empty": (sums_of(lambda sums: sums[:0]), "wrong-shape"),
-    "matrix": (sums_of(lambda sums: sums[None]), "wrong-shape"),
-    "dtype": (sums_of(lambda sums: sums.astype(np.float32)), "wrong-dtype"),
-    "huge": (sums_of(lambda sums: np.zeros(10**6)), "wrong-shape"),
-    "missing": (lambda arrays, _: arrays.clear(), "records"),
-    "other": (lambda arrays, _: arrays.update(other=arrays.pop("sums")), "missing-array"),
-    "extra": (lambda arrays, _: arrays.update(more=arrays["sums"]), "extra-array"),
-    "number": (lambda _, numbers: numbers.update(loss=0.1), "records"),
-    "unknown-number": (lambda _, numbers: numbers.update(accuracy=1.0), "records"),
-    "other-client": (lambda _, numbers: numbers.update(client=1), "other-client"),
-}
-
-
-def reply_to_evaluate(lie):
-    """Return a node's reply of 40 samples of which 30 are right, changed by `lie`."""
-    request = Message(RecordDict({REQUEST: ConfigRecord({})}), 102, "evaluate")
-    request.metadata.__dict__["_message_id"] = "request"
-    arrays, numbers = {"sums": Array(np.array([40.0, 21.5, 30.0]))}, {"client": 2}
-    lie(arrays, numbers)
-    return pack_reply(request, numbers, arrays)
-
-
-@pytest.mark.parametrize("name", LIES)
-def test_wrong_sums_are_refused_with_their_reason(name):
-    lie, reason = LIES[name]
-    checker = SumsChecker(OfKind(Hits()))
-    assert checker.check(reply_to_evaluate(lambda *_: None), 2, 40).tolist() == [40.0, 21.5, 30.0]
-    with pytest.raises(RefusedError) as refused:
-        checker.check(reply_to_evaluate(lie), 2, 40)
-    assert refused.value.reason == reason
-
-
-class OfKind:
-    """A task whose sums are of this kind."""
-
-    def __init__(self, kind):
-        self.check_sums, self.pool = kind.check, kind.pool
-
-
-KINDS = [(Hits(), 3), (Classes(("f1", "matthews"), 2), 8), (Numbers(("pearson",)), 7), (Tokens(), 4)]
-EXTREMES = [0.0, 5e-324, 1e-9, 1e9, 1e15, -1e15, 1e150, -1e150, 1.7e308, -1.7e308, math.nan, math.inf]
-
-
-@pytest.mark.parametrize(("kind", "width"), KINDS)
-@given(st.data())
-def test_any_numbers_are_refused_or_give_finite_scores(kind, width, data):
-    number = st.floats(width=64) | st.integers(-2, 40).map(float) | st.sampled_from(EXTREMES)
-    sums = [40.0, *data.draw(st.lists(number, min_size=width - 1, max_size=width - 1))]
-    reply = reply_to_evaluate(lambda arrays, _: arrays.update(sums=Array(np.array(sums))))
-    with contextlib.suppress(RefusedError):
-        score = kind.pool(SumsChecker(OfKind(kind)).check(reply, 2, 40))
-        assert all(math.isfinite(value) for value in (score.loss, *score.metrics.values()))
-        assert all(-1 <= value <= 1 for name, value in score.metrics.items() if name != "perplexity")
 
 
 def test_refused_sums_are_counted_and_change_nothing(tmp_path):
@@ -236,6 +147,7 @@ def test_a_node_that_fails_is_asked_again(tmp_path):
     assert counts(record)["evaluation failed"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_evaluates_trains_the_same_after_a_resume(tmp_path):
     settings = [*THREE, "algorithm.name=scaffold", "training.lr=0.1"]
     experiment, grid = load("digits", [*COMMON, *settings]), LocalGrid(3, tmp_path / "state")
@@ -269,11 +181,12 @@ def test_a_node_with_very_many_samples_is_one_voice(tmp_path):
     ours.clients.sample(0)
     registry = ours.clients.registry
     held_out = list(registry.held_out)
-    registry.held_out = [*held_out[:2], 100 * held_out[2]]
+    told = [*held_out[:2], 100 * held_out[2]]
+    registry.held_out, registry._seen = None, dict(enumerate(told))  # as of nodes with data of their own
     grid.score_lies[102] = sums_of(lambda sums: np.array([100 * sums[0], 300 * sums[0], 0.0]))
     record = ours.step()
     scores, most = ours.scores, 10 * sorted(held_out)[1]
-    assert scores.samples == registry.held_out
+    assert scores.samples == told
     weights = torch.tensor([*held_out[:2], most], dtype=torch.float64)
     expected = float((torch.tensor(scores.columns["accuracy"]).double() * weights).sum() / weights.sum())
     assert record.clients_weighted == pytest.approx(expected)
@@ -384,3 +297,27 @@ def test_a_metric_that_needs_all_predictions_is_refused_by_name_and_pearson_is_n
     assert list(record.clients_metrics) == ["loss", "pearson"]
     assert record.test_metrics is None
     assert -1 <= record.clients_metrics["pearson"] <= 1
+
+
+def test_nodes_answer_all_prompts_that_they_hold_out_as_in_the_simulation(tmp_path):
+    tiny_models.folder(tmp_path / "chat", "llama", template=tiny_models.TEMPLATE)
+    rows = [f"the film was {('dull', 'great')[i % 3 == 0]},{('bad', 'good')[i % 3 == 0]}" for i in range(30)]
+    source = write_rows(tmp_path / "reviews.csv", "text,label", rows)
+    settings = [
+        f"data={{task: causal-lm, source: {source}, validation: 0.2}}",
+        "data.prompt='Good or bad? {text}'",
+        "data.response='{label}'",
+        "data.label_column=label",
+        "data.metrics=choice",
+        "data.choices=[bad, good]",
+        "data.answers=2",
+        f"model={tmp_path / 'chat'}",
+        "partition.kind=iid",
+        "training.rounds=1",
+        *EVALUATE,
+    ]
+    ours, _ = federated(tmp_path, settings)
+    record, theirs = ours.step(), simulated(settings)
+    theirs.step()
+    assert list(record.clients_metrics) == ["loss", "choice", "accuracy", "perplexity"]
+    assert_same_scores(ours.scores, theirs.scores)

@@ -136,10 +136,11 @@ def test_a_huge_constant_in_the_statistics_is_accepted_and_stays_unchanged(tmp_p
     assert ours.state.statistics.tolist() == [0.0, least]
 
 
-def test_a_node_that_reports_more_samples_than_its_partition_is_left_out(tmp_path):
+@pytest.mark.parametrize("told", [{"num-examples": 10**15}, {"held-out": 3}, {"held-out": 0.0}, {"held-out": [0]}])
+def test_a_node_that_reports_other_numbers_of_samples_than_it_has_is_left_out(tmp_path, told):
     ours, grid = federated(tmp_path, ["federation={quorum: 2, wait_s: 1}"])
     work = grid.workers[102].answer
-    grid.workers[102].answer = lambda *a: ({**work(*a)[0], "num-examples": 10**15}, {})
+    grid.workers[102].answer = lambda *a: ({**work(*a)[0], **told}, {})
     ours.step()
     assert '"reason": "samples"' in (tmp_path / "run/events.jsonl").read_text()
 

@@ -20,9 +20,11 @@ from support import flower_apps
 from fedadamw import checkpoint
 from fedadamw.flower.local.testbed import LocalFederation, kill
 from fedadamw.prepare.simulation import prepare
+from fedadamw.report.client_scores import read_lines
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
+EVALUATE = ["partition.held_out=0.2", "training.client_evaluation=1"]
 NODES = 3
 SLOW = 2  # the node that lies and is slow, if the app makes it so
 SHAPES = [  # algorithms whose messages or memories differ in kind; test_numbers.py has all of them, without processes
@@ -137,16 +139,30 @@ LIES = {
     "long": "too-long",
     "garbage": "garbage",
 }
+SUMS_LIES = {"sums-nan": "not-finite", "sums-negative": "sums", "sums-more": "sums"}
 
 
 @pytest.mark.slow
 def test_an_invalid_upload_is_counted_and_changes_nothing(bed, tmp_path):
     one = [*COMMON, "training.rounds=1", "federation.retries=0"]
     jobs = {lie: [f"data.config=lie-{lie}"] for lie in (*LIES, "error")}
+    jobs |= {lie: [f"data.config={lie}", *EVALUATE] for lie in SUMS_LIES}
     app = flower_apps.write_many(tmp_path / "app", one, jobs, client=flower_apps.LIARS)
     assert_completed(bed, bed.submit(app, {"out": str(tmp_path / "out")}), 900)
     honest = simulated(one, clients=[0, 1])
-    for lie in jobs:
+    for lie, reason in SUMS_LIES.items():
+        found, facts = checkpoint.read(tmp_path / "out" / lie / "state.safetensors", "checkpoint")
+        (record,) = facts["records"]
+        expected = {
+            "answered": 3,
+            "evaluation answered": 2,
+            "evaluation refused": 1,
+            f"evaluation refused: {reason}": 1,
+        }
+        assert {name: record.get(name) for name in expected} == expected, lie
+        assert "evaluation failed" not in record
+        assert_same(found, simulated([*one, *EVALUATE]))
+    for lie in jobs.keys() - SUMS_LIES.keys():
         found, facts = checkpoint.read(tmp_path / "out" / lie / "state.safetensors", "checkpoint")
         kind, reason = ("failed", "failed") if lie == "error" else ("refused", LIES[lie])
         assert facts["records"] == [{"asked": 3, "answered": 2, kind: 1, f"{kind}: {reason}": 1}], lie
@@ -221,23 +237,29 @@ def test_the_example_app_learns(bed):
 SCAFFOLD = ["algorithm.name=scaffold", "training.lr=0.1", "training.weighting=samples"]
 
 
+SLOW_SCORES = ["training.upload=int8", "data.config=slow-scores"]
+
+
 @pytest.mark.parametrize(
     ("killed", "settings"),
     [
         pytest.param("superlink", SCAFFOLD, id="superlink", marks=pytest.mark.slow),
-        pytest.param("server-app", ["training.upload=int8"], id="server-app", marks=pytest.mark.slow),
+        pytest.param("server-app", SLOW_SCORES, id="server-app", marks=pytest.mark.slow),
     ],
 )
 def test_resume_after_killing_the_server_gives_the_same_numbers(bed, tmp_path, killed, settings):
-    three = [*COMMON, "training.rounds=3", *settings]
-    app, out = flower_apps.write_app(tmp_path / "app", three), tmp_path / "run"
+    """The ServerApp is killed while nodes evaluate the second round's model; the SuperLink while they train it."""
+    three = [*COMMON, "training.rounds=3", *EVALUATE, *settings]
+    client = flower_apps.LIARS if killed == "server-app" else None
+    app, out = flower_apps.write_app(tmp_path / "app", three, client=client), tmp_path / "run"
     bed.submit(app, {"out": str(out)})
     wait_until(lambda: len(records(out)) == 1, 300, "the first round")
-    time.sleep(2)  # into the second
     if killed == "superlink":
+        time.sleep(2)  # into the second
         kill(bed.superlink)
         bed.start_superlink()
     else:
+        wait_until((bed.folder / "state" / "evaluating").exists, 120, "the second evaluation")
         (process,) = server_apps(bed)
         os.kill(process, signal.SIGKILL)
     assert len(records(out)) == 1
@@ -245,7 +267,11 @@ def test_resume_after_killing_the_server_gives_the_same_numbers(bed, tmp_path, k
     assert (out / "report.html").exists()
     found, facts = checkpoint.read(out / "checkpoint" / "state.safetensors", "checkpoint")
     assert facts["round"] == 3
-    assert_same(found, simulated(three))
+    theirs = simulated(three)
+    assert_same(found, theirs)
+    scores = read_lines(out / "client_scores.jsonl")
+    assert [line["round"] for line in scores] == [1, 2, 3]
+    assert scores[-1]["accuracy"] == pytest.approx(theirs.scores.columns["accuracy"], abs=1e-6)
 
 
 @pytest.mark.slow

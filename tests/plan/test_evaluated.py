@@ -17,17 +17,23 @@ def evaluated(*settings):
 
 
 def test_it_is_the_held_out_samples_by_evaluation_against_those_that_are_trained_on():
-    times, clients, samples, share = evaluated("training.clients_per_round=4")
+    times, clients, samples, share, _ = evaluated("training.clients_per_round=4")
     assert (times, clients, samples) == (3, 100, 287), "after rounds 5, 10 and 12"
     assert share == pytest.approx(3 * 287 / (3 * 12 * 4 * 10 * 7))
     assert evaluated("training.evaluate_clients=10")[1:3] == (10, 29)
     assert "287 held-out samples of 100 clients, 3 times, about" in evaluated().describe()
 
 
+def test_tuning_counts_as_local_steps_of_every_scored_client_and_one_more_evaluation():
+    found = evaluated("training.clients_per_round=4", "personal.finetune=6")
+    assert found.share == pytest.approx((4 * 287 / 3 + 100 * 6 * 7) / (12 * 4 * 10 * 7))
+    assert ", 4 times, then 6 steps of tuning each, about" in found.describe()
+
+
 def test_clients_of_a_column_are_not_known_before_the_data_are_read():
     by_column = ("partition.kind=column", "partition.column=writer")
-    assert evaluated(*by_column) == (3, None, 287, None)
-    assert evaluated(*by_column, "training.evaluate_clients=10") == (3, 10, None, None)
+    assert evaluated(*by_column) == (3, None, 287, None, 0)
+    assert evaluated(*by_column, "training.evaluate_clients=10") == (3, 10, None, None, 0)
 
 
 def test_a_run_that_evaluates_no_clients_has_no_such_cost():

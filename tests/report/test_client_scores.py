@@ -43,6 +43,13 @@ def test_lines_that_are_damaged_or_of_later_rounds_are_left_out(tmp_path):
     assert read_scores(tmp_path / "missing") == []
 
 
+@pytest.mark.parametrize("clients", [[1e400], [10**30], ["a"], [[1]]])
+def test_numbers_that_are_none_of_a_client_are_damage(tmp_path, clients):
+    path = tmp_path / "client_scores.jsonl"
+    path.write_text(json.dumps({"round": 1, "clients": clients, "samples": [5], "loss": [0.5]}))
+    assert read_scores(path) == []
+
+
 def test_the_spread_is_that_of_sorted_scores_by_hand():
     found = spread(evaluated(np.arange(20)[::-1] / 20))
     assert found.worst == pytest.approx(0.025), "mean of 0 and 0.05"
@@ -122,7 +129,7 @@ def test_sizes_that_differ_widely_get_a_logarithmic_axis():
     x, rows = axis([1, 10, 100, np.nan, 0])
     assert (x["scale"]["type"], x["axis"]["values"]) == ("log", [1, 2, 5, 10, 20, 50, 100])
     assert len(rows) == 3, "what is not known or has no logarithm is left out"
-    assert axis([10, 20])[0]["scale"]["type"] == "linear"
+    assert axis([10, 20])[0]["scale"] == {"zero": False}
 
 
 def test_classes_are_named_from_the_most_frequent():

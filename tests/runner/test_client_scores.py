@@ -77,7 +77,12 @@ def test_scores_after_the_round_that_a_run_resumes_from_are_dropped(tmp_path):
     assert read_lines(file.path) == [{"round": 2, **line}, {"round": 4, **line}]
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"round": 1}', '{"round": 1, "clients": [1]}', "\x00", "null"])
+TEXT_AS_ROUND = '{"round": "1", "clients": [0], "samples": [5], "loss": [1.0]}'
+
+
+@pytest.mark.parametrize(
+    "damage", ["{", "[]", '{"round": 1}', '{"round": 1, "clients": [1]}', "\x00", "null", TEXT_AS_ROUND]
+)
 def test_damaged_lines_are_left_out(tmp_path, damage):
     good = {"round": 1, "clients": [0], "samples": [5], "loss": [1.0]}
     path = tmp_path / NAME

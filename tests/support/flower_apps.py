@@ -57,6 +57,7 @@ def main(grid, context):
 LIARS = """
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import yaml
@@ -77,13 +78,36 @@ def query(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     config, asked = context.node_config, message.content.config_records[REQUEST]
-    if asked["round"] == config.get("slow-in-round"):
+    if asked["round"] == config.get("slow-in-round") and wanted(asked) != "slow-scores":
         time.sleep(60)
     reply = answer_message(message, context)
     if config.get("liar"):
-        config = yaml.safe_load(asked["settings"])["data"]["config"] or ""  # the digits do not use it
-        lie(config.removeprefix("lie-"), reply.content[ARRAYS], reply.content[NUMBERS])
+        lie(wanted(asked).removeprefix("lie-"), reply.content[ARRAYS], reply.content[NUMBERS])
     return reply
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    config, asked = context.node_config, message.content.config_records[REQUEST]
+    first = Path(config["state-dir"]) / "evaluating"
+    if wanted(asked) == "slow-scores" and asked["round"] == 2 and not first.exists():
+        first.touch()
+        time.sleep(20)
+    reply = answer_message(message, context)
+    answers = ARRAYS in reply.content  # not if its node keeps other runs' models only, and needs the state again
+    if config.get("liar") and wanted(asked).startswith("sums-") and answers:
+        sums = reply.content[ARRAYS]["sums"].numpy().copy()
+        place, value = SUMS[wanted(asked)]
+        sums[place] = value
+        reply.content[ARRAYS]["sums"] = Array(sums)
+    return reply
+
+
+SUMS = {"sums-nan": (1, np.nan), "sums-negative": (2, -1.0), "sums-more": (2, 1000.0)}
+
+
+def wanted(asked):
+    return yaml.safe_load(asked["settings"])["data"]["config"] or ""  # the digits do not use it
 
 
 def lie(kind, arrays, numbers):

@@ -79,6 +79,8 @@ def test_what_has_no_such_client_is_said(tmp_path):
         open_run(tmp_path / "own", client=3)
     with pytest.raises(InputError, match="--client 1: all clients of .*plain have one model"):
         open_run(tmp_path / "plain", client=1)
+    with pytest.raises(InputError, match="--client 1: clients keep their parameters of the last round; no --best"):
+        open_run(tmp_path / "own", client=1, best=True)
     with pytest.raises(InputError, match="its clients have parameters of their own"):
         prepare(load("digits", [f"model.name={tmp_path / 'own'}", "device=cpu"]))
     asked = json.loads((tmp_path / "own/clients.jsonl").read_text())["clients"]

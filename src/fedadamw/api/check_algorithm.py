@@ -120,7 +120,11 @@ def _check_functions(make: Callable[[nn.Module], AnyAlgorithm]) -> None:
     lr, generator = x.new_tensor(0.01), torch.Generator().manual_seed(0)
     server = algorithm.server_init(x)
     down = _call(algorithm.broadcast, server)
-    local = _call(algorithm.client_start, down, _call(algorithm.client_init, down))
+    memory = _call(algorithm.client_init, down)
+    own = algorithm.own_model
+    is_model = own is None or getattr(getattr(memory, own, None), "shape", None) == x.shape
+    _require(is_model, f"own_model is {own!r}, but the memory has no such field with the shape of the model")
+    local = _call(algorithm.client_start, down, memory)
     for _ in range(3):
         local = _call(algorithm.client_step, local, down, torch.randn(x.shape, generator=generator, dtype=x.dtype), lr)
     up, _ = _call(algorithm.client_finish, local, down, lr)

@@ -18,7 +18,7 @@ from fedadamw.engine.record import Record
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.client_charts import rounds_chart
 from fedadamw.report.client_scores import NAME, read_lines, read_scores
-from fedadamw.report.metrics import find_evaluations
+from fedadamw.report.metrics import TUNED, find_evaluations
 from fedadamw.report.run_charts import Chart, loss_chart, score_chart
 from fedadamw.report.run_files import RecordDict, ScoresDict
 from fedadamw.report.study_charts import OF_PICTURE, all_charts
@@ -226,7 +226,7 @@ def _to_record(line: RecordDict) -> Record:
     if values["test_metrics"] is not None:
         values["test_metrics"] = {k: nan if v is None else v for k, v in values["test_metrics"].items()}
         values["test_loss"] = nan if values["test_loss"] is None else values["test_loss"]
-    of_clients = [name for name in values if name.startswith("clients_")]  # only there if clients were evaluated
+    of_clients = [name for name in values if name.startswith(("clients_", "tuned"))]  # only if clients were evaluated
     values |= {name: _restore_nan(values[name]) for name in of_clients}
     return Record(**values)
 
@@ -251,7 +251,7 @@ def _flatten(record: Record) -> dict[str, Any]:
         **row,
         **test,
         **{f"clients_pooled_{name}": value for name, value in (record.clients_metrics or {}).items()},
-        **{f"tuned_{name}": v for name, v in (record.tuned or {}).items() if not isinstance(v, Mapping)},
+        **{f"{TUNED}{name}": v for name, v in (record.tuned or {}).items() if not isinstance(v, Mapping)},
     }
 
 

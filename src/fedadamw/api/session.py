@@ -130,8 +130,6 @@ class _Leader:
 
         def on_round(record: Record) -> bool:
             progress.round(record)
-            if record.clients_mean is not None:
-                started[0].load()  # the workspace may hold the last client's own model
             return self.observers.end_round(record, started[0].workspace.module)
 
         return execute(

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from fedadamw.models.loading import build_seeded
 from fedadamw.prepare.problem import Problem, PythonFacts
 from fedadamw.prepare.simulation import Prepared, assemble, check_settings, set_up_process
 from fedadamw.randomness import Purpose, numpy_generator, torch_seed
+from fedadamw.report.client_scores import NO_SCORES
+from fedadamw.report.metrics import TUNED
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment, list_sections
 from fedadamw.settings.load import parse_settings, set_path
@@ -30,7 +33,6 @@ EVALUATION_BATCH = 500  # held-out samples at once, unless training.evaluate_bat
 Model = nn.Module | Callable[[], nn.Module]
 OF_RECIPES = ("data", "model", "partition", "lora", "federation")  # sections that choose model and data by name
 COUNTER = "num_batches_tracked"  # of BatchNorm
-COLUMNS = ("round", "clients", "samples", "loss")  # of client_scores.jsonl, besides metrics
 ALSO_HERE = ("data.resident", "model.blocks")
 
 
@@ -157,26 +159,34 @@ def _check_share(objects: Objects) -> float:
     Raises InputError if `held_out` is neither a share nor a list of as many clients, or if a metric has a name that
     the file of their scores uses.
     """
-    given, clients = objects.held_out, len(objects.clients)
+    given, clients = cast(Any, objects.held_out), len(objects.clients)
     if given is None:
         return 0.0
     for name in objects.functions.metrics:
-        check(name not in COLUMNS, f"metrics: {name!r} is taken in client_scores.jsonl; choose another name")
-    if isinstance(given, int | float) and not isinstance(given, bool):
-        check(0 < given < 1, f"held_out={given:g} must be between 0 and 1")
+        taken = name in (*NO_SCORES, "loss") or name.startswith(TUNED)
+        check(not taken, f"metrics: {name!r} is taken in client_scores.jsonl; choose another name")
+    if _is_number(given):
+        check(0 < given < 1, f"held_out={shorten(given)} must be between 0 and 1")
         return float(given)
-    check(hasattr(given, "__len__"), f"held_out={shorten(given)}: give a share, or each client's sample numbers")
-    assert not isinstance(given, int | float)
+    is_list = hasattr(given, "__len__") and not isinstance(given, str | bytes | Mapping)
+    is_list &= getattr(given, "shape", None) != ()  # a tensor with one number
+    check(is_list, f"held_out={shorten(given)}: give a share, or each client's sample numbers")
     check(len(given) == clients, f"held_out: has {len(given)} clients, and clients {clients}")
     return 0.0
 
 
+def _is_number(given: object) -> bool:
+    """Whether it is a share, of any type of number, not the sample numbers of clients."""
+    return isinstance(given, Real) and not isinstance(given, bool)
+
+
 def _divide(objects: Objects, experiment: Experiment, samples: int) -> tuple[Partition, Partition | None]:
     """Return what each client trains on, and what it holds out; raises InputError if the two share a sample."""
-    partition, given, share = from_lists(objects.clients, samples), objects.held_out, experiment.partition.held_out
+    partition, given = from_lists(objects.clients, samples), cast(Any, objects.held_out)
     if given is None:
         return partition, None
-    if share or isinstance(given, int | float):
+    if _is_number(given):
+        share = experiment.partition.held_out
         return hold_out(partition, share, numpy_generator(experiment.seed, Purpose.HELD_OUT))
     own = from_lists(given, samples, "held_out", may_be_empty=True)
     both = np.intersect1d(partition.samples, own.samples)

@@ -163,7 +163,8 @@ class AnswerTask:
         check(sums.dim() == 1 and len(sums) > width, f"sums: {tuple(sums.shape)} numbers are too few")
         self.task.check_sums(sums[:-width], most)
         answers, *scores = sums[-width:].tolist()
-        check(answers in range(int(sums[0]) + 1), f"sums: {answers:g} answers to {int(sums[0]):,} texts")
+        possible = answers.is_integer() and 0 <= answers <= float(sums[0])
+        check(possible, f"sums: {answers:g} answers to {int(sums[0]):,} texts")
         for name, value in zip(self.asking.metrics, scores, strict=True):
             check(
                 0 <= value <= answers * (1 + ROUNDING), f"sums: {name} of {answers:,.0f} answers adds up to {value:g}"

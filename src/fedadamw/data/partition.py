@@ -184,16 +184,33 @@ def hold_out(
     """Return what each client trains on, and its own held-out samples: about `share` of them, drawn at random.
 
     A client with two samples or more holds out at least one and trains on at least one. rows: the row of each sample
-    in the data (N,), if several samples may come from one: they stay together.
+    in the data (N,), if several samples may come from one: they stay together, as a sample does that a client has
+    several times. Raises InputError if clients share a sample: what one holds out another would train on.
     """
     owner = np.repeat(np.arange(len(partition)), partition.sizes)
     unit = np.arange(len(owner))  # of each sample: what is held out whole
     if rows is not None:
         unit = np.unique(owner * (int(rows.max(initial=0)) + 1) + rows[partition.samples], return_inverse=True)[1]
+    elif not np.diff(np.sort(partition.samples)).all():
+        names, numbers = np.unique(partition.samples, return_inverse=True)
+        unit = np.unique(owner * len(names) + numbers, return_inverse=True)[1]
+        _check_apart(names, numbers, owner)
     units = np.full(int(unit.max(initial=-1)) + 1, 0)
     units[unit] = owner  # the client of each
     held = _draw_held_out(units, len(partition), share, generator)[unit]
     return _select(partition, owner, ~held), _select(partition, owner, held)
+
+
+def _check_apart(names: Array, numbers: Array, owner: Array) -> None:
+    """Raise InputError if samples `names[numbers]` (used,) belong to several owners."""
+    of_one = np.empty(len(names), np.int64)
+    of_one[numbers] = owner
+    shared = names[numbers[of_one[numbers] != owner]]
+    if len(shared):
+        raise InputError(
+            f"a share cannot be held out: sample {shared[0]} belongs to several clients, so that what one holds out "
+            "another trains on"
+        )
 
 
 def _draw_held_out(owner: Array, clients: int, share: float, generator: np.random.Generator) -> Array:

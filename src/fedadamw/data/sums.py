@@ -174,8 +174,12 @@ class Numbers(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Loss per token, accuracy and perplexity, of outputs (loss, tokens, right) of texts: [samples, and their sums]."""
+    """Loss per token, accuracy and perplexity, of outputs (loss, tokens, right) of texts: [samples, and their sums].
 
+    longest: tokens of a text, at most.
+    """
+
+    longest: int
     unpooled: tuple[str, ...] = ()
 
     def of(self, outputs: Tensor) -> Tensor:
@@ -186,7 +190,9 @@ class Tokens(NamedTuple):
         return score_tokens(loss, tokens, right)
 
     def check(self, sums: Tensor, most: int | None) -> None:
-        _, loss, tokens, right = check_numbers(sums, 4, most, counts=(2, 3))
+        samples, loss, tokens, right = check_numbers(sums, 4, most, counts=(2, 3))
+        many = f"sums: {tokens:,.0f} tokens in {samples:,.0f} texts, which have {self.longest:,} at most"
+        check(tokens <= self.longest * samples, many)
         check(right <= tokens, f"sums: {right:,.0f} right predictions of {tokens:,.0f} tokens")
         _check_loss(loss)
 
@@ -241,7 +247,7 @@ def _matthews(samples: float, right: Tensor, labels: Tensor, predicted: Tensor) 
     """Return the correlation of classes, 0 if it is not defined, as scikit-learn's."""
     covariance = float(right.sum()) * samples - float(labels @ predicted)
     spread = (samples**2 - float(labels @ labels)) * (samples**2 - float(predicted @ predicted))
-    return covariance / math.sqrt(spread) if spread else 0.0
+    return covariance / math.sqrt(spread) if spread > 0 else 0.0
 
 
 def _pearson(sums: Tensor) -> float:

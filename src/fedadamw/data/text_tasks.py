@@ -143,8 +143,6 @@ class LanguageTask(Pooled):
     packing: several short texts go through the model in one row.
     """
 
-    kind = Tokens()
-
     def __init__(
         self,
         train: Texts,
@@ -156,6 +154,7 @@ class LanguageTask(Pooled):
         packing: bool = False,
     ) -> None:
         self.form, self.test_batch_size, self.packing = form, test_batch_size, packing
+        self.kind = Tokens(form.max_length)
         self.lengths = torch.from_numpy(train.lengths)
         self.resident = device.type == "cpu"  # else batches are padded on the CPU, ahead of the steps
         self.texts, self.test_texts = (

@@ -55,7 +55,7 @@ class ClientScores(NamedTuple):
     def summary(self) -> Mapping[str, Any]:
         """Return the fields of a Record."""
         columns = self.columns
-        main = next((name for name in columns if name != LOSS), LOSS)
+        main = next(iter(self.each[0].metrics), LOSS)
         values, weights = np.array(columns[main]), np.minimum(self.samples, self.most)
         ascending = np.sort(values)
         worst = (ascending[::-1] if main == LOSS else ascending)[: -(-len(values) // 10)]

@@ -150,11 +150,12 @@ class SimulatedClients(Clients):
         training = for_tuning(self.training, self.finetune)
         mine = ranks.share([training.samples_per_round(len(self.partition[i])) for i in self._held_out])
         memories = self._memories_of(self._held_out, broadcast.round)
-        shards = [
+        shards: Iterable[Shard] = (
             Shard(i, self.partition[i], self.uploads.split_memory(memory, broadcast.down)[0])
             for place, (i, memory) in enumerate(zip(self._held_out, memories, strict=True))
             if place in mine
-        ]
+        )
+        shards = shards if self.ranks.alone else list(shards)  # as in `_shards`; alone, one memory after the other
         engine = with_statistics(self._make_engine(training), self.algorithm)
         return enter_tuned(self.workspace, self.algorithm, engine, shards, broadcast)
 

@@ -140,6 +140,12 @@ class OnDisk:
         return {COUNT: torch.tensor(self._clients_at(round_))}
 
     def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
+        self.check(round_, tensors)
+        self._rounds[self._rounds > round_] = 0
+        self._checkpoint = round_
+
+    def check(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
+        """Raise CheckpointError if memories of the end of round `round_` are lost. It changes nothing."""
         if any(name.startswith("memory.") for name in tensors):
             raise CheckpointError("clients' memories are in the checkpoint: resume with client_memory=memory")
         if round_ and COUNT not in tensors:
@@ -147,12 +153,11 @@ class OnDisk:
         expected, found = int(tensors.get(COUNT, 0)), self._clients_at(round_)
         if expected != found and round_:
             raise CheckpointError(f"{self.folder}: has memories of {found:,} clients, the checkpoint of {expected:,}")
-        self._rounds[self._rounds > round_] = 0
         ends = (self._place[:, None] - 1) * 3 + np.arange(1, 4)  # of each slot, counted in slots
-        needed = int(np.where(self._rounds > 0, ends, 0).max(initial=0)) * self._width
+        kept = (self._rounds > 0) & (self._rounds <= round_)
+        needed = int(np.where(kept, ends, 0).max(initial=0)) * self._width
         if self._file.stat().st_size < needed:
             raise CheckpointError(f"{self._file}: is cut short or missing; {needed:,} bytes are needed")
-        self._checkpoint = round_
 
     def _clients_at(self, round_: int) -> int:
         """How many clients have a memory as of the end of round `round_`."""

@@ -15,6 +15,7 @@ class Evaluated(NamedTuple):
     clients: int | None  # each time; None if their number is not known before the data are read
     samples: int | None  # of all of them
     share: float | None  # of the work of local training, over the whole run
+    tuning: int = 0  # local steps that tune the final model for each client, which is then evaluated once more
 
     def describe(self) -> str:
         """Return it in words."""
@@ -23,7 +24,8 @@ class Evaluated(NamedTuple):
         )
         count = "" if self.samples is None else f"{self.samples:,} "
         cost = "" if self.share is None else f", about {self.share:.1%} of the work of training"
-        return f"{count}{what}, {self.times:,} times{cost}"
+        tuning = f", then {self.tuning:,} steps of tuning each" if self.tuning else ""
+        return f"{count}{what}, {self.times:,} times{tuning}{cost}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values for JSON."""
@@ -31,18 +33,21 @@ class Evaluated(NamedTuple):
 
 
 def count_evaluated(experiment: Experiment, data: DataShape) -> Evaluated | None:
-    """Return what evaluating the clients takes; None without training.client_evaluation."""
+    """Return what evaluating and tuning the clients takes; None without training.client_evaluation."""
     t, partition = experiment.training, experiment.partition
     if not t.client_evaluation:
         return None
-    times = -(-t.rounds // t.client_evaluation)
+    steps = 0 if experiment.personal is None else experiment.personal.finetune
+    times = -(-t.rounds // t.client_evaluation) + (steps > 0)
     known = None if partition.kind == "column" else partition.clients
     clients = t.evaluate_clients or known
     if data.samples is None or known is None:
         whole = None if data.samples is None or t.evaluate_clients else round(data.samples * partition.held_out)
-        return Evaluated(times, clients, whole, None)
+        return Evaluated(times, clients, whole, None, steps)
     assert clients is not None
     each = data.samples / known
     samples = round(clients * each * partition.held_out)
-    trained = t.rounds * t.clients_per_round * t.samples_per_round(max(round(each * (1 - partition.held_out)), 1))
-    return Evaluated(times, clients, samples, times * samples / (PASSES * trained))
+    own = max(round(each * (1 - partition.held_out)), 1)  # samples that a client trains on
+    trained = t.rounds * t.clients_per_round * t.samples_per_round(own)
+    tuned = clients * steps * min(t.batch_size, own)
+    return Evaluated(times, clients, samples, (times * samples / PASSES + tuned) / trained, steps)

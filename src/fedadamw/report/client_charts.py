@@ -8,7 +8,7 @@ import numpy as np
 
 from fedadamw.report.client_scores import Evaluated, choose_evenly, spread
 from fedadamw.report.metrics import axis_format, begin_sentence, label
-from fedadamw.report.run_charts import BLUE, GREY, ORANGE, Chart, Width, rounds_axis
+from fedadamw.report.run_charts import BLUE, ORANGE, Chart, Width, rounds_axis
 from fedadamw.report.study_marks import COLORS
 
 MAX_EVALUATIONS = 300  # of the chart by round
@@ -173,7 +173,7 @@ def against_chart(
     logarithmic = across.logarithmic and len(x) > 0 and bool(x.max() > LOGARITHMIC_FROM * x.min())
     ticks = {"values": _decades(x)} if logarithmic else {"tickCount": 6}
     axis = alt.Axis(format="%" if "%" in across.form else "~s", **ticks)
-    scale = alt.Scale(type="log" if logarithmic else "linear", zero=False, nice=not logarithmic)
+    scale = alt.Scale(type="log", nice=False) if logarithmic else alt.Scale(zero=False)
     encoding = {"title": across.of, "scale": scale, "axis": axis}
     title = _title(begin_sentence(across.heading), f"round {last.round}, {len(x):,} clients")
     if len(x) <= MAX_POINTS:
@@ -240,4 +240,4 @@ def _number_format(metric: str) -> str:
 
 
 def _title(text: str, below: str) -> alt.TitleParams:
-    return alt.TitleParams(text, subtitle=below, subtitleColor=GREY)
+    return alt.TitleParams(text, subtitle=below)

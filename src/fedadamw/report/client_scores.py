@@ -64,10 +64,12 @@ def read_lines(path: Path) -> list[ScoresDict]:
 def _parse(text: bytes) -> ScoresDict | None:
     try:
         line = json.loads(text)
-        lengths = {len(values) for name, values in line.items() if name != "round"}
-        whole = int(line["round"]) > 0 and {"clients", "samples", "loss"} <= line.keys() and len(lengths) == 1
+        columns = [values for name, values in line.items() if name != "round"]
+        lists = all(isinstance(values, list) for values in columns) and len(set(map(len, columns))) == 1
+        numbered = type(line["round"]) is int and line["round"] > 0
+        whole = numbered and lists and {"clients", "samples", "loss"} <= line.keys()
         return dict(line) if whole else None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
@@ -80,15 +82,19 @@ def read_scores(path: Path, *, rounds: int | None = None) -> list[Evaluated]:
 def _to_arrays(line: ScoresDict) -> Evaluated | None:
     try:
         metrics = {str(name): _numbers(values) for name, values in line.items() if name not in NO_SCORES}
+        _numbers(line["clients"])
         clients = np.array(line["clients"], dtype=np.int64)
         return Evaluated(line["round"], clients, _numbers(line["samples"]), metrics) if len(clients) else None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
 def _numbers(values: Any) -> np.ndarray:
-    """Return a list of numbers with NaN for None."""
-    return np.array(values, dtype=np.float64)
+    """Return a list of numbers (n,) with NaN for None; ValueError for nested lists."""
+    numbers = np.array(values, dtype=np.float64)
+    if numbers.ndim != 1:
+        raise ValueError("not a list of numbers")
+    return numbers
 
 
 def spread(found: Evaluated) -> Spread | None:

@@ -190,7 +190,7 @@ def apply_style(chart: Chart) -> Chart:
         chart.configure(font="Inter, Helvetica, Arial, sans-serif", background="white", padding=12)
         .configure_view(stroke=None)
         .configure_axis(gridColor="#e5e7eb", domainColor="#9ca3af", tickColor="#9ca3af", labelColor="#374151")
-        .configure_title(anchor="start", fontSize=14, color="#111827")
+        .configure_title(anchor="start", fontSize=14, color="#111827", subtitleColor=GREY)
     )
 
 

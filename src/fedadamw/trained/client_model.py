@@ -9,17 +9,19 @@ from torch import Tensor, nn
 
 from fedadamw import checkpoint
 from fedadamw.algorithm import AnyAlgorithm, AnyState
+from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.ledger import TENSOR_NAME as LEDGER
 from fedadamw.engine.own_models import has_own_models, own_model
-from fedadamw.engine.store import COUNT, InMemory, OnDisk, Store
+from fedadamw.engine.store import COUNT, InMemory, OnDisk
 from fedadamw.engine.uploads import Uploads
 from fedadamw.engine.workspace import Workspace
 from fedadamw.models.lora.means import Folding
 from fedadamw.prepare.personal import build_parts
 from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.prepare.start import check_same_layout
-from fedadamw.report.client_scores import NAME, read_lines
+from fedadamw.report.client_scores import NAME, NO_SCORES, read_lines
+from fedadamw.report.metrics import TUNED
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load
@@ -83,10 +85,18 @@ def _read_memory(path: Path, run: Run, workspace: Workspace, algorithm: AnyAlgor
     down = algorithm.broadcast(algorithm.server_init(workspace.shared.clone()))
     template = Uploads(algorithm, make_codec(training.upload, training.keep)).initial_memory(down)
     if COUNT in tensors:
-        store: Store = OnDisk(path / "clients", run.clients, template)
-    else:
-        store = InMemory(template)
-        store.restore(run.round, tensors)
+        return _read_from_disk(path / "clients", run, template, client)
+    store = InMemory(template)
+    store.restore(run.round, tensors)
+    return store.get(client, run.round)
+
+
+def _read_from_disk(folder: Path, run: Run, template: AnyState, client: int) -> AnyState | None:
+    """As `_read_memory`, from the files of `folder`, which a run may be writing; CheckpointError if some are lost."""
+    if not (folder / "index.bin").is_file():
+        raise CheckpointError(f"{folder}: is missing; it has the clients' own parameters")
+    store = OnDisk(folder, run.clients, template)
+    store.check(run.round, run.tensors)
     return store.get(client, run.round)
 
 
@@ -95,7 +105,7 @@ def _find_scores(path: Path, client: int, round_: int) -> ClientFacts:
     for line in reversed(read_lines(path / NAME)):
         if line["round"] <= round_ and client in line["clients"]:
             place = line["clients"].index(client)
-            columns: dict[str, Any] = {k: v[place] for k, v in line.items() if k not in ("round", "clients", "samples")}
-            scores = {name: value for name, value in columns.items() if not name.startswith("tuned_")}
+            columns: dict[str, Any] = {name: values[place] for name, values in line.items() if name not in NO_SCORES}
+            scores = {name: value for name, value in columns.items() if not name.startswith(TUNED)}
             return {"client": client, "round": line["round"], "samples": line["samples"][place], "scores": scores}
     return {"client": client, "round": None, "samples": None, "scores": {}}

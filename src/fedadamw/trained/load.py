@@ -142,6 +142,7 @@ def open_run(
     """
     folder = RunFolder(path)
     check(folder.started, f"{path} holds no run (no config.yaml)")
+    check(client is None or not best, f"--client {client}: clients keep their parameters of the last round; no --best")
     origin = cast("Origin", folder.read_manifest())
     check("classes" in origin.get("data", {}), f"{folder.manifest}: does not describe the data")
     check(folder.state.exists(), f"{path}: the run has no checkpoint yet")

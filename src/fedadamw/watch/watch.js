@@ -18,7 +18,7 @@ function darken(spec) {
   const text = "#cbd5e1", lines = "#475569";
   const axis = { ...spec.config.axis, gridColor: "#334155", domainColor: lines, tickColor: lines, labelColor: text, titleColor: text };
   const legend = { labelColor: text, titleColor: text };
-  spec.config = { ...spec.config, background: "transparent", axis, legend, title: { ...spec.config.title, color: "#e2e8f0" } };
+  spec.config = { ...spec.config, background: "transparent", axis, legend, title: { ...spec.config.title, color: "#e2e8f0", subtitleColor: "#94a3b8" } };
 }
 
 async function draw(name, spec) {

@@ -18,8 +18,6 @@ from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, check
 
 Say = Callable[[str], None]
-
-
 NODES = 4
 NodeWords = Mapping[str, str | int | float]  # of a node's configuration
 
@@ -63,6 +61,7 @@ def plan_nodes(count: int | None, files: Sequence[Path], held_out: float | None)
         check(held_out is None, "--held-out is a share of a node's own data: give --data")
         return [{} for _ in range(count or NODES)]
     check(count in (None, len(files)), f"--nodes {count}: there are {len(files)} --data, one for each node")
+    check(held_out is None or 0 < held_out < 1, f"--held-out {held_out}: give a share of the data, between 0 and 1")
     share = {} if held_out is None else {"held-out": held_out}
     for file in files:
         check(file.exists(), f"--data {file}: no such file or folder")

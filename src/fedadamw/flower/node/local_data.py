@@ -7,6 +7,7 @@ import torch
 from flwr.app import Array
 from torch import Tensor, nn
 
+from fedadamw.data.answers import AnswerTask
 from fedadamw.data.image_task import ImageTask
 from fedadamw.data.images import Images
 from fedadamw.data.pixel_sums import sum_pixels
@@ -48,8 +49,6 @@ def build_task(
     """Return the model, and its task with this node's samples. about: the server's facts about the data."""
     pretrained = open_pretrained(experiment)
     train, test, samples, own_held_out = load_node_samples(experiment, pretrained, about, config, number)
-    if test is None and isinstance(train, Texts):
-        test = train.select(own_held_out)  # a language model's questions are made of the held-out set
     held_out: Any = train.select(np.arange(0)) if test is None else test
     if isinstance(train, Texts):
         text = texts.build_model(experiment, pretrained, cast("TextFacts", about))
@@ -60,6 +59,8 @@ def build_task(
         image = images.build_model(experiment, pretrained, facts)
         model = place_on(image.model, device)
         task = images.build_task(experiment, image, train, held_out, device, facts)
+    if test is None and isinstance(task, AnswerTask):
+        task.ask(own_held_out.tolist())
     return model, NodeTask(task, samples, own_held_out if test is None else None)
 
 

@@ -149,12 +149,12 @@ class ClientRegistry:
         if not self._is_valid_count(client, samples):
             raise RefusedError("samples", f"it reports {samples!r} samples")
         held_out = numbers.get("held-out", 0)
-        if not self._is_valid_held_out(client, held_out):
+        if not isinstance(held_out, int) or not self._is_valid_held_out(client, held_out):
             raise RefusedError("samples", f"it reports {held_out!r} held-out samples")
-        return client, samples if isinstance(samples, int) else None, int(str(held_out))
+        return client, samples if isinstance(samples, int) else None, held_out
 
-    def _is_valid_held_out(self, client: int, held_out: object) -> bool:
-        if not isinstance(held_out, int) or not self.evaluates:
+    def _is_valid_held_out(self, client: int, held_out: int) -> bool:
+        if not self.evaluates:
             return held_out == 0
         if self.held_out is not None:
             return held_out == int(self.held_out[client])

@@ -149,7 +149,7 @@ class SumsCollector:
             self._count("unreachable", request.client)
             return "gone"
         try:
-            sums = self.checker.check(reply, request.client, self.registry.held_out_count(request.client) or 0)
+            sums = self.checker.check(reply, request.client, self.registry.held_out_count(request.client))
         except RefusedError as refused:
             self.up_bytes += count_bytes(reply)
             self._handle_refusal(request, refused)

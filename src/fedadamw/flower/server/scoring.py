@@ -1,7 +1,7 @@
 """Scores the model on nodes: which clients to ask, what to send them, and whether enough have answered."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from statistics import median_low
 
 import numpy as np
@@ -46,7 +46,7 @@ class Scoring:
         """
         collector, clients = self.collector, self._choose_clients()
         x, statistics, down = self.workspace.shared, self.workspace.shared_statistics, broadcast.down
-        brings_state = self.experiment.federation.reuse and not self.sends_base and same(x, down.x)
+        brings_state = self.experiment.federation.reuse and not self.sends_base and torch.equal(x, down.x)
         needs_model = not brings_state or nbytes((x,)) + share * nbytes(down) < nbytes(down)
         model = None
         if needs_model:
@@ -77,19 +77,19 @@ class Scoring:
             events.write("not-evaluated", **facts, quorum=quorum)
             return None
         counts = {client: float(own[0]) for client, own in sums.items()}
-        most = math.inf if f.evaluate_factor is None else f.evaluate_factor * median_low(counts.values())
+        most = self._find_limit(counts.values())
         scores = ClientScores.of_sums(self.task, list(sums), torch.stack(list(sums.values())), most)
         capped = name_clients(client for client, n in counts.items() if n > most)
         events.write("evaluated", **facts, **({"capped": capped} if capped else {}), **_describe(scores))
         events.monitor.record_scores(scores)
         return scores
 
+    def _find_limit(self, counts: Iterable[float]) -> float:
+        """Return the most samples that a node counts for; none if the server has dealt the samples itself."""
+        factor, dealt = self.experiment.federation.evaluate_factor, self.collector.registry.held_out is not None
+        return math.inf if factor is None or dealt else factor * median_low(counts)
+
 
 def _describe(scores: ClientScores) -> Facts:
     """Return the numbers of an event: how the main metric spreads over clients."""
     return {name: round(value, 6) for name, value in scores.summary().items() if isinstance(value, float)}
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two vectors have the same numbers."""
-    return a.shape == b.shape and torch.equal(a, b)
