@@ -13,7 +13,7 @@ from fedadamw.engine.evaluation import ClientScores
 from fedadamw.engine.workspace import Workspace
 from fedadamw.flower.server.broadcast import Broadcast as Sending
 from fedadamw.flower.server.contents import Contents, build_model
-from fedadamw.flower.server.evaluate import SumsCollector, name_clients
+from fedadamw.flower.server.evaluate import SumsCollector, list_numbers
 from fedadamw.flower.server.events import Facts
 from fedadamw.randomness import sample_evaluated
 from fedadamw.settings.experiment import Experiment
@@ -72,14 +72,14 @@ class Scoring:
         """Return the scores of the clients with these sums; write who is left out."""
         f, events = self.experiment.federation, self.collector.events
         quorum, left_out = f.evaluate_quorum_of(len(clients)), set(clients) - sums.keys()
-        facts: Facts = {"round": round_, "answers": len(sums), "left_out": name_clients(left_out) or None}
+        facts: Facts = {"round": round_, "answers": len(sums), "left_out": list_numbers(left_out) or None}
         if len(sums) < quorum:
             events.write("not-evaluated", **facts, quorum=quorum)
             return None
         counts = {client: float(own[0]) for client, own in sums.items()}
         most = self._find_limit(counts.values())
         scores = ClientScores.of_sums(self.task, list(sums), torch.stack(list(sums.values())), most)
-        capped = name_clients(client for client, n in counts.items() if n > most)
+        capped = list_numbers(client for client, n in counts.items() if n > most)
         events.write("evaluated", **facts, **({"capped": capped} if capped else {}), **_describe(scores))
         events.monitor.record_scores(scores)
         return scores
