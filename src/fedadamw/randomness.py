@@ -62,10 +62,14 @@ def sample_clients(seed: int, round_: int, clients: int, count: int) -> np.ndarr
 
 
 def sample_evaluated(seed: int, clients: np.ndarray, count: int | None) -> np.ndarray:
-    """Draw `count` of these clients (n,) to be evaluated, in ascending order, once for a run; all if None."""
+    """Draw `count` of these clients (n,) to be evaluated, in ascending order, once for a run; all if None.
+
+    Each client has a number of its own in the draw, so one that joins later takes the place of one other at most.
+    """
     if count is None or count >= len(clients):
         return np.sort(clients)
-    return np.sort(numpy_generator(seed, Purpose.EVALUATED_CLIENTS).choice(clients, count, replace=False))
+    keys = numpy_generator(seed, Purpose.EVALUATED_CLIENTS).random(int(clients.max()) + 1)[clients]
+    return np.sort(clients[np.argsort(keys, kind="stable")[:count]])
 
 
 def draw_batches(

@@ -86,6 +86,10 @@ def test_so_many_clients_as_asked_are_drawn_of_those_with_held_out_samples():
     chosen = [list(choose_clients(held_out, seed, 5)) for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
     assert all(len(own) == 5 and own == sorted(own) and set(own) <= there for own in chosen)
+    fewer = choose_clients([own if i < 20 else own[:0] for i, own in enumerate(held_out)], 0, 5)
+    joined = set(chosen[0]) - set(fewer)
+    assert all(client >= 20 for client in joined), "as more of them have samples, nobody else comes in"
+    assert 0 < len(joined) < 5
 
 
 def test_ten_thousand_clients_are_evaluated_in_seconds(monkeypatch):

@@ -7,8 +7,6 @@ from fedadamw.report.comparisons import compare_with_best, score_interval
 from fedadamw.report.metrics import Score
 from fedadamw.report.study_files import ClientColumn, Comparison, Results, RunResult, Summary
 
-COLUMNS: tuple[ClientColumn, ...] = ("clients_mean", "clients_weighted", "clients_std", "clients_worst_decile")
-
 
 def study_score(results: Results) -> Score:
     """Return what the study is ordered by; older results have test scores."""
