@@ -87,6 +87,7 @@ def execute(
             simulation.listeners += listeners
             if not simulation.ranks.agree(stop=bool(on_start(simulation))):
                 _train(experiment, folder, simulation, best, trackers, page, on_round)
+            _warn_if_not_tuned(experiment, simulation)
         if report:
             write_report(folder, prepared)
     return simulation
@@ -166,6 +167,14 @@ def _train(
         except (RuntimeError, MemoryError, OSError) as save_error:
             warnings.warn(f"round {settled.state.round} is not in the checkpoint: {save_error}", stacklevel=2)
         raise
+
+
+def _warn_if_not_tuned(experiment: Experiment, simulation: Simulation) -> None:
+    """Warn if a callback ended the run before the round after which the model is tuned for each client."""
+    steps = 0 if experiment.personal is None else experiment.personal.finetune
+    if steps and simulation.state.round < experiment.training.rounds:
+        done = f"the run was ended after round {simulation.state.round} of {experiment.training.rounds}"
+        warnings.warn(f"personal.finetune={steps}: no model was tuned, since {done}", stacklevel=2)
 
 
 def _settle(before: Settled, record: Record, state: State, experiment: Experiment) -> Settled:
