@@ -132,7 +132,8 @@ def run(job: Job, data: Path) -> None:
     evaluated = [record for record in rounds if record.get("clients_mean") is not None]
     kept = {key: [record[key] for record in evaluated] for key in KEPT}  # type: ignore[literal-required]
     content = {"job": job._asdict(), "commit": commit(), "error": error, "rounds": len(rounds), **kept}
-    content["tuned"] = rounds[-1].get("tuned")  # the scores after the last round of the models tuned for each client
+    last = rounds[-1] if rounds else {}  # none if it diverged in its first round
+    content["tuned"] = last.get("tuned")  # the scores after the last round of the models tuned for each client
     write_atomically(job.file, (json.dumps(content) + "\n").encode())
 
 

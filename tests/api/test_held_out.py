@@ -113,6 +113,11 @@ def test_two_ranks_score_the_clients_that_one_process_does():
         assert ours["accuracy"] == theirs["accuracy"]
 
 
+def test_a_run_that_a_callback_ends_says_that_no_model_was_tuned():
+    with pytest.warns(UserWarning, match="personal.finetune=2: no model was tuned.* after round 1 of 3"):
+        simulate(held_out=0.2, settings={"personal.finetune": 2}, callbacks=[lambda record: record.round == 1])
+
+
 def test_a_clients_own_model_can_be_loaded():
     result = simulate(held_out=0.2, settings={"personal.parameters": ["4.*"]}, clients_per_round=8)
     _, own = fedadamw.partition.hold_out(CLIENTS, 0.2)
@@ -124,5 +129,11 @@ def test_a_clients_own_model_can_be_loaded():
             assert last["accuracy"][client] == pytest.approx(
                 float(accuracy(result.model(x[own[client]]), y[own[client]]))
             )
+    expected = weights(result)
+    result.load_client(torch.tensor(3))
+    assert torch.equal(weights(result), expected), "also of torch's numbers"
+    for wrong in ("3", 3.0, True, None):
+        with pytest.raises(InputError, match="give the number of a client"):
+            result.load_client(wrong)
     with pytest.raises(InputError, match="all clients of .* have one model"):
         simulate(held_out=0.2).load_client(0)

@@ -10,7 +10,9 @@ from support.run_folders import DIE_AT_A_RENAME, assert_same_files
 from fedadamw.runner.digest import settings_digest
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
+from fedadamw.runner.rounds import check_new_rounds
 from fedadamw.settings.load import load
+from fedadamw.validation import InputError
 
 SHORT = ["training.steps=2", "threads=1", "checkpoint_every=3", "training.schedule=constant", "device=cpu"]
 SHORT += ["training.clients_per_round=2"]
@@ -85,6 +87,12 @@ def test_several_ranks_go_on_to_more_rounds(long, short, tmp_path):
     a, b = (RunFolder(path).records() for path in (long, out))
     assert [r["round"] for r in b] == list(range(1, 9))
     assert [r["train_loss"] for r in a] == pytest.approx([r["train_loss"] for r in b], rel=1e-4)
+
+
+def test_a_run_without_one_model_for_all_goes_on_from_a_clients(tmp_path):
+    begun = load("digits", ["personal.parameters=[classifier.*]"])
+    with pytest.raises(InputError, match=r"from one client's model: fedadamw export .*runs/heads --client NUMBER"):
+        check_new_rounds(tmp_path / "runs/heads", begun, 200, 1, in_study=False)
 
 
 def test_what_cannot_go_on_says_why(finished_run, short, tmp_path, run_main):

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import nan
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from fedadamw.report.study_charts import OF_PICTURE, all_charts
 from fedadamw.report.study_files import Results
 from fedadamw.runner.folder import RunFolder
 from fedadamw.trained.client_model import open_client
-from fedadamw.validation import InputError, check, check_one_of
+from fedadamw.validation import InputError, check, check_one_of, shorten
 from fedadamw.vector import Layout, statistics, trainable
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class Result:
         """
         check(self.folder is not None, "this rank has no checkpoint: rank 0 has")
         assert self.folder is not None
-        open_client(RunFolder(self.folder), self.model, client)
+        open_client(RunFolder(self.folder), self.model, _to_number(client))
         self.model.eval()
 
     def load_best(self) -> int:
@@ -211,6 +212,15 @@ class Comparison:
     def _repr_markdown_(self) -> str:
         """Show the table in a notebook."""
         return (self.folder / "table.md").read_text()
+
+
+def _to_number(client: Any) -> int:
+    """Return the number of a client as an int, also of numpy's or torch's; InputError for anything else."""
+    try:
+        check(not isinstance(client, bool), f"client={client}: give the number of a client")
+        return index(client)
+    except TypeError:
+        raise InputError(f"client={shorten(client)}: give the number of a client") from None
 
 
 def read_records(folder: RunFolder) -> list[Record]:

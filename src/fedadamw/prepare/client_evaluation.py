@@ -29,7 +29,8 @@ def check_held_out(experiment: Experiment, task: Task, held_out: Partition) -> N
     t, there = experiment.training, int((held_out.sizes > 0).sum())
     if not t.client_evaluation:
         return
-    check(there > 0, "training.client_evaluation: no client has held-out samples; each has one sample only")
+    why = ", or has two samples to hold one out" if experiment.partition.held_out else ""
+    check(there > 0, f"training.client_evaluation: no client has held-out samples{why}")
     asked = t.evaluate_clients
     check(asked is None or asked <= there, f"training.evaluate_clients={asked}: {there} clients have held-out samples")
     if isinstance(task, AnswerTask):

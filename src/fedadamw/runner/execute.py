@@ -87,6 +87,7 @@ def execute(
             simulation.listeners += listeners
             if not simulation.ranks.agree(stop=bool(on_start(simulation))):
                 _train(experiment, folder, simulation, best, trackers, page, on_round)
+            _warn_if_not_tuned(experiment, simulation)
         if report:
             write_report(folder, prepared)
     return simulation
@@ -111,16 +112,16 @@ def _start_or_resume(
     check_ranks_agree(experiment, prepared)
     memory_folder = folder.path / "clients" if experiment.client_memory == "disk" else None
     saved = None if checkpoint is None else Saved(*checkpoint)
-    best = _read_best(saved, folder) if saved and experiment.keep_best else None
+    best = _read_best(saved, folder, experiment) if saved and experiment.keep_best else None
     step = share_step(step, prepared)
     return prepared.simulation(clients, step=step, memory_folder=memory_folder, saved=saved), best
 
 
-def _read_best(saved: Saved, folder: RunFolder) -> Best | None:
+def _read_best(saved: Saved, folder: RunFolder, experiment: Experiment) -> Best | None:
     """Return the best round that the checkpoint keeps; warns if it kept none of the rounds evaluated so far."""
     best = read_best(saved.tensors)
-    scored = ([r["test_loss"], r.get("clients_mean")] != [None, None] for r in folder.records())
-    if best is None and any(scored):
+    key = "test_loss" if experiment.tests_model else "clients_mean"
+    if best is None and any(record.get(key) is not None for record in folder.records()):
         warnings.warn(
             f"keep_best: the models of rounds 1 to {saved.round} were not kept; the best will be of the later rounds",
             stacklevel=2,
@@ -166,6 +167,14 @@ def _train(
         except (RuntimeError, MemoryError, OSError) as save_error:
             warnings.warn(f"round {settled.state.round} is not in the checkpoint: {save_error}", stacklevel=2)
         raise
+
+
+def _warn_if_not_tuned(experiment: Experiment, simulation: Simulation) -> None:
+    """Warn if a callback ended the run before the round after which the model is tuned for each client."""
+    steps = 0 if experiment.personal is None else experiment.personal.finetune
+    if steps and simulation.state.round < experiment.training.rounds:
+        done = f"the run was ended after round {simulation.state.round} of {experiment.training.rounds}"
+        warnings.warn(f"personal.finetune={steps}: no model was tuned, since {done}", stacklevel=2)
 
 
 def _settle(before: Settled, record: Record, state: State, experiment: Experiment) -> Settled:

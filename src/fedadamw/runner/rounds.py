@@ -14,8 +14,7 @@ def with_rounds(experiment: Experiment, rounds: int) -> Experiment:
 
 def check_new_rounds(path: Path, begun: Experiment, rounds: int, done: int, *, in_study: bool) -> None:
     """Raise InputError if the run `begun` in folder `path`, of which `done` rounds are done, cannot have `rounds`."""
-    own = begun.data.task == PYTHON
-    advice = "with the trained model, in another folder" if own else f"from its model with -s model.name={path}"
+    advice = _advise(path, begun)
     was = f"{begun.training.rounds:,}"
     check(
         begun.training.schedule == "constant",
@@ -25,3 +24,12 @@ def check_new_rounds(path: Path, begun: Experiment, rounds: int, done: int, *, i
     )
     check(rounds > done, f"{path}: has {done:,} rounds already; training.rounds={rounds:,} must be more")
     check(not in_study, f"{path}: is a run of a study, all of whose runs have {was} rounds; copy its folder first")
+
+
+def _advise(path: Path, begun: Experiment) -> str:
+    """Return what a new run can start from."""
+    if begun.data.task == PYTHON:
+        return "with the trained model, in another folder"
+    if begun.personal is not None and begun.personal.parameters:
+        return f"from one client's model: fedadamw export {path} --client NUMBER --to FOLDER, then -s model.name=FOLDER"
+    return f"from its model with -s model.name={path}"

@@ -87,8 +87,8 @@ class FederationSettings(Section):
     evaluate_factor: float | None = Field(
         default=10.0,
         ge=1,
-        description="Most samples that a node counts for in the scores of all nodes together, as a multiple of the "
-        "median. Null: no limit.",
+        description="Most samples that a node with data of its own counts for in the scores of all nodes together, as "
+        "a multiple of the median. Null: no limit.",
     )
 
     def evaluate_quorum_of(self, asked: int) -> int:

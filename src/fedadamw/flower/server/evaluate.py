@@ -192,7 +192,7 @@ class SumsCollector:
         self.events.write(f"{PREFIX}-{kind}", round=self.broadcast.round, client=client, **facts)
 
 
-def name_clients(clients: Iterable[int]) -> str:
+def list_numbers(clients: Iterable[int]) -> str:
     """Return client numbers as text for an event; only the first ones if there are many."""
     numbers = sorted(clients)
     more = f" and {len(numbers) - MAX_NAMES} more" if len(numbers) > MAX_NAMES else ""

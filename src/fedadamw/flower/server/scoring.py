@@ -1,7 +1,7 @@
 """Scores the model on nodes: which clients to ask, what to send them, and whether enough have answered."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from statistics import median_low
 
 import numpy as np
@@ -13,7 +13,7 @@ from fedadamw.engine.evaluation import ClientScores
 from fedadamw.engine.workspace import Workspace
 from fedadamw.flower.server.broadcast import Broadcast as Sending
 from fedadamw.flower.server.contents import Contents, build_model
-from fedadamw.flower.server.evaluate import SumsCollector, name_clients
+from fedadamw.flower.server.evaluate import SumsCollector, list_numbers
 from fedadamw.flower.server.events import Facts
 from fedadamw.randomness import sample_evaluated
 from fedadamw.settings.experiment import Experiment
@@ -72,17 +72,22 @@ class Scoring:
         """Return the scores of the clients with these sums; write who is left out."""
         f, events = self.experiment.federation, self.collector.events
         quorum, left_out = f.evaluate_quorum_of(len(clients)), set(clients) - sums.keys()
-        facts: Facts = {"round": round_, "answers": len(sums), "left_out": name_clients(left_out) or None}
+        facts: Facts = {"round": round_, "answers": len(sums), "left_out": list_numbers(left_out) or None}
         if len(sums) < quorum:
             events.write("not-evaluated", **facts, quorum=quorum)
             return None
         counts = {client: float(own[0]) for client, own in sums.items()}
-        most = math.inf if f.evaluate_factor is None else f.evaluate_factor * median_low(counts.values())
+        most = self._find_limit(counts.values())
         scores = ClientScores.of_sums(self.task, list(sums), torch.stack(list(sums.values())), most)
-        capped = name_clients(client for client, n in counts.items() if n > most)
+        capped = list_numbers(client for client, n in counts.items() if n > most)
         events.write("evaluated", **facts, **({"capped": capped} if capped else {}), **_describe(scores))
         events.monitor.record_scores(scores)
         return scores
+
+    def _find_limit(self, counts: Iterable[float]) -> float:
+        """Return the most samples that a node counts for; none if the server has dealt the samples itself."""
+        factor, dealt = self.experiment.federation.evaluate_factor, self.collector.registry.held_out is not None
+        return math.inf if factor is None or dealt else factor * median_low(counts)
 
 
 def _describe(scores: ClientScores) -> Facts:
