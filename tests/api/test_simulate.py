@@ -199,6 +199,9 @@ def test_a_section_inside_another_can_be_given_whole():
     )
     assert torch.equal(outer, named)
     assert not torch.equal(outer, plain)
+    personal = {"finetune": 2}
+    tuned = simulate(rounds=1, held_out=0.5, settings={"personal": personal, "training.client_evaluation": 1})
+    assert tuned.records[-1].tuned is not None
 
 
 def test_a_function_makes_the_model_from_the_seed_alone():

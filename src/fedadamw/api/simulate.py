@@ -34,6 +34,7 @@ Model = nn.Module | Callable[[], nn.Module]
 OF_RECIPES = ("data", "model", "partition", "lora", "federation")  # sections that choose model and data by name
 COUNTER = "num_batches_tracked"  # of BatchNorm
 ALSO_HERE = ("data.resident", "model.blocks")
+SPLIT = ("algorithm", "training")  # sections that are arguments in part
 
 
 def simulate(
@@ -139,7 +140,7 @@ def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], obj
         allowed = path.partition(".")[0] not in OF_RECIPES or path in ALSO_HERE
         check(allowed, f"settings: {path!r} is for recipes; simulate takes model, data and clients as they are")
         is_section = path in (*list_sections(), "algorithm")
-        whole = "." in path and (value is None or isinstance(value, Mapping))  # {"training.outer": {}}
+        whole = path not in SPLIT and (value is None or isinstance(value, Mapping))  # {"training.outer": {}}
         check(whole or not is_section, f"settings: {path!r} is a section; set one of its settings, '{path}.NAME'")
         set_path(named, path, value)
     named["data"] = {**named.get("data", {}), "task": PYTHON, "source": PYTHON}
