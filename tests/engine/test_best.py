@@ -132,11 +132,11 @@ def test_the_first_of_equal_rounds_is_kept_and_a_round_without_a_number_is_not()
 def test_without_a_held_out_set_the_best_round_is_that_of_the_clients_mean_score():
     record = replace(RECORD, test_loss=None, test_metrics=None, clients_mean=0.5)
     accuracy = replace(record, clients_metrics={"loss": 1.0, "accuracy": 0.5})
-    best = choose_best(None, accuracy, state(1))
+    best = choose_best(None, accuracy, state(1), of_clients=True)
     assert best.score == 0.5
-    assert choose_best(best, replace(accuracy, round=2, clients_mean=0.6), state(2)).round == 2
+    assert choose_best(best, replace(accuracy, round=2, clients_mean=0.6), state(2), of_clients=True).round == 2
     loss = replace(record, clients_metrics={"loss": 0.5})
-    best = choose_best(None, loss, state(1))
+    best = choose_best(None, loss, state(1), of_clients=True)
     assert best.score == -0.5
-    assert choose_best(best, replace(loss, round=2, clients_mean=0.4), state(2)).round == 2
-    assert choose_best(None, replace(record, clients_mean=None), state(1)) is None
+    assert choose_best(best, replace(loss, round=2, clients_mean=0.4), state(2), of_clients=True).round == 2
+    assert choose_best(None, replace(record, clients_mean=None), state(1), of_clients=True) is None
