@@ -67,7 +67,14 @@ def run_and_exit(command: Callable[[], None]) -> None:
     """Run a command; errors a user can act on are one line. Exit codes: 2 wrong input, 1 failed, 130 interrupted."""
     signal.signal(signal.SIGTERM, terminate)
     warnings.simplefilter("ignore", FutureWarning)  # between libraries; a user cannot act on them
-    warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
+    said = set[str]()  # settings are checked before a run starts, and again with its data
+
+    def show(message: Warning | str, *_args: object, **_kwargs: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            say(f"warning: {message}")
+
+    warnings.showwarning = show
     try:
         command()
     except typer.Exit as ended:
