@@ -8,6 +8,8 @@ from support.reference_sgd import ditto
 from support.runs import ROUNDS, gradients_of_round, literal_problem, simulation
 from support.sequences import attention_model, held_out_samples
 
+from fedadamw.algorithms.ditto import Ditto
+from fedadamw.validation import InputError
 from fedadamw.vector import Layout, trainable
 
 
@@ -51,3 +53,9 @@ def test_its_global_model_is_fedavgs_with_half_of_the_steps(task):
     ours, plain = (simulation(CASES[name], task, steps=n, **how) for name, n in (("ditto", 6), ("fedavg", 3)))
     for _ in zip(ours.rounds(), plain.rounds(), strict=True):
         torch.testing.assert_close(ours.state.server.x, plain.state.server.x, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("pull", [-0.1, float("nan"), float("inf")])
+def test_a_pull_is_a_finite_number_from_0(pull):
+    with pytest.raises(InputError, match="pull=.* must not be negative, nor infinite"):
+        Ditto(pull=pull)

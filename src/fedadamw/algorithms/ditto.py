@@ -14,6 +14,7 @@ learns alone; the larger it is, the nearer v_i stays to the global model. A clie
 """
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -62,7 +63,7 @@ class Ditto(Algorithm[Server, Server, Memory, Local, Up]):
     tuning: ClassVar = {"lr": (0.03, 0.1, 0.3), "weight_decay": (1e-4, 1e-3, 1e-2), "pull": (1e-2, 1e-1, 1.0)}
 
     def __post_init__(self) -> None:
-        check(self.pull >= 0, f"pull={self.pull} must not be negative")
+        check(0 <= self.pull < inf, f"pull={self.pull} must not be negative, nor infinite")
         check(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must not be negative")
 
     def server_init(self, x: Vector) -> Server:
