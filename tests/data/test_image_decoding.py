@@ -94,7 +94,7 @@ def test_a_node_converts_its_images_to_the_training_format(tmp_path):
     about = {"classes": ["a", "b"], "shape": [3, 6, 6], "fit": "crop"}
     config = {"partition-id": 0, "data": own, "split": "train"}
     with pytest.warns(UserWarning, match=r"1 of 3 images cannot be used: row 3 of 3 \(b/1.png\)"):
-        found, samples = load_node_samples(load("digits", settings), None, about, config, 0)
+        found, _, samples, _ = load_node_samples(load("digits", settings), None, about, config, 0)
     assert found.pixels.shape == (2, 3, 6, 6)
     assert len(samples) == 2
     cut = noise(20, 10, 1).convert("RGB").resize((6, 12), Image.Resampling.BILINEAR).crop((0, 3, 6, 9))

@@ -18,8 +18,13 @@ from fedadamw.engine import sums
 from fedadamw.engine.states import clone_tensors, iterate_tensors, stack_states
 from fedadamw.engine.step import make_step
 
-NOT_RECORDED = {"fedlada", "fedlamb", "fedmuon"}  # FedLADA computes a ratio of its own, the others look at tensors
-NOT_RECORDED |= {"muloco", "fedadamw-cautious", "fedadamw-bounded"}  # these look at tensors or numbers
+NOT_RECORDED = {
+    "ditto",
+    "fedlada",
+    "fedlamb",
+    "fedmuon",
+}  # FedLADA computes a ratio of its own, the others look at tensors
+NOT_RECORDED |= {"ditto", "muloco", "fedadamw-cautious", "fedadamw-bounded"}  # these look at tensors or numbers
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedadamw.checkpoint import CheckpointError, read
-from fedadamw.engine import fused, simulated
+from fedadamw.engine import fused, personal
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
@@ -37,8 +37,8 @@ def write_step(out, step):
 @pytest.fixture
 def kinds(monkeypatch):
     """The kinds of the steps that runs make."""
-    made, make = [], simulated.make_step
-    monkeypatch.setattr(simulated, "make_step", lambda *args: made.append(args[-1]) or make(*args))
+    made, make = [], personal.make_step
+    monkeypatch.setattr(personal, "make_step", lambda *args: made.append(args[-1]) or make(*args))
     return made
 
 

@@ -20,6 +20,8 @@ def check_client_evaluation(experiment: Experiment, *, remote: bool) -> None:
     check(not (own and share), f"partition.held_out={share:g}: nodes with data of their own have it in --node-config")
     given = share or own or experiment.data.task == PYTHON
     check(bool(given or not every), f"training.client_evaluation={every} needs partition.held_out, such as 0.2")
+    alone = t.evaluate_clients is not None and not every
+    check(not alone, f"training.evaluate_clients={t.evaluate_clients} needs training.client_evaluation, such as 10")
     many = t.evaluate_clients is not None and t.evaluate_clients > partition.clients and partition.kind != "column"
     check(not many, f"training.evaluate_clients={t.evaluate_clients} is more than the {partition.clients} clients")
 

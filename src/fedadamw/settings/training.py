@@ -146,8 +146,6 @@ class TrainingSettings(Section):
             raise InputError("training: give one of steps and epochs")
         if self.warmup_rounds >= self.rounds:
             raise InputError(f"training.warmup_rounds={self.warmup_rounds} must be less than rounds={self.rounds}")
-        if self.evaluate_clients is not None and not self.client_evaluation:
-            raise InputError(f"training.evaluate_clients={self.evaluate_clients} needs training.client_evaluation=N")
         return self
 
     def evaluation_batch(self, limit: int) -> int:

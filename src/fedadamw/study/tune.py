@@ -191,7 +191,7 @@ def write_tuned(recipe: str, overrides: Overrides, searches: Sequence[Search], o
     history = [stage for search in searches for stage in search.history]
     names = ", ".join(search.algorithm for search in searches)
     head = f"# {escape_text(recipe)} with tuned settings for {names}, "
-    of_clients = searches[0].by != "test"
+    of_clients = any(search.by != "test" for search in searches)
     head += f"chosen {f'by {searches[0].by}' if of_clients else f'on {VALIDATION:.0%} of the training data'}.\n"
     path = out / "tuned.yaml"
     write_atomically(path, (head + yaml.safe_dump(settings, sort_keys=False)).encode())
