@@ -114,7 +114,7 @@ def test_a_reply_that_flower_cannot_read_is_garbage(tmp_path, error):
 
 
 def test_statistics_that_are_too_long_or_have_negative_variances_are_refused(tmp_path):
-    settings = ["model.name=resnet18", "model.norm=batch", "data.max_train=90", "data.max_test=20"]
+    settings = ["model.name=resnet-nano", "model.norm=batch", "data.max_train=90", "data.max_test=20"]
     settings += ["training.clients_per_round=3", "training.rounds=1", "federation={retries: 0}"]
     for lie, reason in ((lambda a: -np.abs(a) - 1e-3, "negative"), (lambda a: 1e4 * a, "too-long")):
         ours, _ = federated(tmp_path / reason, settings, _2=changed("statistics", lie))
@@ -138,7 +138,7 @@ def test_a_huge_constant_in_the_statistics_is_accepted_and_stays_unchanged(tmp_p
 
 @pytest.mark.parametrize("told", [{"num-examples": 10**15}, {"held-out": 3}, {"held-out": 0.0}, {"held-out": [0]}])
 def test_a_node_that_reports_other_numbers_of_samples_than_it_has_is_left_out(tmp_path, told):
-    ours, grid = federated(tmp_path, ["federation={quorum: 2, wait_s: 1}"])
+    ours, grid = federated(tmp_path, ["federation={quorum: 2, wait_for: 2, wait_s: 60}"])
     work = grid.workers[102].answer
     grid.workers[102].answer = lambda *a: ({**work(*a)[0], **told}, {})
     ours.step()

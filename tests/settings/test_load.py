@@ -5,7 +5,7 @@ import yaml
 
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load, parse_override, parse_settings
-from fedadamw.settings.recipes import list_recipes
+from fedadamw.settings.recipes import RECIPE_FOLDER, list_recipes
 from fedadamw.validation import InputError
 
 
@@ -18,7 +18,7 @@ def test_every_recipe_is_valid_and_round_trips_through_yaml():
 
 def test_methods_that_step_by_sgd_have_rates_of_their_own_where_a_recipe_tells_fedavgs():
     told = 0
-    for recipe in list_recipes():
+    for recipe in (name for name in list_recipes() if "fedavg:" in (RECIPE_FOLDER / f"{name}.yaml").read_text()):
         names = ("fedadamw", "fedavg", "fedexp", "fedprox", "scaffold", "fedcm")
         adamw, fedavg, fedexp, *others = (load(recipe, [f"algorithm.name={name}"]).training.lr for name in names)
         if fedavg != adamw:
