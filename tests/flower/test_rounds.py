@@ -174,7 +174,7 @@ def test_a_repeated_round_starts_from_the_memories_before_it(tmp_path, more):
     ],
 )
 def test_a_node_with_an_invalid_number_is_left_out(tmp_path, config, reason):
-    ours, grid = federated(tmp_path, ["federation={quorum: 2, wait_s: 1}"])
+    ours, grid = federated(tmp_path, ["federation={quorum: 2, wait_for: 2, wait_s: 60}"])
     grid.configs[102] = {**config, "state-dir": str(tmp_path / "state")}
     ours.step()
     events = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
