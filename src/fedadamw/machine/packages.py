@@ -20,6 +20,7 @@ PURPOSES = {  # of each extra
     "answers": "data.metrics: scores of written answers, such as rouge-l",
     "minilm": "the pretrained encoder of the recipes small/*-minilm-lora, without a download",
     "tune": "fedadamw tune, and compare --tune",
+    "privacy": "the section privacy, and fedadamw privacy: epsilon",
     "track": "trackers: tensorboard, wandb, mlflow, ...",
     "flower": "fedadamw flower: federations over a network",
 }

@@ -50,6 +50,7 @@ ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behave
     "algorithm.memory": None,
     "training.outer": None,
     "personal": None,
+    "privacy": None,
     "partition.held_out": 0.0,
     "training.client_evaluation": 0,
     "training.evaluate_clients": None,

@@ -14,6 +14,7 @@ from fedadamw.settings.lora import LoraSettings
 from fedadamw.settings.model import ModelSettings
 from fedadamw.settings.partition import PartitionSettings
 from fedadamw.settings.personal import PersonalSettings
+from fedadamw.settings.privacy import PrivacySettings
 from fedadamw.settings.section import Section
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import check, shorten
@@ -72,6 +73,9 @@ class Experiment(Section):
     personal: PersonalSettings | None = Field(
         default=None, description="Parameters that stay with each client. Null: all that is trained is shared."
     )
+    privacy: PrivacySettings | None = Field(
+        default=None, description="Differential privacy of samples, or of clients. Null: none."
+    )
     algorithm: dict[str, AlgorithmValue] = Field(
         default={"name": "fedadamw"},
         validate_default=True,
@@ -129,6 +133,17 @@ class Experiment(Section):
         check(isinstance(name, str), f"algorithm.name={shorten(name)} must be a word")
         given = {key: inner for key, inner in value.items() if key != "name"}
         return {"name": name, **registry.validate(name, given, others=list_settings_outside("algorithm"))}
+
+    @model_validator(mode="after")
+    def _settle_privacy(self) -> "Experiment":
+        """With privacy of samples, what would break it and was not given is off."""
+        if self.privacy is None or self.privacy.unit != "sample":
+            return self
+        for section, name, off in (("training", "clip", None), ("federation", "sample_counts", False)):
+            settings = getattr(self, section)
+            if name not in settings.model_fields_set:
+                self.__dict__[section] = settings.model_copy(update={name: off})
+        return self
 
     @model_validator(mode="after")
     def _check_task(self) -> "Experiment":

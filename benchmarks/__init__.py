@@ -1,0 +1,1 @@
+"""Measurements and evidence that users can repeat, and the pages that are made of them."""
