@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
+import numpy as np
 import yaml
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -36,6 +37,7 @@ from fedadamw.prepare.base import with_type
 from fedadamw.prepare.paths import mark_folders
 from fedadamw.prepare.problem import Facts, ImageFacts
 from fedadamw.prepare.simulation import Prepared
+from fedadamw.privacy.spending import resolve_noise_multiplier
 from fedadamw.runner.base_type import describe_type
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.experiment import Experiment
@@ -172,12 +174,31 @@ def collect_facts(experiment: Experiment, prepared: Prepared, folder: RunFolder)
     """Return the facts about the run that every request carries."""
     dtype = describe_type(experiment, prepared.workspace.module) or prepared.experiment.model.dtype
     marked = with_type(mark_folders(prepared.experiment), dtype)  # nodes have the base in the server's type
+    marked = with_noise(marked, None if experiment.partition.kind == "nodes" else prepared.partition.sizes)
     settings = marked.model_dump(mode="json", exclude={"device", "threads", "trackers"})
     return {
         "settings": yaml.safe_dump(settings),
         "about": json.dumps(prepared.facts),
         "federation": read_federation_name(folder),
     }
+
+
+def with_noise(experiment: Experiment, sizes: np.ndarray | None) -> Experiment:
+    """Return the experiment with the noise that its nodes add, where it has an epsilon for the whole run.
+
+    sizes: (N,) samples of each client; None: unknown, which raises InputError if there is an epsilon.
+    """
+    privacy = experiment.privacy
+    if privacy is None or privacy.epsilon is None or not protects_samples(experiment):
+        return experiment
+    noise = resolve_noise_multiplier(experiment, sizes, remote=True)
+    changed = privacy.model_copy(update={"noise_multiplier": noise, "epsilon": None})
+    return experiment.model_copy(update={"privacy": changed})
+
+
+def protects_samples(experiment: Experiment) -> bool:
+    """Return whether nodes make their steps private, and tell nothing else of their samples."""
+    return experiment.privacy is not None and experiment.privacy.unit == "sample"
 
 
 def build_checker(experiment: Experiment, workspace: Workspace, algorithm: AnyAlgorithm) -> UploadChecker:
@@ -188,7 +209,10 @@ def build_checker(experiment: Experiment, workspace: Workspace, algorithm: AnyAl
     shapes = type(template)(*(t.new_zeros(()).expand(t.shape) for t in template))  # without their memory
     travel = {name: t for name, t in statistics(workspace.module).items() if name not in workspace.personal}
     layout = Layout.of_tensors(travel)
-    return UploadChecker(training, uploads, shapes, workspace.shared_statistics.clone(), layout)
+    tells_loss = not protects_samples(experiment)
+    return UploadChecker(
+        training, uploads, shapes, workspace.shared_statistics.clone(), layout, tells_loss=tells_loss
+    )
 
 
 def build_spool(checker: UploadChecker, like: Vector, folder: Path) -> UploadSpool:
@@ -219,8 +243,10 @@ def make_pixel_sums(experiment: Experiment, facts: Facts) -> PixelSums | None:
     """Return what gathers the sums of the nodes' pixels; None if mean and std are known, or there are no images."""
     if "shape" not in facts or "mean" in facts:
         return None
-    told = "sums of pixels tell how many images a node has; give data.mean and data.std"
-    check(experiment.federation.sample_counts, f"federation.sample_counts=false: {told}")
+    give = "give data.mean and data.std"
+    check(not protects_samples(experiment), f"privacy.unit=sample: sums of pixels are not accounted for; {give}")
+    told = "federation.sample_counts=false: sums of pixels tell how many images a node has"
+    check(experiment.federation.sample_counts, f"{told}; {give}")
     return PixelSums(cast("ImageFacts", facts)["shape"], experiment.federation.max_samples)
 
 

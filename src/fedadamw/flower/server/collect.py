@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from flwr.app import Message
 
-from fedadamw.flower.protocol import STALE
+from fedadamw.flower.protocol import DECLINED, STALE
 from fedadamw.flower.server.broadcast import Broadcast
 from fedadamw.flower.server.check_upload import CheckedUpload
 from fedadamw.flower.server.clients import ClientRegistry
@@ -27,7 +27,7 @@ from fedadamw.settings.federation import FederationSettings
 POLL_S = (0.05, 0.5)  # between polls for replies: at first, and at most
 POLL_NODES_S = 2.0  # between polls for nodes that came or left
 
-Outcome = Literal["counted", "surplus", "refused", "failed", "stale", "gone"]
+Outcome = Literal["counted", "surplus", "refused", "declined", "failed", "stale", "gone"]
 
 
 class Attempt(NamedTuple):
@@ -206,7 +206,10 @@ class Collector:
             self.broadcast.record_stale(request.node)
         if reason == "other-client":
             self.registry.forget(client)
-        outcome: Outcome = "failed" if reason == "failed" else "stale" if reason == STALE else "refused"
+        if reason == DECLINED:
+            self.registry.leave_out(client, refused.detail)
+        kinds: tuple[Outcome, ...] = ("failed", "stale", "declined")
+        outcome = next((kind for kind in kinds if kind == reason), "refused")
         self.reason = f"client {client}: {refused.detail}"
         self._count(outcome, client, reason=reason, detail=refused.detail)
         return outcome

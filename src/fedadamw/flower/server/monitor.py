@@ -39,7 +39,8 @@ class Monitor:
         if not self.port:
             return
         self._round.set(record.round)
-        self._loss.set(record.train_loss)
+        if record.train_loss is not None:
+            self._loss.set(record.train_loss)
         self._seconds.observe(record.wall_s)
         self._bytes.labels("up").inc(record.up_bytes)
         self._bytes.labels("down").inc(record.down_bytes)
