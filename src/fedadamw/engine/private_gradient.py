@@ -160,4 +160,4 @@ class SampleGradients:
         wrong = None if bool(counts.all()) else ~counts[..., None]
         for g, out in zip(flat, total.split([g.shape[-1] for g in flat], -1), strict=True):
             clean = g if wrong is None else g.masked_fill(wrong, 0.0)
-            out += (scale[..., None, :] @ clean)[..., 0, :]
+            out.add_((scale[..., None, :] @ clean)[..., 0, :])

@@ -19,7 +19,7 @@ def check_privacy(experiment: Experiment, *, remote: bool) -> None:
 
 
 def _check_samples(experiment: Experiment) -> None:
-    t, data, lora = experiment.training, experiment.data, experiment.lora
+    t, data = experiment.training, experiment.data
     why = "with privacy.unit=sample"
     check(t.clip is None, f"training.clip={t.clip} would clip the noise, too: set training.clip=null {why}")
     check(t.epochs is None, f"training.epochs={t.epochs}: batches are drawn at random; set training.steps {why}")
@@ -45,7 +45,7 @@ def _check_samples(experiment: Experiment) -> None:
         given = f"personal.finetune={experiment.personal.finetune}"
         raise InputError(f"{given} takes steps that no epsilon counts: set it to 0 {why}")
     check(
-        experiment.shards == 1, f"shards={experiment.shards}: a sample's gradient is one process's; set shards=1 {why}"
+        experiment.shards == 1, f"shards={experiment.shards}: gradients of samples need one process; set it to 1 {why}"
     )
 
 
