@@ -111,7 +111,7 @@ class SampleGradients:
             workspace.gradient.zero_()
             with autocast(self.training, workspace.y.device):
                 loss = self.task.losses(workspace.module, row).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self._add({"": workspace.gradient[None]}, total)
 
     def sum_stacked(self, y: Vector, buffers: dict[str, Tensor], batch: Batch, real: Tensor) -> Vector:
@@ -143,7 +143,8 @@ class SampleGradients:
             return self.task.losses(model, tuple(t[None] for t in sample)).sum()
 
         with self._kernels():
-            return vmap(grad(loss), in_dims=(None, 0), randomness="different")(parameters, batch)
+            gradients: dict[str, Tensor] = vmap(grad(loss), (None, 0), randomness="different")(parameters, batch)
+        return gradients
 
     @contextmanager
     def _kernels(self) -> Iterator[None]:
