@@ -37,6 +37,7 @@ from fedadamw.prepare.client_evaluation import check_client_evaluation, check_he
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
+from fedadamw.prepare.moments import find_noise_in_moments
 from fedadamw.prepare.personal import build_parts, check_personal
 from fedadamw.prepare.privacy import check_privacy, check_private_model, sample_privacy
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
@@ -277,7 +278,7 @@ def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
     """Return the algorithm that the experiment names, with the blocks of `model` if it uses them."""
     name, settings = registry.parse_section(experiment.algorithm)
     blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else NO_BLOCKS
-    return registry.make(name, settings, blocks)
+    return registry.make(name, settings, blocks, find_noise_in_moments(experiment))
 
 
 def build_problem(
