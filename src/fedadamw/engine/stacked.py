@@ -122,8 +122,7 @@ class Stacked:
         """Take the local steps of some clients, those with the most steps first."""
         algorithm, work = self.algorithm, self.workspace
         round_, down, statistics, _ = broadcast
-        shards = [shard for shard, _ in group]
-        s = len(shards)
+        shards, s = [shard for shard, _ in group], len(group)
         work.load(work.y, statistics if shards[0].statistics is None else shards[0].statistics)
         work.module.train()
         seed_module(self.seed, round_, shards[0].client, work.y.device, self.privacy)
@@ -140,8 +139,7 @@ class Stacked:
         for active, (batch, weights) in zip(plan.active, read_ahead(batches, self.task), strict=True):
             first = local if active == s else map_tensors(local, lambda t: t[:active])  # noqa: B023  (called at once)
             with _detect_unstackable(required=self.fallback is None):
-                own = {n: b[:active] for n, b in buffers.items()}
-                g, loss = take_gradient(first.y, own, batch, weights)
+                g, loss = take_gradient(first.y, {n: b[:active] for n, b in buffers.items()}, batch, weights)
             with torch.no_grad():
                 if likelihood is not None:
                     likelihood.add(g)
