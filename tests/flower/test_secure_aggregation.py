@@ -18,7 +18,6 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key, Stage
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
-
 from support.grids import LocalGrid  # noqa: F401  (gives this process the identity of Flower's)
 
 import fedadamw
