@@ -1,6 +1,6 @@
-"""The example of secure aggregation: what its server sees, what its rounds give, and what Flower's SecAgg+ does not hold.
+"""The example of secure aggregation: what its server sees, what its rounds give, and what Flower's SecAgg+ lacks.
 
-In this process, with Flower's own workflow and mod on both sides; at the end with real processes, one of which is killed.
+In this process, with Flower's own workflow and mod; at the end with real processes, one of which is killed.
 """
 
 import importlib
