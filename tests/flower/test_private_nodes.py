@@ -34,7 +34,9 @@ from fedadamw.validation import InputError
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
 
-PRIVATE = ["privacy={noise_multiplier: 1.5, clip: 0.5}"]
+SMALL = ["data.max_train=120", "data.max_test=20"]
+PRIVATE = ["privacy={noise_multiplier: 1.5, clip: 0.5}", *SMALL]
+EVERYONE = ["training.clients_per_round=3"]
 SEED = 0  # that of the experiment
 
 
@@ -49,6 +51,14 @@ def private(tmp_path, settings=(), clients=3, entropy=None, **config):
         grid.configs[100 + i] |= own
     ours, _ = federated(tmp_path, [*PRIVATE, *settings], grid)
     return ours, grid
+
+
+def meet(ours, joined):
+    """Wait until so many nodes have joined, and the others have declined."""
+    registry, until = ours.clients.registry, time.monotonic() + 60
+    while len(registry.poll_online()) < joined or len(registry._left_out) < registry.clients - joined:
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def charged(tmp_path, node):
@@ -100,13 +110,13 @@ def test_nothing_leaves_a_node_but_its_number_and_what_is_made_of_noise(tmp_path
     assert numbers.keys() == {"client", "layout"}
     assert arrays == {}
     for arrays, numbers in told:
-        assert arrays == {"up.delta", "up.v", "up.k", "statistics"}
+        assert arrays == {"up.delta", "up.m", "up.v", "up.k", "statistics"}
         assert numbers.keys() == {"client"}
     assert [event["samples"] for event in read_events(tmp_path, "joined")] == [None] * 3
 
 
 def test_a_node_that_tells_its_loss_or_size_is_refused(tmp_path):
-    ours, grid = private(tmp_path, ["training.clients_per_round=3"])
+    ours, grid = private(tmp_path, EVERYONE)
     grid.lies = {
         100: lambda _, numbers: numbers.update(loss=0.5),
         101: lambda _, numbers: numbers.update({"num-examples": 400}),
@@ -122,7 +132,7 @@ def test_a_node_whose_budget_is_spent_declines_and_the_run_goes_on(tmp_path):
     _, size = prepared_sizes()
     two = compute_epsilon([mechanism(size, 2)], 1e-6)
     budget = {"privacy-epsilon": two, "privacy-delta": 1e-6}
-    more = ["training={rounds: 4, clients_per_round: 3}", "federation={quorum: 2, wait_s: 2}"]
+    more = [*EVERYONE, "training.rounds=4", "federation={quorum: 2, wait_s: 2}"]
     ours, _ = private(tmp_path, more, _0=budget)
     counts = [record.federation for record in ours.rounds()]
     whole = {"asked": 3, "answered": 3}
@@ -136,8 +146,9 @@ def test_a_node_whose_budget_is_spent_declines_and_the_run_goes_on(tmp_path):
     assert (spent.epsilon, spent.delta) == (two, 1e-6)
     assert compute_epsilon(spent.mechanisms, 1e-6) <= two
 
-    ours, _ = private(tmp_path / "again", more, all={"state-dir": str(tmp_path / "state-0")}, _0=budget)
-    ours.step()
+    own = {"state-dir": str(tmp_path / "state-0")}
+    ours, _ = private(tmp_path / "again", more, _0={**budget, **own})
+    meet(ours, 2)
     (event,) = read_events(tmp_path / "again", "stranger")  # another run: the node declines at its hello
     assert event["reason"] == "declined"
     assert "budget" in event["detail"]
@@ -157,7 +168,8 @@ def mechanism(size, trainings):
 
 def test_a_run_without_quorum_says_why_its_nodes_declined(tmp_path):
     budget = {"privacy-epsilon": 0.01}
-    ours, _ = private(tmp_path, ["federation={wait_s: 0.5}"], all=budget)
+    ours, _ = private(tmp_path, ["federation.wait_s=0"], all=budget)
+    meet(ours, 0)
     with pytest.raises(QuorumError, match="client .: its own privacy budget does not cover another training"):
         ours.step()
     assert [charged(tmp_path, node) for node in range(3)] == [0, 0, 0]
@@ -191,8 +203,8 @@ def test_a_node_declines_runs_with_less_privacy_than_it_demands(tmp_path, kind, 
 
 
 def test_the_server_shows_which_node_declines(tmp_path):
-    ours, _ = private(tmp_path, ["federation.wait_s=5"], _1={"privacy-noise": 2.0}, _2={"privacy-noise": 1.5})
-    ours.clients.federation = ours.clients.federation.model_copy(update={"wait_for": 2})
+    ours, _ = private(tmp_path, ["federation.wait_for=2"], _1={"privacy-noise": 2.0}, _2={"privacy-noise": 1.5})
+    meet(ours, 2)
     assert ours.step().federation["answered"] == 2
     (event,) = read_events(tmp_path, "stranger")
     assert event["detail"] == "client 1: privacy.noise_multiplier is below what it demands"
@@ -231,7 +243,7 @@ def test_a_node_trusts_no_settings_of_the_server(tmp_path):
         "training.clip=1.0": "training.clip",
         "federation.sample_counts=true": "federation.sample_counts",
         "training.weighting=samples": "training.weighting",
-        "training={epochs: 1, steps: null}": "training.epochs",
+        "training.epochs=1": "training.epochs",
         "training.client_evaluation=1": "evaluations",
     }
     for trick, told in tricks.items():
@@ -259,12 +271,13 @@ def test_retries_and_surplus_answers_are_charged_and_stale_requests_are_not(tmp_
 
 
 def test_a_training_that_fails_stays_charged_and_says_nothing_of_the_data(tmp_path, monkeypatch, capsys):
-    ours, _ = private(tmp_path, ["federation={retries: 1, wait_s: 0, quorum: 1}", "training.rounds=1"])
+    ours, _ = private(tmp_path, ["federation={retries: 1, wait_s: 0, quorum: 1}"])
 
     def fail(self, answer, **_):
         raise ValueError("sample 17 says SECRET")
 
     monkeypatch.setattr(Node, "_pack", fail)
+    meet(ours, 3)
     with pytest.raises(QuorumError, match=r"an error on the node; its log says more"):
         ours.step()
     assert sum(charged(tmp_path, node) for node in range(3)) >= 4  # two clients, each asked again
@@ -276,32 +289,34 @@ def test_a_run_without_privacy_is_charged_to_a_ledger_that_was_begun(tmp_path):
     ours, _ = private(tmp_path, ["privacy=null", "training.rounds=1"])
     ours.step()
     assert not any(Ledger.of(tmp_path / f"state-{node}").begun for node in range(3))
-    ours, _ = private(tmp_path / "b", ["training={rounds: 1, clients_per_round: 3}"])
+    ours, _ = private(tmp_path / "b", [*EVERYONE, "training.rounds=1"])
     ours.step()
     states = {f"_{i}": {"state-dir": str(tmp_path / "b" / f"state-{i}")} for i in range(3)}
     ours, _ = private(tmp_path / "c", ["privacy=null", "training.rounds=1"], **states)
     ours.step()
     spent = [compute_epsilon(read_spent(tmp_path / "b" / f"state-{i}").mechanisms, 1e-5) for i in range(3)]
     assert sorted(spent)[1:] == [float("inf")] * 2  # of the two that took part
-    ours, _ = private(tmp_path / "d", ["federation={wait_s: 0.5}"], **{k: {**v, "privacy-epsilon": 99} for k, v in states.items()})
+    budgets = {name: {**state, "privacy-epsilon": 99} for name, state in states.items()}
+    ours, _ = private(tmp_path / "d", ["federation.wait_s=0"], **budgets)
+    meet(ours, 1)
     with pytest.raises(QuorumError, match="its own privacy budget does not cover another training"):
         ours.step()
 
 
 def test_two_nodes_that_share_a_state_folder_share_a_ledger(tmp_path):
     shared = {"state-dir": str(tmp_path / "state-0")}
-    ours, _ = private(tmp_path, ["training={rounds: 2, clients_per_round: 3}"], all=shared)
+    ours, _ = private(tmp_path, EVERYONE, all=shared)
     list(ours.rounds())
     assert charged(tmp_path, 0) == 6
 
 
 def test_a_damaged_ledger_is_refused_and_the_server_sees_no_path(tmp_path, capsys):
-    ours, grid = private(tmp_path, ["training={rounds: 3, clients_per_round: 3}", "federation={quorum: 2, retries: 0}"])
+    ours, grid = private(tmp_path, [*EVERYONE, "federation={quorum: 2, retries: 0}"])
     ours.step()
     (tmp_path / "state-0/privacy/ledger.jsonl").unlink()
-    assert ours.step().federation == {"asked": 3, "answered": 2, "failed": 1, "failed: failed": 1}
-    (event,) = read_events(tmp_path, "failed")
-    assert event["detail"] == "its privacy ledger cannot be charged; its log says more"
+    assert ours.step().federation == {"asked": 3, "answered": 2, "declined": 1, "declined: declined": 1}
+    (event,) = read_events(tmp_path, "declined")
+    assert event["detail"] == "client 0: its privacy ledger cannot be charged"
     assert "ledger.jsonl is missing" in capsys.readouterr().err
 
 
@@ -327,7 +342,7 @@ Worker().answer(request, arrays)
 def test_a_node_that_is_killed_between_charge_and_send_has_charged(tmp_path, place):
     import numpy as np
 
-    ours, grid = private(tmp_path, ["training={rounds: 1, clients_per_round: 1}"])
+    ours, grid = private(tmp_path, ["training.clients_per_round=1"])
     ours.step()
     (request, arrays), *_ = requests_of(grid, "train")
     config = {**grid.configs[100], "state-dir": str(tmp_path / "killed"), "partition-id": 0}
@@ -360,7 +375,7 @@ def test_a_private_node_takes_no_part_in_evaluations(tmp_path):
 
 
 def test_nodes_get_the_noise_that_keeps_to_an_epsilon(tmp_path):
-    experiment = load("digits", [*COMMON, "privacy.epsilon=3"])
+    experiment = load("digits", [*COMMON, *SMALL, "privacy.epsilon=3"])
     sizes = prepare(load("digits", [*COMMON, *PRIVATE])).partition.sizes
     sent = with_noise(experiment, sizes).privacy
     assert sent.epsilon is None
@@ -374,7 +389,7 @@ def test_nodes_get_the_noise_that_keeps_to_an_epsilon(tmp_path):
 
 
 def test_the_noise_that_nodes_add_is_in_their_settings(tmp_path):
-    ours, grid = federated(tmp_path, ["privacy={epsilon: 3, clip: 0.5}"])
+    ours, grid = federated(tmp_path, ["privacy={epsilon: 3, clip: 0.5}", *SMALL])
     ours.step()
     settings = requests_of(grid, "train")[0][0]["settings"]
     assert "epsilon: null" in settings

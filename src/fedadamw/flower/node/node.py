@@ -150,8 +150,8 @@ class Node:
         """Train one round, starting from the server's broadcast and the memory of the client's last round that counted.
 
         Raises LateError if a newer request was answered, StaleError or RefusedError if the broadcast cannot be read,
-        CheckpointError if the memory or the ledger is lost, DeclinedError if the node's own budget does not cover it,
-        DivergedError if the result is not finite.
+        CheckpointError if the memory is lost, DeclinedError if the node's own budget does not cover it, DivergedError if
+        the result is not finite.
         """
         round_ = int(request["round"])
         part = self.parts[round_ % len(self.parts)]

@@ -1,11 +1,13 @@
 """What a node's trainings spend: charged to its ledger before they begin, if its own budget allows that."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fedadamw.flower.node.config import state_folder
 from fedadamw.flower.node.demands import Demands, read_demands
-from fedadamw.flower.node.ledger import Charge, Ledger, compose
-from fedadamw.flower.protocol import NodeConfig
+from fedadamw.flower.node.ledger import Charge, Ledger, LedgerError, compose
+from fedadamw.flower.protocol import DeclinedError, NodeConfig
 from fedadamw.settings.experiment import Experiment
 
 
@@ -34,11 +36,21 @@ class Spending:
         return Spending(demands, Ledger.of(state_folder(config)), charge, accounted)
 
     def check(self) -> None:
-        """Raise DeclinedError if the node's budget does not cover a training, LedgerError if that cannot be known."""
-        if self.accounted:
-            self.demands.check_total(compose([*self.ledger.charges(), self.training]))
+        """Raise DeclinedError if the node's budget does not cover a training, or if that cannot be known."""
+        with _decline_if_damaged():
+            if self.accounted:
+                self.demands.check_total(compose([*self.ledger.charges(), self.training]))
 
     def charge(self, round_: int) -> None:
         """Charge the training of round `round_` (from 0); errors as of `check`, and then nothing may be trained."""
-        if self.accounted or self.ledger.begun:
-            self.ledger.charge(self.training._replace(round=round_ + 1), self.demands.check_total)
+        with _decline_if_damaged():
+            if self.accounted or self.ledger.begun:
+                self.ledger.charge(self.training._replace(round=round_ + 1), self.demands.check_total)
+
+
+@contextmanager
+def _decline_if_damaged() -> Iterator[None]:
+    try:
+        yield
+    except LedgerError as error:
+        raise DeclinedError("its privacy ledger cannot be charged", str(error)) from None

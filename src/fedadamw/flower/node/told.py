@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.record import DivergedError
 from fedadamw.flower.node.demands import PREFIX
-from fedadamw.flower.node.ledger import LedgerError
 from fedadamw.flower.protocol import (
     DECLINED,
     OTHER_DATA,
@@ -37,7 +36,6 @@ MAX_ERROR_CHARACTERS = 300  # of an error's text that are sent to the server
 ABOUT_REQUEST = (LateError, RefusedError, DivergedError)  # whose texts are about times, arrays and settings
 LINES = {
     OtherDataError: "its data do not fit the run, or cannot be read",
-    LedgerError: "its privacy ledger cannot be charged",
     CheckpointError: "its memories of the run cannot be read (federation.lost_memory)",
     Exception: "an error on the node",
 }
