@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import opacus
 import torch
-from fedadamw.engine.private_gradient import SampleGradients, SamplePrivacy
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from benchmarks.common.arguments import new_parser
 from fedadamw.data.images import Images
 from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
+from fedadamw.engine.private_gradient import SampleGradients, SamplePrivacy
 from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.workspace import Workspace
 from fedadamw.prepare.malloc import keep_freed_memory
