@@ -25,11 +25,11 @@ from fedadamw.flower.node.node import Node
 from fedadamw.flower.node.worker import Worker
 from fedadamw.flower.protocol import ARRAYS, REQUEST, DeclinedError
 from fedadamw.flower.server.rounds import QuorumError
-from fedadamw.flower.server_app import with_noise
+from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.simulation import prepare
 from fedadamw.privacy.accountant import compute_epsilon
 from fedadamw.randomness import Seeded
-from fedadamw.settings.load import load
+from fedadamw.settings.load import load, parse_settings
 from fedadamw.validation import InputError
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
@@ -375,22 +375,16 @@ def test_a_private_node_takes_no_part_in_evaluations(tmp_path):
 
 
 def test_nodes_get_the_noise_that_keeps_to_an_epsilon(tmp_path):
-    experiment = load("digits", [*COMMON, *SMALL, "privacy.epsilon=3"])
-    sizes = prepare(load("digits", [*COMMON, *PRIVATE])).partition.sizes
-    sent = with_noise(experiment, sizes).privacy
-    assert sent.epsilon is None
-    smallest = int(sizes.min())
-    spent = compute_epsilon([mechanism(smallest, 2)._replace(noise_multiplier=sent.noise_multiplier)], 1e-5)
-    assert 2.9 < spent <= 3.0
-    with pytest.raises(InputError, match="numbers of samples are not known; give privacy.noise_multiplier"):
-        with_noise(experiment, None)
-    plain = load("digits", COMMON)
-    assert with_noise(plain, None) is plain
-
-
-def test_the_noise_that_nodes_add_is_in_their_settings(tmp_path):
     ours, grid = federated(tmp_path, ["privacy={epsilon: 3, clip: 0.5}", *SMALL])
     ours.step()
-    settings = requests_of(grid, "train")[0][0]["settings"]
-    assert "epsilon: null" in settings
-    assert re.search(r"noise_multiplier: 1?\d?\.\d+", settings)
+    sent = parse_settings(read_yaml("settings", requests_of(grid, "train")[0][0]["settings"])).privacy
+    assert sent.epsilon is None
+    sizes = prepare(load("digits", [*COMMON, *PRIVATE])).partition.sizes
+    all_rounds = mechanism(int(sizes.min()), 2)._replace(noise_multiplier=sent.noise_multiplier)
+    assert 2.9 < compute_epsilon([all_rounds], 1e-5) <= 3.0
+
+
+def test_an_epsilon_for_nodes_of_unknown_sizes_is_refused(tmp_path):
+    settings = ["partition.kind=nodes", "data.classes=[a, b]", "data={task: text, classes: [a, b]}", "privacy.epsilon=3"]
+    with pytest.raises(InputError, match="numbers of samples are not known; give privacy.noise_multiplier"):
+        of_nodes(tmp_path, settings)

@@ -16,7 +16,7 @@ class Record:
 
     round: int  # from 1
     lr: float
-    train_loss: float
+    train_loss: float | None  # None with differential privacy, which no training loss has
     test_loss: float | None  # None in rounds without an evaluation
     test_metrics: dict[str, float] | None  # by name, the main one first
     clients: int  # whose answers were accepted
@@ -24,6 +24,7 @@ class Record:
     up_bytes: int
     down_bytes: int
     wall_s: float
+    epsilon: float | None = None  # with privacy: the largest of a client so far; None if the server cannot know
     diagnostics: Numbers | None = None  # with training.diagnostics
     federation: dict[str, int] | None = None  # of Flower's nodes: counts of asked, answered, late, ...
     waited_s: float | None = None  # with several ranks: of wall_s, for each other, mean over the ranks

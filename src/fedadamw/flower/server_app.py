@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
-import numpy as np
 import yaml
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -37,7 +36,6 @@ from fedadamw.prepare.base import with_type
 from fedadamw.prepare.paths import mark_folders
 from fedadamw.prepare.problem import Facts, ImageFacts
 from fedadamw.prepare.simulation import Prepared
-from fedadamw.privacy.spending import resolve_noise_multiplier
 from fedadamw.runner.base_type import describe_type
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.experiment import Experiment
@@ -174,26 +172,12 @@ def collect_facts(experiment: Experiment, prepared: Prepared, folder: RunFolder)
     """Return the facts about the run that every request carries."""
     dtype = describe_type(experiment, prepared.workspace.module) or prepared.experiment.model.dtype
     marked = with_type(mark_folders(prepared.experiment), dtype)  # nodes have the base in the server's type
-    marked = with_noise(marked, None if experiment.partition.kind == "nodes" else prepared.partition.sizes)
     settings = marked.model_dump(mode="json", exclude={"device", "threads", "trackers"})
     return {
         "settings": yaml.safe_dump(settings),
         "about": json.dumps(prepared.facts),
         "federation": read_federation_name(folder),
     }
-
-
-def with_noise(experiment: Experiment, sizes: np.ndarray | None) -> Experiment:
-    """Return the experiment with the noise that its nodes add, where it has an epsilon for the whole run.
-
-    sizes: (N,) samples of each client; None: unknown, which raises InputError if there is an epsilon.
-    """
-    privacy = experiment.privacy
-    if privacy is None or privacy.epsilon is None or not protects_samples(experiment):
-        return experiment
-    noise = resolve_noise_multiplier(experiment, sizes, remote=True)
-    changed = privacy.model_copy(update={"noise_multiplier": noise, "epsilon": None})
-    return experiment.model_copy(update={"privacy": changed})
 
 
 def protects_samples(experiment: Experiment) -> bool:
