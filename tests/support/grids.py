@@ -1,5 +1,6 @@
 """A Grid whose nodes run in this process: Flower's messages and records, without its network."""
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -32,6 +33,7 @@ class LocalGrid:
         self.silent_to: set[str] = set()  # what the silent ones do not answer; all if empty
         self.waiting: dict[str, Message] = {}
         self.pulled: list[int] = []
+        self._one = threading.Lock()  # nodes are processes, which share no settings of torch
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.configs)
@@ -54,10 +56,11 @@ class LocalGrid:
         if node in self.silent and (not self.silent_to or asked["ask"] in self.silent_to):
             return []
         self.configs[node] = dict(reversed(self.configs[node].items()))  # over the network they arrive in any order
-        numbers, arrays = self.workers[node].answer(
-            {**asked, "came": time.time(), "config": self.configs[node]},
-            dict(records[ARRAYS]) if ARRAYS in records else {},
-        )
+        with self._one:
+            numbers, arrays = self.workers[node].answer(
+                {**asked, "came": time.time(), "config": self.configs[node]},
+                dict(records[ARRAYS]) if ARRAYS in records else {},
+            )
         for kind in {OTHER_DATA, DECLINED} & numbers.keys():
             return [pack_reason(message, kind, self.configs[node]["partition-id"], numbers[kind])]
         if "error" in numbers:
