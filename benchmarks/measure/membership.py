@@ -17,18 +17,19 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 
 import fedadamw
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
+from benchmarks.common.digits_mlp import make_mlp, read_digits
 from benchmarks.common.records import ROOT
 from benchmarks.common.resumable import run_all
 from fedadamw.checkpoint import write_atomically
@@ -62,26 +63,12 @@ def jobs(kind: str, *, small: bool) -> list[Job]:
     return [Job(kind, number, small) for number in range(SMALL_MODELS if small else MODELS)]
 
 
-@cache
-def read_digits() -> tuple[Tensor, Tensor]:
-    """Return pixels (n, 64) between 0 and 1, and labels (n,)."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
-
-
 def draw_members(number: int, n: int) -> np.ndarray:
     """Return which of `n` samples model `number` is trained on, (n,): a random half; the next model has the other."""
     order = np.random.default_rng(number // 2).permutation(n)
     members = np.zeros(n, dtype=bool)
     members[order[: n // 2]] = True
     return members if number % 2 == 0 else ~members
-
-
-def make_model() -> nn.Module:
-    """Return the model with fresh weights."""
-    return nn.Sequential(nn.Linear(64, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10))
 
 
 def run(job: Job) -> None:
@@ -94,7 +81,7 @@ def run(job: Job) -> None:
     settings = {} if epsilon is None else {"privacy.epsilon": epsilon, "privacy.delta": DELTA, "privacy.clip": CLIP}
     rounds = SMALL_ROUNDS if job.small else ROUNDS
     result = fedadamw.simulate(
-        make_model,
+        partial(make_mlp, WIDTH),
         (pixels[inside], labels[inside]),
         (pixels[outside], labels[outside]),
         np.array_split(np.random.default_rng((job.number, 1)).permutation(len(inside)), CLIENTS),
