@@ -17,6 +17,7 @@ from fedadamw.engine.diagnostics import Diagnostics
 from fedadamw.engine.evaluation import ClientScores, evaluate_held_out
 from fedadamw.engine.parts import Halves, Parts, Whole, read_state, server_side, state_tensors
 from fedadamw.engine.personal import WithPersonal
+from fedadamw.engine.private_gradient import SamplePrivacy
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.record import DivergedError, Record
 from fedadamw.engine.robust import check_robust
@@ -113,6 +114,7 @@ class Simulation:
         folding: Folding | None = None,
         saved: Saved | None = None,
         held_out: Sequence[np.ndarray] | None = None,
+        privacy: SamplePrivacy | None = None,
     ) -> "Simulation":
         """A run whose clients train in this process, on their sample numbers of `partition`: see SimulatedClients."""
         workspace = Workspace(model)
@@ -130,6 +132,7 @@ class Simulation:
             memory_folder=memory_folder,
             ranks=ranks,
             held_out=held_out,
+            privacy=privacy,
         )
         return cls(workspace, algorithm, task, training, clients, ranks=ranks, folding=folding, saved=saved)
 
