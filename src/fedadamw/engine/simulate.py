@@ -138,7 +138,9 @@ class Simulation:
 
     def rounds(self) -> Iterator[Record]:
         """Run the rounds that are left, and yield the record of each."""
-        while self.state.round < self.training.rounds and (self.account is None or self.account.allows(self.state.round)):
+        while self.state.round < self.training.rounds and (
+            self.account is None or self.account.allows(self.state.round)
+        ):
             yield self.step()
 
     def step(self) -> Record:

@@ -48,7 +48,7 @@ from fedadamw.randomness import Seeded
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
-from fedadamw.validation import InputError, check
+from fedadamw.validation import check
 
 
 @dataclass(frozen=True)
