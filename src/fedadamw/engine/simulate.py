@@ -19,7 +19,7 @@ from fedadamw.engine.parts import Halves, Parts, Whole, read_state, server_side,
 from fedadamw.engine.personal import WithPersonal
 from fedadamw.engine.private_gradient import SamplePrivacy
 from fedadamw.engine.ranks import ALONE, Team
-from fedadamw.engine.record import DivergedError, Record
+from fedadamw.engine.record import DivergedError, Record, describe_divergence
 from fedadamw.engine.robust import check_robust
 from fedadamw.engine.round import Aggregation, Folding, Listener, RoundResult, run_round
 from fedadamw.engine.simulated import SimulatedClients
@@ -138,8 +138,12 @@ class Simulation:
 
     def rounds(self) -> Iterator[Record]:
         """Run the rounds that are left, and yield the record of each."""
-        while self.state.round < self.training.rounds and (self.account is None or self.account.allows(self.state.round)):
+        while not self.is_over(self.state.round):
             yield self.step()
+
+    def is_over(self, rounds: int) -> bool:
+        """Whether the run ends after `rounds` rounds: they are all, or a budget of privacy allows no other."""
+        return rounds >= self.training.rounds or not (self.account is None or self.account.allows(rounds))
 
     def step(self) -> Record:
         """Run one round. The state changes only at its end, in one assignment."""
@@ -151,7 +155,7 @@ class Simulation:
         diagnostics = Diagnostics(self.workspace.module, state.last) if training.diagnostics else None
         result = self._train(sampled, broadcast, [] if diagnostics is None else [_listener(diagnostics, broadcast)])
         if not result.answered:
-            raise DivergedError(_describe_divergence(state.round + 1, len(sampled), lr, training))
+            raise DivergedError(describe_divergence(state.round + 1, len(sampled), lr, training))
         participation = result.answered / len(clients)
         after = self.next_state(state, result, lr, participation)
         clients.finish_round(Update(state.round, result.up, lr, participation))
@@ -287,12 +291,3 @@ def _listener(diagnostics: Diagnostics, broadcast: Broadcast) -> Listener:
         diagnostics.add(answer.local.y - broadcast.down.x, None if moments is None else moments.v, answer.likelihood)
 
     return listen
-
-
-def _describe_divergence(round_: int, clients: int, lr: float, training: TrainingSettings) -> str:
-    clip = f"clip={training.clip:g}" if training.clip else "no clipping"
-    outer = "" if training.outer is None else f", a smaller training.outer.lr (now {training.outer.lr:.3g})"
-    return (
-        f"round {round_}: all {clients} clients sent numbers that are not finite; "
-        f"try a smaller training.lr (now {lr:.3g}){outer}, a smaller training.clip (now {clip}), or warmup_rounds"
-    )

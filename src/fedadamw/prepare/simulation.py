@@ -31,7 +31,7 @@ from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
 from fedadamw.prepare.architecture import is_run
-from fedadamw.prepare.base import check_base, check_own_quantisation, warn_if_not_stacked
+from fedadamw.prepare.base import check_base, check_own_quantisation, check_shards, warn_if_not_stacked
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
 from fedadamw.prepare.described import check_described
@@ -48,7 +48,7 @@ from fedadamw.randomness import Seeded
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
-from fedadamw.validation import InputError, check
+from fedadamw.validation import check
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     if t.outer is not None:
         server_lr = experiment.algorithm.get("server_lr", 1.0)
         check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
-    _check_shards(experiment)
+    check_shards(experiment)
     check_privacy(experiment, remote=remote)
     check_personal(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)
@@ -247,18 +247,6 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     else:
         on_nodes = experiment.partition.kind == "nodes"
         check(not on_nodes, "partition.kind='nodes' is the data on Flower's nodes: it cannot be simulated")
-
-
-def _check_shards(experiment: Experiment) -> None:
-    """Raise InputError if the frozen weights cannot be split over `shards` processes."""
-    lora, given = experiment.lora, f"shards={experiment.shards}"
-    if experiment.shards == 1:
-        return
-    if lora is None:
-        raise InputError(f"{given} splits frozen weights: give lora, or train with shards=1")
-    changes = f"{given}: lora.aggregate={lora.aggregate!r} changes the frozen weights, which are split; use factors"
-    check(not (lora.changes_base or lora.aggregate == "alternate"), changes)
-    check(experiment.stack in (None, 1), f"{given}: clients train one after the other, not stack={experiment.stack}")
 
 
 def _check_remote(experiment: Experiment) -> None:

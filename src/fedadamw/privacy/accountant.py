@@ -18,7 +18,8 @@ GRID = 0.03  # cells of a grid: at most this share of a step's standard deviatio
 COARSEST = 1e-3  # and of the whole run's, or this if that is below 1
 MOST_CELLS = 2**22  # beyond them an epsilon, of hundreds, would take many seconds
 TOLERANCE = 5e-4  # by which the epsilon of a noise that was searched for is below its target at most, relative
-LEAST_NOISE, MOST = 0.05, 1000.0  # noise multiplier and epsilon that are searched
+LEAST_NOISE = 0.05  # a smaller noise multiplier counts as none
+MOST = 1000.0  # epsilon whose noise is searched for
 
 
 class Mechanism(NamedTuple):
@@ -32,7 +33,7 @@ class Mechanism(NamedTuple):
 def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
     """Return the epsilon of all mechanisms together, at `delta`, if one sample, or client, is added or removed.
 
-    0 if nothing was drawn; inf without noise, or with so little that nothing is guaranteed.
+    0 if nothing was drawn; inf without noise, or with so little that it guarantees nothing.
     """
     check(0 < delta < 1, f"delta={delta:g} must be above 0 and below 1")
     times = Counter[tuple[float, float]]()
@@ -42,7 +43,7 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
             times[float(noise), float(rate)] += int(count)
     if not times:
         return 0.0
-    if any(noise == 0 for noise, _ in times):
+    if any(noise < LEAST_NOISE for noise, _ in times):
         return math.inf
     return _epsilon(tuple(sorted((*pair, count) for pair, count in times.items())), delta)
 

@@ -26,8 +26,8 @@ class Spent(NamedTuple):
 
     def front(self) -> list[tuple[float, int]]:
         """Return the pairs (rate, times) that no other exceeds in both: one of them spends most, whatever the noise."""
-        pairs, front = sorted(set(zip(self.rates.tolist(), self.times.tolist(), strict=True)), reverse=True), []
-        for rate, times in pairs:
+        front: list[tuple[float, int]] = []
+        for rate, times in sorted(set(zip(self.rates.tolist(), self.times.tolist(), strict=True)), reverse=True):
             if times > (front[-1][1] if front else 0):
                 front.append((rate, times))
         return front
