@@ -51,7 +51,7 @@ class SamplePrivacy:
 
     def rate(self, samples: int) -> float:
         """Return the probability with which each of a client's samples is in a batch."""
-        return min(1.0, self.batch_size / samples)
+        return min(1.0, self.batch_size / max(samples, 1))
 
     def noise(self, round_: int, client: int, device: torch.device) -> torch.Generator:
         """Return what a client's noise of a round is drawn from."""
