@@ -43,14 +43,14 @@ def differentiable_kernels() -> Iterator[None]:
 
 def _layer_norm(
     input: Tensor,  # noqa: A002  (torch's name)
-    normalized_shape: list[int],
+    normalized_shape: Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
     """The plain call; in autocast an input of half precision is computed in the type of the weight, as there."""
     own = input if weight is None else input.to(weight.dtype)
-    return torch_layer_norm(own, normalized_shape, weight, bias, eps).to(input.dtype)
+    return torch_layer_norm(own, list(normalized_shape), weight, bias, eps).to(input.dtype)
 
 
 def _pool(input: Tensor, output_size: Any) -> Tensor:  # noqa: A002  (torch's name)
