@@ -40,7 +40,7 @@ from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
 from fedadamw.prepare.noise import open_account, resolve_noise
 from fedadamw.prepare.personal import build_parts, check_personal
-from fedadamw.prepare.privacy import check_privacy, check_private_model, sample_privacy
+from fedadamw.prepare.privacy import check_privacy, check_private_problem, sample_privacy
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partitions
 from fedadamw.prepare.start import Start, StartFacts, open_start
@@ -191,11 +191,11 @@ def assemble(
     held_out: each client's own held-out samples, if there are any. remote: the clients are Flower's nodes.
     """
     model, task, facts = problem
+    check_private_problem(experiment, problem, train, partition)
     experiment = resolve_noise(experiment, partition, remote=remote)
     if experiment.training.gradient_checkpointing:
         checkpoint_layers(model, experiment.model.name)
     workspace, algorithm = build_parts(experiment, model, build_algorithm)
-    check_private_model(experiment, workspace)
     check_batch_norm(workspace, task, partition, experiment.training)
     if held_out is not None:
         check_held_out(experiment, task, held_out)
