@@ -187,7 +187,9 @@ def test_a_node_whose_budget_is_spent_declines_and_the_run_goes_on(tmp_path):
     assert spent.mechanisms == [of_trainings(1)]
 
     state = {"state-dir": str(tmp_path / "state-0")}
-    ours, _ = private(tmp_path / "again", ["federation.quorum=3", "federation.wait_s=0", *EVERYONE], _0={**budget, **state})
+    ours, _ = private(
+        tmp_path / "again", ["federation.quorum=3", "federation.wait_s=0", *EVERYONE], _0={**budget, **state}
+    )
     meet(ours, 2)  # another run: the node declines at its hello
     (event,) = read_events(tmp_path / "again", "stranger")
     assert (event["reason"], event["detail"]) == ("declined", f"client 0: {BUDGET}")

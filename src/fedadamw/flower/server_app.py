@@ -194,9 +194,7 @@ def build_checker(experiment: Experiment, workspace: Workspace, algorithm: AnyAl
     travel = {name: t for name, t in statistics(workspace.module).items() if name not in workspace.personal}
     layout = Layout.of_tensors(travel)
     tells_loss = not protects_samples(experiment)
-    return UploadChecker(
-        training, uploads, shapes, workspace.shared_statistics.clone(), layout, tells_loss=tells_loss
-    )
+    return UploadChecker(training, uploads, shapes, workspace.shared_statistics.clone(), layout, tells_loss=tells_loss)
 
 
 def build_spool(checker: UploadChecker, like: Vector, folder: Path) -> UploadSpool:

@@ -61,9 +61,14 @@ def read_demands(config: NodeConfig) -> Demands:
     unknown = [key for key in config if key.startswith(PREFIX) and key not in KEYS]
     check(not unknown, f"this node's {', '.join(unknown)} is unknown; use {', '.join(KEYS)}")
     unit = config.get("privacy-unit")
-    check(unit in (None, "sample"), f"this node's privacy-unit is {unit!r}: the only one that it can see to is 'sample'")
+    check(
+        unit in (None, "sample"), f"this node's privacy-unit is {unit!r}: the only one that it can see to is 'sample'"
+    )
     noise = _read_number(config, "privacy-noise", "from 0")
-    epsilon, delta = _read_number(config, "privacy-epsilon", "above 0"), _read_number(config, "privacy-delta", "above 0")
+    epsilon, delta = (
+        _read_number(config, "privacy-epsilon", "above 0"),
+        _read_number(config, "privacy-delta", "above 0"),
+    )
     check(epsilon is None or epsilon > 0, "this node's privacy-epsilon is 0: give a number above 0")
     check(delta is None or epsilon is not None, "this node's privacy-delta is that of privacy-epsilon: give both")
     check(delta is None or 0 < delta < 1, f"this node's privacy-delta is {delta!r}: give a number above 0 and below 1")

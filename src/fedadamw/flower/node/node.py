@@ -46,7 +46,6 @@ from fedadamw.task import Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector
 
-
 Given = ParamSpec("Given")
 
 
@@ -214,9 +213,7 @@ class Node:
         return Reply({name: to_array(t) for name, t in tensors.items()}, numbers)
 
 
-def load_node(
-    settings: str, about: str, config: NodeConfig, federation: str, entropy: Entropy | None = None
-) -> Node:
+def load_node(settings: str, about: str, config: NodeConfig, federation: str, entropy: Entropy | None = None) -> Node:
     """Build the node of a run from a request's settings (YAML) and facts about the data (JSON).
 
     entropy: see Node. Raises DeclinedError, before data are read, if the run has less privacy than the node demands.

@@ -19,7 +19,15 @@ from typing import Any
 
 from flwr.app import Array
 
-from fedadamw.flower.protocol import DECLINED, OTHER_DATA, DeclinedError, NodeConfig, Numbers, OtherDataError, WorkerRequest
+from fedadamw.flower.protocol import (
+    DECLINED,
+    OTHER_DATA,
+    DeclinedError,
+    NodeConfig,
+    Numbers,
+    OtherDataError,
+    WorkerRequest,
+)
 
 START_S = 60.0  # in which a worker must start listening
 MAX_SOCKET_PATH_BYTES = 100  # Linux takes 107, macOS 103
