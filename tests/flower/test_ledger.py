@@ -1,4 +1,4 @@
-"""A node's privacy ledger: what it charges, wherever the process is killed, and that nothing in it can be lost unseen."""
+"""A node's privacy ledger: it is never below what was sent, wherever a process is killed, and no loss is unseen."""
 
 import json
 import multiprocessing

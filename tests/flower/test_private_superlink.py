@@ -1,4 +1,4 @@
-"""Privacy of samples over a real federation: a SuperLink with TLS and keys, and two nodes, each in its own processes."""
+"""Privacy of samples over a real federation: a SuperLink with TLS and keys, two nodes, each its own processes."""
 
 import json
 

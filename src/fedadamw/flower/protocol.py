@@ -81,7 +81,7 @@ class OtherDataError(Exception):
 
 
 class DeclinedError(Exception):
-    """The privacy that this node demands does not allow it. told: what the server learns; more: what only its log says."""
+    """The privacy that this node demands does not allow it. told: to the server; more: what only its own log says."""
 
     def __init__(self, told: str, more: str = "") -> None:
         self.told = told

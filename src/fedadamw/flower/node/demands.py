@@ -1,4 +1,4 @@
-"""The privacy that a node itself demands (--node-config), whatever the server says; and what it answers if it is not kept.
+"""The privacy that a node itself demands of every run (--node-config), whatever the server says.
 
     privacy-unit     "sample": no run without differential privacy of samples
     privacy-noise    least noise multiplier

@@ -6,8 +6,9 @@ In the folder `privacy` of the node's state folder:
     last.json      how many lines there are, and the last: written before that line itself, so a torn one is completed
     lock           held while these are read and written
 
-A training is in the ledger, on disk, before it begins. So whatever was sent was charged, wherever the process is killed;
-what was charged stays so, even if the training failed. Files that are damaged or missing are an error, never a new ledger.
+A training is in the ledger, on disk, before it begins. So whatever was sent was charged, wherever the process is
+killed; what was charged stays so, even if the training failed. Files that are damaged or missing are an error, never a
+new ledger.
 """
 
 import fcntl
@@ -39,7 +40,7 @@ class LedgerError(CheckpointError):
 
 
 class Charge(NamedTuple):
-    """What one training may have told: `times` noisy steps, each on a batch that has a sample with probability `rate`."""
+    """One training: `times` noisy steps, each on a batch that has each sample with probability `rate`."""
 
     run: str  # its name in the federation
     client: int

@@ -1,8 +1,8 @@
 """Trains and evaluates one client on a node: its data, the model, the algorithm, and the client's memory.
 
 It trains like the simulator's loop engine, with the random generators of its client number: the same client with the
-same samples sends the same numbers. With privacy of samples, noise and batches come from the operating system instead, so no
-two trainings are alike; each is charged to the node's ledger before it begins, and told.py lists all that is sent.
+same samples sends the same numbers. With privacy of samples, noise and batches come from the operating system instead,
+so no two trainings are alike; each is charged to the node's ledger before it begins, and told.py lists all that is sent.
 """
 
 import json
@@ -149,8 +149,8 @@ class Node:
         """Train one round, starting from the server's broadcast and the memory of the client's last round that counted.
 
         Raises LateError if a newer request was answered, StaleError or RefusedError if the broadcast cannot be read,
-        CheckpointError if the memory is lost, DeclinedError if the node's own budget does not cover it, DivergedError if
-        the result is not finite.
+        CheckpointError if the memory is lost, DeclinedError if the node's own budget does not cover it, DivergedError
+        if the result is not finite.
         """
         round_ = int(request["round"])
         part = self.parts[round_ % len(self.parts)]

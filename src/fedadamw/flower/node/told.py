@@ -3,9 +3,10 @@
 With privacy of samples (`privacy.unit: sample`, or a privacy key in --node-config) no text goes out that was written in
 sight of the data: it is in the node's log. What leaves such a node, in all:
 
-    hello   its number, a digest of the model's layout; or that it declines, or that its data do not fit or cannot be read
-    train   the algorithm's upload, computed from noisy gradients and what the server sent; BatchNorm's statistics as the
-            server sent them; its number; whether its memory was begun anew; or one of the errors
+    hello   its number, a digest of the model's layout; or that it declines, or that its data do not fit or cannot be
+            read
+    train   the algorithm's upload, computed from noisy gradients and what the server sent; buffers as the server sent
+            them; its number; whether its memory was begun anew; or one of the errors
     errors  a fixed line for each kind (LINES), or a text about the request alone (ABOUT_REQUEST)
     never   numbers of samples, losses, sums of pixels, scores, values, names of classes and columns, paths
 
