@@ -2,7 +2,7 @@
 
 It trains like the simulator's loop engine, with the random generators of its client number: the same client with the
 same samples sends the same numbers. With privacy of samples, noise and batches come from the operating system instead,
-so no two trainings are alike; each is charged to the node's ledger before it begins, and told.py lists all that is sent.
+so no two trainings are alike; each is charged to the node's ledger before it begins; told.py lists all that is sent.
 """
 
 import json
