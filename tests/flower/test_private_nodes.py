@@ -400,7 +400,7 @@ def test_an_epsilon_for_nodes_of_unknown_sizes_is_refused(tmp_path):
 
 
 def test_the_server_asks_for_no_sums_of_pixels(tmp_path):
-    with pytest.raises(InputError, match="sums of pixels are not accounted for; give data.mean and data.std"):
+    with pytest.raises(InputError, match="data.mean is not set, so that nodes would send sums of their pixels"):
         of_images(tmp_path, NOISE)
 
 

@@ -180,11 +180,6 @@ def collect_facts(experiment: Experiment, prepared: Prepared, folder: RunFolder)
     }
 
 
-def protects_samples(experiment: Experiment) -> bool:
-    """Return whether nodes make their steps private, and tell nothing else of their samples."""
-    return experiment.privacy is not None and experiment.privacy.unit == "sample"
-
-
 def build_checker(experiment: Experiment, workspace: Workspace, algorithm: AnyAlgorithm) -> UploadChecker:
     """Build the checker of uploads, for the shapes and types of the algorithm's honest upload."""
     training = experiment.training
@@ -193,7 +188,7 @@ def build_checker(experiment: Experiment, workspace: Workspace, algorithm: AnyAl
     shapes = type(template)(*(t.new_zeros(()).expand(t.shape) for t in template))  # without their memory
     travel = {name: t for name, t in statistics(workspace.module).items() if name not in workspace.personal}
     layout = Layout.of_tensors(travel)
-    tells_loss = not protects_samples(experiment)
+    tells_loss = experiment.privacy is None or experiment.privacy.unit != "sample"
     return UploadChecker(training, uploads, shapes, workspace.shared_statistics.clone(), layout, tells_loss=tells_loss)
 
 
@@ -225,10 +220,8 @@ def make_pixel_sums(experiment: Experiment, facts: Facts) -> PixelSums | None:
     """Return what gathers the sums of the nodes' pixels; None if mean and std are known, or there are no images."""
     if "shape" not in facts or "mean" in facts:
         return None
-    give = "give data.mean and data.std"
-    check(not protects_samples(experiment), f"privacy.unit=sample: sums of pixels are not accounted for; {give}")
-    told = "federation.sample_counts=false: sums of pixels tell how many images a node has"
-    check(experiment.federation.sample_counts, f"{told}; {give}")
+    told = "sums of pixels tell how many images a node has; give data.mean and data.std"
+    check(experiment.federation.sample_counts, f"federation.sample_counts=false: {told}")
     return PixelSums(cast("ImageFacts", facts)["shape"], experiment.federation.max_samples)
 
 

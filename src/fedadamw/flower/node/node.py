@@ -20,6 +20,7 @@ from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.own_models import has_own_models, own_model
 from fedadamw.engine.personal import make_steps, with_statistics
+from fedadamw.engine.private_gradient import check_separate
 from fedadamw.engine.record import DivergedError
 from fedadamw.engine.uploads import CodedEngine, Uploads
 from fedadamw.engine.workspace import Workspace, autocast
@@ -37,7 +38,7 @@ from fedadamw.models.lora.means import make_folding
 from fedadamw.prepare.adapters import build_halves
 from fedadamw.prepare.device import select_device
 from fedadamw.prepare.personal import build_parts
-from fedadamw.prepare.privacy import check_privacy, check_private_model, sample_privacy
+from fedadamw.prepare.privacy import check_privacy, sample_privacy
 from fedadamw.prepare.problem import Facts
 from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.randomness import Entropy, OperatingSystem
@@ -91,10 +92,11 @@ class Node:
         self.pixels = sum_own_pixels(task, about, self.local.samples)
         if self.pixels and self.spending.accounted:
             raise DeclinedError("it tells no sums of its pixels: give data.mean and data.std")
+        if self.spending.accounted:
+            _decline_unless(check_separate, model)
         if experiment.training.gradient_checkpointing:
             checkpoint_layers(model, experiment.model.name)
         self.workspace, self.algorithm = build_parts(experiment, model, build_algorithm)
-        _decline_unless(check_private_model, experiment, self.workspace)
         self.folding = make_folding(model, experiment.lora)
         self.halves = build_halves(experiment, self.workspace, build_algorithm)
         if self.halves is None:

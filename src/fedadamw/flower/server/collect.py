@@ -186,8 +186,8 @@ class Collector:
             self.registry.forget(client)
         if reason == DECLINED:
             self.registry.leave_out(client, refused.detail)
-        kinds: tuple[Outcome, ...] = ("failed", "stale", "declined")
-        outcome = next((kind for kind in kinds if kind == reason), "refused")
+        kinds: dict[str, Outcome] = {"failed": "failed", STALE: "stale", DECLINED: "declined"}
+        outcome = kinds.get(reason, "refused")
         self.reason = f"client {client}: {refused.detail}"
         self._count(outcome, client, reason=reason, detail=refused.detail)
         return outcome
