@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -10,107 +9,52 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
 from support.cases import CASES
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
 
 from flwr.app import Array
-from support.federated import COMMON, assert_same, federated, read_events, simulated
-from support.grids import LocalGrid
+from support.federated import assert_same, federated, read_events, simulated
+from support.private_nodes import (
+    BUDGET,
+    EVERYONE,
+    PRIVATE,
+    SEED,
+    SMALL,
+    answer,
+    charges,
+    meet,
+    of_trainings,
+    private,
+    requests_of,
+    with_settings,
+)
 
-from fedadamw.flower.node.demands import Demands, read_demands
 from fedadamw.flower.node.ledger import Ledger, read_spent
 from fedadamw.flower.node.node import Node
 from fedadamw.flower.node.worker import Worker
-from fedadamw.flower.protocol import ARRAYS, REQUEST
 from fedadamw.flower.server.check_upload import check_metrics
 from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.wire import RefusedError
 from fedadamw.io.yaml_text import read_yaml
-from fedadamw.prepare.simulation import check_settings
 from fedadamw.privacy.accountant import Mechanism, compute_epsilon
 from fedadamw.randomness import Seeded
-from fedadamw.settings.load import load, parse_settings
-from fedadamw.validation import InputError
+from fedadamw.settings.load import parse_settings
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
-
-SMALL = ["data.max_train=120", "data.max_test=20"]  # 40 samples a client
-NOISE = "privacy.noise_multiplier=1.5"
-PRIVATE = [NOISE, "privacy.clip=0.5", *SMALL]
-EVERYONE = ["training.clients_per_round=3"]
-SEED = 0  # that of the experiment
-BUDGET = "its own privacy budget does not cover another training"
-
-
-def of_trainings(count, noise=1.5):
-    """Return what so many trainings of a client are, of three steps each on batches of 20."""
-    return Mechanism(noise, 20 / 40, 3 * count)
-
-
-def private(tmp_path, settings=(), entropy=None, **config):
-    """Return a federation with privacy of samples, and its grid; each node has a state folder of its own.
-
-    config: `_1={...}` is added to that of node 1, `all={...}` to everyone's.
-    """
-    grid = LocalGrid(3, tmp_path / "state", entropy=entropy)
-    for i in range(3):
-        own = {"state-dir": str(tmp_path / f"state-{i}"), **config.get("all", {}), **config.get(f"_{i}", {})}
-        grid.configs[100 + i] |= own
-    ours, _ = federated(tmp_path, [*PRIVATE, *settings], grid)
-    return ours, grid
-
-
-def meet(ours, joined):
-    """Wait until so many nodes have joined, and the others have declined."""
-    registry, until = ours.clients.registry, time.monotonic() + 60
-    while len(registry.poll_online()) < joined or len(registry._left_out) < registry.clients - joined:
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
-def requests_of(grid, ask):
-    """Return the requests of a kind that were sent, with their arrays."""
-    sent = [(dict(m.content.config_records[REQUEST]), m.content.array_records) for m in grid.waiting.values()]
-    return [(r, dict(a[ARRAYS]) if ARRAYS in a else {}) for r, a in sent if r["ask"] == ask]
-
-
-def answer(asked, folder, worker=None, config=None, **changed):
-    """Return the answer of a node with this state folder to a request with its arrays."""
-    request, arrays = asked
-    told = {"partition-id": 0, "state-dir": str(folder), **(config or {})}
-    request = {**request, "came": time.time(), "seconds": 600.0, "sent": time.time(), "config": told, **changed}
-    return (worker or Worker()).answer(request, arrays)
-
-
-def with_settings(asked, change):
-    """Return a request whose settings `change` has changed."""
-    request, arrays = asked
-    raw = read_yaml("settings", request["settings"])
-    change(raw)
-    return {**request, "settings": json.dumps(raw)}, arrays
 
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
     """The requests of the first round of a federation, by kind, and the numbers and arrays of its answers."""
-    ours, grid = private(tmp_path_factory.mktemp("asked"), EVERYONE)
+    folder = tmp_path_factory.mktemp("asked")
+    ours, grid = private(folder, [*EVERYONE, "federation.quorum=3"])
     told = []
     grid.lies = dict.fromkeys(grid.configs, lambda arrays, numbers: told.append((set(arrays), dict(numbers))))
-    ours.clients.federation = ours.clients.federation.model_copy(update={"quorum": 3})
     assert ours.step().federation == {"asked": 3, "answered": 3}
-    events = read_events(grid_folder(ours), "joined")
+    events = read_events(folder, "joined")
     return {"hello": requests_of(grid, "hello")[0], "train": requests_of(grid, "train")[0], "told": (told, events)}
-
-
-def grid_folder(ours):
-    return ours.clients.events.path.parent.parent
-
-
-def charges(state):
-    return Ledger.of(state).charges()
 
 
 @pytest.mark.parametrize(
@@ -197,78 +141,10 @@ def test_a_node_whose_budget_is_spent_declines_and_the_run_goes_on(tmp_path):
         ours.step()
 
 
-WEAKER = {
-    "none": (["privacy=null"], {"privacy-unit": "sample"}, "only with privacy.unit=sample"),
-    "no privacy, budget": (["privacy=null"], {"privacy-epsilon": 8}, "only with privacy.unit=sample"),
-    "of clients": (["privacy.unit=client"], {"privacy-unit": "sample"}, "only with privacy.unit=sample"),
-    "no noise": (["privacy.noise_multiplier=0"], {"privacy-unit": "sample"}, "noise_multiplier above 0"),
-    "less noise": ([], {"privacy-noise": 2}, "privacy.noise_multiplier is below what it demands"),
-    "tiny clip": (["privacy.clip=1e-30"], {"privacy-unit": "sample"}, "privacy.clip is not between"),
-}
-
-
-@pytest.mark.parametrize("kind", WEAKER)
-def test_a_node_declines_runs_with_less_privacy_than_it_demands(tmp_path, kind, capsys):
-    settings, demand, told = WEAKER[kind]
-    experiment = load("digits", [*COMMON, *PRIVATE, *settings])
-    request = {"settings": experiment.to_yaml(), "about": "{}", "federation": "run"}
-    for ask in ("hello", "train", "evaluate"):
-        numbers, arrays = answer((request, {}), tmp_path, config=demand, ask=ask)
-        assert told in numbers["declined"]
-        assert "\n" not in numbers["declined"]
-        assert arrays == {}
-    assert not re.search(r"\b2\b|privacy-noise", numbers["declined"])  # what it demands is in its own log
-    assert ("privacy-noise=2" in capsys.readouterr().err) == (kind == "less noise")
-    assert not Ledger.of(tmp_path).begun
-
-
 def test_a_node_that_demands_as_much_as_the_run_has_takes_part(asked, tmp_path):
     budget = {"privacy-epsilon": 100, "privacy-noise": 1.5, "privacy-unit": "sample"}
     assert answer(asked["hello"], tmp_path, config=budget)[0].keys() == {"client", "layout"}
     assert not Ledger.of(tmp_path).begun
-
-
-@pytest.mark.parametrize(
-    ("config", "told"),
-    [
-        ({"privacy-epsilo": 3}, "privacy-epsilo is unknown; use privacy-unit, privacy-noise"),
-        ({"privacy-unit": "client"}, "only one that it can see to is 'sample'"),
-        ({"privacy-epsilon": 0}, "privacy-epsilon is 0"),
-        ({"privacy-epsilon": "3"}, "give a number"),
-        ({"privacy-epsilon": True}, "give a number"),
-        ({"privacy-noise": -1}, "give a number from 0"),
-        ({"privacy-epsilon": float("nan")}, "give a number"),
-        ({"privacy-delta": 1e-5}, "give both"),
-        ({"privacy-epsilon": 1, "privacy-delta": 1}, "below 1"),
-        ({"privacy-epsilon": 1, "privacy-delta": 0}, "above 0"),
-    ],
-)
-def test_demands_that_are_not_clear_are_refused(config, told):
-    with pytest.raises(InputError, match=re.escape(told)):
-        read_demands(config)
-
-
-def test_demands_are_read():
-    assert read_demands({"partition-id": 1}) == Demands()
-    assert read_demands({"privacy-unit": "sample"}) == Demands(samples=True)
-    assert read_demands({"privacy-noise": 1}) == Demands(samples=True, noise=1.0)
-    assert read_demands({"privacy-epsilon": 3}) == Demands(samples=True, epsilon=3.0, delta=1e-5)
-
-
-TRICKS = {
-    "training.clip=1.0": "training.clip",
-    "federation.sample_counts=true": "federation.sample_counts",
-    "training.weighting=samples": "training.weighting",
-    "training.epochs=1": "training.epochs",
-    "training.client_evaluation=1": "evaluations",
-}
-
-
-def test_a_node_trusts_no_settings_of_the_server(tmp_path):
-    for trick, told in TRICKS.items():
-        experiment = load("digits", [*COMMON, *PRIVATE, "partition.held_out=0.2", trick])
-        request = {"settings": experiment.to_yaml(), "about": "{}", "federation": "run"}
-        assert told in answer((request, {}), tmp_path, ask="hello")[0]["declined"], trick
 
 
 def test_a_node_checks_the_model_too(asked, tmp_path):
@@ -327,13 +203,6 @@ def test_a_private_node_takes_no_part_in_evaluations(asked, tmp_path):
     assert sent == {}
 
 
-def test_evaluation_over_nodes_is_refused_with_privacy():
-    for unit in ("sample", "client"):
-        more = ["partition.held_out=0.2", "training.client_evaluation=1", f"privacy.unit={unit}"]
-        with pytest.raises(InputError, match="training.client_evaluation=1: no epsilon counts what the scores"):
-            check_settings(load("digits", [*COMMON, *PRIVATE, *more]), remote=True)
-
-
 SCRIPT = """
 import json, os, signal, sys
 import numpy as np
@@ -374,56 +243,3 @@ def test_nodes_get_the_noise_that_keeps_to_an_epsilon(tmp_path):
     sent = parse_settings(read_yaml("settings", requests_of(grid, "hello")[0][0]["settings"])).privacy
     assert sent.epsilon is None
     assert 2.9 < compute_epsilon([of_trainings(2, sent.noise_multiplier)], 1e-5) <= 3.0
-
-
-def of_images(tmp_path, *more, **classes):
-    """Return a federation whose nodes have images of their own, of classes a and b unless `_1=("a", "c")` says else."""
-    grid = LocalGrid(3, tmp_path / "state")
-    for i in range(3):
-        for name in classes.get(f"_{i}", ("a", "b")):
-            folder = tmp_path / f"data-{i}" / name
-            folder.mkdir(parents=True)
-            for j in range(4):
-                pixels = np.random.default_rng([i, j]).integers(0, 255, (8, 8), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{j}.png")
-        grid.configs[100 + i] |= {"data": str(tmp_path / f"data-{i}"), "state-dir": str(tmp_path / f"state-{i}")}
-    data = "data={task: image, classes: [a, b], image_size: 8, image_mode: grey}"
-    return federated(tmp_path, [data, "partition.kind=nodes", *EVERYONE, *more], grid)
-
-
-MOMENTS = ["data.mean=[0.5]", "data.std=[0.3]"]
-
-
-def test_an_epsilon_for_nodes_of_unknown_sizes_is_refused(tmp_path):
-    with pytest.raises(InputError, match="numbers of samples are not known; give privacy.noise_multiplier"):
-        of_images(tmp_path, *MOMENTS, "privacy.epsilon=3")
-
-
-def test_the_server_asks_for_no_sums_of_pixels(tmp_path):
-    with pytest.raises(InputError, match="data.mean is not set, so that nodes would send sums of their pixels"):
-        of_images(tmp_path, NOISE)
-
-
-def test_a_node_tells_no_sums_of_pixels_whoever_asks(tmp_path):
-    ours, grid = of_images(tmp_path, *MOMENTS, NOISE)
-    meet(ours, 3)
-    request, _ = requests_of(grid, "hello")[0]
-    about = {key: value for key, value in json.loads(request["about"]).items() if key not in ("mean", "std")}
-    asked = with_settings((request, {}), lambda raw: raw["data"].update(mean=None, std=None))
-    config = {"data": grid.configs[100]["data"]}
-    numbers, arrays = answer(asked, tmp_path / "state", config=config, about=json.dumps(about))
-    assert numbers == {"declined": "it tells no sums of its pixels: give data.mean and data.std"}
-    assert arrays == {}
-
-
-def test_a_node_names_none_of_its_classes(tmp_path, capsys):
-    ours, _ = of_images(tmp_path, *MOMENTS, NOISE, "federation.wait_for=2", _1=("a", "SECRET"))
-    meet(ours, 2)
-    assert ours.step().federation == {"asked": 2, "answered": 2}
-    (event,) = read_events(tmp_path, "stranger")
-    assert event["reason"] == "other-data"
-    assert event["detail"] == "client 1: its data do not fit the run, or cannot be read; its log says more"
-    assert "SECRET" in capsys.readouterr().err
-    assert "SECRET" not in (tmp_path / "run/events.jsonl").read_text()
-    assert charges(tmp_path / "state-1") == []
-    assert [charge.rate for charge in charges(tmp_path / "state-0")] == [1.0]  # 8 samples, batches of 20
