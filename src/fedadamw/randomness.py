@@ -3,10 +3,15 @@
 So a client draws the same batches in every engine, and a resumed run draws the same numbers as an uninterrupted one.
 """
 
+import os
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 import numpy as np
 import torch
+
+HEAD, WORDS = 24, 624  # bytes before the words of a Mersenne twister's state in torch, and how many these are
 
 
 class Purpose(IntEnum):
@@ -27,6 +32,9 @@ class Purpose(IntEnum):
     MEASURED = 13  # samples and directions in which a trained model is measured
     HELD_OUT = 14  # each client's own held-out samples
     EVALUATED_CLIENTS = 15
+    PRIVATE_BATCHES = 16  # with privacy: which samples are in a batch
+    PRIVATE_NOISE = 17
+    PRIVATE_CLIENTS = 18  # with privacy of clients: who takes part
 
 
 def numpy_generator(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:
@@ -38,6 +46,14 @@ def torch_seed(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) ->
     """Return a seed for torch for one purpose."""
     words = np.random.SeedSequence((seed, purpose, round_, client)).generate_state(2, np.uint32)
     return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def seed_modules_by(generator: torch.Generator) -> None:
+    """Let what modules on the generator's device draw from go on from a new `generator`."""
+    if generator.device.type == "cpu":
+        torch.default_generator.set_state(generator.get_state())
+    else:
+        torch.cuda.set_rng_state(generator.get_state(), generator.device)
 
 
 def seed_modules(seed: int, device: torch.device) -> None:
@@ -55,10 +71,65 @@ def torch_generator(
     return torch.Generator(device).manual_seed(torch_seed(seed, purpose, round_, client))
 
 
+class Entropy(Protocol):
+    """Where private noise and private batches come from."""
+
+    def numpy(self, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:
+        """Return a numpy generator for one purpose."""
+
+    def torch(self, purpose: Purpose, round_: int = 0, client: int = 0, *, device: torch.device) -> torch.Generator:
+        """Return a torch generator on `device` for one purpose."""
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """Random numbers that follow from a seed, as the simulator's: whoever knows it can compute the noise."""
+
+    seed: int
+
+    def numpy(self, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:
+        return numpy_generator(self.seed, purpose, round_, client)
+
+    def torch(self, purpose: Purpose, round_: int = 0, client: int = 0, *, device: torch.device) -> torch.Generator:
+        return torch_generator(self.seed, purpose, round_, client, device=device)
+
+
+class OperatingSystem:
+    """Random numbers that nobody can compute again: each generator starts from the operating system's entropy.
+
+    The generators themselves are numpy's and torch's, not cryptographic ones.
+    """
+
+    def numpy(self, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:
+        return np.random.default_rng(int.from_bytes(os.urandom(32), "big"))
+
+    def torch(self, purpose: Purpose, round_: int = 0, client: int = 0, *, device: torch.device) -> torch.Generator:
+        generator = torch.Generator(device).manual_seed(int.from_bytes(os.urandom(8), "big") >> 1)
+        return _fill_state(generator) if device.type == "cpu" else generator
+
+
+def _fill_state(generator: torch.Generator) -> torch.Generator:
+    """Fill the state of a new generator on a CPU with entropy: of a seed it would use 32 bits only.
+
+    The state is that of a Mersenne twister: a head of 24 bytes, then 624 words of 4 bytes, each in 8 bytes.
+    """
+    state = generator.get_state()
+    words = np.frombuffer(os.urandom(4 * WORDS), np.uint32).astype(np.uint64)
+    state[HEAD : HEAD + 8 * WORDS] = torch.from_numpy(words.view(np.uint8).copy())
+    generator.set_state(state)
+    return generator
+
+
 def sample_clients(seed: int, round_: int, clients: int, count: int) -> np.ndarray:
     """Draw `count` of `clients` client numbers, uniformly without replacement, in ascending order."""
     drawn = numpy_generator(seed, Purpose.SAMPLE_CLIENTS, round_).choice(clients, count, replace=False)
     return np.sort(drawn)
+
+
+def sample_independently(entropy: Entropy, round_: int, clients: int, count: int) -> np.ndarray:
+    """Draw each of `clients` client numbers with probability `count` / `clients`, in ascending order; perhaps none."""
+    drawn = entropy.numpy(Purpose.PRIVATE_CLIENTS, round_).random(clients)
+    return np.flatnonzero(drawn < count / clients)
 
 
 def sample_evaluated(seed: int, clients: np.ndarray, count: int | None) -> np.ndarray:
@@ -88,3 +159,13 @@ def draw_batches(
     passes = -(-steps * size // n)
     stream = np.concatenate([samples[generator.permutation(n)] for _ in range(passes)])
     return list(stream[: steps * size].reshape(steps, size))
+
+
+def draw_poisson_batches(
+    samples: np.ndarray, generator: np.random.Generator, *, rate: float, steps: int
+) -> list[np.ndarray]:
+    """Draw the sample numbers of each of one client's local steps: each sample with probability `rate`, independently.
+
+    A batch may be empty.
+    """
+    return [samples[generator.random(len(samples)) < rate] for _ in range(steps)]

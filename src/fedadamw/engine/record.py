@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedadamw.engine.diagnostics import Numbers
+from fedadamw.settings.training import TrainingSettings
 
 
 class DivergedError(RuntimeError):
@@ -26,6 +27,7 @@ class Record:
     wall_s: float
     diagnostics: Numbers | None = None  # with training.diagnostics
     federation: dict[str, int] | None = None  # of Flower's nodes: counts of asked, answered, late, ...
+    clip: float | None = None  # with privacy.quantile: the norm that the round's updates were clipped to
     waited_s: float | None = None  # with several ranks: of wall_s, for each other, mean over the ranks
     # In rounds with training.client_evaluation, over the clients' own held-out samples. The first four are of the main
     # metric, or of the loss if there is none.
@@ -46,3 +48,13 @@ class Record:
             return -self.clients_mean if only_loss and self.clients_mean is not None else self.clients_mean
         loss = None if self.test_loss is None else -self.test_loss
         return next(iter(self.test_metrics.values())) if self.test_metrics else loss
+
+
+def describe_divergence(round_: int, clients: int, lr: float, training: TrainingSettings) -> str:
+    """Return what a DivergedError says of a round (from 1) in which no client's answer was accepted."""
+    clip = f"clip={training.clip:g}" if training.clip else "no clipping"
+    outer = "" if training.outer is None else f", a smaller training.outer.lr (now {training.outer.lr:.3g})"
+    return (
+        f"round {round_}: all {clients} clients sent numbers that are not finite; "
+        f"try a smaller training.lr (now {lr:.3g}){outer}, a smaller training.clip (now {clip}), or warmup_rounds"
+    )

@@ -30,6 +30,7 @@ from fedadamw.plan.heap import Heap
 from fedadamw.plan.meter import Meter
 from fedadamw.plan.pretended import PLACE, build_problem, find_output, pretend, whole_weights, without_numbers
 from fedadamw.prepare.choices import choose_step, default_stack
+from fedadamw.prepare.client_privacy import has_client_privacy
 from fedadamw.prepare.problem import Problem
 from fedadamw.prepare.simulation import Prepared, assemble
 from fedadamw.settings.data import LANGUAGE
@@ -148,7 +149,10 @@ def _shorten(experiment: Experiment, stack: int) -> Experiment:
     if t.mean == "krum":
         changes["mean"] = "median"
     training = t.model_copy(update=changes)
-    return experiment.model_copy(update={"training": training, "stack": stack, "shards": 1})
+    rehearsed = {"training": training, "stack": stack, "shards": 1}
+    if has_client_privacy(experiment):
+        rehearsed["privacy"] = None  # so that a round has as many clients as it has on average
+    return experiment.model_copy(update=rehearsed)
 
 
 def _pretend_partition(experiment: Experiment, data: DataShape) -> Partition:

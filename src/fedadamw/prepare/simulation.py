@@ -21,8 +21,9 @@ from fedadamw.engine.clients import Clients
 from fedadamw.engine.parts import Halves, InTurn
 from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
-from fedadamw.engine.simulate import NOT_THE_MEAN, Saved, Simulation
+from fedadamw.engine.simulate import NOT_THE_MEAN, Simulation
 from fedadamw.engine.simulated import SimulatedClients
+from fedadamw.engine.state import Saved
 from fedadamw.engine.step import SAVED_S, Kind
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.activation_checkpoints import checkpoint_layers
@@ -34,6 +35,7 @@ from fedadamw.prepare.architecture import is_run
 from fedadamw.prepare.base import check_base, check_own_quantisation, warn_if_not_stacked
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
+from fedadamw.prepare.client_privacy import build_client_privacy, check_client_privacy, check_statistics_stay
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
@@ -41,6 +43,7 @@ from fedadamw.prepare.personal import build_parts, check_personal
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partitions
 from fedadamw.prepare.start import Start, StartFacts, open_start
+from fedadamw.randomness import Entropy, OperatingSystem, Seeded
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
@@ -74,12 +77,15 @@ class Prepared:
         step: Kind | None = None,
         memory_folder: Path | None = None,
         saved: Saved | None = None,
+        entropy: Entropy | None = None,
     ) -> Simulation:
         """Return the simulation, new or resumed from `saved`; without `clients` they are simulated in this process.
 
         step: how local steps are done; by default as for a new run. memory_folder: keep simulated clients' memories
-        in files there.
+        in files there. entropy: of noise over Flower, for tests; by default the operating system's.
         """
+        if entropy is None:
+            entropy = Seeded(self.experiment.seed) if clients is None else OperatingSystem()
         return Simulation(
             self.workspace,
             self.algorithm,
@@ -90,6 +96,7 @@ class Prepared:
             folding=self.folding,
             halves=self.halves,
             saved=saved,
+            client_privacy=build_client_privacy(self.experiment, entropy),
         )
 
     def choose_step(self, saved: Mapping[str, float] = SAVED_S) -> Kind:
@@ -139,6 +146,7 @@ class Prepared:
             portions=self.portions,
             finetune=0 if experiment.personal is None else experiment.personal.finetune,
             held_out=self.held_out,
+            client_privacy=build_client_privacy(experiment, Seeded(experiment.seed)),
         )
 
 

@@ -27,6 +27,7 @@ class RecordDict(_Record, total=False):
 
     diagnostics: Numbers
     federation: dict[str, int]
+    clip: float
     waited_s: float
     clients_mean: float | None
     clients_weighted: float | None
