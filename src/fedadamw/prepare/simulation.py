@@ -194,6 +194,7 @@ def assemble(
     if experiment.training.gradient_checkpointing:
         checkpoint_layers(model, experiment.model.name)
     workspace, algorithm = build_parts(experiment, model, build_algorithm)
+    check_statistics_stay(experiment, workspace)
     check_batch_norm(workspace, task, partition, experiment.training)
     if held_out is not None:
         check_held_out(experiment, task, held_out)
@@ -237,6 +238,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         server_lr = experiment.algorithm.get("server_lr", 1.0)
         check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
     _check_shards(experiment)
+    check_client_privacy(experiment, remote=remote)
     check_personal(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)
     if remote:
