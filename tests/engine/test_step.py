@@ -8,10 +8,11 @@ from support.cases import CASES
 from torch import Tensor
 
 from fedadamw.algorithms import registry
+from fedadamw.algorithms.classes import takes_noise
 from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.algorithms.local_adamw import LocalAdamW
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.directions.adamw import Moments, adamw
+from fedadamw.directions.adamw import NO_NOISE, Moments, NoiseInMoments, adamw
 from fedadamw.directions.lion import lion
 from fedadamw.engine import step as step_module
 from fedadamw.engine import sums
@@ -25,6 +26,8 @@ NOT_RECORDED = {
     "fedmuon",
 }  # FedLADA computes a ratio of its own, the others look at tensors
 NOT_RECORDED |= {"ditto", "muloco", "fedadamw-cautious", "fedadamw-bounded"}  # these look at tensors or numbers
+
+NOISE = NoiseInMoments(1.0, 0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -74,10 +77,16 @@ def assert_equal_steps(algorithm, *, recorded, **how):
 
 @pytest.mark.parametrize("rows", [None, 3], ids=["one", "stacked"])
 @pytest.mark.parametrize("clip", [None, 1.0], ids=["free", "clipped"])
-@pytest.mark.parametrize("name", CASES)
-def test_fused_steps_equal_plain_ones(name, clip, rows):
+@pytest.mark.parametrize(
+    ("name", "noise"),
+    [
+        *((name, NO_NOISE) for name in CASES),
+        *((name, NOISE) for name, case in CASES.items() if takes_noise(registry.BUILT_IN[case.name])),
+    ],
+)
+def test_fused_steps_equal_plain_ones(name, noise, clip, rows):
     case = CASES[name]
-    algorithm = registry.make(case.name, case.settings, Blocks.of(network()))
+    algorithm = registry.make(case.name, case.settings, Blocks.of(network()), noise)
     assert_equal_steps(algorithm, recorded=not NOT_RECORDED & {name, case.name}, clip=clip, rows=rows)
 
 

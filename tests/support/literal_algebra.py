@@ -42,3 +42,11 @@ def normalised(vector):
 
 def mean_of(vectors):
     return [sum(column) / len(vectors) for column in zip(*vectors, strict=True)]
+
+
+def without(noise, v_hat):
+    """A debiased second moment without the noise (phi, f) in it."""
+    if noise is None:
+        return v_hat
+    phi, f = noise
+    return max(v_hat - phi, f * phi)

@@ -60,6 +60,9 @@ def shorten(language: str, code: str) -> str:
 
 def _shorten_command(line: str) -> str:
     """A command that trains, with settings it does not have yet: one given twice is refused."""
+    if line.startswith("fedadamw theory rate"):
+        line = re.sub(r" --(rounds|seeds) \S+", "", line)
+        return line.replace("theory rate", "theory rate --rounds 20,40,80 --seeds 1")
     if not re.match(BEGINS, line):
         return line
     small = {} if "training.rounds" in line else {"training.rounds": 2, "training.clients_per_round": 2}

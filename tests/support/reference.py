@@ -2,13 +2,13 @@
 
 x: list of d numbers. rounds: list of (lr, clients); clients: number of a client -> its gradient functions, one a local
 step, y -> list of d numbers. problem: what an algorithm may know of the model and the federation. All return the list
-of x after each round.
+of x after each round. noise: (phi, f), the known variance that it adds to a gradient, and the least share of it in v.
 """
 
 import math
 from typing import NamedTuple
 
-from support.literal_algebra import mean_of, newton_schulz, normalised, unit
+from support.literal_algebra import mean_of, newton_schulz, normalised, unit, without
 from support.reference_outer import sgd_step
 
 
@@ -33,6 +33,7 @@ def fedadamw(
     memory=None,
     outer=None,
     align="always",
+    noise=None,
 ):
     """arXiv 2510.27486, Algorithm 2, with decay in place of the printed growth.
 
@@ -59,7 +60,7 @@ def fedadamw(
                     v[j] = beta2 * v[j] + (1 - beta2) * g[j] * g[j]
                     m_hat = (w_m * beta1**k * m_hat_bar[j] + m[j]) / (w_m * beta1**k + 1 - beta1**k)
                     v_hat = (w_v * beta2**k * v_hat_bar[j] + v[j]) / (w_v * beta2**k + 1 - beta2**k)
-                    u[j] = m_hat / (math.sqrt(v_hat) + eps)
+                    u[j] = m_hat / (math.sqrt(without(noise, v_hat)) + eps)
                 trusted = trust(u, delta_g, alpha, align)
                 for j in range(d):
                     y[j] -= lr * (u[j] + alpha * trusted[j] * delta_g[j] + weight_decay * y[j])
@@ -98,7 +99,7 @@ def trust(u, delta_g, alpha, align):
     return [own / along if align == "bounded" and along > own else 1.0] * len(u)
 
 
-def local_adamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01):
+def local_adamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, noise=None):
     """AdamW (arXiv 1711.05101, Algorithm 2) on each client, restarted each round; models averaged."""
     history = []
     for lr, clients in rounds:
@@ -110,7 +111,7 @@ def local_adamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_
                 for j in range(len(x)):
                     m[j] = beta1 * m[j] + (1 - beta1) * g[j]
                     v[j] = beta2 * v[j] + (1 - beta2) * g[j] ** 2
-                    step = (m[j] / (1 - beta1**k)) / (math.sqrt(v[j] / (1 - beta2**k)) + eps)
+                    step = (m[j] / (1 - beta1**k)) / (math.sqrt(without(noise, v[j] / (1 - beta2**k))) + eps)
                     y[j] = y[j] - lr * (step + weight_decay * y[j])
             models.append(y)
         x = mean_of(models)
@@ -118,7 +119,7 @@ def local_adamw(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_
     return history
 
 
-def fadamgc(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, server_lr=1.0):
+def fadamgc(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, server_lr=1.0, noise=None):
     """arXiv 2502.02727, with AdamW's step. The server's c is recomputed as the mean over all N clients."""
     d = len(x)
     controls = [[0.0] * d for _ in range(problem.clients)]
@@ -136,7 +137,7 @@ def fadamgc(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_deca
                     tracked = g[j] - controls[i][j] + c[j]
                     m[j] = beta1 * m[j] + (1 - beta1) * tracked
                     v[j] = beta2 * v[j] + (1 - beta2) * tracked**2
-                    step = (m[j] / (1 - beta1**k)) / (math.sqrt(v[j] / (1 - beta2**k)) + eps)
+                    step = (m[j] / (1 - beta1**k)) / (math.sqrt(without(noise, v[j] / (1 - beta2**k))) + eps)
                     y[j] -= lr * (step + weight_decay * y[j])
             new[i] = mean_of(found)
             deltas.append([y[j] - x[j] for j in range(d)])
@@ -148,7 +149,7 @@ def fadamgc(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_deca
     return history
 
 
-def local_adam(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01):
+def local_adam(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01, noise=None):
     """Adam (arXiv 1412.6980, Algorithm 1) on each client, the decay in its gradient; models averaged."""
     history = []
     for lr, clients in rounds:
@@ -161,35 +162,36 @@ def local_adam(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_d
                     decayed = g[j] + weight_decay * y[j]
                     m[j] = beta1 * m[j] + (1 - beta1) * decayed
                     v[j] = beta2 * v[j] + (1 - beta2) * decayed**2
-                    y[j] -= lr * (m[j] / (1 - beta1**k)) / (math.sqrt(v[j] / (1 - beta2**k)) + eps)
+                    y[j] -= lr * (m[j] / (1 - beta1**k)) / (math.sqrt(without(noise, v[j] / (1 - beta2**k))) + eps)
             models.append(y)
         x = mean_of(models)
         history.append(x)
     return history
 
 
-def fedlada(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-3, a=0.1):
+def fedlada(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-3, a=0.1, noise=None):
     """arXiv 2308.00522."""
     d = len(x)
-    shared_v, amendment = [0.0] * d, [0.0] * d
+    shared_v, amendment, t = [0.0] * d, [0.0] * d, 0.0
     history = []
     for lr, clients in rounds:
         models, vs, steps = [], [], []
         for gradients in clients.values():
             y, m, v = list(x), [0.0] * d, list(shared_v)
-            for gradient in gradients:
-                g = gradient(y)
+            for k, gradient in enumerate(gradients, start=1):
+                g, weight = gradient(y), 1 - beta2 ** (t + k)
                 for j in range(d):
                     decayed = g[j] + weight_decay * y[j]
                     m[j] = beta1 * m[j] + (1 - beta1) * decayed
                     v[j] = beta2 * v[j] + (1 - beta2) * decayed**2
-                    y[j] -= lr * (a * m[j] / (math.sqrt(v[j]) + eps) + (1 - a) * amendment[j])
+                    root = math.sqrt(weight * without(noise, v[j] / weight))
+                    y[j] -= lr * (a * m[j] / (root + eps) + (1 - a) * amendment[j])
             models.append(y)
             vs.append(v)
             steps.append(len(gradients))
         new = mean_of(models)
         amendment = [(x[j] - new[j]) / (lr * sum(steps) / len(steps)) for j in range(d)]
-        x, shared_v = new, mean_of(vs)
+        x, shared_v, t = new, mean_of(vs), t + sum(steps) / len(steps)
         history.append(x)
     return history
 
@@ -230,6 +232,7 @@ def fedlamb(
     weight_decay=0.01,
     alpha=0.5,
     trust=(0.01, 10.0),
+    noise=None,
 ):
     """LAMB (arXiv 1904.00962, Algorithm 2) on each client, with FedAdamW's block means and alignment."""
     d = len(x)
@@ -245,7 +248,7 @@ def fedlamb(
                 for j in range(d):
                     m[j] = beta1 * m[j] + (1 - beta1) * g[j]
                     v[j] = beta2 * v[j] + (1 - beta2) * g[j] ** 2
-                    adam = (m[j] / (1 - beta1**k)) / (math.sqrt(v[j] / (1 - beta2 ** (t + k))) + eps)
+                    adam = (m[j] / (1 - beta1**k)) / (math.sqrt(without(noise, v[j] / (1 - beta2 ** (t + k)))) + eps)
                     w[j] = adam + weight_decay * y[j]
                 for coordinates, is_matrix in problem.tensors:
                     of_y = math.sqrt(sum(y[j] ** 2 for j in coordinates))
@@ -281,6 +284,7 @@ def fedmuon(
     alpha=0.5,
     steps=5,
     rank=None,
+    noise=None,
 ):
     """arXiv 2510.27403. Of low ranks only 1 is written here: then a sketch is two vectors."""
     d = len(x)
@@ -300,7 +304,7 @@ def fedmuon(
                     m[j] = beta1 * m[j] + (1 - beta1) * g[j]
                     v[j] = beta2 * v[j] + (1 - beta2) * g[j] ** 2
                 for j in flat:
-                    u[j] = (m[j] / (1 - beta1**k)) / (math.sqrt(v[j] / (1 - beta2**k)) + eps)
+                    u[j] = (m[j] / (1 - beta1**k)) / (math.sqrt(without(noise, v[j] / (1 - beta2**k))) + eps)
                 for rows in problem.hidden:
                     directions = newton_schulz([[m[j] for j in row] for row in rows], steps)
                     scale = 0.2 * math.sqrt(max(len(rows), len(rows[0])))

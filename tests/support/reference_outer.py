@@ -2,7 +2,7 @@
 
 import math
 
-from support.literal_algebra import mean_of, newton_schulz
+from support.literal_algebra import mean_of, newton_schulz, without
 
 
 def sgd_step(x, momentum, delta, lr, decay, nesterov):
@@ -28,6 +28,7 @@ def diloco(
     outer_lr=0.7,
     outer_momentum=0.9,
     nesterov=True,
+    noise=None,
 ):
     """arXiv 2311.08105, Algorithm 1: each client has an AdamW of its own, the server Nesterov's momentum."""
     d = len(x)
@@ -47,7 +48,7 @@ def diloco(
                 m = [beta1 * m[j] + (1 - beta1) * g[j] for j in range(d)]
                 v = [beta2 * v[j] + (1 - beta2) * g[j] ** 2 for j in range(d)]
                 for j in range(d):
-                    adam = (m[j] / (1 - beta1**t)) / (math.sqrt(v[j] / (1 - beta2**t)) + eps)
+                    adam = (m[j] / (1 - beta1**t)) / (math.sqrt(without(noise, v[j] / (1 - beta2**t))) + eps)
                     y[j] -= lr * (adam + weight_decay * y[j])
             kept[i] = m, v, t
             deltas.append([y[j] - x[j] for j in range(d)])
@@ -69,6 +70,7 @@ def muloco(
     outer_lr=0.7,
     outer_momentum=0.9,
     nesterov=True,
+    noise=None,
 ):
     """arXiv 2505.23725: `diloco`, but hidden matrices step along their momentum, orthogonalized."""
     d = len(x)
@@ -88,7 +90,7 @@ def muloco(
                 v = [beta2 * v[j] + (1 - beta2) * g[j] ** 2 for j in range(d)]
                 u = [0.0] * d
                 for j in flat:
-                    u[j] = (m[j] / (1 - beta1**t)) / (math.sqrt(v[j] / (1 - beta2**t)) + eps)
+                    u[j] = (m[j] / (1 - beta1**t)) / (math.sqrt(without(noise, v[j] / (1 - beta2**t))) + eps)
                 for rows in problem.hidden:
                     directions = newton_schulz([[m[j] for j in row] for row in rows], steps)
                     scale = 0.2 * math.sqrt(max(len(rows), len(rows[0])))

@@ -5,6 +5,7 @@ import torch
 from fedadamw.algorithms import registry
 from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.blocks.blocks import Blocks
+from fedadamw.directions.adamw import NO_NOISE
 from fedadamw.engine.ranks import ALONE
 from fedadamw.engine.simulate import Simulation
 from fedadamw.randomness import Purpose, draw_batches, numpy_generator, sample_clients
@@ -34,10 +35,11 @@ def simulation(
     memory_folder=None,
     saved=None,
     held_out=None,
+    noise=NO_NOISE,
     **changes,
 ):
     model = attention_model()
-    algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model))
+    algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model), noise)
     clients = unequal_clients(task) if clients is None else clients
     how = {
         "stack": stack,

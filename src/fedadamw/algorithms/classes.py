@@ -9,10 +9,12 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from fedadamw.algorithm import Algorithm, AnyAlgorithm
 from fedadamw.blocks.blocks import Blocks
+from fedadamw.directions.adamw import NoiseInMoments
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Layout
 
-BLOCKS = "blocks"  # the field that is no setting: it comes from the model
+BLOCKS = "blocks"  # a field that is no setting: it comes from the model
+NOISE = "noise"  # if its default is a NoiseInMoments, no setting: it comes from the section `privacy`
 RESERVED = {"name": "algorithm.name", "lr": "training.lr"}  # names that a setting may not have, and what has them
 PLAIN = (bool, int, float, str, type(None))
 NO_BLOCKS = Blocks(Layout((), ()), (), ())
@@ -21,12 +23,18 @@ NO_BLOCKS = Blocks(Layout((), ()), (), ())
 def defaults_of(kind: type[AnyAlgorithm]) -> dict[str, Any]:
     """Return an algorithm's settings with their defaults."""
     fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]  # every algorithm is a dataclass
-    return {f.name: f.default for f in fields if f.name != BLOCKS}
+    return {f.name: f.default for f in fields if f.name != BLOCKS and not isinstance(f.default, NoiseInMoments)}
 
 
 def has_blocks(kind: type[AnyAlgorithm]) -> bool:
     """Return whether an algorithm needs the blocks of the model."""
     return any(f.name == BLOCKS for f in dataclasses.fields(kind))  # type: ignore[arg-type]  # as above
+
+
+def takes_noise(kind: type[AnyAlgorithm]) -> bool:
+    """Return whether an algorithm subtracts known noise from its second moments."""
+    fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]  # as above
+    return any(f.name == NOISE and isinstance(f.default, NoiseInMoments) for f in fields)
 
 
 def parse_settings(kind: type[AnyAlgorithm], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
 from fedadamw.algorithms.outer import OuterStep
-from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
+from fedadamw.directions.adamw import NO_NOISE, Moments, NoiseInMoments, adamw, check_above_zero, check_adamw
 from fedadamw.validation import check_one_of
 from fedadamw.vector import Vector
 
@@ -75,6 +75,7 @@ class DiLoCo(Algorithm[Server, Down, Memory | tuple[()], Local, Up]):
     outer_lr: float = 0.7  # learning rate of the server's step (above 0)
     outer_momentum: float = 0.9  # decay rate of the server's momentum b (0 to below 1)
     nesterov: bool = True  # the server looks ahead along b, as torch.optim.SGD does; false: plain momentum
+    noise: NoiseInMoments = NO_NOISE  # known, of gradients: subtracted from v; no setting
 
     elementwise: ClassVar = True
     adds_mean: ClassVar = False
@@ -109,7 +110,7 @@ class DiLoCo(Algorithm[Server, Down, Memory | tuple[()], Local, Up]):
 
     def client_step(self, local: Local, down: Down, g: Vector, lr: Tensor) -> Local:
         t = local.t + 1
-        u, moments = adamw(g, local.moments, t, t, betas=self.betas, eps=self.eps)  # lines 2, 3
+        u, moments = adamw(g, local.moments, t, t, betas=self.betas, eps=self.eps, noise=self.noise)  # lines 2, 3
         return Local(local.y - lr * (u + self.weight_decay * local.y), moments, t)  # line 4
 
     def client_finish(self, local: Local, down: Down, lr: Tensor) -> tuple[Up, Memory | tuple[()]]:  # line 5

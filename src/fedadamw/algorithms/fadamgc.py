@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
-from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
+from fedadamw.directions.adamw import NO_NOISE, Moments, NoiseInMoments, adamw, check_above_zero, check_adamw
 from fedadamw.validation import check
 from fedadamw.vector import Vector
 
@@ -67,6 +67,7 @@ class FAdamGC(Algorithm[Server, Server, Memory, Local, Up]):
     eps: float = 1e-8  # added to the denominator (above 0)
     weight_decay: float = 0.01  # decoupled, per step, times lr (at least 0)
     server_lr: float = 1.0  # learning rate of the server (above 0)
+    noise: NoiseInMoments = NO_NOISE  # known, of gradients: subtracted from v; no setting
 
     elementwise: ClassVar = True
     changes: ClassVar = ("delta", "dc")
@@ -93,7 +94,7 @@ class FAdamGC(Algorithm[Server, Server, Memory, Local, Up]):
     def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
         k = local.k + 1
         corrected = g - local.c + down.c  # line 1
-        u, moments = adamw(corrected, local.moments, k, k, betas=self.betas, eps=self.eps)  # line 2
+        u, moments = adamw(corrected, local.moments, k, k, betas=self.betas, eps=self.eps, noise=self.noise)  # line 2
         y = local.y - lr * (u + self.weight_decay * local.y)  # line 3
         return Local(y, moments, local.c, local.total + g, k)
 

@@ -34,7 +34,16 @@ from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.directions.adamw import SMALLEST_NORMAL, Moments, adamw, check_above_zero, check_adamw, debias
+from fedadamw.directions.adamw import (
+    NO_NOISE,
+    SMALLEST_NORMAL,
+    Moments,
+    NoiseInMoments,
+    adamw,
+    check_above_zero,
+    check_adamw,
+    debias,
+)
 from fedadamw.directions.align import ALIGN, take_aligned_step
 from fedadamw.validation import check, check_one_of
 from fedadamw.vector import Vector, squared_norm
@@ -98,6 +107,7 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up | MeasuredUp]):
     align: str = "always"  # when steps go along Delta_G (one of always, agreement, cautious, bounded)
     memory: float | None = None  # gradients that kept moments count for at most, M; null: all (at least 0)
     share: str = "mean-v"  # moments kept from round to round; mean-v: block means of v (one of none, m, v, vm, mean-v)
+    noise: NoiseInMoments = NO_NOISE  # known, of gradients: subtracted from v; no setting
 
     tuning: ClassVar = {
         "lr": (3e-4, 1e-3, 3e-3),
@@ -135,7 +145,9 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up | MeasuredUp]):
     def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
         k = local.k + 1
         m_steps, v_steps = (k if how == "restart" else k + down.t for how in SHARES[self.share])
-        u, moments = adamw(g, local.moments, m_steps, v_steps, betas=self.betas, eps=self.eps)  # lines 2-4
+        u, moments = adamw(  # lines 2-4
+            g, local.moments, m_steps, v_steps, betas=self.betas, eps=self.eps, noise=self.noise
+        )
         delta = ALIGN[self.align](u, down.delta, self.alpha)
         y = take_aligned_step(local.y, u, delta, lr, alpha=self.alpha, weight_decay=self.weight_decay)  # line 5
         return Local(y, moments, k)

@@ -13,6 +13,8 @@ There are no bias corrections: v is carried, and Delta_G makes up for the small 
 to the paper's text: a, the missing corrections, the fresh m and the averaged v are those on which its abstract and two
 public implementations agree. One of them also takes the running maximum of v, as in AMSGrad; the code of the published
 comparisons does not, and neither does this one.
+
+If gradients have noise of known variance, the server also counts steps, t: the noise's part in v is (1 - beta2^t) phi.
 """
 
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
-from fedadamw.directions.adamw import Moments, check_above_zero, check_adamw
+from fedadamw.directions.adamw import NO_NOISE, Moments, NoiseInMoments, check_above_zero, check_adamw, debias
 from fedadamw.validation import check
 from fedadamw.vector import Vector
 
@@ -33,6 +35,15 @@ class Server(NamedTuple):
     x: Vector  # (d,)
     delta: Vector  # (d,) Delta_G, the last global direction
     v: Vector  # (d,)
+
+
+class CountedServer(NamedTuple):
+    """State of the server, if noise is subtracted from v: its part in v is (1 - beta2^t) phi."""
+
+    x: Vector
+    delta: Vector
+    v: Vector
+    t: Tensor  # (1,) steps so far
 
 
 class Local(NamedTuple):
@@ -52,13 +63,14 @@ class Up(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedLADA(Algorithm[Server, Server, tuple[()], Local, Up]):
+class FedLADA(Algorithm[Server | CountedServer, Server | CountedServer, tuple[()], Local, Up]):
     """Adaptive clients with a carried second moment, amended by the global direction."""
 
     betas: tuple[float, float] = (0.9, 0.999)  # decay rates of m and v (each 0 to below 1)
     eps: float = 1e-8  # added to the denominator (above 0)
     weight_decay: float = 1e-3  # part of the gradient (at least 0)
     a: float = 0.1  # weight of the client's own direction; the global direction has 1 - a (above 0, at most 1)
+    noise: NoiseInMoments = NO_NOISE  # known, of gradients: subtracted from v; no setting
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-4, 1e-3, 1e-2), "a": (0.1, 0.3, 0.5)}
@@ -68,27 +80,36 @@ class FedLADA(Algorithm[Server, Server, tuple[()], Local, Up]):
         check_above_zero("eps", self.eps)
         check(0 < self.a <= 1, f"a={self.a} must lie in (0, 1]")
 
-    def server_init(self, x: Vector) -> Server:
+    def server_init(self, x: Vector) -> Server | CountedServer:
         zero = torch.zeros_like(x)
-        return Server(x, zero, zero)
+        return CountedServer(x, zero, zero, x.new_zeros(1)) if self.noise.variance else Server(x, zero, zero)
 
-    def broadcast(self, server: Server) -> Server:
+    def broadcast(self, server: Server | CountedServer) -> Server | CountedServer:
         return server
 
-    def client_start(self, down: Server, memory: tuple[()]) -> Local:  # line 1
+    def client_start(self, down: Server | CountedServer, memory: tuple[()]) -> Local:  # line 1
         return Local(down.x, Moments(torch.zeros_like(down.x), down.v), down.x.new_zeros(1))
 
-    def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
+    def client_step(self, local: Local, down: Server | CountedServer, g: Vector, lr: Tensor) -> Local:
         beta1, beta2 = self.betas
+        k = local.k + 1
         g = g + self.weight_decay * local.y  # line 2
         m = torch.lerp(local.moments.m, g, 1 - beta1)  # line 3
         v = torch.lerp(local.moments.v, g * g, 1 - beta2)
-        u = m / (v.sqrt() + self.eps)
+        v_hat = self._without_noise(v, down.t + k) if isinstance(down, CountedServer) else v
+        u = m / (v_hat.sqrt() + self.eps)
         y = local.y - lr * (self.a * u + (1 - self.a) * down.delta)  # line 4
-        return Local(y, Moments(m, v), local.k + 1)
+        return Local(y, Moments(m, v), k)
 
-    def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 5
+    def client_finish(self, local: Local, down: Server | CountedServer, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 5
         return Up(local.y - down.x, local.moments.v, local.k), ()
 
-    def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # line 6
-        return Server(server.x + up.delta, -up.delta / (up.k * lr), up.v)
+    def server_update(
+        self, server: Server | CountedServer, up: Up, lr: Tensor, participation: Tensor
+    ) -> Server | CountedServer:  # line 6
+        after = Server(server.x + up.delta, -up.delta / (up.k * lr), up.v)
+        return CountedServer(*after, server.t + up.k) if isinstance(server, CountedServer) else after
+
+    def _without_noise(self, v: Vector, steps: Tensor) -> Vector:
+        weight = debias(self.betas[1], steps)
+        return weight * self.noise.subtract_from(v / weight)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
+from fedadamw.directions.adamw import NO_NOISE, Moments, NoiseInMoments, adamw, check_above_zero, check_adamw
 from fedadamw.directions.align import take_aligned_step
 from fedadamw.directions.lamb import lamb
 from fedadamw.validation import check
@@ -66,6 +66,7 @@ class FedLAMB(Algorithm[Server, Server, tuple[()], Local, Up]):
     weight_decay: float = 0.01  # inside the trust ratio, times lr (at least 0)
     alpha: float = 0.5  # weight of Delta_G in every local step (at least 0)
     trust: tuple[float, float] = (0.01, 10.0)  # lowest and highest trust ratio (each at least 0)
+    noise: NoiseInMoments = NO_NOISE  # known, of gradients: subtracted from v; no setting
 
     tuning: ClassVar = {"lr": (1e-3, 3e-3, 1e-2), "weight_decay": (1e-3, 1e-2, 1e-1), "alpha": (0.25, 0.5, 0.75)}
 
@@ -88,7 +89,9 @@ class FedLAMB(Algorithm[Server, Server, tuple[()], Local, Up]):
 
     def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
         k = local.k + 1
-        u, moments = adamw(g, local.moments, k, k + down.t, betas=self.betas, eps=self.eps)  # lines 2, 3
+        u, moments = adamw(  # lines 2, 3
+            g, local.moments, k, k + down.t, betas=self.betas, eps=self.eps, noise=self.noise
+        )
         w = lamb(u, local.y, self.blocks.layout, weight_decay=self.weight_decay, trust=self.trust)  # lines 3, 4
         y = take_aligned_step(local.y, w, down.delta, lr, alpha=self.alpha, weight_decay=0.0)  # line 5
         return Local(y, moments, k)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
+from fedadamw.directions.adamw import NO_NOISE, Moments, NoiseInMoments, adamw, check_above_zero, check_adamw
 from fedadamw.directions.align import take_aligned_step
 from fedadamw.directions.muon import as_matrix, muon
 from fedadamw.directions.sketch import Sketch, decode, encode
@@ -71,6 +71,7 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
     alpha: float = 0.5  # weight of Delta_G in every local step; the client's own has 1 - alpha (0 to below 1)
     steps: int = 5  # Newton-Schulz iterations (at least 1)
     rank: int | None = None  # rank of the momenta's sketches that travel; null sends them whole (at least 1)
+    noise: NoiseInMoments = NO_NOISE  # known, of gradients: subtracted from v; no setting
 
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-3, 1e-2, 1e-1), "alpha": (0.25, 0.5, 0.75)}
 
@@ -100,7 +101,7 @@ class FedMuon(Algorithm[Server, Server, tuple[()], Local, Up]):
 
     def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
         k = local.k + 1
-        u, moments = adamw(g, local.moments, k, k, betas=self.betas, eps=self.eps)  # line 2
+        u, moments = adamw(g, local.moments, k, k, betas=self.betas, eps=self.eps, noise=self.noise)  # line 2
         u = muon(u, moments.m, self.blocks.layout, self.matrices.names, steps=self.steps)  # line 3
         u = (1 - self.alpha) * u
         y = take_aligned_step(local.y, u, down.delta, lr, alpha=self.alpha, weight_decay=self.weight_decay)  # line 4

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from fedadamw.io.source_code import SourceField, find_module, find_value, read_class, read_module
 
 REGISTRY = "algorithms/registry"
-BLOCKS = "blocks"  # the field that is no setting
+BLOCKS = "blocks"  # a field that is no setting
+NOISE_TYPE = "NoiseInMoments"  # the type of another one
 COMMENT = re.compile(r"(?P<about>.*?)(?: ?\((?P<range>[^()]*)\))?$")
 
 
@@ -53,7 +54,7 @@ def read_algorithm(name: str) -> AlgorithmSource:
     fields = [
         _describe(field, ast.literal_eval(field.default))
         for field in read_class(source, kinds[name])
-        if field.default and field.name != BLOCKS
+        if field.default and not _is_given(field.name, field.annotation)
     ]
     return AlgorithmSource(" ".join(title.split()), tuple(fields))
 
@@ -64,9 +65,15 @@ def read_imported(kind: type) -> AlgorithmSource:
     fields = [
         _describe(written.get(f.name, SourceField(f.name, str(f.type), None, "")), f.default)
         for f in dataclasses.fields(kind)
-        if f.name != BLOCKS
+        if not _is_given(f.name, f.type)
     ]
     return AlgorithmSource((inspect.getdoc(kind) or kind.__name__).splitlines()[0], tuple(fields))
+
+
+def _is_given(name: str, annotation: Any) -> bool:
+    """Whether a field is no setting: it comes from the model, or from the section `privacy`."""
+    written = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return name == BLOCKS or written.rsplit(".")[-1] == NOISE_TYPE
 
 
 def _read_source_of(kind: type) -> list[SourceField]:

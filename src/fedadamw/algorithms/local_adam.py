@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
-from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
+from fedadamw.directions.adamw import NO_NOISE, Moments, NoiseInMoments, adamw, check_above_zero, check_adamw
 from fedadamw.vector import Vector
 
 
@@ -50,6 +50,7 @@ class LocalAdam(Algorithm[Server, Server, tuple[()], Local, Up]):
     betas: tuple[float, float] = (0.9, 0.999)  # decay rates of m and v (each 0 to below 1)
     eps: float = 1e-8  # added to the denominator (above 0)
     weight_decay: float = 0.01  # part of the gradient (at least 0)
+    noise: NoiseInMoments = NO_NOISE  # known, of gradients: subtracted from v; no setting
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-4, 1e-3, 1e-2)}
@@ -71,7 +72,7 @@ class LocalAdam(Algorithm[Server, Server, tuple[()], Local, Up]):
     def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
         k = local.k + 1
         g = g + self.weight_decay * local.y  # line 1
-        u, moments = adamw(g, local.moments, k, k, betas=self.betas, eps=self.eps)  # line 2
+        u, moments = adamw(g, local.moments, k, k, betas=self.betas, eps=self.eps, noise=self.noise)  # line 2
         return Local(local.y - lr * u, moments, k)  # line 3
 
     def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 4

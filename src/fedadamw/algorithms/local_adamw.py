@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
-from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
+from fedadamw.directions.adamw import NO_NOISE, Moments, NoiseInMoments, adamw, check_above_zero, check_adamw
 from fedadamw.vector import Vector
 
 
@@ -48,6 +48,7 @@ class LocalAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
     betas: tuple[float, float] = (0.9, 0.999)  # decay rates of m and v (each 0 to below 1)
     eps: float = 1e-8  # added to the denominator (above 0)
     weight_decay: float = 0.01  # decoupled, per step, times lr (at least 0)
+    noise: NoiseInMoments = NO_NOISE  # known, of gradients: subtracted from v; no setting
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-3, 1e-2, 1e-1)}
@@ -68,7 +69,7 @@ class LocalAdamW(Algorithm[Server, Server, tuple[()], Local, Up]):
 
     def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
         k = local.k + 1
-        u, moments = adamw(g, local.moments, k, k, betas=self.betas, eps=self.eps)  # line 1
+        u, moments = adamw(g, local.moments, k, k, betas=self.betas, eps=self.eps, noise=self.noise)  # line 1
         return Local(local.y - lr * (u + self.weight_decay * local.y), moments, k)  # line 2
 
     def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 3

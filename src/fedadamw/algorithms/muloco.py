@@ -26,7 +26,7 @@ from fedadamw.algorithm import Algorithm
 from fedadamw.algorithms.fedmuon import check_kinds, find_matrices
 from fedadamw.algorithms.outer import OuterStep
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.directions.adamw import Moments, adamw, check_above_zero, check_adamw
+from fedadamw.directions.adamw import NO_NOISE, Moments, NoiseInMoments, adamw, check_above_zero, check_adamw
 from fedadamw.directions.muon import muon
 from fedadamw.validation import check
 from fedadamw.vector import Layout, Vector
@@ -79,6 +79,7 @@ class MuLoCo(Algorithm[Server, Down, Memory, Local, Up]):
     outer_lr: float = 0.7  # learning rate of the server's step (above 0)
     outer_momentum: float = 0.9  # decay rate of the server's momentum b (0 to below 1)
     nesterov: bool = True  # the server looks ahead along b, as torch.optim.SGD does; false: plain momentum
+    noise: NoiseInMoments = NO_NOISE  # known, of gradients: subtracted from v; no setting
 
     adds_mean: ClassVar = False
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "outer_lr": (0.4, 0.7, 1.0), "weight_decay": (1e-3, 1e-2, 1e-1)}
@@ -115,7 +116,7 @@ class MuLoCo(Algorithm[Server, Down, Memory, Local, Up]):
 
     def client_step(self, local: Local, down: Down, g: Vector, lr: Tensor) -> Local:
         t = local.t + 1
-        u, moments = adamw(g, local.moments, t, t, betas=self.betas, eps=self.eps)  # line 2
+        u, moments = adamw(g, local.moments, t, t, betas=self.betas, eps=self.eps, noise=self.noise)  # line 2
         u = muon(u, moments.m, self.blocks.layout, self.matrices.names, steps=self.steps)  # line 3
         return Local(local.y - lr * (u + self.weight_decay * local.y), moments, t)  # line 4
 

@@ -9,7 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.algorithms.classes import BLOCKS, NO_BLOCKS, check_class, defaults_of, has_blocks, parse_settings
+from fedadamw.algorithms.classes import (
+    BLOCKS,
+    NO_BLOCKS,
+    NOISE,
+    check_class,
+    defaults_of,
+    has_blocks,
+    parse_settings,
+    takes_noise,
+)
 from fedadamw.algorithms.diloco import DiLoCo
 from fedadamw.algorithms.ditto import Ditto
 from fedadamw.algorithms.fadamgc import FAdamGC
@@ -29,6 +38,7 @@ from fedadamw.algorithms.muloco import MuLoCo
 from fedadamw.algorithms.plugins import Plugin, check_unambiguous, find_plugins
 from fedadamw.algorithms.scaffold import Scaffold
 from fedadamw.blocks.blocks import Blocks
+from fedadamw.directions.adamw import NO_NOISE, NoiseInMoments
 from fedadamw.validation import InputError, check, shorten, suggest
 
 BUILT_IN: dict[str, type[AnyAlgorithm]] = {
@@ -137,7 +147,7 @@ def _names(plugin: Plugin, kind: type[AnyAlgorithm]) -> bool:
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """Return the settings of algorithm `name` with their defaults; blocks are not one, they come from the model."""
+    """Return the settings of algorithm `name` with their defaults; blocks and noise are none."""
     names = ", ".join(ALGORITHMS)
     hint = f"is unknown{suggest(name, ALGORITHMS)}; use one of {names}, or install the package that has it"
     check(name in ALGORITHMS, f"algorithm.name={shorten(name)} {hint}")
@@ -179,9 +189,14 @@ def parse_section(algorithm: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return algorithm["name"], {key: value for key, value in algorithm.items() if key != "name"}
 
 
-def make(name: str, settings: Mapping[str, Any], blocks: Blocks) -> AnyAlgorithm:
-    """Make the algorithm `name`, with `blocks` if it needs them; raises InputError if a setting is out of range."""
-    return ALGORITHMS[name](**settings, **({BLOCKS: blocks} if needs_blocks(name) else {}))
+def make(name: str, settings: Mapping[str, Any], blocks: Blocks, noise: NoiseInMoments = NO_NOISE) -> AnyAlgorithm:
+    """Make the algorithm `name`, with `blocks` if it needs them; raises InputError if a setting is out of range.
+
+    noise: known, in its gradients; an algorithm without second moments ignores it.
+    """
+    kind = ALGORITHMS[name]
+    given = {BLOCKS: blocks} if has_blocks(kind) else {}
+    return kind(**settings, **given, **({NOISE: noise} if takes_noise(kind) else {}))
 
 
 def needs_blocks(name: str) -> bool:

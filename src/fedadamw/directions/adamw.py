@@ -22,22 +22,47 @@ class Moments(NamedTuple):
     v: Vector
 
 
+class NoiseInMoments(NamedTuple):
+    """Independent noise in gradients, whose known variance is a part of each second moment."""
+
+    variance: float  # phi, of the noise in each number of a gradient; 0: none
+    floor: float  # f, the least share of phi that is left of a second moment
+
+    def subtract_from(self, v_hat: Vector) -> Vector:
+        """Return the second moment (..., d), debiased, without the noise: max(v_hat - phi, f phi)."""
+        return (v_hat - self.variance).clamp(min=self.floor * self.variance)
+
+
+NO_NOISE = NoiseInMoments(0.0, 1.0)
+
+
 def adamw(
-    g: Vector, moments: Moments, m_steps: Tensor, v_steps: Tensor, *, betas: tuple[float, float], eps: float
+    g: Vector,
+    moments: Moments,
+    m_steps: Tensor,
+    v_steps: Tensor,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    noise: NoiseInMoments = NO_NOISE,
 ) -> tuple[Vector, Moments]:
     """Return the direction u (..., d) for the gradient `g`, and the moments after it.
 
     m_steps, v_steps: number of gradients in each moment since it was zero, including this one (..., 1).
+    noise: in each of them, subtracted from v_hat for u; the v that is returned has it still.
     """
     if not isinstance(g, Tensor):  # a step that is recorded, see engine/fused.py
         recorded: tuple[Vector, Moments] = handle_torch_function(
-            adamw, (g,), g, moments, m_steps, v_steps, betas=betas, eps=eps
+            adamw, (g,), g, moments, m_steps, v_steps, betas=betas, eps=eps, noise=noise
         )
         return recorded
     beta1, beta2 = betas  # 1 - beta is exact in double; float32(beta) would lose its digits
     m = torch.lerp(moments.m, g, 1 - beta1)
     v = torch.lerp(moments.v, g * g, 1 - beta2)
-    root = (v / debias(beta2, v_steps)).rsqrt().reciprocal()  # MKL's sqrt is ten times slower for zeros
+    v_hat = v / debias(beta2, v_steps)
+    if noise.variance:
+        v_hat = noise.subtract_from(v_hat)
+    root = v_hat.rsqrt().reciprocal()  # MKL's sqrt is ten times slower for zeros
     u = m / debias(beta1, m_steps) / (root + eps)
     return u, Moments(m, v)
 
@@ -75,6 +100,28 @@ def adamw_(y: Vector, g: Vector, moments: Moments, scales: Scales, *, betas: tup
         amsgrad=False,
         maximize=False,
     )
+
+
+def adamw_with_noise_(
+    y: Vector,
+    g: Vector,
+    moments: Moments,
+    biases: tuple[float, float],
+    noise: NoiseInMoments,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    lr: float,
+) -> None:
+    """As `adamw_` with noise in the gradients, which torch's kernel cannot subtract: a pass for each operation.
+
+    biases: 1 - beta^steps of each moment.
+    """
+    moments.m.lerp_(g, 1 - betas[0])
+    root = g * g
+    moments.v.lerp_(root, 1 - betas[1])
+    torch.div(moments.v, biases[1], out=root).sub_(noise.variance).clamp_(min=noise.floor * noise.variance)
+    y.addcdiv_(moments.m, root.sqrt_().add_(eps), value=-lr / biases[0])
 
 
 def check_adamw(betas: tuple[float, float], weight_decay: float) -> None:

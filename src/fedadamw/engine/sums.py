@@ -12,7 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
-from fedadamw.directions.adamw import Moments, Scales, adamw, adamw_
+from fedadamw.directions.adamw import (
+    NO_NOISE,
+    Moments,
+    NoiseInMoments,
+    Scales,
+    adamw,
+    adamw_,
+    adamw_with_noise_,
+    debias,
+)
 from fedadamw.directions.lion import lion, lion_
 from fedadamw.vector import Vector
 
@@ -136,15 +145,26 @@ def _to_number(value: object) -> float:
 
 
 def _adamw(
-    g: Sum, moments: Moments, m_steps: Tensor, v_steps: Tensor, *, betas: tuple[float, float], eps: float
+    g: Sum,
+    moments: Moments,
+    m_steps: Tensor,
+    v_steps: Tensor,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    noise: NoiseInMoments = NO_NOISE,
 ) -> tuple[Sum, Moments]:
     """Record `adamw`."""
     if eps < SMALLEST_EPS:
         raise NotLinearError("an eps that becomes 0 in float32 when it is scaled")
     scales = Scales.of(m_steps, v_steps, betas=betas, eps=eps)
+    biases = float(debias(betas[0], m_steps)), float(debias(betas[1], v_steps))
 
     def step(y: Vector, g: Vector, m: Vector, v: Vector, *, lr: float) -> None:
-        adamw_(y, g, Moments(m, v), scales, betas=betas, lr=lr)
+        if noise.variance:
+            adamw_with_noise_(y, g, Moments(m, v), biases, noise, betas=betas, eps=eps, lr=lr)
+        else:
+            adamw_(y, g, Moments(m, v), scales, betas=betas, lr=lr)
 
     u, (m, v) = _record(g, moments, step)
     return u, Moments(m, v)

@@ -31,7 +31,7 @@ def check_client_privacy(experiment: Experiment, *, remote: bool) -> None:
     if lora is not None:
         folds = f"{UNIT}: lora.aggregate={lora.aggregate!r} adds exact products to the base; set lora.aggregate=factors"
         check(not lora.changes_base, folds)
-        check(lora.ranks is None, f"{UNIT}: lora.ranks makes sums of clients with unlike parts; leave it out, set lora.r")
+        check(lora.ranks is None, f"{UNIT}: with lora.ranks clients have unlike parts; leave it out, set lora.r")
     tunes = personal is not None and personal.finetune > 0
     check(not tunes, f"{UNIT}: scores after tuning are exact numbers of clients; leave out personal.finetune")
     if remote:

@@ -31,14 +31,15 @@ from fedadamw.models.lora.means import Folding, make_folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
-from fedadamw.prepare.architecture import is_run
-from fedadamw.prepare.base import check_base, check_own_quantisation, warn_if_not_stacked
+from fedadamw.prepare.base import check_base, check_own_quantisation, check_shards, warn_if_not_stacked
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
 from fedadamw.prepare.client_privacy import build_client_privacy, check_client_privacy, check_statistics_stay
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
+from fedadamw.prepare.moments import find_noise_in_moments
+from fedadamw.prepare.nodes import check_remote
 from fedadamw.prepare.personal import build_parts, check_personal
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partitions
@@ -47,7 +48,7 @@ from fedadamw.randomness import Entropy, OperatingSystem, Seeded
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
-from fedadamw.validation import InputError, check
+from fedadamw.validation import check
 
 
 @dataclass(frozen=True)
@@ -237,52 +238,22 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     if t.outer is not None:
         server_lr = experiment.algorithm.get("server_lr", 1.0)
         check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
-    _check_shards(experiment)
+    check_shards(experiment)
     check_client_privacy(experiment, remote=remote)
     check_personal(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)
     if remote:
-        _check_remote(experiment)
+        check_remote(experiment)
     else:
         on_nodes = experiment.partition.kind == "nodes"
         check(not on_nodes, "partition.kind='nodes' is the data on Flower's nodes: it cannot be simulated")
-
-
-def _check_shards(experiment: Experiment) -> None:
-    """Raise InputError if the frozen weights cannot be split over `shards` processes."""
-    lora, given = experiment.lora, f"shards={experiment.shards}"
-    if experiment.shards == 1:
-        return
-    if lora is None:
-        raise InputError(f"{given} splits frozen weights: give lora, or train with shards=1")
-    changes = f"{given}: lora.aggregate={lora.aggregate!r} changes the frozen weights, which are split; use factors"
-    check(not (lora.changes_base or lora.aggregate == "alternate"), changes)
-    check(experiment.stack in (None, 1), f"{given}: clients train one after the other, not stack={experiment.stack}")
-
-
-def _check_remote(experiment: Experiment) -> None:
-    """Raise InputError if settings contradict each other or Flower's nodes."""
-    f, t, name, lora = experiment.federation, experiment.training, experiment.model.name, experiment.lora
-    check(lora is None or lora.ranks is None, "lora.ranks needs simulated clients, not Flower's nodes")
-    check(not is_run(name), f"model.name={name!r}: nodes have no run of the server's; give the folder of its export")
-    check(experiment.shards == 1, f"shards={experiment.shards}: a node is one process")
-    check(not t.diagnostics, "training.diagnostics needs simulated clients, not Flower's nodes")
-    check(
-        f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
-    )
-    given = f"training.client_evaluation={t.client_evaluation} needs federation.sample_counts=true"
-    tells = "nodes answer sums, which tell how many samples they are over"
-    check(f.sample_counts or not t.client_evaluation, f"{given}: {tells}")
-    check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
-    own = experiment.partition.kind == "nodes"
-    check(not own or experiment.data.every == 1, "data.every: nodes use every row of their own data")
 
 
 def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:
     """Return the algorithm that the experiment names, with the blocks of `model` if it uses them."""
     name, settings = registry.parse_section(experiment.algorithm)
     blocks = Blocks.of(model, experiment.model.blocks) if registry.needs_blocks(name) else NO_BLOCKS
-    return registry.make(name, settings, blocks)
+    return registry.make(name, settings, blocks, find_noise_in_moments(experiment))
 
 
 def build_problem(

@@ -52,8 +52,8 @@ class PendingRequest(NamedTuple):
 class Collector:
     """Collects the uploads of one round after another. wanted: how many uploads a round uses at most.
 
-    keep_places: a refused upload has its place as one that counts has, so that what a client sends does not decide whose
-    upload counts besides: privacy of clients needs that.
+    keep_places: a refused upload has its place as one that counts has, so that what a client sends does not decide
+    whose upload counts besides: privacy of clients needs that.
     """
 
     def __init__(
