@@ -108,36 +108,36 @@ class PrivateMean:
         self.clip = float(clips[self._part]) if len(clips) else privacy.clip
         self.z_delta = privacy.multiplier_of_update(count_others(privacy, up))
         self.fields = plan_fields(privacy, algorithm, up, self.clip, self.z_delta)
-        self._sums = [torch.zeros_like(t) for t in up]
-        self._bits = up.delta.new_zeros((), dtype=torch.float64)
+        self.sums = [torch.zeros_like(t) for t in up]  # of clipped fields, without noise
+        self.bits = up.delta.new_zeros((), dtype=torch.float64)  # () their sum
 
     def add(self, tensors: Iterable[Tensor], weight: float) -> None:
         """Add one client's fields, clipped; tensors after them are not used."""
         if weight == 0:
             return
         assert weight == 1
-        for n, (field, total, t) in enumerate(zip(self.fields, self._sums, tensors, strict=False)):
+        for n, (field, total, t) in enumerate(zip(self.fields, self.sums, tensors, strict=False)):
             u = field.encode(t)
             length = torch.linalg.vector_norm(u, dtype=torch.float64)
             total.addcmul_(u, (field.clip / length).clamp(max=1.0).to(u))
             if n == 0:
-                self._bits += (length <= field.clip).double() - 0.5
+                self.bits += (length <= field.clip).double() - 0.5
 
     def sum_over_ranks(self, *counts: int) -> list[int]:
         if self.ranks.size == 1:
             return list(counts)
-        numbers = torch.tensor([0.0, *counts], dtype=torch.float64, device=self._bits.device)
-        numbers[0] = self._bits
-        self.ranks.sum([*self._sums, numbers])
-        self._bits, *summed = numbers.unbind()
+        numbers = torch.tensor([0.0, *counts], dtype=torch.float64, device=self.bits.device)
+        numbers[0] = self.bits
+        self.ranks.sum([*self.sums, numbers])
+        self.bits, *summed = numbers.unbind()
         return [round(float(n)) for n in summed]
 
     def result(self) -> list[Tensor]:
         """Each field, with noise; to be called once, since two noisy sums would tell more than one."""
-        privacy, device = self.privacy, self._bits.device
+        privacy, device = self.privacy, self.bits.device
         generator = privacy.entropy.torch(Purpose.PRIVATE_NOISE, self.round, device=device)
         means = []
-        for field, total in zip(self.fields, self._sums, strict=True):
+        for field, total in zip(self.fields, self.sums, strict=True):
             noise = torch.randn(total.shape, generator=generator, dtype=total.dtype, device=device)
             mean = torch.add(total, noise, alpha=field.noise) / privacy.clients
             means.append(field.decode(mean, privacy.clients, privacy.floor))
@@ -149,7 +149,7 @@ class PrivateMean:
         if privacy.quantile is None:
             return self._clips
         noise = privacy.entropy.numpy(Purpose.PRIVATE_NOISE, self.round).normal(0.0, OTHERS * self.z_delta / 2)
-        share = (float(self._bits) + noise) / privacy.clients + 0.5
+        share = (float(self.bits) + noise) / privacy.clients + 0.5
         clips = self._clips.clone()
         clips[self._part] = self.clip * math.exp(-RATE * (share - privacy.quantile))
         return clips

@@ -1,6 +1,7 @@
 """A federated run: sample, train, average, update, evaluate, record, one round after the other."""
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import all_finite
 
+ONLY_NOISE = "no client of a round sent finite numbers, so it gave only noise; try a smaller training.lr"
 NOT_THE_MEAN = "takes the clients' mean as it is; this algorithm's server does not"
 
 
@@ -140,6 +142,8 @@ class Simulation:
         result = self._train(sampled, broadcast, listeners, private)
         if result.up is None:
             raise DivergedError(describe_divergence(state.round + 1, len(sampled), lr, training))
+        if sampled and not result.answered:
+            warnings.warn(ONLY_NOISE, stacklevel=2)
         participation = (result.answered if private is None else private.privacy.clients) / len(clients)
         after = self.next_state(state, result, lr, participation)
         after = after if private is None else after._replace(clips=private.next_clips())
