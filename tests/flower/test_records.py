@@ -45,6 +45,15 @@ def test_messages_arrive_unchanged(exchange):
     assert torch.equal(unpack_upload(pack(up), blocks, share).lr, up.lr)
 
 
+def test_a_server_that_stepped_by_unpacked_uploads_is_saved(exchange, tmp_path):
+    blocks, share, _, up = exchange
+    server = fedadamw.Server(network(), blocks=blocks, share=share)
+    server.update([unpack_upload(pack(up), blocks, share)])
+    fedadamw.save(server.broadcast(), tmp_path / "state.safetensors")
+    found = fedadamw.load(tmp_path / "state.safetensors")
+    assert all(map(torch.equal, found.state, server.broadcast().state))
+
+
 def test_a_message_for_another_model_cut_or_share_is_refused(exchange):
     blocks, share, down, up = exchange
     other = fedadamw.Blocks.of(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)))

@@ -15,7 +15,8 @@ from fedadamw.algorithm import AnyState
 from fedadamw.engine.client import plan_work
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.simulate import Simulation
-from fedadamw.engine.stacked import Plan, Stacked
+from fedadamw.engine.stacked import Stacked
+from fedadamw.engine.stacked_batches import Plan
 from fedadamw.engine.states import clone_tensors, iterate_tensors, map_tensors
 
 WARM_UP = 3  # steps before recording: libraries choose kernels and allocate in their first calls

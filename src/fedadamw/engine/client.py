@@ -10,8 +10,18 @@ from torch import Tensor
 
 from fedadamw.algorithm import AnyState
 from fedadamw.engine.likelihood import Sums
+from fedadamw.engine.private_gradient import SamplePrivacy
 from fedadamw.engine.workspace import Workspace, check_not_single
-from fedadamw.randomness import Purpose, draw_batches, numpy_generator, torch_generator
+from fedadamw.randomness import (
+    Purpose,
+    draw_batches,
+    draw_poisson_batches,
+    numpy_generator,
+    seed_modules,
+    seed_modules_by,
+    torch_generator,
+    torch_seed,
+)
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Task
 from fedadamw.vector import Vector, all_finite, nbytes
@@ -46,7 +56,7 @@ class Answer(NamedTuple):
     up: AnyState  # the algorithm's Up, as the server has it
     memory: AnyState
     statistics: Vector  # (s,)
-    loss: Tensor  # () mean over the local steps
+    loss: Tensor  # () mean over the local steps; NaN with privacy of samples, which does not account for it
     samples: int
     local: AnyState  # the algorithm's Local after the last step, for diagnostics
     payload: Mapping[str, Tensor] | None = None  # the encoded `up`, if a codec is used
@@ -88,11 +98,15 @@ def plan_work(
     samples: np.ndarray,
     round_: int,
     workspace: Workspace | None = None,
+    privacy: SamplePrivacy | None = None,
 ) -> LocalWork:
     """The local work of `client` with `samples` (n,) in round `round_`.
 
     workspace: if its BatchNorm rejects a batch of one sample, such a batch is merged into the one before.
+    privacy: each sample is in each batch with a probability; batches may be empty.
     """
+    if privacy is not None:
+        return _plan_private_work(task, training, client, samples, round_, privacy)
     parts = draw_batches(
         samples,
         numpy_generator(seed, Purpose.BATCHES, round_, client),
@@ -111,6 +125,35 @@ def plan_work(
         order, sizes = group_by_length(order, sizes, task.lengths, generator)
     drawn = task.draw(len(order), torch_generator(seed, Purpose.AUGMENT, round_, client, device=torch.device("cpu")))
     return LocalWork(order, drawn, sizes)
+
+
+def _plan_private_work(
+    task: Task, training: TrainingSettings, client: int, samples: np.ndarray, round_: int, privacy: SamplePrivacy
+) -> LocalWork:
+    """As `plan_work`, with privacy.
+
+    Nobody may know what the task draws for a sample either: with one sample less, the draws of the others move.
+    """
+    assert training.steps is not None  # see check_privacy
+    entropy = privacy.entropy
+    generator = entropy.numpy(Purpose.PRIVATE_BATCHES, round_, client)
+    parts = draw_poisson_batches(samples, generator, rate=privacy.rate(len(samples)), steps=training.steps)
+    order = torch.from_numpy(np.concatenate(parts))
+    drawn = task.draw(len(order), entropy.torch(Purpose.AUGMENT, round_, client, device=torch.device("cpu")))
+    return LocalWork(order, drawn, tuple(len(part) for part in parts))
+
+
+def seed_module(
+    seed: int, round_: int, client: int, device: torch.device, privacy: SamplePrivacy | None = None, member: int = 0
+) -> None:
+    """Seed what a module drops at random in a client's round; with privacy nobody may know it, as above.
+
+    member: this process's place among those that train the client.
+    """
+    if privacy is not None:
+        seed_modules_by(privacy.entropy.torch(Purpose.MODULE, round_, client, device=device))
+    else:
+        seed_modules(torch_seed(seed, Purpose.MODULE, round_, client) + member, device)
 
 
 def merge_single_samples(sizes: Sequence[int]) -> tuple[int, ...]:

@@ -4,20 +4,21 @@ Memory does not grow with the number of clients.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from math import nan
 
 import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.engine.client import Answer, Broadcast, LocalWork, Shard, plan_work
+from fedadamw.engine.client import Answer, Broadcast, LocalWork, Shard, plan_work, seed_module
 from fedadamw.engine.likelihood import Likelihood
 from fedadamw.engine.prefetch import read_ahead
+from fedadamw.engine.private_gradient import SampleGradients, SamplePrivacy
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.states import clone_tensors
 from fedadamw.engine.step import Step
 from fedadamw.engine.workspace import Workspace, autocast
-from fedadamw.randomness import Purpose, seed_modules, torch_seed
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.vector import trainable
@@ -35,9 +36,12 @@ class Loop:
         seed: int,
         step: Step,
         ranks: Team = ALONE,
+        privacy: SamplePrivacy | None = None,
     ) -> None:
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.seed, self.step, self.ranks = training, seed, step, ranks
+        self.privacy = privacy
+        self._sums = None if privacy is None else SampleGradients(workspace, task, training, privacy)
         self._checked = False
 
     def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
@@ -49,20 +53,19 @@ class Loop:
         """Take one client's local steps, from what came down to what goes up."""
         algorithm, workspace, down = self.algorithm, self.workspace, broadcast.down
         round_, client = broadcast.round, shard.client
-        work = plan_work(self.task, self.training, self.seed, client, shard.samples, round_, workspace)
+        work = plan_work(self.task, self.training, self.seed, client, shard.samples, round_, workspace, self.privacy)
         memory = algorithm.client_init(down) if shard.memory is None else shard.memory
         start = algorithm.client_start(down, memory)
         workspace.load(start.y, broadcast.statistics if shard.statistics is None else shard.statistics)
         workspace.module.train()
-        drawn = torch_seed(self.seed, Purpose.MODULE, round_, client) + self.ranks.member
-        seed_modules(drawn, workspace.y.device)
+        seed_module(self.seed, round_, client, workspace.y.device, self.privacy, self.ranks.member)
         lr = workspace.y.new_tensor(self.training.lr_at(round_))
         local = clone_tensors(start)._replace(y=workspace.y)  # steps move the module itself
         likelihood = Likelihood.of(algorithm, start, down, workspace.layout.sizes, self.training)
         losses = []
+        take_gradient = self._backward if self._sums is None else self._private(self._sums, round_, client)
         for batch in self._batches(work):
-            workspace.gradient.zero_()
-            losses.append(self._backward(batch))
+            losses.append(take_gradient(batch))
             with torch.no_grad():
                 if likelihood is not None:
                     likelihood.add(workspace.gradient)
@@ -74,9 +77,31 @@ class Loop:
         samples = len(shard.samples)
         return Answer(up, memory, workspace.statistics.clone(), loss, samples, local, likelihood=found)
 
+    def _private(self, sums: SampleGradients, round_: int, client: int) -> Callable[[Batch], Tensor]:
+        """What does the same as `_backward` with privacy of samples, in the steps of a round; it tells no loss."""
+        workspace = self.workspace
+        noise = sums.privacy.noise(round_, client, workspace.y.device)
+
+        def take_gradient(batch: Batch) -> Tensor:
+            if batch and not self._checked:
+                self._check_first(batch)
+            sums.fill(batch)
+            sums.privacy.finish(workspace.gradient, noise)
+            return workspace.y.new_tensor(nan)
+
+        return take_gradient
+
+    def _check_first(self, batch: Batch) -> None:
+        """Look for unused parameters, which the noise would move, by the loss of a batch's first sample."""
+        device = self.workspace.y.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast(self.training, device):
+            loss = self.task.losses(self.workspace.module, tuple(t[:1] for t in batch)).sum()
+            self._warn_of_unused_parameters(loss)
+
     def _backward(self, batch: Batch) -> Tensor:
-        """Add the gradient of a batch's mean loss to the workspace's; returns the loss."""
+        """Make the workspace's gradient that of a batch's mean loss; returns the loss."""
         workspace, training, n = self.workspace, self.training, len(batch[0])
+        workspace.gradient.zero_()
         total = workspace.y.new_zeros(())
         for part, weights in self.ranks.own_rows(batch, training.micro_batch):
             with autocast(training, workspace.y.device):
@@ -94,7 +119,10 @@ class Loop:
         task = self.task
         if task.resident:
             work = work.to(self.workspace.y.device)
-        batches = (self._convert_layout(task.batch(samples, drawn)) for samples, drawn in work.batches())
+        batches = (
+            self._convert_layout(task.batch(samples, drawn)) if len(samples) else ()  # with privacy
+            for samples, drawn in work.batches()
+        )
         return read_ahead(batches, task)
 
     def _convert_layout(self, batch: Batch) -> Batch:

@@ -17,6 +17,7 @@ from fedadamw.engine.diagnostics import Diagnostics
 from fedadamw.engine.evaluation import ClientScores, evaluate_held_out
 from fedadamw.engine.parts import Halves, Parts, Whole, read_state, server_side, state_tensors
 from fedadamw.engine.personal import WithPersonal, shared_part
+from fedadamw.engine.private_gradient import SamplePrivacy
 from fedadamw.engine.private_mean import ClientPrivacy, PrivateMean, new_private_mean
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.record import DivergedError, Record, describe_divergence
@@ -92,6 +93,7 @@ class Simulation:
         folding: Folding | None = None,
         saved: Saved | None = None,
         held_out: Sequence[np.ndarray] | None = None,
+        privacy: SamplePrivacy | None = None,
         client_privacy: ClientPrivacy | None = None,
     ) -> "Simulation":
         """A run whose clients train in this process, on their sample numbers of `partition`: see SimulatedClients."""
@@ -110,6 +112,7 @@ class Simulation:
             memory_folder=memory_folder,
             ranks=ranks,
             held_out=held_out,
+            privacy=privacy,
             client_privacy=client_privacy,
         )
         return cls(

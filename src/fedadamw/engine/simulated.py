@@ -15,6 +15,7 @@ from fedadamw.engine.loop import Loop
 from fedadamw.engine.own_models import enter_own, enter_tuned, for_tuning, has_own_models, restored
 from fedadamw.engine.personal import make_steps, with_statistics
 from fedadamw.engine.portions import CroppedStep, PortionedEngine, Portions, down_bytes
+from fedadamw.engine.private_gradient import SamplePrivacy
 from fedadamw.engine.private_mean import ClientPrivacy
 from fedadamw.engine.ranks import ALONE, Team, gather_states, scatter_states
 from fedadamw.engine.stacked import Stacked
@@ -34,8 +35,9 @@ class SimulatedClients(Clients):
     raise InputError. step: how local steps are done. memory_folder: keep clients' memories in files there.
     ranks: the processes that share the sampled clients. portions: of the model, if clients do not train all of it.
     held_out: the sample numbers of each client's own held-out samples, if there are any.
-    finetune: local steps that tune the final model for each evaluated client. client_privacy: who takes part in a round
-    is drawn for each client independently, so a round may have none.
+    finetune: local steps that tune the final model for each evaluated client.
+    privacy: of the clients' samples. client_privacy: who takes part in a round is drawn for each client independently,
+    so a round may have none.
     """
 
     def __init__(
@@ -55,10 +57,11 @@ class SimulatedClients(Clients):
         portions: Portions | None = None,
         held_out: Sequence[np.ndarray] | None = None,
         finetune: int = 0,
+        privacy: SamplePrivacy | None = None,
         client_privacy: ClientPrivacy | None = None,
     ) -> None:
         self.workspace, self.algorithm, self.task, self.finetune = workspace, algorithm, task, finetune
-        self.client_privacy = client_privacy
+        self.privacy, self.client_privacy = privacy, client_privacy
         self._held_out = choose_clients(held_out or (), seed, training.evaluate_clients)
         self.partition, self.training, self.seed, self.ranks = partition, training, seed, ranks
         self.uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
@@ -80,10 +83,11 @@ class SimulatedClients(Clients):
     def _make_engine(self, training: TrainingSettings) -> Loop | Stacked:
         """Return what takes the local steps."""
         common = (self.workspace, self.algorithm, self.task, training, self.seed, self._step)
-        loop = Loop(*common, self.ranks)
+        loop = Loop(*common, self.ranks, self.privacy)
         if self._stack == 1:
             return loop
-        return Stacked(*common, group=self._stack, fallback=loop if self._may_loop else None)
+        fallback = loop if self._may_loop else None
+        return Stacked(*common, group=self._stack, fallback=fallback, privacy=self.privacy)
 
     def __len__(self) -> int:
         return len(self.partition)

@@ -11,33 +11,36 @@ module drops at random:
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import groupby
-from typing import Any, NamedTuple
+from math import nan
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, vmap
 
 from fedadamw.algorithm import AnyAlgorithm
-from fedadamw.engine.client import Answer, Broadcast, LocalWork, Shard, plan_work
+from fedadamw.engine.client import Answer, Broadcast, LocalWork, Shard, plan_work, seed_module
 from fedadamw.engine.device_memory import is_out_of_memory, release_memory
 from fedadamw.engine.likelihood import Likelihood
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.prefetch import read_ahead
+from fedadamw.engine.private_gradient import SampleGradients, SamplePrivacy
+from fedadamw.engine.stacked_batches import Plan
 from fedadamw.engine.stacked_checkpoints import stacked_checkpoints
 from fedadamw.engine.states import map_tensors, stack_states
 from fedadamw.engine.step import Step
 from fedadamw.engine.vmap_rules import batched_kernels
 from fedadamw.engine.workspace import Workspace, autocast, micro_batches, mixes_samples
-from fedadamw.randomness import Purpose, seed_modules, torch_seed
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError
 from fedadamw.vector import Vector
 
 Job = tuple[Shard, LocalWork]
+TakeGradient = Callable[[Vector, dict[str, Tensor], Batch, Tensor], tuple[Vector, Tensor]]
 VMAP_ERRORS = re.compile(r"vmap|functorch|autograd\.Function|batching rule", re.IGNORECASE)
 
 
@@ -61,11 +64,14 @@ class Stacked:
         step: Step,
         group: int,
         fallback: Loop | None = None,
+        privacy: SamplePrivacy | None = None,
     ) -> None:
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.seed, self.step, self.group = training, seed, step, group
         self.fallback, self.stacks = fallback, True
         self._mixes_samples = mixes_samples(workspace.module)
+        self.privacy = privacy
+        self._sums = None if privacy is None else SampleGradients(workspace, task, training, privacy)
 
     def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         """Yield the answer of each client of `shards`, in the engine's order."""
@@ -84,11 +90,8 @@ class Stacked:
 
     def _stackable_jobs(self, shards: Sequence[Shard], round_: int) -> Iterator[list[Job]]:
         """The clients with their work, most steps first, in lists whose members can be stacked."""
-        seed, training = self.seed, self.training
-        jobs = [
-            (shard, plan_work(self.task, training, seed, shard.client, shard.samples, round_, self.workspace))
-            for shard in shards
-        ]
+        settings = (self.task, self.training, self.seed)
+        jobs = [(s, plan_work(*settings, s.client, s.samples, round_, self.workspace, self.privacy)) for s in shards]
         jobs.sort(key=lambda job: -len(job[1].sizes))
         if not self._mixes_samples:
             yield jobs
@@ -119,11 +122,10 @@ class Stacked:
         """Take the local steps of some clients, those with the most steps first."""
         algorithm, work = self.algorithm, self.workspace
         round_, down, statistics, _ = broadcast
-        shards = [shard for shard, _ in group]
-        s = len(shards)
+        shards, s = [shard for shard, _ in group], len(group)
         work.load(work.y, statistics if shards[0].statistics is None else shards[0].statistics)
         work.module.train()
-        seed_modules(torch_seed(self.seed, Purpose.MODULE, round_, shards[0].client), work.y.device)
+        seed_module(self.seed, round_, shards[0].client, work.y.device, self.privacy)
         lr = work.y.new_tensor(self.training.lr_at(round_))
         memories = [algorithm.client_init(down) if shard.memory is None else shard.memory for shard in shards]
         start = algorithm.client_start(down, stack_states(memories))
@@ -133,10 +135,11 @@ class Stacked:
         batches = (plan.batch(self.task, k) for k in range(len(plan.active)))
         likelihood = Likelihood.of(algorithm, start, down, work.layout.sizes, self.training)
         losses = local.y.new_zeros(s)
+        take_gradient = self._backward if self._sums is None else self._private(self._sums, round_, shards)
         for active, (batch, weights) in zip(plan.active, read_ahead(batches, self.task), strict=True):
             first = local if active == s else map_tensors(local, lambda t: t[:active])  # noqa: B023  (called at once)
             with _detect_unstackable(required=self.fallback is None):
-                g, loss = self._backward(first.y, {n: b[:active] for n, b in buffers.items()}, batch, weights)
+                g, loss = take_gradient(first.y, {n: b[:active] for n, b in buffers.items()}, batch, weights)
             with torch.no_grad():
                 if likelihood is not None:
                     likelihood.add(g)
@@ -183,6 +186,20 @@ class Stacked:
         assert g is not None
         return g, total
 
+    def _private(self, sums: SampleGradients, round_: int, shards: Sequence[Shard]) -> TakeGradient:
+        """What does the same with privacy of samples, in the steps of a round; it does not tell the losses."""
+        noises = [sums.privacy.noise(round_, shard.client, self.workspace.y.device) for shard in shards]
+
+        def take_gradient(
+            y: Vector, buffers: dict[str, Tensor], batch: Batch, weights: Tensor
+        ) -> tuple[Vector, Tensor]:
+            g = sums.sum_stacked(y, buffers, batch, weights > 0)
+            for own, noise in zip(g, noises, strict=False):  # of the active ones
+                sums.privacy.finish(own, noise)
+            return g, y.new_full((len(y),), nan)
+
+        return take_gradient
+
     def _losses(self, y: Vector, buffers: dict[str, Tensor], batch: Batch, weights: Tensor) -> Tensor:
         """The part of each client's mean loss that these samples give, (active,), with the models y (active, d)."""
         module, layout, task = self.workspace.module, self.workspace.layout, self.task
@@ -219,46 +236,3 @@ def _detect_unstackable(*, required: bool) -> Iterator[None]:
             raise
         why = (str(error) or type(error).__name__).splitlines()[0].split(". ", 1)[0]
         raise NotStackableError(why) from error
-
-
-class Plan(NamedTuple):
-    """The batches of some clients, step by step, padded to one size."""
-
-    resident: bool  # whether the samples, and so these sample numbers, are on the model's device
-    samples: Tensor  # (S, K, n)
-    drawn: Tensor  # (S, K, n, r)
-    weights: Tensor  # (S, K, n) 1 / size of the batch; 0 for padding
-    active: list[int]  # (K,) number of clients, the first ones, that take this step
-    sizes: list[tuple[int, ...]]  # of each client's batches
-    widths: list[int]  # (K,) size of the largest batch at each step
-
-    @staticmethod
-    def of(works: Sequence[LocalWork], *, like: Tensor, resident: bool) -> "Plan":
-        """The plan of clients that are sorted by their number of steps, on the device of `like`."""
-        steps = len(works[0].sizes)
-        n = max(max(work.sizes) for work in works)
-        slots = [_slots(work.sizes, steps, n) for work in works]
-        samples = torch.stack([work.samples[at] for work, (at, _) in zip(works, slots, strict=True)])
-        drawn = torch.stack([work.drawn[at] for work, (at, _) in zip(works, slots, strict=True)])
-        weights = torch.stack([weight for _, weight in slots]).to(like)
-        active = [sum(len(work.sizes) > k for work in works) for k in range(steps)]
-        device = like.device if resident else samples.device
-        sizes = [work.sizes for work in works]
-        widths = [max(own[k] for own in sizes[: active[k]]) for k in range(steps)]
-        return Plan(resident, samples.to(device), drawn.to(device), weights, active, sizes, widths)
-
-    def batch(self, task: Task, k: int) -> tuple[Batch, Tensor]:
-        """The batches (active, n, ...) of step `k` and the weights (active, n) of their samples' losses."""
-        active, width = self.active[k], self.widths[k]
-        samples, drawn = self.samples[:active, k, :width], self.drawn[:active, k, :width]
-        batch = task.batch(samples.flatten(), drawn.flatten(0, 1))
-        return tuple(t.unflatten(0, samples.shape).contiguous() for t in batch), self.weights[:active, k, :width]
-
-
-def _slots(sizes: tuple[int, ...], steps: int, n: int) -> tuple[Tensor, Tensor]:
-    """For each step and place in a batch (steps, n): the index into the client's drawn samples, and the weight."""
-    size = torch.tensor([*sizes, *[0] * (steps - len(sizes))])
-    place = torch.arange(n)
-    at = (size.cumsum(0) - size)[:, None] + place
-    real = place < size[:, None]
-    return torch.where(real, at, 0), real.double() / size.clamp(min=1)[:, None]

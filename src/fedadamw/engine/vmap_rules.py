@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 torch_attention = F.scaled_dot_product_attention
 torch_pool = F.adaptive_avg_pool1d
@@ -26,6 +27,17 @@ def batched_kernels() -> Iterator[None]:
         yield
     finally:
         F.scaled_dot_product_attention, F.adaptive_avg_pool1d = torch_attention, torch_pool
+
+
+@contextmanager
+def differentiable_kernels() -> Iterator[None]:
+    """A context in which these operations may be differentiated under vmap: attention by its formula."""
+    F.adaptive_avg_pool1d = _pool
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        F.adaptive_avg_pool1d = torch_pool
 
 
 def _pool(input: Tensor, output_size: Any) -> Tensor:  # noqa: A002  (torch's name)

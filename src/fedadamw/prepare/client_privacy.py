@@ -21,8 +21,6 @@ def check_client_privacy(experiment: Experiment, *, remote: bool) -> None:
 
     remote: the clients are Flower's nodes.
     """
-    if not has_client_privacy(experiment):
-        return
     t, lora, personal = experiment.training, experiment.lora, experiment.personal
     check(t.steps is not None, f"{UNIT}: by training.epochs a client's steps follow from its data; set training.steps")
     check(t.weighting == "uniform", f"{UNIT}: all clients have the same weight; set training.weighting=uniform")

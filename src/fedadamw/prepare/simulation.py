@@ -34,13 +34,14 @@ from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
 from fedadamw.prepare.base import check_base, check_own_quantisation, check_shards, warn_if_not_stacked
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
-from fedadamw.prepare.client_privacy import build_client_privacy, check_client_privacy, check_statistics_stay
+from fedadamw.prepare.client_privacy import build_client_privacy
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
 from fedadamw.prepare.nodes import check_remote
 from fedadamw.prepare.personal import build_parts, check_personal
+from fedadamw.prepare.privacy import check_privacy, check_private_model, sample_privacy
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partitions
 from fedadamw.prepare.start import Start, StartFacts, open_start
@@ -147,6 +148,7 @@ class Prepared:
             portions=self.portions,
             finetune=0 if experiment.personal is None else experiment.personal.finetune,
             held_out=self.held_out,
+            privacy=sample_privacy(experiment, self.partition.sizes.tolist(), Seeded(experiment.seed)),
             client_privacy=build_client_privacy(experiment, Seeded(experiment.seed)),
         )
 
@@ -195,7 +197,7 @@ def assemble(
     if experiment.training.gradient_checkpointing:
         checkpoint_layers(model, experiment.model.name)
     workspace, algorithm = build_parts(experiment, model, build_algorithm)
-    check_statistics_stay(experiment, workspace)
+    check_private_model(experiment, workspace)
     check_batch_norm(workspace, task, partition, experiment.training)
     if held_out is not None:
         check_held_out(experiment, task, held_out)
@@ -239,7 +241,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         server_lr = experiment.algorithm.get("server_lr", 1.0)
         check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
     check_shards(experiment)
-    check_client_privacy(experiment, remote=remote)
+    check_privacy(experiment, remote=remote)
     check_personal(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)
     if remote:

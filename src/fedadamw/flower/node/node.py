@@ -34,8 +34,10 @@ from fedadamw.models.lora.means import make_folding
 from fedadamw.prepare.adapters import build_halves
 from fedadamw.prepare.device import select_device
 from fedadamw.prepare.personal import build_parts
+from fedadamw.prepare.privacy import sample_privacy
 from fedadamw.prepare.problem import Facts
 from fedadamw.prepare.simulation import build_algorithm
+from fedadamw.randomness import Entropy, OperatingSystem
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
 from fedadamw.validation import InputError, check
@@ -61,10 +63,18 @@ class Node:
     """One client, ready to train.
 
     about: the server's facts about the data, so that both sides build the same model. config: --node-config.
-    home: the folder of its memory.
+    home: the folder of its memory. entropy: where private noise and batches come from; None: the operating system.
     """
 
-    def __init__(self, experiment: Experiment, about: Facts, config: NodeConfig, home: Path) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        about: Facts,
+        config: NodeConfig,
+        home: Path,
+        entropy: Entropy | None = None,
+    ) -> None:
+        self.entropy = entropy or OperatingSystem()
         self.experiment, self.number = experiment, read_number(config)
         device = select_device(experiment, read_device(config))
         if threads := config.get("threads", experiment.threads):
@@ -92,7 +102,8 @@ class Node:
         """Return what trains the numbers of `workspace`. base: the frozen weights that the server sends, if any."""
         experiment, training = self.experiment, self.experiment.training
         step = make_steps(algorithm, training.clip, "compiled" if experiment.compile == "on" else "fused")
-        loop = Loop(workspace, algorithm, task, training, experiment.seed, step)
+        privacy = sample_privacy(experiment, None, self.entropy)
+        loop = Loop(workspace, algorithm, task, training, experiment.seed, step, privacy=privacy)
         uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
         down = algorithm.broadcast(algorithm.server_init(workspace.shared.clone()))
         model = {"x": self.workspace.shared, "statistics": self.workspace.shared_statistics}

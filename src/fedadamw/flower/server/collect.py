@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from flwr.app import Message
 
 from fedadamw.flower.protocol import STALE
+from fedadamw.flower.server.attempts import POLL_NODES_S, POLL_S, Attempt, poll_replies
 from fedadamw.flower.server.broadcast import Broadcast
 from fedadamw.flower.server.check_upload import CheckedUpload
 from fedadamw.flower.server.clients import ClientRegistry
@@ -24,17 +25,7 @@ from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.flower.wire import RefusedError
 from fedadamw.settings.federation import FederationSettings
 
-POLL_S = (0.05, 0.5)  # between polls for replies: at first, and at most
-POLL_NODES_S = 2.0  # between polls for nodes that came or left
-
 Outcome = Literal["counted", "surplus", "refused", "failed", "stale", "gone"]
-
-
-class Attempt(NamedTuple):
-    """A client to ask."""
-
-    client: int
-    retries: int  # how often it may be asked again after this
 
 
 class PendingRequest(NamedTuple):
@@ -116,7 +107,7 @@ class Collector:
                 self._ask(attempt, deadline - time.monotonic())
             over = time.monotonic() > deadline  # checked before polling: replies that are here by now still count
             pending, start = len(self._pending), time.monotonic()
-            attempts = self._poll_replies()
+            attempts = poll_replies(self.messenger, self._pending, self._handle_reply)
             poll_s = time.monotonic() - start
             if over:
                 break
@@ -175,19 +166,6 @@ class Collector:
         self._unreachable.add(client)
         if attempt.retries:
             self._away[client] = attempt.retries - 1
-
-    def _poll_replies(self) -> list[Attempt]:
-        """Handle the replies that have arrived; return the clients to ask again."""
-        attempts = []
-        for message_id, request in list(self._pending.items()):
-            reply = self.messenger.poll(message_id, request.node)
-            if reply is None:
-                continue
-            outcome = self._handle_reply(reply, request)
-            del self._pending[message_id]
-            if outcome in ("failed", STALE) and (request.retries or not request.whole):
-                attempts.append(Attempt(request.client, request.retries - request.whole))
-        return attempts
 
     def _handle_reply(self, reply: Message | Exception, request: PendingRequest) -> Outcome:
         """Keep a reply's upload, or count the reason why it does not count."""

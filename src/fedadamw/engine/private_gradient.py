@@ -1,0 +1,164 @@
+"""Differential privacy of samples: the gradient of a batch in which no sample has more than its share, with noise.
+
+    G_j = gradient of sample j's loss, all trainable numbers;  G_j = G_j min(1, C / |G_j|)                        1
+    g = (sum of G_j + sigma C N(0, I)) / B                                                                        2
+
+B is the nominal size of a batch, whatever its real one; batches are drawn by `draw_poisson_batches` and may be empty,
+which leaves the noise. A sample whose gradient is not finite counts as 0: it must not move the sum by more than C
+either. So one sample more or less moves the sum by at most C.
+
+The noise is a sum of several Gaussians, so that the rounding of a single one cannot be read from it. That is all that
+is done about rounding: guarantees are those of real numbers, and torch's generators are not cryptographic ones.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from fedadamw.engine.device_memory import is_out_of_memory
+from fedadamw.engine.vmap_rules import differentiable_kernels
+from fedadamw.engine.workspace import Workspace, autocast, micro_batches
+from fedadamw.randomness import Entropy, Purpose
+from fedadamw.settings.training import TrainingSettings
+from fedadamw.task import Batch, Task
+from fedadamw.vector import Vector
+
+GAUSSIANS = 4  # that the noise is a sum of
+AT_ONCE = 2**26  # numbers of all samples' gradients that are in memory together, if micro_batch is not set
+
+
+@dataclass(frozen=True)
+class SamplePrivacy:
+    """How the gradients of a run's samples are clipped and noised."""
+
+    clip: float  # C, the largest norm of a sample's gradient
+    noise_multiplier: float  # sigma; the noise has the standard deviation sigma C in each coordinate of the sum
+    batch_size: int  # B, nominal
+    entropy: Entropy
+
+    @property
+    def phi(self) -> float:
+        """The variance of the noise in each coordinate of a step's gradient."""
+        return (self.noise_multiplier * self.clip / self.batch_size) ** 2
+
+    def rate(self, samples: int) -> float:
+        """Return the probability with which each of a client's samples is in a batch."""
+        return min(1.0, self.batch_size / samples)
+
+    def noise(self, round_: int, client: int, device: torch.device) -> torch.Generator:
+        """Return what a client's noise of a round is drawn from."""
+        return self.entropy.torch(Purpose.PRIVATE_NOISE, round_, client, device=device)
+
+    def finish(self, total: Vector, generator: torch.Generator) -> None:
+        """Make of a sum of clipped gradients (d,) the gradient of a step, in place: line 2."""
+        if self.noise_multiplier > 0:
+            std = self.noise_multiplier * self.clip / GAUSSIANS**0.5
+            for _ in range(GAUSSIANS):
+                noise = torch.randn(total.shape, generator=generator, dtype=total.dtype, device=total.device)
+                total.add_(noise, alpha=std)
+        total /= self.batch_size
+
+
+class SampleGradients:
+    """Sums the clipped gradients of samples, of one client's model or of stacked ones.
+
+    The samples of a chunk go through the model together, by vmap, and each has a gradient of its own then.
+    """
+
+    def __init__(self, workspace: Workspace, task: Task, training: TrainingSettings, privacy: SamplePrivacy) -> None:
+        self.workspace, self.task, self.training, self.privacy = workspace, task, training, privacy
+        self._singly = training.gradient_checkpointing  # torch's checkpoints know no vmap
+
+    def fill(self, batch: Batch) -> None:
+        """Make the workspace's gradient the sum over a batch, whose tensors may be none at all: line 1."""
+        workspace = self.workspace
+        total = torch.zeros_like(workspace.y)
+        if batch and not self._singly:
+            self._singly = not self._try_together(batch, total)
+        if batch and self._singly:
+            total.zero_()
+            self._add_singly(batch, total)
+        workspace.gradient.copy_(total)
+
+    def _try_together(self, batch: Batch, total: Vector) -> bool:
+        """Add to `total` the sum over a batch; returns False if the model's code does not take vmap."""
+        layout = self.workspace.layout
+        parameters = layout.views(self.workspace.y)
+        try:
+            for part in micro_batches(batch, self._chunk()):
+                self._add(self._of_client(parameters, {}, part), total)
+        except Exception as error:  # of vmap, or of model code that sees unexpected tensors
+            if is_out_of_memory(error) or str(error).startswith("CUDA error:"):
+                raise
+            why = (str(error) or type(error).__name__).splitlines()[0].split(". ", 1)[0]
+            warnings.warn(
+                f"this model has no gradients of many samples at once ({why}): they are computed one after the other",
+                stacklevel=2,
+            )
+            return False
+        return True
+
+    def _add_singly(self, batch: Batch, total: Vector) -> None:
+        """Add to `total` the sum over a batch, whose samples go through the model one after the other."""
+        workspace = self.workspace
+        for row in micro_batches(batch, 1):
+            workspace.gradient.zero_()
+            with autocast(self.training, workspace.y.device):
+                loss = self.task.losses(workspace.module, row).sum()
+            loss.backward()
+            self._add({"": workspace.gradient[None]}, total)
+
+    def sum_stacked(self, y: Vector, buffers: dict[str, Tensor], batch: Batch, real: Tensor) -> Vector:
+        """Return the sum (active, d) over each stacked client's batch, at its model of `y` (active, d): line 1.
+
+        batch: tensors (active, n, ...); real: which of the samples (active, n) are no padding.
+        """
+        total = torch.zeros_like(y)
+        parameters = self.workspace.layout.views(y)
+        if not batch:
+            return total
+        for *part, own in micro_batches((*batch, real), self._chunk(len(y)), dim=1):
+            with self._kernels():
+                gradients = vmap(self._of_client, randomness="different")(parameters, buffers, tuple(part))
+            self._add(gradients, total, own)
+        return total
+
+    def _chunk(self, clients: int = 1) -> int:
+        """Return how many samples of each client go through the model at once."""
+        return self.training.micro_batch or max(1, AT_ONCE // (clients * max(self.workspace.layout.d, 1)))
+
+    def _of_client(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Return the gradient of each sample of a batch, (n, *shape) by name."""
+
+        def loss(parameters: dict[str, Tensor], sample: Batch) -> Tensor:
+            def model(*args: Any, **kwargs: Any) -> Any:
+                return functional_call(self.workspace.module, (parameters, buffers), args, kwargs)
+
+            return self.task.losses(model, tuple(t[None] for t in sample)).sum()
+
+        with self._kernels():
+            gradients: dict[str, Tensor] = vmap(grad(loss), (None, 0), randomness="different")(parameters, batch)
+        return gradients
+
+    @contextmanager
+    def _kernels(self) -> Iterator[None]:
+        with differentiable_kernels(), autocast(self.training, self.workspace.y.device):
+            yield
+
+    def _add(self, gradients: Mapping[str, Tensor], total: Vector, real: Tensor | None = None) -> None:
+        """Add the clipped gradients (..., n, *shape) to `total` (..., d); those that are not `real` (..., n) are 0."""
+        axes = total.dim()
+        flat = [g.detach().flatten(axes) if g.dim() > axes else g.detach()[..., None] for g in gradients.values()]
+        norms = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dim=-1) for g in flat]), dim=0)
+        counts = norms.isfinite() if real is None else norms.isfinite() & real
+        scale = torch.where(counts, (self.privacy.clip / norms).clamp(max=1.0), 0.0)
+        wrong = None if bool(counts.all()) else ~counts[..., None]
+        for g, out in zip(flat, total.split([g.shape[-1] for g in flat], -1), strict=True):
+            clean = g if wrong is None else g.masked_fill(wrong, 0.0)
+            out.add_((scale[..., None, :] @ clean)[..., 0, :])

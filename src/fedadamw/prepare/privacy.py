@@ -1,0 +1,78 @@
+"""Differential privacy: which settings would break its guarantee, and how the gradients of samples are made private."""
+
+from collections.abc import Sequence
+
+from fedadamw.engine.private_gradient import SamplePrivacy
+from fedadamw.engine.workspace import Workspace, mixes_samples
+from fedadamw.prepare.client_privacy import check_client_privacy, check_statistics_stay
+from fedadamw.randomness import Entropy
+from fedadamw.settings.experiment import Experiment
+from fedadamw.validation import InputError, check
+
+
+def check_privacy(experiment: Experiment, *, remote: bool) -> None:
+    """Raise InputError if a setting would break what `privacy` promises; the message says what to set instead.
+
+    remote: the clients are Flower's nodes.
+    """
+    if experiment.privacy is not None and experiment.privacy.unit == "sample":
+        _check_samples(experiment)
+    elif experiment.privacy is not None:
+        check_client_privacy(experiment, remote=remote)
+
+
+def _check_samples(experiment: Experiment) -> None:
+    t, data = experiment.training, experiment.data
+    why = "with privacy.unit=sample"
+    check(t.clip is None, f"training.clip={t.clip} would clip the noise, too: set training.clip=null {why}")
+    check(t.epochs is None, f"training.epochs={t.epochs}: batches are drawn at random; set training.steps {why}")
+    check(
+        not experiment.federation.sample_counts,
+        f"federation.sample_counts=true tells the server how many samples a node has: set it to false {why}",
+    )
+    check(
+        t.weighting == "uniform",
+        f"training.weighting={t.weighting!r} tells how many samples a client has: set it to uniform {why}",
+    )
+    check(
+        t.mean == "weighted",
+        f"training.mean={t.mean!r} compares clients' updates, which are mostly noise: set it to weighted {why}",
+    )
+    check(not t.diagnostics, f"training.diagnostics=true looks at each client's gradients: set it to false {why}")
+    check(
+        not t.group_by_length,
+        f"training.group_by_length=true puts samples into batches by what they are: set it to false {why}",
+    )
+    check(not data.packing, f"data.packing=true computes samples in one row: set it to false {why}")
+    if experiment.personal is not None and experiment.personal.finetune:
+        given = f"personal.finetune={experiment.personal.finetune}"
+        raise InputError(f"{given} takes steps that no epsilon counts: set it to 0 {why}")
+    check(
+        experiment.shards == 1, f"shards={experiment.shards}: gradients of samples need one process; set it to 1 {why}"
+    )
+
+
+def sample_privacy(experiment: Experiment, sizes: Sequence[int] | None, entropy: Entropy) -> SamplePrivacy | None:
+    """Return how gradients of samples are clipped and noised; None without privacy of samples.
+
+    sizes: how many samples each client has, (N,); None: unknown.
+    """
+    privacy = experiment.privacy
+    if privacy is None or privacy.unit != "sample":
+        return None
+    if privacy.noise_multiplier is None:
+        raise InputError("privacy.epsilon: give privacy.noise_multiplier")
+    return SamplePrivacy(privacy.clip, privacy.noise_multiplier, experiment.training.batch_size, entropy)
+
+
+def check_private_model(experiment: Experiment, workspace: Workspace) -> None:
+    """Raise InputError if samples, or clients, would reach others by the model's statistics."""
+    if experiment.privacy is None or experiment.privacy.unit != "sample":
+        check_statistics_stay(experiment, workspace)
+        return
+    name = experiment.model.name
+    check(
+        not mixes_samples(workspace.module) and not len(workspace.statistics),
+        f"model.name={name!r} has running statistics (BatchNorm), which tell of samples without noise: "
+        "take a model with LayerNorm or GroupNorm with privacy.unit=sample",
+    )
