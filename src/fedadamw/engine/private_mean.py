@@ -165,8 +165,8 @@ def new_private_mean(
 
 def count_others(privacy: ClientPrivacy, up: AnyState) -> int:
     """Return how many parts are noised besides the update: fields that have numbers, and the bit."""
-    sent = sum(name != COUNTER and t.numel() > 0 for name, t in up._asdict().items()) - 1
-    return sent + (privacy.quantile is not None)
+    sent = [name for name in up._fields[1:] if name != COUNTER and getattr(up, name).numel()]
+    return len(sent) + (privacy.quantile is not None)
 
 
 def plan_fields(
