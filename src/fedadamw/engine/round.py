@@ -132,16 +132,23 @@ def run_round(
     answered, rejected, up_bytes = average.sum_over_ranks(answered, rejected, up_bytes)
     waited_s += ranks.waited_s
     losses, waited_s = _gather_losses(sampled, heard, waited_s, broadcast.statistics.device, ranks)
+    counts = (answered, rejected, up_bytes, losses, waited_s)
     if private is not None:
         up = private.up_type(*private.result())
-        return RoundResult(up, broadcast.statistics, None, float("nan"), answered, rejected, up_bytes, losses, waited_s)
+        return RoundResult(up, broadcast.statistics, None, float("nan"), *counts)
     if not answered:
-        return RoundResult(None, None, None, float("nan"), 0, rejected, 0, losses, waited_s)
+        return RoundResult(None, None, None, float("nan"), *counts)
+    return RoundResult(*_take_means(average, aggregation, up_type, broadcast), *counts)
+
+
+def _take_means(
+    average: Average, aggregation: Aggregation, up_type: Any, broadcast: Broadcast
+) -> tuple[AnyState, Vector, Vector | None, float]:
+    """Return the means of uploads, statistics, products if adapters are folded, and losses."""
     means = average.result()
     product = None if aggregation.folding is None else means.pop()
     *up, statistics, loss = means
-    averaged = statistics.to(broadcast.statistics)
-    return RoundResult(up_type(*up), averaged, product, float(loss), answered, rejected, up_bytes, losses, waited_s)
+    return up_type(*up), statistics.to(broadcast.statistics), product, float(loss)
 
 
 def _gather_losses(

@@ -115,17 +115,8 @@ class Simulation:
             privacy=privacy,
             client_privacy=client_privacy,
         )
-        return cls(
-            workspace,
-            algorithm,
-            task,
-            training,
-            clients,
-            ranks=ranks,
-            folding=folding,
-            saved=saved,
-            client_privacy=client_privacy,
-        )
+        own = (workspace, algorithm, task, training, clients)
+        return cls(*own, ranks=ranks, folding=folding, saved=saved, client_privacy=client_privacy)
 
     def rounds(self) -> Iterator[Record]:
         """Run the rounds that are left, and yield the record of each."""
