@@ -17,7 +17,7 @@ class Record:
 
     round: int  # from 1
     lr: float
-    train_loss: float
+    train_loss: float | None  # None with differential privacy, which no training loss has
     test_loss: float | None  # None in rounds without an evaluation
     test_metrics: dict[str, float] | None  # by name, the main one first
     clients: int  # whose answers were accepted
@@ -25,6 +25,7 @@ class Record:
     up_bytes: int
     down_bytes: int
     wall_s: float
+    epsilon: float | None = None  # with privacy: the largest of a client so far; None if the server cannot know
     diagnostics: Numbers | None = None  # with training.diagnostics
     federation: dict[str, int] | None = None  # of Flower's nodes: counts of asked, answered, late, ...
     clip: float | None = None  # with privacy.quantile: the norm that the round's updates were clipped to
@@ -51,7 +52,7 @@ class Record:
 
 
 def describe_divergence(round_: int, clients: int, lr: float, training: TrainingSettings) -> str:
-    """Return what a DivergedError says of a round (from 1) in which no client's answer was accepted."""
+    """Return what to try after a round (from 1) in which no client sent finite numbers."""
     clip = f"clip={training.clip:g}" if training.clip else "no clipping"
     outer = "" if training.outer is None else f", a smaller training.outer.lr (now {training.outer.lr:.3g})"
     return (

@@ -26,6 +26,7 @@ from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.state import Saved, State
 from fedadamw.engine.step import Kind
 from fedadamw.engine.workspace import Workspace, check_batch_norm
+from fedadamw.privacy.account import Account
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
@@ -40,7 +41,8 @@ class Simulation:
 
     The model is trained in place; `algorithm` and `training` say how. ranks: the processes that share the run.
     folding: adds the exact mean of what clients' adapters contribute to the frozen weights. halves: train in turn, each
-    by an algorithm of its own, in place of the whole model. client_privacy: hides each client's part in every round.
+    by an algorithm of its own, in place of the whole model. account: of what is spent, with differential privacy.
+    client_privacy: hides each client's part in every round.
     saved: where to resume. `listeners`, a list to append to, are called for each accepted answer.
     """
 
@@ -55,13 +57,14 @@ class Simulation:
         ranks: Team = ALONE,
         folding: Folding | None = None,
         halves: Halves | None = None,
+        account: Account | None = None,
         saved: Saved | None = None,
         client_privacy: ClientPrivacy | None = None,
     ) -> None:
         check_round(workspace, training, len(clients), ranks)
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.clients, self.ranks, self.folding = training, clients, ranks, folding
-        self.client_privacy, self.halves = client_privacy, halves
+        self.client_privacy, self.halves, self.account = client_privacy, halves, account
         self.parts: Parts = halves or Whole(server_side(algorithm, training.outer))
         self.listeners: list[Listener] = []
         self.aggregation = Aggregation(training.weighting, training.mean, training.byzantine, folding, ranks)
@@ -120,8 +123,12 @@ class Simulation:
 
     def rounds(self) -> Iterator[Record]:
         """Run the rounds that are left, and yield the record of each."""
-        while self.state.round < self.training.rounds:
+        while not self.is_over(self.state.round):
             yield self.step()
+
+    def is_over(self, rounds: int) -> bool:
+        """Whether the run ends after `rounds` rounds: they are all, or a budget of privacy allows no other."""
+        return rounds >= self.training.rounds or not (self.account is None or self.account.allows(rounds))
 
     def step(self) -> Record:
         """Run one round. The state changes only at its end, in one assignment."""
@@ -145,12 +152,13 @@ class Simulation:
         tests = self.task.held_out > 0 and not self.is_personal and training.evaluates(state.round)
         evaluation = self.evaluate(after) if tests else None
         scores = self.evaluate_clients(after) if training.evaluates_clients(state.round) else None
-        self.state, self.losses, self.scores = after, result.losses, scores
+        losses = result.losses if self.account is None else dict.fromkeys(result.losses)
+        self.state, self.losses, self.scores = after, losses, scores
         traffic = clients.traffic
         record = Record(
             round=after.round,
             lr=lr,
-            train_loss=result.train_loss,
+            train_loss=result.train_loss if self.account is None else None,
             test_loss=None if evaluation is None else evaluation.loss,
             test_metrics=None if evaluation is None else dict(evaluation.metrics),
             clients=result.answered,
@@ -158,6 +166,7 @@ class Simulation:
             up_bytes=result.up_bytes + traffic.wasted_bytes,
             down_bytes=traffic.down_bytes,
             wall_s=round(time.perf_counter() - start, 4),
+            epsilon=None if self.account is None else self.account.epsilon(after.round),
             diagnostics=None if diagnostics is None else diagnostics.summary(),
             federation=None if traffic.counts is None else dict(traffic.counts),
             clip=None if private is None or not len(state.clips) else private.clip,

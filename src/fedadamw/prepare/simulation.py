@@ -40,6 +40,7 @@ from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
 from fedadamw.prepare.nodes import check_remote
+from fedadamw.prepare.noise import open_account, resolve_noise
 from fedadamw.prepare.personal import build_parts, check_personal
 from fedadamw.prepare.privacy import check_privacy, check_private_model, sample_privacy
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
@@ -56,7 +57,7 @@ from fedadamw.validation import check
 class Prepared:
     """Everything a run needs, loaded and checked; `simulation` makes it a run."""
 
-    experiment: Experiment
+    experiment: Experiment  # with the noise that was searched for
     workspace: Workspace
     algorithm: AnyAlgorithm
     task: Task
@@ -97,6 +98,7 @@ class Prepared:
             ranks=self.ranks,
             folding=self.folding,
             halves=self.halves,
+            account=open_account(self.experiment, self.partition, clients),
             saved=saved,
             client_privacy=build_client_privacy(self.experiment, entropy),
         )
@@ -166,7 +168,7 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     partition, held_out = make_partitions(experiment, train)
     start = open_start(experiment)
     problem = build_problem(experiment, pretrained, train, test, device, start)
-    prepared = assemble(experiment, problem, train, test, partition, device, held_out)
+    prepared = assemble(experiment, problem, train, test, partition, device, held_out, remote=remote)
     return prepared if start is None else replace(prepared, start=start.facts)
 
 
@@ -188,12 +190,15 @@ def assemble(
     partition: Partition,
     device: torch.device,
     held_out: Partition | None = None,
+    *,
+    remote: bool = False,
 ) -> Prepared:
     """Build the algorithm for a problem on `device`, and check that it, the model and the partition fit.
 
-    held_out: each client's own held-out samples, if there are any.
+    held_out: each client's own held-out samples, if there are any. remote: the clients are Flower's nodes.
     """
     model, task, facts = problem
+    experiment = resolve_noise(experiment, partition, remote=remote)
     if experiment.training.gradient_checkpointing:
         checkpoint_layers(model, experiment.model.name)
     workspace, algorithm = build_parts(experiment, model, build_algorithm)
