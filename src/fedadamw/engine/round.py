@@ -134,11 +134,11 @@ def run_round(
     losses, waited_s = _gather_losses(sampled, heard, waited_s, broadcast.statistics.device, ranks)
     counts = (answered, rejected, up_bytes, losses, waited_s)
     if private is not None:
-        up = private.up_type(*private.result())
-        return RoundResult(up, broadcast.statistics, None, float("nan"), *counts)
+        return RoundResult(private.up_type(*private.result()), broadcast.statistics, None, float("nan"), *counts)
     if not answered:
         return RoundResult(None, None, None, float("nan"), *counts)
-    return RoundResult(*_take_means(average, aggregation, up_type, broadcast), *counts)
+    up, statistics, product, loss = _take_means(average, aggregation, up_type, broadcast)
+    return RoundResult(up, statistics, product, loss, *counts)
 
 
 def _take_means(

@@ -143,8 +143,6 @@ class Simulation:
         result = self._train(sampled, broadcast, listeners, private)
         if result.up is None:
             raise DivergedError(describe_divergence(state.round + 1, len(sampled), lr, training))
-        if sampled and not result.answered:
-            warnings.warn(ONLY_NOISE, stacklevel=2)
         participation = (result.answered if private is None else private.privacy.clients) / len(clients)
         after = self.next_state(state, result, lr, participation)
         after = after if private is None else after._replace(clips=private.next_clips())
@@ -241,7 +239,10 @@ class Simulation:
             self.folding.load(broadcast.base)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             heard = [*self.listeners, *listeners]
-            return run_round(self.clients, sampled, broadcast, self.aggregation, heard, private)
+            result = run_round(self.clients, sampled, broadcast, self.aggregation, heard, private)
+        if sampled and private is not None and not result.answered:
+            warnings.warn(ONLY_NOISE, stacklevel=3)
+        return result
 
     def next_state(self, state: State, result: RoundResult, lr: float, participation: float) -> State:
         """The state after a round that began with `state`; DivergedError if a number of it is not finite."""

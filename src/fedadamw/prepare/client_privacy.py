@@ -67,8 +67,7 @@ def build_client_privacy(experiment: Experiment, entropy: Entropy) -> ClientPriv
     privacy, t = experiment.privacy, experiment.training
     if privacy is None or privacy.unit != "client":
         return None
-    if privacy.noise_multiplier is None:
-        raise InputError("privacy.epsilon: give privacy.noise_multiplier")
+    assert privacy.noise_multiplier is not None  # as resolved
     assert t.steps is not None  # as checked
     return ClientPrivacy(
         noise_multiplier=privacy.noise_multiplier,
