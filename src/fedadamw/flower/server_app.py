@@ -33,7 +33,7 @@ from fedadamw.flower.server.rounds import Nodes
 from fedadamw.flower.server.scoring import Scoring
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.prepare.base import with_type
-from fedadamw.prepare.client_privacy import check_no_pixel_sums, has_client_privacy
+from fedadamw.prepare.client_privacy import has_client_privacy
 from fedadamw.prepare.paths import mark_folders
 from fedadamw.prepare.problem import Facts, ImageFacts
 from fedadamw.prepare.simulation import Prepared
@@ -221,7 +221,6 @@ def make_pixel_sums(experiment: Experiment, facts: Facts) -> PixelSums | None:
     """Return what gathers the sums of the nodes' pixels; None if mean and std are known, or there are no images."""
     if "shape" not in facts or "mean" in facts:
         return None
-    check_no_pixel_sums(experiment)
     told = "sums of pixels tell how many images a node has; give data.mean and data.std"
     check(experiment.federation.sample_counts, f"federation.sample_counts=false: {told}")
     return PixelSums(cast("ImageFacts", facts)["shape"], experiment.federation.max_samples)

@@ -4,6 +4,7 @@ from torch import nn
 
 from fedadamw.engine.private_mean import ClientPrivacy
 from fedadamw.engine.workspace import Workspace
+from fedadamw.prepare.problem import Facts
 from fedadamw.randomness import Entropy
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, check
@@ -44,16 +45,12 @@ def _check_remote(experiment: Experiment) -> None:
     check(not every, f"{UNIT}: nodes' sums over held-out samples have no noise; set training.client_evaluation=0")
 
 
-def check_no_pixel_sums(experiment: Experiment) -> None:
-    """Raise InputError if mean and std of pixels would come from sums over nodes."""
-    sums = f"{UNIT}: nodes' sums of pixels have no noise; give data.mean and data.std"
-    check(not has_client_privacy(experiment), sums)
-
-
-def check_statistics_stay(experiment: Experiment, workspace: Workspace) -> None:
-    """Raise InputError if running statistics of layers would travel, which have no noise."""
+def check_client_problem(experiment: Experiment, workspace: Workspace, facts: Facts) -> None:
+    """Raise InputError if privacy of clients would not hold for this model and these data."""
     if not has_client_privacy(experiment):
         return
+    sums = f"{UNIT}: data.mean is not set, so nodes would send sums of their pixels; set data.mean and data.std"
+    check("shape" not in facts or "mean" in facts, sums)
     for name, module in workspace.module.named_modules():
         if not isinstance(module, nn.modules.batchnorm._NormBase) or not module.track_running_stats:
             continue

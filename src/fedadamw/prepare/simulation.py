@@ -34,7 +34,7 @@ from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
 from fedadamw.prepare.base import check_base, check_own_quantisation, check_shards, warn_if_not_stacked
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
-from fedadamw.prepare.client_privacy import build_client_privacy
+from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
@@ -42,7 +42,7 @@ from fedadamw.prepare.moments import find_noise_in_moments
 from fedadamw.prepare.nodes import check_remote
 from fedadamw.prepare.noise import open_account, resolve_noise
 from fedadamw.prepare.personal import build_parts, check_personal
-from fedadamw.prepare.privacy import check_privacy, check_private_model, sample_privacy
+from fedadamw.prepare.privacy import check_privacy, check_private_problem, sample_privacy
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partitions
 from fedadamw.prepare.start import Start, StartFacts, open_start
@@ -198,11 +198,12 @@ def assemble(
     held_out: each client's own held-out samples, if there are any. remote: the clients are Flower's nodes.
     """
     model, task, facts = problem
+    check_private_problem(experiment, problem, train, partition)
     experiment = resolve_noise(experiment, partition, remote=remote)
     if experiment.training.gradient_checkpointing:
         checkpoint_layers(model, experiment.model.name)
     workspace, algorithm = build_parts(experiment, model, build_algorithm)
-    check_private_model(experiment, workspace)
+    check_client_problem(experiment, workspace, facts)
     check_batch_norm(workspace, task, partition, experiment.training)
     if held_out is not None:
         check_held_out(experiment, task, held_out)
