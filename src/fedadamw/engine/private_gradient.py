@@ -123,10 +123,10 @@ class SampleGradients:
         """Add to `total` the sum over a batch, whose samples go through the model one after the other."""
         workspace = self.workspace
         buffers = [(name, b, b._version) for name, b in workspace.module.named_buffers()]
-        for row in micro_batches(batch, 1):
+        for row in range(len(batch[0])):
             workspace.gradient.zero_()
             with autocast(self.training, workspace.y.device):
-                loss = self.task.losses(workspace.module, row).sum()
+                loss = self.task.losses(workspace.module, tuple(t[row : row + 1] for t in batch)).sum()
             loss.backward()
             self._add({"": workspace.gradient[None]}, total)
         changed = next((name for name, b, version in buffers if b._version != version), None)
@@ -140,6 +140,11 @@ class SampleGradients:
         total = torch.zeros_like(y)
         parameters = self.workspace.layout.views(y)
         if not batch:
+            return total
+        if self._singly:
+            for client, (own, out) in enumerate(zip(y, total, strict=True)):
+                self.workspace.y.copy_(own)
+                self._add_singly(tuple(t[client][real[client]] for t in batch), out)
             return total
         for *part, own in micro_batches((*batch, real), self._chunk(len(y)), dim=1):
             with self._kernels():
