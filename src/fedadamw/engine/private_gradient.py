@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from fedadamw.engine.device_memory import is_out_of_memory
+from fedadamw.engine.layer_gradients import LayerGradients
+from fedadamw.engine.summands import Rows, Summand
 from fedadamw.engine.vmap_rules import differentiable_kernels
 from fedadamw.engine.workspace import Workspace, autocast, micro_batches
 from fedadamw.randomness import Entropy, Purpose
@@ -74,6 +76,7 @@ class SampleGradients:
     def __init__(self, workspace: Workspace, task: Task, training: TrainingSettings, privacy: SamplePrivacy) -> None:
         self.workspace, self.task, self.training, self.privacy = workspace, task, training, privacy
         self._singly = training.gradient_checkpointing  # torch's checkpoints know no vmap
+        self._by_layers, self._tried = LayerGradients.of(workspace, task, training), False
 
     def fill(self, batch: Batch) -> None:
         """Make the workspace's gradient the sum over a batch, whose tensors may be none at all: line 1."""
@@ -88,11 +91,9 @@ class SampleGradients:
 
     def _try_together(self, batch: Batch, total: Vector) -> bool:
         """Add to `total` the sum over a batch; returns False if the model's code does not take vmap."""
-        layout = self.workspace.layout
-        parameters = layout.views(self.workspace.y)
         try:
             for part in micro_batches(batch, self._chunk()):
-                self._add(self._of_client(parameters, {}, part), total)
+                self._add(self._take(part), total)
         except Exception as error:  # of vmap, or of model code that sees unexpected tensors
             if is_out_of_memory(error) or str(error).startswith("CUDA error:"):
                 raise
@@ -104,6 +105,25 @@ class SampleGradients:
             return False
         return True
 
+    def _take(self, batch: Batch) -> Mapping[str, Summand]:
+        """Return the gradients of a batch's samples by parameter, layer by layer if the model takes that."""
+        if not self._tried and len(batch[0]) > 1:
+            self._try_layers(batch)
+        if self._by_layers is not None and self._tried:
+            return self._by_layers.take(batch)
+        return to_rows(self._of_client(self.workspace.layout.views(self.workspace.y), {}, batch), 0)
+
+    def _try_layers(self, batch: Batch) -> None:
+        """Find out whether the model's gradients may be taken by layers."""
+        self._tried = True
+        try:
+            if self._by_layers is not None and not self._by_layers.agrees(batch):
+                self._by_layers = None
+        except Exception as error:  # of model code that sees unexpected tensors
+            if is_out_of_memory(error) or str(error).startswith("CUDA error:"):
+                raise
+            self._by_layers = None
+
     def _add_singly(self, batch: Batch, total: Vector) -> None:
         """Add to `total` the sum over a batch, whose samples go through the model one after the other."""
         workspace = self.workspace
@@ -112,7 +132,7 @@ class SampleGradients:
             with autocast(self.training, workspace.y.device):
                 loss = self.task.losses(workspace.module, row).sum()
             loss.backward()
-            self._add({"": workspace.gradient[None]}, total)
+            self._add({"": Rows(workspace.gradient[None])}, total)
 
     def sum_stacked(self, y: Vector, buffers: dict[str, Tensor], batch: Batch, real: Tensor) -> Vector:
         """Return the sum (active, d) over each stacked client's batch, at its model of `y` (active, d): line 1.
@@ -126,7 +146,7 @@ class SampleGradients:
         for *part, own in micro_batches((*batch, real), self._chunk(len(y)), dim=1):
             with self._kernels():
                 gradients = vmap(self._of_client, randomness="different")(parameters, buffers, tuple(part))
-            self._add(gradients, total, own)
+            self._add(to_rows(gradients, 1), total, own)
         return total
 
     def _chunk(self, clients: int = 1) -> int:
@@ -151,14 +171,23 @@ class SampleGradients:
         with differentiable_kernels(), autocast(self.training, self.workspace.y.device):
             yield
 
-    def _add(self, gradients: Mapping[str, Tensor], total: Vector, real: Tensor | None = None) -> None:
-        """Add the clipped gradients (..., n, *shape) to `total` (..., d); those that are not `real` (..., n) are 0."""
-        axes = total.dim()
-        flat = [g.detach().flatten(axes) if g.dim() > axes else g.detach()[..., None] for g in gradients.values()]
-        norms = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dim=-1) for g in flat]), dim=0)
+    def _add(self, gradients: Mapping[str, Summand], total: Vector, real: Tensor | None = None) -> None:
+        """Add the clipped gradients of samples (..., n) to `total` (..., d); those that are not `real` count as 0."""
+        if not gradients:  # the loss depends on no parameter
+            return
+        norms = torch.stack([g.squares() for g in gradients.values()]).sum(0).sqrt()
         counts = norms.isfinite() if real is None else norms.isfinite() & real
         scale = torch.where(counts, (self.privacy.clip / norms).clamp(max=1.0), 0.0)
-        wrong = None if bool(counts.all()) else ~counts[..., None]
-        for g, out in zip(flat, total.split([g.shape[-1] for g in flat], -1), strict=True):
-            clean = g if wrong is None else g.masked_fill(wrong, 0.0)
-            out.add_((scale[..., None, :] @ clean)[..., 0, :])
+        wrong = None if bool(counts.all()) else ~counts
+        layout = self.workspace.layout
+        places = {"": total, **dict(zip(layout.names, total.split(layout.sizes, -1), strict=True))}
+        for name, g in gradients.items():
+            (g if wrong is None else g.without(wrong)).add_to(places[name], scale)
+
+
+def to_rows(gradients: Mapping[str, Tensor], axes: int) -> dict[str, Summand]:
+    """Return gradients (*axes, n, *shape) as rows."""
+    return {
+        name: Rows(g.detach().flatten(axes + 1) if g.dim() > axes + 1 else g.detach()[..., None])
+        for name, g in gradients.items()
+    }
