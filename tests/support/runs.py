@@ -36,6 +36,7 @@ def simulation(
     saved=None,
     held_out=None,
     noise=NO_NOISE,
+    privacy=None,
     **changes,
 ):
     model = attention_model()
@@ -49,6 +50,7 @@ def simulation(
         "memory_folder": memory_folder,
         "saved": saved,
         "held_out": held_out,
+        "privacy": privacy,
     }
     return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
 

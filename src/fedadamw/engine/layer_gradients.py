@@ -191,7 +191,7 @@ class LayerGradients:
         share = CLOSE_IN_HALF if halves or self.training.precision == "bf16" else CLOSE
         for name, g in named.items():
             found = gradients[name].of_sample(i) if name in gradients else torch.zeros_like(g).flatten()
-            if (found - g.flatten()).norm() > share * (g.norm() + share * of_all):
+            if not (found - g.flatten()).norm() <= share * (g.norm() + share * of_all):
                 return False
         return True
 

@@ -18,17 +18,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from fedadamw.engine.device_memory import is_out_of_memory
 from fedadamw.engine.layer_gradients import LayerGradients
 from fedadamw.engine.summands import Rows, Summand
 from fedadamw.engine.vmap_rules import differentiable_kernels
-from fedadamw.engine.workspace import Workspace, autocast, micro_batches
+from fedadamw.engine.workspace import Workspace, autocast, micro_batches, mixes_samples
 from fedadamw.randomness import Entropy, Purpose
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
+from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector
 
 GAUSSIANS = 4  # that the noise is a sum of
@@ -51,7 +52,7 @@ class SamplePrivacy:
 
     def rate(self, samples: int) -> float:
         """Return the probability with which each of a client's samples is in a batch."""
-        return min(1.0, self.batch_size / samples)
+        return min(1.0, self.batch_size / max(samples, 1))
 
     def noise(self, round_: int, client: int, device: torch.device) -> torch.Generator:
         """Return what a client's noise of a round is drawn from."""
@@ -67,6 +68,15 @@ class SamplePrivacy:
         total /= self.batch_size
 
 
+def check_separate(module: nn.Module) -> None:
+    """Raise InputError if a sample's loss depends on the others of its batch, or on those before."""
+    check(
+        not mixes_samples(module),
+        "BatchNorm mixes samples, and keeps what it saw of them without noise: take a model with LayerNorm or "
+        "GroupNorm with privacy.unit=sample",
+    )
+
+
 class SampleGradients:
     """Sums the clipped gradients of samples, of one client's model or of stacked ones.
 
@@ -74,7 +84,9 @@ class SampleGradients:
     """
 
     def __init__(self, workspace: Workspace, task: Task, training: TrainingSettings, privacy: SamplePrivacy) -> None:
+        check_separate(workspace.module)
         self.workspace, self.task, self.training, self.privacy = workspace, task, training, privacy
+        self.has_numbers = True  # a rehearsal's tensors have none
         self._singly = training.gradient_checkpointing  # torch's checkpoints know no vmap
         self._by_layers, self._tried = LayerGradients.of(workspace, task, training), False
 
@@ -82,11 +94,14 @@ class SampleGradients:
         """Make the workspace's gradient the sum over a batch, whose tensors may be none at all: line 1."""
         workspace = self.workspace
         total = torch.zeros_like(workspace.y)
+        buffers = [(name, b, b._version) for name, b in workspace.module.named_buffers()]
         if batch and not self._singly:
             self._singly = not self._try_together(batch, total)
         if batch and self._singly:
             total.zero_()
             self._add_singly(batch, total)
+        changed = next((name for name, b, version in buffers if b._version != version), None)
+        check(changed is None, f"{changed!r} changes while the model trains, by samples and without noise: freeze it")
         workspace.gradient.copy_(total)
 
     def _try_together(self, batch: Batch, total: Vector) -> bool:
@@ -94,6 +109,8 @@ class SampleGradients:
         try:
             for part in micro_batches(batch, self._chunk()):
                 self._add(self._take(part), total)
+        except InputError:
+            raise
         except Exception as error:  # of vmap, or of model code that sees unexpected tensors
             if is_out_of_memory(error) or str(error).startswith("CUDA error:"):
                 raise
@@ -106,10 +123,13 @@ class SampleGradients:
         return True
 
     def _take(self, batch: Batch) -> Mapping[str, Summand]:
-        """Return the gradients of a batch's samples by parameter, layer by layer if the model takes that."""
-        if not self._tried and len(batch[0]) > 1:
+        """Return the gradients of a batch's samples by parameter, layer by layer if the model takes that.
+
+        Of one sample alone the rows of layers do not tell whether they are samples.
+        """
+        if len(batch[0]) > 1 and not self._tried:
             self._try_layers(batch)
-        if self._by_layers is not None and self._tried:
+        if len(batch[0]) > 1 and self._by_layers is not None:
             return self._by_layers.take(batch)
         return to_rows(self._of_client(self.workspace.layout.views(self.workspace.y), {}, batch), 0)
 
@@ -117,7 +137,7 @@ class SampleGradients:
         """Find out whether the model's gradients may be taken by layers."""
         self._tried = True
         try:
-            if self._by_layers is not None and not self._by_layers.agrees(batch):
+            if self._by_layers is not None and not (self.has_numbers and self._by_layers.agrees(batch)):
                 self._by_layers = None
         except Exception as error:  # of model code that sees unexpected tensors
             if is_out_of_memory(error) or str(error).startswith("CUDA error:"):
@@ -175,10 +195,10 @@ class SampleGradients:
         """Add the clipped gradients of samples (..., n) to `total` (..., d); those that are not `real` count as 0."""
         if not gradients:  # the loss depends on no parameter
             return
-        norms = torch.stack([g.squares() for g in gradients.values()]).sum(0).sqrt()
+        norms = torch.stack([g.squares() for g in gradients.values()]).sum(0).sqrt().to(total)
         counts = norms.isfinite() if real is None else norms.isfinite() & real
         scale = torch.where(counts, (self.privacy.clip / norms).clamp(max=1.0), 0.0)
-        wrong = None if bool(counts.all()) else ~counts
+        wrong = None if not self.has_numbers or bool(counts.all()) else ~counts
         layout = self.workspace.layout
         places = {"": total, **dict(zip(layout.names, total.split(layout.sizes, -1), strict=True))}
         for name, g in gradients.items():

@@ -19,12 +19,13 @@ from fedadamw.engine.parts import Halves, Parts, Whole, read_state, server_side,
 from fedadamw.engine.personal import WithPersonal
 from fedadamw.engine.private_gradient import SamplePrivacy
 from fedadamw.engine.ranks import ALONE, Team
-from fedadamw.engine.record import DivergedError, Record
+from fedadamw.engine.record import DivergedError, Record, describe_divergence
 from fedadamw.engine.robust import check_robust
 from fedadamw.engine.round import Aggregation, Folding, Listener, RoundResult, run_round
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.step import Kind
 from fedadamw.engine.workspace import Workspace, check_batch_norm, mixes_samples
+from fedadamw.privacy.account import Account
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
@@ -60,7 +61,7 @@ class Simulation:
 
     The model is trained in place; `algorithm` and `training` say how. ranks: the processes that share the run.
     folding: adds the exact mean of what clients' adapters contribute to the frozen weights. halves: train in turn, each
-    by an algorithm of its own, in place of the whole model.
+    by an algorithm of its own, in place of the whole model. account: of what is spent, with differential privacy.
     saved: where to resume. `listeners`, a list to append to, are called for each accepted answer.
     """
 
@@ -75,11 +76,13 @@ class Simulation:
         ranks: Team = ALONE,
         folding: Folding | None = None,
         halves: Halves | None = None,
+        account: Account | None = None,
         saved: Saved | None = None,
     ) -> None:
         _check_round(workspace, training, len(clients), ranks)
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.clients, self.ranks, self.folding = training, clients, ranks, folding
+        self.account = account
         self.parts: Parts = halves or Whole(server_side(algorithm, training.outer))
         self.listeners: list[Listener] = []
         self.aggregation = Aggregation(training.weighting, training.mean, training.byzantine, folding, ranks)
@@ -135,8 +138,12 @@ class Simulation:
 
     def rounds(self) -> Iterator[Record]:
         """Run the rounds that are left, and yield the record of each."""
-        while self.state.round < self.training.rounds:
+        while not self.is_over(self.state.round):
             yield self.step()
+
+    def is_over(self, rounds: int) -> bool:
+        """Whether the run ends after `rounds` rounds: they are all, or a budget of privacy allows no other."""
+        return rounds >= self.training.rounds or not (self.account is None or self.account.allows(rounds))
 
     def step(self) -> Record:
         """Run one round. The state changes only at its end, in one assignment."""
@@ -148,19 +155,20 @@ class Simulation:
         diagnostics = Diagnostics(self.workspace.module, state.last) if training.diagnostics else None
         result = self._train(sampled, broadcast, [] if diagnostics is None else [_listener(diagnostics, broadcast)])
         if not result.answered:
-            raise DivergedError(_describe_divergence(state.round + 1, len(sampled), lr, training))
+            raise DivergedError(describe_divergence(state.round + 1, len(sampled), lr, training))
         participation = result.answered / len(clients)
         after = self.next_state(state, result, lr, participation)
         clients.finish_round(Update(state.round, result.up, lr, participation))
         tests = self.task.held_out > 0 and not self.is_personal and training.evaluates(state.round)
         evaluation = self.evaluate(after) if tests else None
         scores = self.evaluate_clients(after) if training.evaluates_clients(state.round) else None
-        self.state, self.losses, self.scores = after, result.losses, scores
+        losses = result.losses if self.account is None else dict.fromkeys(result.losses)
+        self.state, self.losses, self.scores = after, losses, scores
         traffic = clients.traffic
         record = Record(
             round=after.round,
             lr=lr,
-            train_loss=result.train_loss,
+            train_loss=result.train_loss if self.account is None else None,
             test_loss=None if evaluation is None else evaluation.loss,
             test_metrics=None if evaluation is None else dict(evaluation.metrics),
             clients=result.answered,
@@ -168,6 +176,7 @@ class Simulation:
             up_bytes=result.up_bytes + traffic.wasted_bytes,
             down_bytes=traffic.down_bytes,
             wall_s=round(time.perf_counter() - start, 4),
+            epsilon=None if self.account is None else self.account.epsilon(after.round),
             diagnostics=None if diagnostics is None else diagnostics.summary(),
             federation=None if traffic.counts is None else dict(traffic.counts),
             waited_s=None if self.ranks.alone else round(result.waited_s, 4),
@@ -282,12 +291,3 @@ def _listener(diagnostics: Diagnostics, broadcast: Broadcast) -> Listener:
         diagnostics.add(answer.local.y - broadcast.down.x, None if moments is None else moments.v, answer.likelihood)
 
     return listen
-
-
-def _describe_divergence(round_: int, clients: int, lr: float, training: TrainingSettings) -> str:
-    clip = f"clip={training.clip:g}" if training.clip else "no clipping"
-    outer = "" if training.outer is None else f", a smaller training.outer.lr (now {training.outer.lr:.3g})"
-    return (
-        f"round {round_}: all {clients} clients sent numbers that are not finite; "
-        f"try a smaller training.lr (now {lr:.3g}){outer}, a smaller training.clip (now {clip}), or warmup_rounds"
-    )

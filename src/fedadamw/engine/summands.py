@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fedadamw.vector import Vector
 
+PIECE = 4096  # numbers whose squares are summed in the type of a gradient
+
 
 class Rows(NamedTuple):
     """Gradients as they are."""
@@ -20,8 +22,14 @@ class Rows(NamedTuple):
     rows: Tensor  # (..., n, size)
 
     def squares(self) -> Tensor:
-        """Return the squared norm of each sample's gradient, (..., n)."""
-        return torch.linalg.vector_norm(self.rows, dim=-1) ** 2
+        """Return the squared norm of each sample's gradient, (..., n), in float64.
+
+        One long sum in float32 would lose digits.
+        """
+        whole = self.rows.shape[-1] // PIECE * PIECE
+        pieces = torch.linalg.vector_norm(self.rows[..., :whole].unflatten(-1, (-1, PIECE)), dim=-1) if whole else None
+        rest = torch.linalg.vector_norm(self.rows[..., whole:], dim=-1).double().square()
+        return rest if pieces is None else rest + pieces.double().square().sum(-1)
 
     def without(self, wrong: Tensor) -> "Rows":
         """Return them with 0 for the samples that are `wrong` (..., n)."""
@@ -56,7 +64,7 @@ class Products(NamedTuple):
         lengths = of_x.diagonal(dim1=-2, dim2=-1).sqrt() * of_e.diagonal(dim1=-2, dim2=-1).sqrt()
         roundings = self.x.shape[-1] + self.e.shape[-1] + self.x.shape[-2]
         lost = roundings * torch.finfo(self.x.dtype).eps * lengths.sum(-1) ** 2
-        return ((of_x * of_e).sum((-2, -1)) + lost).clamp(min=0.0)
+        return ((of_x * of_e).sum((-2, -1)) + lost).clamp(min=0.0).double()
 
     def without(self, wrong: Tensor) -> "Products":
         """As of Rows."""

@@ -31,15 +31,16 @@ from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
 from fedadamw.prepare.architecture import is_run
-from fedadamw.prepare.base import check_base, check_own_quantisation, warn_if_not_stacked
+from fedadamw.prepare.base import check_base, check_own_quantisation, check_shards, warn_if_not_stacked
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
+from fedadamw.prepare.noise import open_account, resolve_noise
 from fedadamw.prepare.personal import build_parts, check_personal
-from fedadamw.prepare.privacy import check_privacy, check_private_model, sample_privacy
+from fedadamw.prepare.privacy import check_privacy, check_private_problem, sample_privacy
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partitions
 from fedadamw.prepare.start import Start, StartFacts, open_start
@@ -47,14 +48,14 @@ from fedadamw.randomness import Seeded
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
-from fedadamw.validation import InputError, check
+from fedadamw.validation import check
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Everything a run needs, loaded and checked; `simulation` makes it a run."""
 
-    experiment: Experiment
+    experiment: Experiment  # with the noise that was searched for
     workspace: Workspace
     algorithm: AnyAlgorithm
     task: Task
@@ -92,6 +93,7 @@ class Prepared:
             ranks=self.ranks,
             folding=self.folding,
             halves=self.halves,
+            account=open_account(self.experiment, self.partition, clients),
             saved=saved,
         )
 
@@ -159,7 +161,7 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     partition, held_out = make_partitions(experiment, train)
     start = open_start(experiment)
     problem = build_problem(experiment, pretrained, train, test, device, start)
-    prepared = assemble(experiment, problem, train, test, partition, device, held_out)
+    prepared = assemble(experiment, problem, train, test, partition, device, held_out, remote=remote)
     return prepared if start is None else replace(prepared, start=start.facts)
 
 
@@ -181,16 +183,19 @@ def assemble(
     partition: Partition,
     device: torch.device,
     held_out: Partition | None = None,
+    *,
+    remote: bool = False,
 ) -> Prepared:
     """Build the algorithm for a problem on `device`, and check that it, the model and the partition fit.
 
-    held_out: each client's own held-out samples, if there are any.
+    held_out: each client's own held-out samples, if there are any. remote: the clients are Flower's nodes.
     """
     model, task, facts = problem
+    check_private_problem(experiment, problem, train, partition)
+    experiment = resolve_noise(experiment, partition, remote=remote)
     if experiment.training.gradient_checkpointing:
         checkpoint_layers(model, experiment.model.name)
     workspace, algorithm = build_parts(experiment, model, build_algorithm)
-    check_private_model(experiment, workspace)
     check_batch_norm(workspace, task, partition, experiment.training)
     if held_out is not None:
         check_held_out(experiment, task, held_out)
@@ -233,7 +238,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     if t.outer is not None:
         server_lr = experiment.algorithm.get("server_lr", 1.0)
         check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
-    _check_shards(experiment)
+    check_shards(experiment)
     check_privacy(experiment, remote=remote)
     check_personal(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)
@@ -242,18 +247,6 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     else:
         on_nodes = experiment.partition.kind == "nodes"
         check(not on_nodes, "partition.kind='nodes' is the data on Flower's nodes: it cannot be simulated")
-
-
-def _check_shards(experiment: Experiment) -> None:
-    """Raise InputError if the frozen weights cannot be split over `shards` processes."""
-    lora, given = experiment.lora, f"shards={experiment.shards}"
-    if experiment.shards == 1:
-        return
-    if lora is None:
-        raise InputError(f"{given} splits frozen weights: give lora, or train with shards=1")
-    changes = f"{given}: lora.aggregate={lora.aggregate!r} changes the frozen weights, which are split; use factors"
-    check(not (lora.changes_base or lora.aggregate == "alternate"), changes)
-    check(experiment.stack in (None, 1), f"{given}: clients train one after the other, not stack={experiment.stack}")
 
 
 def _check_remote(experiment: Experiment) -> None:

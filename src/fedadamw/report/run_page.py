@@ -103,9 +103,11 @@ class RunPage:
 
     def _specs(self, records: Sequence[RecordDict]) -> dict[str, Any]:
         """Return the charts in Vega-Lite's JSON, by name."""
-        charts = {"losses": run_charts.loss_chart(records)}
+        charts = {"losses": run_charts.loss_chart(records)} if run_charts.has_losses(records) else {}
         if find_evaluations(records):
             charts["score"] = run_charts.score_chart(records)
+        if run_charts.has_epsilon(records):
+            charts["epsilon"] = run_charts.epsilon_chart(records)
         specs = {name: run_charts.to_spec(chart) for name, chart in charts.items()}
         if self._partition is not None:
             specs["partition"] = self._partition

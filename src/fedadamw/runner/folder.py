@@ -180,7 +180,7 @@ class RunFolder:
             k: replace_nan(v)
             for k, v in asdict(record).items()
             if v is not None
-            or not (k in ("diagnostics", "federation", "waited_s", "tuned") or k.startswith("clients_"))
+            or not (k in ("epsilon", "diagnostics", "federation", "waited_s", "tuned") or k.startswith("clients_"))
         }
         line = json.dumps(columns, allow_nan=False) + "\n"
         with report_full_disk(self.metrics), open(self.metrics, "ab") as file:
