@@ -80,7 +80,8 @@ def check_separate(module: nn.Module) -> None:
 class SampleGradients:
     """Sums the clipped gradients of samples, of one client's model or of stacked ones.
 
-    The samples of a chunk go through the model together, by vmap, and each has a gradient of its own then.
+    The samples of a chunk go through the model together: each has a gradient of its own from a plain backward
+    (layer_gradients.py), or by vmap. A model that takes neither has them one after the other.
     """
 
     def __init__(self, workspace: Workspace, task: Task, training: TrainingSettings, privacy: SamplePrivacy) -> None:
