@@ -9,6 +9,7 @@ from fedadamw.data.partition import Partition
 from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
 from fedadamw.engine.private_gradient import SamplePrivacy, check_separate
+from fedadamw.prepare.client_privacy import check_client_privacy
 from fedadamw.prepare.problem import Problem
 from fedadamw.randomness import Entropy
 from fedadamw.settings.experiment import Experiment
@@ -22,6 +23,8 @@ def check_privacy(experiment: Experiment, *, remote: bool) -> None:
     """
     if experiment.privacy is not None and experiment.privacy.unit == "sample":
         _check_samples(experiment)
+    elif experiment.privacy is not None:
+        check_client_privacy(experiment, remote=remote)
 
 
 def _check_samples(experiment: Experiment) -> None:
