@@ -24,6 +24,7 @@ EDGES = {  # the words of a range, with the values at its edges that are allowed
     r"at least (\S+)": lambda a: ([a], [a - 1]),
     r"above (\S+)": lambda a: ([], [a]),
     r"above (\S+), at most (\S+)": lambda a, b: ([b], [a, b + 1]),
+    r"above (\S+), below (\S+)": lambda a, b: ([], [a, b]),
     r"(\S+) to below (\S+)": lambda a, b: ([a], [a - 1, b]),
     r"(\S+) to (\d\S*)": lambda a, b: ([a, b], [a - 1, b + 1]),
 }

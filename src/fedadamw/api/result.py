@@ -19,12 +19,13 @@ from fedadamw.engine.record import Record
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.client_charts import rounds_chart
 from fedadamw.report.client_scores import NAME, read_lines, read_scores
-from fedadamw.report.metrics import TUNED, find_evaluations
+from fedadamw.report.metrics import TUNED, epsilon_of, find_evaluations
 from fedadamw.report.run_charts import Chart, loss_chart, score_chart
 from fedadamw.report.run_files import RecordDict, ScoresDict
 from fedadamw.report.study_charts import OF_PICTURE, all_charts
 from fedadamw.report.study_files import Results
 from fedadamw.runner.folder import RunFolder
+from fedadamw.settings.load import load
 from fedadamw.trained.client_model import open_client
 from fedadamw.validation import InputError, check, check_one_of, shorten
 from fedadamw.vector import Layout, statistics, trainable
@@ -225,13 +226,14 @@ def _to_number(client: Any) -> int:
 
 def read_records(folder: RunFolder) -> list[Record]:
     """Return the records of a run's folder."""
-    return [_to_record(record) for record in folder.records()]
+    losses = load(str(folder.config)).privacy is None
+    return [_to_record(record, losses=losses) for record in folder.records()]
 
 
-def _to_record(line: RecordDict) -> Record:
-    """Return a line of metrics.jsonl as a Record; what was not finite is NaN."""
-    values: dict[str, Any] = dict(line)
-    if values["train_loss"] is None:
+def _to_record(line: RecordDict, *, losses: bool = True) -> Record:
+    """Return a line of metrics.jsonl as a Record; what was not finite is NaN. losses: whether training losses are."""
+    values: dict[str, Any] = {**line, "epsilon": epsilon_of(line)}
+    if values["train_loss"] is None and losses:
         values["train_loss"] = nan
     if values["test_metrics"] is not None:
         values["test_metrics"] = {k: nan if v is None else v for k, v in values["test_metrics"].items()}

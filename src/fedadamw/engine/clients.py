@@ -59,6 +59,10 @@ class Clients(ABC):
         """
         return None
 
+    def asked(self) -> Mapping[int, int]:
+        """How often each client was asked to train so far, in vain too; {} of simulated clients."""
+        return {}
+
     @property
     @abstractmethod
     def traffic(self) -> Traffic:

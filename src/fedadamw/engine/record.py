@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedadamw.engine.diagnostics import Numbers
+from fedadamw.settings.training import TrainingSettings
 
 
 class DivergedError(RuntimeError):
@@ -16,7 +17,7 @@ class Record:
 
     round: int  # from 1
     lr: float
-    train_loss: float
+    train_loss: float | None  # None with differential privacy, which no training loss has
     test_loss: float | None  # None in rounds without an evaluation
     test_metrics: dict[str, float] | None  # by name, the main one first
     clients: int  # whose answers were accepted
@@ -24,8 +25,10 @@ class Record:
     up_bytes: int
     down_bytes: int
     wall_s: float
+    epsilon: float | None = None  # with privacy: the largest of a client so far; None if the server cannot know
     diagnostics: Numbers | None = None  # with training.diagnostics
     federation: dict[str, int] | None = None  # of Flower's nodes: counts of asked, answered, late, ...
+    clip: float | None = None  # with privacy.quantile: the norm that the round's updates were clipped to
     waited_s: float | None = None  # with several ranks: of wall_s, for each other, mean over the ranks
     # In rounds with training.client_evaluation, over the clients' own held-out samples. The first four are of the main
     # metric, or of the loss if there is none.
@@ -46,3 +49,13 @@ class Record:
             return -self.clients_mean if only_loss and self.clients_mean is not None else self.clients_mean
         loss = None if self.test_loss is None else -self.test_loss
         return next(iter(self.test_metrics.values())) if self.test_metrics else loss
+
+
+def describe_divergence(round_: int, clients: int, lr: float, training: TrainingSettings) -> str:
+    """Return what to try after a round (from 1) in which no client sent finite numbers."""
+    clip = f"clip={training.clip:g}" if training.clip else "no clipping"
+    outer = "" if training.outer is None else f", a smaller training.outer.lr (now {training.outer.lr:.3g})"
+    return (
+        f"round {round_}: all {clients} clients sent numbers that are not finite; "
+        f"try a smaller training.lr (now {lr:.3g}){outer}, a smaller training.clip (now {clip}), or warmup_rounds"
+    )

@@ -157,13 +157,15 @@ def _adamw(
     """Record `adamw`."""
     if eps < SMALLEST_EPS:
         raise NotLinearError("an eps that becomes 0 in float32 when it is scaled")
-    scales = Scales.of(m_steps, v_steps, betas=betas, eps=eps)
-    biases = float(debias(betas[0], m_steps)), float(debias(betas[1], v_steps))
+    if noise.variance:
+        biases = float(debias(betas[0], m_steps)), float(debias(betas[1], v_steps))
 
-    def step(y: Vector, g: Vector, m: Vector, v: Vector, *, lr: float) -> None:
-        if noise.variance:
+        def step(y: Vector, g: Vector, m: Vector, v: Vector, *, lr: float) -> None:
             adamw_with_noise_(y, g, Moments(m, v), biases, noise, betas=betas, eps=eps, lr=lr)
-        else:
+    else:
+        scales = Scales.of(m_steps, v_steps, betas=betas, eps=eps)
+
+        def step(y: Vector, g: Vector, m: Vector, v: Vector, *, lr: float) -> None:
             adamw_(y, g, Moments(m, v), scales, betas=betas, lr=lr)
 
     u, (m, v) = _record(g, moments, step)

@@ -33,6 +33,7 @@ from fedadamw.flower.server.rounds import Nodes
 from fedadamw.flower.server.scoring import Scoring
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.prepare.base import with_type
+from fedadamw.prepare.client_privacy import has_client_privacy
 from fedadamw.prepare.paths import mark_folders
 from fedadamw.prepare.problem import Facts, ImageFacts
 from fedadamw.prepare.simulation import Prepared
@@ -159,6 +160,7 @@ def _make_nodes(
         state=state,
         sends_base=sends_base,
         scoring=scoring,
+        keep_places=has_client_privacy(experiment),
     )
 
 

@@ -128,3 +128,15 @@ def check_own_quantisation(experiment: Experiment, pretrained: Pretrained | None
     if lora is None:
         raise InputError(f"{name}, in {own} already, is not trained as a whole; train adapters: -s lora.r=16")
     _check_few_bits(experiment, lora, f"{name} (in {own} already)", own)
+
+
+def check_shards(experiment: Experiment) -> None:
+    """Raise InputError if the frozen weights cannot be split over `shards` processes."""
+    lora, given = experiment.lora, f"shards={experiment.shards}"
+    if experiment.shards == 1:
+        return
+    if lora is None:
+        raise InputError(f"{given} splits frozen weights: give lora, or train with shards=1")
+    changes = f"{given}: lora.aggregate={lora.aggregate!r} changes the frozen weights, which are split; use factors"
+    check(not (lora.changes_base or lora.aggregate == "alternate"), changes)
+    check(experiment.stack in (None, 1), f"{given}: clients train one after the other, not stack={experiment.stack}")

@@ -120,6 +120,20 @@ def format_main_metric(metrics: Metrics) -> str:
     return f"{label(name)} {format_metric(name, value)}"
 
 
+def epsilon_of(record: RecordDict) -> float | None:
+    """Return the largest epsilon of a client until a round; inf without noise, None without privacy or if unknown."""
+    if "epsilon" not in record:
+        return None
+    return inf if record["epsilon"] is None else record["epsilon"]
+
+
+def describe_loss(record: RecordDict) -> str:
+    """Return a round's training loss as it follows the round's number, `  loss 0.4321`; with privacy, the epsilon."""
+    if (epsilon := epsilon_of(record)) is not None:
+        return f"  epsilon {epsilon:.3g}"
+    return "  loss -" if record["train_loss"] is None else f"  loss {record['train_loss']:.4f}"
+
+
 def describe_scores(record: RecordDict) -> dict[str, str]:
     """Return the scores of one round as text by name, those that it has: `accuracy`, `mean accuracy of clients`."""
     tested, pooled = record["test_metrics"] or {}, clients_metrics(record) or {}

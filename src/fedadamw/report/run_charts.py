@@ -17,7 +17,7 @@ from fedadamw.report.run_files import MAX_CLIENTS, RecordDict
 Records = Sequence[RecordDict]
 Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.HConcatChart
 
-BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#64748b"
+BLUE, ORANGE, GREY, GREEN = "#2563eb", "#ea580c", "#64748b", "#16a34a"
 
 Width = int | str  # pixels, or "container": as wide as the page gives
 
@@ -31,9 +31,11 @@ def rounds_axis(rounds: Iterable[object]) -> alt.Axis:
 
 
 def curves_chart(records: Records, others: Sequence[Chart] = ()) -> Chart:
-    """Return the score, if there is one, the losses by round and other charts, side by side."""
-    scores = [score_chart(records, width=420)] if metrics.find_evaluations(records) else []
-    charts = [*scores, loss_chart(records, width=420), *others]
+    """Return the score, the losses and the epsilon by round, those that there are, and other charts, side by side."""
+    charts = [score_chart(records, width=420)] if metrics.find_evaluations(records) else []
+    charts += [loss_chart(records, width=420)] if has_losses(records) or not has_epsilon(records) else []
+    charts += [epsilon_chart(records, width=420)] if has_epsilon(records) else []
+    charts += others
     if len(charts) == 1:
         return charts[0]
     return alt.hconcat(*charts, bounds="flush", spacing=64).resolve_scale(color="independent")
@@ -61,6 +63,30 @@ def score_chart(records: Records, *, width: Width = "container", height: int = 2
     )
     line = base.mark_line(color=BLUE, strokeWidth=2.5)
     return (line + base.mark_circle(color=BLUE, size=28).encode(tooltip=hover)).properties(width=width, height=height)
+
+
+def has_losses(records: Records) -> bool:
+    """Whether any round has a loss: with differential privacy there are no training losses."""
+    values = ((r["train_loss"], r["test_loss"], (r.get("clients_metrics") or {}).get("loss")) for r in records)
+    return any(value is not None for three in values for value in three)
+
+
+def has_epsilon(records: Records) -> bool:
+    """Whether the records have an epsilon that is a number."""
+    return any(r.get("epsilon") is not None for r in records)
+
+
+def epsilon_chart(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
+    """Return by round what the client that has spent most has spent; some round has an epsilon."""
+    rows = [{"round": r["round"], "epsilon": r["epsilon"]} for r in records if r.get("epsilon") is not None]
+    title = alt.TitleParams("Epsilon", subtitle="spent so far by the client that has spent most")
+    base = alt.Chart(alt.Data(values=rows), title=title).encode(
+        x=alt.X("round:Q", title="round", axis=rounds_axis(row["round"] for row in rows)),
+        y=alt.Y("epsilon:Q", title=None, scale=alt.Scale(zero=True)),
+    )
+    hover = [alt.Tooltip("round:Q"), alt.Tooltip("epsilon:Q", format=".4g")]
+    line = base.mark_line(color=GREEN, strokeWidth=2.5)
+    return (line + base.mark_circle(color=GREEN, size=28).encode(tooltip=hover)).properties(width=width, height=height)
 
 
 def loss_chart(records: Records, *, width: Width = "container", height: int = 240) -> Chart:

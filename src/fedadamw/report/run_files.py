@@ -25,8 +25,10 @@ class _Record(TypedDict):
 class RecordDict(_Record, total=False):
     """A line of metrics.jsonl: an engine.record.Record as JSON, None for numbers that are not finite."""
 
+    epsilon: float | None  # with differential privacy
     diagnostics: Numbers
     federation: dict[str, int]
+    clip: float
     waited_s: float
     clients_mean: float | None
     clients_weighted: float | None
@@ -41,7 +43,7 @@ class LossesDict(TypedDict):
 
     round: int
     clients: list[int]
-    losses: list[float | None]  # None if the answer was not accepted, or is not finite
+    losses: list[float | None]  # None if the answer was not accepted, or is not finite, and with privacy
 
 
 ScoresDict = dict[str, Any]

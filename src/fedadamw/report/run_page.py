@@ -103,9 +103,11 @@ class RunPage:
 
     def _specs(self, records: Sequence[RecordDict]) -> dict[str, Any]:
         """Return the charts in Vega-Lite's JSON, by name."""
-        charts = {"losses": run_charts.loss_chart(records)}
+        charts = {"losses": run_charts.loss_chart(records)} if run_charts.has_losses(records) else {}
         if find_evaluations(records):
             charts["score"] = run_charts.score_chart(records)
+        if run_charts.has_epsilon(records):
+            charts["epsilon"] = run_charts.epsilon_chart(records)
         specs = {name: run_charts.to_spec(chart) for name, chart in charts.items()}
         if self._partition is not None:
             specs["partition"] = self._partition
@@ -145,12 +147,22 @@ def summarize(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
         *_summarize_evaluations(records),
         *_summarize_clients(records),
         ("rounds", f"{last['round']:,}"),
-        ("sent up by a client and round", format_bytes(last["up_bytes"] / last["clients"])),
-        ("sent down to a client and round", format_bytes(last["down_bytes"] / (last["clients"] + last["rejected"]))),
+        *_summarize_bytes(records),
         ("sent up in total", format_bytes(sum(r["up_bytes"] for r in records))),
         ("updates rejected", f"{sum(r['rejected'] for r in records):,}"),
         ("time", format_duration(sum(r["wall_s"] for r in records))),
         *_summarize_waiting(records),
+    ]
+
+
+def _summarize_bytes(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
+    """Return what a client sends and receives in the last round that had an answer; nothing if none had."""
+    last = next((record for record in reversed(records) if record["clients"]), None)
+    if last is None:
+        return []
+    return [
+        ("sent up by a client and round", format_bytes(last["up_bytes"] / last["clients"])),
+        ("sent down to a client and round", format_bytes(last["down_bytes"] / (last["clients"] + last["rejected"]))),
     ]
 
 

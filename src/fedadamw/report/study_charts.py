@@ -54,8 +54,9 @@ def all_charts(results: Results, size: Size = OF_PAGE) -> dict[str, tuple[str, C
         "score": (f"{start} by round", curve_chart(results, "score", by="round", size=size)),
         "bytes": (f"{start} by bytes sent", curve_chart(results, "score", by="sent", size=size)),
         **client_charts(results, size),
-        "train": ("Clients' training loss", curve_chart(results, "train_loss", by="round", size=size)),
     }
+    if any(loss is not None for run in results["runs"] for loss in run["train_loss"]):  # not with privacy
+        charts["train"] = ("Clients' training loss", curve_chart(results, "train_loss", by="round", size=size))
     if study_score(results) == "test":
         charts["test"] = ("Test loss", curve_chart(results, "test_loss", by="round", size=size))
     setting = varied_setting(results)

@@ -54,7 +54,9 @@ class Progress:
         scores = "".join(f"{name} {value}  " for name, value in self._scores.items())
         speed = self._clients / max(time.perf_counter() - self._begin, 1e-9)
         rejected = f"  rejected {record.rejected}" if record.rejected else ""
-        status = f"loss {record.train_loss:.4f}  {scores}{speed:.1f} clients/s{rejected}"
+        loss = "" if record.train_loss is None else f"loss {record.train_loss:.4f}  "
+        epsilon = "" if record.epsilon is None else f"epsilon {record.epsilon:.3g}  "
+        status = f"{loss}{scores}{epsilon}{speed:.1f} clients/s{rejected}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=record.round, status=status)
         elif record.round % self._every == 0 or record.round in (1, self.rounds) or record.rejected:

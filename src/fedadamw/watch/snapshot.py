@@ -13,7 +13,7 @@ from fedadamw.report import run_charts
 from fedadamw.report.client_names import name_clients
 from fedadamw.report.client_scores import NAME, Evaluated, read_scores
 from fedadamw.report.clients_section import client_charts, describe_worst, worst_clients
-from fedadamw.report.metrics import describe_last_score, describe_scores, find_evaluations
+from fedadamw.report.metrics import describe_last_score, describe_loss, describe_scores, find_evaluations
 from fedadamw.report.run_files import LossesDict, RecordDict
 from fedadamw.report.run_page import summarize
 from fedadamw.runner.client_losses import read_losses
@@ -110,7 +110,9 @@ def _draw(records: Sequence[RecordDict], lines: Sequence[LossesDict], clients: i
     charts: dict[str, run_charts.Chart] = {}
     if find_evaluations(records):
         charts["score"] = run_charts.score_chart(records)
-    if records:
+    if run_charts.has_epsilon(records):
+        charts["epsilon"] = run_charts.epsilon_chart(records)
+    if run_charts.has_losses(records):
         charts["losses"] = run_charts.loss_chart(records)
     if records and records[-1].get("federation"):
         charts["answers"] = run_charts.outcomes_chart(records)
@@ -157,10 +159,9 @@ def _read_logs(folder: Path, records: Sequence[RecordDict], rounds: int) -> dict
 
 
 def _describe_round(record: RecordDict, rounds: int) -> str:
-    loss = "-" if record["train_loss"] is None else f"{record['train_loss']:.4f}"
     score = "".join(f"  {escape_text(name)} {value}" for name, value in describe_scores(record).items())
     rejected = f"  rejected {record['rejected']}" if record["rejected"] else ""
-    return f"round {record['round']}/{rounds}  loss {loss}{score}  {record['wall_s']:.2f} s{rejected}"
+    return f"round {record['round']}/{rounds}{describe_loss(record)}{score}  {record['wall_s']:.2f} s{rejected}"
 
 
 def _describe_event(line: str) -> str:

@@ -10,7 +10,7 @@ from fedadamw.flower import new_app
 from fedadamw.flower.local.testbed import LocalFederation
 from fedadamw.prepare.paths import make_absolute
 from fedadamw.prepare.simulation import check_settings
-from fedadamw.report.metrics import describe_scores, format_metric, label
+from fedadamw.report.metrics import describe_loss, describe_scores, format_metric, label
 from fedadamw.report.run_files import RecordDict
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.tracking import check_trackers
@@ -116,5 +116,4 @@ def format_record(record: dict[str, Any]) -> str:
         return f"  {record['event']}: {facts}"
     scores = {label(name): format_metric(name, value) for name, value in (record["test_metrics"] or {}).items()}
     score = "".join(f"  {name} {value}" for name, value in (scores | describe_scores(cast(RecordDict, record))).items())
-    loss = "-" if record["train_loss"] is None else f"{record['train_loss']:.4f}"
-    return f"round {record['round']}  loss {loss}{score}  {record['wall_s']:.1f} s"
+    return f"round {record['round']}{describe_loss(cast(RecordDict, record))}{score}  {record['wall_s']:.1f} s"

@@ -1,7 +1,6 @@
 """Checks a node's sums over its held-out samples before they count, since a node can send anything."""
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from flwr.app import Array, Message
 from torch import Tensor
@@ -10,21 +9,11 @@ from fedadamw.flower.protocol import ARRAYS, SUMS
 from fedadamw.flower.server.check_upload import MAX_LOSS
 from fedadamw.flower.server.replies import read_numbers
 from fedadamw.flower.wire import ArraySpec, RefusedError, read_arrays
-from fedadamw.task import Evaluation
+from fedadamw.task import Task
 from fedadamw.validation import InputError
 from fedadamw.vector import LARGEST_PLAUSIBLE
 
 MAX_SUMS = 2**17  # numbers in a reply; a classifier's are three a class
-
-
-class Sums(Protocol):
-    """What a task knows of its sums; see Task."""
-
-    def check_sums(self, sums: Tensor, most: int | None) -> None:
-        """Raise InputError if no set of samples, of at most `most`, has these sums."""
-
-    def pool(self, sums: Tensor) -> Evaluation:
-        """Compute loss and metrics from sums."""
 
 
 class SumsChecker:
@@ -32,7 +21,7 @@ class SumsChecker:
 
     max_nbytes = 8 * MAX_SUMS
 
-    def __init__(self, task: Sums) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
 
     def check(self, reply: Message | Exception, client: int, held_out: int) -> Tensor:

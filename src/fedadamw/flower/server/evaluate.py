@@ -12,10 +12,10 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedadamw.flower.protocol import STALE
+from fedadamw.flower.server.attempts import POLL_NODES_S, POLL_S, Attempt, poll_replies
 from fedadamw.flower.server.broadcast import Broadcast
 from fedadamw.flower.server.check_sums import SumsChecker
 from fedadamw.flower.server.clients import ClientRegistry
-from fedadamw.flower.server.collect import POLL_NODES_S, POLL_S, Attempt
 from fedadamw.flower.server.events import Events
 from fedadamw.flower.server.late import LateReplies, Overdue
 from fedadamw.flower.server.messenger import TTL_MARGIN_S, Content, Messenger
@@ -80,7 +80,7 @@ class SumsCollector:
             for attempt in attempts:
                 self._ask(attempt, deadline - time.monotonic())
             over, pending = time.monotonic() > deadline, len(self._pending)
-            attempts = self._poll_replies()
+            attempts = poll_replies(self.messenger, self._pending, self._handle_reply)
             if over or not (attempts or self._pending):
                 break
             if time.monotonic() > poll_nodes_at:
@@ -128,19 +128,6 @@ class SumsCollector:
                 return content, True, whole
         assert model is not None
         return model._replace(facts=self.broadcast.complete(model.facts, client)), False, True
-
-    def _poll_replies(self) -> list[Attempt]:
-        """Handle the replies that have arrived; return the clients to ask again."""
-        attempts = []
-        for message_id, request in list(self._pending.items()):
-            reply = self.messenger.poll(message_id, request.node)
-            if reply is None:
-                continue
-            del self._pending[message_id]
-            reason = self._handle_reply(reply, request)
-            if reason in ("failed", STALE) and (request.retries or not request.whole):
-                attempts.append(Attempt(request.client, request.retries - request.whole))
-        return attempts
 
     def _handle_reply(self, reply: Message | Exception, request: PendingEvaluation) -> str:
         """Keep a reply's sums and return "", or count and return the reason why they do not count."""

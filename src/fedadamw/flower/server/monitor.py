@@ -23,6 +23,7 @@ class Monitor:
         self._round = Gauge("fedadamw_round", "Rounds done", registry=registry)
         self._online = Gauge("fedadamw_clients_online", "Clients that are online", registry=registry)
         self._loss = Gauge("fedadamw_train_loss", "Mean training loss of the last round", registry=registry)
+        self._epsilon = Gauge("fedadamw_epsilon", "Largest epsilon of a client so far, with privacy", registry=registry)
         self._score = Gauge("fedadamw_score", "Last held-out score", ["metric"], registry=registry)
         self._spread = Gauge("fedadamw_clients_score", "Last main metric over nodes", ["statistic"], registry=registry)
         self._each = Gauge("fedadamw_client_score", "Last score of a node", ["client", "metric"], registry=registry)
@@ -39,7 +40,10 @@ class Monitor:
         if not self.port:
             return
         self._round.set(record.round)
-        self._loss.set(record.train_loss)
+        if record.train_loss is not None:
+            self._loss.set(record.train_loss)
+        if record.epsilon is not None:
+            self._epsilon.set(record.epsilon)
         self._seconds.observe(record.wall_s)
         self._bytes.labels("up").inc(record.up_bytes)
         self._bytes.labels("down").inc(record.down_bytes)

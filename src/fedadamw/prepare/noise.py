@@ -1,0 +1,34 @@
+"""The noise of a run with differential privacy, and the account of what its clients spend."""
+
+from fedadamw.data.partition import Partition
+from fedadamw.engine.clients import Clients
+from fedadamw.privacy.account import Account, RemoteAccount, SimulatedAccount
+from fedadamw.privacy.spending import resolve_noise_multiplier, with_noise
+from fedadamw.settings.experiment import Experiment
+
+
+def resolve_noise(experiment: Experiment, partition: Partition, *, remote: bool) -> Experiment:
+    """Return the experiment with its noise multiplier, which is searched for if privacy.epsilon is given.
+
+    remote: the clients are Flower's nodes.
+    """
+    privacy = experiment.privacy
+    if privacy is None or privacy.epsilon is None:
+        return experiment
+    sizes = known_sizes(experiment, partition)
+    return with_noise(experiment, resolve_noise_multiplier(experiment, sizes, remote=remote))
+
+
+def open_account(experiment: Experiment, partition: Partition, remote: Clients | None) -> Account | None:
+    """Return the account of a run, None without privacy. experiment: with its noise. remote: the nodes, if any."""
+    if experiment.privacy is None:
+        return None
+    if remote is None:
+        return SimulatedAccount(experiment, partition.sizes)
+    sizes = known_sizes(experiment, partition)
+    return RemoteAccount(experiment, len(partition), sizes, remote.asked)
+
+
+def known_sizes(experiment: Experiment, partition: Partition) -> list[int] | None:
+    """Return the samples of each client, None if only the nodes know them."""
+    return None if experiment.partition.kind == "nodes" else [int(n) for n in partition.sizes]

@@ -1,0 +1,1 @@
+"""Differential privacy: what is spent, and how much noise a target needs."""
