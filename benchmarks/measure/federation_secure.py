@@ -1,4 +1,4 @@
-"""Measure what secure aggregation changes of a run: examples/secure_sum with real processes, and the same rounds without.
+"""Measure what secure aggregation changes of a run: examples/secure_sum with processes, and the same rounds without it.
 
 python -m benchmarks.measure.federation_secure [--rounds 3] [--record]
 
