@@ -100,7 +100,8 @@ class LayerGradients:
     def of(workspace: Workspace, task: Task, training: TrainingSettings) -> "LayerGradients | None":
         """Return what does it for the workspace's model; None if a parameter is in no known layer, or in two."""
         layers: dict[nn.Module, dict[str, str]] = {}
-        broadcast, wanted = [], set(workspace.layout.names)
+        broadcast: list[str] = []
+        wanted = set(workspace.layout.names)
         parameters = dict(workspace.module.named_parameters(remove_duplicate=False))
         numbers = {name: id(parameters[name]) for name in wanted}
         if sum(id(p) in numbers.values() for p in parameters.values()) != len(wanted):

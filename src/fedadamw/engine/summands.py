@@ -28,7 +28,7 @@ class Rows(NamedTuple):
         """
         whole = self.rows.shape[-1] // PIECE * PIECE
         pieces = torch.linalg.vector_norm(self.rows[..., :whole].unflatten(-1, (-1, PIECE)), dim=-1) if whole else None
-        rest = torch.linalg.vector_norm(self.rows[..., whole:], dim=-1).double().square()
+        rest: Tensor = torch.linalg.vector_norm(self.rows[..., whole:], dim=-1).double().square()
         return rest if pieces is None else rest + pieces.double().square().sum(-1)
 
     def without(self, wrong: Tensor) -> "Rows":
