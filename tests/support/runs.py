@@ -40,6 +40,7 @@ def simulation(
     held_out=None,
     noise=NO_NOISE,
     privacy=None,
+    client_privacy=None,
     **changes,
 ):
     model = attention_model()
@@ -54,6 +55,7 @@ def simulation(
         "saved": saved,
         "held_out": held_out,
         "privacy": privacy,
+        "client_privacy": client_privacy,
     }
     return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
 

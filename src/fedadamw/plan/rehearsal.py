@@ -31,6 +31,7 @@ from fedadamw.plan.heap import Heap
 from fedadamw.plan.meter import Meter
 from fedadamw.plan.pretended import PLACE, build_problem, find_output, pretend, whole_weights, without_numbers
 from fedadamw.prepare.choices import choose_step, default_stack
+from fedadamw.prepare.client_privacy import has_client_privacy
 from fedadamw.prepare.problem import Problem
 from fedadamw.prepare.simulation import Prepared, assemble
 from fedadamw.settings.data import LANGUAGE
@@ -149,7 +150,9 @@ def _shorten(experiment: Experiment, stack: int) -> Experiment:
     if t.mean == "krum":
         changes["mean"] = "median"
     others: dict[str, object] = {"training": t.model_copy(update=changes), "stack": stack, "shards": 1}
-    if experiment.privacy is not None:  # how much noise it is does not matter
+    if has_client_privacy(experiment):
+        others["privacy"] = None  # so that a round has as many clients as it has on average
+    elif experiment.privacy is not None:  # how much noise it is does not matter
         others["privacy"] = experiment.privacy.model_copy(update={"noise_multiplier": 1.0, "epsilon": None})
     return experiment.model_copy(update=others)
 

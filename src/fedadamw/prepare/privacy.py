@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fedadamw.engine.private_gradient import SamplePrivacy
+from fedadamw.prepare.client_privacy import check_client_privacy
 from fedadamw.randomness import Entropy
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, check
@@ -15,6 +16,8 @@ def check_privacy(experiment: Experiment, *, remote: bool) -> None:
     """
     if experiment.privacy is not None and experiment.privacy.unit == "sample":
         _check_samples(experiment)
+    elif experiment.privacy is not None:
+        check_client_privacy(experiment, remote=remote)
 
 
 def _check_samples(experiment: Experiment) -> None:
