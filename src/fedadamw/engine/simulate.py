@@ -159,9 +159,11 @@ class Simulation:
         participation = result.answered / len(clients)
         after = self.next_state(state, result, lr, participation)
         clients.finish_round(Update(state.round, result.up, lr, participation))
-        tests = self.task.held_out > 0 and not self.is_personal and training.evaluates(state.round)
+        last = self.is_over(after.round)
+        tests = self.task.held_out > 0 and not self.is_personal and (last or training.evaluates(state.round))
         evaluation = self.evaluate(after) if tests else None
-        scores = self.evaluate_clients(after) if training.evaluates_clients(state.round) else None
+        asks = training.evaluates_clients(state.round) or (last and training.client_evaluation > 0)
+        scores = self.evaluate_clients(after) if asks else None
         losses = result.losses if self.account is None else dict.fromkeys(result.losses)
         self.state, self.losses, self.scores = after, losses, scores
         traffic = clients.traffic

@@ -32,6 +32,7 @@ from fedadamw.plan.pretended import PLACE, build_problem, find_output, pretend, 
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.problem import Problem
 from fedadamw.prepare.simulation import Prepared, assemble
+from fedadamw.privacy.spending import with_noise
 from fedadamw.settings.data import LANGUAGE
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError
@@ -148,6 +149,8 @@ def _shorten(experiment: Experiment, stack: int) -> Experiment:
     if t.mean == "krum":
         changes["mean"] = "median"
     training = t.model_copy(update=changes)
+    if experiment.privacy is not None:
+        experiment = with_noise(experiment, 1.0)  # whose size changes no shape
     return experiment.model_copy(update={"training": training, "stack": stack, "shards": 1})
 
 
