@@ -98,13 +98,13 @@ def _print_plan(plan: "PrivacyPlan") -> None:
     _print_classes(plan.classes, plan.privacy.unit)
     epsilon = plan.privacy.epsilon
     source = "as given" if epsilon is None else f"for privacy.epsilon={epsilon:g}"
-    whole = "round of clipped updates" if plan.privacy.unit == "client" else "batch of clipped gradients"
+    whole = "mean update of a round" if plan.privacy.unit == "client" else "mean gradient of that client"
     rows = [
         ("epsilon", f"{plan.epsilon:.4g} at delta {plan.privacy.delta:g}, of the client that spends most"),
         ("guarantee", describe_guarantee(plan.privacy, remote=plan.every_round)),
         *(("assumed", text) for text in list_assumptions(plan.privacy, remote=plan.every_round)),
         ("noise", f"multiplier {plan.noise_multiplier:.4g}, {source}; {plan.trained:,} numbers are trained"),
-        ("ratio", f"the noise is {plan.ratio:.3g} times as long as the longest mean of a {whole}"),
+        ("ratio", f"the noise is {plan.ratio:.3g} times as long as the longest {whole}"),
     ]
     _print_rows(rows)
     if plan.helps:

@@ -40,7 +40,7 @@ class PrivacyPlan:
     epsilon: float  # of the client that spends most
     worst: Pair  # its rate and sums
     classes: list[ClientClass]
-    ratio: float  # norm of the noise over that of a whole batch, or round, clipped to C: sigma sqrt(d) / B, or S
+    ratio: float  # norm of the noise over the largest of a mean: sigma sqrt(d) / B, or S; n_i, if that is below B
     helps: list[Change]
     every_round: bool  # whether clients count as working in every round
 
@@ -75,9 +75,9 @@ def plan_privacy(experiment: Experiment, samples: Sequence[int] | None = None) -
         noise = find_noise(privacy.epsilon, privacy.delta, spent.front())
     worst, epsilon = find_worst(spent, noise, privacy.delta)
     trained = count_trained(experiment)
-    sums_over = experiment.training.clients_per_round if privacy.unit == "client" else experiment.training.batch_size
-    ratio = noise * math.sqrt(trained) / sums_over
-    helps = _list_changes(experiment, worst, epsilon, ratio / noise if noise else 0.0)
+    own = int(sizes[(spent.rates == worst[0]) & (spent.times == worst[1])].min(initial=sizes.max()))
+    helps = _list_changes(experiment, own, worst, epsilon, trained)
+    ratio = noise * math.sqrt(trained) / _sums_over(experiment, own)
     classes = group_clients(sizes, spent, noise, privacy.delta)
     rounds = experiment.training.rounds
     return PrivacyPlan(privacy, rounds, trained, noise, epsilon, worst, classes, ratio, helps, remote)
@@ -102,31 +102,43 @@ def count_trained(experiment: Experiment) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _list_changes(experiment: Experiment, worst: Pair, epsilon: float, weight: float) -> list[Change]:
-    """Return what would make the noise weaker at the same epsilon. weight: the ratio for a noise multiplier of 1."""
+def _sums_over(experiment: Experiment, own: int) -> int:
+    """Return how many clipped vectors a sum is of at most: samples of a client that has `own`, or clients."""
+    t = experiment.training
+    return t.clients_per_round if settings_of(experiment).unit == "client" else min(t.batch_size, own)
+
+
+def _list_changes(experiment: Experiment, own: int, worst: Pair, epsilon: float, trained: int) -> list[Change]:
+    """Return what would make the noise weaker at the same epsilon, for the client with `own` samples that spends most.
+
+    Without what would not: twice the batch of a client with fewer samples than a batch.
+    """
     privacy, (rate, times) = settings_of(experiment), worst
     if not 0 < epsilon <= MOST:
         return []
-    t, d = experiment.training, "1/10 of the numbers trained (LoRA, or the head alone)"
-    fewer = d if experiment.lora is None else "1/4 of the numbers trained (lora.r, fewer lora.target_modules)"
-    share = math.sqrt(1 / 10 if experiment.lora is None else 1 / 4)
-    more = min(1.0, 2 * rate)
-    variants: list[tuple[str, Pair, float]]
-    if privacy.unit == "client":
-        variants = [
-            (f"training.clients_per_round={2 * t.clients_per_round}", (more, times), 0.5),
-            (f"training.rounds={max(t.rounds // 2, 1)}", (rate, max(times // 2, 1)), 1.0),
-            ("twice as many clients, as many a round", (rate / 2, times), 1.0),
-        ]
+    t, by_client = experiment.training, privacy.unit == "client"
+    over, half = _sums_over(experiment, own), max(times // 2, 1)
+    fewer, share = ("1/10 of the numbers trained (LoRA, or the head alone)", 10)
+    if experiment.lora is not None:
+        fewer, share = ("1/4 of the numbers trained (lora.r, lora.target_modules)", 4)
+    if by_client:
+        more, twice = f"training.clients_per_round={2 * t.clients_per_round}", min(1.0, 2 * rate)
+        others, over_others, rate_others = "twice as many clients, as many a round", over, rate / 2
     else:
-        variants = [
-            (f"training.batch_size={2 * t.batch_size}", (more, times), 0.5),
-            (f"training.rounds={max(t.rounds // 2, 1)}, or half of the steps", (rate, max(times // 2, 1)), 1.0),
-            ("twice as many samples of each client", (rate / 2, times), 1.0),
-        ]
-    variants.append((fewer, worst, share))
+        more, twice = f"training.batch_size={2 * t.batch_size}", min(1.0, 2 * t.batch_size / own)
+        others, over_others = "twice as many samples of that client", min(t.batch_size, 2 * own)
+        rate_others = min(1.0, t.batch_size / (2 * own))
+    over_twice = 2 * over if by_client else min(2 * t.batch_size, own)
+    steps = "" if by_client else ", or half of the steps"
+    variants = [
+        (more, (twice, times), over_twice, trained),
+        (f"training.rounds={max(t.rounds // 2, 1)}{steps}", (rate, half), over, trained),
+        (others, (rate_others, times), over_others, trained),
+        (fewer, worst, over, trained / share),
+    ]
+    now = find_noise(epsilon, privacy.delta, [worst]) * math.sqrt(trained) / over
     found = []
-    for what, pair, factor in variants:
+    for what, pair, of, numbers in variants:
         noise = find_noise(epsilon, privacy.delta, [pair])
-        found.append(Change(what, noise, noise * weight * factor))
-    return sorted(found, key=lambda change: change.ratio)
+        found.append(Change(what, noise, noise * math.sqrt(numbers) / of))
+    return sorted((each for each in found if each.ratio < 0.99 * now), key=lambda each: each.ratio)
