@@ -5,11 +5,17 @@ generated from, to benchmarks/results.
 """
 
 import json
+import platform
 import time
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedadamw.checkpoint import write_atomically
+from fedadamw.runner.manifest import commit, device_name
 
 ROOT = Path(__file__).parent.parent.parent
 COMMITTED = ROOT / "benchmarks" / "results"
@@ -35,3 +41,9 @@ def read_newest(what: str, device: str) -> dict[str, Any] | None:
     """The latest committed record of `what` on this kind of device; None if there is none."""
     paths = sorted(COMMITTED.glob(f"{what}_{device}_[0-9]*.json"))
     return json.loads(paths[-1].read_text()) if paths else None
+
+
+def provenance(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """What a record on a CPU says of its origin: commit, device and versions, those of `packages` too."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("torch", *packages)}}
+    return {"commit": commit(), "device": device_name(torch.device("cpu")), "versions": versions}

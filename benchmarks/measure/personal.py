@@ -14,8 +14,9 @@ Each run is one file in runs/personal; finished ones are not repeated, and a kil
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ import torch
 from benchmarks.common import records
 from benchmarks.common.arguments import new_parser
 from benchmarks.common.records import ROOT
+from benchmarks.common.resumable import run_all
 from benchmarks.evidence.rule import (
     FIRST_SEED,
     TUNING_SEEDS,
@@ -224,30 +226,17 @@ def score_of(job: Job) -> float | None:
     return tail(read(job))
 
 
-def run_all(comparisons: Sequence[Comparison], data: Path, workers: int) -> None:
-    """Run what is missing until nothing is."""
-    running: dict[Future[None], Job] = {}
-    with ProcessPoolExecutor(workers) as pool:
-        while True:
-            waiting = (job for comparison in comparisons for job in comparison.missing())
-            for job in waiting:
-                if len(running) == workers:
-                    break
-                if job not in running.values():
-                    running[pool.submit(run, job, data)] = job
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                job = running.pop(future)
-                future.result()
-                score = score_of(job)
-                print(f"{job.folder.name}: {'diverged' if score is None else f'{score:.1f}'}", flush=True)
+def say(job: Job) -> str:
+    """Return the line that is printed when a run has ended."""
+    score = score_of(job)
+    return f"{job.folder.name}: {'diverged' if score is None else f'{score:.1f}'}"
 
 
 def main() -> None:
     args = parse()
     comparisons = [Comparison(name, small=args.small) for name in args.only.split(",")]
-    run_all(comparisons, args.data.resolve(), args.workers)
+    run_job = partial(run, data=args.data.resolve())
+    run_all(lambda: chain.from_iterable(map(Comparison.missing, comparisons)), run_job, args.workers, say)
     content = {
         "commit": commit(),
         "device": device_name(torch.device("cpu")),

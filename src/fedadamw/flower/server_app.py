@@ -33,6 +33,7 @@ from fedadamw.flower.server.rounds import Nodes
 from fedadamw.flower.server.scoring import Scoring
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.prepare.base import with_type
+from fedadamw.prepare.client_privacy import has_client_privacy
 from fedadamw.prepare.paths import mark_folders
 from fedadamw.prepare.problem import Facts, ImageFacts
 from fedadamw.prepare.simulation import Prepared
@@ -166,6 +167,7 @@ def _make_nodes(
         sends_base=sends_base,
         scoring=scoring,
         asked_file=asked,
+        keep_places=has_client_privacy(experiment),
     )
 
 

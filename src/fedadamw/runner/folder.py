@@ -39,6 +39,7 @@ ADVICE = "start in another folder"
 STUDY_FILES = ("results.json", "optuna.log", "table.md")  # files of a comparison, a tuning or an ablation
 ENDED = "ended.txt"
 REPORT_FILES = ("curves.png", "report.html")
+LEFT_OUT = ("epsilon", "diagnostics", "federation", "clip", "waited_s", "tuned")  # of a record's fields, if null
 
 
 class FolderInUseError(InputError):
@@ -196,8 +197,7 @@ class RunFolder:
         columns = {
             k: replace_nan(v)
             for k, v in asdict(record).items()
-            if v is not None
-            or not (k in ("epsilon", "diagnostics", "federation", "waited_s", "tuned") or k.startswith("clients_"))
+            if v is not None or not (k in LEFT_OUT or k.startswith("clients_"))
         }
         line = json.dumps(columns, allow_nan=False) + "\n"
         with report_full_disk(self.metrics), open(self.metrics, "ab") as file:
