@@ -80,7 +80,9 @@ def test_an_account_grows_with_the_rounds_and_a_budget_ends_it_before_it_is_exce
     experiment = experiment_with(("privacy.noise_multiplier", 2.0), ("privacy.budget", 4.0))
     account = SimulatedAccount(experiment, SIZES)
     spent = [account.epsilon(rounds) for rounds in range(7)]
-    assert spent[0] == 0 and spent == sorted(spent) and spent[-1] > 4
+    assert spent[0] == 0
+    assert spent == sorted(spent)
+    assert spent[-1] > 4
     last = next(rounds for rounds in range(7) if not account.allows(rounds))
     assert spent[last] <= 4 < spent[last + 1]
     line = account.describe_end(last, 6)
@@ -100,7 +102,8 @@ def test_a_server_counts_every_request_and_leaves_room_for_repeated_ones():
     assert account.spent(1).times.tolist() == [0, 0, 3, 0, 21]
     assert account.spent_with(1).times.tolist() == [6, 6, 9, 6, 27]
     unknown = RemoteAccount(experiment, 5, None, lambda: asked)
-    assert unknown.epsilon(3) is None and unknown.allows(3), "only the nodes know"
+    assert unknown.epsilon(3) is None, "only the nodes know"
+    assert unknown.allows(3)
     by_client = experiment_with(("privacy.unit", "client"), ("privacy.noise_multiplier", 2.0))
     of_clients = RemoteAccount(by_client, 5, None, lambda: asked)
     assert of_clients.epsilon(3) == compute_epsilon([Mechanism(2.0, 1.0, 3)], 1e-5)
@@ -110,7 +113,8 @@ def test_classes_hold_all_clients_and_tell_of_the_worst_of_each():
     sizes = np.array([10, 10, 20, 30, 50, 60, 80, 100, 200, 400])
     spent = Spent(np.minimum(1, 20 / sizes), np.arange(10, 20))
     classes = group_clients(sizes, spent, 3.0, 1e-5)
-    assert sum(each.clients for each in classes) == 10 and len(classes) == 4
+    assert sum(each.clients for each in classes) == 10
+    assert len(classes) == 4
     assert [each.least for each in classes] == sorted(each.least for each in classes)
     assert max(each.epsilon for each in classes) == spent.worst(3.0, 1e-5)
     (one,) = group_clients([7, 7, 7], Spent(np.ones(3), np.array([1, 2, 3])), 3.0, 1e-5)
