@@ -109,19 +109,27 @@ def simulate(
     Raises InputError, one line, for whatever does not fit; DivergedError if no client's numbers are finite. Ctrl-C
     saves the last round first. Whatever is raised, the model has the weights of the last complete round.
     """
-    check("name" not in (algorithm_settings or {}), "algorithm_settings: give the name as algorithm=")
+    own = _with_name(algorithm, algorithm_settings or {})
     functions = check_functions(loss, sample_losses, predict, metrics)
     objects = Objects(model, train, test, clients, held_out, functions, collate)
-    own = {"name": algorithm, **(algorithm_settings or {})}
-    named: dict[str, Any] = {"seed": seed, "device": device, "algorithm": own}
+    named: dict[str, Any] = {"seed": seed, "device": device, "algorithm": own, "privacy": _as_settings(privacy)}
     amount = {"rounds": rounds, "clients_per_round": clients_per_round, "steps": steps, "epochs": epochs}
     named["training"] = {**amount, "batch_size": batch_size, "lr": lr, "schedule": schedule}
-    if privacy is not None:
-        named["privacy"] = (
-            privacy.model_dump(exclude_unset=True) if isinstance(privacy, PrivacySettings) else dict(privacy)
-        )
     run = _build_experiment(named, settings or {}, objects), partial(_prepare, objects=objects)
     return run_session(*run, out=out, resume=resume, ranks=ranks, callbacks=callbacks, quiet=quiet)
+
+
+def _with_name(algorithm: str, settings: Mapping[str, object]) -> dict[str, object]:
+    check("name" not in settings, "algorithm_settings: give the name as algorithm=")
+    return {"name": algorithm, **settings}
+
+
+def _as_settings(privacy: Mapping[str, object] | PrivacySettings | None) -> dict[str, Any] | None:
+    """Return the section `privacy` as the settings that were given of it."""
+    if isinstance(privacy, PrivacySettings):
+        return privacy.model_dump(exclude_unset=True)
+    check(privacy is None or isinstance(privacy, Mapping), f"privacy={shorten(privacy)}: give its settings by name")
+    return None if privacy is None else dict(privacy)
 
 
 class Objects(NamedTuple):
