@@ -197,7 +197,8 @@ def build_checker(experiment: Experiment, workspace: Workspace, algorithm: AnyAl
     shapes = type(template)(*(t.new_zeros(()).expand(t.shape) for t in template))  # without their memory
     travel = {name: t for name, t in statistics(workspace.module).items() if name not in workspace.personal}
     layout = Layout.of_tensors(travel)
-    return UploadChecker(training, uploads, shapes, workspace.shared_statistics.clone(), layout)
+    tells_loss = experiment.privacy is None or experiment.privacy.unit != "sample"
+    return UploadChecker(training, uploads, shapes, workspace.shared_statistics.clone(), layout, tells_loss=tells_loss)
 
 
 def build_spool(checker: UploadChecker, like: Vector, folder: Path) -> UploadSpool:

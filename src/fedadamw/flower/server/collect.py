@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from flwr.app import Message
 
-from fedadamw.flower.protocol import STALE
+from fedadamw.flower.protocol import DECLINED, STALE
 from fedadamw.flower.server.attempts import POLL_NODES_S, POLL_S, Attempt, poll_replies
 from fedadamw.flower.server.broadcast import Broadcast
 from fedadamw.flower.server.check_upload import CheckedUpload
@@ -26,7 +26,7 @@ from fedadamw.flower.wire import RefusedError
 from fedadamw.runner.asked_file import AskedFile
 from fedadamw.settings.federation import FederationSettings
 
-Outcome = Literal["counted", "surplus", "refused", "failed", "stale", "gone"]
+Outcome = Literal["counted", "surplus", "refused", "declined", "failed", "stale", "gone"]
 
 
 class PendingRequest(NamedTuple):
@@ -202,7 +202,10 @@ class Collector:
             self.broadcast.record_stale(request.node)
         if reason == "other-client":
             self.registry.forget(client)
-        outcome: Outcome = "failed" if reason == "failed" else "stale" if reason == STALE else "refused"
+        if reason == DECLINED:
+            self.registry.leave_out(client, refused.detail)
+        kinds: dict[str, Outcome] = {"failed": "failed", STALE: "stale", DECLINED: "declined"}
+        outcome = kinds.get(reason, "refused")
         self.reason = f"client {client}: {refused.detail}"
         if outcome == "refused":
             self._keep_place(client)
