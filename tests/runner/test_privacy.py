@@ -40,7 +40,7 @@ def private(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     """A run that its budget ended."""
-    given = ["privacy.noise_multiplier=1", "privacy.budget=4"]
+    given = ["privacy.noise_multiplier=1", "privacy.budget=2.2"]
     return run(tmp_path_factory.mktemp("ended") / "run", *given, report=True).path
 
 
@@ -93,10 +93,10 @@ def test_a_budget_ends_a_run_as_a_finished_one_with_an_evaluation(ended):
     folder = RunFolder(ended)
     records = folder.records()
     assert 0 < len(records) < 6
-    assert records[-1]["epsilon"] <= 4
+    assert records[-1]["epsilon"] <= 2.2
     assert records[-1]["test_loss"] is not None
     line = folder.ended
-    assert line.startswith(f"privacy.budget=4 ended the run after round {len(records)} of 6: epsilon is ")
+    assert line.startswith(f"privacy.budget=2.2 ended the run after round {len(records)} of 6: epsilon is ")
     assert find_state(ended, records, 6) == ("finished", f"finished: {line}")
     assert line in (ended / "report.html").read_text()
     assert describe_stopped(len(records), 6, "").startswith("stopped"), "what is not said of it"

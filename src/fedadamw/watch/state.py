@@ -29,7 +29,7 @@ def find_state(folder: Path, records: Sequence[RecordDict], rounds: int) -> Stat
     """Return the state of the run of `rounds` rounds in `folder`. Reading it does not disturb the run."""
     if len(records) >= rounds:
         return State("finished", f"finished: {rounds} rounds")
-    if is_locked(folder):  # also while a run that had ended goes on with a larger budget
+    if is_locked(folder):
         return State("running", describe_running(records, rounds) if records else "running: the first round")
     if ended := RunFolder(folder).ended:
         return State("finished", f"finished: {ended}")
