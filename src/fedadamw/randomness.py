@@ -126,6 +126,12 @@ def sample_clients(seed: int, round_: int, clients: int, count: int) -> np.ndarr
     return np.sort(drawn)
 
 
+def sample_independently(entropy: Entropy, round_: int, clients: int, count: int) -> np.ndarray:
+    """Draw each of `clients` client numbers with probability `count` / `clients`, in ascending order; perhaps none."""
+    drawn = entropy.numpy(Purpose.PRIVATE_CLIENTS, round_).random(clients)
+    return np.flatnonzero(drawn < count / clients)
+
+
 def sample_evaluated(seed: int, clients: np.ndarray, count: int | None) -> np.ndarray:
     """Draw `count` of these clients (n,) to be evaluated, in ascending order, once for a run; all if None.
 

@@ -23,13 +23,16 @@ COMMON = [
 EVALUATE = ["partition.held_out=0.2", "training.client_evaluation=1"]
 
 
-def federated(tmp_path, settings, grid=None, **lies):
-    """Return a simulation whose clients are the nodes of a grid, and the grid. lies: `_2=lie` for node 2."""
+def federated(tmp_path, settings, grid=None, entropy=None, **lies):
+    """Return a simulation whose clients are the nodes of a grid, and the grid. lies: `_2=lie` for node 2.
+
+    entropy: of the server's noise; None: the operating system's.
+    """
     experiment = load("digits", [*COMMON, *settings])
     prepared = prepare(experiment, remote=True)
     grid = grid or LocalGrid(experiment.partition.clients, tmp_path / "state", {int(k[1:]): v for k, v in lies.items()})
     folder = RunFolder(tmp_path / "run")
-    return prepared.simulation(connect_nodes(experiment, prepared, grid, folder)), grid
+    return prepared.simulation(connect_nodes(experiment, prepared, grid, folder), entropy=entropy), grid
 
 
 def simulated(settings, clients=None):

@@ -41,6 +41,7 @@ def personal_simulation(
     saved=None,
     held_out=None,
     finetune=0,
+    privacy=None,
     **changes,
 ):
     training = training_of(case, **changes)
@@ -64,6 +65,7 @@ def personal_simulation(
         ranks=ranks,
         held_out=held_out,
         finetune=finetune,
+        privacy=privacy,
     )
     return Simulation(workspace, algorithm, task, training, simulated, ranks=ranks, saved=saved)
 

@@ -36,6 +36,8 @@ def simulation(
     saved=None,
     held_out=None,
     noise=NO_NOISE,
+    privacy=None,
+    client_privacy=None,
     **changes,
 ):
     model = attention_model()
@@ -49,6 +51,8 @@ def simulation(
         "memory_folder": memory_folder,
         "saved": saved,
         "held_out": held_out,
+        "privacy": privacy,
+        "client_privacy": client_privacy,
     }
     return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
 

@@ -13,7 +13,8 @@ from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.sums import Losses, Pooled
 from fedadamw.engine.client import Broadcast
 from fedadamw.engine.round import Aggregation, run_round
-from fedadamw.engine.simulate import Saved, Simulation
+from fedadamw.engine.simulate import Simulation
+from fedadamw.engine.state import Saved
 from fedadamw.engine.states import clone_tensors, iterate_tensors
 from fedadamw.engine.step import CHUNK, make_step
 from fedadamw.settings.training import TrainingSettings

@@ -74,6 +74,11 @@ class Blocks:
         """The number of blocks of each parameter."""
         return tuple(sum(piece.total for piece in cuts) for cuts in self.cuts)
 
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of coordinates of each block, (B,)."""
+        return tuple(piece.outer * piece.inner for cuts in self.cuts for piece in cuts for _ in range(piece.total))
+
     @property
     def B(self) -> int:  # noqa: N802  (the paper's symbol)
         """The number of blocks."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.engine.record import Record
-from fedadamw.engine.simulate import State
+from fedadamw.engine.state import State
 
 MODEL = ("server.x", "statistics", "base")  # the tensors of a State that are the global model
 PREFIX = "best."

@@ -41,7 +41,7 @@ class Loop:
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.seed, self.step, self.ranks = training, seed, step, ranks
         self.privacy = privacy
-        self._sums = None if privacy is None else SampleGradients(workspace, task, training, privacy)
+        self.sums = None if privacy is None else SampleGradients(workspace, task, training, privacy)
         self._checked = False
 
     def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
@@ -63,7 +63,7 @@ class Loop:
         local = clone_tensors(start)._replace(y=workspace.y)  # steps move the module itself
         likelihood = Likelihood.of(algorithm, start, down, workspace.layout.sizes, self.training)
         losses = []
-        take_gradient = self._backward if self._sums is None else self._private(self._sums, round_, client)
+        take_gradient = self._backward if self.sums is None else self._private(self.sums, round_, client)
         for batch in self._batches(work):
             losses.append(take_gradient(batch))
             with torch.no_grad():

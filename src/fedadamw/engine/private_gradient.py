@@ -12,24 +12,26 @@ is done about rounding: guarantees are those of real numbers, and torch's genera
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from fedadamw.engine.device_memory import is_out_of_memory
 from fedadamw.engine.vmap_rules import differentiable_kernels
-from fedadamw.engine.workspace import Workspace, autocast, micro_batches
+from fedadamw.engine.workspace import Workspace, autocast, micro_batches, mixes_samples
 from fedadamw.randomness import Entropy, Purpose
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
+from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector
 
 GAUSSIANS = 4  # that the noise is a sum of
+PIECE = 4096  # numbers whose squares are summed in the type of a gradient
 AT_ONCE = 2**26  # numbers of all samples' gradients that are in memory together, if micro_batch is not set
 
 
@@ -49,7 +51,7 @@ class SamplePrivacy:
 
     def rate(self, samples: int) -> float:
         """Return the probability with which each of a client's samples is in a batch."""
-        return min(1.0, self.batch_size / samples)
+        return min(1.0, self.batch_size / max(samples, 1))
 
     def noise(self, round_: int, client: int, device: torch.device) -> torch.Generator:
         """Return what a client's noise of a round is drawn from."""
@@ -65,6 +67,15 @@ class SamplePrivacy:
         total /= self.batch_size
 
 
+def check_separate(module: nn.Module) -> None:
+    """Raise InputError if a sample's loss depends on the others of its batch, or on those before."""
+    check(
+        not mixes_samples(module),
+        "BatchNorm mixes samples, and keeps what it saw of them without noise: take a model with LayerNorm or "
+        "GroupNorm with privacy.unit=sample",
+    )
+
+
 class SampleGradients:
     """Sums the clipped gradients of samples, of one client's model or of stacked ones.
 
@@ -72,7 +83,9 @@ class SampleGradients:
     """
 
     def __init__(self, workspace: Workspace, task: Task, training: TrainingSettings, privacy: SamplePrivacy) -> None:
+        check_separate(workspace.module)
         self.workspace, self.task, self.training, self.privacy = workspace, task, training, privacy
+        self.has_numbers = True  # a rehearsal's tensors have none
         self._singly = training.gradient_checkpointing  # torch's checkpoints know no vmap
 
     def fill(self, batch: Batch) -> None:
@@ -93,6 +106,8 @@ class SampleGradients:
         try:
             for part in micro_batches(batch, self._chunk()):
                 self._add(self._of_client(parameters, {}, part), total)
+        except InputError:
+            raise
         except Exception as error:  # of vmap, or of model code that sees unexpected tensors
             if is_out_of_memory(error) or str(error).startswith("CUDA error:"):
                 raise
@@ -107,12 +122,15 @@ class SampleGradients:
     def _add_singly(self, batch: Batch, total: Vector) -> None:
         """Add to `total` the sum over a batch, whose samples go through the model one after the other."""
         workspace = self.workspace
+        buffers = [(name, b, b._version) for name, b in workspace.module.named_buffers()]
         for row in micro_batches(batch, 1):
             workspace.gradient.zero_()
             with autocast(self.training, workspace.y.device):
                 loss = self.task.losses(workspace.module, row).sum()
             loss.backward()
             self._add({"": workspace.gradient[None]}, total)
+        changed = next((name for name, b, version in buffers if b._version != version), None)
+        check(changed is None, f"{changed!r} changes while the model trains, by samples and without noise: freeze it")
 
     def sum_stacked(self, y: Vector, buffers: dict[str, Tensor], batch: Batch, real: Tensor) -> Vector:
         """Return the sum (active, d) over each stacked client's batch, at its model of `y` (active, d): line 1.
@@ -155,10 +173,23 @@ class SampleGradients:
         """Add the clipped gradients (..., n, *shape) to `total` (..., d); those that are not `real` (..., n) are 0."""
         axes = total.dim()
         flat = [g.detach().flatten(axes) if g.dim() > axes else g.detach()[..., None] for g in gradients.values()]
-        norms = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dim=-1) for g in flat]), dim=0)
+        norms = _norm(flat).to(total)
         counts = norms.isfinite() if real is None else norms.isfinite() & real
         scale = torch.where(counts, (self.privacy.clip / norms).clamp(max=1.0), 0.0)
-        wrong = None if bool(counts.all()) else ~counts[..., None]
+        wrong = None if not self.has_numbers or bool(counts.all()) else ~counts[..., None]
         for g, out in zip(flat, total.split([g.shape[-1] for g in flat], -1), strict=True):
             clean = g if wrong is None else g.masked_fill(wrong, 0.0)
             out.add_((scale[..., None, :] @ clean)[..., 0, :])
+
+
+def _norm(parts: Iterable[Tensor]) -> Tensor:
+    """Return the norm (...) over all parts (..., p), in float64: one long sum in float32 would lose digits."""
+    squares: list[Tensor] = []
+    for part in parts:
+        whole = part.shape[-1] // PIECE * PIECE
+        if whole:
+            pieces = torch.linalg.vector_norm(part[..., :whole].unflatten(-1, (-1, PIECE)), dim=-1)
+            squares.append(pieces.double().square().sum(-1))
+        if whole < part.shape[-1]:
+            squares.append(torch.linalg.vector_norm(part[..., whole:], dim=-1).double().square())
+    return torch.stack(squares).sum(0).sqrt()

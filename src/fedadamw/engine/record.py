@@ -28,6 +28,7 @@ class Record:
     epsilon: float | None = None  # with privacy: the largest of a client so far; None if the server cannot know
     diagnostics: Numbers | None = None  # with training.diagnostics
     federation: dict[str, int] | None = None  # of Flower's nodes: counts of asked, answered, late, ...
+    clip: float | None = None  # with privacy.quantile: the norm that the round's updates were clipped to
     waited_s: float | None = None  # with several ranks: of wall_s, for each other, mean over the ranks
     # In rounds with training.client_evaluation, over the clients' own held-out samples. The first four are of the main
     # metric, or of the loss if there is none.

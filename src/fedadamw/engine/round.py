@@ -14,8 +14,12 @@ from fedadamw.algorithm import AnyState
 from fedadamw.engine.average import Average, Mean
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients
+from fedadamw.engine.private_mean import PrivateMean
 from fedadamw.engine.ranks import ALONE, Team
-from fedadamw.engine.robust import RobustMean
+from fedadamw.engine.robust import RobustMean, check_robust
+from fedadamw.engine.workspace import Workspace, mixes_samples
+from fedadamw.settings.training import TrainingSettings
+from fedadamw.validation import check
 from fedadamw.vector import Vector, nbytes
 
 
@@ -81,14 +85,14 @@ class Aggregation:
 class RoundResult(NamedTuple):
     """The weighted mean of a round's answers, and their counts."""
 
-    up: AnyState  # the algorithm's Up, averaged; None if no client answered
+    up: AnyState  # the algorithm's Up, averaged; None if no client answered, and there is no noise
     statistics: Vector | None  # (s,)
     product: Vector | None  # (w,) mean product of the adapters, with `folding`
-    train_loss: float  # weighted mean of the clients' mean losses
+    train_loss: float  # weighted mean of the clients' mean losses; NaN with privacy of clients
     answered: int
     rejected: int  # answers with a number that is not finite
     up_bytes: int  # of all accepted answers, counted from the tensors that travel
-    losses: dict[int, float | None]  # of each client asked or heard, None if its answer was not accepted
+    losses: dict[int, float | None]  # of each client asked or heard, None if its answer was not accepted, or private
     waited_s: float  # for other ranks, mean over the ranks; 0 with one
 
 
@@ -98,9 +102,13 @@ def run_round(
     broadcast: Broadcast,
     aggregation: Aggregation,
     listeners: Sequence[Listener] = (),
+    private: PrivateMean | None = None,
 ) -> RoundResult:
-    """Train the `sampled` clients from `broadcast` and average the answers whose numbers are all finite."""
-    average, ranks = aggregation.new_average(), aggregation.ranks
+    """Train the `sampled` clients from `broadcast` and average the answers whose numbers are all finite.
+
+    private: the mean with privacy of clients; statistics stay as they are then, and no loss is told.
+    """
+    average, ranks = aggregation.new_average() if private is None else private, aggregation.ranks
     waited_s = -ranks.waited_s
     answered = rejected = up_bytes = 0
     heard: dict[int, Tensor] = {}
@@ -113,7 +121,8 @@ def run_round(
             up_bytes += nbytes(answer.travels)
             answered += 1
             clients.accept(shard, answer)
-            heard[shard.client] = answer.loss.detach().clone()
+            if private is None:
+                heard[shard.client] = answer.loss.detach().clone()
             for listener in listeners:
                 listener(shard, answer)
         else:
@@ -123,13 +132,23 @@ def run_round(
     answered, rejected, up_bytes = average.sum_over_ranks(answered, rejected, up_bytes)
     waited_s += ranks.waited_s
     losses, waited_s = _gather_losses(sampled, heard, waited_s, broadcast.statistics.device, ranks)
+    counts = (answered, rejected, up_bytes, losses, waited_s)
+    if private is not None:
+        return RoundResult(private.up_type(*private.result()), broadcast.statistics, None, float("nan"), *counts)
     if not answered:
-        return RoundResult(None, None, None, float("nan"), 0, rejected, 0, losses, waited_s)
+        return RoundResult(None, None, None, float("nan"), *counts)
+    up, statistics, product, loss = _take_means(average, aggregation, up_type, broadcast)
+    return RoundResult(up, statistics, product, loss, *counts)
+
+
+def _take_means(
+    average: Average, aggregation: Aggregation, up_type: Any, broadcast: Broadcast
+) -> tuple[AnyState, Vector, Vector | None, float]:
+    """Return the means of uploads, statistics, products if adapters are folded, and losses."""
     means = average.result()
     product = None if aggregation.folding is None else means.pop()
     *up, statistics, loss = means
-    averaged = statistics.to(broadcast.statistics)
-    return RoundResult(up_type(*up), averaged, product, float(loss), answered, rejected, up_bytes, losses, waited_s)
+    return up_type(*up), statistics.to(broadcast.statistics), product, float(loss)
 
 
 def _gather_losses(
@@ -146,3 +165,17 @@ def _gather_losses(
     (*losses, waited_s), (*accepted, _) = table.tolist()
     known = zip(clients, losses, accepted, strict=True)
     return {client: loss if there else None for client, loss, there in known}, waited_s / ranks.size
+
+
+def check_round(workspace: Workspace, training: TrainingSettings, clients: int, ranks: Team) -> None:
+    """Raise InputError if a round of these settings cannot be run with so many clients and ranks."""
+    asked, mean = training.clients_per_round, training.mean
+    check(asked <= clients, f"clients_per_round={asked} is more than the {clients} clients of the partition")
+    check(asked >= ranks.size, f"{ranks.size} ranks for {asked} clients a round: use at most as many")
+    check(mean == "weighted" or ranks.size == 1, f"training.mean={mean!r} sees all clients of a round: one rank")
+    check_robust(mean, training.byzantine, asked, "training.clients_per_round")
+    check(not training.diagnostics or ranks.size == 1, "training.diagnostics sees all clients of a round: one rank")
+    check(
+        training.micro_batch is None or not mixes_samples(workspace.module),
+        f"training.micro_batch={training.micro_batch}: BatchNorm needs whole batches",
+    )

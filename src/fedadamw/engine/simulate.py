@@ -1,59 +1,39 @@
 """A federated run: sample, train, average, update, evaluate, record, one round after the other."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedadamw.algorithm import AnyAlgorithm, AnyState
+from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Update
 from fedadamw.engine.diagnostics import Diagnostics
 from fedadamw.engine.evaluation import ClientScores, evaluate_held_out
 from fedadamw.engine.parts import Halves, Parts, Whole, read_state, server_side, state_tensors
-from fedadamw.engine.personal import WithPersonal
+from fedadamw.engine.personal import WithPersonal, shared_part
 from fedadamw.engine.private_gradient import SamplePrivacy
+from fedadamw.engine.private_mean import ClientPrivacy, PrivateMean, new_private_mean
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.record import DivergedError, Record, describe_divergence
-from fedadamw.engine.robust import check_robust
-from fedadamw.engine.round import Aggregation, Folding, Listener, RoundResult, run_round
+from fedadamw.engine.round import Aggregation, Folding, Listener, RoundResult, check_round, run_round
 from fedadamw.engine.simulated import SimulatedClients
+from fedadamw.engine.state import Saved, State
 from fedadamw.engine.step import Kind
-from fedadamw.engine.workspace import Workspace, check_batch_norm, mixes_samples
+from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.privacy.account import Account
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Vector, all_finite
+from fedadamw.vector import all_finite
 
+ONLY_NOISE = "no client of a round sent finite numbers, so it gave only noise; try a smaller training.lr"
 NOT_THE_MEAN = "takes the clients' mean as it is; this algorithm's server does not"
-
-
-class State(NamedTuple):
-    """All that a run is between two rounds."""
-
-    round: int  # rounds done
-    server: AnyState  # the algorithm's Server, or with halves a Halved
-    statistics: Vector  # (s,) BatchNorm's running statistics, averaged over clients
-    last: Vector  # (d,) the last round's change of x, for diagnostics; (0,) before it, or without them
-    base: Vector  # (w,) frozen weights that the adapters' exact means are folded into; (0,) without that
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state, by name."""
-        others = {"statistics": self.statistics, "last": self.last, "base": self.base}
-        return {**state_tensors(self.server, "server"), **others}
-
-
-class Saved(NamedTuple):
-    """A run at the end of a round: what `Simulation.tensors` gave."""
-
-    round: int
-    tensors: Mapping[str, Tensor]
 
 
 class Simulation:
@@ -62,6 +42,7 @@ class Simulation:
     The model is trained in place; `algorithm` and `training` say how. ranks: the processes that share the run.
     folding: adds the exact mean of what clients' adapters contribute to the frozen weights. halves: train in turn, each
     by an algorithm of its own, in place of the whole model. account: of what is spent, with differential privacy.
+    client_privacy: hides each client's part in every round.
     saved: where to resume. `listeners`, a list to append to, are called for each accepted answer.
     """
 
@@ -78,11 +59,12 @@ class Simulation:
         halves: Halves | None = None,
         account: Account | None = None,
         saved: Saved | None = None,
+        client_privacy: ClientPrivacy | None = None,
     ) -> None:
-        _check_round(workspace, training, len(clients), ranks)
+        check_round(workspace, training, len(clients), ranks)
         self.workspace, self.algorithm, self.task = workspace, algorithm, task
         self.training, self.clients, self.ranks, self.folding = training, clients, ranks, folding
-        self.account = account
+        self.client_privacy, self.halves, self.account = client_privacy, halves, account
         self.parts: Parts = halves or Whole(server_side(algorithm, training.outer))
         self.listeners: list[Listener] = []
         self.aggregation = Aggregation(training.weighting, training.mean, training.byzantine, folding, ranks)
@@ -115,6 +97,7 @@ class Simulation:
         saved: Saved | None = None,
         held_out: Sequence[np.ndarray] | None = None,
         privacy: SamplePrivacy | None = None,
+        client_privacy: ClientPrivacy | None = None,
     ) -> "Simulation":
         """A run whose clients train in this process, on their sample numbers of `partition`: see SimulatedClients."""
         workspace = Workspace(model)
@@ -133,8 +116,10 @@ class Simulation:
             ranks=ranks,
             held_out=held_out,
             privacy=privacy,
+            client_privacy=client_privacy,
         )
-        return cls(workspace, algorithm, task, training, clients, ranks=ranks, folding=folding, saved=saved)
+        own = (workspace, algorithm, task, training, clients)
+        return cls(*own, ranks=ranks, folding=folding, saved=saved, client_privacy=client_privacy)
 
     def rounds(self) -> Iterator[Record]:
         """Run the rounds that are left, and yield the record of each."""
@@ -153,11 +138,14 @@ class Simulation:
         broadcast = self.parts.broadcast(state.round, state.server, state.statistics, state.base)
         sampled = clients.sample(state.round)
         diagnostics = Diagnostics(self.workspace.module, state.last) if training.diagnostics else None
-        result = self._train(sampled, broadcast, [] if diagnostics is None else [_listener(diagnostics, broadcast)])
-        if not result.answered:
+        private = self._new_private_mean(broadcast)
+        listeners = [] if diagnostics is None else [_listener(diagnostics, broadcast)]
+        result = self._train(sampled, broadcast, listeners, private)
+        if result.up is None:
             raise DivergedError(describe_divergence(state.round + 1, len(sampled), lr, training))
-        participation = result.answered / len(clients)
+        participation = (result.answered if private is None else private.privacy.clients) / len(clients)
         after = self.next_state(state, result, lr, participation)
+        after = after if private is None else after._replace(clips=private.next_clips())
         clients.finish_round(Update(state.round, result.up, lr, participation))
         tests = self.task.held_out > 0 and not self.is_personal and training.evaluates(state.round)
         evaluation = self.evaluate(after) if tests else None
@@ -179,6 +167,7 @@ class Simulation:
             epsilon=None if self.account is None else self.account.epsilon(after.round),
             diagnostics=None if diagnostics is None else diagnostics.summary(),
             federation=None if traffic.counts is None else dict(traffic.counts),
+            clip=None if private is None or not len(state.clips) else private.clip,
             waited_s=None if self.ranks.alone else round(result.waited_s, 4),
         )
         return record if scores is None else replace(record, **scores.summary())
@@ -192,13 +181,14 @@ class Simulation:
         """Go to a saved state; InputError or CheckpointError if a tensor is missing or has another shape."""
         y, state, tensors = self.workspace.y, self.state, saved.tensors
         begun = self.training.diagnostics and saved.round > 0
-        for name, t in state._replace(last=y if begun else y[:0]).tensors().items():
+        expected = state._replace(last=y if begun else y[:0]).tensors()
+        for name, t in expected.items():
             if name not in tensors or tensors[name].shape != t.shape or tensors[name].dtype != t.dtype:
                 raise InputError(f"the state has no {name} of shape {tuple(t.shape)} and type {t.dtype}")
         self.clients.restore(*saved)
         server = read_state(state.server, tensors, "server", y.device)
-        others = (tensors[name].to(y.device) for name in ("statistics", "last", "base"))
-        self.state = State(saved.round, server, *others)
+        others = {name: tensors[name].to(y.device) for name in State._fields if name in expected}
+        self.state = state._replace(round=saved.round, server=server, **others)
 
     @property
     def is_personal(self) -> bool:
@@ -229,13 +219,30 @@ class Simulation:
         self.load(state)
         return self.clients.evaluate(self.parts.broadcast(state.round, state.server, state.statistics, state.base))
 
-    def _train(self, sampled: Sequence[int], broadcast: Broadcast, listeners: Sequence[Listener]) -> RoundResult:
+    def _new_private_mean(self, broadcast: Broadcast) -> PrivateMean | None:
+        """The empty mean of a round with privacy of clients; None without."""
+        if self.client_privacy is None:
+            return None
+        algorithm = self.algorithm if self.halves is None else self.halves.at(broadcast.round).algorithm
+        return new_private_mean(self.client_privacy, shared_part(algorithm), broadcast, self.state.clips, self.ranks)
+
+    def _train(
+        self,
+        sampled: Sequence[int],
+        broadcast: Broadcast,
+        listeners: Sequence[Listener],
+        private: PrivateMean | None,
+    ) -> RoundResult:
         device = self.workspace.y.device
         self.parts.enter(broadcast)
         if self.folding is not None:
             self.folding.load(broadcast.base)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            return run_round(self.clients, sampled, broadcast, self.aggregation, [*self.listeners, *listeners])
+            heard = [*self.listeners, *listeners]
+            result = run_round(self.clients, sampled, broadcast, self.aggregation, heard, private)
+        if sampled and private is not None and not result.answered:
+            warnings.warn(ONLY_NOISE, stacklevel=3)
+        return result
 
     def next_state(self, state: State, result: RoundResult, lr: float, participation: float) -> State:
         """The state after a round that began with `state`; DivergedError if a number of it is not finite."""
@@ -249,7 +256,7 @@ class Simulation:
             check(plain, f"lora.aggregate={self.folding.kind!r} {NOT_THE_MEAN}")
             base, x = self.folding.fold(base, result.product, server.x)
             server = server._replace(x=x)
-        after = State(state.round + 1, server, result.statistics, last, base)
+        after = State(state.round + 1, server, result.statistics, last, base, state.clips)
         if not all_finite(state_tensors(server, "server").values()):
             outer = "" if self.training.outer is None else " or training.outer.lr"
             raise DivergedError(
@@ -261,26 +268,14 @@ class Simulation:
         y = self.workspace.y
         base = y[:0] if self.folding is None else self.folding.base
         server = self.parts.server_init(self.workspace.shared.clone())
-        return State(0, server, self.workspace.shared_statistics.clone(), y[:0].clone(), base.clone())
+        privacy, parts = self.client_privacy, 1 if self.halves is None else 2
+        clips = y.new_zeros(0) if privacy is None else privacy.first_clips(y, parts)
+        return State(0, server, self.workspace.shared_statistics.clone(), y[:0].clone(), base.clone(), clips)
 
     def _state_of_rank_0(self) -> State:
         round_ = torch.tensor(float(self.state.round), dtype=torch.float64, device=self.workspace.y.device)
         self.ranks.broadcast([round_, *self.state.tensors().values()])
         return self.state._replace(round=int(round_))
-
-
-def _check_round(workspace: Workspace, training: TrainingSettings, clients: int, ranks: Team) -> None:
-    """Raise InputError if a round of these settings cannot be run with so many clients and ranks."""
-    asked, mean = training.clients_per_round, training.mean
-    check(asked <= clients, f"clients_per_round={asked} is more than the {clients} clients of the partition")
-    check(asked >= ranks.size, f"{ranks.size} ranks for {asked} clients a round: use at most as many")
-    check(mean == "weighted" or ranks.size == 1, f"training.mean={mean!r} sees all clients of a round: one rank")
-    check_robust(mean, training.byzantine, asked, "training.clients_per_round")
-    check(not training.diagnostics or ranks.size == 1, "training.diagnostics sees all clients of a round: one rank")
-    check(
-        training.micro_batch is None or not mixes_samples(workspace.module),
-        f"training.micro_batch={training.micro_batch}: BatchNorm needs whole batches",
-    )
 
 
 def _listener(diagnostics: Diagnostics, broadcast: Broadcast) -> Listener:

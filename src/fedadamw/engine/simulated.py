@@ -16,13 +16,14 @@ from fedadamw.engine.own_models import enter_own, enter_tuned, for_tuning, has_o
 from fedadamw.engine.personal import make_steps, with_statistics
 from fedadamw.engine.portions import CroppedStep, PortionedEngine, Portions, down_bytes
 from fedadamw.engine.private_gradient import SamplePrivacy
+from fedadamw.engine.private_mean import ClientPrivacy
 from fedadamw.engine.ranks import ALONE, Team, gather_states, scatter_states
 from fedadamw.engine.stacked import Stacked
 from fedadamw.engine.step import Kind, Step
 from fedadamw.engine.store import InMemory, OnDisk, Store
 from fedadamw.engine.uploads import CodedEngine, Engine, Uploads
 from fedadamw.engine.workspace import Workspace
-from fedadamw.randomness import sample_clients
+from fedadamw.randomness import sample_clients, sample_independently
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Task
 
@@ -35,7 +36,8 @@ class SimulatedClients(Clients):
     ranks: the processes that share the sampled clients. portions: of the model, if clients do not train all of it.
     held_out: the sample numbers of each client's own held-out samples, if there are any.
     finetune: local steps that tune the final model for each evaluated client.
-    privacy: of the clients' samples.
+    privacy: of the clients' samples. client_privacy: who takes part in a round is drawn for each client independently,
+    so a round may have none.
     """
 
     def __init__(
@@ -56,9 +58,10 @@ class SimulatedClients(Clients):
         held_out: Sequence[np.ndarray] | None = None,
         finetune: int = 0,
         privacy: SamplePrivacy | None = None,
+        client_privacy: ClientPrivacy | None = None,
     ) -> None:
         self.workspace, self.algorithm, self.task, self.finetune = workspace, algorithm, task, finetune
-        self.privacy = privacy
+        self.privacy, self.client_privacy = privacy, client_privacy
         self._held_out = choose_clients(held_out or (), seed, training.evaluate_clients)
         self.partition, self.training, self.seed, self.ranks = partition, training, seed, ranks
         self.uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
@@ -90,7 +93,10 @@ class SimulatedClients(Clients):
         return len(self.partition)
 
     def sample(self, round_: int) -> list[int]:
-        return [int(i) for i in sample_clients(self.seed, round_, len(self), self.training.clients_per_round)]
+        wanted = len(self), self.training.clients_per_round
+        if self.client_privacy is None:
+            return [int(i) for i in sample_clients(self.seed, round_, *wanted)]
+        return [int(i) for i in sample_independently(self.client_privacy.entropy, round_, *wanted)]
 
     def train(self, sampled: Sequence[int], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         self._round, self._traffic = broadcast.round, Traffic(down_bytes(broadcast, sampled, self.portions))
@@ -99,7 +105,7 @@ class SimulatedClients(Clients):
         if self.portions is not None:
             coded = PortionedEngine(self.engine, self._cropped, self.uploads, self.seed, self.portions)
         yield from coded.train(self._shards(sampled), broadcast)
-        if not self.ranks.alone:
+        if sampled and not self.ranks.alone:
             self._store_memories_of_all_ranks(sampled)
 
     def _shards(self, sampled: Sequence[int]) -> Iterable[Shard]:

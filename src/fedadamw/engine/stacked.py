@@ -71,7 +71,7 @@ class Stacked:
         self.fallback, self.stacks = fallback, True
         self._mixes_samples = mixes_samples(workspace.module)
         self.privacy = privacy
-        self._sums = None if privacy is None else SampleGradients(workspace, task, training, privacy)
+        self.sums = None if privacy is None else SampleGradients(workspace, task, training, privacy)
 
     def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         """Yield the answer of each client of `shards`, in the engine's order."""
@@ -135,7 +135,7 @@ class Stacked:
         batches = (plan.batch(self.task, k) for k in range(len(plan.active)))
         likelihood = Likelihood.of(algorithm, start, down, work.layout.sizes, self.training)
         losses = local.y.new_zeros(s)
-        take_gradient = self._backward if self._sums is None else self._private(self._sums, round_, shards)
+        take_gradient = self._backward if self.sums is None else self._private(self.sums, round_, shards)
         for active, (batch, weights) in zip(plan.active, read_ahead(batches, self.task), strict=True):
             first = local if active == s else map_tensors(local, lambda t: t[:active])  # noqa: B023  (called at once)
             with _detect_unstackable(required=self.fallback is None):

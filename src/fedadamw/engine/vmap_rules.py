@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 torch_attention = F.scaled_dot_product_attention
 torch_pool = F.adaptive_avg_pool1d
+torch_layer_norm = F.layer_norm
 
 
 @contextmanager
@@ -31,13 +32,25 @@ def batched_kernels() -> Iterator[None]:
 
 @contextmanager
 def differentiable_kernels() -> Iterator[None]:
-    """A context in which these operations may be differentiated under vmap: attention by its formula."""
-    F.adaptive_avg_pool1d = _pool
+    """A context in which such operations may be differentiated under vmap: attention by its formula."""
+    F.adaptive_avg_pool1d, F.layer_norm = _pool, _layer_norm
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        F.adaptive_avg_pool1d = torch_pool
+        F.adaptive_avg_pool1d, F.layer_norm = torch_pool, torch_layer_norm
+
+
+def _layer_norm(
+    input: Tensor,  # noqa: A002  (torch's name)
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The plain call; in autocast an input of half precision is computed in the type of the weight, as there."""
+    own = input if weight is None else input.to(weight.dtype)
+    return torch_layer_norm(own, list(normalized_shape), weight, bias, eps).to(input.dtype)
 
 
 def _pool(input: Tensor, output_size: Any) -> Tensor:  # noqa: A002  (torch's name)

@@ -33,6 +33,7 @@ from fedadamw.flower.server.rounds import Nodes
 from fedadamw.flower.server.scoring import Scoring
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.prepare.base import with_type
+from fedadamw.prepare.client_privacy import has_client_privacy
 from fedadamw.prepare.paths import mark_folders
 from fedadamw.prepare.problem import Facts, ImageFacts
 from fedadamw.prepare.simulation import Prepared
@@ -159,6 +160,7 @@ def _make_nodes(
         state=state,
         sends_base=sends_base,
         scoring=scoring,
+        keep_places=has_client_privacy(experiment),
     )
 
 
@@ -188,7 +190,8 @@ def build_checker(experiment: Experiment, workspace: Workspace, algorithm: AnyAl
     shapes = type(template)(*(t.new_zeros(()).expand(t.shape) for t in template))  # without their memory
     travel = {name: t for name, t in statistics(workspace.module).items() if name not in workspace.personal}
     layout = Layout.of_tensors(travel)
-    return UploadChecker(training, uploads, shapes, workspace.shared_statistics.clone(), layout)
+    tells_loss = experiment.privacy is None or experiment.privacy.unit != "sample"
+    return UploadChecker(training, uploads, shapes, workspace.shared_statistics.clone(), layout, tells_loss=tells_loss)
 
 
 def build_spool(checker: UploadChecker, like: Vector, folder: Path) -> UploadSpool:

@@ -187,7 +187,7 @@ class _OfFrozen(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(hidden: Tensor, targets: Tensor, learned: Tensor, layer: OutputLayer) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(hidden: Tensor, targets: Tensor, learned: Tensor, layer: OutputLayer) -> tuple[Tensor, Tensor]:
         at, rows, wanted = _select(hidden.detach(), targets, learned)
         losses, slopes = [], torch.empty_like(rows)
         for part, of, slope in layer.chunks(rows, wanted, slopes):
@@ -196,21 +196,19 @@ class _OfFrozen(torch.autograd.Function):
                 loss = layer.token_losses(own, of)
                 slope.copy_(torch.autograd.grad(loss.sum(), own)[0])
             losses.append(loss.detach())
-        return _place(losses, at, targets), at, slopes
+        every = slopes.new_zeros(hidden.shape).flatten(0, -2).index_copy(0, at, slopes).view(hidden.shape)
+        return _place(losses, at, targets), every
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, at, slopes = output
-        ctx.mark_non_differentiable(at, slopes)
-        ctx.save_for_backward(at, slopes)
-        ctx.shape = inputs[0].shape
+        _, slopes = output
+        ctx.mark_non_differentiable(slopes)
+        ctx.save_for_backward(slopes)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        at, slopes = ctx.saved_tensors
-        rows = slopes * grads[0].flatten()[at, None].to(slopes)
-        hidden = slopes.new_zeros(ctx.shape).flatten(0, -2).index_copy(0, at, rows).view(ctx.shape)
-        return hidden, None, None, None
+        (slopes,) = ctx.saved_tensors
+        return slopes * grads[0][..., None].to(slopes), None, None, None
 
     @staticmethod
     def vmap(
@@ -218,8 +216,8 @@ class _OfFrozen(torch.autograd.Function):
     ) -> Any:
         """All clients' texts as one batch: a frozen layer is the same for all."""
         every = _clients_first(info.batch_size, in_dims, hidden, targets, learned)
-        losses, at, slopes = _OfFrozen.apply(*(t.flatten(0, 1) for t in every), layer)  # type: ignore[no-untyped-call]
-        return (losses.unflatten(0, (info.batch_size, -1)), at, slopes), (0, None, None)
+        both = _OfFrozen.apply(*(t.flatten(0, 1) for t in every), layer)  # type: ignore[no-untyped-call]
+        return tuple(t.unflatten(0, (info.batch_size, -1)) for t in both), (0, 0)
 
 
 class _OfStacked(torch.autograd.Function):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from fedadamw.engine.client import Broadcast
 from fedadamw.engine.evaluation import GROUP
 from fedadamw.engine.round import RoundResult
-from fedadamw.engine.simulate import Simulation, State
+from fedadamw.engine.simulate import Simulation
+from fedadamw.engine.state import State
 from fedadamw.engine.workspace import autocast
 from fedadamw.plan.meter import COPIES, GAPS, LOGITS, Meter, Parts
 from fedadamw.task import Batch, Model, Task

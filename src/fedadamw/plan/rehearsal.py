@@ -5,6 +5,7 @@ So whatever the algorithm, the engine, the model or the task holds at a time is 
 
 import warnings
 from dataclasses import dataclass, replace
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from fedadamw.plan.heap import Heap
 from fedadamw.plan.meter import Meter
 from fedadamw.plan.pretended import PLACE, build_problem, find_output, pretend, whole_weights, without_numbers
 from fedadamw.prepare.choices import choose_step, default_stack
+from fedadamw.prepare.client_privacy import has_client_privacy
 from fedadamw.prepare.problem import Problem
 from fedadamw.prepare.simulation import Prepared, assemble
 from fedadamw.settings.data import LANGUAGE
@@ -139,7 +141,7 @@ def _shorten(experiment: Experiment, stack: int) -> Experiment:
     """Return the experiment with as few clients and steps as show what a round holds at a time."""
     t = experiment.training
     sampled = t.clients_per_round if stack > 1 or t.mean != "weighted" else min(CLIENTS, t.clients_per_round)
-    rows = -(-t.batch_size // experiment.shards)  # of a batch, that one process computes
+    rows = -(-_largest_batch(experiment) // experiment.shards)  # of a batch, that one process computes
     at_once = min(t.micro_batch or rows, rows)
     changes: dict[str, object] = {"steps": 1, "epochs": None, "clients_per_round": sampled, "batch_size": at_once}
     changes |= {"diagnostics": False, "group_by_length": False}
@@ -147,15 +149,27 @@ def _shorten(experiment: Experiment, stack: int) -> Experiment:
         changes["upload"] = "int8"  # whose shapes do not depend on the numbers; both keep a residual
     if t.mean == "krum":
         changes["mean"] = "median"
-    training = t.model_copy(update=changes)
-    return experiment.model_copy(update={"training": training, "stack": stack, "shards": 1})
+    others: dict[str, object] = {"training": t.model_copy(update=changes), "stack": stack, "shards": 1}
+    if has_client_privacy(experiment):
+        others["privacy"] = None  # so that a round has as many clients as it has on average
+    elif experiment.privacy is not None:  # how much noise it is does not matter
+        others["privacy"] = experiment.privacy.model_copy(update={"noise_multiplier": 1.0, "epsilon": None})
+    return experiment.model_copy(update=others)
+
+
+def _largest_batch(experiment: Experiment) -> int:
+    """Return the size of a step's batch; with privacy, whose batches are drawn at random, one that few exceed."""
+    size, privacy = experiment.training.batch_size, experiment.privacy
+    return size if privacy is None or privacy.unit == "client" else size + 3 * isqrt(size)
 
 
 def _pretend_partition(experiment: Experiment, data: DataShape) -> Partition:
     """Clients of equal sizes; without a known number of samples each has a whole batch."""
     clients = max(experiment.partition.clients, experiment.training.clients_per_round)
     own = 1 - experiment.partition.held_out
-    each = max(int(data.samples // clients * own), 1) if data.samples else experiment.training.batch_size
+    each = max(int(data.samples // clients * own), 1) if data.samples else _largest_batch(experiment)
+    if experiment.privacy is not None:
+        each = min(each, _largest_batch(experiment))  # so that all are in each batch
     return Partition(np.zeros(clients * each, np.int64), np.arange(1, clients + 1) * each)
 
 
@@ -192,6 +206,8 @@ def _replace_steps(simulation: Simulation, meter: Meter, *, in_place: bool) -> N
     for clients in every:
         for engine in (clients.engine, getattr(clients.engine, "fallback", None)):
             if engine is not None:
+                if engine.sums is not None:
+                    engine.sums.has_numbers = False
                 step = _Step(engine.algorithm, simulation.training.clip, meter, in_place=in_place)
                 if isinstance(engine.step, CroppedStep):
                     engine.step.step = step

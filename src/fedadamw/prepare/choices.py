@@ -21,6 +21,11 @@ def choose_step(
 
 
 def default_stack(experiment: Experiment, device: torch.device) -> int:
-    """Return how many clients train at once by default: one on a CPU, in shards or quantised, else all of a round."""
+    """Return how many clients train at once by default: one on a CPU, in shards or quantised, else all of a round.
+
+    One, too, if the gradients of samples are computed one after the other.
+    """
     one = device.type == "cpu" or experiment.shards > 1 or experiment.model.quantize != "none"
+    privacy = experiment.privacy
+    one |= privacy is not None and privacy.unit == "sample" and experiment.training.gradient_checkpointing
     return 1 if one else experiment.training.clients_per_round

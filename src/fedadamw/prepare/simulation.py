@@ -21,8 +21,9 @@ from fedadamw.engine.clients import Clients
 from fedadamw.engine.parts import Halves, InTurn
 from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
-from fedadamw.engine.simulate import NOT_THE_MEAN, Saved, Simulation
+from fedadamw.engine.simulate import NOT_THE_MEAN, Simulation
 from fedadamw.engine.simulated import SimulatedClients
+from fedadamw.engine.state import Saved
 from fedadamw.engine.step import SAVED_S, Kind
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.activation_checkpoints import checkpoint_layers
@@ -30,21 +31,22 @@ from fedadamw.models.lora.means import Folding, make_folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
-from fedadamw.prepare.architecture import is_run
 from fedadamw.prepare.base import check_base, check_own_quantisation, check_shards, warn_if_not_stacked
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
+from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
+from fedadamw.prepare.nodes import check_remote
 from fedadamw.prepare.noise import open_account, resolve_noise
 from fedadamw.prepare.personal import build_parts, check_personal
-from fedadamw.prepare.privacy import check_privacy, check_private_model, sample_privacy
+from fedadamw.prepare.privacy import check_privacy, check_private_problem, sample_privacy
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partitions
 from fedadamw.prepare.start import Start, StartFacts, open_start
-from fedadamw.randomness import Seeded
+from fedadamw.randomness import Entropy, OperatingSystem, Seeded
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
@@ -78,12 +80,15 @@ class Prepared:
         step: Kind | None = None,
         memory_folder: Path | None = None,
         saved: Saved | None = None,
+        entropy: Entropy | None = None,
     ) -> Simulation:
         """Return the simulation, new or resumed from `saved`; without `clients` they are simulated in this process.
 
         step: how local steps are done; by default as for a new run. memory_folder: keep simulated clients' memories
-        in files there.
+        in files there. entropy: of noise over Flower, for tests; by default the operating system's.
         """
+        if entropy is None:
+            entropy = Seeded(self.experiment.seed) if clients is None else OperatingSystem()
         return Simulation(
             self.workspace,
             self.algorithm,
@@ -95,6 +100,7 @@ class Prepared:
             halves=self.halves,
             account=open_account(self.experiment, self.partition, clients),
             saved=saved,
+            client_privacy=build_client_privacy(self.experiment, entropy),
         )
 
     def choose_step(self, saved: Mapping[str, float] = SAVED_S) -> Kind:
@@ -145,6 +151,7 @@ class Prepared:
             finetune=0 if experiment.personal is None else experiment.personal.finetune,
             held_out=self.held_out,
             privacy=sample_privacy(experiment, self.partition.sizes.tolist(), Seeded(experiment.seed)),
+            client_privacy=build_client_privacy(experiment, Seeded(experiment.seed)),
         )
 
 
@@ -191,11 +198,12 @@ def assemble(
     held_out: each client's own held-out samples, if there are any. remote: the clients are Flower's nodes.
     """
     model, task, facts = problem
+    check_private_problem(experiment, problem, train, partition)
     experiment = resolve_noise(experiment, partition, remote=remote)
     if experiment.training.gradient_checkpointing:
         checkpoint_layers(model, experiment.model.name)
     workspace, algorithm = build_parts(experiment, model, build_algorithm)
-    check_private_model(experiment, workspace)
+    check_client_problem(experiment, workspace, facts)
     check_batch_norm(workspace, task, partition, experiment.training)
     if held_out is not None:
         check_held_out(experiment, task, held_out)
@@ -243,28 +251,10 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     check_personal(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)
     if remote:
-        _check_remote(experiment)
+        check_remote(experiment)
     else:
         on_nodes = experiment.partition.kind == "nodes"
         check(not on_nodes, "partition.kind='nodes' is the data on Flower's nodes: it cannot be simulated")
-
-
-def _check_remote(experiment: Experiment) -> None:
-    """Raise InputError if settings contradict each other or Flower's nodes."""
-    f, t, name, lora = experiment.federation, experiment.training, experiment.model.name, experiment.lora
-    check(lora is None or lora.ranks is None, "lora.ranks needs simulated clients, not Flower's nodes")
-    check(not is_run(name), f"model.name={name!r}: nodes have no run of the server's; give the folder of its export")
-    check(experiment.shards == 1, f"shards={experiment.shards}: a node is one process")
-    check(not t.diagnostics, "training.diagnostics needs simulated clients, not Flower's nodes")
-    check(
-        f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
-    )
-    given = f"training.client_evaluation={t.client_evaluation} needs federation.sample_counts=true"
-    tells = "nodes answer sums, which tell how many samples they are over"
-    check(f.sample_counts or not t.client_evaluation, f"{given}: {tells}")
-    check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
-    own = experiment.partition.kind == "nodes"
-    check(not own or experiment.data.every == 1, "data.every: nodes use every row of their own data")
 
 
 def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:

@@ -28,6 +28,7 @@ class RecordDict(_Record, total=False):
     epsilon: float | None  # with differential privacy
     diagnostics: Numbers
     federation: dict[str, int]
+    clip: float
     waited_s: float
     clients_mean: float | None
     clients_weighted: float | None

@@ -147,12 +147,22 @@ def summarize(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
         *_summarize_evaluations(records),
         *_summarize_clients(records),
         ("rounds", f"{last['round']:,}"),
-        ("sent up by a client and round", format_bytes(last["up_bytes"] / last["clients"])),
-        ("sent down to a client and round", format_bytes(last["down_bytes"] / (last["clients"] + last["rejected"]))),
+        *_summarize_bytes(records),
         ("sent up in total", format_bytes(sum(r["up_bytes"] for r in records))),
         ("updates rejected", f"{sum(r['rejected'] for r in records):,}"),
         ("time", format_duration(sum(r["wall_s"] for r in records))),
         *_summarize_waiting(records),
+    ]
+
+
+def _summarize_bytes(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
+    """Return what a client sends and receives in the last round that had an answer; nothing if none had."""
+    last = next((record for record in reversed(records) if record["clients"]), None)
+    if last is None:
+        return []
+    return [
+        ("sent up by a client and round", format_bytes(last["up_bytes"] / last["clients"])),
+        ("sent down to a client and round", format_bytes(last["down_bytes"] / (last["clients"] + last["rejected"]))),
     ]
 
 

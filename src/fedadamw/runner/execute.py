@@ -15,7 +15,8 @@ from fedadamw.engine.clients import Clients
 from fedadamw.engine.ranks import RankLostError
 from fedadamw.engine.record import DivergedError, Record
 from fedadamw.engine.round import Listener
-from fedadamw.engine.simulate import Saved, Simulation, State
+from fedadamw.engine.simulate import Simulation
+from fedadamw.engine.state import Saved, State
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare

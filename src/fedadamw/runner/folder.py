@@ -37,6 +37,7 @@ from fedadamw.validation import InputError
 ADVICE = "start in another folder"
 STUDY_FILES = ("results.json", "optuna.log", "table.md")  # files of a comparison, a tuning or an ablation
 REPORT_FILES = ("curves.png", "report.html")
+LEFT_OUT = ("epsilon", "diagnostics", "federation", "clip", "waited_s", "tuned")  # of a record's fields, if null
 
 
 class FolderInUseError(InputError):
@@ -179,8 +180,7 @@ class RunFolder:
         columns = {
             k: replace_nan(v)
             for k, v in asdict(record).items()
-            if v is not None
-            or not (k in ("epsilon", "diagnostics", "federation", "waited_s", "tuned") or k.startswith("clients_"))
+            if v is not None or not (k in LEFT_OUT or k.startswith("clients_"))
         }
         line = json.dumps(columns, allow_nan=False) + "\n"
         with report_full_disk(self.metrics), open(self.metrics, "ab") as file:

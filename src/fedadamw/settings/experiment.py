@@ -136,10 +136,12 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _settle_privacy(self) -> "Experiment":
-        """With privacy of samples, what would break it and was not given is off."""
-        if self.privacy is None or self.privacy.unit != "sample":
-            return self
-        for section, name, off in (("training", "clip", None), ("federation", "sample_counts", False)):
+        """With privacy, what would break it and was not given is off."""
+        changes: dict[str, tuple[tuple[str, str, object], ...]] = {
+            "sample": (("training", "clip", None), ("federation", "sample_counts", False)),
+            "client": (("federation", "norm_factor", None),),
+        }
+        for section, name, off in () if self.privacy is None else changes[self.privacy.unit]:
             settings = getattr(self, section)
             if name not in settings.model_fields_set:
                 self.__dict__[section] = settings.model_copy(update={name: off})

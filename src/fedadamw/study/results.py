@@ -105,6 +105,7 @@ def run_result(run: Run, manifest: Manifest, records: Sequence[RecordDict], of: 
     sent = list(accumulate(record["up_bytes"] for record in records))
     evaluations, experiment = find_evaluations(records, of), run.experiment
     own_settings = {key: value for key, value in experiment.algorithm.items() if key != "name"}
+    first = next((record for record in records if record["clients"]), records[0])  # a round may have no client
     found: RunResult = {
         "name": run.name,
         "variant": variant_name(run.label),
@@ -112,8 +113,8 @@ def run_result(run: Run, manifest: Manifest, records: Sequence[RecordDict], of: 
         "seed": experiment.seed,
         "commit": manifest["commit"],
         "settings": {"lr": experiment.training.lr, **own_settings},
-        "up_bytes_a_client": records[0]["up_bytes"] // records[0]["clients"],
-        "down_bytes_a_client": records[0]["down_bytes"] // (records[0]["clients"] + records[0]["rejected"]),
+        "up_bytes_a_client": first["up_bytes"] // max(first["clients"], 1),
+        "down_bytes_a_client": first["down_bytes"] // max(first["clients"] + first["rejected"], 1),
         "rejected": sum(record["rejected"] for record in records),
         "wall_s": round(sum(record["wall_s"] for record in records), 1),
         "round": [records[i]["round"] for i in evaluations],

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from flwr.app import Message
 
-from fedadamw.flower.protocol import STALE
+from fedadamw.flower.protocol import DECLINED, STALE
 from fedadamw.flower.server.attempts import POLL_NODES_S, POLL_S, Attempt, poll_replies
 from fedadamw.flower.server.broadcast import Broadcast
 from fedadamw.flower.server.check_upload import CheckedUpload
@@ -25,7 +25,7 @@ from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.flower.wire import RefusedError
 from fedadamw.settings.federation import FederationSettings
 
-Outcome = Literal["counted", "surplus", "refused", "failed", "stale", "gone"]
+Outcome = Literal["counted", "surplus", "refused", "declined", "failed", "stale", "gone"]
 
 
 class PendingRequest(NamedTuple):
@@ -41,7 +41,11 @@ class PendingRequest(NamedTuple):
 
 
 class Collector:
-    """Collects the uploads of one round after another. wanted: how many uploads a round uses at most."""
+    """Collects the uploads of one round after another. wanted: how many uploads a round uses at most.
+
+    keep_places: a refused upload has its place as one that counts has, so that what a client sends does not decide
+    whose upload counts besides: privacy of clients needs that.
+    """
 
     def __init__(
         self,
@@ -51,14 +55,17 @@ class Collector:
         spool: UploadSpool,
         events: Events,
         wanted: int,
+        *,
+        keep_places: bool = False,
     ) -> None:
         self.federation, self.messenger, self.registry = federation, messenger, registry
-        self.spool, self.events, self.wanted = spool, events, wanted
+        self.spool, self.events, self.wanted, self.keep_places = spool, events, wanted, keep_places
         self.bounds = NormBounds(federation)
         self.broadcast = Broadcast()
         self.late = LateReplies(messenger)
         # of the current round:
         self.uploads: dict[int, CheckedUpload] = {}  # by client
+        self.refused: set[int] = set()  # clients whose uploads were, with keep_places
         self.asked: set[int] = set()
         self.counts: Counter[str] = Counter()
         self.down_bytes = self.wasted_bytes = 0  # sent; and received in replies that did not count
@@ -67,6 +74,11 @@ class Collector:
         self._pending: dict[str, PendingRequest] = {}  # by message id
         self._away: dict[int, int] = {}  # client -> remaining retries, if it comes back in time
         self._unreachable: set[int] = set()  # clients already counted as unreachable
+
+    @property
+    def answers(self) -> int:
+        """How many places of the round are taken."""
+        return len(self.uploads) + len(self.refused)
 
     @property
     def working(self) -> list[int]:
@@ -82,6 +94,7 @@ class Collector:
         """
         self.uploads, self.counts, self.down_bytes, self.wasted_bytes, self.reason = {}, Counter(), 0, 0, ""
         self._model_norm, self.asked, self._away, self._unreachable = model_norm, set(), {}, set()
+        self.refused = set()
         self.broadcast.begin(round_, whole, change, counted)
         self._poll_late()
 
@@ -89,7 +102,7 @@ class Collector:
         """Ask `clients`; wait until `enough` uploads have passed, no more can come, or `seconds` are over."""
         deadline, poll_nodes_at, pause = time.monotonic() + seconds, time.monotonic() + POLL_NODES_S, POLL_S[0]
         attempts = [Attempt(client, self.federation.retries) for client in clients]
-        while len(self.uploads) < enough:
+        while self.answers < enough:
             for attempt in attempts:
                 self._ask(attempt, deadline - time.monotonic())
             over = time.monotonic() > deadline  # checked before polling: replies that are here by now still count
@@ -98,7 +111,7 @@ class Collector:
             poll_s = time.monotonic() - start
             if over:
                 break
-            if len(self.uploads) >= enough:
+            if self.answers >= enough:
                 self._reject_too_long()
             if time.monotonic() > poll_nodes_at:
                 attempts += self._poll_nodes()
@@ -160,9 +173,9 @@ class Collector:
             self.registry.poll_online()
             self._mark_unreachable(request)
             return "gone"
-        if len(self.uploads) >= self.wanted:
+        if self.answers >= self.wanted:
             self._reject_too_long()
-        if len(self.uploads) >= self.wanted:
+        if self.answers >= self.wanted:
             self._count("surplus", request.client)
             self.wasted_bytes += count_bytes(reply)
             return "surplus"
@@ -184,8 +197,13 @@ class Collector:
             self.broadcast.record_stale(request.node)
         if reason == "other-client":
             self.registry.forget(client)
-        outcome: Outcome = "failed" if reason == "failed" else "stale" if reason == STALE else "refused"
+        if reason == DECLINED:
+            self.registry.leave_out(client, refused.detail)
+        kinds: dict[str, Outcome] = {"failed": "failed", STALE: "stale", DECLINED: "declined"}
+        outcome = kinds.get(reason, "refused")
         self.reason = f"client {client}: {refused.detail}"
+        if outcome == "refused":
+            self._keep_place(client)
         self._count(outcome, client, reason=reason, detail=refused.detail)
         return outcome
 
@@ -226,7 +244,12 @@ class Collector:
         self._count("refused", client, reason="too-long", detail=detail)
         self.wasted_bytes += upload.nbytes
         del self.uploads[client]
+        self._keep_place(client)
         self.spool.drop(client)
+
+    def _keep_place(self, client: int) -> None:
+        if self.keep_places:
+            self.refused.add(client)
 
     def _count(self, event: str, client: int, **facts: str | float) -> None:
         """Count and write an event of this round."""

@@ -38,6 +38,7 @@ class Nodes(Clients):
 
     state: the type of the server's state; only if a broadcast is of this type can a change replace it. sends_base:
     whether the frozen weights change, so that they must be sent. scoring: of the model on nodes, if they evaluate it.
+    keep_places: see Collector.
     """
 
     def __init__(
@@ -53,11 +54,13 @@ class Nodes(Clients):
         state: type[ServerState],
         sends_base: bool,
         scoring: Scoring | None = None,
+        keep_places: bool = False,
     ) -> None:
         self.federation, self.registry, self.spool, self.events = federation, registry, spool, events
         self.seed, self.clients_per_round, self.sends_base = seed, clients_per_round, sends_base
         self.scoring, self.quorum = scoring, federation.quorum_of(clients_per_round)
-        self.collector = Collector(federation, messenger, registry, spool, events, clients_per_round)
+        common = (federation, messenger, registry, spool, events, clients_per_round)
+        self.collector = Collector(*common, keep_places=keep_places)
         self.ledger = Ledger()
         self._norms: dict[int, Mapping[str, float]] = {}  # of the current round's accepted uploads, by client
         self._samples: dict[int, int] = {}  # sample counts that these clients report
@@ -122,16 +125,16 @@ class Nodes(Clients):
             self.scoring.collector.begin_round()
         collector.collect(sampled, self.clients_per_round, f.deadline_s)
         until, pause = time.monotonic() + f.wait_s, RETRY_S[0]
-        while len(uploads := collector.uploads) < self.quorum:
-            self.events.write("no-quorum", round=round_ + 1, answers=len(uploads), quorum=self.quorum)
+        while (answers := collector.answers) < self.quorum:
+            self.events.write("no-quorum", round=round_ + 1, answers=answers, quorum=self.quorum)
             if time.monotonic() > until:
                 collector.close()
-                raise self._no_quorum(round_, f"{len(uploads)} clients answered")
+                raise self._no_quorum(round_, f"{answers} clients answered")
             time.sleep(pause)
             pause = min(2 * pause, RETRY_S[1])
             others = self._others(self.registry.poll_online())
             collector.collect(others, self.quorum, min(f.deadline_s, max(until - time.monotonic(), 0.0)))
-        limits = collector.close()
+        limits, uploads = collector.close(), collector.uploads
         self._norms = {
             client: {name: min(norm, limits[name]) for name, norm in upload.norms.items()}
             for client, upload in uploads.items()
@@ -143,9 +146,10 @@ class Nodes(Clients):
     def _others(self, online: Iterable[int]) -> list[int]:
         """Return the clients to ask in a round without quorum: as many as are missing, first those not asked yet."""
         collector = self.collector
-        free = [client for client in online if client not in collector.uploads and client not in collector.working]
+        heard = {*collector.uploads, *collector.refused, *collector.working}
+        free = [client for client in online if client not in heard]
         free.sort(key=lambda client: client in collector.asked)
-        return free[: self.clients_per_round - len(collector.uploads)]
+        return free[: self.clients_per_round - collector.answers]
 
     def accept(self, shard: Shard, answer: Answer) -> None:
         """Do nothing: nodes keep their memories."""

@@ -1,0 +1,24 @@
+"""Settings that contradict Flower's nodes."""
+
+from fedadamw.engine.robust import check_robust
+from fedadamw.prepare.architecture import is_run
+from fedadamw.settings.experiment import Experiment
+from fedadamw.validation import check
+
+
+def check_remote(experiment: Experiment) -> None:
+    """Raise InputError if settings contradict each other or Flower's nodes."""
+    f, t, name, lora = experiment.federation, experiment.training, experiment.model.name, experiment.lora
+    check(lora is None or lora.ranks is None, "lora.ranks needs simulated clients, not Flower's nodes")
+    check(not is_run(name), f"model.name={name!r}: nodes have no run of the server's; give the folder of its export")
+    check(experiment.shards == 1, f"shards={experiment.shards}: a node is one process")
+    check(not t.diagnostics, "training.diagnostics needs simulated clients, not Flower's nodes")
+    check(
+        f.sample_counts or t.weighting == "uniform", "federation.sample_counts=false needs training.weighting=uniform"
+    )
+    given = f"training.client_evaluation={t.client_evaluation} needs federation.sample_counts=true"
+    tells = "nodes answer sums, which tell how many samples they are over"
+    check(f.sample_counts or not t.client_evaluation, f"{given}: {tells}")
+    check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
+    own = experiment.partition.kind == "nodes"
+    check(not own or experiment.data.every == 1, "data.every: nodes use every row of their own data")
