@@ -54,5 +54,5 @@ def test_texts_install_from_an_index_only_where_they_speak_of_a_release():
 def test_an_app_depends_only_on_flower(tmp_path):
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has it")
     write_app(tmp_path / "app", load("digits"))
-    for path in (tmp_path / "app/pyproject.toml", ROOT / "examples/flower_app/pyproject.toml"):
+    for path in (tmp_path / "app/pyproject.toml", *(ROOT / "examples").glob("*/pyproject.toml")):
         assert tomllib.loads(path.read_text())["project"]["dependencies"] == [EXTRAS["flower"][0]]

@@ -242,13 +242,13 @@ def test_real_processes_give_the_plain_rounds_also_when_a_node_is_killed(example
         for node in range(4):
             bed.register(node)
             bed.start_node(node)
-        number = bed.submit(app, {"rounds": 2, "seconds": 90, "out": str(out)})
-        until = time.monotonic() + 400
+        number = bed.submit(app, {"rounds": 2, "seconds": 300, "out": str(out)})
+        until = time.monotonic() + 600
         while not mark.exists():
             assert time.monotonic() < until, bed.run_log(number)[-3000:]
             time.sleep(0.2)
         kill(bed.nodes[3])
-        assert bed.wait_for_end(number, 400) == "finished:completed", bed.run_log(number)[-3000:]
+        assert bed.wait_for_end(number, 600) == "finished:completed", bed.run_log(number)[-3000:]
         log = bed.run_log(number)
     assert [line.split(",")[0] for line in log.splitlines() if line.startswith("round ")] == [
         "round 1: sum of 4 nodes",

@@ -11,10 +11,12 @@ from flwr.clientapp import ClientApp
 from fedadamw.flower.node.worker_client import ask_worker
 from fedadamw.flower.protocol import (
     ARRAYS,
+    DECLINED,
     NUMBERS,
     OTHER_DATA,
     PROTOCOL,
     REQUEST,
+    DeclinedError,
     Numbers,
     OtherDataError,
     Request,
@@ -53,12 +55,14 @@ def answer_message(message: Message, context: Context) -> Message:
     except OtherDataError as error:
         place = f"data={config.get('data')!r}"
         print(f"this node's {place} do not fit the run, and it is left out: {error}", file=sys.stderr, flush=True)
-        return pack_other_data(message, config.get("partition-id"), str(error))
+        return pack_reason(message, OTHER_DATA, config.get("partition-id"), str(error))
+    except DeclinedError as error:
+        return pack_reason(message, DECLINED, config.get("partition-id"), error.told)
 
 
-def pack_other_data(message: Message, client: object, why: str) -> Message:
-    """Return the reply to `message` of a node, which is `client`, whose own data do not fit the run."""
-    return Message(RecordDict({OTHER_DATA: ConfigRecord({"client": str(client), "why": why})}), reply_to=message)
+def pack_reason(message: Message, kind: str, client: object, why: str) -> Message:
+    """Return the reply to `message` of a node, which is `client` and takes no part; kind: OTHER_DATA or DECLINED."""
+    return Message(RecordDict({kind: ConfigRecord({"client": str(client), "why": why})}), reply_to=message)
 
 
 def pack_reply(message: Message, numbers: Numbers, arrays: Mapping[str, Array]) -> Message:

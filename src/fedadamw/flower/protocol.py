@@ -1,7 +1,7 @@
 """Record names and fields of a message. Separate from wire.py so the client app needs no torch.
 
 A request has one ConfigRecord (a Request) and at most one ArrayRecord; a reply one MetricRecord (REPLY_NUMBERS) and at
-most one ArrayRecord, or OTHER_DATA alone.
+most one ArrayRecord, or OTHER_DATA or DECLINED alone.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,15 @@ REQUEST, ARRAYS, NUMBERS = "fedadamw", "arrays", "numbers"  # record names
 STALE = "stale"
 SUMS = "sums"  # the array of a reply to evaluate
 PIXELS = "pixels"  # the array of a hello with the sums of a node's pixels, if the run has no mean and std of them yet
+DECLINED = "declined"  # in reply: a ConfigRecord that says what the privacy that the node itself demands does not allow
 OTHER_DATA = "other-data"  # in reply to hello: a ConfigRecord that says why the node's own data do not fit the run
 REPLY_NUMBERS = frozenset(
     {
         "client",  # the node's partition-id
         "layout",  # in reply to hello: digest of the model's layout
-        "num-examples",  # unless federation.sample_counts=false
+        "num-examples",  # unless federation.sample_counts=false, as with privacy of samples
         "held-out",  # in reply to hello, if nodes evaluate: its number of held-out samples
-        "loss",  # mean training loss
+        "loss",  # mean training loss; not with privacy of samples
         "fresh",  # 1: the client's memory was lost and it began a new one
         STALE,  # 1: only the change was sent, and this node lacks the state that it changes
     }
@@ -77,6 +78,14 @@ class LateError(Exception):
 
 class OtherDataError(Exception):
     """This node's own data are not what the run expects, or cannot be used; the message says in what."""
+
+
+class DeclinedError(Exception):
+    """The privacy that this node demands does not allow it. told: to the server; more: what only its own log says."""
+
+    def __init__(self, told: str, more: str = "") -> None:
+        self.told = told
+        super().__init__(f"{told} ({more})" if more else told)
 
 
 class StaleError(Exception):

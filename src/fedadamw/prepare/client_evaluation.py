@@ -16,6 +16,9 @@ def check_client_evaluation(experiment: Experiment, *, remote: bool) -> None:
     """
     partition, t = experiment.partition, experiment.training
     share, every = partition.held_out, t.client_evaluation
+    told = f"training.client_evaluation={every}: no epsilon counts what the scores of nodes tell"
+    instead = "set it to 0 with privacy, and have the model evaluated on the server's data"
+    check(not (remote and every and experiment.privacy), f"{told}; {instead}")
     own = remote and partition.kind == "nodes"
     check(not (own and share), f"partition.held_out={share:g}: nodes with data of their own have it in --node-config")
     given = share or own or experiment.data.task == PYTHON

@@ -149,7 +149,18 @@ def partition_chart(
 
 def outcomes_chart(records: Records, *, width: Width = "container") -> Chart:
     """Return the outcomes of the sampled clients by round, if they are nodes on other machines."""
-    kinds = ["answered", "clipped", "refused", "failed", "stale", "unreachable", "overdue", "surplus", "late"]
+    kinds = [
+        "answered",
+        "clipped",
+        "refused",
+        "declined",
+        "failed",
+        "stale",
+        "unreachable",
+        "overdue",
+        "surplus",
+        "late",
+    ]
     rows = [
         {"round": r["round"], "of": kind, "clients": r["federation"][kind]}
         for r in records

@@ -44,5 +44,9 @@ def read_test(config: NodeConfig) -> str | None:
 def memory_folder(config: NodeConfig, federation: str, number: int) -> Path:
     """Return the folder of a client's memory of a run: below `state-dir`, or below the user's state folder."""
     check(federation.isalnum(), f"{federation!r} is not a run's name, which has only letters and digits")
-    base = config.get("state-dir") or Path.home() / ".local/state/fedadamw"
-    return Path(str(base)) / federation / f"client-{number}"
+    return state_folder(config) / federation / f"client-{number}"
+
+
+def state_folder(config: NodeConfig) -> Path:
+    """Return the folder of all that a node keeps: `state-dir`, or the user's state folder."""
+    return Path(str(config.get("state-dir") or Path.home() / ".local/state/fedadamw"))

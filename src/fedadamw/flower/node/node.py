@@ -1,13 +1,14 @@
 """Trains and evaluates one client on a node: its data, the model, the algorithm, and the client's memory.
 
 It trains like the simulator's loop engine, with the random generators of its client number: the same client with the
-same samples sends the same numbers.
+same samples sends the same numbers. With privacy of samples, noise and batches come from the operating system instead,
+so no two trainings are alike; each is charged to the node's ledger before it begins; told.py lists all that is sent.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec
 
 import torch
 from flwr.app import Array
@@ -19,14 +20,17 @@ from fedadamw.engine.codecs import make_codec
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.own_models import has_own_models, own_model
 from fedadamw.engine.personal import make_steps, with_statistics
+from fedadamw.engine.private_gradient import check_separate
 from fedadamw.engine.record import DivergedError
 from fedadamw.engine.uploads import CodedEngine, Uploads
 from fedadamw.engine.workspace import Workspace, autocast
 from fedadamw.flower.node.broadcast import BroadcastReader
 from fedadamw.flower.node.config import memory_folder, read_device, read_number
+from fedadamw.flower.node.demands import read_demands
 from fedadamw.flower.node.local_data import build_task, sum_own_pixels
 from fedadamw.flower.node.memory import ClientMemory
-from fedadamw.flower.protocol import SUMS, NodeConfig, Numbers, Request
+from fedadamw.flower.node.spending import Spending
+from fedadamw.flower.protocol import SUMS, DeclinedError, NodeConfig, Numbers, Request
 from fedadamw.flower.wire import to_array
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.models.activation_checkpoints import checkpoint_layers
@@ -34,7 +38,7 @@ from fedadamw.models.lora.means import make_folding
 from fedadamw.prepare.adapters import build_halves
 from fedadamw.prepare.device import select_device
 from fedadamw.prepare.personal import build_parts
-from fedadamw.prepare.privacy import sample_privacy
+from fedadamw.prepare.privacy import check_privacy, sample_privacy
 from fedadamw.prepare.problem import Facts
 from fedadamw.prepare.simulation import build_algorithm
 from fedadamw.randomness import Entropy, OperatingSystem
@@ -42,6 +46,8 @@ from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector
+
+Given = ParamSpec("Given")
 
 
 class Reply(NamedTuple):
@@ -63,7 +69,8 @@ class Node:
     """One client, ready to train.
 
     about: the server's facts about the data, so that both sides build the same model. config: --node-config.
-    home: the folder of its memory. entropy: where private noise and batches come from; None: the operating system.
+    home: the folder of its memory, in one with the run's name. entropy: where private noise and batches come from;
+    None: the operating system.
     """
 
     def __init__(
@@ -81,7 +88,12 @@ class Node:
             torch.set_num_threads(int(threads))
         model, self.local = build_task(experiment, about, config, self.number, device)
         task = self.local.task
+        self.spending = Spending.of(experiment, config, home.parent.name, self.number, len(self.local.samples))
         self.pixels = sum_own_pixels(task, about, self.local.samples)
+        if self.pixels and self.spending.accounted:
+            raise DeclinedError("it tells no sums of its pixels: give data.mean and data.std")
+        if self.spending.accounted:
+            _decline_unless(check_separate, model)
         if experiment.training.gradient_checkpointing:
             checkpoint_layers(model, experiment.model.name)
         self.workspace, self.algorithm = build_parts(experiment, model, build_algorithm)
@@ -118,14 +130,17 @@ class Node:
 
     @property
     def sample_count(self) -> Numbers:
-        """Its number of samples; empty with federation.sample_counts=false."""
-        return {"num-examples": len(self.local.samples)} if self.experiment.federation.sample_counts else {}
+        """Its number of samples; empty with federation.sample_counts=false, as with privacy of samples."""
+        told = self.experiment.federation.sample_counts and not self.spending.accounted
+        return {"num-examples": len(self.local.samples)} if told else {}
 
     def hello(self) -> Reply:
         """Return the client's number, model layout and numbers of samples; sums of its pixels, if these are needed.
 
-        How many samples are held out is told if nodes are evaluated.
+        How many samples are held out is told if nodes are evaluated. Raises DeclinedError if the node's own budget does
+        not cover a training.
         """
+        self.spending.check()
         layout = int(self.workspace.layout.fingerprint[:12], 16)
         numbers: Numbers = {"client": self.number, "layout": layout, **self.sample_count}
         if self.experiment.training.client_evaluation:
@@ -136,7 +151,8 @@ class Node:
         """Train one round, starting from the server's broadcast and the memory of the client's last round that counted.
 
         Raises LateError if a newer request was answered, StaleError or RefusedError if the broadcast cannot be read,
-        CheckpointError if the memory is lost, DivergedError if the result is not finite.
+        CheckpointError if the memory is lost, DeclinedError if the node's own budget does not cover it, DivergedError
+        if the result is not finite.
         """
         round_ = int(request["round"])
         part = self.parts[round_ % len(self.parts)]
@@ -148,7 +164,10 @@ class Node:
             self.folding.load(broadcast.base)
         memory, fresh = part.memory.load(int(request["counted"]))
         shard = Shard(self.number, self.local.samples, memory)
+        self.spending.charge(round_)  # from here on the data are used
         ((_, answer),) = part.engine.train([shard], broadcast)
+        if self.spending.accounted:
+            answer = answer._replace(statistics=broadcast.statistics)  # the model's own were not made private
         self._check_finite(answer, round_)
         part.memory.save(round_ + 1, answer.memory)
         return self._pack(answer, fresh=fresh)
@@ -157,8 +176,11 @@ class Node:
         """Return sums over this node's held-out samples, from which the server computes the model's loss and metrics.
 
         With personal parameters the model is the client's own. It changes no memory. Raises StaleError or
-        RefusedError if the model cannot be read, CheckpointError if its memory is lost, InputError without samples.
+        RefusedError if the model cannot be read, CheckpointError if its memory is lost, InputError without samples,
+        DeclinedError with privacy of samples.
         """
+        if self.spending.accounted:
+            raise DeclinedError("it takes no part in evaluations")
         check(self.local.held_out_count > 0, "this node has no held-out samples: give it test or held-out")
         part = self.parts[int(request["round"]) % len(self.parts)]
         x, statistics, base = part.broadcasts.read_model(arrays, request)
@@ -186,14 +208,18 @@ class Node:
         """Return the reply for a client's finished round."""
         assert answer.payload is not None
         tensors = {**{f"up.{name}": t for name, t in answer.payload.items()}, "statistics": answer.statistics}
-        numbers: Numbers = {"client": self.number, "loss": float(answer.loss), **self.sample_count}
+        loss: Numbers = {} if self.spending.accounted else {"loss": float(answer.loss)}
+        numbers: Numbers = {"client": self.number, **loss, **self.sample_count}
         if fresh:
             numbers["fresh"] = 1
         return Reply({name: to_array(t) for name, t in tensors.items()}, numbers)
 
 
-def load_node(settings: str, about: str, config: NodeConfig, federation: str) -> Node:
-    """Build the node of a run from a request's settings (YAML) and facts about the data (JSON)."""
+def load_node(settings: str, about: str, config: NodeConfig, federation: str, entropy: Entropy | None = None) -> Node:
+    """Build the node of a run from a request's settings (YAML) and facts about the data (JSON).
+
+    entropy: see Node. Raises DeclinedError, before data are read, if the run has less privacy than the node demands.
+    """
     from fedadamw.settings.load import parse_settings
 
     try:
@@ -203,6 +229,25 @@ def load_node(settings: str, about: str, config: NodeConfig, federation: str) ->
     home = memory_folder(config, federation, read_number(config))
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        return Node(parse_settings(raw_settings), facts, config, home)
+        experiment = parse_settings(raw_settings)
+        check_run(experiment, config)
+        return Node(experiment, facts, config, home, entropy)
     except OSError as error:
         raise CheckpointError(f"{home}: {error}") from None
+
+
+def check_run(experiment: Experiment, config: NodeConfig) -> None:
+    """Raise DeclinedError if a run has less privacy than this node demands, or than it says that it has."""
+    read_demands(config).check_run(experiment.privacy)
+    _decline_unless(check_privacy, experiment, remote=True)  # again: the server is not trusted
+    evaluates = experiment.privacy is not None and experiment.training.client_evaluation
+    if evaluates:
+        raise DeclinedError("it takes no part in evaluations: set training.client_evaluation=0")
+
+
+def _decline_unless(check_settings: Callable[Given, None], *given: Given.args, **named: Given.kwargs) -> None:
+    """Raise what a check of settings finds as a DeclinedError, whose text the server learns."""
+    try:
+        check_settings(*given, **named)
+    except InputError as error:
+        raise DeclinedError(str(error)) from None

@@ -22,21 +22,25 @@ from typing import TYPE_CHECKING, Any, cast
 from flwr.app import Array
 
 from fedadamw.flower.node.worker_client import receive, send
-from fedadamw.flower.protocol import OTHER_DATA, STALE, LateError, OtherDataError, StaleError, WorkerRequest
+from fedadamw.flower.protocol import DeclinedError, LateError, StaleError, WorkerRequest
 
 if TYPE_CHECKING:
     from fedadamw.flower.node.node import Node
+    from fedadamw.randomness import Entropy
 
 IDLE_S = 3600.0  # without work, then it ends
-MAX_ERROR_CHARACTERS = 300  # of an error's text that are sent to the server
 POLL_S = 0.5  # between checks whether the SuperNode is still running
 MAX_NODES = 2  # runs whose model and data it keeps loaded
 
 
 class Worker:
-    """Answers requests and keeps the nodes of the last runs loaded."""
+    """Answers requests and keeps the nodes of the last runs loaded.
 
-    def __init__(self) -> None:
+    entropy: of private noise and batches; None, as always but in tests: the operating system's.
+    """
+
+    def __init__(self, entropy: "Entropy | None" = None) -> None:
+        self.entropy = entropy
         self.idle_since = time.monotonic()  # inf while it works
         self._nodes: OrderedDict[str, Node] = OrderedDict()  # by settings and config, oldest first
 
@@ -57,14 +61,15 @@ class Worker:
     ) -> tuple[Mapping[str, int | float | str], dict[str, Array]]:
         """Return numbers and arrays for a request; after an error no arrays.
 
-        The numbers are then {"error": text}, {"other-data": text} or {"stale": 1}.
+        The numbers are then those of `describe_error`.
         """
         from fedadamw.engine.device_memory import is_out_of_memory, release_memory
+        from fedadamw.flower.node.told import describe_error, is_private
 
         try:
             return self._handle(request, arrays)
         except Exception as error:
-            numbers = _answer_error(error)
+            numbers = describe_error(error, private=is_private(request["settings"], request["config"]))
             out_of_memory = is_out_of_memory(error)
         if out_of_memory:  # only now: until here the error's traceback referred to the node's tensors
             self._nodes.clear()
@@ -84,7 +89,7 @@ class Worker:
                 reply = node.hello()
             else:
                 reply = (node.evaluate if request["ask"] == "evaluate" else node.train)(arrays, request)
-        except (StaleError, LateError):
+        except (StaleError, LateError, DeclinedError):
             self._nodes[key] = node  # after other errors it is rebuilt: its state may be half changed
             raise
         self._nodes[key] = node
@@ -98,26 +103,14 @@ class Worker:
 
         run = json.dumps([request["config"], request["federation"]], sort_keys=True)
         self._nodes = OrderedDict((k, n) for k, n in self._nodes.items() if json.dumps(json.loads(k)[2:]) != run)
-        return node.load_node(request["settings"], request["about"], request["config"], request["federation"])
+        facts = (request["settings"], request["about"], request["config"], request["federation"])
+        return node.load_node(*facts, self.entropy)
 
 
 def _key(request: WorkerRequest) -> str:
     """Return the inputs that a node is built from, as text; sorted: the config's order varies between messages."""
     parts: list[Any] = [request["settings"], request["about"], request["config"], request["federation"]]
     return json.dumps(parts, sort_keys=True)
-
-
-def _answer_error(error: Exception) -> Mapping[str, int | str]:
-    """Return what the server is told instead of numbers."""
-    if isinstance(error, StaleError):
-        return {STALE: 1}
-    if isinstance(error, OtherDataError):
-        return {OTHER_DATA: str(error)[:MAX_ERROR_CHARACTERS]}
-    return {"error": _describe(error)}
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]
 
 
 def watch_process(process: int) -> Callable[[], bool]:

@@ -19,7 +19,15 @@ from typing import Any
 
 from flwr.app import Array
 
-from fedadamw.flower.protocol import OTHER_DATA, NodeConfig, Numbers, OtherDataError, WorkerRequest
+from fedadamw.flower.protocol import (
+    DECLINED,
+    OTHER_DATA,
+    DeclinedError,
+    NodeConfig,
+    Numbers,
+    OtherDataError,
+    WorkerRequest,
+)
 
 START_S = 60.0  # in which a worker must start listening
 MAX_SOCKET_PATH_BYTES = 100  # Linux takes 107, macOS 103
@@ -28,7 +36,8 @@ MAX_SOCKET_PATH_BYTES = 100  # Linux takes 107, macOS 103
 def ask_worker(request: WorkerRequest, arrays: Mapping[str, Array]) -> tuple[Numbers, dict[str, Array]]:
     """Return the worker's reply.
 
-    Raises OtherDataError if the node's data do not fit the run, RuntimeError with the worker's error if it failed.
+    Raises OtherDataError if the node's data do not fit the run, DeclinedError if the privacy that it demands does not
+    allow it, RuntimeError with the worker's error if it failed.
     """
     parent = os.getppid()
     with _connect(_socket_path(parent, request["config"]), parent) as connection:
@@ -39,6 +48,8 @@ def ask_worker(request: WorkerRequest, arrays: Mapping[str, Array]) -> tuple[Num
             raise RuntimeError("the node's worker was killed while it worked: out of memory?") from None
     if OTHER_DATA in numbers:
         raise OtherDataError(numbers[OTHER_DATA])
+    if DECLINED in numbers:
+        raise DeclinedError(numbers[DECLINED])
     if "error" in numbers:
         raise RuntimeError(numbers["error"])
     return numbers, reply_arrays

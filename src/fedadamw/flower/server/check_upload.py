@@ -25,7 +25,7 @@ class CheckedUpload(NamedTuple):
     """The facts of an upload that passed; its tensors are on disk."""
 
     norms: Norms  # of its fields
-    loss: float
+    loss: float  # NaN if it is not told
     samples: int
     nbytes: int
     fresh: bool  # the client's memory was lost and it began a new one
@@ -34,13 +34,22 @@ class CheckedUpload(NamedTuple):
 class UploadChecker:
     """Checks replies to train requests.
 
-    up, statistics: an example of an honest client's, for shapes and types. layout: of the statistics.
+    up, statistics: an example of an honest client's, for shapes and types. layout: of the statistics. tells_loss: not
+    with privacy of samples.
     """
 
     def __init__(
-        self, training: TrainingSettings, uploads: Uploads, up: Any, statistics: Vector, layout: Layout
+        self,
+        training: TrainingSettings,
+        uploads: Uploads,
+        up: Any,
+        statistics: Vector,
+        layout: Layout,
+        *,
+        tells_loss: bool = True,
     ) -> None:
         self.training, self.uploads, self.up, self.layout = training, uploads, up, layout
+        self.tells_loss = tells_loss
         self._first_statistics = statistics.cpu()
         payload = uploads.encode(up, uploads.zero_residual(up.delta), torch.Generator()).payload
         self._specs = {f"up.{name}": ArraySpec.of(t) for name, t in payload.items()}
@@ -68,7 +77,7 @@ class UploadChecker:
         numbers = read_numbers(reply)
         if not isinstance(reply, Message):
             raise RefusedError("garbage", "it is not a message")
-        loss = check_metrics(numbers, client, registered)
+        loss = check_metrics(numbers, client, registered, tells_loss=self.tells_loss)
         records = reply.content.array_records
         if set(records) != {ARRAYS}:
             raise RefusedError("records", f"its array records are {', '.join(sorted(records)) or 'none'}")
@@ -98,22 +107,31 @@ class UploadChecker:
         return (t.epochs or 1) * math.ceil(samples / t.batch_size) if samples else None
 
 
-def check_metrics(numbers: Mapping[str, object], client: int, registered: int | None) -> float:
+def check_metrics(
+    numbers: Mapping[str, object], client: int, registered: int | None, *, tells_loss: bool = True
+) -> float:
     """Return the mean loss; raises RefusedError if it, the client or the number of samples is implausible.
 
     client: the one that was asked; its node may have been restarted as another client. registered: the number of
-    samples that it registered with; None if nodes do not report it.
+    samples that it registered with; None if nodes do not report it. tells_loss: whether nodes report their loss, which
+    is NaN if not.
     """
     if numbers.get("client") != client:
         raise RefusedError("other-client", f"it is client {numbers.get('client')!r} now")
-    loss = numbers.get("loss")
+    loss = _check_loss(numbers.get("loss")) if tells_loss else math.nan
+    if not tells_loss and "loss" in numbers:
+        raise RefusedError("records", "it tells its loss, which is not accounted for")
+    samples = numbers.get("num-examples")
+    if samples != registered:
+        raise RefusedError("samples", f"the node reports {samples!r} samples, and registered with {registered!r}")
+    return loss
+
+
+def _check_loss(loss: object) -> float:
     if not isinstance(loss, float) or not abs(loss) < torch.finfo(torch.float32).max:
         raise RefusedError("not-finite", f"the loss is {loss!r}")
     if abs(loss) > MAX_LOSS:
         raise RefusedError("too-long", f"the loss is {loss:.3g}")
-    samples = numbers.get("num-examples")
-    if samples != registered:
-        raise RefusedError("samples", f"the node reports {samples!r} samples, and registered with {registered!r}")
     return loss
 
 

@@ -97,6 +97,13 @@ class ClientRegistry:
         if self.joined.pop(client, None) is not None:
             self.events.write("left", client=client)
 
+    def leave_out(self, client: int, why: str) -> None:
+        """Remove a client that declines to take part; its node is asked again after AGAIN_S."""
+        node = self.node_of(client)
+        self.forget(client)
+        if node is not None:
+            self._left_out[node], self.reason = time.monotonic() + AGAIN_S, why
+
     def _remove_gone(self, nodes: set[int]) -> None:
         for client in [client for client, joined in self.joined.items() if joined.node not in nodes]:
             self.forget(client)

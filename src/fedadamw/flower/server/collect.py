@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from flwr.app import Message
 
-from fedadamw.flower.protocol import STALE
+from fedadamw.flower.protocol import DECLINED, STALE
 from fedadamw.flower.server.attempts import POLL_NODES_S, POLL_S, Attempt, poll_replies
 from fedadamw.flower.server.broadcast import Broadcast
 from fedadamw.flower.server.check_upload import CheckedUpload
@@ -23,9 +23,10 @@ from fedadamw.flower.server.norm_bounds import STATISTICS, NormBounds, Norms, fi
 from fedadamw.flower.server.replies import count_bytes, is_node_gone
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.flower.wire import RefusedError
+from fedadamw.runner.asked_file import AskedFile
 from fedadamw.settings.federation import FederationSettings
 
-Outcome = Literal["counted", "surplus", "refused", "failed", "stale", "gone"]
+Outcome = Literal["counted", "surplus", "refused", "declined", "failed", "stale", "gone"]
 
 
 class PendingRequest(NamedTuple):
@@ -57,9 +58,11 @@ class Collector:
         wanted: int,
         *,
         keep_places: bool = False,
+        asked_file: AskedFile | None = None,
     ) -> None:
         self.federation, self.messenger, self.registry = federation, messenger, registry
         self.spool, self.events, self.wanted, self.keep_places = spool, events, wanted, keep_places
+        self.asked_file = asked_file  # of a run with differential privacy
         self.bounds = NormBounds(federation)
         self.broadcast = Broadcast()
         self.late = LateReplies(messenger)
@@ -146,6 +149,8 @@ class Collector:
             return
         content, whole = self.broadcast.content_for(client, node)
         seconds, keep = max(seconds, 1.0), self.federation.wait_s + TTL_MARGIN_S
+        if self.asked_file is not None:
+            self.asked_file.add(client, self.broadcast.round)
         message_id = self.messenger.send(node, "train", seconds, content, keep=keep)
         if message_id is None:
             self._mark_unreachable(attempt)
@@ -197,7 +202,10 @@ class Collector:
             self.broadcast.record_stale(request.node)
         if reason == "other-client":
             self.registry.forget(client)
-        outcome: Outcome = "failed" if reason == "failed" else "stale" if reason == STALE else "refused"
+        if reason == DECLINED:
+            self.registry.leave_out(client, refused.detail)
+        kinds: dict[str, Outcome] = {"failed": "failed", STALE: "stale", DECLINED: "declined"}
+        outcome = kinds.get(reason, "refused")
         self.reason = f"client {client}: {refused.detail}"
         if outcome == "refused":
             self._keep_place(client)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from flwr.app import Message
 from torch import Tensor
 
-from fedadamw.flower.protocol import STALE
+from fedadamw.flower.protocol import DECLINED, STALE
 from fedadamw.flower.server.attempts import POLL_NODES_S, POLL_S, Attempt, poll_replies
 from fedadamw.flower.server.broadcast import Broadcast
 from fedadamw.flower.server.check_sums import SumsChecker
@@ -153,7 +153,7 @@ class SumsCollector:
             self.broadcast.record_stale(request.node)
         if refused.reason == "other-client":
             self.registry.forget(request.client)
-        kind = refused.reason if refused.reason in ("failed", STALE) else "refused"
+        kind = refused.reason if refused.reason in ("failed", STALE, DECLINED) else "refused"
         self._count(kind, request.client, reason=refused.reason, detail=refused.detail)
 
     def _drop_gone(self) -> None:

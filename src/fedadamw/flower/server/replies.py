@@ -3,7 +3,7 @@
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
-from fedadamw.flower.protocol import NUMBERS, OTHER_DATA, REPLY_NUMBERS, STALE
+from fedadamw.flower.protocol import DECLINED, NUMBERS, OTHER_DATA, REPLY_NUMBERS, STALE
 from fedadamw.flower.wire import RefusedError
 
 
@@ -16,9 +16,10 @@ def read_numbers(reply: Message | Exception | None) -> dict[str, object]:
     if reply.has_error():
         raise RefusedError("failed", str(reply.error.reason))
     records = reply.content.metric_records
-    if set(reply.content) == {OTHER_DATA}:
-        told: dict[str, object] = dict(reply.content.config_records.get(OTHER_DATA, {}))
-        raise RefusedError(OTHER_DATA, f"client {str(told.get('client'))[:10]}: {told.get('why')}")
+    for kind in (OTHER_DATA, DECLINED):
+        if set(reply.content) == {kind}:
+            told: dict[str, object] = dict(reply.content.config_records.get(kind, {}))
+            raise RefusedError(kind, f"client {str(told.get('client'))[:10]}: {told.get('why')}")
     if set(records) != {NUMBERS} or reply.content.config_records:
         names = sorted([*records, *reply.content.config_records])
         raise RefusedError("records", f"its metric and config records are {', '.join(names) or 'none'}")
