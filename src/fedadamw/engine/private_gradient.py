@@ -12,7 +12,7 @@ is done about rounding: guarantees are those of real numbers, and torch's genera
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from fedadamw.engine.device_memory import is_out_of_memory
+from fedadamw.engine.layer_gradients import LayerGradients
+from fedadamw.engine.summands import Rows, Summand
 from fedadamw.engine.vmap_rules import differentiable_kernels
 from fedadamw.engine.workspace import Workspace, autocast, micro_batches, mixes_samples
 from fedadamw.randomness import Entropy, Purpose
@@ -31,7 +33,6 @@ from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector
 
 GAUSSIANS = 4  # that the noise is a sum of
-PIECE = 4096  # numbers whose squares are summed in the type of a gradient
 AT_ONCE = 2**26  # numbers of all samples' gradients that are in memory together, if micro_batch is not set
 
 
@@ -76,10 +77,20 @@ def check_separate(module: nn.Module) -> None:
     )
 
 
+@contextmanager
+def refuse_changes(module: nn.Module) -> Iterator[None]:
+    """A context after which InputError is raised if a buffer of the module has changed, as running statistics do."""
+    buffers = [(name, b, b._version) for name, b in module.named_buffers()]
+    yield
+    changed = next((name for name, b, version in buffers if b._version != version), None)
+    check(changed is None, f"{changed!r} changes while the model trains, by samples and without noise: freeze it")
+
+
 class SampleGradients:
     """Sums the clipped gradients of samples, of one client's model or of stacked ones.
 
-    The samples of a chunk go through the model together, by vmap, and each has a gradient of its own then.
+    The samples of a chunk go through the model together: each has a gradient of its own from a plain backward
+    (layer_gradients.py), or by vmap. A model that takes neither has them one after the other.
     """
 
     def __init__(self, workspace: Workspace, task: Task, training: TrainingSettings, privacy: SamplePrivacy) -> None:
@@ -87,25 +98,25 @@ class SampleGradients:
         self.workspace, self.task, self.training, self.privacy = workspace, task, training, privacy
         self.has_numbers = True  # a rehearsal's tensors have none
         self._singly = training.gradient_checkpointing  # torch's checkpoints know no vmap
+        self._by_layers, self._tried = LayerGradients.of(workspace, task, training), False
 
     def fill(self, batch: Batch) -> None:
         """Make the workspace's gradient the sum over a batch, whose tensors may be none at all: line 1."""
         workspace = self.workspace
         total = torch.zeros_like(workspace.y)
-        if batch and not self._singly:
-            self._singly = not self._try_together(batch, total)
-        if batch and self._singly:
-            total.zero_()
-            self._add_singly(batch, total)
+        with refuse_changes(workspace.module):
+            if batch and not self._singly:
+                self._singly = not self._try_together(batch, total)
+            if batch and self._singly:
+                total.zero_()
+                self._add_singly(batch, total)
         workspace.gradient.copy_(total)
 
     def _try_together(self, batch: Batch, total: Vector) -> bool:
         """Add to `total` the sum over a batch; returns False if the model's code does not take vmap."""
-        layout = self.workspace.layout
-        parameters = layout.views(self.workspace.y)
         try:
             for part in micro_batches(batch, self._chunk()):
-                self._add(self._of_client(parameters, {}, part), total)
+                self._add(self._take(part), total)
         except InputError:
             raise
         except Exception as error:  # of vmap, or of model code that sees unexpected tensors
@@ -119,18 +130,37 @@ class SampleGradients:
             return False
         return True
 
+    def _take(self, batch: Batch) -> Mapping[str, Summand]:
+        """Return the gradients of a batch's samples by parameter, layer by layer if the model takes that.
+
+        Of one sample alone the rows of layers do not tell whether they are samples.
+        """
+        if len(batch[0]) > 1 and not self._tried:
+            self._try_layers(batch)
+        if len(batch[0]) > 1 and self._by_layers is not None:
+            return self._by_layers.take(batch)
+        return to_rows(self._of_client(self.workspace.layout.views(self.workspace.y), {}, batch), 0)
+
+    def _try_layers(self, batch: Batch) -> None:
+        """Find out whether the model's gradients may be taken by layers."""
+        self._tried = True
+        try:
+            if self._by_layers is not None and not (self.has_numbers and self._by_layers.agrees(batch)):
+                self._by_layers = None
+        except Exception as error:  # of model code that sees unexpected tensors
+            if is_out_of_memory(error) or str(error).startswith("CUDA error:"):
+                raise
+            self._by_layers = None
+
     def _add_singly(self, batch: Batch, total: Vector) -> None:
         """Add to `total` the sum over a batch, whose samples go through the model one after the other."""
         workspace = self.workspace
-        buffers = [(name, b, b._version) for name, b in workspace.module.named_buffers()]
-        for row in micro_batches(batch, 1):
+        for row in range(len(batch[0])):
             workspace.gradient.zero_()
             with autocast(self.training, workspace.y.device):
-                loss = self.task.losses(workspace.module, row).sum()
+                loss = self.task.losses(workspace.module, tuple(t[row : row + 1] for t in batch)).sum()
             loss.backward()
-            self._add({"": workspace.gradient[None]}, total)
-        changed = next((name for name, b, version in buffers if b._version != version), None)
-        check(changed is None, f"{changed!r} changes while the model trains, by samples and without noise: freeze it")
+            self._add({"": Rows(workspace.gradient[None])}, total)
 
     def sum_stacked(self, y: Vector, buffers: dict[str, Tensor], batch: Batch, real: Tensor) -> Vector:
         """Return the sum (active, d) over each stacked client's batch, at its model of `y` (active, d): line 1.
@@ -141,10 +171,16 @@ class SampleGradients:
         parameters = self.workspace.layout.views(y)
         if not batch:
             return total
+        if self._singly:
+            with refuse_changes(self.workspace.module):
+                for client, (own, out) in enumerate(zip(y, total, strict=True)):
+                    self.workspace.y.copy_(own)
+                    self._add_singly(tuple(t[client][real[client]] for t in batch), out)
+            return total
         for *part, own in micro_batches((*batch, real), self._chunk(len(y)), dim=1):
             with self._kernels():
                 gradients = vmap(self._of_client, randomness="different")(parameters, buffers, tuple(part))
-            self._add(gradients, total, own)
+            self._add(to_rows(gradients, 1), total, own)
         return total
 
     def _chunk(self, clients: int = 1) -> int:
@@ -169,27 +205,23 @@ class SampleGradients:
         with differentiable_kernels(), autocast(self.training, self.workspace.y.device):
             yield
 
-    def _add(self, gradients: Mapping[str, Tensor], total: Vector, real: Tensor | None = None) -> None:
-        """Add the clipped gradients (..., n, *shape) to `total` (..., d); those that are not `real` (..., n) are 0."""
-        axes = total.dim()
-        flat = [g.detach().flatten(axes) if g.dim() > axes else g.detach()[..., None] for g in gradients.values()]
-        norms = _norm(flat).to(total)
+    def _add(self, gradients: Mapping[str, Summand], total: Vector, real: Tensor | None = None) -> None:
+        """Add the clipped gradients of samples (..., n) to `total` (..., d); those that are not `real` count as 0."""
+        if not gradients:  # the loss depends on no parameter
+            return
+        norms = torch.stack([g.squares() for g in gradients.values()]).sum(0).sqrt().to(total)
         counts = norms.isfinite() if real is None else norms.isfinite() & real
         scale = torch.where(counts, (self.privacy.clip / norms).clamp(max=1.0), 0.0)
-        wrong = None if not self.has_numbers or bool(counts.all()) else ~counts[..., None]
-        for g, out in zip(flat, total.split([g.shape[-1] for g in flat], -1), strict=True):
-            clean = g if wrong is None else g.masked_fill(wrong, 0.0)
-            out.add_((scale[..., None, :] @ clean)[..., 0, :])
+        wrong = None if not self.has_numbers or bool(counts.all()) else ~counts
+        layout = self.workspace.layout
+        places = {"": total, **dict(zip(layout.names, total.split(layout.sizes, -1), strict=True))}
+        for name, g in gradients.items():
+            (g if wrong is None else g.without(wrong)).add_to(places[name], scale)
 
 
-def _norm(parts: Iterable[Tensor]) -> Tensor:
-    """Return the norm (...) over all parts (..., p), in float64: one long sum in float32 would lose digits."""
-    squares: list[Tensor] = []
-    for part in parts:
-        whole = part.shape[-1] // PIECE * PIECE
-        if whole:
-            pieces = torch.linalg.vector_norm(part[..., :whole].unflatten(-1, (-1, PIECE)), dim=-1)
-            squares.append(pieces.double().square().sum(-1))
-        if whole < part.shape[-1]:
-            squares.append(torch.linalg.vector_norm(part[..., whole:], dim=-1).double().square())
-    return torch.stack(squares).sum(0).sqrt()
+def to_rows(gradients: Mapping[str, Tensor], axes: int) -> dict[str, Summand]:
+    """Return gradients (*axes, n, *shape) as rows."""
+    return {
+        name: Rows(g.detach().flatten(axes + 1) if g.dim() > axes + 1 else g.detach()[..., None])
+        for name, g in gradients.items()
+    }
