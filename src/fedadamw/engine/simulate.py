@@ -32,7 +32,7 @@ from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import all_finite
 
-ONLY_NOISE = "no client of a round sent finite numbers, so it gave only noise; try a smaller training.lr"
+ONLY_NOISE = "no answer to a round was accepted, so it gave only noise; try a smaller training.lr"
 NOT_THE_MEAN = "takes the clients' mean as it is; this algorithm's server does not"
 
 
