@@ -36,7 +36,9 @@ def test_a_nodes_ledger_is_shown_by_run_and_in_all(tmp_path):
     assert told["epsilon"] == pytest.approx(compute_epsilon([Mechanism(1.5, 0.5, 6)], 1e-5))
     assert [run["trainings"] for run in told["runs"]] == [1, 1]
     charge(tmp_path, noise_multiplier=0.0)
-    assert "epsilon    inf at delta 1e-05, of all runs together, since a training had no noise" in spent(tmp_path).output
+    assert (
+        "epsilon    inf at delta 1e-05, of all runs together, since a training had no noise" in spent(tmp_path).output
+    )
     assert json.loads(spent(tmp_path, "--json").output)["epsilon"] is None
 
 

@@ -30,7 +30,13 @@ def show_ledger(place: Path, delta: float | None, *, as_json: bool) -> None:
     each = {name: compute_epsilon(run.mechanisms, delta) for name, run in spent.runs.items()}
     if as_json:
         runs = [
-            {"run": name, "trainings": run.trainings, "first": run.first, "last": run.last, "epsilon": _finite(each[name])}
+            {
+                "run": name,
+                "trainings": run.trainings,
+                "first": run.first,
+                "last": run.last,
+                "epsilon": _finite(each[name]),
+            }
             for name, run in spent.runs.items()
         ]
         budget = {"epsilon": spent.epsilon, "delta": spent.delta}
