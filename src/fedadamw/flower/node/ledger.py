@@ -212,7 +212,7 @@ def compose(charges: Iterable[Charge]) -> list[Mechanism]:
 
 
 def find_ledger(place: Path) -> Path | None:
-    """Return the folder of the ledger at `place`: a node's state folder, the folder in it, or the file; None if none."""
+    """Return the folder of the ledger at `place`: a node's state folder, that folder, or the file; None if none."""
     folders = (place.parent,) if place.name == LEDGER else (place / FOLDER, place)
     return next((folder for folder in folders if Ledger(folder).begun), None)
 

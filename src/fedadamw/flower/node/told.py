@@ -44,7 +44,7 @@ SEE_LOG = "; its log says more"
 
 
 def is_private(request: Mapping[str, Any]) -> bool:
-    """Return whether the server may be told only what is accounted for, in answer to a request, which may be invalid."""
+    """Return whether the server may be told only what is accounted for. request: may be invalid."""
     if any(key.startswith(PREFIX) for key in request.get("config", {})):
         return True
     try:
