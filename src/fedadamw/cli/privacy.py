@@ -89,7 +89,7 @@ def spent_command(
     if holds_ledger(folder):
         show_ledger(folder, delta, as_json=as_json)
         return
-    check(delta is None, f"--delta {delta:g} is for a node's ledger; a run has privacy.delta")
+    check(delta is None, f"--delta {delta} is for a node's ledger; a run has privacy.delta")
     found = find_spent(folder)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
