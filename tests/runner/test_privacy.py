@@ -7,7 +7,6 @@ import pytest
 from support.run_folders import assert_same_files
 
 from fedadamw.checkpoint import CheckpointError
-from fedadamw.flower.node.ledger import Charge, Ledger
 from fedadamw.privacy.accountant import Mechanism, compute_epsilon
 from fedadamw.report.run_files import LossesDict
 from fedadamw.report.run_status import describe_stopped
@@ -154,23 +153,11 @@ def test_spent_of_a_run_without_privacy_or_of_no_run_is_one_line(tmp_path, finis
     assert done.stderr == (
         f"error: {finished_run}: a run without differential privacy (privacy is null): no epsilon is guaranteed\n"
     )
+    other = run_main("privacy", "spent", str(finished_run), "--delta", "1e-6")
+    assert other.stderr == "error: --delta 1e-06 is for a node's ledger; a run has privacy.delta\n"
     nothing = run_main("privacy", "spent", str(tmp_path))
     assert nothing.returncode == 2
     assert nothing.stderr == f"error: {tmp_path}: holds neither a run (config.yaml) nor a node's privacy ledger\n"
-
-
-def test_spent_of_a_nodes_ledger_is_of_all_its_runs(tmp_path, run_main):
-    charge = Charge("one", 3, 1, noise_multiplier=2.0, rate=0.5, times=4, epsilon=9.0, delta=1e-6)
-    for each in (charge, charge._replace(round=2), charge._replace(run="two", rate=0.1)):
-        Ledger.of(tmp_path).charge(each, lambda mechanisms: None)
-    both = compute_epsilon([Mechanism(2.0, 0.5, 8), Mechanism(2.0, 0.1, 4)], 1e-6)
-    shown = run_main("privacy", "spent", str(tmp_path))
-    assert shown.returncode == 0, shown.stderr
-    assert f"epsilon    {both:.4g} at delta 1e-06 (the node's), of each sample over all runs" in shown.stdout
-    assert "budget     9" in shown.stdout
-    told = json.loads(run_main("privacy", "spent", str(tmp_path), "--json").stdout)
-    assert told["epsilon"] == both
-    assert told["runs"]["one"]["epsilon"] == compute_epsilon([Mechanism(2.0, 0.5, 8)], 1e-6)
 
 
 def test_requests_are_on_disk_before_they_are_sent_and_survive(tmp_path):

@@ -21,6 +21,7 @@ privacy = typer.Typer(
     \b
     fedadamw privacy plan digits -s privacy.epsilon=8
     fedadamw privacy spent runs/digits
+    fedadamw privacy spent /var/lib/fedadamw
     """,
     short_help="Differential privacy: epsilon before and after a run.",
     no_args_is_help=True,
@@ -62,68 +63,39 @@ def plan_command(
         _print_plan(plan)
 
 
-@privacy.command("spent", short_help="Show the epsilon that a run has spent.")
+@privacy.command("spent", short_help="Show the epsilon that a run, or a node, has spent.")
 def spent_command(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or the state-dir of a node.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN|STATE_DIR", help="The folder of a run; or a node's state-dir, or its ledger.")
+    ],
+    delta: Annotated[
+        float | None, typer.Option(help="Of a node's ledger: the delta to count at, instead of its privacy-delta.")
+    ] = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Show what the clients of a run have spent until now, by how many samples they have, and what that assumes.
 
-    Of a node's state-dir, what its ledger says of all runs that trained on its data.
+    Given a node's state-dir: what this node has spent in all runs together, by its ledger.
 
     \b
     fedadamw privacy spent runs/digits
     fedadamw privacy spent runs/digits --json
-    fedadamw privacy spent /var/lib/fedadamw
+    fedadamw privacy spent /var/lib/fedadamw --delta 1e-6
     """
+    from fedadamw.cli.node_ledger import holds_ledger, show_ledger
     from fedadamw.runner.spent import find_spent
+    from fedadamw.validation import InputError
 
-    if not (folder / "config.yaml").is_file():
-        _show_ledger(folder, as_json=as_json)
+    if holds_ledger(folder):
+        show_ledger(folder, delta, as_json=as_json)
         return
+    if delta is not None:
+        raise InputError(f"--delta {delta:g} is for a node's ledger; a run has privacy.delta")
     found = find_spent(folder)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
         _print_spent(found)
-
-
-def _show_ledger(place: Path, *, as_json: bool) -> None:
-    """Print what a node's ledger says: the epsilon of all trainings together, and of each run's alone."""
-    from fedadamw.cli.tables import print_grid
-    from fedadamw.flower.node.ledger import Ledger, read_spent
-    from fedadamw.plan.privacy import finite
-    from fedadamw.privacy.accountant import compute_epsilon
-    from fedadamw.settings.privacy import PrivacySettings
-    from fedadamw.validation import InputError
-
-    if not any(Ledger(path).begun for path in (place / "privacy", place, place.parent)):
-        raise InputError(f"{place}: holds neither a run (config.yaml) nor a node's privacy ledger")
-    spent = read_spent(place)
-    delta = spent.delta or PrivacySettings.model_fields["delta"].default
-    epsilon = compute_epsilon(spent.mechanisms, delta)
-    runs = {name: (run, compute_epsilon(run.mechanisms, delta)) for name, run in spent.runs.items()}
-    if as_json:
-        told = {
-            name: {"trainings": run.trainings, "first": run.first, "last": run.last, "epsilon": finite(alone)}
-            for name, (run, alone) in runs.items()
-        }
-        about = {"unit": "sample", "epsilon": finite(epsilon), "delta": delta, "budget": spent.epsilon}
-        typer.echo(json.dumps({**about, "begun": spent.begun, "trainings": spent.trainings, "runs": told}, indent=2))
-        return
-    rows = [[name, f"{run.trainings:,}", run.first, run.last, f"{alone:.4g}"] for name, (run, alone) in runs.items()]
-    print_grid(["run", "trainings", "first", "last", "epsilon alone"], rows)
-    budget = "none" if spent.epsilon is None else f"{spent.epsilon:g}"
-    whose = "the node's" if spent.delta else "the node has none"
-    typer.echo()
-    _print_rows(
-        [
-            ("epsilon", f"{epsilon:.4g} at delta {delta:g} ({whose}), of each sample over all runs"),
-            ("budget", budget),
-            ("ledger", f"{spent.path}, {spent.trainings:,} trainings since {spent.begun}"),
-            ("guarantee", "differential privacy of each sample of this node, against all who see what it sends"),
-        ]
-    )
 
 
 def _parse_samples(text: str) -> list[int]:
