@@ -24,12 +24,12 @@ def section(record: Mapping[str, Any] | None, table: Callable[[Sequence[str], It
             f"{found['ways']['loop']['ms']:,.1f}",
             *(
                 f"{found['ways'][way]['of_plain']:.2f}"
-                for way in ("loop, private", "stacked, private", "torch, Opacus")
+                for way in ("loop, with privacy", "stacked, with privacy", "torch, Opacus")
             ),
         )
         for name, found in record["models"].items()
     ]
-    head = ("", "trained numbers", "batch", "step, ms", "private", "private, stacked", "Opacus")
+    head = ("", "trained numbers", "batch", "step, ms", "with privacy", "with privacy, stacked", "Opacus")
     return f"""## Steps with differential privacy of samples
 
 `benchmarks/measure/privacy.py` ({record["device"]}, commit {str(record["commit"])[:9]}, Opacus {record["opacus"]}): a local step with clipped gradients of samples and
