@@ -53,6 +53,7 @@ def seed_modules_by(generator: torch.Generator) -> None:
     if generator.device.type == "cpu":
         torch.default_generator.set_state(generator.get_state())
     else:
+        torch.default_generator.manual_seed(generator.initial_seed())
         torch.cuda.set_rng_state(generator.get_state(), generator.device)
 
 

@@ -155,9 +155,10 @@ def test_gradients_of_samples_are_opacus_s():
         torch.testing.assert_close(own[name], g, rtol=1e-9, atol=1e-12)
 
 
-def test_stacked_clients_have_the_sums_of_each():
+@pytest.mark.parametrize("training", [{"micro_batch": 3}, {"gradient_checkpointing": True}])
+def test_stacked_clients_have_the_sums_of_each(training):
     model, inputs, labels = body_and_batch(8)
-    sums = sums_of(model, privacy=privacy_of(0.5), micro_batch=3)
+    sums = sums_of(model, privacy=privacy_of(0.5), **training)
     y = torch.stack([sums.workspace.y, sums.workspace.y + 0.1])
     real = torch.tensor([[True] * 4, [True, False, False, False]])
     found = sums.sum_stacked(y, {}, (inputs.unflatten(0, (2, 4)), labels.unflatten(0, (2, 4))), real)

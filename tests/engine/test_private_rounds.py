@@ -5,7 +5,7 @@ import pytest
 import torch
 from support.cases import CASES, EVERYWHERE
 from support.personal import personal_simulation
-from support.runs import simulation
+from support.runs import PRIVACY, PRIVATE, simulation
 from support.sequences import SequenceTask, attention_model, unequal_clients
 from torch import nn
 
@@ -17,8 +17,7 @@ from fedadamw.engine.simulate import Saved, Simulation
 from fedadamw.randomness import OperatingSystem, Purpose, Seeded, numpy_generator
 from fedadamw.settings.training import TrainingSettings
 
-PRIVACY = SamplePrivacy(0.7, 1.3, 6, Seeded(0))
-HOW = {"epochs": None, "steps": 3, "batch_size": 6, "clients_per_round": 5, "rounds": 2}
+HOW = {key: value for key, value in PRIVATE.items() if key != "privacy"}
 FAST = ("fedadamw-mean-v", "scaffold", "ditto")
 FEW = SamplePrivacy(0.7, 1.3, 1, Seeded(0))  # most batches are empty
 

@@ -16,7 +16,7 @@ from support.checkout import ROOT
 from support.command import run_command
 from support.of_two_ranks import CODED, EVALUATED, OWN_MODELS, SLEEP_S, evaluated, own_scores
 from support.personal import personal_simulation
-from support.runs import simulation
+from support.runs import PRIVATE, simulation
 from support.sequences import SequenceTask
 from support.studies import wait_for
 
@@ -87,6 +87,14 @@ def test_two_ranks_keep_clients_own_numbers_as_one_process_does(of_two_ranks):
     alone = personal_simulation(EVERYWHERE["scaffold"], SequenceTask(), upload="int8")
     list(alone.rounds())
     assert tensors.keys() == alone.tensors().keys()
+    for key, t in alone.tensors().items():
+        torch.testing.assert_close(tensors[key], t, rtol=1e-10, atol=1e-10)
+
+
+def test_two_ranks_clip_and_noise_as_one_process_does(of_two_ranks):
+    tensors, _ = read(of_two_ranks / "private", "checkpoint")
+    alone = simulation(EVERYWHERE["fedadamw-mean-v"], SequenceTask(), **PRIVATE)
+    list(alone.rounds())
     for key, t in alone.tensors().items():
         torch.testing.assert_close(tensors[key], t, rtol=1e-10, atol=1e-10)
 

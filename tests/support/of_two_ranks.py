@@ -14,7 +14,7 @@ from fedadamw.engine import evaluation
 from fedadamw.engine.ranks import Team, current_team, gather_states, scatter_states
 from support.cases import EVERYWHERE, register
 from support.personal import normed_model, personal_simulation
-from support.runs import simulation
+from support.runs import PRIVATE, simulation
 from support.sequences import SequenceTask, held_out_samples
 
 SLEEP_S = 0.6
@@ -44,6 +44,10 @@ def main(folder: Path, stack: int) -> None:
     list(sim.rounds())
     if ranks.rank == 0:
         write(folder / "own-numbers", "checkpoint", sim.tensors(), {})
+    sim = simulation(EVERYWHERE["fedadamw-mean-v"], SequenceTask(), stack=stack, ranks=ranks, **PRIVATE)
+    list(sim.rounds())
+    if ranks.rank == 0:
+        write(folder / "private", "checkpoint", sim.tensors(), {})
     for kind in OWN_MODELS:
         scores = own_scores(kind, stack=stack, ranks=ranks)
         if ranks.rank == 0:

@@ -6,15 +6,18 @@ from fedadamw.algorithms import registry
 from fedadamw.algorithms.fedavg import FedAvg
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import NO_NOISE
+from fedadamw.engine.private_gradient import SamplePrivacy
 from fedadamw.engine.ranks import ALONE
 from fedadamw.engine.simulate import Simulation
-from fedadamw.randomness import Purpose, draw_batches, numpy_generator, sample_clients
+from fedadamw.randomness import Purpose, Seeded, draw_batches, numpy_generator, sample_clients
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.vector import Layout
 from support.reference import Problem
 from support.sequences import attention_model, batch_of, unequal_clients
 
 ROUNDS = 5
+PRIVACY = SamplePrivacy(0.7, 1.3, 6, Seeded(0))
+PRIVATE = {"privacy": PRIVACY, "epochs": None, "steps": 3, "batch_size": 6, "clients_per_round": 5, "rounds": 2}
 NO_BASE = torch.zeros(0)  # of a broadcast without frozen weights that change
 
 

@@ -77,6 +77,15 @@ def check_separate(module: nn.Module) -> None:
     )
 
 
+@contextmanager
+def refuse_changes(module: nn.Module) -> Iterator[None]:
+    """A context after which InputError is raised if a buffer of the module has changed, as running statistics do."""
+    buffers = [(name, b, b._version) for name, b in module.named_buffers()]
+    yield
+    changed = next((name for name, b, version in buffers if b._version != version), None)
+    check(changed is None, f"{changed!r} changes while the model trains, by samples and without noise: freeze it")
+
+
 class SampleGradients:
     """Sums the clipped gradients of samples, of one client's model or of stacked ones.
 
@@ -95,14 +104,12 @@ class SampleGradients:
         """Make the workspace's gradient the sum over a batch, whose tensors may be none at all: line 1."""
         workspace = self.workspace
         total = torch.zeros_like(workspace.y)
-        buffers = [(name, b, b._version) for name, b in workspace.module.named_buffers()]
-        if batch and not self._singly:
-            self._singly = not self._try_together(batch, total)
-        if batch and self._singly:
-            total.zero_()
-            self._add_singly(batch, total)
-        changed = next((name for name, b, version in buffers if b._version != version), None)
-        check(changed is None, f"{changed!r} changes while the model trains, by samples and without noise: freeze it")
+        with refuse_changes(workspace.module):
+            if batch and not self._singly:
+                self._singly = not self._try_together(batch, total)
+            if batch and self._singly:
+                total.zero_()
+                self._add_singly(batch, total)
         workspace.gradient.copy_(total)
 
     def _try_together(self, batch: Batch, total: Vector) -> bool:
@@ -148,10 +155,10 @@ class SampleGradients:
     def _add_singly(self, batch: Batch, total: Vector) -> None:
         """Add to `total` the sum over a batch, whose samples go through the model one after the other."""
         workspace = self.workspace
-        for row in micro_batches(batch, 1):
+        for row in range(len(batch[0])):
             workspace.gradient.zero_()
             with autocast(self.training, workspace.y.device):
-                loss = self.task.losses(workspace.module, row).sum()
+                loss = self.task.losses(workspace.module, tuple(t[row : row + 1] for t in batch)).sum()
             loss.backward()
             self._add({"": Rows(workspace.gradient[None])}, total)
 
@@ -163,6 +170,12 @@ class SampleGradients:
         total = torch.zeros_like(y)
         parameters = self.workspace.layout.views(y)
         if not batch:
+            return total
+        if self._singly:
+            with refuse_changes(self.workspace.module):
+                for client, (own, out) in enumerate(zip(y, total, strict=True)):
+                    self.workspace.y.copy_(own)
+                    self._add_singly(tuple(t[client][real[client]] for t in batch), out)
             return total
         for *part, own in micro_batches((*batch, real), self._chunk(len(y)), dim=1):
             with self._kernels():

@@ -1,16 +1,9 @@
 """Differential privacy: which settings would break its guarantee, and how the gradients of samples are made private."""
 
-import warnings
 from collections.abc import Sequence
 
-import numpy as np
-
-from fedadamw.data.partition import Partition
-from fedadamw.data.samples import Samples
-from fedadamw.data.texts import Texts
-from fedadamw.engine.private_gradient import SamplePrivacy, check_separate
+from fedadamw.engine.private_gradient import SamplePrivacy
 from fedadamw.prepare.client_privacy import check_client_privacy
-from fedadamw.prepare.problem import Problem
 from fedadamw.randomness import Entropy
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, check
@@ -50,10 +43,6 @@ def _check_samples(experiment: Experiment) -> None:
         f"training.group_by_length=true puts samples into batches by what they are: set it to false {why}",
     )
     check(not data.packing, f"data.packing=true computes samples in one row: set it to false {why}")
-    check(
-        not t.gradient_checkpointing or experiment.stack in (None, 1),
-        f"training.gradient_checkpointing=true takes samples one after the other: set stack=1 {why}",
-    )
     if experiment.personal is not None and experiment.personal.finetune:
         given = f"personal.finetune={experiment.personal.finetune}"
         raise InputError(f"{given} takes steps that no epsilon counts: set it to 0 {why}")
@@ -73,31 +62,3 @@ def sample_privacy(experiment: Experiment, sizes: Sequence[int] | None, entropy:
     if privacy.noise_multiplier is None:
         raise InputError("privacy.epsilon: give privacy.noise_multiplier")
     return SamplePrivacy(privacy.clip, privacy.noise_multiplier, experiment.training.batch_size, entropy)
-
-
-def check_private_problem(
-    experiment: Experiment, problem: Problem, train: Samples | None, partition: Partition
-) -> None:
-    """Raise InputError if privacy of samples would not hold for this model and these data.
-
-    train: None if they are only pretended.
-    """
-    if experiment.privacy is None or experiment.privacy.unit != "sample":
-        return
-    model, _, facts = problem
-    check_separate(model)
-    check(
-        "shape" not in facts or "mean" in facts,
-        "data.mean is not set, so that nodes would send sums of their pixels: set data.mean and data.std with "
-        "privacy.unit=sample",
-    )
-    if train is None:
-        return
-    numbers, counts = np.unique(partition.samples, return_counts=True)
-    often = numbers[counts > 1]
-    check(not len(often), f"sample {often[:1].tolist()} is there {counts.max(initial=1)} times: privacy counts it once")
-    if isinstance(train, Texts) and train.rows is not None and (more := len(train) - len(np.unique(train.rows))):
-        warnings.warn(
-            f"texts were divided into {more:,} more samples: privacy.unit=sample is of each sample, not of a text",
-            stacklevel=2,
-        )

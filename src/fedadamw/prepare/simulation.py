@@ -42,7 +42,8 @@ from fedadamw.prepare.moments import find_noise_in_moments
 from fedadamw.prepare.nodes import check_remote
 from fedadamw.prepare.noise import open_account, resolve_noise
 from fedadamw.prepare.personal import build_parts, check_personal
-from fedadamw.prepare.privacy import check_privacy, check_private_problem, sample_privacy
+from fedadamw.prepare.privacy import check_privacy, sample_privacy
+from fedadamw.prepare.private_problem import check_private_problem
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partitions
 from fedadamw.prepare.start import Start, StartFacts, open_start
