@@ -221,6 +221,21 @@ def test_a_model_that_looks_at_the_whole_batch_is_found_out():
     assert not workspace.module.training
 
 
+class Peeking(Reused):
+    """Looks at a number of the batch, which happens to change nothing."""
+
+    def forward(self, x):
+        return self.layer(x if float(x.sum()) < 1e9 else -x)[:, 0]
+
+
+@pytest.mark.filterwarnings("ignore:this model has no gradients of many samples at once")
+def test_a_model_that_looks_at_a_number_of_the_batch_is_found_out():
+    workspace, batch, _ = made(Peeking, (4, 6))
+    sums = SampleGradients(workspace, Labelled(), TRAINING, SamplePrivacy(0.1, 0.0, 4, Seeded(0)))
+    sums.fill(batch)
+    assert sums._by_layers is None
+
+
 def test_random_dropping_is_no_hindrance():
     _, batch, by_layers = made(
         lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), First(), nn.Linear(8, 3)), (4, 6)
