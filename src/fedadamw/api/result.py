@@ -20,7 +20,7 @@ from fedadamw.io.json_values import replace_nan
 from fedadamw.report.client_charts import rounds_chart
 from fedadamw.report.client_scores import NAME, read_lines, read_scores
 from fedadamw.report.metrics import TUNED, epsilon_of, find_evaluations
-from fedadamw.report.run_charts import Chart, loss_chart, score_chart
+from fedadamw.report.run_charts import Chart, epsilon_chart, has_epsilon, has_losses, loss_chart, score_chart
 from fedadamw.report.run_files import RecordDict, ScoresDict
 from fedadamw.report.study_charts import OF_PICTURE, all_charts
 from fedadamw.report.study_files import Results
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 class Result:
     """A run that has ended.
 
-    rounds: that it was to have; fewer records mean that a callback stopped it. folder: with the run's files; None on
-    ranks other than 0. temporary: no `out` was given, so the folder is deleted with this object.
+    rounds: that it was to have; fewer records mean that a callback or privacy.budget ended it. folder: with the
+    run's files; None on ranks other than 0. temporary: no `out` was given, so the folder is deleted with this
+    object.
     """
 
     model: nn.Module  # with the global weights, in evaluation mode; personal parameters are those of the start
@@ -67,6 +68,11 @@ class Result:
         """The held-out metrics of the last evaluation, by name."""
         return next((dict(r.test_metrics) for r in reversed(self.records) if r.test_metrics is not None), {})
 
+    @property
+    def epsilon(self) -> float | None:
+        """With differential privacy: what the client that has spent most has spent; inf without noise."""
+        return self.records[-1].epsilon if self.records else None
+
     def to_pandas(self) -> "DataFrame":
         """Return the records as a DataFrame, a row each; a metric is a column of its own.
 
@@ -93,7 +99,7 @@ class Result:
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def plot(self, what: str | None = None) -> Picture:
-        """Draw by round: `score`, the main metric, `loss`, of clients and held out, or `clients`, how these are scored.
+        """Draw by round: `score`, the main metric, `loss`, of clients and held out, `clients`, their scores, `epsilon`.
 
         By default the score, or the losses of a run without metrics.
         """
@@ -102,7 +108,10 @@ class Result:
         charts: dict[str, Callable[[], Chart]] = {"score": lambda: score_chart(records, width=420)}
         if not find_evaluations(records):
             del charts["score"]
-        charts["loss"] = lambda: loss_chart(records, width=420)
+        if has_losses(records):
+            charts["loss"] = lambda: loss_chart(records, width=420)
+        if has_epsilon(records):
+            charts["epsilon"] = lambda: epsilon_chart(records, width=420)
         if scores:
             charts["clients"] = lambda: rounds_chart(scores, {}, width=420)
         what = next(iter(charts)) if what is None else what
@@ -166,6 +175,7 @@ class Result:
     def __repr__(self) -> str:
         parts = [f"rounds={len(self.records)}", f"loss={nan if self.loss is None else self.loss:.4g}"]
         parts += [f"{name}={value:.4g}" for name, value in self.metrics.items()]
+        parts += [] if self.epsilon is None else [f"epsilon={self.epsilon:.4g}"]
         parts += [f"clients_mean={r.clients_mean:.4g}" for r in self.records[-1:] if r.clients_mean is not None]
         if self.folder is not None and not self.temporary:
             parts.append(f"folder={str(self.folder)!r}")
@@ -253,6 +263,8 @@ def _restore_nan(value: Any) -> Any:
 def _to_line(record: Record) -> RecordDict:
     """Return a Record as a line of metrics.jsonl has it; a NaN is None."""
     line: RecordDict = replace_nan(vars(record))
+    if record.epsilon is None:
+        del line["epsilon"]
     return line
 
 

@@ -118,6 +118,8 @@ class _Leader:
             for simulation in started:
                 _give_back(simulation)
             raise
+        if self.folder.ended and not self.quiet:
+            print(self.folder.ended, flush=True)
         return _result(simulation, read_records(self.folder), self.folder.path)
 
     def _execute(self, progress: Progress, started: list[Simulation]) -> Simulation:

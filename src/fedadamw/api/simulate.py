@@ -26,6 +26,7 @@ from fedadamw.report.metrics import TUNED
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment, list_sections
 from fedadamw.settings.load import parse_settings, set_path
+from fedadamw.settings.privacy import PrivacySettings
 from fedadamw.validation import InputError, check, shorten
 from fedadamw.vector import statistics
 
@@ -62,6 +63,7 @@ def simulate(
     device: str = "auto",
     ranks: int = 1,
     settings: Mapping[str, object] | None = None,
+    privacy: Mapping[str, object] | PrivacySettings | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     callbacks: Iterable[AnyCallback] = (),
@@ -93,6 +95,8 @@ def simulate(
             two; one epoch by default.
         settings: any other, by path: {"training.precision": "bf16", "stack": 8}. With held_out,
             training.client_evaluation says how often clients are scored, training.evaluate_clients how many.
+        privacy: differential privacy, as of the section `privacy`: {"epsilon": 8.0, "clip": 0.5}. Needs `steps`, and
+            the extra fedadamw[privacy].
         ranks: processes that share a round on a CPU. On several GPUs, start the script with torchrun.
 
     The run:
@@ -105,15 +109,27 @@ def simulate(
     Raises InputError, one line, for whatever does not fit; DivergedError if no client's numbers are finite. Ctrl-C
     saves the last round first. Whatever is raised, the model has the weights of the last complete round.
     """
-    check("name" not in (algorithm_settings or {}), "algorithm_settings: give the name as algorithm=")
+    own = _with_name(algorithm, algorithm_settings or {})
     functions = check_functions(loss, sample_losses, predict, metrics)
     objects = Objects(model, train, test, clients, held_out, functions, collate)
-    own = {"name": algorithm, **(algorithm_settings or {})}
-    named: dict[str, Any] = {"seed": seed, "device": device, "algorithm": own}
+    named: dict[str, Any] = {"seed": seed, "device": device, "algorithm": own, "privacy": _as_settings(privacy)}
     amount = {"rounds": rounds, "clients_per_round": clients_per_round, "steps": steps, "epochs": epochs}
     named["training"] = {**amount, "batch_size": batch_size, "lr": lr, "schedule": schedule}
     run = _build_experiment(named, settings or {}, objects), partial(_prepare, objects=objects)
     return run_session(*run, out=out, resume=resume, ranks=ranks, callbacks=callbacks, quiet=quiet)
+
+
+def _with_name(algorithm: str, settings: Mapping[str, object]) -> dict[str, object]:
+    check("name" not in settings, "algorithm_settings: give the name as algorithm=")
+    return {"name": algorithm, **settings}
+
+
+def _as_settings(privacy: Mapping[str, object] | PrivacySettings | None) -> dict[str, Any] | None:
+    """Return the section `privacy` as the settings that were given of it."""
+    if isinstance(privacy, PrivacySettings):
+        return privacy.model_dump(exclude_unset=True)
+    check(privacy is None or isinstance(privacy, Mapping), f"privacy={shorten(privacy)}: give its settings by name")
+    return None if privacy is None else dict(privacy)
 
 
 class Objects(NamedTuple):

@@ -1,8 +1,8 @@
 """The command line.
 
 run.py trains, plan.py says what that needs, studies.py compares, report.py exports results and models.py models,
-predict.py predicts, generate.py asks, flower.py federates, theory.py measures theorems, views.py, reference.py,
-doctor.py and watch.py show.
+predict.py predicts, privacy.py counts epsilons, generate.py asks, flower.py federates, theory.py measures theorems,
+views.py, reference.py, doctor.py and watch.py show.
 """
 
 import os
@@ -21,6 +21,7 @@ from fedadamw.cli import (  # noqa: F401  (they add their commands)
     models,
     plan,
     predict,
+    privacy,
     reference,
     report,
     run,

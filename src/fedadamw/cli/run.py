@@ -69,6 +69,8 @@ def run_command(
         from fedadamw.cli.tables import print_run
 
         print_run(folder.records())
+        if folder.ended:
+            typer.echo(folder.ended)
         typer.echo(folder.contents)
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.io.escaping import escape_text
 from fedadamw.report.comparisons import comparison_headings, comparison_rows, describe_intervals
-from fedadamw.report.metrics import find_evaluations, find_score, format_metric, label, main_metric
+from fedadamw.report.metrics import epsilon_of, find_evaluations, find_score, format_metric, label, main_metric
 from fedadamw.report.run_files import RecordDict
 from fedadamw.report.study_files import Results
 from fedadamw.report.study_table import paired_tests, table_headings, table_rows
@@ -39,9 +39,9 @@ def print_run(records: Sequence[RecordDict], *, most: int = 8) -> None:
     both = sorted({*tested} & {*find_evaluations(records, "clients_mean")})
     tested = both if len(both) > 1 else tested
     chosen = sorted({tested[round(k)] for k in np.linspace(0, len(tested) - 1, min(most, len(tested)))})
-    columns = [*(test_columns(records) if of == "test" else []), *client_columns(records)]
+    columns = [*loss_columns(records), *(test_columns(records) if of == "test" else []), *client_columns(records)]
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("round", "lr", "training loss", *(heading for heading, _ in columns), "sent up so far"):
+    for name in ("round", "lr", *(heading for heading, _ in columns), "sent up so far"):
         table.add_column(name, justify="right")
     for i in chosen:
         r = records[i]
@@ -49,11 +49,17 @@ def print_run(records: Sequence[RecordDict], *, most: int = 8) -> None:
         table.add_row(
             str(r["round"]),
             f"{r['lr']:.2e}",
-            _format_loss(r["train_loss"]),
             *(cell(r) for _, cell in columns),
             f"{sent:,.1f} MB",
         )
     _console(table).print(table)
+
+
+def loss_columns(records: Sequence[RecordDict]) -> list[tuple[str, Cell]]:
+    """Return the column of the training loss or, with differential privacy, of the epsilon, with its heading."""
+    if any(epsilon_of(r) is not None for r in records):
+        return [("epsilon", lambda r: "-" if (spent := epsilon_of(r)) is None else f"{spent:.4g}")]
+    return [("training loss", lambda r: _format_loss(r["train_loss"]))]
 
 
 def test_columns(records: Sequence[RecordDict]) -> list[tuple[str, Cell]]:

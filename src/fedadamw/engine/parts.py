@@ -178,6 +178,9 @@ class InTurn(Clients):
     def evaluate(self, broadcast: Broadcast) -> ClientScores | None:
         return self._present.evaluate(broadcast)
 
+    def asked(self) -> Mapping[int, int]:
+        return self._present.asked()  # both halves note their requests in one file
+
     @property
     def traffic(self) -> Traffic:
         return self._present.traffic

@@ -32,7 +32,7 @@ from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import all_finite
 
-ONLY_NOISE = "no client of a round sent finite numbers, so it gave only noise; try a smaller training.lr"
+ONLY_NOISE = "no answer to a round was accepted, so it gave only noise; try a smaller training.lr"
 NOT_THE_MEAN = "takes the clients' mean as it is; this algorithm's server does not"
 
 
@@ -147,9 +147,7 @@ class Simulation:
         after = self.next_state(state, result, lr, participation)
         after = after if private is None else after._replace(clips=private.next_clips())
         clients.finish_round(Update(state.round, result.up, lr, participation))
-        tests = self.task.held_out > 0 and not self.is_personal and training.evaluates(state.round)
-        evaluation = self.evaluate(after) if tests else None
-        scores = self.evaluate_clients(after) if training.evaluates_clients(state.round) else None
+        evaluation, scores = self._evaluate(after)
         losses = result.losses if self.account is None else dict.fromkeys(result.losses)
         self.state, self.losses, self.scores = after, losses, scores
         traffic = clients.traffic
@@ -171,6 +169,14 @@ class Simulation:
             waited_s=None if self.ranks.alone else round(result.waited_s, 4),
         )
         return record if scores is None else replace(record, **scores.summary())
+
+    def _evaluate(self, after: State) -> tuple[Evaluation | None, ClientScores | None]:
+        """Evaluate the model, and clients, if that is due in this round or the run is over."""
+        training, round_, last = self.training, after.round - 1, self.is_over(after.round)
+        tests = self.task.held_out > 0 and not self.is_personal and (last or training.evaluates(round_))
+        evaluation = self.evaluate(after) if tests else None
+        asks = training.evaluates_clients(round_) or (last and training.client_evaluation > 0)
+        return evaluation, self.evaluate_clients(after) if asks else None
 
     def tensors(self, state: State | None = None) -> dict[str, Tensor]:
         """All that is needed to resume from `state`: the present one, or the one before the last step."""

@@ -37,6 +37,7 @@ from fedadamw.prepare.client_privacy import has_client_privacy
 from fedadamw.prepare.paths import mark_folders
 from fedadamw.prepare.problem import Facts, ImageFacts
 from fedadamw.prepare.simulation import Prepared
+from fedadamw.runner.asked_file import AskedFile
 from fedadamw.runner.base_type import describe_type
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.experiment import Experiment
@@ -95,6 +96,8 @@ def run(experiment: Experiment, grid: Grid, out: Path, *, resume: bool = False, 
             on_round=on_round,
             make_clients=lambda prepared: connect_nodes(experiment, prepared, grid, folder, monitor),
         )
+    if folder.ended:
+        print(folder.ended, flush=True)
     print(folder.contents, flush=True)  # `flwr log` shows it
 
 
@@ -126,12 +129,14 @@ def connect_nodes(
     messenger = Messenger(grid, facts, largest)
     registry = build_registry(experiment, prepared, messenger, events)
     sends_base, nodes = halves is not None or prepared.folding is not None, []
+    asked = None if experiment.privacy is None else AskedFile(folder.path, new=not folder.started)
     scoring = build_scoring(experiment, prepared, messenger, registry, events)
     for name, (workspace, algorithm), checker in zip(("spool", "spool-second"), parts, checkers, strict=False):
         spool = build_spool(checker, workspace.shared_statistics.clone(), folder.path / name)
         server = server_side(algorithm, experiment.training.outer)
         state = type(server.server_init(workspace.shared.clone()))
-        nodes.append(_make_nodes(experiment, messenger, registry, spool, events, state, scoring, sends_base=sends_base))
+        found = (spool, events, state, scoring, asked)
+        nodes.append(_make_nodes(experiment, messenger, registry, *found, sends_base=sends_base))
     if registry.pixels is not None:
         add_pixel_statistics(cast("ImageFacts", prepared.facts), folder, nodes[0], registry.pixels)
         messenger.facts, registry.pixels = collect_facts(experiment, prepared, folder), None
@@ -146,6 +151,7 @@ def _make_nodes(
     events: Events,
     state: type[ServerState],
     scoring: Scoring | None,
+    asked: AskedFile | None,
     *,
     sends_base: bool,
 ) -> Nodes:
@@ -160,6 +166,7 @@ def _make_nodes(
         state=state,
         sends_base=sends_base,
         scoring=scoring,
+        asked_file=asked,
         keep_places=has_client_privacy(experiment),
     )
 

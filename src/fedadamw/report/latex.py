@@ -14,7 +14,15 @@ from fedadamw.report.comparisons import (
 from fedadamw.report.study_files import Results, Summary
 from fedadamw.report.study_table import client_columns, ranked, score_name, table_columns
 
-COLUMNS = ("mean of", "std over", "worst tenth", "training loss", "rounds to", "MB a client")  # begin headings
+COLUMNS = (
+    "mean of",
+    "std over",
+    "worst tenth",
+    "epsilon",
+    "training loss",
+    "rounds to",
+    "MB a client",
+)  # begin headings
 FIRST = 3  # columns before them: variant, lr and the score
 SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",

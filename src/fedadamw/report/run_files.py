@@ -79,6 +79,12 @@ class ModelFacts(_Model, total=False):
     start: StartFacts  # the run whose model this one started from, if it did
 
 
+class PrivacyFacts(TypedDict):
+    """The noise of a run with differential privacy."""
+
+    noise_multiplier: float  # as given, or as it was searched for
+
+
 class _Manifest(TypedDict):
     versions: dict[str, str | None]  # of Python and packages; None if not installed
     commit: str | None
@@ -93,4 +99,5 @@ class _Manifest(TypedDict):
 class Manifest(_Manifest, total=False):
     """manifest.json: what is needed to repeat a run, besides its settings."""
 
+    privacy: PrivacyFacts
     step: Kind  # how local steps are done; not with Flower's nodes, which choose for themselves

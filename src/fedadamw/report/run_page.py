@@ -11,13 +11,16 @@ import numpy as np
 
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_html, escape_script
+from fedadamw.privacy.classes import describe_guarantee, list_assumptions
 from fedadamw.report import client_scores, run_charts
 from fedadamw.report.client_charts import rounds_chart
 from fedadamw.report.client_mix import Mix, find_mix
 from fedadamw.report.client_names import name_clients
 from fedadamw.report.clients_section import client_charts, render_clients
 from fedadamw.report.metrics import (
+    begin_sentence,
     clients_metrics,
+    epsilon_of,
     find_evaluations,
     find_score,
     format_metric,
@@ -31,6 +34,7 @@ from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.run_status import FINISHED, RunStatus
 from fedadamw.report.setting_tables import has_no_data, render_settings, select_used
 from fedadamw.report.vega import vega_script
+from fedadamw.settings.privacy import PrivacySettings
 from fedadamw.settings.section import flatten_settings
 
 NO_DATA = "The server has no data to evaluate on; with training.client_evaluation the nodes do it."
@@ -66,6 +70,8 @@ class RunPage:
             data["server's own, not trained on"] = data.pop("train")
         if has_no_data(settings):
             del data["server's own, not trained on"], data["test"]
+        given = settings.get("privacy")
+        self._privacy = None if given is None else PrivacySettings.model_validate(given)
         self._empty = NO_DATA if has_no_data(settings) else "No evaluation so far."
         self._fixed = {
             "title": escape_html(folder.name),
@@ -93,10 +99,21 @@ class RunPage:
             self._fixed,
             cards="".join(_card(*card) for card in summarize(records)),
             status=escape_html(status.text),
+            privacy=escape_html(self._describe_privacy(records[-1])),
             clients=render_clients(scores[-1], self._mix, names, of_clients) if scores else "",
             panels="".join(f"<div class=panel id={name}></div>" for name in specs if name not in placed),
             specs=escape_script({"charts": specs, "status": about}),
         )
+
+    def _describe_privacy(self, last: RecordDict) -> str:
+        """Say what is guaranteed after the round of the record `last`, to whom and under which assumptions."""
+        if self._privacy is None:
+            return ""
+        remote, epsilon = (self.folder / "events.jsonl").exists(), epsilon_of(last)
+        known = "not known to the server: the ledgers of the nodes tell it" if epsilon is None else f"{epsilon:.4g}"
+        said = begin_sentence(describe_guarantee(self._privacy, remote=remote))
+        assumed = " ".join(list_assumptions(self._privacy, remote=remote))
+        return f"{said}. Epsilon is {known}, delta {self._privacy.delta:g}. {assumed}"
 
     def _client_scores(self, records: Sequence[RecordDict]) -> list[client_scores.Evaluated]:
         return client_scores.read_scores(self.folder / client_scores.NAME, rounds=records[-1]["round"])
@@ -146,6 +163,7 @@ def summarize(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
     return [
         *_summarize_evaluations(records),
         *_summarize_clients(records),
+        *([] if (epsilon := epsilon_of(last)) is None else [("epsilon", f"{epsilon:.4g}")]),
         ("rounds", f"{last['round']:,}"),
         *_summarize_bytes(records),
         ("sent up in total", format_bytes(sum(r["up_bytes"] for r in records))),

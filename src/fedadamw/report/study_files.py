@@ -53,6 +53,7 @@ class _RunResult(TypedDict):
 class RunResult(_RunResult, total=False):
     """One finished run: its settings, and its records as columns of one number per evaluated round."""
 
+    epsilon: float | None  # with privacy: the largest of a client after the last round; None if it is infinite
     clients: ClientColumns  # of a run whose clients were evaluated
 
 
@@ -74,6 +75,7 @@ class _Summary(TypedDict):
 class Summary(_Summary, total=False):
     """One variant over its seeds; what is of clients: means over its seeds after the last round."""
 
+    epsilon: float | None  # with privacy: the largest of its seeds; None if it is infinite
     clients_mean: float | None
     clients_mean_interval: Interval | None
     clients_weighted: float | None

@@ -27,6 +27,15 @@ def variant_names(results: Results) -> list[str]:
     return list(runs_by_variant(results["runs"]))
 
 
+def align(group: Sequence[RunResult]) -> list[tuple[int, list[int]]]:
+    """Return the rounds that all runs of a variant evaluated, each with its place in the columns of each run.
+
+    They may end in different rounds, by a budget of privacy.
+    """
+    places = [{round_: i for i, round_ in enumerate(result["round"])} for result in group]
+    return [(round_, [of[round_] for of in places]) for round_ in places[0] if all(round_ in of for of in places)]
+
+
 def curve_rows(results: Results, what: Curve) -> list[Row]:
     """Return `what` by evaluated round and bytes sent: of each variant a mean with its band, and of each seed.
 
@@ -35,9 +44,10 @@ def curve_rows(results: Results, what: Curve) -> list[Row]:
     limits = value_range(results["metric"]) if what == "score" else (0.0, inf)
     rows: list[Row] = []
     for variant, group in runs_by_variant(results["runs"]).items():
-        for i, round_ in enumerate(group[0]["round"]):
-            point: Row = {"variant": variant, "round": round_, "sent": group[0]["sent_bytes"][i] / 1e6}
-            values = {result["seed"]: value for result in group if (value := result[what][i]) is not None}
+        for round_, places in align(group):
+            point: Row = {"variant": variant, "round": round_, "sent": group[0]["sent_bytes"][places[0]] / 1e6}
+            found = {result["seed"]: result[what][i] for result, i in zip(group, places, strict=True)}
+            values = {seed: value for seed, value in found.items() if value is not None}
             if len(values) == len(group):
                 rows += rows_of_point(point, what, values, limits)
             else:

@@ -21,17 +21,31 @@ def table_columns(results: Results) -> list[tuple[str, Cell]]:
     def number(key: Column, form: Callable[[float], str], none: str = "-") -> Cell:
         return lambda s: (value := s[key], none if value is None else form(value))
 
+    losses = number("train_loss", lambda v: f"{v:.3f}")
     return [
         ("variant", lambda s: (None, s["variant"])),
         ("lr", lambda s: (s["settings"]["lr"], f"{s['settings']['lr']:g}")),
         (score_name(results), lambda s: (s["score"], format_score(s))),
         *client_columns(results),
-        ("training loss", number("train_loss", lambda v: f"{v:.3f}")),
+        *privacy_columns(results),
+        *([("training loss", losses)] if any(s["train_loss"] is not None for s in results["summary"]) else []),
         (f"rounds to {goal}", number("rounds_to_target", lambda v: f"{v:,}", "not reached")),
         (f"MB to {goal}", number("bytes_to_target", lambda v: f"{v / 1e6:,.0f}", "not reached")),
         ("MB a client and round", number("up_bytes_a_client", lambda v: f"{v / 1e6:.3f}")),
         ("time", number("wall_s", lambda v: f"{v:,.0f} s")),
     ]
+
+
+def privacy_columns(results: Results) -> list[tuple[str, Cell]]:
+    """Return the column of epsilons with its heading; none if no run has differential privacy."""
+    if not any("epsilon" in s for s in results["summary"]):
+        return []
+
+    def spent(summary: Summary) -> tuple[float | None, str]:
+        epsilon = summary.get("epsilon")
+        return epsilon, "none" if "epsilon" not in summary else "infinite" if epsilon is None else f"{epsilon:.3g}"
+
+    return [("epsilon", spent)]
 
 
 def client_columns(results: Results) -> list[tuple[str, Cell]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedadamw.settings.experiment import Experiment
 
-NOT_IN_DIGEST = (  # settings that change a run's numbers by rounding at most
+NOT_IN_DIGEST = (  # settings that change a run's numbers by rounding at most, or when it ends
     "device",
     "threads",
     "trackers",
@@ -17,6 +17,7 @@ NOT_IN_DIGEST = (  # settings that change a run's numbers by rounding at most
     "shards",
     "compile",
     "federation",
+    "privacy.budget",
     "data.resident",
     "training.micro_batch",
     "training.channels_last",
@@ -64,7 +65,7 @@ def settings_digest(experiment: Experiment) -> str:
     settings = experiment.model_dump(mode="json")
     for path in NOT_IN_DIGEST:
         section, name = _find_section(settings, path)
-        del section[name]
+        section.pop(name, None)
     for path, neutral in ADDED_LATER.items():
         section, name = _find_section(settings, path)
         if section.get(name, neutral) == neutral:

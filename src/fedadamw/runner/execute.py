@@ -18,6 +18,7 @@ from fedadamw.engine.round import Listener
 from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.state import Saved, State
 from fedadamw.io.yaml_text import read_yaml
+from fedadamw.prepare.noise import known_sizes
 from fedadamw.prepare.paths import DATA_PATHS, MODEL_PATHS, check_origins, list_plain_folders
 from fedadamw.prepare.simulation import Prepared, prepare
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
@@ -29,7 +30,9 @@ from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.libraries import collector_paused
 from fedadamw.runner.live_page import LivePage
 from fedadamw.runner.manifest import build_manifest, warn_of_other_package
+from fedadamw.runner.noise import keep_noise
 from fedadamw.runner.partition_file import write_partition
+from fedadamw.runner.privacy_file import write_sizes
 from fedadamw.runner.step_kind import choose_step, share_step
 from fedadamw.runner.tracking import Trackers, check_trackers
 from fedadamw.settings.experiment import Experiment
@@ -78,6 +81,7 @@ def execute(
     with collector_paused():
         remote = make_clients is not None
         kept = keep_type(experiment, find_started(folder, experiment) if resume else None)
+        kept = keep_noise(kept, folder if resume and folder.started else None)
         prepared = prepare(kept, remote=remote) if prepare_run is None else prepare_run(kept)
     with folder.lock():
         folder.check_startable(experiment, resume=resume)  # again, now that no other process can change the folder
@@ -86,8 +90,11 @@ def execute(
             clients = None if make_clients is None else make_clients(prepared)
             simulation, best = _start_or_resume(experiment, folder, prepared, clients, resume=resume)
             simulation.listeners += listeners
+            folder.note_end("")
             if not simulation.ranks.agree(stop=bool(on_start(simulation))):
                 _train(experiment, folder, simulation, best, trackers, page, on_round)
+            if simulation.account is not None:
+                folder.note_end(simulation.account.describe_end(simulation.state.round, experiment.training.rounds))
             _warn_if_not_tuned(experiment, simulation)
         if report:
             write_report(folder, prepared)
@@ -108,6 +115,8 @@ def _start_or_resume(
         checkpoint = folder.load(experiment)
     else:
         folder.start(experiment, manifest if clients else {**manifest, "step": step})
+        if experiment.privacy is not None:
+            write_sizes(folder.path, known_sizes(experiment, prepared.partition))
     for of_clients in (ClientLosses(folder.path), ClientScoresFile(folder.path)):
         of_clients.keep(0 if checkpoint is None else checkpoint[0])
     check_ranks_agree(experiment, prepared)
@@ -149,7 +158,7 @@ def _train(
             settled = _settle(settled, record, simulation.state, experiment)  # its record is on disk: it may be saved
             stop = bool(on_round(record))
             trackers.log(record)
-            last = stop or record.round == experiment.training.rounds
+            last = stop or simulation.is_over(record.round)
             if last or record.round % experiment.checkpoint_every == 0:
                 _save(folder, experiment, simulation, settled)
             page.update()
@@ -199,7 +208,7 @@ def follow(
 ) -> Simulation:
     """Run a rank other than 0: its share of every round, until the run ends or rank 0 stops or is lost."""
     with collector_paused():
-        kept = keep_type(experiment, None)
+        kept = keep_noise(keep_type(experiment, None), None)
         prepared = prepare(kept) if prepare_run is None else prepare_run(kept)
     check_ranks_agree(experiment, prepared)
     simulation = prepared.simulation(step=share_step(prepared.choose_step(), prepared))
@@ -246,5 +255,5 @@ def write_report(folder: RunFolder, prepared: Prepared) -> None:
 
     records, rounds = folder.records(), prepared.experiment.training.rounds
     write_curves(folder.path, records)
-    text = describe_stopped(len(records), rounds, describe_resuming(folder.path))
+    text = folder.ended or describe_stopped(len(records), rounds, describe_resuming(folder.path))
     open_page(folder, prepared).write(records, RunStatus(text))

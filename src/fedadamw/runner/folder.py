@@ -5,6 +5,7 @@ manifest.json    versions, commit, seed, fingerprints of data, partition and mod
 metrics.jsonl    one record a round
 clients.jsonl    who was sampled in a round, and the losses, see client_losses
 client_scores.jsonl  the score of each evaluated client, see client_scores
+ended.txt        why a run ended early and is finished all the same, if it did
 checkpoint/      state.safetensors, replaced atomically
 curves.png, report.html
 """
@@ -36,6 +37,7 @@ from fedadamw.validation import InputError
 
 ADVICE = "start in another folder"
 STUDY_FILES = ("results.json", "optuna.log", "table.md")  # files of a comparison, a tuning or an ablation
+ENDED = "ended.txt"
 REPORT_FILES = ("curves.png", "report.html")
 LEFT_OUT = ("epsilon", "diagnostics", "federation", "clip", "waited_s", "tuned")  # of a record's fields, if null
 
@@ -53,6 +55,19 @@ class RunFolder:
         self.manifest = path / "manifest.json"
         self.metrics = path / "metrics.jsonl"
         self.state = path / "checkpoint" / "state.safetensors"
+
+    @property
+    def ended(self) -> str:
+        """Why the run ended before its last round and is finished all the same; "" if it did not."""
+        path = self.path / ENDED
+        return path.read_text().strip() if path.is_file() else ""
+
+    def note_end(self, why: str) -> None:
+        """Note why the run ended before its last round, or with "" that it did not, or goes on."""
+        if why:
+            write_atomically(self.path / ENDED, f"{why}\n".encode())
+        else:
+            (self.path / ENDED).unlink(missing_ok=True)
 
     @property
     def started(self) -> bool:
@@ -127,14 +142,16 @@ class RunFolder:
         check_new_rounds(self.path, begun, experiment.training.rounds, len(self.records()), in_study=in_study)
 
     def adopt_changes(self, experiment: Experiment) -> None:
-        """Make rounds and keep_best of `experiment`, which check_settings allows, those of the run here.
+        """Make rounds, keep_best and privacy.budget of `experiment`, which check_settings allows, the run's.
 
         A later resume takes them from config.yaml. The checkpoint is written first, for both numbers of rounds: a
         process that dies here leaves a run that can be resumed.
         """
         begun = load(str(self.config))
         rounds = experiment.training.rounds
-        adopted = with_rounds(begun, rounds).model_copy(update={"keep_best": experiment.keep_best})
+        adopted = with_rounds(begun, rounds).model_copy(
+            update={"keep_best": experiment.keep_best, "privacy": experiment.privacy}
+        )
         if adopted == begun:
             return
         if self.state.exists() and rounds != begun.training.rounds:

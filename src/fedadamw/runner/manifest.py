@@ -36,7 +36,7 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
     facts = json.loads(json.dumps(prepared.facts))  # tuples become lists, as when it is read from the file
     if "frozen" in facts:
         model["frozen"] = facts.pop("frozen")
-    return {
+    manifest: Manifest = {
         "versions": _collect_versions(experiment.algorithm_name),
         "commit": commit(),
         "seed": experiment.seed,
@@ -50,6 +50,9 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
         "partition": partition,
         "model": model,
     }
+    if prepared.experiment.privacy is not None and prepared.experiment.privacy.noise_multiplier is not None:
+        manifest["privacy"] = {"noise_multiplier": prepared.experiment.privacy.noise_multiplier}
+    return manifest
 
 
 def _collect_versions(algorithm: str) -> dict[str, str | None]:

@@ -36,7 +36,9 @@ def rewrite_run(folder: RunFolder, kinds: Sequence[str] = ()) -> list[str]:
         check(bool(records), f"{folder.path}: no round has ended, so there is nothing to show")
         counts, classes = _find_partition(folder, experiment)
         settings = read_yaml(str(folder.config), folder.config.read_text())
-        status = describe_stopped(len(records), experiment.training.rounds, describe_resuming(folder.path))
+        status = folder.ended or describe_stopped(
+            len(records), experiment.training.rounds, describe_resuming(folder.path)
+        )
         write_curves(folder.path, records)
         about = (settings, folder.read_manifest(), counts, classes, read_mix(folder.path), read_names(folder.path))
         RunPage(folder.path, *about).write(records, RunStatus(status))
@@ -94,7 +96,11 @@ def _charts(
     folder: Path, records: Sequence[RecordDict], counts: np.ndarray, classes: Sequence[str]
 ) -> dict[str, tuple[str, run_charts.Chart]]:
     """Return the run's charts in a paper's size, each with its heading."""
-    charts = {"losses": ("Loss by round", run_charts.loss_chart(records, width=WIDTH, height=HEIGHT))}
+    charts: dict[str, tuple[str, run_charts.Chart]] = {}
+    if run_charts.has_losses(records):
+        charts["losses"] = ("Loss by round", run_charts.loss_chart(records, width=WIDTH, height=HEIGHT))
+    if run_charts.has_epsilon(records):
+        charts["epsilon"] = ("Epsilon by round", run_charts.epsilon_chart(records, width=WIDTH, height=HEIGHT))
     if find_evaluations(records):
         of = find_score(records)
         heading = f"{begin_sentence(name_score(main_metric(records, of), of))} by round"

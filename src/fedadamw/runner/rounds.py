@@ -22,6 +22,12 @@ def check_new_rounds(path: Path, begun: Experiment, rounds: int, done: int, *, i
         f"{begun.training.schedule} every round's learning rate depends on the number of rounds; start a new run "
         f"{advice}",
     )
+    keeps = begun.privacy is None or begun.privacy.epsilon is None
+    check(
+        keeps,
+        f"{path}: a run of {was} rounds cannot become one of {rounds:,}: its noise was searched for {was} rounds, "
+        f"after which privacy.epsilon is spent; start a new run {advice}",
+    )
     check(rounds > done, f"{path}: has {done:,} rounds already; training.rounds={rounds:,} must be more")
     check(not in_study, f"{path}: is a run of a study, all of whose runs have {was} rounds; copy its folder first")
 

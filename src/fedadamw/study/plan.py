@@ -53,8 +53,8 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether its last round is recorded."""
-        return len(self.records) == self.experiment.training.rounds
+        """Whether its last round is recorded, which a budget of privacy may have made an earlier one."""
+        return len(self.records) == self.experiment.training.rounds or bool(self.records and self.folder.ended)
 
 
 def plan(

@@ -5,6 +5,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -12,10 +13,10 @@ from fedadamw.checkpoint import CheckpointError, write_atomically
 from fedadamw.io.escaping import escape_text
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.comparisons import compare_with_best, score_interval
-from fedadamw.report.metrics import Score, find_evaluations, label, main_metric, score
+from fedadamw.report.metrics import Score, epsilon_of, find_evaluations, label, main_metric, score
 from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.study_files import Missing, Owners, Results, RunResult, Summary
-from fedadamw.report.study_rows import runs_by_variant
+from fedadamw.report.study_rows import align, runs_by_variant
 from fedadamw.report.study_scores import compare_clients, has_clients
 from fedadamw.settings.section import flatten_settings
 from fedadamw.study.client_columns import add_clients, client_columns, mean_if_all
@@ -124,6 +125,8 @@ def run_result(run: Run, manifest: Manifest, records: Sequence[RecordDict], of: 
         "sent_bytes": [sent[i] for i in evaluations],
         "diagnostics": [{"round": r["round"], **r["diagnostics"]} for r in records if r.get("diagnostics")],
     }
+    if (epsilon := epsilon_of(records[-1])) is not None:
+        found["epsilon"] = epsilon if isfinite(epsilon) else None
     if evaluated := find_evaluations(records, "clients_mean"):
         found["clients"] = client_columns([records[i] for i in evaluated], [sent[i] for i in evaluated])
     return found
@@ -169,8 +172,10 @@ def summarize(group: Sequence[RunResult], target: float | None) -> Summary:
     """Summarize the runs of one variant."""
     finals = list(map(final_score, group))
     first, mean = group[0], mean_if_all(finals)
-    curve = [mean_if_all(scores) for scores in zip(*(r["score"] for r in group), strict=True)]
-    reached = next((i for i, s in enumerate(curve) if target is not None and s is not None and s >= target), None)
+    curve = {
+        places[0]: mean_if_all(r["score"][i] for r, i in zip(group, places, strict=True)) for _, places in align(group)
+    }
+    reached = next((i for i, s in curve.items() if target is not None and s is not None and s >= target), None)
     found: Summary = {
         "variant": first["variant"],
         "label": first["label"],
@@ -185,6 +190,9 @@ def summarize(group: Sequence[RunResult], target: float | None) -> Summary:
         "up_bytes_a_client": first["up_bytes_a_client"],
         "wall_s": statistics.mean(r["wall_s"] for r in group),
     }
+    if all("epsilon" in r for r in group):
+        spent = [r["epsilon"] for r in group]
+        found["epsilon"] = None if None in spent else max(e for e in spent if e is not None)
     columns = [r["clients"] for r in group if "clients" in r]
     return add_clients(found, columns) if len(columns) == len(group) else found
 

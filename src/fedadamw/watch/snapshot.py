@@ -62,6 +62,7 @@ def describe_run(folder: Path) -> Json:
         "cards": summarize(records) if records else [],
         "charts": _draw(records, lines, settings["partition"]["clients"]) | charts,
         "worst": worst,
+        "losses": settings.get("privacy") is None,
         "clients": _summarize_clients(lines),
         "logs": _read_logs(folder, records, rounds),
     }
@@ -116,7 +117,7 @@ def _draw(records: Sequence[RecordDict], lines: Sequence[LossesDict], clients: i
         charts["losses"] = run_charts.loss_chart(records)
     if records and records[-1].get("federation"):
         charts["answers"] = run_charts.outcomes_chart(records)
-    if lines:
+    if any(loss is not None for line in lines for loss in line["losses"]):  # not with differential privacy
         charts["clients"] = losses_by_client(lines, clients)
         charts["last"] = losses_of_last_round(lines)
     return {name: run_charts.to_spec(chart) for name, chart in charts.items()}

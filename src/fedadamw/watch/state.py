@@ -10,6 +10,7 @@ from typing import NamedTuple
 from fedadamw.io.escaping import unescape_html
 from fedadamw.report.run_files import RecordDict
 from fedadamw.report.run_status import describe_resuming, describe_running, describe_stopped, round_seconds
+from fedadamw.runner.folder import RunFolder
 
 LOCKS = Path("/proc/locks")  # Linux lists there who holds which file's lock
 MIN_SILENCE_S = 60.0  # and ten rounds: after that, a run without news that holds no lock here is taken as stopped
@@ -30,6 +31,8 @@ def find_state(folder: Path, records: Sequence[RecordDict], rounds: int) -> Stat
         return State("finished", f"finished: {rounds} rounds")
     if is_locked(folder):
         return State("running", describe_running(records, rounds) if records else "running: the first round")
+    if ended := RunFolder(folder).ended:
+        return State("finished", f"finished: {ended}")
     said = _read_status(folder / "report.html", since=folder / "metrics.jsonl")
     if said:
         return State("failed" if said.startswith("failed") else "stopped", said)

@@ -1,6 +1,6 @@
 // Asks for the folder's snapshot every few seconds and shows it. Text is only ever set as text.
 const PAUSE_MS = 2000;
-const CHARTS = ["score", "losses", "answers", "spread", "sorted", "by-samples", "by-classes", "by-tuning", "clients", "last"];
+const CHARTS = ["score", "losses", "epsilon", "answers", "spread", "sorted", "by-samples", "by-classes", "by-tuning", "clients", "last"];
 const at = (id) => document.getElementById(id);
 const run = location.pathname.startsWith("/run/") ? location.pathname.slice(1) : "";
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -81,8 +81,10 @@ async function showRun(shown) {
     return card;
   }));
   at("of-clients").hidden = !shown.clients?.length;
-  fill(at("table"), ["client", "rounds sampled", "last of them", "last loss", "mean loss"],
-    (shown.clients ?? []).map(([client, times, round, loss, mean]) => [client, times, round, number(loss), number(mean)]));
+  const heads = ["client", "rounds sampled", "last of them", "last loss", "mean loss"];
+  const columns = shown.losses === false ? 3 : 5;  // with differential privacy no training loss is recorded
+  fill(at("table"), heads.slice(0, columns), (shown.clients ?? []).map(([client, times, round, loss, mean]) =>
+    [client, times, round, number(loss), number(mean)].slice(0, columns)));
   showWorst(shown.worst ?? {});
   showLogs(shown.logs ?? {});
   const visible = () => CHARTS.filter((name) => !at(name).hidden).join();

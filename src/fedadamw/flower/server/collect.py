@@ -23,6 +23,7 @@ from fedadamw.flower.server.norm_bounds import STATISTICS, NormBounds, Norms, fi
 from fedadamw.flower.server.replies import count_bytes, is_node_gone
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.flower.wire import RefusedError
+from fedadamw.runner.asked_file import AskedFile
 from fedadamw.settings.federation import FederationSettings
 
 Outcome = Literal["counted", "surplus", "refused", "declined", "failed", "stale", "gone"]
@@ -57,9 +58,11 @@ class Collector:
         wanted: int,
         *,
         keep_places: bool = False,
+        asked_file: AskedFile | None = None,
     ) -> None:
         self.federation, self.messenger, self.registry = federation, messenger, registry
         self.spool, self.events, self.wanted, self.keep_places = spool, events, wanted, keep_places
+        self.asked_file = asked_file  # of a run with differential privacy
         self.bounds = NormBounds(federation)
         self.broadcast = Broadcast()
         self.late = LateReplies(messenger)
@@ -146,6 +149,8 @@ class Collector:
             return
         content, whole = self.broadcast.content_for(client, node)
         seconds, keep = max(seconds, 1.0), self.federation.wait_s + TTL_MARGIN_S
+        if self.asked_file is not None:
+            self.asked_file.add(client, self.broadcast.round)
         message_id = self.messenger.send(node, "train", seconds, content, keep=keep)
         if message_id is None:
             self._mark_unreachable(attempt)

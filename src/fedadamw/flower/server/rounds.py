@@ -23,6 +23,7 @@ from fedadamw.flower.server.messenger import Messenger
 from fedadamw.flower.server.scoring import Scoring
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.randomness import Purpose, numpy_generator
+from fedadamw.runner.asked_file import AskedFile
 from fedadamw.settings.federation import FederationSettings
 from fedadamw.vector import Vector
 
@@ -38,6 +39,7 @@ class Nodes(Clients):
 
     state: the type of the server's state; only if a broadcast is of this type can a change replace it. sends_base:
     whether the frozen weights change, so that they must be sent. scoring: of the model on nodes, if they evaluate it.
+    asked_file: where requests are noted before they are sent, with differential privacy.
     keep_places: see Collector.
     """
 
@@ -54,13 +56,14 @@ class Nodes(Clients):
         state: type[ServerState],
         sends_base: bool,
         scoring: Scoring | None = None,
+        asked_file: AskedFile | None = None,
         keep_places: bool = False,
     ) -> None:
         self.federation, self.registry, self.spool, self.events = federation, registry, spool, events
         self.seed, self.clients_per_round, self.sends_base = seed, clients_per_round, sends_base
         self.scoring, self.quorum = scoring, federation.quorum_of(clients_per_round)
         common = (federation, messenger, registry, spool, events, clients_per_round)
-        self.collector = Collector(*common, keep_places=keep_places)
+        self.collector = Collector(*common, keep_places=keep_places, asked_file=asked_file)
         self.ledger = Ledger()
         self._norms: dict[int, Mapping[str, float]] = {}  # of the current round's accepted uploads, by client
         self._samples: dict[int, int] = {}  # sample counts that these clients report
@@ -89,6 +92,10 @@ class Nodes(Clients):
         self.ledger.restore(round_, tensors)
         self.collector.broadcast.forget()
         self._contents = None
+
+    def asked(self) -> Mapping[int, int]:
+        found = self.collector.asked_file
+        return {} if found is None else found.counts
 
     def sample(self, round_: int) -> list[int]:
         """Return the clients to ask in round `round_` (from 0), in ascending order; if all are online, the simulator's.
