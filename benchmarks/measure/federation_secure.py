@@ -1,6 +1,6 @@
 """Measure what secure aggregation changes of a run: examples/secure_sum with processes, and the same rounds without it.
 
-python -m benchmarks.measure.federation_secure [--rounds 3] [--record]
+python -m benchmarks.measure.federation_secure [--rounds 2] [--record]
 
 SecAgg+ rounds by chance, so two runs differ in their last digits.
 """
@@ -31,7 +31,7 @@ SECURE_BYTES = 8  # of each number that SecAgg+ sends
 
 def main() -> None:
     parser = new_parser(__doc__, devices=("cpu",))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     sys.path.insert(0, str(APP))
     from secure import fixed_point, task

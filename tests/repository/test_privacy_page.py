@@ -7,8 +7,14 @@ import pytest
 
 from benchmarks.pages import membership, privacy, private_curves
 from fedadamw import prepare
+from fedadamw.prepare.client_evaluation import check_client_evaluation
 from fedadamw.prepare.privacy import check_privacy
+from fedadamw.settings.data import DataSettings
+from fedadamw.settings.federation import FederationSettings
 from fedadamw.settings.load import load
+from fedadamw.settings.lora import LoraSettings
+from fedadamw.settings.personal import PersonalSettings
+from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import InputError
 
 PAGE = privacy.PAGE.read_text()
@@ -20,19 +26,33 @@ BASES = {  # what a setting needs; by its name's beginning
     "training.group_by_length": ["data.task=text", *TEXTS],
     "lora.": ["lora.r=4"],
 }
-UNITS = ("sample",)
+SECTIONS = (DataSettings, FederationSettings, LoraSettings, PersonalSettings, TrainingSettings)
+FIELDS = {section.__name__.removesuffix("Settings").lower(): section.model_fields for section in SECTIONS}
+UNITS = ("sample", "client")
 
 
-def experiment(setting, unit):
-    """Digits, or what the setting needs, with privacy and this setting."""
+def settings_of(row):
+    """The settings in the first cell of a row."""
+    return re.findall(r"`([^`]+)`", row[0])
+
+
+def experiment(settings, unit):
+    """Digits, or what the first of the settings needs, with privacy and these settings."""
+    setting = settings[0]
     base = next((own for start, own in BASES.items() if setting.startswith(start)), [])
     allowed = ["federation.norm_factor=null"] if unit == "client" else []
     length = ["training.steps=null"] if "epochs" in setting else []
     own = [s for s in allowed if s.split("=")[0] != setting.split("=")[0]]
     held_out = ["partition.held_out=0.2"] if "client_evaluation" in setting or "finetune" in setting else []
     return load(
-        "digits", [*base, *own, *length, *held_out, f"privacy.unit={unit}", "privacy.noise_multiplier=1", setting]
+        "digits", [*base, *own, *length, *held_out, f"privacy.unit={unit}", "privacy.noise_multiplier=1", *settings]
     )
+
+
+def check_all(given, *, remote):
+    """What a run checks before it loads anything."""
+    check_privacy(given, remote=remote)
+    check_client_evaluation(given, remote=remote)
 
 
 def test_the_sections_are_written_from_the_committed_records():
@@ -42,24 +62,25 @@ def test_the_sections_are_written_from_the_committed_records():
     assert drawn == set(private_curves.pictures()), "run python -m benchmarks.pages.privacy"
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip("`"))
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: settings_of(row)[0])
 def test_every_setting_of_the_table_is_refused_with_the_units_that_it_names(row):
-    setting = row[0].strip("`")
+    settings = settings_of(row)
     for unit in UNITS:
         named, remote = unit in re.findall(r"\w+", row[1]), "over Flower" in row[1]
-        given = experiment(setting, unit)
+        given = experiment(settings, unit)
         if named:
-            with pytest.raises(InputError, match=re.escape(setting.split("=")[0])):
-                check_privacy(given, remote=remote)
+            with pytest.raises(InputError, match=re.escape(settings[0].split("=")[0])):
+                check_all(given, remote=remote)
         else:
-            check_privacy(given, remote=False)
+            check_all(given, remote=False)
 
 
 def test_every_setting_that_the_program_refuses_is_in_the_table():
     source = "".join(path.read_text() for path in Path(prepare.__file__).parent.glob("*privacy.py"))
-    named = set(re.findall(r"\b(?:training|federation|data|personal|lora|partition)\.\w+", source)) | {"shards"}
+    given = re.findall(r"\b(\w+)\.(\w+)", source)
+    named = {f"{section}.{name}" for section, name in given if name in FIELDS.get(section, ())} | {"shards"}
     instead = {"training.steps", "training.batch_size", "data.mean", "data.std", "lora.r", "personal.parameters"}
-    shown = {row[0].strip("`").split("=")[0] for row in ROWS}
+    shown = {settings_of(row)[0].split("=")[0] for row in ROWS}
     assert named - instead == shown
 
 

@@ -27,6 +27,8 @@ def data(part: int) -> TensorDataset:
 
 def train(part: int, down: ArrayRecord, seed: int) -> ArrayRecord:
     """One epoch of a node: from the server's broadcast to its upload, both packed."""
+    if not 0 <= part < NODES:
+        raise ValueError(f"partition-id {part}: there are {NODES} parts")
     model = network()
     blocks = fedadamw.Blocks.of(model)
     opt = fedadamw.FedAdamW(model.named_parameters(), lr=LR, blocks=blocks)
