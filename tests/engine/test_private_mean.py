@@ -315,6 +315,14 @@ def test_a_client_without_finite_numbers_adds_nothing():
     assert torch.equal(sim.state.server.x, before), "without noise that is nothing at all"
 
 
+def test_second_moments_whose_roots_are_not_finite_add_nothing():
+    mean = empty_mean("fedadamw-mean-v", NONE)
+    for large in (1.0, 1e308):
+        roots = [field.numbers is not None for field in mean.fields]
+        mean.add([torch.full_like(t, large if root else 1.0) for root, t in zip(roots, mean.sums, strict=True)], 1.0)
+    assert all(total.isfinite().all() for total in mean.sums)
+
+
 def test_what_clients_keep_is_neither_clipped_nor_noised(task):
     how = {"clients_per_round": 5, "steps": STEPS, "epochs": None, "rounds": 1}
     ours = personal_simulation(CASES["fedadamw-mean-v"], task, client_privacy=privacy(), **how)

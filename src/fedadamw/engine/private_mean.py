@@ -119,6 +119,8 @@ class PrivateMean:
         for n, (field, total, t) in enumerate(zip(self.fields, self.sums, tensors, strict=False)):
             u = field.encode(t)
             length = torch.linalg.vector_norm(u, dtype=torch.float64)
+            if not length.isfinite():  # of second moments, times their numbers
+                continue
             total.addcmul_(u, (field.clip / length).clamp(max=1.0).to(u))
             if n == 0:
                 self.bits += (length <= field.clip).double() - 0.5
