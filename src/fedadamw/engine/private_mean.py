@@ -76,7 +76,7 @@ class Field(NamedTuple):
 
     def encode(self, t: Tensor) -> Tensor:
         """Return what is clipped of a client's field."""
-        return t if self.numbers is None else (self.numbers * t.clamp(min=0)).sqrt()
+        return t if self.numbers is None else self.numbers.sqrt() * t.clamp(min=0).sqrt()  # n v may overflow
 
     def decode(self, u: Tensor, clients: int, floor: float) -> Tensor:
         """Return the field that the server gets, from the noisy sum over the nominal `clients`."""
