@@ -77,7 +77,8 @@ def refuse_changes(module: nn.Module) -> Iterator[None]:
     """A context after which InputError is raised if a buffer of the module has changed, as running statistics do."""
     buffers = [(name, b, b._version) for name, b in module.named_buffers()]
     yield
-    changed = next((name for name, b, version in buffers if b._version != version), None)
+    after = dict(module.named_buffers())
+    changed = next((name for name, b, version in buffers if after.get(name) is not b or b._version != version), None)
     check(changed is None, f"{changed!r} changes while the model trains, by samples and without noise: freeze it")
 
 
