@@ -76,6 +76,14 @@ class PositionsFirst(nn.Module):
         return self.layer(x.transpose(0, 1))[0]
 
 
+class Together(Reused):
+    """Takes the mean of the batch away, but only while it trains."""
+
+    def forward(self, x):
+        h = self.layer(x)[:, 0]
+        return h - h.mean(0) if self.training else h
+
+
 def texts():
     return nn.Sequential(
         Scaled(), nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 8), First(), nn.Linear(8, 3)
@@ -190,8 +198,8 @@ def test_other_parameters_are_not_taken_by_layers(build, shape):
 
 @pytest.mark.parametrize(
     ("build", "shape"),
-    [(Reused, (4, 6)), (PositionsFirst, (4, 6)), (PositionsFirst, (5, 6)), (Twice, (4, 6))],
-    ids=["used elsewhere", "other rows", "other rows, as many as samples", "called twice"],
+    [(Reused, (4, 6)), (PositionsFirst, (4, 6)), (PositionsFirst, (5, 6)), (Twice, (4, 6)), (Together, (4, 6))],
+    ids=["used elsewhere", "other rows", "other rows, as many as samples", "called twice", "samples mixed in training"],
 )
 @pytest.mark.filterwarnings("error")
 def test_what_is_no_gradient_of_a_sample_is_found_out(build, shape):

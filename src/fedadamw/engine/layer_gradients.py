@@ -119,6 +119,19 @@ class LayerGradients:
 
     def take(self, batch: Batch) -> dict[str, Summand]:
         """Return the gradients of the samples' losses by parameter; raises NotByLayersError, or as autograd."""
+        losses, calls, shared = self._run(batch)
+        tensors = [*(call.outputs for call in calls.values()), *shared.values()]
+        found = torch.autograd.grad(losses.sum(), tensors, allow_unused=True)
+        rows = dict(zip(shared, found[len(calls) :], strict=True))
+        gradients: dict[str, Summand] = {name: Rows(g.flatten(1)) for name, g in rows.items() if g is not None}
+        with torch.no_grad():
+            for call, e in zip(calls.values(), found, strict=False):
+                if e is not None:  # the loss depends on it
+                    gradients |= self._apply_rule(call, e)
+        return {name: gradients[name] for name in self.workspace.layout.names if name in gradients}
+
+    def _run(self, batch: Batch) -> tuple[Tensor, dict[nn.Module, Call], dict[str, Tensor]]:
+        """Return the losses (n,) of a batch, the layers' calls, and each sample's copies of the broadcast parameters."""
         n, layout = len(batch[0]), self.workspace.layout
         parameters = layout.views(self.workspace.y.detach())
         shared = {name: parameters[name].expand(n, *parameters[name].shape[1:]) for name in self._broadcast}
@@ -129,16 +142,8 @@ class LayerGradients:
 
         calls: dict[nn.Module, Call] = {}
         with self._recorded(calls, n), autocast(self.training, self.workspace.y.device):
-            total = self.task.losses(model, batch).sum()
-        tensors = [*(call.outputs for call in calls.values()), *shared.values()]
-        found = torch.autograd.grad(total, tensors, allow_unused=True)
-        rows = dict(zip(shared, found[len(calls) :], strict=True))
-        gradients: dict[str, Summand] = {name: Rows(g.flatten(1)) for name, g in rows.items() if g is not None}
-        with torch.no_grad():
-            for call, e in zip(calls.values(), found, strict=False):
-                if e is not None:  # the loss depends on it
-                    gradients |= self._apply_rule(call, e)
-        return {name: gradients[name] for name in layout.names if name in gradients}
+            losses = self.task.losses(model, batch)
+        return losses, calls, shared
 
     def _apply_rule(self, call: Call, e: Tensor) -> dict[str, Summand]:
         rule, found = RULES[type(call.layer)], dict[str, Summand]()
@@ -169,9 +174,11 @@ class LayerGradients:
     def agrees(self, batch: Batch) -> bool:
         """Whether the first and last sample of a batch of several have the gradients that they have alone.
 
-        Nothing is dropped at random meanwhile.
+        Nothing is dropped at random meanwhile. While the module trains, they may not depend on other samples either.
         """
         module = self.workspace.module
+        if not self._are_separate(batch):
+            return False
         modes = {layer: layer.training for layer in module.modules()}
         module.eval()
         try:
@@ -180,6 +187,19 @@ class LayerGradients:
         finally:
             for layer, mode in modes.items():
                 layer.training = mode
+
+    def _are_separate(self, batch: Batch) -> bool:
+        """Whether, as the module trains, the losses of the first and last sample depend on no other sample."""
+        device = self.workspace.y.device
+        batch = tuple(t.detach().requires_grad_() if t.is_floating_point() else t for t in batch)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            losses, calls, shared = self._run(batch)
+        tensors = [*(call.outputs for call in calls.values()), *shared.values(), *(t for t in batch if t.requires_grad)]
+        for i, others in ((0, slice(1, None)), (-1, slice(0, -1))):
+            found = torch.autograd.grad(losses[i], tensors, retain_graph=True, allow_unused=True)
+            if any(bool(g[others].any()) for g in found if g is not None):
+                return False
+        return True
 
     def _is_that_of_sample(self, gradients: dict[str, Summand], batch: Batch, i: int) -> bool:
         parameters = trainable(self.workspace.module)
