@@ -6,8 +6,9 @@ gradients of weights, which autograd would sum over samples, are taken here, sam
 layers torch.func.vmap takes twice as long.
 
 Rows must be samples: a layer that sees others (windows of an image, positions first) is refused by its number of rows.
-Since that number can be right by chance, and since parameters may be used elsewhere, too, gradients are first compared
-with those of samples alone.
+Since that number can be right by chance, parameters may be used elsewhere, too, and a layer may look at a whole batch,
+gradients are first compared with those of samples alone and beside others. A sample cannot add more than the clipping
+norm whatever they are, since what is clipped is what is summed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -119,19 +120,6 @@ class LayerGradients:
 
     def take(self, batch: Batch) -> dict[str, Summand]:
         """Return the gradients of the samples' losses by parameter; raises NotByLayersError, or as autograd."""
-        losses, calls, shared = self._run(batch)
-        tensors = [*(call.outputs for call in calls.values()), *shared.values()]
-        found = torch.autograd.grad(losses.sum(), tensors, allow_unused=True)
-        rows = dict(zip(shared, found[len(calls) :], strict=True))
-        gradients: dict[str, Summand] = {name: Rows(g.flatten(1)) for name, g in rows.items() if g is not None}
-        with torch.no_grad():
-            for call, e in zip(calls.values(), found, strict=False):
-                if e is not None:  # the loss depends on it
-                    gradients |= self._apply_rule(call, e)
-        return {name: gradients[name] for name in self.workspace.layout.names if name in gradients}
-
-    def _run(self, batch: Batch) -> tuple[Tensor, dict[nn.Module, Call], dict[str, Tensor]]:
-        """Return the losses (n,) of a batch, the layers' calls, and each sample's copies of the broadcast parameters."""
         n, layout = len(batch[0]), self.workspace.layout
         parameters = layout.views(self.workspace.y.detach())
         shared = {name: parameters[name].expand(n, *parameters[name].shape[1:]) for name in self._broadcast}
@@ -142,8 +130,16 @@ class LayerGradients:
 
         calls: dict[nn.Module, Call] = {}
         with self._recorded(calls, n), autocast(self.training, self.workspace.y.device):
-            losses = self.task.losses(model, batch)
-        return losses, calls, shared
+            total = self.task.losses(model, batch).sum()
+        tensors = [*(call.outputs for call in calls.values()), *shared.values()]
+        found = torch.autograd.grad(total, tensors, allow_unused=True)
+        rows = dict(zip(shared, found[len(calls) :], strict=True))
+        gradients: dict[str, Summand] = {name: Rows(g.flatten(1)) for name, g in rows.items() if g is not None}
+        with torch.no_grad():
+            for call, e in zip(calls.values(), found, strict=False):
+                if e is not None:  # the loss depends on it
+                    gradients |= self._apply_rule(call, e)
+        return {name: gradients[name] for name in layout.names if name in gradients}
 
     def _apply_rule(self, call: Call, e: Tensor) -> dict[str, Summand]:
         rule, found = RULES[type(call.layer)], dict[str, Summand]()
@@ -172,34 +168,37 @@ class LayerGradients:
                 handle.remove()
 
     def agrees(self, batch: Batch) -> bool:
-        """Whether the first and last sample of a batch of several have the gradients that they have alone.
+        """Whether samples of a batch of several have the gradients that they have alone, and do not see each other.
 
-        Nothing is dropped at random meanwhile. While the module trains, they may not depend on other samples either.
+        The one is tried with nothing dropped at random, the other as the model trains.
         """
         module = self.workspace.module
-        if not self._are_separate(batch):
-            return False
         modes = {layer: layer.training for layer in module.modules()}
         module.eval()
         try:
             gradients = self.take(batch)
-            return all(self._is_that_of_sample(gradients, batch, i) for i in (0, len(batch[0]) - 1))
+            alike = all(self._is_that_of_sample(gradients, batch, i) for i in (0, len(batch[0]) - 1))
         finally:
             for layer, mode in modes.items():
                 layer.training = mode
+        return alike and self._is_separate(batch)
 
-    def _are_separate(self, batch: Batch) -> bool:
-        """Whether, as the module trains, the losses of the first and last sample depend on no other sample."""
-        device = self.workspace.y.device
-        batch = tuple(t.detach().requires_grad_() if t.is_floating_point() else t for t in batch)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            losses, calls, shared = self._run(batch)
-        tensors = [*(call.outputs for call in calls.values()), *shared.values(), *(t for t in batch if t.requires_grad)]
-        for i, others in ((0, slice(1, None)), (-1, slice(0, -1))):
-            found = torch.autograd.grad(losses[i], tensors, retain_graph=True, allow_unused=True)
-            if any(bool(g[others].any()) for g in found if g is not None):
-                return False
-        return True
+    def _is_separate(self, batch: Batch) -> bool:
+        """Whether the first sample's gradient stays what it is if the first one takes the last one's place, too."""
+        device, found = self.workspace.y.device, []
+        other = tuple(torch.cat([t[:-1], t[:1]]) for t in batch)
+        for tried in (batch, other):
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(0)  # the same is dropped
+                found.append({name: g.of_sample(0) for name, g in self.take(tried).items()})
+        norm = torch.stack([g.norm() for g in found[0].values()]).norm()
+        changes = [(g - found[1][name]).norm() for name, g in found[0].items()]
+        return bool(torch.stack(changes).norm() <= self._close * norm)
+
+    @property
+    def _close(self) -> float:
+        halves = any(p.is_floating_point() and p.dtype.itemsize < 4 for p in self.workspace.module.parameters())
+        return CLOSE_IN_HALF if halves or self.training.precision == "bf16" else CLOSE
 
     def _is_that_of_sample(self, gradients: dict[str, Summand], batch: Batch, i: int) -> bool:
         parameters = trainable(self.workspace.module)
@@ -208,11 +207,9 @@ class LayerGradients:
         alone = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         named = dict(zip(parameters, alone, strict=True))
         of_all = torch.stack([g.norm() for g in alone]).norm()
-        halves = any(p.is_floating_point() and p.dtype.itemsize < 4 for p in self.workspace.module.parameters())
-        share = CLOSE_IN_HALF if halves or self.training.precision == "bf16" else CLOSE
         for name, g in named.items():
             found = gradients[name].of_sample(i) if name in gradients else torch.zeros_like(g).flatten()
-            if not (found - g.flatten()).norm() <= share * (g.norm() + share * of_all):
+            if not (found - g.flatten()).norm() <= self._close * (g.norm() + self._close * of_all):
                 return False
         return True
 

@@ -138,9 +138,14 @@ class SampleGradients:
         return to_rows(self._of_client(self.workspace.layout.views(self.workspace.y), {}, batch), 0)
 
     def _try_layers(self, batch: Batch) -> None:
-        """Find out whether the model's gradients may be taken by layers."""
+        """Find out whether the model's gradients may be taken by layers.
+
+        It must take vmap, too, which refuses code that looks at numbers: of a batch, they would be those of others.
+        """
         self._tried = True
         try:
+            if self._by_layers is not None and self.has_numbers:
+                self._of_client(self.workspace.layout.views(self.workspace.y), {}, tuple(t[:2] for t in batch))
             if self._by_layers is not None and not (self.has_numbers and self._by_layers.agrees(batch)):
                 self._by_layers = None
         except Exception as error:  # of model code that sees unexpected tensors
