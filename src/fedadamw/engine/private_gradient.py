@@ -145,7 +145,9 @@ class SampleGradients:
         self._tried = True
         try:
             if self._by_layers is not None and self.has_numbers:
-                self._of_client(self.workspace.layout.views(self.workspace.y), {}, tuple(t[:2] for t in batch))
+                device = self.workspace.y.device
+                with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                    self._of_client(self.workspace.layout.views(self.workspace.y), {}, tuple(t[:2] for t in batch))
             if self._by_layers is not None and not (self.has_numbers and self._by_layers.agrees(batch)):
                 self._by_layers = None
         except Exception as error:  # of model code that sees unexpected tensors
