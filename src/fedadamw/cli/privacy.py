@@ -84,12 +84,13 @@ def spent_command(
     """
     from fedadamw.cli.node_ledger import holds_ledger, show_ledger
     from fedadamw.runner.spent import find_spent
-    from fedadamw.validation import check
+    from fedadamw.validation import InputError
 
     if holds_ledger(folder):
         show_ledger(folder, delta, as_json=as_json)
         return
-    check(delta is None, f"--delta {delta:g} is for a node's ledger; a run has privacy.delta")
+    if delta is not None:
+        raise InputError(f"--delta {delta:g} is for a node's ledger; a run has privacy.delta")
     found = find_spent(folder)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))

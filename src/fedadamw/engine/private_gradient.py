@@ -26,13 +26,12 @@ from fedadamw.engine.layer_gradients import LayerGradients
 from fedadamw.engine.summands import Rows, Summand
 from fedadamw.engine.vmap_rules import differentiable_kernels
 from fedadamw.engine.workspace import Workspace, autocast, micro_batches, mixes_samples
-from fedadamw.randomness import Entropy, Purpose
+from fedadamw.randomness import Entropy, Purpose, add_noise
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector
 
-GAUSSIANS = 4  # that the noise is a sum of
 AT_ONCE = 2**26  # numbers of all samples' gradients that are in memory together, if micro_batch is not set
 
 
@@ -60,11 +59,7 @@ class SamplePrivacy:
 
     def finish(self, total: Vector, generator: torch.Generator) -> None:
         """Make of a sum of clipped gradients (d,) the gradient of a step, in place: line 2."""
-        if self.noise_multiplier > 0:
-            std = self.noise_multiplier * self.clip / GAUSSIANS**0.5
-            for _ in range(GAUSSIANS):
-                noise = torch.randn(total.shape, generator=generator, dtype=total.dtype, device=total.device)
-                total.add_(noise, alpha=std)
+        add_noise(total, self.noise_multiplier * self.clip, generator)
         total /= self.batch_size
 
 

@@ -35,7 +35,7 @@ from fedadamw.engine.client import Broadcast
 from fedadamw.engine.codecs import Plain
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.uploads import Uploads
-from fedadamw.randomness import Entropy, Purpose
+from fedadamw.randomness import Entropy, Purpose, add_noise
 
 COUNTER = "k"  # the field that counts local steps, see UploadState
 SQUARE = "square"  # the field |delta|^2, whose root is clipped as delta
@@ -138,9 +138,9 @@ class PrivateMean:
         generator = privacy.entropy.torch(Purpose.PRIVATE_NOISE, self.round, device=device)
         means = []
         for field, total in zip(self.fields, self.sums, strict=True):
-            noise = torch.randn(total.shape, generator=generator, dtype=total.dtype, device=device)
-            mean = torch.add(total, noise, alpha=field.noise) / privacy.clients
-            means.append(field.decode(mean, privacy.clients, privacy.floor))
+            noisy = total.clone()
+            add_noise(noisy, field.noise, generator)
+            means.append(field.decode(noisy / privacy.clients, privacy.clients, privacy.floor))
         return means
 
     def next_clips(self) -> Tensor:
