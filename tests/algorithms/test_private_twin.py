@@ -10,8 +10,8 @@ from support.runs import literal_problem, simulation
 from support.sequences import attention_model, batch_of, unequal_clients
 
 from fedadamw.directions.adamw import NoiseInMoments
-from fedadamw.engine.private_gradient import GAUSSIANS, SamplePrivacy
-from fedadamw.randomness import Purpose, Seeded, numpy_generator, sample_clients, torch_generator
+from fedadamw.engine.private_gradient import SamplePrivacy
+from fedadamw.randomness import GAUSSIANS, Purpose, Seeded, numpy_generator, sample_clients, torch_generator
 from fedadamw.vector import Layout, trainable
 
 C, SIGMA, B, STEPS, ROUNDS, F = 0.5, 0.8, 6, 3, 3, 0.2

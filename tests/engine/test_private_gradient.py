@@ -309,10 +309,20 @@ class Counting(nn.Linear):
         return super().forward(x)
 
 
+class Replacing(Counting):
+    """The same, in a new tensor each time."""
+
+    def forward(self, x):
+        self.seen = self.seen + x.detach().mean(0)
+        return nn.Linear.forward(self, x)
+
+
 @pytest.mark.filterwarnings("ignore:this model has no gradients of many samples")
 def test_what_a_model_keeps_of_samples_without_noise_is_refused():
     with pytest.raises(InputError, match="'seen' changes while the model trains"):
         sum_of(sums_of(Counting()), torch.randn(4, 3), torch.arange(4) % 3)
+    with pytest.raises(InputError, match="'seen' changes while the model trains"):
+        sum_of(sums_of(Replacing()), torch.randn(4, 3), torch.arange(4) % 3)
     with pytest.raises(InputError, match="BatchNorm mixes samples.*take a model with LayerNorm or GroupNorm"):
         sums_of(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
 

@@ -98,6 +98,33 @@ def test_a_resumed_run_ends_with_the_same_bits(stack, task):
         assert torch.equal(resumed.tensors()[name], t), name
 
 
+class Dropping(nn.Module):
+    """A model that drops at random."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.drop = attention_model(), nn.Dropout(0.3)
+
+    def forward(self, x):
+        return self.body(self.drop(x))
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_what_is_dropped_is_the_same_in_a_resumed_run(stack, task):
+    def start(saved=None):
+        training = TrainingSettings(clip=None, **{k: v for k, v in HOW.items() if v is not None})
+        clients = unequal_clients(task)
+        how = {"stack": stack, "privacy": PRIVACY, "saved": saved}
+        return Simulation.in_process(Dropping(), FedAvg(), task, clients, training, **how)
+
+    whole, first = start(), start()
+    list(whole.rounds())
+    first.step()
+    resumed = start(Saved(1, {name: t.clone() for name, t in first.tensors().items()}))
+    list(resumed.rounds())
+    assert torch.equal(resumed.state.server.x, whole.state.server.x)
+
+
 def test_noise_and_batches_of_the_operating_system_differ_between_equal_runs(task):
     secret = SamplePrivacy(0.7, 1.3, 6, OperatingSystem())
     runs = [simulation(CASES["fedavg"], task, privacy=secret, **HOW) for _ in range(2)]

@@ -28,6 +28,7 @@ from fedadamw.vector import trainable
 
 Rule = Callable[[Any, Tensor, Tensor, str], Summand]  # (layer, inputs x, gradients e of outputs, parameter)
 CLOSE, CLOSE_IN_HALF = 1e-2, 0.1  # of a gradient's norm: how far a sample's may be from that of the sample alone
+SAME = 1e-4  # how far, if only the others of its batch change: as far as sums of floats do
 
 
 class NotByLayersError(Exception):
@@ -184,16 +185,16 @@ class LayerGradients:
         return alike and self._is_separate(batch)
 
     def _is_separate(self, batch: Batch) -> bool:
-        """Whether the first sample's gradient stays what it is if the first one takes the last one's place, too."""
+        """Whether the first sample's gradient stays what it is if the first one takes all others' places, too."""
         device, found = self.workspace.y.device, []
-        other = tuple(torch.cat([t[:-1], t[:1]]) for t in batch)
+        other = tuple(torch.cat([t[:1]] * len(t)) for t in batch)
         for tried in (batch, other):
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(0)  # the same is dropped
                 found.append({name: g.of_sample(0) for name, g in self.take(tried).items()})
         norm = torch.stack([g.norm() for g in found[0].values()]).norm()
         changes = [(g - found[1][name]).norm() for name, g in found[0].items()]
-        return bool(torch.stack(changes).norm() <= self._close * norm)
+        return bool(torch.stack(changes).norm() <= SAME * norm)
 
     @property
     def _close(self) -> float:
