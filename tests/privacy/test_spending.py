@@ -107,6 +107,9 @@ def test_a_server_counts_every_request_and_leaves_room_for_repeated_ones():
     by_client = experiment_with(("privacy.unit", "client"), ("privacy.noise_multiplier", 2.0))
     of_clients = RemoteAccount(by_client, 5, None, lambda: asked)
     assert of_clients.epsilon(3) == compute_epsilon([Mechanism(2.0, 1.0, 3)], 1e-5)
+    again = RemoteAccount(by_client, 5, None, lambda: asked, lambda: 5)  # two rounds were lost and done again
+    assert again.epsilon(3) == compute_epsilon([Mechanism(2.0, 1.0, 5)], 1e-5)
+    assert again.spent_with(3).times.tolist() == [6] * 5
 
 
 def test_classes_hold_all_clients_and_tell_of_the_worst_of_each():
