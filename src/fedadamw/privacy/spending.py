@@ -84,9 +84,7 @@ class Work:
         """Return the clients of a round of the simulator, each once."""
         from fedadamw.randomness import sample_clients  # which imports torch
 
-        return sample_clients(
-            self.experiment.seed, round_, self.clients, self.experiment.training.clients_per_round
-        )
+        return sample_clients(self.experiment.seed, round_, self.clients, self.experiment.training.clients_per_round)
 
 
 def steps_of(experiment: Experiment) -> int:
