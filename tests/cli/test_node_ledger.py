@@ -53,4 +53,4 @@ def test_a_damaged_ledger_is_one_line(tmp_path):
 def test_delta_is_for_ledgers(tmp_path):
     result = spent(tmp_path, "--delta", "1e-6")
     assert "--delta 1e-06 is for a node's ledger" in str(result.exception)
-    assert "holds no run" in str(spent(tmp_path).exception)
+    assert "a node's privacy ledger" in str(spent(tmp_path).exception)

@@ -51,6 +51,7 @@ def test_the_server_asks_for_no_sums_of_pixels(tmp_path):
         of_images(tmp_path, NOISE)
 
 
+@pytest.mark.slow
 def test_a_node_tells_no_sums_of_pixels_whoever_asks(tmp_path):
     ours, grid = of_images(tmp_path, *MOMENTS, NOISE)
     meet(ours, 3)
