@@ -32,8 +32,8 @@ class PrivacySettings(Section):
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Epsilon that the whole run may spend for any client; the noise is the least that keeps to it. "
-        "Give either this or noise_multiplier.",
+        description="Epsilon that the whole run may spend for any client, instead of noise_multiplier: the noise is "
+        "the least that keeps to it.",
     )
     delta: float = Field(
         default=1e-5,
