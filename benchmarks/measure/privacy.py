@@ -92,9 +92,9 @@ def measure(job: Job, steps: int, repeats: int, device: torch.device) -> dict[st
     check_same_gradients(job, device)
     makers: dict[str, tuple[int, Callable[[], Stepper]]] = {  # steps of clients that a call takes
         "loop": (steps, lambda: ours(job, steps, device)),
-        "loop, private": (steps, lambda: ours(job, steps, device, noise=NOISE)),
+        "loop, with privacy": (steps, lambda: ours(job, steps, device, noise=NOISE)),
         "stacked": (steps * job.stack, lambda: ours(job, steps, device, stack=job.stack)),
-        "stacked, private": (steps * job.stack, lambda: ours(job, steps, device, stack=job.stack, noise=NOISE)),
+        "stacked, with privacy": (steps * job.stack, lambda: ours(job, steps, device, stack=job.stack, noise=NOISE)),
         "torch": (steps, lambda: theirs(job, steps, device)),
         "torch, Opacus": (steps, lambda: theirs(job, steps, device, noise=NOISE)),
     }

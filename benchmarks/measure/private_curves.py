@@ -1,6 +1,6 @@
 """Measure accuracy against epsilon: differential privacy of each sample, for three algorithms.
 
-Digits with a small ViT, and SST-2 with MiniLM and LoRA; epsilon 1, 3, 8, and no privacy; FedAdamW, Local AdamW and
+Digits with a small network, and SST-2 with MiniLM and LoRA; epsilon 1, 3, 8, and no privacy; FedAdamW, Local AdamW and
 FedAvg. At each epsilon, each algorithm has its own learning rate and clip, chosen on held-out training data with the
 same privacy: first the rate, then the clip at that rate, each on a grid that grows while its best is at an end. Seeds,
 trials and intervals follow benchmarks/evidence/rule.py; five seeds are reported, the same for all.

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import records
 from benchmarks.common.base_bytes import bytes_of_base
-from benchmarks.pages import gpu, long_texts, published, start
+from benchmarks.pages import gpu, long_texts, private_step, published, start
 from fedadamw.algorithms.fedadamw import FedAdamW
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.models.lora.adapters import add_adapters
@@ -69,6 +69,7 @@ def main() -> None:
         WHICH,
         start.section(read("start"), table),
         step(),
+        private_step.section(read("private-step"), table),
         engines(),
         peers(),
         aggregate(),

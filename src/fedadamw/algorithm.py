@@ -47,7 +47,8 @@ class LocalState(Protocol):
 class UploadState(Protocol):
     """A client's upload: a NamedTuple of tensors whose first field is the update `delta`.
 
-    A field named `k` (..., 1) must be the number of local steps: a federation's server checks it against the settings.
+    A field named `k` (..., 1) must be the number of local steps: a federation's server checks it against the settings,
+    and privacy of clients replaces it by them. One named `square` must be |delta|^2.
     """
 
     @property

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+GAUSSIANS = 4  # that noise for privacy is a sum of
 HEAD, WORDS = 24, 624  # bytes before the words of a Mersenne twister's state in torch, and how many these are
 
 
@@ -119,6 +120,18 @@ def _fill_state(generator: torch.Generator) -> torch.Generator:
     state[HEAD : HEAD + 8 * WORDS] = torch.from_numpy(words.view(np.uint8).copy())
     generator.set_state(state)
     return generator
+
+
+def add_noise(total: torch.Tensor, std: float, generator: torch.Generator) -> None:
+    """Add noise of standard deviation `std` to each number of `total`, in place.
+
+    It is a sum of several Gaussians, so that the rounding of a single one cannot be read from it.
+    """
+    if std == 0:
+        return
+    for _ in range(GAUSSIANS):
+        noise = torch.randn(total.shape, generator=generator, dtype=total.dtype, device=total.device)
+        total.add_(noise, alpha=std / GAUSSIANS**0.5)
 
 
 def sample_clients(seed: int, round_: int, clients: int, count: int) -> np.ndarray:

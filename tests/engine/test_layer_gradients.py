@@ -65,6 +65,22 @@ class Twice(Reused):
         return self.layer(self.layer(x))[:, 0]
 
 
+class Centred(Reused):
+    """Looks at the whole batch, but only while it trains."""
+
+    def forward(self, x):
+        x = self.layer(x)[:, 0]
+        return x - x.mean(0) if self.training else x
+
+
+class Neighbours(Reused):
+    """Looks at a little of the next sample, but only while it trains."""
+
+    def forward(self, x):
+        x = self.layer(x)[:, 0]
+        return x + 1e-3 * x.roll(-1, 0) if self.training else x
+
+
 class PositionsFirst(nn.Module):
     """A layer whose rows are positions."""
 
@@ -203,6 +219,44 @@ def test_what_is_no_gradient_of_a_sample_is_found_out(build, shape):
     sums.fill(batch)
     torch.testing.assert_close(workspace.gradient, clipped.sum(0), rtol=1e-10, atol=1e-12)
     assert sums._by_layers is None
+
+
+@pytest.mark.parametrize("build", [Centred, Neighbours])
+def test_a_model_that_looks_at_other_samples_is_found_out(build):
+    workspace, batch, by_layers = made(build, (4, 6))
+    assert not by_layers.agrees(batch)
+    workspace.module.eval()
+    assert by_layers.agrees(batch)
+    assert not workspace.module.training
+
+
+class Peeking(Reused):
+    """Looks at a number of the batch, which happens to change nothing."""
+
+    def forward(self, x):
+        return self.layer(x if float(x.sum()) < 1e9 else -x)[:, 0]
+
+
+@pytest.mark.filterwarnings("ignore:this model has no gradients of many samples at once")
+def test_a_model_that_looks_at_a_number_of_the_batch_is_found_out():
+    workspace, batch, _ = made(Peeking, (4, 6))
+    sums = SampleGradients(workspace, Labelled(), TRAINING, SamplePrivacy(0.1, 0.0, 4, Seeded(0)))
+    sums.fill(batch)
+    assert sums._by_layers is None
+
+
+def dropping():
+    return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), First(), nn.Linear(8, 3))
+
+
+def test_random_dropping_is_no_hindrance():
+    workspace, batch, by_layers = made(dropping, (4, 6))
+    sums = SampleGradients(workspace, Labelled(), TRAINING, SamplePrivacy(0.1, 0.0, 4, Seeded(0)))
+    state = torch.get_rng_state()
+    assert by_layers.agrees(batch)
+    sums._try_layers(batch)
+    assert sums._by_layers is not None
+    assert torch.equal(torch.get_rng_state(), state), "a resumed run, which tries again, would drop others"
 
 
 def test_a_norm_of_products_is_not_too_small_however_much_cancels():

@@ -12,6 +12,7 @@ from support.sequences import SequenceTask, attention_model
 from torch import nn
 
 from fedadamw.engine.private_gradient import SampleGradients, SamplePrivacy
+from fedadamw.engine.vmap_rules import _attention_by_formula
 from fedadamw.engine.workspace import Workspace
 from fedadamw.randomness import OperatingSystem, Purpose, Seeded, draw_poisson_batches
 from fedadamw.settings.training import TrainingSettings
@@ -228,6 +229,44 @@ def test_dropout_differs_from_sample_to_sample():
     assert not torch.equal(one == 0, other == 0)
 
 
+class Attending(nn.Module):
+    """Attention with dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return F.scaled_dot_product_attention(y, y, y, dropout_p=0.5 if self.training else 0.0).mean(1)
+
+
+def test_attention_drops_in_stacked_clients_too():
+    torch.manual_seed(0)
+    sums = sums_of(Attending().double(), privacy=privacy_of(clip=1e12))
+    inputs, labels = torch.randn(2, 3, 5, 4, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.long)
+    y = sums.workspace.y.expand(2, -1).clone()
+    first, second = (sums.sum_stacked(y, {}, (inputs, labels), labels == 0) for _ in range(2))
+    assert not torch.equal(first, second)
+    sums.workspace.module.eval()
+    expected = torch.stack([sum_of(sums, *client) for client in zip(inputs, labels, strict=True)])
+    torch.testing.assert_close(sums.sum_stacked(y, {}, (inputs, labels), labels == 0), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("mask", [None, torch.arange(6) < 4, torch.linspace(-1.0, 1.0, 6, dtype=torch.float64)])
+def test_attention_that_drops_nothing_is_torch_s(causal, mask):
+    q, k, v = (torch.randn(2, heads, 6, 4, dtype=torch.float64) for heads in (4, 2, 2))
+    how = {
+        "attn_mask": None if causal or mask is None else mask[None],
+        "is_causal": causal,
+        "scale": 0.7,
+        "enable_gqa": True,
+    }
+    found = _attention_by_formula(q, k, v, dropout_p=1e-300, **how)
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(q, k, v, **how), rtol=1e-10, atol=1e-12)
+
+
 def test_with_bf16_the_gradients_are_close_and_clipped():
     torch.manual_seed(0)
     model, inputs, labels = body_and_batch()
@@ -270,10 +309,20 @@ class Counting(nn.Linear):
         return super().forward(x)
 
 
+class Replacing(Counting):
+    """The same, in a new tensor each time."""
+
+    def forward(self, x):
+        self.seen = self.seen + x.detach().mean(0)
+        return nn.Linear.forward(self, x)
+
+
 @pytest.mark.filterwarnings("ignore:this model has no gradients of many samples")
 def test_what_a_model_keeps_of_samples_without_noise_is_refused():
     with pytest.raises(InputError, match="'seen' changes while the model trains"):
         sum_of(sums_of(Counting()), torch.randn(4, 3), torch.arange(4) % 3)
+    with pytest.raises(InputError, match="'seen' changes while the model trains"):
+        sum_of(sums_of(Replacing()), torch.randn(4, 3), torch.arange(4) % 3)
     with pytest.raises(InputError, match="BatchNorm mixes samples.*take a model with LayerNorm or GroupNorm"):
         sums_of(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cases import CASES, EVERYWHERE
 from support.checkout import ROOT
-from support.client_privacy import NONE, privacy, private_simulation
+from support.client_privacy import NONE, STEPS, privacy, private_simulation
 from support.engine import PoisonedTask
+from support.personal import own_numbers, personal_simulation
 from support.private_ranks import NAMES, STACKS, of_few_clients
 from support.runs import simulation
 from support.sequences import attention_model
@@ -312,6 +313,31 @@ def test_a_client_without_finite_numbers_adds_nothing():
         record = sim.step()
     assert (record.clients, record.rejected) == (0, 5)
     assert torch.equal(sim.state.server.x, before), "without noise that is nothing at all"
+
+
+def test_second_moments_near_the_largest_number_add_no_more_than_the_clip():
+    algorithm = algorithm_of("fedadamw-mean-v")
+    down = algorithm.broadcast(algorithm.server_init(torch.zeros(BLOCKS.d)))
+    sent = type("Sent", (), {"down": down, "round": 0})
+    mean = new_private_mean(replace(NONE, moment_clip=0.5), algorithm, sent, torch.zeros(0))
+    huge = mean.up_type(*(torch.full_like(t, 1e38) for t in mean.sums))
+    mean.add(huge, 1.0)
+    for name, total in zip(huge._fields, mean.sums, strict=True):
+        assert total.isfinite().all(), name
+    assert float(mean.sums[huge._fields.index("v")].norm()) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_what_clients_keep_is_neither_clipped_nor_noised(task):
+    how = {"clients_per_round": 5, "steps": STEPS, "epochs": None, "rounds": 1}
+    ours = personal_simulation(CASES["fedadamw-mean-v"], task, client_privacy=privacy(), **how)
+    theirs = personal_simulation(CASES["fedadamw-mean-v"], task, **how)
+    before = ours.state.server.x
+    for sim in (ours, theirs):
+        sim.step()
+    for client in range(5):
+        assert torch.equal(own_numbers(ours, client), own_numbers(theirs, client))
+    moved = float((ours.state.server.x - before).norm())
+    assert 0 < moved < float((theirs.state.server.x - before).norm()), "what is shared is clipped"
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ def test_with_seeded_noise_it_is_the_simulation_of_all_clients(tmp_path):
         assert record.clip == expected.clip
         assert record.train_loss is None
     assert_same(ours, theirs)
+    page = ours.clients.ledger.page
+    assert (page.counted, page.past, page.samples) == ({0: 2, 1: 2, 2: 2}, [], {}), "only who took part"
 
 
 def test_no_two_runs_have_the_same_noise(tmp_path):

@@ -87,8 +87,15 @@ def test_a_node_trusts_no_settings_of_the_server(tmp_path):
         assert told in answer((request, {}), tmp_path, ask="hello")[0]["declined"], trick
 
 
-def test_evaluation_over_nodes_is_refused_with_privacy():
-    for unit in ("sample", "client"):
-        more = ["partition.held_out=0.2", "training.client_evaluation=1", f"privacy.unit={unit}"]
-        with pytest.raises(InputError, match="training.client_evaluation=1: no epsilon counts what the scores"):
-            check_settings(load("digits", [*COMMON, *PRIVATE, *more]), remote=True)
+@pytest.mark.parametrize("unit", ["sample", "client"])
+def test_evaluation_over_nodes_is_refused_with_privacy(unit):
+    more = ["partition.held_out=0.2", "training.client_evaluation=1", f"privacy.unit={unit}"]
+    more += ["federation.norm_factor=null", "training.weighting=uniform"]
+    with pytest.raises(InputError, match=r"training.client_evaluation=1: no epsilon|set training.client_evaluation=0"):
+        check_settings(load("digits", [*COMMON, *PRIVATE, *more]), remote=True)
+
+
+def test_a_request_that_is_invalid_is_an_error_and_no_crash(tmp_path):
+    for request in ({}, {"settings": 3}, {"settings": "[1]"}, {"settings": "privacy: 3"}, {"settings": "&a [*a"}):
+        assert "error" in answer((request, {}), tmp_path, ask="hello")[0]
+    assert "error" in answer(({}, {}), tmp_path, ask="hello", config={"privacy-unit": "sample"})[0]

@@ -41,11 +41,17 @@ def test_an_epsilon_for_nodes_of_unknown_sizes_is_refused(tmp_path):
         of_images(tmp_path, *MOMENTS, "privacy.epsilon=3")
 
 
+def test_a_budget_that_the_server_cannot_see_to_is_refused(tmp_path):
+    with pytest.raises(InputError, match="only nodes know their samples; have nodes set privacy-epsilon"):
+        of_images(tmp_path, *MOMENTS, NOISE, "privacy.budget=3")
+
+
 def test_the_server_asks_for_no_sums_of_pixels(tmp_path):
     with pytest.raises(InputError, match="data.mean is not set, so that nodes would send sums of their pixels"):
         of_images(tmp_path, NOISE)
 
 
+@pytest.mark.slow
 def test_a_node_tells_no_sums_of_pixels_whoever_asks(tmp_path):
     ours, grid = of_images(tmp_path, *MOMENTS, NOISE)
     meet(ours, 3)

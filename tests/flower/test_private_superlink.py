@@ -31,7 +31,7 @@ TRAINING = Mechanism(1.5, 20 / 40, 3)
 def run(bed, app, out):
     """Run the app to its end; return its records and events."""
     number = bed.submit(app, {"out": str(out)})
-    status = bed.wait_for_end(number, 400)
+    status = bed.wait_for_end(number, 900)  # seconds, on a busy machine
     assert status == "finished:completed", bed.run_log(number)[-3000:] + bed.log("node-0")[-2000:]
     lines = [(out / name).read_text().splitlines() for name in ("metrics.jsonl", "events.jsonl")]
     return [[json.loads(line) for line in text] for text in lines]

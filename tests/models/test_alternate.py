@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support.adapters import merged_weights, simulation
+from support.adapters import merged_weights, resume_after_one_round, simulation
 
 from fedadamw.engine.client import plan_work
 from fedadamw.engine.simulate import Saved
@@ -134,3 +134,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(place, given, stop):
 def test_diagnostics_which_compare_rounds_are_refused(place):
     with pytest.raises(InputError, match="training.diagnostics compares rounds of one kind: not with alternate"):
         alternate(place, "training.diagnostics=true")
+
+
+@pytest.mark.slow
+def test_with_privacy_of_clients_each_half_has_a_clip_of_its_own(place):
+    privacy = "privacy={unit: client, noise_multiplier: 0.1, clip: 0.1, moment_clip: 0.1, quantile: 0.5}"
+    given = (ROUNDS, "lora.aggregate=alternate", privacy)
+    whole, resumed = resume_after_one_round(place, *given)
+    assert whole.state.clips.shape == resumed.state.clips.shape == (2,)
+    clips = [record.clip for record in simulation(place, *given).rounds()]
+    assert clips[:2] == [0.1, 0.1]
+    assert len(set(clips)) == 3

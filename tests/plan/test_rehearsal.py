@@ -57,6 +57,18 @@ def test_the_peak_is_that_of_a_real_round(setting):
     assert (2 * plan.up_bytes, 2 * plan.down_bytes) == (record.up_bytes, record.down_bytes)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stack", [1, 2])
+def test_gradients_of_samples_are_counted_and_no_batch_is_larger(stack):
+    private = ["privacy.noise_multiplier=1", "partition.clients=4", f"stack={stack}", "model.name=vit-nano"]
+    experiment, chunks = digits(*private), digits(*private, "training.micro_batch=16")
+    whole, less = (rehearse(e, find_shape(e), CPU) for e in (experiment, chunks))
+    peak, _ = real_peak(experiment)
+    assert peak <= whole.counts.tensors + 2 * whole.counts.memory
+    gradients = 4 * whole.trained * stack
+    assert 16 * gradients < less.counts.tensors < 50 * gradients < whole.counts.tensors
+
+
 @pytest.mark.filterwarnings("ignore:personal.parameters. no global model is tested")
 def test_personal_parameters_are_planned_as_memories():
     experiment = digits("personal.parameters=['*mlp*', classifier.*]")

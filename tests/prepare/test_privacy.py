@@ -14,6 +14,8 @@ from fedadamw.prepare.private_problem import check_private_problem
 from fedadamw.prepare.problem import Problem
 from fedadamw.prepare.simulation import check_settings, prepare
 from fedadamw.randomness import Seeded
+from fedadamw.runner.execute import execute
+from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
@@ -105,14 +107,25 @@ def test_pieces_of_a_text_are_samples_of_their_own(tmp_path):
 
 def test_the_settings_become_clipping_and_noise():
     experiment = load("digits", ["privacy.noise_multiplier=2", "privacy.clip=0.5", "training.batch_size=20"])
-    privacy = sample_privacy(experiment, None, Seeded(3))
+    privacy = sample_privacy(experiment, Seeded(3))
     assert (privacy.clip, privacy.noise_multiplier, privacy.batch_size) == (0.5, 2.0, 20)
     assert privacy.phi == pytest.approx((2 * 0.5 / 20) ** 2)
-    assert sample_privacy(load("digits"), None, Seeded(3)) is None
-    assert sample_privacy(load("digits", [*PRIVATE, "privacy.unit=client"]), None, Seeded(3)) is None
+    assert sample_privacy(load("digits"), Seeded(3)) is None
+    with pytest.raises(InputError, match="privacy.epsilon: the noise that keeps to it is not known here"):
+        sample_privacy(load("digits", ["privacy.epsilon=3"]), Seeded(3))
+    assert sample_privacy(load("digits", [*PRIVATE, "privacy.unit=client"]), Seeded(3)) is None
 
 
 def test_samples_that_go_through_the_model_singly_are_not_stacked():
     cuda = torch.device("cuda")
     plain, again = (load("digits", [*PRIVATE, f"training.gradient_checkpointing={on}"]) for on in ("false", "true"))
     assert (default_stack(plain, cuda), default_stack(again, cuda)) == (10, 1)
+
+
+def test_a_run_that_starts_from_another_says_that_both_count(tmp_path):
+    whole = ["training={rounds: 1, clients_per_round: 1, steps: 1}", "partition.clients=20", "model.name=vit-nano"]
+    folder = RunFolder(tmp_path / "first")
+    execute(load("digits", whole), folder, resume=False, report=False)
+    second = load("digits", [*whole, f"model.name={folder.path}", *PRIVATE])
+    with pytest.warns(UserWarning, match="is a run: what it told of the same samples is not in this run's epsilon"):
+        prepare(second)

@@ -8,7 +8,7 @@ import pytest
 
 from fedadamw.privacy.account import RemoteAccount, SimulatedAccount
 from fedadamw.privacy.accountant import Mechanism, compute_epsilon
-from fedadamw.privacy.classes import group_clients
+from fedadamw.privacy.classes import group_clients, list_assumptions
 from fedadamw.privacy.spending import Spent, Work, rates_of, resolve_noise_multiplier
 from fedadamw.randomness import sample_clients
 from fedadamw.settings.load import build_experiment
@@ -120,3 +120,10 @@ def test_classes_hold_all_clients_and_tell_of_the_worst_of_each():
     (one,) = group_clients([7, 7, 7], Spent(np.ones(3), np.array([1, 2, 3])), 3.0, 1e-5)
     assert (one.least, one.most, one.clients, one.times) == (7, 7, 3, 3)
     assert math.isfinite(one.epsilon)
+
+
+def test_what_is_assumed_says_what_is_public_where():
+    client = experiment_with(("privacy.unit", "client"), ("privacy.noise_multiplier", 2.0)).privacy
+    here, there = (list_assumptions(client, remote=remote)[0] for remote in (False, True))
+    assert "who took part in a round is not" in here
+    assert "who takes part, are public" in there

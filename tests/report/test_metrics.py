@@ -163,3 +163,14 @@ def test_a_run_with_several_ranks_says_how_long_they_waited():
     alone = {**record, "wall_s": 1000.0}  # of a time with one rank
     records = [alone, {**record, "waited_s": 2.0}, {**record, "waited_s": 4.0}]
     assert dict(summarize(records))["ranks waited for each other"] == "6 s (10%)"
+
+
+def test_a_round_without_clients_is_no_division_by_zero():
+    record = {"round": 1, "train_loss": None, "test_loss": None, "test_metrics": None, "wall_s": 1.0, "clients": 2}
+    record |= {"rejected": 1, "up_bytes": 800, "down_bytes": 2700, "clip": 0.25}
+    empty = {**record, "round": 2, "clients": 0, "rejected": 0, "up_bytes": 0, "down_bytes": 0, "clip": 0.5}
+    found = dict(summarize([record, empty]))
+    assert found["sent up by a client and round"] == "400 B"
+    assert found["sent down to a client and round"] == "900 B"
+    assert found["updates clipped to"] == "0.5"
+    assert "sent up by a client and round" not in dict(summarize([empty]))

@@ -153,8 +153,11 @@ def test_spent_of_a_run_without_privacy_or_of_no_run_is_one_line(tmp_path, finis
     assert done.stderr == (
         f"error: {finished_run}: a run without differential privacy (privacy is null): no epsilon is guaranteed\n"
     )
+    other = run_main("privacy", "spent", str(finished_run), "--delta", "1e-6")
+    assert other.stderr == "error: --delta 1e-06 is for a node's ledger; a run has privacy.delta\n"
     nothing = run_main("privacy", "spent", str(tmp_path))
-    assert (nothing.returncode, nothing.stderr) == (2, f"error: {tmp_path}: holds no run (no config.yaml)\n")
+    assert nothing.returncode == 2
+    assert nothing.stderr == f"error: {tmp_path}: holds neither a run (config.yaml) nor a node's privacy ledger\n"
 
 
 def test_requests_are_on_disk_before_they_are_sent_and_survive(tmp_path):

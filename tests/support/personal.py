@@ -42,6 +42,7 @@ def personal_simulation(
     held_out=None,
     finetune=0,
     privacy=None,
+    client_privacy=None,
     **changes,
 ):
     training = training_of(case, **changes)
@@ -66,8 +67,10 @@ def personal_simulation(
         held_out=held_out,
         finetune=finetune,
         privacy=privacy,
+        client_privacy=client_privacy,
     )
-    return Simulation(workspace, algorithm, task, training, simulated, ranks=ranks, saved=saved)
+    how = {"ranks": ranks, "saved": saved, "client_privacy": client_privacy}
+    return Simulation(workspace, algorithm, task, training, simulated, **how)
 
 
 def own_numbers(simulation, client):

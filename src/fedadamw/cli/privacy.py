@@ -21,6 +21,7 @@ privacy = typer.Typer(
     \b
     fedadamw privacy plan digits -s privacy.epsilon=8
     fedadamw privacy spent runs/digits
+    fedadamw privacy spent /var/lib/fedadamw
     """,
     short_help="Differential privacy: epsilon before and after a run.",
     no_args_is_help=True,
@@ -62,19 +63,34 @@ def plan_command(
         _print_plan(plan)
 
 
-@privacy.command("spent", short_help="Show the epsilon that a run has spent.")
+@privacy.command("spent", short_help="Show the epsilon that a run, or a node, has spent.")
 def spent_command(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN|STATE_DIR", help="The folder of a run; or a node's state-dir, or its ledger.")
+    ],
+    delta: Annotated[
+        float | None, typer.Option(help="Of a node's ledger: the delta to count at, instead of its privacy-delta.")
+    ] = None,
     as_json: Json = False,  # noqa: FBT002
 ) -> None:
     """Show what the clients of a run have spent until now, by how many samples they have, and what that assumes.
 
+    Given a node's state-dir: what this node has spent in all runs together, by its ledger.
+
     \b
     fedadamw privacy spent runs/digits
     fedadamw privacy spent runs/digits --json
+    fedadamw privacy spent /var/lib/fedadamw --delta 1e-6
     """
+    from fedadamw.cli.node_ledger import holds_ledger, show_ledger
     from fedadamw.runner.spent import find_spent
+    from fedadamw.validation import InputError
 
+    if holds_ledger(folder):
+        show_ledger(folder, delta, as_json=as_json)
+        return
+    if delta is not None:
+        raise InputError(f"--delta {delta:g} is for a node's ledger; a run has privacy.delta")
     found = find_spent(folder)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))

@@ -6,8 +6,9 @@ gradients of weights, which autograd would sum over samples, are taken here, sam
 layers torch.func.vmap takes twice as long.
 
 Rows must be samples: a layer that sees others (windows of an image, positions first) is refused by its number of rows.
-Since that number can be right by chance, and since parameters may be used elsewhere, too, gradients are first compared
-with those of samples alone.
+Since that number can be right by chance, parameters may be used elsewhere, too, and a layer may look at a whole batch,
+gradients are first compared with those of samples alone and beside others. A sample cannot add more than the clipping
+norm whatever they are, since what is clipped is what is summed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from fedadamw.vector import trainable
 
 Rule = Callable[[Any, Tensor, Tensor, str], Summand]  # (layer, inputs x, gradients e of outputs, parameter)
 CLOSE, CLOSE_IN_HALF = 1e-2, 0.1  # of a gradient's norm: how far a sample's may be from that of the sample alone
+SAME = 1e-4  # how far, if only the others of its batch change: as far as sums of floats do
 
 
 class NotByLayersError(Exception):
@@ -167,19 +169,37 @@ class LayerGradients:
                 handle.remove()
 
     def agrees(self, batch: Batch) -> bool:
-        """Whether the first and last sample of a batch of several have the gradients that they have alone.
+        """Whether samples of a batch of several have the gradients that they have alone, and do not see each other.
 
-        Nothing is dropped at random meanwhile.
+        The one is tried with nothing dropped at random, the other as the model trains.
         """
         module = self.workspace.module
         modes = {layer: layer.training for layer in module.modules()}
         module.eval()
         try:
             gradients = self.take(batch)
-            return all(self._is_that_of_sample(gradients, batch, i) for i in (0, len(batch[0]) - 1))
+            alike = all(self._is_that_of_sample(gradients, batch, i) for i in (0, len(batch[0]) - 1))
         finally:
             for layer, mode in modes.items():
                 layer.training = mode
+        return alike and self._is_separate(batch)
+
+    def _is_separate(self, batch: Batch) -> bool:
+        """Whether the first sample's gradient stays what it is if the first one takes all others' places, too."""
+        device, found = self.workspace.y.device, []
+        other = tuple(torch.cat([t[:1]] * len(t)) for t in batch)
+        for tried in (batch, other):
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(0)  # the same is dropped
+                found.append({name: g.of_sample(0) for name, g in self.take(tried).items()})
+        norm = torch.stack([g.norm() for g in found[0].values()]).norm()
+        changes = [(g - found[1][name]).norm() for name, g in found[0].items()]
+        return bool(torch.stack(changes).norm() <= SAME * norm)
+
+    @property
+    def _close(self) -> float:
+        halves = any(p.is_floating_point() and p.dtype.itemsize < 4 for p in self.workspace.module.parameters())
+        return CLOSE_IN_HALF if halves or self.training.precision == "bf16" else CLOSE
 
     def _is_that_of_sample(self, gradients: dict[str, Summand], batch: Batch, i: int) -> bool:
         parameters = trainable(self.workspace.module)
@@ -188,11 +208,9 @@ class LayerGradients:
         alone = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         named = dict(zip(parameters, alone, strict=True))
         of_all = torch.stack([g.norm() for g in alone]).norm()
-        halves = any(p.is_floating_point() and p.dtype.itemsize < 4 for p in self.workspace.module.parameters())
-        share = CLOSE_IN_HALF if halves or self.training.precision == "bf16" else CLOSE
         for name, g in named.items():
             found = gradients[name].of_sample(i) if name in gradients else torch.zeros_like(g).flatten()
-            if not (found - g.flatten()).norm() <= share * (g.norm() + share * of_all):
+            if not (found - g.flatten()).norm() <= self._close * (g.norm() + self._close * of_all):
                 return False
         return True
 

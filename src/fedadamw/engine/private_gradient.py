@@ -26,13 +26,12 @@ from fedadamw.engine.layer_gradients import LayerGradients
 from fedadamw.engine.summands import Rows, Summand
 from fedadamw.engine.vmap_rules import differentiable_kernels
 from fedadamw.engine.workspace import Workspace, autocast, micro_batches, mixes_samples
-from fedadamw.randomness import Entropy, Purpose
+from fedadamw.randomness import Entropy, Purpose, add_noise
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Batch, Task
 from fedadamw.validation import InputError, check
 from fedadamw.vector import Vector
 
-GAUSSIANS = 4  # that the noise is a sum of
 AT_ONCE = 2**26  # numbers of all samples' gradients that are in memory together, if micro_batch is not set
 
 
@@ -60,11 +59,7 @@ class SamplePrivacy:
 
     def finish(self, total: Vector, generator: torch.Generator) -> None:
         """Make of a sum of clipped gradients (d,) the gradient of a step, in place: line 2."""
-        if self.noise_multiplier > 0:
-            std = self.noise_multiplier * self.clip / GAUSSIANS**0.5
-            for _ in range(GAUSSIANS):
-                noise = torch.randn(total.shape, generator=generator, dtype=total.dtype, device=total.device)
-                total.add_(noise, alpha=std)
+        add_noise(total, self.noise_multiplier * self.clip, generator)
         total /= self.batch_size
 
 
@@ -82,7 +77,8 @@ def refuse_changes(module: nn.Module) -> Iterator[None]:
     """A context after which InputError is raised if a buffer of the module has changed, as running statistics do."""
     buffers = [(name, b, b._version) for name, b in module.named_buffers()]
     yield
-    changed = next((name for name, b, version in buffers if b._version != version), None)
+    after = dict(module.named_buffers())
+    changed = next((name for name, b, version in buffers if after.get(name) is not b or b._version != version), None)
     check(changed is None, f"{changed!r} changes while the model trains, by samples and without noise: freeze it")
 
 
@@ -142,9 +138,16 @@ class SampleGradients:
         return to_rows(self._of_client(self.workspace.layout.views(self.workspace.y), {}, batch), 0)
 
     def _try_layers(self, batch: Batch) -> None:
-        """Find out whether the model's gradients may be taken by layers."""
+        """Find out whether the model's gradients may be taken by layers.
+
+        It must take vmap, too, which refuses code that looks at numbers: of a batch, they would be those of others.
+        """
         self._tried = True
         try:
+            if self._by_layers is not None and self.has_numbers:
+                device = self.workspace.y.device
+                with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                    self._of_client(self.workspace.layout.views(self.workspace.y), {}, tuple(t[:2] for t in batch))
             if self._by_layers is not None and not (self.has_numbers and self._by_layers.agrees(batch)):
                 self._by_layers = None
         except Exception as error:  # of model code that sees unexpected tensors

@@ -35,7 +35,7 @@ from fedadamw.engine.client import Broadcast
 from fedadamw.engine.codecs import Plain
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.uploads import Uploads
-from fedadamw.randomness import Entropy, Purpose
+from fedadamw.randomness import GAUSSIANS, Entropy, Purpose, add_noise
 
 COUNTER = "k"  # the field that counts local steps, see UploadState
 SQUARE = "square"  # the field |delta|^2, whose root is clipped as delta
@@ -76,7 +76,7 @@ class Field(NamedTuple):
 
     def encode(self, t: Tensor) -> Tensor:
         """Return what is clipped of a client's field."""
-        return t if self.numbers is None else (self.numbers * t.clamp(min=0)).sqrt()
+        return t if self.numbers is None else self.numbers.sqrt() * t.clamp(min=0).sqrt()  # n v may overflow
 
     def decode(self, u: Tensor, clients: int, floor: float) -> Tensor:
         """Return the field that the server gets, from the noisy sum over the nominal `clients`."""
@@ -138,9 +138,9 @@ class PrivateMean:
         generator = privacy.entropy.torch(Purpose.PRIVATE_NOISE, self.round, device=device)
         means = []
         for field, total in zip(self.fields, self.sums, strict=True):
-            noise = torch.randn(total.shape, generator=generator, dtype=total.dtype, device=device)
-            mean = torch.add(total, noise, alpha=field.noise) / privacy.clients
-            means.append(field.decode(mean, privacy.clients, privacy.floor))
+            noisy = total.clone()
+            add_noise(noisy, field.noise, generator)
+            means.append(field.decode(noisy / privacy.clients, privacy.clients, privacy.floor))
         return means
 
     def next_clips(self) -> Tensor:
@@ -148,8 +148,9 @@ class PrivateMean:
         privacy = self.privacy
         if privacy.quantile is None:
             return self._clips
-        noise = privacy.entropy.numpy(Purpose.PRIVATE_NOISE, self.round).normal(0.0, OTHERS * self.z_delta / 2)
-        share = (float(self.bits) + noise) / privacy.clients + 0.5
+        generator = privacy.entropy.numpy(Purpose.PRIVATE_NOISE, self.round)
+        noise = generator.normal(0.0, OTHERS * self.z_delta / 2 / GAUSSIANS**0.5, GAUSSIANS).sum()
+        share = (float(self.bits) + float(noise)) / privacy.clients + 0.5
         clips = self._clips.clone()
         clips[self._part] = self.clip * math.exp(-RATE * (share - privacy.quantile))
         return clips

@@ -33,12 +33,13 @@ def batched_kernels() -> Iterator[None]:
 @contextmanager
 def differentiable_kernels() -> Iterator[None]:
     """A context in which such operations may be differentiated under vmap: attention by its formula."""
-    F.adaptive_avg_pool1d, F.layer_norm = _pool, _layer_norm
+    F.adaptive_avg_pool1d, F.layer_norm, F.scaled_dot_product_attention = _pool, _layer_norm, _attention_by_formula
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         F.adaptive_avg_pool1d, F.layer_norm = torch_pool, torch_layer_norm
+        F.scaled_dot_product_attention = torch_attention
 
 
 def _layer_norm(
@@ -71,6 +72,32 @@ def _attention(
     settings = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     out: Tensor = _FoldedAttention.apply(query, key, value, attn_mask, settings)  # type: ignore[no-untyped-call]
     return out
+
+
+def _attention_by_formula(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,  # noqa: FBT001, FBT002  (torch's signature)
+    scale: float | None = None,
+    enable_gqa: bool = False,  # noqa: FBT001, FBT002
+) -> Tensor:
+    """The plain call; with dropout step by step, since torch's own drops nothing inside of two vmaps."""
+    if not dropout_p:
+        return torch_attention(
+            query, key, value, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if enable_gqa:
+        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        is_bool = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if is_bool else scores + attn_mask
+    return F.dropout(scores.softmax(-1), dropout_p) @ value
 
 
 class _FoldedAttention(torch.autograd.Function):

@@ -22,3 +22,7 @@ def check_remote(experiment: Experiment) -> None:
     check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
     own = experiment.partition.kind == "nodes"
     check(not own or experiment.data.every == 1, "data.every: nodes use every row of their own data")
+    privacy = experiment.privacy
+    if own and privacy is not None and privacy.unit == "sample":
+        unseen = f"privacy.budget={privacy.budget}: the server cannot see to it, as only nodes know their samples"
+        check(privacy.budget is None, f"{unseen}; have nodes set privacy-epsilon in --node-config")

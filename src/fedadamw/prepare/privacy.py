@@ -1,7 +1,5 @@
 """Differential privacy: which settings would break its guarantee, and how the gradients of samples are made private."""
 
-from collections.abc import Sequence
-
 from fedadamw.engine.private_gradient import SamplePrivacy
 from fedadamw.prepare.client_privacy import check_client_privacy
 from fedadamw.randomness import Entropy
@@ -51,14 +49,14 @@ def _check_samples(experiment: Experiment) -> None:
     )
 
 
-def sample_privacy(experiment: Experiment, sizes: Sequence[int] | None, entropy: Entropy) -> SamplePrivacy | None:
+def sample_privacy(experiment: Experiment, entropy: Entropy) -> SamplePrivacy | None:
     """Return how gradients of samples are clipped and noised; None without privacy of samples.
 
-    sizes: how many samples each client has, (N,); None: unknown.
+    experiment: with its noise multiplier, not with an epsilon to keep to.
     """
     privacy = experiment.privacy
     if privacy is None or privacy.unit != "sample":
         return None
     if privacy.noise_multiplier is None:
-        raise InputError("privacy.epsilon: give privacy.noise_multiplier")
+        raise InputError("privacy.epsilon: the noise that keeps to it is not known here; give privacy.noise_multiplier")
     return SamplePrivacy(privacy.clip, privacy.noise_multiplier, experiment.training.batch_size, entropy)

@@ -40,3 +40,16 @@ def check_private_problem(
             f"texts were divided into {more:,} more samples: privacy.unit=sample is of each sample, not of a text",
             stacklevel=2,
         )
+
+
+def warn_of_start(experiment: Experiment, name: str) -> None:
+    """Warn that epsilon is of this run alone, if it starts from another one's model, which may know the same samples.
+
+    name: of the run that it starts from.
+    """
+    if experiment.privacy is not None:
+        warnings.warn(
+            f"model.name={name!r} is a run: what it told of the same samples is not in this run's epsilon; the two add "
+            "up, and without privacy there is no bound",
+            stacklevel=3,
+        )

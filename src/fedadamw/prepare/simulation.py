@@ -43,7 +43,7 @@ from fedadamw.prepare.nodes import check_remote
 from fedadamw.prepare.noise import open_account, resolve_noise
 from fedadamw.prepare.personal import build_parts, check_personal
 from fedadamw.prepare.privacy import check_privacy, sample_privacy
-from fedadamw.prepare.private_problem import check_private_problem
+from fedadamw.prepare.private_problem import check_private_problem, warn_of_start
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partitions
 from fedadamw.prepare.start import Start, StartFacts, open_start
@@ -151,7 +151,7 @@ class Prepared:
             portions=self.portions,
             finetune=0 if experiment.personal is None else experiment.personal.finetune,
             held_out=self.held_out,
-            privacy=sample_privacy(experiment, self.partition.sizes.tolist(), Seeded(experiment.seed)),
+            privacy=sample_privacy(experiment, Seeded(experiment.seed)),
             client_privacy=build_client_privacy(experiment, Seeded(experiment.seed)),
         )
 
@@ -168,6 +168,8 @@ def prepare(experiment: Experiment, *, remote: bool = False) -> Prepared:
     train, test = load_samples(experiment, pretrained)
     partition, held_out = make_partitions(experiment, train)
     start = open_start(experiment)
+    if start is not None:
+        warn_of_start(experiment, start.name)
     problem = build_problem(experiment, pretrained, train, test, device, start)
     prepared = assemble(experiment, problem, train, test, partition, device, held_out, remote=remote)
     return prepared if start is None else replace(prepared, start=start.facts)

@@ -60,7 +60,9 @@ def list_assumptions(privacy: PrivacySettings, *, remote: bool) -> list[str]:
     """Return what the guarantee assumes, a sentence each."""
     found = ["One sample more or less: numbers of samples, steps and rounds are public."]
     if privacy.unit == "client":
-        found = ["One client more or less: the number of clients and of rounds is public."]
+        found = ["One client more or less: numbers of clients and rounds are public; who took part in a round is not."]
+        if remote:
+            found = ["All data of one client, or none: numbers of clients and rounds, and who takes part, are public."]
     if not remote:
         found.append("Noise is drawn from the seed: in a simulation for study, not where others know the seed.")
     return [*found, "Tuning settings on the same data spends more, which is not counted."]

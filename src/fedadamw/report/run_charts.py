@@ -110,7 +110,7 @@ def loss_chart(records: Records, *, width: Width = "container", height: int = 24
         color=alt.Color(
             "of:N",
             title=None,
-            scale=alt.Scale(domain=known, range=[GREY, ORANGE]),
+            scale=alt.Scale(domain=known, range=[GREY if name == names[0] else ORANGE for name in known]),
             legend=alt.Legend(orient="top-right"),
         ),
         tooltip=[alt.Tooltip("round:Q"), alt.Tooltip("of:N", title=" "), alt.Tooltip("loss:Q", format=".4f")],

@@ -164,6 +164,7 @@ def summarize(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
         *_summarize_evaluations(records),
         *_summarize_clients(records),
         *([] if (epsilon := epsilon_of(last)) is None else [("epsilon", f"{epsilon:.4g}")]),
+        *([("updates clipped to", f"{last['clip']:.3g}")] if "clip" in last else []),
         ("rounds", f"{last['round']:,}"),
         *_summarize_bytes(records),
         ("sent up in total", format_bytes(sum(r["up_bytes"] for r in records))),

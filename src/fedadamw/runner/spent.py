@@ -51,7 +51,7 @@ class SpentSoFar:
 def find_spent(path: Path) -> SpentSoFar:
     """Return what the run in `path` has spent; InputError, one line, if it has no differential privacy."""
     folder = RunFolder(path)
-    check(folder.started, f"{path}: holds no run (no config.yaml)")
+    check(folder.started, f"{path}: holds neither a run (config.yaml) nor a node's privacy ledger")
     experiment, records = load(str(folder.config)), folder.records()
     if experiment.privacy is None:
         raise InputError(f"{path}: a run without differential privacy (privacy is null): no epsilon is guaranteed")

@@ -55,7 +55,8 @@ class PrivacySettings(Section):
         default=0.01,
         gt=0,
         le=1,
-        description="For debias=subtract: the least second moment that is left, as a share of the noise's.",
+        description="For debias=subtract and for unit=client: the least second moment that is left, as a share of the "
+        "noise's.",
     )
     moment_clip: float = Field(
         default=1.0,

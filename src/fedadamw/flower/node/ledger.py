@@ -211,14 +211,19 @@ def compose(charges: Iterable[Charge]) -> list[Mechanism]:
     return [Mechanism(*kind, count) for kind, count in times.items()]
 
 
+def find_ledger(place: Path) -> Path | None:
+    """Return the folder of the ledger at `place`: a node's state folder, that folder, or the file; None if none."""
+    folders = (place.parent,) if place.name == LEDGER else (place / FOLDER, place)
+    return next((folder for folder in folders if Ledger(folder).begun), None)
+
+
 def read_spent(place: Path) -> Spent:
-    """Return what the ledger at `place` says: a node's state folder, the folder `privacy` in it, or the ledger itself.
+    """Return what the ledger at `place` says; see `find_ledger`.
 
     Raises InputError if there is none there, LedgerError if it is damaged.
     """
-    folders = (place / FOLDER, place, place.parent)
-    folder = next((f for f in folders if Ledger(f).begun), None)
-    if folder is None or (place.is_file() and place.name != LEDGER):
+    folder = find_ledger(place)
+    if folder is None:
         raise InputError(f"{place}: holds no privacy ledger; give a node's state-dir, or its {FOLDER}/{LEDGER}")
     begun, charges = Ledger(folder).read()
     runs: dict[str, list[Charge]] = {}

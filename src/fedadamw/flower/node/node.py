@@ -114,7 +114,7 @@ class Node:
         """Return what trains the numbers of `workspace`. base: the frozen weights that the server sends, if any."""
         experiment, training = self.experiment, self.experiment.training
         step = make_steps(algorithm, training.clip, "compiled" if experiment.compile == "on" else "fused")
-        privacy = sample_privacy(experiment, None, self.entropy)
+        privacy = sample_privacy(experiment, self.entropy)
         loop = Loop(workspace, algorithm, task, training, experiment.seed, step, privacy=privacy)
         uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
         down = algorithm.broadcast(algorithm.server_init(workspace.shared.clone()))

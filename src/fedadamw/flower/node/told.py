@@ -16,6 +16,7 @@ That there is an answer, and when it comes, is seen too, and no noise is on that
 import sys
 import traceback
 from collections.abc import Mapping
+from typing import Any
 
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.record import DivergedError
@@ -26,7 +27,6 @@ from fedadamw.flower.protocol import (
     STALE,
     DeclinedError,
     LateError,
-    NodeConfig,
     OtherDataError,
     StaleError,
 )
@@ -43,12 +43,12 @@ LINES = {
 SEE_LOG = "; its log says more"
 
 
-def is_private(settings: str, config: NodeConfig) -> bool:
-    """Return whether the server may be told only what is accounted for. settings: YAML of a request's run."""
-    if any(key.startswith(PREFIX) for key in config):
+def is_private(request: Mapping[str, Any]) -> bool:
+    """Return whether the server may be told only what is accounted for. request: may be invalid."""
+    if any(key.startswith(PREFIX) for key in request.get("config", {})):
         return True
     try:
-        privacy = read_yaml("settings", settings).get("privacy")
+        privacy = read_yaml("settings", str(request.get("settings"))).get("privacy")
     except (ValueError, RecursionError, AttributeError):
         return False
     return isinstance(privacy, Mapping) and privacy.get("unit", "sample") == "sample"

@@ -69,7 +69,7 @@ class Worker:
         try:
             return self._handle(request, arrays)
         except Exception as error:
-            numbers = describe_error(error, private=is_private(request["settings"], request["config"]))
+            numbers = describe_error(error, private=is_private(request))
             out_of_memory = is_out_of_memory(error)
         if out_of_memory:  # only now: until here the error's traceback referred to the node's tensors
             self._nodes.clear()

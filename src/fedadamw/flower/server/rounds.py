@@ -40,7 +40,7 @@ class Nodes(Clients):
     state: the type of the server's state; only if a broadcast is of this type can a change replace it. sends_base:
     whether the frozen weights change, so that they must be sent. scoring: of the model on nodes, if they evaluate it.
     asked_file: where requests are noted before they are sent, with differential privacy.
-    keep_places: see Collector.
+    keep_places: see Collector; besides who took part, no number of a single upload is kept then.
     """
 
     def __init__(
@@ -146,7 +146,8 @@ class Nodes(Clients):
             client: {name: min(norm, limits[name]) for name, norm in upload.norms.items()}
             for client, upload in uploads.items()
         }
-        self._samples = {client: upload.samples for client, upload in uploads.items()} if f.sample_counts else {}
+        tells = f.sample_counts and not collector.keep_places  # which the model card sums up
+        self._samples = {client: upload.samples for client, upload in uploads.items()} if tells else {}
         for client in sorted(uploads):
             yield self.spool.load(client, uploads[client], limits)
 
@@ -165,7 +166,8 @@ class Nodes(Clients):
         """Record whose answers counted, and the update, from which clients can compute the new state."""
         self._update = update
         bounds = self.collector.bounds
-        bounds.record_round(list(self._norms.values()))
+        if not self.collector.keep_places:  # else checkpoints would have lengths of single uploads
+            bounds.record_round(list(self._norms.values()))
         page, done = self.ledger.page, update.round + 1
         counted = {**page.counted, **dict.fromkeys(self._norms, done)}
         self.ledger.add(done, Page(counted, list(bounds.past), {**page.samples, **self._samples}))
