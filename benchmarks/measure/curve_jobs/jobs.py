@@ -59,7 +59,7 @@ SUBJECTS = {
             "data.max_length": 24,
             "partition.clients": 4,
             "training.clients_per_round": 4,
-            "training.rounds": 4,
+            "training.rounds": 6,
             "training.steps": 2,
             "training.batch_size": 256,
             "training.micro_batch": 64,
