@@ -46,8 +46,9 @@ def test_a_resumed_run_draws_new_noise(tmp_path):
     ours.step()
     first = ours.state.server.x
     ours.state, ours.clients.ledger = state, saved
-    ours.step()
+    record = ours.step()
     assert not torch.equal(ours.state.server.x, first)
+    assert record.epsilon == ours.account.epsilon(3), "both are known, so three sums count, not two"
 
 
 def test_a_long_update_is_clipped_and_counts(tmp_path):

@@ -109,6 +109,14 @@ def test_wrong_numbers_are_named():
         find_noise_multiplier(1e6, 1e-5, 0.5, 1)
     with pytest.raises(InputError, match=r"privacy.epsilon=900 is more than is spent"):
         find_noise_multiplier(900.0, 1e-5, 0.001, 1)
+    with pytest.raises(InputError, match=r"privacy.delta=1e-300 is below 1e-14, where no epsilon is computed"):
+        find_noise_multiplier(1.0, 1e-300, 0.5, 1)
+
+
+def test_a_tiny_epsilon_has_a_noise_too():
+    noise = find_noise_multiplier(1e-9, 1e-5, 0.1, 4)
+    assert compute_epsilon([Mechanism(noise, 0.1, 4)], 1e-5) <= 1e-9
+    assert compute_epsilon([Mechanism(noise / 2, 0.1, 4)], 1e-5) > 1e-9
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):

@@ -63,6 +63,10 @@ class Clients(ABC):
         """How often each client was asked to train so far, in vain too; {} of simulated clients."""
         return {}
 
+    def sums(self) -> int:
+        """How many rounds' answers were summed so far, also in rounds that were lost; 0 of simulated clients."""
+        return 0
+
     @property
     @abstractmethod
     def traffic(self) -> Traffic:

@@ -26,7 +26,7 @@ def open_account(experiment: Experiment, partition: Partition, remote: Clients |
     if remote is None:
         return SimulatedAccount(experiment, partition.sizes)
     sizes = known_sizes(experiment, partition)
-    return RemoteAccount(experiment, len(partition), sizes, remote.asked)
+    return RemoteAccount(experiment, len(partition), sizes, remote.asked, remote.sums)
 
 
 def known_sizes(experiment: Experiment, partition: Partition) -> list[int] | None:

@@ -6,6 +6,8 @@ from fedadamw.randomness import Entropy
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import InputError, check
 
+MOST_NOISE = 1e12  # in a number of a gradient: with more, second moments leave float32's range
+
 
 def check_privacy(experiment: Experiment, *, remote: bool) -> None:
     """Raise InputError if a setting would break what `privacy` promises; the message says what to set instead.
@@ -59,4 +61,8 @@ def sample_privacy(experiment: Experiment, entropy: Entropy) -> SamplePrivacy | 
         return None
     if privacy.noise_multiplier is None:
         raise InputError("privacy.epsilon: the noise that keeps to it is not known here; give privacy.noise_multiplier")
-    return SamplePrivacy(privacy.clip, privacy.noise_multiplier, experiment.training.batch_size, entropy)
+    found = SamplePrivacy(privacy.clip, privacy.noise_multiplier, experiment.training.batch_size, entropy)
+    noise = found.noise_multiplier * found.clip / found.batch_size
+    much = f"noise of {noise:.3g} in each number of a gradient is too much for float32"
+    check(noise <= MOST_NOISE, f"privacy: {much}; set a smaller privacy.clip or privacy.noise_multiplier")
+    return found

@@ -73,6 +73,9 @@ class RemoteAccount(Account):
     With unit=sample, each request to train counts, answered or not, since the node may have worked; nothing is known
     if the server does not know how many samples nodes have: then their own ledgers tell. asked: how often each client
     was asked so far. sizes: (N,) samples of each client, None if they are unknown.
+
+    With unit=client each noisy sum counts, also of a round that was lost with the server's process and done again, with
+    other noise. sums: how many there were so far.
     """
 
     def __init__(
@@ -81,27 +84,28 @@ class RemoteAccount(Account):
         clients: int,
         sizes: Sequence[int] | None,
         asked: Callable[[], Mapping[int, int]],
+        sums: Callable[[], int] = lambda: 0,
     ) -> None:
         super().__init__(experiment)
         self._by_client = self.privacy.unit == "client"
         known = [1] * clients if self._by_client else sizes
         self._rates = None if known is None else rates_of(experiment, known, remote=True)
         self._steps = 1 if self._by_client else steps_of(experiment)
-        self._retries, self._asked = experiment.federation.retries, asked
+        self._retries, self._asked, self._sums = experiment.federation.retries, asked, sums
 
     def spent(self, rounds: int) -> Spent | None:
-        """Return what clients have spent until now; with unit=client after `rounds` rounds."""
+        """Return what clients have spent until now, and with unit=client after `rounds` rounds at least."""
         return self._count(rounds, more=0)
 
     def spent_with(self, rounds: int) -> Spent | None:
         """Return what they have spent if each is asked in one more round, as often as it may be."""
-        return self._count(rounds + 1, more=1 + self._retries)
+        return self._count(rounds, more=1 + self._retries)
 
     def _count(self, rounds: int, *, more: int) -> Spent | None:
         if self._rates is None:
             return None
         if self._by_client:
-            return Spent(self._rates, np.full(len(self._rates), rounds))
+            return Spent(self._rates, np.full(len(self._rates), max(rounds, self._sums()) + bool(more)))
         asked = self._asked()
         times = [self._steps * (asked.get(client, 0) + more) for client in range(len(self._rates))]
         return Spent(self._rates, np.array(times, np.int64))

@@ -20,6 +20,7 @@ MOST_CELLS = 2**22  # beyond them an epsilon, of hundreds, would take many secon
 TOLERANCE = 5e-4  # by which the epsilon of a noise that was searched for is below its target at most, relative
 LEAST_NOISE = 0.05  # a smaller noise multiplier counts as none
 MOST = 1000.0  # epsilon whose noise is searched for
+LEAST_DELTA = 1e-14  # at which; below it probabilities are lost in float64's rounding, and epsilon is inf
 
 
 class Mechanism(NamedTuple):
@@ -54,6 +55,7 @@ def find_noise_multiplier(epsilon: float, delta: float, rate: float, times: int)
     Raises InputError if hardly any noise will do.
     """
     check(0 < epsilon <= MOST, f"privacy.epsilon={epsilon:g} must be above 0 and at most {MOST:g}")
+    check(delta >= LEAST_DELTA, f"privacy.delta={delta:g} is below {LEAST_DELTA:g}, where no epsilon is computed")
 
     def spend(noise: float) -> float:
         return compute_epsilon([Mechanism(noise, rate, times)], delta)
@@ -75,7 +77,7 @@ def find_noise_multiplier(epsilon: float, delta: float, rate: float, times: int)
 def _interpolate(low: tuple[float, float], high: tuple[float, float], epsilon: float) -> float:
     """Return the noise between two that spends about `epsilon`: on a line if both axes are logarithmic."""
     share = 0.5
-    if math.isfinite(low[1]):
+    if math.isfinite(low[1]) and high[1] > 0:
         share = math.log(low[1] / epsilon) / math.log(low[1] / high[1])
     return float(low[0] * (high[0] / low[0]) ** min(max(share, 0.05), 0.95))
 

@@ -62,7 +62,7 @@ def find_spent(path: Path) -> SpentSoFar:
     if asked is None:
         account = SimulatedAccount(experiment, sizes or [1] * clients)
     else:
-        account = RemoteAccount(experiment, clients, sizes, lambda: asked)
+        account = RemoteAccount(experiment, clients, sizes, lambda: asked.times, lambda: asked.sums)
     spent = account.spent(len(records))
     classes: list[ClientClass] = []
     if spent is not None:

@@ -97,6 +97,10 @@ class Nodes(Clients):
         found = self.collector.asked_file
         return {} if found is None else found.counts
 
+    def sums(self) -> int:
+        found = self.collector.asked_file
+        return 0 if found is None else found.sums
+
     def sample(self, round_: int) -> list[int]:
         """Return the clients to ask in round `round_` (from 0), in ascending order; if all are online, the simulator's.
 
@@ -142,6 +146,8 @@ class Nodes(Clients):
             others = self._others(self.registry.poll_online())
             collector.collect(others, self.quorum, min(f.deadline_s, max(until - time.monotonic(), 0.0)))
         limits, uploads = collector.close(), collector.uploads
+        if collector.asked_file is not None:
+            collector.asked_file.add_sum(round_)
         self._norms = {
             client: {name: min(norm, limits[name]) for name, norm in upload.norms.items()}
             for client, upload in uploads.items()
