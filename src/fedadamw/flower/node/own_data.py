@@ -65,7 +65,9 @@ def _keep_one_of_each_row(train: Texts | Images, own: np.ndarray) -> np.ndarray:
         return own
     _, first = np.unique(train.rows[own], return_index=True)
     if len(first) < len(own):
-        told = f"privacy.unit=sample: of texts in several pieces the first is trained on, {len(first):,} of {len(own):,}"
+        told = (
+            f"privacy.unit=sample: of texts in several pieces the first is trained on, {len(first):,} of {len(own):,}"
+        )
         print(told, file=sys.stderr, flush=True)
     return own[np.sort(first)]
 
