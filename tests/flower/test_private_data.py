@@ -9,10 +9,15 @@ from PIL import Image
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
 
-from support.federated import federated, read_events
+from support import tiny_models
+from support.federated import COMMON, federated, read_events
 from support.grids import LocalGrid
 from support.private_nodes import EVERYONE, NOISE, answer, charges, meet, requests_of, with_settings
 
+from fedadamw.flower.node.local_data import load_node_samples
+from fedadamw.prepare.problem import open_pretrained
+from fedadamw.prepare.simulation import prepare
+from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
@@ -44,6 +49,23 @@ def test_an_epsilon_for_nodes_of_unknown_sizes_is_refused(tmp_path):
 def test_a_budget_that_the_server_cannot_see_to_is_refused(tmp_path):
     with pytest.raises(InputError, match="only nodes know their samples; have nodes set privacy-epsilon"):
         of_images(tmp_path, *MOMENTS, NOISE, "privacy.budget=3")
+
+
+def test_a_text_is_one_sample_however_the_server_cuts_it(tmp_path, capsys):
+    place, path = tiny_models.folder(tmp_path / "gpt2", "gpt2"), tmp_path / "long.csv"
+    path.write_text("text\n" + "\n".join(["good film " * 40] * 6) + "\n")
+    given = ["data={task: causal-lm, classes: [], text_column: text, max_length: 32}", f"model={place}"]
+    given += ["partition={kind: nodes, clients: 3}", *EVERYONE, "training.group_by_length=false"]
+    config, found = {"partition-id": 0, "data": str(path)}, []
+    for more in ([], [NOISE]):
+        experiment = load("digits", [*COMMON, *given, *more])
+        facts = prepare(experiment, remote=True).facts
+        loaded = load_node_samples(experiment, open_pretrained(experiment), facts, config, 0)
+        found.append(loaded.train.rows[loaded.own].tolist())
+    pieces, kept = found
+    assert len(pieces) > 6
+    assert kept == sorted(set(pieces)) == list(range(6))
+    assert f"the first is trained on, 6 of {len(pieces)}" in capsys.readouterr().err
 
 
 def test_the_server_asks_for_no_sums_of_pixels(tmp_path):

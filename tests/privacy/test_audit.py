@@ -7,6 +7,7 @@ bound is computed on the other half, from Clopper-Pearson bounds of both rates, 
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,11 +103,14 @@ def test_the_audit_catches_half_the_noise():
 def test_the_audit_catches_clipped_means_of_batches(monkeypatch):
     pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
 
-    def add_clipped_mean(self, gradients, total, real=None):
-        (g,) = (each.flatten(2) for each in gradients.values())  # (clients, n, 1)
-        mean = (g * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
-        total += BATCH * mean * (CLIP / mean.norm(dim=1, keepdim=True).clamp(min=1e-9)).clamp(max=1.0)
+    whole = SampleGradients.sum_stacked
 
-    monkeypatch.setattr(SampleGradients, "_add", add_clipped_mean)
+    def clip_means(self, y, buffers, batch, real):
+        unclipped = replace(self.privacy, clip=1e9)
+        total = whole(SampleGradients(self.workspace, self.task, self.training, unclipped), y, buffers, batch, real)
+        mean = total / real.sum(1, keepdim=True).clamp(min=1)
+        return BATCH * mean * (CLIP / mean.abs().clamp(min=1e-9)).clamp(max=1.0)
+
+    monkeypatch.setattr(SampleGradients, "sum_stacked", clip_means)
     present, absent = (uploads(Slopes(slope, 1.0), seed=seed) for seed, slope in enumerate((-CANARY, 0.0)))
     assert epsilon_at_least(present, absent) > theory()

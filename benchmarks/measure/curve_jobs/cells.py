@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.evidence.rule import FEWEST, FIRST_SEED, TUNING_SEEDS, Tried, best_rate, next_trials
-from benchmarks.evidence.workloads import RUNGS
 from benchmarks.measure.curve_jobs.jobs import ADAPTIVE, SUBJECTS, Job, read, score_of
 
 ALGORITHMS = ("fedadamw", "local-adamw", "fedavg")
 EPSILONS = (None, 8.0, 3.0, 1.0)  # None: no privacy
+RUNGS = tuple(float(f"{first}e{power}") for power in range(-4, 3) for first in (1, 3))  # 1e-4, 3e-4, ... 300
 CLIPS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 FIRST_CLIP, FIRST_CLIPS = 1.0, (0.3, 1.0)  # with which rates are tried; that are tried first
-EXPECTED_TRIALS = {True: 8, False: 4}  # of a point, with privacy and without: measured on digits
+EXPECTED_TRIALS = {True: 8, False: 4}  # of a point, with privacy and without; a guess
 
 
 class Choice(NamedTuple):

@@ -28,7 +28,7 @@ from fedadamw.vector import trainable
 
 Rule = Callable[[Any, Tensor, Tensor, str], Summand]  # (layer, inputs x, gradients e of outputs, parameter)
 CLOSE, CLOSE_IN_HALF = 1e-2, 0.1  # of a gradient's norm: how far a sample's may be from that of the sample alone
-SAME = 1e-4  # how far, if only the others of its batch change: as far as sums of floats do
+SAME, SAME_IN_HALF = 1e-4, 1e-2  # how far, if only the others of its batch change: as sums of floats do on a GPU
 
 
 class NotByLayersError(Exception):
@@ -194,12 +194,12 @@ class LayerGradients:
                 found.append({name: g.of_sample(0) for name, g in self.take(tried).items()})
         norm = torch.stack([g.norm() for g in found[0].values()]).norm()
         changes = [(g - found[1][name]).norm() for name, g in found[0].items()]
-        return bool(torch.stack(changes).norm() <= SAME * norm)
+        return bool(torch.stack(changes).norm() <= (SAME_IN_HALF if self._is_half else SAME) * norm)
 
     @property
-    def _close(self) -> float:
+    def _is_half(self) -> bool:
         halves = any(p.is_floating_point() and p.dtype.itemsize < 4 for p in self.workspace.module.parameters())
-        return CLOSE_IN_HALF if halves or self.training.precision == "bf16" else CLOSE
+        return halves or self.training.precision == "bf16"
 
     def _is_that_of_sample(self, gradients: dict[str, Summand], batch: Batch, i: int) -> bool:
         parameters = trainable(self.workspace.module)
@@ -207,10 +207,10 @@ class LayerGradients:
             loss = self.task.losses(self.workspace.module, tuple(t[i : i + 1] for t in batch)).sum()
         alone = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
         named = dict(zip(parameters, alone, strict=True))
-        of_all = torch.stack([g.norm() for g in alone]).norm()
+        of_all, close = torch.stack([g.norm() for g in alone]).norm(), CLOSE_IN_HALF if self._is_half else CLOSE
         for name, g in named.items():
             found = gradients[name].of_sample(i) if name in gradients else torch.zeros_like(g).flatten()
-            if not (found - g.flatten()).norm() <= self._close * (g.norm() + self._close * of_all):
+            if not (found - g.flatten()).norm() <= close * (g.norm() + close * of_all):
                 return False
         return True
 

@@ -64,5 +64,5 @@ def list_assumptions(privacy: PrivacySettings, *, remote: bool) -> list[str]:
         if remote:
             found = ["All data of one client, or none: numbers of clients and rounds, and who takes part, are public."]
     if not remote:
-        found.append("Noise is drawn from the seed: in a simulation for study, not where others know the seed.")
+        found.append("Noise is drawn from the seed, which others can find out: a simulation is for study.")
     return [*found, "Tuning settings on the same data spends more, which is not counted."]

@@ -73,17 +73,18 @@ class Work:
         steps = 1 if self._by_client else steps_of(self.experiment)
         if self._everyone:
             return np.full(self.clients, steps * rounds)
-        from fedadamw.randomness import sample_clients  # which imports torch
-
-        if rounds < self._rounds:
-            self._rounds, self._sampled = 0, np.zeros(self.clients, np.int64)
         for round_ in range(self._rounds, rounds):
-            drawn = sample_clients(
-                self.experiment.seed, round_, self.clients, self.experiment.training.clients_per_round
-            )
-            self._sampled[drawn] += 1
+            self._sampled[self._draw(round_)] += 1
+        for round_ in range(rounds, self._rounds):
+            self._sampled[self._draw(round_)] -= 1
         self._rounds = rounds
         return steps * self._sampled
+
+    def _draw(self, round_: int) -> np.ndarray:
+        """Return the clients of a round of the simulator, each once."""
+        from fedadamw.randomness import sample_clients  # which imports torch
+
+        return sample_clients(self.experiment.seed, round_, self.clients, self.experiment.training.clients_per_round)
 
 
 def steps_of(experiment: Experiment) -> int:

@@ -26,13 +26,14 @@ class PrivacySettings(Section):
         default=None,
         ge=0,
         allow_inf_nan=False,
-        description="Standard deviation of the noise, as a multiple of clip. Give this or epsilon.",
+        description="Standard deviation of the noise, as a multiple of clip. Give either this or epsilon.",
     )
     epsilon: float | None = Field(
         default=None,
         gt=0,
         allow_inf_nan=False,
-        description="Epsilon that the whole run may spend for any client; the noise is the least that keeps to it.",
+        description="Epsilon that the whole run may spend for any client, instead of noise_multiplier: the noise is "
+        "the least that keeps to it.",
     )
     delta: float = Field(
         default=1e-5,

@@ -1,5 +1,6 @@
 """Loads a node's own data: what it trains on, and what it holds out or has to be evaluated on."""
 
+import sys
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -39,6 +40,8 @@ def load_own(experiment: Experiment, pretrained: Pretrained | None, about: Facts
     share, test = read_share(config), read_test(config)
     train = _load(experiment, pretrained, about, config, "data", str(config.get("split", "train")))
     own, held_out = _hold_out(train, share)
+    if experiment.privacy is not None and experiment.privacy.unit == "sample":
+        own = _keep_one_of_each_row(train, own)
     if test is None or not experiment.training.client_evaluation:
         return NodeSamples(train, None, own, held_out)
     split = config.get("test-split")
@@ -54,6 +57,19 @@ def _hold_out(train: Texts | Images, share: float) -> tuple[np.ndarray, np.ndarr
     rows = train.rows if isinstance(train, Texts) else None
     own, held_out = hold_out(everything, share, numpy_generator(SAME_IN_EVERY_RUN, Purpose.HELD_OUT), rows)
     return own[0], held_out[0]
+
+
+def _keep_one_of_each_row(train: Texts | Images, own: np.ndarray) -> np.ndarray:
+    """Return the first sample of each row: else the server, which sets the length, would say how many a text is."""
+    if not isinstance(train, Texts) or train.rows is None:
+        return own
+    _, first = np.unique(train.rows[own], return_index=True)
+    if len(first) < len(own):
+        told = (
+            f"privacy.unit=sample: of texts in several pieces the first is trained on, {len(first):,} of {len(own):,}"
+        )
+        print(told, file=sys.stderr, flush=True)
+    return own[np.sort(first)]
 
 
 def _load(
