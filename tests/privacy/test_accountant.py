@@ -123,6 +123,10 @@ def test_a_client_with_very_many_samples_has_an_epsilon_no_larger_than_by_renyi_
     assert 0 < compute_epsilon([Mechanism(noise, rate, times)], 1e-5) < accountant.get_epsilon(1e-5)
 
 
+def test_an_epsilon_of_hundreds_warns_of_nothing():
+    assert compute_epsilon([Mechanism(1.0, 1.0, 1080)], 1e-7) > 500
+
+
 def test_extreme_mechanisms_have_an_epsilon():
     own = [Mechanism(1.0, 0.05, 100)]
     alone = compute_epsilon(own, 1e-5)
