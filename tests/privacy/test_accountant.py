@@ -58,7 +58,8 @@ def test_the_twin_has_the_known_numbers():
 def test_never_below_the_analytic_gaussian_nor_far_above(noise, times, delta):
     exact = analytic_epsilon(noise, times, delta)
     found = compute_epsilon([Mechanism(noise, 1.0, times)], delta)
-    assert exact * (1 - 1e-9) <= found <= exact * 1.001 + 1e-4
+    assert exact * (1 - 1e-9) <= found
+    assert found <= exact * 1.001 + 1e-4 or exact > 700  # e^709.8 is beyond float64, and epsilon infinite then
 
 
 @settings(max_examples=6, deadline=None)
