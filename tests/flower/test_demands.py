@@ -23,6 +23,8 @@ pytestmark = pytest.mark.usefixtures("restore_threads")
     ("config", "told"),
     [
         ({"privacy-epsilo": 3}, "privacy-epsilo is unknown; use privacy-unit, privacy-noise"),
+        ({"privacy_epsilon": 3}, "privacy_epsilon is unknown; use privacy-unit, privacy-noise"),
+        ({"Privacy-epsilon": 3}, "Privacy-epsilon is unknown"),
         ({"privacy-unit": "client"}, "only one that it can see to is 'sample'"),
         ({"privacy-epsilon": 0}, "privacy-epsilon is 0"),
         ({"privacy-epsilon": "3"}, "give a number"),

@@ -15,7 +15,7 @@ from fedadamw.privacy.accountant import Mechanism, compute_epsilon
 from fedadamw.settings.privacy import PrivacySettings
 from fedadamw.validation import check
 
-PREFIX = "privacy-"
+PREFIX = "privacy"
 KEYS = ("privacy-unit", "privacy-noise", "privacy-epsilon", "privacy-delta")
 DELTA = 1e-5
 CLIPS = (1e-9, 1e12)  # beyond these, float32 rounds what is clipped, or the noise, away
@@ -56,9 +56,14 @@ class Demands:
             raise DeclinedError(told, f"{more}, and privacy-epsilon={self.epsilon:g}")
 
 
+def is_about_privacy(key: str) -> bool:
+    """Whether a key of a node's configuration is, perhaps misspelt as `privacy_epsilon`, one of privacy."""
+    return key.strip().lower().startswith(PREFIX)
+
+
 def read_demands(config: NodeConfig) -> Demands:
     """Return what a node's configuration demands; raises InputError if that is not clear."""
-    unknown = [key for key in config if key.startswith(PREFIX) and key not in KEYS]
+    unknown = [key for key in config if is_about_privacy(key) and key not in KEYS]
     check(not unknown, f"this node's {', '.join(unknown)} is unknown; use {', '.join(KEYS)}")
     unit = config.get("privacy-unit")
     check(

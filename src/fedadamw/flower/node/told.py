@@ -20,7 +20,7 @@ from typing import Any
 
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.record import DivergedError
-from fedadamw.flower.node.demands import PREFIX
+from fedadamw.flower.node.demands import is_about_privacy
 from fedadamw.flower.protocol import (
     DECLINED,
     OTHER_DATA,
@@ -45,7 +45,7 @@ SEE_LOG = "; its log says more"
 
 def is_private(request: Mapping[str, Any]) -> bool:
     """Return whether the server may be told only what is accounted for. request: may be invalid."""
-    if any(key.startswith(PREFIX) for key in request.get("config", {})):
+    if any(is_about_privacy(key) for key in request.get("config", {})):
         return True
     try:
         privacy = read_yaml("settings", str(request.get("settings"))).get("privacy")
