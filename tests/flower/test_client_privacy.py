@@ -7,6 +7,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
 from support.federated import LIES, assert_same, federated, simulated
 
+from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.randomness import Seeded
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
@@ -69,3 +70,14 @@ def test_a_refused_upload_keeps_its_place_and_adds_nothing(tmp_path):
     assert record.federation["refused"] == 2
     assert record.federation.get("surplus", 0) + record.federation.get("overdue", 0) == 1
     assert float(ours.state.server.t) == 3, "a round without uploads has noise"
+
+
+def test_no_other_clients_upload_takes_the_place_of_one_that_fails(tmp_path):
+    """One client would move the sum by its own part and by the other's."""
+    federation = "federation={quorum: 2, wait_s: 3, deadline_s: 9, retries: 0}"
+    ours, grid = federated(tmp_path, ["training.clients_per_round=2", CLIENT, federation])
+    first, _ = sampled = ours.clients.sample(0)
+    grid.workers[100 + first].answer = lambda facts, arrays: ({"error": "OSError: no disk"}, {})
+    with pytest.raises(QuorumError, match="1 clients answered"):
+        ours.step()
+    assert ours.clients.collector.asked == set(sampled)
