@@ -62,13 +62,12 @@ def test_a_long_update_is_clipped_and_counts(tmp_path):
 
 
 def test_a_refused_upload_keeps_its_place_and_adds_nothing(tmp_path):
-    settings = ["federation={over_selection: 0.5, retries: 0}", CLIENT]  # 3 are asked for 2 places
-    ours, _ = federated(tmp_path, settings, _0=LIES["nan"][0], _1=LIES["nan"][0])
+    settings = ["federation={retries: 0}", "training.clients_per_round=2", CLIENT]
+    ours, _ = federated(tmp_path, settings, **dict.fromkeys(("_0", "_1", "_2"), LIES["nan"][0]))
     with pytest.warns(UserWarning, match="only noise"):
         record = ours.step()
     assert (record.clients, record.rejected) == (0, 2)
-    assert record.federation["refused"] == 2
-    assert record.federation.get("surplus", 0) + record.federation.get("overdue", 0) == 1
+    assert (record.federation["asked"], record.federation["refused"]) == (2, 2), "the third is not asked instead"
     assert float(ours.state.server.t) == 3, "a round without uploads has noise"
 
 
