@@ -62,7 +62,7 @@ def test_every_algorithm_sees_the_data_by_the_gradient_of_a_step_alone(name):
 def test_noise_beyond_float32_is_refused(huge):
     experiment = load("digits", [*PRIVATE, huge])
     with pytest.raises(InputError, match=r"^privacy: noise of \S+ in each number of a gradient is too much"):
-        sample_privacy(experiment, None, Seeded(0))
+        sample_privacy(experiment, Seeded(0))
 
 
 def test_codecs_after_the_noise_and_personal_parameters_are_fine():

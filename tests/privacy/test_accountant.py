@@ -1,5 +1,6 @@
 """The accountant against published numbers, and against the analytic Gaussian mechanism."""
 
+import importlib
 import math
 import sys
 
@@ -111,6 +112,23 @@ def test_wrong_numbers_are_named():
         find_noise_multiplier(900.0, 1e-5, 0.001, 1)
     with pytest.raises(InputError, match=r"privacy.delta=1e-300 is below 1e-14, where no epsilon is computed"):
         find_noise_multiplier(1.0, 1e-300, 0.5, 1)
+
+
+@pytest.mark.parametrize(("noise", "rate", "times"), [(1.0, 3.2e-5, 10_000), (0.6, 1e-4, 1000)])
+def test_a_client_with_very_many_samples_has_an_epsilon_no_larger_than_by_renyi_divergence(noise, rate, times):
+    dp_accounting = pytest.importorskip("dp_accounting")
+    accountant = importlib.import_module("dp_accounting.rdp").RdpAccountant()
+    step = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise))
+    accountant.compose(dp_accounting.SelfComposedDpEvent(step, times))
+    assert 0 < compute_epsilon([Mechanism(noise, rate, times)], 1e-5) < accountant.get_epsilon(1e-5)
+
+
+def test_extreme_mechanisms_have_an_epsilon():
+    own = [Mechanism(1.0, 0.05, 100)]
+    alone = compute_epsilon(own, 1e-5)
+    for extreme in (Mechanism(1e200, 1.0, 1), Mechanism(2.0, 1e-300, 1)):
+        assert compute_epsilon([extreme], 1e-5) < 1e-6
+        assert compute_epsilon([*own, extreme], 1e-5) == pytest.approx(alone, rel=1e-6)
 
 
 def test_a_tiny_epsilon_has_a_noise_too():

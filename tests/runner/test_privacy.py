@@ -160,6 +160,14 @@ def test_spent_of_a_run_without_privacy_or_of_no_run_is_one_line(tmp_path, finis
     assert nothing.stderr == f"error: {tmp_path}: holds neither a run (config.yaml) nor a node's privacy ledger\n"
 
 
+@pytest.mark.parametrize("samples", ["null", "[1, 2]", "[0, 1, 2, 3, 4, 5]"])
+def test_numbers_of_samples_that_are_not_the_runs_are_named(ended, tmp_path, samples):
+    out = shutil.copytree(ended, tmp_path / "run")
+    (out / "privacy.json").write_text(f'{{"samples": {samples}}}')
+    with pytest.raises(CheckpointError, match=r"privacy.json: (has not the samples of the run's 6 clients|cannot be)"):
+        find_spent(out)
+
+
 def test_requests_are_on_disk_before_they_are_sent_and_survive(tmp_path):
     assert read_asked(tmp_path) is None
     asked = AskedFile(tmp_path, new=True)

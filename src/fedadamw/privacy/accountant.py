@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 GRID = 0.03  # cells of a grid: at most this share of a step's standard deviation of the loss,
 COARSEST = 1e-3  # and of the whole run's, or this if that is below 1
-MOST_CELLS = 2**22  # beyond them an epsilon, of hundreds, would take many seconds
+MOST_CELLS = 2**22  # beyond them an epsilon, of hundreds, would take many seconds;
+FEWER_CELLS = 2**20  # a grid that would have more, of small epsilons, is made coarser
 TOLERANCE = 5e-4  # by which the epsilon of a noise that was searched for is below its target at most, relative
 LEAST_NOISE = 0.05  # a smaller noise multiplier counts as none
+MOST_NOISE = 1e18  # a larger one counts as this, and
+LEAST_RATE = 1e-9  # a smaller rate as this: with either, hardly anything is told
 MOST = 1000.0  # epsilon whose noise is searched for
 LEAST_DELTA = 1e-14  # at which; below it probabilities are lost in float64's rounding, and epsilon is inf
 
@@ -41,7 +44,7 @@ def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
     for noise, rate, count in mechanisms:
         check(noise >= 0 and 0 <= rate <= 1 and count >= 0, f"no such mechanism: {Mechanism(noise, rate, count)}")
         if rate > 0 and count > 0:
-            times[float(noise), float(rate)] += int(count)
+            times[min(float(noise), MOST_NOISE), max(float(rate), LEAST_RATE)] += int(count)
     if not times:
         return 0.0
     if any(noise < LEAST_NOISE for noise, _ in times):
@@ -86,7 +89,10 @@ def _interpolate(low: tuple[float, float], high: tuple[float, float], epsilon: f
 def _epsilon(steps: tuple[tuple[float, float, int], ...], delta: float) -> float:
     """As compute_epsilon, of (noise multiplier, rate, times) without zeros."""
     cell = _choose_cell(steps)
-    if sum(_count_cells(*step, cell) for step in steps) > MOST_CELLS:
+    if _count_all(steps, cell) > MOST_CELLS:  # of samples that are seldom drawn, or of kinds that are very unlike
+        while cell < COARSEST and _count_all(steps, cell) > FEWER_CELLS:
+            cell *= 2  # epsilon is larger then than it has to be, but known
+    if _count_all(steps, cell) > MOST_CELLS:
         return math.inf
     whole = None
     for noise, rate, times in steps:
@@ -112,6 +118,10 @@ def _variance(noise: float, rate: float) -> float:
     strength = 1 / noise**2
     grows = math.inf if strength > 100 else rate**2 * math.expm1(strength)  # chi-squared divergence
     return min(rate * strength * (strength / 4 + 1), grows)
+
+
+def _count_all(steps: Iterable[tuple[float, float, int]], cell: float) -> float:
+    return sum(_count_cells(*step, cell) for step in steps)
 
 
 def _count_cells(noise: float, rate: float, times: int, cell: float) -> float:

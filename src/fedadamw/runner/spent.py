@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from fedadamw.checkpoint import CheckpointError
 from fedadamw.privacy.account import Account, RemoteAccount, SimulatedAccount
 from fedadamw.privacy.classes import ClientClass, describe_guarantee, group_clients, list_assumptions
 from fedadamw.privacy.spending import Spent, with_noise
 from fedadamw.runner.asked_file import read_asked
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.noise import read_noise
-from fedadamw.runner.privacy_file import read_sizes
+from fedadamw.runner.privacy_file import NAME, read_sizes
 from fedadamw.settings.load import load
 from fedadamw.settings.privacy import PrivacySettings
 from fedadamw.validation import InputError, check
@@ -56,8 +57,10 @@ def find_spent(path: Path) -> SpentSoFar:
     if experiment.privacy is None:
         raise InputError(f"{path}: a run without differential privacy (privacy is null): no epsilon is guaranteed")
     privacy, noise, asked = experiment.privacy, read_noise(folder.read_manifest()), read_asked(path)
-    experiment, sizes = with_noise(experiment, noise), read_sizes(path)
     by_client, clients = privacy.unit == "client", folder.read_manifest()["partition"]["clients"]
+    experiment, sizes = with_noise(experiment, noise), read_sizes(path)
+    if (sizes is None and not by_client and asked is None) or (sizes is not None and len(sizes) != clients):
+        raise CheckpointError(f"{path / NAME}: has not the samples of the run's {clients} clients")
     account: Account
     if asked is None:
         account = SimulatedAccount(experiment, sizes or [1] * clients)
