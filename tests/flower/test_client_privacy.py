@@ -7,6 +7,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
 from support.federated import LIES, assert_same, federated, simulated
 
+from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.randomness import Seeded
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
@@ -61,11 +62,21 @@ def test_a_long_update_is_clipped_and_counts(tmp_path):
 
 
 def test_a_refused_upload_keeps_its_place_and_adds_nothing(tmp_path):
-    settings = ["federation={over_selection: 0.5, retries: 0}", CLIENT]  # 3 are asked for 2 places
-    ours, _ = federated(tmp_path, settings, _0=LIES["nan"][0], _1=LIES["nan"][0])
+    settings = ["federation={retries: 0}", "training.clients_per_round=2", CLIENT]
+    ours, _ = federated(tmp_path, settings, **dict.fromkeys(("_0", "_1", "_2"), LIES["nan"][0]))
     with pytest.warns(UserWarning, match="only noise"):
         record = ours.step()
     assert (record.clients, record.rejected) == (0, 2)
-    assert record.federation["refused"] == 2
-    assert record.federation.get("surplus", 0) + record.federation.get("overdue", 0) == 1
+    assert (record.federation["asked"], record.federation["refused"]) == (2, 2), "the third is not asked instead"
     assert float(ours.state.server.t) == 3, "a round without uploads has noise"
+
+
+def test_no_other_clients_upload_takes_the_place_of_one_that_fails(tmp_path):
+    """One client would move the sum by its own part and by the other's."""
+    federation = "federation={quorum: 2, wait_s: 3, deadline_s: 9, retries: 0}"
+    ours, grid = federated(tmp_path, ["training.clients_per_round=2", CLIENT, federation])
+    first, _ = sampled = ours.clients.sample(0)
+    grid.workers[100 + first].answer = lambda facts, arrays: ({"error": "OSError: no disk"}, {})
+    with pytest.raises(QuorumError, match="1 clients answered"):
+        ours.step()
+    assert ours.clients.collector.asked == set(sampled)

@@ -29,6 +29,7 @@ REFUSED = {  # what is set, and what the line says to set instead
 }
 REFUSED_ON_NODES = {
     "medians": (["federation.norm_factor=10"], "set it to null"),
+    "surplus": (["federation.over_selection=0.5"], "set it to 0"),
     "scores": (["partition.held_out=0.2", "training.client_evaluation=1"], "set training.client_evaluation=0"),
 }
 

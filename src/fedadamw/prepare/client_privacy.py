@@ -42,6 +42,8 @@ def _check_remote(experiment: Experiment) -> None:
     f, every = experiment.federation, experiment.training.client_evaluation
     factor = f"{UNIT}: federation.norm_factor={f.norm_factor} compares clients with each other; set it to null"
     check(f.norm_factor is None, f"{factor} (privacy.clip bounds each)")
+    surplus = f"{UNIT}: with federation.over_selection={f.over_selection} a client that fails lets another's upload in"
+    check(f.over_selection == 0, f"{surplus}, and moves the sum twice; set it to 0")
     check(not every, f"{UNIT}: nodes' sums over held-out samples have no noise; set training.client_evaluation=0")
 
 

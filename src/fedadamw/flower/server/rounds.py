@@ -143,7 +143,7 @@ class Nodes(Clients):
                 raise self._no_quorum(round_, f"{answers} clients answered")
             time.sleep(pause)
             pause = min(2 * pause, RETRY_S[1])
-            others = self._others(self.registry.poll_online())
+            others = self._others(self.registry.poll_online(), sampled)
             collector.collect(others, self.quorum, min(f.deadline_s, max(until - time.monotonic(), 0.0)))
         limits, uploads = collector.close(), collector.uploads
         if collector.asked_file is not None:
@@ -157,11 +157,16 @@ class Nodes(Clients):
         for client in sorted(uploads):
             yield self.spool.load(client, uploads[client], limits)
 
-    def _others(self, online: Iterable[int]) -> list[int]:
-        """Return the clients to ask in a round without quorum: as many as are missing, first those not asked yet."""
+    def _others(self, online: Iterable[int], sampled: Sequence[int]) -> list[int]:
+        """Return the clients to ask in a round without quorum: as many as are missing, first those not asked yet.
+
+        With privacy of clients only those of the round: if one fails, no other's upload takes its place in the sum.
+        """
         collector = self.collector
         heard = {*collector.uploads, *collector.refused, *collector.working}
         free = [client for client in online if client not in heard]
+        if collector.keep_places:
+            free = [client for client in free if client in sampled]
         free.sort(key=lambda client: client in collector.asked)
         return free[: self.clients_per_round - collector.answers]
 
