@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 from support.run_folders import assert_same_files
@@ -166,6 +167,13 @@ def test_numbers_of_samples_that_are_not_the_runs_are_named(ended, tmp_path, sam
     (out / "privacy.json").write_text(f'{{"samples": {samples}}}')
     with pytest.raises(CheckpointError, match=r"privacy.json: (has not the samples of the run's 6 clients|cannot be)"):
         find_spent(out)
+
+
+def test_without_the_library_no_run_begins(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting.pld", None)
+    with pytest.raises(InputError, match="an epsilon needs dp-accounting: pip install"):
+        run(tmp_path / "run", "privacy.noise_multiplier=1")
+    assert not (tmp_path / "run/config.yaml").exists()
 
 
 def test_requests_are_on_disk_before_they_are_sent_and_survive(tmp_path):

@@ -3,6 +3,7 @@
 from fedadamw.data.partition import Partition
 from fedadamw.engine.clients import Clients
 from fedadamw.privacy.account import Account, RemoteAccount, SimulatedAccount
+from fedadamw.privacy.accountant import check_library
 from fedadamw.privacy.spending import resolve_noise_multiplier, with_noise
 from fedadamw.settings.experiment import Experiment
 
@@ -13,9 +14,13 @@ def resolve_noise(experiment: Experiment, partition: Partition, *, remote: bool)
     remote: the clients are Flower's nodes.
     """
     privacy = experiment.privacy
-    if privacy is None or privacy.epsilon is None:
+    if privacy is None:
         return experiment
     sizes = known_sizes(experiment, partition)
+    if privacy.noise_multiplier != 0 and (sizes is not None or privacy.unit == "client"):
+        check_library()  # now, not after the first round
+    if privacy.epsilon is None:
+        return experiment
     return with_noise(experiment, resolve_noise_multiplier(experiment, sizes, remote=remote))
 
 

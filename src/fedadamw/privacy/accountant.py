@@ -36,6 +36,14 @@ class Mechanism(NamedTuple):
     times: int
 
 
+def check_library() -> None:
+    """Raise InputError, which says what to install, if dp-accounting is missing."""
+    try:
+        import dp_accounting.pld.privacy_loss_distribution  # noqa: F401
+    except ImportError:
+        raise missing_extra_error("an epsilon needs dp-accounting", "privacy") from None
+
+
 def compute_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
     """Return the epsilon of all mechanisms together, at `delta`, if one sample, or client, is added or removed.
 
@@ -142,10 +150,9 @@ def _compose(noise: float, rate: float, times: int, cell: float) -> "PrivacyLoss
 
 @lru_cache(maxsize=64)
 def _one_step(noise: float, rate: float, cell: float) -> "PrivacyLossDistribution":
-    try:
-        from dp_accounting.pld import privacy_loss_distribution
-    except ImportError:
-        raise missing_extra_error("an epsilon needs dp-accounting", "privacy") from None
+    check_library()
+    from dp_accounting.pld import privacy_loss_distribution
+
     return privacy_loss_distribution.from_gaussian_mechanism(
         noise, sampling_prob=rate, value_discretization_interval=cell, use_connect_dots=True
     )
