@@ -169,6 +169,14 @@ def test_numbers_of_samples_that_are_not_the_runs_are_named(ended, tmp_path, sam
         find_spent(out)
 
 
+def test_a_budget_below_one_round_is_refused_before_the_run_begins(tmp_path):
+    with pytest.raises(
+        InputError, match=r"^privacy.budget=0.1: one round alone spends more; see fedadamw privacy plan$"
+    ):
+        run(tmp_path / "run", "privacy.noise_multiplier=1", "privacy.budget=0.1", report=True)
+    assert not (tmp_path / "run/config.yaml").exists()
+
+
 def test_without_the_library_no_run_begins(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting.pld", None)
     with pytest.raises(InputError, match="an epsilon needs dp-accounting: pip install"):

@@ -6,6 +6,7 @@ from fedadamw.privacy.account import Account, RemoteAccount, SimulatedAccount
 from fedadamw.privacy.accountant import check_library
 from fedadamw.privacy.spending import resolve_noise_multiplier, with_noise
 from fedadamw.settings.experiment import Experiment
+from fedadamw.validation import check
 
 
 def resolve_noise(experiment: Experiment, partition: Partition, *, remote: bool) -> Experiment:
@@ -19,9 +20,20 @@ def resolve_noise(experiment: Experiment, partition: Partition, *, remote: bool)
     sizes = known_sizes(experiment, partition)
     if privacy.noise_multiplier != 0 and (sizes is not None or privacy.unit == "client"):
         check_library()  # now, not after the first round
-    if privacy.epsilon is None:
-        return experiment
-    return with_noise(experiment, resolve_noise_multiplier(experiment, sizes, remote=remote))
+    if privacy.epsilon is not None:
+        experiment = with_noise(experiment, resolve_noise_multiplier(experiment, sizes, remote=remote))
+    _check_budget(experiment, partition, remote=remote)
+    return experiment
+
+
+def _check_budget(experiment: Experiment, partition: Partition, *, remote: bool) -> None:
+    """Raise InputError if privacy.budget allows not even one round."""
+    account: Account = SimulatedAccount(experiment, partition.sizes)
+    if remote:
+        account = RemoteAccount(experiment, len(partition), known_sizes(experiment, partition), dict)
+    budget = account.privacy.budget
+    allows = budget is None or account.allows(0)
+    check(allows, f"privacy.budget={budget}: one round alone spends more; see fedadamw privacy plan")
 
 
 def open_account(experiment: Experiment, partition: Partition, remote: Clients | None) -> Account | None:

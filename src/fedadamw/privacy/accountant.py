@@ -39,7 +39,7 @@ class Mechanism(NamedTuple):
 def check_library() -> None:
     """Raise InputError, which says what to install, if dp-accounting is missing."""
     try:
-        import dp_accounting.pld.privacy_loss_distribution  # noqa: F401
+        from dp_accounting.pld import privacy_loss_distribution  # noqa: F401
     except ImportError:
         raise missing_extra_error("an epsilon needs dp-accounting", "privacy") from None
 
