@@ -110,7 +110,7 @@ RECORD = Record(1, 0.1, 1.0, 2.0, {"accuracy": 0.5, "other": 9.0}, 3, 0, 1, 1, 0
 def state(value):
     t = torch.full((2,), float(value))
     server = type("Server", (tuple,), {"_asdict": lambda _: {"x": t}})()
-    return State(1, server, t, t, t)
+    return State(1, server, t, t, t, t[:0])
 
 
 def test_the_first_of_equal_rounds_is_kept_and_a_round_without_a_number_is_not():
