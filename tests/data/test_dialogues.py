@@ -362,6 +362,7 @@ def test_an_evaluation_takes_no_more_texts_at_once_than_it_is_told(place, tmp_pa
     assert found.metrics == pytest.approx(expected.metrics, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_language_model_with_fresh_weights_learns_real_text(place):
     """A model of the folder's shape from scratch on reviews of films, from real sentences to a lower perplexity."""
     source = need(SHARED / "glue-sst2")

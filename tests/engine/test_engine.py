@@ -229,6 +229,7 @@ def test_more_clients_per_round_than_clients_is_refused(task):
         simulate(attention_model(), task, unequal_clients(task), clients_per_round=6)
 
 
+@pytest.mark.slow
 def test_a_thousand_clients_with_4_to_400_samples_each_run():
     generator = np.random.default_rng(0)
     sizes = generator.permutation(np.r_[4, 400, generator.integers(4, 401, 998)])

@@ -7,7 +7,8 @@ import pytest
 from support.checkout import ROOT
 
 
-@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["not slow", "slow"])
 def test_no_operation_mixes_tensors_of_two_devices_or_waits_for_one(which):
     """In a process of its own: torch takes a private backend for good, and only before the first backward."""
     tests = ROOT / "tests" / "support" / "rounds_on_a_fake_device.py"
