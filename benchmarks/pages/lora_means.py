@@ -23,7 +23,7 @@ def describe(record: Mapping[str, Any]) -> str:
     concentrations = sorted({run["concentration"] for run in runs})
     seeds = len({run["seed"] for run in runs})
     heads = [f"Dirichlet {c:g}{what}" for c in concentrations for what in ("", f", less `{USUAL}`")]
-    heads = ["`lora.aggregate`", *heads, "MB up, a client and round", "MB down", "minutes"]
+    heads = ["`lora.aggregate`", *heads, "MB up, a client and round", "MB down"]
     lines = ["## The means of adapters on SST-2\n", _introduce(record, seeds)]
     lines += [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
     for name in aggregates:
@@ -33,7 +33,6 @@ def describe(record: Mapping[str, Any]) -> str:
             scores, usual = (_scores(runs, which, concentration) for which in (name, USUAL))
             cells += [_show(scores), "-" if name == USUAL else _difference(scores, usual)]
         cells += [f"{mean(run[f'{way}_bytes_a_client'] for run in own) / 1e6:.2f}" for way in ("up", "down")]
-        cells.append(f"{mean(run['wall_s'] for run in own) / 60:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -78,7 +78,6 @@ def test_the_means_of_adapters_are_compared_by_pairs_of_seeds():
             "score": [0.5, base + more + 0.01 * seed],
             "up_bytes_a_client": 1e6 * share,
             "down_bytes_a_client": 2e6 * share,
-            "wall_s": 60.0,
         }
         for seed, base in enumerate((0.6, 0.7, 0.8))
         for aggregate, more, share in (("factors", 0, 1), ("alternate", 0.02, 0.5))
@@ -93,8 +92,8 @@ def test_the_means_of_adapters_are_compared_by_pairs_of_seeds():
         "runs": runs,
     }
     text = lora_means.describe(record)
-    assert "| `factors` | 71.0 ± 27.3 | - | 1.00 | 2.00 | 1 |" in text
-    assert "| `alternate` | 73.0 ± 27.3 | +2.0 (+2.0 to +2.0) | 0.50 | 1.00 | 1 |" in text
+    assert "| `factors` | 71.0 ± 27.3 | - | 1.00 | 2.00 |" in text
+    assert "| `alternate` | 73.0 ± 27.3 | +2.0 (+2.0 to +2.0) | 0.50 | 1.00 |" in text
     assert "3 seeds" in text
 
 
