@@ -36,7 +36,8 @@ def _introduce(record: Mapping[str, Any]) -> str:
         f"units: {models} models of each kind, each trained on half of the {record['samples']:,} digits; each in turn "
         "is attacked with the others as shadow models. AUC: how often a digit of the training data gets a higher score "
         f"than another one. True positives: at {record['false_positives']:.0%} false ones. *At most*: what (epsilon, "
-        f"delta={record['delta']:g}) allows any attack. Accuracy is on the digits that a model was not trained on. "
+        f"delta={record['delta']:g}) allows any attack, of a digit in whose place there is another one (halves have a "
+        "fixed size), which is as with twice the epsilon. Accuracy is on the digits that a model was not trained on. "
         "All in percent; means over models ± half of their 95% interval, which takes models for independent, though "
         f"they share shadow models ({record['device']}).\n"
     )
@@ -46,8 +47,9 @@ def _cells(kind: Mapping[str, Any], delta: float, false_positives: float) -> lis
     epsilon = kind["epsilon"]
     name = "no differential privacy" if epsilon is None else f"samples, epsilon {epsilon:g}"
     bounds = ["100", "100"]
-    if epsilon is not None:
-        bounds = [_percent(most_auc(epsilon)), _percent(most_true_positives(epsilon, delta, false_positives))]
+    if epsilon is not None:  # one digit less and another one more: a group of two
+        twice, rest = 2 * epsilon, delta * (1 + math.exp(epsilon))
+        bounds = [_percent(most_auc(twice)), _percent(most_true_positives(twice, rest, false_positives))]
     return [name, _show(kind["accuracy"]), _show(kind["auc"]), bounds[0], _show(kind["true_positives"]), bounds[1]]
 
 
