@@ -5,7 +5,8 @@
     python -m benchmarks.evidence --record    write the record in benchmarks/results from the runs that have ended
 
 Each run has one thread. Its result is a file in runs/evidence; a run that was stopped or killed goes on where its last
-checkpoint is. benchmarks/evidence/rule.py has the rules, agenda.py the order.
+checkpoint is; those that ended elsewhere come from benchmarks/results/finished. benchmarks/evidence/rule.py has the
+rules, agenda.py the order.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.common import finished
 from benchmarks.evidence.agenda import Agenda
 from benchmarks.evidence.costs import Costs, lines_of_plan
 from benchmarks.evidence.record import write_record
@@ -50,6 +52,8 @@ def _act(args: argparse.Namespace) -> int:
     check(args.budget is None or args.budget > 0, f"--budget {args.budget}: give hours above 0")
     check(not (args.record and args.small), "--record takes the real runs: leave --small out")
     store = Store(args.out, small=args.small)
+    if args.out == FOLDER and not args.small:
+        finished.restore("evidence")
     if args.record:
         print(f"written: {write_record(store, record=True)}")
     agenda = Agenda({j: points(r) for j, r in store.refresh().results.items()}, only, small=args.small)

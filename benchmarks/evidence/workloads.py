@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 ADAPTIVE = "adaptive"  # the grid of every algorithm that has none of its own
 RUNGS = tuple(float(f"{first}e{power}") for power in range(-5, 1) for first in (1, 3))  # 1e-5, 3e-5, ... 3
-GLUE = ("training.precision=bf16", "training.clients_per_round=10", "training.batch_size=8")
+GLUE = ("training.clients_per_round=10", "training.batch_size=8")
 
 
 class Workload(NamedTuple):
@@ -87,7 +87,7 @@ SMOLLM2 = Workload(
     "smollm2-0.1",
     "SmolLM2-135M with LoRA, SST-2, Dirichlet 0.1",
     "small/instruct-smollm2",
-    ("data.config=null", "training.precision=bf16", "data.answers=200"),
+    ("data.config=null", "model.dtype=float32", "data.answers=200"),
     MappingProxyType(TEXT_RATES),
     "glue-sst2",
     320,

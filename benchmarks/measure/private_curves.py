@@ -6,7 +6,7 @@ same privacy: first the rate, then the clip at that rate, each on a grid that gr
 trials and intervals follow benchmarks/evidence/rule.py; five seeds are reported, the same for all.
 
 Each run is one file in runs/private-curves; finished ones are not repeated, and a killed one goes on at its last
-checkpoint.
+checkpoint. Those that ended elsewhere come from benchmarks/results/finished.
 
     python -m benchmarks.measure.private_curves --data ./data [--workers 1] [--record]
     python -m benchmarks.measure.private_curves --plan               # what is left, and how long it takes
@@ -22,19 +22,19 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.common import records
+from benchmarks.common import finished, records
 from benchmarks.common.arguments import new_parser
 from benchmarks.common.resumable import run_all
 from benchmarks.evidence.rule import compare
 from benchmarks.measure.curve_jobs.cells import ALGORITHMS, EPSILONS, Cell
-from benchmarks.measure.curve_jobs.jobs import DELTA, FOLDER, SUBJECTS, run, say
+from benchmarks.measure.curve_jobs.jobs import DELTA, FOLDER, SUBJECTS, WHAT, run, say
 
-WHAT = "private-curves"
 BASES = ("local-adamw", "fedavg")  # that FedAdamW is compared with, by seed
 
 
 def main() -> None:
     args = parse()
+    finished.restore(WHAT)
     subjects = args.only.split(",")
     cells = {name: cells_of(name, small=args.small) for name in subjects}
     if args.plan:

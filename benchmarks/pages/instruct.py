@@ -37,7 +37,7 @@ def _introduce(record: Mapping[str, Any], compared: Mapping[tuple[str, ...], Any
     seeds = len(next(iter(compared.values()))["runs"])
     length = f"{training['rounds']} rounds of {training['clients_per_round']} clients with {training['steps']} steps"
     return (
-        f"Recipe `small/instruct-smollm2`: SmolLM2-135M-Instruct with LoRA on a bfloat16 base, {length} of "
+        f"Recipe `small/instruct-smollm2`: SmolLM2-135M-Instruct with LoRA in float32, {length} of "
         f"{training['batch_size']} texts, {seeds} seeds ({record['device']}): answers to held-out questions that match "
         "exactly, in percent, ± half of the 95% interval of the mean. Learning rates were chosen from three, for each "
         "algorithm and split, with another seed on questions held out of the training set. Three seeds are too few to "

@@ -36,7 +36,7 @@ result = fedadamw.simulate(
     algorithm_settings={"alpha": 0.5},
     rounds=1,
     steps=1,
-    callbacks=[lambda record: record.train_loss > 9],
+    callbacks=[lambda record: record.train_loss is not None and record.train_loss > 9],
 )
 blocks = fedadamw.Blocks.of(result.model)
 optimizer = fedadamw.FedAdamW(result.model.named_parameters(), lr=1e-2, blocks=blocks)

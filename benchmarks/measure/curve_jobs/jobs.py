@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 import fedadamw
+from benchmarks.common import finished
 from benchmarks.common.digits_mlp import make_mlp, read_digits
 from benchmarks.common.records import ROOT
 from benchmarks.evidence.rule import tail_score
@@ -24,7 +25,8 @@ from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.manifest import commit
 from fedadamw.settings.load import load
 
-FOLDER = ROOT / "runs" / "private-curves"
+WHAT = "private-curves"
+FOLDER = ROOT / finished.FOLDERS[WHAT]
 DELTA = 1e-5
 ADAPTIVE = "adaptive"  # the learning rates of every algorithm that has none of its own
 SMALL = {"training.rounds": 2, "training.steps": 2}
@@ -63,7 +65,6 @@ SUBJECTS = {
             "training.steps": 2,
             "training.batch_size": 256,
             "training.micro_batch": 64,
-            "training.precision": "bf16",
             "training.group_by_length": False,
             "training.evaluate_every": 50,  # after the last round
             "lora.r": 2,
