@@ -56,6 +56,13 @@ ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behave
     "training.client_evaluation": 0,
     "training.evaluate_clients": None,
     "algorithm.align": "always",
+    "training.normalize": False,
+    "training.aggregation": "synchronous",
+    "training.buffer": None,
+    "training.concurrency": None,
+    "training.max_staleness": None,
+    "training.staleness": "root",
+    "devices": None,
 }
 NEW_DEFAULTS = {"data.max_length": "auto"}  # defaults that were null: older studies resume if their data are the same
 

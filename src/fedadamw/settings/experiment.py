@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from fedadamw.settings.data import IMAGE, LANGUAGE, PYTHON, DataSettings
+from fedadamw.settings.devices import DevicesSettings
 from fedadamw.settings.federation import FederationSettings
 from fedadamw.settings.lora import LoraSettings
 from fedadamw.settings.model import ModelSettings
@@ -75,6 +76,9 @@ class Experiment(Section):
     )
     privacy: PrivacySettings | None = Field(
         default=None, description="Differential privacy of samples, or of clients. Null: none."
+    )
+    devices: DevicesSettings | None = Field(
+        default=None, description="Unequal devices, simulated by a virtual clock. Null: all are equal; no clock."
     )
     algorithm: dict[str, AlgorithmValue] = Field(
         default={"name": "fedadamw"},

@@ -103,6 +103,35 @@ class TrainingSettings(Section):
         description="For trimmed-mean and krum: malicious clients to tolerate in a round, f. trimmed-mean needs "
         "2 f + 1 clients in a round and krum 2 f + 3.",
     )
+    normalize: bool = Field(
+        default=False,
+        description="Divide each client's update by its number of local steps and multiply their mean by the mean "
+        "number (FedNova, arXiv 2007.07481), so that clients with more steps do not pull harder. Set it if numbers of "
+        "steps are unequal.",
+    )
+    aggregation: Literal["synchronous", "buffered"] = Field(
+        default="synchronous",
+        description="When the server moves. synchronous: after all clients of a round. buffered: after any "
+        "training.buffer updates, while other clients go on from older models (FedBuff, arXiv 2106.06639); a round is "
+        "then a version.",
+    )
+    buffer: int | None = Field(
+        default=None, ge=1, description="For buffered: updates that make a version, M. Null: clients_per_round."
+    )
+    concurrency: int | None = Field(
+        default=None, ge=1, description="For buffered: clients that train at any time. Null: clients_per_round."
+    )
+    max_staleness: int | None = Field(
+        default=None,
+        ge=0,
+        description="For buffered: versions that may have passed since an update's model; older updates are dropped. "
+        "Null: none are.",
+    )
+    staleness: Literal["root", "none"] = Field(
+        default="root",
+        description="For buffered: weight of an update whose model is tau versions old. root: 1/sqrt(1 + tau). "
+        "none: 1.",
+    )
     outer: OuterSettings | None = Field(
         default=None,
         description="The server's step, SGD with momentum along minus the clients' mean change (DiLoCo's outer step). "
@@ -147,6 +176,21 @@ class TrainingSettings(Section):
         if self.warmup_rounds >= self.rounds:
             raise InputError(f"training.warmup_rounds={self.warmup_rounds} must be less than rounds={self.rounds}")
         return self
+
+    @property
+    def buffered(self) -> bool:
+        """Whether the server moves whenever a buffer of updates is full."""
+        return self.aggregation == "buffered"
+
+    @property
+    def updates_per_version(self) -> int:
+        """How many updates fill the buffer, M."""
+        return self.buffer or self.clients_per_round
+
+    @property
+    def clients_at_once(self) -> int:
+        """How many clients train at any time, with buffered aggregation."""
+        return self.concurrency or self.clients_per_round
 
     def evaluation_batch(self, limit: int) -> int:
         """Held-out samples that go through the model at once; at most `limit` if evaluate_batch is not set."""
