@@ -21,9 +21,17 @@ MAX_LOSS = 1e6  # nats
 SPARE = 4  # limit on a reply's arrays, in honest uploads; smaller excesses are refused with a more precise reason
 
 
+class JobName(NamedTuple):
+    """What a client was asked to do in a buffered run."""
+
+    version: int  # that it trains from, from 0
+    repeat: int  # which of its jobs on that version, from 0
+
+
 class CheckedUpload(NamedTuple):
     """The facts of an upload that passed; its tensors are on disk."""
 
+    client: int
     norms: Norms  # of its fields
     loss: float  # NaN if it is not told
     samples: int
@@ -57,16 +65,22 @@ class UploadChecker:
         self.max_nbytes = SPARE * sum(spec.nbytes + MAX_HEADER_BYTES for spec in self._specs.values())
 
     def check(
-        self, reply: Message | Exception, client: int, registered: int | None, samples: int | None
+        self,
+        reply: Message | Exception,
+        client: int,
+        registered: int | None,
+        samples: int | None,
+        job: JobName | None = None,
     ) -> tuple[CheckedUpload, dict[str, Tensor]]:
         """Return an upload's facts and its tensors as received; raises RefusedError if it does not count.
 
         registered: the number of samples that the node registered with. samples: the number it has, if known.
+        job: that was asked for, in a buffered run.
 
         Before this, the Grid's array limit (pull.py): `garbage`. Here, in this order:
         1. a message without an error, with the expected records and numbers: `garbage`, `failed`, `records`, `stale`
-        2. it is from the client that was asked; loss finite and below MAX_LOSS; samples as registered:
-           `other-client`, `not-finite`, `too-long`, `samples`
+        2. it is from the client that was asked, and of the job; loss finite and below MAX_LOSS; samples as registered:
+           `other-client`, `other-job`, `not-finite`, `too-long`, `samples`
         3. names, shapes, types and bytes of the arrays: `missing-array`, `extra-array`, `wrong-shape`,
            `wrong-dtype`, `garbage`
         4. the codec decodes them: `garbage`, `not-finite`
@@ -77,7 +91,8 @@ class UploadChecker:
         numbers = read_numbers(reply)
         if not isinstance(reply, Message):
             raise RefusedError("garbage", "it is not a message")
-        loss = check_metrics(numbers, client, registered, tells_loss=self.tells_loss)
+        check_job(numbers, client, job)
+        loss = check_metrics(numbers, registered, tells_loss=self.tells_loss)
         records = reply.content.array_records
         if set(records) != {ARRAYS}:
             raise RefusedError("records", f"its array records are {', '.join(sorted(records)) or 'none'}")
@@ -89,7 +104,7 @@ class UploadChecker:
         check_numbers(up, self.layout.views(statistics), nonnegative=nonnegative, steps=steps)
         norms = measure_norms(up, statistics, steps=steps is None)
         size = nbytes(tensors.values())
-        return CheckedUpload(norms, loss, registered or 1, size, bool(numbers.get("fresh"))), tensors
+        return CheckedUpload(client, norms, loss, registered or 1, size, bool(numbers.get("fresh"))), tensors
 
     def decode(self, tensors: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         """Return the algorithm's Up and the payload that it is decoded from; raises RefusedError if decoding fails."""
@@ -107,17 +122,24 @@ class UploadChecker:
         return (t.epochs or 1) * math.ceil(samples / t.batch_size) if samples else None
 
 
-def check_metrics(
-    numbers: Mapping[str, object], client: int, registered: int | None, *, tells_loss: bool = True
-) -> float:
-    """Return the mean loss; raises RefusedError if it, the client or the number of samples is implausible.
+def check_job(numbers: Mapping[str, object], client: int, job: JobName | None) -> None:
+    """Raise RefusedError unless a reply is of the client that was asked, and in a buffered run of the job.
 
-    client: the one that was asked; its node may have been restarted as another client. registered: the number of
-    samples that it registered with; None if nodes do not report it. tells_loss: whether nodes report their loss, which
-    is NaN if not.
+    The client's node may have been restarted as another client, or send an answer that it gave before.
     """
     if numbers.get("client") != client:
         raise RefusedError("other-client", f"it is client {numbers.get('client')!r} now")
+    told, asked = (numbers.get("version"), numbers.get("repeat")), job or (None, None)
+    if told != asked:
+        raise RefusedError("other-job", f"it is of version {told[0]!r}, repeat {told[1]!r}; asked were {asked}")
+
+
+def check_metrics(numbers: Mapping[str, object], registered: int | None, *, tells_loss: bool = True) -> float:
+    """Return the mean loss; raises RefusedError if it or the number of samples is implausible.
+
+    registered: the number of samples that the client registered with; None if nodes do not report it. tells_loss:
+    whether nodes report their loss, which is NaN if not.
+    """
     loss = _check_loss(numbers.get("loss")) if tells_loss else math.nan
     if not tells_loss and "loss" in numbers:
         raise RefusedError("records", "it tells its loss, which is not accounted for")
