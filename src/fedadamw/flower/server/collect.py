@@ -187,19 +187,19 @@ class Collector:
         try:
             upload = self.spool.accept(reply, *(request.client,) * 2, request.registered, request.samples)
         except RefusedError as refused:
-            return self._handle_refusal(reply, request, refused)
+            return self._handle_refusal(reply, request.client, request.node, refused)
         self.uploads[request.client] = upload
         if upload.fresh:
             self._count("fresh", request.client)
         self.broadcast.record_accepted(request.client, request.node)
         return "counted"
 
-    def _handle_refusal(self, reply: Message | Exception, request: PendingRequest, refused: RefusedError) -> Outcome:
+    def _handle_refusal(self, reply: Message | Exception, client: int, node: int, refused: RefusedError) -> Outcome:
         """Count an upload that failed a check."""
-        client, reason = request.client, refused.reason
+        reason = refused.reason
         self.wasted_bytes += count_bytes(reply)
         if reason == STALE:
-            self.broadcast.record_stale(request.node)
+            self.broadcast.record_stale(node)
         if reason == "other-client":
             self.registry.forget(client)
         if reason == DECLINED:

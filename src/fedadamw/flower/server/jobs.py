@@ -13,12 +13,18 @@ from flwr.app import Message
 
 from fedadamw.flower.protocol import STALE
 from fedadamw.flower.server.attempts import POLL_NODES_S, POLL_S
-from fedadamw.flower.server.check_upload import JobName
+from fedadamw.flower.server.check_upload import CheckedUpload, JobName
+from fedadamw.flower.server.clients import ClientRegistry
 from fedadamw.flower.server.collect import Collector
-from fedadamw.flower.server.messenger import TTL_MARGIN_S, Content
+from fedadamw.flower.server.events import Events
+from fedadamw.flower.server.messenger import TTL_MARGIN_S, Content, Messenger
+from fedadamw.flower.server.norm_bounds import Norms
 from fedadamw.flower.server.replies import count_bytes, is_node_gone
+from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.flower.wire import RefusedError
 from fedadamw.randomness import Purpose, numpy_generator
+from fedadamw.settings.federation import FederationSettings
+from fedadamw.settings.training import TrainingSettings
 
 RETRY_S = (1.0, 30.0)  # pause before clients that failed are asked again, if no other is left: at first, and at most
 
@@ -40,9 +46,18 @@ class Job(NamedTuple):
 class JobCollector(Collector):
     """A Collector whose requests outlive the version that they were sent in; its uploads are kept by job."""
 
-    def configure(self, seed: int, concurrency: int, max_staleness: int | None) -> None:
-        """Set how clients are drawn, how many are at work at once, and how stale an upload may be."""
-        self.seed, self.concurrency, self.max_staleness = seed, concurrency, max_staleness
+    def __init__(
+        self,
+        federation: FederationSettings,
+        messenger: Messenger,
+        registry: ClientRegistry,
+        spool: UploadSpool,
+        events: Events,
+        training: TrainingSettings,
+        seed: int,
+    ) -> None:
+        super().__init__(federation, messenger, registry, spool, events, training.updates_per_version)
+        self.seed, self.concurrency, self.max_staleness = seed, training.clients_at_once, training.max_staleness
         self.next_job = 0
         self.jobs: dict[int, Job] = {}  # without a reply, by number
         self.counted: dict[int, Job] = {}  # whose uploads are of the present version, by number
@@ -50,6 +65,7 @@ class JobCollector(Collector):
         self._overdue: set[int] = set()  # numbers of jobs that take longer than deadline_s
         self._answers: Counter[int] = Counter()  # of jobs on the present version, by client
         self._failures: Counter[int] = Counter()  # during the present version, by client
+        self._barred: set[int] = set()  # clients of which an upload was refused during the present version
         self._draws = 0  # of the present version
 
     def begin(
@@ -58,10 +74,10 @@ class JobCollector(Collector):
         """Begin to collect for the version after `round_` versions, from which clients are asked to train."""
         super().begin(round_, whole, change, counted, model_norm)
         self.counted, self._draws = {}, 0
-        self._answers, self._failures = Counter(), Counter()
+        self._answers, self._failures, self._barred = Counter(), Counter(), set()
 
     def forget_jobs(self, next_job: int, first: Iterable[int]) -> None:
-        """Forget the jobs at work: the run goes back to where `next_job` was the next one; ask `first` before others."""
+        """Forget the jobs at work and count from `next_job`, where the run goes back to; ask `first` before others."""
         for job in self.jobs.values():
             self.messenger.forget(job.message)
         self.jobs, self._overdue, self.next_job, self.first = {}, set(), next_job, list(first)
@@ -89,9 +105,11 @@ class JobCollector(Collector):
             self._ask_idle()
             if not self.jobs and now > retry_at:
                 if retry_at:
-                    self._failures.clear()
+                    self._failures, self._barred = Counter(), set()
                 else:
-                    self.events.write("no-quorum", round=self.broadcast.round + 1, answers=self.answers, quorum=self.wanted)
+                    self.events.write(
+                        "no-quorum", round=self.broadcast.round + 1, answers=self.answers, quorum=self.wanted
+                    )
                 retry_at, retry = now + retry, min(2 * retry, RETRY_S[1])
             if now - last > f.wait_s + (f.deadline_s if self.jobs else 0.0):
                 return False
@@ -102,14 +120,13 @@ class JobCollector(Collector):
         """Ask as many clients as places are free, of those online and not at work, in ascending order."""
         free = self.concurrency - (len(self.jobs) - len(self._overdue))
         busy = {job.client for job in self.jobs.values()}
-        barred = {client for client, times in self._failures.items() if times > self.federation.retries}
-        idle = [client for client in sorted(self.registry.joined) if client not in busy | barred]
+        failed = {client for client, times in self._failures.items() if times > self.federation.retries}
+        idle = [client for client in sorted(self.registry.joined) if client not in busy | failed | self._barred]
         again = [client for client in self.first if client in idle][: max(free, 0)]
         others = [client for client in idle if client not in again]
         drawn = min(free - len(again), len(others))
         if drawn > 0:
-            key = () if self._draws == 0 else (self._draws,)
-            generator = numpy_generator(self.seed, Purpose.SAMPLE_CLIENTS, self.broadcast.round, *key)
+            generator = numpy_generator(self.seed, Purpose.SAMPLE_CLIENTS, self.broadcast.round, repeat=self._draws)
             again += [others[i] for i in generator.choice(len(others), drawn, replace=False)]
             self._draws += 1
         for client in sorted(again):
@@ -165,8 +182,10 @@ class JobCollector(Collector):
         try:
             upload = self.spool.accept(reply, job.number, job.client, job.registered, job.samples, job.name)
         except RefusedError as refused:
-            outcome = self._handle_refusal(reply, job, refused)
-            if outcome != STALE or job.whole:
+            outcome = self._handle_refusal(reply, job.client, job.node, refused)
+            if outcome == "refused":
+                self._barred.add(job.client)
+            elif outcome != STALE or job.whole:
                 self._failures[job.client] += 1
             return
         self.uploads[job.number], self.counted[job.number] = upload, job
@@ -174,6 +193,10 @@ class JobCollector(Collector):
             self._answers[job.client] += 1
         self.broadcast.record_accepted(job.client, job.node, job.name.version)
         self._write("counted", job, staleness=staleness)
+
+    def _reject(self, place: int, upload: CheckedUpload, field: str, limits: Norms) -> None:
+        super()._reject(place, upload, field, limits)
+        self._barred.add(upload.client)
 
     def _drop_gone(self) -> None:
         """Find out which clients are online; give up the jobs of nodes that left."""
