@@ -62,6 +62,8 @@ class Answer(NamedTuple):
     payload: Mapping[str, Tensor] | None = None  # the encoded `up`, if a codec is used
     likelihood: Sums | None = None  # of its gradients, for diagnostics, if a second moment was carried to the round
     kept: Sequence[Tensor] = ()  # what the client keeps of its model
+    version: int | None = None  # the round whose broadcast it trained from, if not the present one's
+    discount: float = 1.0  # of its weight, for its staleness
 
     @property
     def travels(self) -> Sequence[Tensor]:
