@@ -13,7 +13,7 @@ from torch import Tensor
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.devices.fleet import Fleet
 from fedadamw.engine.client import Answer, Broadcast, Shard
-from fedadamw.engine.clients import Clients, EndedJob, Outcome, Traffic, Update
+from fedadamw.engine.clients import Clients, EndedJob, Traffic, Update
 from fedadamw.engine.evaluation import ClientScores
 from fedadamw.engine.jobs import Boundary, Cost, Job, Rules, Version
 from fedadamw.engine.parts import read_state, state_tensors
@@ -120,14 +120,14 @@ class BufferedClients(Clients):
         return [self._describe(job) for job in self.version.ended]
 
     def _describe(self, job: Job) -> EndedJob:
-        version, steps = self.version.number, self._steps.get(job.number)
-        outcome: Outcome = "counted"
-        if steps is None:
-            stale = self.rules.is_stale(job, version)
-            outcome = "lost" if job.lost else "stale" if stale else "rejected"
-        times = (job.start_s, job.finish_s)
-        tau = version - job.version
-        return EndedJob(job.number, job.client, job.version, job.repeat, *times, outcome, tau, steps or job.steps)
+        version, rules = self.version.number, self.rules
+        own = (job.number, job.client, job.version, job.repeat, job.start_s, job.finish_s)
+        tau, steps = version - job.version, self._steps.get(job.number, job.steps)
+        if job.number in self._steps:
+            return EndedJob(*own, "counted", tau, steps)
+        if job.lost:
+            return EndedJob(*own, "lost", tau, steps)
+        return EndedJob(*own, "stale" if rules.is_stale(job, version) else "rejected", tau, steps)
 
     @property
     def virtual_s(self) -> float:
