@@ -8,6 +8,8 @@ A client trains when its answer is due, from the broadcast of its version, which
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 from torch import Tensor
 
 from fedadamw.checkpoint import CheckpointError
@@ -15,6 +17,7 @@ from fedadamw.devices.fleet import Fleet
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, EndedJob, Traffic, Update
 from fedadamw.engine.evaluation import ClientScores
+from fedadamw.engine.job_summary import summarise_jobs, summarise_staleness
 from fedadamw.engine.jobs import Boundary, Cost, Job, Rules, Version
 from fedadamw.engine.parts import read_state, state_tensors
 from fedadamw.engine.simulated import SimulatedClients
@@ -132,6 +135,12 @@ class BufferedClients(Clients):
     @property
     def virtual_s(self) -> float:
         return self.version.clock_s
+
+    @property
+    def devices_summary(self) -> dict[str, Any]:
+        jobs, version = self.ended_jobs, self.version
+        numbers = summarise_jobs(jobs, self.fleet, asked=len(version.begun), idle=version.idle)
+        return {**numbers, **summarise_staleness(jobs)}
 
     def tensors(self, round_: int) -> dict[str, Tensor]:
         kept = {}

@@ -24,6 +24,9 @@ from fedadamw.validation import check
 from fedadamw.vector import Vector, nbytes
 
 
+ONE_BY_ONE = "training.aggregation=buffered takes answers as they come, in one process"
+
+
 class Listener(Protocol):
     """Called for each accepted answer, before the next client trains."""
 
@@ -178,7 +181,7 @@ def check_round(workspace: Workspace, training: TrainingSettings, clients: int, 
     check(asked <= clients, f"clients_per_round={asked} is more than the {clients} clients of the partition")
     if training.buffered:
         check_buffer(training, clients)
-        check(ranks.alone, f"training.aggregation=buffered takes answers one by one: one rank, not {ranks.size}")
+        check(ranks.alone, f"{ranks.size} ranks: {ONE_BY_ONE}")
     check(asked >= ranks.size, f"{ranks.size} ranks for {asked} clients a round: use at most as many")
     check(mean == "weighted" or ranks.size == 1, f"training.mean={mean!r} sees all clients of a round: one rank")
     check_robust(mean, training.byzantine, asked, "training.clients_per_round")
