@@ -23,7 +23,6 @@ from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import check
 from fedadamw.vector import Vector, nbytes
 
-
 ONE_BY_ONE = "training.aggregation=buffered takes answers as they come, in one process"
 
 

@@ -33,8 +33,8 @@ from fedadamw.models.lora.means import Folding, make_folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
-from fedadamw.prepare.buffered import check_buffered
 from fedadamw.prepare.base import check_base, check_own_quantisation, check_shards, warn_if_not_stacked
+from fedadamw.prepare.buffered import check_buffered
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
 from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
@@ -42,7 +42,7 @@ from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
-from fedadamw.prepare.nodes import check_remote
+from fedadamw.prepare.nodes import check_no_memory, check_remote
 from fedadamw.prepare.noise import open_account, resolve_noise
 from fedadamw.prepare.personal import build_parts, check_personal
 from fedadamw.prepare.privacy import check_privacy, sample_privacy
@@ -215,6 +215,8 @@ def assemble(
         checkpoint_layers(model, experiment.model.name)
     workspace, algorithm = build_parts(experiment, model, build_algorithm)
     check_client_problem(experiment, workspace, facts)
+    if remote:
+        check_no_memory(experiment, algorithm, workspace)
     check_batch_norm(workspace, task, partition, experiment.training)
     if held_out is not None:
         check_held_out(experiment, task, held_out)

@@ -4,12 +4,16 @@ A round is a version then. Nodes go on with their jobs while versions pass, and 
 less the more versions have passed since the one that they trained from.
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
+from fedadamw.devices.fleet import Fleet
 from fedadamw.engine.client import Answer, Broadcast, Shard
+from fedadamw.engine.clients import EndedJob
+from fedadamw.engine.discounts import discount_of
+from fedadamw.engine.job_summary import summarise_jobs, summarise_staleness
 from fedadamw.engine.ledger import JobsPage
 from fedadamw.flower.server.jobs import JobCollector
 from fedadamw.flower.server.rounds import Nodes
@@ -19,7 +23,7 @@ class BufferedNodes(Nodes):
     """Nodes whose uploads fill a buffer."""
 
     collector: JobCollector
-    _began = 0.0  # when the run would have begun on this process's clock, had it never been interrupted
+    _began_s = _ended_s = 0.0  # when the present version began and ended, on the run's clock
 
     def sample(self, round_: int) -> list[int]:
         """Wait for clients to be online, as in a synchronous run; whom to ask is drawn whenever a place is free."""
@@ -34,25 +38,50 @@ class BufferedNodes(Nodes):
         Raises QuorumError if too few come.
         """
         collector, round_ = self.collector, broadcast.round
+        self._began_s = collector.clock_s
         self._begin(broadcast)
         if not collector.fill():
             collector.close()
             raise self._no_quorum(round_, f"{collector.answers} of {collector.wanted} uploads came")
-        limits = collector.close()
+        limits, self._ended_s = collector.close(), round(collector.clock_s, 3)
         for place, (shard, answer) in zip(sorted(collector.uploads), self._load(limits), strict=True):
             version, repeat = collector.counted[place].name
-            yield shard._replace(repeat=repeat), answer._replace(version=version)
+            discount = discount_of(round_ - version, collector.training.staleness)
+            yield shard._replace(repeat=repeat), answer._replace(version=version, discount=discount)
 
     def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to the end of version `round_`; jobs that were at work then are asked anew."""
+        """Go back to the end of version `round_`; clients that were at work then are asked anew."""
         super().restore(round_, tensors)
-        jobs = self.ledger.page.jobs or JobsPage(0.0, 0, [])
-        self._began = time.monotonic() - jobs.clock_s
-        for number, client, version, repeat in jobs.at_work:
+        page = self.ledger.page.jobs or JobsPage(0.0, 0, [])
+        for number, client, version, repeat in page.at_work:
             facts = {"client": client, "job": number, "version": version, "repeat": repeat}
             self.events.write("asked-anew", round=round_ + 1, **facts)
-        self.collector.forget_jobs(jobs.begun, [client for _, client, *_ in jobs.at_work])
+        self.collector.resume(page)
 
     def _jobs(self) -> JobsPage:
         at_work = [[job.number, job.client, *job.name] for job in self.collector.jobs.values()]
-        return JobsPage(round(time.monotonic() - self._began, 3), self.collector.next_job, at_work)
+        return JobsPage(self._ended_s, self.collector.next_job, at_work)
+
+    @property
+    def ended_jobs(self) -> Sequence[EndedJob]:
+        """The jobs that ended in the present version; seconds are those that the run went on."""
+        return list(self.collector.ended.values())
+
+    @property
+    def virtual_s(self) -> float:
+        """For how long the run has gone on at the end of the present version, without interruptions."""
+        return self._ended_s
+
+    @property
+    def devices_summary(self) -> dict[str, Any]:
+        jobs, fleet = self.ended_jobs, Fleet.of(None, len(self), self.seed)
+        numbers = summarise_jobs(jobs, fleet, asked=self.collector.counts["asked"], idle=self._idle())
+        return {**numbers, **summarise_staleness(jobs)}
+
+    def _idle(self) -> float:
+        """The share of the present version's time in which places were free."""
+        start, end, jobs = self._began_s, self._ended_s, self.collector.jobs.values()
+        spans = [(job.start_s, job.finish_s) for job in self.ended_jobs] + [(job.start_s, end) for job in jobs]
+        worked = sum(min(finish, end) - max(begin, start) for begin, finish in spans)
+        places = self.collector.concurrency
+        return max(0.0, 1 - worked / (places * (end - start))) if end > start else 0.0

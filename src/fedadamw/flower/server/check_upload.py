@@ -35,6 +35,7 @@ class CheckedUpload(NamedTuple):
     norms: Norms  # of its fields
     loss: float  # NaN if it is not told
     samples: int
+    steps: int  # local steps, K_i; 0 if the server cannot know them
     nbytes: int
     fresh: bool  # the client's memory was lost and it began a new one
 
@@ -98,13 +99,15 @@ class UploadChecker:
             raise RefusedError("records", f"its array records are {', '.join(sorted(records)) or 'none'}")
         tensors = read_arrays(dict(records[ARRAYS]), self._specs)
         up, _ = self.decode(tensors)
-        steps = self._max_steps(samples)
+        steps = self.max_steps(samples)
         statistics = zero_unchanged_constants(tensors["statistics"], self._first_statistics)
         nonnegative = self.uploads.algorithm.nonnegative
         check_numbers(up, self.layout.views(statistics), nonnegative=nonnegative, steps=steps)
         norms = measure_norms(up, statistics, steps=steps is None)
         size = nbytes(tensors.values())
-        return CheckedUpload(client, norms, loss, registered or 1, size, bool(numbers.get("fresh"))), tensors
+        told = 0 if getattr(up, "k", None) is None else round(float(up.k.flatten()[0]))
+        fresh = bool(numbers.get("fresh"))
+        return CheckedUpload(client, norms, loss, registered or 1, steps or told, size, fresh), tensors
 
     def decode(self, tensors: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         """Return the algorithm's Up and the payload that it is decoded from; raises RefusedError if decoding fails."""
@@ -114,7 +117,7 @@ class UploadChecker:
         except InputError as error:
             raise RefusedError("not-finite" if "not finite" in str(error) else "garbage", str(error)) from None
 
-    def _max_steps(self, samples: int | None) -> int | None:
+    def max_steps(self, samples: int | None) -> int | None:
         """Return the maximum of local steps per round for a client with this many samples; None if not known."""
         t = self.training
         if t.steps:

@@ -6,11 +6,14 @@ the version that is due then. Whenever a job ends, another client that is online
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from flwr.app import Message
 
+from fedadamw.engine.clients import EndedJob
+from fedadamw.engine.clients import Outcome as EndedAs
+from fedadamw.engine.ledger import JobsPage
 from fedadamw.flower.protocol import STALE
 from fedadamw.flower.server.attempts import POLL_NODES_S, POLL_S
 from fedadamw.flower.server.check_upload import CheckedUpload, JobName
@@ -39,7 +42,7 @@ class Job(NamedTuple):
     registered: int | None  # samples that the client registered with
     samples: int | None  # samples that it has, if known
     whole: bool  # whether it carried the whole state
-    start: float  # when it was sent, on this process's clock
+    start_s: float  # when it was sent, on the run's clock
     message: str  # its id
 
 
@@ -57,10 +60,12 @@ class JobCollector(Collector):
         seed: int,
     ) -> None:
         super().__init__(federation, messenger, registry, spool, events, training.updates_per_version)
-        self.seed, self.concurrency, self.max_staleness = seed, training.clients_at_once, training.max_staleness
+        self.training, self.seed, self.concurrency = training, seed, training.clients_at_once
         self.next_job = 0
+        self.began = time.monotonic()  # when the run would have begun, had it never been interrupted
         self.jobs: dict[int, Job] = {}  # without a reply, by number
         self.counted: dict[int, Job] = {}  # whose uploads are of the present version, by number
+        self.ended: dict[int, EndedJob] = {}  # during the present version, by number
         self.first: list[int] = []  # clients to ask before others: a resumed run lost their jobs
         self._overdue: set[int] = set()  # numbers of jobs that take longer than deadline_s
         self._answers: Counter[int] = Counter()  # of jobs on the present version, by client
@@ -73,14 +78,21 @@ class JobCollector(Collector):
     ) -> None:
         """Begin to collect for the version after `round_` versions, from which clients are asked to train."""
         super().begin(round_, whole, change, counted, model_norm)
-        self.counted, self._draws = {}, 0
+        self.counted, self.ended, self._draws = {}, {}, 0
         self._answers, self._failures, self._barred = Counter(), Counter(), set()
 
-    def forget_jobs(self, next_job: int, first: Iterable[int]) -> None:
-        """Forget the jobs at work and count from `next_job`, where the run goes back to; ask `first` before others."""
+    @property
+    def clock_s(self) -> float:
+        """For how long the run has gone on, seconds, without interruptions."""
+        return time.monotonic() - self.began
+
+    def resume(self, page: JobsPage) -> None:
+        """Go back to where the run was: forget the jobs at work, and ask clients that were at work then first."""
         for job in self.jobs.values():
             self.messenger.forget(job.message)
-        self.jobs, self._overdue, self.next_job, self.first = {}, set(), next_job, list(first)
+        self.jobs, self._overdue = {}, set()
+        self.began, self.next_job = time.monotonic() - page.clock_s, page.begun
+        self.first = [client for _, client, *_ in page.at_work]
 
     def fill(self) -> bool:
         """Collect uploads until they are as many as wanted; return whether they came.
@@ -143,8 +155,8 @@ class JobCollector(Collector):
             self._failures[client] += 1
             self._count("unreachable", client)
             return
-        samples, now = self.registry.sample_count(client), time.monotonic()
-        job = Job(self.next_job, client, joined.node, name, joined.samples, samples, whole, now, message)
+        samples = self.registry.sample_count(client)
+        job = Job(self.next_job, client, joined.node, name, joined.samples, samples, whole, self.clock_s, message)
         self.jobs[job.number], self.next_job = job, self.next_job + 1
         if client in self.first:
             self.first.remove(client)
@@ -154,31 +166,31 @@ class JobCollector(Collector):
 
     def _poll_jobs(self) -> None:
         """Take the replies that have come, in the jobs' order, until there are enough."""
-        now, f = time.monotonic(), self.federation
+        f, forgets_s = self.federation, self.federation.deadline_s + self.federation.wait_s + 2 * TTL_MARGIN_S
         for job in list(self.jobs.values()):
             if self.answers >= self.wanted:
                 return
-            reply = self.messenger.poll(job.message, job.node)
+            reply, took_s = self.messenger.poll(job.message, job.node), self.clock_s - job.start_s
             if reply is not None:
-                self._end(job)
-                self._take(reply, job)
-            elif now > job.start + f.deadline_s + f.wait_s + 2 * TTL_MARGIN_S:
+                self._end(job, self._take(reply, job))
+            elif took_s > forgets_s:
                 self._give_up("lost", job)
-            elif now > job.start + f.deadline_s and job.number not in self._overdue:
+            elif took_s > f.deadline_s and job.number not in self._overdue:
                 self._overdue.add(job.number)
                 self._count_job("overdue", job)
 
-    def _take(self, reply: Message | Exception, job: Job) -> None:
-        """Keep a reply's upload, or count the reason why it does not count."""
+    def _take(self, reply: Message | Exception, job: Job) -> EndedAs:
+        """Keep a reply's upload, or count the reason why it does not count; return how the job ended."""
         if is_node_gone(reply):
             self.registry.poll_online()
             self._count_job("unreachable", job)
-            return
+            return "lost"
         staleness = self.broadcast.round - job.name.version
-        if self.max_staleness is not None and staleness > self.max_staleness:
+        limit = self.training.max_staleness
+        if limit is not None and staleness > limit:
             self._count_job("outdated", job, staleness=staleness)
             self.wasted_bytes += count_bytes(reply)
-            return
+            return "stale"
         try:
             upload = self.spool.accept(reply, job.number, job.client, job.registered, job.samples, job.name)
         except RefusedError as refused:
@@ -187,16 +199,18 @@ class JobCollector(Collector):
                 self._barred.add(job.client)
             elif outcome != STALE or job.whole:
                 self._failures[job.client] += 1
-            return
+            return "rejected"
         self.uploads[job.number], self.counted[job.number] = upload, job
         if job.name.version == self.broadcast.round:
             self._answers[job.client] += 1
         self.broadcast.record_accepted(job.client, job.node, job.name.version)
         self._write("counted", job, staleness=staleness)
+        return "counted"
 
     def _reject(self, place: int, upload: CheckedUpload, field: str, limits: Norms) -> None:
         super()._reject(place, upload, field, limits)
         self._barred.add(upload.client)
+        self.ended[place] = self.ended[place]._replace(outcome="rejected")
 
     def _drop_gone(self) -> None:
         """Find out which clients are online; give up the jobs of nodes that left."""
@@ -207,12 +221,17 @@ class JobCollector(Collector):
 
     def _give_up(self, event: str, job: Job) -> None:
         self.messenger.forget(job.message)
-        self._end(job)
         self._count_job(event, job)
+        self._end(job, "lost")
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: Job, outcome: EndedAs) -> None:
+        """Free the job's place, and note how it ended."""
         del self.jobs[job.number]
         self._overdue.discard(job.number)
+        times = (round(job.start_s, 3), round(self.clock_s, 3))
+        staleness, steps = self.broadcast.round - job.name.version, self.spool.checker.max_steps(job.samples) or 0
+        about = (job.number, job.client, *job.name, *times)
+        self.ended[job.number] = EndedJob(*about, outcome, staleness, steps)
 
     def _count_job(self, event: str, job: Job, **facts: int) -> None:
         """Count and write an event of a job."""
