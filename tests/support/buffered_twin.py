@@ -1,4 +1,4 @@
-"""A literal twin of a buffered run: the server's state as it follows from the jobs that counted, one after the other."""
+"""A literal twin of a buffered run: the state that follows from the jobs that counted, one after the other."""
 
 import math
 

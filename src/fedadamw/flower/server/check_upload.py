@@ -92,8 +92,7 @@ class UploadChecker:
         numbers = read_numbers(reply)
         if not isinstance(reply, Message):
             raise RefusedError("garbage", "it is not a message")
-        check_job(numbers, client, job)
-        loss = check_metrics(numbers, registered, tells_loss=self.tells_loss)
+        loss = check_metrics(numbers, client, registered, job, tells_loss=self.tells_loss)
         records = reply.content.array_records
         if set(records) != {ARRAYS}:
             raise RefusedError("records", f"its array records are {', '.join(sorted(records)) or 'none'}")
@@ -125,24 +124,27 @@ class UploadChecker:
         return (t.epochs or 1) * math.ceil(samples / t.batch_size) if samples else None
 
 
-def check_job(numbers: Mapping[str, object], client: int, job: JobName | None) -> None:
-    """Raise RefusedError unless a reply is of the client that was asked, and in a buffered run of the job.
+def check_metrics(
+    numbers: Mapping[str, object],
+    client: int,
+    registered: int | None,
+    job: JobName | None = None,
+    *,
+    tells_loss: bool = True,
+) -> float:
+    """Return the mean loss; raises RefusedError if it, the client, its job or its number of samples is implausible.
 
-    The client's node may have been restarted as another client, or send an answer that it gave before.
+    client: the one that was asked; its node may have been restarted as another client. registered: the number of
+    samples that it registered with; None if nodes do not report it. job: that was asked for, in a buffered run; a node
+    may send an answer that it gave before. tells_loss: whether nodes report their loss, which is NaN if not.
     """
     if numbers.get("client") != client:
         raise RefusedError("other-client", f"it is client {numbers.get('client')!r} now")
     told, asked = (numbers.get("version"), numbers.get("repeat")), job or (None, None)
     if told != asked:
-        raise RefusedError("other-job", f"it is of version {told[0]!r}, repeat {told[1]!r}; asked were {asked}")
-
-
-def check_metrics(numbers: Mapping[str, object], registered: int | None, *, tells_loss: bool = True) -> float:
-    """Return the mean loss; raises RefusedError if it or the number of samples is implausible.
-
-    registered: the number of samples that the client registered with; None if nodes do not report it. tells_loss:
-    whether nodes report their loss, which is NaN if not.
-    """
+        raise RefusedError(
+            "other-job", f"its version and repeat are {told[0]!r} and {told[1]!r}, not {asked[0]} and {asked[1]}"
+        )
     loss = _check_loss(numbers.get("loss")) if tells_loss else math.nan
     if not tells_loss and "loss" in numbers:
         raise RefusedError("records", "it tells its loss, which is not accounted for")
