@@ -29,6 +29,9 @@ class Update(NamedTuple):
     participation: float  # accepted answers / all clients
 
 
+Outcome = Literal["counted", "rejected", "stale", "late", "surplus", "lost"]
+
+
 class EndedJob(NamedTuple):
     """One client's work on one version of the model, once it has ended; seconds are those of the virtual clock."""
 
@@ -38,7 +41,7 @@ class EndedJob(NamedTuple):
     repeat: int  # how many jobs of that client on that version came before it
     start_s: float
     finish_s: float
-    outcome: Literal["counted", "rejected", "stale", "late", "surplus", "lost"]
+    outcome: Outcome
     staleness: int  # versions between that one and the one that was due when it ended
     steps: int  # local steps
 

@@ -9,12 +9,13 @@ So the jobs of a version are known before any of them trains.
 
 import heapq
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedadamw.checkpoint import CheckpointError
@@ -80,8 +81,9 @@ class Boundary(NamedTuple):
         if missing is not None:
             raise CheckpointError(f"the checkpoint has no {missing}: it is not of a run with buffered aggregation")
         clock, begun, numbers, times = (tensors[name].tolist() for name in names)
-        rows = zip(numbers, times, strict=True)
-        return cls(clock[0], begun[0], tuple(Job(at[0], *row[:5], bool(row[5]), at[1]) for row, at in rows))
+        rows = ((*row, *at) for row, at in zip(numbers, times, strict=True))
+        jobs = (Job(finish, n, c, v, r, k, bool(lost), start) for n, c, v, r, k, lost, finish, start in rows)
+        return cls(clock[0], begun[0], tuple(jobs))
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,9 @@ class Version:
             if len(free) >= count:
                 return sorted(free[:count].tolist())
         free = np.flatnonzero(self._is_free(np.arange(rules.clients)))
-        drawn = generator.choice(len(free), min(count, len(free)), replace=False)
-        return np.sort(free[drawn]).tolist()
+        drawn = free[generator.choice(len(free), min(count, len(free)), replace=False)]
+        return [int(client) for client in np.sort(drawn)]
 
-    def _is_free(self, clients: np.ndarray) -> np.ndarray:
+    def _is_free(self, clients: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each of these clients (n,) is online and not at work."""
-        return ~self._works[clients]
+        return np.logical_not(self._works[clients])

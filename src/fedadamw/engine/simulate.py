@@ -122,7 +122,9 @@ class Simulation:
             privacy=privacy,
             client_privacy=client_privacy,
         )
-        clients = BufferedClients(simulated, Fleet.of(devices, len(partition), seed)) if training.buffered else simulated
+        clients = (
+            BufferedClients(simulated, Fleet.of(devices, len(partition), seed)) if training.buffered else simulated
+        )
         own = (workspace, algorithm, task, training, clients)
         return cls(*own, ranks=ranks, folding=folding, saved=saved, client_privacy=client_privacy)
 
@@ -261,7 +263,9 @@ class Simulation:
     def next_state(self, state: State, result: RoundResult, participation: float) -> State:
         """The state after a round that began with `state`; DivergedError if a number of it is not finite."""
         number = self.workspace.y.new_tensor
-        server = self.parts.server_update(state.round, state.server, result.up, number(result.lr), number(participation))
+        server = self.parts.server_update(
+            state.round, state.server, result.up, number(result.lr), number(participation)
+        )
         assert result.statistics is not None
         last = server.x - state.server.x if self.training.diagnostics else state.last
         base = state.base

@@ -33,8 +33,8 @@ from fedadamw.models.lora.means import Folding, make_folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
-from fedadamw.prepare.buffered import check_buffered
 from fedadamw.prepare.base import check_base, check_own_quantisation, check_shards, warn_if_not_stacked
+from fedadamw.prepare.buffered import check_buffered
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
 from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
