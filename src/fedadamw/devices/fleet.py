@@ -51,11 +51,11 @@ class Fleet:
             speeds = settings.speed.samples_per_s * _draw_speeds(settings.speed, clients, seed)
             speeds *= np.array([one.speed for one in settings.classes.values()] or [1.0] * len(names))[class_of]
         factors = _log_normal(link.spread, numpy_generator(seed, Purpose.DEVICES, LINKS).standard_normal(clients))
-        links = [
-            (np.resize(rates[name], clients) if name in rates else (median or math.inf) * factors)
-            * (MEGA / BITS_PER_BYTE)
+        down, up = (
+            np.resize(rates[name], clients) if name in rates else (median or math.inf) * factors
             for name, median in (("down_mbps", link.down_mbps), ("up_mbps", link.up_mbps))
-        ]
+        )
+        links = down * MEGA / BITS_PER_BYTE, up * MEGA / BITS_PER_BYTE
         return cls(settings, seed, names, class_of, speeds, *links, _draw_availability(settings, clients, seed))
 
     def __len__(self) -> int:

@@ -37,7 +37,7 @@ def read_traits(path: str) -> Traits:
     columns, rows = _read(setting, path)
     known = (*RATES, CLASS)
     unknown = next((name for name in columns if name not in known), None)
-    check(columns, f"{setting}={path!r}: is empty; columns are {', '.join(known)}")
+    check(bool(columns), f"{setting}={path!r}: is empty; columns are {', '.join(known)}")
     check(unknown is None, f"{setting}={path!r}: has a column {unknown!r}; columns are {', '.join(known)}")
     rates: dict[str, list[float]] = {name: [] for name in columns if name != CLASS}
     classes = []
@@ -47,7 +47,7 @@ def read_traits(path: str) -> Traits:
             check(values[-1] > 0, f"{place}: {name}={row[name]} must be above 0")
         if CLASS in row:
             classes.append(row[CLASS])
-    check(classes or any(rates.values()), f"{setting}={path!r}: has no row of a device")
+    check(bool(classes) or any(rates.values()), f"{setting}={path!r}: has no row of a device")
     return Traits({name: np.array(values) for name, values in rates.items()}, classes or None)
 
 
@@ -63,7 +63,7 @@ def read_times(path: str, day_s: float) -> Times:
         check(0 <= begin < end, f"{place}: from_s={begin:g} must be at least 0 and less than to_s={end:g}")
         check(end <= day_s, f"{place}: to_s={end:g} is more than devices.availability.day_s={day_s:g}")
         times.setdefault(row["device"], []).append((begin, end))
-    check(times, f"{setting}={path!r}: has no row of a device")
+    check(bool(times), f"{setting}={path!r}: has no row of a device")
     joined = [_join(sorted(own)) for own in times.values()]
     first = np.cumsum([0, *map(len, joined)])
     table = np.array([span for own in joined for span in own])
