@@ -11,6 +11,7 @@ import heapq
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -119,7 +120,7 @@ class Version:
         while len(self.arrived) < rules.buffer:
             if not self._heap or self._heap[0].finish_s > self.clock_s:
                 self._begin_jobs()
-            self._take_next()
+            self._go_on()
 
     @property
     def after(self) -> Boundary:
@@ -133,8 +134,12 @@ class Version:
         worked = sum(min(job.finish_s, end) - max(job.start_s, start) for job in (*self.ended, *self._heap))
         return max(0.0, 1 - worked / (self.rules.places * (end - start))) if end > start else 0.0
 
-    def _take_next(self) -> None:
-        """Go on to the end of the next job."""
+    def _go_on(self) -> None:
+        """Go on to the end of the next job, or to when a client comes online for whom there is a place."""
+        end = self._heap[0].finish_s if self._heap else inf
+        if end > self.clock_s and (comes := self._next_online()) < end:
+            self.clock_s = comes
+            return
         job = heapq.heappop(self._heap)
         self.clock_s = job.finish_s
         self._works[job.client] = False
@@ -150,6 +155,13 @@ class Version:
             f"version {self.number + 1}: the last {limit:,} jobs were lost; let devices stay longer "
             "(devices.availability), or take fewer training.steps",
         )
+
+    def _next_online(self) -> float:
+        """Return when the next client comes online that is not at work; inf if there is no place for it."""
+        if len(self._heap) == self.rules.places:
+            return inf
+        away = np.flatnonzero(~self._works)
+        return float(self.rules.fleet.next_online(away, self.clock_s).min(initial=inf))
 
     def _begin_jobs(self) -> None:
         """Let clients begin in the places that are free."""
@@ -184,10 +196,11 @@ class Version:
             free = few[self._is_free(few)]
             if len(free) >= count:
                 return sorted(free[:count].tolist())
-        free = np.flatnonzero(self._is_free(np.arange(rules.clients)))
+        free = np.flatnonzero(self._is_free(None))
         drawn = free[generator.choice(len(free), min(count, len(free)), replace=False)]
         return [int(client) for client in np.sort(drawn)]
 
-    def _is_free(self, clients: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each of these clients (n,) is online and not at work."""
-        return np.logical_not(self._works[clients])
+    def _is_free(self, clients: NDArray[np.int64] | None) -> NDArray[np.bool_]:
+        """Whether each of these clients (n,), or each of all, is online and not at work."""
+        works = self._works if clients is None else self._works[clients]
+        return self.rules.fleet.online(clients, self.clock_s) & ~works
