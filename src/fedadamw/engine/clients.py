@@ -31,9 +31,6 @@ class Update(NamedTuple):
     participation: float  # accepted answers / all clients
 
 
-Outcome = Literal["counted", "rejected", "stale", "late", "surplus", "lost"]
-
-
 class EndedJob(NamedTuple):
     """One client's work on one version of the model, once it has ended; seconds are those of the virtual clock."""
 

@@ -166,9 +166,9 @@ class Version:
     def _begin_jobs(self) -> None:
         """Let clients begin in the places that are free."""
         rules, places = self.rules, self.rules.places - len(self._heap)
-        if not places:
+        clients = self._draw(places) if places else []
+        if not clients:
             return
-        clients = self._draw(places)
         costs = [rules.cost(client) for client in clients]
         repeats = [self._repeats[client] for client in clients]
         steps, *amounts = zip(*costs, strict=True)
