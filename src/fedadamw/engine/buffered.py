@@ -69,9 +69,9 @@ class BufferedClients(Clients):
         self._broadcasts[now] = self._latest = broadcast
         for jobs in _split(self.version.arrived):
             self._jobs, version = {job.client: job for job in jobs}, jobs[0].version
-            own = {"version": version, "discount": self._discount(now - version)}
+            discount = self._discount(now - version)
             for shard, answer in self.clients.train_shards(map(self._shard_of, jobs), self._broadcasts[version]):
-                yield shard, answer._replace(**own)
+                yield shard, answer._replace(version=version, discount=discount)
 
     def accept(self, shard: Shard, answer: Answer) -> None:
         self._steps[self._jobs[shard.client].number] = answer.steps
@@ -143,7 +143,7 @@ class BufferedClients(Clients):
         return {**numbers, **summarise_staleness(jobs)}
 
     def tensors(self, round_: int) -> dict[str, Tensor]:
-        kept = {}
+        kept: dict[str, Tensor] = {}
         for version in self._needed(round_):
             _, down, statistics, _ = self._broadcasts[version]
             kept |= state_tensors(down, f"{VERSION}.{version}.down") | {f"{VERSION}.{version}.statistics": statistics}

@@ -2,13 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from fedadamw.algorithm import AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.evaluation import ClientScores
+
+Outcome: TypeAlias = Literal["counted", "rejected", "stale", "late", "surplus", "lost"]
 
 
 class Traffic(NamedTuple):

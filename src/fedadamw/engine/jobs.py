@@ -11,10 +11,12 @@ import heapq
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedadamw.checkpoint import CheckpointError
@@ -80,8 +82,9 @@ class Boundary(NamedTuple):
         if missing is not None:
             raise CheckpointError(f"the checkpoint has no {missing}: it is not of a run with buffered aggregation")
         clock, begun, numbers, times = (tensors[name].tolist() for name in names)
-        rows = zip(numbers, times, strict=True)
-        return cls(clock[0], begun[0], tuple(Job(at[0], *row[:5], bool(row[5]), at[1]) for row, at in rows))
+        rows = ((*row, *at) for row, at in zip(numbers, times, strict=True))
+        jobs = (Job(finish, n, c, v, r, k, bool(lost), start) for n, c, v, r, k, lost, finish, start in rows)
+        return cls(clock[0], begun[0], tuple(jobs))
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Version:
         while len(self.arrived) < rules.buffer:
             if not self._heap or self._heap[0].finish_s > self.clock_s:
                 self._begin_jobs()
-            self._take_next()
+            self._go_on()
 
     @property
     def after(self) -> Boundary:
@@ -131,8 +134,12 @@ class Version:
         worked = sum(min(job.finish_s, end) - max(job.start_s, start) for job in (*self.ended, *self._heap))
         return max(0.0, 1 - worked / (self.rules.places * (end - start))) if end > start else 0.0
 
-    def _take_next(self) -> None:
-        """Go on to the end of the next job."""
+    def _go_on(self) -> None:
+        """Go on to the end of the next job, or to when a client comes online for whom there is a place."""
+        end = self._heap[0].finish_s if self._heap else inf
+        if end > self.clock_s and (comes := self._next_online()) < end:
+            self.clock_s = comes
+            return
         job = heapq.heappop(self._heap)
         self.clock_s = job.finish_s
         self._works[job.client] = False
@@ -149,12 +156,19 @@ class Version:
             "(devices.availability), or take fewer training.steps",
         )
 
+    def _next_online(self) -> float:
+        """Return when the next client comes online that is not at work; inf if there is no place for it."""
+        if len(self._heap) == self.rules.places:
+            return inf
+        away = np.flatnonzero(~self._works)
+        return float(self.rules.fleet.next_online(away, self.clock_s).min(initial=inf))
+
     def _begin_jobs(self) -> None:
         """Let clients begin in the places that are free."""
         rules, places = self.rules, self.rules.places - len(self._heap)
-        if not places:
+        clients = self._draw(places) if places else []
+        if not clients:
             return
-        clients = self._draw(places)
         costs = [rules.cost(client) for client in clients]
         repeats = [self._repeats[client] for client in clients]
         steps, *amounts = zip(*costs, strict=True)
@@ -182,10 +196,11 @@ class Version:
             free = few[self._is_free(few)]
             if len(free) >= count:
                 return sorted(free[:count].tolist())
-        free = np.flatnonzero(self._is_free(np.arange(rules.clients)))
-        drawn = generator.choice(len(free), min(count, len(free)), replace=False)
-        return np.sort(free[drawn]).tolist()
+        free = np.flatnonzero(self._is_free(None))
+        drawn = free[generator.choice(len(free), min(count, len(free)), replace=False)]
+        return [int(client) for client in np.sort(drawn)]
 
-    def _is_free(self, clients: np.ndarray) -> np.ndarray:
-        """Whether each of these clients (n,) is online and not at work."""
-        return ~self._works[clients]
+    def _is_free(self, clients: NDArray[np.int64] | None) -> NDArray[np.bool_]:
+        """Whether each of these clients (n,), or each of all, is online and not at work."""
+        works = self._works if clients is None else self._works[clients]
+        return self.rules.fleet.online(clients, self.clock_s) & ~works

@@ -112,7 +112,8 @@ def run_round(
 ) -> RoundResult:
     """Train the `sampled` clients from `broadcast` and average the answers whose numbers are all finite.
 
-    lr_at: the learning rate of each round (from 0). private: the mean with privacy of clients; statistics stay as they are then, and no loss is told.
+    lr_at: the learning rate of each round (from 0). private: the mean with privacy of clients; statistics stay as they
+    are then, and no loss is told.
     """
     average, ranks = aggregation.new_average() if private is None else private, aggregation.ranks
     discounts = Discounts(lr_at, broadcast.round)

@@ -19,8 +19,8 @@ def check_remote(experiment: Experiment) -> None:
     lossy = t.upload in ("int8", "top-k")
     check(
         not (t.buffered and lossy),
-        f"training.upload={t.upload} keeps what it loses on each node until the next round, and {BUFFERED} has none; use "
-        "float32 or bfloat16",
+        f"training.upload={t.upload} keeps what it loses on each node until the next round, and {BUFFERED} has none: "
+        "use float32 or bfloat16",
     )
     check(not t.diagnostics, "training.diagnostics needs simulated clients, not Flower's nodes")
     check(
@@ -45,6 +45,6 @@ def check_no_memory(experiment: Experiment, algorithm: AnyAlgorithm, workspace: 
     down = algorithm.broadcast(algorithm.server_init(workspace.shared.clone()))
     check(
         algorithm.client_init(down) == (),
-        f"{BUFFERED}: {experiment.algorithm_name} keeps a memory on each node, which goes by rounds; over Flower use one "
-        "of the algorithms that keep none",
+        f"{BUFFERED}: {experiment.algorithm_name} keeps a memory on each node, which goes by rounds; over Flower use "
+        "one of the algorithms that keep none",
     )

@@ -26,9 +26,11 @@ class BufferedNodes(Nodes):
     _began_s = _ended_s = 0.0  # when the present version began and ended, on the run's clock
 
     def sample(self, round_: int) -> list[int]:
-        """Wait for clients to be online, as in a synchronous run; whom to ask is drawn whenever a place is free."""
-        online = self.wait_for_first_round(round_) if self._first_round else self._wait_for_clients(round_, self.quorum)
-        self._first_round = False
+        """Wait until clients are online: wait_for before the first version, later a quorum.
+
+        Returns nobody: whom to ask is drawn whenever a place is free.
+        """
+        online = self._wait_for_clients(round_, self.quorum) if round_ else self.wait_for_first_round()
         self._note_degraded(round_, len(online), min(self.collector.concurrency, len(self)))
         return []
 
