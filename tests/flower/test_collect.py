@@ -21,7 +21,7 @@ from fedadamw.checkpoint import CheckpointError
 from fedadamw.engine.parts import Whole
 from fedadamw.engine.record import DivergedError
 from fedadamw.flower.server import clients, messenger, pull
-from fedadamw.flower.server.rounds import QuorumError
+from fedadamw.engine.clients import QuorumError
 from fedadamw.flower.wire import RefusedError
 
 pytestmark = pytest.mark.usefixtures("restore_threads")
