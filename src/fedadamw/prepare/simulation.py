@@ -31,7 +31,13 @@ from fedadamw.models.lora.means import Folding, make_folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
-from fedadamw.prepare.base import check_base, check_own_quantisation, check_shards, warn_if_not_stacked
+from fedadamw.prepare.base import (
+    check_base,
+    check_own_quantisation,
+    check_shards,
+    warn_if_emulated,
+    warn_if_not_stacked,
+)
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
 from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
@@ -123,6 +129,7 @@ class Prepared:
     def _simulated_clients(self, step: Kind, memory_folder: Path | None) -> Clients:
         halves = self.halves
         warn_if_not_stacked(self.experiment, self.device)
+        warn_if_emulated(self.experiment, self.workspace.module, self.device)
         if halves is None:
             return self._clients_of(self.workspace, self.algorithm, step, memory_folder)
         return InTurn(
