@@ -1,6 +1,6 @@
 """Synchronous rounds of unequal devices under a virtual clock, as a federation's server runs them, see flower/server/.
 
-    wait until a quorum of the clients is online; ask clients_per_round of those, and as many more as over_selection says
+    wait until a quorum of the clients is online; ask clients_per_round of those, and what over_selection adds
     the round ends with the first clients_per_round answers, or at the deadline, or when no other answer can come
     without a quorum:  ask others that are online, and wait for the first of them, until wait_s is over
 

@@ -17,6 +17,7 @@ from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
 from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
+from fedadamw.devices.fleet import Fleet
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.parts import Halves, InTurn
 from fedadamw.engine.ranks import Team, current_team
@@ -25,6 +26,7 @@ from fedadamw.engine.simulate import NOT_THE_MEAN, Simulation
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.state import Saved
 from fedadamw.engine.step import SAVED_S, Kind
+from fedadamw.engine.timed import TimedClients
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora.means import Folding, make_folding
@@ -43,6 +45,7 @@ from fedadamw.prepare.client_evaluation import check_client_evaluation, check_he
 from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
+from fedadamw.prepare.devices import check_devices, check_one_process
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
 from fedadamw.prepare.nodes import check_remote
@@ -78,6 +81,7 @@ class Prepared:
     halves: Halves | None  # of the adapters, with lora.aggregate=alternate
     portions: RankPortions | None  # of each client, with lora.ranks
     facts: Facts  # of the data, needed to build the model again
+    fleet: Fleet  # the clients' devices
     start: StartFacts | None = None  # the run whose model this one starts from
 
     def simulation(
@@ -127,6 +131,13 @@ class Prepared:
         return self.partition.counts(self.train.labels, classes)
 
     def _simulated_clients(self, step: Kind, memory_folder: Path | None) -> Clients:
+        experiment, clients = self.experiment, self._untimed_clients(step, memory_folder)
+        if experiment.devices is None:
+            return clients
+        own = experiment.training, experiment.federation, self.partition.sizes
+        return TimedClients(clients, self.fleet, *own, seed=experiment.seed)
+
+    def _untimed_clients(self, step: Kind, memory_folder: Path | None) -> SimulatedClients | InTurn:
         halves = self.halves
         warn_if_not_stacked(self.experiment, self.device)
         warn_if_emulated(self.experiment, self.workspace.module, self.device)
@@ -221,8 +232,10 @@ def assemble(
     folding = make_folding(model, experiment.lora, None if portions is None else portions.scale)
     halves = build_halves(experiment, workspace, build_algorithm)
     ranks = current_team(device, experiment.shards)
+    check_one_process(experiment, ranks)
+    fleet = Fleet.of(experiment.devices, len(partition), experiment.seed)
     data = (task, train, test, partition, held_out)
-    return Prepared(experiment, workspace, algorithm, *data, device, ranks, folding, halves, portions, facts)
+    return Prepared(experiment, workspace, algorithm, *data, device, ranks, folding, halves, portions, facts, fleet)
 
 
 def check_settings(experiment: Experiment, *, remote: bool) -> None:
@@ -259,6 +272,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     check_shards(experiment)
     check_privacy(experiment, remote=remote)
     check_personal(experiment, remote=remote)
+    check_devices(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)
     if remote:
         check_remote(experiment)

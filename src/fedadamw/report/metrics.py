@@ -127,12 +127,6 @@ def epsilon_of(record: RecordDict) -> float | None:
     return inf if record["epsilon"] is None else record["epsilon"]
 
 
-def format_virtual(seconds: float) -> str:
-    """Format a time of the virtual clock: `12.3 virtual s`, `4.56 virtual h`."""
-    unit, size = next(((u, s) for u, s in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)) if seconds >= 2 * s), ("s", 1.0))
-    return f"{seconds / size:.3g} virtual {unit}"
-
-
 def describe_loss(record: RecordDict) -> str:
     """Return a round's training loss as it follows the round's number, `  loss 0.4321`; with privacy, the epsilon."""
     if (epsilon := epsilon_of(record)) is not None:
