@@ -116,8 +116,12 @@ class TimedClients(Clients):
         repeats = [before[client] for client in clients]
         sizes = [int(self.sizes[client]) for client in clients]
         own = [self.fleet.steps_of(client, training, size) for client, size in zip(clients, sizes, strict=True)]
-        amounts = [training.samples_per_round(*work) for work in zip(sizes, own, strict=True)]
-        steps = [-(-amount // min(training.batch_size, size)) for amount, size in zip(amounts, sizes, strict=True)]
+        batches = [min(training.batch_size, size) for size in sizes]
+        amounts = [
+            training.samples_per_round(size) if count is None else count * batch
+            for size, count, batch in zip(sizes, own, batches, strict=True)
+        ]
+        steps = [-(-amount // batch) for amount, batch in zip(amounts, batches, strict=True)]
         down, up = self.clients.message_bytes(clients, broadcast)
         versions = [broadcast.round] * len(clients)
         finish, lost = self.fleet.plan_jobs(clients, versions, repeats, now, amounts, down, up)

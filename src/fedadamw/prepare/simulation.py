@@ -18,6 +18,7 @@ from fedadamw.data.partition import Partition
 from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
 from fedadamw.devices.fleet import Fleet
+from fedadamw.engine.buffered import BufferedClients
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.parts import Halves, InTurn
 from fedadamw.engine.ranks import Team, current_team
@@ -40,6 +41,7 @@ from fedadamw.prepare.base import (
     warn_if_emulated,
     warn_if_not_stacked,
 )
+from fedadamw.prepare.buffered import check_buffered
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
 from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
@@ -132,6 +134,9 @@ class Prepared:
 
     def _simulated_clients(self, step: Kind, memory_folder: Path | None) -> Clients:
         experiment, clients = self.experiment, self._untimed_clients(step, memory_folder)
+        if experiment.training.buffered:
+            assert isinstance(clients, SimulatedClients)  # see check_buffered
+            return BufferedClients(clients, self.fleet)
         if experiment.devices is None:
             return clients
         own = experiment.training, experiment.federation, self.partition.sizes
@@ -260,6 +265,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         f"clients_per_round={t.clients_per_round} is more than the {clients} clients of the partition",
     )
     check_robust(t.mean, t.byzantine, t.clients_per_round, "training.clients_per_round")
+    check_buffered(experiment)
     lora, algorithm = experiment.lora, registry.ALGORITHMS[experiment.algorithm_name]
     in_turn = lora is not None and lora.aggregate == "alternate"
     check(not (in_turn and t.diagnostics), "training.diagnostics compares rounds of one kind: not with alternate")
