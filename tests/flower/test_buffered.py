@@ -11,9 +11,9 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from support.buffered_twin import assert_follows, replay
 from support.federated import LIES, assert_same, federated, read_events, simulated
 
+from fedadamw.engine.clients import QuorumError
 from fedadamw.engine.simulate import Saved
 from fedadamw.flower.server import messenger
-from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError

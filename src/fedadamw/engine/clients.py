@@ -35,9 +35,6 @@ class Update(NamedTuple):
     participation: float  # accepted answers / all clients
 
 
-Outcome = Literal["counted", "rejected", "stale", "late", "surplus", "lost"]  # of a job
-
-
 class EndedJob(NamedTuple):
     """One client's work on one version of the model, once it has ended; seconds are those of the virtual clock."""
 
