@@ -155,20 +155,21 @@ class CodedEngine(Engine):
 
     def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         """As the engine's `train`; clients' memories include the residuals."""
-        uploads, residuals = self.uploads, dict[int, Residual]()
+        uploads, residuals = self.uploads, dict[tuple[int, int], Residual]()
         unchanged = isinstance(uploads.codec, Plain)
 
         def split_memory(shard: Shard) -> Shard:
-            memory, residuals[shard.client] = uploads.split_memory(shard.memory, broadcast.down)
+            memory, residuals[shard.client, shard.repeat] = uploads.split_memory(shard.memory, broadcast.down)
             return shard._replace(memory=memory)
 
         def encode(pair: tuple[Shard, Answer]) -> tuple[Shard, Answer]:
             shard, answer = pair
-            residual = residuals.pop(shard.client)
+            residual = residuals.pop((shard.client, shard.repeat))
             if not (unchanged or answer.finite):
                 return pair  # it will be rejected; one that is sent as it is is looked at then
             cpu = torch.device("cpu")
-            generator = torch_generator(self.seed, Purpose.CODEC, broadcast.round, shard.client, device=cpu)
+            keys = (broadcast.round, shard.client, shard.repeat)
+            generator = torch_generator(self.seed, Purpose.CODEC, *keys, device=cpu)
             payload, up, lost = uploads.encode(answer.up, residual, generator, self.places)
             return shard, answer._replace(up=up, memory=uploads.join_memory(answer.memory, lost), payload=payload)
 
