@@ -4,6 +4,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import nan
 from operator import index
 from pathlib import Path
@@ -121,8 +122,9 @@ class Result:
             charts["virtual"] = lambda: score_chart(records, by="virtual", width=420)
         if self.folder is not None:
             settings = load(str(RunFolder(self.folder).config)).model_dump(mode="json")
-            drawn = device_charts(self.folder, records, settings, {}, width=420)
-            charts |= {name: lambda chart=chart: chart for name, (_, chart) in drawn.items()}
+            found = device_charts(self.folder, records, settings, {}, width=420)
+            drawn = {name: chart for name, (_, chart) in found.items()}
+            charts |= {name: partial(drawn.__getitem__, name) for name in drawn}
         what = next(iter(charts)) if what is None else what
         check_one_of("plot", what, charts)
         return Picture(charts[what]())
