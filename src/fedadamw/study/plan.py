@@ -23,6 +23,7 @@ from fedadamw.validation import InputError, check, check_one_of, shorten, sugges
 
 Overrides = Sequence[Override]  # a value may be a list of values, for a variant of each
 MAX_RUNS = 10_000
+MAPPINGS = ("devices.classes",)  # settings whose value has names of the user's own
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,8 @@ def check_overrides(overrides: Overrides, algorithms: Sequence[str], message: st
     paths = [path for path, _ in overrides]
     for path, value in overrides:
         check(paths.count(path) == 1, f"-s {path}: is given twice")
-        check(not isinstance(value, Mapping), f"-s {path}: is a section; set one key of it, as {path}.key=value")
+        section = isinstance(value, Mapping) and path not in MAPPINGS
+        check(not section, f"-s {path}: is a section; set one key of it, as {path}.key=value")
         if path in ("algorithm.name", "seed"):
             option = "-a" if path == "algorithm.name" else "--seeds"
             raise InputError(f"-s {path}: {message.format(option=option)}")
