@@ -146,7 +146,7 @@ def test_the_reader_chooses_what_the_score_is_drawn_along(chromium, tmp_path):
     said: list[str] = []
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto((tmp_path / "report.html").as_uri(), wait_until="commit")
-    page.wait_for_function("document.querySelectorAll('canvas, svg.marks').length >= 7", timeout=60_000)
+    page.wait_for_function("document.querySelector('#score canvas, #score svg.marks')", timeout=60_000)
     pressed = page.locator(".along [aria-pressed=true]")
     assert pressed.inner_text() == "virtual time"
     page.get_by_role("button", name="bytes sent").click()
