@@ -41,6 +41,7 @@ def simulation(
     noise=NO_NOISE,
     privacy=None,
     client_privacy=None,
+    steps_of=lambda _: None,
     **changes,
 ):
     model = attention_model()
@@ -56,6 +57,7 @@ def simulation(
         "held_out": held_out,
         "privacy": privacy,
         "client_privacy": client_privacy,
+        "steps_of": steps_of,
     }
     return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
 

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +67,8 @@ class Simulation:
         self.client_privacy, self.halves, self.account = client_privacy, halves, account
         self.parts: Parts = halves or Whole(server_side(algorithm, training.outer))
         self.listeners: list[Listener] = []
-        self.aggregation = Aggregation(training.weighting, training.mean, training.byzantine, folding, ranks)
+        how = (training.weighting, training.mean, training.byzantine)
+        self.aggregation = Aggregation(*how, folding, ranks, training.normalize)
         self.losses: dict[int, float | None] = {}  # of the clients of the last round; None: not accepted
         self.scores: ClientScores | None = None  # of the last round, if clients were evaluated after it
         self.state = self._initial_state()
@@ -96,6 +97,7 @@ class Simulation:
         folding: Folding | None = None,
         saved: Saved | None = None,
         held_out: Sequence[np.ndarray] | None = None,
+        steps_of: Callable[[int], int | None] = lambda _: None,
         privacy: SamplePrivacy | None = None,
         client_privacy: ClientPrivacy | None = None,
     ) -> "Simulation":
@@ -115,6 +117,7 @@ class Simulation:
             memory_folder=memory_folder,
             ranks=ranks,
             held_out=held_out,
+            steps_of=steps_of,
             privacy=privacy,
             client_privacy=client_privacy,
         )
