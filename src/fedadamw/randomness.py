@@ -37,6 +37,9 @@ class Purpose(IntEnum):
     PRIVATE_BATCHES = 16  # with privacy: which samples are in a batch
     PRIVATE_NOISE = 17
     PRIVATE_CLIENTS = 18  # with privacy of clients: who takes part
+    DEVICES = 19  # classes, speeds, links and days of simulated devices
+    JOBS = 20  # how long one job takes, and whether it is lost
+    ASKED = 21  # under a virtual clock: who is asked when too few of a round's clients answered
 
 
 def numpy_generator(

@@ -19,7 +19,7 @@ LAYERS = (  # a module imports from its own folder or from rows above it; an ent
     ("algorithms",),
     ("optim",),
     ("settings",),
-    ("privacy",),
+    ("privacy", "devices"),
     ("models",),
     ("data",),
     ("engine",),

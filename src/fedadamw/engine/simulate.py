@@ -170,6 +170,8 @@ class Simulation:
             federation=None if traffic.counts is None else dict(traffic.counts),
             clip=None if private is None or not len(state.clips) else private.clip,
             waited_s=None if self.ranks.alone else round(result.waited_s, 4),
+            virtual_s=clients.virtual_s,
+            devices=clients.devices_summary,
         )
         return record if scores is None else replace(record, **scores.summary())
 

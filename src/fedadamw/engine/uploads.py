@@ -23,7 +23,7 @@ from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.codecs import Codec, Plain
 from fedadamw.randomness import Purpose, torch_generator
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Vector, all_finite
+from fedadamw.vector import Vector, all_finite, nbytes
 
 Payload = dict[str, Tensor]  # what travels, by name: fields of Up such as `delta`, and parts such as `delta.scales`
 Residual = tuple[Vector, ...]  # (d,) for each change that the codec loses something of
@@ -84,6 +84,11 @@ class Uploads:
         """An Up of the shapes and types that clients send in answer to `down`; its numbers mean nothing."""
         local = self.algorithm.client_start(down, self.algorithm.client_init(down))
         return self.algorithm.client_finish(local, down, down.x.new_ones(()))[0]
+
+    def nbytes(self, down: AnyState, places: Tensor | None = None) -> int:
+        """How many bytes of tensors travel of any Up in answer to `down`; places: as of `encode`."""
+        generator = torch.Generator()
+        return nbytes(self.encode(self.template(down), self.zero_residual(down.x), generator, places).payload.values())
 
     def encode(
         self, up: AnyState, residual: Residual, generator: torch.Generator, places: Tensor | None = None
