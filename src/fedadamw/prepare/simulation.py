@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
 from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
+from fedadamw.devices.fleet import Fleet
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.parts import Halves, InTurn
 from fedadamw.engine.ranks import Team, current_team
@@ -37,6 +39,7 @@ from fedadamw.prepare.client_evaluation import check_client_evaluation, check_he
 from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
+from fedadamw.prepare.local_steps import check_local_steps
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
 from fedadamw.prepare.nodes import check_remote
@@ -132,6 +135,14 @@ class Prepared:
             )
         )
 
+    @cached_property
+    def _fleet(self) -> Fleet:
+        return Fleet.of(self.experiment.devices, len(self.partition), self.experiment.seed)
+
+    def _steps_of(self, client: int) -> int | None:
+        """Return a client's local steps, if they are not training's."""
+        return self._fleet.steps_of(client, self.experiment.training, len(self.partition[client]))
+
     def _clients_of(
         self, workspace: Workspace, algorithm: AnyAlgorithm, step: Kind, memory_folder: Path | None
     ) -> SimulatedClients:
@@ -151,6 +162,7 @@ class Prepared:
             portions=self.portions,
             finetune=0 if experiment.personal is None else experiment.personal.finetune,
             held_out=self.held_out,
+            steps_of=self._steps_of,
             privacy=sample_privacy(experiment, Seeded(experiment.seed)),
             client_privacy=build_client_privacy(experiment, Seeded(experiment.seed)),
         )
@@ -251,6 +263,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
     check_shards(experiment)
     check_privacy(experiment, remote=remote)
+    check_local_steps(experiment, remote=remote)
     check_personal(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)
     if remote:

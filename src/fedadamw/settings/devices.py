@@ -131,3 +131,17 @@ class DevicesSettings(Section):
             (at.kind == "trace") == (at.trace is not None), "devices.availability: give kind=trace and trace together"
         )
         return self
+
+    @property
+    def sets_steps(self) -> str:
+        """The setting by which clients take other local steps than training's; "" if none does."""
+        if self.time_budget_s is not None:
+            return f"devices.time_budget_s={self.time_budget_s:g}"
+        of_classes = ((f"devices.classes.{name}.steps", one.steps) for name, one in self.classes.items())
+        return next((f"{setting}={steps}" for setting, steps in of_classes if steps), "")
+
+    def mean_steps(self, steps: float) -> float:
+        """Local steps of a client, on average over the classes, if training's are `steps`; without a time budget."""
+        if not self.classes:
+            return steps
+        return sum(one.share * (one.steps or steps) for one in self.classes.values())
