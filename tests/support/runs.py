@@ -42,6 +42,7 @@ def simulation(
     privacy=None,
     client_privacy=None,
     steps_of=lambda _: None,
+    devices=None,
     **changes,
 ):
     model = attention_model()
@@ -58,6 +59,7 @@ def simulation(
         "privacy": privacy,
         "client_privacy": client_privacy,
         "steps_of": steps_of,
+        "devices": devices,
     }
     return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
 

@@ -65,6 +65,8 @@ class Answer(NamedTuple):
     likelihood: Sums | None = None  # of its gradients, for diagnostics, if a second moment was carried to the round
     kept: Sequence[Tensor] = ()  # what the client keeps of its model
     steps: int = 0  # its local steps, K_i
+    version: int | None = None  # the round whose broadcast it trained from, if not the present one's
+    discount: float = 1.0  # of its weight, for its staleness
 
     @property
     def travels(self) -> Sequence[Tensor]:

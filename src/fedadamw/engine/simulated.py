@@ -73,7 +73,7 @@ class SimulatedClients(Clients):
         self._step: Step = whole if portions is None else self._cropped
         self._stack, self._may_loop = stack, may_loop
         self.engine = self._make_engine(training)
-        down = algorithm.broadcast(algorithm.server_init(workspace.shared.clone()))
+        down = self.first_broadcast().down
         self._no_memory = self.uploads.initial_memory(down)  # before a client's first round; () if there is none
         if memory_folder is not None and self._no_memory != ():
             self.store: Store = OnDisk(memory_folder, len(partition), self._no_memory)
@@ -104,13 +104,23 @@ class SimulatedClients(Clients):
 
     def train(self, sampled: Sequence[int], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         self._round, self._traffic = broadcast.round, Traffic(down_bytes(broadcast, sampled, self.portions))
+        yield from self.train_shards(self._shards(sampled), broadcast)
+        if sampled and not self.ranks.alone:
+            self._store_memories_of_all_ranks(sampled)
+
+    def train_shards(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
+        """Each shard's answer to `broadcast`, as it arrives."""
         own = with_statistics(self.engine, self.uploads.algorithm)
         coded: Engine = CodedEngine(own, self.uploads, self.seed)
         if self.portions is not None:
             coded = PortionedEngine(self.engine, self._cropped, self.uploads, self.seed, self.portions)
-        yield from coded.train(self._shards(sampled), broadcast)
-        if sampled and not self.ranks.alone:
-            self._store_memories_of_all_ranks(sampled)
+        return coded.train(shards, broadcast)
+
+    def first_broadcast(self) -> Broadcast:
+        """What clients receive before the first round, without frozen weights that change."""
+        y, algorithm = self.workspace.y, self.algorithm
+        down = algorithm.broadcast(algorithm.server_init(self.workspace.shared.clone()))
+        return Broadcast(0, down, self.workspace.shared_statistics.clone(), y[:0])
 
     def _shards(self, sampled: Sequence[int]) -> Iterable[Shard]:
         """The clients that this rank trains, with their memories."""

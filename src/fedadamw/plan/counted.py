@@ -78,7 +78,7 @@ class CountedRound:
         result = self._train(broadcast)
         self._close(TRAINING)
         with self.meter.part(SERVER):
-            after = simulation.next_state(state, result, 1e-3, 0.5)
+            after = simulation.next_state(state, result, 0.5)
         self._close(UPDATE)
         self._evaluate(after)
         simulation.state = after
@@ -113,7 +113,7 @@ class CountedRound:
         self.down_bytes = self.clients.traffic.down_bytes // len(sampled)
         with meter.part(UPLOADS):
             means = simulation.aggregation.read(average.result(), up_type, broadcast.statistics)
-        return RoundResult(*means[:3], 1.0, 1, 0, 0, {}, 0.0)
+        return RoundResult(*means[:3], 1.0, 1, 0, 0, {}, 0.0, 1e-3)
 
     def _evaluate(self, state: State) -> None:
         simulation, task = self.simulation, self.task

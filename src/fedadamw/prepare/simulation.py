@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from fedadamw.data.partition import Partition
 from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
 from fedadamw.devices.fleet import Fleet
+from fedadamw.engine.buffered import BufferedClients
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.parts import Halves, InTurn
 from fedadamw.engine.ranks import Team, current_team
@@ -27,23 +27,32 @@ from fedadamw.engine.simulate import NOT_THE_MEAN, Simulation
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.state import Saved
 from fedadamw.engine.step import SAVED_S, Kind
+from fedadamw.engine.timed import TimedClients
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora.means import Folding, make_folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
-from fedadamw.prepare.base import check_base, check_own_quantisation, check_shards, warn_if_not_stacked
+from fedadamw.prepare.base import (
+    check_base,
+    check_own_quantisation,
+    check_shards,
+    warn_if_emulated,
+    warn_if_not_stacked,
+)
+from fedadamw.prepare.buffered import check_buffered
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
 from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
-from fedadamw.prepare.local_steps import check_local_steps
+from fedadamw.prepare.devices import check_devices, check_one_process
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
 from fedadamw.prepare.nodes import check_remote
 from fedadamw.prepare.noise import open_account, resolve_noise
+from fedadamw.prepare.normalize import check_normalize
 from fedadamw.prepare.personal import build_parts, check_personal
 from fedadamw.prepare.privacy import check_privacy, sample_privacy
 from fedadamw.prepare.private_problem import check_private_problem, warn_of_start
@@ -75,6 +84,7 @@ class Prepared:
     halves: Halves | None  # of the adapters, with lora.aggregate=alternate
     portions: RankPortions | None  # of each client, with lora.ranks
     facts: Facts  # of the data, needed to build the model again
+    fleet: Fleet  # the clients' devices
     start: StartFacts | None = None  # the run whose model this one starts from
 
     def simulation(
@@ -124,8 +134,19 @@ class Prepared:
         return self.partition.counts(self.train.labels, classes)
 
     def _simulated_clients(self, step: Kind, memory_folder: Path | None) -> Clients:
+        experiment, clients = self.experiment, self._untimed_clients(step, memory_folder)
+        if experiment.training.buffered:
+            assert isinstance(clients, SimulatedClients)  # see check_buffered
+            return BufferedClients(clients, self.fleet)
+        if experiment.devices is None:
+            return clients
+        own = experiment.training, experiment.federation, self.partition.sizes
+        return TimedClients(clients, self.fleet, *own, seed=experiment.seed)
+
+    def _untimed_clients(self, step: Kind, memory_folder: Path | None) -> SimulatedClients | InTurn:
         halves = self.halves
         warn_if_not_stacked(self.experiment, self.device)
+        warn_if_emulated(self.experiment, self.workspace.module, self.device)
         if halves is None:
             return self._clients_of(self.workspace, self.algorithm, step, memory_folder)
         return InTurn(
@@ -135,13 +156,9 @@ class Prepared:
             )
         )
 
-    @cached_property
-    def _fleet(self) -> Fleet:
-        return Fleet.of(self.experiment.devices, len(self.partition), self.experiment.seed)
-
     def _steps_of(self, client: int) -> int | None:
         """Return a client's local steps, if they are not training's."""
-        return self._fleet.steps_of(client, self.experiment.training, len(self.partition[client]))
+        return self.fleet.steps_of(client, self.experiment.training, len(self.partition[client]))
 
     def _clients_of(
         self, workspace: Workspace, algorithm: AnyAlgorithm, step: Kind, memory_folder: Path | None
@@ -226,8 +243,10 @@ def assemble(
     folding = make_folding(model, experiment.lora, None if portions is None else portions.scale)
     halves = build_halves(experiment, workspace, build_algorithm)
     ranks = current_team(device, experiment.shards)
+    check_one_process(experiment, ranks)
+    fleet = Fleet.of(experiment.devices, len(partition), experiment.seed)
     data = (task, train, test, partition, held_out)
-    return Prepared(experiment, workspace, algorithm, *data, device, ranks, folding, halves, portions, facts)
+    return Prepared(experiment, workspace, algorithm, *data, device, ranks, folding, halves, portions, facts, fleet)
 
 
 def check_settings(experiment: Experiment, *, remote: bool) -> None:
@@ -252,6 +271,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         f"clients_per_round={t.clients_per_round} is more than the {clients} clients of the partition",
     )
     check_robust(t.mean, t.byzantine, t.clients_per_round, "training.clients_per_round")
+    check_buffered(experiment)
     lora, algorithm = experiment.lora, registry.ALGORITHMS[experiment.algorithm_name]
     in_turn = lora is not None and lora.aggregate == "alternate"
     check(not (in_turn and t.diagnostics), "training.diagnostics compares rounds of one kind: not with alternate")
@@ -263,8 +283,9 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
     check_shards(experiment)
     check_privacy(experiment, remote=remote)
-    check_local_steps(experiment, remote=remote)
+    check_normalize(experiment, remote=remote)
     check_personal(experiment, remote=remote)
+    check_devices(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)
     if remote:
         check_remote(experiment)

@@ -133,12 +133,9 @@ class DevicesSettings(Section):
         return self
 
     @property
-    def sets_steps(self) -> str:
-        """The setting by which clients take other local steps than training's; "" if none does."""
-        if self.time_budget_s is not None:
-            return f"devices.time_budget_s={self.time_budget_s:g}"
-        of_classes = ((f"devices.classes.{name}.steps", one.steps) for name, one in self.classes.items())
-        return next((f"{setting}={steps}" for setting, steps in of_classes if steps), "")
+    def sets_steps(self) -> bool:
+        """Whether clients may take other numbers of local steps than training's."""
+        return self.time_budget_s is not None or any(one.steps for one in self.classes.values())
 
     def mean_steps(self, steps: float) -> float:
         """Local steps of a client, on average over the classes, if training's are `steps`; without a time budget."""

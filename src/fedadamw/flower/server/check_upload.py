@@ -91,7 +91,7 @@ class UploadChecker:
         nonnegative = self.uploads.algorithm.nonnegative
         check_numbers(up, self.layout.views(statistics), nonnegative=nonnegative, steps=steps)
         if self.training.normalize and self.training.epochs:
-            assert steps is not None  # see check_local_steps
+            assert steps is not None  # see check_normalize
             up = scale_changes(up, 1 / steps)  # so that none counts for more by saying that it has few samples
         norms = measure_norms(up, statistics, steps=steps is None)
         size = nbytes(tensors.values())

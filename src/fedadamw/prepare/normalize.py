@@ -1,23 +1,13 @@
-"""Unequal numbers of local steps: which settings need equal ones, and which updates can be normalised by theirs."""
+"""Updates that cannot be normalised by local steps, each as one line that says what to set."""
 
 from fedadamw.settings.experiment import Experiment
-from fedadamw.validation import InputError, check
+from fedadamw.validation import check
 
 
-def check_local_steps(experiment: Experiment, *, remote: bool) -> None:
-    """Raise InputError if steps by device contradict other settings, or if updates cannot be normalised.
-
-    remote: the clients are Flower's nodes.
-    """
-    devices, privacy = experiment.devices, experiment.privacy
-    if devices is not None and privacy is not None and (setting := devices.sets_steps):
-        equal = f"privacy.unit={privacy.unit} counts training.steps local steps of every client"
-        raise InputError(f"{setting}: {equal}; leave it out with privacy")
-    if experiment.training.normalize:
-        _check_normalized(experiment, remote=remote)
-
-
-def _check_normalized(experiment: Experiment, *, remote: bool) -> None:
+def check_normalize(experiment: Experiment, *, remote: bool) -> None:
+    """Raise InputError if updates are to be normalised and cannot be. remote: the clients are Flower's nodes."""
+    if not experiment.training.normalize:
+        return
     t, lora, privacy, f = experiment.training, experiment.lora, experiment.privacy, experiment.federation
     given = "training.normalize=true"
     check(t.mean == "weighted", f"{given} is of a mean of all updates; set training.mean=weighted, not {t.mean!r}")
