@@ -64,11 +64,11 @@ def test_a_client_with_more_steps_pulls_harder_unless_updates_are_normalised(nam
         algorithm = registry.make(name, settings, Blocks.of(model, "coordinate"))
         rounds = {"rounds": 50, "clients_per_round": 2, "steps": 5, "lr": 0.005, "schedule": "constant", "clip": None}
         training = TrainingSettings(**rounds, normalize=normalize)
-        clients, steps = [np.array([0]), np.array([1])], {0: 20, 1: 2}.get
-        how = (model, algorithm, OppositeTask(), clients, training)
-        simulation = Simulation.in_process(*how, stack=stack, steps_of=steps)
-        list(simulation.rounds())
-        return float(simulation.state.server.x)
+        how = (model, algorithm, OppositeTask(), [np.array([0]), np.array([1])], training)
+        sim = Simulation.in_process(*how, stack=stack)
+        sim.clients.steps_of = [20, 2].__getitem__
+        list(sim.rounds())
+        return float(sim.state.server.x)
 
     assert final(normalize=False) > 0.7, "near 18/22, the optimum of clients weighted by their steps"
     assert abs(final(normalize=True)) < 0.03

@@ -41,7 +41,7 @@ def simulation(
     noise=NO_NOISE,
     privacy=None,
     client_privacy=None,
-    steps_of=lambda _: None,
+    steps_of=None,
     devices=None,
     **changes,
 ):
@@ -58,10 +58,12 @@ def simulation(
         "held_out": held_out,
         "privacy": privacy,
         "client_privacy": client_privacy,
-        "steps_of": steps_of,
         "devices": devices,
     }
-    return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
+    sim = Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
+    if steps_of is not None:
+        sim.clients.steps_of = steps_of
+    return sim
 
 
 def literal_problem(model, clients):

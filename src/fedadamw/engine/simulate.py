@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,7 +100,6 @@ class Simulation:
         folding: Folding | None = None,
         saved: Saved | None = None,
         held_out: Sequence[np.ndarray] | None = None,
-        steps_of: Callable[[int], int | None] = lambda _: None,
         privacy: SamplePrivacy | None = None,
         client_privacy: ClientPrivacy | None = None,
         devices: DevicesSettings | None = None,
@@ -121,7 +120,6 @@ class Simulation:
             memory_folder=memory_folder,
             ranks=ranks,
             held_out=held_out,
-            steps_of=steps_of,
             privacy=privacy,
             client_privacy=client_privacy,
         )
