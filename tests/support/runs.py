@@ -43,6 +43,7 @@ def simulation(
     client_privacy=None,
     steps_of=None,
     devices=None,
+    federation=None,
     **changes,
 ):
     model = attention_model()
@@ -59,6 +60,7 @@ def simulation(
         "privacy": privacy,
         "client_privacy": client_privacy,
         "devices": devices,
+        "federation": federation,
     }
     sim = Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
     if steps_of is not None:
