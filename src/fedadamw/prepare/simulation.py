@@ -27,6 +27,7 @@ from fedadamw.engine.simulate import NOT_THE_MEAN, Simulation
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.state import Saved
 from fedadamw.engine.step import SAVED_S, Kind
+from fedadamw.engine.timed import TimedClients
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora.means import Folding, make_folding
@@ -46,6 +47,7 @@ from fedadamw.prepare.client_evaluation import check_client_evaluation, check_he
 from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
+from fedadamw.prepare.devices import check_devices, check_one_process
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
 from fedadamw.prepare.nodes import check_remote
@@ -81,6 +83,7 @@ class Prepared:
     halves: Halves | None  # of the adapters, with lora.aggregate=alternate
     portions: RankPortions | None  # of each client, with lora.ranks
     facts: Facts  # of the data, needed to build the model again
+    fleet: Fleet  # the clients' devices
     start: StartFacts | None = None  # the run whose model this one starts from
 
     def simulation(
@@ -130,22 +133,27 @@ class Prepared:
         return self.partition.counts(self.train.labels, classes)
 
     def _simulated_clients(self, step: Kind, memory_folder: Path | None) -> Clients:
+        experiment, clients = self.experiment, self._untimed_clients(step, memory_folder)
+        if experiment.training.buffered:
+            assert isinstance(clients, SimulatedClients)  # see check_buffered
+            return BufferedClients(clients, self.fleet)
+        if experiment.devices is None:
+            return clients
+        own = experiment.training, experiment.federation, self.partition.sizes
+        return TimedClients(clients, self.fleet, *own, seed=experiment.seed)
+
+    def _untimed_clients(self, step: Kind, memory_folder: Path | None) -> SimulatedClients | InTurn:
         halves = self.halves
         warn_if_not_stacked(self.experiment, self.device)
         warn_if_emulated(self.experiment, self.workspace.module, self.device)
         if halves is None:
-            clients = self._clients_of(self.workspace, self.algorithm, step, memory_folder)
-            return BufferedClients(clients, self._fleet) if self.experiment.training.buffered else clients
+            return self._clients_of(self.workspace, self.algorithm, step, memory_folder)
         return InTurn(
             *(
                 self._clients_of(half.workspace, half.algorithm, step, memory_folder and memory_folder / name)
                 for name, half in halves.named.items()
             )
         )
-
-    @property
-    def _fleet(self) -> Fleet:
-        return Fleet.of(self.experiment.devices, len(self.partition), self.experiment.seed)
 
     def _clients_of(
         self, workspace: Workspace, algorithm: AnyAlgorithm, step: Kind, memory_folder: Path | None
@@ -229,8 +237,10 @@ def assemble(
     folding = make_folding(model, experiment.lora, None if portions is None else portions.scale)
     halves = build_halves(experiment, workspace, build_algorithm)
     ranks = current_team(device, experiment.shards)
+    check_one_process(experiment, ranks)
+    fleet = Fleet.of(experiment.devices, len(partition), experiment.seed)
     data = (task, train, test, partition, held_out)
-    return Prepared(experiment, workspace, algorithm, *data, device, ranks, folding, halves, portions, facts)
+    return Prepared(experiment, workspace, algorithm, *data, device, ranks, folding, halves, portions, facts, fleet)
 
 
 def check_settings(experiment: Experiment, *, remote: bool) -> None:
@@ -268,6 +278,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     check_shards(experiment)
     check_privacy(experiment, remote=remote)
     check_personal(experiment, remote=remote)
+    check_devices(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)
     if remote:
         check_remote(experiment)

@@ -102,4 +102,5 @@ class Manifest(_Manifest, total=False):
     """manifest.json: what is needed to repeat a run, besides its settings."""
 
     privacy: PrivacyFacts
+    devices: str  # fingerprint of the simulated devices, see devices.fleet
     step: Kind  # how local steps are done; not with Flower's nodes, which choose for themselves
