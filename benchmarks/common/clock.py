@@ -40,8 +40,19 @@ class Clock:
         federation: FederationSettings,
         fleet: Fleet,
     ) -> None:
-        loop = {"stack": 1, "may_loop": True, "step": "fused", "memory_folder": None, "ranks": ALONE}
-        idle = Idle(workspace, algorithm, task, partition, training, seed=fleet.seed, **loop)
+        idle = Idle(
+            workspace,
+            algorithm,
+            task,
+            partition,
+            training,
+            seed=fleet.seed,
+            stack=1,
+            may_loop=True,
+            step="fused",
+            memory_folder=None,
+            ranks=ALONE,
+        )
         timing = training, federation, partition.sizes
         self.clients: Clients = (
             BufferedClients(idle, fleet) if training.buffered else TimedClients(idle, fleet, *timing, seed=fleet.seed)
