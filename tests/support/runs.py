@@ -42,6 +42,7 @@ def simulation(
     privacy=None,
     client_privacy=None,
     devices=None,
+    federation=None,
     **changes,
 ):
     model = attention_model()
@@ -58,6 +59,7 @@ def simulation(
         "privacy": privacy,
         "client_privacy": client_privacy,
         "devices": devices,
+        "federation": federation,
     }
     return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
 

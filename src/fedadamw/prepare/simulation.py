@@ -18,8 +18,8 @@ from fedadamw.data.partition import Partition
 from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
 from fedadamw.devices.fleet import Fleet
-from fedadamw.engine.buffered import BufferedClients
 from fedadamw.engine.clients import Clients
+from fedadamw.engine.clock import with_clock
 from fedadamw.engine.parts import Halves, InTurn
 from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
@@ -27,7 +27,6 @@ from fedadamw.engine.simulate import NOT_THE_MEAN, Simulation
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.state import Saved
 from fedadamw.engine.step import SAVED_S, Kind
-from fedadamw.engine.timed import TimedClients
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora.means import Folding, make_folding
@@ -133,14 +132,8 @@ class Prepared:
         return self.partition.counts(self.train.labels, classes)
 
     def _simulated_clients(self, step: Kind, memory_folder: Path | None) -> Clients:
-        experiment, clients = self.experiment, self._untimed_clients(step, memory_folder)
-        if experiment.training.buffered:
-            assert isinstance(clients, SimulatedClients)  # see check_buffered
-            return BufferedClients(clients, self.fleet)
-        if experiment.devices is None:
-            return clients
-        own = experiment.training, experiment.federation, self.partition.sizes
-        return TimedClients(clients, self.fleet, *own, seed=experiment.seed)
+        e, clients = self.experiment, self._untimed_clients(step, memory_folder)
+        return with_clock(clients, self.fleet, e.training, e.federation, self.partition.sizes, e.seed)
 
     def _untimed_clients(self, step: Kind, memory_folder: Path | None) -> SimulatedClients | InTurn:
         halves = self.halves
