@@ -5,12 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.data.partition import Partition
 from fedadamw.devices.fleet import Fleet
-from fedadamw.engine.buffered import BufferedClients
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Update
+from fedadamw.engine.clock import with_clock
 from fedadamw.engine.ranks import ALONE
 from fedadamw.engine.simulated import SimulatedClients
-from fedadamw.engine.timed import TimedClients
 from fedadamw.engine.workspace import Workspace
 from fedadamw.settings.federation import FederationSettings
 from fedadamw.settings.training import TrainingSettings
@@ -53,10 +52,8 @@ class Clock:
             memory_folder=None,
             ranks=ALONE,
         )
-        timing = training, federation, partition.sizes
-        self.clients: Clients = (
-            BufferedClients(idle, fleet) if training.buffered else TimedClients(idle, fleet, *timing, seed=fleet.seed)
-        )
+        own = training, federation, partition.sizes, fleet.seed
+        self.clients: Clients = with_clock(idle, fleet, *own)
         self._broadcast = idle.first_broadcast()
         self._round = 0
 

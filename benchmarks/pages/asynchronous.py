@@ -191,10 +191,7 @@ def _difference(pair: Mapping[str, Any]) -> list[str]:
 
 def draw(subject: Mapping[str, Any]) -> Chart:
     """Return mean scores along virtual time, with their intervals over seeds: a line a mode, a picture an algorithm."""
-    rows: list[dict[str, object]] = []
-    for cell in subject["cells"]:
-        of = {"of": MODES[cell["mode"]], "algorithm": NAMES[cell["algorithm"]]}
-        rows += [{**of, **point} for point in _points(cell["runs"])]
+    rows = rows_of(subject)
     modes = list(MODES.values())
     color = alt.Color(
         "of:N", title=None, sort=modes, scale=alt.Scale(domain=modes, range=list(COLORS[: len(modes)])),
@@ -207,6 +204,15 @@ def draw(subject: Mapping[str, Any]) -> Chart:
     both = alt.layer(band, line, data=alt.Data(values=rows)).properties(width=330, height=240)
     facet = alt.Facet("algorithm:N", title=None, sort=list(NAMES.values()))
     return both.facet(column=facet).properties(title=f"Accuracy, {subject['title']}")
+
+
+def rows_of(subject: Mapping[str, Any]) -> list[dict[str, object]]:
+    """Return the points of the picture."""
+    rows: list[dict[str, object]] = []
+    for cell in subject["cells"]:
+        of = {"of": MODES[cell["mode"]], "algorithm": NAMES[cell["algorithm"]]}
+        rows += [{**of, **point} for point in _points(cell["runs"])]
+    return rows
 
 
 def _points(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
