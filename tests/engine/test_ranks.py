@@ -158,7 +158,9 @@ def test_a_killed_rank_ends_the_run_which_resumes_exactly_on_any_number(tmp_path
         assert losses(folder)[:20] == pytest.approx(losses(one)[:20], rel=1e-5)
 
 
-@pytest.mark.parametrize("setting", ["training.mean=krum", "training.diagnostics=true", "training.rounds=1"])
+@pytest.mark.parametrize(
+    "setting", ["training.mean=krum", "training.diagnostics=true", "training.rounds=1", "devices={}"]
+)
 def test_number_of_ranks_is_chosen_by_the_run(setting):
     assert choose_ranks(load("digits", ["device=cpu", setting])) == 1
 
