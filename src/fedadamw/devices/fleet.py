@@ -102,7 +102,8 @@ class Fleet:
     ) -> tuple[Floats, Bools]:
         """Return when each of these jobs (n,) ends, by the virtual clock, and whether it is lost.
 
-        samples: that it trains on, repetitions included. The end of a lost job is when its device left.
+        samples: that it trains on, repetitions included. The end of a lost job is when its device left. InputError if
+        one takes infinitely long.
         """
         of = np.asarray(clients, np.int64)
         start = np.zeros(len(of)) + np.asarray(start_s, np.float64)
@@ -119,6 +120,7 @@ class Fleet:
         travel = np.asarray(down_bytes) / self.down_bytes_per_s[of] + np.asarray(up_bytes) / self.up_bytes_per_s[of]
         drops = drawn[:, 1] < dropout
         end = start + (compute + travel) * np.where(drops, drawn[:, 2], 1.0)
+        check(np.isfinite(end).all(), "devices: a job would take more seconds than a number can hold; take faster devices")
         leaves = self.availability.leaves(of, start)
         return np.minimum(end, leaves), drops | (leaves < end)
 

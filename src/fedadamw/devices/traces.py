@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedadamw.settings.devices import SHORTEST_STAY_S
 from fedadamw.validation import InputError, check, parse_path
 
 RATES = ("samples_per_s", "down_mbps", "up_mbps")
@@ -61,6 +62,7 @@ def read_times(path: str, day_s: float) -> Times:
     for place, row in rows:
         begin, end = _number(place, "from_s", row["from_s"]), _number(place, "to_s", row["to_s"])
         check(0 <= begin < end, f"{place}: from_s={begin:g} must be at least 0 and less than to_s={end:g}")
+        check(end - begin >= SHORTEST_STAY_S, f"{place}: lasts {end - begin:g} s, less than {SHORTEST_STAY_S:g} s")
         check(end <= day_s, f"{place}: to_s={end:g} is more than devices.availability.day_s={day_s:g}")
         times.setdefault(row["device"], []).append((begin, end))
     check(bool(times), f"{setting}={path!r}: has no row of a device")
