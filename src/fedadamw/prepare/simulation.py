@@ -35,6 +35,7 @@ from fedadamw.prepare.base import check_base, check_own_quantisation, check_shar
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
 from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
+from fedadamw.prepare.counter import has_unequal_steps, tell_unequal_steps
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.malloc import keep_freed_memory
@@ -213,6 +214,7 @@ def assemble(
     portions = build_portions(experiment, workspace, len(partition))
     folding = make_folding(model, experiment.lora, None if portions is None else portions.scale)
     halves = build_halves(experiment, workspace, build_algorithm)
+    algorithm = tell_unequal_steps(algorithm, halves, unequal=has_unequal_steps(experiment, partition))
     ranks = current_team(device, experiment.shards)
     data = (task, train, test, partition, held_out)
     return Prepared(experiment, workspace, algorithm, *data, device, ranks, folding, halves, portions, facts)

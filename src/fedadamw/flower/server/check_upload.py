@@ -8,6 +8,7 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
+from fedadamw.algorithms.counter import SMALLEST, Q, find_q
 from fedadamw.engine.uploads import Uploads
 from fedadamw.flower.protocol import ARRAYS
 from fedadamw.flower.server.norm_bounds import Norms, measure_norms
@@ -18,6 +19,7 @@ from fedadamw.validation import InputError
 from fedadamw.vector import LARGEST_PLAUSIBLE, Layout, Vector, nbytes
 
 MAX_LOSS = 1e6  # nats
+Q_DIFFERS = 1e-9  # at most, between machines, as a share
 SPARE = 4  # limit on a reply's arrays, in honest uploads; smaller excesses are refused with a more precise reason
 
 
@@ -57,11 +59,17 @@ class UploadChecker:
         self.max_nbytes = SPARE * sum(spec.nbytes + MAX_HEADER_BYTES for spec in self._specs.values())
 
     def check(
-        self, reply: Message | Exception, client: int, registered: int | None, samples: int | None
+        self,
+        reply: Message | Exception,
+        client: int,
+        registered: int | None,
+        samples: int | None,
+        t: Tensor | None = None,
     ) -> tuple[CheckedUpload, dict[str, Tensor]]:
         """Return an upload's facts and its tensors as received; raises RefusedError if it does not count.
 
-        registered: the number of samples that the node registered with. samples: the number it has, if known.
+        registered: the number of samples that the node registered with. samples: the number it has, if known. t: the
+        gradients that carried moments counted for in what it was sent, if the algorithm's upload has q.
 
         Before this, the Grid's array limit (pull.py): `garbage`. Here, in this order:
         1. a message without an error, with the expected records and numbers: `garbage`, `failed`, `records`, `stale`
@@ -70,8 +78,8 @@ class UploadChecker:
         3. names, shapes, types and bytes of the arrays: `missing-array`, `extra-array`, `wrong-shape`,
            `wrong-dtype`, `garbage`
         4. the codec decodes them: `garbage`, `not-finite`
-        5. numbers finite and below LARGEST_PLAUSIBLE; counts and variances not negative, no more steps than asked for:
-           `not-finite`, `too-long`, `negative`, `steps`
+        5. numbers finite and below LARGEST_PLAUSIBLE; counts and variances not negative, no more steps than asked for,
+           and q that of these steps: `not-finite`, `too-long`, `negative`, `steps`
         Later, once the round's other uploads are known, the norms (norm_bounds.py): `too-long`, or clipped.
         """
         numbers = read_numbers(reply)
@@ -87,7 +95,8 @@ class UploadChecker:
         statistics = zero_unchanged_constants(tensors["statistics"], self._first_statistics)
         nonnegative = self.uploads.algorithm.nonnegative
         check_numbers(up, self.layout.views(statistics), nonnegative=nonnegative, steps=steps)
-        norms = measure_norms(up, statistics, steps=steps is None)
+        known = check_q(up, t, self.uploads.algorithm.carried)
+        norms = measure_norms(up, statistics, known=known if steps is None else {*known, "k"})
         size = nbytes(tensors.values())
         return CheckedUpload(norms, loss, registered or 1, size, bool(numbers.get("fresh"))), tensors
 
@@ -148,6 +157,20 @@ def check_numbers(up: Any, statistics: Mapping[str, Tensor], *, nonnegative: Seq
     if k is not None and not bool(((k >= 1) & (k <= (steps or LARGEST_PLAUSIBLE))).all()):
         asked = "at least 1 was" if steps is None else f"{steps} were"
         raise RefusedError("steps", f"it reports {float(k.flatten()[0]):g} steps, {asked} asked for")
+
+
+def check_q(up: Any, t: Tensor | None, carried: Sequence[float]) -> Sequence[str]:
+    """Raise RefusedError unless q is that of `t` (1,) or (c,) and of the steps reported; return the fields checked.
+
+    carried: decay rates (c) of the moments that q counts; without any there is no q.
+    """
+    if not carried:
+        return ()
+    assert t is not None
+    expected = find_q(t.to(up.k) + up.k, carried)
+    if not torch.allclose(up.q, expected, rtol=Q_DIFFERS, atol=SMALLEST):
+        raise RefusedError("steps", f"its q is {up.q.tolist()}, not that of the {float(up.k):g} steps that it reports")
+    return (Q,)
 
 
 def _check_range(name: str, t: Tensor, *, nonnegative: bool) -> None:

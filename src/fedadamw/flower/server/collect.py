@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from flwr.app import Message
+from torch import Tensor
 
 from fedadamw.flower.protocol import DECLINED, STALE
 from fedadamw.flower.server.attempts import POLL_NODES_S, POLL_S, Attempt, poll_replies
@@ -39,6 +40,7 @@ class PendingRequest(NamedTuple):
     retries: int  # how often the client may be asked again
     expires: float  # when Flower forgets the request
     whole: bool  # whether it carried the whole state
+    t: Tensor | None  # the gradients that carried moments counted for in that state
 
 
 class Collector:
@@ -74,6 +76,7 @@ class Collector:
         self.down_bytes = self.wasted_bytes = 0  # sent; and received in replies that did not count
         self.reason = ""  # why the last upload did not count
         self._model_norm = 0.0
+        self._t: Tensor | None = None
         self._pending: dict[str, PendingRequest] = {}  # by message id
         self._away: dict[int, int] = {}  # client -> remaining retries, if it comes back in time
         self._unreachable: set[int] = set()  # clients already counted as unreachable
@@ -89,14 +92,22 @@ class Collector:
         return [request.client for request in self._pending.values()]
 
     def begin(
-        self, round_: int, whole: Content, change: Content | None, counted: Mapping[int, int], model_norm: float
+        self,
+        round_: int,
+        whole: Content,
+        change: Content | None,
+        counted: Mapping[int, int],
+        model_norm: float,
+        t: Tensor | None = None,
     ) -> None:
         """Begin a round (from 0) with the contents to send.
 
-        counted: the last round whose upload counted, by client. model_norm: l2 norm of the model.
+        counted: the last round whose upload counted, by client. model_norm: l2 norm of the model. t: as of
+        PendingRequest.
         """
         self.uploads, self.counts, self.down_bytes, self.wasted_bytes, self.reason = {}, Counter(), 0, 0, ""
         self._model_norm, self.asked, self._away, self._unreachable = model_norm, set(), {}, set()
+        self._t = t
         self.refused = set()
         self.broadcast.begin(round_, whole, change, counted)
         self._poll_late()
@@ -161,7 +172,8 @@ class Collector:
         self.down_bytes += content.nbytes
         registered, samples = self.registry.joined[client].samples, self.registry.sample_count(client)
         expires = time.monotonic() + seconds + keep
-        self._pending[message_id] = PendingRequest(client, node, registered, samples, attempt.retries, expires, whole)
+        sent = (expires, whole, self._t)
+        self._pending[message_id] = PendingRequest(client, node, registered, samples, attempt.retries, *sent)
 
     def _mark_unreachable(self, attempt: Attempt | PendingRequest) -> None:
         """Count a client that was offline or left while it worked; it is asked again if it comes back."""
@@ -185,7 +197,7 @@ class Collector:
             self.wasted_bytes += count_bytes(reply)
             return "surplus"
         try:
-            upload = self.spool.accept(reply, request.client, request.registered, request.samples)
+            upload = self.spool.accept(reply, request.client, request.registered, request.samples, request.t)
         except RefusedError as refused:
             return self._handle_refusal(reply, request, refused)
         self.uploads[request.client] = upload

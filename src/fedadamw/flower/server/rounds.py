@@ -131,7 +131,8 @@ class Nodes(Clients):
         past.clear()
         past.extend(self.ledger.page.past)
         _, whole, change = self._contents_of(broadcast)
-        collector.begin(round_, whole, change, self.ledger.page.counted, _norm(broadcast.down.x))
+        down, counted = broadcast.down, self.ledger.page.counted
+        collector.begin(round_, whole, change, counted, _norm(down.x), getattr(down, "t", None))
         if self.scoring is not None:
             self.scoring.collector.begin_round()
         collector.collect(sampled, self.clients_per_round, f.deadline_s)

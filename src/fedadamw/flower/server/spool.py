@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Message
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from fedadamw.engine.client import Answer, Shard
 from fedadamw.flower.server.check_upload import CheckedUpload, UploadChecker
@@ -20,10 +21,15 @@ class UploadSpool:
         self.checker, self.folder, self._like = checker, folder, like
 
     def accept(
-        self, reply: Message | Exception, client: int, registered: int | None, samples: int | None
+        self,
+        reply: Message | Exception,
+        client: int,
+        registered: int | None,
+        samples: int | None,
+        t: Tensor | None = None,
     ) -> CheckedUpload:
-        """Check a reply and write its upload to disk; raises RefusedError as UploadChecker.check does."""
-        upload, tensors = self.checker.check(reply, client, registered, samples)
+        """Check a reply and write its upload to disk; arguments and errors are those of UploadChecker.check."""
+        upload, tensors = self.checker.check(reply, client, registered, samples, t)
         with report_full_disk(self._file(client)):
             self._file(client).write_bytes(save(tensors))
         return upload
