@@ -1,6 +1,7 @@
 """All randomness, derived from (seed, purpose, round, client): no generator's state is ever saved.
 
 So a client draws the same batches in every engine, and a resumed run draws the same numbers as an uninterrupted one.
+A client that trains a further time from the same broadcast, its `repeat` above 0, has keys of its own.
 """
 
 import os
@@ -36,17 +37,28 @@ class Purpose(IntEnum):
     PRIVATE_BATCHES = 16  # with privacy: which samples are in a batch
     PRIVATE_NOISE = 17
     PRIVATE_CLIENTS = 18  # with privacy of clients: who takes part
+    DEVICES = 19  # classes, speeds, links and days of simulated devices
+    JOBS = 20  # how long one job takes, and whether it is lost
+    ASKED = 21  # under a virtual clock: who is asked when too few of a round's clients answered
 
 
-def numpy_generator(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> np.random.Generator:
+def numpy_generator(
+    seed: int, purpose: Purpose, round_: int = 0, client: int = 0, repeat: int = 0
+) -> np.random.Generator:
     """Return a numpy generator for one purpose."""
-    return np.random.default_rng(np.random.SeedSequence((seed, purpose, round_, client)))
+    return np.random.default_rng(_seed_sequence(seed, purpose, round_, client, repeat))
 
 
-def torch_seed(seed: int, purpose: Purpose, round_: int = 0, client: int = 0) -> int:
+def torch_seed(seed: int, purpose: Purpose, round_: int = 0, client: int = 0, repeat: int = 0) -> int:
     """Return a seed for torch for one purpose."""
-    words = np.random.SeedSequence((seed, purpose, round_, client)).generate_state(2, np.uint32)
+    words = _seed_sequence(seed, purpose, round_, client, repeat).generate_state(2, np.uint32)
     return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def _seed_sequence(seed: int, purpose: Purpose, round_: int, client: int, repeat: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence(
+        (seed, purpose, round_, client, repeat) if repeat else (seed, purpose, round_, client)
+    )
 
 
 def seed_modules_by(generator: torch.Generator) -> None:
@@ -67,10 +79,10 @@ def seed_modules(seed: int, device: torch.device) -> None:
 
 
 def torch_generator(
-    seed: int, purpose: Purpose, round_: int = 0, client: int = 0, *, device: torch.device
+    seed: int, purpose: Purpose, round_: int = 0, client: int = 0, repeat: int = 0, *, device: torch.device
 ) -> torch.Generator:
     """Return a torch generator on `device` for one purpose."""
-    return torch.Generator(device).manual_seed(torch_seed(seed, purpose, round_, client))
+    return torch.Generator(device).manual_seed(torch_seed(seed, purpose, round_, client, repeat))
 
 
 class Entropy(Protocol):

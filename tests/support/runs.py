@@ -43,6 +43,7 @@ def simulation(
     privacy=None,
     client_privacy=None,
     unequal_steps=False,
+    devices=None,
     **changes,
 ):
     model = attention_model()
@@ -59,6 +60,7 @@ def simulation(
         "held_out": held_out,
         "privacy": privacy,
         "client_privacy": client_privacy,
+        "devices": devices,
     }
     return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
 

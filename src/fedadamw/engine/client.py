@@ -48,6 +48,8 @@ class Shard(NamedTuple):
     samples: np.ndarray  # (n,) sample numbers
     memory: AnyState  # what the algorithm left there, or None before the first round
     statistics: Vector | None = None  # (s,) that it starts from, if not those of the broadcast
+    repeat: int = 0  # how often it trained from this broadcast before
+    steps: int | None = None  # its local steps, if not training's
 
 
 class Answer(NamedTuple):
@@ -62,6 +64,9 @@ class Answer(NamedTuple):
     payload: Mapping[str, Tensor] | None = None  # the encoded `up`, if a codec is used
     likelihood: Sums | None = None  # of its gradients, for diagnostics, if a second moment was carried to the round
     kept: Sequence[Tensor] = ()  # what the client keeps of its model
+    steps: int = 0  # its local steps, K_i
+    version: int | None = None  # the round whose broadcast it trained from, if not the present one's
+    discount: float = 1.0  # of its weight, for its staleness
 
     @property
     def travels(self) -> Sequence[Tensor]:
@@ -99,19 +104,23 @@ def plan_work(
     round_: int,
     workspace: Workspace | None = None,
     privacy: SamplePrivacy | None = None,
+    repeat: int = 0,
+    steps: int | None = None,
 ) -> LocalWork:
     """The local work of `client` with `samples` (n,) in round `round_`.
 
     workspace: if its BatchNorm rejects a batch of one sample, such a batch is merged into the one before.
-    privacy: each sample is in each batch with a probability; batches may be empty.
+    privacy: each sample is in each batch with a probability; batches may be empty; all clients take training's steps.
+    repeat, steps: see Shard.
     """
+    keys = (round_, client, repeat)
     if privacy is not None:
         return _plan_private_work(task, training, client, samples, round_, privacy)
     parts = draw_batches(
         samples,
-        numpy_generator(seed, Purpose.BATCHES, round_, client),
+        numpy_generator(seed, Purpose.BATCHES, *keys),
         batch_size=training.batch_size,
-        steps=training.steps,
+        steps=steps or training.steps,
         epochs=training.epochs,
     )
     order = torch.from_numpy(np.concatenate(parts))
@@ -121,9 +130,9 @@ def plan_work(
         warnings.warn("BatchNorm needs two samples: a batch of one is merged into the batch before", stacklevel=2)
         sizes = merge_single_samples(sizes)
     if training.group_by_length and task.lengths is not None:
-        generator = torch_generator(seed, Purpose.GROUPING, round_, client, device=torch.device("cpu"))
+        generator = torch_generator(seed, Purpose.GROUPING, *keys, device=torch.device("cpu"))
         order, sizes = group_by_length(order, sizes, task.lengths, generator)
-    drawn = task.draw(len(order), torch_generator(seed, Purpose.AUGMENT, round_, client, device=torch.device("cpu")))
+    drawn = task.draw(len(order), torch_generator(seed, Purpose.AUGMENT, *keys, device=torch.device("cpu")))
     return LocalWork(order, drawn, sizes)
 
 
@@ -144,16 +153,22 @@ def _plan_private_work(
 
 
 def seed_module(
-    seed: int, round_: int, client: int, device: torch.device, privacy: SamplePrivacy | None = None, member: int = 0
+    seed: int,
+    round_: int,
+    client: int,
+    device: torch.device,
+    privacy: SamplePrivacy | None = None,
+    member: int = 0,
+    repeat: int = 0,
 ) -> None:
     """Seed what a module drops at random in a client's round; with privacy nobody may know it, as above.
 
-    member: this process's place among those that train the client.
+    member: this process's place among those that train the client. repeat: see Shard.
     """
     if privacy is not None:
         seed_modules_by(privacy.entropy.torch(Purpose.MODULE, round_, client, device=device))
     else:
-        seed_modules(torch_seed(seed, Purpose.MODULE, round_, client) + member, device)
+        seed_modules(torch_seed(seed, Purpose.MODULE, round_, client, repeat) + member, device)
 
 
 def merge_single_samples(sizes: Sequence[int]) -> tuple[int, ...]:

@@ -2,13 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from fedadamw.algorithm import AnyState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.evaluation import ClientScores
+
+Outcome: TypeAlias = Literal["counted", "rejected", "stale", "late", "surplus", "lost"]
 
 
 class Traffic(NamedTuple):
@@ -27,6 +29,20 @@ class Update(NamedTuple):
     up: AnyState  # the algorithm's Up: the mean of the accepted answers
     lr: float
     participation: float  # accepted answers / all clients
+
+
+class EndedJob(NamedTuple):
+    """One client's work on one version of the model, once it has ended; seconds are those of the virtual clock."""
+
+    job: int  # number over the run, from 0
+    client: int
+    version: int  # the round whose model it trained from, from 0
+    repeat: int  # how many jobs of that client on that version came before it
+    start_s: float
+    finish_s: float
+    outcome: Outcome
+    staleness: int  # versions between that one and the one that was due when it ended
+    steps: int  # local steps
 
 
 class Clients(ABC):
@@ -66,6 +82,28 @@ class Clients(ABC):
     def sums(self) -> int:
         """How many rounds' answers were summed so far, also in rounds that were lost; 0 of simulated clients."""
         return 0
+
+    def message_bytes(self, clients: Sequence[int], broadcast: Broadcast) -> tuple[list[int], list[int]]:
+        """What each of these clients receives and sends in the round of `broadcast`, for a virtual clock, in bytes.
+
+        0 of clients whose messages take real time.
+        """
+        return [0] * len(clients), [0] * len(clients)
+
+    @property
+    def ended_jobs(self) -> Sequence[EndedJob]:
+        """The jobs that ended in the present round, in the order in which they ended; none without a virtual clock."""
+        return ()
+
+    @property
+    def virtual_s(self) -> float | None:
+        """The virtual clock at the end of the present round, in seconds; None without one."""
+        return None
+
+    @property
+    def devices_summary(self) -> dict[str, Any] | None:
+        """Numbers of the present round's jobs for its record, see Record.devices; None without a virtual clock."""
+        return None
 
     @property
     @abstractmethod

@@ -53,12 +53,13 @@ class Loop:
         """Take one client's local steps, from what came down to what goes up."""
         algorithm, workspace, down = self.algorithm, self.workspace, broadcast.down
         round_, client = broadcast.round, shard.client
-        work = plan_work(self.task, self.training, self.seed, client, shard.samples, round_, workspace, self.privacy)
+        whose = (self.seed, client, shard.samples, round_)
+        work = plan_work(self.task, self.training, *whose, workspace, self.privacy, shard.repeat, shard.steps)
         memory = algorithm.client_init(down) if shard.memory is None else shard.memory
         start = algorithm.client_start(down, memory)
         workspace.load(start.y, broadcast.statistics if shard.statistics is None else shard.statistics)
         workspace.module.train()
-        seed_module(self.seed, round_, client, workspace.y.device, self.privacy, self.ranks.member)
+        seed_module(self.seed, round_, client, workspace.y.device, self.privacy, self.ranks.member, shard.repeat)
         lr = workspace.y.new_tensor(self.training.lr_at(round_))
         local = clone_tensors(start)._replace(y=workspace.y)  # steps move the module itself
         likelihood = Likelihood.of(algorithm, start, down, workspace.layout.sizes, self.training)
@@ -75,7 +76,8 @@ class Loop:
         loss = torch.stack(losses).mean()
         found = None if likelihood is None else likelihood.sums()
         samples = len(shard.samples)
-        return Answer(up, memory, workspace.statistics.clone(), loss, samples, local, likelihood=found)
+        own = (up, memory, workspace.statistics.clone(), loss, samples, local)
+        return Answer(*own, likelihood=found, steps=len(work.sizes))
 
     def _private(self, sums: SampleGradients, round_: int, client: int) -> Callable[[Batch], Tensor]:
         """What does the same as `_backward` with privacy of samples, in the steps of a round; it tells no loss."""

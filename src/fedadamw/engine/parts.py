@@ -189,6 +189,9 @@ class InTurn(Clients):
     def sums(self) -> int:
         return self._present.sums()
 
+    def message_bytes(self, clients: Sequence[int], broadcast: Broadcast) -> tuple[list[int], list[int]]:
+        return self._present.message_bytes(clients, broadcast)
+
     @property
     def traffic(self) -> Traffic:
         return self._present.traffic

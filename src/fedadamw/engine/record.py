@@ -30,6 +30,11 @@ class Record:
     federation: dict[str, int] | None = None  # of Flower's nodes: counts of asked, answered, late, ...
     clip: float | None = None  # with privacy.quantile: the norm that the round's updates were clipped to
     waited_s: float | None = None  # with several ranks: of wall_s, for each other, mean over the ranks
+    virtual_s: float | None = None  # the virtual clock at the end of the round
+    # With a virtual clock: how many jobs were `asked` for, and how many ended as counted, rejected, stale, late,
+    # surplus and lost; staleness_mean and staleness_max of those that counted, with buffered aggregation; `idle`, the
+    # share of the devices' time that they waited; `work`, local steps that counted, by class of devices.
+    devices: dict[str, Any] | None = None
     # In rounds with training.client_evaluation, over the clients' own held-out samples. The first four are of the main
     # metric, or of the loss if there is none.
     clients_mean: float | None = None

@@ -3,7 +3,7 @@
 The sum does not grow with the number of clients: each answer is added, and gone before the next client trains.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ from fedadamw.algorithm import AnyState
 from fedadamw.engine.average import Average, Mean
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients
+from fedadamw.engine.discounts import Discounts
 from fedadamw.engine.private_mean import PrivateMean
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.robust import RobustMean, check_robust
@@ -21,6 +22,8 @@ from fedadamw.engine.workspace import Workspace, mixes_samples
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import check
 from fedadamw.vector import Vector, nbytes
+
+ONE_BY_ONE = "training.aggregation=buffered takes answers as they come, in one process"
 
 
 class Listener(Protocol):
@@ -94,6 +97,7 @@ class RoundResult(NamedTuple):
     up_bytes: int  # of all accepted answers, counted from the tensors that travel
     losses: dict[int, float | None]  # of each client asked or heard, None if its answer was not accepted, or private
     waited_s: float  # for other ranks, mean over the ranks; 0 with one
+    lr: float  # that the server's step divides by
 
 
 def run_round(
@@ -103,12 +107,16 @@ def run_round(
     aggregation: Aggregation,
     listeners: Sequence[Listener] = (),
     private: PrivateMean | None = None,
+    *,
+    lr_at: Callable[[int], float] = lambda _: 1.0,
 ) -> RoundResult:
     """Train the `sampled` clients from `broadcast` and average the answers whose numbers are all finite.
 
-    private: the mean with privacy of clients; statistics stay as they are then, and no loss is told.
+    lr_at: the learning rate of each round (from 0). private: the mean with privacy of clients; statistics stay as they
+    are then, and no loss is told.
     """
     average, ranks = aggregation.new_average() if private is None else private, aggregation.ranks
+    discounts = Discounts(lr_at, broadcast.round)
     waited_s = -ranks.waited_s
     answered = rejected = up_bytes = 0
     heard: dict[int, Tensor] = {}
@@ -117,7 +125,7 @@ def run_round(
         up_type = type(answer.up)
         tensors = aggregation.tensors(shard.client, answer, broadcast.down)
         if answer.finite:
-            average.add(tensors, aggregation.weight(answer))
+            average.add(tensors, discounts.add(answer, aggregation.weight(answer)))
             up_bytes += nbytes(answer.travels)
             answered += 1
             clients.accept(shard, answer)
@@ -132,13 +140,13 @@ def run_round(
     answered, rejected, up_bytes = average.sum_over_ranks(answered, rejected, up_bytes)
     waited_s += ranks.waited_s
     losses, waited_s = _gather_losses(sampled, heard, waited_s, broadcast.statistics.device, ranks)
-    counts = (answered, rejected, up_bytes, losses, waited_s)
+    counts = (answered, rejected, up_bytes, losses, waited_s, discounts.server_lr)
     if private is not None:
         return RoundResult(private.up_type(*private.result()), broadcast.statistics, None, float("nan"), *counts)
     if not answered:
         return RoundResult(None, None, None, float("nan"), *counts)
     up, statistics, product, loss = _take_means(average, aggregation, up_type, broadcast)
-    return RoundResult(up, statistics, product, loss, *counts)
+    return RoundResult(discounts.shrink(up), statistics, product, loss, *counts)
 
 
 def _take_means(
@@ -171,6 +179,9 @@ def check_round(workspace: Workspace, training: TrainingSettings, clients: int, 
     """Raise InputError if a round of these settings cannot be run with so many clients and ranks."""
     asked, mean = training.clients_per_round, training.mean
     check(asked <= clients, f"clients_per_round={asked} is more than the {clients} clients of the partition")
+    if training.buffered:
+        check_buffer(training, clients)
+        check(ranks.alone, f"{ranks.size} ranks: {ONE_BY_ONE}")
     check(asked >= ranks.size, f"{ranks.size} ranks for {asked} clients a round: use at most as many")
     check(mean == "weighted" or ranks.size == 1, f"training.mean={mean!r} sees all clients of a round: one rank")
     check_robust(mean, training.byzantine, asked, "training.clients_per_round")
@@ -179,3 +190,9 @@ def check_round(workspace: Workspace, training: TrainingSettings, clients: int, 
         training.micro_batch is None or not mixes_samples(workspace.module),
         f"training.micro_batch={training.micro_batch}: BatchNorm needs whole batches",
     )
+
+
+def check_buffer(training: TrainingSettings, clients: int) -> None:
+    """Raise InputError if the buffer, or the clients that train at any time, are more than all `clients`."""
+    for name, count in (("buffer", training.updates_per_version), ("concurrency", training.clients_at_once)):
+        check(count <= clients, f"training.{name}={count} is more than the {clients} clients of the partition")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.devices.fleet import Fleet
+from fedadamw.engine.buffered import BufferedClients
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Update
 from fedadamw.engine.diagnostics import Diagnostics
@@ -27,6 +29,7 @@ from fedadamw.engine.state import Saved, State
 from fedadamw.engine.step import Kind
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.privacy.account import Account
+from fedadamw.settings.devices import DevicesSettings
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
@@ -98,11 +101,12 @@ class Simulation:
         held_out: Sequence[np.ndarray] | None = None,
         privacy: SamplePrivacy | None = None,
         client_privacy: ClientPrivacy | None = None,
+        devices: DevicesSettings | None = None,
     ) -> "Simulation":
         """A run whose clients train in this process, on their sample numbers of `partition`: see SimulatedClients."""
         workspace = Workspace(model)
         check_batch_norm(workspace, task, partition, training)
-        clients = SimulatedClients(
+        simulated = SimulatedClients(
             workspace,
             algorithm,
             task,
@@ -117,6 +121,9 @@ class Simulation:
             held_out=held_out,
             privacy=privacy,
             client_privacy=client_privacy,
+        )
+        clients = (
+            BufferedClients(simulated, Fleet.of(devices, len(partition), seed)) if training.buffered else simulated
         )
         own = (workspace, algorithm, task, training, clients)
         return cls(*own, ranks=ranks, folding=folding, saved=saved, client_privacy=client_privacy)
@@ -144,9 +151,9 @@ class Simulation:
         if result.up is None:
             raise DivergedError(describe_divergence(state.round + 1, len(sampled), lr, training))
         participation = (result.answered if private is None else private.privacy.clients) / len(clients)
-        after = self.next_state(state, result, lr, participation)
+        after = self.next_state(state, result, participation)
         after = after if private is None else after._replace(clips=private.next_clips())
-        clients.finish_round(Update(state.round, result.up, lr, participation))
+        clients.finish_round(Update(state.round, result.up, result.lr, participation))
         evaluation, scores = self._evaluate(after)
         losses = result.losses if self.account is None else dict.fromkeys(result.losses)
         self.state, self.losses, self.scores = after, losses, scores
@@ -167,6 +174,8 @@ class Simulation:
             federation=None if traffic.counts is None else dict(traffic.counts),
             clip=None if private is None or not len(state.clips) else private.clip,
             waited_s=None if self.ranks.alone else round(result.waited_s, 4),
+            virtual_s=clients.virtual_s,
+            devices=clients.devices_summary,
         )
         return record if scores is None else replace(record, **scores.summary())
 
@@ -245,15 +254,18 @@ class Simulation:
             self.folding.load(broadcast.base)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             heard = [*self.listeners, *listeners]
-            result = run_round(self.clients, sampled, broadcast, self.aggregation, heard, private)
+            own = (self.clients, sampled, broadcast, self.aggregation, heard, private)
+            result = run_round(*own, lr_at=self.training.lr_at)
         if sampled and private is not None and not result.answered:
             warnings.warn(ONLY_NOISE, stacklevel=3)
         return result
 
-    def next_state(self, state: State, result: RoundResult, lr: float, participation: float) -> State:
+    def next_state(self, state: State, result: RoundResult, participation: float) -> State:
         """The state after a round that began with `state`; DivergedError if a number of it is not finite."""
         number = self.workspace.y.new_tensor
-        server = self.parts.server_update(state.round, state.server, result.up, number(lr), number(participation))
+        server = self.parts.server_update(
+            state.round, state.server, result.up, number(result.lr), number(participation)
+        )
         assert result.statistics is not None
         last = server.x - state.server.x if self.training.diagnostics else state.last
         base = state.base

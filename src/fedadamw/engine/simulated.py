@@ -14,7 +14,7 @@ from fedadamw.engine.evaluation import ClientScores, choose_clients, evaluate_cl
 from fedadamw.engine.loop import Loop
 from fedadamw.engine.own_models import enter_own, enter_tuned, for_tuning, has_own_models, restored
 from fedadamw.engine.personal import make_steps, with_statistics
-from fedadamw.engine.portions import CroppedStep, PortionedEngine, Portions, down_bytes
+from fedadamw.engine.portions import CroppedStep, Portion, PortionedEngine, Portions, down_bytes
 from fedadamw.engine.private_gradient import SamplePrivacy
 from fedadamw.engine.private_mean import ClientPrivacy
 from fedadamw.engine.ranks import ALONE, Team, gather_states, scatter_states
@@ -26,6 +26,7 @@ from fedadamw.engine.workspace import Workspace
 from fedadamw.randomness import sample_clients, sample_independently
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Task
+from fedadamw.vector import nbytes
 
 
 class SimulatedClients(Clients):
@@ -70,12 +71,13 @@ class SimulatedClients(Clients):
         self._step: Step = whole if portions is None else self._cropped
         self._stack, self._may_loop = stack, may_loop
         self.engine = self._make_engine(training)
-        down = algorithm.broadcast(algorithm.server_init(workspace.shared.clone()))
+        down = self.first_broadcast().down
         self._no_memory = self.uploads.initial_memory(down)  # before a client's first round; () if there is none
         if memory_folder is not None and self._no_memory != ():
             self.store: Store = OnDisk(memory_folder, len(partition), self._no_memory)
         else:
             self.store = InMemory(self._no_memory)
+        self._sizes: dict[int | None, int] = {}  # of an upload, by the portion's number
         self._traffic = Traffic(0)
         self._round = 0  # the present one
         self._memories: dict[int, AnyState] = {}  # with several ranks: of this rank's accepted answers, by client
@@ -100,13 +102,23 @@ class SimulatedClients(Clients):
 
     def train(self, sampled: Sequence[int], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         self._round, self._traffic = broadcast.round, Traffic(down_bytes(broadcast, sampled, self.portions))
+        yield from self.train_shards(self._shards(sampled), broadcast)
+        if sampled and not self.ranks.alone:
+            self._store_memories_of_all_ranks(sampled)
+
+    def train_shards(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
+        """Each shard's answer to `broadcast`, as it arrives."""
         own = with_statistics(self.engine, self.uploads.algorithm)
         coded: Engine = CodedEngine(own, self.uploads, self.seed)
         if self.portions is not None:
             coded = PortionedEngine(self.engine, self._cropped, self.uploads, self.seed, self.portions)
-        yield from coded.train(self._shards(sampled), broadcast)
-        if sampled and not self.ranks.alone:
-            self._store_memories_of_all_ranks(sampled)
+        return coded.train(shards, broadcast)
+
+    def first_broadcast(self) -> Broadcast:
+        """What clients receive before the first round, without frozen weights that change."""
+        y, algorithm = self.workspace.y, self.algorithm
+        down = algorithm.broadcast(algorithm.server_init(self.workspace.shared.clone()))
+        return Broadcast(0, down, self.workspace.shared_statistics.clone(), y[:0])
 
     def _shards(self, sampled: Sequence[int]) -> Iterable[Shard]:
         """The clients that this rank trains, with their memories."""
@@ -173,6 +185,21 @@ class SimulatedClients(Clients):
     def _memories_of(self, clients: Iterable[int], round_: int) -> Iterator[AnyState | None]:
         """The memories of these clients as of the end of round `round_`, on every rank."""
         return scatter_states((self.store.get(i, round_) for i in clients), self._no_memory, self.ranks)
+
+    def message_bytes(self, clients: Sequence[int], broadcast: Broadcast) -> tuple[list[int], list[int]]:
+        if self.portions is None:
+            return [broadcast.nbytes] * len(clients), [self._up_bytes(None, broadcast)] * len(clients)
+        portions = [self.portions.of(client) for client in clients]
+        down = [down_bytes(broadcast, [client], self.portions) for client in clients]
+        return down, [self._up_bytes(portion, broadcast) for portion in portions]
+
+    def _up_bytes(self, portion: Portion | None, broadcast: Broadcast) -> int:
+        """What a client with this portion sends, in bytes: no number of it matters for that."""
+        key = None if portion is None else portion.number
+        if key not in self._sizes:
+            places = None if portion is None else portion.places
+            self._sizes[key] = self.uploads.nbytes(broadcast.down, places) + nbytes([broadcast.statistics])
+        return self._sizes[key]
 
     @property
     def traffic(self) -> Traffic:

@@ -75,7 +75,7 @@ class Stacked:
 
     def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         """Yield the answer of each client of `shards`, in the engine's order."""
-        every, done = list(shards), set[int]()
+        every, done = list(shards), set[tuple[int, int]]()
         if self.stacks:
             for jobs in self._stackable_jobs(every, broadcast.round):
                 while jobs and self.stacks:
@@ -83,21 +83,24 @@ class Stacked:
                     answers = self._try_group(group, broadcast)
                     del jobs[: len(answers)]
                     for shard, _ in group[: len(answers)]:
-                        done.add(shard.client)
+                        done.add((shard.client, shard.repeat))
                         yield shard, answers.pop(0)  # not kept here: each is a view of all the group's tensors
         if not self.stacks and self.fallback is not None:
-            yield from self.fallback.train((s for s in every if s.client not in done), broadcast)
+            yield from self.fallback.train((s for s in every if (s.client, s.repeat) not in done), broadcast)
 
     def _stackable_jobs(self, shards: Sequence[Shard], round_: int) -> Iterator[list[Job]]:
         """The clients with their work, most steps first, in lists whose members can be stacked."""
-        settings = (self.task, self.training, self.seed)
-        jobs = [(s, plan_work(*settings, s.client, s.samples, round_, self.workspace, self.privacy)) for s in shards]
+        jobs = [(shard, self._plan_work(shard, round_)) for shard in shards]
         jobs.sort(key=lambda job: -len(job[1].sizes))
         if not self._mixes_samples:
             yield jobs
             return
         for _, same_sizes in groupby(sorted(jobs, key=_batch_sizes), key=_batch_sizes):
             yield list(same_sizes)
+
+    def _plan_work(self, shard: Shard, round_: int) -> LocalWork:
+        whose = (self.seed, shard.client, shard.samples, round_)
+        return plan_work(self.task, self.training, *whose, self.workspace, self.privacy, shard.repeat, shard.steps)
 
     def _try_group(self, group: Sequence[Job], broadcast: Broadcast) -> list[Answer]:
         """The group's answers; [] after halving the group size or falling back to the loop, with memory released."""
@@ -125,7 +128,7 @@ class Stacked:
         shards, s = [shard for shard, _ in group], len(group)
         work.load(work.y, statistics if shards[0].statistics is None else shards[0].statistics)
         work.module.train()
-        seed_module(self.seed, round_, shards[0].client, work.y.device, self.privacy)
+        seed_module(self.seed, round_, shards[0].client, work.y.device, self.privacy, repeat=shards[0].repeat)
         lr = work.y.new_tensor(self.training.lr_at(round_))
         memories = [algorithm.client_init(down) if shard.memory is None else shard.memory for shard in shards]
         start = algorithm.client_start(down, stack_states(memories))
@@ -156,6 +159,7 @@ class Stacked:
                 len(shards[i].samples),
                 map_tensors(local, lambda t: t[i]),  # noqa: B023
                 likelihood=None if likelihood is None else likelihood.sums(i),
+                steps=len(plan.sizes[i]),
             )
             for i in range(s)
         ]

@@ -24,7 +24,7 @@ from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.codecs import Codec, Plain
 from fedadamw.randomness import Purpose, torch_generator
 from fedadamw.validation import InputError, check
-from fedadamw.vector import Vector, all_finite
+from fedadamw.vector import Vector, all_finite, nbytes
 
 Payload = dict[str, Tensor]  # what travels, by name: fields of Up such as `delta`, and parts such as `delta.scales`
 Residual = tuple[Vector, ...]  # (d,) for each change that the codec loses something of
@@ -85,6 +85,11 @@ class Uploads:
         """An Up of the shapes and types that clients send in answer to `down`; its numbers mean nothing."""
         local = self.algorithm.client_start(down, self.algorithm.client_init(down))
         return self.algorithm.client_finish(local, down, down.x.new_ones(()))[0]
+
+    def nbytes(self, down: AnyState, places: Tensor | None = None) -> int:
+        """How many bytes of tensors travel of any Up in answer to `down`; places: as of `encode`."""
+        generator = torch.Generator()
+        return nbytes(self.encode(self.template(down), self.zero_residual(down.x), generator, places).payload.values())
 
     def encode(
         self, up: AnyState, residual: Residual, generator: torch.Generator, places: Tensor | None = None
@@ -158,20 +163,21 @@ class CodedEngine(Engine):
 
     def train(self, shards: Iterable[Shard], broadcast: Broadcast) -> Iterator[tuple[Shard, Answer]]:
         """As the engine's `train`; clients' memories include the residuals."""
-        uploads, residuals = self.uploads, dict[int, Residual]()
+        uploads, residuals = self.uploads, dict[tuple[int, int], Residual]()
         unchanged = isinstance(uploads.codec, Plain)
 
         def split_memory(shard: Shard) -> Shard:
-            memory, residuals[shard.client] = uploads.split_memory(shard.memory, broadcast.down)
+            memory, residuals[shard.client, shard.repeat] = uploads.split_memory(shard.memory, broadcast.down)
             return shard._replace(memory=memory)
 
         def encode(pair: tuple[Shard, Answer]) -> tuple[Shard, Answer]:
             shard, answer = pair
-            residual = residuals.pop(shard.client)
+            residual = residuals.pop((shard.client, shard.repeat))
             if not (unchanged or answer.finite):
                 return pair  # it will be rejected; one that is sent as it is is looked at then
             cpu = torch.device("cpu")
-            generator = torch_generator(self.seed, Purpose.CODEC, broadcast.round, shard.client, device=cpu)
+            keys = (broadcast.round, shard.client, shard.repeat)
+            generator = torch_generator(self.seed, Purpose.CODEC, *keys, device=cpu)
             payload, up, lost = uploads.encode(answer.up, residual, generator, self.places)
             return shard, answer._replace(up=up, memory=uploads.join_memory(answer.memory, lost), payload=payload)
 

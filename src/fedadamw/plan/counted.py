@@ -78,7 +78,7 @@ class CountedRound:
         result = self._train(broadcast)
         self._close(TRAINING)
         with self.meter.part(SERVER):
-            after = simulation.next_state(state, result, 1e-3, 0.5)
+            after = simulation.next_state(state, result, 0.5)
         self._close(UPDATE)
         self._evaluate(after)
         simulation.state = after
@@ -115,7 +115,7 @@ class CountedRound:
             means = average.result()
         product = None if simulation.aggregation.folding is None else means.pop()
         *up, statistics, _ = means
-        return RoundResult(up_type(*up), statistics.to(broadcast.statistics), product, 1.0, 1, 0, 0, {}, 0.0)
+        return RoundResult(up_type(*up), statistics.to(broadcast.statistics), product, 1.0, 1, 0, 0, {}, 0.0, 1e-3)
 
     def _evaluate(self, state: State) -> None:
         simulation, task = self.simulation, self.task

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from fedadamw.machine.devices import describe_cpu
 from fedadamw.models.dtypes import DTYPES, Weights, is_half, name_of
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.quantized import check_library, refuse_whole
@@ -109,6 +111,19 @@ def warn_if_not_stacked(experiment: Experiment, device: torch.device) -> None:
     if usual and experiment.model.quantize != "none":
         given = f"model.quantize={experiment.model.quantize}"
         warnings.warn(f"{given}: clients train one after the other, as with stack=1", stacklevel=3)
+
+
+def warn_if_emulated(experiment: Experiment, module: nn.Module, device: torch.device) -> None:
+    """Warn if the model computes in bfloat16 on a CPU without instructions for it: it is forty times slower."""
+    if device.type != "cpu" or describe_cpu().bfloat16 is not False:
+        return
+    if experiment.training.precision == "bf16":
+        given, instead = "training.precision=bf16", "training.precision=float32"
+    elif any(p.dtype == torch.bfloat16 for p in module.parameters()):
+        given, instead = "a base in bfloat16", "model.dtype=float32"
+    else:
+        return
+    warnings.warn(f"{given}: this CPU has no instructions for bfloat16, so it is slow; set {instead}", stacklevel=3)
 
 
 def _check_few_bits(experiment: Experiment, lora: LoraSettings, given: str, quantize: str) -> None:

@@ -17,6 +17,8 @@ from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
 from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
+from fedadamw.devices.fleet import Fleet
+from fedadamw.engine.buffered import BufferedClients
 from fedadamw.engine.clients import Clients
 from fedadamw.engine.parts import Halves, InTurn
 from fedadamw.engine.ranks import Team, current_team
@@ -31,7 +33,14 @@ from fedadamw.models.lora.means import Folding, make_folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
-from fedadamw.prepare.base import check_base, check_own_quantisation, check_shards, warn_if_not_stacked
+from fedadamw.prepare.base import (
+    check_base,
+    check_own_quantisation,
+    check_shards,
+    warn_if_emulated,
+    warn_if_not_stacked,
+)
+from fedadamw.prepare.buffered import check_buffered
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
 from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
@@ -124,14 +133,20 @@ class Prepared:
     def _simulated_clients(self, step: Kind, memory_folder: Path | None) -> Clients:
         halves = self.halves
         warn_if_not_stacked(self.experiment, self.device)
+        warn_if_emulated(self.experiment, self.workspace.module, self.device)
         if halves is None:
-            return self._clients_of(self.workspace, self.algorithm, step, memory_folder)
+            clients = self._clients_of(self.workspace, self.algorithm, step, memory_folder)
+            return BufferedClients(clients, self._fleet) if self.experiment.training.buffered else clients
         return InTurn(
             *(
                 self._clients_of(half.workspace, half.algorithm, step, memory_folder and memory_folder / name)
                 for name, half in halves.named.items()
             )
         )
+
+    @property
+    def _fleet(self) -> Fleet:
+        return Fleet.of(self.experiment.devices, len(self.partition), self.experiment.seed)
 
     def _clients_of(
         self, workspace: Workspace, algorithm: AnyAlgorithm, step: Kind, memory_folder: Path | None
@@ -242,6 +257,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         f"clients_per_round={t.clients_per_round} is more than the {clients} clients of the partition",
     )
     check_robust(t.mean, t.byzantine, t.clients_per_round, "training.clients_per_round")
+    check_buffered(experiment)
     lora, algorithm = experiment.lora, registry.ALGORITHMS[experiment.algorithm_name]
     in_turn = lora is not None and lora.aggregate == "alternate"
     check(not (in_turn and t.diagnostics), "training.diagnostics compares rounds of one kind: not with alternate")

@@ -30,6 +30,8 @@ class RecordDict(_Record, total=False):
     federation: dict[str, int]
     clip: float
     waited_s: float
+    virtual_s: float  # with a virtual clock
+    devices: dict[str, Any]
     clients_mean: float | None
     clients_weighted: float | None
     clients_std: float | None

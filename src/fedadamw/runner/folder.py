@@ -39,7 +39,8 @@ ADVICE = "start in another folder"
 STUDY_FILES = ("results.json", "optuna.log", "table.md")  # files of a comparison, a tuning or an ablation
 ENDED = "ended.txt"
 REPORT_FILES = ("curves.png", "report.html")
-LEFT_OUT = ("epsilon", "diagnostics", "federation", "clip", "waited_s", "tuned")  # of a record's fields, if null
+# of a record's fields, if null
+LEFT_OUT = ("epsilon", "diagnostics", "federation", "clip", "waited_s", "tuned", "virtual_s", "devices")
 
 
 class FolderInUseError(InputError):

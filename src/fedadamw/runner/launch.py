@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fedadamw.data.row_parts import count_cores
 from fedadamw.engine.ranks import RankLostError
+from fedadamw.engine.round import ONE_BY_ONE
 from fedadamw.prepare.device import uses_gpu
 from fedadamw.runner.fork_server import end_with_parent, start_fork_server
 from fedadamw.runner.signals import stop_once
@@ -19,14 +20,14 @@ MIN_TEXT_STEPS = 100  # each takes longer
 def choose_ranks(experiment: Experiment) -> int:
     """Return how many ranks to run on this machine's CPU: one per core is faster than one rank with many threads.
 
-    One rank on a GPU, with several threads or stacking, if diagnostics or a robust mean need all clients in one
-    process, and for short runs.
+    One rank on a GPU, with several threads or stacking, if diagnostics, a robust mean or buffered aggregation need all
+    clients in one process, and for short runs.
     """
     t = experiment.training
     local = t.steps or 10 * (t.epochs or 1)
     minimum = MIN_TEXT_STEPS if experiment.data.is_text else MIN_STEPS
     short = t.rounds * t.clients_per_round * local < minimum
-    one_process = t.diagnostics or t.mean != "weighted"
+    one_process = t.diagnostics or t.mean != "weighted" or t.buffered
     if experiment.shards > 1:
         return experiment.shards
     if uses_gpu(experiment) or short or one_process or experiment.stack or (experiment.threads or 1) > 1:
@@ -38,6 +39,7 @@ def check_ranks(experiment: Experiment, ranks: int) -> None:
     """Raise InputError if a run cannot be shared by so many processes."""
     sampled, shards = experiment.training.clients_per_round, experiment.shards
     most = sampled * shards
+    check(ranks == 1 or not experiment.training.buffered, f"--ranks {ranks}: {ONE_BY_ONE}")
     check(ranks <= most, f"--ranks {ranks}: more than the {sampled} clients per round; use at most {most}")
     check(ranks % shards == 0, f"--ranks {ranks}: is not a multiple of shards={shards}")
 

@@ -1,0 +1,1 @@
+"""Simulated devices: how fast clients are, and when they are there."""
