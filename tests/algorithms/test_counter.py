@@ -21,7 +21,7 @@ from fedadamw.vector import Layout, trainable
 NOISE = NoiseInMoments(1e-5, 0.1)
 COUNTED = ["fedadamw-v", "fedadamw-vm", "fedadamw-mean-v", "fedadamw-memory-2.5", "fedadamw-agreement", "fedlamb"]
 COUNTED += ["fedadamw-m", "fedlada"]
-FAST = ("fedadamw-vm", "fedadamw-mean-v", "fedlada")
+FAST = ("fedadamw-vm", "fedlada")
 
 
 def some(names):
@@ -109,9 +109,9 @@ def test_a_kept_moment_counts_for_its_memory_at_most():
     assert t.tolist() == [7.0, 7.0]
     for found in (v, m):
         torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=1e-10)
-    _, _, t = moments_of_ones("fedadamw-vm", betas=[0.9, 0.95], rounds=1, memory=9.0)
+    _, _, t = moments_of_ones("fedadamw-vm", betas=[0.9, 0.95], rounds=1, memory=8.9)
     assert t[0] < 8.5, "of m few gradients count: the client with 2 steps has most of the weight of its start"
-    assert t[1] == 9.0
+    assert t[1] == 8.9
 
 
 @pytest.mark.parametrize("steps", [(1, 2), (2, 20)])
