@@ -7,7 +7,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
 from support.federated import LIES, assert_same, federated, simulated
 
-from fedadamw.flower.server.rounds import QuorumError
+from fedadamw.engine.clients import QuorumError
 from fedadamw.randomness import Seeded
 
 pytestmark = pytest.mark.usefixtures("restore_threads")

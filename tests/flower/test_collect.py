@@ -18,10 +18,10 @@ from flwr.supercore.inflatable.inflatable_object import add_header_to_object_bod
 from support.federated import assert_same, changed, federated, simulated
 
 from fedadamw.checkpoint import CheckpointError
+from fedadamw.engine.clients import QuorumError
 from fedadamw.engine.parts import Whole
 from fedadamw.engine.record import DivergedError
 from fedadamw.flower.server import clients, messenger, pull
-from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.wire import RefusedError
 
 pytestmark = pytest.mark.usefixtures("restore_threads")

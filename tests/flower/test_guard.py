@@ -13,7 +13,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from flwr.app import Array
 from support.federated import LIES, assert_same, changed, federated, federated_step, simulated
 
-from fedadamw.flower.server.rounds import QuorumError
+from fedadamw.engine.clients import QuorumError
 from fedadamw.flower.wire import ArraySpec, RefusedError, read_arrays
 from fedadamw.models import vision
 from fedadamw.validation import InputError

@@ -16,9 +16,9 @@ from support.federated import COMMON, assert_same, federated, simulated
 from support.grids import LocalGrid
 
 from fedadamw.algorithms.plugins import find_plugins
+from fedadamw.engine.clients import QuorumError
 from fedadamw.flower.node import config, node
 from fedadamw.flower.node.worker import Worker
-from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.server_app import run
 from fedadamw.settings.load import load
 from fedadamw.trained.export import export

@@ -31,11 +31,11 @@ from support.private_nodes import (
     with_settings,
 )
 
+from fedadamw.engine.clients import QuorumError
 from fedadamw.flower.node.ledger import Ledger, read_spent
 from fedadamw.flower.node.node import Node
 from fedadamw.flower.node.worker import Worker
 from fedadamw.flower.server.check_upload import check_metrics
-from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.flower.wire import RefusedError
 from fedadamw.io.yaml_text import read_yaml
 from fedadamw.privacy.accountant import Mechanism, compute_epsilon

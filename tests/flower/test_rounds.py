@@ -12,8 +12,8 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from support.federated import LIES, assert_same, federated, simulated
 
 from fedadamw.checkpoint import CheckpointError
+from fedadamw.engine.clients import QuorumError
 from fedadamw.engine.simulate import Saved
-from fedadamw.flower.server.rounds import QuorumError
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.federation import FederationSettings
 from fedadamw.settings.load import load

@@ -44,6 +44,7 @@ def simulation(
     client_privacy=None,
     unequal_steps=False,
     devices=None,
+    federation=None,
     **changes,
 ):
     model = attention_model()
@@ -61,6 +62,7 @@ def simulation(
         "privacy": privacy,
         "client_privacy": client_privacy,
         "devices": devices,
+        "federation": federation,
     }
     return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
 

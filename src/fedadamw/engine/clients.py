@@ -13,6 +13,10 @@ from fedadamw.engine.evaluation import ClientScores
 Outcome: TypeAlias = Literal["counted", "rejected", "stale", "late", "surplus", "lost"]
 
 
+class QuorumError(RuntimeError):
+    """Fewer clients than a round needs answered within the time that the run waits."""
+
+
 class Traffic(NamedTuple):
     """What a round sent and received besides the accepted answers; bytes are counted from the tensors."""
 

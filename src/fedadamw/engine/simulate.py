@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.devices.fleet import Fleet
-from fedadamw.engine.buffered import BufferedClients
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Update
+from fedadamw.engine.clock import with_clock
 from fedadamw.engine.diagnostics import Diagnostics
 from fedadamw.engine.evaluation import ClientScores, evaluate_held_out
 from fedadamw.engine.parts import Halves, Parts, Whole, read_state, server_side, state_tensors
@@ -30,6 +30,7 @@ from fedadamw.engine.step import Kind
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.privacy.account import Account
 from fedadamw.settings.devices import DevicesSettings
+from fedadamw.settings.federation import FederationSettings
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.task import Evaluation, Task
 from fedadamw.validation import InputError, check
@@ -102,8 +103,12 @@ class Simulation:
         privacy: SamplePrivacy | None = None,
         client_privacy: ClientPrivacy | None = None,
         devices: DevicesSettings | None = None,
+        federation: FederationSettings | None = None,
     ) -> "Simulation":
-        """A run whose clients train in this process, on their sample numbers of `partition`: see SimulatedClients."""
+        """A run whose clients train in this process, on their sample numbers of `partition`: see SimulatedClients.
+
+        federation: deadline and quorum under the virtual clock of `devices`; None: their defaults.
+        """
         workspace = Workspace(model)
         check_batch_norm(workspace, task, partition, training)
         simulated = SimulatedClients(
@@ -122,9 +127,8 @@ class Simulation:
             privacy=privacy,
             client_privacy=client_privacy,
         )
-        clients = (
-            BufferedClients(simulated, Fleet.of(devices, len(partition), seed)) if training.buffered else simulated
-        )
+        fleet, sizes = Fleet.of(devices, len(partition), seed), [len(own) for own in partition]
+        clients = with_clock(simulated, fleet, training, federation or FederationSettings(), sizes, seed)
         own = (workspace, algorithm, task, training, clients)
         return cls(*own, ranks=ranks, folding=folding, saved=saved, client_privacy=client_privacy)
 

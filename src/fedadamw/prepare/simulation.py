@@ -18,8 +18,8 @@ from fedadamw.data.partition import Partition
 from fedadamw.data.samples import Samples
 from fedadamw.data.texts import Texts
 from fedadamw.devices.fleet import Fleet
-from fedadamw.engine.buffered import BufferedClients
 from fedadamw.engine.clients import Clients
+from fedadamw.engine.clock import with_clock
 from fedadamw.engine.parts import Halves, InTurn
 from fedadamw.engine.ranks import Team, current_team
 from fedadamw.engine.robust import check_robust
@@ -47,6 +47,7 @@ from fedadamw.prepare.client_privacy import build_client_privacy, check_client_p
 from fedadamw.prepare.counter import has_unequal_steps, tell_unequal_steps
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
+from fedadamw.prepare.devices import check_devices, check_one_process
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
 from fedadamw.prepare.nodes import check_remote
@@ -82,6 +83,7 @@ class Prepared:
     halves: Halves | None  # of the adapters, with lora.aggregate=alternate
     portions: RankPortions | None  # of each client, with lora.ranks
     facts: Facts  # of the data, needed to build the model again
+    fleet: Fleet  # the clients' devices
     start: StartFacts | None = None  # the run whose model this one starts from
 
     def simulation(
@@ -131,22 +133,21 @@ class Prepared:
         return self.partition.counts(self.train.labels, classes)
 
     def _simulated_clients(self, step: Kind, memory_folder: Path | None) -> Clients:
+        e, clients = self.experiment, self._untimed_clients(step, memory_folder)
+        return with_clock(clients, self.fleet, e.training, e.federation, self.partition.sizes, e.seed)
+
+    def _untimed_clients(self, step: Kind, memory_folder: Path | None) -> SimulatedClients | InTurn:
         halves = self.halves
         warn_if_not_stacked(self.experiment, self.device)
         warn_if_emulated(self.experiment, self.workspace.module, self.device)
         if halves is None:
-            clients = self._clients_of(self.workspace, self.algorithm, step, memory_folder)
-            return BufferedClients(clients, self._fleet) if self.experiment.training.buffered else clients
+            return self._clients_of(self.workspace, self.algorithm, step, memory_folder)
         return InTurn(
             *(
                 self._clients_of(half.workspace, half.algorithm, step, memory_folder and memory_folder / name)
                 for name, half in halves.named.items()
             )
         )
-
-    @property
-    def _fleet(self) -> Fleet:
-        return Fleet.of(self.experiment.devices, len(self.partition), self.experiment.seed)
 
     def _clients_of(
         self, workspace: Workspace, algorithm: AnyAlgorithm, step: Kind, memory_folder: Path | None
@@ -231,8 +232,10 @@ def assemble(
     halves = build_halves(experiment, workspace, build_algorithm)
     algorithm = tell_unequal_steps(algorithm, halves, unequal=has_unequal_steps(experiment, partition))
     ranks = current_team(device, experiment.shards)
+    check_one_process(experiment, ranks)
+    fleet = Fleet.of(experiment.devices, len(partition), experiment.seed)
     data = (task, train, test, partition, held_out)
-    return Prepared(experiment, workspace, algorithm, *data, device, ranks, folding, halves, portions, facts)
+    return Prepared(experiment, workspace, algorithm, *data, device, ranks, folding, halves, portions, facts, fleet)
 
 
 def check_settings(experiment: Experiment, *, remote: bool) -> None:
@@ -270,6 +273,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
     check_shards(experiment)
     check_privacy(experiment, remote=remote)
     check_personal(experiment, remote=remote)
+    check_devices(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)
     if remote:
         check_remote(experiment)

@@ -103,4 +103,5 @@ class Manifest(_Manifest, total=False):
 
     privacy: PrivacyFacts
     counter: Literal["q"]  # how gradients of carried moments are counted, if steps are unequal; without it by mean K
+    devices: str  # fingerprint of the simulated devices, see devices.fleet
     step: Kind  # how local steps are done; not with Flower's nodes, which choose for themselves

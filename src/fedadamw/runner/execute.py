@@ -28,6 +28,7 @@ from fedadamw.runner.client_scores import ClientScoresFile
 from fedadamw.runner.counter import keep_counter
 from fedadamw.runner.digest import settings_digest
 from fedadamw.runner.folder import RunFolder
+from fedadamw.runner.jobs_file import JobsFile
 from fedadamw.runner.libraries import collector_paused
 from fedadamw.runner.live_page import LivePage
 from fedadamw.runner.manifest import build_manifest, warn_of_other_package
@@ -119,7 +120,7 @@ def _start_or_resume(
         folder.start(experiment, manifest if clients else {**manifest, "step": step})
         if experiment.privacy is not None:
             write_sizes(folder.path, known_sizes(experiment, prepared.partition))
-    for of_clients in (ClientLosses(folder.path), ClientScoresFile(folder.path)):
+    for of_clients in (ClientLosses(folder.path), ClientScoresFile(folder.path), JobsFile(folder.path)):
         of_clients.keep(0 if checkpoint is None else checkpoint[0])
     check_ranks_agree(experiment, prepared)
     memory_folder = folder.path / "clients" if experiment.client_memory == "disk" else None
@@ -152,10 +153,12 @@ def _train(
 ) -> None:
     """Run the remaining rounds; on an interrupt or error, save the last complete round first."""
     settled, losses, scores = Settled(simulation.state, best), ClientLosses(folder.path), ClientScoresFile(folder.path)
+    jobs = JobsFile(folder.path)
     try:
         for record in simulation.rounds():
             losses.append(record.round, simulation.losses)
             scores.append(record.round, simulation.scores)
+            jobs.append(record.round, simulation.clients.ended_jobs)
             folder.append(record)
             settled = _settle(settled, record, simulation.state, experiment)  # its record is on disk: it may be saved
             stop = bool(on_round(record))

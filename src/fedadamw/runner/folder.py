@@ -5,6 +5,7 @@ manifest.json    versions, commit, seed, fingerprints of data, partition and mod
 metrics.jsonl    one record a round
 clients.jsonl    who was sampled in a round, and the losses, see client_losses
 client_scores.jsonl  the score of each evaluated client, see client_scores
+jobs.jsonl       each client's job, with a virtual clock, see jobs_file
 ended.txt        why a run ended early and is finished all the same, if it did
 checkpoint/      state.safetensors, replaced atomically
 curves.png, report.html
@@ -89,7 +90,7 @@ class RunFolder:
     @property
     def contents(self) -> str:
         """The path and the files of a finished run, in one line."""
-        there = [name for name in ("client_scores.jsonl", "events.jsonl") if (self.path / name).exists()]
+        there = [name for name in ("client_scores.jsonl", "jobs.jsonl", "events.jsonl") if (self.path / name).exists()]
         files = ", ".join(["report.html, curves.png, metrics.jsonl", *there, "config.yaml, checkpoint/"])
         return f"{self.path}: {files}"
 
@@ -165,8 +166,8 @@ class RunFolder:
         """Raise CheckpointError if data, partition or model differ from those that the run started with."""
         before = self.read_manifest()
         check_pixels(self.path, before.get("data") or {}, manifest["data"])
-        for key in ("data", "partition", "model"):
-            was, now = _identity(before.get(key)), _identity(manifest[key])
+        for key in ("data", "partition", "model", "devices"):
+            was, now = _identity(before.get(key)), _identity(manifest.get(key))
             if was != now:
                 raise CheckpointError(
                     f"{self.path}: the {key} changed since the run started "

@@ -52,6 +52,8 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
         "partition": partition,
         "model": model,
     }
+    if experiment.devices is not None:
+        manifest["devices"] = prepared.fleet.fingerprint
     if prepared.experiment.privacy is not None and prepared.experiment.privacy.noise_multiplier is not None:
         manifest["privacy"] = {"noise_multiplier": prepared.experiment.privacy.noise_multiplier}
     if is_told_unequal_steps(prepared.algorithm):

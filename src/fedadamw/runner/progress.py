@@ -56,7 +56,8 @@ class Progress:
         rejected = f"  rejected {record.rejected}" if record.rejected else ""
         loss = "" if record.train_loss is None else f"loss {record.train_loss:.4f}  "
         epsilon = "" if record.epsilon is None else f"epsilon {record.epsilon:.3g}  "
-        status = f"{loss}{scores}{epsilon}{speed:.1f} clients/s{rejected}"
+        clock = "" if record.virtual_s is None else f"{record.virtual_s:,.1f} virtual s  "
+        status = f"{loss}{scores}{epsilon}{clock}{speed:.1f} clients/s{rejected}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=record.round, status=status)
         elif record.round % self._every == 0 or record.round in (1, self.rounds) or record.rejected:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import ServerState
 from fedadamw.engine.client import Answer, Broadcast, Shard
-from fedadamw.engine.clients import Clients, Traffic, Update
+from fedadamw.engine.clients import Clients, QuorumError, Traffic, Update
 from fedadamw.engine.evaluation import ClientScores
 from fedadamw.engine.ledger import Ledger, Page
 from fedadamw.flower.server.clients import ClientRegistry
@@ -28,10 +28,6 @@ from fedadamw.settings.federation import FederationSettings
 from fedadamw.vector import Vector
 
 RETRY_S = (1.0, 30.0)  # pause before asking more clients without a quorum: at first, and at most
-
-
-class QuorumError(RuntimeError):
-    """Fewer nodes than a round needs answered within the time that the run waits."""
 
 
 class Nodes(Clients):
