@@ -15,6 +15,11 @@ from fedadamw.algorithm import AnyState
 from fedadamw.engine.client import Answer
 
 
+def discount_of(staleness: int, rule: str) -> float:
+    """Return the discount s of an answer whose model is `staleness` versions old; rule: training.staleness."""
+    return (1 + staleness) ** -0.5 if rule == "root" else 1.0
+
+
 class Discounts:
     """Of the answers of one round. lr_at: the learning rate of each round (from 0)."""
 

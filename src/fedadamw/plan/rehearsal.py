@@ -145,6 +145,7 @@ def _shorten(experiment: Experiment, stack: int) -> Experiment:
     at_once = min(t.micro_batch or rows, rows)
     changes: dict[str, object] = {"steps": 1, "epochs": None, "clients_per_round": sampled, "batch_size": at_once}
     changes |= {"diagnostics": False, "group_by_length": False}
+    changes["aggregation"] = "synchronous"  # a version is as large
     if t.upload == "top-k":
         changes["upload"] = "int8"  # whose shapes do not depend on the numbers; both keep a residual
     if t.mean == "krum":

@@ -50,7 +50,7 @@ from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.devices import check_devices, check_one_process
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
-from fedadamw.prepare.nodes import check_remote
+from fedadamw.prepare.nodes import check_no_memory, check_remote
 from fedadamw.prepare.noise import open_account, resolve_noise
 from fedadamw.prepare.personal import build_parts, check_personal
 from fedadamw.prepare.privacy import check_privacy, sample_privacy
@@ -224,6 +224,8 @@ def assemble(
         checkpoint_layers(model, experiment.model.name)
     workspace, algorithm = build_parts(experiment, model, build_algorithm)
     check_client_problem(experiment, workspace, facts)
+    if remote:
+        check_no_memory(experiment, algorithm, workspace)
     check_batch_norm(workspace, task, partition, experiment.training)
     if held_out is not None:
         check_held_out(experiment, task, held_out)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from flwr.app import Message
-from torch import Tensor
 
 from fedadamw.flower.protocol import DECLINED, STALE
 from fedadamw.flower.server.attempts import POLL_NODES_S, POLL_S, Attempt, poll_replies
@@ -40,7 +39,6 @@ class PendingRequest(NamedTuple):
     retries: int  # how often the client may be asked again
     expires: float  # when Flower forgets the request
     whole: bool  # whether it carried the whole state
-    t: Tensor | None  # the gradients that carried moments counted for in that state
 
 
 class Collector:
@@ -69,14 +67,13 @@ class Collector:
         self.broadcast = Broadcast()
         self.late = LateReplies(messenger)
         # of the current round:
-        self.uploads: dict[int, CheckedUpload] = {}  # by client
+        self.uploads: dict[int, CheckedUpload] = {}  # by client; in a buffered run by job
         self.refused: set[int] = set()  # clients whose uploads were, with keep_places
         self.asked: set[int] = set()
         self.counts: Counter[str] = Counter()
         self.down_bytes = self.wasted_bytes = 0  # sent; and received in replies that did not count
         self.reason = ""  # why the last upload did not count
         self._model_norm = 0.0
-        self._t: Tensor | None = None
         self._pending: dict[str, PendingRequest] = {}  # by message id
         self._away: dict[int, int] = {}  # client -> remaining retries, if it comes back in time
         self._unreachable: set[int] = set()  # clients already counted as unreachable
@@ -92,22 +89,14 @@ class Collector:
         return [request.client for request in self._pending.values()]
 
     def begin(
-        self,
-        round_: int,
-        whole: Content,
-        change: Content | None,
-        counted: Mapping[int, int],
-        model_norm: float,
-        t: Tensor | None = None,
+        self, round_: int, whole: Content, change: Content | None, counted: Mapping[int, int], model_norm: float
     ) -> None:
         """Begin a round (from 0) with the contents to send.
 
-        counted: the last round whose upload counted, by client. model_norm: l2 norm of the model. t: as of
-        PendingRequest.
+        counted: the last round whose upload counted, by client. model_norm: l2 norm of the model.
         """
         self.uploads, self.counts, self.down_bytes, self.wasted_bytes, self.reason = {}, Counter(), 0, 0, ""
         self._model_norm, self.asked, self._away, self._unreachable = model_norm, set(), {}, set()
-        self._t = t
         self.refused = set()
         self.broadcast.begin(round_, whole, change, counted)
         self._poll_late()
@@ -146,9 +135,9 @@ class Collector:
             self.late.overdue[message_id] = overdue
         self._pending = {}
         limits = self._limits()
-        for client, upload in self.uploads.items():
+        for upload in self.uploads.values():
             if too_long := find_too_long(upload.norms, limits):
-                self._count("clipped", client, fields=", ".join(too_long))
+                self._count("clipped", upload.client, fields=", ".join(too_long))
         self.counts["answered"] = len(self.uploads)
         return limits
 
@@ -172,8 +161,7 @@ class Collector:
         self.down_bytes += content.nbytes
         registered, samples = self.registry.joined[client].samples, self.registry.sample_count(client)
         expires = time.monotonic() + seconds + keep
-        sent = (expires, whole, self._t)
-        self._pending[message_id] = PendingRequest(client, node, registered, samples, attempt.retries, *sent)
+        self._pending[message_id] = PendingRequest(client, node, registered, samples, attempt.retries, expires, whole)
 
     def _mark_unreachable(self, attempt: Attempt | PendingRequest) -> None:
         """Count a client that was offline or left while it worked; it is asked again if it comes back."""
@@ -197,21 +185,21 @@ class Collector:
             self.wasted_bytes += count_bytes(reply)
             return "surplus"
         try:
-            upload = self.spool.accept(reply, request.client, request.registered, request.samples, request.t)
+            upload = self.spool.accept(reply, *(request.client,) * 2, request.registered, request.samples)
         except RefusedError as refused:
-            return self._handle_refusal(reply, request, refused)
+            return self._handle_refusal(reply, request.client, request.node, refused)
         self.uploads[request.client] = upload
         if upload.fresh:
             self._count("fresh", request.client)
         self.broadcast.record_accepted(request.client, request.node)
         return "counted"
 
-    def _handle_refusal(self, reply: Message | Exception, request: PendingRequest, refused: RefusedError) -> Outcome:
+    def _handle_refusal(self, reply: Message | Exception, client: int, node: int, refused: RefusedError) -> Outcome:
         """Count an upload that failed a check."""
-        client, reason = request.client, refused.reason
+        reason = refused.reason
         self.wasted_bytes += count_bytes(reply)
         if reason == STALE:
-            self.broadcast.record_stale(request.node)
+            self.broadcast.record_stale(node)
         if reason == "other-client":
             self.registry.forget(client)
         if reason == DECLINED:
@@ -249,20 +237,20 @@ class Collector:
         before = None
         while before != len(self.uploads):
             before, limits = len(self.uploads), self._limits()
-            for client, upload in list(self.uploads.items()):
+            for place, upload in list(self.uploads.items()):
                 too_long = find_too_long(upload.norms, limits)
                 if too_long and (self.federation.norm_action == "reject" or STATISTICS in too_long):
-                    self._reject(client, upload, too_long[0], limits)
+                    self._reject(place, upload, too_long[0], limits)
 
-    def _reject(self, client: int, upload: CheckedUpload, field: str, limits: Norms) -> None:
+    def _reject(self, place: int, upload: CheckedUpload, field: str, limits: Norms) -> None:
         """Drop one upload because its `field` is too long."""
-        self.reason = f"client {client}: {field!r} is too long"
+        self.reason = f"client {upload.client}: {field!r} is too long"
         detail = f"{field!r} has norm {upload.norms[field]:.3g}, more than {limits[field]:.3g}"
-        self._count("refused", client, reason="too-long", detail=detail)
+        self._count("refused", upload.client, reason="too-long", detail=detail)
         self.wasted_bytes += upload.nbytes
-        del self.uploads[client]
-        self._keep_place(client)
-        self.spool.drop(client)
+        del self.uploads[place]
+        self._keep_place(upload.client)
+        self.spool.drop(place)
 
     def _keep_place(self, client: int) -> None:
         if self.keep_places:
