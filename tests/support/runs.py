@@ -43,6 +43,7 @@ def simulation(
     privacy=None,
     client_privacy=None,
     unequal_steps=False,
+    steps_of=None,
     devices=None,
     federation=None,
     **changes,
@@ -64,7 +65,10 @@ def simulation(
         "devices": devices,
         "federation": federation,
     }
-    return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
+    sim = Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
+    if steps_of is not None:
+        sim.clients.steps_of = steps_of
+    return sim
 
 
 def literal_problem(model, clients):

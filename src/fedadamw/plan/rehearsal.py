@@ -151,6 +151,7 @@ def _shorten(experiment: Experiment, stack: int) -> Experiment:
     if t.mean == "krum":
         changes["mean"] = "median"
     others: dict[str, object] = {"training": t.model_copy(update=changes), "stack": stack, "shards": 1}
+    others["devices"] = None  # whose steps would be taken
     if has_client_privacy(experiment):
         others["privacy"] = None  # so that a round has as many clients as it has on average
     elif experiment.privacy is not None:  # how much noise it is does not matter

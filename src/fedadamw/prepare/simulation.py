@@ -52,6 +52,7 @@ from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
 from fedadamw.prepare.nodes import check_no_memory, check_remote
 from fedadamw.prepare.noise import open_account, resolve_noise
+from fedadamw.prepare.normalize import check_normalize
 from fedadamw.prepare.personal import build_parts, check_personal
 from fedadamw.prepare.privacy import check_privacy, sample_privacy
 from fedadamw.prepare.private_problem import check_private_problem, warn_of_start
@@ -149,6 +150,10 @@ class Prepared:
             )
         )
 
+    def _steps_of(self, client: int) -> int | None:
+        """Return a client's local steps, if they are not training's."""
+        return self.fleet.steps_of(client, self.experiment.training, len(self.partition[client]))
+
     def _clients_of(
         self, workspace: Workspace, algorithm: AnyAlgorithm, step: Kind, memory_folder: Path | None
     ) -> SimulatedClients:
@@ -168,6 +173,7 @@ class Prepared:
             portions=self.portions,
             finetune=0 if experiment.personal is None else experiment.personal.finetune,
             held_out=self.held_out,
+            steps_of=self._steps_of,
             privacy=sample_privacy(experiment, Seeded(experiment.seed)),
             client_privacy=build_client_privacy(experiment, Seeded(experiment.seed)),
         )
@@ -274,6 +280,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
     check_shards(experiment)
     check_privacy(experiment, remote=remote)
+    check_normalize(experiment, remote=remote)
     check_personal(experiment, remote=remote)
     check_devices(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)

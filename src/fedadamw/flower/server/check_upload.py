@@ -9,6 +9,7 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedadamw.algorithms.counter import SMALLEST, Q, find_q
+from fedadamw.engine.scale import scale_changes
 from fedadamw.engine.uploads import Uploads
 from fedadamw.flower.protocol import ARRAYS
 from fedadamw.flower.server.norm_bounds import Norms, measure_norms
@@ -96,7 +97,8 @@ class UploadChecker:
         4. the codec decodes them: `garbage`, `not-finite`
         5. numbers finite and below LARGEST_PLAUSIBLE; counts and variances not negative, no more steps than asked for,
            and q that of these steps: `not-finite`, `too-long`, `negative`, `steps`
-        Later, once the round's other uploads are known, the norms (norm_bounds.py): `too-long`, or clipped.
+        Later, once the round's other uploads are known, the norms (norm_bounds.py): `too-long`, or clipped. They are
+        those of an update divided by its steps, if it is normalised and steps are unequal.
         """
         numbers = read_numbers(reply)
         if not isinstance(reply, Message):
@@ -113,6 +115,9 @@ class UploadChecker:
         check_numbers(up, self.layout.views(statistics), nonnegative=nonnegative, steps=steps)
         t = self._counts.get(self._round if job is None else job.version)
         known = () if t is None else check_q(up, t, self.uploads.algorithm.carried)
+        if self.training.normalize and self.training.epochs:
+            assert steps is not None  # see check_normalize
+            up = scale_changes(up, 1 / steps)  # so that none counts for more by saying that it has few samples
         norms = measure_norms(up, statistics, known=known if steps is None else {*known, "k"})
         size = nbytes(tensors.values())
         told = 0 if getattr(up, "k", None) is None else round(float(up.k.flatten()[0]))
@@ -128,7 +133,10 @@ class UploadChecker:
             raise RefusedError("not-finite" if "not finite" in str(error) else "garbage", str(error)) from None
 
     def max_steps(self, samples: int | None) -> int | None:
-        """Return the maximum of local steps per round for a client with this many samples; None if not known."""
+        """Return the maximum of local steps per round for a client with this many samples; None if not known.
+
+        A node takes fewer, one an epoch, only if BatchNorm has a last batch of one sample merged into another.
+        """
         t = self.training
         if t.steps:
             return t.steps

@@ -44,8 +44,7 @@ class UploadSpool:
         up, payload = self.checker.decode(tensors)
         up = clip(up, upload.norms, limits)
         loss = self._like.new_tensor(upload.loss)
-        answer = Answer(up, (), tensors["statistics"], loss, upload.samples, None, payload)
-        answer = answer._replace(steps=upload.steps)
+        answer = Answer(up, (), tensors["statistics"], loss, upload.samples, None, payload, steps=upload.steps)
         return Shard(upload.client, np.arange(0), None), answer
 
     def drop(self, place: int) -> None:
