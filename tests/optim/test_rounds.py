@@ -27,7 +27,8 @@ def test_rounds_equal_the_literal_twin(name, one_by_one, task, monkeypatch):
     clients, training = unequal_clients(task), training_of(case)
     rounds = [(training.lr_at(r), gradients_of_round(task, clients, r, training)) for r in range(ROUNDS)]
     x0 = flat(attention_model()).tolist()
-    expected = case.twin(x0, rounds, literal_problem(attention_model(), 5), by_q=True, **case.settings)
+    by_q = {"by_q": True} if case.name == "fedadamw" else {}  # clients take unequal numbers of steps
+    expected = case.twin(x0, rounds, literal_problem(attention_model(), 5), **by_q, **case.settings)
 
     model = attention_model()
     blocks = fedadamw.Blocks.of(model)
