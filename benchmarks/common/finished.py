@@ -14,6 +14,7 @@ from benchmarks.common.records import COMMITTED, ROOT
 from fedadamw.checkpoint import write_atomically
 
 FOLDERS = {  # what is measured -> where its runs leave their files, in a checkout
+    "asynchronous": Path("runs/asynchronous"),
     "instruct": Path("runs/instruct"),
     "private-curves": Path("runs/private-curves"),
     "evidence": Path("runs/evidence/results"),

@@ -5,16 +5,26 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from support import literal_clock
 from support.cases import EVERYWHERE, rows
-from support.runs import simulation
+from support.engine import PoisonedTask
+from support.runs import gradients_of_job, simulation
+from support.sequences import attention_model, unequal_clients
 from torch import nn
 
 from fedadamw.algorithms import registry
+from fedadamw.algorithms.fedadamw import MeasuredUp as FedAdamWUp
 from fedadamw.blocks.blocks import Blocks
+from fedadamw.devices.fleet import Fleet
+from fedadamw.engine.client import Answer
+from fedadamw.engine.discounts import Discounts
+from fedadamw.engine.jobs import Boundary, Cost, Rules, Version
+from fedadamw.engine.record import DivergedError
 from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.state import Saved
 from fedadamw.settings.devices import DevicesSettings
 from fedadamw.settings.training import TrainingSettings
+from fedadamw.vector import Layout, trainable
 
 UNEQUAL = DevicesSettings(speed={"kind": "log-normal", "spread": 30, "jitter": 0.5}, availability={"dropout": 0.2})
 STALE = {"aggregation": "buffered", "buffer": 2, "concurrency": 4, "rounds": 12, "devices": UNEQUAL}
@@ -66,6 +76,81 @@ def test_it_resumes_bit_for_bit_from_the_present_boundary_and_from_the_one_befor
         assert rest == records[state.round :]
         assert_same_tensors(resumed.tensors(), whole.tensors())
     assert max(record["devices"]["staleness_max"] for record in records) > 2
+
+
+def test_sums_of_stale_answers_are_those_of_the_literal_twin(task):
+    sim = simulation(EVERYWHERE["fedadamw-none"], task, weighting="samples", **STALE)
+    partition, training, versions, found = sim.clients.clients.partition, sim.training, [], []
+    for _ in sim.rounds():
+        counted = [job for job in sim.clients.ended_jobs if job.outcome == "counted"]
+        versions.append([])
+        for _, client, version, repeat, *_ in counted:
+            gradients = gradients_of_job(task, partition[client], client, version, repeat=repeat)
+            versions[-1].append((version, len(partition[client]), training.lr_at(version), gradients))
+        found.append(sim.state.server.x.tolist())
+    x0 = Layout.of(attention_model()).flatten(trainable(attention_model())).tolist()
+    np.testing.assert_allclose(found, literal_clock.fedadamw(x0, versions), rtol=0, atol=1e-10)
+
+
+def test_rejected_answers_take_their_places_as_in_a_synchronous_round():
+    task = PoisonedTask()
+    clients = unequal_clients(task)
+    task.poison = frozenset(clients[0].tolist())
+    how = {"clients": clients, "clients_per_round": 5}
+    plain, records, losses = run(EVERYWHERE["fedavg"], task, **how)
+    buffered, own_records, own_losses = run(EVERYWHERE["fedavg"], task, aggregation="buffered", **how)
+    assert (without_clock(own_records), own_losses) == (without_clock(records), losses)
+    assert own_records[0]["devices"]["rejected"] == 1
+    assert torch.equal(buffered.state.server.x, plain.state.server.x)
+    task.poison = frozenset(range(200))
+    sim = simulation(EVERYWHERE["fedavg"], task, aggregation="buffered", **how)
+    with pytest.raises(DivergedError, match="round 1: all 5 clients"):
+        sim.step()
+    task.poison = frozenset(clients[0].tolist())
+    assert asdict(sim.step()) | {"wall_s": 0} == {**own_records[0], "wall_s": 0}, "the failed step left no trace"
+
+
+def test_stale_squares_shrink_with_the_updates():
+    up = FedAdamWUp(torch.tensor([3.0]), *[torch.zeros(0)] * 2, torch.tensor([5.0]), torch.tensor([8.0]))
+    discounts = Discounts(lambda round_: 0.1 * (round_ + 1), 2)
+    answer = Answer(up, (), torch.zeros(0), torch.zeros(()), 1, up)
+    weights = [discounts.add(answer._replace(version=r, discount=s, steps=k), w) for r, s, k, w in STALE_ANSWERS]
+    assert weights == [1.0, 1.5, 0.5]
+    shrunk, f = discounts.shrink(up), 3.0 / 5.0
+    assert (float(shrunk.delta), float(shrunk.square), float(shrunk.k)) == pytest.approx((3 * f, 8 * f * f, 5))
+    taken = 1.0 * 4 * 0.3 + 1.5 * 2 * 0.2 + 0.5 * 6 * 0.1
+    assert discounts.server_lr == pytest.approx(taken / (1.0 * 4 + 1.5 * 2 + 0.5 * 6) * f)
+
+
+STALE_ANSWERS = [(2, 1.0, 4, 1.0), (1, 0.75, 2, 2.0), (0, 0.25, 6, 2.0)]  # version, discount, steps, weight
+
+
+@pytest.mark.parametrize(("clients", "places", "buffer", "oldest"), [(9, 7, 3, 2), (200, 30, 4, 9), (6, 6, 5, 0)])
+def test_the_clock_is_the_literal_one(clients, places, buffer, oldest):
+    fleet = Fleet.of(UNEQUAL, clients, 3)
+
+    def ends(client, version, repeat, start):
+        end, lost = fleet.plan_jobs([client], [version], [repeat], start, [cost(client).samples], [0], [0])
+        return float(end[0]), bool(lost[0])
+
+    def cost(client):
+        return Cost(1, 100 + client, 0, 0)
+
+    rules, before, found = Rules(fleet, 3, clients, buffer, places, oldest, cost), Boundary(0.0, 0, ()), []
+    for number in range(12):
+        version = Version(rules, number, before)
+        assert Boundary.of(version.after.tensors()) == version.after
+        before = version.after
+        found.append(([describe(rules, job, number) for job in version.ended], version.clock_s))
+    own = {"clients": clients, "buffer": buffer, "places": places, "max_staleness": oldest}
+    assert found == literal_clock.run_clock(ends, **own, versions=12, seed=3)
+    assert {job[6] for jobs, _ in found for job in jobs} == {"counts", "stale", "lost"}
+
+
+def describe(rules, job, version):
+    outcome = "lost" if job.lost else "stale" if rules.is_stale(job, version) else "counts"
+    own = (job.number, job.client, job.version, job.repeat, job.start_s, job.finish_s)
+    return (*own, outcome, version - job.version)
 
 
 class Quadratic:

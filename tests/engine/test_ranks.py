@@ -14,7 +14,7 @@ import torch
 from support.cases import EVERYWHERE
 from support.checkout import ROOT
 from support.command import run_command
-from support.of_two_ranks import CODED, EVALUATED, OWN_MODELS, SLEEP_S, evaluated, own_scores
+from support.of_two_ranks import CODED, EVALUATED, NORMALIZED, OWN_MODELS, SLEEP_S, evaluated, own_scores
 from support.personal import personal_simulation
 from support.runs import PRIVATE, simulation
 from support.sequences import SequenceTask
@@ -99,6 +99,14 @@ def test_two_ranks_clip_and_noise_as_one_process_does(of_two_ranks):
         torch.testing.assert_close(tensors[key], t, rtol=1e-10, atol=1e-10)
 
 
+def test_two_ranks_normalise_unequal_steps_as_one_process_does(of_two_ranks):
+    tensors, facts = read(of_two_ranks / "normalized", "checkpoint")
+    alone = simulation(EVERYWHERE["fedexp"], SequenceTask(), **NORMALIZED)
+    assert facts["losses"] == pytest.approx([record.train_loss for record in alone.rounds()], abs=1e-10)
+    for key, t in alone.tensors().items():
+        torch.testing.assert_close(tensors[key], t, rtol=1e-10, atol=1e-10)
+
+
 def test_a_record_says_how_long_ranks_waited_for_the_slowest(of_two_ranks):
     mean, of_rank_0 = read(of_two_ranks / "waited", "checkpoint")[1]["mean and of rank 0"]
     assert of_rank_0 > SLEEP_S / 2, "rank 0 waits for the other's sleep"
@@ -113,6 +121,7 @@ def test_work_is_balanced_over_ranks():
     assert TrainingSettings(steps=10, batch_size=50).samples_per_round(30) == 300
     assert TrainingSettings(steps=10, batch_size=50).samples_per_round(3000) == 500, "more samples are not more steps"
     assert TrainingSettings(epochs=2, batch_size=50).samples_per_round(30) == 60
+    assert TrainingSettings(epochs=2, batch_size=50).samples_per_round(30, 4) == 120, "steps of its own"
 
 
 SETTINGS = ("algorithm.name=scaffold", "training.steps=1", "training.rounds=32", "checkpoint_every=1000")

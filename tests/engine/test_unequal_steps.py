@@ -1,12 +1,19 @@
 """Clients with unequal numbers of local steps, and those that train from one broadcast more than once."""
 
+import numpy as np
 import pytest
 import torch
-from support.cases import CASES
+from support.cases import CASES, EVERYWHERE
 from support.runs import NO_BASE, simulation
+from support.sequences import SequenceTask
 
+from fedadamw.algorithms import registry
+from fedadamw.blocks.blocks import Blocks
 from fedadamw.engine.client import Broadcast, Shard
+from fedadamw.engine.round import run_round
+from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.uploads import CodedEngine
+from fedadamw.settings.training import TrainingSettings
 
 
 def ups_of(sim, jobs):
@@ -29,3 +36,79 @@ def test_steps_and_repeats_of_one_call(stack, task):
     for job in jobs:  # as when each trains alone, one after the other
         torch.testing.assert_close(found[job[:2]], ups_of(alone, [job])[job[:2]], rtol=0, atol=1e-10)
     assert not torch.allclose(found[1, 0][0], found[1, 1][0], atol=1e-3), "other batches"
+
+
+class OppositeTask(SequenceTask):
+    """The first client wants 1, the second -1, and both together 0."""
+
+    goals = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    held_out, resident = 0, True
+
+    def __init__(self):
+        """Nothing to draw."""
+
+    def batch(self, samples, drawn):
+        return (self.goals[samples],)
+
+    def losses(self, model, batch):
+        x = model(torch.ones(1, 1, dtype=torch.float64)).reshape(())
+        return 0.5 * (x - batch[0]).square()
+
+
+@pytest.mark.parametrize(("name", "stack"), [("fedavg", 1), ("fedadamw", 2)])
+def test_a_client_with_more_steps_pulls_harder_unless_updates_are_normalised(name, stack):
+    def final(*, normalize):
+        model = torch.nn.Linear(1, 1, bias=False).double()
+        torch.nn.init.zeros_(model.weight)
+        settings = registry.validate(name, {"weight_decay": 0.0})
+        algorithm = registry.make(name, settings, Blocks.of(model, "coordinate"))
+        rounds = {"rounds": 50, "clients_per_round": 2, "steps": 5, "lr": 0.005, "schedule": "constant", "clip": None}
+        training = TrainingSettings(**rounds, normalize=normalize)
+        how = (model, algorithm, OppositeTask(), [np.array([0]), np.array([1])], training)
+        sim = Simulation.in_process(*how, stack=stack)
+        sim.clients.steps_of = [20, 2].__getitem__
+        list(sim.rounds())
+        return float(sim.state.server.x)
+
+    assert final(normalize=False) > 0.7, "near 18/22, the optimum of clients weighted by their steps"
+    assert abs(final(normalize=True)) < 0.03
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.usefixtures("all_algorithms")
+def test_normalised_updates_of_equal_steps_are_the_updates(name, task):
+    case, equal = EVERYWHERE[name], {"epochs": None, "steps": 3}
+    plain, normalised = (simulation(case, task, normalize=n, weighting="samples", **equal) for n in (False, True))
+    for ours, theirs in zip(normalised.rounds(), plain.rounds(), strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-12)
+    atol = 1e-10 if name == "fedadamw-m" else 1e-12  # which divides by gradients near 0
+    torch.testing.assert_close(normalised.state.tensors(), plain.state.tensors(), rtol=1e-12, atol=atol)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "samples"])
+@pytest.mark.parametrize("name", ["fedadamw-mean-v", "fedadamw-agreement", "scaffold", "fedexp"])
+def test_the_mean_upload_is_that_of_steps_times_that_of_normalised_updates(name, weighting, task):
+    steps = [2, 20, 7, 1, 5]
+    changes = {"clients_per_round": 5, "weighting": weighting, "epochs": None, "steps": 4}
+    sim = simulation(CASES[name], task, **changes, normalize=True, steps_of=steps.__getitem__)
+    ups, broadcast = [], Broadcast(0, sim.algorithm.broadcast(sim.state.server), sim.state.statistics, NO_BASE)
+    for shard, answer in sim.clients.train(range(5), broadcast):
+        assert answer.steps == steps[shard.client]
+        ups.append(answer.up)
+    weights = [len(own) if weighting == "samples" else 1 for own in sim.clients.partition]
+
+    def mean(values):
+        return sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights)
+
+    found, k = run_round(sim.clients, range(5), broadcast, sim.aggregation).up, mean(steps)
+    by_step = mean([up.delta / own for up, own in zip(ups, steps, strict=True)])
+    torch.testing.assert_close(found.delta, k * by_step, rtol=0, atol=1e-12)
+    if hasattr(found, "square"):
+        square = k**2 * mean([(up.delta / own).square().sum() for up, own in zip(ups, steps, strict=True)])
+        torch.testing.assert_close(found.square[0], square, rtol=1e-12, atol=0)
+    for field in {"m", "v", "k", "dc"} & {*found._fields}:  # as they are
+        torch.testing.assert_close(getattr(found, field), mean([getattr(up, field) for up in ups]), rtol=0, atol=1e-12)
+    if name == "fedadamw-mean-v":
+        sim.step()
+        direction = -by_step / sim.training.lr_at(0)
+        torch.testing.assert_close(sim.state.server.delta, direction, rtol=1e-10, atol=1e-10)

@@ -6,7 +6,6 @@ import os
 import signal
 import sqlite3
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,13 +15,13 @@ from support.checkout import ROOT
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
 from support import flower_apps
+from support.beds import assert_completed, records, server_apps, wait_until
 
 from fedadamw import checkpoint
 from fedadamw.flower.local.testbed import LocalFederation, kill
 from fedadamw.prepare.simulation import prepare
 from fedadamw.report.client_scores import read_lines
 from fedadamw.settings.load import load
-from fedadamw.validation import InputError
 
 EVALUATE = ["partition.held_out=0.2", "training.client_evaluation=1"]
 NODES = 3
@@ -54,45 +53,6 @@ def bed(tmp_path_factory):
             odd = {"liar": 1, "slow-in-round": 1} if node == SLOW else {}
             bed.start_node(node, {"threads": 1, **odd})
         yield bed
-
-
-def assert_completed(bed, run, seconds=300):
-    try:
-        status = bed.wait_for_end(run, seconds)
-    except InputError as late:
-        status = str(late)
-    assert status == "finished:completed", f"{status}\n{collect_logs(bed, run)}"
-
-
-def collect_logs(bed, run):
-    """Return the logs of a failed run, even if the SuperLink no longer answers."""
-    found = [f"{name}: {bed.log(name)[-2000:]}" for name in ("link", *(f"node-{node}" for node in bed.nodes))]
-    with contextlib.suppress(InputError):
-        found += [bed.flwr("supernode", "list", "bed"), bed.run_log(run)[-3000:]]
-    return "\n".join(found)
-
-
-def server_apps(bed):
-    """Return the process ids of this test bed's ServerApps."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            command = path.read_bytes().decode()
-            if "flwr-serverapp" in command and f":{bed.port}" in command:
-                found.append(int(path.parent.name))
-    return found
-
-
-def records(folder):
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def wait_until(condition, seconds, what):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"{what} did not come within {seconds} s"
-        time.sleep(0.2)
 
 
 def simulated(settings, clients=None):

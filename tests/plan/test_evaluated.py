@@ -30,6 +30,12 @@ def test_tuning_counts_as_local_steps_of_every_scored_client_and_one_more_evalua
     assert ", 4 times, then 6 steps of tuning each, about" in found.describe()
 
 
+def test_steps_by_class_are_weighed_by_their_shares():
+    classes = "devices.classes={fast: {share: 0.25, steps: 40}, slow: {share: 0.75}}"
+    share = evaluated("training.clients_per_round=4", classes).share
+    assert share == pytest.approx(3 * 287 / (3 * 12 * 4 * (0.25 * 40 + 0.75 * 10) * 7))
+
+
 def test_clients_of_a_column_are_not_known_before_the_data_are_read():
     by_column = ("partition.kind=column", "partition.column=writer")
     assert evaluated(*by_column) == (3, None, 287, None, 0)

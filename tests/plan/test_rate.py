@@ -14,7 +14,20 @@ def test_a_round_takes_as_long_as_its_samples():
     assert seconds_a_round(more, measured, [1.0, 3.0]) == pytest.approx(16.0)
 
 
-@pytest.mark.parametrize("change", ["model=vit-tiny", "algorithm=fedavg", "training.upload=int8", "threads=2"])
+@pytest.mark.parametrize("by_device", ["classes={slow: {share: 1, steps: 2}}", "time_budget_s=3"])
+def test_with_steps_by_device_only_clients_are_in_proportion(by_device):
+    measured = load("digits", ["training.clients_per_round=4", f"devices.{by_device}"])
+    more, longer = (
+        load("digits", [setting, f"devices.{by_device}"])
+        for setting in ("training.clients_per_round=8", "training.steps=99")
+    )
+    assert seconds_a_round(more, measured, [1.0]) == pytest.approx(2.0)
+    assert seconds_a_round(longer, measured, [1.0]) is None
+
+
+@pytest.mark.parametrize(
+    "change", ["model=vit-tiny", "algorithm=fedavg", "training.upload=int8", "threads=2", "devices={}"]
+)
 def test_another_job_has_no_time(change):
     assert seconds_a_round(load("digits", [change]), load("digits"), [1.0]) is None
     assert seconds_a_round(load("digits"), load("digits"), []) is None

@@ -47,7 +47,15 @@ def real_peak(experiment):
 
 @pytest.mark.parametrize(
     "setting",
-    ["algorithm=fedadamw", "algorithm=scaffold", "algorithm=fedlamb", "algorithm=diloco", "training.outer.lr=0.7"],
+    [
+        "algorithm=fedadamw",
+        "algorithm=scaffold",
+        "algorithm=fedlamb",
+        "algorithm=diloco",
+        "training.outer.lr=0.7",
+        "training.normalize=true",
+        "devices.classes={slow: {share: 0.5, steps: 3}, fast: {share: 0.5}}",
+    ],
 )
 def test_the_peak_is_that_of_a_real_round(setting):
     experiment = digits(setting)

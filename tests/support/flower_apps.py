@@ -78,6 +78,7 @@ def query(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     config, asked = context.node_config, message.content.config_records[REQUEST]
+    time.sleep(config.get("slow-s", 0))
     if asked["round"] == config.get("slow-in-round") and wanted(asked) != "slow-scores":
         time.sleep(60)
     reply = answer_message(message, context)

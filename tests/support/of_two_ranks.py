@@ -19,6 +19,12 @@ from support.sequences import SequenceTask, held_out_samples
 
 SLEEP_S = 0.6
 CODED = [(name, upload) for name in ("fedadamw-vm", "scaffold") for upload in ("bfloat16", "int8", "top-k")]
+NORMALIZED = {
+    "clients_per_round": 5,
+    "weighting": "samples",
+    "normalize": True,
+    "steps_of": [2, 20, 7, 1, 5].__getitem__,
+}
 
 
 def main(folder: Path, stack: int) -> None:
@@ -48,6 +54,10 @@ def main(folder: Path, stack: int) -> None:
     list(sim.rounds())
     if ranks.rank == 0:
         write(folder / "private", "checkpoint", sim.tensors(), {})
+    sim = simulation(EVERYWHERE["fedexp"], SequenceTask(), stack=stack, ranks=ranks, **NORMALIZED)
+    losses = [record.train_loss for record in sim.rounds()]
+    if ranks.rank == 0:
+        write(folder / "normalized", "checkpoint", sim.tensors(), {"losses": losses})
     for kind in OWN_MODELS:
         scores = own_scores(kind, stack=stack, ranks=ranks)
         if ranks.rank == 0:

@@ -41,6 +41,7 @@ def simulation(
     noise=NO_NOISE,
     privacy=None,
     client_privacy=None,
+    steps_of=None,
     devices=None,
     federation=None,
     **changes,
@@ -61,7 +62,10 @@ def simulation(
         "devices": devices,
         "federation": federation,
     }
-    return Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
+    sim = Simulation.in_process(model, algorithm, task, clients, training_of(case, **changes), **how)
+    if steps_of is not None:
+        sim.clients.steps_of = steps_of
+    return sim
 
 
 def literal_problem(model, clients):
@@ -87,6 +91,12 @@ def literal_problem(model, clients):
 
 def gradients_of_round(task, clients, round_, training, seed=0):
     """For each sampled client by number, its gradient functions, one a local step, each y -> list of numbers."""
+    sampled = sample_clients(seed, round_, len(clients), training.clients_per_round)
+    return {int(i): gradients_of_job(task, clients[i], int(i), round_, seed=seed) for i in sampled}
+
+
+def gradients_of_job(task, samples, client, round_, *, repeat=0, seed=0):
+    """The gradient functions of one client with these samples, one a local step."""
     model = attention_model()
     layout = Layout.of(model)
 
@@ -100,12 +110,9 @@ def gradients_of_round(task, clients, round_, training, seed=0):
 
         return gradient
 
-    found = {}
-    for i in sample_clients(seed, round_, len(clients), training.clients_per_round):
-        generator = numpy_generator(seed, Purpose.BATCHES, round_, i)
-        steps = draw_batches(clients[i], generator, batch_size=BATCH, steps=None, epochs=EPOCHS)
-        found[int(i)] = [gradient_at(indices) for indices in steps]
-    return found
+    generator = numpy_generator(seed, Purpose.BATCHES, round_, client, repeat)
+    steps = draw_batches(samples, generator, batch_size=BATCH, steps=None, epochs=EPOCHS)
+    return [gradient_at(indices) for indices in steps]
 
 
 EPOCHS = 2

@@ -48,17 +48,29 @@ def compare(
     out: str | Path,
     target: float | None = None,
     jobs: int | None = None,
+    variants: Mapping[str, Mapping[str, object]] | None = None,
     quiet: bool = False,
 ) -> Comparison:
     """Run algorithms x seeds of a recipe in processes of their own, and return the results.
 
     settings: by path; a list of values makes a variant of each. target: the score that rounds and bytes are counted
-    to. jobs: runs at a time. What is done in `out` is not run again, so the same call goes on after a stop. Algorithms
-    that this process alone registered are unknown to the others: install them with an entry point.
+    to. jobs: runs at a time. variants: settings that belong together, by name, such as {"waiting": {}, "buffered":
+    {"training.aggregation": "buffered"}}; each is a variant of every algorithm. What is done in `out` is not run
+    again, so the same call goes on after a stop. Algorithms that this process alone registered are unknown to the
+    others: install them with an entry point.
     """
     check(not isinstance(algorithms, str), f"algorithms={algorithms!r}: give a list of names")
     overrides = list((settings or {}).items())
+    named = {name: list(own.items()) for name, own in (variants or {}).items()}
     results = study_of.compare(
-        str(recipe), list(algorithms), seeds, overrides, Path(out), target=target, jobs=jobs, quiet=quiet
+        str(recipe),
+        list(algorithms),
+        seeds,
+        overrides,
+        Path(out),
+        target=target,
+        jobs=jobs,
+        variants=named,
+        quiet=quiet,
     )
     return Comparison(results, Path(out))

@@ -4,6 +4,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import nan
 from operator import index
 from pathlib import Path
@@ -19,11 +20,13 @@ from fedadamw.engine.record import Record
 from fedadamw.io.json_values import replace_nan
 from fedadamw.report.client_charts import rounds_chart
 from fedadamw.report.client_scores import NAME, read_lines, read_scores
+from fedadamw.report.devices_section import device_charts
 from fedadamw.report.metrics import TUNED, epsilon_of, find_evaluations
 from fedadamw.report.run_charts import Chart, epsilon_chart, has_epsilon, has_losses, loss_chart, score_chart
 from fedadamw.report.run_files import RecordDict, ScoresDict
 from fedadamw.report.study_charts import OF_PICTURE, all_charts
 from fedadamw.report.study_files import Results
+from fedadamw.report.virtual_time import has_clock
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
 from fedadamw.trained.client_model import open_client
@@ -101,7 +104,8 @@ class Result:
     def plot(self, what: str | None = None) -> Picture:
         """Draw by round: `score`, the main metric, `loss`, of clients and held out, `clients`, their scores, `epsilon`.
 
-        By default the score, or the losses of a run without metrics.
+        With simulated devices: the score by `virtual` time, `staleness`, `idle`, `work`, `jobs` and a `timeline`. By
+        default the score, or the losses of a run without metrics.
         """
         records = [_to_line(record) for record in self.records]
         scores = [] if self.folder is None else read_scores(self.folder / NAME)
@@ -114,6 +118,13 @@ class Result:
             charts["epsilon"] = lambda: epsilon_chart(records, width=420)
         if scores:
             charts["clients"] = lambda: rounds_chart(scores, {}, width=420)
+        if has_clock(records) and "score" in charts:
+            charts["virtual"] = lambda: score_chart(records, by="virtual", width=420)
+        if self.folder is not None:
+            settings = load(str(RunFolder(self.folder).config)).model_dump(mode="json")
+            found = device_charts(self.folder, records, settings, {}, width=420)
+            drawn = {name: chart for name, (_, chart) in found.items()}
+            charts |= {name: partial(drawn.__getitem__, name) for name in drawn}
         what = next(iter(charts)) if what is None else what
         check_one_of("plot", what, charts)
         return Picture(charts[what]())

@@ -54,33 +54,42 @@ def compare_command(
     tuned: Annotated[bool, typer.Option("--tune", help="Tune each algorithm first, see `tune`.")] = False,  # noqa: FBT002
     by: By = None,
     target: Target = None,
+    variants: Annotated[
+        list[str] | None,
+        typer.Option("--variant", metavar="NAME:SETTINGS", help="Settings that belong together; may be repeated."),
+    ] = None,
     jobs: Jobs = None,
     export: Export = None,
     quiet: Quiet = False,  # noqa: FBT002
 ) -> None:
     """Run algorithms x seeds x settings side by side, and leave a table, curves and a page in a folder.
 
-    A list of values makes a variant of each. An algorithm's own settings come from the recipe's `algorithms`.
-    After a stop the same command resumes: finished runs are not run again.
+    A list of values makes a variant of each, and --variant makes one of several settings. An algorithm's own settings
+    come from the recipe's `algorithms`. After a stop the same command resumes: finished runs are not run
+    again.
 
     \b
     fedadamw compare digits -a fedadamw,local-adamw,fedavg --seeds 3
     fedadamw compare digits -a fedadamw -s algorithm.alpha=[0,0.5] -s partition.concentration=[0.1,0.6]
     fedadamw compare digits --seeds 5 --export csv,svg,pdf,tex
+    fedadamw compare digits -a fedadamw -s devices.speed.kind=log-normal --variant 'waiting:' \\
+      --variant 'buffered: training.aggregation=buffered training.rounds=200'
     """
     from fedadamw.cli.tables import print_study
     from fedadamw.report.export import parse_exports
     from fedadamw.settings.load import parse_override
     from fedadamw.study.compare import compare
+    from fedadamw.study.plan import parse_variants
     from fedadamw.study.tune import tune_for_comparison
     from fedadamw.validation import check
 
     check(tuned or by is None, "--by: is for --tune")
+    check(not (tuned and variants), "--variant: --tune tunes algorithms, so give each variant its own training.lr")
     kinds = parse_exports(export) if export is not None else []
     recipe = recipe or DEFAULT_RECIPE
     place = out or Path("runs") / f"compare-{short_name(recipe)}"
     overrides = [parse_override(text) for text in settings or ()]
-    names = parse_names(algorithms)
+    names, named = parse_names(algorithms), parse_variants(variants or ())
     with _exit_if_stopped():
         failed: dict[str, str] = {}
         if tuned:
@@ -88,7 +97,18 @@ def compare_command(
             if path is None:
                 _exit_if_missing([], failed)
             recipe, names = str(path), [name for name in names if name not in failed]
-        results = compare(recipe, names, seeds, overrides, place, exports=kinds, target=target, jobs=jobs, quiet=quiet)
+        results = compare(
+            recipe,
+            names,
+            seeds,
+            overrides,
+            place,
+            exports=kinds,
+            target=target,
+            jobs=jobs,
+            variants=named,
+            quiet=quiet,
+        )
     if not quiet:
         print_study(results)
         page = f"{'export/, ' if kinds else ''}report.html, curves.png, " if results["runs"] else ""

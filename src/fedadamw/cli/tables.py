@@ -14,6 +14,8 @@ from fedadamw.report.metrics import epsilon_of, find_evaluations, find_score, fo
 from fedadamw.report.run_files import RecordDict
 from fedadamw.report.study_files import Results
 from fedadamw.report.study_table import paired_tests, table_headings, table_rows
+from fedadamw.report.study_time import choose_levels, has_virtual_time, reach_headings, reach_rows
+from fedadamw.report.virtual_time import format_virtual, has_clock
 from fedadamw.task import Evaluation
 
 Cell = Callable[[RecordDict], str]
@@ -40,6 +42,8 @@ def print_run(records: Sequence[RecordDict], *, most: int = 8) -> None:
     tested = both if len(both) > 1 else tested
     chosen = sorted({tested[round(k)] for k in np.linspace(0, len(tested) - 1, min(most, len(tested)))})
     columns = [*loss_columns(records), *(test_columns(records) if of == "test" else []), *client_columns(records)]
+    if has_clock(records):
+        columns.append(("virtual time", lambda r: format_virtual(r["virtual_s"])))
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("round", "lr", *(heading for heading, _ in columns), "sent up so far"):
         table.add_column(name, justify="right")
@@ -115,6 +119,9 @@ def print_study(results: Results) -> None:
     """Print a study's table and, in further ones, the paired tests of its best variant against each other one."""
     print_grid(table_headings(results), table_rows(results))
     print(f"scores: {describe_intervals(results)}")
+    if has_virtual_time(results) and choose_levels(results):
+        print()
+        print_grid(reach_headings(results), reach_rows(results))
     for title, tested in paired_tests(results):
         print(f"\n{title}:" if title else "")
         print_grid(comparison_headings(tested), comparison_rows(tested))

@@ -10,6 +10,7 @@ A client trains when its answer is due, from the broadcast of its version, which
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedadamw.checkpoint import CheckpointError
@@ -21,8 +22,10 @@ from fedadamw.engine.job_summary import summarise_jobs, summarise_staleness
 from fedadamw.engine.jobs import Boundary, Cost, Job, Rules, Version
 from fedadamw.engine.parts import read_state, state_tensors
 from fedadamw.engine.simulated import SimulatedClients
+from fedadamw.engine.states import map_tensors
 
 BEGINNING = Boundary(0.0, 0, ())
+CPU = torch.device("cpu")
 VERSION = "version"  # of a broadcast's tensors in a checkpoint: version.3.down.x
 
 
@@ -70,7 +73,8 @@ class BufferedClients(Clients):
         for jobs in _split(self.version.arrived):
             self._jobs, version = {job.client: job for job in jobs}, jobs[0].version
             discount = self._discount(now - version)
-            for shard, answer in self.clients.train_shards(map(self._shard_of, jobs), self._broadcasts[version]):
+            kept = _move(self._broadcasts[version], broadcast.statistics.device)
+            for shard, answer in self.clients.train_shards(map(self._shard_of, jobs), kept):
                 yield shard, answer._replace(version=version, discount=discount)
 
     def accept(self, shard: Shard, answer: Answer) -> None:
@@ -80,11 +84,11 @@ class BufferedClients(Clients):
             self._wrote.add(shard.client)
 
     def finish_round(self, update: Update) -> None:
-        """Keep the broadcasts that jobs at work train from, at the end of the version or at its beginning."""
+        """Keep the broadcasts that jobs at work train from, at the end of the version or at its beginning; in RAM."""
         before, after = update.round, update.round + 1
         self._boundaries = {before: self._boundaries[before], after: self.version.after}
         needed = self._needed(before) | self._needed(after)
-        self._broadcasts = {version: self._broadcasts[version] for version in sorted(needed)}
+        self._broadcasts = {version: _move(self._broadcasts[version], CPU) for version in sorted(needed)}
 
     def _needed(self, round_: int) -> set[int]:
         """The versions from which jobs train that are at work at the end of round `round_`, and may count."""
@@ -161,8 +165,14 @@ class BufferedClients(Clients):
         for name, t in (*state_tensors(down, f"{prefix}.down").items(), (f"{prefix}.statistics", statistics)):
             if name not in tensors or tensors[name].shape != t.shape:
                 raise CheckpointError(f"the checkpoint has no {name} of shape {tuple(t.shape)}")
-        down = read_state(down, tensors, f"{prefix}.down", statistics.device)
-        return Broadcast(version, down, tensors[f"{prefix}.statistics"].to(statistics.device), base)
+        down = read_state(down, tensors, f"{prefix}.down", CPU)
+        return Broadcast(version, down, tensors[f"{prefix}.statistics"], base)
+
+
+def _move(broadcast: Broadcast, device: torch.device) -> Broadcast:
+    """The same broadcast on `device`."""
+    round_, down, *others = broadcast
+    return Broadcast(round_, map_tensors(down, lambda t: t.to(device)), *(t.to(device) for t in others))
 
 
 def _split(jobs: Sequence[Job]) -> Iterator[list[Job]]:

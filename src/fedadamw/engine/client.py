@@ -143,7 +143,7 @@ def _plan_private_work(
 
     Nobody may know what the task draws for a sample either: with one sample less, the draws of the others move.
     """
-    assert training.steps is not None  # see check_privacy
+    assert training.steps is not None  # see check_privacy, which allows no other steps either
     entropy = privacy.entropy
     generator = entropy.numpy(Purpose.PRIVATE_BATCHES, round_, client)
     parts = draw_poisson_batches(samples, generator, rate=privacy.rate(len(samples)), steps=training.steps)

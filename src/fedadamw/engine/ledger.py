@@ -12,12 +12,21 @@ from fedadamw.checkpoint import CheckpointError
 TENSOR_NAME = "federation"  # in a checkpoint
 
 
+class JobsPage(NamedTuple):
+    """The jobs of a buffered run at the end of a version."""
+
+    clock_s: float  # how long the run has gone on
+    begun: int  # how many jobs began over the run
+    at_work: list[list[int]]  # (number, client, version, repeat) of those without an answer
+
+
 class Page(NamedTuple):
     """The ledger at the end of a round."""
 
     counted: dict[int, int]  # client -> the last round (from 1) in which its answer was accepted
     past: list[list[Mapping[str, float]]]  # norms of the uploads of the last rounds
     samples: dict[int, int]  # client -> the sample count it last reported; empty with federation.sample_counts=false
+    jobs: JobsPage | None = None  # of a buffered run
 
 
 class Ledger:
@@ -39,7 +48,8 @@ class Ledger:
     def tensors(self, round_: int) -> dict[str, Tensor]:
         """The page of round `round_`, as bytes of JSON."""
         page = self._pages[max(r for r in self._pages if r <= round_)]
-        text = json.dumps([sorted(page.counted.items()), page.past, sorted(page.samples.items())])
+        facts = [sorted(page.counted.items()), page.past, sorted(page.samples.items())]
+        text = json.dumps(facts if page.jobs is None else [*facts, page.jobs])
         return {TENSOR_NAME: torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
 
     def restore(self, round_: int, tensors: Mapping[str, Tensor]) -> None:
@@ -53,5 +63,6 @@ class Ledger:
 
 def read_page(tensor: Tensor) -> Page:
     """The page in a checkpoint; earlier versions wrote no sample counts."""
-    counted, past, *samples = json.loads(bytes(tensor.tolist()))
-    return Page(dict(counted), past, dict(samples[0]) if samples else {})
+    counted, past, *others = json.loads(bytes(tensor.tolist()))
+    samples, jobs = [*others, None, None][:2]
+    return Page(dict(counted), past, dict(samples or []), None if jobs is None else JobsPage(*jobs))

@@ -1,6 +1,13 @@
 """One round: the sampled clients train from the broadcast, and their answers are averaged as they come.
 
 The sum does not grow with the number of clients: each answer is added, and gone before the next client trains.
+
+With training.normalize (FedNova, arXiv 2007.07481) the mean of a client's updates counts, whatever its steps K_i:
+
+    mean delta  is  mean K * mean(delta_i / K_i)        both means by the same weights
+    and of a field `square`, |delta_i|^2,  (mean K)^2 * mean(|delta_i|^2 / K_i^2)
+
+All else of an upload is averaged as it is: moments, counters, and control variates, which are of a step already.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +25,7 @@ from fedadamw.engine.discounts import Discounts
 from fedadamw.engine.private_mean import PrivateMean
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.robust import RobustMean, check_robust
+from fedadamw.engine.scale import scale_changes
 from fedadamw.engine.workspace import Workspace, mixes_samples
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import check
@@ -54,12 +62,22 @@ class Folding(Protocol):
         """Return the frozen weights (w,) and the model (d,) after a round, from the means of product and model."""
 
 
+class Means(NamedTuple):
+    """What a round's answers come to."""
+
+    up: AnyState  # the algorithm's Up
+    statistics: Vector  # (s,)
+    product: Vector | None  # (w,) of the adapters, with `folding`
+    loss: Tensor  # ()
+
+
 @dataclass(frozen=True)
 class Aggregation:
     """How the answers of a round become one.
 
     mean: weighted, median, trimmed-mean or krum (see robust.py); byzantine: the clients that these tolerate.
     folding: also average the product of each client's adapters. ranks: the processes that share the round.
+    normalize: divide each update by the client's steps, and multiply their mean by the mean of these.
     """
 
     weighting: str = "uniform"  # or "samples": weights are the clients' numbers of samples
@@ -67,6 +85,7 @@ class Aggregation:
     byzantine: int = 0
     folding: Folding | None = None
     ranks: Team = ALONE
+    normalize: bool = False
 
     def new_average(self) -> Average:
         """An empty average for one round."""
@@ -79,10 +98,24 @@ class Aggregation:
         return float(answer.samples) if self.weighting == "samples" else 1.0
 
     def tensors(self, client: int, answer: Answer, down: AnyState) -> list[Tensor]:
-        """What is averaged of an answer: the fields of Up, statistics, loss and, with `folding`, the product."""
-        product = [] if self.folding is None else [self.folding.product(down.x + answer.up.delta, client)]
+        """What is averaged of an answer: Up's fields, statistics and loss; steps to normalize; the product to fold."""
+        up, more = answer.up, []
+        if self.normalize:
+            up = scale_changes(up, 1 / answer.steps)
+            more.append(answer.loss.new_tensor(answer.steps, dtype=torch.float64))
+        if self.folding is not None:
+            more.append(self.folding.product(down.x + answer.up.delta, client))
         statistics = answer.statistics.double()  # so that the mean of equal buffers is the buffer
-        return [*answer.up, statistics, answer.loss, *product]
+        return [*up, statistics, answer.loss, *more]
+
+    def read(self, means: Sequence[Tensor], up_type: Any, like: Vector) -> Means:
+        """Return what the averages of `tensors` are. up_type: the algorithm's Up; like: the statistics' type."""
+        left = list(means)
+        product = None if self.folding is None else left.pop()
+        steps = left.pop() if self.normalize else None
+        *fields, statistics, loss = left
+        up = up_type(*fields)
+        return Means(up if steps is None else scale_changes(up, steps), statistics.to(like), product, loss)
 
 
 class RoundResult(NamedTuple):
@@ -116,7 +149,7 @@ def run_round(
     are then, and no loss is told.
     """
     average, ranks = aggregation.new_average() if private is None else private, aggregation.ranks
-    discounts = Discounts(lr_at, broadcast.round)
+    discounts = Discounts(lr_at, broadcast.round, normalize=aggregation.normalize)
     waited_s = -ranks.waited_s
     answered = rejected = up_bytes = 0
     heard: dict[int, Tensor] = {}
@@ -145,18 +178,8 @@ def run_round(
         return RoundResult(private.up_type(*private.result()), broadcast.statistics, None, float("nan"), *counts)
     if not answered:
         return RoundResult(None, None, None, float("nan"), *counts)
-    up, statistics, product, loss = _take_means(average, aggregation, up_type, broadcast)
-    return RoundResult(discounts.shrink(up), statistics, product, loss, *counts)
-
-
-def _take_means(
-    average: Average, aggregation: Aggregation, up_type: Any, broadcast: Broadcast
-) -> tuple[AnyState, Vector, Vector | None, float]:
-    """Return the means of uploads, statistics, products if adapters are folded, and losses."""
-    means = average.result()
-    product = None if aggregation.folding is None else means.pop()
-    *up, statistics, loss = means
-    return up_type(*up), statistics.to(broadcast.statistics), product, float(loss)
+    up, statistics, product, loss = aggregation.read(average.result(), up_type, broadcast.statistics)
+    return RoundResult(discounts.shrink(up), statistics, product, float(loss), *counts)
 
 
 def _gather_losses(

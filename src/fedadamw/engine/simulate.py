@@ -71,7 +71,8 @@ class Simulation:
         self.client_privacy, self.halves, self.account = client_privacy, halves, account
         self.parts: Parts = halves or Whole(server_side(algorithm, training.outer))
         self.listeners: list[Listener] = []
-        self.aggregation = Aggregation(training.weighting, training.mean, training.byzantine, folding, ranks)
+        how = (training.weighting, training.mean, training.byzantine)
+        self.aggregation = Aggregation(*how, folding, ranks, training.normalize)
         self.losses: dict[int, float | None] = {}  # of the clients of the last round; None: not accepted
         self.scores: ClientScores | None = None  # of the last round, if clients were evaluated after it
         self.state = self._initial_state()

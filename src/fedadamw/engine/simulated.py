@@ -1,6 +1,6 @@
 """Clients simulated in this process: an engine trains them, a codec encodes their uploads, a store keeps memories."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ class SimulatedClients(Clients):
     raise InputError. step: how local steps are done. memory_folder: keep clients' memories in files there.
     ranks: the processes that share the sampled clients. portions: of the model, if clients do not train all of it.
     held_out: the sample numbers of each client's own held-out samples, if there are any.
+    steps_of: local steps of a client in a round, None if they are training's; without it, all clients'.
     finetune: local steps that tune the final model for each evaluated client.
     privacy: of the clients' samples. client_privacy: who takes part in a round is drawn for each client independently,
     so a round may have none.
@@ -57,12 +58,13 @@ class SimulatedClients(Clients):
         ranks: Team,
         portions: Portions | None = None,
         held_out: Sequence[np.ndarray] | None = None,
+        steps_of: Callable[[int], int | None] = lambda _: None,
         finetune: int = 0,
         privacy: SamplePrivacy | None = None,
         client_privacy: ClientPrivacy | None = None,
     ) -> None:
         self.workspace, self.algorithm, self.task, self.finetune = workspace, algorithm, task, finetune
-        self.privacy, self.client_privacy = privacy, client_privacy
+        self.privacy, self.client_privacy, self.steps_of = privacy, client_privacy, steps_of
         self._held_out = choose_clients(held_out or (), seed, training.evaluate_clients)
         self.partition, self.training, self.seed, self.ranks = partition, training, seed, ranks
         self.uploads = Uploads(algorithm, make_codec(training.upload, training.keep))
@@ -122,9 +124,10 @@ class SimulatedClients(Clients):
 
     def _shards(self, sampled: Sequence[int]) -> Iterable[Shard]:
         """The clients that this rank trains, with their memories."""
-        mine = self.ranks.share([self.training.samples_per_round(len(self.partition[i])) for i in sampled])
+        own = [(self.partition[i], self.steps_of(i)) for i in sampled]
+        mine = self.ranks.share([self.training.samples_per_round(len(samples), count) for samples, count in own])
         memories = enumerate(self._memories_of(sampled, self._round))
-        shards = (Shard(sampled[i], self.partition[sampled[i]], memory) for i, memory in memories if i in mine)
+        shards = (Shard(sampled[i], own[i][0], memory, steps=own[i][1]) for i, memory in memories if i in mine)
         return shards if self.ranks.alone else list(shards)  # before training: all ranks take part in each
 
     def accept(self, shard: Shard, answer: Answer) -> None:

@@ -22,6 +22,8 @@ REPLY_NUMBERS = frozenset(
         "held-out",  # in reply to hello, if nodes evaluate: its number of held-out samples
         "loss",  # mean training loss; not with privacy of samples
         "fresh",  # 1: the client's memory was lost and it began a new one
+        "version",  # in a buffered run: the version that it trained from, as it was asked
+        "repeat",  # in a buffered run: which of its jobs on that version this was, as it was asked
         STALE,  # 1: only the change was sent, and this node lacks the state that it changes
     }
 )
@@ -41,7 +43,9 @@ class RunFacts(TypedDict):
 
 
 class RoundFacts(TypedDict, total=False):
-    """A request's facts about its round, to train or evaluate; the last three only with the change of the state.
+    """A request's facts about its round, to train or evaluate.
+
+    repeat only to train in a buffered run, whose rounds are versions; the last three only with the change of the state.
 
     form: what the arrays are. state: the whole state. change: what leads to it from the last round's. known: nothing,
     since the node has this state. model: the model alone, to evaluate.
@@ -51,6 +55,7 @@ class RoundFacts(TypedDict, total=False):
     form: Form
     state: str  # the state's name; no two states of a run have the same
     counted: int  # the last round (from 1) whose upload of this client counted; 0: none
+    repeat: int  # which of the client's jobs on this version, from 0
     lr: float
     participation: float
     digest: str  # of the state that the change must lead to

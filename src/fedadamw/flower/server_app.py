@@ -21,11 +21,14 @@ from fedadamw.engine.record import Record
 from fedadamw.engine.uploads import Uploads
 from fedadamw.engine.workspace import Workspace
 from fedadamw.flower.protocol import RunFacts
+from fedadamw.flower.server.buffered import BufferedNodes
 from fedadamw.flower.server.check_sums import SumsChecker
 from fedadamw.flower.server.check_upload import UploadChecker
 from fedadamw.flower.server.clients import ClientRegistry
+from fedadamw.flower.server.collect import Collector
 from fedadamw.flower.server.evaluate import SumsCollector
 from fedadamw.flower.server.events import Events
+from fedadamw.flower.server.jobs import JobCollector
 from fedadamw.flower.server.messenger import Messenger
 from fedadamw.flower.server.monitor import NO_MONITOR, Monitor
 from fedadamw.flower.server.pixels import PixelSums
@@ -135,40 +138,45 @@ def connect_nodes(
         spool = build_spool(checker, workspace.shared_statistics.clone(), folder.path / name)
         server = server_side(algorithm, experiment.training.outer)
         state = type(server.server_init(workspace.shared.clone()))
-        found = (spool, events, state, scoring, asked)
-        nodes.append(_make_nodes(experiment, messenger, registry, *found, sends_base=sends_base))
+        collector = build_collector(experiment, messenger, registry, spool, events, asked)
+        nodes.append(make_nodes(experiment, collector, state, scoring, sends_base=sends_base))
     if registry.pixels is not None:
         add_pixel_statistics(cast("ImageFacts", prepared.facts), folder, nodes[0], registry.pixels)
         messenger.facts, registry.pixels = collect_facts(experiment, prepared, folder), None
     return nodes[0] if halves is None else InTurn(*nodes)
 
 
-def _make_nodes(
+def build_collector(
     experiment: Experiment,
     messenger: Messenger,
     registry: ClientRegistry,
     spool: UploadSpool,
     events: Events,
+    asked: AskedFile | None,
+) -> Collector:
+    """Build what collects the uploads. asked: where requests are noted before they are sent, with privacy."""
+    federation, training = experiment.federation, experiment.training
+    common = (federation, messenger, registry, spool, events)
+    if training.buffered:
+        return JobCollector(*common, training, experiment.seed)
+    keep_places = has_client_privacy(experiment)
+    return Collector(*common, training.clients_per_round, keep_places=keep_places, asked_file=asked)
+
+
+def make_nodes(
+    experiment: Experiment,
+    collector: Collector,
     state: type[ServerState],
     scoring: Scoring | None,
-    asked: AskedFile | None,
     *,
     sends_base: bool,
 ) -> Nodes:
-    return Nodes(
-        experiment.federation,
-        messenger,
-        registry,
-        spool,
-        events,
-        seed=experiment.seed,
-        clients_per_round=experiment.training.clients_per_round,
-        state=state,
-        sends_base=sends_base,
-        scoring=scoring,
-        asked_file=asked,
-        keep_places=has_client_privacy(experiment),
-    )
+    """Return the nodes whose uploads `collector` collects, as clients of the run."""
+    training = experiment.training
+    common = (experiment.federation, collector, experiment.seed, training.clients_per_round, state)
+    if isinstance(collector, JobCollector):
+        return BufferedNodes(*common, sends_base=sends_base, scoring=scoring)
+    return Nodes(*common, sends_base=sends_base, scoring=scoring)
 
 
 def add_pixel_statistics(facts: ImageFacts, folder: RunFolder, nodes: Nodes, pixels: PixelSums) -> None:

@@ -112,10 +112,8 @@ class CountedRound:
             del answer, tensors
         self.down_bytes = self.clients.traffic.down_bytes // len(sampled)
         with meter.part(UPLOADS):
-            means = average.result()
-        product = None if simulation.aggregation.folding is None else means.pop()
-        *up, statistics, _ = means
-        return RoundResult(up_type(*up), statistics.to(broadcast.statistics), product, 1.0, 1, 0, 0, {}, 0.0, 1e-3)
+            means = simulation.aggregation.read(average.result(), up_type, broadcast.statistics)
+        return RoundResult(*means[:3], 1.0, 1, 0, 0, {}, 0.0, 1e-3)
 
     def _evaluate(self, state: State) -> None:
         simulation, task = self.simulation, self.task

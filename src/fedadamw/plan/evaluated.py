@@ -48,6 +48,13 @@ def count_evaluated(experiment: Experiment, data: DataShape) -> Evaluated | None
     each = data.samples / known
     samples = round(clients * each * partition.held_out)
     own = max(round(each * (1 - partition.held_out)), 1)  # samples that a client trains on
-    trained = t.rounds * t.clients_per_round * t.samples_per_round(own)
+    trained = t.rounds * t.clients_per_round * _samples_per_round(experiment, own)
     tuned = clients * steps * min(t.batch_size, own)
     return Evaluated(times, clients, samples, (times * samples / PASSES + tuned) / trained, steps)
+
+
+def _samples_per_round(experiment: Experiment, own: int) -> float:
+    """Samples that a client with `own` trains on in a round, on average over classes of devices."""
+    t, devices = experiment.training, experiment.devices
+    classes = () if devices is None else devices.classes.values()
+    return sum(one.share * t.samples_per_round(own, one.steps) for one in classes) or t.samples_per_round(own)

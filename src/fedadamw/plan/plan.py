@@ -16,6 +16,7 @@ from fedadamw.prepare.simulation import check_settings
 from fedadamw.settings.experiment import Experiment
 
 DATA, CHECKPOINT, ANSWERS, CACHE = "data", "checkpoint", "answers", "keys and values"
+VERSIONS = "older versions"  # that clients still train from, with buffered aggregation
 COPIES_OF_CHECKPOINT = 3  # while it is written: a copy of the state, the bytes of each tensor, and those of the file
 LAYERS_AT_ONCE = 2  # whole on a device, of those that shards split: the present one and the next
 SLOTS = 2  # memories of a client that are kept in RAM: of the last round, and of the one before
@@ -58,7 +59,7 @@ class Plan:
         on_cpu = self.room.device.type == "cpu"
         parts = {DATA: self.data_bytes if on_cpu or self.experiment.data.resident else 0}
         if on_cpu:
-            parts[MEMORIES] = self.memories
+            parts |= {MEMORIES: self.memories, VERSIONS: self.older_versions}
         return {part: size for part, size in parts.items() if size}
 
     @property
@@ -77,6 +78,13 @@ class Plan:
         return SLOTS * self.counts.memory * self._participants
 
     @property
+    def older_versions(self) -> int:
+        """What the clients at work began with, in RAM: at most a version for each, with buffered aggregation."""
+        t = self.experiment.training
+        oldest = t.clients_at_once if t.max_staleness is None else min(t.clients_at_once, t.max_staleness)
+        return oldest * self.counts.down_bytes if t.buffered else 0
+
+    @property
     def memories_on_disk(self) -> int:
         """The file of the clients' memories, with three slots for each."""
         return 3 * self.counts.memory * self._participants if self.experiment.client_memory == "disk" else 0
@@ -89,7 +97,7 @@ class Plan:
     @property
     def _checkpoint(self) -> int:
         kept = 0 if self.experiment.client_memory == "disk" else self.counts.memory * self._participants
-        return COPIES_OF_CHECKPOINT * (self.counts.state + kept)
+        return COPIES_OF_CHECKPOINT * (self.counts.state + kept + self.older_versions)
 
     @property
     def peak(self) -> int:
@@ -163,8 +171,18 @@ def make_plan(
     Stacked clients are halved, as the engine would, until they fit.
     """
     check_settings(experiment, remote=False)
+    experiment = _with_answers(experiment)
     room, data = room or find_room(experiment), data or find_shape(experiment)
     plan = Plan(experiment, ranks, room, data, rehearse(experiment, data, room.device))
     while not plan.fits and plan.rehearsal.stack > 1:
         plan = replace(plan, rehearsal=rehearse(experiment, data, room.device, plan.rehearsal.stack // 2))
     return plan
+
+
+def _with_answers(experiment: Experiment) -> Experiment:
+    """Return the experiment with as many clients a round as answers make a version, if aggregation is buffered."""
+    t = experiment.training
+    if not t.buffered:
+        return experiment
+    changes = {"clients_per_round": t.updates_per_version, "concurrency": t.clients_at_once}
+    return experiment.model_copy(update={"training": t.model_copy(update=changes)})

@@ -23,7 +23,11 @@ def _job(experiment: Experiment) -> tuple[object, ...]:
     t = experiment.training
     parts = (experiment.model, experiment.lora, experiment.data, experiment.algorithm, experiment.device)
     machine = (experiment.threads, experiment.stack, experiment.shards)
-    return *parts, *machine, t.model_dump(exclude=AMOUNTS | {"lr"}), None if t.steps else experiment.partition
+    devices = experiment.devices
+    by_device = devices is not None and devices.sets_steps  # then only clients are in proportion
+    work = (t.steps, t.epochs, t.batch_size) if by_device else ()
+    whose = None if t.steps and not by_device else experiment.partition
+    return *parts, *machine, devices, *work, t.model_dump(exclude=AMOUNTS | {"lr"}), whose
 
 
 def _amount(experiment: Experiment) -> float:

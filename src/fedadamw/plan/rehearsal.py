@@ -145,11 +145,13 @@ def _shorten(experiment: Experiment, stack: int) -> Experiment:
     at_once = min(t.micro_batch or rows, rows)
     changes: dict[str, object] = {"steps": 1, "epochs": None, "clients_per_round": sampled, "batch_size": at_once}
     changes |= {"diagnostics": False, "group_by_length": False}
+    changes["aggregation"] = "synchronous"  # a version is as large
     if t.upload == "top-k":
         changes["upload"] = "int8"  # whose shapes do not depend on the numbers; both keep a residual
     if t.mean == "krum":
         changes["mean"] = "median"
     others: dict[str, object] = {"training": t.model_copy(update=changes), "stack": stack, "shards": 1}
+    others["devices"] = None  # whose steps would be taken
     if has_client_privacy(experiment):
         others["privacy"] = None  # so that a round has as many clients as it has on average
     elif experiment.privacy is not None:  # how much noise it is does not matter

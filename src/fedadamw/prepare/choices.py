@@ -15,8 +15,10 @@ def choose_step(
     t = experiment.training
     if experiment.compile != "auto":
         return "compiled" if experiment.compile == "on" else "fused"
-    steps = t.steps or -(-int(samples) * (t.epochs or 1) // t.batch_size)
-    total = t.rounds * t.clients_per_round * steps
+    steps: float = t.steps or -(-int(samples) * (t.epochs or 1) // t.batch_size)
+    if experiment.devices is not None:
+        steps = experiment.devices.mean_steps(steps)
+    total = t.rounds * t.clients_per_round * int(steps)
     return "compiled" if compiling_pays(d, total, device, saved) else "fused"
 
 

@@ -49,8 +49,9 @@ from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.devices import check_devices, check_one_process
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
-from fedadamw.prepare.nodes import check_remote
+from fedadamw.prepare.nodes import check_no_memory, check_remote
 from fedadamw.prepare.noise import open_account, resolve_noise
+from fedadamw.prepare.normalize import check_normalize
 from fedadamw.prepare.personal import build_parts, check_personal
 from fedadamw.prepare.privacy import check_privacy, sample_privacy
 from fedadamw.prepare.private_problem import check_private_problem, warn_of_start
@@ -148,6 +149,10 @@ class Prepared:
             )
         )
 
+    def _steps_of(self, client: int) -> int | None:
+        """Return a client's local steps, if they are not training's."""
+        return self.fleet.steps_of(client, self.experiment.training, len(self.partition[client]))
+
     def _clients_of(
         self, workspace: Workspace, algorithm: AnyAlgorithm, step: Kind, memory_folder: Path | None
     ) -> SimulatedClients:
@@ -167,6 +172,7 @@ class Prepared:
             portions=self.portions,
             finetune=0 if experiment.personal is None else experiment.personal.finetune,
             held_out=self.held_out,
+            steps_of=self._steps_of,
             privacy=sample_privacy(experiment, Seeded(experiment.seed)),
             client_privacy=build_client_privacy(experiment, Seeded(experiment.seed)),
         )
@@ -223,6 +229,8 @@ def assemble(
         checkpoint_layers(model, experiment.model.name)
     workspace, algorithm = build_parts(experiment, model, build_algorithm)
     check_client_problem(experiment, workspace, facts)
+    if remote:
+        check_no_memory(experiment, algorithm, workspace)
     check_batch_norm(workspace, task, partition, experiment.training)
     if held_out is not None:
         check_held_out(experiment, task, held_out)
@@ -270,6 +278,7 @@ def check_settings(experiment: Experiment, *, remote: bool) -> None:
         check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
     check_shards(experiment)
     check_privacy(experiment, remote=remote)
+    check_normalize(experiment, remote=remote)
     check_personal(experiment, remote=remote)
     check_devices(experiment, remote=remote)
     check_client_evaluation(experiment, remote=remote)

@@ -121,8 +121,9 @@ def describe_tests(results: Results) -> str:
     interval = f", 95% intervals of its mean ({method})" if method else ""
     tested = sum(c["p"] is not None for c in results["comparisons"])
     tests = f"paired t-tests, with Holm's correction over {tested}" if tested else "no tests"
+    what = "scores at that time" if "until_s" in results else "final scores"
     return (
-        f"Difference of the final scores, in points (hundredths), paired by seed{interval}; {tests}. "
+        f"Difference of the {what}, in points (hundredths), paired by seed{interval}; {tests}. "
         "The best was picked by the same scores."
     )
 

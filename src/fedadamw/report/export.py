@@ -13,6 +13,7 @@ import vl_convert
 from fedadamw.checkpoint import write_atomically
 from fedadamw.io.escaping import escape_text
 from fedadamw.report.client_scores import Evaluated
+from fedadamw.report.jobs import OUTCOMES
 from fedadamw.report.metrics import TUNED
 from fedadamw.report.run_charts import Chart, to_spec
 from fedadamw.validation import check, check_one_of
@@ -128,10 +129,18 @@ def record_cells(run: Cells, records: Sequence[Mapping[str, Any]]) -> list[dict[
         tuned = record.get("tuned") or {}
         row |= {f"{TUNED}{name}": value for name, value in tuned.items() if not isinstance(value, dict)}
         row["sent_bytes"] = sent
+        row |= _device_cells(record.get("devices") or {})
         numbers = record.get("diagnostics") or {}
         row |= {name: value for name, value in numbers.items() if not isinstance(value, dict)}
         rows.append(row)
     return rows
+
+
+def _device_cells(numbers: Mapping[str, Any]) -> dict[str, object]:
+    """Return the numbers of a round's devices: `jobs_counted`, `staleness_mean`, `idle`, `work_phone` and so on."""
+    named = {f"jobs_{name}" if name in ("asked", *OUTCOMES) else name: value for name, value in numbers.items()}
+    work: Mapping[str, int] = named.pop("work", {})
+    return {**named, **{f"work_{name}": steps for name, steps in work.items()}}
 
 
 def client_cells(run: Cells, evaluations: Sequence[Evaluated]) -> list[dict[str, object]]:

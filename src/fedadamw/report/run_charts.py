@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import altair as alt
 import numpy as np
@@ -13,6 +13,7 @@ from fedadamw.io.disk import report_full_disk
 from fedadamw.io.escaping import escape_text
 from fedadamw.report import metrics
 from fedadamw.report.run_files import MAX_CLIENTS, RecordDict
+from fedadamw.report.virtual_time import Unit, choose_unit, has_clock, is_buffered
 
 Records = Sequence[RecordDict]
 Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.HConcatChart
@@ -20,6 +21,7 @@ Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.HConcatChart
 BLUE, ORANGE, GREY, GREEN = "#2563eb", "#ea580c", "#64748b", "#16a34a"
 
 Width = int | str  # pixels, or "container": as wide as the page gives
+Along = Literal["round", "virtual", "sent"]  # what a score is drawn along: rounds, virtual time or bytes
 
 
 def rounds_axis(rounds: Iterable[object]) -> alt.Axis:
@@ -41,28 +43,47 @@ def curves_chart(records: Records, others: Sequence[Chart] = ()) -> Chart:
     return alt.hconcat(*charts, bounds="flush", spacing=64).resolve_scale(color="independent")
 
 
-def score_chart(records: Records, *, width: Width = "container", height: int = 240) -> Chart:
-    """Return the run's score by round; hovering shows the bytes sent so far."""
+def score_chart(records: Records, *, by: Along = "round", width: Width = "container", height: int = 240) -> Chart:
+    """Return the run's score by round, by bytes sent or, with a virtual clock, by its time; hovering shows all."""
     of = metrics.find_score(records)
     metric = metrics.main_metric(records, of)
     name, in_percent = metrics.name_score(metric, of), metrics.axis_format(metric) == "%"
+    unit = choose_unit(max(record.get("virtual_s") or 0.0 for record in records))
     sent = accumulate(r["up_bytes"] for r in records)
     rows = [
-        {"round": r["round"], "score": value, "sent": total / 1e6}
+        {"round": r["round"], "score": value, "sent": total / 1e6, **_time_of(r, unit)}
         for r, total in zip(records, sent, strict=True)
         if (value := metrics.score(r, of)) is not None
     ]
     hover = [
-        alt.Tooltip("round:Q"),
+        alt.Tooltip("round:Q", title=name_rounds(records)),
         alt.Tooltip("score:Q", format=".2%" if in_percent else ".4g", title=name),
         alt.Tooltip("sent:Q", format=",.1f", title="MB sent up so far"),
     ]
+    if has_clock(records):
+        hover.append(alt.Tooltip("virtual:Q", format=",.3~f", title=unit.title))
+    x = {
+        "round": alt.X("round:Q", title=name_rounds(records), axis=rounds_axis(row["round"] for row in rows)),
+        "virtual": alt.X("virtual:Q", title=unit.title),
+        "sent": alt.X("sent:Q", title="MB sent up by all clients"),
+    }
     base = alt.Chart(alt.Data(values=rows), title=metrics.begin_sentence(name)).encode(
-        x=alt.X("round:Q", title="round", axis=rounds_axis(row["round"] for row in rows)),
+        x=x[by],
         y=alt.Y("score:Q", title=None, axis=alt.Axis(format=metrics.axis_format(metric)), scale=alt.Scale(zero=False)),
     )
     line = base.mark_line(color=BLUE, strokeWidth=2.5)
     return (line + base.mark_circle(color=BLUE, size=28).encode(tooltip=hover)).properties(width=width, height=height)
+
+
+def _time_of(record: RecordDict, unit: Unit) -> dict[str, float]:
+    """Return the virtual time at the end of a round, in a unit; nothing without a clock."""
+    seconds = record.get("virtual_s")
+    return {} if seconds is None else {"virtual": round(seconds / unit.seconds, 6)}
+
+
+def name_rounds(records: Records) -> str:
+    """Return what the rounds of a run are called: `version` with buffered aggregation."""
+    return "version" if is_buffered(record.get("devices") for record in records) else "round"
 
 
 def has_losses(records: Records) -> bool:
@@ -105,7 +126,7 @@ def loss_chart(records: Records, *, width: Width = "container", height: int = 24
     known = [name for name in names if any(row["of"] == name for row in rows)]
     chart = alt.Chart(alt.Data(values=rows), title="Loss").mark_line(strokeWidth=2)
     return chart.encode(
-        x=alt.X("round:Q", title="round", axis=rounds_axis(row["round"] for row in rows)),
+        x=alt.X("round:Q", title=name_rounds(records), axis=rounds_axis(row["round"] for row in rows)),
         y=alt.Y("loss:Q", title=None),
         color=alt.Color(
             "of:N",

@@ -17,6 +17,7 @@ from fedadamw.report.client_charts import rounds_chart
 from fedadamw.report.client_mix import Mix, find_mix
 from fedadamw.report.client_names import name_clients
 from fedadamw.report.clients_section import client_charts, render_clients
+from fedadamw.report.devices_section import device_charts, draw_along, render_devices, summarize_devices
 from fedadamw.report.metrics import (
     begin_sentence,
     clients_metrics,
@@ -34,6 +35,7 @@ from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.run_status import FINISHED, RunStatus
 from fedadamw.report.setting_tables import has_no_data, render_settings, select_used
 from fedadamw.report.vega import vega_script
+from fedadamw.report.virtual_time import has_clock
 from fedadamw.settings.privacy import PrivacySettings
 from fedadamw.settings.section import flatten_settings
 
@@ -58,7 +60,7 @@ class RunPage:
         mix: Mix | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self._settings = folder, settings
         self._mix, self._names = mix or find_mix(counts, classes), names
         self._partition: dict[str, Any] | None = None
         if counts.any():
@@ -90,19 +92,21 @@ class RunPage:
         specs = self._specs(records)
         scores, names = self._client_scores(records), name_clients(self.folder, self._names)
         of_clients = client_charts(scores, self._mix, names)
-        specs |= {name: run_charts.to_spec(chart) for name, (_, chart) in of_clients.items()}
+        of_devices = device_charts(self.folder, records, self._settings, names)
+        specs |= {name: run_charts.to_spec(chart) for name, (_, chart) in {**of_clients, **of_devices}.items()}
         evaluated = any(record["test_metrics"] is not None for record in records)
         empty = "The evaluations have no metrics." if evaluated else self._empty
         about = {"refresh_s": status.refresh_s, "resume": status.resume, "written": time.time(), "empty": empty}
-        placed = {"score", "losses", *of_clients}
+        placed = {"score", "losses", *of_clients, *of_devices}
         return self._template.substitute(
             self._fixed,
             cards="".join(_card(*card) for card in summarize(records)),
             status=escape_html(status.text),
             privacy=escape_html(self._describe_privacy(records[-1])),
+            devices=render_devices(of_devices),
             clients=render_clients(scores[-1], self._mix, names, of_clients) if scores else "",
             panels="".join(f"<div class=panel id={name}></div>" for name in specs if name not in placed),
-            specs=escape_script({"charts": specs, "status": about}),
+            specs=escape_script({"charts": specs, "along": draw_along(records), "status": about}),
         )
 
     def _describe_privacy(self, last: RecordDict) -> str:
@@ -154,6 +158,8 @@ def write_curves(folder: Path, records: Sequence[RecordDict]) -> None:
     if records:
         scores = client_scores.read_scores(folder / client_scores.NAME, rounds=records[-1]["round"])
         others = [rounds_chart(scores, {}, width=420)] if scores else []
+        if has_clock(records) and find_evaluations(records):
+            others.insert(0, run_charts.score_chart(records, by="virtual", width=420))
         run_charts.save_chart(run_charts.curves_chart(records, others), folder / "curves.png")
 
 
@@ -171,6 +177,7 @@ def summarize(records: Sequence[RecordDict]) -> list[tuple[str, str]]:
         ("updates rejected", f"{sum(r['rejected'] for r in records):,}"),
         ("time", format_duration(sum(r["wall_s"] for r in records))),
         *_summarize_waiting(records),
+        *summarize_devices(records),
     ]
 
 

@@ -12,6 +12,7 @@ from fedadamw.report.study_marks import AXES, Size, final_chart, interval_chart,
 from fedadamw.report.study_rows import Curve, curve_rows, diagnostic_rows, final_rows, kind_rows, variant_names
 from fedadamw.report.study_scores import by_score, has_clients, study_score
 from fedadamw.report.study_table import ranked, score_name
+from fedadamw.report.study_time import has_virtual_time, time_rows, unit_of
 
 DIAGNOSTICS = {
     "v_dispersion": "Spread of v across clients: root of its mean variance over its mean",
@@ -29,9 +30,11 @@ OF_PICTURE = Size(420, 280)
 
 
 def overview_chart(results: Results) -> Chart:
-    """Return the score by round and, beside it, by the one varied numeric setting, or by bytes sent."""
+    """Return the score by round and, beside it, by the one varied numeric setting, virtual time or bytes sent."""
     left, setting = curve_chart(results, "score", by="round", size=OF_PICTURE), varied_setting(results)
-    if setting is None:
+    if setting is None and has_virtual_time(results):
+        right = time_chart(results, size=OF_PICTURE)
+    elif setting is None:
         right = curve_chart(results, "score", by="sent", size=OF_PICTURE)
     else:
         right = setting_chart(results, setting, size=OF_PICTURE)
@@ -48,9 +51,10 @@ def describe_bands(results: Results) -> str:
 
 def all_charts(results: Results, size: Size = OF_PAGE) -> dict[str, tuple[str, Chart]]:
     """Return every chart that the results have numbers for: element id -> (heading, chart)."""
-    name, names = score_name(results), variant_names(results)
+    name, names, timed = score_name(results), variant_names(results), has_virtual_time(results)
     start = begin_sentence(name)
     charts: dict[str, tuple[str, Chart]] = {
+        **({"virtual": (f"{start} by virtual time", time_chart(results, size=size))} if timed else {}),
         "score": (f"{start} by round", curve_chart(results, "score", by="round", size=size)),
         "bytes": (f"{start} by bytes sent", curve_chart(results, "score", by="sent", size=size)),
         **client_charts(results, size),
@@ -95,6 +99,14 @@ def curve_chart(results: Results, what: Curve, *, by: str, size: Size = OF_PAGE)
     rows, limits = curve_rows(results, what), value_range(results["metric"]) if what == "score" else (0.0, inf)
     title = score_name(results) if what == "score" else AXES[what]
     return line_chart(rows, by, what, variant_names(results), title=title, limits=limits, size=size)
+
+
+def time_chart(results: Results, *, size: Size = OF_PAGE) -> Chart:
+    """Return the mean score along virtual time, with 95% bands and the seeds' points; all runs have a clock."""
+    names, limits = variant_names(results), value_range(results["metric"])
+    title, x_title = score_name(results), unit_of(results).title
+    rows = time_rows(results)
+    return line_chart(rows, "virtual", "score", names, title=title, limits=limits, size=size, x_title=x_title)
 
 
 def varied_setting(results: Results) -> str | None:

@@ -31,6 +31,12 @@ class ClientColumns(TypedDict):
     clients_tuned: Numbers  # mean after personal.finetune, in the last round
 
 
+class ClientTimes(ClientColumns, total=False):
+    """These columns of a run with a virtual clock."""
+
+    virtual_s: list[float]
+
+
 class _RunResult(TypedDict):
     name: str
     variant: str  # the label as text
@@ -54,7 +60,8 @@ class RunResult(_RunResult, total=False):
     """One finished run: its settings, and its records as columns of one number per evaluated round."""
 
     epsilon: float | None  # with privacy: the largest of a client after the last round; None if it is infinite
-    clients: ClientColumns  # of a run whose clients were evaluated
+    clients: ClientTimes  # of a run whose clients were evaluated
+    virtual_s: list[float]  # with a virtual clock: when each evaluated round ended
 
 
 class _Summary(TypedDict):
@@ -84,6 +91,9 @@ class Summary(_Summary, total=False):
     clients_worst_decile_interval: Interval | None
     clients_tuned: float | None  # mean after personal.finetune
     clients_tuned_interval: Interval | None
+    virtual_s: float  # with a virtual clock: when the last round ended
+    virtual_s_to_target: float | None  # mean of the seeds' first evaluations; None if one of them did not reach it
+    virtual_s_to_target_interval: Interval | None
 
 
 class Comparison(TypedDict):
@@ -136,6 +146,7 @@ class Results(_Results, total=False):
 
     score: Score  # what `score`, `summary` and `comparisons` are of; test in older files
     client_comparisons: list[Comparison]  # by clients_mean, where runs have it and it is not the score
+    until_s: float  # of a study seen at a virtual time, that time; not in the file
 
 
 class Trial(TypedDict):

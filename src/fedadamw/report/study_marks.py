@@ -20,6 +20,7 @@ AXES = {
     "test_loss": "test loss",
     "round": "round",
     "sent": "MB sent up by all clients",
+    "virtual": "virtual time",
     "v_variance": "variance of v",
     "v_dispersion": "spread of v",
     "v_over_rounds": "standard deviation over mean",
@@ -48,13 +49,15 @@ def line_chart(
     title: str,
     limits: tuple[float, float],
     size: Size,
+    x_title: str = "",
 ) -> Chart:
     """Return a line for each variant through its means, on bands of their intervals, with the seeds' points.
 
     rows: as study_rows.rows_of_point makes them. title: of the y axis. limits: the least and greatest possible y.
+    x_title: of the x axis, by default as AXES has it.
     """
     selected = alt.selection_point(name=f"picked_{x}_{y}", fields=["variant"], bind="legend")
-    base = alt.Chart(alt.Data(values=list(rows))).encode(x=_x_axis(rows, x), color=_color(names, STROKES))
+    base = alt.Chart(alt.Data(values=list(rows))).encode(x=_x_axis(rows, x, x_title), color=_color(names, STROKES))
     axis = _axis(rows, y, title, limits)
     values = alt.Y(f"{y}:Q", **axis)
     band = base.mark_area(clip=True).encode(
@@ -76,12 +79,12 @@ def _shown(selected: alt.Parameter, opacity: float) -> object:
     return alt.condition(selected, alt.value(opacity), alt.value(0.1))
 
 
-def _x_axis(rows: Sequence[Row], x: str) -> alt.X:
+def _x_axis(rows: Sequence[Row], x: str, title: str) -> alt.X:
     if x == "round":
         return alt.X(
             "round:Q", title="round", axis=rounds_axis(row["round"] for row in rows), scale=alt.Scale(nice=False)
         )
-    return alt.X(f"{x}:Q", title=AXES[x], scale=alt.Scale(type=_axis_type(rows, x), nice=False))
+    return alt.X(f"{x}:Q", title=title or AXES[x], scale=alt.Scale(type=_axis_type(rows, x), nice=False))
 
 
 def _axis(rows: Sequence[Row], y: str, title: str, limits: tuple[float, float]) -> dict[str, object]:
@@ -102,6 +105,8 @@ def _hover(rows: Sequence[Row], y: str, title: str) -> list[alt.Tooltip]:
     hover.append(alt.Tooltip(f"{y}:Q", format=".2%" if y == "score" else ".4g", title=title))
     if any("interval" in row for row in rows):
         hover.append(alt.Tooltip("interval:N", title="95% interval"))
+    if any("virtual" in row for row in rows):
+        hover.append(alt.Tooltip("virtual:Q", format=",.3~f", title="virtual time"))
     if any("sent" in row for row in rows):
         hover.append(alt.Tooltip("sent:Q", format=",.1f", title="MB sent up"))
     return hover

@@ -13,6 +13,7 @@ from fedadamw.report.setting_tables import render_settings, render_table
 from fedadamw.report.study_charts import all_charts, describe_bands, overview_chart
 from fedadamw.report.study_files import Missing, Results, Summary
 from fedadamw.report.study_table import Cell, paired_tests, table_columns
+from fedadamw.report.study_time import choose_levels, describe_reach, has_virtual_time, reach_headings, reach_rows
 from fedadamw.report.vega import vega_script
 
 PAGE_FILES = ("curves.png", "report.html")
@@ -37,6 +38,7 @@ def render(results: Results, title: str) -> str:
         columns="".join(f"<th><button>{escape_html(name)}</button>" for name, _ in table_columns(results)),
         rows="".join(_table_row(summary, table_columns(results)) for summary in results["summary"]),
         intervals=escape_html(f"Scores: {describe_intervals(results)}"),
+        reach=_reach(results),
         tests=_tests(results),
         bands=escape_html(describe_bands(results)),
         differing=render_table(_differing(results)),
@@ -71,6 +73,19 @@ def _missing_runs(missing: Sequence[Missing]) -> str:
     if not lines:
         return ""
     return f"<div class='panel warning'><b>Missing</b><br>{'<br>'.join(map(escape_html, lines))}</div>"
+
+
+def _reach(results: Results) -> str:
+    """Return the section with the virtual times to scores; empty without a clock or a target."""
+    if not has_virtual_time(results) or not choose_levels(results):
+        return ""
+    head = "".join(f"<th>{escape_html(name)}" for name in reach_headings(results))
+    rows = "".join(f"<tr>{''.join(f'<td>{escape_html(cell)}' for cell in row)}\n" for row in reach_rows(results))
+    return (
+        f"<h2>Virtual time to a score</h2>\n<div class='panel scroll'><table class='tests reach'>\n"
+        f"<thead><tr>{head}</thead>\n<tbody>\n{rows}</tbody></table></div>\n"
+        f"<p>{escape_html(describe_reach(results))}</p>\n"
+    )
 
 
 def _tests(results: Results) -> str:

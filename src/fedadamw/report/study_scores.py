@@ -45,9 +45,8 @@ def of_clients(
 
 def _with_score(run: RunResult, of: ClientColumn) -> RunResult:
     columns = run["clients"]
-    return cast(
-        RunResult, {**run, "round": columns["round"], "sent_bytes": columns["sent_bytes"], "score": columns[of]}
-    )
+    places = {name: dict(columns)[name] for name in ("round", "sent_bytes", "virtual_s") if name in columns}
+    return cast(RunResult, {**run, **places, "score": columns[of]})
 
 
 def _with_mean(summary: Summary, finals: Sequence[float | None]) -> Summary:

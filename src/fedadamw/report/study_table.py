@@ -9,6 +9,15 @@ from fedadamw.report.comparisons import comparison_headings, comparison_rows, de
 from fedadamw.report.metrics import begin_sentence, label, name_score
 from fedadamw.report.study_files import Interval, Results, Summary
 from fedadamw.report.study_scores import by_score, study_score
+from fedadamw.report.study_time import (
+    at_equal_time,
+    choose_levels,
+    describe_reach,
+    has_virtual_time,
+    reach_headings,
+    reach_rows,
+)
+from fedadamw.report.virtual_time import format_virtual
 
 Cell = Callable[[Summary], tuple[float | None, str]]  # the value that a column is sorted by, and its text
 Column = Literal["train_loss", "rounds_to_target", "bytes_to_target", "up_bytes_a_client", "wall_s"]
@@ -26,6 +35,7 @@ def table_columns(results: Results) -> list[tuple[str, Cell]]:
         ("variant", lambda s: (None, s["variant"])),
         ("lr", lambda s: (s["settings"]["lr"], f"{s['settings']['lr']:g}")),
         (score_name(results), lambda s: (s["score"], format_score(s))),
+        *time_columns(results),
         *client_columns(results),
         *privacy_columns(results),
         *([("training loss", losses)] if any(s["train_loss"] is not None for s in results["summary"]) else []),
@@ -34,6 +44,19 @@ def table_columns(results: Results) -> list[tuple[str, Cell]]:
         ("MB a client and round", number("up_bytes_a_client", lambda v: f"{v / 1e6:.3f}")),
         ("time", number("wall_s", lambda v: f"{v:,.0f} s")),
     ]
+
+
+def time_columns(results: Results) -> list[tuple[str, Cell]]:
+    """Return the columns of virtual time with their headings; none if not all runs have a clock.
+
+    They are the score at the time when the first run ended, and the whole run's time.
+    """
+    if not has_virtual_time(results):
+        return []
+    budget, then = at_equal_time(results)
+    means = {s["variant"]: (s["score"], format_score(s)) for s in then["summary"]}
+    whole: Cell = lambda s: (s.get("virtual_s"), format_virtual(s.get("virtual_s", 0.0)))  # noqa: E731
+    return [(f"at {format_virtual(budget)}", lambda s: means[s["variant"]]), ("virtual time", whole)]
 
 
 def privacy_columns(results: Results) -> list[tuple[str, Cell]]:
@@ -119,6 +142,9 @@ def to_markdown(results: Results) -> str:
         parts += [f"{title}:\n"] if title else []
         parts.append(_markdown_table(comparison_headings(tested), comparison_rows(tested)))
         parts.append(f"{describe_tests(tested)}\n")
+    if has_virtual_time(results) and choose_levels(results):
+        parts.append(_markdown_table(reach_headings(results), reach_rows(results)))
+        parts.append(f"{describe_reach(results)}\n")
     for missing in results["missing"]:
         text = f"{missing['variant']}, seed {missing['seed']}: {missing['error']}"
         parts.append(f"{escape_markdown(text)}\n")
@@ -126,8 +152,15 @@ def to_markdown(results: Results) -> str:
 
 
 def paired_tests(results: Results) -> list[tuple[str, Results]]:
-    """Return the study as its paired tests are of: by its score and, with a title, by the mean of clients."""
+    """Return the study as its paired tests are of: by its score and, with a title, by others.
+
+    They are the score at the virtual time when the first run ended, and the mean of clients.
+    """
     found = [("", results)] if results["comparisons"] else []
+    if has_virtual_time(results):
+        budget, then = at_equal_time(results)
+        title = f"{begin_sentence(score_name(then))} at {format_virtual(budget)} of virtual time"
+        found += [(title, then)] if then["comparisons"] else []
     if results.get("client_comparisons"):
         of_clients = by_score(results, "clients_mean")
         found.append((begin_sentence(score_name(of_clients)), of_clients))

@@ -24,6 +24,7 @@ NOT_IN_DIGEST = (  # settings that change a run's numbers by rounding at most, o
     "training.evaluate_batch",
     "training.gradient_checkpointing",
 )
+UNDER_CLOCK = ("quorum", "over_selection", "deadline_s", "wait_s")  # of `federation`, which devices make act in a run
 ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behaves as before the setting existed
     "data.image_size": None,
     "data.image_mode": "auto",
@@ -70,6 +71,8 @@ NEW_DEFAULTS = {"data.max_length": "auto"}  # defaults that were null: older stu
 def settings_digest(experiment: Experiment) -> str:
     """Return a digest of the settings that change a run's numbers."""
     settings = experiment.model_dump(mode="json")
+    if experiment.devices is not None and not experiment.training.buffered:
+        settings["under_clock"] = {name: settings["federation"][name] for name in UNDER_CLOCK}
     for path in NOT_IN_DIGEST:
         section, name = _find_section(settings, path)
         section.pop(name, None)

@@ -1,7 +1,6 @@
 """Writes the page of a run again from its files, and exports its charts and records for a paper."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -13,12 +12,14 @@ from fedadamw.report.client_names import name_clients
 from fedadamw.report.client_scores import NAME as CLIENT_SCORES
 from fedadamw.report.client_scores import read_scores
 from fedadamw.report.clients_section import client_charts
+from fedadamw.report.devices_section import device_charts
 from fedadamw.report.export import FOLDER, HEIGHT, WIDTH, client_cells, record_cells, write_charts, write_csv
 from fedadamw.report.latex import escape_latex, make_table
 from fedadamw.report.metrics import begin_sentence, find_evaluations, find_score, main_metric, name_score
 from fedadamw.report.run_files import RecordDict
 from fedadamw.report.run_page import RunPage, summarize, write_curves
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
+from fedadamw.report.virtual_time import has_clock
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.partition_file import read_mix, read_names, read_partition, write_partition
 from fedadamw.settings.experiment import Experiment
@@ -83,7 +84,7 @@ def _export(
             write_csv(client_cells(run, scores), out / "client-scores.csv")
             names.append("client-scores.csv")
     if {"svg", "pdf"} & set(kinds):
-        names += write_charts(_charts(folder.path, records, *partition), "", out, kinds)
+        names += write_charts(_charts(folder, records, *partition), "", out, kinds)
     if "tex" in kinds:
         rows = [[escape_latex(name), escape_latex(value)] for name, value in summarize(records)]
         caption = escape_latex(f"{experiment.algorithm_name} after {len(records)} rounds, seed {experiment.seed}.")
@@ -93,9 +94,10 @@ def _export(
 
 
 def _charts(
-    folder: Path, records: Sequence[RecordDict], counts: np.ndarray, classes: Sequence[str]
+    folder: RunFolder, records: Sequence[RecordDict], counts: np.ndarray, classes: Sequence[str]
 ) -> dict[str, tuple[str, run_charts.Chart]]:
     """Return the run's charts in a paper's size, each with its heading."""
+    path = folder.path
     charts: dict[str, tuple[str, run_charts.Chart]] = {}
     if run_charts.has_losses(records):
         charts["losses"] = ("Loss by round", run_charts.loss_chart(records, width=WIDTH, height=HEIGHT))
@@ -105,10 +107,13 @@ def _charts(
         of = find_score(records)
         heading = f"{begin_sentence(name_score(main_metric(records, of), of))} by round"
         charts["score"] = (heading, run_charts.score_chart(records, width=WIDTH, height=HEIGHT))
-    scores = read_scores(folder / CLIENT_SCORES, rounds=len(records))
-    charts |= client_charts(
-        scores, read_mix(folder), name_clients(folder, read_names(folder)), width=WIDTH, height=HEIGHT
-    )
+        if has_clock(records):
+            along = run_charts.score_chart(records, by="virtual", width=WIDTH, height=HEIGHT)
+            charts["virtual"] = (f"{heading.rpartition(' by ')[0]} by virtual time", along)
+    scores, names = read_scores(path / CLIENT_SCORES, rounds=len(records)), name_clients(path, read_names(path))
+    charts |= client_charts(scores, read_mix(path), names, width=WIDTH, height=HEIGHT)
+    settings = read_yaml(str(folder.config), folder.config.read_text())
+    charts |= device_charts(path, records, settings, names, width=WIDTH, height=HEIGHT)
     if counts.any():
         charts["partition"] = ("Partition", run_charts.partition_chart(counts, classes, width=WIDTH))
     if records[-1].get("federation"):

@@ -131,3 +131,14 @@ class DevicesSettings(Section):
             (at.kind == "trace") == (at.trace is not None), "devices.availability: give kind=trace and trace together"
         )
         return self
+
+    @property
+    def sets_steps(self) -> bool:
+        """Whether clients may take other numbers of local steps than training's."""
+        return self.time_budget_s is not None or any(one.steps for one in self.classes.values())
+
+    def mean_steps(self, steps: float) -> float:
+        """Local steps of a client, on average over the classes, if training's are `steps`; without a time budget."""
+        if not self.classes:
+            return steps
+        return sum(one.share * (one.steps or steps) for one in self.classes.values())

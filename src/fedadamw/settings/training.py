@@ -196,9 +196,13 @@ class TrainingSettings(Section):
         """Held-out samples that go through the model at once; at most `limit` if evaluate_batch is not set."""
         return self.evaluate_batch or min(limit, self.micro_batch or limit)
 
-    def samples_per_round(self, samples: int) -> int:
-        """How many samples a client with `samples` trains on in a round, repetitions included."""
-        return self.steps * min(self.batch_size, samples) if self.steps else (self.epochs or 1) * samples
+    def samples_per_round(self, samples: int, steps: int | None = None) -> int:
+        """How many samples a client with `samples` trains on in a round, repetitions included.
+
+        steps: its local steps, if they are not those of these settings.
+        """
+        steps = steps or self.steps
+        return steps * min(self.batch_size, samples) if steps else (self.epochs or 1) * samples
 
     def lr_at(self, round_: int) -> float:
         """The learning rate of round `round_` (from 0); never 0."""

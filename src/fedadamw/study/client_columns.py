@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 
 from fedadamw.report.comparisons import score_interval
 from fedadamw.report.run_files import RecordDict
-from fedadamw.report.study_files import ClientColumns, Summary
+from fedadamw.report.study_files import ClientColumns, ClientTimes, Summary
+from fedadamw.report.virtual_time import has_clock
 
 
-def client_columns(records: Sequence[RecordDict], sent: list[int]) -> ClientColumns:
+def client_columns(records: Sequence[RecordDict], sent: list[int]) -> ClientTimes:
     """Return the scores over clients of the rounds in which they were evaluated. sent: bytes until each of them."""
-    return {
+    found: ClientTimes = {
         "round": [record["round"] for record in records],
         "sent_bytes": sent,
         "clients_mean": [record.get("clients_mean") for record in records],
@@ -19,6 +20,9 @@ def client_columns(records: Sequence[RecordDict], sent: list[int]) -> ClientColu
         "clients_worst_decile": [record.get("clients_worst_decile") for record in records],
         "clients_tuned": [(record.get("tuned") or {}).get("clients_mean") for record in records],
     }
+    if has_clock(records):
+        found["virtual_s"] = [record["virtual_s"] for record in records]
+    return found
 
 
 def add_clients(summary: Summary, columns: Sequence[ClientColumns]) -> Summary:

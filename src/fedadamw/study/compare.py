@@ -1,6 +1,6 @@
 """`fedadamw compare`: algorithms x settings x seeds of one recipe."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,15 +29,17 @@ def compare(
     target: float | None = None,
     jobs: int | None = None,
     exports: Sequence[str] = (),
+    variants: Mapping[str, Overrides] | None = None,
     quiet: bool = False,
 ) -> Results:
     """Run what is not done yet in `out`, then write results.json, table.md, curves.png and report.html there.
 
     overrides: a list of values makes a variant of each. After a stop the same call resumes.
     jobs: runs at a time; by default one per core, or one on a GPU. exports: of report.export.EXPORTS, into `export`.
+    variants: settings that belong together, by name; each is a variant of every algorithm.
     """
     check(bool(algorithms), "algorithms: give at least one")
-    runs = plan(recipe, algorithms, range(seeds), overrides, out / RUNS_FOLDER, jobs)
+    runs = plan(recipe, algorithms, range(seeds), overrides, out / RUNS_FOLDER, jobs, variants)
     with lock_study(out):
         ended = run_pending(runs, jobs, quiet=quiet)
         results = collect_results(recipe, runs, ended, target)

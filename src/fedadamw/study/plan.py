@@ -1,5 +1,6 @@
 """The runs of a study: algorithms x values of settings x seeds."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,11 +18,12 @@ from fedadamw.runner.digest import settings_digest
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.experiment import Experiment, list_settings_outside
-from fedadamw.settings.load import Override, build_experiment
-from fedadamw.validation import InputError, check, check_one_of, suggest
+from fedadamw.settings.load import Override, build_experiment, parse_override
+from fedadamw.validation import InputError, check, check_one_of, shorten, suggest
 
 Overrides = Sequence[Override]  # a value may be a list of values, for a variant of each
 MAX_RUNS = 10_000
+MAPPINGS = ("devices.classes",)  # settings whose value has names of the user's own
 
 
 @dataclass(frozen=True)
@@ -64,24 +66,63 @@ def plan(
     overrides: Overrides,
     parent: Path,
     jobs: int | None = None,
+    variants: Mapping[str, Overrides] | None = None,
 ) -> list[Run]:
     """Return every run, seed by seed; raises InputError if any has wrong settings.
 
     overrides: settings in `algorithm` hold for the algorithms that have them.
     jobs: runs at a time, which share the cores.
+    variants: settings that belong together, by name, which take the place of `overrides`; each of every algorithm.
     """
-    check_overrides(overrides, algorithms, "a comparison takes it from {option}")
-    _check_count(algorithms, seeds, overrides)
+    named = {name: _join(name, overrides, settings) for name, settings in (variants or {"": ()}).items()}
+    for settings in named.values():
+        check_overrides(settings, algorithms, "a comparison takes it from {option}")
+    _check_count(algorithms, seeds, list(named.values()))
     runs = []
     for seed in seeds:
-        for name in algorithms:
-            settings = select_settings(name, overrides)
+        for name, (variant, joined) in product(algorithms, named.items()):
+            settings = select_settings(name, joined)
             for values in product(*(_expand(name, path, value) for path, value in settings)):
                 experiment = build_experiment(recipe, [("algorithm.name", name), *values, ("seed", seed)])
                 check_runnable(experiment)
-                runs.append(Run(limit_threads(experiment, jobs), _label(name, settings, values), parent))
+                label = _label(name, settings, values)
+                label = {"algorithm": name, "part": variant, **label} if variant else label
+                runs.append(Run(limit_threads(experiment, jobs), label, parent))
     check_distinct(runs)
     return runs
+
+
+def parse_variant(text: str) -> tuple[str, list[Override]]:
+    """Return the name and the settings of a variant that is given as `NAME: key.path=value key.path=value`.
+
+    A value with a blank is in quotes. Without settings, `NAME:` is the study as it is otherwise.
+    """
+    name, colon, settings = text.partition(":")
+    example = "for example 'buffered: training.aggregation=buffered training.buffer=5'"
+    check(bool(colon and name.strip()), f"--variant {shorten(text)}: give a name, a colon and settings, {example}")
+    try:
+        parts = shlex.split(settings)
+    except ValueError as error:
+        raise InputError(f"--variant {shorten(text)}: {error}") from None
+    return name.strip(), [parse_override(part) for part in parts]
+
+
+def parse_variants(texts: Iterable[str]) -> dict[str, list[Override]]:
+    """Return settings by name, see parse_variant; raises InputError for a name that is given twice."""
+    pairs = list(map(parse_variant, texts))
+    names = [name for name, _ in pairs]
+    for name in names:
+        check(names.count(name) == 1, f"--variant {name}: is given twice")
+    return dict(pairs)
+
+
+def _join(name: str, overrides: Overrides, settings: Overrides) -> list[Override]:
+    """Return the overrides with a variant's own settings in their place; InputError for one with a list of values."""
+    own = [path for path, _ in settings]
+    for path, value in overrides:
+        listed = path in own and isinstance(value, list)
+        check(not listed, f"-s {path}: has a list of values, and the variant {name} sets it too; leave one out")
+    return [*((path, value) for path, value in overrides if path not in own), *settings]
 
 
 def _label(algorithm: str, settings: Overrides, values: Overrides) -> dict[str, str]:
@@ -90,9 +131,10 @@ def _label(algorithm: str, settings: Overrides, values: Overrides) -> dict[str, 
     return {"algorithm": algorithm, **{path: format_value(value) for path, value in varied}}
 
 
-def _check_count(algorithms: Sequence[str], seeds: Sequence[int], overrides: Overrides) -> None:
+def _check_count(algorithms: Sequence[str], seeds: Sequence[int], variants: Sequence[Overrides]) -> None:
     """Raise InputError if there would be too many runs."""
-    sizes = (prod(len(_expand(name, *pair)) for pair in select_settings(name, overrides)) for name in algorithms)
+    pairs = product(algorithms, variants)
+    sizes = (prod(len(_expand(name, *pair)) for pair in select_settings(name, settings)) for name, settings in pairs)
     count = len(seeds) * sum(sizes)
     check(count <= MAX_RUNS, f"the study would have {count:,} runs; use at most {MAX_RUNS:,}")
 
@@ -191,7 +233,8 @@ def check_overrides(overrides: Overrides, algorithms: Sequence[str], message: st
     paths = [path for path, _ in overrides]
     for path, value in overrides:
         check(paths.count(path) == 1, f"-s {path}: is given twice")
-        check(not isinstance(value, Mapping), f"-s {path}: is a section; set one key of it, as {path}.key=value")
+        section = isinstance(value, Mapping) and path not in MAPPINGS
+        check(not section, f"-s {path}: is a section; set one key of it, as {path}.key=value")
         if path in ("algorithm.name", "seed"):
             option = "-a" if path == "algorithm.name" else "--seeds"
             raise InputError(f"-s {path}: {message.format(option=option)}")

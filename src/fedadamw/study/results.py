@@ -18,6 +18,8 @@ from fedadamw.report.run_files import Manifest, RecordDict
 from fedadamw.report.study_files import Missing, Owners, Results, RunResult, Summary
 from fedadamw.report.study_rows import align, runs_by_variant
 from fedadamw.report.study_scores import compare_clients, has_clients
+from fedadamw.report.study_time import time_to
+from fedadamw.report.virtual_time import has_clock
 from fedadamw.settings.section import flatten_settings
 from fedadamw.study.client_columns import add_clients, client_columns, mean_if_all
 from fedadamw.study.plan import Run
@@ -125,6 +127,8 @@ def run_result(run: Run, manifest: Manifest, records: Sequence[RecordDict], of: 
         "sent_bytes": [sent[i] for i in evaluations],
         "diagnostics": [{"round": r["round"], **r["diagnostics"]} for r in records if r.get("diagnostics")],
     }
+    if has_clock(records):
+        found["virtual_s"] = [records[i]["virtual_s"] for i in evaluations]
     if (epsilon := epsilon_of(records[-1])) is not None:
         found["epsilon"] = epsilon if isfinite(epsilon) else None
     if evaluated := find_evaluations(records, "clients_mean"):
@@ -190,6 +194,10 @@ def summarize(group: Sequence[RunResult], target: float | None) -> Summary:
         "up_bytes_a_client": first["up_bytes_a_client"],
         "wall_s": statistics.mean(r["wall_s"] for r in group),
     }
+    if all("virtual_s" in r for r in group):
+        times = [None if target is None else time_to(r, target) for r in group]
+        found["virtual_s"] = statistics.mean(r["virtual_s"][-1] for r in group)
+        found["virtual_s_to_target"], found["virtual_s_to_target_interval"] = mean_if_all(times), score_interval(times)
     if all("epsilon" in r for r in group):
         spent = [r["epsilon"] for r in group]
         found["epsilon"] = None if None in spent else max(e for e in spent if e is not None)

@@ -13,9 +13,11 @@ from fedadamw.report import run_charts
 from fedadamw.report.client_names import name_clients
 from fedadamw.report.client_scores import NAME, Evaluated, read_scores
 from fedadamw.report.clients_section import client_charts, describe_worst, worst_clients
+from fedadamw.report.devices_section import device_charts, draw_along
 from fedadamw.report.metrics import describe_last_score, describe_loss, describe_scores, find_evaluations
 from fedadamw.report.run_files import LossesDict, RecordDict
 from fedadamw.report.run_page import summarize
+from fedadamw.report.virtual_time import format_virtual
 from fedadamw.runner.client_losses import read_losses
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.partition_file import read_mix, read_names
@@ -52,6 +54,7 @@ def describe_run(folder: Path) -> Json:
     state = find_state(folder, records, rounds)
     lines = [line for line in read_losses(folder / "clients.jsonl") if line["round"] <= len(records)]
     charts, worst = _describe_scores(folder, read_scores(folder / NAME, rounds=len(records)))
+    charts |= _draw_devices(folder, records, settings, latest=state.name == "running") if records else {}
     return {
         "kind": "run",
         "title": escape_text(folder.absolute().name),
@@ -61,6 +64,7 @@ def describe_run(folder: Path) -> Json:
         "report": (folder / "report.html").is_file(),
         "cards": summarize(records) if records else [],
         "charts": _draw(records, lines, settings["partition"]["clients"]) | charts,
+        "along": draw_along(records),
         "worst": worst,
         "losses": settings.get("privacy") is None,
         "clients": _summarize_clients(lines),
@@ -123,6 +127,13 @@ def _draw(records: Sequence[RecordDict], lines: Sequence[LossesDict], clients: i
     return {name: run_charts.to_spec(chart) for name, chart in charts.items()}
 
 
+def _draw_devices(folder: Path, records: Sequence[RecordDict], settings: Mapping[str, Any], *, latest: bool) -> Json:
+    """Return the charts of the devices by name, of a run with a virtual clock; {} without one."""
+    names = name_clients(folder, read_names(folder))
+    charts = device_charts(folder, records, settings, names, latest=latest)
+    return {name: run_charts.to_spec(chart) for name, (_, chart) in charts.items()}
+
+
 def _describe_scores(folder: Path, found: Sequence[Evaluated]) -> tuple[Json, Json]:
     """Return the charts of the clients' scores by name, and the table of those that are served worst."""
     if not found:
@@ -162,7 +173,8 @@ def _read_logs(folder: Path, records: Sequence[RecordDict], rounds: int) -> dict
 def _describe_round(record: RecordDict, rounds: int) -> str:
     score = "".join(f"  {escape_text(name)} {value}" for name, value in describe_scores(record).items())
     rejected = f"  rejected {record['rejected']}" if record["rejected"] else ""
-    return f"round {record['round']}/{rounds}{describe_loss(record)}{score}  {record['wall_s']:.2f} s{rejected}"
+    clock = "" if (seconds := record.get("virtual_s")) is None else f"  virtual time {format_virtual(seconds)}"
+    return f"round {record['round']}/{rounds}{describe_loss(record)}{score}  {record['wall_s']:.2f} s{clock}{rejected}"
 
 
 def _describe_event(line: str) -> str:

@@ -1,11 +1,12 @@
 // Asks for the folder's snapshot every few seconds and shows it. Text is only ever set as text.
 const PAUSE_MS = 2000;
-const CHARTS = ["score", "losses", "epsilon", "answers", "spread", "sorted", "by-samples", "by-classes", "by-tuning", "clients", "last"];
+const DEVICES = ["timeline", "staleness", "idle", "work", "jobs"];
+const CHARTS = ["score", "losses", "epsilon", "answers", ...DEVICES, "spread", "sorted", "by-samples", "by-classes", "by-tuning", "clients", "last"];
 const at = (id) => document.getElementById(id);
 const run = location.pathname.startsWith("/run/") ? location.pathname.slice(1) : "";
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const drawn = {}; // chart's name -> { shape, rows, view }
-let last = "";
+let last = "", chosen = ""; // what the score is drawn along
 
 function element(tag, text = "", kind = "") {
   const made = document.createElement(tag);
@@ -24,19 +25,20 @@ function darken(spec) {
 async function draw(name, spec) {
   at(name).hidden = !spec;
   if (!spec) return;
-  const rows = spec.data.values;
-  spec.data = { name: "rows" };
+  const rows = spec.data?.values; // none of a chart whose layers have data of their own
+  if (rows) spec.data = { name: "rows" };
   if (dark.matches) darken(spec);
   const shape = JSON.stringify(spec), known = drawn[name];
   if (known && known.shape === shape) {
+    if (!rows) return;
     const text = JSON.stringify(rows);
     if (text !== known.rows) await known.view.data("rows", rows).runAsync();
     known.rows = text;
     return;
   }
   if (known) known.view.finalize();
-  spec.data = { name: "rows", values: rows };
-  const { view } = await vegaEmbed(at(name).firstChild, spec, { actions: false, renderer: "svg" });
+  if (rows) spec.data = { name: "rows", values: rows };
+  const { view } = await vegaEmbed(at(name).lastElementChild, spec, { actions: false, renderer: "svg" });
   drawn[name] = { shape, rows: JSON.stringify(rows), view };
 }
 
@@ -74,6 +76,19 @@ function showWorst({ line = "", headings = [], rows = [] }) {
   fill(at("worst"), cells("th", headings), rows.map((row) => cells("td", row)));
 }
 
+function chooseAlong(along) {
+  const names = Object.keys(along);
+  if (!names.includes(chosen)) chosen = names[0] ?? "";
+  at("along").hidden = !names.length;
+  at("along").replaceChildren("by", ...names.map((name) => {
+    const button = element("button", name);
+    button.setAttribute("aria-pressed", name === chosen);
+    button.onclick = () => { chosen = name; show(JSON.parse(last)); };
+    return button;
+  }));
+  return along[chosen];
+}
+
 async function showRun(shown) {
   at("cards").replaceChildren(...(shown.cards ?? []).map(([label, value]) => {
     const card = element("div", "", "card");
@@ -87,9 +102,12 @@ async function showRun(shown) {
     [client, times, round, number(loss), number(mean)].slice(0, columns)));
   showWorst(shown.worst ?? {});
   showLogs(shown.logs ?? {});
+  const charts = shown.charts ?? {}, along = chooseAlong(shown.along ?? {});
+  if (along) charts.score = along;
+  at("of-devices").hidden = !DEVICES.some((name) => charts[name]);
   const visible = () => CHARTS.filter((name) => !at(name).hidden).join();
   const before = visible();
-  for (const name of CHARTS) await draw(name, shown.charts?.[name]);
+  for (const name of CHARTS) await draw(name, charts[name]);
   if (visible() !== before) dispatchEvent(new Event("resize")); // the others have less room now
 }
 

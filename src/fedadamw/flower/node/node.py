@@ -163,14 +163,17 @@ class Node:
         if self.folding is not None:
             self.folding.load(broadcast.base)
         memory, fresh = part.memory.load(int(request["counted"]))
-        shard = Shard(self.number, self.local.samples, memory)
+        shard = Shard(self.number, self.local.samples, memory, repeat=int(request.get("repeat", 0)))
         self.spending.charge(round_)  # from here on the data are used
         ((_, answer),) = part.engine.train([shard], broadcast)
         if self.spending.accounted:
             answer = answer._replace(statistics=broadcast.statistics)  # the model's own were not made private
         self._check_finite(answer, round_)
         part.memory.save(round_ + 1, answer.memory)
-        return self._pack(answer, fresh=fresh)
+        reply = self._pack(answer, fresh=fresh)
+        if "repeat" in request:  # a buffered run, in which the server may wait for several answers of this client
+            reply.numbers.update(version=round_, repeat=shard.repeat)
+        return reply
 
     def evaluate(self, arrays: Mapping[str, Array], request: Request) -> Reply:
         """Return sums over this node's held-out samples, from which the server computes the model's loss and metrics.

@@ -51,9 +51,11 @@ class Broadcast:
         complete["counted"] = self._counted.get(client, 0)
         return complete
 
-    def record_accepted(self, client: int, node: int) -> None:
-        """Remember that a node has this round's state."""
-        self._last_state[client] = node, self.round
+    def record_accepted(self, client: int, node: int, round_: int | None = None) -> None:
+        """Remember that a node has a round's state, by default this round's; it may have a later one since."""
+        has_node, has_round = self._last_state.get(client, (None, -1))
+        received = self.round if round_ is None else round_
+        self._last_state[client] = node, max(received, has_round) if has_node == node else received
 
     def record_stale(self, node: int) -> None:
         """Remember that a node could not rebuild the state."""

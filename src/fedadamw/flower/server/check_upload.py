@@ -8,6 +8,7 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
+from fedadamw.engine.scale import scale_changes
 from fedadamw.engine.uploads import Uploads
 from fedadamw.flower.protocol import ARRAYS
 from fedadamw.flower.server.norm_bounds import Norms, measure_norms
@@ -21,12 +22,21 @@ MAX_LOSS = 1e6  # nats
 SPARE = 4  # limit on a reply's arrays, in honest uploads; smaller excesses are refused with a more precise reason
 
 
+class JobName(NamedTuple):
+    """What a client was asked to do in a buffered run."""
+
+    version: int  # that it trains from, from 0
+    repeat: int  # which of its jobs on that version, from 0
+
+
 class CheckedUpload(NamedTuple):
     """The facts of an upload that passed; its tensors are on disk."""
 
+    client: int
     norms: Norms  # of its fields
     loss: float  # NaN if it is not told
     samples: int
+    steps: int  # local steps, K_i; 0 if the server cannot know them
     nbytes: int
     fresh: bool  # the client's memory was lost and it began a new one
 
@@ -57,39 +67,51 @@ class UploadChecker:
         self.max_nbytes = SPARE * sum(spec.nbytes + MAX_HEADER_BYTES for spec in self._specs.values())
 
     def check(
-        self, reply: Message | Exception, client: int, registered: int | None, samples: int | None
+        self,
+        reply: Message | Exception,
+        client: int,
+        registered: int | None,
+        samples: int | None,
+        job: JobName | None = None,
     ) -> tuple[CheckedUpload, dict[str, Tensor]]:
         """Return an upload's facts and its tensors as received; raises RefusedError if it does not count.
 
         registered: the number of samples that the node registered with. samples: the number it has, if known.
+        job: that was asked for, in a buffered run.
 
         Before this, the Grid's array limit (pull.py): `garbage`. Here, in this order:
         1. a message without an error, with the expected records and numbers: `garbage`, `failed`, `records`, `stale`
-        2. it is from the client that was asked; loss finite and below MAX_LOSS; samples as registered:
-           `other-client`, `not-finite`, `too-long`, `samples`
+        2. it is from the client that was asked, and of the job; loss finite and below MAX_LOSS; samples as registered:
+           `other-client`, `other-job`, `not-finite`, `too-long`, `samples`
         3. names, shapes, types and bytes of the arrays: `missing-array`, `extra-array`, `wrong-shape`,
            `wrong-dtype`, `garbage`
         4. the codec decodes them: `garbage`, `not-finite`
         5. numbers finite and below LARGEST_PLAUSIBLE; counts and variances not negative, no more steps than asked for:
            `not-finite`, `too-long`, `negative`, `steps`
-        Later, once the round's other uploads are known, the norms (norm_bounds.py): `too-long`, or clipped.
+        Later, once the round's other uploads are known, the norms (norm_bounds.py): `too-long`, or clipped. They are
+        those of an update divided by its steps, if it is normalised and steps are unequal.
         """
         numbers = read_numbers(reply)
         if not isinstance(reply, Message):
             raise RefusedError("garbage", "it is not a message")
-        loss = check_metrics(numbers, client, registered, tells_loss=self.tells_loss)
+        loss = check_metrics(numbers, client, registered, job, tells_loss=self.tells_loss)
         records = reply.content.array_records
         if set(records) != {ARRAYS}:
             raise RefusedError("records", f"its array records are {', '.join(sorted(records)) or 'none'}")
         tensors = read_arrays(dict(records[ARRAYS]), self._specs)
         up, _ = self.decode(tensors)
-        steps = self._max_steps(samples)
+        steps = self.max_steps(samples)
         statistics = zero_unchanged_constants(tensors["statistics"], self._first_statistics)
         nonnegative = self.uploads.algorithm.nonnegative
         check_numbers(up, self.layout.views(statistics), nonnegative=nonnegative, steps=steps)
+        if self.training.normalize and self.training.epochs:
+            assert steps is not None  # see check_normalize
+            up = scale_changes(up, 1 / steps)  # so that none counts for more by saying that it has few samples
         norms = measure_norms(up, statistics, steps=steps is None)
         size = nbytes(tensors.values())
-        return CheckedUpload(norms, loss, registered or 1, size, bool(numbers.get("fresh"))), tensors
+        told = 0 if getattr(up, "k", None) is None else round(float(up.k.flatten()[0]))
+        fresh = bool(numbers.get("fresh"))
+        return CheckedUpload(client, norms, loss, registered or 1, steps or told, size, fresh), tensors
 
     def decode(self, tensors: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         """Return the algorithm's Up and the payload that it is decoded from; raises RefusedError if decoding fails."""
@@ -99,8 +121,11 @@ class UploadChecker:
         except InputError as error:
             raise RefusedError("not-finite" if "not finite" in str(error) else "garbage", str(error)) from None
 
-    def _max_steps(self, samples: int | None) -> int | None:
-        """Return the maximum of local steps per round for a client with this many samples; None if not known."""
+    def max_steps(self, samples: int | None) -> int | None:
+        """Return the maximum of local steps per round for a client with this many samples; None if not known.
+
+        A node takes fewer, one an epoch, only if BatchNorm has a last batch of one sample merged into another.
+        """
         t = self.training
         if t.steps:
             return t.steps
@@ -108,16 +133,26 @@ class UploadChecker:
 
 
 def check_metrics(
-    numbers: Mapping[str, object], client: int, registered: int | None, *, tells_loss: bool = True
+    numbers: Mapping[str, object],
+    client: int,
+    registered: int | None,
+    job: JobName | None = None,
+    *,
+    tells_loss: bool = True,
 ) -> float:
-    """Return the mean loss; raises RefusedError if it, the client or the number of samples is implausible.
+    """Return the mean loss; raises RefusedError if it, the client, its job or its number of samples is implausible.
 
     client: the one that was asked; its node may have been restarted as another client. registered: the number of
-    samples that it registered with; None if nodes do not report it. tells_loss: whether nodes report their loss, which
-    is NaN if not.
+    samples that it registered with; None if nodes do not report it. job: that was asked for, in a buffered run; a node
+    may send an answer that it gave before. tells_loss: whether nodes report their loss, which is NaN if not.
     """
     if numbers.get("client") != client:
         raise RefusedError("other-client", f"it is client {numbers.get('client')!r} now")
+    told, asked = (numbers.get("version"), numbers.get("repeat")), job or (None, None)
+    if told != asked:
+        raise RefusedError(
+            "other-job", f"its version and repeat are {told[0]!r} and {told[1]!r}, not {asked[0]} and {asked[1]}"
+        )
     loss = _check_loss(numbers.get("loss")) if tells_loss else math.nan
     if not tells_loss and "loss" in numbers:
         raise RefusedError("records", "it tells its loss, which is not accounted for")

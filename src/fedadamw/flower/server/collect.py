@@ -67,7 +67,7 @@ class Collector:
         self.broadcast = Broadcast()
         self.late = LateReplies(messenger)
         # of the current round:
-        self.uploads: dict[int, CheckedUpload] = {}  # by client
+        self.uploads: dict[int, CheckedUpload] = {}  # by client; in a buffered run by job
         self.refused: set[int] = set()  # clients whose uploads were, with keep_places
         self.asked: set[int] = set()
         self.counts: Counter[str] = Counter()
@@ -135,9 +135,9 @@ class Collector:
             self.late.overdue[message_id] = overdue
         self._pending = {}
         limits = self._limits()
-        for client, upload in self.uploads.items():
+        for upload in self.uploads.values():
             if too_long := find_too_long(upload.norms, limits):
-                self._count("clipped", client, fields=", ".join(too_long))
+                self._count("clipped", upload.client, fields=", ".join(too_long))
         self.counts["answered"] = len(self.uploads)
         return limits
 
@@ -185,21 +185,21 @@ class Collector:
             self.wasted_bytes += count_bytes(reply)
             return "surplus"
         try:
-            upload = self.spool.accept(reply, request.client, request.registered, request.samples)
+            upload = self.spool.accept(reply, *(request.client,) * 2, request.registered, request.samples)
         except RefusedError as refused:
-            return self._handle_refusal(reply, request, refused)
+            return self._handle_refusal(reply, request.client, request.node, refused)
         self.uploads[request.client] = upload
         if upload.fresh:
             self._count("fresh", request.client)
         self.broadcast.record_accepted(request.client, request.node)
         return "counted"
 
-    def _handle_refusal(self, reply: Message | Exception, request: PendingRequest, refused: RefusedError) -> Outcome:
+    def _handle_refusal(self, reply: Message | Exception, client: int, node: int, refused: RefusedError) -> Outcome:
         """Count an upload that failed a check."""
-        client, reason = request.client, refused.reason
+        reason = refused.reason
         self.wasted_bytes += count_bytes(reply)
         if reason == STALE:
-            self.broadcast.record_stale(request.node)
+            self.broadcast.record_stale(node)
         if reason == "other-client":
             self.registry.forget(client)
         if reason == DECLINED:
@@ -237,20 +237,20 @@ class Collector:
         before = None
         while before != len(self.uploads):
             before, limits = len(self.uploads), self._limits()
-            for client, upload in list(self.uploads.items()):
+            for place, upload in list(self.uploads.items()):
                 too_long = find_too_long(upload.norms, limits)
                 if too_long and (self.federation.norm_action == "reject" or STATISTICS in too_long):
-                    self._reject(client, upload, too_long[0], limits)
+                    self._reject(place, upload, too_long[0], limits)
 
-    def _reject(self, client: int, upload: CheckedUpload, field: str, limits: Norms) -> None:
+    def _reject(self, place: int, upload: CheckedUpload, field: str, limits: Norms) -> None:
         """Drop one upload because its `field` is too long."""
-        self.reason = f"client {client}: {field!r} is too long"
+        self.reason = f"client {upload.client}: {field!r} is too long"
         detail = f"{field!r} has norm {upload.norms[field]:.3g}, more than {limits[field]:.3g}"
-        self._count("refused", client, reason="too-long", detail=detail)
+        self._count("refused", upload.client, reason="too-long", detail=detail)
         self.wasted_bytes += upload.nbytes
-        del self.uploads[client]
-        self._keep_place(client)
-        self.spool.drop(client)
+        del self.uploads[place]
+        self._keep_place(upload.client)
+        self.spool.drop(place)
 
     def _keep_place(self, client: int) -> None:
         if self.keep_places:

@@ -14,16 +14,12 @@ from fedadamw.algorithm import ServerState
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, QuorumError, Traffic, Update
 from fedadamw.engine.evaluation import ClientScores
-from fedadamw.engine.ledger import Ledger, Page
-from fedadamw.flower.server.clients import ClientRegistry
+from fedadamw.engine.ledger import JobsPage, Ledger, Page
 from fedadamw.flower.server.collect import Collector
 from fedadamw.flower.server.contents import Contents, build_contents
-from fedadamw.flower.server.events import Events
-from fedadamw.flower.server.messenger import Messenger
+from fedadamw.flower.server.norm_bounds import Norms
 from fedadamw.flower.server.scoring import Scoring
-from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.randomness import Purpose, numpy_generator
-from fedadamw.runner.asked_file import AskedFile
 from fedadamw.settings.federation import FederationSettings
 from fedadamw.vector import Vector
 
@@ -35,33 +31,27 @@ class Nodes(Clients):
 
     state: the type of the server's state; only if a broadcast is of this type can a change replace it. sends_base:
     whether the frozen weights change, so that they must be sent. scoring: of the model on nodes, if they evaluate it.
-    asked_file: where requests are noted before they are sent, with differential privacy.
-    keep_places: see Collector; besides who took part, no number of a single upload is kept then.
+    With the collector's keep_places no number of a single upload is kept, besides who took part.
     """
 
     def __init__(
         self,
         federation: FederationSettings,
-        messenger: Messenger,
-        registry: ClientRegistry,
-        spool: UploadSpool,
-        events: Events,
-        *,
+        collector: Collector,
         seed: int,
         clients_per_round: int,
         state: type[ServerState],
+        *,
         sends_base: bool,
         scoring: Scoring | None = None,
-        asked_file: AskedFile | None = None,
-        keep_places: bool = False,
     ) -> None:
-        self.federation, self.registry, self.spool, self.events = federation, registry, spool, events
+        self.federation, self.collector = federation, collector
+        self.registry, self.spool, self.events = collector.registry, collector.spool, collector.events
         self.seed, self.clients_per_round, self.sends_base = seed, clients_per_round, sends_base
         self.scoring, self.quorum = scoring, federation.quorum_of(clients_per_round)
-        common = (federation, messenger, registry, spool, events, clients_per_round)
-        self.collector = Collector(*common, keep_places=keep_places, asked_file=asked_file)
         self.ledger = Ledger()
-        self._norms: dict[int, Mapping[str, float]] = {}  # of the current round's accepted uploads, by client
+        self._norms: list[Mapping[str, float]] = []  # of the current round's accepted uploads
+        self._counted: set[int] = set()  # their clients
         self._samples: dict[int, int] = {}  # sample counts that these clients report
         self._state = state
         self._first_round = True  # of this process
@@ -107,10 +97,13 @@ class Nodes(Clients):
         first = self._first_round
         online = self.wait_for_first_round(round_) if first else self._wait_for_clients(round_, self.quorum)
         self._first_round = False
-        if len(online) < wanted:
-            self.events.write("degraded", round=round_ + 1, online=len(online), wanted=wanted)
+        self._note_degraded(round_, len(online), wanted)
         generator = numpy_generator(self.seed, Purpose.SAMPLE_CLIENTS, round_)
         return sorted(online[i] for i in generator.choice(len(online), min(wanted, len(online)), replace=False))
+
+    def _note_degraded(self, round_: int, online: int, wanted: int) -> None:
+        if online < wanted:
+            self.events.write("degraded", round=round_ + 1, online=online, wanted=wanted)
 
     def wait_for_first_round(self, round_: int = 0) -> list[int]:
         """Wait for the clients that this process's first round waits for; return those that are online."""
@@ -123,13 +116,7 @@ class Nodes(Clients):
         Raises QuorumError if there are too few.
         """
         collector, f, round_ = self.collector, self.federation, broadcast.round
-        past = collector.bounds.past
-        past.clear()
-        past.extend(self.ledger.page.past)
-        _, whole, change = self._contents_of(broadcast)
-        collector.begin(round_, whole, change, self.ledger.page.counted, _norm(broadcast.down.x))
-        if self.scoring is not None:
-            self.scoring.collector.begin_round()
+        self._begin(broadcast)
         collector.collect(sampled, self.clients_per_round, f.deadline_s)
         until, pause = time.monotonic() + f.wait_s, RETRY_S[0]
         while (answers := collector.answers) < self.quorum:
@@ -141,17 +128,30 @@ class Nodes(Clients):
             pause = min(2 * pause, RETRY_S[1])
             others = self._others(self.registry.poll_online(), sampled)
             collector.collect(others, self.quorum, min(f.deadline_s, max(until - time.monotonic(), 0.0)))
-        limits, uploads = collector.close(), collector.uploads
+        limits = collector.close()
         if collector.asked_file is not None:
             collector.asked_file.add_sum(round_)
-        self._norms = {
-            client: {name: min(norm, limits[name]) for name, norm in upload.norms.items()}
-            for client, upload in uploads.items()
-        }
-        tells = f.sample_counts and not collector.keep_places  # which the model card sums up
-        self._samples = {client: upload.samples for client, upload in uploads.items()} if tells else {}
-        for client in sorted(uploads):
-            yield self.spool.load(client, uploads[client], limits)
+        yield from self._load(limits)
+
+    def _begin(self, broadcast: Broadcast) -> None:
+        """Begin a round: nobody was asked yet."""
+        past = self.collector.bounds.past
+        past.clear()
+        past.extend(self.ledger.page.past)
+        _, whole, change = self._contents_of(broadcast)
+        self.collector.begin(broadcast.round, whole, change, self.ledger.page.counted, _norm(broadcast.down.x))
+        if self.scoring is not None:
+            self.scoring.collector.begin_round()
+
+    def _load(self, limits: Norms) -> Iterator[tuple[Shard, Answer]]:
+        """Yield the round's uploads, in the order of their places, and note whose they are."""
+        uploads = self.collector.uploads
+        self._norms = [{name: min(n, limits[name]) for name, n in upload.norms.items()} for upload in uploads.values()]
+        self._counted = {upload.client for upload in uploads.values()}
+        tells = self.federation.sample_counts and not self.collector.keep_places  # which the model card sums up
+        self._samples = {upload.client: upload.samples for upload in uploads.values()} if tells else {}
+        for place in sorted(uploads):
+            yield self.spool.load(place, uploads[place], limits)
 
     def _others(self, online: Iterable[int], sampled: Sequence[int]) -> list[int]:
         """Return the clients to ask in a round without quorum: as many as are missing, first those not asked yet.
@@ -174,10 +174,14 @@ class Nodes(Clients):
         self._update = update
         bounds = self.collector.bounds
         if not self.collector.keep_places:  # else checkpoints would have lengths of single uploads
-            bounds.record_round(list(self._norms.values()))
+            bounds.record_round(self._norms)
         page, done = self.ledger.page, update.round + 1
-        counted = {**page.counted, **dict.fromkeys(self._norms, done)}
-        self.ledger.add(done, Page(counted, list(bounds.past), {**page.samples, **self._samples}))
+        counted = {**page.counted, **dict.fromkeys(self._counted, done)}
+        self.ledger.add(done, Page(counted, list(bounds.past), {**page.samples, **self._samples}, self._jobs()))
+
+    def _jobs(self) -> JobsPage | None:
+        """What the ledger keeps of jobs; only a buffered run has some."""
+        return None
 
     def evaluate(self, broadcast: Broadcast) -> ClientScores | None:
         """Have nodes evaluate the model; return their scores, None if too few answer: the run then continues.
