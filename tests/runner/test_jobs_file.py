@@ -13,7 +13,7 @@ from fedadamw.engine.clients import EndedJob
 from fedadamw.runner.jobs_file import JobsFile
 
 DEVICES = (
-    "devices={speed: {kind: log-normal, jitter: 0.3}, availability: {kind: daily, day_s: 100, online: 0.8, dropout: 0.1}}",
+    "devices={speed: {kind: log-normal}, availability: {kind: daily, day_s: 100, online: 0.8, dropout: 0.1}}",
     "federation={over_selection: 0.3, deadline_s: 8, quorum: 2}",
     "partition.clients=12",
     "training.clients_per_round=4",
