@@ -122,6 +122,7 @@ def test_work_is_balanced_over_ranks():
     assert TrainingSettings(steps=10, batch_size=50).samples_per_round(3000) == 500, "more samples are not more steps"
     assert TrainingSettings(epochs=2, batch_size=50).samples_per_round(30) == 60
     assert TrainingSettings(epochs=2, batch_size=50).samples_per_round(30, 4) == 120, "steps of its own"
+    assert TrainingSettings(epochs=2, batch_size=50).steps_per_round(110) == 6, "a last batch of each epoch is smaller"
 
 
 SETTINGS = ("algorithm.name=scaffold", "training.steps=1", "training.rounds=32", "checkpoint_every=1000")
@@ -157,7 +158,9 @@ def test_a_killed_rank_ends_the_run_which_resumes_exactly_on_any_number(tmp_path
         assert losses(folder)[:20] == pytest.approx(losses(one)[:20], rel=1e-5)
 
 
-@pytest.mark.parametrize("setting", ["training.mean=krum", "training.diagnostics=true", "training.rounds=1"])
+@pytest.mark.parametrize(
+    "setting", ["training.mean=krum", "training.diagnostics=true", "training.rounds=1", "devices={}"]
+)
 def test_number_of_ranks_is_chosen_by_the_run(setting):
     assert choose_ranks(load("digits", ["device=cpu", setting])) == 1
 

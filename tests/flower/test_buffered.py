@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 
-from support.buffered_twin import assert_follows, replay
+from support.buffered_twin import assert_same_server, replay
 from support.federated import LIES, assert_same, federated, read_events, simulated
 
 from fedadamw.engine.clients import QuorumError
@@ -65,7 +65,7 @@ def test_versions_advance_without_a_slow_node_and_its_answer_counts_with_its_sta
     assert (late["round"], late["version"], late["staleness"]) == (4, 0, 3)
     assert [sum(job["round"] == round_ for job in jobs) for round_ in range(1, 6)] == [2] * 5
     assert [record.clients for record in records] == [2] * 5
-    assert_follows(ours.state.server, *replay(simulated([*FOUR, *settings]), jobs, 5))
+    assert_same_server(ours.state.server, replay(simulated([*FOUR, *settings]), jobs, 5))
     devices = [record.devices for record in records]
     assert (sum(d["counted"] for d in devices), max(d["staleness_max"] for d in devices)) == (10, 3)
 
@@ -164,7 +164,7 @@ def test_a_resumed_run_asks_anew_whoever_was_at_work(tmp_path):
     assert 3 in [event["client"] for event in asked if event["version"] == 2]
     assert min(event["job"] for event in asked) == 1 + max(job["job"] for job in [*kept, *lost])
     jobs = [*kept, *counted(tmp_path / "again")]
-    assert_follows(again.state.server, *replay(simulated([*FOUR, "training.rounds=6"]), jobs, 6))
+    assert_same_server(again.state.server, replay(simulated([*FOUR, "training.rounds=6"]), jobs, 6))
 
 
 def test_a_run_to_which_no_answer_comes_stops_after_wait_s(tmp_path):
@@ -205,7 +205,7 @@ def test_the_place_of_an_overdue_job_is_given_to_another_and_its_answer_counts_w
             "memory on each node",
         ),
         (["training.mean=median"], "training.mean='median' needs all at once"),
-        (["devices={}"], "Flower's nodes are real ones"),
+        (["devices={}"], "Flower's nodes are real devices"),
     ],
 )
 def test_what_cannot_be_buffered_over_flower_is_refused_by_name(settings, said):

@@ -41,7 +41,7 @@ def tables_of(part) -> Iterator[list[dict]]:
 def test_times_have_three_digits_in_the_unit_that_suits_them():
     given = [0.0, 12.345, 179, 180, 3600, 4 * 3600, 10 * 86400]
     assert [format_virtual(s) for s in given] == ["0 s", "12.3 s", "179 s", "3 min", "60 min", "4 h", "10 days"]
-    assert choose_unit(7200).title == "virtual time, minutes"
+    assert choose_unit(7200).title() == "virtual time, minutes"
 
 
 def test_a_score_is_drawn_along_virtual_time_and_bytes():
@@ -51,6 +51,9 @@ def test_a_score_is_drawn_along_virtual_time_and_bytes():
     assert list(draw_along(RECORDS)) == ["virtual time", "version", "bytes sent"]
     titles = [spec["layer"][0]["encoding"]["x"]["title"] for spec in draw_along(RECORDS).values()]
     assert titles == ["virtual time, minutes", "version", "MB sent up by all clients"]
+    of_nodes = [{**one, "federation": {"answered": 2}} for one in RECORDS]
+    assert list(draw_along(of_nodes)) == ["time", "version", "bytes sent"], "which is real"
+    assert "virtual time" not in dict(summarize_devices(of_nodes))
 
 
 def test_ends_of_jobs_are_stacked_and_work_adds_up_over_the_rounds():

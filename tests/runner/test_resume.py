@@ -1,5 +1,6 @@
 """A run that was killed, interrupted or started by an earlier version, resumed."""
 
+import json
 import random
 import shutil
 import signal
@@ -43,6 +44,33 @@ def test_resume_is_bit_identical_after_sigkill_at_ten_random_moments(finished_ru
     last = run_command("run", "digits", *SHORT_RUN, "--out", str(out), "--resume")
     assert last.returncode == 0, last.stderr
     assert_same_files(finished_run, out)
+
+
+BUFFERED_RUN = (
+    *SHORT_RUN,
+    *("-s", "training.aggregation=buffered", "-s", "training.buffer=2", "-s", "training.concurrency=5"),
+    *("-s", "training.upload=int8", "-s", "training.max_staleness=4", "-s", "checkpoint_every=4"),
+    *("-s", "devices={speed: {kind: log-normal, jitter: 0.3}, availability: {kind: daily, day_s: 40, dropout: 0.1}}"),
+)
+
+
+@pytest.mark.slow
+def test_resume_is_bit_identical_after_sigkill_while_a_buffer_fills(tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    done = run_command("run", "digits", *BUFFERED_RUN, "--out", str(whole))
+    assert done.returncode == 0, done.stderr
+    for rounds in (3, 6, 11):
+        process = start_run("digits", *BUFFERED_RUN, "--out", str(out), "--resume")
+        wait_for_rounds(out, rounds, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    last = run_command("run", "digits", *BUFFERED_RUN, "--out", str(out), "--resume")
+    assert last.returncode == 0, last.stderr
+    assert_same_files(whole, out)
+    jobs = (whole / "jobs.jsonl").read_text()
+    assert jobs == (out / "jobs.jsonl").read_text()
+    assert {json.loads(line)["outcome"] for line in jobs.splitlines()} >= {"counted", "lost"}
 
 
 @pytest.mark.slow

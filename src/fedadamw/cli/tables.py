@@ -15,7 +15,7 @@ from fedadamw.report.run_files import RecordDict
 from fedadamw.report.study_files import Results
 from fedadamw.report.study_table import paired_tests, table_headings, table_rows
 from fedadamw.report.study_time import choose_levels, has_virtual_time, reach_headings, reach_rows
-from fedadamw.report.virtual_time import format_virtual, has_clock
+from fedadamw.report.virtual_time import format_virtual, has_clock, name_time
 from fedadamw.task import Evaluation
 
 Cell = Callable[[RecordDict], str]
@@ -43,7 +43,7 @@ def print_run(records: Sequence[RecordDict], *, most: int = 8) -> None:
     chosen = sorted({tested[round(k)] for k in np.linspace(0, len(tested) - 1, min(most, len(tested)))})
     columns = [*loss_columns(records), *(test_columns(records) if of == "test" else []), *client_columns(records)]
     if has_clock(records):
-        columns.append(("virtual time", lambda r: format_virtual(r["virtual_s"])))
+        columns.append((name_time(records), lambda r: format_virtual(r["virtual_s"])))
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("round", "lr", *(heading for heading, _ in columns), "sent up so far"):
         table.add_column(name, justify="right")

@@ -16,7 +16,8 @@ from torch import Tensor
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.devices.fleet import Fleet
 from fedadamw.engine.client import Answer, Broadcast, Shard
-from fedadamw.engine.clients import Clients, EndedJob, Traffic, Update
+from fedadamw.engine.clients import Clients, EndedJob, Outcome, Traffic, Update
+from fedadamw.engine.discounts import discount_of
 from fedadamw.engine.evaluation import ClientScores
 from fedadamw.engine.job_summary import summarise_jobs, summarise_staleness
 from fedadamw.engine.jobs import Boundary, Cost, Job, Rules, Version
@@ -34,7 +35,6 @@ class BufferedClients(Clients):
 
     def __init__(self, clients: SimulatedClients, fleet: Fleet) -> None:
         self.clients, self.fleet, training = clients, fleet, clients.training
-        self._root = training.staleness == "root"
         self.rules = Rules(
             fleet,
             clients.seed,
@@ -72,7 +72,7 @@ class BufferedClients(Clients):
         self._broadcasts[now] = self._latest = broadcast
         for jobs in _split(self.version.arrived):
             self._jobs, version = {job.client: job for job in jobs}, jobs[0].version
-            discount = self._discount(now - version)
+            discount = discount_of(now - version, self.clients.training.staleness)
             kept = _move(self._broadcasts[version], broadcast.statistics.device)
             for shard, answer in self.clients.train_shards(map(self._shard_of, jobs), kept):
                 yield shard, answer._replace(version=version, discount=discount)
@@ -95,9 +95,6 @@ class BufferedClients(Clients):
         jobs = self._boundaries[round_].at_work
         return {job.version for job in jobs if not (job.lost or self.rules.is_stale(job, round_))}
 
-    def _discount(self, staleness: int) -> float:
-        return (1 + staleness) ** -0.5 if self._root else 1.0
-
     def _shard_of(self, job: Job) -> Shard:
         """The client of a job, with its memory as it is when the answer comes."""
         samples = self.clients.partition[job.client]
@@ -107,34 +104,34 @@ class BufferedClients(Clients):
 
     def _cost_of(self, client: int) -> Cost:
         training, samples = self.clients.training, len(self.clients.partition[client])
-        size = min(training.batch_size, samples)
-        steps = self.fleet.steps_of(client, training, samples)
-        amount = training.samples_per_round(samples) if steps is None else steps * size
+        own = self.fleet.steps_of(client, training, samples)
         (down,), (up,) = self.clients.message_bytes([client], self._latest)
-        return Cost(-(-amount // size), amount, down, up)
+        work = training.steps_per_round(samples, own), training.samples_per_round(samples, own)
+        return Cost(*work, down, up)
 
     def evaluate(self, broadcast: Broadcast) -> ClientScores | None:
         return self.clients.evaluate(broadcast)
 
     @property
     def traffic(self) -> Traffic:
-        version, cost = self.version, self._cost_of
-        unused = (cost(job.client).up_bytes for job in version.ended if self.rules.is_stale(job, version.number))
-        return Traffic(sum(cost(job.client).down_bytes for job in version.begun), sum(unused))
+        """What the clients received that began in this version; wasted: what stale ones sent."""
+        down = sum(self._cost_of(job.client).down_bytes for job in self.version.begun)
+        stale = (job for job in self.version.ended if self._outcome(job) == "stale")
+        return Traffic(down, sum(self._cost_of(job.client).up_bytes for job in stale))
 
     @property
     def ended_jobs(self) -> Sequence[EndedJob]:
         return [self._describe(job) for job in self.version.ended]
 
     def _describe(self, job: Job) -> EndedJob:
-        version, rules = self.version.number, self.rules
         own = (job.number, job.client, job.version, job.repeat, job.start_s, job.finish_s)
-        tau, steps = version - job.version, self._steps.get(job.number, job.steps)
-        if job.number in self._steps:
-            return EndedJob(*own, "counted", tau, steps)
-        if job.lost:
-            return EndedJob(*own, "lost", tau, steps)
-        return EndedJob(*own, "stale" if rules.is_stale(job, version) else "rejected", tau, steps)
+        steps = self._steps.get(job.number, job.steps)
+        return EndedJob(*own, self._outcome(job), self.version.number - job.version, steps)
+
+    def _outcome(self, job: Job) -> Outcome:
+        if job.lost or job.number in self._steps:
+            return "lost" if job.lost else "counted"
+        return "stale" if self.rules.is_stale(job, self.version.number) else "rejected"
 
     @property
     def virtual_s(self) -> float:

@@ -2,7 +2,9 @@
 
 from fedadamw.engine.ranks import Team
 from fedadamw.engine.robust import check_robust
+from fedadamw.settings.devices import DevicesSettings
 from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.section import Section
 from fedadamw.validation import check
 
 
@@ -15,6 +17,24 @@ def check_devices(experiment: Experiment, *, remote: bool) -> None:
     privacy = experiment.privacy
     check(privacy is None, "devices: the account of privacy knows no clients that are away or lost; leave out one")
     check_robust(t.mean, t.byzantine, f.quorum_of(t.clients_per_round), "federation.quorum")
+    _check_all_act(experiment.devices)
+
+
+def _check_all_act(devices: DevicesSettings) -> None:
+    """Raise InputError if a setting of `devices` is set that changes nothing beside the others."""
+    speed, link, at = devices.speed, devices.link, devices.availability
+    _check_acts(speed, "devices.speed.spread", "kind=log-normal", acts=speed.kind == "log-normal")
+    linked = link.down_mbps is not None or link.up_mbps is not None
+    _check_acts(link, "devices.link.spread", "down_mbps or up_mbps", acts=linked)
+    _check_acts(at, "devices.availability.online", "kind=daily", acts=at.kind == "daily")
+    _check_acts(at, "devices.availability.day_s", "kind=daily or trace", acts=at.kind != "always")
+
+
+def _check_acts(section: Section, setting: str, needs: str, *, acts: bool) -> None:
+    """Raise InputError if a setting that does not act has another value than its default."""
+    name = setting.rpartition(".")[2]
+    value, default = getattr(section, name), type(section).model_fields[name].default
+    check(acts or value == default, f"{setting}={value} acts only with {needs}")
 
 
 def check_one_process(experiment: Experiment, ranks: Team) -> None:

@@ -10,7 +10,7 @@ from fedadamw.report.jobs import OUTCOMES
 from fedadamw.report.metrics import find_evaluations
 from fedadamw.report.run_charts import Along, Chart, Records, name_rounds, score_chart, to_spec
 from fedadamw.report.timeline import timeline_chart
-from fedadamw.report.virtual_time import format_virtual, has_clock
+from fedadamw.report.virtual_time import format_virtual, has_clock, name_time
 
 TIMELINE = "timeline"  # as wide as the page; the others are in pairs
 
@@ -54,7 +54,7 @@ def draw_along(records: Records) -> dict[str, dict[str, Any]]:
     """
     if not has_clock(records) or not find_evaluations(records):
         return {}
-    names: dict[str, Along] = {"virtual time": "virtual", name_rounds(records): "round"}
+    names: dict[str, Along] = {name_time(records): "virtual", name_rounds(records): "round"}
     names["bytes sent"] = "sent"
     return {name: to_spec(score_chart(records, by=by)) for name, by in names.items()}
 
@@ -71,8 +71,9 @@ def summarize_devices(records: Records) -> list[tuple[str, str]]:
     counted, done = counts["counted"], sum(counts.values())
     stale = [(of["staleness_mean"], of["counted"]) for of in numbers if of.get("staleness_mean") is not None]
     mean = sum(tau * count for tau, count in stale) / max(sum(count for _, count in stale), 1)
+    virtual = name_time(records) == "virtual time"  # else the card `time` has it
     return [
-        ("virtual time", format_virtual(ends[-1])),
+        *([("virtual time", format_virtual(ends[-1]))] if virtual else []),
         ("of the devices' time idle", f"{idle / max(ends[-1], 1e-9):.0%}"),
         ("jobs that did not count", f"{done - counted:,} of {done:,}"),
         *([("mean staleness", f"{mean:.2f}")] if stale else []),

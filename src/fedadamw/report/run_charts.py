@@ -13,7 +13,7 @@ from fedadamw.io.disk import report_full_disk
 from fedadamw.io.escaping import escape_text
 from fedadamw.report import metrics
 from fedadamw.report.run_files import MAX_CLIENTS, RecordDict
-from fedadamw.report.virtual_time import Unit, choose_unit, has_clock, is_buffered
+from fedadamw.report.virtual_time import Unit, choose_unit, has_clock, is_buffered, name_time
 
 Records = Sequence[RecordDict]
 Chart: TypeAlias = alt.Chart | alt.LayerChart | alt.HConcatChart
@@ -61,10 +61,10 @@ def score_chart(records: Records, *, by: Along = "round", width: Width = "contai
         alt.Tooltip("sent:Q", format=",.1f", title="MB sent up so far"),
     ]
     if has_clock(records):
-        hover.append(alt.Tooltip("virtual:Q", format=",.3~f", title=unit.title))
+        hover.append(alt.Tooltip("virtual:Q", format=",.3~f", title=unit.title(name_time(records))))
     x = {
         "round": alt.X("round:Q", title=name_rounds(records), axis=rounds_axis(row["round"] for row in rows)),
-        "virtual": alt.X("virtual:Q", title=unit.title),
+        "virtual": alt.X("virtual:Q", title=unit.title(name_time(records))),
         "sent": alt.X("sent:Q", title="MB sent up by all clients"),
     }
     base = alt.Chart(alt.Data(values=rows), title=metrics.begin_sentence(name)).encode(

@@ -104,7 +104,7 @@ def curve_chart(results: Results, what: Curve, *, by: str, size: Size = OF_PAGE)
 def time_chart(results: Results, *, size: Size = OF_PAGE) -> Chart:
     """Return the mean score along virtual time, with 95% bands and the seeds' points; all runs have a clock."""
     names, limits = variant_names(results), value_range(results["metric"])
-    title, x_title = score_name(results), unit_of(results).title
+    title, x_title = score_name(results), unit_of(results).title()
     rows = time_rows(results)
     return line_chart(rows, "virtual", "score", names, title=title, limits=limits, size=size, x_title=x_title)
 

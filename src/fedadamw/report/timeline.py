@@ -15,7 +15,7 @@ from fedadamw.report.run_charts import GREY, Chart, Records, Width, name_rounds
 from fedadamw.report.virtual_time import format_virtual, has_clock
 
 MINUTE = 60.0
-FEWEST, MOST = 2.0, 16.0  # rounds that a window has, if it is as long as a minute
+FEWEST, MOST = 2.0, 24.0  # rounds that a window has, if it is as long as a minute
 WANTED = 6.0  # rounds in another window
 LENGTHS = (*(m * 10.0**p for p in range(-2, 2) for m in (1, 2, 5)), 60.0, 120.0, 300.0, 600.0, 1200.0, 3600.0)
 LENGTHS += tuple(3600.0 * hours for hours in (2, 4, 8, 24, 48, 96, 240))
@@ -119,4 +119,4 @@ def _fastest_first(jobs: Sequence[Job]) -> list[int]:
 
 
 def _name_length(seconds: float) -> str:
-    return "One minute" if seconds == MINUTE else format_virtual(seconds)[:1].upper() + format_virtual(seconds)[1:]
+    return "One minute" if round(seconds, 6) == MINUTE else format_virtual(seconds)

@@ -1,4 +1,7 @@
-"""Virtual time, the clock of simulated devices: its units, and how it is written."""
+"""Virtual time, the clock of simulated devices: its units, and how it is written.
+
+Buffered rounds of a federation have a clock of real time in its place.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,15 +19,19 @@ class Unit(NamedTuple):
     name: str
     seconds: float
 
-    @property
-    def title(self) -> str:
-        """The title of an axis."""
-        return f"virtual time, {self.name}"
+    def title(self, time: str = "virtual time") -> str:
+        """Return the title of an axis."""
+        return f"{time}, {self.name}"
 
 
 def has_clock(records: Sequence[RecordDict]) -> bool:
     """Whether a run had a virtual clock, so that its records have virtual seconds."""
     return bool(records) and all(record.get("virtual_s") is not None for record in records)
+
+
+def name_time(records: Iterable[RecordDict]) -> str:
+    """Return what the clock of a run shows: virtual time, or that of a federation's nodes."""
+    return "time" if any(record.get("federation") for record in records) else "virtual time"
 
 
 def choose_unit(seconds: float) -> Unit:

@@ -20,14 +20,14 @@ MIN_TEXT_STEPS = 100  # each takes longer
 def choose_ranks(experiment: Experiment) -> int:
     """Return how many ranks to run on this machine's CPU: one per core is faster than one rank with many threads.
 
-    One rank on a GPU, with several threads or stacking, if diagnostics, a robust mean or buffered aggregation need all
-    clients in one process, and for short runs.
+    One rank on a GPU, with several threads or stacking, if diagnostics, a robust mean, buffered aggregation or devices
+    need all clients in one process, and for short runs.
     """
     t = experiment.training
     local = t.steps or 10 * (t.epochs or 1)
     minimum = MIN_TEXT_STEPS if experiment.data.is_text else MIN_STEPS
     short = t.rounds * t.clients_per_round * local < minimum
-    one_process = t.diagnostics or t.mean != "weighted" or t.buffered
+    one_process = t.diagnostics or t.mean != "weighted" or t.buffered or experiment.devices is not None
     if experiment.shards > 1:
         return experiment.shards
     if uses_gpu(experiment) or short or one_process or experiment.stack or (experiment.threads or 1) > 1:

@@ -19,7 +19,7 @@ from fedadamw.report.metrics import begin_sentence, find_evaluations, find_score
 from fedadamw.report.run_files import RecordDict
 from fedadamw.report.run_page import RunPage, summarize, write_curves
 from fedadamw.report.run_status import RunStatus, describe_resuming, describe_stopped
-from fedadamw.report.virtual_time import has_clock
+from fedadamw.report.virtual_time import has_clock, name_time
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.partition_file import read_mix, read_names, read_partition, write_partition
 from fedadamw.settings.experiment import Experiment
@@ -109,7 +109,7 @@ def _charts(
         charts["score"] = (heading, run_charts.score_chart(records, width=WIDTH, height=HEIGHT))
         if has_clock(records):
             along = run_charts.score_chart(records, by="virtual", width=WIDTH, height=HEIGHT)
-            charts["virtual"] = (f"{heading.rpartition(' by ')[0]} by virtual time", along)
+            charts["virtual"] = (f"{heading.rpartition(' by ')[0]} by {name_time(records)}", along)
     scores, names = read_scores(path / CLIENT_SCORES, rounds=len(records)), name_clients(path, read_names(path))
     charts |= client_charts(scores, read_mix(path), names, width=WIDTH, height=HEIGHT)
     settings = read_yaml(str(folder.config), folder.config.read_text())

@@ -9,7 +9,7 @@ from fedadamw.settings.section import Section
 
 
 class FederationSettings(Section):
-    """Rounds over a network, with Flower. The simulator takes some of these settings if devices is set, else none."""
+    """Rounds over a network, with Flower; of it devices take quorum, over_selection, deadline_s and wait_s."""
 
     quorum: int | None = Field(
         default=None,

@@ -17,7 +17,7 @@ from fedadamw.report.devices_section import device_charts, draw_along
 from fedadamw.report.metrics import describe_last_score, describe_loss, describe_scores, find_evaluations
 from fedadamw.report.run_files import LossesDict, RecordDict
 from fedadamw.report.run_page import summarize
-from fedadamw.report.virtual_time import format_virtual
+from fedadamw.report.virtual_time import format_virtual, name_time
 from fedadamw.runner.client_losses import read_losses
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.partition_file import read_mix, read_names
@@ -173,7 +173,7 @@ def _read_logs(folder: Path, records: Sequence[RecordDict], rounds: int) -> dict
 def _describe_round(record: RecordDict, rounds: int) -> str:
     score = "".join(f"  {escape_text(name)} {value}" for name, value in describe_scores(record).items())
     rejected = f"  rejected {record['rejected']}" if record["rejected"] else ""
-    clock = "" if (seconds := record.get("virtual_s")) is None else f"  virtual time {format_virtual(seconds)}"
+    clock = "" if (seconds := record.get("virtual_s")) is None else f"  {name_time([record])} {format_virtual(seconds)}"
     return f"round {record['round']}/{rounds}{describe_loss(record)}{score}  {record['wall_s']:.2f} s{clock}{rejected}"
 
 
