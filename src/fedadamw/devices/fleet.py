@@ -120,7 +120,9 @@ class Fleet:
         travel = np.asarray(down_bytes) / self.down_bytes_per_s[of] + np.asarray(up_bytes) / self.up_bytes_per_s[of]
         drops = drawn[:, 1] < dropout
         end = start + (compute + travel) * np.where(drops, drawn[:, 2], 1.0)
-        check(np.isfinite(end).all(), "devices: a job would take more seconds than a number can hold; take faster devices")
+        check(
+            np.isfinite(end).all(), "devices: a job would take more seconds than a number can hold; take faster devices"
+        )
         leaves = self.availability.leaves(of, start)
         return np.minimum(end, leaves), drops | (leaves < end)
 
