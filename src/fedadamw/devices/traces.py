@@ -92,12 +92,17 @@ def _read(setting: str, path: str) -> tuple[list[str], Iterator[tuple[str, dict[
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InputError(f"{setting}={path!r}: cannot be read ({reason})") from None
-    reader = csv.reader(text.splitlines())
-    columns = [name.strip() for name in next(reader, [])]
-    return columns, _rows(file, columns, reader)
+    try:
+        lines = list(csv.reader(text.splitlines(), strict=True))
+    except csv.Error as error:
+        raise InputError(f"{setting}={path!r}: is no CSV file ({error})") from None
+    columns = [name.strip() for name in lines[0]] if lines else []
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    check(twice is None, f"{setting}={path!r}: has two columns {twice!r}")
+    return columns, _rows(file, columns, lines[1:])
 
 
-def _rows(file: Path, columns: Sequence[str], lines: Iterator[list[str]]) -> Iterator[tuple[str, dict[str, str]]]:
+def _rows(file: Path, columns: Sequence[str], lines: Sequence[list[str]]) -> Iterator[tuple[str, dict[str, str]]]:
     for number, values in enumerate(lines, start=2):
         place = f"{file}: line {number}"
         if values:
