@@ -112,6 +112,7 @@ class Simulation:
         """
         workspace = Workspace(model)
         check_batch_norm(workspace, task, partition, training)
+        fleet, sizes = Fleet.of(devices, len(partition), seed), [len(own) for own in partition]
         simulated = SimulatedClients(
             workspace,
             algorithm,
@@ -125,10 +126,10 @@ class Simulation:
             memory_folder=memory_folder,
             ranks=ranks,
             held_out=held_out,
+            steps_of=lambda client: fleet.steps_of(client, training, sizes[client]),
             privacy=privacy,
             client_privacy=client_privacy,
         )
-        fleet, sizes = Fleet.of(devices, len(partition), seed), [len(own) for own in partition]
         clients = with_clock(simulated, fleet, training, federation or FederationSettings(), sizes, seed)
         own = (workspace, algorithm, task, training, clients)
         return cls(*own, ranks=ranks, folding=folding, saved=saved, client_privacy=client_privacy)
