@@ -122,6 +122,7 @@ def test_work_is_balanced_over_ranks():
     assert TrainingSettings(steps=10, batch_size=50).samples_per_round(3000) == 500, "more samples are not more steps"
     assert TrainingSettings(epochs=2, batch_size=50).samples_per_round(30) == 60
     assert TrainingSettings(epochs=2, batch_size=50).samples_per_round(30, 4) == 120, "steps of its own"
+    assert TrainingSettings(epochs=2, batch_size=50).steps_per_round(110) == 6, "a last batch of each epoch is smaller"
 
 
 SETTINGS = ("algorithm.name=scaffold", "training.steps=1", "training.rounds=32", "checkpoint_every=1000")

@@ -8,10 +8,12 @@ from support.runs import NO_BASE, simulation
 from support.sequences import SequenceTask
 
 from fedadamw.algorithms import registry
+from fedadamw.algorithms.fedadamw import MeasuredUp, Server
 from fedadamw.blocks.blocks import Blocks
-from fedadamw.engine.client import Broadcast, Shard
-from fedadamw.engine.round import run_round
+from fedadamw.engine.client import Answer, Broadcast, Shard
+from fedadamw.engine.round import Aggregation, run_round
 from fedadamw.engine.simulate import Simulation
+from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.uploads import CodedEngine
 from fedadamw.settings.training import TrainingSettings
 
@@ -112,3 +114,47 @@ def test_the_mean_upload_is_that_of_steps_times_that_of_normalised_updates(name,
         sim.step()
         direction = -by_step / sim.training.lr_at(0)
         torch.testing.assert_close(sim.state.server.delta, direction, rtol=1e-10, atol=1e-10)
+
+
+class StaleClients(SimulatedClients):
+    """Clients of one number each that answer with these."""
+
+    def __init__(self, answers):
+        self.answers, self.partition = answers, [np.arange(a.samples) for a in answers]
+
+    def train(self, sampled, broadcast):
+        yield from ((Shard(i, self.partition[i], None), self.answers[i]) for i in sampled)
+
+    def accept(self, shard, answer):
+        """They remember nothing."""
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_stale_answers_of_unequal_steps_are_discounted_and_still_a_direction(normalize):
+    lr, k, s = [0.1, 0.05, 0.02], [2.0, 20.0, 5.0], [0.5**0.5, 1.0, 3**-0.5]
+    delta, samples, versions = [0.3, -1.0, 0.7], [10, 30, 20], [1, 2, 0]
+    one = torch.ones(1, dtype=torch.float64)
+    answers = [
+        Answer((), (), one[:0], one[0], samples[i], None, steps=int(k[i]), version=versions[i], discount=s[i])._replace(
+            up=MeasuredUp(delta[i] * one, one[:0], i * one, k[i] * one, delta[i] ** 2 * one)
+        )
+        for i in range(3)
+    ]
+    broadcast = Broadcast(2, Server(one, one, one[:0], one, one), one[:0], NO_BASE)
+    aggregation = Aggregation("samples", normalize=normalize)
+    result = run_round(StaleClients(answers), range(3), broadcast, aggregation, lr_at=lr.__getitem__)
+    ws, lr = [samples[i] * s[i] for i in range(3)], [lr[version] for version in versions]
+    k_mean = sum(ws[i] * k[i] for i in range(3)) / sum(ws)
+    own = [k_mean / k[i] if normalize else 1.0 for i in range(3)]  # what an update counts
+    assert float(result.up.delta) == pytest.approx(sum(ws[i] * own[i] * delta[i] for i in range(3)) / sum(samples))
+    squares = sum(ws[i] * (own[i] * delta[i]) ** 2 for i in range(3)) / sum(ws)
+    assert float(result.up.square) == pytest.approx(squares * (sum(ws) / sum(samples)) ** 2)
+    assert (float(result.up.k), float(result.up.v)) == pytest.approx((k_mean, (ws[1] + 2 * ws[2]) / sum(ws)))
+    direction = -float(result.up.delta) / (float(result.up.k) * result.lr)
+    if normalize:
+        by_step = -sum(ws[i] * delta[i] / k[i] for i in range(3)) / sum(ws[i] * lr[i] for i in range(3))
+        assert direction == pytest.approx(by_step)
+    else:
+        assert direction == pytest.approx(
+            -sum(ws[i] * delta[i] for i in range(3)) / sum(ws[i] * k[i] * lr[i] for i in range(3))
+        )

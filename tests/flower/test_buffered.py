@@ -205,7 +205,7 @@ def test_the_place_of_an_overdue_job_is_given_to_another_and_its_answer_counts_w
             "memory on each node",
         ),
         (["training.mean=median"], "training.mean='median' needs all at once"),
-        (["devices={}"], "Flower's nodes are real ones"),
+        (["devices={}"], "Flower's nodes are real devices"),
     ],
 )
 def test_what_cannot_be_buffered_over_flower_is_refused_by_name(settings, said):

@@ -88,8 +88,7 @@ class Fleet:
             return own
         size = min(training.batch_size, samples)
         fits = max(1, int(s.time_budget_s * self.samples_per_s[client] / size))
-        planned = own or training.steps or (training.epochs or 1) * -(-samples // size)
-        return fits if fits < planned else own
+        return fits if fits < training.steps_per_round(samples, own) else own
 
     def plan_jobs(
         self,

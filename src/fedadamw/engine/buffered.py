@@ -104,11 +104,10 @@ class BufferedClients(Clients):
 
     def _cost_of(self, client: int) -> Cost:
         training, samples = self.clients.training, len(self.clients.partition[client])
-        size = min(training.batch_size, samples)
-        steps = self.fleet.steps_of(client, training, samples)
-        amount = training.samples_per_round(samples) if steps is None else steps * size
+        own = self.fleet.steps_of(client, training, samples)
         (down,), (up,) = self.clients.message_bytes([client], self._latest)
-        return Cost(-(-amount // size), amount, down, up)
+        work = training.steps_per_round(samples, own), training.samples_per_round(samples, own)
+        return Cost(*work, down, up)
 
     def evaluate(self, broadcast: Broadcast) -> ClientScores | None:
         return self.clients.evaluate(broadcast)

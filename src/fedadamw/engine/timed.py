@@ -116,12 +116,8 @@ class TimedClients(Clients):
         repeats = [before[client] for client in clients]
         sizes = [int(self.sizes[client]) for client in clients]
         own = [self.fleet.steps_of(client, training, size) for client, size in zip(clients, sizes, strict=True)]
-        batches = [min(training.batch_size, size) for size in sizes]
-        amounts = [
-            training.samples_per_round(size) if count is None else count * batch
-            for size, count, batch in zip(sizes, own, batches, strict=True)
-        ]
-        steps = [-(-amount // batch) for amount, batch in zip(amounts, batches, strict=True)]
+        amounts = [training.samples_per_round(*work) for work in zip(sizes, own, strict=True)]
+        steps = [training.steps_per_round(*work) for work in zip(sizes, own, strict=True)]
         down, up = self.clients.message_bytes(clients, broadcast)
         versions = [broadcast.round] * len(clients)
         finish, lost = self.fleet.plan_jobs(clients, versions, repeats, now, amounts, down, up)

@@ -15,7 +15,6 @@ def check_remote(experiment: Experiment) -> None:
     check(lora is None or lora.ranks is None, "lora.ranks needs simulated clients, not Flower's nodes")
     check(not is_run(name), f"model.name={name!r}: nodes have no run of the server's; give the folder of its export")
     check(experiment.shards == 1, f"shards={experiment.shards}: a node is one process")
-    check(experiment.devices is None, "devices simulates devices: Flower's nodes are real ones; leave it out")
     lossy = t.upload in ("int8", "top-k")
     check(
         not (t.buffered and lossy),

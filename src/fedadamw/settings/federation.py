@@ -9,9 +9,7 @@ from fedadamw.settings.section import Section
 
 
 class FederationSettings(Section):
-    """Rounds over a network, with Flower. Of this section the simulator takes quorum, over_selection, deadline_s and
-    wait_s if devices is set, and nothing without.
-    """
+    """Rounds over a network, with Flower; of it devices take quorum, over_selection, deadline_s and wait_s."""
 
     quorum: int | None = Field(
         default=None,

@@ -204,6 +204,13 @@ class TrainingSettings(Section):
         steps = steps or self.steps
         return steps * min(self.batch_size, samples) if steps else (self.epochs or 1) * samples
 
+    def steps_per_round(self, samples: int, steps: int | None = None) -> int:
+        """How many local steps a client with `samples` takes in a round; steps: see `samples_per_round`.
+
+        With epochs it is one an epoch fewer where BatchNorm has a last batch of one sample merged into another.
+        """
+        return steps or self.steps or (self.epochs or 1) * -(-samples // self.batch_size)
+
     def lr_at(self, round_: int) -> float:
         """The learning rate of round `round_` (from 0); never 0."""
         if round_ < self.warmup_rounds:

@@ -126,10 +126,7 @@ class UploadChecker:
 
         A node takes fewer, one an epoch, only if BatchNorm has a last batch of one sample merged into another.
         """
-        t = self.training
-        if t.steps:
-            return t.steps
-        return (t.epochs or 1) * math.ceil(samples / t.batch_size) if samples else None
+        return self.training.steps or (self.training.steps_per_round(samples) if samples else None)
 
 
 def check_metrics(

@@ -107,8 +107,9 @@ class JobCollector(Collector):
             poll_s = time.monotonic() - start
             if self.answers >= self.wanted:
                 self._reject_too_long()
-            if self.answers >= self.wanted:
-                return True
+                if self.answers >= self.wanted:
+                    return True
+                continue  # others may have come before anybody is asked
             now = time.monotonic()
             last = now if self.answers > answers else last
             if now > poll_nodes_at:
