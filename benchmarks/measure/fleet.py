@@ -47,7 +47,7 @@ def main() -> None:
         trace = Path(folder) / "trace.csv"
         write_trace(trace)
         drawn, fleet = timed(lambda: Fleet.of(devices_of(trace), DEVICES, 0))
-        made = {way: prepare_way(way, trace, fleet) for way in WAYS}
+        made = {way: prepare_way(way, fleet) for way in WAYS}
         clocks = {way: measure_clock(made[way]) for way in WAYS if way != PLAIN}
         rounds = time_rounds(made, args.rounds)
     for way, found in clocks.items():
@@ -88,19 +88,14 @@ def devices_of(trace: Path) -> DevicesSettings:
     )
 
 
-def prepare_way(way: str, trace: Path, fleet: Fleet) -> Prepared:
+def prepare_way(way: str, fleet: Fleet) -> Prepared:
     """Return a run of digits on all devices, each with its own choice of digits."""
-    prepared = prepare(
-        load("digits", ("device=cpu", "threads=1", "training.rounds=100000", *EVALUATE_NEVER, *WAYS[way]))
-    )
+    never = ("training.rounds=100000", "training.evaluate_every=100000")
+    prepared = prepare(load("digits", ("device=cpu", "threads=1", "compile=off", *never, *WAYS[way])))
     samples = np.random.default_rng(1).integers(0, len(prepared.train), DEVICES * EACH)
     partition = Partition(samples, np.arange(EACH, DEVICES * EACH + 1, EACH))
-    devices = None if way == PLAIN else devices_of(trace)
-    experiment = prepared.experiment.model_copy(update={"devices": devices})
-    return dataclasses.replace(prepared, experiment=experiment, partition=partition, fleet=fleet)
-
-
-EVALUATE_NEVER = ("training.evaluate_every=100000", "compile=off")
+    equal = Fleet.of(None, DEVICES, 0)
+    return dataclasses.replace(prepared, partition=partition, fleet=equal if way == PLAIN else fleet)
 
 
 def measure_clock(prepared: Prepared) -> dict[str, Any]:

@@ -14,7 +14,15 @@ from fedadamw.models import vision
 from fedadamw.models.loading import is_hub_id, locate
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.skeleton import build_skeleton
-from fedadamw.prepare.paths import PATHS, list_plain_folders, make_absolute, make_portable, mark_folders
+from fedadamw.prepare.paths import (
+    PATHS,
+    list_plain_folders,
+    make_absolute,
+    make_portable,
+    make_settings_portable,
+    mark_folders,
+    restore_paths,
+)
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load, parse_settings
@@ -177,15 +185,30 @@ def test_flower_apps_and_demos_keep_plain_folder_names(place, tmp_path, monkeypa
     assert (sent.model.tokenizer, make_absolute(sent)) == ("other/bert", sent)
 
 
+def test_traces_of_devices_are_written_relative_and_read_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = load("digits", ["devices.trace=a.csv"])
+    assert make_absolute(given).devices.trace == str(tmp_path / "a.csv")
+    portable, relative = make_settings_portable(given.model_dump(mode="json"), tmp_path / "runs" / "one")
+    assert (portable["devices"]["trace"], relative) == ("../../a.csv", ["devices.trace"])
+    assert restore_paths(portable, relative, tmp_path / "runs" / "one")["devices"]["trace"] == str(tmp_path / "a.csv")
+    portable, relative = make_settings_portable(load("digits").model_dump(mode="json"), tmp_path)
+    assert (portable["devices"], relative) == (None, [])
+
+
 IMPOSSIBLE_PATHS = ["~nobody-of-this-name/x", "./" + "a" * 300, "/" + "a" * 5000, "./a\0b", "./" + "b" * 5000 + ".csv"]
 
 
 @pytest.mark.parametrize("named", IMPOSSIBLE_PATHS, ids=[f"{len(name)} characters" for name in IMPOSSIBLE_PATHS])
 def test_an_impossible_path_is_one_line_that_names_the_setting(named, tmp_path):
-    given = load("digits", settings()).model_dump(mode="json")
+    devices = ("devices.trace=a.csv", "devices.availability.kind=trace", "devices.availability.trace=b.csv")
     for setting in PATHS:
-        section, key = setting.split(".")
-        experiment = parse_settings({**given, section: {**given[section], key: named}})
+        given = section = load("digits", settings(*devices)).model_dump(mode="json")
+        *sections, key = setting.split(".")
+        for name in sections:
+            section = section[name]
+        section[key] = named
+        experiment = parse_settings(given)
         with pytest.raises(InputError, match=rf"^{setting}=.*: no such folder") as found:
             make_absolute(experiment)
         assert len(str(found.value)) < 400

@@ -17,6 +17,8 @@ def assert_same_files(a: Path, b: Path) -> None:
     assert read_records(a) == read_records(b)
     for name in ("config.yaml", "manifest.json", "clients.jsonl", "checkpoint/state.safetensors"):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    if (a / "jobs.jsonl").exists():
+        assert (a / "jobs.jsonl").read_bytes() == (b / "jobs.jsonl").read_bytes()
     assert sorted(p.name for p in a.iterdir()) == sorted(p.name for p in b.iterdir())
 
 

@@ -76,21 +76,37 @@ class Daily:
         return np.mod(time_s + LATER_S + (self.phase_s if of is None else self.phase_s[of]), self.day_s)
 
 
-@dataclass(frozen=True)
 class Traced:
-    """Client i of `devices` is there in the times of device i mod D of `times`, which repeat after `day_s`."""
+    """Client i of `devices` is there in the times of device i mod D of `times`, which repeat after `day_s`.
 
-    devices: int
-    times: Times
-    day_s: float
+    Who of all is there follows from who was at an earlier time of day: few come and go between two rounds.
+    """
+
+    def __init__(self, devices: int, times: Times, day_s: float) -> None:
+        self.devices, self.times, self.day_s = devices, times, day_s
+        owner = np.repeat(np.arange(len(times.first) - 1), np.diff(times.first))
+        changes = np.concatenate([times.from_s, times.to_s])
+        order = np.argsort(changes)
+        self._changes_s, self._changing = changes[order], np.concatenate([owner, owner])[order]
+        self._comes = order < len(owner)
+        self._there, self._done = np.zeros(len(times.first) - 1, bool), 0  # after so many of the changes
 
     def online(self, of: Places | None, time_s: float | Floats) -> Bools:
-        if of is None and isinstance(time_s, float | int):  # each traced device once, not for each client
-            traced = np.arange(len(self.times.first) - 1)
-            return np.resize(self.online(traced, time_s), self.devices)
+        if of is None and isinstance(time_s, float):
+            return np.resize(self._all_online(time_s), self.devices)
         device, hour, _ = self._look(of, time_s)
         place = self._last_begun(device, hour)
         return (place >= self.times.first[device]) & (hour < self.times.to_s[place])
+
+    def _all_online(self, time_s: float) -> Bools:
+        """Return whether each of the trace's devices (D,) is there."""
+        done = int(np.searchsorted(self._changes_s, np.mod(time_s + LATER_S, self.day_s), side="right"))
+        if done < self._done:  # another day
+            self._there[:], self._done = False, 0
+        new = slice(self._done, done)
+        self._there[self._changing[new]] = self._comes[new]  # the last of several changes of a device stays
+        self._done = done
+        return self._there
 
     def next_online(self, of: Places | None, time_s: float | Floats) -> Floats:
         times, (device, hour, day) = self.times, self._look(of, time_s)

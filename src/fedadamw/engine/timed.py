@@ -82,8 +82,8 @@ class TimedClients(Clients):
         Raises QuorumError if too few are online for federation.wait_s.
         """
         self.clients.sample(round_)  # tells two halves which of them trains
-        self._round, self._start_s = round_, self._wait_for_quorum(round_)
-        online = np.flatnonzero(self.fleet.online(None, self._start_s))
+        self._round = round_
+        self._start_s, online = self._wait_for_quorum(round_)
         wanted = min(self.federation.clients_to_ask(self.wanted), len(online))
         drawn = numpy_generator(self.seed, Purpose.SAMPLE_CLIENTS, round_).choice(len(online), wanted, replace=False)
         found: list[int] = np.sort(online[drawn]).tolist()
@@ -99,16 +99,16 @@ class TimedClients(Clients):
         counted = sorted(self._asked[place].client for place in self._counted)
         yield from self.clients.train(counted, broadcast)
 
-    def _wait_for_quorum(self, round_: int) -> float:
-        """Return when a quorum of clients is online, from the end of the last round on."""
+    def _wait_for_quorum(self, round_: int) -> tuple[float, np.ndarray]:
+        """Return when a quorum of clients is online, from the end of the last round on, and who is."""
         start = now = self._clocks[round_].time_s
         until = start + self.federation.wait_s
-        while (there := int(self.fleet.online(None, now).sum())) < self.quorum:
+        while len(there := np.flatnonzero(self.fleet.online(None, now))) < self.quorum:
             following = self.fleet.next_online(None, now)
             now = float(np.partition(following, self.quorum - 1)[self.quorum - 1])
             if now > until:
-                raise self._no_quorum(f"{there} of {len(self)} clients are online")
-        return now
+                raise self._no_quorum(f"{len(there)} of {len(self)} clients are online")
+        return now, there
 
     def _ask(self, clients: Sequence[int], now: float, broadcast: Broadcast) -> None:
         """Let these clients begin a job."""

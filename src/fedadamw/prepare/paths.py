@@ -6,11 +6,12 @@ nodes, the same word must not load a stranger's data or model from the hub.
 Paths in an exported folder are relative to it, or only the last name; never absolute.
 """
 
+import copy
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from fedadamw.data.sources import is_local as is_local_data
 from fedadamw.models.loading import PACKAGE
@@ -18,7 +19,10 @@ from fedadamw.models.loading import is_local as is_local_model
 from fedadamw.models.vision import NAMES
 from fedadamw.settings.data import DataSettings
 from fedadamw.settings.experiment import Experiment
+from fedadamw.settings.section import Section
 from fedadamw.validation import check, parse_path
+
+Settings = TypeVar("Settings", bound=Section)
 
 
 class PathSetting(NamedTuple):
@@ -33,6 +37,8 @@ PATHS = {
     "model.tokenizer": PathSetting(is_local_model),
     "data.source": PathSetting(is_local_data, (DataSettings().source,)),
     "data.test_source": PathSetting(is_local_data),
+    "devices.trace": PathSetting(lambda _: True),
+    "devices.availability.trace": PathSetting(lambda _: True),
 }
 MODEL_PATHS, DATA_PATHS = (tuple(s for s in PATHS if s.startswith(section)) for section in ("model.", "data."))
 PATH_PREFIXES = (".", "/", "~", PACKAGE)  # a value with one of these is never a hub id
@@ -106,22 +112,22 @@ def make_portable(setting: str, value: str, folder: Path) -> str:
 
 def make_settings_portable(settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Return nested settings without paths of this machine, and which of them are relative to `folder`."""
-    portable, relative = _copy(settings), []
+    portable, relative = copy.deepcopy(dict(settings)), []
     for setting in sorted(PATHS):
-        section, _, key = setting.partition(".")
-        value = portable[section][key]
-        if is_path(setting, value):
-            portable[section][key] = make_portable(setting, value, folder)
+        section, key = _section_of(portable, setting)
+        value = section.get(key)
+        if value is not None and is_path(setting, value):
+            section[key] = make_portable(setting, value, folder)
             relative += [setting] if relative_path(folder, resolve_path(setting, value)) else []
     return portable, relative
 
 
 def restore_paths(settings: Mapping[str, Any], relative: Collection[str], folder: Path) -> dict[str, Any]:
     """Return the settings of `make_settings_portable` with absolute paths, as read in `folder`."""
-    restored = _copy(settings)
+    restored = copy.deepcopy(dict(settings))
     for setting in relative:
-        section, _, key = setting.partition(".")
-        restored[section][key] = str((folder.resolve() / restored[section][key]).resolve())
+        section, key = _section_of(restored, setting)
+        section[key] = str((folder.resolve() / section[key]).resolve())
     return restored
 
 
@@ -146,8 +152,11 @@ def replace_model_paths(folder: Path, base: str) -> None:
 
 
 def _value_of(experiment: Experiment, setting: str) -> str | None:
-    section, _, key = setting.partition(".")
-    value: str | None = getattr(getattr(experiment, section), key)
+    """The value of a setting; None if it is null, or its section."""
+    value: Any = experiment
+    for key in setting.split("."):
+        value = getattr(value, key, None)
+    assert value is None or isinstance(value, str)
     return value
 
 
@@ -160,15 +169,21 @@ def _path_values(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 
 def _replace_values(experiment: Experiment, values: Mapping[str, str]) -> Experiment:
-    sections: dict[str, dict[str, str]] = {"model": {}, "data": {}}
     for setting, value in values.items():
-        section, _, key = setting.partition(".")
-        sections[section][key] = value
-    model = experiment.model.model_copy(update=sections["model"])
-    data = experiment.data.model_copy(update=sections["data"])
-    return experiment.model_copy(update={"model": model, "data": data})
+        experiment = _replace(experiment, setting.split("."), value)
+    return experiment
 
 
-def _copy(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings whose sections with paths may be changed."""
-    return {**settings, "data": dict(settings["data"]), "model": dict(settings["model"])}
+def _replace(section: Settings, path: Sequence[str], value: str) -> Settings:
+    """Return the settings of a section with another value at `path` below it."""
+    key, *inner = path
+    return section.model_copy(update={key: _replace(getattr(section, key), inner, value) if inner else value})
+
+
+def _section_of(settings: Mapping[str, Any], setting: str) -> tuple[dict[str, Any], str]:
+    """The section of nested settings that a setting is in, and its name there; an empty one if the section is null."""
+    *sections, key = setting.split(".")
+    found: Any = settings
+    for name in sections:
+        found = found.get(name) or {}
+    return found, key

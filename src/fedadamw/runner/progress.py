@@ -12,6 +12,7 @@ from rich.progress import Progress as Bar
 from fedadamw.engine.record import Record
 from fedadamw.report.metrics import describe_scores
 from fedadamw.report.run_files import RecordDict
+from fedadamw.report.virtual_time import format_virtual
 from fedadamw.settings.training import TrainingSettings
 
 MAX_LINES = 20  # about this many per run without a terminal
@@ -56,7 +57,7 @@ class Progress:
         rejected = f"  rejected {record.rejected}" if record.rejected else ""
         loss = "" if record.train_loss is None else f"loss {record.train_loss:.4f}  "
         epsilon = "" if record.epsilon is None else f"epsilon {record.epsilon:.3g}  "
-        clock = "" if record.virtual_s is None else f"{record.virtual_s:,.1f} virtual s  "
+        clock = "" if record.virtual_s is None else f"virtual {format_virtual(record.virtual_s)}  "
         status = f"{loss}{scores}{epsilon}{clock}{speed:.1f} clients/s{rejected}"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=record.round, status=status)

@@ -15,26 +15,27 @@ class FederationSettings(Section):
         default=None,
         ge=1,
         description="Fewest answers with which a round counts. Null: half of clients_per_round, rounded up. With "
-        "devices it acts in the simulator, too.",
+        "devices it acts in the simulator's synchronous rounds, too.",
     )
     over_selection: float = Field(
         default=0.0,
         ge=0,
         le=4,
         description="Share of clients to ask in addition, from 0 to 4 (0.3: 13 for 10); the first answers count. "
-        "Raise it if some nodes are slow. With devices it acts in the simulator, too.",
+        "Raise it if some nodes are slow. With devices it acts in the simulator's synchronous rounds, "
+        "too.",
     )
     deadline_s: float = Field(
         default=600.0,
         gt=0,
         description="Seconds that a round waits for answers. Must cover a client's local steps. With devices they are "
-        "virtual seconds in the simulator.",
+        "virtual seconds of the simulator's synchronous rounds.",
     )
     wait_s: float = Field(
         default=600.0,
         ge=0,
         description="Seconds to wait for nodes, or to ask other clients, before a run without a quorum stops. With "
-        "devices they are virtual seconds in the simulator.",
+        "devices they are virtual seconds of the simulator's synchronous rounds.",
     )
     wait_for: int | None = Field(
         default=None,
