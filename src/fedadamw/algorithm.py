@@ -48,7 +48,8 @@ class UploadState(Protocol):
     """A client's upload: a NamedTuple of tensors whose first field is the update `delta`.
 
     A field named `k` (..., 1) must be the number of local steps: a federation's server checks it against the settings,
-    and privacy of clients replaces it by them. One named `square` must be |delta|^2.
+    and privacy of clients replaces it by them. One named `square` must be |delta|^2. If `carried` is not empty, there
+    is a field `q` (..., c), see algorithms/counter.py.
     """
 
     @property
@@ -71,6 +72,9 @@ class Algorithm(ABC, Generic[Server, Down, Memory, Local, Up]):
 
     changes: ClassVar[tuple[str, ...]] = ("delta",)
     """The fields of Up, (..., d), that the server adds to its state: a codec may send part of them a round later."""
+
+    carried: ClassVar[tuple[float, ...]] = ()
+    """Decay rates (c) of the moments that the server counts by the field `q` of Up; none with equal steps."""
 
     adds_mean: ClassVar[bool] = True
     """Whether `server_update` moves x by exactly the clients' mean delta."""

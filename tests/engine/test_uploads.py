@@ -299,3 +299,16 @@ def test_rounding_draws_depend_on_seed_round_and_client_alone(task):
     alone = sim.clients.uploads.encode(plain, sim.clients.uploads.zero_residual(down.x), generator).payload["delta"]
     assert torch.equal(payload(1, 0), alone)
     assert not torch.equal(payload(1, 0), payload(1, 0, seed=1))
+
+
+@pytest.mark.parametrize("upload", LOSSY)
+def test_q_is_never_rounded(upload, task):
+    """Also of a model that is not much longer than it."""
+    sim = coded("fedadamw-vm", upload, task, unequal_steps=True)
+    uploads, algorithm = sim.clients.uploads, sim.algorithm
+    down = algorithm.broadcast(algorithm.server_init(torch.zeros(3, dtype=torch.float64)))
+    short = algorithm.client_finish(algorithm.client_start(down, ()), down, torch.tensor(0.1))[0]
+    q = torch.tensor([0.123456789, 0.987654321], dtype=torch.float64)
+    sent = uploads.encode(short._replace(q=q), uploads.zero_residual(down.x), torch.Generator())
+    assert torch.equal(sent.payload["q"], q)
+    assert torch.equal(uploads.decode(sent.payload, short).q, q)

@@ -54,7 +54,9 @@ def test_every_field_of_every_section_and_algorithm_is_there():
     assert list(algorithms) == list(registry.BUILT_IN)
     for name, group in algorithms.items():
         fields = [
-            field.name for field in dataclasses.fields(registry.BUILT_IN[name]) if field.name not in ("blocks", "noise")
+            field.name
+            for field in dataclasses.fields(registry.BUILT_IN[name])
+            if field.name not in ("blocks", "noise", "unequal_steps")
         ]
         assert [setting.path for setting in group.settings] == [f"algorithm.{field}" for field in fields]
     for group in GROUPS:

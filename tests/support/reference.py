@@ -3,6 +3,7 @@
 x: list of d numbers. rounds: list of (lr, clients); clients: number of a client -> its gradient functions, one a local
 step, y -> list of d numbers. problem: what an algorithm may know of the model and the federation. All return the list
 of x after each round. noise: (phi, f), the known variance that it adds to a gradient, and the least share of it in v.
+by_q: whether the gradients of carried moments are counted exactly where clients take unequal numbers of steps.
 """
 
 import math
@@ -34,6 +35,7 @@ def fedadamw(
     outer=None,
     align="always",
     noise=None,
+    by_q=False,
 ):
     """arXiv 2510.27486, Algorithm 2, with decay in place of the printed growth.
 
@@ -45,11 +47,11 @@ def fedadamw(
     outer_momentum = [0.0] * d
     delta_g = [0.0] * d
     m_hat_bar, v_hat_bar = [0.0] * d, [0.0] * d  # carried, debiased
-    t = 0.0  # gradients that they count for
+    t_m = t_v = 0.0  # gradients that they count for
     history = []
     for lr, clients in rounds:
-        w_m = 1 - beta1**t if share in ("m", "vm") else 0.0
-        w_v = 1 - beta2**t if share in ("v", "vm", "mean-v") else 0.0
+        w_m = 1 - beta1**t_m if share in ("m", "vm") else 0.0
+        w_v = 1 - beta2**t_v if share in ("v", "vm", "mean-v") else 0.0
         deltas, ms, vs, steps = [], [], [], []
         for gradients in clients.values():
             y, m, v = list(x), [0.0] * d, [0.0] * d  # of this round's gradients alone
@@ -84,11 +86,20 @@ def fedadamw(
         agreement = sum(n * n for n in delta) / mean_of([[sum(n * n for n in own)] for own in deltas])[0]
         scale = agreement if align == "agreement" else 1.0
         delta_g = [-scale * delta[j] / (k_mean * lr) for j in range(d)]
-        m_hat_bar = [m / (1 - beta1 ** (t + k_mean)) for m in mean_of(ms)]
-        v_hat_bar = [v / (1 - beta2 ** (t + k_mean)) for v in mean_of(vs)]
-        t = t + k_mean if memory is None else min(t + k_mean, memory)
+        t_m, t_v = count(t_m, steps, beta1, by_q), count(t_v, steps, beta2, by_q)
+        m_hat_bar = [m / (1 - beta1**t_m) for m in mean_of(ms)]
+        v_hat_bar = [v / (1 - beta2**t_v) for v in mean_of(vs)]
+        if memory is not None:
+            t_m, t_v = min(t_m, memory), min(t_v, memory)
         history.append(x)
     return history
+
+
+def count(t, steps, beta, by_q):
+    """The gradients that the mean of moments of t + K gradients counts for, of clients that took so many `steps` K."""
+    if not by_q:
+        return t + sum(steps) / len(steps)
+    return math.log(sum(beta ** (t + k) for k in steps) / len(steps)) / math.log(beta)
 
 
 def trust(u, delta_g, alpha, align):
@@ -169,7 +180,7 @@ def local_adam(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_d
     return history
 
 
-def fedlada(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-3, a=0.1, noise=None):
+def fedlada(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-3, a=0.1, noise=None, by_q=False):
     """arXiv 2308.00522."""
     d = len(x)
     shared_v, amendment, t = [0.0] * d, [0.0] * d, 0.0
@@ -191,7 +202,7 @@ def fedlada(x, rounds, problem, *, beta1=0.9, beta2=0.999, eps=1e-8, weight_deca
             steps.append(len(gradients))
         new = mean_of(models)
         amendment = [(x[j] - new[j]) / (lr * sum(steps) / len(steps)) for j in range(d)]
-        x, shared_v, t = new, mean_of(vs), t + sum(steps) / len(steps)
+        x, shared_v, t = new, mean_of(vs), count(t, steps, beta2, by_q)
         history.append(x)
     return history
 
@@ -233,6 +244,7 @@ def fedlamb(
     alpha=0.5,
     trust=(0.01, 10.0),
     noise=None,
+    by_q=False,
 ):
     """LAMB (arXiv 1904.00962, Algorithm 2) on each client, with FedAdamW's block means and alignment."""
     d = len(x)
@@ -267,7 +279,7 @@ def fedlamb(
             steps.append(len(gradients))
         new = mean_of(models)
         delta_g = [(x[j] - new[j]) / (lr * sum(steps) / len(steps)) for j in range(d)]
-        x, shared_v, t = new, mean_of(vs), t + sum(steps) / len(steps)
+        x, shared_v, t = new, mean_of(vs), count(t, steps, beta2, by_q)
         history.append(x)
     return history
 

@@ -9,6 +9,7 @@ from fedadamw.directions.adamw import NO_NOISE
 from fedadamw.engine.private_gradient import SamplePrivacy
 from fedadamw.engine.ranks import ALONE
 from fedadamw.engine.simulate import Simulation
+from fedadamw.prepare.counter import tell_unequal_steps
 from fedadamw.randomness import Purpose, Seeded, draw_batches, numpy_generator, sample_clients
 from fedadamw.settings.training import TrainingSettings
 from fedadamw.vector import Layout
@@ -41,6 +42,7 @@ def simulation(
     noise=NO_NOISE,
     privacy=None,
     client_privacy=None,
+    unequal_steps=False,
     steps_of=None,
     devices=None,
     federation=None,
@@ -48,6 +50,7 @@ def simulation(
 ):
     model = attention_model()
     algorithm = registry.make(case.name, registry.validate(case.name, case.settings), Blocks.of(model), noise)
+    algorithm = tell_unequal_steps(algorithm, None, unequal=unequal_steps)
     clients = unequal_clients(task) if clients is None else clients
     how = {
         "stack": stack,

@@ -15,6 +15,7 @@ from fedadamw.vector import Layout
 
 BLOCKS = "blocks"  # a field that is no setting: it comes from the model
 NOISE = "noise"  # if its default is a NoiseInMoments, no setting: it comes from the section `privacy`
+UNEQUAL_STEPS = "unequal_steps"  # no setting either: it comes from the clients' numbers of samples, and their devices
 RESERVED = {"name": "algorithm.name", "lr": "training.lr"}  # names that a setting may not have, and what has them
 PLAIN = (bool, int, float, str, type(None))
 NO_BLOCKS = Blocks(Layout((), ()), (), ())
@@ -23,7 +24,8 @@ NO_BLOCKS = Blocks(Layout((), ()), (), ())
 def defaults_of(kind: type[AnyAlgorithm]) -> dict[str, Any]:
     """Return an algorithm's settings with their defaults."""
     fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]  # every algorithm is a dataclass
-    return {f.name: f.default for f in fields if f.name != BLOCKS and not isinstance(f.default, NoiseInMoments)}
+    given = (BLOCKS, UNEQUAL_STEPS)
+    return {f.name: f.default for f in fields if f.name not in given and not isinstance(f.default, NoiseInMoments)}
 
 
 def has_blocks(kind: type[AnyAlgorithm]) -> bool:

@@ -24,15 +24,20 @@ at most as long as u.
 `memory` (M) is ours: at a round's start a carried moment counts for at most M gradients, so that the round's own soon
 outweigh it; a first step's u is then at most about sqrt(M + 1) in each coordinate. Without it, as in the paper, it
 counts for all t.
+
+If clients take unequal K (`unequal_steps`), each sends q = beta2^(t + K) too, and line 8 is t = ln(mean q)/ln(beta2),
+for which v_bar/(1 - beta2^t) is unbiased, as of t + mean K it would not be. With `vm` there is a q, and a t, for each
+moment (counter.py).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
+from fedadamw.algorithms.counter import count_gradients, find_q, with_q
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import (
     NO_NOISE,
@@ -65,7 +70,7 @@ class Server(NamedTuple):
     delta: Vector  # (d,) Delta_G, the last global direction
     m: Tensor  # (0,) or (d,)
     v: Tensor  # (0,), (B,) or (d,)
-    t: Tensor  # (1,) steps so far
+    t: Tensor  # (1,) steps so far, or (2,): those that m and v count for
 
 
 class Local(NamedTuple):
@@ -108,6 +113,7 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up | MeasuredUp]):
     memory: float | None = None  # gradients that kept moments count for at most, M; null: all (at least 0)
     share: str = "mean-v"  # moments kept from round to round; mean-v: block means of v (one of none, m, v, vm, mean-v)
     noise: NoiseInMoments = NO_NOISE  # known, of gradients: subtracted from v; no setting
+    unequal_steps: bool = False  # whether clients take unequal numbers of steps; no setting
 
     tuning: ClassVar = {
         "lr": (3e-4, 1e-3, 3e-3),
@@ -127,10 +133,16 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up | MeasuredUp]):
     def elementwise(self) -> bool:  # type: ignore[override]  # a length is that of all coordinates
         return self.align != "bounded"
 
+    @property
+    def carried(self) -> tuple[float, ...]:  # type: ignore[override]  # as the clients' steps say
+        """Decay rates of the moments that are kept from round to round, if they are counted by their q."""
+        kept = (beta for beta, how in zip(self.betas, SHARES[self.share], strict=True) if how != "restart")
+        return tuple(kept) if self.unequal_steps else ()
+
     def server_init(self, x: Vector) -> Server:
         zero = torch.zeros_like(x)
         m, v = (pack(zero, how, self.blocks) for how in SHARES[self.share])
-        return Server(x, zero, m, v, x.new_zeros(1))
+        return Server(x, zero, m, v, x.new_zeros(max(len(self.carried), 1)))
 
     def broadcast(self, server: Server) -> Server:
         return server
@@ -140,11 +152,12 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up | MeasuredUp]):
         moments = Moments(
             unpack(down.m, how_m, self.blocks, like=down.x), unpack(down.v, how_v, self.blocks, like=down.x)
         )
-        return Local(down.x, moments, torch.zeros_like(down.t))
+        return Local(down.x, moments, down.x.new_zeros(1))
 
     def client_step(self, local: Local, down: Server, g: Vector, lr: Tensor) -> Local:
         k = local.k + 1
-        m_steps, v_steps = (k if how == "restart" else k + down.t for how in SHARES[self.share])
+        (how_m, how_v), (t_m, t_v) = SHARES[self.share], of_moments(down.t)
+        m_steps, v_steps = k if how_m == "restart" else k + t_m, k if how_v == "restart" else k + t_v
         u, moments = adamw(  # lines 2-4
             g, local.moments, m_steps, v_steps, betas=self.betas, eps=self.eps, noise=self.noise
         )
@@ -155,15 +168,18 @@ class FedAdamW(Algorithm[Server, Server, tuple[()], Local, Up | MeasuredUp]):
     def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up | MeasuredUp, tuple[()]]:  # line 6
         how_m, how_v = SHARES[self.share]
         m, v = pack(local.moments.m, how_m, self.blocks), pack(local.moments.v, how_v, self.blocks)
-        up = Up(local.y - down.x, m, v, local.k)
-        return (up if self.align != "agreement" else MeasuredUp(*up, squared_norm(up.delta))), ()
+        up: Up | MeasuredUp = Up(local.y - down.x, m, v, local.k)
+        if self.align == "agreement":
+            up = MeasuredUp(*up[:4], squared_norm(up.delta))
+        return (with_q(up, find_q(down.t + local.k, self.carried)) if self.carried else up), ()
 
-    def server_update(
-        self, server: Server, up: Up | MeasuredUp, lr: Tensor, participation: Tensor
-    ) -> Server:  # lines 7 to 9
-        m, v, t = forget(up.m, up.v, server.t + up.k, betas=self.betas, memory=self.memory)
+    def server_update(self, server: Server, up: Any, lr: Tensor, participation: Tensor) -> Server:  # lines 7 to 9
+        t = server.t + up.k
+        if self.carried:
+            t = count_gradients(up.q, t, self.carried)
+        m, v, t = forget(up.m, up.v, t, betas=self.betas, memory=self.memory)
         delta = -up.delta / (up.k * lr)
-        if isinstance(up, MeasuredUp):
+        if self.align == "agreement":
             agreement = squared_norm(up.delta) / up.square.clamp(min=SMALLEST_NORMAL)
             delta = delta * agreement.clamp(max=1.0)  # a robust mean may be longer than clients' updates
         return Server(server.x + up.delta, delta, m, v, t)
@@ -176,8 +192,16 @@ def forget(
     if memory is None:
         return m, v, t
     kept = t.clamp(max=memory)
-    m, v = (moment * (debias(beta, kept) / debias(beta, t)) for moment, beta in zip((m, v), betas, strict=True))
+    m, v = (
+        moment * (debias(beta, few) / debias(beta, own))
+        for moment, beta, few, own in zip((m, v), betas, of_moments(kept), of_moments(t), strict=True)
+    )
     return m, v, kept
+
+
+def of_moments(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the steps (1,) that m counts for, and v, of `t` (1,) or (2,)."""
+    return t[:1], t[-1:]
 
 
 def check_memory(memory: float | None) -> None:

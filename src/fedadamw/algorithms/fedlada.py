@@ -15,15 +15,17 @@ public implementations agree. One of them also takes the running maximum of v, a
 comparisons does not, and neither does this one.
 
 If gradients have noise of known variance, the server also counts steps, t: the noise's part in v is (1 - beta2^t) phi.
+Of unequal K (`unequal_steps`) each client then sends q = beta2^(t + K), and t = ln(mean q)/ln(beta2), as in FedAdamW.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
+from fedadamw.algorithms.counter import count_gradients, find_q, with_q
 from fedadamw.directions.adamw import NO_NOISE, Moments, NoiseInMoments, check_above_zero, check_adamw, debias
 from fedadamw.validation import check
 from fedadamw.vector import Vector
@@ -71,6 +73,7 @@ class FedLADA(Algorithm[Server | CountedServer, Server | CountedServer, tuple[()
     weight_decay: float = 1e-3  # part of the gradient (at least 0)
     a: float = 0.1  # weight of the client's own direction; the global direction has 1 - a (above 0, at most 1)
     noise: NoiseInMoments = NO_NOISE  # known, of gradients: subtracted from v; no setting
+    unequal_steps: bool = False  # whether clients take unequal numbers of steps; no setting
 
     elementwise: ClassVar = True
     tuning: ClassVar = {"lr": (3e-4, 1e-3, 3e-3), "weight_decay": (1e-4, 1e-3, 1e-2), "a": (0.1, 0.3, 0.5)}
@@ -79,6 +82,11 @@ class FedLADA(Algorithm[Server | CountedServer, Server | CountedServer, tuple[()
         check_adamw(self.betas, self.weight_decay)
         check_above_zero("eps", self.eps)
         check(0 < self.a <= 1, f"a={self.a} must lie in (0, 1]")
+
+    @property
+    def carried(self) -> tuple[float, ...]:  # type: ignore[override]  # as the clients' steps say
+        """Decay rate of v, if it is counted by its q."""
+        return self.betas[1:] if self.unequal_steps and self.noise.variance else ()
 
     def server_init(self, x: Vector) -> Server | CountedServer:
         zero = torch.zeros_like(x)
@@ -102,13 +110,19 @@ class FedLADA(Algorithm[Server | CountedServer, Server | CountedServer, tuple[()
         return Local(y, Moments(m, v), k)
 
     def client_finish(self, local: Local, down: Server | CountedServer, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 5
-        return Up(local.y - down.x, local.moments.v, local.k), ()
+        up = Up(local.y - down.x, local.moments.v, local.k)
+        if isinstance(down, CountedServer) and self.carried:
+            return with_q(up, find_q(down.t + local.k, self.carried)), ()
+        return up, ()
 
     def server_update(
-        self, server: Server | CountedServer, up: Up, lr: Tensor, participation: Tensor
+        self, server: Server | CountedServer, up: Any, lr: Tensor, participation: Tensor
     ) -> Server | CountedServer:  # line 6
         after = Server(server.x + up.delta, -up.delta / (up.k * lr), up.v)
-        return CountedServer(*after, server.t + up.k) if isinstance(server, CountedServer) else after
+        if not isinstance(server, CountedServer):
+            return after
+        t = server.t + up.k
+        return CountedServer(*after, count_gradients(up.q, t, self.carried) if self.carried else t)
 
     def _without_noise(self, v: Vector, steps: Tensor) -> Vector:
         weight = debias(self.betas[1], steps)

@@ -14,15 +14,18 @@
 LAMB is arXiv 1904.00962. A matrix that starts at zero (LoRA's B) has a norm near zero: the lower end of `trust` lets it
 grow. With r fixed to 1 (`trust: [1, 1]`) it is FedAdamW. Fed-LAMB (Karimi, Li and Li, UAI 2023) is
 another method: layer-wise scaling of AMSGrad's local steps, without alignment.
+
+If clients take unequal K (`unequal_steps`), each sends q = beta2^(t + K) too, and t = ln(mean q)/ln(beta2): counter.py.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedadamw.algorithm import Algorithm
+from fedadamw.algorithms.counter import count_gradients, find_q, with_q
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.directions.adamw import NO_NOISE, Moments, NoiseInMoments, adamw, check_above_zero, check_adamw
 from fedadamw.directions.align import take_aligned_step
@@ -67,6 +70,7 @@ class FedLAMB(Algorithm[Server, Server, tuple[()], Local, Up]):
     alpha: float = 0.5  # weight of Delta_G in every local step (at least 0)
     trust: tuple[float, float] = (0.01, 10.0)  # lowest and highest trust ratio (each at least 0)
     noise: NoiseInMoments = NO_NOISE  # known, of gradients: subtracted from v; no setting
+    unequal_steps: bool = False  # whether clients take unequal numbers of steps; no setting
 
     tuning: ClassVar = {"lr": (1e-3, 3e-3, 1e-2), "weight_decay": (1e-3, 1e-2, 1e-1), "alpha": (0.25, 0.5, 0.75)}
 
@@ -75,6 +79,11 @@ class FedLAMB(Algorithm[Server, Server, tuple[()], Local, Up]):
         check_above_zero("eps", self.eps)
         check(self.alpha >= 0, f"alpha={self.alpha} must not be negative")
         check(0 <= self.trust[0] <= self.trust[1], f"trust={self.trust} must be a range of numbers from 0")
+
+    @property
+    def carried(self) -> tuple[float, ...]:  # type: ignore[override]  # as the clients' steps say
+        """Decay rate of v, if it is counted by its q."""
+        return self.betas[1:] if self.unequal_steps else ()
 
     def server_init(self, x: Vector) -> Server:
         zero = torch.zeros_like(x)
@@ -97,7 +106,11 @@ class FedLAMB(Algorithm[Server, Server, tuple[()], Local, Up]):
         return Local(y, moments, k)
 
     def client_finish(self, local: Local, down: Server, lr: Tensor) -> tuple[Up, tuple[()]]:  # line 6
-        return Up(local.y - down.x, self.blocks.mean(local.moments.v), local.k), ()
+        up = Up(local.y - down.x, self.blocks.mean(local.moments.v), local.k)
+        return (with_q(up, find_q(down.t + local.k, self.carried)) if self.carried else up), ()
 
-    def server_update(self, server: Server, up: Up, lr: Tensor, participation: Tensor) -> Server:  # lines 7, 8
-        return Server(server.x + up.delta, -up.delta / (up.k * lr), up.v, server.t + up.k)
+    def server_update(self, server: Server, up: Any, lr: Tensor, participation: Tensor) -> Server:  # lines 7, 8
+        t = server.t + up.k
+        if self.carried:
+            t = count_gradients(up.q, t, self.carried)
+        return Server(server.x + up.delta, -up.delta / (up.k * lr), up.v, t)

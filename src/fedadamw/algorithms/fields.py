@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from fedadamw.io.source_code import SourceField, find_module, find_value, read_class, read_module
 
 REGISTRY = "algorithms/registry"
-BLOCKS = "blocks"  # a field that is no setting
+NO_SETTINGS = ("blocks", "unequal_steps")  # fields that are none
 NOISE_TYPE = "NoiseInMoments"  # the type of another one
 COMMENT = re.compile(r"(?P<about>.*?)(?: ?\((?P<range>[^()]*)\))?$")
 
@@ -71,9 +71,9 @@ def read_imported(kind: type) -> AlgorithmSource:
 
 
 def _is_given(name: str, annotation: Any) -> bool:
-    """Whether a field is no setting: it comes from the model, or from the section `privacy`."""
+    """Whether a field is no setting: it comes from the model, its clients, or the section `privacy`."""
     written = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    return name == BLOCKS or written.rsplit(".")[-1] == NOISE_TYPE
+    return name in NO_SETTINGS or written.rsplit(".")[-1] == NOISE_TYPE
 
 
 def _read_source_of(kind: type) -> list[SourceField]:

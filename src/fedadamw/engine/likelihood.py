@@ -49,12 +49,12 @@ class Likelihood:
     ) -> "Likelihood | None":
         """Return one for a round from `start`; None without training.diagnostics, or if no v was carried to it."""
         v, t = getattr(down, "v", None), getattr(down, "t", None)
-        if not training.diagnostics or v is None or t is None or not v.numel() or not float(t):
+        if not training.diagnostics or v is None or t is None or not v.numel() or not float(t.flatten()[-1]):
             return None
         kind: Any = algorithm
         if not (hasattr(start, "moments") and hasattr(kind, "betas") and hasattr(kind, "eps")):
             return None  # another package's algorithm, whose v may be something else
-        v_hat = start.moments.v / debias(kind.betas[1], t)
+        v_hat = start.moments.v / debias(kind.betas[1], t.flatten()[-1:])  # of FedAdamW's two the last is that of v
         return Likelihood(v_hat, sizes, training.clip, beta2=kind.betas[1], eps=kind.eps)
 
     def add(self, g: Vector) -> None:

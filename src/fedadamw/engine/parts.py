@@ -83,11 +83,16 @@ class Half:
     def __init__(
         self, workspace: Workspace, algorithm: AnyAlgorithm, whole: Layout, outer: OuterSettings | None = None
     ) -> None:
-        self.workspace, self.algorithm, self.server = workspace, algorithm, server_side(algorithm, outer)
+        self.workspace, self._outer = workspace, outer
+        self.replace_algorithm(algorithm)
         every = whole.views(torch.arange(whole.d, device=workspace.y.device))
         own = workspace.layout.names
         self._places = torch.cat([every[name].flatten() for name in own])
         self._resting = {name: every[name] for name in whole.names if name not in own}
+
+    def replace_algorithm(self, algorithm: AnyAlgorithm) -> None:
+        """Train by `algorithm` from now on."""
+        self.algorithm, self.server = algorithm, server_side(algorithm, self._outer)
 
     def own(self, x: Vector) -> Vector:
         """Return the numbers of `x` (d,) that train, (h,)."""

@@ -74,6 +74,10 @@ class WithPersonal(Algorithm[AnyState, AnyState, AnyState, Local, AnyState]):
         return self.shared.changes
 
     @property
+    def carried(self) -> tuple[float, ...]:  # type: ignore[override]
+        return self.shared.carried
+
+    @property
     def adds_mean(self) -> bool:  # type: ignore[override]
         return self.shared.adds_mean
 

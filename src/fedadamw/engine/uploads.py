@@ -6,7 +6,7 @@
     residual = target - up                   what the client keeps, beside the algorithm's own memory
 
 This holds for the fields that the algorithm calls changes. States (whole moments) have no residual, and fields that are
-short beside the model (counters, block means) travel as they are.
+short beside the model (counters, block means) travel as they are, as q does in any case.
 """
 
 from collections import namedtuple
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedadamw.algorithm import AnyAlgorithm, AnyState
+from fedadamw.algorithms.counter import Q
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.codecs import Codec, Plain
 from fedadamw.randomness import Purpose, torch_generator
@@ -142,6 +143,8 @@ class Uploads:
         changes = self.algorithm.changes
         if name in changes:
             return self.codec
+        if name == Q and self.algorithm.carried:
+            return Plain()
         long = 2 * getattr(up, name).shape[-1] >= getattr(up, changes[0]).shape[-1]
         return self.codec.for_states if long else Plain()
 

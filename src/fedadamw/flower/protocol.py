@@ -7,7 +7,7 @@ most one ArrayRecord, or OTHER_DATA or DECLINED alone.
 from collections.abc import Mapping
 from typing import Literal, TypedDict
 
-PROTOCOL = 3  # version of these records and fields
+PROTOCOL = 4  # version of these records and fields
 REQUEST, ARRAYS, NUMBERS = "fedadamw", "arrays", "numbers"  # record names
 STALE = "stale"
 SUMS = "sums"  # the array of a reply to evaluate
@@ -40,6 +40,7 @@ class RunFacts(TypedDict):
     settings: str  # YAML
     about: str  # JSON: the server's facts about the data, so that both sides build the same model
     federation: str  # the run's name, also after a resume
+    unequal_steps: bool  # whether clients take unequal numbers of local steps, so that uploads have q
 
 
 class RoundFacts(TypedDict, total=False):

@@ -34,7 +34,8 @@ def pack(message: Broadcast | Upload) -> ArrayRecord:
 
 def unpack_broadcast(record: Mapping[str, Array], blocks: Blocks, share: str = "mean-v") -> Broadcast:
     """Unpack a broadcast; raises InputError if it is for another model, RefusedError if it is not a broadcast."""
-    state = algorithm.Server(**_tensors(record, blocks, share, {"x": blocks.d, "delta": blocks.d, "t": 1}))
+    counts = 2 if share == "vm" and "t" in record and tuple(record["t"].shape) == (2,) else 1
+    state = algorithm.Server(**_tensors(record, blocks, share, {"x": blocks.d, "delta": blocks.d, "t": counts}))
     message = Broadcast(blocks.layout, blocks.fingerprint, share, state)
     return _check_about(message, record, blocks, share, "the broadcast")
 

@@ -37,6 +37,7 @@ from fedadamw.flower.server.scoring import Scoring
 from fedadamw.flower.server.spool import UploadSpool
 from fedadamw.prepare.base import with_type
 from fedadamw.prepare.client_privacy import has_client_privacy
+from fedadamw.prepare.counter import is_told_unequal_steps
 from fedadamw.prepare.paths import mark_folders
 from fedadamw.prepare.problem import Facts, ImageFacts
 from fedadamw.prepare.simulation import Prepared
@@ -194,6 +195,7 @@ def collect_facts(experiment: Experiment, prepared: Prepared, folder: RunFolder)
         "settings": yaml.safe_dump(settings),
         "about": json.dumps(prepared.facts),
         "federation": read_federation_name(folder),
+        "unequal_steps": is_told_unequal_steps(prepared.algorithm),
     }
 
 

@@ -28,7 +28,8 @@ class Message:
 class Broadcast(Message):
     """Message of the server to its clients, made by `Server.broadcast`.
 
-    state: x (d,), Delta_G (d,), the shared moments (v: (B,) block means by default) and the steps so far t (1,).
+    state: x (d,), Delta_G (d,), the shared moments (v: (B,) block means by default) and the steps so far t (1,); with
+    share vm and unequal numbers of steps t (2,), of m and v.
     momentum: (d,) of the outer step, only in what `Server.snapshot` returns.
     """
 
@@ -65,6 +66,8 @@ def check_message(message: Message, blocks: Blocks, share: str, which: str, dtyp
     sizes = {"x": blocks.d, "delta": blocks.d, "m": counts[how_m], "v": counts[how_v], "t": 1, "k": 1}
     sizes |= {"momentum": blocks.d}
     state: Any = message.state  # type: ignore[attr-defined]  # both kinds have one
+    if isinstance(message, Broadcast) and share == "vm" and len(state.t) == 2:
+        sizes["t"] = 2
     momentum = getattr(message, "momentum", None)
     for field, t in (state._asdict() | ({} if momentum is None else {"momentum": momentum})).items():
         check(t.shape == (sizes[field],), f"{which}: {field} has {t.numel():,} numbers instead of {sizes[field]:,}")

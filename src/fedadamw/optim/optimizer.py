@@ -175,8 +175,12 @@ class FedAdamW(torch.optim.Optimizer):
 
     def _ages(self, steps: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the number of gradients in m and in v after `steps` of this round."""
-        how_m, how_v = (0.0 if how == "restart" else group["t"] for how in algorithm.SHARES[group["share"]])
-        return steps + how_m, steps + how_v
+        t = group["t"]
+        kept = t if isinstance(t, tuple | list) else (t, t)
+        t_m, t_v = (
+            0.0 if how == "restart" else t for how, t in zip(algorithm.SHARES[group["share"]], kept, strict=True)
+        )
+        return steps + t_m, steps + t_v
 
     def _step_one(self, p: Tensor, steps: float, group: dict[str, Any]) -> None:
         assert p.grad is not None
@@ -212,8 +216,9 @@ class FedAdamW(torch.optim.Optimizer):
             p.copy_(views["x"][name])
             received = {field: view[name].to(p, copy=True) for field, view in views.items()}
             self.state[p] = {"step": ZERO.clone(), **received}
+        t = float(server.t) if len(server.t) == 1 else tuple(server.t.tolist())  # of both moments, or of m and v
         for group in self.param_groups:
-            group.update(share=down.share, t=float(server.t), lr_sum=0.0)
+            group.update(share=down.share, t=t, lr_sum=0.0)
 
     @torch.no_grad()
     def finish_round(self) -> Upload:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw.algorithms import fedadamw as algorithm
+from fedadamw.algorithms.counter import find_q, with_q
 from fedadamw.algorithms.outer import OuterStep
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.optim.messages import Broadcast, Upload, check_message
@@ -19,7 +20,8 @@ class Server:
 
     model: gives the initial x and the layout; it is not changed. blocks: `Blocks.of(model)` by default.
     share: the moments that survive a round: `mean-v` (the paper), or the ablations `none`, `m`, `v`, `vm`.
-    memory: gradients that these count for at most; None: all (the paper). betas: the clients', for it.
+    memory: gradients that these count for at most; None: all (the paper). betas: the clients', for it, and for t if
+    uploads are of unequal numbers of steps.
     outer: the server's step in place of adding the clients' mean: `OuterStep()` is DiLoCo's.
 
     For a half-precision model, the server's state is float32. Raises InputError if the blocks are another model's or
@@ -103,11 +105,23 @@ class Server:
         check(lr is None or lr > 0, f"lr={lr} must be above 0 to divide by")
         rate = self._expand_rates(_mean([up.lr.to(x) for up in ups], shares)) if lr is None else x.new_tensor(lr)
         rate = rate.masked_fill(rate == 0, float("inf"))  # Delta_G is 0 for parameters whose lr is 0
-        after = self._algorithm.server_update(self._state, mean, rate, x.new_tensor(1.0))
+        after = self._update_state(mean, [up.state.k.to(x) for up in ups], shares, rate)
         if self._outer is not None and self._momentum is not None:
             x, self._momentum = self._outer.take(x, self._momentum, mean.delta)
             after = after._replace(x=x)
         self._state = after
+
+    def _update_state(
+        self, mean: algorithm.Up, steps: Sequence[Tensor], shares: Sequence[float], rate: Tensor
+    ) -> algorithm.Server:
+        """Return the state after a round of clients that took `steps` (1,) each, from their mean upload."""
+        state, one = self._state, self._state.x.new_tensor(1.0)
+        exact = replace(self._algorithm, unequal_steps=True)
+        equal = len(state.t) == 1 and all(torch.equal(k, steps[0]) for k in steps)
+        if equal or not exact.carried:
+            return self._algorithm.server_update(state, mean, rate, one)
+        q = _mean([find_q(state.t + k, exact.carried) for k in steps], shares)
+        return exact.server_update(state, with_q(mean, q), rate, one)
 
     def _expand_rates(self, rates: Tensor) -> Tensor:
         """Expand learning rates (parameters,) to coordinates (d,); () if all are equal."""

@@ -44,6 +44,7 @@ from fedadamw.prepare.buffered import check_buffered
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
 from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
+from fedadamw.prepare.counter import has_unequal_steps, tell_unequal_steps
 from fedadamw.prepare.described import check_described
 from fedadamw.prepare.device import check_device, select_device
 from fedadamw.prepare.devices import check_devices, check_one_process
@@ -237,6 +238,7 @@ def assemble(
     portions = build_portions(experiment, workspace, len(partition))
     folding = make_folding(model, experiment.lora, None if portions is None else portions.scale)
     halves = build_halves(experiment, workspace, build_algorithm)
+    algorithm = tell_unequal_steps(algorithm, halves, unequal=has_unequal_steps(experiment, partition))
     ranks = current_team(device, experiment.shards)
     check_one_process(experiment, ranks)
     fleet = Fleet.of(experiment.devices, len(partition), experiment.seed)

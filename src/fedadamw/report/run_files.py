@@ -1,6 +1,6 @@
 """Types of what a run folder holds: the lines of metrics.jsonl and clients.jsonl, and manifest.json."""
 
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from fedadamw.engine.diagnostics import Numbers
 from fedadamw.engine.step import Kind
@@ -102,5 +102,6 @@ class Manifest(_Manifest, total=False):
     """manifest.json: what is needed to repeat a run, besides its settings."""
 
     privacy: PrivacyFacts
+    counter: Literal["q"]  # how gradients of carried moments are counted, if steps are unequal; without it by mean K
     devices: str  # fingerprint of the simulated devices, see devices.fleet
     step: Kind  # how local steps are done; not with Flower's nodes, which choose for themselves

@@ -25,6 +25,7 @@ from fedadamw.report.run_status import RunStatus, describe_resuming, describe_st
 from fedadamw.runner.base_type import find_started, keep_type
 from fedadamw.runner.client_losses import ClientLosses
 from fedadamw.runner.client_scores import ClientScoresFile
+from fedadamw.runner.counter import keep_counter
 from fedadamw.runner.digest import settings_digest
 from fedadamw.runner.folder import RunFolder
 from fedadamw.runner.jobs_file import JobsFile
@@ -84,6 +85,7 @@ def execute(
         kept = keep_type(experiment, find_started(folder, experiment) if resume else None)
         kept = keep_noise(kept, folder if resume and folder.started else None)
         prepared = prepare(kept, remote=remote) if prepare_run is None else prepare_run(kept)
+        prepared = keep_counter(prepared, folder.read_manifest() if resume and folder.started else None)
     with folder.lock():
         folder.check_startable(experiment, resume=resume)  # again, now that no other process can change the folder
         page = LivePage(folder, experiment.training.rounds, lambda: open_page(folder, prepared), enabled=report)
@@ -212,7 +214,7 @@ def follow(
     """Run a rank other than 0: its share of every round, until the run ends or rank 0 stops or is lost."""
     with collector_paused():
         kept = keep_noise(keep_type(experiment, None), None)
-        prepared = prepare(kept) if prepare_run is None else prepare_run(kept)
+        prepared = keep_counter(prepare(kept) if prepare_run is None else prepare_run(kept), None)
     check_ranks_agree(experiment, prepared)
     simulation = prepared.simulation(step=share_step(prepared.choose_step(), prepared))
     if simulation.ranks.agree():

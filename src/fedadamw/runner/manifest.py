@@ -11,10 +11,12 @@ import torch
 
 from fedadamw.algorithms.registry import find_package, needs_blocks
 from fedadamw.engine.personal import shared_part
+from fedadamw.prepare.counter import is_told_unequal_steps
 from fedadamw.prepare.paths import list_plain_folders
 from fedadamw.prepare.simulation import Prepared
 from fedadamw.report.run_files import Manifest, ModelFacts, PartitionFacts
 from fedadamw.runner.base_type import describe_type
+from fedadamw.runner.counter import BY_Q
 from fedadamw.settings.experiment import Experiment
 
 PACKAGES = ("fedadamw", "torch", "numpy", "transformers", "datasets", "safetensors")
@@ -54,6 +56,8 @@ def build_manifest(experiment: Experiment, prepared: Prepared) -> Manifest:
         manifest["devices"] = prepared.fleet.fingerprint
     if prepared.experiment.privacy is not None and prepared.experiment.privacy.noise_multiplier is not None:
         manifest["privacy"] = {"noise_multiplier": prepared.experiment.privacy.noise_multiplier}
+    if is_told_unequal_steps(prepared.algorithm):
+        manifest["counter"] = BY_Q
     return manifest
 
 

@@ -36,6 +36,7 @@ from fedadamw.io.yaml_text import read_yaml
 from fedadamw.models.activation_checkpoints import checkpoint_layers
 from fedadamw.models.lora.means import make_folding
 from fedadamw.prepare.adapters import build_halves
+from fedadamw.prepare.counter import tell_unequal_steps
 from fedadamw.prepare.device import select_device
 from fedadamw.prepare.personal import build_parts
 from fedadamw.prepare.privacy import check_privacy, sample_privacy
@@ -70,7 +71,7 @@ class Node:
 
     about: the server's facts about the data, so that both sides build the same model. config: --node-config.
     home: the folder of its memory, in one with the run's name. entropy: where private noise and batches come from;
-    None: the operating system.
+    None: the operating system. unequal_steps: whether the run's clients take unequal numbers of local steps.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class Node:
         config: NodeConfig,
         home: Path,
         entropy: Entropy | None = None,
+        *,
+        unequal_steps: bool = False,
     ) -> None:
         self.entropy = entropy or OperatingSystem()
         self.experiment, self.number = experiment, read_number(config)
@@ -96,9 +99,10 @@ class Node:
             _decline_unless(check_separate, model)
         if experiment.training.gradient_checkpointing:
             checkpoint_layers(model, experiment.model.name)
-        self.workspace, self.algorithm = build_parts(experiment, model, build_algorithm)
+        self.workspace, algorithm = build_parts(experiment, model, build_algorithm)
         self.folding = make_folding(model, experiment.lora)
         self.halves = build_halves(experiment, self.workspace, build_algorithm)
+        self.algorithm = tell_unequal_steps(algorithm, self.halves, unequal=unequal_steps)
         if self.halves is None:
             base = None if self.folding is None else self.folding.base
             self.parts = [self._make_part(self.workspace, self.algorithm, task, base, home)]
@@ -218,10 +222,19 @@ class Node:
         return Reply({name: to_array(t) for name, t in tensors.items()}, numbers)
 
 
-def load_node(settings: str, about: str, config: NodeConfig, federation: str, entropy: Entropy | None = None) -> Node:
+def load_node(
+    settings: str,
+    about: str,
+    config: NodeConfig,
+    federation: str,
+    entropy: Entropy | None = None,
+    *,
+    unequal_steps: bool = False,
+) -> Node:
     """Build the node of a run from a request's settings (YAML) and facts about the data (JSON).
 
-    entropy: see Node. Raises DeclinedError, before data are read, if the run has less privacy than the node demands.
+    entropy, unequal_steps: see Node. Raises DeclinedError, before data are read, if the run has less privacy than the
+    node demands.
     """
     from fedadamw.settings.load import parse_settings
 
@@ -234,7 +247,7 @@ def load_node(settings: str, about: str, config: NodeConfig, federation: str, en
     try:
         experiment = parse_settings(raw_settings)
         check_run(experiment, config)
-        return Node(experiment, facts, config, home, entropy)
+        return Node(experiment, facts, config, home, entropy, unequal_steps=unequal_steps)
     except OSError as error:
         raise CheckpointError(f"{home}: {error}") from None
 

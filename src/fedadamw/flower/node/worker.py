@@ -102,14 +102,15 @@ class Worker:
         from fedadamw.flower.node import node
 
         run = json.dumps([request["config"], request["federation"]], sort_keys=True)
-        self._nodes = OrderedDict((k, n) for k, n in self._nodes.items() if json.dumps(json.loads(k)[2:]) != run)
+        self._nodes = OrderedDict((k, n) for k, n in self._nodes.items() if json.dumps(json.loads(k)[3:]) != run)
         facts = (request["settings"], request["about"], request["config"], request["federation"])
-        return node.load_node(*facts, self.entropy)
+        return node.load_node(*facts, self.entropy, unequal_steps=request["unequal_steps"])
 
 
 def _key(request: WorkerRequest) -> str:
     """Return the inputs that a node is built from, as text; sorted: the config's order varies between messages."""
-    parts: list[Any] = [request["settings"], request["about"], request["config"], request["federation"]]
+    of_run: list[Any] = [request["config"], request["federation"]]
+    parts = [request["settings"], request["about"], request["unequal_steps"], *of_run]
     return json.dumps(parts, sort_keys=True)
 
 

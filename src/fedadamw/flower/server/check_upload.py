@@ -8,6 +8,7 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
+from fedadamw.algorithms.counter import SMALLEST, Q, find_q
 from fedadamw.engine.scale import scale_changes
 from fedadamw.engine.uploads import Uploads
 from fedadamw.flower.protocol import ARRAYS
@@ -19,6 +20,7 @@ from fedadamw.validation import InputError
 from fedadamw.vector import LARGEST_PLAUSIBLE, Layout, Vector, nbytes
 
 MAX_LOSS = 1e6  # nats
+Q_DIFFERS = 1e-9  # at most, between machines, as a share
 SPARE = 4  # limit on a reply's arrays, in honest uploads; smaller excesses are refused with a more precise reason
 
 
@@ -65,6 +67,13 @@ class UploadChecker:
         self._specs = {f"up.{name}": ArraySpec.of(t) for name, t in payload.items()}
         self._specs["statistics"] = ArraySpec.of(statistics)
         self.max_nbytes = SPARE * sum(spec.nbytes + MAX_HEADER_BYTES for spec in self._specs.values())
+        self._round, self._counts = 0, dict[int, Tensor]()  # t of each round that has begun, for q
+
+    def begin(self, round_: int, down: Any) -> None:
+        """Begin round or version `round_`, whose clients start from `down`; uploads of earlier versions may come."""
+        self._round = round_
+        if self.uploads.algorithm.carried:
+            self._counts[round_] = down.t.cpu()
 
     def check(
         self,
@@ -86,8 +95,8 @@ class UploadChecker:
         3. names, shapes, types and bytes of the arrays: `missing-array`, `extra-array`, `wrong-shape`,
            `wrong-dtype`, `garbage`
         4. the codec decodes them: `garbage`, `not-finite`
-        5. numbers finite and below LARGEST_PLAUSIBLE; counts and variances not negative, no more steps than asked for:
-           `not-finite`, `too-long`, `negative`, `steps`
+        5. numbers finite and below LARGEST_PLAUSIBLE; counts and variances not negative, no more steps than asked for,
+           and q that of these steps: `not-finite`, `too-long`, `negative`, `steps`
         Later, once the round's other uploads are known, the norms (norm_bounds.py): `too-long`, or clipped. They are
         those of an update divided by its steps, if it is normalised and steps are unequal.
         """
@@ -104,10 +113,12 @@ class UploadChecker:
         statistics = zero_unchanged_constants(tensors["statistics"], self._first_statistics)
         nonnegative = self.uploads.algorithm.nonnegative
         check_numbers(up, self.layout.views(statistics), nonnegative=nonnegative, steps=steps)
+        t = self._counts.get(self._round if job is None else job.version)
+        known = () if t is None else check_q(up, t, self.uploads.algorithm.carried)
         if self.training.normalize and self.training.epochs:
             assert steps is not None  # see check_normalize
             up = scale_changes(up, 1 / steps)  # so that none counts for more by saying that it has few samples
-        norms = measure_norms(up, statistics, steps=steps is None)
+        norms = measure_norms(up, statistics, known=known if steps is None else {*known, "k"})
         size = nbytes(tensors.values())
         told = 0 if getattr(up, "k", None) is None else round(float(up.k.flatten()[0]))
         fresh = bool(numbers.get("fresh"))
@@ -180,6 +191,17 @@ def check_numbers(up: Any, statistics: Mapping[str, Tensor], *, nonnegative: Seq
     if k is not None and not bool(((k >= 1) & (k <= (steps or LARGEST_PLAUSIBLE))).all()):
         asked = "at least 1 was" if steps is None else f"{steps} were"
         raise RefusedError("steps", f"it reports {float(k.flatten()[0]):g} steps, {asked} asked for")
+
+
+def check_q(up: Any, t: Tensor, carried: Sequence[float]) -> Sequence[str]:
+    """Raise RefusedError unless q is that of the steps reported; return the fields checked.
+
+    t: (1,) or (c,) gradients that moments counted for in what the client was sent. carried: their decay rates (c).
+    """
+    expected = find_q(t.to(up.k) + up.k, carried)
+    if not torch.allclose(up.q, expected, rtol=Q_DIFFERS, atol=SMALLEST):
+        raise RefusedError("steps", f"its q is {up.q.tolist()}, not that of the {float(up.k):g} steps that it reports")
+    return (Q,)
 
 
 def _check_range(name: str, t: Tensor, *, nonnegative: bool) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median_low
 from typing import Any
 
@@ -17,9 +17,9 @@ PAST_ROUNDS = 5  # whose uploads the usual norm is computed from
 Norms = Mapping[str, float]  # field -> l2 norm
 
 
-def measure_norms(up: Any, statistics: Tensor, *, steps: bool) -> dict[str, float]:
-    """Return the l2 norm of each field of an upload and of its statistics. steps: include its step counter `k`."""
-    vectors = {**{name: t for name, t in up._asdict().items() if name != "k" or steps}, STATISTICS: statistics}
+def measure_norms(up: Any, statistics: Tensor, *, known: Collection[str]) -> dict[str, float]:
+    """Return the l2 norm of each field of an upload and of its statistics, but for fields that the server `known`s."""
+    vectors = {**{name: t for name, t in up._asdict().items() if name not in known}, STATISTICS: statistics}
     norm = torch.linalg.vector_norm
     return {name: float(norm(t, dtype=torch.float64)) for name, t in vectors.items() if t.numel()}
 

@@ -140,6 +140,7 @@ class Nodes(Clients):
         past.extend(self.ledger.page.past)
         _, whole, change = self._contents_of(broadcast)
         self.collector.begin(broadcast.round, whole, change, self.ledger.page.counted, _norm(broadcast.down.x))
+        self.spool.checker.begin(broadcast.round, broadcast.down)
         if self.scoring is not None:
             self.scoring.collector.begin_round()
 
