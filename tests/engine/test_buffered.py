@@ -114,16 +114,18 @@ def test_stale_squares_shrink_with_the_updates_and_a_direction_is_by_each_learni
     up = FedAdamWUp(torch.tensor([3.0]), *[torch.zeros(0)] * 2, torch.tensor([5.0]), torch.tensor([8.0]))
     discounts = Discounts(lambda round_: 0.1 * (round_ + 1), 2)
     answer = Answer(up, (), torch.zeros(0), torch.zeros(()), 1, up)
-    weights, sums = [], [0.0, 0.0]
+    weights, aimed, squares = [], 0.0, 0.0
     for delta, version, s, w in STALE_ANSWERS:
-        moved = torch.tensor([delta], dtype=torch.float64)
-        weights.append(discounts.add(answer._replace(version=version, discount=s), w, moved))
-        sums = [sums[0] + w * s * delta, sums[1] + w * s * delta * 0.3 / (0.1 * (version + 1))]
+        own, at_present = up._replace(delta=torch.tensor([delta]), square=torch.tensor([delta**2])), 3 / (version + 1)
+        weights.append(discounts.add(answer._replace(version=version, discount=s), w, own))
+        aimed, squares = aimed + w * s * delta * at_present, squares + w * s * (delta * at_present) ** 2
     assert weights == [1.0, 1.5, 0.5]
     shrunk, f = discounts.shrink(up), 3.0 / 5.0
     assert (float(shrunk.delta), float(shrunk.square), float(shrunk.k)) == pytest.approx((3 * f, 8 * f * f, 5))
     assert discounts.server_lr == pytest.approx(0.3 * f)
-    assert float(discounts.aim(torch.tensor([sums[0] / 3.0]))) == pytest.approx(sums[1] / 3.0)
+    sums = [sum(w * s * delta**power for delta, _, s, w in STALE_ANSWERS) / 3 for power in (1, 2)]
+    found = discounts.aim(up._replace(delta=torch.tensor([sums[0]]), square=torch.tensor([sums[1]])))
+    assert (float(found.delta), float(found.square)) == pytest.approx((aimed / 3, squares / 3))
 
 
 STALE_ANSWERS = [(2.0, 2, 1.0, 1.0), (-3.0, 1, 0.75, 2.0), (5.0, 0, 0.25, 2.0)]  # delta, version, discount, weight
