@@ -110,19 +110,23 @@ def test_rejected_answers_take_their_places_as_in_a_synchronous_round():
     assert asdict(sim.step()) | {"wall_s": 0} == {**own_records[0], "wall_s": 0}, "the failed step left no trace"
 
 
-def test_stale_squares_shrink_with_the_updates():
+def test_stale_squares_shrink_with_the_updates_and_a_direction_is_by_each_learning_rate():
     up = FedAdamWUp(torch.tensor([3.0]), *[torch.zeros(0)] * 2, torch.tensor([5.0]), torch.tensor([8.0]))
     discounts = Discounts(lambda round_: 0.1 * (round_ + 1), 2)
     answer = Answer(up, (), torch.zeros(0), torch.zeros(()), 1, up)
-    weights = [discounts.add(answer._replace(version=r, discount=s, steps=k), w) for r, s, k, w in STALE_ANSWERS]
+    weights, sums = [], [0.0, 0.0]
+    for delta, version, s, w in STALE_ANSWERS:
+        moved = torch.tensor([delta], dtype=torch.float64)
+        weights.append(discounts.add(answer._replace(version=version, discount=s), w, moved))
+        sums = [sums[0] + w * s * delta, sums[1] + w * s * delta * 0.3 / (0.1 * (version + 1))]
     assert weights == [1.0, 1.5, 0.5]
     shrunk, f = discounts.shrink(up), 3.0 / 5.0
     assert (float(shrunk.delta), float(shrunk.square), float(shrunk.k)) == pytest.approx((3 * f, 8 * f * f, 5))
-    taken = 1.0 * 4 * 0.3 + 1.5 * 2 * 0.2 + 0.5 * 6 * 0.1
-    assert discounts.server_lr == pytest.approx(taken / (1.0 * 4 + 1.5 * 2 + 0.5 * 6) * f)
+    assert discounts.server_lr == pytest.approx(0.3 * f)
+    assert float(discounts.aim(torch.tensor([sums[0] / 3.0]))) == pytest.approx(sums[1] / 3.0)
 
 
-STALE_ANSWERS = [(2, 1.0, 4, 1.0), (1, 0.75, 2, 2.0), (0, 0.25, 6, 2.0)]  # version, discount, steps, weight
+STALE_ANSWERS = [(2.0, 2, 1.0, 1.0), (-3.0, 1, 0.75, 2.0), (5.0, 0, 0.25, 2.0)]  # delta, version, discount, weight
 
 
 @pytest.mark.parametrize(("clients", "places", "buffer", "oldest"), [(9, 7, 3, 2), (200, 30, 4, 9), (6, 6, 5, 0)])

@@ -105,12 +105,17 @@ def test_without_a_quorum_others_are_asked_as_they_come_online(task, tmp_path):
         run(CASE, task, devices=from_three, federation=late, **{**work, "clients_per_round": 3})
 
 
-def test_steps_of_a_class_are_taken_and_counted(task):
+@pytest.mark.parametrize("aggregation", ["synchronous", "buffered"])
+def test_steps_of_a_class_are_taken_and_counted(task, aggregation):
     devices = DevicesSettings(classes={"fast": {"share": 0.4, "steps": 3}, "slow": {"share": 0.6, "steps": 1}})
-    work = {"steps": 2, "epochs": None, "rounds": 1, "clients_per_round": 5}
-    _, (record,), (jobs,) = run(CASE, task, devices=devices, **work)
-    assert sorted(job.steps for job in jobs) == [1, 1, 1, 3, 3]
-    assert record["devices"]["work"] == {"fast": 6, "slow": 3}
+    work = {"steps": 2, "epochs": None, "rounds": 1, "clients_per_round": 5, "aggregation": aggregation}
+    sim, taken = simulation(CASE, task, devices=devices, **work), []
+    sim.listeners.append(lambda shard, answer: taken.append((shard.client, answer.steps)))
+    record = sim.step()
+    assert sorted(taken) == sorted((job.client, job.steps) for job in sim.clients.ended_jobs)
+    found = [steps for _, steps in taken]
+    assert record.devices["work"] == {"fast": 3 * found.count(3), "slow": found.count(1)}
+    assert (len(found), min(found), max(found)) == (5, 1, 3)
 
 
 def test_it_resumes_bit_for_bit_and_not_without_its_clock(task):

@@ -150,11 +150,7 @@ def test_stale_answers_of_unequal_steps_are_discounted_and_still_a_direction(nor
     squares = sum(ws[i] * (own[i] * delta[i]) ** 2 for i in range(3)) / sum(ws)
     assert float(result.up.square) == pytest.approx(squares * (sum(ws) / sum(samples)) ** 2)
     assert (float(result.up.k), float(result.up.v)) == pytest.approx((k_mean, (ws[1] + 2 * ws[2]) / sum(ws)))
-    direction = -float(result.up.delta) / (float(result.up.k) * result.lr)
-    if normalize:
-        by_step = -sum(ws[i] * delta[i] / k[i] for i in range(3)) / sum(ws[i] * lr[i] for i in range(3))
-        assert direction == pytest.approx(by_step)
-    else:
-        assert direction == pytest.approx(
-            -sum(ws[i] * delta[i] for i in range(3)) / sum(ws[i] * k[i] * lr[i] for i in range(3))
-        )
+    direction = -float(result.aimed.delta) / (float(result.aimed.k) * 0.02)
+    counted, gone = sum(ws) if normalize else sum(ws[i] * k[i] for i in range(3)), k if normalize else [1.0] * 3
+    assert direction == pytest.approx(-sum(ws[i] * delta[i] / lr[i] / gone[i] for i in range(3)) / counted)
+    assert result.lr == pytest.approx(0.02 * sum(ws) / sum(samples))

@@ -17,7 +17,7 @@ def replay(simulation, jobs, versions):
     broadcasts = []
     for version in range(versions):
         broadcasts.append(Broadcast(version, algorithm.broadcast(server), statistics, base))
-        total, discounts, ratios = None, [], []
+        total, discounts, rest = None, [], None
         for job in sorted((job for job in jobs if job["round"] == version + 1), key=lambda job: job["job"]):
             shard = Shard(job["client"], clients.partition[job["client"]], None, repeat=job["repeat"])
             ((_, answer),) = clients.engine.train([shard], broadcasts[job["version"]])
@@ -29,14 +29,18 @@ def replay(simulation, jobs, versions):
                 else [torch.add(a, t, alpha=s) for a, t in zip(total, up, strict=True)]
             )
             discounts.append(s)
-            ratios.append(s * answer.steps * lr_at(job["version"]) / lr_at(version))
+            if (ratio := lr_at(version) / lr_at(job["version"])) != 1:
+                more = (s * (ratio - 1)) * up[0]
+                rest = more if rest is None else rest + more
         mean = type(answer.up)(*(t / sum(discounts) for t in total))
         shrink = sum(discounts) / len(discounts)  # by M, not by the sum of the discounts
-        taken = sum(ratios) / sum(s * answer.steps for s in discounts)  # all take the same steps
-        number = server.x.new_tensor
-        mean = mean._replace(delta=mean.delta * shrink)
-        lr = number(lr_at(version) * taken * shrink)
-        server = algorithm.server_update(server, mean, lr, number(len(discounts) / len(clients)))
+        number, share = server.x.new_tensor, server.x.new_tensor(len(discounts) / len(clients))
+        moved = mean._replace(delta=mean.delta * shrink)
+        after = algorithm.server_update(server, moved, number(lr_at(version) * shrink), share)
+        if rest is not None:  # Delta_G is by the learning rate of each
+            aimed = mean._replace(delta=mean.delta + rest / sum(discounts))
+            after = algorithm.server_update(server, aimed, number(lr_at(version)), share)._replace(x=after.x)
+        server = after
     return server
 
 

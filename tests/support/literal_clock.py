@@ -61,12 +61,12 @@ def fedadamw(x, versions, *, alpha=0.5, beta1=0.9, beta2=0.999, eps=1e-8, weight
     """FedAdamW with fresh moments; versions: the answers of each, (version, weight, lr, gradient functions).
 
     Returns x after each version. Stale steps shrink: x moves by the mean over all answers, not over their discounts.
-    Delta_G is a direction: what clients moved, over what they would have moved along a gradient of ones.
+    Delta_G is a direction: by the learning rate and the steps of each answer.
     """
     d = len(x)
     states, history = [(list(x), [0.0] * d)], []
     for now, answers in enumerate(versions):
-        total, moved, taken = 0.0, [0.0] * d, 0.0
+        total, moved, steps, gone = 0.0, [0.0] * d, 0.0, [0.0] * d
         for version, weight, lr, gradients in answers:
             start, delta_g = states[version]
             s = 1 / math.sqrt(1 + now - version)
@@ -79,9 +79,10 @@ def fedadamw(x, versions, *, alpha=0.5, beta1=0.9, beta2=0.999, eps=1e-8, weight
                     u = m[j] / (1 - beta1**k) / (math.sqrt(v[j] / (1 - beta2**k)) + eps)
                     y[j] -= lr * (u + alpha * delta_g[j] + weight_decay * y[j])
             total += weight
-            taken += weight * s * len(gradients) * lr
+            steps += weight * s * len(gradients)
             moved = [moved[j] + weight * s * (y[j] - start[j]) for j in range(d)]
+            gone = [gone[j] + weight * s * (y[j] - start[j]) / lr for j in range(d)]
         x = states[-1][0]
-        states.append(([x[j] + moved[j] / total for j in range(d)], [-moved[j] / taken for j in range(d)]))
+        states.append(([x[j] + moved[j] / total for j in range(d)], [-gone[j] / steps for j in range(d)]))
         history.append(states[-1][0])
     return history

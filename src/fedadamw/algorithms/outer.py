@@ -98,6 +98,13 @@ class WithOuterStep:
         return Server(*self.step.take(server.x, server.b, up.delta), inner)
 
 
+def take_directions(moved: AnyState, aimed: AnyState) -> AnyState:
+    """Return a state of the server: the model and outer momentum of `moved`, and all else of `aimed`."""
+    if isinstance(moved, Server):
+        return moved._replace(inner=aimed.inner)
+    return aimed._replace(x=moved.x)
+
+
 def _with_model(server: Server) -> AnyState:
     """Return the algorithm's state."""
     return server.inner._replace(x=server.x)

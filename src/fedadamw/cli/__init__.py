@@ -93,10 +93,11 @@ def run_and_exit(command: Callable[[], None]) -> None:
 
 def _describe(error: Exception) -> str | None:
     """The message of an error that needs no traceback; None for others. Imports torch only now."""
+    from fedadamw.engine.clients import QuorumError
     from fedadamw.engine.device_memory import is_out_of_memory
     from fedadamw.engine.ranks import RankLostError
     from fedadamw.engine.record import DivergedError
 
-    if isinstance(error, DivergedError | RankLostError | OSError):
+    if isinstance(error, DivergedError | QuorumError | RankLostError | OSError):
         return str(error)
     return describe_full_memory(error) if is_out_of_memory(error) else None

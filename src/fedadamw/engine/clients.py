@@ -30,7 +30,7 @@ class Update(NamedTuple):
     """How the server moved in a round."""
 
     round: int  # from 0
-    up: AnyState  # the algorithm's Up: the mean of the accepted answers
+    up: AnyState | None  # the algorithm's Up: the mean of the accepted answers; None if the server moved by more
     lr: float
     participation: float  # accepted answers / all clients
 

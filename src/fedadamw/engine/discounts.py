@@ -2,15 +2,16 @@
 
     x        moves by sum(w s delta) / sum(w): not by sum(w s), so that stale steps shrink
     v, k, .. are sum(w s v) / sum(w s), as statistics and losses are
-    Delta_G  is - sum(w s delta) / sum(w s k lr), of the lr that each client took: a direction;
-             of normalised updates - sum(w s delta / k) / sum(w s lr)
+    Delta_G  is - sum(w s delta / lr) / sum(w s k), by the lr that each client had: a direction
 
-The mean of a round is by w s. So an update is multiplied by f = sum(w s) / sum(w) afterwards, a squared one by f^2, and
-the server's lr, which divides an update together with the mean k, by f and by what makes it the clients'. If no answer
-is stale, all of these are exactly 1.
+The mean of a round is by w s. So for x an update is multiplied by f = sum(w s) / sum(w), a squared one by f^2; the
+server's lr, which divides an update, too. For Delta_G each is brought to the lr of the present round, from that of its
+version: the mean of these is the round's *aimed* update. If no answer is stale, f is exactly 1, and none is aimed.
 """
 
 from collections.abc import Callable
+
+from torch import Tensor
 
 from fedadamw.algorithm import AnyState
 from fedadamw.engine.client import Answer
@@ -23,21 +24,22 @@ def discount_of(staleness: int, rule: str) -> float:
 
 
 class Discounts:
-    """Of the answers of one round. lr_at: the learning rate of each round (from 0). normalize: see Aggregation."""
+    """Of the answers of one round. lr_at: the learning rate of each round (from 0)."""
 
-    def __init__(self, lr_at: Callable[[int], float], round_: int, *, normalize: bool = False) -> None:
-        self.lr_at, self.lr, self.normalize = lr_at, lr_at(round_), normalize
-        self.weight = self.discounted = self.steps = self.taken = 0.0
+    def __init__(self, lr_at: Callable[[int], float], round_: int) -> None:
+        self.lr_at, self.lr = lr_at, lr_at(round_)
+        self.weight = self.discounted = 0.0
+        self.missing: Tensor | None = None  # (d,) sum of what aims the updates of other learning rates
 
-    def add(self, answer: Answer, weight: float) -> float:
-        """Take note of an accepted answer; returns its weight in the mean."""
+    def add(self, answer: Answer, weight: float, delta: Tensor) -> float:
+        """Take note of an accepted answer, whose update is `delta` (d,); returns its weight in the mean."""
         discounted = weight * answer.discount
         self.weight += weight
         self.discounted += discounted
-        steps = discounted * (1 if self.normalize else answer.steps)
-        self.steps += steps
-        ratio = 1.0 if answer.version is None else self.lr_at(answer.version) / self.lr
-        self.taken += steps * ratio
+        lr = self.lr if answer.version is None else self.lr_at(answer.version)
+        if lr != self.lr:
+            rest = (discounted * (self.lr / lr - 1)) * delta
+            self.missing = rest if self.missing is None else self.missing.add_(rest)
         return discounted
 
     @property
@@ -47,9 +49,13 @@ class Discounts:
 
     @property
     def server_lr(self) -> float:
-        """The learning rate that the server divides by."""
-        return self.lr * (self.taken / self.steps) * self.factor if self.steps else self.lr
+        """The learning rate that the server divides an update by that was multiplied by f."""
+        return self.lr * self.factor
 
     def shrink(self, up: AnyState) -> AnyState:
         """Return the mean of uploads with its update multiplied by f."""
         return up if self.factor == 1.0 else scale_changes(up, self.factor)
+
+    def aim(self, delta: Tensor) -> Tensor | None:
+        """Return the mean update (d,) as if all had the round's lr; None if they had."""
+        return None if self.missing is None else delta + self.missing / self.discounted

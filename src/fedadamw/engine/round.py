@@ -131,6 +131,7 @@ class RoundResult(NamedTuple):
     losses: dict[int, float | None]  # of each client asked or heard, None if its answer was not accepted, or private
     waited_s: float  # for other ranks, mean over the ranks; 0 with one
     lr: float  # that the server's step divides by
+    aimed: AnyState | None = None  # `up` as if all clients had the round's learning rate, if they had not
 
 
 def run_round(
@@ -149,7 +150,7 @@ def run_round(
     are then, and no loss is told.
     """
     average, ranks = aggregation.new_average() if private is None else private, aggregation.ranks
-    discounts = Discounts(lr_at, broadcast.round, normalize=aggregation.normalize)
+    discounts = Discounts(lr_at, broadcast.round)
     waited_s = -ranks.waited_s
     answered = rejected = up_bytes = 0
     heard: dict[int, Tensor] = {}
@@ -158,7 +159,7 @@ def run_round(
         up_type = type(answer.up)
         tensors = aggregation.tensors(shard.client, answer, broadcast.down)
         if answer.finite:
-            average.add(tensors, discounts.add(answer, aggregation.weight(answer)))
+            average.add(tensors, discounts.add(answer, aggregation.weight(answer), tensors[0]))
             up_bytes += nbytes(answer.travels)
             answered += 1
             clients.accept(shard, answer)
@@ -178,8 +179,11 @@ def run_round(
         return RoundResult(private.up_type(*private.result()), broadcast.statistics, None, float("nan"), *counts)
     if not answered:
         return RoundResult(None, None, None, float("nan"), *counts)
-    up, statistics, product, loss = aggregation.read(average.result(), up_type, broadcast.statistics)
-    return RoundResult(discounts.shrink(up), statistics, product, float(loss), *counts)
+    means = average.result()
+    up, statistics, product, loss = aggregation.read(means, up_type, broadcast.statistics)
+    delta = discounts.aim(means[0])
+    aimed = None if delta is None else aggregation.read([delta, *means[1:]], up_type, broadcast.statistics).up
+    return RoundResult(discounts.shrink(up), statistics, product, float(loss), *counts, aimed)
 
 
 def _gather_losses(

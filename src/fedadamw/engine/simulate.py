@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedadamw.algorithm import AnyAlgorithm
+from fedadamw.algorithms.outer import take_directions
 from fedadamw.devices.fleet import Fleet
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients, Update
@@ -112,6 +113,7 @@ class Simulation:
         """
         workspace = Workspace(model)
         check_batch_norm(workspace, task, partition, training)
+        fleet, sizes = Fleet.of(devices, len(partition), seed), [len(own) for own in partition]
         simulated = SimulatedClients(
             workspace,
             algorithm,
@@ -125,10 +127,10 @@ class Simulation:
             memory_folder=memory_folder,
             ranks=ranks,
             held_out=held_out,
+            steps_of=lambda client: fleet.steps_of(client, training, sizes[client]),
             privacy=privacy,
             client_privacy=client_privacy,
         )
-        fleet, sizes = Fleet.of(devices, len(partition), seed), [len(own) for own in partition]
         clients = with_clock(simulated, fleet, training, federation or FederationSettings(), sizes, seed)
         own = (workspace, algorithm, task, training, clients)
         return cls(*own, ranks=ranks, folding=folding, saved=saved, client_privacy=client_privacy)
@@ -158,7 +160,8 @@ class Simulation:
         participation = (result.answered if private is None else private.privacy.clients) / len(clients)
         after = self.next_state(state, result, participation)
         after = after if private is None else after._replace(clips=private.next_clips())
-        clients.finish_round(Update(state.round, result.up, result.lr, participation))
+        up = result.up if result.aimed is None else None
+        clients.finish_round(Update(state.round, up, result.lr, participation))
         evaluation, scores = self._evaluate(after)
         losses = result.losses if self.account is None else dict.fromkeys(result.losses)
         self.state, self.losses, self.scores = after, losses, scores
@@ -268,9 +271,12 @@ class Simulation:
     def next_state(self, state: State, result: RoundResult, participation: float) -> State:
         """The state after a round that began with `state`; DivergedError if a number of it is not finite."""
         number = self.workspace.y.new_tensor
-        server = self.parts.server_update(
-            state.round, state.server, result.up, number(result.lr), number(participation)
-        )
+        share = number(participation)
+        server = self.parts.server_update(state.round, state.server, result.up, number(result.lr), share)
+        if result.aimed is not None and self.algorithm.adds_mean:
+            lr = number(self.training.lr_at(state.round))
+            aimed = self.parts.server_update(state.round, state.server, result.aimed, lr, share)
+            server = take_directions(server, aimed)
         assert result.statistics is not None
         last = server.x - state.server.x if self.training.diagnostics else state.last
         base = state.base

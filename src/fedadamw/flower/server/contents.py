@@ -33,7 +33,9 @@ def build_contents(
     sent_base = {"base": base} if sends_base else {}
     facts = RoundFacts(round=round_, form="state")
     whole = Content.of(facts, {**name_fields("down", down), "statistics": statistics, **sent_base})
-    if not reuse or sends_base or last is None or last.round != round_ - 1 or type(down) is not state:
+    if not reuse or sends_base or type(down) is not state:
+        return Contents(round_, whole, None)
+    if last is None or last.round != round_ - 1 or last.up is None:
         return Contents(round_, whole, None)
     if nbytes(last.up) >= nbytes(broadcast.down):
         return Contents(round_, whole, None)
