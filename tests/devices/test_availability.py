@@ -84,7 +84,10 @@ def test_without_settings_and_with_a_whole_day_nobody_leaves():
         ("device,from_s,to_s\n", "no row"),
         ("device,from_s,to_s\na,1,x\n", "line 2: to_s='x' is not a number"),
         ("device,from_s,to_s\na,1,2\na,7,7\n", "line 3: from_s=7 must be at least 0 and less than to_s=7"),
+        ("device,from_s,to_s\na,1,1.00001\n", "line 2: lasts 1e-05 s, less than 0.001 s"),
         ("device,from_s,to_s\na,1,200\n", "more than devices.availability.day_s=100"),
+        ("device,from_s,to_s,to_s\na,1,2,3\n", "has two columns 'to_s'"),
+        ('device,from_s,to_s\n"a,1,2\n', "is no CSV file"),
         ("device,from_s,to_s\na,1\n", "line 2 has 2 values for 3 columns"),
     ],
 )

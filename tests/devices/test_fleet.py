@@ -104,3 +104,12 @@ def test_a_trace_gives_speeds_and_classes_in_turn(tmp_path):
         fleet_of(5, trace=str(path))
     with pytest.raises(InputError, match="cannot be read"):
         fleet_of(5, trace=str(tmp_path / "none.csv"))
+
+
+def test_a_job_that_would_never_end_is_refused():
+    fleet = fleet_of(speed={"jitter": 1000.0})
+    with (
+        np.errstate(over="raise", invalid="raise"),
+        pytest.raises(InputError, match="more seconds than a number can hold"),
+    ):
+        fleet.plan_jobs(range(20), [0] * 20, [0] * 20, 0.0, [10] * 20, 0, 0)

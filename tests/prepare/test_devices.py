@@ -25,3 +25,9 @@ def test_settings_that_act_together_are_taken():
     devices = "devices={speed: {kind: log-normal, spread: 20}, link: {up_mbps: 3, spread: 20}}"
     day = ["devices.availability.kind=daily", "devices.availability.online=0.2", "devices.availability.day_s=100"]
     check_settings(load("digits", [devices, *day]), remote=False)
+
+
+def test_a_stay_that_the_clock_cannot_see_is_refused():
+    day = ["devices.availability.kind=daily", "devices.availability.online=1e-15"]
+    with pytest.raises(InputError, match="online=1e-15 of day_s=86400 is less than 0.001 s"):
+        load("digits", day)

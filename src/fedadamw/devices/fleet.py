@@ -102,7 +102,8 @@ class Fleet:
     ) -> tuple[Floats, Bools]:
         """Return when each of these jobs (n,) ends, by the virtual clock, and whether it is lost.
 
-        samples: that it trains on, repetitions included. The end of a lost job is when its device left.
+        samples: that it trains on, repetitions included. The end of a lost job is when its device left. InputError if
+        one takes infinitely long.
         """
         of = np.asarray(clients, np.int64)
         start = np.zeros(len(of)) + np.asarray(start_s, np.float64)
@@ -115,10 +116,15 @@ class Fleet:
             for row, key in zip(drawn, keys, strict=True):
                 generator = numpy_generator(self.seed, Purpose.JOBS, *key)
                 row[:] = jitter * generator.standard_normal(), *generator.random(2)
-        compute = np.asarray(samples) / self.samples_per_s[of] * np.exp(drawn[:, 0])
-        travel = np.asarray(down_bytes) / self.down_bytes_per_s[of] + np.asarray(up_bytes) / self.up_bytes_per_s[of]
         drops = drawn[:, 1] < dropout
-        end = start + (compute + travel) * np.where(drops, drawn[:, 2], 1.0)
+        with np.errstate(over="ignore", invalid="ignore"):  # said below
+            compute = np.asarray(samples) / self.samples_per_s[of] * np.exp(drawn[:, 0])
+            travel = np.asarray(down_bytes) / self.down_bytes_per_s[of] + np.asarray(up_bytes) / self.up_bytes_per_s[of]
+            end = start + (compute + travel) * np.where(drops, drawn[:, 2], 1.0)
+        check(
+            bool(np.isfinite(end).all()),
+            "devices: a job would take more seconds than a number can hold; take faster devices",
+        )
         leaves = self.availability.leaves(of, start)
         return np.minimum(end, leaves), drops | (leaves < end)
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedadamw.settings.devices import SHORTEST_STAY_S
 from fedadamw.validation import InputError, check, parse_path
 
 RATES = ("samples_per_s", "down_mbps", "up_mbps")
@@ -61,6 +62,7 @@ def read_times(path: str, day_s: float) -> Times:
     for place, row in rows:
         begin, end = _number(place, "from_s", row["from_s"]), _number(place, "to_s", row["to_s"])
         check(0 <= begin < end, f"{place}: from_s={begin:g} must be at least 0 and less than to_s={end:g}")
+        check(end - begin >= SHORTEST_STAY_S, f"{place}: lasts {end - begin:g} s, less than {SHORTEST_STAY_S:g} s")
         check(end <= day_s, f"{place}: to_s={end:g} is more than devices.availability.day_s={day_s:g}")
         times.setdefault(row["device"], []).append((begin, end))
     check(bool(times), f"{setting}={path!r}: has no row of a device")
@@ -90,12 +92,17 @@ def _read(setting: str, path: str) -> tuple[list[str], Iterator[tuple[str, dict[
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InputError(f"{setting}={path!r}: cannot be read ({reason})") from None
-    reader = csv.reader(text.splitlines())
-    columns = [name.strip() for name in next(reader, [])]
-    return columns, _rows(file, columns, reader)
+    try:
+        lines = list(csv.reader(text.splitlines(), strict=True))
+    except csv.Error as error:
+        raise InputError(f"{setting}={path!r}: is no CSV file ({error})") from None
+    columns = [name.strip() for name in lines[0]] if lines else []
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    check(twice is None, f"{setting}={path!r}: has two columns {twice!r}")
+    return columns, _rows(file, columns, lines[1:])
 
 
-def _rows(file: Path, columns: Sequence[str], lines: Iterator[list[str]]) -> Iterator[tuple[str, dict[str, str]]]:
+def _rows(file: Path, columns: Sequence[str], lines: Sequence[list[str]]) -> Iterator[tuple[str, dict[str, str]]]:
     for number, values in enumerate(lines, start=2):
         place = f"{file}: line {number}"
         if values:

@@ -8,6 +8,7 @@ from fedadamw.settings.section import Section
 from fedadamw.validation import check
 
 SHARES_SUM_TO = 1e-6  # how far the shares of the classes may be from 1
+SHORTEST_STAY_S = 1e-3  # of a device: the virtual clock tells apart a few microseconds
 
 
 class DeviceClassSettings(Section):
@@ -129,6 +130,10 @@ class DevicesSettings(Section):
         at = self.availability
         check(
             (at.kind == "trace") == (at.trace is not None), "devices.availability: give kind=trace and trace together"
+        )
+        check(
+            at.kind != "daily" or at.online * at.day_s >= SHORTEST_STAY_S,
+            f"devices.availability: online={at.online:g} of day_s={at.day_s:g} is less than {SHORTEST_STAY_S:g} s",
         )
         return self
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from fedadamw.engine.clients import QuorumError
 from fedadamw.engine.record import DivergedError
 from fedadamw.plan.refusal import check_fits
 from fedadamw.runner.execute import Interrupted, execute
@@ -36,7 +37,7 @@ def run_child(settings: str, path: str) -> None:
             if not folder.started:
                 check_fits(experiment, 1, "`fedadamw run` with --force tries it all the same")
             execute(experiment, folder, resume=True, report=False)
-        except (InputError, DivergedError) as error:
+        except (InputError, DivergedError, QuorumError) as error:
             sys.stderr.write(f"{error}\n")
             sys.exit(1)
         except (Interrupted, KeyboardInterrupt):
