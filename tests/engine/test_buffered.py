@@ -188,9 +188,9 @@ def stagger(sim, places):
 
 
 LIMITS = {  # of K lr h / sqrt(v), by alpha and staleness: DEVICES.md
-    0.0: {0: 2, 1: 1, 2: 0.618, 4: 0.347, 8: 0.185},
-    0.5: {0: 3, 1: 0.750, 2: 0.411, 4: 0.216, 8: 0.111},
-    0.75: {0: 3.5, 1: 0.438, 2: 0.229, 4: 0.117, 8: 0.059},
+    0.0: {0: 2, 1: 1, 2: 0.618, 4: 0.347, 8: 0.185, 16: 0.095},
+    0.5: {0: 3, 1: 0.750, 2: 0.411, 4: 0.216, 8: 0.111, 16: 0.056},
+    0.75: {0: 3.5, 1: 0.438, 2: 0.229, 4: 0.117, 8: 0.059, 16: 0.030},
 }
 
 
@@ -204,7 +204,7 @@ def limits():
 
 @pytest.mark.parametrize(("alpha", "tau"), limits())
 def test_the_largest_stable_step_is_the_documented_one_at_constant_staleness(alpha, tau):
-    limit, versions = LIMITS[alpha][tau], 200
+    limit, versions = LIMITS[alpha][tau], max(200, 25 * tau)
     h = np.linspace(0.9, 1.1, 41) * limit
     model = nn.Linear(len(h), 1, bias=False).double()
     nn.init.constant_(model.weight, 1e-90)  # so that sqrt(v) is nothing beside eps, which is 1
@@ -222,6 +222,7 @@ def test_the_largest_stable_step_is_the_documented_one_at_constant_staleness(alp
     for record in sim.rounds():
         assert record.devices["staleness_max"] == min(tau, record.round - 1)
         sizes.append(sim.state.server.x.abs())
-    early, late = torch.stack(sizes[-100:-50]).amax(0), torch.stack(sizes[-50:]).amax(0)
+    quarter = versions // 4  # as long as an oscillation at least
+    early, late = (torch.stack(part).amax(0) for part in (sizes[-2 * quarter : -quarter], sizes[-quarter:]))
     stable = torch.from_numpy(h)[late < early]
     assert 0.95 < float(stable.max()) / limit < 1.05
