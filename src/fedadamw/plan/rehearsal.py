@@ -32,6 +32,7 @@ from fedadamw.plan.meter import Meter
 from fedadamw.plan.pretended import PLACE, build_problem, find_output, pretend, whole_weights, without_numbers
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_privacy import has_client_privacy
+from fedadamw.prepare.counter import has_unequal_steps, tell_unequal_steps
 from fedadamw.prepare.problem import Problem
 from fedadamw.prepare.simulation import Prepared, assemble
 from fedadamw.settings.data import LANGUAGE
@@ -96,7 +97,7 @@ def _rehearse(
     meter = Meter(BASE, logits=logits, heap=Heap() if device.type == "cpu" else None)
     with warnings.catch_warnings(), without_numbers(), whole_weights(experiment), meter:
         warnings.simplefilter("ignore")  # the run gives them
-        prepared = _assemble(short, problem, partition, meter)
+        prepared = _assemble(short, problem, partition, meter, unequal=has_unequal_steps(experiment, partition))
         d = prepared.workspace.layout.d
         step = choose_step(experiment, d, float(partition.sizes.mean()), device)
         with meter.part(SERVER):
@@ -175,7 +176,10 @@ def _pretend_partition(experiment: Experiment, data: DataShape) -> Partition:
     return Partition(np.zeros(clients * each, np.int64), np.arange(1, clients + 1) * each)
 
 
-def _assemble(experiment: Experiment, problem: Problem, partition: Partition, meter: Meter) -> Prepared:
+def _assemble(
+    experiment: Experiment, problem: Problem, partition: Partition, meter: Meter, *, unequal: bool
+) -> Prepared:
+    """Prepare the shortened experiment; unequal: whether clients of the real one take unequal numbers of steps."""
     with meter.part(BASE):
         model = pretend(problem.model)
     find_output(model, problem.task)
@@ -184,7 +188,8 @@ def _assemble(experiment: Experiment, problem: Problem, partition: Partition, me
         metered = Problem(model, CountedTask(problem.task, meter), problem.facts)
         prepared = assemble(experiment, metered, no_samples, no_samples, partition, PLACE)
     meter.watch(model.parameters())
-    return prepared
+    algorithm = tell_unequal_steps(prepared.algorithm, prepared.halves, unequal=unequal)
+    return replace(prepared, algorithm=algorithm)
 
 
 class _Step:

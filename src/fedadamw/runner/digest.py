@@ -24,7 +24,7 @@ NOT_IN_DIGEST = (  # settings that change a run's numbers by rounding at most, o
     "training.evaluate_batch",
     "training.gradient_checkpointing",
 )
-UNDER_CLOCK = ("quorum", "over_selection", "deadline_s", "wait_s")  # of `federation`, which devices make act in a run
+UNDER_CLOCK = ("quorum", "over_selection", "deadline_s")  # of `federation`, which devices make act in a run
 ADDED_LATER: dict[str, object] = {  # setting -> the value at which a run behaves as before the setting existed
     "data.image_size": None,
     "data.image_mode": "auto",
