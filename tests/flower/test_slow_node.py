@@ -11,6 +11,7 @@ pytest.importorskip("flwr", reason="Flower needs Python 3.11")
 from support import flower_apps
 from support.beds import collect_logs, records, server_apps, wait_until
 from support.buffered_twin import assert_same_server, replay
+from support.federated import told
 
 from fedadamw import checkpoint
 from fedadamw.engine.parts import read_state
@@ -99,7 +100,7 @@ def test_versions_advance_without_a_slow_node_whose_late_answers_count_also_afte
 def assert_follows_jobs(out, counted):
     """Assert that the model is what the jobs of the events give, version by version, and that records tell the same."""
     saved, facts = checkpoint.read(out / "checkpoint" / "state.safetensors", "checkpoint")
-    twin = prepare(load("digits", SETTINGS)).simulation()
+    twin = told(prepare(load("digits", SETTINGS)), unequal=True).simulation()
     server = read_state(twin.state.server, saved, "server", twin.state.server.x.device)
     assert_same_server(server, replay(twin, counted, facts["round"]))
     for record in records(out)[: facts["round"]]:

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from fedadamw.data.partition import Partition
 from fedadamw.prepare.counter import has_unequal_steps, is_told_unequal_steps
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 
+BUFFERED = "training.aggregation=buffered"
 EPOCHS = ["training.steps=null", "training.epochs=2", "training.batch_size=10"]
 
 
@@ -21,7 +23,9 @@ EPOCHS = ["training.steps=null", "training.epochs=2", "training.batch_size=10"]
         ([20, 200], ["training.steps=3"], False),
         ([20, 20], [*EPOCHS, "partition.kind=nodes"], True),  # whose sizes nobody knows
         ([20, 200], ["training.steps=3", "partition.kind=nodes"], False),
-        ([20, 20], ["training.steps=3", "training.aggregation=buffered"], True),
+        ([20, 20], ["training.steps=3", BUFFERED], False),  # all of one version
+        ([20, 20], ["training.steps=3", BUFFERED, "training.buffer=5"], True),
+        ([20, 20], ["training.steps=3", BUFFERED, "devices={speed: {kind: log-normal}}"], True),
         ([20, 20], ["training.steps=3", "devices={speed: {kind: log-normal}}"], False),
         ([20, 20], ["training.steps=3", "devices={time_budget_s: 2}"], True),
         ([20, 20], ["training.steps=3", "devices={classes: {a: {share: 0.5, steps: 2}, b: {share: 0.5}}}"], True),
@@ -31,6 +35,22 @@ EPOCHS = ["training.steps=null", "training.epochs=2", "training.batch_size=10"]
 def test_steps_are_unequal_by_samples_devices_or_versions(sizes, settings, unequal):
     partition = Partition(np.arange(sum(sizes)), np.cumsum(sizes))
     assert has_unequal_steps(load("digits", settings), partition) is unequal
+
+
+def test_nodes_that_fill_a_buffer_may_have_other_versions():
+    partition = Partition(np.arange(40), np.array([20, 40]))
+    experiment = load("digits", ["training.steps=3", BUFFERED])
+    assert has_unequal_steps(experiment, partition, remote=True)
+
+
+def test_a_prepared_run_whose_buffer_is_for_all_is_the_synchronous_one():
+    settings = ["algorithm.share=vm", "training.steps=2", "training.rounds=2", "device=cpu"]
+    plain, buffered = (prepare(load("digits", [*settings, *more])).simulation() for more in ([], [BUFFERED]))
+    for ours, theirs in zip(buffered.rounds(), plain.rounds(), strict=True):
+        assert (ours.train_loss, ours.test_loss) == (theirs.train_loss, theirs.test_loss)
+        assert (ours.up_bytes, ours.down_bytes) == (theirs.up_bytes, theirs.down_bytes)
+    tensors = buffered.tensors()
+    assert all(torch.equal(tensors[name], t) for name, t in plain.tensors().items())
 
 
 @pytest.mark.parametrize("name", ["fedadamw", "fedlamb", "fedlada", "fedavg"])

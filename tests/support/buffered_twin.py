@@ -30,7 +30,7 @@ def replay(simulation, jobs, versions):
             )
             discounts.append(s)
             if (ratio := lr_at(version) / lr_at(job["version"])) != 1:
-                more = (s * (ratio - 1)) * up[0]
+                more = s * (up[0] * ratio - up[0])
                 rest = more if rest is None else rest + more
         mean = type(answer.up)(*(t / sum(discounts) for t in total))
         shrink = sum(discounts) / len(discounts)  # by M, not by the sum of the discounts

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from flwr.app import Array
 
 from fedadamw.flower.server_app import connect_nodes
+from fedadamw.prepare.counter import tell_unequal_steps
 from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load
@@ -35,12 +37,22 @@ def federated(tmp_path, settings, grid=None, entropy=None, **lies):
     return prepared.simulation(connect_nodes(experiment, prepared, grid, folder), entropy=entropy), grid
 
 
-def simulated(settings, clients=None):
-    """Return the simulation of the same experiment, with these clients in every round if given."""
-    simulation = prepare(load("digits", [*COMMON, *settings])).simulation()
+def simulated(settings, clients=None, *, unequal_steps=None):
+    """Return the simulation of the same experiment, with these clients in every round if given.
+
+    unequal_steps: what its algorithm is told, if not what follows from the settings.
+    """
+    prepared = prepare(load("digits", [*COMMON, *settings]))
+    simulation = (prepared if unequal_steps is None else told(prepared, unequal=unequal_steps)).simulation()
     if clients is not None:
         simulation.clients.sample = lambda _: clients
     return simulation
+
+
+def told(prepared, *, unequal):
+    """Return what is prepared with an algorithm that is told whether clients take unequal numbers of steps."""
+    algorithm = tell_unequal_steps(prepared.algorithm, prepared.halves, unequal=unequal)
+    return replace(prepared, algorithm=algorithm)
 
 
 def read_events(tmp_path, kind):

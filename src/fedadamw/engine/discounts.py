@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedadamw.algorithm import AnyState
 from fedadamw.engine.client import Answer
+from fedadamw.engine.private_mean import SQUARE
 from fedadamw.engine.scale import scale_changes
 
 
@@ -29,17 +30,19 @@ class Discounts:
     def __init__(self, lr_at: Callable[[int], float], round_: int) -> None:
         self.lr_at, self.lr = lr_at, lr_at(round_)
         self.weight = self.discounted = 0.0
-        self.missing: Tensor | None = None  # (d,) sum of what aims the updates of other learning rates
+        self.missing: dict[str, Tensor] = {}  # sums of what aims the updates of other learning rates, by field
 
-    def add(self, answer: Answer, weight: float, delta: Tensor) -> float:
-        """Take note of an accepted answer, whose update is `delta` (d,); returns its weight in the mean."""
+    def add(self, answer: Answer, weight: float, up: AnyState) -> float:
+        """Take note of an accepted answer, of which `up` is averaged; returns its weight in the mean."""
         discounted = weight * answer.discount
         self.weight += weight
         self.discounted += discounted
         lr = self.lr if answer.version is None else self.lr_at(answer.version)
         if lr != self.lr:
-            rest = (discounted * (self.lr / lr - 1)) * delta
-            self.missing = rest if self.missing is None else self.missing.add_(rest)
+            there = scale_changes(up, self.lr / lr)
+            for name in {"delta", SQUARE} & {*up._fields}:
+                rest = discounted * (getattr(there, name) - getattr(up, name))
+                self.missing[name] = self.missing[name] + rest if name in self.missing else rest
         return discounted
 
     @property
@@ -56,6 +59,8 @@ class Discounts:
         """Return the mean of uploads with its update multiplied by f."""
         return up if self.factor == 1.0 else scale_changes(up, self.factor)
 
-    def aim(self, delta: Tensor) -> Tensor | None:
-        """Return the mean update (d,) as if all had the round's lr; None if they had."""
-        return None if self.missing is None else delta + self.missing / self.discounted
+    def aim(self, up: AnyState) -> AnyState | None:
+        """Return the mean of uploads as if all clients had the round's learning rate; None if they had."""
+        if not self.missing:
+            return None
+        return up._replace(**{name: getattr(up, name) + t / self.discounted for name, t in self.missing.items()})

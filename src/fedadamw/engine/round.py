@@ -159,7 +159,7 @@ def run_round(
         up_type = type(answer.up)
         tensors = aggregation.tensors(shard.client, answer, broadcast.down)
         if answer.finite:
-            average.add(tensors, discounts.add(answer, aggregation.weight(answer), tensors[0]))
+            average.add(tensors, discounts.add(answer, aggregation.weight(answer), up_type(*tensors[: len(answer.up)])))
             up_bytes += nbytes(answer.travels)
             answered += 1
             clients.accept(shard, answer)
@@ -181,8 +181,9 @@ def run_round(
         return RoundResult(None, None, None, float("nan"), *counts)
     means = average.result()
     up, statistics, product, loss = aggregation.read(means, up_type, broadcast.statistics)
-    delta = discounts.aim(means[0])
-    aimed = None if delta is None else aggregation.read([delta, *means[1:]], up_type, broadcast.statistics).up
+    aimed = discounts.aim(up_type(*means[: len(up)]))
+    if aimed is not None:
+        aimed = aggregation.read([*aimed, *means[len(up) :]], up_type, broadcast.statistics).up
     return RoundResult(discounts.shrink(up), statistics, product, float(loss), *counts, aimed)
 
 

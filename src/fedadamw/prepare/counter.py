@@ -12,19 +12,19 @@ from fedadamw.engine.personal import WithPersonal, shared_part
 from fedadamw.settings.experiment import Experiment
 
 
-def has_unequal_steps(experiment: Experiment, partition: Partition) -> bool:
+def has_unequal_steps(experiment: Experiment, partition: Partition, *, remote: bool = False) -> bool:
     """Return whether moments that are averaged can be of unequal numbers of gradients.
 
     They can if clients' devices or samples differ in how many local steps they are for, or if that is not known, and
-    with buffered rounds, where clients start from versions of the model with unequal counts.
+    with buffered rounds, where clients start from versions of the model with unequal counts; not if equal devices fill
+    a buffer all at once. remote: the clients are Flower's nodes.
     """
     t, devices = experiment.training, experiment.devices
-    if t.buffered:
+    all_at_once = not remote and devices is None and t.updates_per_version == t.clients_at_once
+    if t.buffered and not all_at_once:
         return True
-    if devices is not None:
-        of_classes = any(one.steps is not None for one in devices.classes.values())
-        if of_classes or devices.time_budget_s is not None:
-            return True
+    if devices is not None and devices.sets_steps:
+        return True
     if t.steps:
         return False
     if experiment.partition.kind == "nodes":
