@@ -92,6 +92,7 @@ WRONG = {
     "algorithm": ({"algorithm": "fedavgg"}, "'fedavgg' is unknown.*did you mean 'fedavg'"),
     "setting": ({"algorithm_settings": {"alfa": 1}}, "alfa is unknown.*alpha"),
     "recipe's": ({"settings": {"data.source": "digits"}}, "'data.source' is for recipes"),
+    "no clock": ({"settings": {"federation.deadline_s": 3}}, "'federation.deadline_s' acts with devices"),
     "section": ({"settings": {"training": {"steps": 2}}}, "'training' is a section"),
     "range": ({"lr": -1}, "training.lr=-1"),
     "steps": ({"epochs": 2}, "one of steps and epochs"),

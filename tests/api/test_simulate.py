@@ -63,6 +63,16 @@ def test_loop_stacked_and_two_ranks_agree():
     assert loop.records[0].test_loss != loop.records[-1].test_loss
 
 
+def test_devices_bring_the_clock_and_the_deadline_of_a_federation():
+    speed = {"devices.speed.kind": "log-normal"}
+    waits = simulate(settings=speed)
+    hurries = simulate(settings={**speed, "federation.deadline_s": 1e-9, "federation.quorum": 1})
+    assert all(
+        r.devices["counted"] == 1 < s.devices["counted"] for r, s in zip(hurries.records, waits.records, strict=True)
+    )
+    assert hurries.records[-1].virtual_s < waits.records[-1].virtual_s
+
+
 def test_datasets_and_loaders_give_the_numbers_of_their_tensors():
     x, y = points()
     by_tensors = simulate()

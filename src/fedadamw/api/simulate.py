@@ -23,6 +23,7 @@ from fedadamw.prepare.simulation import Prepared, assemble, check_settings, set_
 from fedadamw.randomness import Purpose, numpy_generator, torch_seed
 from fedadamw.report.client_scores import NO_SCORES
 from fedadamw.report.metrics import TUNED
+from fedadamw.runner.digest import UNDER_CLOCK
 from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment, list_sections
 from fedadamw.settings.load import parse_settings, set_path
@@ -35,6 +36,7 @@ Model = nn.Module | Callable[[], nn.Module]
 OF_RECIPES = ("data", "model", "partition", "lora", "federation")  # sections that choose model and data by name
 COUNTER = "num_batches_tracked"  # of BatchNorm
 ALSO_HERE = ("data.resident", "model.blocks")
+BY_CLOCK = tuple(f"federation.{name}" for name in UNDER_CLOCK)  # with devices
 SPLIT = ("algorithm", "training")  # sections that are arguments in part
 
 
@@ -94,7 +96,8 @@ def simulate(
         clients_per_round: 10 by default, or all if there are fewer. steps, epochs: local work in a round, one of the
             two; one epoch by default.
         settings: any other, by path: {"training.precision": "bf16", "stack": 8}. With held_out,
-            training.client_evaluation says how often clients are scored, training.evaluate_clients how many.
+            training.client_evaluation says how often clients are scored, training.evaluate_clients how many. With
+            devices, also federation.quorum, over_selection, deadline_s and wait_s.
         privacy: differential privacy, as of the section `privacy`: {"epsilon": 8.0, "clip": 0.5}. Needs `steps`, and
             the extra fedadamw[privacy].
         ranks: processes that share a round on a CPU. On several GPUs, start the script with torchrun.
@@ -106,8 +109,9 @@ def simulate(
         callbacks: Callback objects, or functions of each round's Record. A true value stops the run.
         quiet: show no progress.
 
-    Raises InputError, one line, for whatever does not fit; DivergedError if no client's numbers are finite. Ctrl-C
-    saves the last round first. Whatever is raised, the model has the weights of the last complete round.
+    Raises InputError, one line, for whatever does not fit; DivergedError if no client's numbers are finite; QuorumError
+    if devices are away for too long. Ctrl-C saves the last round first. Whatever is raised, the model has the weights
+    of the last complete round.
     """
     own = _with_name(algorithm, algorithm_settings or {})
     functions = check_functions(loss, sample_losses, predict, metrics)
@@ -152,8 +156,10 @@ def _build_experiment(named: dict[str, Any], settings: Mapping[str, object], obj
         training["epochs"] = 1
     if training["clients_per_round"] is None:
         training["clients_per_round"] = min(10, clients)
+    timed = any(path.partition(".")[0] == "devices" for path in settings)
     for path, value in settings.items():
-        allowed = path.partition(".")[0] not in OF_RECIPES or path in ALSO_HERE
+        check(timed or path not in BY_CLOCK, f"settings: {path!r} acts with devices; set one of these too")
+        allowed = path.partition(".")[0] not in OF_RECIPES or path in (*ALSO_HERE, *BY_CLOCK)
         check(allowed, f"settings: {path!r} is for recipes; simulate takes model, data and clients as they are")
         is_section = path in (*list_sections(), "algorithm")
         whole = path not in SPLIT and (value is None or isinstance(value, Mapping))  # {"training.outer": {}}
