@@ -11,7 +11,7 @@ from fedadamw.algorithms.registry import BUILT_IN
 from fedadamw.engine.parts import state_tensors
 from fedadamw.engine.record import DivergedError
 from fedadamw.engine.simulate import Saved
-from fedadamw.prepare.simulation import check_settings
+from fedadamw.prepare.checks import check_settings
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 

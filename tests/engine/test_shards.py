@@ -15,7 +15,7 @@ from support.text_experiments import experiment
 from support.tiny_models import folders
 
 from fedadamw.engine.ranks import current_team
-from fedadamw.prepare.simulation import check_settings
+from fedadamw.prepare.checks import check_settings
 from fedadamw.report.client_scores import NAME, read_lines
 from fedadamw.runner.folder import RunFolder
 from fedadamw.validation import InputError

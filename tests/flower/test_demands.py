@@ -12,7 +12,7 @@ from support.private_nodes import PRIVATE, answer
 
 from fedadamw.flower.node.demands import Demands, read_demands
 from fedadamw.flower.node.ledger import Ledger
-from fedadamw.prepare.simulation import check_settings
+from fedadamw.prepare.checks import check_settings
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 

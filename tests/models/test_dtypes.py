@@ -13,7 +13,8 @@ from fedadamw.models.dtypes import Weights
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.text import build_language_model
 from fedadamw.prepare.base import choose_weights
-from fedadamw.prepare.simulation import check_settings, prepare
+from fedadamw.prepare.checks import check_settings
+from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.trained.evaluate import evaluate
 from fedadamw.trained.export import export

@@ -15,8 +15,9 @@ from fedadamw.models.pretrained import Pretrained
 from fedadamw.models.skeleton import build_skeleton
 from fedadamw.models.text import build_language_model
 from fedadamw.prepare.base import warn_if_not_stacked
+from fedadamw.prepare.checks import check_settings
 from fedadamw.prepare.choices import default_stack
-from fedadamw.prepare.simulation import check_settings, prepare
+from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.trained.export import export
 from fedadamw.trained.load import open_run, open_trained

@@ -2,8 +2,9 @@
 
 import pytest
 
+from fedadamw.prepare.checks import check_settings
 from fedadamw.prepare.samples import load_samples, make_partition, make_partitions
-from fedadamw.prepare.simulation import check_settings, prepare
+from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 

@@ -4,9 +4,10 @@ import pytest
 from torch import nn
 
 from fedadamw.engine.workspace import Workspace
+from fedadamw.prepare.checks import check_settings
 from fedadamw.prepare.client_privacy import check_client_problem
 from fedadamw.prepare.privacy import check_privacy
-from fedadamw.prepare.simulation import check_settings, prepare
+from fedadamw.prepare.simulation import prepare
 from fedadamw.randomness import OperatingSystem, Seeded
 from fedadamw.settings.experiment import Experiment
 from fedadamw.settings.load import load

@@ -4,7 +4,8 @@ import pytest
 from support import image_files, tiny_models
 from transformers import AutoModelForSequenceClassification
 
-from fedadamw.prepare.simulation import check_settings, prepare
+from fedadamw.prepare.checks import check_settings
+from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedadamw.prepare.simulation import check_settings
+from fedadamw.prepare.checks import check_settings
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 

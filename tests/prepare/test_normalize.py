@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from fedadamw.engine.step import COMPILE_S, has_compiler
+from fedadamw.prepare.checks import check_settings
 from fedadamw.prepare.choices import choose_step
-from fedadamw.prepare.simulation import check_settings, prepare
+from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 from fedadamw.validation import InputError
 

@@ -8,11 +8,12 @@ from support.text_experiments import ONE
 
 from fedadamw.algorithms import registry
 from fedadamw.data.partition import Partition
+from fedadamw.prepare.checks import check_settings
 from fedadamw.prepare.choices import default_stack
 from fedadamw.prepare.privacy import sample_privacy
 from fedadamw.prepare.private_problem import check_private_problem
 from fedadamw.prepare.problem import Problem
-from fedadamw.prepare.simulation import check_settings, prepare
+from fedadamw.prepare.simulation import prepare
 from fedadamw.randomness import Seeded
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder

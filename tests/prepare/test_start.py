@@ -8,7 +8,8 @@ import torch
 from support import image_files, tiny_models
 from support.trained_texts import TARGETS, lora, settings_of
 
-from fedadamw.prepare.simulation import check_settings, prepare
+from fedadamw.prepare.checks import check_settings
+from fedadamw.prepare.simulation import prepare
 from fedadamw.runner.execute import execute
 from fedadamw.runner.folder import RunFolder
 from fedadamw.settings.load import load

@@ -18,8 +18,9 @@ from fedadamw.api.session import AnyCallback, run_session
 from fedadamw.data.partition import Partition, hold_out
 from fedadamw.engine.ranks import current_team
 from fedadamw.models.loading import build_seeded
+from fedadamw.prepare.checks import check_settings
 from fedadamw.prepare.problem import Problem, PythonFacts
-from fedadamw.prepare.simulation import Prepared, assemble, check_settings, set_up_process
+from fedadamw.prepare.simulation import Prepared, assemble, set_up_process
 from fedadamw.randomness import Purpose, numpy_generator, torch_seed
 from fedadamw.report.client_scores import NO_SCORES
 from fedadamw.report.metrics import TUNED

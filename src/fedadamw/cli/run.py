@@ -79,8 +79,8 @@ def _train(
 ) -> int:
     """Run in so many processes, by default as many as pay; return the exit code."""
     from fedadamw.plan.refusal import check_fits
+    from fedadamw.prepare.checks import check_settings
     from fedadamw.prepare.device import uses_gpu
-    from fedadamw.prepare.simulation import check_settings
     from fedadamw.runner.forked_ranks import can_fork, forked_ranks
     from fedadamw.runner.launch import check_ranks, choose_ranks, launch
 

@@ -38,6 +38,10 @@ By = Annotated[
         "worst tenth; by default test, or clients_mean with personal.parameters.",
     ),
 ]
+Variants = Annotated[
+    list[str] | None,
+    typer.Option("--variant", metavar="NAME:SETTINGS", help="Settings that belong together; may be repeated."),
+]
 Jobs = Annotated[
     int | None,
     typer.Option(min=1, help="Runs at a time; by default one per core, or one on a GPU.", show_default=False),
@@ -54,10 +58,7 @@ def compare_command(
     tuned: Annotated[bool, typer.Option("--tune", help="Tune each algorithm first, see `tune`.")] = False,  # noqa: FBT002
     by: By = None,
     target: Target = None,
-    variants: Annotated[
-        list[str] | None,
-        typer.Option("--variant", metavar="NAME:SETTINGS", help="Settings that belong together; may be repeated."),
-    ] = None,
+    variants: Variants = None,
     jobs: Jobs = None,
     export: Export = None,
     quiet: Quiet = False,  # noqa: FBT002
@@ -75,7 +76,6 @@ def compare_command(
     fedadamw compare digits -a fedadamw -s devices.speed.kind=log-normal --variant 'waiting:' \\
       --variant 'buffered: training.aggregation=buffered training.rounds=200'
     """
-    from fedadamw.cli.tables import print_study
     from fedadamw.report.export import parse_exports
     from fedadamw.settings.load import parse_override
     from fedadamw.study.compare import compare
@@ -87,8 +87,7 @@ def compare_command(
     check(not (tuned and variants), "--variant: --tune tunes algorithms, so give each variant its own training.lr")
     kinds = parse_exports(export) if export is not None else []
     recipe = recipe or DEFAULT_RECIPE
-    place = out or Path("runs") / f"compare-{short_name(recipe)}"
-    overrides = [parse_override(text) for text in settings or ()]
+    place, overrides = out or Path("runs") / f"compare-{short_name(recipe)}", [*map(parse_override, settings or ())]
     names, named = parse_names(algorithms), parse_variants(variants or ())
     with _exit_if_stopped():
         failed: dict[str, str] = {}
@@ -97,23 +96,20 @@ def compare_command(
             if path is None:
                 _exit_if_missing([], failed)
             recipe, names = str(path), [name for name in names if name not in failed]
-        results = compare(
-            recipe,
-            names,
-            seeds,
-            overrides,
-            place,
-            exports=kinds,
-            target=target,
-            jobs=jobs,
-            variants=named,
-            quiet=quiet,
-        )
+        own = (recipe, names, seeds, overrides, place)
+        results = compare(*own, exports=kinds, target=target, jobs=jobs, variants=named, quiet=quiet)
     if not quiet:
-        print_study(results)
-        page = f"{'export/, ' if kinds else ''}report.html, curves.png, " if results["runs"] else ""
-        typer.echo(f"{place}: {page}table.md, results.json, runs/")
+        _show(results, place, "export/, " if kinds else "")
     _exit_if_missing([results], failed)
+
+
+def _show(results: "Results", place: Path, exported: str) -> None:
+    """Print a comparison's table, and what is in its folder."""
+    from fedadamw.cli.tables import print_study
+
+    print_study(results)
+    page = f"{exported}report.html, curves.png, " if results["runs"] else ""
+    typer.echo(f"{place}: {page}table.md, results.json, runs/")
 
 
 @app.command("tune", short_help="Find each algorithm's best settings.")

@@ -12,6 +12,7 @@ All else of an upload is averaged as it is: moments, counters, and control varia
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,6 +22,7 @@ from fedadamw.algorithm import AnyState
 from fedadamw.engine.average import Average, Mean
 from fedadamw.engine.client import Answer, Broadcast, Shard
 from fedadamw.engine.clients import Clients
+from fedadamw.engine.diagnostics import Diagnostics
 from fedadamw.engine.discounts import Discounts
 from fedadamw.engine.private_mean import PrivateMean
 from fedadamw.engine.ranks import ALONE, Team
@@ -133,6 +135,21 @@ class RoundResult(NamedTuple):
     lr: float  # that the server's step divides by
     aimed: AnyState | None = None  # `up` as if all clients had the round's learning rate, if they had not
 
+    @property
+    def only_up(self) -> AnyState | None:
+        """`up`, if the server moves by nothing else."""
+        return self.up if self.aimed is None else None
+
+
+def listen_with(diagnostics: Diagnostics, broadcast: Broadcast) -> Listener:
+    """Return what passes each accepted answer to `diagnostics`."""
+
+    def listen(shard: Shard, answer: Answer) -> None:
+        moments = getattr(answer.local, "moments", None)
+        diagnostics.add(answer.local.y - broadcast.down.x, None if moments is None else moments.v, answer.likelihood)
+
+    return listen
+
 
 def run_round(
     clients: Clients,
@@ -151,8 +168,7 @@ def run_round(
     """
     average, ranks = aggregation.new_average() if private is None else private, aggregation.ranks
     discounts = Discounts(lr_at, broadcast.round)
-    waited_s = -ranks.waited_s
-    answered = rejected = up_bytes = 0
+    waited_s, answered, rejected, up_bytes = -ranks.waited_s, 0, 0, 0
     heard: dict[int, Tensor] = {}
     up_type: Any = None
     for shard, answer in clients.train(sampled, broadcast):
@@ -160,8 +176,7 @@ def run_round(
         tensors = aggregation.tensors(shard.client, answer, broadcast.down)
         if answer.finite:
             average.add(tensors, discounts.add(answer, aggregation.weight(answer), up_type(*tensors[: len(answer.up)])))
-            up_bytes += nbytes(answer.travels)
-            answered += 1
+            answered, up_bytes = answered + 1, up_bytes + nbytes(answer.travels)
             clients.accept(shard, answer)
             if private is None:
                 heard[shard.client] = answer.loss.detach().clone()
@@ -176,15 +191,26 @@ def run_round(
     losses, waited_s = _gather_losses(sampled, heard, waited_s, broadcast.statistics.device, ranks)
     counts = (answered, rejected, up_bytes, losses, waited_s, discounts.server_lr)
     if private is not None:
-        return RoundResult(private.up_type(*private.result()), broadcast.statistics, None, float("nan"), *counts)
+        return RoundResult(private.up_type(*private.result()), broadcast.statistics, None, nan, *counts)
     if not answered:
-        return RoundResult(None, None, None, float("nan"), *counts)
-    means = average.result()
-    up, statistics, product, loss = aggregation.read(means, up_type, broadcast.statistics)
+        return RoundResult(None, None, None, nan, *counts)
+    return _read_means(average.result(), aggregation, discounts, up_type, broadcast.statistics, counts)
+
+
+def _read_means(
+    means: list[Tensor],
+    aggregation: Aggregation,
+    discounts: Discounts,
+    up_type: Any,
+    like: Vector,
+    counts: tuple[int, int, int, dict[int, float | None], float, float],
+) -> RoundResult:
+    """Return the result of a round from its means; like: statistics."""
+    up, statistics, product, loss = aggregation.read(means, up_type, like)
     aimed = discounts.aim(up_type(*means[: len(up)]))
     if aimed is not None:
-        aimed = aggregation.read([*aimed, *means[len(up) :]], up_type, broadcast.statistics).up
-    return RoundResult(discounts.shrink(up), statistics, product, float(loss), *counts, aimed)
+        aimed = aggregation.read([*aimed, *means[len(up) :]], up_type, like).up
+    return RoundResult(discounts.shrink(up), statistics, product, float(loss), *counts, aimed=aimed)
 
 
 def _gather_losses(

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,21 +13,19 @@ from torch import Tensor, nn
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.algorithms.outer import take_directions
 from fedadamw.devices.fleet import Fleet
-from fedadamw.engine.client import Answer, Broadcast, Shard
+from fedadamw.engine.client import Broadcast
 from fedadamw.engine.clients import Clients, Update
 from fedadamw.engine.clock import with_clock
 from fedadamw.engine.diagnostics import Diagnostics
 from fedadamw.engine.evaluation import ClientScores, evaluate_held_out
 from fedadamw.engine.parts import Halves, Parts, Whole, read_state, server_side, state_tensors
 from fedadamw.engine.personal import WithPersonal, shared_part
-from fedadamw.engine.private_gradient import SamplePrivacy
 from fedadamw.engine.private_mean import ClientPrivacy, PrivateMean, new_private_mean
 from fedadamw.engine.ranks import ALONE, Team
 from fedadamw.engine.record import DivergedError, Record, describe_divergence
-from fedadamw.engine.round import Aggregation, Folding, Listener, RoundResult, check_round, run_round
+from fedadamw.engine.round import Aggregation, Folding, Listener, RoundResult, check_round, listen_with, run_round
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.state import Saved, State
-from fedadamw.engine.step import Kind
 from fedadamw.engine.workspace import Workspace, check_batch_norm
 from fedadamw.privacy.account import Account
 from fedadamw.settings.devices import DevicesSettings
@@ -94,46 +92,28 @@ class Simulation:
         training: TrainingSettings,
         *,
         seed: int = 0,
-        stack: int = 1,
-        may_loop: bool = False,
-        step: Kind = "fused",
-        memory_folder: Path | None = None,
         ranks: Team = ALONE,
         folding: Folding | None = None,
         saved: Saved | None = None,
-        held_out: Sequence[np.ndarray] | None = None,
-        privacy: SamplePrivacy | None = None,
         client_privacy: ClientPrivacy | None = None,
         devices: DevicesSettings | None = None,
         federation: FederationSettings | None = None,
+        **how: Any,
     ) -> "Simulation":
-        """A run whose clients train in this process, on their sample numbers of `partition`: see SimulatedClients.
+        """A run whose clients train in this process, on their sample numbers of `partition`.
 
-        federation: deadline and quorum under the virtual clock of `devices`; None: their defaults.
+        federation: deadline and quorum under the virtual clock of `devices`; None: their defaults. how: more of
+        SimulatedClients, such as stack and step.
         """
         workspace = Workspace(model)
         check_batch_norm(workspace, task, partition, training)
         fleet, sizes = Fleet.of(devices, len(partition), seed), [len(own) for own in partition]
-        simulated = SimulatedClients(
-            workspace,
-            algorithm,
-            task,
-            partition,
-            training,
-            seed=seed,
-            stack=stack,
-            may_loop=may_loop,
-            step=step,
-            memory_folder=memory_folder,
-            ranks=ranks,
-            held_out=held_out,
-            steps_of=lambda client: fleet.steps_of(client, training, sizes[client]),
-            privacy=privacy,
-            client_privacy=client_privacy,
-        )
+        own = (workspace, algorithm, task, training)
+        how |= {"seed": seed, "ranks": ranks, "client_privacy": client_privacy}
+        how["steps_of"] = lambda client: fleet.steps_of(client, training, sizes[client])
+        simulated = SimulatedClients(*own[:3], partition, training, **how)
         clients = with_clock(simulated, fleet, training, federation or FederationSettings(), sizes, seed)
-        own = (workspace, algorithm, task, training, clients)
-        return cls(*own, ranks=ranks, folding=folding, saved=saved, client_privacy=client_privacy)
+        return cls(*own, clients, ranks=ranks, folding=folding, saved=saved, client_privacy=client_privacy)
 
     def rounds(self) -> Iterator[Record]:
         """Run the rounds that are left, and yield the record of each."""
@@ -153,15 +133,14 @@ class Simulation:
         sampled = clients.sample(state.round)
         diagnostics = Diagnostics(self.workspace.module, state.last) if training.diagnostics else None
         private = self._new_private_mean(broadcast)
-        listeners = [] if diagnostics is None else [_listener(diagnostics, broadcast)]
+        listeners = [] if diagnostics is None else [listen_with(diagnostics, broadcast)]
         result = self._train(sampled, broadcast, listeners, private)
         if result.up is None:
             raise DivergedError(describe_divergence(state.round + 1, len(sampled), lr, training))
         participation = (result.answered if private is None else private.privacy.clients) / len(clients)
         after = self.next_state(state, result, participation)
         after = after if private is None else after._replace(clips=private.next_clips())
-        up = result.up if result.aimed is None else None
-        clients.finish_round(Update(state.round, up, result.lr, participation))
+        clients.finish_round(Update(state.round, result.only_up, result.lr, participation))
         evaluation, scores = self._evaluate(after)
         losses = result.losses if self.account is None else dict.fromkeys(result.losses)
         self.state, self.losses, self.scores = after, losses, scores
@@ -305,13 +284,3 @@ class Simulation:
         round_ = torch.tensor(float(self.state.round), dtype=torch.float64, device=self.workspace.y.device)
         self.ranks.broadcast([round_, *self.state.tensors().values()])
         return self.state._replace(round=int(round_))
-
-
-def _listener(diagnostics: Diagnostics, broadcast: Broadcast) -> Listener:
-    """Passes each accepted answer to `diagnostics`."""
-
-    def listen(shard: Shard, answer: Answer) -> None:
-        moments = getattr(answer.local, "moments", None)
-        diagnostics.add(answer.local.y - broadcast.down.x, None if moments is None else moments.v, answer.likelihood)
-
-    return listen

@@ -51,11 +51,11 @@ class SimulatedClients(Clients):
         training: TrainingSettings,
         *,
         seed: int,
-        stack: int,
-        may_loop: bool,
-        step: Kind,
-        memory_folder: Path | None,
-        ranks: Team,
+        stack: int = 1,
+        may_loop: bool = False,
+        step: Kind = "fused",
+        memory_folder: Path | None = None,
+        ranks: Team = ALONE,
         portions: Portions | None = None,
         held_out: Sequence[np.ndarray] | None = None,
         steps_of: Callable[[int], int | None] = lambda _: None,
@@ -73,15 +73,14 @@ class SimulatedClients(Clients):
         self._step: Step = whole if portions is None else self._cropped
         self._stack, self._may_loop = stack, may_loop
         self.engine = self._make_engine(training)
-        down = self.first_broadcast().down
-        self._no_memory = self.uploads.initial_memory(down)  # before a client's first round; () if there is none
+        # before a client's first round; () if there is none:
+        self._no_memory = self.uploads.initial_memory(self.first_broadcast().down)
         if memory_folder is not None and self._no_memory != ():
             self.store: Store = OnDisk(memory_folder, len(partition), self._no_memory)
         else:
             self.store = InMemory(self._no_memory)
         self._sizes: dict[int | None, int] = {}  # of an upload, by the portion's number
-        self._traffic = Traffic(0)
-        self._round = 0  # the present one
+        self._traffic, self._round = Traffic(0), 0  # of the present round
         self._memories: dict[int, AnyState] = {}  # with several ranks: of this rank's accepted answers, by client
 
     def _make_engine(self, training: TrainingSettings) -> Loop | Stacked:

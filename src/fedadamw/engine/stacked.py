@@ -133,11 +133,10 @@ class Stacked:
         memories = [algorithm.client_init(down) if shard.memory is None else shard.memory for shard in shards]
         start = algorithm.client_start(down, stack_states(memories))
         local = map_tensors(start, lambda t: t.expand(s, t.shape[-1]).clone())
-        buffers = self._buffers(shards)
+        buffers, losses = self._buffers(shards), local.y.new_zeros(s)
         plan = Plan.of([job_work for _, job_work in group], like=work.y, resident=self.task.resident)
         batches = (plan.batch(self.task, k) for k in range(len(plan.active)))
         likelihood = Likelihood.of(algorithm, start, down, work.layout.sizes, self.training)
-        losses = local.y.new_zeros(s)
         take_gradient = self._backward if self.sums is None else self._private(self.sums, round_, shards)
         for active, (batch, weights) in zip(plan.active, read_ahead(batches, self.task), strict=True):
             first = local if active == s else map_tensors(local, lambda t: t[:active])  # noqa: B023  (called at once)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from fedadamw.io.disk import new_folder
+from fedadamw.prepare.checks import check_settings
 from fedadamw.prepare.paths import mark_folders
-from fedadamw.prepare.simulation import check_settings
 from fedadamw.runner.tracking import check_trackers
 from fedadamw.settings.experiment import Experiment
 from fedadamw.validation import EXTRAS

@@ -12,7 +12,7 @@ from fedadamw.plan.evaluated import Evaluated, count_evaluated
 from fedadamw.plan.meter import Parts
 from fedadamw.plan.rehearsal import Rehearsal, rehearse
 from fedadamw.plan.room import Room, find_room
-from fedadamw.prepare.simulation import check_settings
+from fedadamw.prepare.checks import check_settings
 from fedadamw.settings.experiment import Experiment
 
 DATA, CHECKPOINT, ANSWERS, CACHE = "data", "checkpoint", "answers", "keys and values"

@@ -9,8 +9,8 @@ import numpy as np
 
 from fedadamw.plan.data_shape import find_shape
 from fedadamw.plan.pretended import build_problem
+from fedadamw.prepare.checks import check_settings
 from fedadamw.prepare.samples import load_samples, make_partition
-from fedadamw.prepare.simulation import check_settings
 from fedadamw.privacy.accountant import MOST
 from fedadamw.privacy.classes import ClientClass, find_worst, group_clients
 from fedadamw.privacy.spending import Spent, Work, find_noise, rates_of, settings_of

@@ -11,7 +11,6 @@ from torch import nn
 from fedadamw.algorithm import AnyAlgorithm
 from fedadamw.algorithms import registry
 from fedadamw.algorithms.classes import NO_BLOCKS
-from fedadamw.algorithms.outer import check_takes_outer_step
 from fedadamw.blocks.blocks import Blocks
 from fedadamw.data.images import Images
 from fedadamw.data.partition import Partition
@@ -22,8 +21,7 @@ from fedadamw.engine.clients import Clients
 from fedadamw.engine.clock import with_clock
 from fedadamw.engine.parts import Halves, InTurn
 from fedadamw.engine.ranks import Team, current_team
-from fedadamw.engine.robust import check_robust
-from fedadamw.engine.simulate import NOT_THE_MEAN, Simulation
+from fedadamw.engine.simulate import Simulation
 from fedadamw.engine.simulated import SimulatedClients
 from fedadamw.engine.state import Saved
 from fedadamw.engine.step import SAVED_S, Kind
@@ -34,36 +32,30 @@ from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
 from fedadamw.prepare.base import (
-    check_base,
     check_own_quantisation,
-    check_shards,
     warn_if_emulated,
     warn_if_not_stacked,
 )
-from fedadamw.prepare.buffered import check_buffered
+from fedadamw.prepare.checks import check_settings
 from fedadamw.prepare.choices import choose_step, default_stack
-from fedadamw.prepare.client_evaluation import check_client_evaluation, check_held_out
+from fedadamw.prepare.client_evaluation import check_held_out
 from fedadamw.prepare.client_privacy import build_client_privacy, check_client_problem
 from fedadamw.prepare.counter import has_unequal_steps, tell_unequal_steps
-from fedadamw.prepare.described import check_described
-from fedadamw.prepare.device import check_device, select_device
-from fedadamw.prepare.devices import check_devices, check_one_process
+from fedadamw.prepare.device import select_device
+from fedadamw.prepare.devices import check_one_process
 from fedadamw.prepare.malloc import keep_freed_memory
 from fedadamw.prepare.moments import find_noise_in_moments
-from fedadamw.prepare.nodes import check_no_memory, check_remote
+from fedadamw.prepare.nodes import check_no_memory
 from fedadamw.prepare.noise import open_account, resolve_noise
-from fedadamw.prepare.normalize import check_normalize
-from fedadamw.prepare.personal import build_parts, check_personal
-from fedadamw.prepare.privacy import check_privacy, sample_privacy
+from fedadamw.prepare.personal import build_parts
+from fedadamw.prepare.privacy import sample_privacy
 from fedadamw.prepare.private_problem import check_private_problem, warn_of_start
 from fedadamw.prepare.problem import Facts, Problem, open_pretrained
 from fedadamw.prepare.samples import load_samples, make_partitions
 from fedadamw.prepare.start import Start, StartFacts, open_start
 from fedadamw.randomness import Entropy, OperatingSystem, Seeded
-from fedadamw.settings.data import PYTHON
 from fedadamw.settings.experiment import Experiment
 from fedadamw.task import Task
-from fedadamw.validation import check
 
 
 @dataclass(frozen=True)
@@ -245,51 +237,6 @@ def assemble(
     fleet = Fleet.of(experiment.devices, len(partition), experiment.seed)
     data = (task, train, test, partition, held_out)
     return Prepared(experiment, workspace, algorithm, *data, device, ranks, folding, halves, portions, facts, fleet)
-
-
-def check_settings(experiment: Experiment, *, remote: bool) -> None:
-    """Raise InputError if settings that are each valid contradict each other, before anything is loaded.
-
-    remote: the clients are Flower's nodes.
-    """
-    t, data, clients = experiment.training, experiment.data, experiment.partition.clients
-    check_device("device", experiment.device)
-    check_described(experiment)
-    registry.check_startable(experiment.algorithm)
-    if data.task != PYTHON:
-        (texts if data.is_text else images).check_named(experiment)
-    check_base(experiment)
-    at_once = t.batch_size if t.micro_batch is None else min(t.batch_size, t.micro_batch)
-    check(not data.packing or at_once > 1, "data.packing=true: a micro-batch of one text has nothing to pack")
-    selects = data.validation or data.max_train
-    check(data.resident or not selects, "data.resident=false takes all samples: no data.validation, no data.max_train")
-    by_column = experiment.partition.kind == "column"  # the number of clients is that of the column's values
-    check(
-        t.clients_per_round <= clients or by_column,
-        f"clients_per_round={t.clients_per_round} is more than the {clients} clients of the partition",
-    )
-    check_robust(t.mean, t.byzantine, t.clients_per_round, "training.clients_per_round")
-    check_buffered(experiment)
-    lora, algorithm = experiment.lora, registry.ALGORITHMS[experiment.algorithm_name]
-    in_turn = lora is not None and lora.aggregate == "alternate"
-    check(not (in_turn and t.diagnostics), "training.diagnostics compares rounds of one kind: not with alternate")
-    if lora is not None and lora.changes_base:
-        check(algorithm.adds_mean, f"lora.aggregate={lora.aggregate!r} {NOT_THE_MEAN}")
-        check(t.outer is None, f"lora.aggregate={lora.aggregate!r} takes the clients' mean as it is: no training.outer")
-    if t.outer is not None:
-        server_lr = experiment.algorithm.get("server_lr", 1.0)
-        check_takes_outer_step(experiment.algorithm_name, adds_mean=algorithm.adds_mean, server_lr=server_lr)
-    check_shards(experiment)
-    check_privacy(experiment, remote=remote)
-    check_normalize(experiment, remote=remote)
-    check_personal(experiment, remote=remote)
-    check_devices(experiment, remote=remote)
-    check_client_evaluation(experiment, remote=remote)
-    if remote:
-        check_remote(experiment)
-    else:
-        on_nodes = experiment.partition.kind == "nodes"
-        check(not on_nodes, "partition.kind='nodes' is the data on Flower's nodes: it cannot be simulated")
 
 
 def build_algorithm(experiment: Experiment, model: nn.Module) -> AnyAlgorithm:

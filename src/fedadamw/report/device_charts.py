@@ -98,23 +98,26 @@ def work_chart(
     known = shares.keys() == set(names)
     below = ["share of the local steps that counted so far", *(["dashed: shares of the devices"] if known else [])]
     base = _by_round(records, rows, alt.TitleParams("Work by class of devices", subtitle=below))
-    hover = [
-        alt.Tooltip("round:Q", title=name_rounds(records)),
-        alt.Tooltip("of:N", title="class"),
-        alt.Tooltip("share:Q", format=".1%"),
-        alt.Tooltip("steps:Q", title="local steps", format=",d"),
-    ]
     colors = alt.Scale(domain=names, range=[COLORS[i % len(COLORS)] for i in range(len(names))])
     y = alt.Y("low:Q", title=None, axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
     base = base.transform_calculate(share="datum.high - datum.low")
     drawn = base.mark_area(opacity=0.75) if len(numbers) > 1 else base.mark_bar(opacity=0.75, width=24)
     color = alt.Color("of:N", title=None, sort=names, scale=colors, legend=_legend("square", 0))
-    chart: Chart = drawn.encode(y=y, y2="high:Q", color=color, tooltip=hover)
+    chart: Chart = drawn.encode(y=y, y2="high:Q", color=color, tooltip=_describe_work(records))
     if known:
         ends = [{"low": float(end)} for end in np.cumsum([shares[name] for name in names])[:-1]]
         lines = alt.Chart(alt.Data(values=ends)).mark_rule(color="white", strokeDash=[5, 3], strokeWidth=1.5)
         chart = chart + lines.encode(y=y)
     return chart.properties(width=width, height=height)
+
+
+def _describe_work(records: Records) -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("round:Q", title=name_rounds(records)),
+        alt.Tooltip("of:N", title="class"),
+        alt.Tooltip("share:Q", format=".1%"),
+        alt.Tooltip("steps:Q", title="local steps", format=",d"),
+    ]
 
 
 def jobs_chart(records: Records, *, width: Width = "container", height: int = 200) -> Chart:

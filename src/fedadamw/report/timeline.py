@@ -57,19 +57,11 @@ def timeline_chart(
     window = alt.Scale(domain=[0, end - begin], nice=False)
     x = alt.X("begin:Q", title="seconds", scale=window)
     rounds = name_rounds(records)
-    hover = [
-        alt.Tooltip("device:N"),
-        alt.Tooltip("of:N", title="outcome"),
-        alt.Tooltip("version:Q", title=f"trained from {rounds}"),
-        alt.Tooltip("staleness:Q"),
-        alt.Tooltip("steps:Q", title="local steps"),
-        alt.Tooltip("seconds:Q", title="seconds at work", format=",.3~f"),
-    ]
     bars = base.mark_bar(height={"band": 0.7}, cornerRadius=1, x2Offset=-1).encode(
         x=x,
         x2="end:Q",
         color=color_outcomes(outcome for outcome in OUTCOMES if any(row["of"] == outcome for row in rows)),
-        tooltip=hover,
+        tooltip=_describe_job(rounds),
     )
     stale = base.transform_filter("datum.staleness > 0 && datum.of != 'lost'")
     stale = stale.mark_text(align="right", dx=-4, fontSize=9, color="white").encode(x="end:Q", text="staleness:Q")
@@ -82,6 +74,17 @@ def timeline_chart(
     return (_lines(records, begin, end, x) + bars + stale).properties(
         title=title, width=width, height=max(16 * len(shown), 120)
     )
+
+
+def _describe_job(rounds: str) -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("device:N"),
+        alt.Tooltip("of:N", title="outcome"),
+        alt.Tooltip("version:Q", title=f"trained from {rounds}"),
+        alt.Tooltip("staleness:Q"),
+        alt.Tooltip("steps:Q", title="local steps"),
+        alt.Tooltip("seconds:Q", title="seconds at work", format=",.3~f"),
+    ]
 
 
 def _lines(records: Records, begin: float, end: float, x: alt.X) -> alt.LayerChart:

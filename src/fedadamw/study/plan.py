@@ -11,8 +11,8 @@ from pathlib import Path
 from fedadamw.algorithms import registry
 from fedadamw.checkpoint import CheckpointError
 from fedadamw.data.row_parts import count_cores
+from fedadamw.prepare.checks import check_settings
 from fedadamw.prepare.device import uses_gpu
-from fedadamw.prepare.simulation import check_settings
 from fedadamw.report.run_files import RecordDict
 from fedadamw.runner.digest import settings_digest
 from fedadamw.runner.folder import RunFolder

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from fedadamw.flower import new_app
 from fedadamw.flower.local.testbed import LocalFederation
+from fedadamw.prepare.checks import check_settings
 from fedadamw.prepare.paths import make_absolute
-from fedadamw.prepare.simulation import check_settings
 from fedadamw.report.metrics import describe_loss, describe_scores, format_metric, label
 from fedadamw.report.run_files import RecordDict
 from fedadamw.runner.folder import RunFolder
