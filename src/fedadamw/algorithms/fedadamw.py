@@ -200,8 +200,8 @@ def forget(
 
 
 def of_moments(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the steps (1,) that m counts for, and v, of `t` (1,) or (2,)."""
-    return t[:1], t[-1:]
+    """Return the steps (..., 1) that m counts for, and v, of `t` (..., 1) or (..., 2)."""
+    return t[..., :1], t[..., -1:]
 
 
 def check_memory(memory: float | None) -> None:
