@@ -34,7 +34,7 @@ def test_a_worker_ends_with_its_node_without_pidfds(without_linux_calls, tmp_pat
     place = worker_client._socket_path(node.pid, {})
     with worker_client._connect(place, node.pid) as connection:
         worker_client.send(connection, {"ask": "hello"}, {})
-        assert "KeyError: 'settings'" in worker_client.receive(connection)[0]["error"]
+        assert "KeyError: 'config'" in worker_client.receive(connection)[0]["error"]
     assert started[0].poll() is None
     node.communicate()
     assert started[0].wait(10) == 0

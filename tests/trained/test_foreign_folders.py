@@ -310,7 +310,7 @@ def test_damaged_facts_of_an_exported_model_are_one_line(folder, facts):
 @pytest.mark.parametrize(
     ("facts", "line"),
     [
-        ({"relative": [1]}, "AttributeError: 'int' object has no attribute 'partition'"),
+        ({"relative": [1]}, "AttributeError: 'int' object has no attribute 'split'"),
         ({"data": {**ABOUT, "mean": "abc"}}, "mean has 'a', which is not a number"),
         ({"data": {**ABOUT, "std": 7}}, "TypeError: 'int' object is not iterable"),
     ],
