@@ -62,7 +62,7 @@ WEAKER = {
 def test_a_node_declines_runs_with_less_privacy_than_it_demands(tmp_path, kind, capsys):
     settings, demand, told = WEAKER[kind]
     experiment = load("digits", [*COMMON, *PRIVATE, *settings])
-    request = {"settings": experiment.to_yaml(), "about": "{}", "federation": "run"}
+    request = {"settings": experiment.to_yaml(), "about": "{}", "federation": "run", "unequal_steps": False}
     for ask in ("hello", "train", "evaluate"):
         numbers, arrays = answer((request, {}), tmp_path, config=demand, ask=ask)
         assert told in numbers["declined"]
@@ -85,7 +85,7 @@ TRICKS = {
 def test_a_node_trusts_no_settings_of_the_server(tmp_path):
     for trick, told in TRICKS.items():
         experiment = load("digits", [*COMMON, *PRIVATE, "partition.held_out=0.2", trick])
-        request = {"settings": experiment.to_yaml(), "about": "{}", "federation": "run"}
+        request = {"settings": experiment.to_yaml(), "about": "{}", "federation": "run", "unequal_steps": False}
         assert told in answer((request, {}), tmp_path, ask="hello")[0]["declined"], trick
 
 

@@ -108,7 +108,7 @@ def test_a_worker_that_runs_out_of_memory_releases_all_its_nodes(monkeypatch):
     monkeypatch.setattr(worker, "_load", lambda _: made.pop())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(full() is None))
     worker._nodes["of another run"] = None
-    about = dict.fromkeys(("settings", "about", "config", "federation"), "")
+    about = dict.fromkeys(("settings", "about", "config", "federation", "unequal_steps"), "")
     numbers, _ = worker.answer({"ask": "train", "came": time.time(), "seconds": 60, **about}, {})
     assert "CUBLAS_STATUS_ALLOC_FAILED" in numbers["error"]
     assert given_back == [True]

@@ -155,5 +155,5 @@ def test_halves_that_train_in_turn_go_on_from_a_checkpoint_with_their_own_memori
 def test_a_checkpoint_of_an_earlier_version_has_no_sample_counts():
     text = json.dumps([[[0, 1], [2, 4]], [[{"delta": 1.5}]]])
     page = read_page(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8))
-    assert page == ({0: 1, 2: 4}, [[{"delta": 1.5}]], {})
+    assert page == ({0: 1, 2: 4}, [[{"delta": 1.5}]], {}, None)
     assert _count_nodes(page) == {"counted": 2, "samples": None}

@@ -141,7 +141,8 @@ def test_a_merged_export_is_whole_and_answers_as_the_run_did(place, tmp_path, qu
     assert "quantization_config" not in config
     whole = open_trained(tmp_path / "whole").model
     assert {p.dtype for p in whole.parameters()} == {torch.bfloat16}
-    torch.testing.assert_close(logits(whole, simulation), expected, rtol=0.1, atol=0.1)
+    difference = logits(whole, simulation) - expected  # of layers rounded to bfloat16, in another order on each CPU
+    assert difference.norm() < 0.03 * expected.norm()
     new = prepare(load("digits", [*language(place, "llama"), f"model={folder.path}"])).simulation()
     assert new.evaluate().loss == pytest.approx(folder.records()[-1]["test_loss"], rel=0.03)
 
