@@ -57,7 +57,7 @@ def test_nodes_whose_samples_nobody_knows_send_q_too_and_it_is_not_clipped(tmp_p
 
 
 def test_nodes_of_a_run_that_began_without_q_are_told_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedadamw.prepare.simulation.has_unequal_steps", lambda *_: False)
+    monkeypatch.setattr("fedadamw.prepare.simulation.has_unequal_steps", lambda *_, **__: False)
     ours, _ = federated(tmp_path, UNEQUAL)
     record = ours.step()
     assert record.federation == {"asked": 3, "answered": 3}
