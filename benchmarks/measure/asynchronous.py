@@ -29,9 +29,10 @@ from typing import Any
 from benchmarks.common import finished, records
 from benchmarks.common.arguments import new_parser
 from benchmarks.common.resumable import run_all
+from benchmarks.common.scored import say, scores_of
 from benchmarks.evidence.rule import compare
 from benchmarks.measure.asynchronous_jobs.cells import ALGORITHMS, Cell
-from benchmarks.measure.asynchronous_jobs.jobs import AT_WORK, DEVICES, FOLDER, MODES, SUBJECTS, WHAT, run, say
+from benchmarks.measure.asynchronous_jobs.jobs import AT_WORK, DEVICES, FOLDER, MODES, SUBJECTS, WHAT, run
 
 
 def main() -> None:
@@ -77,11 +78,6 @@ def pair(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         paired = compare(scores[ours], scores[base])
         found.append({"ours": ours, "base": base, **({} if paired is None else paired._asdict())})
     return found
-
-
-def scores_of(cell: dict[str, Any]) -> dict[int, float]:
-    """Return the scores by seed, in points, of runs that did not diverge."""
-    return {run["seed"]: run["score"] for run in cell["runs"] if run["score"] is not None}
 
 
 def print_plan(cells: dict[str, list[Cell]]) -> None:

@@ -25,9 +25,10 @@ from typing import Any
 from benchmarks.common import finished, records
 from benchmarks.common.arguments import new_parser
 from benchmarks.common.resumable import run_all
+from benchmarks.common.scored import say, scores_of
 from benchmarks.evidence.rule import compare
 from benchmarks.measure.curve_jobs.cells import ALGORITHMS, EPSILONS, Cell
-from benchmarks.measure.curve_jobs.jobs import DELTA, FOLDER, SUBJECTS, WHAT, run, say
+from benchmarks.measure.curve_jobs.jobs import DELTA, FOLDER, SUBJECTS, WHAT, run
 
 BASES = ("local-adamw", "fedavg")  # that FedAdamW is compared with, by seed
 
@@ -73,11 +74,6 @@ def pair(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             paired = compare(scores["fedadamw", epsilon], scores[base, epsilon])
             found.append({"epsilon": epsilon, "base": base, **({} if paired is None else paired._asdict())})
     return found
-
-
-def scores_of(cell: dict[str, Any]) -> dict[int, float]:
-    """Return the scores by seed, in points, of runs that did not diverge."""
-    return {run["seed"]: run["score"] for run in cell["runs"] if run["score"] is not None}
 
 
 def print_plan(cells: dict[str, list[Cell]]) -> None:

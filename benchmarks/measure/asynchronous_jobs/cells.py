@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from benchmarks.common.scored import read, score_of
 from benchmarks.evidence.rule import FEWEST, FIRST_SEED, TUNING_SEEDS, Tried, best_rate, next_trials
 from benchmarks.evidence.workloads import RUNGS
-from benchmarks.measure.asynchronous_jobs.jobs import SUBJECTS, Job, read, score_of
+from benchmarks.measure.asynchronous_jobs.jobs import SUBJECTS, Job
 
 ALPHAS: Mapping[str, tuple[float, ...]] = {"fedadamw": (0.0, 0.25, 0.5)}  # of algorithms with alignment: all are tried
 FIRST_ALPHA = 0.25  # with which rates are tried

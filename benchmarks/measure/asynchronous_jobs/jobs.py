@@ -215,22 +215,3 @@ def describe_jobs(path: Path, speeds: np.ndarray) -> dict[str, Any]:
         "staleness_max": max(staleness, default=None),
         "slowest": round(sum(job["steps"] for job in counted if job["client"] in slow) / steps, 4) if steps else None,
     }
-
-
-def read(job: Job) -> dict[str, Any]:
-    """Return the result of a run."""
-    found: dict[str, Any] = json.loads(job.file.read_text())
-    return found
-
-
-def score_of(job: Job) -> float | None:
-    """Return the score of a run that has ended, in points; None if it diverged."""
-    found: float | None = read(job)["score"]
-    return found
-
-
-def say(job: Job) -> str:
-    """Return the line that is printed when a run has ended."""
-    result = read(job)
-    told = "diverged" if result["score"] is None else f"{result['score']:.1f}"
-    return f"{job.name}: {told} in {result['cpu_s']:.0f} s"

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.common.scored import read, score_of
 from benchmarks.evidence.rule import FEWEST, FIRST_SEED, TUNING_SEEDS, Tried, best_rate, next_trials
-from benchmarks.measure.curve_jobs.jobs import ADAPTIVE, SUBJECTS, Job, read, score_of
+from benchmarks.measure.curve_jobs.jobs import ADAPTIVE, SUBJECTS, Job
 
 ALGORITHMS = ("fedadamw", "local-adamw", "fedavg")
 EPSILONS = (None, 8.0, 3.0, 1.0)  # None: no privacy

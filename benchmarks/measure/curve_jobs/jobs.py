@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -177,22 +177,3 @@ def train_digits(job: Job, folder: RunFolder, _data: Path) -> None:
         resume=True,
         quiet=True,
     )
-
-
-def read(job: Job) -> dict[str, Any]:
-    """Return the result of a run."""
-    found: dict[str, Any] = json.loads(job.file.read_text())
-    return found
-
-
-def score_of(job: Job) -> float | None:
-    """Return the score of a run that has ended, in points; None if it diverged."""
-    found: float | None = read(job)["score"]
-    return found
-
-
-def say(job: Job) -> str:
-    """Return the line that is printed when a run has ended."""
-    result = read(job)
-    told = "diverged" if result["score"] is None else f"{result['score']:.1f}"
-    return f"{job.name}: {told} in {result['cpu_s']:.0f} s"
