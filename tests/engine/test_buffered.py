@@ -54,11 +54,11 @@ def assert_same_tensors(ours, theirs):
 @pytest.mark.usefixtures("all_algorithms")
 def test_equal_devices_and_a_buffer_for_all_are_the_synchronous_run(name, task):
     case = EVERYWHERE[name]
-    plain, records, losses = run(case, task)
-    buffered, own_records, own_losses = run(case, task, aggregation="buffered")
+    plain, records, losses = run(case, task, rounds=3)
+    buffered, own_records, own_losses = run(case, task, rounds=3, aggregation="buffered")
     assert (without_clock(own_records), own_losses) == (without_clock(records), losses)
     tensors = buffered.tensors()
-    assert [r["virtual_s"] for r in own_records] == [1, 2, 3, 4, 5]
+    assert [r["virtual_s"] for r in own_records] == [1, 2, 3]
     assert_same_tensors({k: t for k, t in tensors.items() if not k.startswith("jobs.")}, plain.tensors())
 
 

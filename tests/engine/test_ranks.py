@@ -14,7 +14,7 @@ import torch
 from support.cases import EVERYWHERE
 from support.checkout import ROOT
 from support.command import run_command
-from support.of_two_ranks import CODED, EVALUATED, NORMALIZED, OWN_MODELS, SLEEP_S, evaluated, own_scores
+from support.of_two_ranks import CODED, EACH, EVALUATED, NORMALIZED, OWN_MODELS, SLEEP_S, evaluated, own_scores
 from support.personal import personal_simulation
 from support.runs import PRIVATE, simulation
 from support.sequences import SequenceTask
@@ -33,7 +33,7 @@ from fedadamw.validation import InputError
 RUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-@pytest.fixture(scope="module", params=[1, 3])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 3])
 def of_two_ranks(request, shared_folder) -> Path:
     """What two ranks left of every algorithm; each trains its clients one after the other, or stacked."""
 
@@ -49,7 +49,7 @@ def of_two_ranks(request, shared_folder) -> Path:
 @pytest.mark.usefixtures("all_algorithms")
 def test_two_ranks_match_one_process(name, upload, of_two_ranks):
     tensors, facts = read(of_two_ranks / f"{name}-{upload}", "checkpoint")
-    alone = simulation(EVERYWHERE[name], SequenceTask(), clients_per_round=5, clip=1.0, upload=upload)
+    alone = simulation(EVERYWHERE[name], SequenceTask(), **EACH, upload=upload)
     losses = [
         (record.train_loss, record.test_loss, record.up_bytes, *alone.losses.values()) for record in alone.rounds()
     ]

@@ -33,8 +33,9 @@ from fedadamw.validation import InputError
 @pytest.mark.parametrize("name", rows(EVERYWHERE))
 @pytest.mark.usefixtures("all_algorithms")
 def test_stacked_clients_match_the_loop(name, stack, task):
-    loop = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0)
-    stacked = simulation(EVERYWHERE[name], task, clients_per_round=5, clip=1.0, stack=stack)
+    how = {"rounds": 3, "clients_per_round": 5, "clip": 1.0}
+    loop = simulation(EVERYWHERE[name], task, **how)
+    stacked = simulation(EVERYWHERE[name], task, **how, stack=stack)
     for ours, theirs in zip(stacked.rounds(), loop.rounds(), strict=True):
         torch.testing.assert_close(stacked.state.tensors(), loop.state.tensors(), rtol=1e-10, atol=1e-10)
         assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-10)
@@ -97,10 +98,11 @@ def test_micro_batches_are_refused_with_batch_norm(task):
 
 @pytest.mark.parametrize("name", rows(CASES))
 def test_chunked_steps_match_whole_ones(name, task, monkeypatch):
-    whole = simulation(CASES[name], task, clients_per_round=5, clip=1.0)
+    how = {"rounds": 3, "clients_per_round": 5, "clip": 1.0}
+    whole = simulation(CASES[name], task, **how)
     list(whole.rounds())
     monkeypatch.setattr(step, "CHUNK", 7)
-    pieces = simulation(CASES[name], task, clients_per_round=5, clip=1.0)
+    pieces = simulation(CASES[name], task, **how)
     list(pieces.rounds())
     for a, b in zip(pieces.state.server, whole.state.server, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support.cases import CASES, EVERYWHERE
+from support.cases import CASES, EVERYWHERE, rows
 from support.runs import NO_BASE, simulation
 from support.sequences import SequenceTask
 
@@ -76,10 +76,10 @@ def test_a_client_with_more_steps_pulls_harder_unless_updates_are_normalised(nam
     assert abs(final(normalize=True)) < 0.03
 
 
-@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize("name", rows(EVERYWHERE))
 @pytest.mark.usefixtures("all_algorithms")
 def test_normalised_updates_of_equal_steps_are_the_updates(name, task):
-    case, equal = EVERYWHERE[name], {"epochs": None, "steps": 3}
+    case, equal = EVERYWHERE[name], {"rounds": 3, "epochs": None, "steps": 3}
     plain, normalised = (simulation(case, task, normalize=n, weighting="samples", **equal) for n in (False, True))
     for ours, theirs in zip(normalised.rounds(), plain.rounds(), strict=True):
         assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-12)

