@@ -63,6 +63,8 @@ def test_variants_are_compared_when_the_first_run_ends(timed):
     assert [title for title, _ in paired_tests(timed)] == ["Test accuracy at 5 min of virtual time"]
     late = study(FAST, [run("slow", 0, [500], [0.9]), SLOW[1]])
     assert at_equal_time(late)[1]["summary"][1]["score"] is None, "a seed that had no score yet"
+    place = table_headings(late).index("at 5 min")
+    assert next(row[place] for row in table_rows(late) if row[0] == "slow") == "not all evaluated"
 
 
 def test_times_to_a_score_are_means_of_the_seeds_that_all_reached_it(timed):

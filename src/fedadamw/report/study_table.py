@@ -54,7 +54,8 @@ def time_columns(results: Results) -> list[tuple[str, Cell]]:
     if not has_virtual_time(results):
         return []
     budget, then = at_equal_time(results)
-    means = {s["variant"]: (s["score"], format_score(s)) for s in then["summary"]}
+    none = (None, "not all evaluated")  # a seed of the variant had no evaluation by then
+    means = {s["variant"]: none if s["score"] is None else (s["score"], format_score(s)) for s in then["summary"]}
     whole: Cell = lambda s: (s.get("virtual_s"), format_virtual(s.get("virtual_s", 0.0)))  # noqa: E731
     return [(f"at {format_virtual(budget)}", lambda s: means[s["variant"]]), ("virtual time", whole)]
 
