@@ -24,6 +24,8 @@ from fedadamw.cli import main
 torch.set_num_threads(1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start: they share two cores
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a suite in the background passes that on to what it interrupts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
