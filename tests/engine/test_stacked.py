@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from support.cases import CASES, EVERYWHERE, rows
+from support.cases import CASES, EVERYWHERE, fast_first, rows
 from support.image_sets import images
 from support.runs import simulation
 from support.sequences import attention_model, unequal_clients
@@ -29,7 +29,7 @@ from fedadamw.settings.training import TrainingSettings
 from fedadamw.validation import InputError
 
 
-@pytest.mark.parametrize("stack", [2, 5])
+@pytest.mark.parametrize("stack", fast_first([5], [2]))
 @pytest.mark.parametrize("name", rows(EVERYWHERE))
 @pytest.mark.usefixtures("all_algorithms")
 def test_stacked_clients_match_the_loop(name, stack, task):

@@ -131,6 +131,7 @@ def test_a_failing_run_is_reported_and_the_others_finish(tmp_path):
     assert "<b>Missing</b>" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_listed_as_missing_and_the_others_are_shown(finished, tmp_path):
     out = tmp_path / "damaged"
     shutil.copytree(finished, out)
