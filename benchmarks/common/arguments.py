@@ -1,7 +1,7 @@
 """The command line options that all benchmarks share."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 
 def new_parser(description: str | None, devices: Sequence[str] = ("cpu", "cuda")) -> argparse.ArgumentParser:
@@ -14,3 +14,14 @@ def new_parser(description: str | None, devices: Sequence[str] = ("cpu", "cuda")
         help="write the committed record in benchmarks/results, not a scratch file in runs/benchmarks",
     )
     return parser
+
+
+def names_of(known: Collection[str]) -> Callable[[str], str]:
+    """The type of an option of names with commas between, each of which is known."""
+
+    def names(text: str) -> str:
+        if unknown := set(text.split(",")) - set(known):
+            raise argparse.ArgumentTypeError(f"{sorted(unknown)[0]!r} is unknown; use some of {', '.join(known)}")
+        return text
+
+    return names

@@ -27,7 +27,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.common import finished, records
-from benchmarks.common.arguments import new_parser
+from benchmarks.common.arguments import names_of, new_parser
 from benchmarks.common.resumable import run_all
 from benchmarks.common.scored import say, scores_of
 from benchmarks.evidence.rule import compare
@@ -98,7 +98,10 @@ def parse() -> argparse.Namespace:
     parser = new_parser(__doc__, devices=("cpu",))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of cifar10")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, of one thread each")
-    parser.add_argument("--only", default=",".join(SUBJECTS), metavar="NAME,...", help=f"of {', '.join(SUBJECTS)}")
+    known = names_of(SUBJECTS)
+    parser.add_argument(
+        "--only", type=known, default=",".join(SUBJECTS), metavar="NAME,...", help=f"of {', '.join(SUBJECTS)}"
+    )
     parser.add_argument("--small", action="store_true", help="two rounds and one seed of each")
     parser.add_argument("--plan", action="store_true", help="print what is left; run nothing")
     args = parser.parse_args()

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.common import records
-from benchmarks.common.arguments import new_parser
+from benchmarks.common.arguments import names_of, new_parser
 from benchmarks.common.records import ROOT
 from benchmarks.common.resumable import run_all
 from benchmarks.evidence.rule import (
@@ -253,7 +253,10 @@ def parse() -> argparse.Namespace:
     parser = new_parser(__doc__, devices=("cpu",))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of cifar10")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, of one thread each")
-    parser.add_argument("--only", default=",".join(WORKLOADS), metavar="NAME,...", help=f"of {', '.join(WORKLOADS)}")
+    known = names_of(WORKLOADS)
+    parser.add_argument(
+        "--only", type=known, default=",".join(WORKLOADS), metavar="NAME,...", help=f"of {', '.join(WORKLOADS)}"
+    )
     parser.add_argument("--small", action="store_true", help="two rounds and one seed of each")
     args = parser.parse_args()
     if args.record and (args.small or args.only != ",".join(WORKLOADS)):

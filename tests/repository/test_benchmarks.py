@@ -64,3 +64,12 @@ def test_the_newest_record_of_a_device_is_read(folders):
 
 def test_a_scratch_folder_is_ignored_by_git():
     assert records.SCRATCH.relative_to(ROOT).parts[0] + "/" in (ROOT / ".gitignore").read_text().split()
+
+
+@pytest.mark.parametrize("name", ["asynchronous", "personal", "private_curves"])
+def test_an_unknown_part_is_one_line(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--only", "digits,nothing"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"benchmarks.measure.{name}").main()
+    assert ended.value.code == 2
+    assert "argument --only: 'nothing' is unknown; use some of digits, " in capsys.readouterr().err.splitlines()[-1]

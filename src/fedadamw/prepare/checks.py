@@ -5,10 +5,7 @@ from fedadamw.algorithms.outer import check_takes_outer_step
 from fedadamw.engine.robust import check_robust
 from fedadamw.engine.simulate import NOT_THE_MEAN
 from fedadamw.prepare import images, texts
-from fedadamw.prepare.base import (
-    check_base,
-    check_shards,
-)
+from fedadamw.prepare.base import check_base, check_shards
 from fedadamw.prepare.buffered import check_buffered
 from fedadamw.prepare.client_evaluation import check_client_evaluation
 from fedadamw.prepare.described import check_described

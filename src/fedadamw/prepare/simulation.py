@@ -31,11 +31,7 @@ from fedadamw.models.lora.means import Folding, make_folding
 from fedadamw.models.pretrained import Pretrained
 from fedadamw.prepare import images, texts
 from fedadamw.prepare.adapters import RankPortions, build_halves, build_portions
-from fedadamw.prepare.base import (
-    check_own_quantisation,
-    warn_if_emulated,
-    warn_if_not_stacked,
-)
+from fedadamw.prepare.base import check_own_quantisation, warn_if_emulated, warn_if_not_stacked
 from fedadamw.prepare.checks import check_settings
 from fedadamw.prepare.choices import choose_step, default_stack
 from fedadamw.prepare.client_evaluation import check_held_out
