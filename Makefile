@@ -9,6 +9,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PARALLEL = -n $$(( 2 * $$(getconf _NPROCESSORS_ONLN) )) --dist worksteal --durations 12  # two a core: many tests wait for processes of theirs
 
+unexport PYTHONDONTWRITEBYTECODE  # hundreds of tests start Python: compiled modules spare each of them a second
+
 .PHONY: demo docs test test-all test-slow test-flower flower-demo check format dist clean
 
 demo: .venv/.run
@@ -20,13 +22,13 @@ test: .venv/.dev
 test-all: test test-slow test-flower
 
 test-slow: .venv/.dev .venv/.docs
-	$(BIN)/pytest $(PARALLEL) -m slow --ignore tests/flower/test_superlinks.py --ignore tests/flower/test_several_sites.py --ignore tests/flower/test_slow_node.py
+	$(BIN)/pytest $(PARALLEL) -m slow --ignore tests/flower/test_superlinks.py --ignore tests/flower/test_slow_node.py
 
 flower-demo: .venv/.dev
 	$(BIN)/fedadamw flower demo
 
 test-flower: .venv/.dev
-	$(BIN)/pytest -m slow tests/flower/test_superlinks.py tests/flower/test_several_sites.py tests/flower/test_slow_node.py
+	$(BIN)/pytest -n 2 --dist loadfile -m slow tests/flower/test_superlinks.py tests/flower/test_slow_node.py
 
 docs: .venv/.docs
 	$(BIN)/python docs/build.py

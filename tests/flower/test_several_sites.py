@@ -22,8 +22,8 @@ def lines(path: Path) -> list[dict]:
 def test_the_walk_through_ends_with_each_sites_score(tmp_path):
     run_page(PAGE, tmp_path, timeout=2400)
     rehearsal, first = tmp_path / "runs/rehearsal/run", tmp_path / "runs/first"
-    for run in (rehearsal, first):
-        assert [record["round"] for record in lines(run / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    for run, rounds in ((rehearsal, 2), (first, 5)):  # the rehearsal is shortened
+        assert [record["round"] for record in lines(run / "metrics.jsonl")] == list(range(1, rounds + 1))
         last = lines(run / "client_scores.jsonl")[-1]
         assert (last["clients"], last["samples"]) == ([0, 1, 2], [20, 20, 20])
         assert all(0.5 < accuracy <= 1 for accuracy in last["accuracy"])

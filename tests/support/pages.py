@@ -63,6 +63,8 @@ def _shorten_command(line: str) -> str:
     if line.startswith("fedadamw theory rate"):
         line = re.sub(r" --(rounds|seeds) \S+", "", line)
         return line.replace("theory rate", "theory rate --rounds 20,40,80 --seeds 1")
+    if line.startswith("fedadamw flower demo") and "training.rounds" not in line:
+        return f"{line} -s training.rounds=2"
     if not re.match(BEGINS, line):
         return line
     small = {} if "training.rounds" in line else {"training.rounds": 2, "training.clients_per_round": 2}

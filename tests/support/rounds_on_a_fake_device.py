@@ -26,7 +26,7 @@ from fedadamw.engine.stacked import Stacked
 from fedadamw.models import vision
 from fedadamw.models.text import Form
 from fedadamw.settings.training import TrainingSettings
-from support.cases import CASES
+from support.cases import CASES, VARIANTS
 from support.image_sets import images
 from support.sequences import SmallTransformer
 
@@ -185,6 +185,7 @@ FAST = {("fedadamw-mean-v", 3)}  # the others: `make test-slow`
     [
         pytest.param(name, stack, marks=[] if (name, stack) in FAST else [pytest.mark.slow])
         for name in CASES
+        if name not in VARIANTS  # their operations are their neighbours'
         for stack in (1, 3)
     ],
 )

@@ -4,13 +4,30 @@ python run_blocks.py blocks.json
 """
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+import warm_start
 
 
 def main(blocks: Path) -> None:
     """Run the blocks in order, up to the first that fails."""
+    folder = Path(tempfile.mkdtemp())
+    server = warm_start.start(folder)  # its forks end here, before what follows
+    try:
+        run(blocks, {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"})
+    finally:
+        os.kill(server, signal.SIGKILL)
+        shutil.rmtree(folder)
+
+
+def run(blocks: Path, environment: dict[str, str]) -> None:
+    """Run the blocks; `environment`: of the bash ones."""
     sys.path[0] = str(Path.cwd())  # as in a reader's own session
     session: dict = {"__name__": "__main__"}
     for language, code, line in json.loads(blocks.read_text()):
@@ -18,7 +35,7 @@ def main(blocks: Path) -> None:
         if language == "python":
             exec(compile(code, f"line {line}", "exec"), session)
         else:
-            subprocess.run(["bash", "-euo", "pipefail", "-c", code], check=True)
+            subprocess.run(["bash", "-euo", "pipefail", "-c", code], env=environment, check=True)
 
 
 if __name__ == "__main__":
