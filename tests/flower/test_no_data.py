@@ -19,7 +19,6 @@ from support.grids import LocalGrid
 from fedadamw.data.image_task import channel_statistics
 from fedadamw.data.pixel_sums import sum_pixels
 from fedadamw.flower.client_app import pack_reply
-from fedadamw.flower.local.demo import run_demo
 from fedadamw.flower.node.local_data import load_node_samples
 from fedadamw.flower.protocol import OTHER_DATA, PIXELS, REQUEST, OtherDataError
 from fedadamw.flower.server.pixels import PixelSums
@@ -304,16 +303,3 @@ def test_nodes_that_do_not_tell_how_many_images_they_have_need_a_given_mean(tmp_
     settings, grid, _ = of_images(tmp_path, "federation.sample_counts=false")
     with pytest.raises(InputError, match="sample_counts=false: sums of pixels tell how many images .* give data.mean"):
         federated(tmp_path, settings, grid)
-
-
-@pytest.mark.slow
-def test_real_nodes_with_csv_files_train_and_the_one_that_does_not_fit_is_told_why(tmp_path):
-    settings, grid = of_reports(tmp_path, _1={"labels": ("ok", "broken")})
-    nodes, said = [{"data": grid.configs[100 + i]["data"]} for i in range(3)], []
-    out = run_demo(load("digits", [*COMMON, *settings]), tmp_path / "demo", nodes=nodes, say=said.append)
-    why = "column 'label' has 'broken'; the run has the classes ok, alarm"
-    assert any(f"stranger: reason other-data, detail client 1: {why}" in line for line in said)
-    assert [record["clients"] for record in records_of(out)] == [2, 2]
-    told = f"this node's data='{nodes[1]['data']}' do not fit the run, and it is left out: {why}"
-    assert told in (tmp_path / "demo/logs/node-1.log").read_text()
-    assert "Traceback" not in (tmp_path / "demo/logs/node-1.log").read_text()

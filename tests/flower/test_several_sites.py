@@ -33,6 +33,9 @@ def test_the_walk_through_ends_with_each_sites_score(tmp_path):
     named = [event["event"] for event in events]
     wrong = next(event for event in events if event.get("reason") == "other-data")
     assert "client 2: column 'label' has 'alert'" in wrong["detail"]
+    log = (tmp_path / "site-2.log").read_text()
+    assert "do not fit the run, and it is left out: column 'label' has 'alert'" in log
+    assert "Traceback" not in log.partition("it is left out")[0]
     assert events.index(wrong) < named.index("evaluated"), "it is named before the first round"
     assert {"event": "left", "client": 1}.items() <= events[named.index("left")].items()
     both = [record for record in lines(first / "metrics.jsonl") if record["clients"] == 2]

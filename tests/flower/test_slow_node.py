@@ -19,7 +19,7 @@ from fedadamw.flower.local.testbed import LocalFederation
 from fedadamw.prepare.simulation import prepare
 from fedadamw.settings.load import load
 
-NODES, SLOW, SLOW_S = 4, 3, 40
+NODES, SLOW, SLOW_S = 4, 3, 60
 SETTINGS = [
     f"partition.clients={NODES}",
     f"training={{rounds: 500, clients_per_round: {NODES}, steps: 3, batch_size: 20, lr: 0.001}}",
@@ -31,7 +31,7 @@ BUFFERED = ["training.aggregation=buffered", "training.buffer=2"]
 
 @pytest.fixture
 def bed(tmp_path):
-    """A SuperLink and four nodes, of which the last waits SLOW_S before each training."""
+    """A SuperLink and four nodes, of which the last waits a minute before each training."""
     with LocalFederation(tmp_path / "bed", NODES) as bed:
         bed.start_superlink()
         for node in range(NODES):

@@ -55,6 +55,7 @@ def shorten(language: str, code: str) -> str:
     if language == "python":
         return re.sub(r"\brounds=\d+", "rounds=2", re.sub(r'"training\.rounds": \d+', '"training.rounds": 2', code))
     code = re.sub(r"\btraining\.rounds=\d+", "training.rounds=2", re.sub(r"--seeds \d+", "--seeds 1", code))
+    code = re.sub(r"^(fedadamw run --resume .*--rounds) \d+", r"\1 3", code, flags=re.MULTILINE)
     return "\n".join(map(_shorten_command, code.replace("\\\n", " ").split("\n")))
 
 
@@ -70,6 +71,8 @@ def _shorten_command(line: str) -> str:
     small = {} if "training.rounds" in line else {"training.rounds": 2, "training.clients_per_round": 2}
     if re.search("cifar10|sst2", line):
         small |= {"training.steps": 2, "data.max_train": 2000, "data.max_test": 100}
+    elif " digits " in line and not re.search("steps|epochs", line):
+        small |= {"training.steps": 2}
     if "smollm2" in line:
         small |= {"data.max_test": 10, "data.answers": 10}
     added = " ".join(f"-s {path}={value}" for path, value in small.items() if path not in line)

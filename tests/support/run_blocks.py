@@ -17,20 +17,24 @@ import warm_start
 
 def main(blocks: Path) -> None:
     """Run the blocks in order, up to the first that fails."""
+    listed = json.loads(blocks.read_text())
+    if not any(language == "bash" and "fedadamw " in code for language, code, _ in listed):
+        run(listed, dict(os.environ))
+        return
     folder = Path(tempfile.mkdtemp())
     server = warm_start.start(folder)  # its forks end here, before what follows
     try:
-        run(blocks, {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"})
+        run(listed, {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"})
     finally:
         os.kill(server, signal.SIGKILL)
         shutil.rmtree(folder)
 
 
-def run(blocks: Path, environment: dict[str, str]) -> None:
-    """Run the blocks; `environment`: of the bash ones."""
+def run(listed: list[tuple[str, str, int]], environment: dict[str, str]) -> None:
+    """Run blocks; `environment`: of the bash ones."""
     sys.path[0] = str(Path.cwd())  # as in a reader's own session
     session: dict = {"__name__": "__main__"}
-    for language, code, line in json.loads(blocks.read_text()):
+    for language, code, line in listed:
         print(f"--- line {line}, {language}\n{code}", flush=True)
         if language == "python":
             exec(compile(code, f"line {line}", "exec"), session)

@@ -33,6 +33,10 @@ def start(folder: Path) -> int:
     command, address = folder / "fedadamw", str(folder / "socket")
     command.write_text(COMMAND.format(python=sys.executable, address=address))
     command.chmod(0o755)
+    import transformers.modeling_utils  # noqa: F401
+
+    import fedadamw.runner.execute  # noqa: F401
+
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
@@ -45,10 +49,6 @@ def start(folder: Path) -> int:
 
 def serve(listener: socket.socket) -> None:
     """Run each command in a fork; returns in the forks only, by SystemExit."""
-    import transformers.modeling_utils  # noqa: F401
-
-    import fedadamw.runner.execute  # noqa: F401
-
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended forks are not waited for
     while True:
         connection, _ = listener.accept()
