@@ -19,16 +19,16 @@ demo: .venv/.run
 test: .venv/.dev
 	$(BIN)/pytest $(PARALLEL)
 
-test-all: test test-slow
+test-all: test test-slow test-flower
 
 test-slow: .venv/.dev .venv/.docs
-	$(BIN)/pytest $(PARALLEL) -m slow
+	$(BIN)/pytest $(PARALLEL) -m slow --ignore tests/flower/test_superlinks.py --ignore tests/flower/test_slow_node.py
 
 flower-demo: .venv/.dev
 	$(BIN)/fedadamw flower demo
 
 test-flower: .venv/.dev
-	$(BIN)/pytest -m slow tests/flower/test_superlinks.py tests/flower/test_several_sites.py tests/flower/test_slow_node.py
+	$(BIN)/pytest -m slow tests/flower/test_superlinks.py tests/flower/test_slow_node.py
 
 docs: .venv/.docs
 	$(BIN)/python docs/build.py
