@@ -227,7 +227,7 @@ def test_resume_after_killing_the_server_gives_the_same_numbers(bed, tmp_path, k
 
 @pytest.mark.slow
 def test_a_killed_node_loses_its_round_and_a_lost_quorum_stops_the_run(bed, tmp_path):
-    settings = [*COMMON, "training.rounds=4", "federation={deadline_s: 40, wait_s: 40, quorum: 2, retries: 0}"]
+    settings = [*COMMON, "training.rounds=4", "federation={deadline_s: 25, wait_s: 40, quorum: 2, retries: 0}"]
     app, out = flower_apps.write_app(tmp_path / "app", settings, client=flower_apps.LIARS), tmp_path / "run"
     run = bed.submit(app, {"out": str(out)})
     wait_until(lambda: len(records(out)) == 1, 300, "the first round")
@@ -239,7 +239,7 @@ def test_a_killed_node_loses_its_round_and_a_lost_quorum_stops_the_run(bed, tmp_
     first, second, *_ = records(out)
     assert first["federation"] == {"asked": 3, "answered": 3}
     assert second["federation"] == {"asked": 3, "answered": 2, "overdue": 1}  # no node was stale
-    assert second["wall_s"] < 40 + 15
+    assert second["wall_s"] < 25 + 15
     log = bed.run_log(run)
     assert "QuorumError: round" in log
     assert "2 are needed (federation.quorum)" in log
