@@ -139,7 +139,7 @@ def test_metrics(task, labels, predicted, expected):
 @pytest.mark.parametrize(
     ("task", "count", "held_out", "main"),
     [
-        ("sst2", 67_349, 872, "accuracy"),
+        pytest.param("sst2", 67_349, 872, "accuracy", marks=pytest.mark.slow),
         ("cola", 8_551, 1_043, "matthews"),
         ("mrpc", 3_668, 408, "f1"),
         ("rte", 2_490, 277, "accuracy"),

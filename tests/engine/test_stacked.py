@@ -108,6 +108,7 @@ def test_chunked_steps_match_whole_ones(name, task, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow  # compiling takes a minute
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of what its compiler imports
 @pytest.mark.skipif(not step.has_compiler(torch.device("cpu")), reason="no C++ compiler")
 def test_compiled_steps_match_plain_ones(task):

@@ -125,6 +125,7 @@ def test_flips_are_about_half_and_follow_the_generator():
     assert ((first == plain).flatten(1).all(1) | flipped).all()
 
 
+@pytest.mark.slow
 def test_cifar10_as_it_lies_on_disk():
     train, test = load_images(ImageSource(str(need(SHARED / "cifar10"))))
     assert train.pixels.shape == (50_000, 3, 32, 32)
