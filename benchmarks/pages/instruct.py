@@ -39,9 +39,10 @@ def _introduce(record: Mapping[str, Any], compared: Mapping[tuple[str, ...], Any
     return (
         f"Recipe `small/instruct-smollm2`: SmolLM2-135M-Instruct with LoRA in float32, {length} of "
         f"{training['batch_size']} texts, {seeds} seeds ({record['device']}): answers to held-out questions that match "
-        "exactly, in percent, ± half of the 95% interval of the mean. Learning rates were chosen from three, for each "
-        "algorithm and split, with another seed on questions held out of the training set. Three seeds are too few to "
-        "tell algorithms apart: these are numbers, not a ranking. Written by `python -m benchmarks.measure.instruct`.\n"
+        "exactly, in percent, ± half of the 95% interval of the mean. Each algorithm has a learning rate of its own "
+        "at each split, chosen with another seed on questions held out of the training set, from a grid that grew "
+        "while its best was at an end. Three seeds are too few to tell algorithms apart: these are numbers, not a "
+        "ranking. Written by `python -m benchmarks.measure.instruct`.\n"
     )
 
 
