@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # imported once there is a group, it would keep it: see _leave
 from torch import Tensor, nn
 
 from fedadamw.algorithm import AnyState
@@ -160,7 +161,11 @@ class Ranks(Team):
 
 
 def _leave() -> None:
-    """At exit: end the group's threads, which would end the process with SIGABRT if they were still there."""
+    """At exit: end the group's threads, which may end the process with SIGABRT if they are still there.
+
+    They end with the last reference to the group. Functions of torch.distributed.nn have the group that there is when
+    they are imported as a default.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
 
